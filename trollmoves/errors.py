@@ -1,0 +1,91 @@
+"""What can go wrong, as one tree of exceptions.
+
+Whoever decides about another try asks only ``error.temporary``: True means that the same thing may succeed later,
+False that it will not until somebody changes something. The text of each error can be shown to anyone: no secret
+stands in it.
+"""
+
+from __future__ import annotations
+
+
+class TrollmovesError(Exception):
+    """The root of all errors of this package."""
+
+    temporary = False
+
+
+class StartError(TrollmovesError):
+    """A daemon cannot start; the text says in one line why and what to do."""
+
+
+class ConfigError(StartError):
+    """A configuration cannot be used; the text names the file, the section and the option, as far as known."""
+
+    def __init__(self, text: str, *, file: str = "", section: str = "", option: str = "") -> None:
+        where = " ".join(filter(None, (file and f"{file}:", section and f"[{section}]", option and f"{option}:")))
+        super().__init__(f"{where} {text}" if where else text)
+        self.file = file
+        self.section = section
+        self.option = option
+
+
+class JournalError(StartError):
+    """The journal cannot be opened, read or written."""
+
+
+class MessageError(TrollmovesError):
+    """A text that arrived is no message."""
+
+
+class RequestRefused(TrollmovesError):  # noqa: N818  (a refusal is an answer, not a fault)
+    """A request is not served; the text is the answer that the peer gets."""
+
+
+class TransferError(TrollmovesError):
+    """One try to deliver one file did not succeed."""
+
+
+class TemporaryTransferError(TransferError):
+    """The same transfer may succeed later."""
+
+    temporary = True
+
+
+class ConnectionFailed(TemporaryTransferError):  # noqa: N818
+    """The far end cannot be reached, or went away."""
+
+
+class TransferStalled(TemporaryTransferError):  # noqa: N818
+    """Nothing moved for longer than the time-out."""
+
+
+class NoSpace(TemporaryTransferError):  # noqa: N818
+    """The far end has no room left."""
+
+
+class TargetBusy(TemporaryTransferError):  # noqa: N818
+    """The far end asks to come again later."""
+
+
+class PermanentTransferError(TransferError):
+    """The same transfer will fail again until somebody mends something."""
+
+
+class BadDestination(PermanentTransferError):  # noqa: N818
+    """The destination is no URL that a mover understands."""
+
+
+class OriginMissing(PermanentTransferError):  # noqa: N818
+    """The file to deliver does not exist, or is not readable."""
+
+
+class AuthenticationFailed(PermanentTransferError):  # noqa: N818
+    """The far end does not accept the user, password or key."""
+
+
+class UnknownHostKey(PermanentTransferError):  # noqa: N818
+    """The SSH host is not in known_hosts, or shows another key than the one there."""
+
+
+class PermissionRefused(PermanentTransferError):  # noqa: N818
+    """The far end does not allow to write there."""

@@ -1,0 +1,1 @@
+"""Movers: one file, one try, one destination, one protocol each."""

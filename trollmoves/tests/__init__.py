@@ -1,0 +1,1 @@
+"""Tests: each docstring is one promise."""
