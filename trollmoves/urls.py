@@ -1,0 +1,401 @@
+"""Destinations: parsed, printed without secrets, and asked whether they are here.
+
+A destination is ``scheme://[user[:password]@]host[:port]/path``, or only a path. It has neither query nor fragment:
+all that follows the host belongs to the path, letter by letter, since file names may hold ``?``, ``#``, ``;``, ``%``
+and ``@``. User and password are percent-encoded where they must be; older clients write them as they are, and such
+destinations are understood too, as far as they can be read in one way only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ipaddress
+import os
+import posixpath
+import re
+import socket
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import NamedTuple
+from urllib.parse import ParseResult, quote, unquote
+
+import netifaces
+
+from trollmoves.errors import BadDestination
+
+MASK = "***"
+LIFETIME = 60.0  # seconds for which an answer about this host holds: an address may move by DHCP, names by DNS
+PATIENCE = 2.0  # seconds a caller waits for a name server; without an answer a host counts as another one
+LOOK_UPS = 16  # name look-ups under way at one time, so that requests naming many hosts cannot fill the process
+
+Url = str | ParseResult
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]*)(?::([0-9]*))?")
+_LOGIN_END = re.compile(r"@(?=(?:\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]+)(?::[0-9]*)?(?:/|\Z))")
+_RAW_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+|//")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_QUERY = re.compile(r"[?#&;][^?#&;=/]*=.*", re.DOTALL)
+# A URL inside a text ends at white space; a password written as it is may hold a blank in front of its "@".
+_IN_TEXT = re.compile(r"(?<=://)(?:[^\s:/@\[\]]+:(?!\d+\b)[^@\n]{0,200}@)?\S*[^\s.,;:!?'\")\]}>]")
+_NETLOC_IN_TEXT = re.compile(r"(?<=netloc=)(['\"])(.*?)@(?=[^@'\"]*\1)")
+
+
+class _Parts(NamedTuple):
+    """What stands behind ``://``, cut but not checked."""
+
+    login: str
+    place: str
+    path: str
+
+
+def parse(text: Url, default_scheme: str = "file") -> ParseResult:
+    """Read a destination.
+
+    The result's ``path`` holds all that follows the host; ``params``, ``query`` and ``fragment`` are empty. User and
+    password in its ``netloc`` are percent-encoded where they must be and else as written: ask :func:`user` and
+    :func:`password` for what they mean.
+
+    Args:
+        text: the URL, or a path on this host. A ``ParseResult`` is taken too, and brought into the same form.
+        default_scheme: the scheme of a text without one.
+
+    Raises:
+        BadDestination: for all that is no usable URL. Its text shows no password.
+    """
+    if isinstance(text, ParseResult):
+        text = _text(text)
+    if not isinstance(text, str):
+        raise BadDestination(f"a destination must be a text, not {type(text).__name__}")
+    stripped = text.lstrip(" \t\r\n")
+    if not stripped or "\0" in stripped:
+        raise BadDestination("a destination must not hold a NUL character" if stripped else "the destination is empty")
+    scheme, rest = _scheme(stripped)
+    scheme = scheme or default_scheme
+    if not rest.startswith("//"):
+        return ParseResult(scheme, "", rest, "", "", "")
+    parts = _cut(rest[2:])
+    if not _is_place(parts.place):
+        raise BadDestination(f"no usable host or port in {printable(text)}")
+    if parts.login and not _HOST_AND_PORT.sub(r"\1", parts.place):
+        raise BadDestination(f"a login but no host in {printable(text)}")
+    netloc = f"{_encoded(parts.login)}@{parts.place}" if parts.login else parts.place
+    return ParseResult(scheme, netloc, parts.path, "", "", "")
+
+
+def printable(url: object) -> str:
+    """Return the URL for a log line: with its user, without password, key or token.
+
+    Never raises, whatever it is given. When it cannot be told where a password ends (a password as it is, with both
+    ``@`` and ``/``, or a path with an ``@`` behind a login) all that might be part of it is replaced by ``***``.
+    """
+    try:
+        if isinstance(url, ParseResult):
+            text = _text(url)
+        elif isinstance(url, (bytes, bytearray)):
+            text = os.fsdecode(bytes(url))
+        else:
+            text = str(url)
+    except Exception:  # whatever an object's __str__ may raise
+        return f"<{type(url).__name__}>"
+    if not isinstance(url, (str, bytes, bytearray, ParseResult)):
+        return masked(text)
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _printable(text))
+
+
+def masked(text: str) -> str:
+    """Return any text with the secrets of all URLs in it left out; quick when it holds none."""
+    if "@" in text:
+        if "://" in text:
+            text = _IN_TEXT.sub(lambda found: _shown(found[0]), text)
+        if "netloc=" in text:
+            text = _NETLOC_IN_TEXT.sub(lambda found: f"{found[1]}{found[2].partition(':')[0]}@", text)
+    elif "://" in text and ("?" in text or "#" in text):
+        text = _IN_TEXT.sub(lambda found: _shown(found[0]) if "=" in found[0] else found[0], text)
+    return text
+
+
+def without_login(url: Url) -> str:
+    """Return the URL without user and password, as it stands in replies and published messages.
+
+    Raises:
+        BadDestination: when it is no usable URL.
+    """
+    parsed = parse(url)
+    return _text(parsed._replace(netloc=parsed.netloc.rpartition("@")[2]))
+
+
+def with_login(url: Url, login: str) -> str:
+    """Return the URL with ``login`` (``user[:password]``, as it is) in place of the one it has, if any.
+
+    Only what could not be read back is percent-encoded, since older servers decode nothing. A URL without a host
+    takes no login.
+
+    Raises:
+        BadDestination: when it is no usable URL.
+    """
+    parsed = parse(url)
+    place = parsed.netloc.rpartition("@")[2]
+    if not login or not place:
+        return _text(parsed)
+    return _text(parsed._replace(netloc=f"{_encoded(login)}@{place}"))
+
+
+def user(url: Url) -> str | None:
+    """Return the user, decoded; None without one. Raises BadDestination."""
+    login, at, _ = parse(url).netloc.rpartition("@")
+    return _decoded(login.partition(":")[0]) or None if at else None
+
+
+def password(url: Url) -> str | None:
+    """Return the password, decoded; None without one. Raises BadDestination."""
+    login, _, _ = parse(url).netloc.rpartition("@")
+    _, colon, secret = login.partition(":")
+    return _decoded(secret) if colon else None
+
+
+def host(url: Url) -> str | None:
+    """Return the host in lower case, an IPv6 address without its brackets; None without one. Raises BadDestination."""
+    found = _HOST_AND_PORT.fullmatch(parse(url).netloc.rpartition("@")[2])
+    return (found[1].strip("[]").lower() if found else "") or None
+
+
+def port(url: Url) -> int | None:
+    """Return the port; None without one. Raises BadDestination."""
+    found = _HOST_AND_PORT.fullmatch(parse(url).netloc.rpartition("@")[2])
+    return int(found[2]) if found and found[2] else None
+
+
+def join(url: ParseResult, *parts: str) -> ParseResult:
+    """Return the URL with ``parts`` below its path; a leading ``/`` of a part does not lead back to the root."""
+    path = url.path or ("/" if url.netloc else "")
+    return url._replace(path=posixpath.join(path, *(part.lstrip("/") for part in parts)))
+
+
+def is_local(host: str | None) -> bool:
+    """Tell whether ``host`` is this host; see :meth:`LocalHost.is_here`."""
+    return this_host().is_here(host)
+
+
+def own_address() -> str:
+    """Return the address under which others can reach this host; see :meth:`LocalHost.address`."""
+    return this_host().address()
+
+
+@functools.lru_cache(maxsize=1)
+def this_host() -> LocalHost:
+    """Return the one :class:`LocalHost` of this process, made when first asked for."""
+    return LocalHost()
+
+
+class LocalHost:
+    """What is known about this host's names and addresses, each fact for ``lifetime`` seconds.
+
+    Any thread may ask. A host that has to be looked up is looked up once in a lifetime, in a thread of its own: who
+    asks waits for ``patience`` seconds at most, and nobody waits under the lock.
+    """
+
+    def __init__(
+        self,
+        lifetime: float = LIFETIME,
+        patience: float = PATIENCE,
+        look_up: Callable[[str], set[str]] | None = None,
+    ) -> None:
+        self._lifetime = lifetime
+        self._patience = patience
+        self._look_up = look_up or _look_up
+        self._lock = threading.Lock()
+        self._addresses: tuple[float, list[str]] = (0.0, [])
+        self._own: tuple[float, str] = (0.0, "")
+        self._answers: dict[str, tuple[float, Future[bool]]] = {}
+
+    def is_here(self, host: str | None) -> bool:
+        """Tell whether ``host`` means this host.
+
+        That is: no host, ``localhost``, this host's name, a loopback address, an address of one of its interfaces, or
+        a name that stands for one of these. Never raises; a name that cannot be looked up is another host's.
+        """
+        name = (host or "").strip("[]").rstrip(".").lower()
+        if name in ("", "localhost", "localhost.localdomain") or name.endswith(".localhost"):
+            return True
+        if _address(name):
+            return self._is_own(name)
+        own = socket.gethostname().lower()
+        if name in (own, own.partition(".")[0]):
+            return True
+        return self._answer(name)
+
+    def address(self) -> str:
+        """Return the IPv4 address to advertise: that of the default route's interface, else the best other one."""
+        with self._lock:
+            until, found = self._own
+        if time.monotonic() < until:
+            return found
+        found = next(self._candidates(), "127.0.0.1")
+        with self._lock:
+            self._own = (time.monotonic() + self._lifetime, found)
+        return found
+
+    def _candidates(self) -> Iterator[str]:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("8.8.8.8", 80))  # asks the routing table; a datagram socket sends nothing by this
+            yield probe.getsockname()[0]
+        own = [text for text in self._interfaces() if ":" not in text and not ipaddress.ip_address(text).is_loopback]
+        with contextlib.suppress(OSError, UnicodeError):
+            yield from (text for text in [socket.gethostbyname(socket.gethostname())] if text in own)
+        yield from own
+
+    def _interfaces(self) -> list[str]:
+        with self._lock:
+            until, found = self._addresses
+        if time.monotonic() < until:
+            return found
+        found = list(_interface_addresses())
+        with self._lock:
+            self._addresses = (time.monotonic() + self._lifetime, found)
+        return found
+
+    def _is_own(self, text: str) -> bool:
+        address = _address(text)
+        return bool(address) and (ipaddress.ip_address(address).is_loopback or address in self._interfaces())
+
+    def _answer(self, name: str) -> bool:
+        now = time.monotonic()
+        with self._lock:
+            asked, answer = self._answers.get(name, (0.0, None))
+            if answer is None or (now >= asked + self._lifetime and answer.done()):
+                asked, answer = now, self._ask(name, now)
+        try:
+            return answer.result(max(0.0, asked + self._patience - now))
+        except FutureTimeout:
+            return False
+
+    def _ask(self, name: str, now: float) -> Future[bool]:
+        """Start a look-up and return its answer to be; the caller holds the lock."""
+        answer: Future[bool] = Future()
+        for old, (asked, done) in list(self._answers.items()):
+            if now >= asked + self._lifetime and done.done():
+                del self._answers[old]
+        if sum(not pending.done() for _, pending in self._answers.values()) >= LOOK_UPS:
+            answer.set_result(False)
+            return answer
+        self._answers[name] = (now, answer)
+        threading.Thread(target=self._find_out, args=(name, answer), name=f"look-up {name}", daemon=True).start()
+        return answer
+
+    def _find_out(self, name: str, answer: Future[bool]) -> None:
+        here = False
+        try:
+            here = any(map(self._is_own, self._look_up(name))) or name == socket.getfqdn().lower()
+        except (OSError, UnicodeError, ValueError):
+            pass  # no such name, or no name server: another host
+        finally:
+            answer.set_result(here)
+
+
+def _look_up(name: str) -> set[str]:
+    return {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+
+
+def _interface_addresses() -> Iterator[str]:
+    for interface in netifaces.interfaces():
+        with contextlib.suppress(ValueError, OSError):  # it went away meanwhile
+            found = netifaces.ifaddresses(interface)
+            for family in (netifaces.AF_INET, netifaces.AF_INET6):
+                yield from filter(None, (_address(entry.get("addr", "")) for entry in found.get(family, [])))
+
+
+def _address(text: str) -> str:
+    """Return the one spelling of an IP address, without a zone; empty when ``text`` is none."""
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return ""
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def _text(url: ParseResult) -> str:
+    """Return the URL as :func:`parse` reads it back; also one that another parser cut."""
+    path = url.path
+    if url.netloc and path and not path.startswith("/"):
+        path = "/" + path
+    for mark, more in ((";", url.params), ("?", url.query), ("#", url.fragment)):
+        path += mark + more if more else ""
+    if url.netloc or path.startswith("/"):
+        path = f"//{url.netloc}{path}"
+    return f"{url.scheme}:{path}" if url.scheme else path
+
+
+def _scheme(text: str) -> tuple[str, str]:
+    found = _SCHEME.match(text)
+    return (found[1].lower(), text[found.end() :]) if found else ("", text)
+
+
+def _cut(rest: str) -> _Parts:
+    """Cut what stands behind ``://``, by the rule of URLs if that gives a host, else with a login as it is."""
+    authority, slash, path = rest.partition("/")
+    login, _, place = authority.rpartition("@")
+    if not _is_place(place) and "@" in path:
+        for end in reversed([found.start() for found in _LOGIN_END.finditer(rest)]):
+            if ":" in rest[:end]:
+                place, slash, path = rest[end + 1 :].partition("/")
+                return _Parts(rest[:end], place, slash + path)
+    return _Parts(login, place, slash + path)
+
+
+def _is_place(text: str) -> bool:
+    found = _HOST_AND_PORT.fullmatch(text)
+    if not found or int(found[2] or 0) > 65535:
+        return False
+    return not text.startswith("[") or bool(_address(found[1].strip("[]")))
+
+
+def _encoded(login: str) -> str:
+    """Encode what would end the login too early, or change when it is decoded; keep all else as it is."""
+    return _RAW_PERCENT.sub("%25", "".join(map(_encoded_character, login)))
+
+
+def _encoded_character(one: str) -> str:
+    if one.isascii() and one.isprintable() and one not in " /?#[]":
+        return one
+    if not one.isascii() and one.isprintable() and unicodedata.normalize("NFKC", one) == one:
+        return one
+    return quote(one, safe="", errors="surrogateescape")
+
+
+def _decoded(text: str) -> str:
+    return unquote(text, errors="surrogateescape")
+
+
+def _printable(text: str) -> str:
+    start = _START.match(text)
+    if start:
+        return start[0] + _shown(text[start.end() :])
+    front, at, back = text.rpartition("@")
+    if not at or text.startswith(("/", ".")) or ":" not in front:
+        return text  # a path on this host
+    return f"{front.partition(':')[0]}:{MASK}@{back}"
+
+
+def _shown(rest: str) -> str:
+    """Return what stands behind ``://`` without its secrets; the same again for what it returned."""
+    login, place, path = _cut(rest)
+    name, colon, _ = login.partition(":")
+    if "@" in path:
+        front, _, back = path.rpartition("@")
+        in_brackets = place.startswith("[") and _is_place(place)
+        if colon or (not login and not in_brackets and ":" in place + front):
+            return f"{name or place.partition(':')[0]}@{MASK}@{_without_query(back)}"
+    if not _is_place(place):
+        place = _without_query(place.partition(":")[0] + (f":{MASK}" if ":" in place else ""))
+    return (f"{name}@" if name else "") + place + _without_query(path)
+
+
+def _without_query(path: str) -> str:
+    return _QUERY.sub(lambda found: found[0][0] + MASK, path)
