@@ -37,7 +37,7 @@ class MessageError(TrollmovesError):
     """A text that arrived is no message."""
 
 
-class RequestRefused(TrollmovesError):  # noqa: N818  (a refusal is an answer, not a fault)
+class RequestRefused(TrollmovesError):
     """A request is not served; the text is the answer that the peer gets."""
 
 
@@ -51,41 +51,45 @@ class TemporaryTransferError(TransferError):
     temporary = True
 
 
-class ConnectionFailed(TemporaryTransferError):  # noqa: N818
+class ConnectionFailed(TemporaryTransferError):
     """The far end cannot be reached, or went away."""
 
 
-class TransferStalled(TemporaryTransferError):  # noqa: N818
+class TransferStalled(TemporaryTransferError):
     """Nothing moved for longer than the time-out."""
 
 
-class NoSpace(TemporaryTransferError):  # noqa: N818
+class NoSpace(TemporaryTransferError):
     """The far end has no room left."""
 
 
-class TargetBusy(TemporaryTransferError):  # noqa: N818
+class TargetBusy(TemporaryTransferError):
     """The far end asks to come again later."""
+
+
+class OriginChanged(TemporaryTransferError):
+    """Somebody wrote to the file while it was being sent."""
 
 
 class PermanentTransferError(TransferError):
     """The same transfer will fail again until somebody mends something."""
 
 
-class BadDestination(PermanentTransferError):  # noqa: N818
+class BadDestination(PermanentTransferError):
     """The destination is no URL that a mover understands."""
 
 
-class OriginMissing(PermanentTransferError):  # noqa: N818
+class OriginMissing(PermanentTransferError):
     """The file to deliver does not exist, or is not readable."""
 
 
-class AuthenticationFailed(PermanentTransferError):  # noqa: N818
+class AuthenticationFailed(PermanentTransferError):
     """The far end does not accept the user, password or key."""
 
 
-class UnknownHostKey(PermanentTransferError):  # noqa: N818
+class UnknownHostKey(PermanentTransferError):
     """The SSH host is not in known_hosts, or shows another key than the one there."""
 
 
-class PermissionRefused(PermanentTransferError):  # noqa: N818
+class PermissionRefused(PermanentTransferError):
     """The far end does not allow to write there."""

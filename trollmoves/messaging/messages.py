@@ -1,0 +1,177 @@
+"""Posttroll messages, read and written cheaply.
+
+The text is the one that posttroll writes (``pytroll:/<subject> <type> <user@host> <time> <version>[ <mime> <data>]``,
+posttroll's ``message.py``), to the byte and for the posttroll version that is installed; only the way there is shorter:
+the sender is looked up once, the data is encoded once, and only strings that can be a time are tried as one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import pwd
+import socket
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import posttroll
+import posttroll.message
+
+from trollmoves.errors import MessageError
+
+MAGIC = "pytroll:/"
+NEWEST_VERSION = "v1.2"
+NO_DATETIME_VERSION = "v1.01"
+
+# Values under these keys are names and addresses: a file called "20250101" stays one.
+_NEVER_A_TIME = frozenset({"uri", "uid", "path", "request_address", "destination"})
+_DIGITS = frozenset("0123456789")
+_SHORTEST_TIME = 7  # "2025W01", the shortest text that datetime.fromisoformat accepts
+
+
+@lru_cache(maxsize=1)
+def own_sender() -> str:
+    """Give ``user@host`` of this process."""
+    return f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
+
+
+@lru_cache(maxsize=1)
+def _fixed_version() -> str | None:
+    """Give the version that the installed posttroll writes on every message, None where it decides by the data."""
+    fixed = getattr(posttroll.message, "MESSAGE_VERSION", None) or posttroll.config.get("message_version", None)
+    return str(fixed) if fixed else None
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+class _Encoder(json.JSONEncoder):
+    """JSON with times in ISO form; remembers whether a time was met."""
+
+    def __init__(self, version: str | None) -> None:
+        super().__init__()
+        self.version = version
+        self.met_datetime = False
+
+    def default(self, o: Any) -> Any:
+        if isinstance(o, dt.datetime):
+            self.met_datetime = True
+            return (o if (self.version or NEWEST_VERSION) > NO_DATETIME_VERSION else o.replace(tzinfo=None)).isoformat()
+        if isinstance(o, (dt.date, dt.time)):
+            return o.isoformat()
+        return super().default(o)
+
+
+@dataclass(slots=True)
+class Message:
+    """One message: what it is about, what kind it is, and its data (a dict, list or string; "" for none)."""
+
+    subject: str
+    type: str
+    data: Any = ""
+    sender: str = field(default_factory=own_sender)
+    time: dt.datetime = field(default_factory=_now)
+    version: str | None = None
+    binary: bool = False
+
+    def encode(self) -> str:
+        """Give the text for the wire; MessageError when the data cannot be written."""
+        version = self.version or _fixed_version()
+        if not self.data:
+            return self._head(version or NO_DATETIME_VERSION)
+        if isinstance(self.data, str):
+            mime = "binary/octet-stream" if self.binary else "text/ascii"
+            return f"{self._head(version or NO_DATETIME_VERSION)} {mime} {self.data}"
+        text, version = self._encode_json(version)
+        return f"{self._head(version)} application/json {text}"
+
+    def _encode_json(self, version: str | None) -> tuple[str, str]:
+        encoder = _Encoder(version)
+        try:
+            text = encoder.encode(self.data)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MessageError(f"cannot write the data of {self.subject} {self.type}: {error}") from error
+        return text, version or (NEWEST_VERSION if encoder.met_datetime else NO_DATETIME_VERSION)
+
+    def _head(self, version: str) -> str:
+        time = self.time if version > NO_DATETIME_VERSION else self.time.replace(tzinfo=None)
+        return f"{MAGIC}{self.subject} {self.type} {self.sender} {time.isoformat()} {version}"
+
+    @classmethod
+    def decode(cls, raw: bytes | str) -> Message:
+        """Read a message; MessageError, saying why, for whatever is none."""
+        text = _as_text(raw)
+        if not text.startswith(MAGIC):
+            raise MessageError(f"no posttroll message: {text[:40]!r}")
+        parts = text[len(MAGIC) :].split(None, 6)
+        if len(parts) < 5:
+            raise MessageError(f"posttroll message cut short: {text[:60]!r}")
+        subject, type_, sender, time, version = parts[:5]
+        if version > NEWEST_VERSION:
+            raise MessageError(f"message version {version!r} of {subject} is newer than {NEWEST_VERSION}")
+        try:
+            when = dt.datetime.fromisoformat(time)
+        except ValueError as error:
+            raise MessageError(f"no time: {time!r} in the message about {subject}") from error
+        mime = parts[5].lower() if len(parts) > 5 else ""
+        body = parts[6] if len(parts) > 6 else ""
+        return cls(subject, type_, _decode_data(mime, body, subject), sender, when, version, mime.startswith("binary"))
+
+
+def _as_text(raw: bytes | str) -> str:
+    if isinstance(raw, str):
+        return raw
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("iso-8859-1")
+
+
+def _decode_data(mime: str, body: str, subject: str) -> Any:
+    if mime == "application/json":
+        try:
+            return _with_times(json.loads(body))
+        except (ValueError, RecursionError) as error:
+            raise MessageError(f"no JSON in the message about {subject}: {error}") from error
+    if mime in ("", "text/ascii", "binary/octet-stream"):
+        return body
+    raise MessageError(f"unknown mime type {mime!r} in the message about {subject}")
+
+
+def _with_times(value: Any) -> Any:
+    """Replace, in place, each string in a dict that reads as an ISO time by that time, as posttroll does."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            kind = type(item)
+            if kind is str:
+                if item[:1] in _DIGITS and key not in _NEVER_A_TIME:
+                    value[key] = _time_or_text(item)
+            elif kind is dict or kind is list:
+                value[key] = _with_times_in_list(item) if kind is list else _with_times(item)
+    elif isinstance(value, list):
+        for item in value:
+            _with_times(item)
+    return value
+
+
+def _with_times_in_list(items: list[Any]) -> list[Any]:
+    return [
+        _time_or_text(item)
+        if type(item) is str
+        else _with_times_in_list(item)
+        if type(item) is list
+        else _with_times(item)
+        for item in items
+    ]
+
+
+def _time_or_text(text: str) -> dt.datetime | str:
+    if len(text) < _SHORTEST_TIME or text[0] not in _DIGITS:
+        return text
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        return text
