@@ -1,0 +1,274 @@
+"""The way of one file to one destination, the same for every protocol.
+
+A protocol is a ``FarEnd``: a handful of operations on paths there. A ``Mover`` tells the story with them: open the
+origin, find the final name, send to a partial beside it, verify, replace, and leave nothing behind on any error.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, BinaryIO
+from urllib.parse import ParseResult
+
+from trollmoves import urls
+from trollmoves.errors import (
+    BadDestination,
+    ConnectionFailed,
+    NoSpace,
+    OriginChanged,
+    OriginMissing,
+    PermanentTransferError,
+    PermissionRefused,
+    TargetBusy,
+    TemporaryTransferError,
+    TransferError,
+    TransferStalled,
+    TrollmovesError,
+)
+from trollmoves.movers import options
+from trollmoves.movers.partials import clean_partials, is_partial, partial_path
+
+__all__ = ["FarEnd", "Mover", "Source", "clean_partials", "is_partial", "parsed", "partial_path", "translated"]
+
+_BY_ERRNO: dict[int, type[TransferError]] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), PermissionRefused),
+    **dict.fromkeys((errno.EBUSY, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETXTBSY), TargetBusy),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL), BadDestination),
+    **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EPIPE), ConnectionFailed),
+    errno.ETIMEDOUT: TransferStalled,
+    errno.EFBIG: PermanentTransferError,
+}
+
+
+def from_os_error(error: OSError, what: object) -> TransferError:
+    """Return ``error`` as one of ours; what is unknown counts as temporary, as trying again loses nothing."""
+    if isinstance(error, ConnectionError):
+        kind: type[TransferError] = ConnectionFailed
+    elif isinstance(error, TimeoutError):
+        kind = TransferStalled
+    else:
+        kind = _BY_ERRNO.get(error.errno or 0, TemporaryTransferError)
+    return kind(f"{what}: {error.strerror or error or type(error).__name__}")
+
+
+class translated:  # noqa: N801  (read as a word: ``with translated(self):``)
+    """Turns an ``OSError`` of its block into one of our errors, which says ``what`` was being done.
+
+    A class rather than a generator, because it stands on the way of every file.
+    """
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: object) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Translate, where there is something to translate."""
+        if isinstance(error, OSError) and not isinstance(error, TrollmovesError):
+            raise from_os_error(error, self.what) from error
+
+
+class Source:
+    """The origin, open: what is read is one file, however its name fares meanwhile."""
+
+    __slots__ = ("fd", "name", "path", "size", "status")
+
+    def __init__(self, path: str) -> None:
+        """Open ``path``.
+
+        Raises:
+            OriginMissing: there is no such file, it is no regular file, or it may not be read.
+        """
+        self.path = path
+        self.name = path.rpartition("/")[2]
+        try:
+            # Non-blocking, because opening a named pipe would wait for its writer.
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError) as error:
+            raise OriginMissing(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        self.status = os.fstat(self.fd)
+        self.size = self.status.st_size
+        if not stat.S_ISREG(self.status.st_mode):
+            os.close(self.fd)
+            raise OriginMissing(f"{path}: is no regular file")
+
+    def __enter__(self) -> Source:
+        """Hand out the open file."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        os.close(self.fd)
+
+    def reader(self) -> BinaryIO:
+        """Return a file object at the beginning; closing it leaves the source open."""
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        return os.fdopen(self.fd, "rb", buffering=0, closefd=False)
+
+    @property
+    def mode(self) -> int:
+        """The permissions a copy gets before the umask: the origin's, never writable for everyone."""
+        return self.status.st_mode & 0o775
+
+    def check_unchanged(self) -> None:
+        """Raise ``OriginChanged`` when somebody wrote to the file since it was opened."""
+        now = os.fstat(self.fd)
+        if now.st_size != self.size or now.st_mtime_ns != self.status.st_mtime_ns:
+            raise OriginChanged(f"{self.path}: was written to while it was being sent")
+
+
+class FarEnd(ABC):
+    """A place that files are sent to: what a protocol can do there, by path, in one thread at a time.
+
+    Each operation raises an ``OSError`` (of a fitting errno) or one of our own errors, nothing else.
+    """
+
+    partials = True
+    """False where a file appears under its name only when it is whole; then ``replace`` is never called."""
+
+    @abstractmethod
+    def is_directory(self, path: str) -> bool:
+        """Tell whether ``path`` is a directory."""
+
+    @abstractmethod
+    def make_directories(self, path: str) -> None:
+        """Make the directory ``path`` and those above it; one that exists is no error."""
+
+    @abstractmethod
+    def send(self, source: Source, path: str) -> None:
+        """Write ``source`` to ``path``; ``FileNotFoundError`` says that the directory is missing."""
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Return the bytes in the file ``path``, None when the far end cannot tell."""
+
+    @abstractmethod
+    def replace(self, partial: str, final: str) -> None:
+        """Give the file ``partial`` the name ``final``, in place of what has that name; at once where that can be."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove the file ``path``; one that is missing is no error."""
+
+    def verify(self, source: Source, path: str) -> None:  # noqa: B027  (most have nothing more to check)
+        """Check more than the size, when asked to; raises ``TemporaryTransferError`` on a difference."""
+
+
+def parsed(destination: str | ParseResult) -> ParseResult:
+    """Return the destination with all its path in ``path``; one that is so already costs next to nothing."""
+    if isinstance(destination, ParseResult) and not any(destination[3:]):
+        return destination
+    return urls.parse(destination)
+
+
+class Mover(ABC):
+    """Delivers the file ``origin`` to the URL ``destination``, in the thread that calls; one object for one file.
+
+    Args:
+        origin: path of the file.
+        destination: URL or ``ParseResult``. With a trailing ``/`` the file keeps its name; without it an existing
+            directory takes the file in, else the last part is the new name. Missing directories are made.
+        attrs: connection parameters, see ``options.OPTIONS``; they are only read.
+        backup_targets: hosts that are tried in turn, with user and port of the destination, when the destination's
+            cannot be reached; ``destination`` then tells where the file went.
+    """
+
+    def __init__(
+        self,
+        origin: str | os.PathLike[str],
+        destination: str | ParseResult,
+        attrs: Mapping[str, Any] | None = None,
+        backup_targets: Sequence[str] | None = None,
+    ) -> None:
+        self.origin = os.fspath(origin)
+        self.destination = parsed(destination)
+        self.attrs: Mapping[str, Any] = attrs or {}
+        self.backup_targets = backup_targets or ()
+
+    def __str__(self) -> str:
+        return f"{self.origin} to {urls.printable(self.destination)}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
+
+    @abstractmethod
+    def copy(self) -> None:
+        """Deliver the file; when this returns, it is whole under its final name.
+
+        Raises:
+            TransferError: it is not; ``temporary`` tells whether the same may succeed later.
+            ConfigError: a connection parameter makes no sense.
+        """
+
+    def move(self) -> None:
+        """Deliver the file, then remove the origin."""
+        self.copy()
+        with translated(f"{self.origin} was delivered, but cannot be removed"):
+            os.unlink(self.origin)
+
+    def option(self, name: str) -> Any:
+        """Return the connection parameter ``name``, or its default."""
+        return options.value(self.attrs, name)
+
+    @property
+    def path(self) -> str:
+        """The destination's path on the far end."""
+        return self.destination.path
+
+    def deliver(self, far: FarEnd, source: Source) -> None:
+        """Make one try to put ``source`` to its place at ``far``, whole."""
+        final = self._final_path(far)
+        if self.is_there(source, final):
+            return
+        partial = partial_path(final) if far.partials else final
+        try:
+            self._send(far, source, partial)
+            self._verify(far, source, partial)
+            if far.partials:
+                far.replace(partial, final)
+        except BaseException:
+            if far.partials:
+                self.discard(far, partial)
+            raise
+
+    def is_there(self, source: Source, final: str) -> bool:  # noqa: ARG002  (only the local file system can tell)
+        """Tell whether ``final`` is the source itself, so that nothing is to be done."""
+        return False
+
+    def discard(self, far: FarEnd, partial: str) -> None:
+        """Remove what a try left; the error that ended it is told, one of this is not."""
+        try:
+            far.remove(partial)
+        except (OSError, TransferError):
+            return
+
+    def _final_path(self, far: FarEnd) -> str:
+        path = self.path
+        if path.endswith("/"):
+            return path + os.path.basename(self.origin)
+        if not path:
+            raise BadDestination(f"{self}: the destination has no path")
+        return f"{path}/{os.path.basename(self.origin)}" if far.is_directory(path) else path
+
+    def _send(self, far: FarEnd, source: Source, path: str) -> None:
+        try:
+            far.send(source, path)
+        except FileNotFoundError:
+            far.make_directories(path.rpartition("/")[0] or "/")
+            far.send(source, path)
+
+    def _verify(self, far: FarEnd, source: Source, path: str) -> None:
+        source.check_unchanged()
+        size = far.size(path)
+        if size is not None and size != source.size:
+            raise TemporaryTransferError(f"{self}: {size} bytes arrived of {source.size}")
+        far.verify(source, path)

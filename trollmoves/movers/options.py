@@ -1,0 +1,110 @@
+"""The connection parameters that movers understand, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from trollmoves.errors import ConfigError
+
+SSH = ("scp", "sftp")
+FTP = ("ftp", "ftps")
+REMOTE = (*FTP, *SSH, "s3")
+EVERY = ("", "file", *REMOTE)
+
+
+class Option(NamedTuple):
+    """One connection parameter: its type is that of ``kind``, ``None`` means "as the library has it"."""
+
+    name: str
+    kind: type
+    default: Any
+    schemes: tuple[str, ...]
+    help: str
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "connection_uptime", float, 30.0, REMOTE, "seconds an idle connection is kept; a running transfer never ends"
+    ),
+    Option("max_connections", int, 4, REMOTE, "connections to one host at a time; further transfers wait for one"),
+    Option("connection_timeout", float, 20.0, REMOTE, "seconds to connect and log in"),
+    Option("stall_timeout", float, 60.0, REMOTE, "seconds without a byte moving after which a transfer fails"),
+    Option("fsync", bool, False, ("", "file", "sftp"), "have the file on the far end's disk before it gets its name"),
+    Option("verify_checksum", bool, False, (*SSH, "s3"), "compare checksums before the file gets its name"),
+    Option("hard_link", bool, False, ("", "file"), "link instead of copying when on one file system"),
+    Option("ssh_key_filename", str, None, SSH, "private key file to log in with"),
+    Option("ssh_private_key_file", str, None, SSH, "the same, old spelling"),
+    Option("ssh_connection_timeout", float, None, SSH, "connection_timeout, old spelling"),
+    Option("num_ssh_retries", int, 3, SSH, "tries to connect before the next backup target is asked"),
+    Option("scpclient_timeout_seconds", float, None, ("scp",), "stall_timeout, old spelling"),
+    Option("ssh_known_hosts", str, None, SSH, "known hosts file besides the system's and the user's"),
+    Option("ftp_passive", bool, True, FTP, "the far end opens the port for data; false: this host does"),
+    Option(
+        "ftp_tls_ca_file", str, None, ("ftps",), "certificates to check the far end's against, instead of the system's"
+    ),
+    Option("ftp_tls_verify", bool, True, ("ftps",), "check the far end's certificate"),
+    Option("use_tmp_on_transfer", bool, True, EVERY, "accepted; a temporary name is always used"),
+    Option("tmp_prefix", str, None, EVERY, "accepted; partials have a name of their own"),
+    Option("s3_use_multipart", bool, True, ("s3",), "send large files in parts"),
+    Option("s3_use_copy", bool, False, ("s3",), "accepted; an object appears whole without being copied"),
+    Option("s3_multipart_chunksize", int, None, ("s3",), "bytes a part"),
+    Option("anon", bool, False, ("s3",), "sign nothing"),
+    Option("endpoint_url", str, None, ("s3",), "address of the service, when it is not Amazon's"),
+    Option("key", str, None, ("s3",), "access key id"),
+    Option("secret", str, None, ("s3",), "secret access key"),
+    Option("token", str, None, ("s3",), "session token"),
+    Option("use_ssl", bool, True, ("s3",), "speak TLS"),
+    Option("profile", str, None, ("s3",), "profile of the shared credentials and configuration files"),
+    Option("client_kwargs", dict, None, ("s3",), "further arguments of the boto3 client"),
+    Option("config_kwargs", dict, None, ("s3",), "further arguments of botocore's Config"),
+    Option(
+        "s3_additional_kwargs", dict, None, ("s3",), "extra arguments of each upload, as ACL or ServerSideEncryption"
+    ),
+    Option("requester_pays", bool, False, ("s3",), "the requester pays for the transfer"),
+    Option("max_concurrency", int, 10, ("s3",), "threads of one multipart upload"),
+)
+
+_BY_NAME = {option.name: option for option in OPTIONS}
+_WORDS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+    "": False,
+}
+
+
+def value(attrs: Mapping[str, Any], name: str) -> Any:
+    """Return the option ``name`` of ``attrs`` in its type, or its default; a text from an INI file is read.
+
+    Raises:
+        ConfigError: the value has another type; its text names the option, never the value.
+    """
+    given = attrs.get(name)
+    option = _BY_NAME[name]
+    if given is None:
+        return option.default
+    try:
+        if option.kind is bool:
+            return _WORDS[given.strip().lower()] if isinstance(given, str) else bool(given)
+        return option.kind(given)
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(f"is no {option.kind.__name__}", option=f"connection_parameters {name}") from None
+
+
+def first(attrs: Mapping[str, Any], *names: str) -> Any:
+    """Return the first of several spellings of an option that is set, else the default of the last name."""
+    for name in names[:-1]:
+        if attrs.get(name) is not None:
+            return value(attrs, name)
+    return value(attrs, names[-1])
+
+
+def unknown(attrs: Mapping[str, Any]) -> list[str]:
+    """Return the names in ``attrs`` that no mover understands, sorted."""
+    return sorted(str(name) for name in attrs if name not in _BY_NAME)

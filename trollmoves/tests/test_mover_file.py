@@ -1,0 +1,258 @@
+"""What is peculiar to deliveries on this host."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+from trollmoves.errors import BadDestination, NoSpace, OriginChanged, OriginMissing, PermissionRefused
+from trollmoves.movers import MOVERS, FileMover, clean_partials, is_partial, move_it
+from trollmoves.movers.base import Source, partial_path
+from trollmoves.movers.file import SMALL
+from trollmoves.tests.servers.disks import small_disk
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """Return a file to deliver."""
+    path = tmp_path / "src" / "H-000-MSG4"
+    path.parent.mkdir()
+    path.write_bytes(b"image" * 100)
+    return path
+
+
+def test_a_copy_has_an_inode_of_its_own_and_the_old_modification_time(origin: Path, tmp_path: Path) -> None:
+    """A producer that rewrites its file in place does not change what was delivered."""
+    os.utime(origin, (1e9, 1e9))
+    move_it(str(origin), f"{tmp_path}/out/")
+    with origin.open("r+b") as file:
+        file.write(b"WRONG")
+    target = tmp_path / "out" / origin.name
+    assert target.read_bytes() == b"image" * 100
+    assert target.stat().st_mtime == 1e9
+    assert os.listdir(target.parent) == [origin.name]
+
+
+def test_hard_link_only_when_asked_to(origin: Path, tmp_path: Path) -> None:
+    """``hard_link`` makes the target share the origin's inode, also as a text from an INI file."""
+    move_it(origin, f"file://{tmp_path}/out/", attrs={"hard_link": "yes"})
+    move_it(origin, f"file://{tmp_path}/copy/", attrs={"hard_link": "0"})
+    assert (tmp_path / "out" / origin.name).samefile(origin)
+    assert not (tmp_path / "copy" / origin.name).samefile(origin)
+
+
+def test_large_files_arrive_whole(tmp_path: Path) -> None:
+    """Files above the size that is read at once arrive as they are, at sizes around its bounds."""
+    for size in (0, 1, SMALL - 1, SMALL, SMALL + 1, 3 * SMALL + 17):
+        path = tmp_path / f"f{size}"
+        path.write_bytes(os.urandom(size))
+        move_it(path, f"{tmp_path}/out/", {"fsync": True})
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_move_renames_on_one_file_system(origin: Path, tmp_path: Path) -> None:
+    """``move`` on one file system keeps the inode, replaces what is there, and leaves nothing at the origin."""
+    inode = origin.stat().st_ino
+    (tmp_path / "new").write_bytes(b"old")
+    mover = FileMover(str(origin), f"{tmp_path}/new")
+    mover.move()
+    assert (tmp_path / "new").stat().st_ino == inode
+    assert not origin.exists()
+
+
+def test_move_makes_directories(origin: Path, tmp_path: Path) -> None:
+    """``move`` makes the missing directories as ``copy`` does."""
+    FileMover(origin, f"{tmp_path}/a/b/c/").move()
+    assert (tmp_path / "a/b/c" / origin.name).exists()
+    assert not origin.exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no second file system at /dev/shm")
+def test_move_to_another_file_system_copies_and_removes(origin: Path) -> None:
+    """``move`` between file systems delivers a copy and then removes the origin."""
+    target = f"/dev/shm/trollmoves-test-{os.getpid()}"
+    try:
+        FileMover(origin, target).move()
+        assert Path(target).read_bytes() == b"image" * 100
+        assert not origin.exists()
+    finally:
+        os.unlink(target)
+
+
+def test_moving_a_symbolic_link_moves_the_file(origin: Path, tmp_path: Path) -> None:
+    """The target of a moved link is the file, not a link that may lead nowhere."""
+    link = tmp_path / "src" / "link"
+    link.symlink_to(origin.name)
+    FileMover(link, f"{tmp_path}/out/").move()
+    assert not link.is_symlink()
+    assert (tmp_path / "out/link").read_bytes() == b"image" * 100
+    assert not (tmp_path / "out/link").is_symlink()
+    assert origin.exists()
+
+
+def test_a_file_delivered_onto_itself_stays(origin: Path, tmp_path: Path) -> None:
+    """Source and target being one file is a delivery done: by copy, by move, and through another name of it."""
+    move_it(origin, str(origin))
+    move_it(origin, f"{origin.parent}/../src/")
+    FileMover(origin, f"{tmp_path}/src").move()
+    (tmp_path / "alias").symlink_to(tmp_path / "src")
+    FileMover(origin, f"{tmp_path}/alias/").move()
+    assert origin.read_bytes() == b"image" * 100
+    os.link(origin, tmp_path / "other")
+    FileMover(origin, f"{tmp_path}/other").move()
+    assert not origin.exists()
+    assert (tmp_path / "other").read_bytes() == b"image" * 100
+
+
+def test_made_files_and_directories_are_not_world_writable(origin: Path, tmp_path: Path) -> None:
+    """Even under umask 0 nobody else may write what was made; the origin's other permissions stay."""
+    origin.chmod(0o746)
+    script = "import os, sys; from trollmoves.movers import move_it; os.umask(0); move_it(sys.argv[1], sys.argv[2])"
+    subprocess.run([sys.executable, "-c", script, str(origin), f"{tmp_path}/a/b/"], check=True)
+    assert stat.S_IMODE((tmp_path / "a/b" / origin.name).stat().st_mode) == 0o744
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o775
+    assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o775
+
+
+def test_what_cannot_be_sent_is_named(tmp_path: Path) -> None:
+    """A missing file, a directory and a named pipe are refused at once, for good, by their path."""
+    os.mkfifo(tmp_path / "pipe")
+    for origin in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OriginMissing, match=str(origin)):
+            move_it(origin, f"{tmp_path}/out/")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("destination", [5, None, "", "foo://host/x/", "scp://[x", b"/tmp/x"])
+def test_what_is_no_destination_is_refused(origin: Path, destination: object) -> None:
+    """A destination that no mover understands is a permanent error, whatever its type."""
+    with pytest.raises(BadDestination):
+        move_it(origin, destination)  # type: ignore[arg-type]
+
+
+def test_rel_path_is_a_directory_below_the_destination(origin: Path, tmp_path: Path) -> None:
+    """``rel_path`` takes the file in, and cannot lead out of the destination; the hook hears where the file went."""
+    heard = []
+    result = move_it(origin, f"file://{tmp_path}/out", rel_path="a/b", hook=lambda *given: heard.append(given))
+    assert (tmp_path / "out/a/b" / origin.name).exists()
+    assert result.path == f"{tmp_path}/out/a/b/"
+    assert heard == [(str(origin), result)]
+    for path in ("../x", "/etc", "a/../../x"):
+        with pytest.raises(BadDestination):
+            move_it(origin, f"{tmp_path}/out/", rel_path=path)
+
+
+def test_marks_of_a_url_are_letters_of_a_path(origin: Path, tmp_path: Path) -> None:
+    """``?``, ``#`` and ``;`` of a path stay in it, also when urllib has cut it there."""
+    for name in ("a?b", "a#b", "a;b", "a%20b"):
+        move_it(origin, urlparse(f"file://{tmp_path}/{name}"))
+        assert (tmp_path / name).exists()
+
+
+def test_a_full_disk_is_temporary_and_leaves_nothing(tmp_path: Path) -> None:
+    """A full disk raises ``NoSpace``, keeps the old file under the final name, and leaves no partial."""
+    with small_disk(tmp_path / "small") as disk:
+        (disk / "big").write_bytes(b"old")
+        for size in (SMALL, 3 * SMALL):
+            (tmp_path / "big").write_bytes(bytes(size))
+            with pytest.raises(NoSpace) as caught:
+                move_it(tmp_path / "big", f"{disk}/")
+            assert caught.value.temporary
+            assert os.listdir(disk) == ["big"]
+            assert (disk / "big").read_bytes() == b"old"
+
+
+def test_a_refusal_is_permanent(origin: Path) -> None:
+    """A directory that nobody may write to is a permanent refusal."""
+    with pytest.raises(PermissionRefused) as caught:
+        move_it(origin, "/sys/kernel/nothing/")
+    assert not caught.value.temporary
+
+
+def test_readers_never_see_a_short_file(tmp_path: Path) -> None:
+    """Whoever looks at the final name at any moment sees an old or a new file, whole."""
+    size = 2 * SMALL
+    versions = [bytes([i]) * size for i in (1, 2)]
+    for index, content in enumerate(versions):
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / "f").write_bytes(content)
+    move_it(tmp_path / "0/f", f"{tmp_path}/out/")
+    stop = threading.Event()
+    seen = []
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append((tmp_path / "out/f").read_bytes() in versions)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(40):
+        move_it(tmp_path / str(turn % 2) / "f", f"{tmp_path}/out/")
+    stop.set()
+    reader.join()
+    assert all(seen)
+    assert len(seen) > 1
+
+
+def test_a_file_that_is_being_written_is_not_delivered(origin: Path) -> None:
+    """A source that changed since it was opened is noticed."""
+    with Source(str(origin)) as source:
+        origin.write_bytes(b"more")
+        with pytest.raises(OriginChanged):
+            source.check_unchanged()
+
+
+def test_partials_are_hidden_unique_and_recognised() -> None:
+    """A partial's name is hidden, new each time, fits 255 bytes whatever the name, and is known again."""
+    for name in (
+        "a",
+        "x" * 255,
+        "ä" * 127,
+        "日本" * 42,
+        "-rf",
+        "with space\nand newline",
+        "a.b.part",
+        "\udcff\udcfe" * 40,
+    ):
+        one, other = partial_path(f"/d/{name}"), partial_path(f"/d/{name}")
+        assert one != other
+        assert one.startswith("/d/.")
+        assert len(os.fsencode(os.path.basename(one))) <= 255
+        assert is_partial(one)
+        assert is_partial(os.path.basename(one))
+    for name in ("a", ".a.part", ".a.0123456789AB.part", "a.0123456789ab.part", ".hidden", "x.part"):
+        assert not is_partial(name)
+
+
+def test_stale_partials_are_cleaned(tmp_path: Path) -> None:
+    """Partials that nobody writes to are removed after a time, nothing else ever is."""
+    partial = Path(partial_path(f"{tmp_path}/f"))
+    for path in (partial, tmp_path / ".hidden.part", tmp_path / "f"):
+        path.write_bytes(b"")
+    os.utime(partial, (0, 0))
+    assert clean_partials(str(tmp_path), 60) == []
+    time.sleep(0.05)
+    assert clean_partials(str(tmp_path), 0.01) == [str(partial)]
+    assert sorted(os.listdir(tmp_path)) == [".hidden.part", "f"]
+    assert clean_partials(str(tmp_path / "none"), 0) == []
+
+
+def test_libraries_are_imported_only_when_their_scheme_is_used() -> None:
+    """A site that only moves files needs neither paramiko nor boto3, nor waits for their import."""
+    script = (
+        "import sys, trollmoves.movers; print([m for m in ('paramiko', 'boto3', 'scp', 'ftplib') if m in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[]"
+    assert set(MOVERS) == {"", "file", "ftp", "ftps", "scp", "sftp", "s3"}
+    assert MOVERS["file"] is MOVERS[""] is FileMover
+    with pytest.raises(KeyError):
+        MOVERS["gopher"]
