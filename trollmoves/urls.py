@@ -29,22 +29,25 @@ import netifaces
 from trollmoves.errors import BadDestination
 
 MASK = "***"
+LONGEST_SHOWN = 300  # characters of a refused URL that are repeated: it may have come from anyone
 LIFETIME = 60.0  # seconds for which an answer about this host holds: an address may move by DHCP, names by DNS
 PATIENCE = 2.0  # seconds a caller waits for a name server; without an answer a host counts as another one
-LOOK_UPS = 16  # name look-ups under way at one time, so that requests naming many hosts cannot fill the process
+LOOK_UPS = 16  # name look-ups under way at one time, and
+ANSWERS = 1000  # answers kept, so that requests naming many hosts cannot fill the process
 
 Url = str | ParseResult
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]*)(?::([0-9]*))?")
-_LOGIN_END = re.compile(r"@(?=(?:\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]+)(?::[0-9]*)?(?:/|\Z))")
-_RAW_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]*)(?::([0-9]{0,5}))?")
+_LOGIN_END = re.compile(r"@(?=(?:\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]+)(?::[0-9]{0,5})?(?:/|\Z))")
+_LOOKS_ENCODED = re.compile(r"%(?=[0-9A-Fa-f]{2})")
+# Where what parse() would cut begins, or what was meant as that: one slash too few or too many is soon written.
 _START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+|//")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _QUERY = re.compile(r"[?#&;][^?#&;=/]*=.*", re.DOTALL)
 # A URL inside a text ends at white space; a password written as it is may hold a blank in front of its "@".
 _IN_TEXT = re.compile(r"(?<=://)(?:[^\s:/@\[\]]+:(?!\d+\b)[^@\n]{0,200}@)?\S*[^\s.,;:!?'\")\]}>]")
-_NETLOC_IN_TEXT = re.compile(r"(?<=netloc=)(['\"])(.*?)@(?=[^@'\"]*\1)")
+_NETLOC_IN_TEXT = re.compile(r"(?<=netloc=)(['\"])(.{0,500}?)@(?=[^@'\"]*\1)")
 
 
 class _Parts(NamedTuple):
@@ -82,9 +85,9 @@ def parse(text: Url, default_scheme: str = "file") -> ParseResult:
         return ParseResult(scheme, "", rest, "", "", "")
     parts = _cut(rest[2:])
     if not _is_place(parts.place):
-        raise BadDestination(f"no usable host or port in {printable(text)}")
+        raise BadDestination(f"no usable host or port in {printable(text)[:LONGEST_SHOWN]}")
     if parts.login and not _HOST_AND_PORT.sub(r"\1", parts.place):
-        raise BadDestination(f"a login but no host in {printable(text)}")
+        raise BadDestination(f"a login but no host in {printable(text)[:LONGEST_SHOWN]}")
     netloc = f"{_encoded(parts.login)}@{parts.place}" if parts.login else parts.place
     return ParseResult(scheme, netloc, parts.path, "", "", "")
 
@@ -144,7 +147,7 @@ def with_login(url: Url, login: str) -> str:
     place = parsed.netloc.rpartition("@")[2]
     if not login or not place:
         return _text(parsed)
-    return _text(parsed._replace(netloc=f"{_encoded(login)}@{place}"))
+    return _text(parsed._replace(netloc=f"{_encoded(_LOOKS_ENCODED.sub('%25', login))}@{place}"))
 
 
 def user(url: Url) -> str | None:
@@ -279,24 +282,32 @@ class LocalHost:
     def _ask(self, name: str, now: float) -> Future[bool]:
         """Start a look-up and return its answer to be; the caller holds the lock."""
         answer: Future[bool] = Future()
-        for old, (asked, done) in list(self._answers.items()):
-            if now >= asked + self._lifetime and done.done():
-                del self._answers[old]
+        if len(self._answers) >= ANSWERS:
+            self._answers = {key: value for key, value in self._answers.items() if not value[1].done()}
         if sum(not pending.done() for _, pending in self._answers.values()) >= LOOK_UPS:
             answer.set_result(False)
             return answer
         self._answers[name] = (now, answer)
-        threading.Thread(target=self._find_out, args=(name, answer), name=f"look-up {name}", daemon=True).start()
+        try:
+            threading.Thread(target=self._find_out, args=(name, answer), name=f"look-up {name}", daemon=True).start()
+        except RuntimeError:  # no more threads, or the process is about to end
+            answer.set_result(False)
         return answer
 
     def _find_out(self, name: str, answer: Future[bool]) -> None:
         here = False
         try:
-            here = any(map(self._is_own, self._look_up(name))) or name == socket.getfqdn().lower()
+            here = any(map(self._is_own, self._look_up(name))) or _is_full_name(name)
         except (OSError, UnicodeError, ValueError):
             pass  # no such name, or no name server: another host
         finally:
             answer.set_result(here)
+
+
+def _is_full_name(name: str) -> bool:
+    """Tell whether this host calls itself ``name``; its own look-up can be slow, so only when it may be so."""
+    short = socket.gethostname().partition(".")[0].lower()
+    return name.partition(".")[0] == short and name == socket.getfqdn().lower()
 
 
 def _look_up(name: str) -> set[str]:
@@ -340,12 +351,13 @@ def _scheme(text: str) -> tuple[str, str]:
 def _cut(rest: str) -> _Parts:
     """Cut what stands behind ``://``, by the rule of URLs if that gives a host, else with a login as it is."""
     authority, slash, path = rest.partition("/")
-    login, _, place = authority.rpartition("@")
-    if not _is_place(place) and "@" in path:
-        for end in reversed([found.start() for found in _LOGIN_END.finditer(rest)]):
-            if ":" in rest[:end]:
-                place, slash, path = rest[end + 1 :].partition("/")
-                return _Parts(rest[:end], place, slash + path)
+    login, at, place = authority.rpartition("@")
+    if "@" in path and (not _is_place(place) or (not at and place.endswith(":"))):
+        colon = rest.find(":")
+        ends = [found.start() for found in _LOGIN_END.finditer(rest) if 0 <= colon < found.start()]
+        if ends:
+            place, slash, path = rest[ends[-1] + 1 :].partition("/")
+            return _Parts(rest[: ends[-1]], place, slash + path)
     return _Parts(login, place, slash + path)
 
 
@@ -353,12 +365,12 @@ def _is_place(text: str) -> bool:
     found = _HOST_AND_PORT.fullmatch(text)
     if not found or int(found[2] or 0) > 65535:
         return False
-    return not text.startswith("[") or bool(_address(found[1].strip("[]")))
+    return not text.startswith("[") or (":" in found[1] and bool(_address(found[1].strip("[]"))))
 
 
 def _encoded(login: str) -> str:
     """Encode what would end the login too early, or change when it is decoded; keep all else as it is."""
-    return _RAW_PERCENT.sub("%25", "".join(map(_encoded_character, login)))
+    return "".join(map(_encoded_character, login))
 
 
 def _encoded_character(one: str) -> str:

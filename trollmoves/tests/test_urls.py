@@ -1,0 +1,425 @@
+"""Promises of the destinations."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from typing import Any
+from urllib.parse import urlparse
+
+import netifaces
+import pytest
+
+from trollmoves import urls
+from trollmoves.errors import BadDestination
+from trollmoves.tests.waiting import until
+
+HOSTILE = "ab1:@/#?;%&=[]\\ $!'\"*+~^.,é€ß\t\udcff"
+
+
+def random_texts(count: int, alphabet: str = HOSTILE, longest: int = 12, seed: int = 1) -> list[str]:
+    """Make texts of the characters that are most trouble in URLs, the same ones each time."""
+    dice = random.Random(seed)
+    return ["".join(dice.choice(alphabet) for _ in range(dice.randint(1, longest))) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "netloc", "path"),
+    [
+        ("/data/in/", "file", "", "/data/in/"),
+        ("  /data/in", "file", "", "/data/in"),
+        ("data/in", "file", "", "data/in"),
+        ("file:///data/in", "file", "", "/data/in"),
+        ("FILE:/data/in", "file", "", "/data/in"),
+        ("file://host/data", "file", "host", "/data"),
+        ("//host/data", "file", "host", "/data"),
+        ("sftp://host", "sftp", "host", ""),
+        ("sftp://user@host:22/in", "sftp", "user@host:22", "/in"),
+        ("ftp://user:pass@host:/in", "ftp", "user:pass@host:", "/in"),
+        ("scp://[::1]:22/in", "scp", "[::1]:22", "/in"),
+        ("scp://u:p@[fe80::1%eth0]/in", "scp", "u:p@[fe80::1%eth0]", "/in"),
+        ("s3://bucket/a b/c", "s3", "bucket", "/a b/c"),
+        ("sftp:///in", "sftp", "", "/in"),
+        ("ftp://bücher.example/in", "ftp", "bücher.example", "/in"),
+        ("sftp://h//abs;x?y#z%41\n@", "sftp", "h", "//abs;x?y#z%41\n@"),
+    ],
+)
+def test_a_destination_is_read(text: str, scheme: str, netloc: str, path: str) -> None:
+    """A URL gives scheme, netloc and path, and nothing else."""
+    assert tuple(urls.parse(text)) == (scheme, netloc, path, "", "", "")
+
+
+def test_the_default_scheme_can_be_another() -> None:
+    """A text without a scheme gets the one asked for."""
+    assert urls.parse("//host/x", "sftp").scheme == "sftp"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(5, None, b"sftp://host/in", [], {}, 1.5),
+        *(
+            "",
+            "  ",
+            "scp://[x",
+            "scp://[::1",
+            "scp://[1.2.3.4]/",
+            "scp://h:port/",
+            "scp://h:65536/",
+            "scp://h:" + "9" * 5000,
+        ),
+        *("scp://h\n/in", "scp://h\x00/in", "/in\x00", "scp://a b/in", "scp://u:p@/in", "https://h?x/in", "scp://h#x"),
+    ],
+)
+def test_what_is_no_url_is_refused(text: Any) -> None:
+    """Anything that is no usable URL raises BadDestination."""
+    with pytest.raises(BadDestination):
+        urls.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ftp://u:s3cret", "ftp://u:s3cret@h:x/in", "ftp://u:s3cret@/in", "x\x00ftp://u:s3cret@h"],
+)
+def test_a_refusal_shows_no_password(text: str) -> None:
+    """The text, the repr and the cause of a refusal hold no password."""
+    with pytest.raises(BadDestination) as refusal:
+        urls.parse(text)
+    error = refusal.value
+    assert "s3cret" not in f"{error} {error!r} {error.__cause__!r} {error.__context__!r}"
+
+
+@pytest.mark.parametrize(
+    ("text", "user", "password"),
+    [
+        ("ftp://host/in", None, None),
+        ("ftp://me@host/in", "me", None),
+        ("ftp://me:@host/in", "me", ""),
+        ("ftp://me:pw@host/in", "me", "pw"),
+        ("ftp://:pw@host/in", None, "pw"),
+        ("ftp://me:p:w@host/in", "me", "p:w"),
+        ("ftp://me:p@w@host/in", "me", "p@w"),
+        ("ftp://me%40home:p%2Fw%25@host/in", "me@home", "p/w%"),
+        ("ftp://me@home:pw@host/in", "me@home", "pw"),
+        ("ftp://me:100%@host/in", "me", "100%"),
+        ("ftp://me:p/w@host/in", "me", "p/w"),
+        ("ftp://me:p#w@host/in", "me", "p#w"),
+        ("ftp://me:p?w@host/in", "me", "p?w"),
+        ("ftp://me:p/w@x{y}@host/in", "me", "p/w@x{y}"),
+        ("ftp://me:/p@host/in", "me", "/p"),
+        ("ftp://me@home:p/w@host/in", "me@home", "p/w"),
+        ("ftp://me:p[w]@host/in", "me", "p[w]"),
+        ("ftp://me:p w@host/in", "me", "p w"),
+    ],
+)
+def test_a_login_is_understood_encoded_or_as_it_is(text: str, user: str | None, password: str | None) -> None:
+    """User and password come out as they were meant, and survive another reading, ours or urllib's."""
+    url = urls.parse(text)
+    for form in (text, url, url.geturl(), urlparse(url.geturl())):
+        assert (urls.user(form), urls.password(form), urls.host(form)) == (user, password, "host")
+    assert url.path == "/in"
+    assert url.username == urlparse(url.geturl()).username
+
+
+def test_an_at_sign_in_the_path_is_no_login() -> None:
+    """Where the rule of URLs gives a host, an @ further on belongs to the path."""
+    assert urls.parse("sftp://host:22/in/a@b").path == "/in/a@b"
+    assert urls.parse("sftp://me:pw@host/in/a@b").path == "/in/a@b"
+    assert urls.parse("sftp://host/in:x/a@b").path == "/in:x/a@b"
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("/in", None, None),
+        ("ftp://Host.EXAMPLE:21/", "host.example", 21),
+        ("ftp://[::1]:2121/", "::1", 2121),
+        ("ftp://h:/", "h", None),
+    ],
+)
+def test_host_and_port_are_told(text: str, host: str | None, port: int | None) -> None:
+    """Host and port come without brackets and in lower case."""
+    assert (urls.host(text), urls.port(text)) == (host, port)
+
+
+def test_any_login_put_in_comes_out_again() -> None:
+    """Whatever stands in user or password, it is read back letter by letter, and a plain one stays as it is."""
+    assert urls.with_login("sftp://host:22/in", "user:p@ss:w0rd!") == "sftp://user:p@ss:w0rd!@host:22/in"
+    for user, password in zip(random_texts(2000), random_texts(2000, seed=2), strict=True):
+        user = user.replace(":", "")
+        url = urls.with_login("sftp://other:login@host:22/in/a@b?c#d", f"{user}:{password}")
+        assert (urls.user(url) or "", urls.password(url)) == (user, password)
+        assert (urls.host(url), urls.port(url), urls.parse(url).path) == ("host", 22, "/in/a@b?c#d")
+        assert urls.without_login(url) == "sftp://host:22/in/a@b?c#d"
+
+
+def test_a_login_needs_a_host() -> None:
+    """A path on this host takes no login, and an empty login takes the present one away."""
+    assert urls.with_login("/data/in", "me:pw") == "file:///data/in"
+    assert urls.with_login("ftp://me:pw@host/in", "") == "ftp://me:pw@host/in"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("sftp://user:pw@host:22/path", "sftp://user@host:22/path"),
+        ("sftp://user@host:22/a@b", "sftp://user@host:22/a@b"),
+        ("sftp://host/a@b", "sftp://host/a@b"),
+        ("sftp://u:p@[::1]:22/a", "sftp://u@[::1]:22/a"),
+        ("sftp://[::1]:22/a@b", "sftp://[::1]:22/a@b"),
+        ("/data/12:30/a@b?c", "/data/12:30/a@b?c"),
+        ("ftp://u:p/w#x@host/in", "ftp://u@host/in"),
+        ("ftp://u:p@s/w@host/in", "ftp://u@***@host/in"),
+        ("ftp://u:p@host/in/a@b", "ftp://u@***@b"),
+        ("ftp://u:12/34@host/in", "ftp://u@***@host/in"),
+        ("s3://bucket/key?X-Amz-Signature=abc/=&x=y", "s3://bucket/key?***"),
+        ("s3://bucket/what?.nc", "s3://bucket/what?.nc"),
+        ("https://host?token=x", "https://host?***"),
+        ("sftp://h/a\nb\x1b", "sftp://h/a\\nb\\x1b"),
+        (5, "5"),
+        (None, "None"),
+        (b"ftp://u:p@h/\xff", "ftp://u@h/\udcff"),
+        ({"destination": "ftp://u:p@h/in"}, "{'destination': 'ftp://u@h/in'}"),
+    ],
+)
+def test_a_printable_url_keeps_all_but_secrets(text: object, shown: str) -> None:
+    """The user stays, the password and the query go, and what cannot be told apart is masked."""
+    assert urls.printable(text) == shown
+
+
+def test_no_password_is_ever_printed() -> None:
+    """Encoded or as it is, read or not, alone, in a text or in a repr: no password is shown, and once is enough."""
+    for number, noise in enumerate(random_texts(3000, "ab1:@/#?;%=[]$é")):
+        secret = f"{noise[: number % 7]}Secret{noise[number % 7 :]}"
+        for url in (f"ftp://me:{secret}@host/in", urls.with_login("ftp://host/in/", f"me:{secret}")):
+            for shown in (urls.printable(url), urls.masked(f"to {url}, by me"), urls.masked(f"{[url]}")):
+                assert "Secret" not in shown
+                assert "ftp://me@" in shown
+                assert urls.printable(shown) == shown or not shown.startswith("ftp:")
+                assert urls.masked(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "ftp://u:s3cret",
+            "ftp://u:s3cret@[",
+            "ftp://u:s3cret@h:x/",
+            "ftp:/u:s3cret@h/x",
+            "ftp:///u:s3cret@h/x",
+            "u:s3cret@h:/x",
+        ),
+        *(
+            "//u:s3cret@h/x",
+            "ftp:u:s3cret@h",
+            "ftp://dom/u:s3cret@h/x",
+            "http://h/?key=s3cret",
+            "http://h#access_token=s3cret",
+        ),
+        *(
+            "http://h/a?b&token=s3cret",
+            "ftp://h:s3cret/x",
+            "ftp://u@h:s3cret/x@h",
+            "\x00ftp://u:s3cret@h",
+            "ftp://u:s3cret@h@",
+        ),
+    ],
+)
+def test_a_malformed_url_does_not_leak(text: str) -> None:
+    """What is nearly a URL is printed without what is nearly its password."""
+    assert "s3cret" not in urls.printable(text)
+
+
+def test_printing_never_raises() -> None:
+    """Whatever object is given, a text comes back."""
+
+    class Nasty:
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    for thing in (
+        Nasty(),
+        object(),
+        [],
+        float("nan"),
+        urlparse("ftp://u:p@h:x/y"),
+        "\udcff://\ud800",
+        "://",
+        "@",
+        ":@",
+        "//@:",
+    ):
+        assert isinstance(urls.printable(thing), str)
+    for text in random_texts(3000, ":/@[]?#=a1 \n", 16):
+        assert isinstance(urls.printable(text), str)
+        assert isinstance(urls.masked(text), str)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("nothing here", "nothing here"),
+        ("mail root@vm, see tcp://host:9010, or ['tcp://a:1']", "mail root@vm, see tcp://host:9010, or ['tcp://a:1']"),
+        ("pytroll://a/b file root@vm 2025", "pytroll://a/b file root@vm 2025"),
+        ("a ftp://u:p1@h/x, then ftp://u:p2@h/y.", "a ftp://u@h/x, then ftp://u@h/y."),
+        ("at ftp://u:a b@h/x!", "at ftp://u@h/x!"),
+        ("got http://h/x?key=1: 403", "got http://h/x?***: 403"),
+        (repr(urlparse("ftp://u:p@h/x")), repr(urlparse("ftp://u@h/x"))),
+        ("one\nftp://u:p@h/x\nthree", "one\nftp://u@h/x\nthree"),
+    ],
+)
+def test_secrets_in_a_text_are_masked(text: str, shown: str) -> None:
+    """URLs in any text lose their passwords and queries, and the text around them stays."""
+    assert urls.masked(text) == shown
+
+
+def test_masking_takes_no_time_out_of_proportion() -> None:
+    """A long line made to be slow is masked in a time that grows with its length only."""
+
+    def seconds(times: int) -> float:
+        lines = [piece * times for piece in ("a://b:c ", "a", "@a", "://", "a://u:@/", "netloc='", "?a")]
+        begin = time.perf_counter()
+        for line in lines:
+            urls.masked(line + "@ ://")
+            urls.printable("ftp://" + line)
+        return time.perf_counter() - begin
+
+    seconds(10)
+    assert seconds(8000) < 10 * 8 * max(seconds(1000), 0.001)
+
+
+@pytest.mark.parametrize(
+    ("base", "parts", "text"),
+    [
+        ("/data", ("x.nc",), "file:///data/x.nc"),
+        ("sftp://u@h", ("x?#;.nc",), "sftp://u@h/x?#;.nc"),
+        ("sftp://h/in/", ("sub", "x"), "sftp://h/in/sub/x"),
+        ("sftp://h/in", ("/etc/x",), "sftp://h/in/etc/x"),
+        ("sftp://h/in", ("",), "sftp://h/in/"),
+        ("sftp://h/in", (), "sftp://h/in"),
+    ],
+)
+def test_parts_are_joined_below_the_path(base: str, parts: tuple[str, ...], text: str) -> None:
+    """Joined parts stand below the URL's path, whatever they begin with."""
+    assert urls.join(urls.parse(base), *parts) == urls.parse(text)
+
+
+def test_every_destination_survives_writing_and_reading() -> None:
+    """What was read once reads the same again from its own text."""
+    for noise in random_texts(2000):
+        for start in ("/", "//", "file:", "sftp://host/", "sftp://u@host:22/"):
+            try:
+                url = urls.parse(start + noise)
+            except BadDestination:
+                continue
+            assert urls.parse(url) == url
+            assert urls.parse(urls.without_login(url))[2] == url.path
+
+
+def test_this_host_is_known_by_all_its_names_and_addresses() -> None:
+    """No host, localhost, loopback, the host name and every interface's address mean this host."""
+    here = urls.LocalHost(look_up=no_look_up)
+    names: list[str | None] = [
+        None,
+        "",
+        "localhost",
+        "LocalHost.",
+        "x.localhost",
+        "127.0.0.1",
+        "127.1.2.3",
+        "::1",
+        "[::1]",
+        "::ffff:127.0.0.1",
+    ]
+    names += [socket.gethostname(), socket.gethostname().upper(), socket.gethostname().partition(".")[0]]
+    for interface in netifaces.interfaces():
+        found = netifaces.ifaddresses(interface)
+        names += [
+            entry["addr"] for family in (netifaces.AF_INET, netifaces.AF_INET6) for entry in found.get(family, [])
+        ]
+    assert [name for name in names if not here.is_here(name)] == []
+    assert not here.is_here("203.0.113.7")
+    assert not here.is_here("2001:db8::7")
+    assert urls.is_local("localhost")
+
+
+def no_look_up(name: str) -> set[str]:
+    """Stand for a name server that must not be asked."""
+    raise AssertionError(f"looked up {name}")
+
+
+def test_a_name_is_looked_up_once_in_a_lifetime() -> None:
+    """However many threads ask about a host, one look-up answers them until it is too old."""
+    asked: list[str] = []
+
+    def look_up(name: str) -> set[str]:
+        asked.append(name)
+        time.sleep(0.05)
+        return {"127.0.0.1"} if name == "alias" else {"203.0.113.7"}
+
+    here = urls.LocalHost(lifetime=30, patience=20, look_up=look_up)
+    answers: list[bool] = []
+    threads = [threading.Thread(target=lambda: answers.append(here.is_here("Alias"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [True] * 8
+    assert [here.is_here("other") for _ in range(100)] == [False] * 100
+    assert asked == ["alias", "other"]
+
+    brief = urls.LocalHost(lifetime=0.01, patience=20, look_up=look_up)
+    until(lambda: brief.is_here("alias") and asked.count("alias") >= 3, what="another look-up")
+
+
+@pytest.mark.parametrize("error", [socket.gaierror("no"), OSError("no"), UnicodeError("no"), ValueError("no")])
+def test_a_name_that_cannot_be_looked_up_is_another_host(error: Exception) -> None:
+    """A failing look-up says no, raises nothing, and is not tried again for each file."""
+    asked: list[str] = []
+
+    def look_up(name: str) -> set[str]:
+        asked.append(name)
+        raise error
+
+    here = urls.LocalHost(patience=20, look_up=look_up)
+    assert [here.is_here("gone.example") for _ in range(10)] == [False] * 10
+    assert asked == ["gone.example"]
+    assert not urls.LocalHost().is_here("a" * 300 + ".invalid")
+    assert not urls.LocalHost().is_here("no such\x00host")
+
+
+def test_a_slow_look_up_is_not_waited_for() -> None:
+    """Without an answer in time the host counts as another one; the answer is used when it has come."""
+    go = threading.Event()
+
+    def look_up(name: str) -> set[str]:
+        go.wait(20)
+        return {"127.0.0.1"}
+
+    here = urls.LocalHost(patience=0.05, look_up=look_up)
+    begin = time.monotonic()
+    assert [here.is_here("slow.example") for _ in range(100)] == [False] * 100
+    assert time.monotonic() - begin < 10
+    for number in range(2 * urls.LOOK_UPS):
+        assert not here.is_here(f"slow-{number}.example")
+    assert sum(thread.name.startswith("look-up slow") for thread in threading.enumerate()) <= urls.LOOK_UPS
+    go.set()
+    until(lambda: here.is_here("slow.example"), what="the late answer")
+
+
+def test_answers_do_not_pile_up() -> None:
+    """Requests that name ever new hosts do not fill the memory."""
+    here = urls.LocalHost(patience=20, look_up=lambda name: set())
+    for number in range(urls.ANSWERS + 50):
+        here.is_here(f"host-{number}.example")
+    assert len(here._answers) <= urls.ANSWERS
+
+
+def test_the_advertised_address_is_this_hosts() -> None:
+    """The address to advertise is one of this host's own, the same for some time."""
+    assert urls.is_local(urls.own_address())
+    assert urls.own_address() == urls.own_address()
+    assert ":" not in urls.own_address()
