@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS tasks (
     finished REAL, about INTEGER, body TEXT NOT NULL, reply TEXT);
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_key ON tasks (chain, kind, key);
 CREATE INDEX IF NOT EXISTS tasks_waiting ON tasks (chain, lane, rank, due) WHERE state = 0;
+CREATE INDEX IF NOT EXISTS tasks_about ON tasks (about) WHERE state = 0 AND about IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_finished ON tasks (finished) WHERE state <> 0;
 CREATE TABLE IF NOT EXISTS announcements (
     id INTEGER PRIMARY KEY, chain TEXT NOT NULL, number INTEGER NOT NULL, uri TEXT NOT NULL, uid TEXT NOT NULL,
@@ -54,7 +55,8 @@ _PRUNE_AT_ONCE = 2000  # rows in one transaction, so that pruning holds up nobod
 class Task:
     """Something to do: who does it (chain, kind), its identity (key), what it must not crowd (lane), and its body.
 
-    ``due`` and ``noted`` are seconds since the epoch. ``about`` is the number of the announcement it concerns.
+    ``due``, ``noted`` and ``finished`` are seconds since the epoch. ``about`` is the number of the announcement that it
+    concerns. A task may be noted as ``DONE`` already: then it only says so.
     """
 
     chain: str
@@ -338,6 +340,36 @@ class Journal:
         )
         return Announced(*rows[0]) if rows else None
 
+    def versions(self, chain: str, uris: Iterable[str]) -> dict[str, tuple[int | None, int | None]]:
+        """Give (size, mtime) of the newest announcement of each file that this chain announced."""
+        found: dict[str, tuple[int | None, int | None]] = {}
+        for uri in uris:
+            rows = self._read(
+                "SELECT size, mtime FROM announcements WHERE chain = ? AND uri = ? ORDER BY number DESC LIMIT 1",
+                (chain, _storable(uri)),
+            )
+            if rows:
+                found[uri] = rows[0]
+        return found
+
+    def waits_about(self, chain: str, kind: str, number: int) -> bool:
+        """Tell whether a task of this kind about this announcement is still waiting or running."""
+        return bool(
+            self._read(
+                "SELECT 1 FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0 LIMIT 1",
+                (number, chain, kind),
+            )
+        )
+
+    def fail_waiting(self, chain: str, lane: str, *, but: Collection[int] = ()) -> list[int]:
+        """End all waiting tasks of a lane as failed, without those in ``but``; give their ids."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT id FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, lane))
+            ids = [row[0] for row in rows if row[0] not in but]
+            now = time.time()
+            db.executemany("UPDATE tasks SET state = 2, finished = ? WHERE id = ?", [(now, id_) for id_ in ids])
+        return ids
+
     def announcement(self, chain: str, number: int) -> Announced | None:
         """Give one announcement by its number."""
         rows = self._read(
@@ -418,8 +450,8 @@ class Journal:
 
 def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
     cursor = db.execute(
-        "INSERT OR IGNORE INTO tasks (chain, kind, key, lane, rank, due, state, tries, noted, about, body) "
-        "VALUES (?, ?, ?, ?, ?, ?, 0, 0, ?, ?, ?)",
+        "INSERT OR IGNORE INTO tasks (chain, kind, key, lane, rank, due, state, tries, noted, finished, about, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
         (
             task.chain,
             task.kind,
@@ -427,7 +459,9 @@ def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
             task.lane,
             task.rank,
             task.due or now,
+            task.state,
             now,
+            None if task.state == WAITING else now,
             task.about,
             task.body,
         ),

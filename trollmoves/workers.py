@@ -36,7 +36,8 @@ class Result:
     """How a handler ended one run of a task, when it neither failed nor simply returned.
 
     ``error`` None: done, with ``reply`` stored and the tasks in ``then`` noted in the same transaction.
-    ``error`` temporary: again after ``again_in`` seconds (the usual backoff when None); permanent: never again.
+    ``error`` temporary: again after the usual backoff; permanent, or ``final``: never again, and failed.
+    ``again_in`` seconds without an error: not now, and nobody's fault.
     ``after`` is called, on the clerk's thread, when the journal has it; it must not block.
     """
 
@@ -44,6 +45,7 @@ class Result:
     then: Sequence[Task] = ()
     error: TrollmovesError | None = None
     again_in: float | None = None
+    final: bool = False
     after: Callable[[], None] | None = None
 
 
@@ -161,6 +163,12 @@ class Workers:
         """Count the tasks that are claimed and not finished, of one chain or of all."""
         return sum(len(lane.taken) for lane in self._all_lanes() if chain in (None, lane.chain))
 
+    def paused(self, chain: str, lane: str) -> float:
+        """Give the seconds for which a lane is held back after tries that failed, 0 when it is not."""
+        with self._lock:
+            known = self._lanes.get((chain, lane))
+        return max(0.0, known.paused_until - time.time()) if known and known.failures > 1 else 0.0
+
     def expect(self, tasks: Iterable[Task]) -> None:
         """Say that these tasks were noted, so that they are claimed when due. Any thread."""
         with self._lock:
@@ -228,7 +236,7 @@ class Workers:
     def _run(lane: _Lane, task: Task) -> Result:
         kind = lane.kind
         if kind is None or kind.handler is None:
-            return Result(error=_Unexpected("its chain was stopped"), again_in=0.0)
+            return Result(again_in=0.0)  # its chain was stopped meanwhile
         try:
             return kind.handler(task) or Result()
         except TrollmovesError as error:
@@ -367,9 +375,9 @@ class _Unexpected(TrollmovesError):
 
 
 def _outcome(task: Task, result: Result) -> Outcome:
-    if result.error is None:
+    if result.error is None and result.again_in is None:
         return Outcome(task, DONE, result.reply, then=result.then)
-    if not result.error.temporary:
+    if result.error and (result.final or not result.error.temporary):
         return Outcome(task, FAILED, result.reply, then=result.then)
     wait = result.again_in if result.again_in is not None else backoff(task.tries)
     return Outcome(task, WAITING, result.reply, due=time.time() + wait, then=result.then)

@@ -76,6 +76,8 @@ class Message:
     time: dt.datetime = field(default_factory=_now)
     version: str | None = None
     binary: bool = False
+    text: str = field(default="", repr=False, compare=False)
+    """What it was read from."""
 
     def encode(self) -> str:
         """Give the text for the wire; MessageError when the data cannot be written."""
@@ -118,7 +120,7 @@ class Message:
             raise MessageError(f"no time: {time!r} in the message about {subject}") from error
         mime = parts[5].lower() if len(parts) > 5 else ""
         body = parts[6] if len(parts) > 6 else ""
-        return cls(subject, type_, _decode_data(mime, body, subject), sender, when, version, mime.startswith("binary"))
+        return cls(subject, type_, _decode_data(mime, body, subject), sender, when, version, mime[:6] == "binary", text)
 
 
 def _as_text(raw: bytes | str) -> str:

@@ -1,0 +1,158 @@
+"""Hears what publishers say, and connects anew to one that has fallen silent."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import zmq
+
+from trollmoves.errors import MessageError
+from trollmoves.messaging import sockets
+from trollmoves.messaging.messages import MAGIC, Message
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 200  # messages of one publisher handled together
+RETRY = 5.0  # s before the same messages are offered again when they could not be taken
+LOOK = 1.0  # s between looks for silent publishers
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A publisher to hear: its address (``tcp://host:port``) and the subject prefixes wanted from it."""
+
+    address: str
+    topics: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Ear:
+    """One connection."""
+
+    provider: Provider
+    socket: sockets.Socket
+    interval: float = 0.0  # s, as its heartbeats say; 0 before the first
+    beat: float = 0.0
+
+
+class Listener:
+    """The SUB sockets of one chain and the one thread that uses them.
+
+    ``heard`` gets the messages of one publisher that are at hand, in their order, on that thread. When it raises, the
+    same messages are offered again a little later, and ZeroMQ holds the ones behind. Heartbeats are among them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        providers: Sequence[Provider],
+        heard: Callable[[str, list[Message]], None],
+        *,
+        alarm_scale: float = 0.0,
+    ) -> None:
+        """Connect; StartError when an address is none.
+
+        ``alarm_scale``: connect anew after so many heartbeat intervals without a heartbeat; 0 leaves that to TCP and
+        ZeroMQ, which notice a dead connection within a minute.
+        """
+        self.name = name
+        self._heard = heard
+        self._alarm_scale = alarm_scale
+        self._bell = sockets.Bell()
+        self._poller = zmq.Poller()
+        self._poller.register(self._bell.fileno(), zmq.POLLIN)
+        self._ears: dict[sockets.Socket, _Ear] = {}
+        self._stopped = threading.Event()
+        for provider in providers:
+            self._connect(provider)
+        self._thread = threading.Thread(target=self._run, name=f"listener of {name}", daemon=True)
+
+    def start(self) -> None:
+        """Start to hear."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the connections."""
+        self._stopped.set()
+        self._bell.ring()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+        for socket in self._ears:
+            socket.close()
+
+    def _connect(self, provider: Provider) -> _Ear:
+        socket = sockets.connect(zmq.SUB, provider.address, {zmq.RCVHWM: sockets.MESSAGES_HELD})
+        for topic in provider.topics:
+            socket.setsockopt_string(zmq.SUBSCRIBE, subscription(topic))
+        self._poller.register(socket, zmq.POLLIN)
+        ear = self._ears[socket] = _Ear(provider, socket)
+        return ear
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                for socket, _ in self._poller.poll(int(LOOK * 1000)):
+                    if socket in self._ears:
+                        self._hear(self._ears[socket])
+                self._look_for_silent_ones()
+            except Exception:  # nothing that is sent makes a client deaf
+                log.exception("[%s] unexpected error while listening", self.name)
+
+    def _hear(self, ear: _Ear) -> None:
+        messages: list[Message] = []
+        while len(messages) < AT_ONCE:
+            try:
+                raw = ear.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                messages.append(Message.decode(raw))
+            except MessageError as error:
+                log.warning("[%s] from %s: %s", self.name, ear.provider.address, error)
+        self._note_beats(ear, messages)
+        while messages and not self._stopped.is_set():
+            try:
+                self._heard(ear.provider.address, messages)
+                return
+            except Exception as error:
+                log.error("[%s] messages of %s wait %g s: %s", self.name, ear.provider.address, RETRY, error)
+                log.debug("[%s] because of", self.name, exc_info=True)
+                self._stopped.wait(RETRY)
+
+    @staticmethod
+    def _note_beats(ear: _Ear, messages: list[Message]) -> None:
+        for message in messages:
+            if message.type == "beat" and isinstance(message.data, dict):
+                interval = message.data.get("min_interval")
+                if isinstance(interval, (int, float)) and interval > 0:
+                    ear.interval = float(interval)
+                ear.beat = time.monotonic()
+
+    def _look_for_silent_ones(self) -> None:
+        if not self._alarm_scale:
+            return
+        now = time.monotonic()
+        for ear in list(self._ears.values()):
+            if ear.interval and now - ear.beat > self._alarm_scale * ear.interval:
+                log.warning(
+                    "[%s] no heartbeat from %s for %.0f s: connecting anew",
+                    self.name,
+                    ear.provider.address,
+                    now - ear.beat,
+                )
+                self._poller.unregister(ear.socket)
+                ear.socket.close(0)
+                del self._ears[ear.socket]
+                again = self._connect(ear.provider)
+                again.interval, again.beat = ear.interval, now
+
+
+def subscription(topic: str) -> str:
+    """Give the ZeroMQ prefix that a subject prefix stands for ("" is everything)."""
+    if topic.startswith(MAGIC):
+        return topic
+    return MAGIC + (topic if topic.startswith("/") or not topic else "/" + topic)

@@ -1,0 +1,133 @@
+"""Publishes messages, with a heartbeat, and tells nameservers where to hear them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from typing import Any, Protocol
+
+import posttroll
+import zmq
+from posttroll.backends.zmq.message_broadcaster import ZMQDesignatedReceiversSender
+from posttroll.bbmcast import MulticastSender, get_configured_broadcast_port
+
+from trollmoves import urls
+from trollmoves.messaging import sockets
+from trollmoves.messaging.messages import NEWEST_VERSION, Message
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_INTERVAL = 30  # s
+ADDRESS_INTERVAL = 2.0  # s between broadcasts of the address, as posttroll does it
+ADDRESS_PAUSE = 60.0  # s after a broadcast that failed
+
+
+class _Sender(Protocol):
+    def __call__(self, data: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Publisher:
+    """A PUB socket under a name; ``send`` may be called from any thread."""
+
+    def __init__(
+        self,
+        name: str,
+        port: int = 0,
+        *,
+        nameservers: Sequence[str] | bool | None = None,
+        bind_address: str = "*",
+        beat_data: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """Bind the socket; StartError when the port is taken.
+
+        ``nameservers``: None broadcasts the address by multicast, a list registers it with these hosts, False neither.
+        ``beat_data`` gives what a heartbeat says beside its interval.
+        """
+        self.name = name
+        self._socket, self.port = sockets.bind(
+            zmq.PUB, sockets.tcp(bind_address, port), {zmq.SNDHWM: sockets.MESSAGES_HELD}, _configured_ports()
+        )
+        self._lock = threading.Lock()
+        self._nameservers = nameservers
+        self._beat_data = beat_data or dict
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._beat, name=f"heartbeat of {name}", daemon=True)]
+        if nameservers is not False:
+            self._threads.append(threading.Thread(target=self._tell_address, name=f"address of {name}", daemon=True))
+
+    def start(self) -> None:
+        """Send the first heartbeat, and one at each interval from then on."""
+        log.info("publishing as %s on port %d", self.name, self.port)
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Close the socket, giving what was sent a second to leave. What is sent from now on is dropped."""
+        self._stopped.set()
+        with self._lock:
+            self._socket.close()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(2.0)
+
+    def send(self, *messages: Message) -> None:
+        """Publish messages in this order; MessageError when one cannot be written. Never blocks."""
+        self.send_texts([message.encode() for message in messages])
+
+    def send_texts(self, texts: Iterable[str]) -> None:
+        """Publish messages that are written already."""
+        frames = [text.encode() for text in texts]
+        with self._lock:
+            if not self._socket.closed:
+                for frame in frames:
+                    self._socket.send(frame)
+
+    def beat(self) -> None:
+        """Send a heartbeat now."""
+        data = {"min_interval": HEARTBEAT_INTERVAL} | self._beat_data()
+        self.send(Message(f"/heartbeat/{self.name}", "beat", data))
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                self.beat()
+            except Exception:
+                log.exception("no heartbeat of %s", self.name)
+            if self._stopped.wait(HEARTBEAT_INTERVAL):
+                return
+
+    def _tell_address(self) -> None:
+        warned = False
+        while not self._stopped.is_set():
+            try:
+                self._tell_address_while_it_works()
+            except Exception as error:  # whatever the network says, it may be there later
+                if not warned:
+                    log.warning("cannot tell nameservers the address of %s: %s", self.name, error)
+                    warned = True
+                self._stopped.wait(ADDRESS_PAUSE)
+
+    def _tell_address_while_it_works(self) -> None:
+        port = get_configured_broadcast_port()
+        sender: _Sender
+        if isinstance(self._nameservers, Sequence):
+            sender = ZMQDesignatedReceiversSender(port, list(self._nameservers))
+        else:
+            sender = MulticastSender(port)
+        data = {
+            "URI": sockets.tcp(urls.own_address(), self.port),
+            "service": [self.name],
+            "supported_message_version": NEWEST_VERSION,
+            "backend": posttroll.config["backend"],
+        }
+        with closing(sender):
+            while not self._stopped.wait(ADDRESS_INTERVAL):
+                sender(Message(f"/address/{self.name}", "info", data).encode())
+
+
+def _configured_ports() -> tuple[int, int]:
+    """Give the range of free ports to choose from (``POSTTROLL_PUB_MIN_PORT`` and ``..._MAX_PORT``)."""
+    return int(posttroll.config.get("pub_min_port", 49152)), int(posttroll.config.get("pub_max_port", 65536))

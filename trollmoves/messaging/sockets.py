@@ -1,0 +1,102 @@
+"""ZeroMQ sockets, made by posttroll so that its settings and its security hold for every one of them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+import zmq
+from posttroll.backends.zmq import get_context
+from posttroll.backends.zmq.socket import set_up_client_socket, set_up_server_socket
+
+from trollmoves.errors import StartError
+
+Socket = zmq.Socket[bytes]
+
+MESSAGES_HELD = 100_000  # a peer, on each side of a publication; ZeroMQ drops what is beyond
+MOST_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
+HEARTBEAT = 10_000  # ms between pings on an idle connection
+HEARTBEAT_TIMEOUT = 30_000  # ms without an answer after which ZeroMQ connects anew
+RECONNECT = 100  # ms before the first try to connect again
+RECONNECT_MOST = 5_000  # ms between such tries
+LINGER = 1_000  # ms that a closing socket may use for what it has not sent yet
+LARGEST_MESSAGE = 64 * 1024 * 1024  # bytes; whoever sends more is disconnected
+
+_OPTIONS = {
+    zmq.LINGER: LINGER,
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 30,
+    zmq.TCP_KEEPALIVE_INTVL: 10,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.HEARTBEAT_IVL: HEARTBEAT,
+    zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT,
+    zmq.MAXMSGSIZE: LARGEST_MESSAGE,
+}
+
+
+def _make_room() -> None:
+    context = get_context()
+    if context.get(zmq.MAX_SOCKETS) < MOST_SOCKETS:
+        context.set(zmq.MAX_SOCKETS, min(MOST_SOCKETS, context.get(zmq.SOCKET_LIMIT)))
+
+
+def connect(kind: int, address: str, options: dict[int, int] | None = None) -> Socket:
+    """Give a socket that connects, and stays connected, to ``address`` (``tcp://host:port``).
+
+    StartError when the address is none.
+    """
+    _make_room()
+    options = _OPTIONS | {zmq.RECONNECT_IVL: RECONNECT, zmq.RECONNECT_IVL_MAX: RECONNECT_MOST} | (options or {})
+    try:
+        socket: Socket = set_up_client_socket(kind, address, options)
+    except zmq.ZMQError as error:
+        raise StartError(f"cannot connect to {address}: {error.strerror}") from error
+    return socket
+
+
+def bind(
+    kind: int, address: str, options: dict[int, int] | None = None, ports: tuple[int, int] | None = None
+) -> tuple[Socket, int]:
+    """Give a socket bound to ``address`` and its port; port 0 takes a free one, within ``ports`` when given.
+
+    StartError when the port is taken or the address is not this host's.
+    """
+    _make_room()
+    try:
+        socket, port, _ = set_up_server_socket(kind, address, _OPTIONS | (options or {}), ports or (49152, 65536))
+    except zmq.ZMQError as error:
+        raise StartError(f"cannot listen on {address}: {error.strerror}") from error
+    return socket, port
+
+
+def tcp(host: str, port: int) -> str:
+    """Give the ZeroMQ address of a host and port; an IPv6 address is put in brackets."""
+    return f"tcp://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"tcp://{host}:{port}"
+
+
+class Bell:
+    """Wakes a thread that polls sockets: any thread rings, the polling one silences."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._ringing = False
+
+    def fileno(self) -> int:
+        """Give the descriptor to poll for reading."""
+        return self._fd
+
+    def ring(self) -> None:
+        """Wake the polling thread; cheap when it was rung already."""
+        if not self._ringing:
+            self._ringing = True
+            os.eventfd_write(self._fd, 1)
+
+    def silence(self) -> None:
+        """Hear the bell: call it before looking at what it was rung for."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+        self._ringing = False
+
+    def close(self) -> None:
+        """Give the descriptor back; nobody may ring any more."""
+        os.close(self._fd)
