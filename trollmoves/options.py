@@ -1,0 +1,355 @@
+"""The options of every daemon, declared once.
+
+Each field of the classes below is one option: its name, how its text is read, its default as it would stand in a file,
+and what it means. From this table come the reading of files, the warnings about unknown names, and the reference page
+(``python -m trollmoves.options > doc/options.md``).
+
+An instance is one section of a file, read and checked. None of them is ever changed, so any thread may use it. Their
+``repr`` shows no value, since some are secrets.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
+
+from trollmoves import values
+from trollmoves.movers import options as mover_options
+
+T = TypeVar("T")
+
+Nameservers = tuple[str, ...] | Literal[False] | None
+PREFIX = "connection_parameters__"
+
+
+class Option(NamedTuple):
+    """What is known about one option."""
+
+    parse: Callable[[str], object]
+    default: str | None  # as it would stand in a file; None when there is none
+    meaning: str
+    required: bool = False
+    secret: bool = False
+
+
+def _option(parse: Callable[[str], T], default: str, meaning: str, *, secret: bool = False) -> T:
+    return cast(T, _field(Option(parse, default, meaning, secret=secret)))
+
+
+def _required(parse: Callable[[str], T], meaning: str) -> T:
+    return cast(T, _field(Option(parse, "", meaning, required=True)))
+
+
+def _optional(parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T | None:
+    return cast(T | None, _field(Option(parse, None, meaning, secret=secret)))
+
+
+def _field(option: Option) -> object:
+    default = (lambda: None) if option.default is None else partial(option.parse, option.default)
+    return field(default_factory=default, metadata={"option": option})
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SharedOptions:
+    """What [DEFAULT] says for the process, and a section may say for itself."""
+
+    bind_address: str = _option(values.host, "*", "address that the ports are opened on; `*` is every address")
+    lane_limit: int = _option(values.whole(1, 1000), "8", "transfers at one time to one destination host")
+    retry_for: float = _option(
+        values.seconds,
+        "604800",
+        "seconds for which a file that cannot be had is asked for again; the default is 7 days",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions(SharedOptions):
+    """What stands in [DEFAULT] for the whole process."""
+
+    journal: str = _option(
+        values.text,
+        "",
+        "file that remembers what is done and what is still to do; without it a file for each configuration in "
+        "`$STATE_DIRECTORY`, `$XDG_STATE_HOME/trollmoves` or `~/.local/state/trollmoves`",
+    )
+    synchronous: str = _option(
+        values.choice("normal", "full"),
+        "normal",
+        "`full`: what is noted in the journal survives a power cut too, and is written more slowly",
+    )
+    keep_finished: float = _option(values.days, "7", "days for which the journal keeps what is done")
+    keep_announcements: float = _option(values.days, "7", "days for which announcements are kept for peers to catch up")
+    max_announcements: int = _option(
+        values.whole(0, 1_000_000_000), "1000000", "announcements kept at most, whatever their age"
+    )
+    stop_timeout: float = _option(
+        values.seconds,
+        "10",
+        "seconds that running transfers are given at a stop; the rest is done after the next start",
+    )
+    workers: int = _option(values.whole(1, 1000), "8", "transfers at one time")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ChainOptions(SharedOptions):
+    """What every section has."""
+
+    role: ClassVar[str]
+    name: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ServerOptions(ChainOptions):
+    """One chain of a server: the files it announces, and how it hands them out."""
+
+    role = "server"
+    topic: str = _required(values.subject, "subject of the announcements")
+    origin: str | None = _optional(
+        values.text,
+        "files to announce: directory and file name, with fields in trollsift's syntax, in the directory too; "
+        "this or `listen` is required",
+    )
+    listen: str | None = _optional(
+        values.subject, "instead of `origin`: subject of messages about files on this host, which are announced again"
+    )
+    services: tuple[str, ...] = _option(values.words, "", "with `listen`: the services to listen to; without it any")
+    topics: tuple[str, ...] = _option(
+        values.words, "", "with `listen`: the subjects to listen to, instead of its value"
+    )
+    addresses: tuple[str, ...] = _option(values.words, "", "with `listen`: the publishers, as `tcp://host:port`")
+    nameserver: str | Literal[False] = _option(
+        values.nameserver, "localhost", "with `listen`: host of the name server; `False` is none"
+    )
+    addr_listener: bool = _option(values.boolean, "true", "with `listen`: follow services that come later")
+    timeout: float = _option(values.seconds, "10", "with `listen`: seconds to wait for the name server")
+    translate: bool = _option(
+        values.boolean, "false", "with `listen`: write the host a message came from into its sender"
+    )
+    request_port: int | None = _optional(
+        values.port,
+        "port for requests; without it a message tells where the file can be read (remote file system mode)",
+    )
+    request_address: str | None = _optional(
+        values.host, "host that announcements name for requests; without it this host's address"
+    )
+    station: str = _option(values.text, "unknown", "what the answer to a `ping` tells")
+    info: dict[str, str | list[str]] = _option(  # noqa: RUF009  (it makes a field)
+        values.info, "", "metadata to add to announcements: `key=value;key2=a,b`; a comma makes a list"
+    )
+    compression: str | None = _optional(
+        values.choice_or_none("xrit", "bzip"), "unpack files before they are announced: `xrit` or `bzip`"
+    )
+    prog: str | None = _optional(values.text, "path of xRITDecompress; without it that in `$PATH`")
+    working_directory: str | None = _optional(
+        values.text, "where unpacked files go; without it the system's temporary directory"
+    )
+    unpack: str | None = _optional(
+        values.choice_or_none("tar", "zip"),
+        "in remote file system mode: announce the members of an archive as a dataset: `tar` or `zip`",
+    )
+    delete: bool = _option(
+        values.boolean,
+        "false",
+        "remove a file when it was delivered or a client said that it needs it no more; with `compression` the packed "
+        "file goes when it is unpacked",
+    )
+    remove_delay: float = _option(values.seconds, "30", "seconds before a file is removed")
+    watchdog_timeout: float = _option(values.interval, "1.0", "seconds between two looks at a polled directory (`-w`)")
+    allowed_destinations: tuple[str, ...] = _option(
+        values.words,
+        "",
+        "URL patterns, as `sftp://*.site.org/data/*`, of the destinations that are served; without it any",
+    )
+    allowed_clients: tuple[str, ...] = _option(values.words, "", "hosts that are served; without it any")
+    connection_parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ClientOptions(ChainOptions):
+    """One chain of a client: whom it hears, and where its files go."""
+
+    role = "client"
+    providers: tuple[values.Provider, ...] = _required(
+        values.providers,
+        "servers, mirrors and peer clients: `host:port`, or `host:port/topic` for one with a topic of its own",
+    )
+    destination: str = _required(
+        values.text,
+        "URL of the directory that files are sent to, with fields of the metadata in it; schemes: none or `file`, "
+        "`ftp`, `ftps`, `scp`, `sftp`, `s3`",
+    )
+    topic: str = _option(
+        values.subject, "", "start of the subjects to take from all providers without a topic of their own"
+    )
+    login: str | None = _optional(
+        values.text, "`user[:password]` for the destination; stands in requests only", secret=True
+    )
+    publish_port: int = _option(values.whole(0, 65535), "0", "port for the messages this chain publishes; 0 is any")
+    nameservers: Nameservers = _optional(  # noqa: RUF009  (it makes a field)
+        values.nameservers, "hosts of the name servers to tell of that port; `False` is none, without it multicast"
+    )
+    heartbeat: bool = _option(values.boolean, "true", "follow the heartbeats of the providers")
+    heartbeat_alarm_scale: float = _option(
+        values.number, "0", "connect again after so many intervals without a heartbeat; 0 is never"
+    )
+    compression: str | None = _optional(
+        values.choice_or_none("tar", "xrit", "bzip"),
+        "unpack files that arrived: `tar`, `xrit` or `bzip`, by their names",
+    )
+    xritdecompressor: str | None = _optional(values.text, "path of xRITDecompress; without it that in `$PATH`")
+    block_size: int = _option(values.whole(1, 2**30), "4096", "bytes that are unpacked at a time")
+    delete: bool = _option(values.boolean, "false", "remove the archive after it was unpacked")
+    req_timeout: float = _option(values.interval, "1", "seconds to wait for a short answer of a server")
+    transfer_req_timeout: float = _option(
+        values.interval,
+        "10",
+        "seconds to wait for the answer to a request; a longer transfer is delivered all the same",
+    )
+    create_target_directory: bool = _option(values.boolean, "true", "make a destination directory on this host")
+    ftp_root: str = _option(values.text, "/", "what stands on this host before the destination's path")
+    backup_targets: tuple[str, ...] = _option(
+        values.words, "", "hosts to try when the destination's own does not answer, with its user and port"
+    )
+    processing_delay: float = _option(values.seconds, "0", "seconds that a hot spare waits for its peer")
+    replacements: dict[str, values.Replacement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MirrorOptions(ClientOptions, ServerOptions):
+    """One chain of a mirror: a client's and a server's options in one section."""
+
+    role = "mirror"
+    topic: str = _required(values.subject, "subject of the announcements")
+    client_topic: str = _option(
+        values.subject, "", "start of the subjects to take from the providers; without it that of `topic`"
+    )
+    request_port: int | None = cast("int | None", _field(Option(values.port, None, "port for requests", required=True)))
+    destination: str = _option(
+        values.text, "", "URL of the directory that files are fetched to; without it one in the working directory"
+    )
+    delay: float = _option(values.seconds, "0", "seconds before something heard is announced again")
+
+
+_BY_KIND: Mapping[type, Callable[[str], object]] = MappingProxyType(
+    {
+        bool: values.boolean,
+        float: values.seconds,
+        int: values.whole(0, 2**40),
+        str: values.text,
+        dict: values.group,
+    }
+)
+
+# Spellings from before connection_parameters; each is read as the parameter of its name.
+FOLDED = ("connection_uptime", "ssh_key_filename", "ssh_connection_timeout", "ssh_private_key_file")
+
+# They stand in old files and have no effect: the publishing port of a server is an argument of its command.
+IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_skip_levels")
+
+
+def table(role: type[SharedOptions]) -> dict[str, Option]:
+    """Return the options of a role by their names, its own before those it has from others."""
+    found = {item.name: item.metadata["option"] for item in fields(role) if "option" in item.metadata}
+    own = [name for name in found if name in inspect.get_annotations(role)]
+    return {name: found[name] for name in [*own, *(name for name in found if name not in own)]}
+
+
+def parameters() -> dict[str, Option]:
+    """Return the connection parameters by their names: the movers' own table, read as a file is."""
+    return {
+        item.name: Option(
+            _BY_KIND[item.kind],
+            None if item.default is None else f"{item.default:g}" if item.kind is float else str(item.default).lower(),
+            f"{item.help} ({', '.join(filter(None, item.schemes))})",
+        )
+        for item in mover_options.OPTIONS
+    }
+
+
+def reference() -> str:
+    """Return the reference page of all options, as Markdown."""
+    lines = [_INTRODUCTION]
+    for title, text, role, shown_elsewhere in _CHAPTERS:
+        lines += [f"## {title}", "", text, ""]
+        skipped = {name for other in shown_elsewhere for name in table(other)} - set(inspect.get_annotations(role))
+        lines += _rows((name, option) for name, option in table(role).items() if name not in skipped)
+    lines += ["## Connection parameters", "", _PARAMETERS_TEXT, ""]
+    lines += _rows(parameters().items())
+    folded = ", ".join(f"`{name}`" for name in FOLDED)
+    ignored = ", ".join(f"`{name}`" for name in IGNORED)
+    lines += ["## Old spellings", "", _OLD_TEXT.format(folded=folded, ignored=ignored)]
+    return "\n".join(lines)
+
+
+def _rows(options: Iterable[tuple[str, Option]]) -> Iterator[str]:
+    yield "| option | default | meaning |\n|---|---|---|"
+    for name, option in options:
+        default = "**required**" if option.required else f"`{option.default}`" if option.default else "-"
+        meaning = option.meaning.replace("|", "\\|")
+        yield f"| `{name}` | {default} | {meaning} |"
+    yield ""
+
+
+_INTRODUCTION = """\
+# Options
+
+<!-- Written by `python -m trollmoves.options > doc/options.md`; change the table in trollmoves/options.py instead. -->
+
+Server, client and mirror read an INI file: one section is one chain, and `[DEFAULT]` holds what is the same for all.
+Names are not case-sensitive. There is no interpolation: a `%` is a `%`. A comment has a line of its own that starts
+with `#` or `;`. An option without a value counts as absent. Truth is `true`, `yes`, `on`, `1` or `false`, `no`, `off`,
+`0`; lists are cut at blanks and commas; times are in seconds unless the table says otherwise.
+
+A section that cannot be used is told with its file, section and option, and does not keep the others from running. An
+unknown option is told too, with the one that was probably meant. `--check` prints what would run.
+"""
+
+_CHAPTERS: tuple[tuple[str, str, type[SharedOptions], tuple[type[SharedOptions], ...]], ...] = (
+    ("The process", "In `[DEFAULT]`, for the whole process.", ProcessOptions, (SharedOptions,)),
+    (
+        "The process, or one section",
+        "In `[DEFAULT]` for all, or in a section for itself.",
+        SharedOptions,
+        (),
+    ),
+    ("Server", "A section of `move_it_server.py`.", ServerOptions, (SharedOptions,)),
+    (
+        "Client",
+        "A section of `move_it_client.py`. **Any other name** replaces the metadata item of that name in what the "
+        "client publishes, where the message has it: `sensor = abi` by a text, `satellite = G16:GOES-16|G17:GOES-17` "
+        "by a map. A value that is not in the map stays. A list is never looked up in a map. The options of this table "
+        "replace nothing.",
+        ClientOptions,
+        (SharedOptions,),
+    ),
+    (
+        "Mirror",
+        "A section of `move_it_mirror.py` takes the client's options and the server's, but for `origin` and `listen`; "
+        "what both have means what it means for the client. These are its own, or differ:",
+        MirrorOptions,
+        (ClientOptions, ServerOptions),
+    ),
+)
+
+_PARAMETERS_TEXT = """\
+For the transfers of servers and mirrors. In a file each stands with `connection_parameters__` before its name, as in
+`connection_parameters__ssh_key_filename = /home/sat/.ssh/id_ed25519`; a further `__` leads into a group, as in
+`connection_parameters__client_kwargs__endpoint_url = https://s3.site.org`. Names that are not listed are told, and
+handed on: `0`, `false`, `1` and `true` as booleans, all else as text."""
+
+_OLD_TEXT = """\
+Without `connection_parameters__` before them, these are still read as the parameters of these names: {folded}.
+
+These stand in old files and have no effect on a server: {ignored}."""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{reference()}\n")
