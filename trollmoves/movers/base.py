@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ _BY_ERRNO: dict[int, type[TransferError]] = {
 
 def from_os_error(error: OSError, what: object) -> TransferError:
     """Return ``error`` as one of ours; what is unknown counts as temporary, as trying again loses nothing."""
-    if isinstance(error, ConnectionError):
+    if isinstance(error, (ConnectionError, socket.gaierror)):
         kind: type[TransferError] = ConnectionFailed
     elif isinstance(error, TimeoutError):
         kind = TransferStalled
@@ -235,17 +236,17 @@ class Mover(ABC):
             self._verify(far, source, partial)
             if far.partials:
                 far.replace(partial, final)
-        except BaseException:
+        except BaseException as error:
             if far.partials:
-                self.discard(far, partial)
+                self.discard(far, partial, error)
             raise
 
     def is_there(self, source: Source, final: str) -> bool:  # noqa: ARG002  (only the local file system can tell)
         """Tell whether ``final`` is the source itself, so that nothing is to be done."""
         return False
 
-    def discard(self, far: FarEnd, partial: str) -> None:
-        """Remove what a try left; the error that ended it is told, one of this is not."""
+    def discard(self, far: FarEnd, partial: str, error: BaseException) -> None:  # noqa: ARG002
+        """Remove what a try left that ended by ``error``, which is told; what goes wrong here is not."""
         try:
             far.remove(partial)
         except (OSError, TransferError):

@@ -1,15 +1,364 @@
-"""Keeps connections open for the next delivery, each in one hand."""
+"""Keeps connections open for the next delivery, each in one hand at a time.
+
+``Pool`` owns the connections by key and is the only one who decides under its lock; connecting, probing and closing
+happen outside. ``Trunks`` owns what several connections may share, as the one login of several SSH channels.
+"""
 
 from __future__ import annotations
 
+import functools
+import os
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from trollmoves.errors import (
+    ConnectionFailed,
+    NoSpace,
+    OriginChanged,
+    PermanentTransferError,
+    TargetBusy,
+    TrollmovesError,
+)
+from trollmoves.movers.base import FarEnd
+
+DOUBT = 5.0  # seconds idle after which a connection is asked before it is used
+QUEUE_TIMEOUT = 600.0  # seconds a delivery waits for one of the connections to a host
+MOST_DEBRIS = 1000  # partials remembered a host, so that a host that stays away cannot fill the memory
+_HARMLESS = (PermanentTransferError, NoSpace, OriginChanged)  # errors after which a connection is as good as before
+
+T = TypeVar("T")
+
+
+class Connection(FarEnd):
+    """A far end that one is connected to."""
+
+    @abstractmethod
+    def alive(self) -> bool:
+        """Tell, without asking the far end, whether the connection still stands."""
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Ask the far end for a sign of life; raises when there is none."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close; never raises, nor waits for a far end that does not answer."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many connections to one host there may be, and for how many seconds an idle one is kept."""
+
+    connections: int
+    uptime: float
+
+
+@dataclass
+class Lease:
+    """A connection in one hand; ``reused`` when it was open before."""
+
+    connection: Connection
+    reused: bool
+    generation: int
+
+
+@dataclass
+class _Idle:
+    connection: Connection
+    since: float
+    until: float
+
+
+class _Station:
+    """The connections to one host: the idle ones, and how many are in a hand or being made."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.free = threading.Condition(lock)
+        self.idle: list[_Idle] = []
+        self.busy = 0
+        self.waiting = 0
+        self.debris: list[str] = []
+
+    @property
+    def unused(self) -> bool:
+        return not (self.idle or self.busy or self.waiting or self.debris)
+
 
 class Pool:
-    """No connection yet."""
+    """Connections by key; any thread may ask for one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stations: dict[Hashable, _Station] = {}
+        self._expiry = threading.Condition(self._lock)
+        self._reaper: threading.Thread | None = None
+        self._generation = 0
+
+    def __repr__(self) -> str:
+        with self._lock:
+            idle = sum(len(station.idle) for station in self._stations.values())
+            busy = sum(station.busy for station in self._stations.values())
+            return f"<Pool: {len(self._stations)} hosts, {idle} idle, {busy} in use>"
+
+    @contextmanager
+    def lease(self, key: Hashable, connect: Callable[[], Connection], limits: Limits) -> Iterator[Lease]:
+        """Hand out a connection for the block, an open one or else a new one by ``connect``.
+
+        After an error that may have left it in any state it is closed, and else kept for the next one.
+
+        Raises:
+            TargetBusy: none became free within ``QUEUE_TIMEOUT`` seconds.
+            TrollmovesError: what ``connect`` raises.
+        """
+        lease = self._take(key, connect, limits)
+        keep = False
+        try:
+            yield lease
+            keep = True
+        except _HARMLESS:
+            keep = lease.connection.alive()
+            raise
+        finally:
+            self._give_back(key, lease, limits, keep=keep)
 
     def close(self) -> None:
-        """Close idle connections."""
+        """Close what is idle, and let what is in use be closed when it is given back; the pool can be used on."""
+        with self._lock:
+            self._generation += 1
+            leftover = [idle.connection for station in self._stations.values() for idle in station.idle]
+            for station in self._stations.values():
+                station.idle.clear()
+                station.debris.clear()
+            self._forget_unused()
+            reaper = self._reaper
+            self._expiry.notify_all()
+        for connection in leftover:
+            connection.close()
+        if reaper is not None and reaper is not threading.current_thread():
+            reaper.join()
+
+    def close_idle(self, key: Hashable) -> None:
+        """Close the idle connections of ``key``, as one of them was found dead."""
+        with self._lock:
+            station = self._stations.get(key)
+            leftover = [idle.connection for idle in station.idle] if station else []
+            if station:
+                station.idle.clear()
+        for connection in leftover:
+            connection.close()
+
+    def remember_debris(self, key: Hashable, path: str) -> None:
+        """Note a partial that could not be removed, for the next one who has a connection there."""
+        with self._lock:
+            debris = self._station(key).debris
+            if len(debris) < MOST_DEBRIS:
+                debris.append(path)
+
+    def take_debris(self, key: Hashable) -> list[str]:
+        """Return the partials noted for ``key``, and forget them."""
+        with self._lock:
+            station = self._stations.get(key)
+            if station is None or not station.debris:
+                return []
+            debris, station.debris = station.debris, []
+            return debris
+
+    def _station(self, key: Hashable) -> _Station:
+        station = self._stations.get(key)
+        if station is None:
+            station = self._stations[key] = _Station(self._lock)
+        return station
+
+    def _forget_unused(self) -> None:
+        for key in [key for key, station in self._stations.items() if station.unused]:
+            del self._stations[key]
+
+    def _take(self, key: Hashable, connect: Callable[[], Connection], limits: Limits) -> Lease:
+        deadline = time.monotonic() + QUEUE_TIMEOUT
+        while True:
+            idle, generation = self._wait_for_turn(key, limits, deadline)
+            if idle is None:
+                break
+            if _usable(idle):
+                return Lease(idle.connection, True, generation)
+            idle.connection.close()
+            self._end_turn(key)
+        try:
+            return Lease(connect(), False, generation)
+        except BaseException:
+            self._end_turn(key)
+            raise
+
+    def _wait_for_turn(self, key: Hashable, limits: Limits, deadline: float) -> tuple[_Idle | None, int]:
+        """Return an idle connection, or None when a new one may be made; either counts as busy from now on."""
+        with self._lock:
+            station = self._station(key)
+            while not station.idle and station.busy >= max(1, limits.connections):
+                station.waiting += 1
+                try:
+                    if not station.free.wait(deadline - time.monotonic()):
+                        raise TargetBusy(f"all {limits.connections} connections to the host stay in use")
+                finally:
+                    station.waiting -= 1
+            station.busy += 1
+            return (station.idle.pop() if station.idle else None), self._generation
+
+    def _end_turn(self, key: Hashable) -> None:
+        with self._lock:
+            station = self._stations[key]
+            station.busy -= 1
+            station.free.notify()
+            if station.unused:
+                del self._stations[key]
+
+    def _give_back(self, key: Hashable, lease: Lease, limits: Limits, *, keep: bool) -> None:
+        with self._lock:
+            if keep and limits.uptime > 0 and lease.generation == self._generation:
+                station = self._stations[key]
+                now = time.monotonic()
+                station.idle.append(_Idle(lease.connection, now, now + limits.uptime))
+                station.busy -= 1
+                station.free.notify()
+                self._watch_expiry()
+                return
+        lease.connection.close()
+        self._end_turn(key)
+
+    def _watch_expiry(self) -> None:
+        if self._reaper is None:
+            self._reaper = threading.Thread(target=self._reap, name="idle connections", daemon=True)
+            self._reaper.start()
+
+    def _reap(self) -> None:
+        """Close idle connections when their time is up, as long as there are any."""
+        while True:
+            with self._lock:
+                expired = self._expired(time.monotonic())
+                following = [idle.until for station in self._stations.values() for idle in station.idle]
+                if not expired and not following:
+                    self._reaper = None
+                    return
+                if not expired:
+                    self._expiry.wait(max(0.01, min(following) - time.monotonic()))
+            for connection in expired:
+                connection.close()
+
+    def _expired(self, now: float) -> list[Connection]:
+        found = []
+        for station in self._stations.values():
+            found += [idle.connection for idle in station.idle if idle.until <= now]
+            station.idle = [idle for idle in station.idle if idle.until > now]
+        self._forget_unused()
+        return found
+
+
+def _usable(idle: _Idle) -> bool:
+    if not idle.connection.alive():
+        return False
+    if time.monotonic() - idle.since < DOUBT:
+        return True
+    try:
+        idle.connection.probe()
+    except (OSError, TrollmovesError):
+        return False
+    return True
 
 
 def shared_pool() -> Pool:
-    """Return the pool of this process."""
+    """Return the pool of this process; a forked child has one of its own, as a connection cannot serve two."""
+    return _pool_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _pool_of(process: int) -> Pool:  # noqa: ARG001  (the key)
     return Pool()
+
+
+@dataclass(eq=False)
+class Trunk(Generic[T]):
+    """One thing in several hands: ``thing`` is there, or fails, when ``made`` is done."""
+
+    key: Hashable
+    made: Future[T] = field(default_factory=Future)
+    users: int = 1
+    full: bool = False
+
+    @property
+    def thing(self) -> T:
+        """What is shared."""
+        return self.made.result(0)
+
+
+class Trunks(Generic[T]):
+    """Things that several connections share, by key: made once, closed by the last user."""
+
+    def __init__(self, close: Callable[[T], None], alive: Callable[[T], bool], users: int) -> None:
+        self._lock = threading.Lock()
+        self._trunks: dict[Hashable, list[Trunk[T]]] = {}
+        self._close = close
+        self._alive = alive
+        self._users = users
+
+    def take(self, key: Hashable, make: Callable[[], T], patience: float) -> Trunk[T]:
+        """Return a trunk with room for one more, made by ``make`` if there is none.
+
+        Who comes while another is making it waits for that, ``patience`` seconds at most: a host that is down is asked
+        once, not by everybody.
+        """
+        with self._lock:
+            trunk, new = self._find(key)
+        if new:
+            self._make(trunk, make)
+        try:
+            trunk.made.result(patience)
+        except BaseException as error:
+            self.give_back(trunk)
+            if isinstance(error, TrollmovesError):
+                raise type(error)(*error.args) from error
+            if not trunk.made.done():
+                raise ConnectionFailed("nobody got connected in time") from error
+            raise
+        return trunk
+
+    def refuse(self, trunk: Trunk[T]) -> None:
+        """Give ``trunk`` back, as it takes no more users."""
+        trunk.full = True
+        self.give_back(trunk)
+
+    def give_back(self, trunk: Trunk[T]) -> None:
+        """End one use; the last one closes."""
+        with self._lock:
+            trunk.users -= 1
+            if trunk.users:
+                return
+            self._trunks[trunk.key].remove(trunk)
+            if not self._trunks[trunk.key]:
+                del self._trunks[trunk.key]
+        with suppress(Exception):  # it could not be made, so that nothing is to be closed
+            self._close(trunk.thing)
+
+    def _find(self, key: Hashable) -> tuple[Trunk[T], bool]:
+        for trunk in self._trunks.get(key, ()):
+            if trunk.users < self._users and not trunk.full and self._promising(trunk):
+                trunk.users += 1
+                return trunk, False
+        trunk = Trunk(key)
+        self._trunks.setdefault(key, []).append(trunk)
+        return trunk, True
+
+    def _promising(self, trunk: Trunk[T]) -> bool:
+        if not trunk.made.done():
+            return True
+        return trunk.made.exception() is None and self._alive(trunk.thing)
+
+    def _make(self, trunk: Trunk[T], make: Callable[[], T]) -> None:
+        try:
+            trunk.made.set_result(make())
+        except BaseException as error:
+            trunk.made.set_exception(error)

@@ -1,0 +1,158 @@
+"""Deliveries to other hosts: over a kept connection, and to a backup target when the first does not answer."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from abc import abstractmethod
+from collections.abc import Hashable, Iterator
+from typing import NamedTuple
+from urllib.parse import ParseResult
+
+from trollmoves import urls
+from trollmoves.errors import BadDestination, ConnectionFailed, TransferError, TransferStalled
+from trollmoves.movers import options
+from trollmoves.movers.base import FarEnd, Mover, Source, translated
+from trollmoves.movers.pool import Connection, Lease, Limits, Pool, shared_pool
+
+LOG = logging.getLogger(__name__)
+RETRY_DELAY = 0.3  # seconds before the second try to connect, doubled before each further one
+
+
+class Login(NamedTuple):
+    """Whom to connect to, as whom. Never printed: it holds the password."""
+
+    scheme: str
+    host: str
+    port: int | None
+    user: str | None
+    password: str | None
+
+    def __repr__(self) -> str:
+        return f"<Login {self.scheme}://{self.host}>"
+
+
+class RemoteMover(Mover):
+    """Delivers to another host; a protocol says how to ``connect``."""
+
+    tries = 1
+    """How often a connection is tried that is refused or reset, before the next backup target is."""
+
+    @abstractmethod
+    def connect(self, login: Login) -> Connection:
+        """Return a new connection, logged in; raises an ``OSError`` or one of our errors."""
+
+    def copy(self) -> None:
+        """Deliver to the destination, or to the first backup target that answers."""
+        pool = shared_pool()
+        first: TransferError | None = None
+        with Source(self.origin) as source:
+            for destination in self._destinations():
+                self.destination = destination
+                try:
+                    return self._deliver_to(pool, source)
+                except (ConnectionFailed, TransferStalled) as error:
+                    LOG.debug("%s: does not answer: %s", urls.printable(destination), error)
+                    first = first or error
+        assert first is not None  # noqa: S101  (there is always one destination)
+        raise first
+
+    def login(self) -> Login:
+        """Return whom to connect to, of the destination as it is now."""
+        host = urls.host(self.destination)
+        if not host:
+            raise BadDestination(f"{urls.printable(self.destination)}: names no host")
+        at = self.destination
+        return Login(at.scheme, host, urls.port(at), urls.user(at), urls.password(at))
+
+    def _destinations(self) -> Iterator[ParseResult]:
+        first = self.destination
+        yield first
+        login, at, _ = first.netloc.rpartition("@")
+        port = urls.port(first)
+        for target in self.backup_targets:
+            bare = f"[{target}]" if target.count(":") > 1 and not target.startswith("[") else target
+            with_port = bare if port is None or bare.rpartition("]")[2].count(":") else f"{bare}:{port}"
+            yield urls.parse(first._replace(netloc=f"{login}{at}{with_port}"))
+
+    def _deliver_to(self, pool: Pool, source: Source) -> None:
+        """Make one try; a kept connection that proves to be dead is replaced by a new one, which is no try."""
+        login = self.login()
+        key = (login[:], repr(sorted(self.attrs.items())))
+        limits = Limits(self.option("max_connections"), self.option("connection_uptime"))
+        while True:
+            lease: Lease | None = None
+            try:
+                with pool.lease(key, lambda: self._connect(login), limits) as lease:
+                    self._clear_debris(pool, key, lease.connection)
+                    return self._deliver_over(pool, key, lease.connection, source)
+            except ConnectionFailed:
+                if lease is None or not lease.reused:
+                    raise
+                pool.close_idle(key)
+
+    def _deliver_over(self, pool: Pool, key: Hashable, connection: Connection, source: Source) -> None:
+        self._left: str | None = None
+        try:
+            with translated(self):
+                self.deliver(connection, source)
+        finally:
+            if self._left:
+                pool.remember_debris(key, self._left)
+
+    def discard(self, far: FarEnd, partial: str, error: BaseException) -> None:
+        """Remove what a try left, at once or when there is a connection that works."""
+        self._left = partial
+        if isinstance(far, Connection) and far.alive() and _leaves_usable(error):
+            try:
+                far.remove(partial)
+            except (OSError, TransferError) as another:
+                LOG.debug("%s: %s stays for now: %s", urls.printable(self.destination), partial, another)
+            else:
+                self._left = None
+
+    def _clear_debris(self, pool: Pool, key: Hashable, connection: Connection) -> None:
+        debris = pool.take_debris(key)
+        while debris:
+            try:
+                connection.remove(debris[-1])
+            except TransferError as error:
+                if error.temporary:
+                    for path in debris:
+                        pool.remember_debris(key, path)
+                    raise
+            except OSError as error:
+                LOG.debug("%s: cannot remove %s: %s", urls.printable(self.destination), debris[-1], error)
+            debris.pop()
+
+    def _connect(self, login: Login) -> Connection:
+        strange = options.unknown(self.attrs)
+        if strange:
+            LOG.warning("%s: connection parameters that mean nothing: %s", self._place, ", ".join(strange))
+        for number in range(1, self.tries):
+            try:
+                return self._connect_once(login)
+            except ConnectionFailed as error:
+                LOG.debug("%s: try %d to connect failed: %s", self._place, number, error)
+                time.sleep(RETRY_DELAY * 2 ** (number - 1) * random.uniform(0.5, 1))  # noqa: S311  (no secret)
+        return self._connect_once(login)
+
+    def _connect_once(self, login: Login) -> Connection:
+        with translated(f"connecting to {self._place}"):
+            try:
+                return self.connect(login)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise ConnectionFailed(f"connecting to {self._place}: {error.strerror or error}") from error
+
+    @property
+    def _place(self) -> str:
+        return urls.printable(self.destination._replace(path=""))
+
+
+def _leaves_usable(error: BaseException) -> bool:
+    """Tell whether a connection can still be talked over after ``error``."""
+    broken = (TimeoutError, ConnectionError, ConnectionFailed, TransferStalled)
+    return isinstance(error, Exception) and not isinstance(error, broken)

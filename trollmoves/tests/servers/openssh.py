@@ -1,0 +1,64 @@
+"""OpenSSH's sshd with keys and a configuration of its own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
+
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+
+_CONFIG = """
+Port {port}
+ListenAddress {host}
+HostKey {folder}/host_key
+PidFile none
+AuthorizedKeysFile {folder}/authorized_keys
+UsePAM no
+StrictModes no
+PermitRootLogin yes
+MaxStartups 100:30:200
+MaxSessions 100
+LogLevel ERROR
+Subsystem sftp {subsystem}
+{extra}
+"""
+
+
+def missing() -> str:
+    """Return why there is no sshd, empty when there is one."""
+    return "" if os.access(SSHD, os.X_OK) else "no sshd (Debian: openssh-server)"
+
+
+def make_key(path: Path, kind: str = "ed25519") -> Path:
+    """Make a key pair at ``path`` without passphrase."""
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)], check=True, stdin=subprocess.DEVNULL)
+    return path
+
+
+class OpenSsh(ServerProcess):
+    """An sshd on a free port, which lets this user in by ``user_key``; ``known_hosts`` knows it."""
+
+    def __init__(self, folder: Path, extra: str = "", subsystem: str = "internal-sftp") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        if os.geteuid() == 0:
+            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
+        self.user = getpass.getuser()
+        self.user_key = make_key(folder / "user_key")
+        self.host_key = make_key(folder / "host_key")
+        (folder / "authorized_keys").write_text((folder / "user_key.pub").read_text())
+        self.known_hosts = folder / "known_hosts"
+        self.known_hosts.write_text(self.known_as(port))
+        config = folder / "sshd_config"
+        config.write_text(_CONFIG.format(port=port, host=HOST, folder=folder, extra=extra, subsystem=subsystem))
+        super().__init__(port, [SSHD, "-D", "-e", "-f", str(config)], folder / "sshd.log")
+
+    def known_as(self, port: int) -> str:
+        """Return the line of a known_hosts file for this server behind ``port``."""
+        kind, key = self.host_key.with_suffix(".pub").read_text().split()[:2]
+        return f"[{HOST}]:{port} {kind} {key}\n"
