@@ -289,7 +289,7 @@ class LocalHost:
             return answer
         self._answers[name] = (now, answer)
         try:
-            threading.Thread(target=self._find_out, args=(name, answer), name=f"look-up {name}", daemon=True).start()
+            threading.Thread(target=self._find_out, args=(name, answer), name="look-up", daemon=True).start()
         except RuntimeError:  # no more threads, or the process is about to end
             answer.set_result(False)
         return answer
