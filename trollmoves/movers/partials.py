@@ -11,12 +11,15 @@ NAME_MAX = 255  # bytes in one file name, on every file system that counts
 TOKEN_BYTES = 6
 SUFFIX = ".part"
 _PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{{2 * TOKEN_BYTES}}}\{SUFFIX}", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # not every protocol can say them, and a partial need not keep them
 _ROOM = NAME_MAX - len(".") - len(".") - 2 * TOKEN_BYTES - len(SUFFIX)
 
 
 def partial_path(path: str) -> str:
     """Return a name beside ``path`` that no other transfer uses, ``.NAME.TOKEN.part``; NAME is cut to fit 255 bytes."""
     directory, slash, name = path.rpartition("/")
+    if _CONTROL.search(name):
+        name = _CONTROL.sub("_", name)
     if len(name) * 3 > _ROOM:
         name = _cut(name)
     return f"{directory}{slash}.{name}.{os.urandom(TOKEN_BYTES).hex()}{SUFFIX}"

@@ -1,0 +1,206 @@
+"""One SSH login, shared by the channels of several deliveries."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+
+import paramiko
+
+from trollmoves.errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    PermanentTransferError,
+    TransferStalled,
+    TrollmovesError,
+    UnknownHostKey,
+)
+from trollmoves.movers import options
+from trollmoves.movers.pool import Connection, Trunk, Trunks
+from trollmoves.movers.remote import Login, RemoteMover
+
+PORT = 22
+LINES = 4  # deliveries over one login; OpenSSH's MaxSessions allows 10 channels, and one by scp takes two
+SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
+_INSECURE = ("cbc", "3des", "arcfour")
+
+
+class ChannelRefused(ConnectionFailed):
+    """The login takes no further channel."""
+
+
+class Refuse(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+    """Lets nobody in who is not known."""
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
+        """Say who is not known, and what would make it so."""
+        raise UnknownHostKey(
+            f"{hostname} shows a {key.get_name()} key ({key.fingerprint}) that is in no known_hosts file; add it, "
+            "for instance by ssh-keyscan, when it is the right one"
+        )
+
+
+class SshMover(RemoteMover):
+    """Delivers over a channel of an SSH login; a protocol says how to ``open_line``."""
+
+    @property
+    def tries(self) -> int:  # type: ignore[override]
+        """How often to try to connect."""
+        return max(1, int(self.option("num_ssh_retries")))
+
+    @property
+    def stall_timeout(self) -> float:
+        """Seconds without a byte moving after which a transfer fails."""
+        return float(self.option("stall_timeout"))
+
+    @abstractmethod
+    def open_line(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
+        """Return a connection over new channels, which calls ``hang_up`` once when it is closed."""
+
+    def connect(self, login: Login) -> Connection:
+        """Open channels on a login that has room for them, or on a new one."""
+        trunks = shared_trunks()
+        key = (login[:], repr(sorted(self.attrs.items())))
+        patience = 3 * self._connection_timeout() + 1
+        while True:
+            trunk = trunks.take(key, lambda: self._dial(login), patience)
+            try:
+                with ssh_told():
+                    return self.open_line(trunk.thing.get_transport(), _once(trunks, trunk))
+            except ChannelRefused:
+                alone = trunk.users == 1
+                trunks.refuse(trunk)
+                if alone:
+                    raise
+            except BaseException:
+                trunks.give_back(trunk)
+                raise
+
+    def _connection_timeout(self) -> float:
+        return float(options.first(self.attrs, "ssh_connection_timeout", "connection_timeout"))
+
+    def _dial(self, login: Login) -> paramiko.SSHClient:
+        timeout = self._connection_timeout()
+        key_file = options.first(self.attrs, "ssh_key_filename", "ssh_private_key_file")
+        if key_file:
+            key_file = os.path.expanduser(key_file)
+            if not os.access(key_file, os.R_OK):
+                raise AuthenticationFailed(f"the key file {key_file} cannot be read")
+        client = self._client()
+        plain = _connected_socket(login, timeout, self.stall_timeout)
+        try:
+            with ssh_told():
+                client.connect(
+                    login.host,
+                    login.port or PORT,
+                    login.user,
+                    login.password,
+                    key_filename=key_file,
+                    timeout=timeout,
+                    banner_timeout=timeout,
+                    auth_timeout=timeout,
+                    channel_timeout=timeout,
+                    # Who writes a password into the URL means it, and servers count every key that is offered before.
+                    allow_agent=login.password is None,
+                    look_for_keys=login.password is None,
+                    sock=plain,
+                    transport_factory=_quick_transport,
+                )
+        except BaseException:
+            client.close()
+            plain.close()
+            raise
+        return client
+
+    def _client(self) -> paramiko.SSHClient:
+        client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(Refuse())
+        client.load_system_host_keys()
+        for path in (SYSTEM_KNOWN_HOSTS, self.option("ssh_known_hosts")):
+            if path and os.path.exists(os.path.expanduser(path)):
+                client.load_system_host_keys(os.path.expanduser(path))
+        return client
+
+
+def _connected_socket(login: Login, timeout: float, stall_timeout: float) -> socket.socket:
+    plain = socket.create_connection((login.host, login.port or PORT), timeout)
+    # paramiko leaves small packets to wait for the far end's delayed acknowledgements, 40 ms each.
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Its channel time-outs do not end a write that the kernel takes no more of; this does.
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_timeout * 1000))
+    return plain
+
+
+def _quick_transport(sock: socket.socket, **arguments: object) -> paramiko.Transport:
+    """Return a transport that prefers the quickest of the secure ciphers, AES-GCM, which paramiko puts last."""
+    transport = paramiko.Transport(sock, **arguments)
+    security = transport.get_security_options()
+    secure = [name for name in security.ciphers if not any(word in name for word in _INSECURE)]
+    security.ciphers = sorted(secure, key=lambda name: "gcm" not in name)
+    return transport
+
+
+@contextlib.contextmanager
+def ssh_told() -> Iterator[None]:
+    """Translate what paramiko raises."""
+    try:
+        yield
+    except TrollmovesError:
+        raise
+    except (paramiko.SSHException, EOFError) as error:
+        raise _translated(error) from error
+    except TimeoutError:
+        raise
+    except OSError as error:
+        if error.errno is None:  # paramiko's word for a channel that is no more
+            raise ConnectionFailed(f"SSH: {error}") from error
+        raise
+
+
+def _translated(error: Exception) -> TrollmovesError:
+    text = f"SSH: {error or type(error).__name__}"
+    if isinstance(error, paramiko.BadHostKeyException):
+        return UnknownHostKey(f"{error.hostname} shows another key than the one in known_hosts")
+    if isinstance(error, paramiko.ChannelException):
+        return ChannelRefused(text)
+    if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in text:
+        return TransferStalled(text) if "timeout" in text else AuthenticationFailed(text)
+    if isinstance(error, getattr(paramiko.ssh_exception, "IncompatiblePeer", ())):
+        return PermanentTransferError(text)
+    return ConnectionFailed(text)
+
+
+def _once(trunks: Trunks[paramiko.SSHClient], trunk: Trunk[paramiko.SSHClient]) -> Callable[[], None]:
+    """Return a function that gives the trunk back when it is called for the first time."""
+    left = [trunk]
+    return lambda: trunks.give_back(left.pop()) if left else None
+
+
+def shared_trunks() -> Trunks[paramiko.SSHClient]:
+    """Return the SSH logins of this process."""
+    return _trunks_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _trunks_of(process: int) -> Trunks[paramiko.SSHClient]:  # noqa: ARG001  (the key)
+    # paramiko tells at level ERROR, with a traceback, what reaches the caller as an exception.
+    logging.getLogger("paramiko.transport").addFilter(_not_twice)
+    return Trunks(_hang_up, _stands, LINES)
+
+
+def _not_twice(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
+
+
+def _hang_up(client: paramiko.SSHClient) -> None:
+    client.close()
+
+
+def _stands(client: paramiko.SSHClient) -> bool:
+    transport = client.get_transport()
+    return transport is not None and bool(transport.is_active())
