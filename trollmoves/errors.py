@@ -30,7 +30,9 @@ class ConfigError(StartError):
 
 
 class JournalError(StartError):
-    """The journal cannot be opened, read or written."""
+    """The journal cannot be opened, read or written; its disk may have room again later."""
+
+    temporary = True
 
 
 class MessageError(TrollmovesError):

@@ -237,6 +237,11 @@ class Journal:
                 [(t.body, t.lane, t.rank, t.due, t.state, t.tries, t.id) for t in tasks],
             )
 
+    def amend(self, tasks: Iterable[Task]) -> None:
+        """Store a new body of known tasks, and nothing else of them."""
+        with self._transaction() as db:
+            db.executemany("UPDATE tasks SET body = ? WHERE id = ?", [(task.body, task.id) for task in tasks])
+
     def claim(self, chain: str, lane: str, limit: int, now: float, *, taken: Collection[int] = ()) -> list[Task]:
         """Give up to ``limit`` tasks of a lane due at ``now``, lowest rank, then longest due, without those ``taken``.
 
@@ -386,6 +391,14 @@ class Journal:
             (chain, number, limit),
         )
         return [Announced(*row) for row in rows]
+
+    def number_before(self, chain: str, noted: float) -> int:
+        """Give the number of the last announcement made before a time (s since the epoch), 0 when there is none."""
+        rows = self._read(
+            "SELECT number FROM announcements WHERE chain = ? AND noted < ? ORDER BY number DESC LIMIT 1",
+            (chain, noted),
+        )
+        return int(rows[0][0]) if rows else 0
 
     def newest(self, chain: str, limit: int) -> list[Announced]:
         """Give the newest announcements of a chain, newest first."""

@@ -169,6 +169,12 @@ class Workers:
             known = self._lanes.get((chain, lane))
         return max(0.0, known.paused_until - time.time()) if known and known.failures > 1 else 0.0
 
+    def taken(self, chain: str, lane: str) -> set[int]:
+        """Give the ids of the tasks of a lane that are in hand."""
+        with self._lock:
+            known = self._lanes.get((chain, lane))
+        return set(known.taken) if known else set()
+
     def expect(self, tasks: Iterable[Task]) -> None:
         """Say that these tasks were noted, so that they are claimed when due. Any thread."""
         with self._lock:

@@ -1,0 +1,248 @@
+"""One process: its arguments, signals, chains, start, reload and stop."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from trollmoves import __version__, config, logs
+from trollmoves.errors import ConfigError, StartError, TrollmovesError
+from trollmoves.journal import Journal, journal_path
+from trollmoves.options import ChainOptions, ProcessOptions
+from trollmoves.watch import FileWatch
+from trollmoves.workers import Workers
+
+log = logging.getLogger(__name__)
+
+UPKEEP = 600.0  # s between prunings of the journal
+DAY = 86_400.0  # s
+SWITCH = 0.001  # s after which a busy thread lets another one have Python; its default of 5 ms would be our latency
+
+O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
+
+
+class Chain(Protocol):
+    """One section of a configuration, running."""
+
+    name: str
+
+    def start(self) -> None:
+        """Begin; StartError when it cannot."""
+
+    def stop(self) -> None:
+        """End in order; may be called on one that did not start."""
+
+
+@dataclass(frozen=True)
+class House:
+    """What all chains of a process share."""
+
+    options: ProcessOptions
+    journal: Journal
+    workers: Workers
+
+
+class Daemon(ABC, Generic[O]):
+    """A process with chains. Only its main thread starts, reloads and stops anything."""
+
+    role: ClassVar[str]
+    options: type[O]
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self._file: str = arguments.config_file
+        self._orders: SimpleQueue[str] = SimpleQueue()
+        self._chains: dict[str, Chain] = {}
+        self._chains_lock = threading.Lock()  # the dict: heartbeats look at it
+
+    # -- what each daemon is
+
+    @abstractmethod
+    def chain(self, options: O, house: House) -> Chain:
+        """Make the chain of one section; StartError when it cannot run."""
+
+    def open(self, house: House) -> None:
+        """Open what all chains of this daemon share; StartError when it cannot be had."""
+
+    def close(self) -> None:
+        """Close it again."""
+
+    @classmethod
+    def parser(cls, description: str) -> argparse.ArgumentParser:
+        """Give a parser of the arguments that all daemons have."""
+        parser = argparse.ArgumentParser(description=description)
+        add = parser.add_argument
+        add("config_file", help="the configuration file")
+        add("--check", action="store_true", help="say what would run, and what is wrong, and end")
+        add("-c", "--log-config", metavar="FILE", help="configuration of the log (YAML, dictConfig)")
+        add("-l", "--log", metavar="FILE", help="log to this file instead of standard error")
+        add("-v", "--verbose", action="store_true", help="log more")
+        add("--version", action="version", version=f"trollmoves {__version__}")
+        return parser
+
+    def running(self) -> list[Chain]:
+        """Give the chains that run; any thread."""
+        with self._chains_lock:
+            return list(self._chains.values())
+
+    # -- its life
+
+    def run(self) -> int:
+        """Run until a signal ends it; give the exit status."""
+        try:
+            if self.arguments.check:
+                return self._check()
+            logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
+            return self._live()
+        except TrollmovesError as error:
+            log.debug("because of", exc_info=True)
+            print(f"{self.parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the last word before the end)
+            return 1
+
+    def _check(self) -> int:
+        found = config.read(self._file, self.options)
+        sys.stdout.write(config.describe(found))
+        return 1 if found.broken else 0
+
+    def _live(self) -> int:
+        sys.setswitchinterval(SWITCH)
+        current = config.read(self._file, self.options)
+        _tell_problems(current)
+        path = journal_path(current.process.journal or "", self._file, self.role)
+        journal = Journal(path, synchronous=current.process.synchronous)
+        house = House(current.process, journal, Workers(journal, current.process.workers))
+        try:
+            self.open(house)
+            try:
+                self._listen_to_signals()
+                house.workers.start()
+                for options in current.sections.values():
+                    self._start_chain(options, house)
+                if not self._chains:
+                    raise StartError("no chain could be started")
+                log.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), path)
+                self._obey(current, house)
+            finally:
+                self._stop(house)
+        finally:
+            journal.close()
+        return 0
+
+    def _listen_to_signals(self) -> None:
+        for number, order in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
+            signal.signal(number, lambda *_, order=order: self._orders.put(order))
+
+    def _obey(self, current: config.Configuration[O], house: House) -> None:
+        follower = FileWatch(self._file, lambda: self._orders.put("reload"))
+        follower.start()
+        upkeep_at = time.monotonic() + UPKEEP
+        try:
+            while True:
+                try:
+                    order = self._orders.get(timeout=max(0.0, upkeep_at - time.monotonic()))
+                except Empty:
+                    self._keep_up(house)
+                    upkeep_at = time.monotonic() + UPKEEP
+                    continue
+                if order == "stop":
+                    return
+                current = self._reload(current, house)
+        finally:
+            follower.stop()
+
+    @staticmethod
+    def _keep_up(house: House) -> None:
+        now = time.time()
+        try:
+            removed = house.journal.prune(
+                finished_before=now - house.options.keep_finished * DAY,
+                announced_before=now - house.options.keep_announcements * DAY,
+                most_announcements=house.options.max_announcements,
+            )
+        except TrollmovesError as error:
+            log.error("the journal could not be pruned: %s", error)
+        else:
+            log.debug("pruned %d old lines from the journal", removed)
+
+    # -- chains
+
+    def _start_chain(self, options: O, house: House) -> bool:
+        chain = None
+        try:
+            chain = self.chain(options, house)
+            chain.start()
+        except Exception as error:  # one chain's trouble is not the others'
+            expected = isinstance(error, TrollmovesError)
+            log.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
+            if chain:
+                chain.stop()
+            return False
+        with self._chains_lock:
+            self._chains[options.name] = chain
+        log.info("[%s] started", options.name)
+        return True
+
+    def _stop_chain(self, name: str) -> None:
+        with self._chains_lock:
+            chain = self._chains.pop(name, None)
+        if chain is None:
+            return
+        try:
+            chain.stop()
+            log.info("[%s] stopped", name)
+        except Exception:
+            log.exception("[%s] did not stop in order", name)
+
+    def _reload(self, current: config.Configuration[O], house: House) -> config.Configuration[O]:
+        """Bring what runs into line with the file; what the file does not change is not touched."""
+        try:
+            new = config.read(self._file, self.options)
+        except ConfigError as error:
+            log.error("the configuration is not taken over, what runs goes on: %s", error)
+            return current
+        _tell_problems(new)
+        changes = config.changes(current, new)
+        if changes.process:
+            log.warning("needs a restart to count: %s in [DEFAULT]", ", ".join(changes.process))
+        for name in changes.removed:
+            self._stop_chain(name)
+        for name in changes.changed:
+            self._stop_chain(name)
+            if not self._start_chain(new.sections[name], house):
+                log.error("[%s] goes on as it was before", name)
+                self._start_chain(current.sections[name], house)
+        wanted = (*changes.added, *(n for n in changes.unchanged if n not in self._chains))
+        for name in wanted:
+            self._start_chain(new.sections[name], house)
+        log.info(
+            "configuration read again: %d added, %d changed, %d removed, %d as before",
+            len(changes.added),
+            len(changes.changed),
+            len(changes.removed),
+            len(changes.unchanged) + len(changes.kept),
+        )
+        return changes.running
+
+    def _stop(self, house: House) -> None:
+        """End in order: hear nothing more, give what runs its time, write down the rest."""
+        for name in list(self._chains):
+            self._stop_chain(name)
+        if not house.workers.stop(house.options.stop_timeout):
+            log.warning("transfers were still running after %g s; they are begun anew", house.options.stop_timeout)
+        self.close()
+        log.info("stopped")
+
+
+def _tell_problems(found: config.Configuration[Any]) -> None:
+    for warning in found.warnings:
+        log.warning("%s", warning)
+    for problem in found.problems:
+        log.error("%s", problem)
