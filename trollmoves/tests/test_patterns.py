@@ -17,8 +17,10 @@ import trollsift
 from trollmoves.errors import TrollmovesError
 from trollmoves.patterns import ComposeError, Origin, Pattern
 
-HRIT = "H-000-{series:_<6s}-{platform_name:_<12s}-{channel:_<9s}-"
-    "{segment:_<9s}-{nominal_time:%Y%m%d%H%M}-{compressed:_<2s}"
+HRIT = (
+    "H-000-{series:_<6s}-{platform_name:_<12s}-{channel:_<9s}-{segment:_<9s}"
+    "-{nominal_time:%Y%m%d%H%M}-{compressed:_<2s}"
+)
 NAME = "H-000-MSG4__-MSG4________-IR_108___-000001___-202501010000-C_"
 
 

@@ -1,0 +1,206 @@
+"""Where a daemon's log lines go.
+
+Whatever the way, each line passes one formatter: it leaves out the secrets of URLs, and it writes control characters
+in a message as escapes, so that no file name can forge a line. A traceback keeps its lines, indented.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import logging.config
+import logging.handlers
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from trollmoves.errors import ConfigError
+from trollmoves.urls import masked
+
+FORMAT = "[%(levelname)s: %(asctime)s : %(name)s] %(message)s"
+KEPT = 7  # log files of the days before
+LONGEST = 10_000  # characters of a message that are written: some of it may have come from anyone
+
+# Other people's loggers with the level they keep even when verbose: the DEBUG lines of some hold keys and tokens, or
+# tell of every packet.
+_OTHERS = {
+    "posttroll": logging.NOTSET,
+    "pyinotify": logging.NOTSET,
+    "paramiko": logging.INFO,
+    "botocore": logging.INFO,
+    "boto3": logging.INFO,
+    "s3transfer": logging.INFO,
+    "urllib3": logging.INFO,
+}
+_UNITS = ("kB", "MB", "GB", "TB", "PB")
+
+
+def set_up(*, file: str | None = None, config: str | None = None, verbose: bool = False) -> None:
+    """Direct the log lines of this process; the main thread calls this once, before the others start.
+
+    Without ``file`` and ``config`` they go to stderr; with both, to both. What is not said in ``config`` is logged
+    from INFO on, by other packages from WARNING on.
+
+    Args:
+        file: the file to append to; a new one is begun at midnight, and the last seven are kept.
+        config: a YAML file for ``logging.config.dictConfig``. Unless it says otherwise, loggers that exist already
+            go on (``disable_existing_loggers: false``).
+        verbose: from DEBUG on, also to the console and files of ``config``; handlers for errors only stay so.
+
+    Raises:
+        ConfigError: when one of the files cannot be used; says which and why.
+    """
+    settings = _read(config) if config else {}
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler.formatter, CarefulFormatter)]:
+        root.removeHandler(handler)  # an earlier call's
+        handler.close()
+    if config:
+        _apply(settings, config)
+    else:
+        root.setLevel(logging.INFO)
+    if file:
+        root.addHandler(_file_handler(file))
+    elif not config:
+        root.addHandler(_ours(logging.StreamHandler()))
+    _quieten(_names(settings.get("loggers")), verbose)
+    if verbose:
+        _open_up(_names(settings.get("loggers")))
+    for handler in _handlers():
+        if not isinstance(handler.formatter, CarefulFormatter):
+            handler.setFormatter(CarefulFormatter(handler.formatter))
+    # A handler that fails (a full disk) would else print each lost line to stderr, with arguments as they are.
+    logging.raiseExceptions = False
+
+
+def size(n_bytes: int) -> str:
+    """Return a number of bytes for a log line: ``2.1 MB``, in powers of 1000."""
+    if n_bytes < 1000:
+        return f"{n_bytes} B"
+    number = float(n_bytes)
+    for unit in _UNITS:
+        number /= 1000
+        if number < 999.95 or unit == _UNITS[-1]:
+            break
+    return f"{number:.1f} {unit}"
+
+
+class CarefulFormatter(logging.Formatter):
+    """Formats by another formatter, without secrets, and so that nothing in a message looks like another line.
+
+    Args:
+        inner: the formatter that gives the form; by default the bare message, as ``logging`` has it.
+    """
+
+    def __init__(self, inner: logging.Formatter | None = None) -> None:
+        super().__init__()
+        self._inner = inner or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; never raises."""
+        message = _message(record)
+        if message is not None:
+            record = copy.copy(record)
+            record.msg, record.args = message, None
+        try:
+            text = self._inner.format(record)
+        except Exception:  # a form that asks for what this record does not have
+            text = logging.Formatter(FORMAT).format(record)
+        text = masked(text)
+        if record.exc_info or record.exc_text or record.stack_info:
+            text = "\n    ".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+        return text
+
+
+def _message(record: logging.LogRecord) -> str | None:
+    """Return the message as it may be written; None when it may be written as it is."""
+    try:
+        message = record.getMessage()
+    except Exception as error:  # arguments that do not fit, an object that cannot be shown
+        message = f"{record.msg!r} ({type(error).__name__} in its arguments)"
+    else:
+        if len(message) <= LONGEST and message.isprintable():
+            return None
+    if len(message) > LONGEST:
+        message = f"{masked(message)[:LONGEST]}... ({len(message)} characters)"
+    return message if message.isprintable() else _escaped(message)
+
+
+def _escaped(text: str) -> str:
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def _read(config: str) -> dict[str, Any]:
+    try:
+        with open(config, "rb") as stream:
+            settings = yaml.safe_load(stream)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=config) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is no YAML: {_one_line(error)}", file=config) from None
+    if not isinstance(settings, dict):
+        raise ConfigError("is no logging configuration: it holds no keys", file=config)
+    return {"disable_existing_loggers": False, **settings}
+
+
+def _apply(settings: dict[str, Any], config: str) -> None:
+    try:
+        logging.config.dictConfig(settings)
+    except Exception as error:  # whatever a class or factory that is named there may raise
+        causes = " ".join(map(_one_line, filter(None, (error, error.__cause__))))
+        raise ConfigError(f"is no logging configuration: {causes}", file=config) from None
+
+
+def _one_line(error: BaseException) -> str:
+    return masked(" ".join(str(error).split())) or type(error).__name__
+
+
+def _file_handler(file: str) -> logging.Handler:
+    try:
+        return _ours(
+            logging.handlers.TimedRotatingFileHandler(
+                file, when="midnight", backupCount=KEPT, encoding="utf-8", errors="backslashreplace"
+            )
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot log there: {error.strerror}", file=file) from None
+
+
+def _ours(handler: logging.Handler) -> logging.Handler:
+    handler.setFormatter(CarefulFormatter(logging.Formatter(FORMAT)))
+    return handler
+
+
+def _quieten(configured: set[str], verbose: bool) -> None:
+    for name, level in _OTHERS.items():
+        if name not in configured:
+            logging.getLogger(name).setLevel(level if verbose else logging.WARNING)
+
+
+def _open_up(configured: set[str]) -> None:
+    ours = {name for name in configured if name.split(".")[0] == "trollmoves"}
+    for logger in (logging.getLogger(), *map(logging.getLogger, ours)):
+        logger.setLevel(logging.DEBUG)
+    for handler in _handlers():
+        if isinstance(handler, logging.StreamHandler) and handler.level <= logging.WARNING:
+            handler.setLevel(logging.DEBUG)
+
+
+def _names(loggers: object) -> set[str]:
+    return set(map(str, loggers)) if isinstance(loggers, Mapping) else set()
+
+
+def _handlers() -> Iterator[logging.Handler]:
+    """Yield the handlers of all loggers, and those that they hand on to."""
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    waiting = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
+    seen: list[logging.Handler] = []
+    while waiting:
+        handler = waiting.pop()
+        if handler in seen:
+            continue
+        seen.append(handler)
+        yield handler
+        further = [getattr(handler, "target", None), *getattr(getattr(handler, "listener", None), "handlers", ())]
+        waiting += [other for other in further if isinstance(other, logging.Handler)]
