@@ -19,6 +19,7 @@ from trollmoves.errors import (
     BadDestination,
     ConnectionFailed,
     NoSpace,
+    PermissionRefused,
     TemporaryTransferError,
     TransferError,
 )
@@ -36,6 +37,7 @@ CREATE_NEW = 0x02 | 0x08 | 0x20  # write, create, which must not exist
 FILE_MODE, DIRECTORY_MODE = 0o664, 0o775  # before the umask there
 CHUNK = 32768  # bytes in one write, which every server takes
 LONGEST_CHUNK = 261120  # OpenSSH's bound
+READ_ONLY = 1  # among the flags of a file system
 IN_FLIGHT = 4 << 20  # bytes sent and not yet confirmed: what a 100 ms link carries at 40 MB/s
 POSIX_RENAME, FSYNC, STATVFS, LIMITS = (
     b"posix-rename@openssh.com",
@@ -220,23 +222,27 @@ class SftpConnection(Connection):
         if code == PERMISSION_DENIED:
             return PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         kind: type[TransferError] = TemporaryTransferError
-        if code in (NO_SPACE, QUOTA) or (code == FAILURE and self._is_full(path)):
+        if code in (NO_SPACE, QUOTA):
             kind = NoSpace
+        elif code == FAILURE:
+            kind = self._failure_of_disk(path)
         elif code == BAD_MESSAGE:
             kind = BadDestination
         elif code in (NO_CONNECTION, CONNECTION_LOST):
             kind = ConnectionFailed
         return kind(f"{path}: the far end answers {text or code!r}")
 
-    def _is_full(self, path: str) -> bool:
+    def _failure_of_disk(self, path: str) -> type[TransferError]:
         if STATVFS not in self._extensions:
-            return False
+            return TemporaryTransferError
         directory = path.rpartition("/")[0] or "/"
         kind, data = self._answer(self._send(EXTENDED, _string(STATVFS), _string(directory)))
         if kind != EXTENDED_REPLY:
-            return False
-        _, _, _, _, free_blocks, _, _, free_files = struct.unpack_from(">8Q", data)
-        return free_blocks == 0 or free_files == 0
+            return TemporaryTransferError
+        _, _, _, _, free_blocks, files, _, free_files, _, flags, _ = struct.unpack(">11Q", data[:88])
+        if flags & READ_ONLY:
+            return PermissionRefused
+        return NoSpace if free_blocks == 0 or (files and free_files == 0) else TemporaryTransferError
 
     def _send(self, kind: int, *parts: bytes) -> int:
         """Send a request; return its number, under which its answer will be found."""
