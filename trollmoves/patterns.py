@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from trollsift import parser as trollsift
 
 from trollmoves.errors import TrollmovesError
+from trollmoves.urls import masked
 
 REMEMBERED = 64  # converted values kept for each field of a pattern
 
@@ -70,7 +71,7 @@ class Pattern:
         self._reader = None if compose_only else _reader(text, self._pieces)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.text!r})"
+        return f"{type(self).__name__}({_shown(self.text)})"
 
     @property
     def fields(self) -> list[str]:
@@ -80,7 +81,7 @@ class Pattern:
     def parse(self, name: str) -> dict[str, Any] | None:
         """Return the values of the fields; None when the name does not match or a value cannot be converted."""
         if self._reader is None:
-            raise ValueError(f"the pattern {self.text!r} is for composing only")
+            raise ValueError(f"the pattern {_shown(self.text)} is for composing only")
         return self._reader.read(name)
 
     def matches(self, name: str) -> bool:
@@ -95,7 +96,7 @@ class Pattern:
         """
         try:
             return str(trollsift.formatter.vformat(self.text, (), fields))
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError):
             raise self._compose_error(fields) from None
 
     def globify(self) -> str:
@@ -109,11 +110,15 @@ class Pattern:
             try:
                 trollsift.formatter.vformat(_format([piece]), (), fields)
             except (KeyError, IndexError):
-                return ComposeError(f"no {piece.name!r} to compose {self.text!r} with", piece.name)
-            except (ValueError, TypeError, AttributeError) as error:
+                return ComposeError(f"no {piece.name!r} to compose {_shown(self.text)} with", piece.name)
+            except (ValueError, TypeError, AttributeError, OverflowError) as error:
                 kind = type(fields.get(piece.name)).__name__
-                return ComposeError(f"the {piece.name!r} does not fit {self.text!r}: {error} ({kind})", piece.name)
-        return ComposeError(f"cannot compose {self.text!r}")  # pragma: no cover  (something fitted only on its own)
+                return ComposeError(
+                    f"the {piece.name!r} does not fit {_shown(self.text)}: {error} ({kind})", piece.name
+                )
+        return ComposeError(
+            f"cannot compose {_shown(self.text)}"
+        )  # pragma: no cover  (something fitted only on its own)
 
 
 class Origin:
@@ -141,16 +146,16 @@ class Origin:
         self.root = _absolute(head or ".")
         self.pattern = Pattern(_format(below))
         if self.pattern.text.endswith("/") or not self.pattern.text:
-            raise ValueError(f"{text!r} has no file name pattern behind its directory")
+            raise ValueError(f"{_shown(text)} has no file name pattern behind its directory")
         if ".." in self.pattern.text.split("/"):
-            raise ValueError(f"{text!r} has a '..' behind a field")
+            raise ValueError(f"{_shown(text)} has a '..' behind a field")
         # A date that lacks its year (of a 29 February) may be completed further down: directories are only matched.
         self._directories = [_reader(text, level).match for level in _levels(below)]
         self.depth = len(self._directories)
         self._start = self.root.rstrip("/") + "/"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.text!r})"
+        return f"{type(self).__name__}({_shown(self.text)})"
 
     def parse(self, path: str) -> dict[str, Any] | None:
         """Return the values of the fields in an absolute path, directory and name; None when it does not match."""
@@ -240,9 +245,9 @@ def _expression(text: str, pieces: Iterable[_Piece]) -> re.Pattern[str]:
         # With DOTALL a field takes a line feed in a name as any other character.
         return re.compile(regex.replace(_ANY, "[^/]*?").replace(_ONE, "[^/]"), re.DOTALL)
     except KeyError as error:
-        raise ValueError(f"{text!r} is no pattern: trollsift knows no format {error}") from None
+        raise ValueError(f"{_shown(text)} is no pattern: trollsift knows no format {error}") from None
     except (ValueError, OverflowError, re.error) as error:
-        raise ValueError(f"{text!r} is no pattern: {error}") from None
+        raise ValueError(f"{_shown(text)} is no pattern: {error}") from None
 
 
 def _converter(spec: str) -> Callable[[str], Any]:
@@ -260,7 +265,7 @@ def _joiner(text: str, name: str, specs: list[str]) -> Callable[[tuple[str, ...]
         if directives <= seen:
             continue
         if directives & seen:
-            raise ValueError(f"{text!r} is no pattern: the formats of {name!r} overlap in part")
+            raise ValueError(f"{_shown(text)} is no pattern: the formats of {name!r} overlap in part")
         taken.append(number)
         seen |= directives
     return functools.lru_cache(maxsize=REMEMBERED)(functools.partial(_joined_time, specs, sorted(taken)))
@@ -288,9 +293,9 @@ def _directives(spec: str) -> set[str]:
 
 def _check_name(text: str, piece: _Piece) -> None:
     if not (piece.name or "").isidentifier():
-        raise ValueError(f"{text!r} is no pattern: {piece.name!r} is no name for a field")
+        raise ValueError(f"{_shown(text)} is no pattern: {piece.name!r} is no name for a field")
     if "{" in piece.spec:
-        raise ValueError(f"{text!r} is no pattern: {piece.name!r} has a field in its format")
+        raise ValueError(f"{_shown(text)} is no pattern: {piece.name!r} has a field in its format")
 
 
 def _check_specs(text: str, name: str, specs: list[str]) -> None:
@@ -300,18 +305,22 @@ def _check_specs(text: str, name: str, specs: list[str]) -> None:
             try:
                 datetime.strptime(_SAMPLE.strftime(sample), sample)  # noqa: DTZ007
             except (ValueError, re.error) as error:
-                raise ValueError(f"{text!r} is no pattern: {name!r} cannot be read back: {error}") from None
+                raise ValueError(f"{_shown(text)} is no pattern: {name!r} cannot be read back: {error}") from None
 
 
 def _group(name: str, number: int) -> str:
     return f"{name}__{number}" if number else name
 
 
+def _shown(text: object) -> str:
+    return masked(repr(text))  # a destination with fields in it is a pattern too
+
+
 def _pieces(text: str) -> list[_Piece]:
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} is no pattern, but a {type(text).__name__}")
+        raise ValueError(f"{_shown(text)} is no pattern, but a {type(text).__name__}")
     if not text or "\0" in text:
-        raise ValueError(f"{text!r} is no pattern: it is empty or holds a NUL character")
+        raise ValueError(f"{_shown(text)} is no pattern: it is empty or holds a NUL character")
     pieces: list[_Piece] = []
     literal = ""
     try:
@@ -321,7 +330,7 @@ def _pieces(text: str) -> list[_Piece]:
                 pieces.append(_Piece(literal, name, spec or "", conversion or ""))
                 literal = ""
     except ValueError as error:
-        raise ValueError(f"{text!r} is no pattern: {error}") from None
+        raise ValueError(f"{_shown(text)} is no pattern: {error}") from None
     return [*pieces, _Piece(literal)]
 
 

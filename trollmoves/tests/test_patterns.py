@@ -234,6 +234,7 @@ def test_a_name_is_composed() -> None:
         ("{a:4d}", {"a": None}, "a", "NoneType"),
         ("{a!u}", {"a": 5}, "a", "the 'a' does not fit"),
         ("{a:d}", {"a": [1]}, "a", "list"),
+        ("{a:f}", {"a": 10**400}, "a", "too large"),
     ],
 )
 def test_what_cannot_be_composed_is_told(pattern: str, fields: dict[str, Any], field: str, says: str) -> None:
@@ -244,6 +245,21 @@ def test_what_cannot_be_composed_is_told(pattern: str, fields: dict[str, Any], f
     assert says in str(refusal.value)
     assert isinstance(refusal.value, TrollmovesError)
     assert not refusal.value.temporary
+
+
+def test_a_destination_with_fields_shows_no_password() -> None:
+    """Neither the repr nor an error of a pattern shows the password of a URL in it."""
+    pattern = Pattern("ftp://me:s3cret@host/{a:d}")
+    assert pattern.compose({"a": 5}) == "ftp://me:s3cret@host/5"
+    with pytest.raises(ComposeError) as missing:
+        pattern.compose({})
+    with pytest.raises(ComposeError) as unfit:
+        pattern.compose({"a": "x"})
+    with pytest.raises(ValueError, match="is no pattern") as malformed:
+        Pattern("ftp://me:s3cret@host/{a")
+    for text in (pattern, missing.value, unfit.value, malformed.value):
+        assert "ftp://me@host" in str(text)
+        assert "s3cret" not in repr(text) + str(text)
 
 
 def test_a_pattern_for_composing_only_may_say_more() -> None:
