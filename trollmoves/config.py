@@ -7,6 +7,7 @@ module, in errors, warnings or descriptions, holds a secret.
 from __future__ import annotations
 
 import configparser
+import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -133,12 +134,10 @@ def _ini(file: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
         raise ConfigError(text, file=file, section=str(error.section)) from None
     except configparser.MissingSectionHeaderError as error:
         raise ConfigError(f"line {error.lineno} stands before the first [section]", file=file) from None
-    except configparser.ParsingError as error:
-        # The lines themselves are not shown: one of them may be a password that lost its name.
-        lines = ", ".join(str(line) for line, _ in error.errors[:5])
-        raise ConfigError(f"no section, option or comment in line {lines}", file=file) from None
     except configparser.Error as error:
-        raise ConfigError(f"no INI file ({type(error).__name__})", file=file) from None
+        # The lines themselves are not shown: one of them may be a password that lost its name.
+        lines = ", ".join(str(line) for line, _ in getattr(error, "errors", ())[:5])
+        raise ConfigError(f"no section, option or comment in line {lines}", file=file) from None
     return dict(parser.defaults()), {section: dict(parser.items(section)) for section in parser.sections()}
 
 
@@ -224,7 +223,7 @@ def _flat(prefix: str, group: Mapping[str, Any]) -> Iterator[tuple[str, object]]
 
 def _readable(name: str, value: object) -> str:
     """Return the value as it would stand in a file; masked when the name says that it is a secret."""
-    if _SECRET.search(name):
+    if _SECRET.search(name) or difflib.get_close_matches(name, _SECRETS, cutoff=0.8):  # "logn = user:password"
         return MASK
     if isinstance(value, bool | None):
         return str(bool(value)).lower()
@@ -245,4 +244,5 @@ def _aligned(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85\u2028\u2029]")
+_SECRETS = ("login", "secret", "token", "password")
 _SECRET = re.compile("login|secret|token|passw|passphrase|credential|key(?!_file)")

@@ -286,7 +286,7 @@ def reference() -> str:
     folded = ", ".join(f"`{name}`" for name in FOLDED)
     ignored = ", ".join(f"`{name}`" for name in IGNORED)
     lines += ["## Old spellings", "", _OLD_TEXT.format(folded=folded, ignored=ignored)]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def _rows(options: Iterable[tuple[str, Option]]) -> Iterator[str]:
@@ -352,4 +352,5 @@ These stand in old files and have no effect on a server: {ignored}."""
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{reference()}\n")
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    sys.stdout.write(reference())
