@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +16,8 @@ from trollmoves.config import Configuration
 from trollmoves.errors import ConfigError
 from trollmoves.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions
 from trollmoves.values import Provider
+
+SCHEMES = ["file", "ftp", "ftps", "scp", "sftp", "s3"]
 
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741
 Read = Callable[[str, type[O]], Configuration[O]]
@@ -379,6 +383,18 @@ class TestClient:
         """A destination that no metadata could make usable is told, without its password."""
         text = f"[bad]\nproviders = a:1\ndestination = {destination}\n{GOOD_CLIENT}"
         assert complaints(read, text, ClientOptions) == [f"[bad] destination: {complaint}"]
+
+    def test_no_mover_needed(self, tmp_path: Path) -> None:
+        """A client's host needs no library for the protocols of its destinations: the server transfers."""
+        path = tmp_path / "site.ini"
+        path.write_text("".join(f"[{scheme}]\nproviders = a:1\ndestination = {scheme}://h/in\n" for scheme in SCHEMES))
+        program = (
+            "import sys; from trollmoves import config, options; "
+            "print(*config.read(sys.argv[1], options.ClientOptions).sections); "
+            "print(*{'paramiko', 'ftplib', 'boto3'} & {*sys.modules})"
+        )
+        done = subprocess.run([sys.executable, "-c", program, path], check=True, capture_output=True, text=True)
+        assert done.stdout.splitlines() == [" ".join(SCHEMES), ""]
 
     def test_problems(self, read: Read[ClientOptions]) -> None:
         """What a client cannot do without is missed; a malformed provider is named."""
