@@ -1,1 +1,5 @@
 """Real servers for tests, each in a process of its own on a free loopback port."""
+
+import pytest
+
+pytest.register_assert_rewrite("trollmoves.tests.servers.contract")

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
+from trollmoves.tests.servers.proxy import PROXY_HOST
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
@@ -53,12 +54,12 @@ class OpenSsh(ServerProcess):
         self.host_key = make_key(folder / "host_key")
         (folder / "authorized_keys").write_text((folder / "user_key.pub").read_text())
         self.known_hosts = folder / "known_hosts"
-        self.known_hosts.write_text(self.known_as(port))
+        self.known_hosts.write_text("".join(self.known_as(host, port) for host in (HOST, PROXY_HOST)))
         config = folder / "sshd_config"
         config.write_text(_CONFIG.format(port=port, host=HOST, folder=folder, extra=extra, subsystem=subsystem))
         super().__init__(port, [SSHD, "-D", "-e", "-f", str(config)], folder / "sshd.log")
 
-    def known_as(self, port: int) -> str:
-        """Return the line of a known_hosts file for this server behind ``port``."""
+    def known_as(self, host: str, port: int) -> str:
+        """Return the line of a known_hosts file for this server at ``host`` and ``port``."""
         kind, key = self.host_key.with_suffix(".pub").read_text().split()[:2]
-        return f"[{HOST}]:{port} {kind} {key}\n"
+        return f"[{host}]:{port} {kind} {key}\n"

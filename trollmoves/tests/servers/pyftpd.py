@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
+from trollmoves.tests.servers.proxy import PROXY_HOST
 
 USER = "sat"
 PASSWORD = "s3cr3t/pass@word"
+PASSIVE_PORTS = 16
 
 
 def missing(*, tls: bool = False) -> str:
@@ -31,7 +33,8 @@ class PyFtpd(ServerProcess):
         port = free_port()
         self.root = root
         self.certificate = folder / "server.pem"
-        extra = list(options)
+        self.passive_ports = [free_port() for _ in range(PASSIVE_PORTS)]
+        extra = ["--passive-ports", ",".join(map(str, self.passive_ports)), *options]
         if tls:
             make_certificate(self.certificate)
             extra += ["--certificate", str(self.certificate)]
@@ -40,7 +43,7 @@ class PyFtpd(ServerProcess):
 
 
 def make_certificate(path: Path) -> None:
-    """Write a key and a certificate for 127.0.0.1 and localhost, which signs itself."""
+    """Write a key and a certificate for the loopback addresses of tests, which signs itself."""
     import ipaddress
 
     from cryptography import x509
@@ -50,7 +53,7 @@ def make_certificate(path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(HOST))]
+    names = [x509.DNSName("localhost"), *(x509.IPAddress(ipaddress.ip_address(host)) for host in (HOST, PROXY_HOST))]
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -79,12 +82,14 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("root")
     parser.add_argument("--certificate")
+    parser.add_argument("--passive-ports")
     parser.add_argument("--permissions", default="elradfmwMT")
     given = parser.parse_args()
     authorizer = DummyAuthorizer()
     authorizer.add_user(USER, os.environ["FTP_TEST_PASSWORD"], given.root, perm=given.permissions)
     base: Any = TLS_FTPHandler if given.certificate else FTPHandler
     settings: dict[str, Any] = {"authorizer": authorizer, "auth_failed_timeout": 0.1}
+    settings["passive_ports"] = [int(port) for port in given.passive_ports.split(",")]
     if given.certificate:
         settings |= {"certfile": given.certificate, "tls_control_required": True, "tls_data_required": True}
     FTPServer((HOST, given.port), type("Handler", (base,), settings)).serve_forever()

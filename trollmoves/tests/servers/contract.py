@@ -1,0 +1,465 @@
+"""What every mover promises, as one suite that runs against a real server of its protocol."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from trollmoves.errors import (
+    AuthenticationFailed,
+    BadDestination,
+    ConnectionFailed,
+    NoSpace,
+    OriginMissing,
+    PermissionRefused,
+    TransferError,
+    TransferStalled,
+)
+from trollmoves.movers import MOVERS, close_connections, is_partial, move_it
+from trollmoves.tests.servers.disks import small_disk
+from trollmoves.tests.servers.process import HOST, ServerProcess
+from trollmoves.tests.servers.proxy import PROXY_HOST, Proxy
+from trollmoves.tests.waiting import until
+
+ODD_NAMES = (
+    "with space",
+    "quote'and\"quote",
+    "$HOME `id` $(id)",
+    "a;b&c|d",
+    "two\nlines",
+    "-rf",
+    "--help",
+    "nämé-日本語",
+    "back\\slash",
+    "star*and?[mark]",
+    "hash#percent%20",
+    "x" * 200,
+    "~tilde",
+    "comma,colon:at@equals=",
+)
+
+
+class FarFiles:
+    """The files at the far end, seen on this host's disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def tree(self, directory: str) -> dict[str, bytes]:
+        """Return all files below ``directory`` by their path there, partials too."""
+        top = self.root / directory
+        return {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+
+    def read(self, path: str) -> bytes | None:
+        """Return the content of a file, None when there is none."""
+        try:
+            return (self.root / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+@dataclass
+class Place:
+    """A server, and how to deliver there."""
+
+    scheme: str
+    server: ServerProcess
+    files: Any
+    url_root: str  # what stands between the host and the paths of the tests
+    attrs: dict[str, Any] = field(default_factory=dict)
+    login: str = ""
+    wrong_login: str = ""
+    wrong_attrs: dict[str, Any] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()  # further ones that the protocol uses
+
+    def url(self, path: str, host: str = HOST, login: str | None = None) -> str:
+        """Return the URL of a path."""
+        login = self.login if login is None else login
+        at = f"{login}@" if login else ""
+        return f"{self.scheme}://{at}{host}:{self.server.port}{self.url_root}/{path}"
+
+    def attrs_at(self, host: str) -> dict[str, Any]:
+        """Return the connection parameters for the server under another address."""
+        return dict(self.attrs)
+
+
+class MoverContract:
+    """A subclass gives the fixture ``place``, and says what its protocol cannot do."""
+
+    unnameable: ClassVar[tuple[str, ...]] = ()
+    has_directories: ClassVar[bool] = True
+    on_a_disk: ClassVar[bool] = True
+    checks_logins: ClassVar[bool] = True
+    shares_disk: ClassVar[bool] = True
+
+    @pytest.fixture(autouse=True)
+    def _closed(self) -> Iterator[None]:
+        yield
+        close_connections()
+
+    @pytest.fixture
+    def origin(self, tmp_path: Path) -> Path:
+        """Return a file of some size."""
+        path = tmp_path / "src" / "H-000-MSG4__.dat"
+        path.parent.mkdir()
+        path.write_bytes(os.urandom(100_003))
+        return path
+
+    @pytest.fixture
+    def here(self, request: pytest.FixtureRequest) -> str:
+        """Return a directory of this test's own."""
+        return f"in/{request.node.name[:40].translate(str.maketrans('[]', '__'))}"
+
+    @pytest.fixture
+    def proxy(self, place: Place) -> Iterator[Proxy]:
+        """Return a proxy in front of the server."""
+        with Proxy(place.server.port, *place.ports) as running:
+            yield running
+            close_connections()
+
+    def through(self, place: Place, **more: Any) -> dict[str, Any]:
+        """Return the connection parameters for the way through the proxy."""
+        return place.attrs_at(PROXY_HOST) | {"stall_timeout": 5, "connection_timeout": 5} | more
+
+    # Where a file goes
+
+    def test_trailing_slash_keeps_the_name(self, place: Place, origin: Path, here: str) -> None:
+        """With a trailing slash the file keeps its name, and missing directories are made."""
+        result = move_it(origin, place.url(f"{here}/a/b c/"), place.attrs)
+        assert result.path == place.url(f"{here}/a/b c/").partition(f":{place.server.port}")[2] or place.scheme == "s3"
+        assert place.files.tree(here) == {f"a/b c/{origin.name}": origin.read_bytes()}
+
+    def test_last_part_is_the_new_name(self, place: Place, origin: Path, here: str) -> None:
+        """Without a trailing slash the last part is the new name."""
+        move_it(origin, place.url(f"{here}/new/name"), place.attrs)
+        assert place.files.tree(here) == {"new/name": origin.read_bytes()}
+
+    def test_existing_directory_takes_the_file_in(self, place: Place, origin: Path, here: str) -> None:
+        """Without a trailing slash an existing directory takes the file in."""
+        move_it(origin, place.url(f"{here}/first"), place.attrs)
+        move_it(origin, place.url(here), place.attrs)
+        assert set(place.files.tree(here)) == {"first", origin.name}
+
+    def test_existing_file_is_replaced(self, place: Place, origin: Path, here: str) -> None:
+        """A file under the final name is replaced, by a longer and by a shorter one."""
+        for size in (10, 50_000, 0, 7):
+            origin.write_bytes(os.urandom(size))
+            move_it(origin, place.url(f"{here}/"), place.attrs)
+            assert place.files.tree(here) == {origin.name: origin.read_bytes()}
+
+    def test_large_file(self, place: Place, origin: Path, here: str) -> None:
+        """A file of many blocks arrives as it is."""
+        origin.write_bytes(os.urandom(20_000_123))
+        move_it(origin, place.url(f"{here}/"), place.attrs)
+        assert place.files.read(f"{here}/{origin.name}") == origin.read_bytes()
+
+    def test_odd_names(self, place: Place, tmp_path: Path, here: str) -> None:
+        """Any name that the protocol can say arrives letter by letter; others are refused for good."""
+        sent = {}
+        for number, name in enumerate(ODD_NAMES):
+            path = tmp_path / name
+            path.write_bytes(b"%d" % number)
+            if name in self.unnameable:
+                with pytest.raises(BadDestination):
+                    move_it(path, place.url(f"{here}/"), place.attrs)
+            else:
+                move_it(path, place.url(f"{here}/"), place.attrs)
+                move_it(path, place.url(f"{here}/"), place.attrs)
+                sent[name] = path.read_bytes()
+        assert place.files.tree(here) == sent
+
+    def test_odd_directories(self, place: Place, origin: Path, here: str) -> None:
+        """Directories may have odd names too."""
+        for name in ("with space", "quote'", "$HOME", "a;b", "nämé", "-rf"):
+            move_it(origin, place.url(f"{here}/{name}/sub/"), place.attrs)
+            assert place.files.tree(f"{here}/{name}") == {f"sub/{origin.name}": origin.read_bytes()}
+
+    def test_copy_and_move(self, place: Place, origin: Path, here: str) -> None:
+        """``copy`` keeps the origin, ``move`` removes it once the file is there."""
+        content = origin.read_bytes()
+        mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/copy"), place.attrs)
+        mover.copy()
+        assert origin.exists()
+        assert mover.destination.path.endswith("/copy")
+        MOVERS[place.scheme](str(origin), place.url(f"{here}/moved"), place.attrs).move()
+        assert not origin.exists()
+        assert place.files.tree(here) == {"copy": content, "moved": content}
+
+    def test_missing_origin(self, place: Place, tmp_path: Path, here: str) -> None:
+        """A missing origin is told as such, and makes nothing at the far end."""
+        with pytest.raises(OriginMissing):
+            move_it(tmp_path / "none", place.url(f"{here}/"), place.attrs)
+        assert place.files.tree(here) == {}
+
+    def test_attrs_are_only_read(self, place: Place, origin: Path, here: str) -> None:
+        """The connection parameters are the caller's, nested ones too."""
+        given = place.attrs | {"client_kwargs": dict(place.attrs.get("client_kwargs", {})), "num_ssh_retries": "2"}
+        before = copy.deepcopy(given)
+        move_it(origin, place.url(f"{here}/"), given)
+        assert given == before
+
+    # Whole files only
+
+    def test_ten_at_once(self, place: Place, tmp_path: Path, here: str, proxy: Proxy) -> None:
+        """Ten transfers at once give ten whole files, over no more connections than allowed."""
+        paths = [tmp_path / f"f{number}" for number in range(10)]
+        for path in paths:
+            path.write_bytes(os.urandom(300_000))
+        errors: list[BaseException] = []
+
+        def deliver(path: Path) -> None:
+            try:
+                move_it(path, place.url(f"{here}/", PROXY_HOST), self.through(place, max_connections=3))
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=deliver, args=(path,)) for path in paths]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert place.files.tree(here) == {path.name: path.read_bytes() for path in paths}
+        assert proxy.connections <= 3 + 10 * bool(place.ports)
+
+    def test_readers_see_whole_files(self, place: Place, tmp_path: Path, here: str) -> None:
+        """Whoever reads the final name at any moment gets one version or another, whole."""
+        versions = [bytes([number]) * 1_000_000 for number in range(2)]
+        paths = [tmp_path / str(number) for number in range(2)]
+        for path, content in zip(paths, versions, strict=True):
+            path.write_bytes(content)
+        move_it(paths[0], place.url(f"{here}/f"), place.attrs)
+        stop = threading.Event()
+        wrong: list[object] = []
+
+        def look() -> None:
+            while not stop.is_set():
+                content = place.files.read(f"{here}/f")
+                if content not in versions:
+                    wrong.append(content and len(content))
+
+        reader = threading.Thread(target=look)
+        reader.start()
+        for turn in range(10):
+            move_it(paths[turn % 2], place.url(f"{here}/f"), place.attrs)
+        stop.set()
+        reader.join()
+        assert wrong == []
+
+    @pytest.mark.parametrize("position", [0, 60, 1500, 5000, 20_000, 120_000, 390_000])
+    def test_cut_connection(self, place: Place, origin: Path, here: str, proxy: Proxy, position: int) -> None:
+        """After a cut at any byte there is the old file or the new one, and the next try leaves nothing else."""
+        url = place.url(f"{here}/f", PROXY_HOST)
+        attrs = self.through(place)
+        old = origin.read_bytes()
+        move_it(origin, url, attrs)
+        if position < 5000:
+            close_connections()  # so that the cut comes while connecting
+        origin.write_bytes(os.urandom(400_000))
+        proxy.cut_after(position)
+        error = _error_of(origin, url, attrs)
+        assert error is None or error.temporary
+        there = place.files.tree(here)
+        assert there["f"] in ((old, origin.read_bytes()) if error else (origin.read_bytes(),))
+        assert [name for name in there if name != "f" and not is_partial(name)] == []
+        move_it(origin, url, attrs)
+        assert place.files.tree(here) == {"f": origin.read_bytes()}
+
+    @pytest.mark.parametrize("position", [0, 200_000])
+    def test_stall(self, place: Place, origin: Path, here: str, proxy: Proxy, position: int) -> None:
+        """A far end that says nothing any more ends the try in time, for now."""
+        origin.write_bytes(os.urandom(12_000_000))
+        attrs = self.through(place, stall_timeout=0.6, connection_timeout=0.6)
+        proxy.stall_after(position)
+        started = time.monotonic()
+        with pytest.raises((TransferStalled, ConnectionFailed)) as caught:
+            move_it(origin, place.url(f"{here}/f", PROXY_HOST), attrs)
+        assert caught.value.temporary
+        assert time.monotonic() - started < 6
+        assert place.files.read(f"{here}/f") is None
+        proxy.cut()
+        proxy.heal()
+        origin.write_bytes(b"short")
+        move_it(origin, place.url(f"{here}/f", PROXY_HOST), attrs)
+        assert place.files.tree(here) == {"f": b"short"}
+
+    def test_longer_than_uptime(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+        """``connection_uptime`` ends idle connections only, and does end those."""
+        origin.write_bytes(os.urandom(1_000_000))
+        proxy.rate = 1_000_000
+        move_it(origin, place.url(f"{here}/f", PROXY_HOST), self.through(place, connection_uptime="0.2"))
+        assert place.files.read(f"{here}/f") == origin.read_bytes()
+        until(lambda: proxy.open == 0, 5, "the idle connection is closed")
+
+    # What goes wrong
+
+    def test_nobody_answers(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+        """A far end that refuses connections is a temporary error."""
+        proxy.refuse()
+        with pytest.raises(ConnectionFailed) as caught:
+            move_it(origin, place.url(f"{here}/", PROXY_HOST), self.through(place, num_ssh_retries=2))
+        assert caught.value.temporary
+
+    def test_backup_target(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+        """A backup target gets the file, with user and port of the destination, when that does not answer."""
+        proxy.refuse()
+        url = place.url(f"{here}/", PROXY_HOST)
+        result = move_it(origin, url, self.through(place, num_ssh_retries=1), backup_targets=["127.0.0.3", HOST])
+        assert result.netloc == place.url("").split("//")[1].split("/")[0]
+        assert place.files.tree(here) == {origin.name: origin.read_bytes()}
+
+    def test_restarted_server(self, place: Place, origin: Path, here: str) -> None:
+        """A server that was restarted between two transfers costs nobody a try."""
+        move_it(origin, place.url(f"{here}/a"), place.attrs)
+        place.server.stop()
+        place.server.start()
+        move_it(origin, place.url(f"{here}/b"), place.attrs)
+        assert set(place.files.tree(here)) == {"a", "b"}
+
+    def test_full_disk(self, place: Place, origin: Path, here: str) -> None:
+        """A full disk is a temporary error, keeps the old file, and leaves no partial."""
+        if not self.on_a_disk:
+            pytest.skip("the server keeps its files in its own way")
+        origin.write_bytes(bytes(3_000_000))
+        (place.files.root / here).mkdir(parents=True)
+        with small_disk(place.files.root / here / "small") as disk:
+            os.chmod(disk, 0o777)
+            (disk / "f").write_bytes(b"old")
+            with pytest.raises(NoSpace) as caught:
+                move_it(origin, place.url(f"{here}/small/f"), place.attrs)
+            assert caught.value.temporary
+            until(lambda: os.listdir(disk) == ["f"], 5, "the partial is removed")
+            assert (disk / "f").read_bytes() == b"old"
+            origin.write_bytes(b"new")
+            move_it(origin, place.url(f"{here}/small/f"), place.attrs)
+            assert (disk / "f").read_bytes() == b"new"
+            close_connections()
+            until(lambda: _unused(disk), 10, "the server leaves the disk")
+
+    def test_refusal(self, place: Place, origin: Path, here: str) -> None:
+        """A directory where one may not write is a permanent error."""
+        if not self.on_a_disk:
+            pytest.skip("the server keeps its files in its own way")
+        path = place.files.root / here / "locked"
+        path.mkdir(parents=True)
+        done = subprocess.run(["chattr", "+i", str(path)], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("this file system has no immutable directories")
+        try:
+            for target in ("", "sub/"):
+                with pytest.raises(PermissionRefused) as caught:
+                    move_it(origin, place.url(f"{here}/locked/{target}"), place.attrs)
+                assert not caught.value.temporary
+        finally:
+            subprocess.run(["chattr", "-i", str(path)], check=True)
+
+    def test_a_file_where_a_directory_should_be(self, place: Place, origin: Path, here: str) -> None:
+        """A path through a file is a permanent error."""
+        if not self.has_directories:
+            pytest.skip("the protocol knows no directories")
+        move_it(origin, place.url(f"{here}/f"), place.attrs)
+        with pytest.raises(TransferError) as caught:
+            move_it(origin, place.url(f"{here}/f/g"), place.attrs)
+        assert not caught.value.temporary
+        assert set(place.files.tree(here)) == {"f"}
+
+    def test_wrong_login(self, place: Place, origin: Path, here: str) -> None:
+        """A wrong login is refused, for good."""
+        if not self.checks_logins:
+            pytest.skip("the server lets everybody in")
+        with pytest.raises(AuthenticationFailed) as caught:
+            move_it(origin, place.url(f"{here}/", login=place.wrong_login), place.attrs | place.wrong_attrs)
+        assert not caught.value.temporary
+
+    def test_no_secret_is_told(
+        self, place: Place, origin: Path, here: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """No password or key stands in a log line of any level, nor in an error or its traceback."""
+        caplog.set_level(1)
+        for name in ("trollmoves", "paramiko", "paramiko.transport", "botocore", "boto3", "urllib3", "s3transfer"):
+            caplog.set_level(1, name)
+        mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/", PROXY_HOST), self.through(place))
+        mover.copy()
+        told = [repr(mover), str(mover)]
+        proxy.refuse()
+        close_connections()
+        attempts = [(place.url(f"{here}/", PROXY_HOST), self.through(place, num_ssh_retries=1))]
+        if self.checks_logins:
+            attempts.append((place.url(f"{here}/", login=place.wrong_login), place.attrs | place.wrong_attrs))
+        for url, attrs in attempts:
+            error = _error_of(origin, url, attrs)
+            assert error is not None
+            told += [str(error), repr(error), *traceback.format_exception(error)]
+        told += [record.getMessage() for record in caplog.records]
+        told += [logging.Formatter().format(record) for record in caplog.records]
+        text = "\n".join(told)
+        assert [secret for secret in place.secrets if secret in text] == []
+
+    # What is kept, and what stays
+
+    def test_one_connection_for_many_files(self, place: Place, tmp_path: Path, here: str, proxy: Proxy) -> None:
+        """A connection is kept for the next file."""
+        for number in range(10):
+            path = tmp_path / str(number)
+            path.write_bytes(b"x" * number)
+            move_it(path, place.url(f"{here}/", PROXY_HOST), self.through(place))
+        assert len(place.files.tree(here)) == 10
+        assert proxy.connections == 1 + 10 * bool(place.ports)
+
+    def test_nothing_is_left_after_close(self, place: Place, origin: Path, here: str) -> None:
+        """After ``close_connections`` there is no thread and no socket more than before."""
+        move_it(origin, place.url(f"{here}/a"), place.attrs)
+        close_connections()
+        before = _threads_and_sockets()
+        threads = [
+            threading.Thread(target=move_it, args=(origin, place.url(f"{here}/{name}"), place.attrs)) for name in "bcde"
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        close_connections()
+        until(lambda: _threads_and_sockets() <= before, 5, "threads and sockets are gone")
+        assert set(place.files.tree(here)) == set("abcde")
+
+
+def _error_of(origin: Path, url: str, attrs: dict[str, Any]) -> TransferError | None:
+    """Deliver; return what went wrong, if anything."""
+    try:
+        move_it(origin, url, attrs)
+    except TransferError as error:
+        return error
+    return None
+
+
+def _unused(directory: Path) -> bool:
+    """Tell whether no process has a file open or its working directory there."""
+    for process in Path("/proc").glob("[0-9]*"):
+        for link in (process / "cwd", *process.glob("fd/*")):
+            with suppress(OSError):
+                if os.readlink(link).startswith(str(directory)):
+                    return False
+    return True
+
+
+def _threads_and_sockets() -> tuple[int, int]:
+    sockets = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            sockets += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+        except OSError:
+            continue
+    return threading.active_count(), sockets
