@@ -37,7 +37,7 @@ class _Log:
     asking: bool = False
 
     def hear(self, number: int) -> None:
-        if number == self.live_to + 1:
+        if self.live_from and number == self.live_to + 1:
             self.live_to = number
         elif number > self.live_to:
             self.live_from = self.live_to = number
