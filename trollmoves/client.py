@@ -74,7 +74,7 @@ class ClientChain:
             self._make_directory(url)
         if not url.netloc:
             url = url._replace(netloc=socket.gethostname())
-        return urls.with_login(url, self._options.login) if self._options.login else url.geturl()
+        return urls.with_login(url, self._options.login or "")
 
     def _make_directory(self, url: ParseResult) -> None:
         path = url.path
@@ -114,8 +114,7 @@ class ClientChain:
 
     def _receipt(self, attempt: Attempt, answer: Message) -> dict[str, Any]:
         url = _reached(answer) or urls.parse(attempt.destination)
-        user = urls.user(attempt.destination) or ""
-        base = url.path if urls.is_local(url.hostname) else urls.with_login(urls.without_login(url), user)
+        base = url.path if urls.is_local(url.hostname) else _with_user(url, attempt.destination)
         data: dict[str, Any] = _moved(attempt.message.data, base.rstrip("/"))
         for key in _OURS:
             data.pop(key, None)
@@ -124,6 +123,13 @@ class ClientChain:
             if key in data:
                 data[key] = replacement.apply(data[key])
         return data
+
+
+def _with_user(url: ParseResult, asked: str) -> str:
+    """Give a URL with the user, but not the password, under which it was asked for."""
+    place = url.netloc.rpartition("@")[2]
+    user = urls.parse(asked).netloc.rpartition("@")[0].partition(":")[0]
+    return urls.with_login(url._replace(netloc=f"{user}@{place}" if user else place), "")
 
 
 def _reached(answer: Message) -> ParseResult | None:

@@ -273,8 +273,8 @@ class Provider:
             begin = []
             for (request, wanted), (task, new) in zip(asked, noted, strict=True):
                 if not new and not self._to_do_again(task, wanted):
-                    if task.reply:
-                        request.answer_with(task.reply)
+                    if task.state == DONE:
+                        self._answer_again(request, task)
                         continue
                 elif not new:
                     self._reopen(task, wanted)
@@ -299,14 +299,25 @@ class Provider:
 
     @staticmethod
     def _to_do_again(known: Task, wanted: Task) -> bool:
-        """Tell whether a push that is known is to be made anew, rather than joined or answered from the journal."""
-        if known.state == FAILED:
-            return True
-        if known.state != DONE or time.time() - (known.finished or 0.0) < ANSWER_STAYS:
-            return False
-        return contents.request_id(known.body) != contents.request_id(wanted.body) or not contents.request_id(
-            wanted.body
-        )
+        """Tell whether a push that is known is to be made anew, rather than joined or answered from the journal.
+
+        Our own clients ask again on purpose, and know what to do with an old answer. Others may have lost the file.
+        """
+        if known.state != DONE:
+            return known.state == FAILED
+        return time.time() - (known.finished or 0.0) > ANSWER_STAYS and not contents.request_id(wanted.body)
+
+    @staticmethod
+    def _answer_again(request: Request, task: Task) -> None:
+        """Give the stored answer; our own clients are also told when it was delivered for another one long ago."""
+        delivered_for = contents.request_id(task.body)
+        id_ = contents.request_mark(request.message.data).get("id")
+        if id_ and delivered_for not in (None, id_) and time.time() - (task.finished or 0.0) > ANSWER_STAYS:
+            answer = Message.decode(task.reply or "")
+            answer.data["request"] = {"delivered_for": delivered_for}
+            request.answer_with(answer.encode())
+        else:
+            request.answer_with(task.reply or "")
 
     def _reopen(self, task: Task, wanted: Task) -> None:
         task.body, task.state, task.tries, task.due, task.lane = wanted.body, 0, 0, time.time(), wanted.lane
@@ -361,7 +372,7 @@ class Provider:
                 backup_targets=data.get("backup_targets"),
             )
             if reached.netloc != target.netloc:
-                destination = urls.parse(destination)._replace(netloc=reached.netloc).geturl()
+                destination = urls.with_login(urls.parse(destination)._replace(netloc=reached.netloc), "")
             size += _size(pathname)
         return size, destination
 

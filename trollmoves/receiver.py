@@ -16,12 +16,13 @@ from typing import Any
 
 from trollmoves.catchup import CatchUp
 from trollmoves.errors import MessageError, TrollmovesError
-from trollmoves.journal import BACKLOG, DONE, FRESH, Journal, Source, Task
+from trollmoves.journal import BACKLOG, DONE, FRESH, WAITING, Journal, Outcome, Source, Task
 from trollmoves.messaging import contents, sockets
 from trollmoves.messaging.listener import Listener, Provider
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoAnswer, Requester
 from trollmoves.options import ClientOptions
+from trollmoves.peers import Peers
 from trollmoves.workers import Result, Workers, backoff
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class Receiver:
         self._noting = threading.Lock()  # what is heard and what is replayed meet in the same tasks
         self._fresh: dict[int, Message] = {}
         self._late_sources: dict[int, list[str]] = {}
+        self._peers = Peers()
         self._down: dict[str, tuple[float, int]] = {}  # by source: until when, after how many failures
         self._requester = Requester(self.name)
         self._catchup = CatchUp(self.name, journal, self._requester, self._note_missed)
@@ -148,18 +150,53 @@ class Receiver:
     def _hear(self, provider: str, messages: list[Message]) -> None:
         announcements: list[Message] = []
         marks: dict[str, tuple[str, Source]] = {}
+        done: list[str] = []
         for message in messages:
+            data = message.data
             if message.type == "beat":
-                self._hear_beat(provider, message.data)
-            elif message.type in ANNOUNCEMENTS and isinstance(message.data, dict) and "request_address" in message.data:
+                self._hear_beat(provider, data)
+            elif message.type in ANNOUNCEMENTS and isinstance(data, dict) and "request_address" in data:
                 announcements.append(message)
-                mark = contents.announcement_mark(message.data)
+                mark = contents.announcement_mark(data)
                 if mark:
-                    known = self._catchup.hear(mark["log"], mark["number"], str(message.data["request_address"]))
+                    known = self._catchup.hear(mark["log"], mark["number"], str(data["request_address"]))
                     if known:
                         marks[mark["log"]] = known
+            else:
+                done += self._hear_peer(message)
         if announcements:
             self._note(announcements, list(marks.values()), FRESH)
+        if done:
+            self._leave_to_peer(done)
+
+    def _hear_peer(self, message: Message) -> list[str]:
+        """Take note of what a peer client does; give the key of a file that it is done with."""
+        if message.type not in ("push", "ack", *ANNOUNCEMENTS) or not isinstance(message.data, dict):
+            return []
+        try:
+            key = _key(message.data)
+        except MessageError:
+            return []
+        if message.type == "push":
+            self._peers.hear_push(key)
+            return []
+        self._peers.hear_done(key)
+        return [key]
+
+    def _leave_to_peer(self, keys: list[str]) -> None:
+        """Count as done here what a peer is done with, as far as it waits and is not in hand."""
+        with self._noting:
+            known = (self._newest(key) for key in keys)
+            waiting = [task for task in known if task and task.state == WAITING]
+            in_hand = {lane: self._workers.taken(self.name, lane) for lane in {task.lane for task in waiting}}
+            idle = [task for task in waiting if task.id not in in_hand[task.lane]]
+            if idle:
+                self._journal.finish([Outcome(task, DONE) for task in idle])
+
+    def _newest(self, key: str) -> Task | None:
+        """Give the task that fetches the newest content of a name."""
+        known = self._journal.find(self.name, "fetch", key)
+        return self._current(known, Fetch.load(known.body)) if known else None
 
     def _hear_beat(self, provider: str, data: Any) -> None:
         logs = data.get("logs") if isinstance(data, dict) else None
@@ -195,13 +232,14 @@ class Receiver:
 
     def _task(self, message: Message, rank: int) -> Task:
         data = message.data
-        uids = [item.get("uid") or item["uri"].rsplit("/", 1)[-1] for item in _checked_items(data)]
+        key = _key(data)
         source = data.get("request_address")
         if not isinstance(source, str) or not source:
             raise MessageError(f"no request address but {source!r}")
         fetch = Fetch(message.text or message.encode(), [source], {source: contents.uris(data)[0]})
         fetch.versions[source] = [*_version(data), 1]
-        return Task(self.name, "fetch", "\n".join(uids), f"fetch {source}", fetch.dump(), rank=rank)
+        due = time.time() + self._options.processing_delay if self._options.processing_delay else 0.0
+        return Task(self.name, "fetch", key, f"fetch {source}", fetch.dump(), due, rank)
 
     def _merge(self, message: Message, asked: Task, known: Task) -> list[Task]:
         """Take in an announcement of a file that is known; give the tasks that are new through it.
@@ -224,6 +262,7 @@ class Receiver:
         if before[:2] == version and (version[0] is not None or current.state != DONE):
             return []
         fetch.generation += 1
+        self._peers.forget(known.key)
         fetch.versions[source] = [*version, fetch.generation]
         known.body = fetch.dump()
         self._journal.amend([known])
@@ -278,6 +317,11 @@ class Receiver:
         message = self._fresh.pop(task.id, None)
         fetch = Fetch.load(task.body)
         message = message or Message.decode(fetch.text)
+        key = _peer_key(task)
+        hold = self._peers.hold(key)
+        if self._peers.is_done(key) or hold:
+            finish(Result(again_in=hold) if hold else Result())
+            return
         if time.time() - task.noted > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
@@ -325,13 +369,26 @@ class Receiver:
             return
         self._down.pop(attempt.source, None)
         if answer.type in ANNOUNCEMENTS:
-            attempt.finish(self._arrived(attempt, answer))
+            attempt.finish(Result() if self._is_told(attempt, answer) else self._arrived(attempt, answer))
             for other in self._others(attempt):
                 self._acknowledge(other, attempt.message)
         elif answer.type == "wait":
+            self._asking(attempt)  # peers hear that it is still in hand
             self._ask(attempt)
         else:
             self._failed(attempt, self._refusal(attempt, answer))
+
+    def _is_told(self, attempt: Attempt, answer: Message) -> bool:
+        """Tell whether somebody else has told, or will, that this file arrived.
+
+        A peer did while we asked. Or, when we catch up, the server says that it delivered the file for another client
+        long ago: that one has it in its journal.
+        """
+        late = attempt.task.rank == BACKLOG and contents.request_mark(answer.data).get("delivered_for")
+        told = bool(late) or self._peers.is_done(_peer_key(attempt.task))
+        if told:
+            log.info("[%s] %s was received by a peer", self.name, contents.names(attempt.message.data))
+        return told
 
     def _refusal(self, attempt: Attempt, answer: Message) -> TrollmovesError:
         data = answer.data
@@ -382,6 +439,15 @@ class Receiver:
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()
+
+
+def _key(data: dict[str, Any]) -> str:
+    """Give the identity of the files in a message: their names, wherever they are."""
+    return "\n".join(item.get("uid") or item["uri"].rsplit("/", 1)[-1] for item in _checked_items(data))
+
+
+def _peer_key(task: Task) -> str:
+    return task.key.partition("\n#")[0]
 
 
 def _checked_items(data: dict[str, Any]) -> list[dict[str, Any]]:
