@@ -1,0 +1,42 @@
+# make            what there is
+# make demo       see it work
+# make test       run all tests
+
+VENV = .venv
+PYTHON =#       the newest that is found; make PYTHON=/usr/bin/python3.11 takes another one for a new venv
+PYTEST =#       arguments for pytest: make test PYTEST="-k journal -x"
+
+DEFINES = pyproject.toml setup.py trollmoves/__init__.py $(wildcard bin/*.py)
+.DEFAULT_GOAL = help
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    a server, a client and 1,500 satellite files on this machine, half a minute"
+	@echo "make test    all tests;  make test PYTEST='-k journal'  some of them"
+	@echo "make lint    format, style and types"
+	@echo "make clean   remove what these made"
+
+demo: $(VENV)/.demo
+	@$(VENV)/bin/python examples/demo/demo.py
+
+test: $(VENV)/.dev
+	@.ci/setup packages
+	@$(VENV)/bin/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf .venv* .demo .tox build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp is as old as the last installation with these extras.
+$(VENV)/.demo: $(DEFINES)
+	@.ci/setup venv $(VENV) all $(PYTHON)
+	@touch $@
+
+$(VENV)/.dev: $(DEFINES)
+	@.ci/setup venv $(VENV) dev $(PYTHON)
+	@touch $@ $(VENV)/.demo
