@@ -59,7 +59,7 @@ class SharedOptions:
     """What [DEFAULT] says for the process, and a section may say for itself."""
 
     bind_address: str = _option(values.host, "*", "address that the ports are opened on; `*` is every address")
-    lane_limit: int = _option(values.whole(1, 1000), "8", "transfers at one time to one destination host")
+    lane_limit: int = _option(values.whole(1, 1000), "4", "transfers at one time to one destination host")
     retry_for: float = _option(
         values.seconds,
         "604800",
@@ -92,7 +92,7 @@ class ProcessOptions(SharedOptions):
         "10",
         "seconds that running transfers are given at a stop; the rest is done after the next start",
     )
-    workers: int = _option(values.whole(1, 1000), "8", "transfers at one time")
+    workers: int = _option(values.whole(1, 1000), "16", "transfers at one time")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
