@@ -74,6 +74,7 @@ class Provider:
         self._address = f"{options.request_address or urls.own_address()}:{options.request_port}"
         self._log_name = f"{journal.identity}/{self.name}"
         self._started = time.monotonic()
+        self._before = 0  # the number up to which earlier processes have announced
         self._announcing = threading.Lock()
         self._waiting: dict[int, list[_Waiter]] = {}
         self._waiting_lock = threading.Lock()  # between the look at a push and the wait for it nothing may end it
@@ -92,6 +93,7 @@ class Provider:
         self._workers.register(self.name, "remove", limit=1, handler=self._remove)
         self._replier.start()
         if again:
+            self._before = self._journal.last_number(self.name)
             self._settler.start()
 
     def stop(self) -> None:
@@ -150,6 +152,7 @@ class Provider:
         number = count = 0
         while not self._stopping.is_set():
             page = self._journal.undelivered(self.name, ("push", "ack"), number, LISTED_AT_ONCE)
+            page = [announced for announced in page if announced.number <= self._before]
             if not page:
                 break
             number = page[-1].number
