@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Command that asks a server how it is; see trollmoves/move_it_req.py."""
+
+import sys
+
+from trollmoves.move_it_req import main
+
+if __name__ == "__main__":
+    sys.exit(main())
