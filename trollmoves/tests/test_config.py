@@ -153,7 +153,7 @@ class TestServer:
         assert "{nominal_time:%Y%m%d}" in hrit.origin
         assert hrit.info == {"sensor": "seviri", "variant": "0DEG", "bands": ["VIS006", "IR_108"]}
         assert (hrit.compression, hrit.delete, hrit.remove_delay, hrit.lane_limit) == ("xrit", True, 60.0, 4)
-        assert (npp.delete, npp.station, npp.lane_limit) == (False, "Norrköping", 8)
+        assert (npp.delete, npp.station, npp.lane_limit) == (False, "Norrköping", 4)
         assert (again.listen, again.services, again.topics) == ("/new/file", ("viirs", "modis"), ("/l1",))
         assert again.addresses == ("tcp://a:9001", "tcp://b:9001")
         assert (again.nameserver, again.addr_listener, again.timeout, again.translate) == (False, False, 2.5, True)

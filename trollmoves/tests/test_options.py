@@ -60,7 +60,7 @@ CLIENT: dict[str, object] = {
     "backup_targets": (),
     "processing_delay": 0.0,
 }
-SHARED: dict[str, object] = {"bind_address": "*", "lane_limit": 8, "retry_for": 7 * 86400.0}
+SHARED: dict[str, object] = {"bind_address": "*", "lane_limit": 4, "retry_for": 7 * 86400.0}
 PROCESS: dict[str, object] = {
     "journal": "",
     "synchronous": "normal",
@@ -68,7 +68,7 @@ PROCESS: dict[str, object] = {
     "keep_announcements": 7.0,
     "max_announcements": 1_000_000,
     "stop_timeout": 10.0,
-    "workers": 8,
+    "workers": 16,
 }
 
 
