@@ -120,7 +120,7 @@ class CatchUp:
                 data["max_age"] = time.monotonic() - self._started + FIRST_CONTACT_SLACK
             else:
                 data["after"] = source.have
-        request = Message(f"/{self.name}", "replay", data)
+        request = Message(f"/{self.name}", "replay", data).encode()
         self._requester.ask(source.address, request, REPLAY_TIMEOUT, lambda answer: self._answered(source, answer))
 
     def _answered(self, source: _Log, answer: Message | TrollmovesError) -> None:
@@ -168,7 +168,9 @@ class CatchUp:
                 log.warning("[%s] in the log of %s: %s", self.name, source.address, error)
                 continue
             if isinstance(message.data, dict):
-                message.data["request_address"] = source.address
+                if message.data.get("request_address") != source.address:
+                    message.data["request_address"] = source.address
+                    message.text = ""
                 messages.append(message)
         return messages
 

@@ -15,15 +15,18 @@ from urllib.parse import ParseResult
 from trollmoves import urls
 from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.errors import BadDestination
+from trollmoves.lanes import Result
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ClientOptions
 from trollmoves.patterns import Pattern
 from trollmoves.receiver import Attempt, Receiver
-from trollmoves.workers import Result
 
 log = logging.getLogger(__name__)
+
+PREPARED_FOR = 10.0  # s for which a composed destination is used without a look at its directory
+MOST_PREPARED = 1_000  # of them
 
 _OURS = ("request_address", "destination", "announcement", "request", "backup_targets")
 
@@ -35,6 +38,7 @@ class ClientChain:
         """Bind the port and connect; StartError when that fails."""
         self.name = options.name
         self._options = options
+        self._prepared: dict[str, tuple[str, float]] = {}
         self._destination = Pattern(options.destination, compose_only=True)
         self._publisher = Publisher(
             f"move_it_{options.name}",
@@ -68,6 +72,15 @@ class ClientChain:
         text = self._options.destination
         if "{" in text:
             text = self._destination.compose(message.data)
+        made, until = self._prepared.get(text, ("", 0.0))
+        if time.monotonic() > until:
+            made = self._make_ready(text)
+            if len(self._prepared) > MOST_PREPARED:
+                self._prepared.clear()
+            self._prepared[text] = (made, time.monotonic() + PREPARED_FOR)
+        return made
+
+    def _make_ready(self, text: str) -> str:
         url = urls.parse(text)
         local = urls.is_local(url.hostname)
         if local and self._options.create_target_directory:
@@ -88,18 +101,17 @@ class ClientChain:
             log.warning("[%s] cannot make the directory %s: %s", self.name, path, error.strerror)
 
     def _tell_asking(self, attempt: Attempt) -> None:
-        data = {key: value for key, value in attempt.request.data.items() if key != "request"}
-        data["destination"] = urls.without_login(attempt.destination)
-        self._publisher.send(Message(attempt.message.subject, "push", data))
+        added: dict[str, Any] = {"destination": urls.without_login(attempt.destination)}
+        if self._options.backup_targets:
+            added["backup_targets"] = list(self._options.backup_targets)
+        self._publisher.send_texts([attempt.message.variant("push", added)])
 
     def _tell_arrived(self, attempt: Attempt, answer: Message) -> Result:
         """Publish that the source is done with, then where the files are now."""
         message = attempt.message
         data = self._receipt(attempt, answer)
-        self._publisher.send(
-            Message(message.subject, "ack", message.data),
-            Message(message.subject, contents.reply_type(data), data),
-        )
+        receipt = Message(message.subject, contents.reply_type(data), data)
+        self._publisher.send_texts([message.variant("ack"), receipt.encode()])
         log.info(
             "[%s] received %s from %s (%.2f s, try %d)",
             self.name,

@@ -56,7 +56,8 @@ class Task:
     """Something to do: who does it (chain, kind), its identity (key), what it must not crowd (lane), and its body.
 
     ``due``, ``noted`` and ``finished`` are seconds since the epoch. ``about`` is the number of the announcement that it
-    concerns. A task may be noted as ``DONE`` already: then it only says so.
+    concerns. A task may be noted as ``DONE`` already: then it only says so. ``context`` is what its maker wants to find
+    again when it runs; it is not written, so it is None on a task that was read from the journal.
     """
 
     chain: str
@@ -73,6 +74,7 @@ class Task:
     noted: float = 0.0
     reply: str | None = None
     finished: float | None = None
+    context: Any = None
 
 
 @dataclass(slots=True)

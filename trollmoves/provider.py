@@ -14,11 +14,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+from urllib.parse import ParseResult
 
 from trollmoves import urls
 from trollmoves.errors import RequestRefused, TransferError, TrollmovesError
 from trollmoves.journal import DONE, FAILED, Announced, Journal, Task
+from trollmoves.lanes import Result
 from trollmoves.logs import size as readable_size
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
@@ -26,7 +29,7 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.movers import move_it
 from trollmoves.options import ServerOptions
-from trollmoves.workers import Result, Workers
+from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +138,9 @@ class Provider:
                 ],
             )
             self._publisher.send_texts(texts)
-        for a in new:
-            log.info("[%s] announced %s", self.name, a.uid)
+        if new:
+            more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+            log.info("[%s] announced %s%s", self.name, new[0].uid, more)
         return len(new)
 
     def _announcement_text(self, a: Announcement, number: int) -> str:
@@ -240,7 +244,7 @@ class Provider:
         announced = self._announced(data)
         note = Task(self.name, "ack", str(announced.number), "ack", "", about=announced.number, state=DONE)
         noted = self._journal.note([note, *self._removal(announced)])
-        self._workers.expect(task for task, new in noted[1:] if new)
+        self._workers.expect([task for task, new in noted[1:] if new])
 
     def _announced(self, data: Any) -> Announced:
         """Give the announcement that a request is about; RequestRefused when this chain made none of these files."""
@@ -279,10 +283,11 @@ class Provider:
                     if task.state == DONE:
                         self._answer_again(request, task)
                         continue
-                elif not new:
-                    self._reopen(task, wanted)
+                else:
+                    if not new:
+                        self._reopen(task, wanted)
+                    begin.append(task)
                 self._waiting.setdefault(task.id, []).append(_Waiter(request, _tell_by(request.message.data)))
-                begin.append(task)
         self._workers.expect(begin)
 
     def _push_task(self, message: Message) -> Task:
@@ -291,14 +296,12 @@ class Provider:
         destination = data.get("destination")
         if not isinstance(destination, str):
             raise RequestRefused("a push needs a destination")
-        target = urls.parse(destination)
+        target = _target(destination)
         for path in (item["path"] for item in contents.items(data) if item.get("path") is not None):
             if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/"):
                 raise RequestRefused(f"{path!r} is no path below the destination")
-        host = target.hostname or ""
-        lane = f"push {'this host' if urls.is_local(host) and target.scheme == 'file' else host}"
-        key = f"{announced.number} {urls.without_login(target)}"
-        return Task(self.name, "push", key, lane, message.text, about=announced.number)
+        key = f"{announced.number} {target.without_login}"
+        return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=message)
 
     @staticmethod
     def _to_do_again(known: Task, wanted: Task) -> bool:
@@ -329,12 +332,12 @@ class Provider:
     def _push(self, task: Task) -> Result:
         """Deliver what a request asks for; runs on a worker."""
         started = time.monotonic()
-        message = Message.decode(task.body)
+        message = task.context or Message.decode(task.body)
         data = message.data
-        destination = data["destination"]
-        shown = urls.printable(destination)
+        target = _target(data["destination"])
+        shown = target.shown
         try:
-            size, reached = self._deliver(data, destination)
+            size, reached = self._deliver(data, target)
         except TransferError as failure:
             error = failure
             log.warning("[%s] %s not delivered to %s: %s", self.name, contents.names(data), shown, error)
@@ -350,7 +353,7 @@ class Provider:
             task.tries,
         )
         answer = {key: value for key, value in data.items() if key != "request"}
-        answer["destination"] = urls.without_login(reached)
+        answer["destination"] = reached
         text = Message(message.subject, contents.reply_type(data), answer).encode()
         announced = self._journal.announcement(self.name, task.about or 0) if self._options.delete else None
         return Result(
@@ -359,23 +362,22 @@ class Provider:
             after=lambda: self._tell(task.id, text),
         )
 
-    def _deliver(self, data: dict[str, Any], destination: str) -> tuple[int, str]:
+    def _deliver(self, data: dict[str, Any], target: _Target) -> tuple[int, str]:
         """Give the bytes that were sent, and the destination: with the host of the backup target if one was used."""
-        target = urls.parse(destination)
-        target = target._replace(path=target.path.rstrip("/") + "/")  # a push always names a directory
         size = 0
+        destination = target.without_login
         for item in contents.items(data):
             uri = item["uri"]
             pathname = urls.parse(uri).path if "://" in uri else uri
             reached = move_it(
                 pathname,
-                target,
+                target.directory,
                 self._options.connection_parameters,
                 rel_path=item.get("path"),
                 backup_targets=data.get("backup_targets"),
             )
-            if reached.netloc != target.netloc:
-                destination = urls.with_login(urls.parse(destination)._replace(netloc=reached.netloc), "")
+            if reached.netloc != target.directory.netloc:
+                destination = urls.without_login(urls.parse(destination)._replace(netloc=reached.netloc))
             size += _size(pathname)
         return size, destination
 
@@ -447,6 +449,30 @@ class _HostDown(TransferError):
     """A destination is not even tried now, since it does not answer."""
 
     temporary = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A destination, and what is made of it for each request."""
+
+    directory: ParseResult
+    without_login: str
+    shown: str
+    lane: str
+
+
+@lru_cache(maxsize=256)
+def _target(destination: str) -> _Target:
+    """Read a destination: the same few come with every request. BadDestination when it is none."""
+    url = urls.parse(destination)
+    host = url.hostname or ""
+    here = url.scheme == "file" and urls.is_local(host)
+    return _Target(
+        url._replace(path=url.path.rstrip("/") + "/"),  # a push always names a directory
+        urls.without_login(url),
+        urls.printable(url),
+        f"push {'this host' if here else host}",
+    )
 
 
 def _announced_uris(announced: Announced, asked: Sequence[str]) -> set[str]:

@@ -17,19 +17,19 @@ from typing import Any
 from trollmoves.catchup import CatchUp
 from trollmoves.errors import MessageError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FRESH, WAITING, Journal, Outcome, Source, Task
+from trollmoves.lanes import Result, backoff
 from trollmoves.messaging import contents, sockets
 from trollmoves.messaging.listener import Listener, Provider
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoAnswer, Requester
 from trollmoves.options import ClientOptions
 from trollmoves.peers import Peers
-from trollmoves.workers import Result, Workers, backoff
+from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)
 
 ANNOUNCEMENTS = ("file", "dataset", "collection")
 REQUESTS_AT_ONCE = 32  # to one source
-REMEMBERED = 5_000  # announcements kept in memory between hearing and asking
 BEATS = "/heartbeat/move_it"  # the names of servers, mirrors and clients begin so
 
 
@@ -77,7 +77,7 @@ class Attempt:
 
     task: Task
     message: Message
-    request: Message
+    request: str
     destination: str
     sources: list[str]
     finish: Callable[[Result], None]
@@ -115,7 +115,6 @@ class Receiver:
         self._asking = asking
         self._arrived = arrived
         self._noting = threading.Lock()  # what is heard and what is replayed meet in the same tasks
-        self._fresh: dict[int, Message] = {}
         self._late_sources: dict[int, list[str]] = {}
         self._peers = Peers()
         self._down: dict[str, tuple[float, int]] = {}  # by source: until when, after how many failures
@@ -222,11 +221,7 @@ class Receiver:
             noted = self._journal.note([task for _, task in wanted], sources)
             new = []
             for (message, asked), (task, is_new) in zip(wanted, noted, strict=True):
-                if is_new:
-                    new.append(task)
-                    self._remember(task, message)
-                else:
-                    new += self._merge(message, asked, task)
+                new += [task] if is_new else self._merge(message, asked, task)
         if new:
             self._workers.expect(new)
 
@@ -239,7 +234,7 @@ class Receiver:
         fetch = Fetch(message.text or message.encode(), [source], {source: contents.uris(data)[0]})
         fetch.versions[source] = [*_version(data), 1]
         due = time.time() + self._options.processing_delay if self._options.processing_delay else 0.0
-        return Task(self.name, "fetch", key, f"fetch {source}", fetch.dump(), due, rank)
+        return Task(self.name, "fetch", key, f"fetch {source}", fetch.dump(), due, rank, context=message)
 
     def _merge(self, message: Message, asked: Task, known: Task) -> list[Task]:
         """Take in an announcement of a file that is known; give the tasks that are new through it.
@@ -251,7 +246,7 @@ class Receiver:
         source = message.data["request_address"]
         fetch, told = Fetch.load(known.body), Fetch.load(asked.body)
         if source in fetch.uris and fetch.uris[source] != told.uris[source]:
-            return self._note_other(message, asked, f"{asked.key}\n{told.uris[source]}")
+            return self._note_other(asked, f"{asked.key}\n{told.uris[source]}")
         version, before = told.versions[source][:2], fetch.versions.get(source)
         current = self._current(known, fetch)
         if before is None or (before[2] != fetch.generation and self._same_size(fetch, version)):
@@ -266,7 +261,7 @@ class Receiver:
         fetch.versions[source] = [*version, fetch.generation]
         known.body = fetch.dump()
         self._journal.amend([known])
-        return self._note_other(message, asked, f"{asked.key}\n#{fetch.generation}")
+        return self._note_other(asked, f"{asked.key}\n#{fetch.generation}")
 
     def _current(self, known: Task, fetch: Fetch) -> Task:
         """Give the task that fetches the newest content."""
@@ -282,18 +277,10 @@ class Receiver:
             if generation == fetch.generation
         )
 
-    def _note_other(self, message: Message, asked: Task, key: str) -> list[Task]:
+    def _note_other(self, asked: Task, key: str) -> list[Task]:
         asked.key = key
         ((task, new),) = self._journal.note([asked])
-        if new:
-            self._remember(task, message)
-            return [task]
-        return []
-
-    def _remember(self, task: Task, message: Message) -> None:
-        if len(self._fresh) >= REMEMBERED:
-            self._fresh.clear()  # they are in the journal
-        self._fresh[task.id] = message
+        return [task] if new else []
 
     def _add_source(self, current: Task, known: Task, fetch: Fetch, source: str, message: Message) -> None:
         if current is known:
@@ -314,9 +301,8 @@ class Receiver:
 
     def _fetch(self, task: Task, finish: Callable[[Result], None]) -> None:
         """Start to fetch a file; the clerk calls."""
-        message = self._fresh.pop(task.id, None)
         fetch = Fetch.load(task.body)
-        message = message or Message.decode(fetch.text)
+        message = task.context or Message.decode(fetch.text)
         key = _peer_key(task)
         hold = self._peers.hold(key)
         if self._peers.is_done(key) or hold:
@@ -336,16 +322,16 @@ class Receiver:
         self._asking(attempt)
         self._ask_next(attempt)
 
-    def _request(self, task: Task, message: Message, destination: str) -> Message:
-        data = message.data | {"destination": destination}
+    def _request(self, task: Task, message: Message, destination: str) -> str:
+        added: dict[str, Any] = {"destination": destination}
         if self._options.backup_targets:
-            data["backup_targets"] = list(self._options.backup_targets)
-        if contents.announcement_mark(data):
-            data["request"] = {
+            added["backup_targets"] = list(self._options.backup_targets)
+        if contents.announcement_mark(message.data):
+            added["request"] = {
                 "id": f"{self._journal.identity}/{task.id}",
                 "patience": self._options.transfer_req_timeout,
             }
-        return Message(message.subject, "push", data)
+        return message.variant("push", added)
 
     def _ask_next(self, attempt: Attempt) -> None:
         if not attempt.sources:
@@ -428,7 +414,7 @@ class Receiver:
         """Tell a source that its file is not needed any more; whether it hears is its own matter."""
         data = {key: value for key, value in message.data.items() if key != "announcement"}
         data["request_address"] = source
-        ack = Message(message.subject, "ack", data)
+        ack = Message(message.subject, "ack", data).encode()
         self._requester.ask(source, ack, self._options.req_timeout, lambda _: None)
 
     # -- health of the sources

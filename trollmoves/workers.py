@@ -9,96 +9,23 @@ dead host costs the others nothing. Claims go lane by lane.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
+from trollmoves.lanes import Kind, Lane, Result, backoff
 
 log = logging.getLogger(__name__)
 
-BACKOFF_FIRST = 1.0  # s before the second try
-BACKOFF_MOST = 300.0  # s, so that a mended host is noticed within minutes
-PREFETCH = 16  # claimed ahead of each task that may run, so that commits come in groups
 IDLE_LOOK = 60.0  # s; every change wakes the clerk, this is only the longest it sleeps
-_NEVER = float("inf")
 JOURNAL_PAUSE = 2.0  # s before another try when the journal cannot be written (its disk may be full)
-
-
-@dataclass(slots=True)
-class Result:
-    """How a handler ended one run of a task, when it neither failed nor simply returned.
-
-    ``error`` None: done, with ``reply`` stored and the tasks in ``then`` noted in the same transaction.
-    ``error`` temporary: again after the usual backoff; permanent, or ``final``: never again, and failed.
-    ``again_in`` seconds without an error: not now, and nobody's fault.
-    ``after`` is called, on the clerk's thread, when the journal has it; it must not block.
-    """
-
-    reply: str | None = None
-    then: Sequence[Task] = ()
-    error: TrollmovesError | None = None
-    again_in: float | None = None
-    final: bool = False
-    after: Callable[[], None] | None = None
-
-
-Handler = Callable[[Task], Result | None]
-Starter = Callable[[Task, Callable[[Result], None]], None]
-
-
-def backoff(tries: int, first: float = BACKOFF_FIRST, most: float = BACKOFF_MOST) -> float:
-    """Give the seconds to wait after the ``tries``-th failure: doubling up to ``most``, with jitter of a half."""
-    return float(min(most, first * 2.0 ** min(tries - 1, 30)) * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)
-
-
-@dataclass(slots=True)
-class _Kind:
-    """One kind of task of one chain: what runs it, and how many at once a lane."""
-
-    limit: int
-    handler: Handler | None = None  # runs on a worker thread
-    starter: Starter | None = None  # only starts it, on the clerk's thread; ``finish`` is called later
-
-
-@dataclass(slots=True)
-class _Lane:
-    """What is in hand of one lane of one chain; the clerk's, but that workers take from ``ready``."""
-
-    chain: str
-    name: str
-    kind: _Kind | None
-    taken: dict[int, Task] = field(default_factory=dict)
-    ready: deque[Task] = field(default_factory=deque)
-    tokens: int = 0
-    failures: int = 0
-    paused_until: float = 0.0
-    look_at: float = 0.0
-    wanted: bool = True  # something was noted since the last look; under the lock of the lanes
-
-    def room(self) -> int:
-        if self.kind is None:
-            return 0
-        if self.failures:
-            return 0 if self.taken else 1
-        if self.kind.starter:
-            return self.kind.limit - len(self.taken)
-        room = self.kind.limit * PREFETCH - len(self.taken)
-        return room if room >= self.kind.limit * PREFETCH // 4 else 0
-
-    def give_back(self) -> None:
-        """Drop what was claimed but not begun; it is still waiting in the journal."""
-        while self.ready:
-            try:
-                self.taken.pop(self.ready.popleft().id, None)
-            except IndexError:  # a worker was quicker
-                return
+BUSY = 8  # ends written at one time from which on the clerk lets more of them gather
+GATHER = 0.001  # s that it does
 
 
 class Workers:
@@ -106,11 +33,11 @@ class Workers:
 
     def __init__(self, journal: Journal, threads: int = 16) -> None:
         self._journal = journal
-        self._kinds: dict[tuple[str, str], _Kind] = {}
-        self._lanes: dict[tuple[str, str], _Lane] = {}
+        self._kinds: dict[tuple[str, str], Kind] = {}
+        self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
-        self._tokens: SimpleQueue[_Lane | None] = SimpleQueue()
-        self._finished: deque[tuple[_Lane, Task | None, Result]] = deque()
+        self._tokens: SimpleQueue[Lane | None] = SimpleQueue()
+        self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._rung = False
         self._stopping = False
@@ -122,7 +49,7 @@ class Workers:
         lanes = self._all_lanes()
         return f"<Workers {len(self._threads)} threads, {sum(len(x.taken) for x in lanes)} tasks in {len(lanes)} lanes>"
 
-    def _all_lanes(self) -> list[_Lane]:
+    def _all_lanes(self) -> list[Lane]:
         with self._lock:
             return list(self._lanes.values())
 
@@ -134,8 +61,8 @@ class Workers:
         kind: str,
         *,
         limit: int,
-        handler: Handler | None = None,
-        starter: Starter | None = None,
+        handler: Callable[[Task], Result | None] | None = None,
+        starter: Callable[[Task, Callable[[Result], None]], None] | None = None,
     ) -> None:
         """Say what runs a kind of task, and how many of a lane at once.
 
@@ -143,12 +70,15 @@ class Workers:
         called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
         one kind.
         """
-        known = _Kind(limit, handler, starter)
+        known = Kind(limit, handler, starter)
         waiting = [lane for lane, its_kind in self._journal.lanes(chain) if its_kind == kind]
         with self._lock:
             self._kinds[chain, kind] = known
+            for lane in self._lanes.values():
+                if lane.chain == chain and lane.name in waiting:
+                    lane.kind = known
             for name in waiting:
-                self._want(chain, name, known)
+                self._lane(chain, name, known).unread = True
         self._ring()
 
     def forget(self, chain: str) -> None:
@@ -175,22 +105,21 @@ class Workers:
             known = self._lanes.get((chain, lane))
         return set(known.taken) if known else set()
 
-    def expect(self, tasks: Iterable[Task]) -> None:
-        """Say that these tasks were noted, so that they are claimed when due. Any thread."""
+    def expect(self, tasks: Sequence[Task]) -> None:
+        """Hand over tasks that were noted as new just now, so that they run when due. Any thread."""
         with self._lock:
-            for chain, name, kind in {(task.chain, task.lane, task.kind) for task in tasks}:
-                known = self._kinds.get((chain, kind))
-                if known:
-                    self._want(chain, name, known)
+            for task in tasks:
+                kind = self._kinds.get((task.chain, task.kind))
+                if kind:
+                    self._lane(task.chain, task.lane, kind).offer((task,))
         self._ring()
 
-    def _want(self, chain: str, name: str, kind: _Kind) -> None:
+    def _lane(self, chain: str, name: str, kind: Kind) -> Lane:
         lane = self._lanes.get((chain, name))
         if lane is None:
-            self._lanes[chain, name] = _Lane(chain, name, kind)
-        else:
-            lane.kind = kind
-            lane.wanted = True
+            lane = self._lanes[chain, name] = Lane(chain, name, kind)
+        lane.kind = kind
+        return lane
 
     # -- start and stop
 
@@ -239,7 +168,7 @@ class Workers:
                 self._ring()
 
     @staticmethod
-    def _run(lane: _Lane, task: Task) -> Result:
+    def _run(lane: Lane, task: Task) -> Result:
         kind = lane.kind
         if kind is None or kind.handler is None:
             return Result(again_in=0.0)  # its chain was stopped meanwhile
@@ -261,11 +190,13 @@ class Workers:
     def _keep_books(self) -> None:
         while not (self._closing and not self._finished):
             with suppress(Empty):
-                self._bell.get(timeout=max(0.0, self._time_to_sleep()))
+                self._bell.get(timeout=self._time_to_sleep())
             self._rung = False
             try:
-                self._settle()
+                busy = self._settle() >= BUSY
                 self._hand_out()
+                if busy:
+                    time.sleep(GATHER)
             except JournalError as error:
                 log.error("%s; trying again in %.0f s", error, JOURNAL_PAUSE)
                 time.sleep(JOURNAL_PAUSE)
@@ -277,24 +208,29 @@ class Workers:
 
     def _time_to_sleep(self) -> float:
         now = time.time()
-        return min([IDLE_LOOK, *(lane.look_at - now for lane in self._all_lanes())])
+        times = [lane.look_at() for lane in self._all_lanes() if lane.kind]
+        return max(0.0, min([IDLE_LOOK, *(at - now for at in times)]))
 
-    def _settle(self) -> None:
-        """Write how runs ended; only then tell whoever waits for it."""
+    def _settle(self) -> int:
+        """Write how runs ended, then tell whoever waits for it; give how many."""
         ended = [self._finished[n] for n in range(len(self._finished))]
-        outcomes = [_outcome(task, result) for _, task, result in ended if task is not None]
-        new = self._journal.finish(outcomes) if outcomes else []
+        outcomes = [(lane, _outcome(task, result)) for lane, task, result in ended if task is not None]
+        new = self._journal.finish([outcome for _, outcome in outcomes]) if outcomes else []
+        for lane, outcome in outcomes:
+            if outcome.state == WAITING:
+                lane.postpone(outcome.due)
         for lane, task, result in ended:
             self._finished.popleft()
-            lane.look_at = 0.0
             if task is None:
                 lane.tokens -= 1
                 continue
             lane.taken.pop(task.id, None)
-            self._judge(lane, result)
+            if lane.judge(result.error):
+                log.info("[%s] %s: works again", lane.chain, lane.name)
             self._tell(task, result)
         if new:
             self.expect(new)
+        return len(outcomes)
 
     @staticmethod
     def _tell(task: Task, result: Result) -> None:
@@ -304,63 +240,30 @@ class Workers:
             except Exception:
                 log.exception("[%s] %s %s: unexpected error after the end", task.chain, task.kind, task.key)
 
-    @staticmethod
-    def _judge(lane: _Lane, result: Result) -> None:
-        """Pause a lane in which tries fail for a reason that may pass; one success opens it."""
-        if result.error is None or not result.error.temporary:
-            if lane.failures:
-                log.info("[%s] %s: works again", lane.chain, lane.name)
-            lane.failures = 0
-            lane.paused_until = 0.0
-            return
-        lane.failures += 1
-        lane.paused_until = time.time() + backoff(lane.failures)
-        lane.give_back()
-
     def _hand_out(self) -> None:
-        now = time.time()
         for lane in self._all_lanes():
-            if self._stopping or lane.kind is None:
+            kind = lane.kind
+            if self._stopping or kind is None:
                 lane.give_back()
-                lane.look_at = now + IDLE_LOOK
-            elif lane.paused_until > now:
-                lane.look_at = lane.paused_until
-            elif lane.wanted or lane.look_at <= now:
-                self._claim(lane, lane.kind)
-                if lane.look_at == _NEVER and not lane.taken and not lane.tokens:
-                    self._drop(lane)
+                continue
+            tasks = lane.take(self._journal)
+            if kind.starter:
+                for task in tasks:
+                    self._begin(lane, kind.starter, task)
+            elif tasks:
+                lane.ready.extend(tasks)
+                while lane.tokens < min(kind.limit, len(lane.ready)):
+                    lane.tokens += 1
+                    self._tokens.put(lane)
+            elif lane.is_idle():
+                self._drop(lane)
 
-    def _drop(self, lane: _Lane) -> None:
+    def _drop(self, lane: Lane) -> None:
         with self._lock:
-            if not lane.wanted:
-                del self._lanes[lane.chain, lane.name]
+            if lane.is_idle():
+                self._lanes.pop((lane.chain, lane.name), None)
 
-    def _claim(self, lane: _Lane, kind: _Kind) -> None:
-        with self._lock:
-            lane.wanted = False
-        room = lane.room()
-        if not room:
-            lane.look_at = time.time() + IDLE_LOOK  # the next end of a task brings us back
-            return
-        now = time.time()
-        tasks = self._journal.claim(lane.chain, lane.name, room, now, taken=lane.taken)
-        for task in tasks:
-            task.tries += 1
-            lane.taken[task.id] = task
-        if kind.starter:
-            for task in tasks:
-                self._begin(lane, kind.starter, task)
-        else:
-            lane.ready.extend(tasks)
-            while lane.tokens < min(kind.limit, len(lane.ready)):
-                lane.tokens += 1
-                self._tokens.put(lane)
-        if lane.taken:
-            lane.look_at = time.time() + IDLE_LOOK
-        if len(tasks) < room:
-            lane.look_at = self._journal.next_due(lane.chain, lane.name, now) or _NEVER
-
-    def _begin(self, lane: _Lane, starter: Starter, task: Task) -> None:
+    def _begin(self, lane: Lane, starter: Callable[[Task, Callable[[Result], None]], None], task: Task) -> None:
         def finish(result: Result) -> None:
             self._finished.append((lane, task, result))
             self._ring()

@@ -102,6 +102,20 @@ class Message:
         time = self.time if version > NO_DATETIME_VERSION else self.time.replace(tzinfo=None)
         return f"{MAGIC}{self.subject} {self.type} {self.sender} {time.isoformat()} {version}"
 
+    def variant(self, type_: str, added: dict[str, Any] | None = None) -> str:
+        """Give the text of a message of ours about the same, with the same data and some items more.
+
+        The data of a message that was read is not written anew: it must be as it was read, or ``text`` emptied.
+        """
+        added = added or {}
+        if not self.text or not isinstance(self.data, dict) or not self.data or not added.keys().isdisjoint(self.data):
+            return Message(self.subject, type_, self.data | added if added else self.data).encode()
+        data = self.text.split(None, 6)[6].rstrip()
+        if added:
+            data = f"{data[:-1]}, {json.dumps(added)[1:]}"
+        head = Message(self.subject, type_)._head(self.version or NEWEST_VERSION)
+        return f"{head} application/json {data}"
+
     @classmethod
     def decode(cls, raw: bytes | str) -> Message:
         """Read a message; MessageError, saying why, for whatever is none."""

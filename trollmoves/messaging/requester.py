@@ -80,18 +80,18 @@ class Requester:
     def ask(
         self,
         address: str,
-        message: Message,
+        text: str,
         timeout: float,
         answered: Answered,
         overdue: Callable[[], bool] | None = None,
     ) -> None:
-        """Ask the server at ``host:port``; any thread, returns at once. MessageError when it cannot be written.
+        """Ask the server at ``host:port``; any thread, returns at once.
 
         ``answered`` gets the answer, or an error, on the requester's thread, and must not block. After ``timeout``
         seconds without an answer ``overdue`` is asked, there too, whether to wait once more as long; without it, or
         when it says no, ``answered`` gets NoAnswer.
         """
-        self._new.append(_Asked(address, message.encode(), time.monotonic() + timeout, timeout, answered, overdue))
+        self._new.append(_Asked(address, text, time.monotonic() + timeout, timeout, answered, overdue))
         self._bell.ring()
 
     def _run(self) -> None:

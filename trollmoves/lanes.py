@@ -1,0 +1,165 @@
+"""What is in hand of one lane, and what of it may be taken next.
+
+A lane is what must not crowd others: a destination host, a source. Its tasks come from whoever noted them, directly, as
+long as there is room for them here; else from the journal, which has them all.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trollmoves.errors import TrollmovesError
+from trollmoves.journal import Journal, Task
+
+if TYPE_CHECKING:
+    Handler = Callable[[Task], "Result | None"]
+    Starter = Callable[[Task, Callable[["Result"], None]], None]
+
+BACKOFF_FIRST = 1.0  # s before the second try
+BACKOFF_MOST = 300.0  # s, so that a mended host is noticed within minutes
+PREFETCH = 16  # tasks in hand for each that may run at once, so that commits come in groups
+NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class Result:
+    """How a handler ended one run of a task, when it neither failed nor simply returned.
+
+    ``error`` None: done, with ``reply`` stored and the tasks in ``then`` noted in the same transaction.
+    ``error`` temporary: again after the usual backoff; permanent, or ``final``: never again, and failed.
+    ``again_in`` seconds without an error: not now, and nobody's fault.
+    ``after`` is called, on the clerk's thread, when the journal has it; it must not block.
+    """
+
+    reply: str | None = None
+    then: Sequence[Task] = ()
+    error: TrollmovesError | None = None
+    again_in: float | None = None
+    final: bool = False
+    after: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of task of one chain: what runs it, and how many of it at once a lane."""
+
+    limit: int
+    handler: Handler | None = None  # runs on a worker thread
+    starter: Starter | None = None  # only starts it, on the clerk's thread; ``finish`` is called later
+
+
+def backoff(tries: int, first: float = BACKOFF_FIRST, most: float = BACKOFF_MOST) -> float:
+    """Give the seconds to wait after the ``tries``-th failure: doubling up to ``most``, with jitter of a half."""
+    return float(min(most, first * 2.0 ** min(tries - 1, 30)) * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One lane of one chain. The clerk's, but that anybody may ``offer``, and that workers use ``ready``."""
+
+    chain: str
+    name: str
+    kind: Kind | None
+    unread: bool = False  # the journal may hold due tasks that were not offered
+    taken: dict[int, Task] = field(default_factory=dict)
+    ready: deque[Task] = field(default_factory=deque)
+    tokens: int = 0  # workers that are on this lane, or were sent to it
+    failures: int = 0
+    paused_until: float = 0.0
+    next_due: float = NEVER  # when the journal is to be asked again
+    _offered: deque[Task] = field(default_factory=deque)
+    _read_to: int = 0  # the highest id that came from the journal
+
+    def offer(self, tasks: Iterable[Task]) -> None:
+        """Hand over tasks that were noted just now."""
+        self._offered.extend(tasks)
+
+    def look_at(self) -> float:
+        """Give the time at which there may be something to do without a further event."""
+        if self.paused_until and (self.unread or self._offered or self.next_due != NEVER):
+            return self.paused_until
+        return self.next_due
+
+    def is_idle(self) -> bool:
+        """Tell whether nothing is in hand and nothing is to come."""
+        return not (self.taken or self.tokens or self._offered or self.unread) and self.next_due == NEVER
+
+    def take(self, journal: Journal) -> list[Task]:
+        """Take what is due into hand, as far as there is room."""
+        now = time.time()
+        if self.kind is None or self.paused_until > now:
+            return []
+        room = self._room()
+        if not room:
+            return []
+        if now >= self.next_due:
+            self.unread = True
+        tasks = self._from_offered(room, now)
+        if self.unread and len(tasks) < room:
+            tasks = self._from_journal(journal, room, now, tasks)
+        for task in tasks:
+            task.tries += 1
+            self.taken[task.id] = task
+        return tasks
+
+    def _room(self) -> int:
+        if self.kind is None:
+            return 0
+        if self.failures:
+            return 0 if self.taken else 1
+        if self.kind.starter:
+            return self.kind.limit - len(self.taken)
+        room = self.kind.limit * PREFETCH - len(self.taken)
+        return room if room >= self.kind.limit * PREFETCH // 4 else 0
+
+    def _from_offered(self, room: int, now: float) -> list[Task]:
+        """Take from what was offered, unless the journal must be read anyway: there it stands in order."""
+        tasks: list[Task] = []
+        while self._offered:
+            task = self._offered.popleft()
+            if task.due > now:
+                self.next_due = min(self.next_due, task.due)
+            elif self.unread or len(tasks) >= room or task.id <= self._read_to:
+                self.unread = True  # it may have been read, and even finished, before it was offered
+            elif task.id not in self.taken:
+                tasks.append(task)
+        return tasks
+
+    def _from_journal(self, journal: Journal, room: int, now: float, offered: list[Task]) -> list[Task]:
+        in_hand = self.taken.keys() | {task.id for task in offered}
+        read = journal.claim(self.chain, self.name, room - len(offered), now, taken=in_hand)
+        if len(offered) + len(read) < room:
+            self.unread = False
+            self.next_due = journal.next_due(self.chain, self.name, now) or NEVER
+        self._read_to = max(self._read_to, *(task.id for task in read), 0)
+        return offered + read
+
+    def postpone(self, due: float) -> None:
+        """Remember that a task goes back to the journal, to be due again."""
+        self.next_due = min(self.next_due, due)
+
+    def give_back(self) -> None:
+        """Drop what was taken but not begun; it is still waiting in the journal."""
+        while self.ready:
+            try:
+                self.taken.pop(self.ready.popleft().id, None)
+                self.unread = True
+            except IndexError:  # a worker was quicker
+                return
+
+    def judge(self, error: TrollmovesError | None) -> bool:
+        """Pause when tries fail for a reason that may pass; one success opens the lane, and only then gives True."""
+        if error is None or not error.temporary:
+            reopened = self.failures > 0
+            self.failures = 0
+            self.paused_until = 0.0
+            return reopened
+        self.failures += 1
+        self.paused_until = time.time() + backoff(self.failures)
+        self.give_back()
+        return False
