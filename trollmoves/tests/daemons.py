@@ -1,11 +1,10 @@
-"""Daemons as real processes, with files for them to move and ears to hear them.
+"""Daemons as real processes, and what a test needs around them.
 
 A ``Site`` is what one test has: a folder, ports, processes and ears, all of which end with it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import shutil
@@ -14,224 +13,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import zmq
-from posttroll.message import Message
-
+from trollmoves.tests.feeding import PATTERN, Feeder
+from trollmoves.tests.hearing import HOST, Ear
 from trollmoves.tests.waiting import until
 
 REPOSITORY = Path(__file__).parents[2]
-HOST = "127.0.0.1"
 TOPIC = "/1b/hrit-segment/0deg"
-PATTERN = "H-000-{series:6s}-{platform_name:12s}-{channel:9s}-{segment:9s}-{nominal_time:%Y%m%d%H%M}-__"
-CHANNELS = [
-    "VIS006",
-    "VIS008",
-    "IR_016",
-    "IR_039",
-    "WV_062",
-    "WV_073",
-    "IR_087",
-    "IR_097",
-    "IR_108",
-    "IR_120",
-    "IR_134",
-]
 READY = 30.0  # s that a daemon has to come up on a busy machine
 
 Sections = Mapping[str, Mapping[str, object]]
-
-
-# -- files
-
-
-def names(first: int = 0) -> Iterator[str]:
-    """Yield the names of satellite segments as they come, slot by slot, from the ``first`` one on."""
-
-    def all_of_them() -> Iterator[str]:
-        for slot in itertools.count():
-            day, quarter = divmod(slot, 96)
-            when = f"2025{1 + day // 28 % 12:02d}{1 + day % 28:02d}{quarter // 4:02d}{15 * (quarter % 4):02d}"
-            for channel, segments in [("", 1), *((name, 8) for name in CHANNELS), ("HRV", 24)]:
-                for number in range(1, segments + 1):
-                    segment = f"{number:06d}" if channel else "PRO"
-                    yield f"H-000-MSG4__-MSG4________-{channel:_<9s}-{segment:_<9s}-{when}-__"
-
-    return itertools.islice(all_of_them(), first, None)
-
-
-def content(name: str, version: int = 1, size: int = 1000) -> bytes:
-    """Give the bytes that belong into a file: no two files, and no two versions, have the same."""
-    seed = hashlib.sha256(f"{name} {version}".encode()).digest()
-    return (seed * (size // len(seed) + 1))[:size]
-
-
-class Feeder:
-    """Puts files into a folder, each at once under its final name, as a reception system does."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.fed: dict[str, bytes] = {}
-        self._staging = folder.with_name(f"{folder.name}-staging")
-        self._names = names()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._staging.mkdir(exist_ok=True)
-
-    def feed(self, count: int = 1, *, size: int = 1000, pause: float = 0.0) -> list[str]:
-        """Bring in so many files with ``pause`` seconds between them; return their names."""
-        fed = []
-        for name in itertools.islice(self._names, count):
-            self.put(name, size=size)
-            fed.append(name)
-            if pause:
-                time.sleep(pause)
-        return fed
-
-    def put(self, name: str, *, version: int = 1, size: int = 1000) -> Path:
-        """Bring in one file, in place of one of that name; return its path."""
-        self.fed[name] = content(name, version, size)
-        staged = self._staging / name
-        staged.write_bytes(self.fed[name])
-        return staged.rename(self.folder / name)
-
-    def arrived(self, target: Path) -> bool:
-        """Tell whether all that was fed is at the target, whole."""
-        return not self.missing(target)
-
-    def missing(self, target: Path) -> list[str]:
-        """Give the names of what is not at the target, or not whole."""
-        return [name for name, wanted in self.fed.items() if not _holds(target / name, wanted)]
-
-
-def _holds(path: Path, wanted: bytes) -> bool:
-    try:
-        return path.read_bytes() == wanted
-    except FileNotFoundError:
-        return False
-
-
-# -- messages
-
-
-@dataclass
-class Heard:
-    """A message and when it came (monotonic)."""
-
-    message: Message
-    at: float
-
-    @property
-    def type(self) -> str:
-        """The type of the message."""
-        return str(self.message.type)
-
-    @property
-    def data(self) -> Any:
-        """The data of the message."""
-        return self.message.data
-
-    @property
-    def uid(self) -> str:
-        """The file that it is about, empty when there is none."""
-        return str(self.data.get("uid", "")) if isinstance(self.data, dict) else ""
-
-
-class Ear:
-    """Hears a publisher, in a thread, from when it is there; it need not be there yet."""
-
-    def __init__(self, port: int, topic: str = "") -> None:
-        self.heard: list[Heard] = []
-        self.texts: list[str] = []
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
-        for option, value in ((zmq.RCVHWM, 0), (zmq.LINGER, 0), (zmq.RECONNECT_IVL, 10), (zmq.RECONNECT_IVL_MAX, 10)):
-            self._socket.setsockopt(option, value)
-        self._socket.setsockopt_string(zmq.SUBSCRIBE, f"pytroll:/{topic}")
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self._socket.connect(f"tcp://{HOST}:{port}")
-        self._stopping = threading.Event()
-        self.connections = 0
-        self._thread = threading.Thread(target=self._run, name=f"ear on {port}", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Hear no more."""
-        self._stopping.set()
-        self._thread.join(5)
-        self._socket.disable_monitor()
-        self._socket.close(0)
-        self._context.destroy(0)
-
-    def of(self, *types: str) -> list[Heard]:
-        """Give the messages of these types that were heard."""
-        return [one for one in list(self.heard) if one.type in types]
-
-    def about(self, name: str) -> list[Heard]:
-        """Give what was heard about one file."""
-        return [one for one in list(self.heard) if one.uid == name]
-
-    def receipts(self) -> list[str]:
-        """Give the names of the files that were told to be here."""
-        return [one.uid for one in self.of("file")]
-
-    def wait_for(self, count: int = 1, *types: str, seconds: float = 20) -> list[Heard]:
-        """Wait until so many messages of these types (by default receipts) were heard; give all of them."""
-        types = types or ("file",)
-        until(lambda: len(self.of(*types)) >= count, seconds, f"{count} messages {types}: {self.texts[-3:]}")
-        return self.of(*types)
-
-    def wait_for_receipts(self, wanted: Iterable[str], seconds: float = 30) -> None:
-        """Wait until each of these files was told to be here at least once."""
-        wanted = set(wanted)
-        until(lambda: wanted <= set(self.receipts()), seconds, f"receipts of {len(wanted)} files")
-
-    def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
-        while not self._stopping.is_set():
-            ready = dict(poller.poll(50))
-            if self._monitor in ready:
-                self._monitor.recv_multipart()
-                self.connections += 1
-            while self._socket in ready and not self._stopping.is_set():
-                try:
-                    text = self._socket.recv_string(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                self.texts.append(text)
-                self.heard.append(Heard(Message(rawstr=text), time.monotonic()))
-
-
-def ask(port: int, subject: str, kind: str, data: object = "", *, seconds: float = 10) -> Message:
-    """Ask a server as an older client does, through one REQ socket; return the answer."""
-    return Message(rawstr=ask_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
-
-
-def ask_frames(port: int, *frames: bytes, seconds: float = 10) -> str:
-    """Send any frames through a REQ socket; return the text of the answer, which has one frame."""
-    context = zmq.Context()
-    try:
-        with context.socket(zmq.REQ) as peer:
-            peer.setsockopt(zmq.LINGER, 0)
-            peer.connect(f"tcp://{HOST}:{port}")
-            peer.send_multipart(frames)
-            assert peer.poll(int(seconds * 1000)), f"no answer to {frames!r:.200}"
-            (answer,) = peer.recv_multipart()
-            return str(answer.decode())
-    finally:
-        context.destroy(0)
-
-
-# -- processes
 
 
 def ini(sections: Sections) -> str:

@@ -1,0 +1,89 @@
+"""Feeds a folder with files as a reception system does."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PATTERN = "H-000-{series:6s}-{platform_name:12s}-{channel:9s}-{segment:9s}-{nominal_time:%Y%m%d%H%M}-__"
+CHANNELS = [
+    "VIS006",
+    "VIS008",
+    "IR_016",
+    "IR_039",
+    "WV_062",
+    "WV_073",
+    "IR_087",
+    "IR_097",
+    "IR_108",
+    "IR_120",
+    "IR_134",
+]
+
+
+def names(first: int = 0) -> Iterator[str]:
+    """Yield the names of satellite segments as they come, slot by slot, from the ``first`` one on."""
+
+    def all_of_them() -> Iterator[str]:
+        for slot in itertools.count():
+            day, quarter = divmod(slot, 96)
+            when = f"2025{1 + day // 28 % 12:02d}{1 + day % 28:02d}{quarter // 4:02d}{15 * (quarter % 4):02d}"
+            for channel, segments in [("", 1), *((name, 8) for name in CHANNELS), ("HRV", 24)]:
+                for number in range(1, segments + 1):
+                    segment = f"{number:06d}" if channel else "PRO"
+                    yield f"H-000-MSG4__-MSG4________-{channel:_<9s}-{segment:_<9s}-{when}-__"
+
+    return itertools.islice(all_of_them(), first, None)
+
+
+def content(name: str, version: int = 1, size: int = 1000) -> bytes:
+    """Give the bytes that belong into a file: no two files, and no two versions, have the same."""
+    seed = hashlib.sha256(f"{name} {version}".encode()).digest()
+    return (seed * (size // len(seed) + 1))[:size]
+
+
+class Feeder:
+    """Puts files into a folder, each at once under its final name, as a reception system does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fed: dict[str, bytes] = {}
+        self._staging = folder.with_name(f"{folder.name}-staging")
+        self._names = names()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._staging.mkdir(exist_ok=True)
+
+    def feed(self, count: int = 1, *, size: int = 1000, pause: float = 0.0) -> list[str]:
+        """Bring in so many files with ``pause`` seconds between them; return their names."""
+        fed = []
+        for name in itertools.islice(self._names, count):
+            self.put(name, size=size)
+            fed.append(name)
+            if pause:
+                time.sleep(pause)
+        return fed
+
+    def put(self, name: str, *, version: int = 1, size: int = 1000) -> Path:
+        """Bring in one file, in place of one of that name; return its path."""
+        self.fed[name] = content(name, version, size)
+        staged = self._staging / name
+        staged.write_bytes(self.fed[name])
+        return staged.rename(self.folder / name)
+
+    def arrived(self, target: Path) -> bool:
+        """Tell whether all that was fed is at the target, whole."""
+        return not self.missing(target)
+
+    def missing(self, target: Path) -> list[str]:
+        """Give the names of what is not at the target, or not whole."""
+        return [name for name, wanted in self.fed.items() if not _holds(target / name, wanted)]
+
+
+def _holds(path: Path, wanted: bytes) -> bool:
+    try:
+        return path.read_bytes() == wanted
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,126 @@
+"""Hears what publishers say, and asks what servers are asked, as peers outside of this project do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+from posttroll.message import Message
+
+from trollmoves.tests.waiting import until
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Heard:
+    """A message and when it came (monotonic)."""
+
+    message: Message
+    at: float
+
+    @property
+    def type(self) -> str:
+        """The type of the message."""
+        return str(self.message.type)
+
+    @property
+    def data(self) -> Any:
+        """The data of the message."""
+        return self.message.data
+
+    @property
+    def uid(self) -> str:
+        """The file that it is about, empty when there is none."""
+        return str(self.data.get("uid", "")) if isinstance(self.data, dict) else ""
+
+
+class Ear:
+    """Hears a publisher, in a thread, from when it is there; it need not be there yet."""
+
+    def __init__(self, port: int, topic: str = "") -> None:
+        self.heard: list[Heard] = []
+        self.texts: list[str] = []
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        for option, value in ((zmq.RCVHWM, 0), (zmq.LINGER, 0), (zmq.RECONNECT_IVL, 10), (zmq.RECONNECT_IVL_MAX, 10)):
+            self._socket.setsockopt(option, value)
+        self._socket.setsockopt_string(zmq.SUBSCRIBE, f"pytroll:/{topic}")
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._socket.connect(f"tcp://{HOST}:{port}")
+        self._stopping = threading.Event()
+        self.connections = 0
+        self._thread = threading.Thread(target=self._run, name=f"ear on {port}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hear no more."""
+        self._stopping.set()
+        self._thread.join(5)
+        self._socket.disable_monitor()
+        self._socket.close(0)
+        self._context.destroy(0)
+
+    def of(self, *types: str) -> list[Heard]:
+        """Give the messages of these types that were heard."""
+        return [one for one in list(self.heard) if one.type in types]
+
+    def about(self, name: str) -> list[Heard]:
+        """Give what was heard about one file."""
+        return [one for one in list(self.heard) if one.uid == name]
+
+    def receipts(self) -> list[str]:
+        """Give the names of the files that were told to be here."""
+        return [one.uid for one in self.of("file")]
+
+    def wait_for(self, count: int = 1, *types: str, seconds: float = 20) -> list[Heard]:
+        """Wait until so many messages of these types (by default receipts) were heard; give all of them."""
+        types = types or ("file",)
+        until(lambda: len(self.of(*types)) >= count, seconds, f"{count} messages {types}: {self.texts[-3:]}")
+        return self.of(*types)
+
+    def wait_for_receipts(self, wanted: Iterable[str], seconds: float = 30) -> None:
+        """Wait until each of these files was told to be here at least once."""
+        wanted = set(wanted)
+        until(lambda: wanted <= set(self.receipts()), seconds, f"receipts of {len(wanted)} files")
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        while not self._stopping.is_set():
+            ready = dict(poller.poll(50))
+            if self._monitor in ready:
+                self._monitor.recv_multipart()
+                self.connections += 1
+            while self._socket in ready and not self._stopping.is_set():
+                try:
+                    text = self._socket.recv_string(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                self.texts.append(text)
+                self.heard.append(Heard(Message(rawstr=text), time.monotonic()))
+
+
+def ask(port: int, subject: str, kind: str, data: object = "", *, seconds: float = 10) -> Message:
+    """Ask a server as an older client does, through one REQ socket; return the answer."""
+    return Message(rawstr=ask_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
+
+
+def ask_frames(port: int, *frames: bytes, seconds: float = 10) -> str:
+    """Send any frames through a REQ socket; return the text of the answer, which has one frame."""
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.REQ) as peer:
+            peer.setsockopt(zmq.LINGER, 0)
+            peer.connect(f"tcp://{HOST}:{port}")
+            peer.send_multipart(frames)
+            assert peer.poll(int(seconds * 1000)), f"no answer to {frames!r:.200}"
+            (answer,) = peer.recv_multipart()
+            return str(answer.decode())
+    finally:
+        context.destroy(0)
