@@ -1,0 +1,233 @@
+"""Sends satellite files from a server to a client, and kills the client on the way.
+
+A real server and a real client run as processes on this host. Whether every file arrived whole is judged from outside:
+by the checksums of what lies in the client's directories, and by what the client publishes. The exit status is 0 when
+nothing was lost, 130 after a Ctrl-C, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from string import Template
+
+from feeder import Feeder
+from processes import HOST, NotRunning, Process, free_ports
+from screen import Screen
+from segments import Segment, segments
+from witness import Arrivals, Outcome, Receipts
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parent.parent
+KEPT = CHECKOUT / ".demo"  # logs and configuration of the last run
+
+DIES_AT = 0.45  # of the files
+AWAY = 2.0  # s
+PATIENCE = 30.0  # s without a new file after which no more are waited for
+RECEIPT_PATIENCE = 2.0  # s that receipts are waited for when all files are there
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(Exception):
+    """The user wants it to end."""
+
+
+class Demo:
+    """One run, in a folder that is empty when it begins."""
+
+    def __init__(self, folder: Path, files: Sequence[Segment], seconds: float, interrupted: Callable[[], bool]) -> None:
+        self._files = files
+        self._seconds = seconds
+        self._interrupted = interrupted
+        self._screen = Screen()
+        self._incoming, self._arrived, self._state, self._kept = (
+            folder / name for name in ("incoming", "arrived", "state", "kept")
+        )
+        for one in (self._incoming, self._arrived, self._state, self._kept):
+            one.mkdir()
+        self._arrivals = Arrivals(self._arrived)
+        self._feeder = Feeder(self._incoming, files, seconds)
+        self._server, self._client, addresses = self._configure()
+        self._receipts = Receipts(addresses)
+        self._killed_at = self._back_at = 0.0
+
+    def run(self) -> int:
+        """Run to the end; give the exit status."""
+        with ExitStack() as stack:
+            for stop in (self._server.stop, self._client.stop, self._receipts.close, self._feeder.stop):
+                stack.callback(stop)
+            stack.callback(self._screen.end)
+            try:
+                self._tell()
+                outcome = self._arrivals.compare({f.name: hashlib.sha256(f.content).hexdigest() for f in self._files})
+                self._report(outcome)
+                status = 0 if len(outcome.whole) == len(self._files) else 1
+            except Interrupted:
+                self._screen.say("interrupted: ending the processes, removing the files")
+                return 130
+            except NotRunning as error:
+                self._screen.say(f"{error}")
+                status = 1
+        self._keep()
+        self._point()
+        return status
+
+    # -- the story
+
+    def _tell(self) -> None:
+        screen = self._screen
+        screen.title("trollmoves: satellite files go from a server to a client on this machine")
+        for process in (self._server, self._client):
+            process.start(self._pause)
+        screen.say(f"server  process {self._server.pid}, watches {self._incoming}")
+        screen.say(f"client  process {self._client.pid}, has files sent to {self._arrived}")
+        screen.say()
+        self._pause(0.5)  # for all to be connected; the first file is not to measure that
+        screen.event(f"{len(self._files):,} files begin to appear, over {self._seconds:.0f} s")
+        self._feeder.start()
+        self._follow(self._due_to_die, self._server, self._client)
+        self._kill_client()
+        self._follow(lambda: time.monotonic() > self._killed_at + AWAY, self._server)
+        self._start_client()
+        self._follow(self._complete, self._server, self._client)
+        self._screen.progress(*self._progress(), final=True)
+
+    def _configure(self) -> tuple[Process, Process, list[str]]:
+        """Write the configurations; give server, client, and the addresses of what the client publishes."""
+        names = ("announcements", "seviri_requests", "viirs_requests", "seviri_receipts", "viirs_receipts")
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        values = {"incoming": self._incoming, "arrived": self._arrived, "state": self._state, **ports}
+        for name in ("server.ini", "client.ini"):
+            (self._kept / name).write_text(Template((HERE / name).read_text()).substitute(values))
+        asked, told = [ports[name] for name in names[:3]], [ports[name] for name in names[3:]]
+        server = Process("move_it_server.py", self._kept, "server", ["-p", str(ports["announcements"])], asked)
+        client = Process("move_it_client.py", self._kept, "client", [], told)
+        return server, client, [f"tcp://{HOST}:{port}" for port in told]
+
+    def _due_to_die(self) -> bool:
+        return self._arrivals.count() >= DIES_AT * len(self._files)
+
+    def _kill_client(self) -> None:
+        self._client.kill()
+        self._killed_at = time.monotonic()
+        self._screen.event(f"client killed with kill -9 after {self._arrivals.count():,} files; more keep appearing")
+
+    def _start_client(self) -> None:
+        self._client.start(self._pause)
+        self._back_at = time.monotonic()
+        self._screen.event(f"client started again as process {self._client.pid}; it fetches what it missed")
+
+    def _complete(self) -> bool:
+        """Tell whether all files are there and told of, or all are there and no more is told."""
+        wanted = len(self._files)
+        if not self._feeder.done() or self._arrivals.count() < wanted:
+            return False
+        quiet_since = max([self._back_at, *(times[-1] for times in [*self._receipts.times.values()])])
+        return len(self._receipts.times) == wanted or time.monotonic() > quiet_since + RECEIPT_PATIENCE
+
+    def _follow(self, reached: Callable[[], bool], *alive: Process) -> None:
+        """Show the progress until it is reached, or nothing comes any more; NotRunning when a process ends."""
+        most, deadline = -1, 0.0
+        while not reached():
+            for process in alive:
+                process.check()
+            count, total, rate, last = self._progress()
+            if count > most:
+                most, deadline = count, time.monotonic() + PATIENCE
+            elif time.monotonic() > deadline:
+                return
+            self._screen.progress(count, total, rate, last)
+            self._pause(0.05)
+
+    def _progress(self) -> tuple[int, int, float, str]:
+        return self._arrivals.count(), len(self._files), self._arrivals.rate(), self._receipts.last
+
+    def _pause(self, seconds: float) -> None:
+        """Wait; Interrupted when the user wants it to end."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if self._interrupted():
+                raise Interrupted
+            time.sleep(min(left, 0.05))
+
+    # -- its end
+
+    def _report(self, outcome: Outcome) -> None:
+        sent = self._feeder.appeared
+        told = {name: times for name, times in self._receipts.times.items() if name in sent}
+        first = {name: times[0] - sent[name] for name, times in told.items()}
+        calm = [seconds for name, seconds in first.items() if told[name][0] < self._killed_at]
+        seconds = max((times[0] for times in told.values()), default=0.0) - min(sent.values(), default=0.0)
+        twice = sum(1 for times in told.values() if len(times) > 1)
+        size = sum(len(f.content) for f in self._files) / 1e6
+        lost = len(outcome.lost)
+        self._screen.title("What became of the files")
+        self._screen.table(
+            [
+                ("sent", f"{len(sent):,}", f"{size:.1f} MB"),
+                ("delivered whole", f"{len(outcome.whole):,}", "same SHA-256 as what was sent"),
+                ("damaged", f"{len(outcome.damaged):,}", ""),
+                ("lost", f"{lost:,}", ""),
+                ("told by the client", f"{len(told):,}", f"{twice} of them twice"),
+                (
+                    "files/s",
+                    f"{len(told) / seconds:,.0f}" if told else "-",
+                    f"{self._seconds:.0f} s of feeding, {AWAY:.0f} s without client",
+                ),
+                ("latency before the kill", _percentiles(calm), "p50 / p99, from appearance to the client's receipt"),
+                ("latency of all", _percentiles(first.values()), "p50 / p99, with those that waited for the client"),
+            ]
+        )
+
+    def _keep(self) -> None:
+        shutil.rmtree(KEPT, ignore_errors=True)
+        shutil.copytree(self._kept, KEPT)
+
+    def _point(self) -> None:
+        self._screen.title("Where to look next")
+        self._screen.table(
+            [
+                (f"{KEPT.name}/", "", "what server and client logged, with their configuration"),
+                ("examples/demo/", "", "how this was made"),
+                ("README.md", "", "a first configuration of your own"),
+                ("doc/", "", "how it works, what is said on the wire, every option"),
+            ]
+        )
+        self._screen.say()
+
+
+def _percentiles(seconds: Iterable[float]) -> str:
+    ordered = sorted(seconds)
+    if not ordered:
+        return "-"
+    return " / ".join(_milliseconds(ordered[min(len(ordered) - 1, int(len(ordered) * part))]) for part in (0.5, 0.99))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.1f} ms" if seconds < 0.1 else f"{seconds * 1000:,.0f} ms"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; give its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--files", type=int, default=1_500, help="how many (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="over which they appear (%(default)s)")
+    arguments = parser.parse_args(argv)
+    interrupted: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: interrupted.append(number))
+    sys.setswitchinterval(0.001)  # s; feeder and receipts are clocks
+    with tempfile.TemporaryDirectory(prefix="trollmoves-demo-") as folder:
+        return Demo(Path(folder), [*segments(arguments.files)], arguments.seconds, lambda: bool(interrupted)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Starts the daemons of the demo as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+HOST = "127.0.0.1"
+START_TIMEOUT = 20.0  # s until a daemon listens
+STOP_TIMEOUT = 15.0  # s until it has ended after it was told to
+
+
+class NotRunning(Exception):
+    """A daemon did not start, or ended by itself."""
+
+
+class Process:
+    """One daemon, with its configuration and log as NAME.ini and NAME.log in a folder; ``ports`` are what it opens."""
+
+    def __init__(self, command: str, folder: Path, name: str, arguments: list[str], ports: list[int]) -> None:
+        script = os.path.join(os.path.dirname(sys.executable), command)
+        self.name = name
+        self._log, self._output = folder / f"{name}.log", folder / f"{name}.out"
+        self._command = [sys.executable, script, str(folder / f"{name}.ini"), "-l", str(self._log), *arguments]
+        self._ports = ports
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, pause: Callable[[float], None]) -> None:
+        """Start it, and wait by ``pause(seconds)`` until it listens; NotRunning when it does not."""
+        with self._output.open("ab") as output:
+            # A session of its own: a Ctrl-C is for the demo, which then ends its daemons in order.
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not all(map(_listened_on, self._ports)):
+            self.check()
+            if time.monotonic() > deadline:
+                raise NotRunning(f"the {self.name} does not listen after {START_TIMEOUT:.0f} s")
+            pause(0.01)
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 while there is none."""
+        return self._process.pid if self._process else 0
+
+    def check(self) -> None:
+        """Raise NotRunning with its last words when it has ended."""
+        if self._process is None or self._process.poll() is None:
+            return
+        words = [path.read_text(errors="replace") for path in (self._log, self._output) if path.exists()]
+        last = "".join(words).strip().splitlines()[-5:]
+        raise NotRunning("\n".join([f"the {self.name} ended with status {self._process.returncode}:", *last]))
+
+    def kill(self) -> None:
+        """End it as ``kill -9`` does."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> int:
+        """Tell it to end, by force when it does not; give its exit status."""
+        if self._process is None:
+            return 0
+        self._process.terminate()
+        try:
+            return self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.returncode
+
+
+def free_ports(count: int) -> list[int]:
+    """Give so many ports of this host on which nobody listens now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _listened_on(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex((HOST, port)) == 0
