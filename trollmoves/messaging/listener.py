@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,7 @@ class Listener:
         self._poller = zmq.Poller()
         self._poller.register(self._bell.fileno(), zmq.POLLIN)
         self._ears: dict[sockets.Socket, _Ear] = {}
+        self._to_follow: deque[Provider] = deque()
         self._stopped = threading.Event()
         for provider in providers:
             self._connect(provider)
@@ -84,6 +86,11 @@ class Listener:
         for socket in self._ears:
             socket.close()
 
+    def follow(self, providers: Sequence[Provider]) -> None:
+        """Hear these too, from now on; any thread."""
+        self._to_follow.extend(providers)
+        self._bell.ring()
+
     def _connect(self, provider: Provider) -> _Ear:
         socket = sockets.connect(zmq.SUB, provider.address, {zmq.RCVHWM: sockets.MESSAGES_HELD})
         for topic in provider.topics:
@@ -98,9 +105,18 @@ class Listener:
                 for socket, _ in self._poller.poll(int(LOOK * 1000)):
                     if socket in self._ears:
                         self._hear(self._ears[socket])
+                self._bell.silence()
+                self._connect_to_new_ones()
                 self._look_for_silent_ones()
             except Exception:  # nothing that is sent makes a client deaf
                 log.exception("[%s] unexpected error while listening", self.name)
+
+    def _connect_to_new_ones(self) -> None:
+        while self._to_follow:
+            provider = self._to_follow.popleft()
+            if provider not in [ear.provider for ear in self._ears.values()]:
+                log.info("[%s] listening to %s", self.name, provider.address)
+                self._connect(provider)
 
     def _hear(self, ear: _Ear) -> None:
         messages: list[Message] = []
