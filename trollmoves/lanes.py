@@ -51,6 +51,7 @@ class Kind:
     limit: int
     handler: Handler | None = None  # runs on a worker thread
     starter: Starter | None = None  # only starts it, on the clerk's thread; ``finish`` is called later
+    begin_at: float = 0.0  # before this time (s since the epoch) none is taken
 
 
 def backoff(tries: int, first: float = BACKOFF_FIRST, most: float = BACKOFF_MOST) -> float:
@@ -81,9 +82,9 @@ class Lane:
 
     def look_at(self) -> float:
         """Give the time at which there may be something to do without a further event."""
-        if self.paused_until and (self.unread or self._offered or self.next_due != NEVER):
-            return self.paused_until
-        return self.next_due
+        if not self._room():
+            return NEVER  # the end of a task is such an event
+        return max(self._closed_until(), 0.0 if self.unread or self._offered else self.next_due)
 
     def is_idle(self) -> bool:
         """Tell whether nothing is in hand and nothing is to come."""
@@ -92,7 +93,7 @@ class Lane:
     def take(self, journal: Journal) -> list[Task]:
         """Take what is due into hand, as far as there is room."""
         now = time.time()
-        if self.kind is None or self.paused_until > now:
+        if self._closed_until() > now:
             return []
         room = self._room()
         if not room:
@@ -106,6 +107,9 @@ class Lane:
             task.tries += 1
             self.taken[task.id] = task
         return tasks
+
+    def _closed_until(self) -> float:
+        return max(self.paused_until, self.kind.begin_at) if self.kind else NEVER
 
     def _room(self) -> int:
         if self.kind is None:

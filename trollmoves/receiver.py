@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 ANNOUNCEMENTS = ("file", "dataset", "collection")
 REQUESTS_AT_ONCE = 32  # to one source
+SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
 BEATS = "/heartbeat/move_it"  # the names of servers, mirrors and clients begin so
 
 
@@ -132,9 +133,12 @@ class Receiver:
         )
 
     def start(self) -> None:
-        """Hear, catch up, and fetch what waits in the journal."""
+        """Hear, catch up, and fetch what waits in the journal.
+
+        The first second nothing is fetched, so that whoever wants to be told of it finds the time to connect.
+        """
         self._requester.start()
-        self._workers.register(self.name, "fetch", limit=REQUESTS_AT_ONCE, starter=self._fetch)
+        self._workers.register(self.name, "fetch", limit=REQUESTS_AT_ONCE, starter=self._fetch, begin_in=SETTLE)
         self._catchup.start()
         self._listener.start()
 

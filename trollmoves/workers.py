@@ -63,14 +63,15 @@ class Workers:
         limit: int,
         handler: Callable[[Task], Result | None] | None = None,
         starter: Callable[[Task, Callable[[Result], None]], None] | None = None,
+        begin_in: float = 0.0,
     ) -> None:
-        """Say what runs a kind of task, and how many of a lane at once.
+        """Say what runs a kind of task, and how many of a lane at once, in ``begin_in`` seconds at the earliest.
 
         ``handler`` runs on a worker thread; ``starter`` on the clerk's, must return at once, and ``finish(result)`` is
         called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
         one kind.
         """
-        known = Kind(limit, handler, starter)
+        known = Kind(limit, handler, starter, time.time() + begin_in)
         waiting = [lane for lane, its_kind in self._journal.lanes(chain) if its_kind == kind]
         with self._lock:
             self._kinds[chain, kind] = known
