@@ -61,6 +61,7 @@ class Daemon(ABC, Generic[O]):
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
+        self._trouble = ""  # why the last chain that did not start did not
         self._chains_lock = threading.Lock()  # the dict: heartbeats look at it
 
     # -- what each daemon is
@@ -127,7 +128,7 @@ class Daemon(ABC, Generic[O]):
                 for options in current.sections.values():
                     self._start_chain(options, house)
                 if not self._chains:
-                    raise StartError("no chain could be started")
+                    raise StartError(f"no chain could be started{self._trouble}")
                 log.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), path)
                 self._obey(current, house)
             finally:
@@ -182,6 +183,7 @@ class Daemon(ABC, Generic[O]):
         except Exception as error:  # one chain's trouble is not the others'
             expected = isinstance(error, TrollmovesError)
             log.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
+            self._trouble = f": [{options.name}] {error}"
             if chain:
                 chain.stop()
             return False

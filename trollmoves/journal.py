@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS tasks (
     finished REAL, about INTEGER, body TEXT NOT NULL, reply TEXT);
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_key ON tasks (chain, kind, key);
 CREATE INDEX IF NOT EXISTS tasks_waiting ON tasks (chain, lane, rank, due) WHERE state = 0;
-CREATE INDEX IF NOT EXISTS tasks_about ON tasks (about) WHERE state = 0 AND about IS NOT NULL;
+CREATE INDEX IF NOT EXISTS tasks_about ON tasks (about, chain) WHERE about IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_finished ON tasks (finished) WHERE state <> 0;
 CREATE TABLE IF NOT EXISTS announcements (
     id INTEGER PRIMARY KEY, chain TEXT NOT NULL, number INTEGER NOT NULL, uri TEXT NOT NULL, uid TEXT NOT NULL,
@@ -415,10 +415,10 @@ class Journal:
         """Give announcements after a number that no finished task of ``kinds`` is about, oldest first."""
         marks = ",".join("?" * len(kinds))
         rows = self._read(
-            "SELECT number, uri, uid, size, mtime, message FROM announcements WHERE chain = ? AND number > ? "
-            f"AND number NOT IN (SELECT about FROM tasks WHERE chain = ? AND kind IN ({marks}) AND state = 1 "
-            "AND about IS NOT NULL) ORDER BY number LIMIT ?",
-            (chain, after, chain, *kinds, limit),
+            "SELECT number, uri, uid, size, mtime, message FROM announcements a WHERE chain = ? AND number > ? "
+            "AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.about = a.number AND t.chain = a.chain "
+            f"AND t.kind IN ({marks}) AND t.state = 1) ORDER BY number LIMIT ?",
+            (chain, after, *kinds, limit),
         )
         return [Announced(*row) for row in rows]
 
