@@ -7,12 +7,12 @@ says little about what went wrong: what can be found out by asking again is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ftplib
 import netrc
 import select
 import socket
 import ssl
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +22,7 @@ from trollmoves.errors import (
     ConnectionFailed,
     NoSpace,
     PermanentTransferError,
+    PermissionRefused,
     TargetBusy,
     TemporaryTransferError,
     TransferError,
@@ -32,11 +33,12 @@ from trollmoves.movers.remote import Login, RemoteMover
 
 BLOCK = 1 << 18  # bytes that are handed to the kernel at a time
 IMPLICIT_TLS_PORT = 990  # where TLS begins at once, instead of after AUTH TLS
+EXPLANATION = 2.0  # seconds to wait for an answer after the data connection broke
 GOODBYE = 2.0  # seconds for the end of TLS on a data connection
 _BY_CODE: dict[str, type[TransferError]] = {
     "421": ConnectionFailed,
     "425": ConnectionFailed,
-    "426": ConnectionFailed,
+    "426": TemporaryTransferError,
     "450": TargetBusy,
     "452": NoSpace,
     "552": NoSpace,
@@ -71,32 +73,57 @@ class FtpConnection(Connection):
         try:
             with self._told():
                 self._ftp.voidcmd(f"MKD {path}")
-        except PermanentTransferError:
+        except PermanentTransferError as error:
             if not self.is_directory(path):  # else another delivery was quicker
-                raise
+                raise PermissionRefused(str(error)) from error
 
     def send(self, source: Source, path: str) -> None:
         """Store by a data connection of its own."""
         try:
-            with self._told():
-                data = self._ftp.transfercmd(f"STOR {path}")
+            data = self._stored(path)
         except PermanentTransferError as error:
             directory = path.rpartition("/")[0]
             if directory and not self.is_directory(directory):
-                raise FileNotFoundError(directory) from error
-            raise PermissionError(None, str(error)) from error
+                raise FileNotFoundError(errno.ENOENT, str(error), directory) from error
+            data = self._stored_after_all(path)
         with self._told():
             self._in_step = False
             broken = _written(source, data)
             if isinstance(broken, TimeoutError):
                 raise broken
-            try:
-                # Whoever closes the data connection says why on the other one.
-                self._ftp.voidresp()
-            finally:
-                self._in_step = not isinstance(sys.exception(), (OSError, EOFError))
+            self._hear_answer(broken)
+            self._in_step = True
+
+    def _stored(self, path: str) -> socket.socket:
+        with self._told():
+            return self._ftp.transfercmd(f"STOR {path}")
+
+    def _stored_after_all(self, path: str) -> socket.socket:
+        """Try again: the directory is there now, and may have been missing just before."""
+        try:
+            return self._stored(path)
+        except PermanentTransferError as error:
+            raise PermissionRefused(str(error)) from error
+
+    def _hear_answer(self, broken: OSError | None) -> None:
+        """Wait for the answer to a transfer; who closes a data connection says why on the other one, or never."""
+        control = self._ftp.sock
+        assert control is not None  # noqa: S101  (it is connected)
+        try:
             if broken is not None:
-                raise ConnectionFailed(f"the data connection broke: {broken}") from broken
+                control.settimeout(min(EXPLANATION, self._stall_timeout))
+            self._ftp.voidresp()
+        except ftplib.Error:
+            self._in_step = True
+            raise
+        except (OSError, EOFError) as error:
+            if broken is None:
+                raise
+            raise ConnectionFailed(f"the data connection broke: {broken}") from error
+        finally:
+            control.settimeout(self._stall_timeout)
+        if broken is not None:
+            raise ConnectionFailed(f"the data connection broke: {broken}") from broken
 
     def size(self, path: str) -> int | None:
         """Ask for the size, which not every far end can tell."""

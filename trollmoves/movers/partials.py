@@ -11,16 +11,18 @@ NAME_MAX = 255  # bytes in one file name, on every file system that counts
 TOKEN_BYTES = 6
 SUFFIX = ".part"
 _PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{{2 * TOKEN_BYTES}}}\{SUFFIX}", re.DOTALL)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # not every protocol can say them, and a partial need not keep them
+_ODD = re.compile(r"[^\w.+=,@%-]")  # what some protocol or server cannot say, and a partial need not keep
 _ROOM = NAME_MAX - len(".") - len(".") - 2 * TOKEN_BYTES - len(SUFFIX)
 
 
 def partial_path(path: str) -> str:
-    """Return a name beside ``path`` that no other transfer uses, ``.NAME.TOKEN.part``; NAME is cut to fit 255 bytes."""
+    """Return a name beside ``path`` that no other transfer uses, ``.NAME.TOKEN.part``.
+
+    NAME is cut to fit 255 bytes, and has ``_`` for what is no letter, digit or one of ``.+=,@%-``.
+    """
     directory, slash, name = path.rpartition("/")
-    if _CONTROL.search(name):
-        name = _CONTROL.sub("_", name)
-    if len(name) * 3 > _ROOM:
+    name = _ODD.sub("_", name)
+    if len(name) * 4 > _ROOM:
         name = _cut(name)
     return f"{directory}{slash}.{name}.{os.urandom(TOKEN_BYTES).hex()}{SUFFIX}"
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import paramiko
 
-from trollmoves.errors import BadDestination, ConnectionFailed, TransferError
+from trollmoves.errors import BadDestination, ConnectionFailed
 from trollmoves.movers import options
 from trollmoves.movers.base import FarEnd, Source
 from trollmoves.movers.pool import Connection
@@ -28,42 +28,36 @@ OK, WARNING, FATAL = b"\0", b"\1", b"\2"
 
 
 class CommandFiles(FarEnd):
-    """The files at a far end without SFTP, by its own programs; one start of a program for each operation."""
+    """The files at a far end without SFTP, by its own programs."""
 
-    def __init__(self, transport: paramiko.Transport, timeout: float) -> None:
-        self._commands = RemoteCommands(transport, timeout)
+    def __init__(self, commands: RemoteCommands) -> None:
+        self._commands = commands
 
     def is_directory(self, path: str) -> bool:
         """Ask ``test``."""
-        try:
-            self._commands.run("test -d", path)
-        except ConnectionFailed:
-            raise
-        except (OSError, TransferError):
-            return False
-        return True
+        return self._commands.is_directory(path)
 
     def make_directories(self, path: str) -> None:
         """Make them by ``mkdir``."""
-        self._commands.run("mkdir -p --", path)
+        self._commands.run("make_directories", path)
 
     def send(self, source: Source, path: str) -> None:
         """Not this way."""
         raise NotImplementedError
 
     def size(self, path: str) -> int:
-        """Count by ``wc``, which takes it from the file's status."""
-        return int(self._commands.run("wc -c --", path).split()[0])
+        """Ask ``wc``."""
+        return int(self._commands.run("size", path))
 
     def replace(self, partial: str, final: str) -> None:
         """Rename by ``mv``."""
         if self.is_directory(final):
             raise IsADirectoryError(errno.EISDIR, "Is a directory", final)
-        self._commands.run("mv -f --", partial, final)
+        self._commands.run("rename", partial, final)
 
     def remove(self, path: str) -> None:
         """Remove by ``rm``."""
-        self._commands.run("rm -f --", path)
+        self._commands.run("remove", path)
 
 
 class ScpConnection(Connection):
@@ -76,6 +70,7 @@ class ScpConnection(Connection):
         self._timeout = timeout
         self._hang_up = hang_up
         self._checksum = checksum
+        self._commands = RemoteCommands(transport, timeout)
         self._sink: paramiko.Channel | None = None
         self._inside: list[str] = []
         self._files: FarEnd = self._best_files()
@@ -86,7 +81,7 @@ class ScpConnection(Connection):
         except (paramiko.SSHException, ConnectionFailed):
             if not self._transport.is_active():
                 raise
-            return CommandFiles(self._transport, self._timeout)
+            return CommandFiles(self._commands)
 
     def is_directory(self, path: str) -> bool:
         """Tell whether ``path`` is a directory."""
@@ -111,7 +106,7 @@ class ScpConnection(Connection):
     def verify(self, source: Source, path: str) -> None:
         """Compare SHA-256 sums, when asked to."""
         if self._checksum:
-            RemoteCommands(self._transport, self._timeout).compare_sha256(source, path)
+            self._commands.compare_sha256(source, path)
 
     def send(self, source: Source, path: str) -> None:
         """Have the sink enter the directory, and hand it the file."""
@@ -144,6 +139,7 @@ class ScpConnection(Connection):
     def close(self) -> None:
         """Close the channels, and the login with the last one."""
         self._stop()
+        self._commands.close()
         if isinstance(self._files, Connection):
             self._files.close()
         self._hang_up()

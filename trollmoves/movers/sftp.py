@@ -26,7 +26,7 @@ from trollmoves.errors import (
 from trollmoves.movers.base import Source
 from trollmoves.movers.pool import Connection
 from trollmoves.movers.ssh import SshMover, ssh_told
-from trollmoves.movers.ssh_commands import RemoteCommands
+from trollmoves.movers.ssh_commands import RemoteCommands, error_of
 
 INIT, VERSION, OPEN, CLOSE, WRITE, LSTAT, FSTAT, REMOVE, MKDIR, STAT, RENAME = 1, 2, 3, 4, 6, 7, 8, 13, 14, 17, 18
 STATUS, HANDLE, ATTRIBUTES, EXTENDED, EXTENDED_REPLY = 101, 102, 105, 200, 201
@@ -60,6 +60,7 @@ class SftpConnection(Connection):
         self._hang_up = hang_up
         self._fsync = fsync
         self._checksum = checksum
+        self._commands = RemoteCommands(channel.get_transport(), channel.gettimeout())
         self._number = 0
         self._in_step = True
         self._buffer = bytearray()
@@ -114,8 +115,7 @@ class SftpConnection(Connection):
     def verify(self, source: Source, path: str) -> None:
         """Compare SHA-256 sums, when asked to."""
         if self._checksum:
-            commands = RemoteCommands(self._channel.get_transport(), self._channel.gettimeout())
-            commands.compare_sha256(source, path)
+            self._commands.compare_sha256(source, path)
 
     def replace(self, partial: str, final: str) -> None:
         """Rename at once where the far end offers that, else remove what is there before."""
@@ -148,6 +148,7 @@ class SftpConnection(Connection):
 
     def close(self) -> None:
         """Close the channel, and the login with the last one."""
+        self._commands.close()
         with contextlib.suppress(Exception):
             self._channel.close()
         self._hang_up()
@@ -225,6 +226,9 @@ class SftpConnection(Connection):
         if code in (NO_SPACE, QUOTA):
             kind = NoSpace
         elif code == FAILURE:
+            told = error_of(text)
+            if not isinstance(told, TemporaryTransferError):
+                return told
             kind = self._failure_of_disk(path)
         elif code == BAD_MESSAGE:
             kind = BadDestination

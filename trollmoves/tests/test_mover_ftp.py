@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
+from trollmoves.errors import AuthenticationFailed
+from trollmoves.movers import move_it
 from trollmoves.tests.servers import pyftpd, vsftpd
 from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
@@ -21,6 +23,7 @@ class OnPyFtpd(MoverContract):
     """Against pyftpdlib."""
 
     scheme: ClassVar[str]
+    tells_full_disk = False
     unnameable = NEEDS_LINES
 
     @pytest.fixture(scope="class")
@@ -51,6 +54,7 @@ class OnVsftpd(MoverContract):
     """Against vsftpd, without a login."""
 
     scheme: ClassVar[str]
+    tells_full_disk = False
     unnameable = NEEDS_LINES
     checks_logins = False
 
@@ -64,14 +68,15 @@ class OnVsftpd(MoverContract):
         folder = tmp_path_factory.mktemp("vsftpd")
         for above in (folder, *folder.parents[:2]):
             os.chmod(above, 0o755)
-        (folder / "root").mkdir()
-        with Vsftpd(folder / "server", folder / "root", tls=tls) as server:
+        top = folder / "root" / "up"
+        top.mkdir(parents=True)
+        with Vsftpd(folder / "server", top, tls=tls) as server:
             assert isinstance(server, Vsftpd)
             yield Place(
                 cls.scheme,
                 server,
-                FarFiles(folder / "root"),
-                "",
+                FarFiles(top),
+                "/up",
                 attrs={"ftp_tls_ca_file": str(server.certificate)} if tls else {},
                 ports=tuple(server.passive_ports),
             )
@@ -82,11 +87,35 @@ class TestFtpOnPyFtpd(OnPyFtpd):
 
     scheme = "ftp"
 
+    def test_active_mode(self, place: Place, origin: Path, here: str) -> None:
+        """The far end may be the one to open the connection for data."""
+        move_it(origin, place.url(f"{here}/"), place.attrs | {"ftp_passive": "false"})
+        assert place.files.read(f"{here}/{origin.name}") == origin.read_bytes()
+
+    def test_netrc(self, place: Place, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a user in the URL, ``~/.netrc`` says who one is, else the login is anonymous."""
+        monkeypatch.setenv("HOME", str(origin.parent))
+        with pytest.raises(AuthenticationFailed):
+            move_it(origin, place.url(f"{here}/", login=""), place.attrs)
+        netrc = origin.parent / ".netrc"
+        netrc.write_text(f'machine 127.0.0.1 login {USER} password "{PASSWORD}"\n')
+        netrc.chmod(0o600)
+        move_it(origin, place.url(f"{here}/", login=""), place.attrs)
+        assert set(place.files.tree(here)) == {origin.name}
+
 
 class TestFtpsOnPyFtpd(OnPyFtpd):
     """FTP under TLS."""
 
     scheme = "ftps"
+
+    def test_unknown_certificate(self, place: Place, origin: Path, here: str) -> None:
+        """A certificate that nobody vouches for is refused for good, unless that is not to be checked."""
+        with pytest.raises(AuthenticationFailed, match="certificate") as caught:
+            move_it(origin, place.url(f"{here}/"), {})
+        assert not caught.value.temporary
+        move_it(origin, place.url(f"{here}/"), {"ftp_tls_verify": "no"})
+        assert set(place.files.tree(here)) == {origin.name}
 
 
 class TestFtpOnVsftpd(OnVsftpd):

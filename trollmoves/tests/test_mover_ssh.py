@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -9,10 +12,13 @@ from urllib.parse import quote
 
 import pytest
 
+from trollmoves.errors import AuthenticationFailed, UnknownHostKey
+from trollmoves.movers import move_it
 from trollmoves.tests.servers import asyncsshd, openssh
 from trollmoves.tests.servers.asyncsshd import AsyncSshd
 from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
 from trollmoves.tests.servers.openssh import OpenSsh, make_key
+from trollmoves.tests.waiting import until
 
 
 def _place(scheme: str, server: OpenSsh | AsyncSshd, folder: Path) -> Place:
@@ -71,6 +77,65 @@ class TestSftpOnOpenSsh(OnOpenSsh):
 
     scheme = "sftp"
 
+    def test_unknown_host_key(self, place: Place, origin: Path, here: str) -> None:
+        """A host in no known_hosts file is refused, for good, before anybody logs in."""
+        attrs = {key: value for key, value in place.attrs.items() if key != "ssh_known_hosts"}
+        with pytest.raises(UnknownHostKey, match="ssh-keyscan") as caught:
+            move_it(origin, place.url(f"{here}/"), attrs)
+        assert not caught.value.temporary
+
+    def test_changed_host_key(self, place: Place, origin: Path, here: str, tmp_path: Path) -> None:
+        """A host that shows another key than the known one is refused, for good."""
+        kind, key = make_key(tmp_path / "other").with_suffix(".pub").read_text().split()[:2]
+        known = tmp_path / "known_hosts"
+        known.write_text(f"[127.0.0.1]:{place.server.port} {kind} {key}\n")
+        with pytest.raises(UnknownHostKey, match="another key"):
+            move_it(origin, place.url(f"{here}/"), place.attrs | {"ssh_known_hosts": str(known)})
+
+    @pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
+    def test_key_types(self, place: Place, origin: Path, here: str, tmp_path: Path, kind: str) -> None:
+        """RSA, ECDSA and Ed25519 keys let one in, by either spelling of the option."""
+        key = make_key(tmp_path / f"key_{kind}", kind)
+        authorized = Path(place.attrs["ssh_key_filename"]).parent / "authorized_keys"
+        with authorized.open("a") as file:
+            file.write(key.with_suffix(".pub").read_text())
+        attrs = {"ssh_private_key_file": str(key), "ssh_known_hosts": place.attrs["ssh_known_hosts"]}
+        move_it(origin, place.url(f"{here}/"), attrs)
+        assert set(place.files.tree(here)) == {origin.name}
+
+    def test_agent(self, place: Place, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A key of a running agent lets one in."""
+        with tempfile.TemporaryDirectory() as folder:
+            agent = subprocess.Popen(["ssh-agent", "-D", "-a", f"{folder}/agent"], stdout=subprocess.DEVNULL)
+            try:
+                until(lambda: os.path.exists(f"{folder}/agent"), 5, "the agent listens")
+                monkeypatch.setenv("SSH_AUTH_SOCK", f"{folder}/agent")
+                subprocess.run(["ssh-add", "-q", place.attrs["ssh_key_filename"]], check=True)
+                move_it(origin, place.url(f"{here}/"), {"ssh_known_hosts": place.attrs["ssh_known_hosts"]})
+            finally:
+                agent.terminate()
+                agent.wait(5)
+        assert set(place.files.tree(here)) == {origin.name}
+
+    def test_missing_key_file(self, place: Place, origin: Path, here: str) -> None:
+        """A key file that cannot be read is told by its name."""
+        with pytest.raises(AuthenticationFailed, match="/nowhere/key"):
+            move_it(origin, place.url(f"{here}/"), place.attrs | {"ssh_key_filename": "/nowhere/key"})
+
+    def test_checksum_and_fsync(self, place: Place, origin: Path, here: str) -> None:
+        """SHA-256 sums can be compared, and the far end's disk waited for."""
+        for name in ("plain", "two\nlines", "back\\slash"):
+            move_it(origin, place.url(f"{here}/"), place.attrs | {"verify_checksum": True, "fsync": True})
+            origin = origin.rename(origin.with_name(name))
+        assert len(place.files.tree(here)) == 3
+
+    def test_made_files_are_not_world_writable(self, place: Place, origin: Path, here: str) -> None:
+        """Nobody else may write what was made at the far end."""
+        origin.chmod(0o666)
+        move_it(origin, place.url(f"{here}/new/"), place.attrs)
+        for path in (place.files.root / here, *(place.files.root / here).rglob("*")):
+            assert not path.stat().st_mode & 0o002
+
 
 class TestScpOnOpenSsh(OnOpenSsh):
     """SCP, with renames by SFTP."""
@@ -89,6 +154,16 @@ class TestSftpOnAsyncSsh(OnAsyncSsh):
     """SFTP."""
 
     scheme = "sftp"
+
+    def test_password(self, place: Place, origin: Path, here: str) -> None:
+        """A password in the URL lets one in, a wrong one is refused for good; neither is told."""
+        attrs = {"ssh_known_hosts": place.attrs["ssh_known_hosts"]}
+        login = f"{place.login}:{quote(asyncsshd.PASSWORD, safe='')}"
+        move_it(origin, place.url(f"{here}/", login=login), attrs)
+        assert set(place.files.tree(here)) == {origin.name}
+        with pytest.raises(AuthenticationFailed) as caught:
+            move_it(origin, place.url(f"{here}/", login=place.wrong_login), attrs)
+        assert "wr0ng" not in str(caught.value)
 
 
 class TestScpOnAsyncSsh(OnAsyncSsh):

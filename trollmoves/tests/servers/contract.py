@@ -100,10 +100,11 @@ class MoverContract:
     """A subclass gives the fixture ``place``, and says what its protocol cannot do."""
 
     unnameable: ClassVar[tuple[str, ...]] = ()
+    altered: ClassVar[tuple[str, ...]] = ()
     has_directories: ClassVar[bool] = True
     on_a_disk: ClassVar[bool] = True
     checks_logins: ClassVar[bool] = True
-    shares_disk: ClassVar[bool] = True
+    tells_full_disk: ClassVar[bool] = True
 
     @pytest.fixture(autouse=True)
     def _closed(self) -> Iterator[None]:
@@ -169,7 +170,7 @@ class MoverContract:
     def test_odd_names(self, place: Place, tmp_path: Path, here: str) -> None:
         """Any name that the protocol can say arrives letter by letter; others are refused for good."""
         sent = {}
-        for number, name in enumerate(ODD_NAMES):
+        for number, name in enumerate(sorted(set(ODD_NAMES) - set(self.altered))):
             path = tmp_path / name
             path.write_bytes(b"%d" % number)
             if name in self.unnameable:
@@ -233,7 +234,7 @@ class MoverContract:
             thread.join()
         assert errors == []
         assert place.files.tree(here) == {path.name: path.read_bytes() for path in paths}
-        assert proxy.connections <= 3 + 10 * bool(place.ports)
+        assert proxy.connections[place.server.port] <= 3
 
     def test_readers_see_whole_files(self, place: Place, tmp_path: Path, here: str) -> None:
         """Whoever reads the final name at any moment gets one version or another, whole."""
@@ -329,6 +330,16 @@ class MoverContract:
         move_it(origin, place.url(f"{here}/b"), place.attrs)
         assert set(place.files.tree(here)) == {"a", "b"}
 
+    def test_idle_connection_is_lost(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+        """A kept connection that was lost meanwhile, with or without a word, costs nobody a try."""
+        url = place.url(f"{here}/", PROXY_HOST)
+        for _ in range(2):
+            move_it(origin, url, self.through(place))
+            proxy.cut()
+        proxy.cut_after(0)
+        move_it(origin, url, self.through(place, num_ssh_retries=3 if place.scheme in ("scp", "sftp") else 1))
+        assert set(place.files.tree(here)) == {origin.name}
+
     def test_full_disk(self, place: Place, origin: Path, here: str) -> None:
         """A full disk is a temporary error, keeps the old file, and leaves no partial."""
         if not self.on_a_disk:
@@ -338,14 +349,14 @@ class MoverContract:
         with small_disk(place.files.root / here / "small") as disk:
             os.chmod(disk, 0o777)
             (disk / "f").write_bytes(b"old")
-            with pytest.raises(NoSpace) as caught:
+            with pytest.raises(NoSpace if self.tells_full_disk else TransferError) as caught:
                 move_it(origin, place.url(f"{here}/small/f"), place.attrs)
             assert caught.value.temporary
-            until(lambda: os.listdir(disk) == ["f"], 5, "the partial is removed")
             assert (disk / "f").read_bytes() == b"old"
             origin.write_bytes(b"new")
             move_it(origin, place.url(f"{here}/small/f"), place.attrs)
             assert (disk / "f").read_bytes() == b"new"
+            assert os.listdir(disk) == ["f"]
             close_connections()
             until(lambda: _unused(disk), 10, "the server leaves the disk")
 
@@ -417,7 +428,7 @@ class MoverContract:
             path.write_bytes(b"x" * number)
             move_it(path, place.url(f"{here}/", PROXY_HOST), self.through(place))
         assert len(place.files.tree(here)) == 10
-        assert proxy.connections == 1 + 10 * bool(place.ports)
+        assert proxy.connections[place.server.port] == 1
 
     def test_nothing_is_left_after_close(self, place: Place, origin: Path, here: str) -> None:
         """After ``close_connections`` there is no thread and no socket more than before."""

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from types import TracebackType
 
 from trollmoves.tests.servers.process import HOST
@@ -20,12 +21,13 @@ _NEVER = 1 << 62
 class Proxy:
     """Passes connections to ``PROXY_HOST`` on to ``HOST``, port by port; a ``with`` block starts and ends it.
 
-    ``sent`` counts the bytes from clients to servers since the last ``arm``, ``connections`` those ever made.
+    ``sent`` counts the bytes from clients to servers since the last ``arm``, ``connections`` those
+    ever made, by port.
     """
 
     def __init__(self, *ports: int) -> None:
         self.ports = ports
-        self.connections = 0
+        self.connections: Counter[int] = Counter()  # by port
         self.sent = 0
         self.rate = 0.0  # bytes a second from clients to servers, 0 for no bound
         self._cut_at = _NEVER
@@ -105,7 +107,7 @@ class Proxy:
                 client, _ = listener.accept()
             except OSError:
                 return
-            self.connections += 1
+            self.connections[port] += 1
             try:
                 server = socket.create_connection((HOST, port), 5)
             except OSError:

@@ -10,6 +10,7 @@ from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
 from trollmoves.tests.servers.pyftpd import make_certificate
 
 PROGRAM = shutil.which("vsftpd") or "/usr/sbin/vsftpd"
+USER = "ftp"  # which the Debian package makes
 PASSIVE_PORTS = 32
 
 _CONFIG = """
@@ -21,8 +22,8 @@ seccomp_sandbox=NO
 anonymous_enable=YES
 local_enable=NO
 no_anon_password=NO
-ftp_username=nobody
-anon_root={root}
+ftp_username=ftp
+anon_root={top}
 allow_writeable_chroot=YES
 write_enable=YES
 anon_upload_enable=YES
@@ -55,7 +56,7 @@ def missing() -> str:
 
 
 class Vsftpd(ServerProcess):
-    """A server whose root, for anonymous users, is ``root``."""
+    """A server for anonymous users, who may write to the last part of ``root`` below its parent."""
 
     def __init__(self, folder: Path, root: Path, *, tls: bool = False) -> None:
         (folder / "empty").mkdir(parents=True, exist_ok=True)
@@ -70,12 +71,12 @@ class Vsftpd(ServerProcess):
             _CONFIG.format(
                 host=HOST,
                 port=port,
-                root=root,
+                top=root.parent,
                 folder=folder,
                 low=low,
                 high=low + PASSIVE_PORTS - 1,
                 tls=_TLS.format(certificate=self.certificate) if tls else "",
             )
         )
-        shutil.chown(root, "nobody")
+        shutil.chown(root, USER)
         super().__init__(port, [PROGRAM, str(config)], folder / "vsftpd.log")
