@@ -14,16 +14,17 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from string import Template
 
+import report
 from feeder import Feeder
 from processes import HOST, NotRunning, Process, free_ports
 from screen import Screen
 from segments import Segment, segments
-from witness import Arrivals, Outcome, Receipts
+from witness import Arrivals, Receipts
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
@@ -33,6 +34,8 @@ DIES_AT = 0.45  # of the files
 AWAY = 2.0  # s
 PATIENCE = 30.0  # s without a new file after which no more are waited for
 RECEIPT_PATIENCE = 2.0  # s that receipts are waited for when all files are there
+ON_THEIR_WAY = 5  # files that are just being delivered, whenever one looks
+SETTLING = 1.5  # s; a daemon gives its subscribers a second to connect, which is not to be measured
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -67,14 +70,12 @@ class Demo:
             stack.callback(self._screen.end)
             try:
                 self._tell()
-                outcome = self._arrivals.compare({f.name: hashlib.sha256(f.content).hexdigest() for f in self._files})
-                self._report(outcome)
-                status = 0 if len(outcome.whole) == len(self._files) else 1
+                status = self._report()
             except Interrupted:
                 self._screen.say("interrupted: ending the processes, removing the files")
                 return 130
             except NotRunning as error:
-                self._screen.say(f"{error}")
+                self._screen.say(str(error))
                 status = 1
         self._keep()
         self._point()
@@ -90,13 +91,15 @@ class Demo:
         screen.say(f"server  process {self._server.pid}, watches {self._incoming}")
         screen.say(f"client  process {self._client.pid}, has files sent to {self._arrived}")
         screen.say()
-        self._pause(0.5)  # for all to be connected; the first file is not to measure that
+        self._pause(SETTLING)
         screen.event(f"{len(self._files):,} files begin to appear, over {self._seconds:.0f} s")
         self._feeder.start()
         self._follow(self._due_to_die, self._server, self._client)
         self._kill_client()
         self._follow(lambda: time.monotonic() > self._killed_at + AWAY, self._server)
         self._start_client()
+        self._follow(self._caught_up, self._server, self._client)
+        self._tell_of_catching_up()
         self._follow(self._complete, self._server, self._client)
         self._screen.progress(*self._progress(), final=True)
 
@@ -123,15 +126,25 @@ class Demo:
     def _start_client(self) -> None:
         self._client.start(self._pause)
         self._back_at = time.monotonic()
-        self._screen.event(f"client started again as process {self._client.pid}; it fetches what it missed")
+        missed = len(self._feeder.appeared) - self._arrivals.count()
+        self._screen.event(f"client started again as process {self._client.pid}; it missed {missed:,} files")
+
+    def _caught_up(self) -> bool:
+        return self._arrivals.count() >= len(self._feeder.appeared) - ON_THEIR_WAY
+
+    def _tell_of_catching_up(self) -> None:
+        if self._caught_up():
+            seconds = time.monotonic() - self._back_at
+            self._screen.event(f"client has caught up by itself within {seconds:.1f} s")
 
     def _complete(self) -> bool:
         """Tell whether all files are there and told of, or all are there and no more is told."""
         wanted = len(self._files)
         if not self._feeder.done() or self._arrivals.count() < wanted:
             return False
-        quiet_since = max([self._back_at, *(times[-1] for times in [*self._receipts.times.values()])])
-        return len(self._receipts.times) == wanted or time.monotonic() > quiet_since + RECEIPT_PATIENCE
+        heard = self._receipts.heard()
+        quiet_since = max([self._back_at, *(times[-1] for times in heard.values())])
+        return len(heard) == wanted or time.monotonic() > quiet_since + RECEIPT_PATIENCE
 
     def _follow(self, reached: Callable[[], bool], *alive: Process) -> None:
         """Show the progress until it is reached, or nothing comes any more; NotRunning when a process ends."""
@@ -145,7 +158,7 @@ class Demo:
             elif time.monotonic() > deadline:
                 return
             self._screen.progress(count, total, rate, last)
-            self._pause(0.05)
+            self._pause(0.1)
 
     def _progress(self) -> tuple[int, int, float, str]:
         return self._arrivals.count(), len(self._files), self._arrivals.rate(), self._receipts.last
@@ -160,32 +173,13 @@ class Demo:
 
     # -- its end
 
-    def _report(self, outcome: Outcome) -> None:
-        sent = self._feeder.appeared
-        told = {name: times for name, times in self._receipts.times.items() if name in sent}
-        first = {name: times[0] - sent[name] for name, times in told.items()}
-        calm = [seconds for name, seconds in first.items() if told[name][0] < self._killed_at]
-        seconds = max((times[0] for times in told.values()), default=0.0) - min(sent.values(), default=0.0)
-        twice = sum(1 for times in told.values() if len(times) > 1)
-        size = sum(len(f.content) for f in self._files) / 1e6
-        lost = len(outcome.lost)
+    def _report(self) -> int:
+        """Tell what became of the files; give the exit status."""
+        outcome = self._arrivals.compare({file.name: hashlib.sha256(file.content).hexdigest() for file in self._files})
+        size = sum(len(file.content) for file in self._files)
         self._screen.title("What became of the files")
-        self._screen.table(
-            [
-                ("sent", f"{len(sent):,}", f"{size:.1f} MB"),
-                ("delivered whole", f"{len(outcome.whole):,}", "same SHA-256 as what was sent"),
-                ("damaged", f"{len(outcome.damaged):,}", ""),
-                ("lost", f"{lost:,}", ""),
-                ("told by the client", f"{len(told):,}", f"{twice} of them twice"),
-                (
-                    "files/s",
-                    f"{len(told) / seconds:,.0f}" if told else "-",
-                    f"{self._seconds:.0f} s of feeding, {AWAY:.0f} s without client",
-                ),
-                ("latency before the kill", _percentiles(calm), "p50 / p99, from appearance to the client's receipt"),
-                ("latency of all", _percentiles(first.values()), "p50 / p99, with those that waited for the client"),
-            ]
-        )
+        self._screen.table(report.rows(outcome, size, self._feeder.appeared, self._receipts.heard(), self._killed_at))
+        return 0 if len(outcome.whole) == len(self._files) else 1
 
     def _keep(self) -> None:
         shutil.rmtree(KEPT, ignore_errors=True)
@@ -202,17 +196,6 @@ class Demo:
             ]
         )
         self._screen.say()
-
-
-def _percentiles(seconds: Iterable[float]) -> str:
-    ordered = sorted(seconds)
-    if not ordered:
-        return "-"
-    return " / ".join(_milliseconds(ordered[min(len(ordered) - 1, int(len(ordered) * part))]) for part in (0.5, 0.99))
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:,.1f} ms" if seconds < 0.1 else f"{seconds * 1000:,.0f} ms"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

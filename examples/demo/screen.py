@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-BAR = 24  # columns
+BAR = 16  # columns
 _REDRAW, _LINE = 0.1, 1.0  # s between two states of the progress: on a terminal, elsewhere
 
 
@@ -36,21 +36,20 @@ class Screen:
         self._write(f"  {self.style(self._clock(), '2')}  {text}")
 
     def progress(self, done: int, total: int, rate: float, last: str, *, final: bool = False) -> None:
-        """Show how far it is; may be called at any rate."""
+        """Show how far it is; may be called at any rate. What is ``final`` stays."""
         now = time.monotonic()
         if now < self._next_progress and not final:
             return
         self._next_progress = now + (_REDRAW if self._terminal else _LINE)
-        counts = f"{done:>{len(f'{total:,}')},} of {total:,} delivered  {rate:>4.0f} files/s"
+        counts = f"{done:>{len(f'{total:,}')},} of {total:,}  {rate:>4.0f} files/s"
         if not self._terminal:
             self._write(f"  {self._clock()}  {counts}  {last}")
             return
         filled = BAR * done // max(total, 1)
-        line = f"  {self._clock()}  {self._full * filled}{self._empty * (BAR - filled)}  {counts}  {last}"
-        columns = shutil.get_terminal_size().columns - 1
-        sys.stdout.write(f"\r{line[:columns]}\x1b[K")
-        sys.stdout.flush()
-        self._line_open = True
+        line = f"  {self._clock()}  {self._full * filled}{self._empty * (BAR - filled)}  {counts}  "
+        room = shutil.get_terminal_size().columns - len(line) - 1
+        self._write(line + _shortened(last, room), end="\n" if final else "")
+        self._line_open = not final
 
     def table(self, rows: Iterable[tuple[str, str, str]]) -> None:
         """Write rows of what, how much, and a remark."""
@@ -81,3 +80,11 @@ class Screen:
             self._line_open = False
         sys.stdout.write(text + end)
         sys.stdout.flush()
+
+
+def _shortened(text: str, room: int) -> str:
+    """Give the text, without its middle where there is no room for all of it."""
+    if len(text) <= room:
+        return text
+    half = max(room - 2, 0) // 2
+    return f"{text[:half]}..{text[-half:]}" if half else ""

@@ -63,14 +63,14 @@ class Arrivals:
 class Receipts:
     """What the client publishes about files that arrived, heard as any program that uses posttroll hears it.
 
-    ``times`` says, by file name, when it was told, on the clock of time.monotonic; ``last`` is the newest name. A
-    thread of its own writes them, others read.
+    ``last`` is the name of the last one. A thread of its own listens.
     """
 
     def __init__(self, addresses: list[str]) -> None:
         """Connect; what is published from then on is heard."""
-        self.times: defaultdict[str, list[float]] = defaultdict(list)
         self.last = ""
+        self._times: defaultdict[str, list[float]] = defaultdict(list)
+        self._lock = threading.Lock()  # _times
         self._ended = threading.Event()
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, 0)
@@ -79,6 +79,11 @@ class Receipts:
             self._socket.connect(address)
         self._thread = threading.Thread(target=self._listen, name="receipts", daemon=True)
         self._thread.start()
+
+    def heard(self) -> dict[str, list[float]]:
+        """Say by file name when it was told of, on the clock of time.monotonic; any thread may call."""
+        with self._lock:
+            return {name: [*times] for name, times in self._times.items()}
 
     def close(self) -> None:
         """Hear nothing more."""
@@ -94,4 +99,5 @@ class Receipts:
                 message = Message.decode(text)
                 if message.type in _RECEIPTS:
                     self.last = message.data["uid"]
-                    self.times[self.last].append(heard)
+                    with self._lock:
+                        self._times[self.last].append(heard)
