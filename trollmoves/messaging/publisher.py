@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from trollmoves.messaging.messages import NEWEST_VERSION, Message
 log = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL = 30  # s
+FIRST_PAUSES = (1.0, 5.0)  # s between the first heartbeats: subscribers of an earlier process of ours connect anew
 ADDRESS_INTERVAL = 2.0  # s between broadcasts of the address, as posttroll does it
 ADDRESS_PAUSE = 60.0  # s after a broadcast that failed
 
@@ -59,7 +61,7 @@ class Publisher:
             self._threads.append(threading.Thread(target=self._tell_address, name=f"address of {name}", daemon=True))
 
     def start(self) -> None:
-        """Send the first heartbeat, and one at each interval from then on."""
+        """Send the first heartbeats, and one at each interval from then on."""
         log.info("publishing as %s on port %d", self.name, self.port)
         for thread in self._threads:
             thread.start()
@@ -91,12 +93,12 @@ class Publisher:
         self.send(Message(f"/heartbeat/{self.name}", "beat", data))
 
     def _beat(self) -> None:
-        while True:
+        for pause in itertools.chain(FIRST_PAUSES, itertools.repeat(HEARTBEAT_INTERVAL)):
             try:
                 self.beat()
             except Exception:
                 log.exception("no heartbeat of %s", self.name)
-            if self._stopped.wait(HEARTBEAT_INTERVAL):
+            if self._stopped.wait(pause):
                 return
 
     def _tell_address(self) -> None:
