@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from trollmoves.announcer import Announcement
 from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.errors import ConfigError
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ServerOptions
 from trollmoves.patterns import Origin
-from trollmoves.provider import Announcement, Provider
+from trollmoves.provider import Provider
 from trollmoves.watch import Found, Watch
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class ServerChain:
         self.name = options.name
         self._options = options
         self._backlog = backlog
-        self.provider = Provider(options, house.journal, publisher, house.workers)
+        self.provider = Provider(options, options.request_port, house.journal, publisher, house.workers)
         self._watch = Watch(
             Origin(options.origin),
             self._announce,
@@ -55,7 +56,7 @@ class ServerChain:
         self.provider.stop()
 
     def _announce(self, found: list[Found]) -> None:
-        self.provider.announce([self._announcement(one) for one in found])
+        self.provider.announcer.announce([self._announcement(one) for one in found])
 
     def _announcement(self, found: Found) -> Announcement:
         uid = os.path.basename(found.path)
@@ -94,7 +95,7 @@ class Server(Daemon[ServerOptions]):
         )
 
     def _beat(self) -> dict[str, Any]:
-        return {"logs": [c.provider.beat() for c in self.running() if isinstance(c, ServerChain)]}
+        return {"logs": [c.provider.announcer.beat() for c in self.running() if isinstance(c, ServerChain)]}
 
 
 def arguments() -> argparse.ArgumentParser:
