@@ -9,6 +9,8 @@ from typing import Any
 
 from trollmoves.errors import TrollmovesError
 
+LARGEST_NUMBER = 2**63 - 1  # what the journal, and most of the world, can hold
+
 
 def items(data: Any) -> Iterator[dict[str, Any]]:
     """Give each dictionary with a ``uri``, at any depth: the files that a message is about."""
@@ -40,9 +42,25 @@ def reply_type(data: dict[str, Any]) -> str:
 
 
 def request_mark(data: Any) -> dict[str, Any]:
-    """Give what our own clients say about a request: its ``id`` and their ``patience`` in seconds; {} from others."""
+    """Give what our own clients say about a request: its ``id`` and their ``patience`` in seconds; {} from others.
+
+    An ``id`` is a string and a ``patience`` a sensible number; whatever else stands under these keys is left out.
+    """
     mark = data.get("request") if isinstance(data, dict) else None
-    return mark if isinstance(mark, dict) else {}
+    if not isinstance(mark, dict):
+        return {}
+    checks = {"id": lambda value: isinstance(value, str), "patience": is_seconds}
+    return {key: value for key, value in mark.items() if key not in checks or checks[key](value)}
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value that was sent can be the number of an announcement, or a count."""
+    return type(value) is int and 0 <= value <= LARGEST_NUMBER
+
+
+def is_seconds(value: Any) -> bool:
+    """Tell whether a value that was sent can be a time span in seconds."""
+    return type(value) in (int, float) and 0 <= value <= LARGEST_NUMBER
 
 
 def request_id(text: str) -> str | None:
@@ -54,13 +72,14 @@ def request_id(text: str) -> str | None:
         mark, _ = json.JSONDecoder().raw_decode(text, start + len('"request": '))
     except ValueError:
         return None
-    return mark.get("id") if isinstance(mark, dict) else None
+    id_ = mark.get("id") if isinstance(mark, dict) else None
+    return id_ if isinstance(id_, str) else None
 
 
 def announcement_mark(data: Any) -> dict[str, Any]:
     """Give what our own servers say about an announcement: ``log``, ``number``, ``size``, ``mtime``; {} from others."""
     mark = data.get("announcement") if isinstance(data, dict) else None
-    if isinstance(mark, dict) and isinstance(mark.get("log"), str) and isinstance(mark.get("number"), int):
+    if isinstance(mark, dict) and isinstance(mark.get("log"), str) and is_number(mark.get("number")):
         return mark
     return {}
 

@@ -29,6 +29,7 @@ NO_DATETIME_VERSION = "v1.01"
 _NEVER_A_TIME = frozenset({"uri", "uid", "path", "request_address", "destination"})
 _DIGITS = frozenset("0123456789")
 _SHORTEST_TIME = 7  # "2025W01", the shortest text that datetime.fromisoformat accepts
+_DEEPEST = 100  # dictionaries and lists within one another: whoever walks through data must not run out of stack
 
 
 @lru_cache(maxsize=1)
@@ -57,10 +58,10 @@ class _Encoder(json.JSONEncoder):
         self.met_datetime = False
 
     def default(self, o: Any) -> Any:
-        if isinstance(o, dt.datetime):
-            self.met_datetime = True
+        if isinstance(o, (dt.datetime, dt.time)):
+            self.met_datetime |= isinstance(o, dt.datetime)
             return (o if (self.version or NEWEST_VERSION) > NO_DATETIME_VERSION else o.replace(tzinfo=None)).isoformat()
-        if isinstance(o, (dt.date, dt.time)):
+        if isinstance(o, dt.date):
             return o.isoformat()
         return super().default(o)
 
@@ -80,13 +81,13 @@ class Message:
     """What it was read from."""
 
     def encode(self) -> str:
-        """Give the text for the wire; MessageError when the data cannot be written."""
+        """Give the text for the wire, which is UTF-8; MessageError when the data cannot be written."""
         version = self.version or _fixed_version()
         if not self.data:
             return self._head(version or NO_DATETIME_VERSION)
         if isinstance(self.data, str):
             mime = "binary/octet-stream" if self.binary else "text/ascii"
-            return f"{self._head(version or NO_DATETIME_VERSION)} {mime} {self.data}"
+            return f"{self._head(version or NO_DATETIME_VERSION)} {mime} {_writable(self.data)}"
         text, version = self._encode_json(version)
         return f"{self._head(version)} application/json {text}"
 
@@ -100,7 +101,7 @@ class Message:
 
     def _head(self, version: str) -> str:
         time = self.time if version > NO_DATETIME_VERSION else self.time.replace(tzinfo=None)
-        return f"{MAGIC}{self.subject} {self.type} {self.sender} {time.isoformat()} {version}"
+        return f"{MAGIC}{_writable(self.subject)} {self.type} {self.sender} {time.isoformat()} {version}"
 
     def variant(self, type_: str, added: dict[str, Any] | None = None) -> str:
         """Give the text of a message of ours about the same, with the same data and some items more.
@@ -123,15 +124,17 @@ class Message:
         if not text.startswith(MAGIC):
             raise MessageError(f"no posttroll message: {text[:40]!r}")
         parts = text[len(MAGIC) :].split(None, 6)
-        if len(parts) < 5:
-            raise MessageError(f"posttroll message cut short: {text[:60]!r}")
+        if len(parts) < 7:
+            _check_ending(text, len(parts))
+        if text[len(MAGIC)].isspace():
+            raise MessageError(f"posttroll message without a subject: {text[:60]!r}")
         subject, type_, sender, time, version = parts[:5]
         if version > NEWEST_VERSION:
-            raise MessageError(f"message version {version!r} of {subject} is newer than {NEWEST_VERSION}")
+            raise MessageError(f"message version {_shown(version)} of {_shown(subject)} is newer than {NEWEST_VERSION}")
         try:
             when = dt.datetime.fromisoformat(time)
         except ValueError as error:
-            raise MessageError(f"no time: {time!r} in the message about {subject}") from error
+            raise MessageError(f"no time: {_shown(time)} in the message about {_shown(subject)}") from error
         mime = parts[5].lower() if len(parts) > 5 else ""
         body = parts[6] if len(parts) > 6 else ""
         return cls(subject, type_, _decode_data(mime, body, subject), sender, when, version, mime[:6] == "binary", text)
@@ -146,42 +149,78 @@ def _as_text(raw: bytes | str) -> str:
         return raw.decode("iso-8859-1")
 
 
+def _check_ending(text: str, parts: int) -> None:
+    """Refuse a message that ends before its version, or between the type of its data and the data."""
+    head_only = parts == 5 and not text[-1].isspace()
+    empty_data = parts == 6 and text[-1].isspace()
+    if not (head_only or empty_data):
+        raise MessageError(f"posttroll message cut short: {text[:60]!r}")
+
+
+def _shown(text: str) -> str:
+    """Quote what a stranger sent, so that it fills no log and no terminal obeys it."""
+    return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
+def _writable(text: str) -> str:
+    """Give a text that UTF-8 can hold: the bytes of a file name that are none are written out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _decode_data(mime: str, body: str, subject: str) -> Any:
     if mime == "application/json":
         try:
-            return _with_times(json.loads(body))
+            data = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise MessageError(f"no JSON in the message about {subject}: {error}") from error
+            raise MessageError(f"no JSON in the message about {_shown(subject)}: {error}") from error
+        return _with_times(data)
     if mime in ("", "text/ascii", "binary/octet-stream"):
         return body
-    raise MessageError(f"unknown mime type {mime!r} in the message about {subject}")
+    raise MessageError(f"unknown mime type {_shown(mime)} in the message about {_shown(subject)}")
 
 
-def _with_times(value: Any) -> Any:
+def _with_times(value: Any, depth: int = 1) -> Any:
     """Replace, in place, each string in a dict that reads as an ISO time by that time, as posttroll does."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            kind = type(item)
-            if kind is str:
-                if item[:1] in _DIGITS and key not in _NEVER_A_TIME:
-                    value[key] = _time_or_text(item)
-            elif kind is dict or kind is list:
-                value[key] = _with_times_in_list(item) if kind is list else _with_times(item)
-    elif isinstance(value, list):
+    if type(value) is dict:
+        _with_times_in_dict(value, depth)
+    elif type(value) is list:  # the outermost one: posttroll leaves its strings alone
+        _check_depth(depth)
         for item in value:
-            _with_times(item)
+            _with_times(item, depth + 1)
     return value
 
 
-def _with_times_in_list(items: list[Any]) -> list[Any]:
+def _with_times_in_dict(data: dict[str, Any], depth: int) -> dict[str, Any]:
+    _check_depth(depth)
+    for key, item in data.items():
+        kind = type(item)
+        if kind is str:
+            if item[:1] in _DIGITS and key not in _NEVER_A_TIME:
+                data[key] = _time_or_text(item)
+        elif kind is dict:
+            _with_times_in_dict(item, depth + 1)
+        elif kind is list:
+            data[key] = _with_times_in_list(item, depth + 1)
+    return data
+
+
+def _with_times_in_list(items: list[Any], depth: int) -> list[Any]:
+    _check_depth(depth)
     return [
         _time_or_text(item)
         if type(item) is str
-        else _with_times_in_list(item)
+        else _with_times_in_list(item, depth + 1)
         if type(item) is list
-        else _with_times(item)
+        else _with_times_in_dict(item, depth + 1)
+        if type(item) is dict
+        else item
         for item in items
     ]
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _DEEPEST:
+        raise MessageError(f"data nested deeper than {_DEEPEST} levels")
 
 
 def _time_or_text(text: str) -> dt.datetime | str:
