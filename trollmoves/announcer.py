@@ -28,7 +28,7 @@ LISTED_AT_ONCE = 500  # announcements read at one time when many are looked thro
 
 @dataclass(slots=True)
 class Announcement:
-    """A file, or several in one message, to announce: their size in bytes, all together, and their newest time in ns."""
+    """A file, or several in one message, to announce; size in bytes, all together, and newest time in ns."""
 
     uri: str
     uid: str

@@ -15,13 +15,14 @@ from urllib.parse import ParseResult
 from trollmoves import urls
 from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.errors import BadDestination
+from trollmoves.fetcher import Attempt
 from trollmoves.lanes import Result
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ClientOptions
 from trollmoves.patterns import Pattern
-from trollmoves.receiver import Attempt, Receiver
+from trollmoves.receiver import Receiver
 
 log = logging.getLogger(__name__)
 
