@@ -1,0 +1,54 @@
+"""A process of its own that runs a Watch: writes the paths to its standard output, ends with its standard input."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+
+from trollmoves.patterns import Origin
+from trollmoves.watch import Found, Watch
+
+
+def say(*lines: object) -> None:
+    """Write lines at once."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def peak() -> int:
+    """Return the most memory this process has had, in kB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Counter:
+    """Keeps nothing of the files but how many they are; says by how many kB the process has grown for them."""
+
+    def __init__(self, wanted: int) -> None:
+        self.left = wanted
+        self.before = peak()
+
+    def __call__(self, files: list[Found]) -> None:
+        """Count."""
+        self.left -= len(files)
+        if self.left <= 0:
+            say("counted", f"grown {peak() - self.before}")
+
+
+def told(files: list[Found]) -> None:
+    """Write the paths."""
+    say(*(file.path for file in files))
+
+
+if __name__ == "__main__":
+    pattern, *rest = sys.argv[1:]
+    options = dict(option.split("=", 1) for option in rest)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+    if "user" in options:
+        os.setresuid(*3 * [int(options["user"])])
+    watch = Watch(Origin(pattern), Counter(int(options["count"])) if "count" in options else told)
+    watch.start()
+    say("started")
+    sys.stdin.read()
+    watch.stop()
