@@ -43,6 +43,20 @@ class RequestRefused(TrollmovesError):
     """A request is not served; the text is the answer that the peer gets."""
 
 
+class UnpackError(TrollmovesError):
+    """A packed file was not unpacked; nothing of it was left in the target directory."""
+
+
+class TemporaryUnpackError(UnpackError):
+    """The same file may be unpacked later: the disk is full, the program is missing or took too long."""
+
+    temporary = True
+
+
+class UnpackFailed(UnpackError):
+    """The file is damaged, holds what is not safe to unpack, or may not be written where it should go."""
+
+
 class TransferError(TrollmovesError):
     """One try to deliver one file did not succeed."""
 
