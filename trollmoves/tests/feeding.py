@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def names(first: int = 0) -> Iterator[str]:
 
 def content(name: str, version: int = 1, size: int = 1000) -> bytes:
     """Give the bytes that belong into a file: no two files, and no two versions, have the same."""
-    seed = hashlib.sha256(f"{name} {version}".encode()).digest()
+    seed = hashlib.sha256(os.fsencode(f"{name} {version}")).digest()
     return (seed * (size // len(seed) + 1))[:size]
 
 

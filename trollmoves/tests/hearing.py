@@ -103,12 +103,12 @@ class Ear:
                 except zmq.Again:
                     break
                 self.texts.append(text)
-                self.heard.append(Heard(Message(rawstr=text), time.monotonic()))
+                self.heard.append(Heard(Message.decode(text), time.monotonic()))
 
 
 def ask(port: int, subject: str, kind: str, data: object = "", *, seconds: float = 10) -> Message:
     """Ask a server as an older client does, through one REQ socket; return the answer."""
-    return Message(rawstr=ask_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
+    return Message.decode(ask_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
 
 
 def ask_frames(port: int, *frames: bytes, seconds: float = 10) -> str:
