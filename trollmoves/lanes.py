@@ -163,7 +163,9 @@ class Lane:
             self.failures = 0
             self.paused_until = 0.0
             return reopened
-        self.failures += 1
-        self.paused_until = time.time() + backoff(self.failures)
+        now = time.time()
+        if self.paused_until <= now:  # else this one was begun before the pause, and tells nothing new
+            self.failures += 1
+            self.paused_until = now + backoff(self.failures)
         self.give_back()
         return False
