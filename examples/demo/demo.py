@@ -183,7 +183,7 @@ class Demo:
 
     def _keep(self) -> None:
         shutil.rmtree(KEPT, ignore_errors=True)
-        shutil.copytree(self._kept, KEPT)
+        shutil.copytree(self._kept, KEPT, ignore=lambda folder, names: [n for n in names if _is_empty(folder, n)])
 
     def _point(self) -> None:
         self._screen.title("Where to look next")
@@ -196,6 +196,10 @@ class Demo:
             ]
         )
         self._screen.say()
+
+
+def _is_empty(folder: str, name: str) -> bool:
+    return not Path(folder, name).stat().st_size
 
 
 def main(argv: Sequence[str] | None = None) -> int:
