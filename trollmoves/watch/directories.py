@@ -45,6 +45,7 @@ class Directory:
     wd: int | None = None  # None: the kernel does not tell of it, it has to be listed again and again
     since_ns: int = 0  # files whose status changed earlier were there at the start, and nobody wants them
     children: set[str] = field(default_factory=set)
+    followed: bool = True
     seen: Seen | None = None  # what the last listing showed, if it is listed again and again
 
     @property
@@ -112,6 +113,8 @@ class Directories:
         """Follow what an event of a directory (not of a file in it) tells; returns what ``survey`` does."""
         found: list[Directory] = []
         for directory in list(self.at(wd)):
+            if not directory.followed:
+                continue  # what was done for the one before has changed this one
             if mask & (kernel.DELETE_SELF | kernel.UNMOUNT | kernel.IGNORED):
                 self._forget(directory)
                 found += self._look_again(directory, again=False)
@@ -198,9 +201,9 @@ class Directories:
             except OSError as error:
                 if is_gone(error):
                     self._forget(directory)
-                else:
-                    self.trouble(directory.path, error)
-                    self._unwatch(directory)  # so that it is listed again
+                    return []
+                self.trouble(directory.path, error)
+                self._unwatch(directory)  # so that it is listed again
         return sorted(children)
 
     def _hold(self, path: str, level: int, again: bool) -> tuple[Directory | None, bool]:
@@ -214,6 +217,9 @@ class Directories:
             return None, False
         new = known is None
         directory = known if known is not None else self._enter(path, level, identity)
+        parent = self._by_path.get(os.path.dirname(path))
+        if parent is not None and parent is not directory:
+            parent.children.add(path)
         if directory.wd is None or again:
             before = directory.wd
             if not self._watch(directory):
@@ -228,9 +234,6 @@ class Directories:
         if self._kernel is not None:  # without it the files may be another host's, whose clock is not ours
             directory.since_ns = self._old.get(identity, 0)
         self._by_path[path] = directory
-        parent = self._by_path.get(os.path.dirname(path))
-        if parent is not None and parent is not directory:
-            parent.children.add(path)
         return directory
 
     def _watch(self, directory: Directory) -> bool:
@@ -280,7 +283,8 @@ class Directories:
         parent = self._by_path.get(os.path.dirname(directory.path))
         if parent is not None:
             parent.children.discard(directory.path)
-        self._by_path.pop(directory.path, None)
+        del self._by_path[directory.path]
+        directory.followed = False
         self._told.pop(directory.path, None)
         self._unwatch(directory)
 

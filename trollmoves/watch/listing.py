@@ -76,12 +76,15 @@ class _Queue:
         if directory is None:
             self._running = directory = self._waiting.popitem(last=False)[0]
             self._begin(directory)
+        if not directory.followed:
+            self._end()
+            return {}
         try:
             return dict.fromkeys(next(self._pieces), self._sighting)
         except StopIteration:
-            self._running = None
+            self._end()
         except OSError as error:
-            self._running = None
+            self._end()
             self._failed(directory, error)
         return {}
 
@@ -96,6 +99,9 @@ class _Queue:
 
     def clear(self) -> None:
         self._waiting.clear()
+        self._end()
+
+    def _end(self) -> None:
         self._running, self._pieces = None, iter(())
 
 

@@ -66,20 +66,21 @@ class Offering:
         pause = FIRST_PAUSE
         while not self._stopped.is_set():
             try:
-                self._found(files)
+                self._found(list(files))
                 return True
             except Exception as error:
                 temporary = isinstance(error, TrollmovesError) and error.temporary
                 tries -= not temporary
-                self._log(error, temporary, len(files))
+                self._log(error, temporary, len(files), first=pause == FIRST_PAUSE)
             if tries <= 0:
                 break
             self._stopped.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         return False
 
-    def _log(self, error: Exception, temporary: bool, count: int) -> None:
+    def _log(self, error: Exception, temporary: bool, count: int, first: bool) -> None:
         if temporary:
-            logger.warning("[%s] %d files are offered again in a moment: %s", self._name, count, error)
+            level = logging.WARNING if first else logging.DEBUG
+            logger.log(level, "[%s] %d files are offered again in a moment: %s", self._name, count, error)
         else:
             logger.error("[%s] cannot hand over %d files", self._name, count, exc_info=error)

@@ -27,6 +27,7 @@ from trollmoves.watch.offering import Found, Offering
 from trollmoves.watch.whole import Judge, Sighting
 
 AUDIT_EVERY = 2.0  # s between two looks for what gives no event (mounts, changed links, directories without a watch)
+SHORTEST_POLLING = 0.05  # s between two listings
 START_PATIENCE = 10.0  # s that start() waits at most for the watches to be in place
 STOP_PATIENCE = 10.0  # s that stop() waits at most for a disk that does not answer, or for whoever takes the files
 REMEMBERED = 50_000  # files told of lately, which a listing does not repeat
@@ -73,7 +74,7 @@ class Watch:
         self._polling = polling
         self._name = name
         self._batch = batch
-        self._every = AUDIT_EVERY if polling is None else polling
+        self._every = AUDIT_EVERY if polling is None else max(polling, SHORTEST_POLLING)
         self._stopping = threading.Event()
         self._watching = threading.Event()
         self._offering = Offering(found, name)
@@ -180,14 +181,9 @@ class Watch:
                     self._remember_present(directory)
         self._audit_due = time.monotonic() + self._every
         watched = len(self._directories)
-        how = (
-            "waiting for"
-            if not watched
-            else "watching"
-            if self._kernel is not None
-            else f"every {self._every:g} s listing"
-        )
-        logger.info("[%s] %s %s (%d directories)", self._name, how, self._origin.root, watched)
+        how = "watching" if self._kernel is not None else f"every {self._every:g} s listing"
+        which = f"{watched} directories" if watched else "which is not there yet"
+        logger.info("[%s] %s %s (%s)", self._name, how, self._origin.root, which)
 
     def _remember_present(self, directory: Directory) -> None:
         """List a directory for what nobody wants; on a disk of another host times do not tell that."""
