@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trollmoves import urls
-from trollmoves.errors import RequestRefused
+from trollmoves.errors import RequestRefused, TrollmovesError
 from trollmoves.journal import Announced, Journal
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
@@ -102,8 +102,8 @@ class Announcer:
         with self._announcing:
             known = self._journal.versions(self.name, {a.uri for a in announcements})
             new = [a for a in announcements if a.uri not in known or known[a.uri] != (a.size, a.mtime)]
+            new, texts = self._written(new)
             number = self._journal.last_number(self.name)
-            texts = [self._announcement_text(a, number + n) for n, a in enumerate(new, start=1)]
             self._journal.announce(
                 self.name,
                 [
@@ -117,13 +117,27 @@ class Announcer:
             log.info("[%s] announced %s%s", self.name, new[0].uid, more)
         return len(new)
 
-    def _announcement_text(self, a: Announcement, number: int) -> str:
+    def _written(self, announcements: Sequence[Announcement]) -> tuple[list[Announcement], list[str]]:
+        """Give the announcements that can be written, and their messages."""
+        number = self._journal.last_number(self.name)
+        written: list[Announcement] = []
+        texts: list[str] = []
+        for a in announcements:
+            try:
+                texts.append(self._message(a, number + len(texts) + 1).encode())
+                written.append(a)
+            except TrollmovesError as error:
+                if error.temporary:
+                    raise
+                log.error("[%s] cannot announce %s: %s", self.name, a.uid, error)
+        return written, texts
+
+    def _message(self, a: Announcement, number: int) -> Message:
         subject = a.subject or self._topic
         if self._describe:
-            return Message(subject, *self._describe(a)).encode()
+            return Message(subject, *self._describe(a))
         mark = {"log": self._log_name, "number": number, "size": a.size, "mtime": a.mtime}
-        data = a.data | {"request_address": self._address, "announcement": mark}
-        return Message(subject, a.type, data).encode()
+        return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": mark})
 
     def _announce_undelivered(self) -> None:
         """Publish again what was announced, and is still there, but was never delivered: nobody may have heard it."""

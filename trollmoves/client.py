@@ -13,11 +13,9 @@ from typing import Any
 from urllib.parse import ParseResult
 
 from trollmoves import urls
+from trollmoves.arrivals import Arrivals
 from trollmoves.daemon import Chain, Daemon, House
-from trollmoves.errors import BadDestination
 from trollmoves.fetcher import Attempt
-from trollmoves.lanes import Result
-from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ClientOptions
@@ -28,8 +26,6 @@ log = logging.getLogger(__name__)
 
 PREPARED_FOR = 10.0  # s for which a composed destination is used without a look at its directory
 MOST_PREPARED = 1_000  # of them
-
-_OURS = ("request_address", "destination", "announcement", "request", "backup_targets")
 
 
 class ClientChain:
@@ -47,18 +43,20 @@ class ClientChain:
             nameservers=options.nameservers,
             bind_address=options.bind_address,
         )
+        self._arrivals = Arrivals(options, house.workers, self._publisher)
         self._receiver = Receiver(
             options,
             house.journal,
             house.workers,
             prepare=self._prepare,
             asking=self._tell_asking,
-            arrived=self._tell_arrived,
+            arrived=self._arrivals.arrived,
         )
 
     def start(self) -> None:
         """Begin to hear and to fetch."""
         self._publisher.start()
+        self._arrivals.start()
         self._receiver.start()
 
     def stop(self) -> None:
@@ -106,67 +104,6 @@ class ClientChain:
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)
         self._publisher.send_texts([attempt.message.variant("push", added)])
-
-    def _tell_arrived(self, attempt: Attempt, answer: Message) -> Result:
-        """Publish that the source is done with, then where the files are now."""
-        message = attempt.message
-        data = self._receipt(attempt, answer)
-        receipt = Message(message.subject, contents.reply_type(data), data)
-        self._publisher.send_texts([message.variant("ack"), receipt.encode()])
-        log.info(
-            "[%s] received %s from %s (%.2f s, try %d)",
-            self.name,
-            contents.names(message.data),
-            attempt.source,
-            time.monotonic() - attempt.started,
-            attempt.task.tries,
-        )
-        return Result()
-
-    # -- what is told
-
-    def _receipt(self, attempt: Attempt, answer: Message) -> dict[str, Any]:
-        url = _reached(answer) or urls.parse(attempt.destination)
-        base = url.path if urls.is_local(url.hostname) else _with_user(url, attempt.destination)
-        data: dict[str, Any] = _moved(attempt.message.data, base.rstrip("/"))
-        for key in _OURS:
-            data.pop(key, None)
-        data["origin"] = attempt.source
-        for key, replacement in self._options.replacements.items():
-            if key in data:
-                data[key] = replacement.apply(data[key])
-        return data
-
-
-def _with_user(url: ParseResult, asked: str) -> str:
-    """Give a URL with the user, but not the password, under which it was asked for."""
-    place = url.netloc.rpartition("@")[2]
-    user = urls.parse(asked).netloc.rpartition("@")[0].partition(":")[0]
-    return urls.with_login(url._replace(netloc=f"{user}@{place}" if user else place), "")
-
-
-def _reached(answer: Message) -> ParseResult | None:
-    """Give the destination that a server says it has reached: with a backup target it is not the one asked for."""
-    said = answer.data.get("destination") if isinstance(answer.data, dict) else None
-    try:
-        url = urls.parse(said) if isinstance(said, str) else None
-    except BadDestination:
-        return None
-    return url if url and url.hostname else None
-
-
-def _moved(value: Any, base: str) -> Any:
-    """Give a copy of a message's data in which each ``uri`` says where the file is now."""
-    if isinstance(value, list):
-        return [_moved(item, base) if isinstance(item, (dict, list)) else item for item in value]
-    moved = {key: _moved(item, base) if isinstance(item, (dict, list)) else item for key, item in value.items()}
-    if "uri" in moved:
-        path = moved.get("path")
-        name = os.path.basename(str(value.get("uid") or value["uri"]))
-        moved["uri"] = (
-            "/".join(filter(None, (base, str(path).strip("/") if path else "", name))) if base else f"/{name}"
-        )
-    return moved
 
 
 class Client(Daemon[ClientOptions]):

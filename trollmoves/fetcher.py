@@ -115,11 +115,7 @@ class Fetcher:
         if time.time() - task.noted > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
-        try:
-            destination = self._prepare(message)
-        except TrollmovesError as error:
-            log.error("[%s] %s cannot be asked for: %s", self.name, contents.names(message.data), error)
-            raise
+        destination = self._prepare(message)
         if len(sources) > 1:
             sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
         self._ask_next(Attempt(task, message, destination, sources, finish))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from trollmoves.announcer import Announcement
+from trollmoves import remote_files
+from trollmoves.announcer import Announcement, Announcer
 from trollmoves.daemon import Chain, Daemon, House
-from trollmoves.errors import ConfigError
+from trollmoves.inlets import Directory, Hearsay
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ServerOptions
-from trollmoves.patterns import Origin
 from trollmoves.provider import Provider
-from trollmoves.watch import Found, Watch
 
 log = logging.getLogger(__name__)
 
@@ -24,44 +23,71 @@ PUBLISH_PORT = 9010
 
 
 class ServerChain:
-    """One section of a server, running."""
+    """One section of a server, running: what an inlet finds is announced, and handed out by a provider.
+
+    Without a request port nothing is handed out: the announcements tell where a file can be read.
+    """
 
     def __init__(
         self, options: ServerOptions, house: House, publisher: Publisher, *, backlog: bool, polling: bool
     ) -> None:
         """Bind the request port; StartError when it is taken."""
-        if options.origin is None or options.request_port is None:
-            missing = "origin" if options.origin is None else "request_port"
-            raise ConfigError("is missing", section=options.name, option=missing)
         self.name = options.name
-        self._options = options
         self._backlog = backlog
-        self.provider = Provider(options, options.request_port, house.journal, publisher, house.workers)
-        self._watch = Watch(
-            Origin(options.origin),
-            self._announce,
-            backlog=backlog,
-            polling=options.watchdog_timeout if polling else None,
-            name=options.name,
-        )
+        self._provider = None
+        if options.request_port is not None:
+            self._provider = Provider(options, options.request_port, house.journal, publisher, house.workers)
+            self.announcer = self._provider.announcer
+        else:
+            show = Showcase(options)
+            self.announcer = Announcer(
+                self.name, options.topic, house.journal, publisher, address=None, describe=show.describe
+            )
+        self._inlet = self._make_inlet(options, house, backlog, polling)
+
+    def _make_inlet(self, options: ServerOptions, house: House, backlog: bool, polling: bool) -> Directory | Hearsay:
+        announce = self.announcer.announce
+        if options.origin is None:
+            return Hearsay(options, announce)
+        return Directory(options, house.journal, house.workers, announce, backlog=backlog, polling=polling)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it takes requests."""
+        return self._provider is not None
 
     def start(self) -> None:
         """Answer requests, then announce."""
-        self.provider.start(again=self._backlog)
-        self._watch.start()
+        if self._provider:
+            self._provider.start(again=self._backlog)
+        else:
+            self.announcer.start(again=False)
+        self._inlet.start()
 
     def stop(self) -> None:
         """Announce nothing more, then answer nothing more."""
-        self._watch.stop()
-        self.provider.stop()
+        self._inlet.stop()
+        if self._provider:
+            self._provider.stop()
+        else:
+            self.announcer.stop()
 
-    def _announce(self, found: list[Found]) -> None:
-        self.provider.announcer.announce([self._announcement(one) for one in found])
 
-    def _announcement(self, found: Found) -> Announcement:
-        uid = os.path.basename(found.path)
-        data: dict[str, Any] = {**self._options.info, **found.fields, "uri": found.path, "uid": uid}
-        return Announcement(found.path, uid, data, found.size, found.mtime_ns)
+class Showcase:
+    """The messages of a chain in remote file system mode."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._host = options.request_address or socket.gethostname()
+
+    def describe(self, announcement: Announcement) -> tuple[str, dict[str, Any]]:
+        """Give the type and data of the message that tells where a file can be read."""
+        path = announcement.uri
+        metadata = {key: value for key, value in announcement.data.items() if key not in ("uri", "uid")}
+        if self._options.unpack is None:
+            return "file", remote_files.describe(path, self._host, metadata)
+        members = remote_files.look_into(path, self._options.unpack)
+        return "dataset", remote_files.describe_members(path, self._host, members, metadata)
 
 
 class Server(Daemon[ServerOptions]):
@@ -95,7 +121,7 @@ class Server(Daemon[ServerOptions]):
         )
 
     def _beat(self) -> dict[str, Any]:
-        return {"logs": [c.provider.announcer.beat() for c in self.running() if isinstance(c, ServerChain)]}
+        return {"logs": [c.announcer.beat() for c in self.running() if isinstance(c, ServerChain) and c.is_asked]}
 
 
 def arguments() -> argparse.ArgumentParser:

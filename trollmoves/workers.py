@@ -176,6 +176,7 @@ class Workers:
         try:
             return kind.handler(task) or Result()
         except TrollmovesError as error:
+            _log_failure(task, error)
             return Result(error=error)
         except Exception as error:  # one task's trouble is not the house's
             log.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
@@ -272,10 +273,17 @@ class Workers:
         try:
             starter(task, finish)
         except TrollmovesError as error:
+            _log_failure(task, error)
             finish(Result(error=error))
         except Exception as error:  # one task's trouble is not the house's
             log.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
             finish(Result(error=_Unexpected(str(error) or type(error).__name__)))
+
+
+def _log_failure(task: Task, error: TrollmovesError) -> None:
+    level, end = (logging.WARNING, "is tried again") if error.temporary else (logging.ERROR, "is not tried again")
+    name = task.key.partition("\n")[0]
+    log.log(level, "[%s] %s of %s %s (try %d): %s", task.chain, task.kind, name, end, task.tries, error)
 
 
 class _Unexpected(TrollmovesError):
