@@ -46,9 +46,10 @@ class Asker:
 
     def ask(self, request: Message) -> tuple[Message, float]:
         """Give the answer and the seconds it took; NoAnswer, MessageError or NoGoodAnswer when it is none."""
-        self._show("asking", request.encode())
+        text = request.encode()
+        self._show("asking", text)
         asked = time.monotonic()
-        self._requester.ask(self.address, request, PATIENCE, self._answers.put)
+        self._requester.ask(self.address, text, PATIENCE, self._answers.put)
         answer = self._answers.get()
         took = time.monotonic() - asked
         if isinstance(answer, TrollmovesError):

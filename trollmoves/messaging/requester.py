@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import zmq
@@ -64,6 +65,7 @@ class Requester:
         self._poller.register(self._bell.fileno(), zmq.POLLIN)
         self._next_look = 0.0
         self._stopping = False
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name=f"requester of {name}", daemon=True)
 
     def start(self) -> None:
@@ -71,7 +73,7 @@ class Requester:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close all sockets; open requests are answered with NoAnswer."""
+        """Close all sockets; open requests, and those that are made from now on, are answered with NoAnswer."""
         self._stopping = True
         self._bell.ring()
         if self._thread.is_alive():
@@ -89,10 +91,12 @@ class Requester:
 
         ``answered`` gets the answer, or an error, on the requester's thread, and must not block. After ``timeout``
         seconds without an answer ``overdue`` is asked, there too, whether to wait once more as long; without it, or
-        when it says no, ``answered`` gets NoAnswer.
+        when it says no, ``answered`` gets NoAnswer. After the stop it gets that at once, on the thread that asks.
         """
         self._new.append(_Asked(address, text, time.monotonic() + timeout, timeout, answered, overdue))
         self._bell.ring()
+        if self._stopped:
+            self._refuse_new()
 
     def _run(self) -> None:
         while not self._stopping:
@@ -182,3 +186,10 @@ class Requester:
             for socket, _ in peer.idle:
                 self._close(socket)
         self._peers.clear()
+        self._stopped = True  # from here on nobody but those who ask looks at what is new
+        self._refuse_new()
+
+    def _refuse_new(self) -> None:
+        while self._new:
+            with suppress(IndexError):  # somebody else was quicker
+                self._tell(self._new.popleft(), NoAnswer("this side stops"))
