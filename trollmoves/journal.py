@@ -10,6 +10,7 @@ for what it missed. ``sources`` is how far a receiving chain has the log of each
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,69 +140,73 @@ class Journal:
         self._lock = threading.Lock()
         self._lock_file = _lock_for_this_process(path)
         try:
-            self._db = self._open(synchronous)
-            self.identity = self._identity()
+            self._db = self._open()
         except (sqlite3.Error, OSError) as error:
             os.close(self._lock_file)
             raise JournalError(f"the journal {path} cannot be used: {error}") from error
+        try:
+            self.identity = self._set_up(synchronous)
+        except sqlite3.Error as error:
+            self.close()
+            raise JournalError(f"the journal {path} cannot be used: {error}") from error
         self._numbers: dict[str, int] = {}
 
-    def _open(self, synchronous: str) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=200)
+        return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=200)
+
+    def _set_up(self, synchronous: str) -> str:
+        """Make the tables if there are none; give the identity of the journal."""
+        db = self._db
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found not in (0, _SCHEMA_VERSION):
+            raise sqlite3.DatabaseError(f"it was written by another version of this program (layout {found})")
+        if not found and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise sqlite3.DatabaseError("it is a database of another program")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if synchronous == 'full' else 'NORMAL'}")
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute("PRAGMA wal_autocheckpoint=2000")
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found not in (0, _SCHEMA_VERSION):
-            raise sqlite3.DatabaseError(f"it was written by another version of this program (layout {found})")
-        db.executescript(_SCHEMA)
-        db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-        return db
-
-    def _identity(self) -> str:
-        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
-        row = self._db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
+        db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT")
+        db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
+        row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         return str(row[0])
 
     def close(self) -> None:
         """Write everything to the file itself and let another process have it. May be called twice."""
         with self._lock:
             if self._lock_file >= 0:
-                self._db.close()
-                os.close(self._lock_file)
-                self._lock_file = -1
+                try:
+                    self._db.close()
+                finally:
+                    os.close(self._lock_file)
+                    self._lock_file = -1
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    self._numbers.clear()
-                    raise
+                yield self._db
                 self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                self._roll_back_leftover()
+            except (sqlite3.Error, OverflowError) as error:
+                self._roll_back()
                 raise JournalError(f"the journal {self.path} cannot be written: {error}") from error
+            except BaseException:
+                self._roll_back()
+                raise
 
-    def _roll_back_leftover(self) -> None:
+    def _roll_back(self) -> None:
         self._numbers.clear()
-        try:
-            if self._db.in_transaction:
+        with suppress(sqlite3.Error):  # the first error is the one to tell
+            if self._db.in_transaction:  # SQLite itself has rolled back when the disk was full
                 self._db.execute("ROLLBACK")
-        except sqlite3.Error:
-            pass  # the first error is the one to tell
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
             try:
                 return self._db.execute(sql, parameters).fetchall()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OverflowError) as error:
                 raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
 
     # -- tasks
@@ -220,7 +225,7 @@ class Journal:
                 db.execute(
                     "INSERT INTO sources VALUES (?, ?, ?, ?) ON CONFLICT (chain, log) DO UPDATE "
                     "SET address = excluded.address, have = max(have, excluded.have)",
-                    (chain, source.log, source.address, source.have),
+                    (chain, _storable(source.log), _storable(source.address), source.have),
                 )
         return noted
 
@@ -234,15 +239,18 @@ class Journal:
     def rewrite(self, tasks: Iterable[Task]) -> None:
         """Store a new body, lane, rank, due and state of known tasks; one that is waiting again starts afresh."""
         with self._transaction() as db:
-            db.executemany(
-                "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ? WHERE id = ?",
-                [(t.body, t.lane, t.rank, t.due, t.state, t.tries, t.id) for t in tasks],
-            )
+            for t in tasks:
+                t.lane = _storable(t.lane)
+                db.execute(
+                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ? WHERE id = ?",
+                    (_storable(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.id),
+                )
 
     def amend(self, tasks: Iterable[Task]) -> None:
         """Store a new body of known tasks, and nothing else of them."""
         with self._transaction() as db:
-            db.executemany("UPDATE tasks SET body = ? WHERE id = ?", [(task.body, task.id) for task in tasks])
+            changes = [(_storable(task.body), task.id) for task in tasks]
+            db.executemany("UPDATE tasks SET body = ? WHERE id = ?", changes)
 
     def claim(self, chain: str, lane: str, limit: int, now: float, *, taken: Collection[int] = ()) -> list[Task]:
         """Give up to ``limit`` tasks of a lane due at ``now``, lowest rank, then longest due, without those ``taken``.
@@ -295,7 +303,7 @@ class Journal:
                         outcome.state,
                         task.tries,
                         outcome.due or task.due,
-                        outcome.reply,
+                        None if outcome.reply is None else _storable(outcome.reply),
                         now if over else None,
                         task.id,
                     ),
@@ -313,17 +321,14 @@ class Journal:
     # -- announcements
 
     def announce(self, chain: str, announced: Sequence[Announced]) -> None:
-        """Append to the log of a chain; each gets its ``number`` before its message is asked for (see ``number_from``).
-
-        The numbers must continue those of the chain.
-        """
+        """Append to the log of a chain. The numbers must continue those of the chain (see ``last_number``)."""
         now = time.time()
         with self._transaction() as db:
             db.executemany(
                 "INSERT INTO announcements (chain, number, uri, uid, size, mtime, noted, message) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (chain, a.number, _storable(a.uri), _storable(a.uid), a.size, a.mtime, now, a.message)
+                    (chain, a.number, _storable(a.uri), _storable(a.uid), a.size, a.mtime, now, _storable(a.message))
                     for a in announced
                 ],
             )
@@ -334,8 +339,9 @@ class Journal:
         """Give the number of the newest announcement of a chain, 0 when there was none."""
         number = self._numbers.get(chain)
         if number is None:
-            rows = self._read("SELECT max(number) FROM announcements WHERE chain = ?", (chain,))
-            number = self._numbers[chain] = int(rows[0][0] or 0)
+            with self._transaction() as db:  # nobody announces between the look and the remembering
+                row = db.execute("SELECT max(number) FROM announcements WHERE chain = ?", (chain,)).fetchone()
+                number = self._numbers[chain] = int(row[0] or 0)
         return number
 
     def announced(self, chain: str, uri: str) -> Announced | None:
@@ -429,6 +435,11 @@ class Journal:
         rows = self._read("SELECT log, address, have FROM sources WHERE chain = ?", (chain,))
         return [Source(*row) for row in rows]
 
+    def forget_source(self, chain: str, log: str) -> None:
+        """Forget a log that its source does not keep any more."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM sources WHERE chain = ? AND log = ?", (chain, _storable(log)))
+
     # -- upkeep
 
     def prune(self, *, finished_before: float, announced_before: float, most_announcements: int) -> int:
@@ -464,6 +475,7 @@ class Journal:
 
 
 def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
+    task.lane = _storable(task.lane)
     cursor = db.execute(
         "INSERT OR IGNORE INTO tasks (chain, kind, key, lane, rank, due, state, tries, noted, finished, about, body) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
@@ -478,7 +490,7 @@ def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
             now,
             None if task.state == WAITING else now,
             task.about,
-            task.body,
+            _storable(task.body),
         ),
     )
     if cursor.rowcount != 1:
@@ -497,9 +509,7 @@ def _known(db: sqlite3.Connection, task: Task) -> Task:
 
 def _storable(text: str) -> str:
     """Give a text that SQLite can hold: the bytes of a file name that are no UTF-8 are written out."""
-    if text.isascii():
-        return text
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _task(row: Any) -> Task:
@@ -510,7 +520,7 @@ def _task(row: Any) -> Task:
 def _lock_for_this_process(path: str) -> int:
     """Make the folder, and hold a lock beside the journal as long as this process lives; JournalError otherwise."""
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
         lock = os.open(path + ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise JournalError(
@@ -521,6 +531,8 @@ def _lock_for_this_process(path: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise JournalError(f"the journal {path} cannot be locked: {error.strerror}") from error
         raise JournalError(
             f"the journal {path} is in use by another process; give each process a journal of its own"
         ) from error

@@ -1,0 +1,731 @@
+"""Tests that the journal keeps what it was told, whatever happens to the process or its disk."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from trollmoves.errors import JournalError
+from trollmoves.journal import (
+    BACKLOG,
+    DONE,
+    FAILED,
+    WAITING,
+    Announced,
+    Journal,
+    Outcome,
+    Source,
+    Task,
+    journal_path,
+)
+
+LATER = 4e9  # s since the epoch; everything noted now is due then
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
+
+
+@pytest.fixture
+def path() -> Iterator[str]:
+    """Give the path of a journal that is not there yet, in memory where that can be."""
+    with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        yield os.path.join(folder, "state", "a.journal")
+
+
+@pytest.fixture
+def journal(path: str) -> Iterator[Journal]:
+    """Give an open journal."""
+    journal = Journal(path)
+    yield journal
+    journal.close()
+
+
+def task(key: str, lane: str = "lane", *, kind: str = "fetch", body: str = "", due: float = 0.0, rank: int = 0) -> Task:
+    """Make a task."""
+    return Task("chain", kind, key, lane, body, due, rank)
+
+
+def announced(number: int, uri: str = "", size: int | None = 5, mtime: int | None = 7) -> Announced:
+    """Make a line of a log."""
+    return Announced(number, uri or f"/in/{number}", str(number), size, mtime, f"message {number}")
+
+
+def keys(tasks: list[Task]) -> list[str]:
+    """Give what identifies tasks within their kind."""
+    return [task.key for task in tasks]
+
+
+# -- noting
+
+
+def test_what_was_noted_is_known(journal: Journal) -> None:
+    """Noting the same identity twice tells that it is known, and gives the task that is."""
+    ((first, new),) = journal.note([task("a", body="first")])
+    assert new
+    ((again, new_again),) = journal.note([task("a", "other lane", body="second")])
+    assert not new_again
+    assert (again.id, again.body, again.lane) == (first.id, "first", "lane")
+
+
+def test_what_was_noted_is_known_after_reopening(path: str) -> None:
+    """A task is known in the next process too, in whatever state it is."""
+    journal = Journal(path)
+    noted = [one for one, _ in journal.note([task("waits"), task("is done"), task("failed")])]
+    journal.finish([Outcome(noted[1], DONE, "the reply"), Outcome(noted[2], FAILED)])
+    journal.close()
+    journal = Journal(path)
+    again = journal.note([task("waits"), task("is done"), task("failed"), task("new")])
+    journal.close()
+    assert [(one.state, new) for one, new in again] == [
+        (WAITING, False),
+        (DONE, False),
+        (FAILED, False),
+        (WAITING, True),
+    ]
+    assert again[1][0].reply == "the reply"
+
+
+def test_chain_kind_and_key_are_the_identity(journal: Journal) -> None:
+    """Tasks that differ in chain, kind or key are different ones; within one call too the second is known."""
+    tasks = [task("a"), task("b"), task("a", kind="push"), Task("other", "fetch", "a", "lane", ""), task("a", "other")]
+    assert [new for _, new in journal.note(tasks)] == [True, True, True, True, False]
+
+
+def test_a_task_may_be_noted_as_done(journal: Journal) -> None:
+    """A task that is noted as done is known, and never claimed."""
+    journal.note([Task("chain", "ack", "1", "lane", "", state=DONE)])
+    assert journal.claim("chain", "lane", 5, LATER) == []
+    found = journal.find("chain", "ack", "1")
+    assert found is not None
+    assert found.state == DONE
+    assert found.finished
+
+
+def test_all_of_a_task_is_found_again(journal: Journal) -> None:
+    """What was noted is found with everything it had."""
+    noted = Task("chain", "push", "k", "lane", "body", 12.5, BACKLOG, 3)
+    journal.note([noted])
+    found = journal.find("chain", "push", "k")
+    assert found == noted
+    assert found is not None
+    assert found.noted == pytest.approx(time.time(), abs=60)
+    assert journal.find("chain", "push", "other") is None
+
+
+def test_strange_names_are_kept_apart(journal: Journal) -> None:
+    """Names with bytes that are no UTF-8, newlines, quotes and NULs are known again, and not taken for one another."""
+    names = ["\udcff", "\udcfe", "ÿ", "a\nb", "a b", "a'b", 'a"b', "a\0b", "a\0c", "", " ", "雲", "x" * 5000]
+    assert all(new for _, new in journal.note([task(name) for name in names]))
+    assert not any(new for _, new in journal.note([task(name) for name in names]))
+    for name in names:
+        assert journal.find("chain", "fetch", name) is not None
+
+
+def test_no_text_can_make_the_journal_fail(journal: Journal) -> None:
+    """Bytes that are no UTF-8 may stand in every text, and a task with such a lane is claimed from it."""
+    bad = "\udcff"
+    ((noted, _),) = journal.note([task("a", f"fetch {bad}", body=bad)], [("chain", Source(f"log{bad}", bad, 5))])
+    ((claimed),) = journal.claim("chain", noted.lane, 5, LATER)
+    assert claimed.id == noted.id
+    claimed.lane = claimed.body = bad
+    journal.rewrite([claimed])
+    journal.amend([claimed])
+    journal.finish([Outcome(claimed, FAILED, f"no such file: {bad}", then=[task("b", bad, body=bad)])])
+    journal.announce("chain", [Announced(1, f"/in/{bad}", bad, None, None, bad)])
+    assert journal.announced("chain", f"/in/{bad}") is not None
+    assert journal.announced("chain", "/in/\udcfe") is None
+    assert set(journal.versions("chain", [f"/in/{bad}"])) == {f"/in/{bad}"}
+    journal.forget_source("chain", f"log{bad}")
+    assert journal.sources("chain") == []
+
+
+# -- claiming
+
+
+def test_order_of_claims(journal: Journal) -> None:
+    """The lowest rank comes first, then what is due longest, then what was noted first."""
+    journal.note(
+        [
+            task("backlog, due long", rank=BACKLOG, due=1),
+            task("late", due=30),
+            task("early", due=10),
+            task("same, noted first", due=20),
+            task("same, noted second", due=20),
+            task("backlog, due longest", rank=BACKLOG, due=0.5),
+        ]
+    )
+    order = [
+        "early",
+        "same, noted first",
+        "same, noted second",
+        "late",
+        "backlog, due longest",
+        "backlog, due long",
+    ]
+    assert keys(journal.claim("chain", "lane", 99, 40)) == order
+    assert keys(journal.claim("chain", "lane", 5, 40)) == order[:5]
+    assert keys(journal.claim("chain", "lane", 2, 40)) == order[:2]
+
+
+def test_what_is_taken_is_left_out(journal: Journal) -> None:
+    """What is in hand already is not claimed again, and does not count for the limit."""
+    ids = [one.id for one, _ in journal.note([task(str(n), rank=n % 2) for n in range(10)])]
+    claimed = journal.claim("chain", "lane", 4, LATER, taken=set(ids[:5]))
+    assert {one.id for one in claimed} <= set(ids[5:])
+    assert len(claimed) == 4
+    assert journal.claim("chain", "lane", 4, LATER, taken=ids) == []
+
+
+def test_what_is_not_due_is_not_claimed(journal: Journal) -> None:
+    """A task is claimed only when it is due, and it is known when the next one is."""
+    journal.note([task("a", due=100), task("b", due=200, rank=BACKLOG), task("c", "other", due=10)])
+    assert journal.claim("chain", "lane", 5, 99.9) == []
+    assert journal.next_due("chain", "lane", 99.9) == 100
+    assert keys(journal.claim("chain", "lane", 5, 100)) == ["a"]
+    assert journal.next_due("chain", "lane", 100) == 200
+    assert journal.next_due("chain", "lane", 200) is None
+
+
+def test_lanes_and_chains_are_apart(journal: Journal) -> None:
+    """A claim gives tasks of one lane of one chain, and the lanes in which something waits are known."""
+    done = task("done", "over")
+    journal.note([task("a"), task("b", "other", kind="push"), Task("chain 2", "fetch", "c", "lane", ""), done])
+    journal.finish([Outcome(done, DONE)])
+    assert keys(journal.claim("chain", "lane", 5, LATER)) == ["a"]
+    assert sorted(journal.lanes("chain")) == [("lane", "fetch"), ("other", "push")]
+    assert journal.lanes("no such chain") == []
+
+
+def test_a_dead_lane_does_not_slow_the_others(journal: Journal) -> None:
+    """With 50,000 rows waiting in a dead lane, claims from another lane take as long as without them."""
+    journal.note([task(f"a{n}", "good") for n in range(200)])
+
+    def claims() -> float:
+        def once() -> float:
+            started = time.perf_counter()
+            for _ in range(20):
+                assert len(journal.claim("chain", "good", 10, LATER)) == 10
+                journal.next_due("chain", "good", LATER)
+            return time.perf_counter() - started
+
+        return min(once() for _ in range(10))
+
+    before = claims()
+    for start in range(0, 50_000, 5000):
+        journal.note([task(f"d{n}", "dead", due=1) for n in range(start, start + 5000)])
+    assert claims() < 4 * before
+
+
+# -- finishing
+
+
+def test_what_follows_is_noted_with_the_end(journal: Journal) -> None:
+    """The end of a task and what follows from it are written in one transaction, or not at all."""
+    ((one, _),) = journal.note([task("a")])
+    following, bad = task("then"), task("bad")
+    bad.about = 2**70
+    with pytest.raises(JournalError):
+        journal.finish([Outcome(one, DONE, "reply", then=[following, bad])])
+    assert journal.find("chain", "fetch", "then") is None
+    assert journal.count() == {"waiting": 1, "done": 0, "failed": 0}
+    assert keys(journal.finish([Outcome(one, DONE, "reply", then=[following])])) == ["then"]
+    assert journal.count() == {"waiting": 1, "done": 1, "failed": 0}
+
+
+def test_only_new_tasks_follow(journal: Journal) -> None:
+    """What follows and is known already is not told as new."""
+    (one, _), (_, _) = journal.note([task("a"), task("known")])
+    assert keys(journal.finish([Outcome(one, DONE, then=[task("known"), task("new")])])) == ["new"]
+
+
+def test_a_task_can_wait_again(journal: Journal) -> None:
+    """A task that is to be tried again waits until then, and remembers its tries."""
+    ((one, _),) = journal.note([task("a")])
+    one.tries = 3
+    journal.finish([Outcome(one, WAITING, due=500)])
+    assert journal.claim("chain", "lane", 5, 499) == []
+    (again,) = journal.claim("chain", "lane", 5, 500)
+    assert (again.tries, again.finished) == (3, None)
+
+
+def test_failing_what_waits(journal: Journal) -> None:
+    """All that waits in a lane can be ended as failed, without what is in hand."""
+    noted = [one for one, _ in journal.note([task("a"), task("b"), task("in hand"), task("d", "other")])]
+    assert journal.fail_waiting("chain", "lane", but={noted[2].id}) == [noted[0].id, noted[1].id]
+    assert keys(journal.claim("chain", "lane", 5, LATER)) == ["in hand"]
+    assert journal.count("chain") == {"waiting": 2, "done": 0, "failed": 2}
+    assert journal.fail_waiting("chain", "lane", but={noted[2].id}) == []
+
+
+def test_rewriting_makes_it_wait_again(journal: Journal) -> None:
+    """A task that is over can be made anew, in another lane; amending changes nothing but its body."""
+    ((one, _),) = journal.note([task("a")])
+    one.tries = 2
+    journal.finish([Outcome(one, FAILED, "why")])
+    one.body, one.lane, one.state, one.tries, one.due = "new body", "new lane", WAITING, 0, 5
+    journal.rewrite([one])
+    (again,) = journal.claim("chain", "new lane", 5, 5)
+    assert (again.body, again.tries) == ("new body", 0)
+    one.body, one.lane = "newer body", "nowhere"
+    journal.amend([one])
+    (again,) = journal.claim("chain", "new lane", 5, 5)
+    assert again.body == "newer body"
+
+
+def test_who_waits_about_an_announcement(journal: Journal) -> None:
+    """It is known whether something about an announcement is still to be done."""
+    push = Task("chain", "push", "1 x", "lane", "", about=1)
+    journal.note([push, Task("chain", "remove", "1", "lane", "", about=1)])
+    assert journal.waits_about("chain", "push", 1)
+    assert not journal.waits_about("chain", "push", 2)
+    assert not journal.waits_about("other", "push", 1)
+    journal.finish([Outcome(push, DONE)])
+    assert not journal.waits_about("chain", "push", 1)
+    assert journal.waits_about("chain", "remove", 1)
+
+
+def test_a_failed_note_leaves_nothing(journal: Journal) -> None:
+    """When what is to be noted cannot even be made, nothing of it is noted, and the journal works on."""
+
+    def tasks() -> Iterator[Task]:
+        yield task("a")
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        journal.note(tasks())
+    assert journal.count() == {"waiting": 0, "done": 0, "failed": 0}
+    assert [new for _, new in journal.note([task("a")])] == [True]
+
+
+# -- announcements
+
+
+def test_the_log_can_be_read(journal: Journal) -> None:
+    """What came after a number, and the newest, are given in their order, and each chain has a log of its own."""
+    journal.announce("chain", [announced(n) for n in range(1, 6)])
+    journal.announce("other", [announced(1)])
+    assert [a.number for a in journal.announced_after("chain", 2, 10)] == [3, 4, 5]
+    assert [a.number for a in journal.announced_after("chain", 0, 2)] == [1, 2]
+    assert journal.announced_after("chain", 5, 10) == []
+    assert [a.number for a in journal.newest("chain", 2)] == [5, 4]
+    assert journal.announcement("chain", 3) == announced(3)
+    assert journal.announcement("chain", 6) is None
+    assert (journal.last_number("chain"), journal.last_number("other"), journal.last_number("none")) == (5, 1, 0)
+
+
+def test_the_newest_announcement_of_a_file_counts(journal: Journal) -> None:
+    """Of a file that was announced several times the newest is given, with its size and time."""
+    journal.announce("chain", [announced(1, "/a"), announced(2, "/a", 6, 8), announced(3, "/b", None, None)])
+    journal.announce("other", [announced(1, "/a", 99, 99)])
+    newest = journal.announced("chain", "/a")
+    assert newest is not None
+    assert newest.number == 2
+    assert journal.announced("chain", "/c") is None
+    assert journal.versions("chain", ["/a", "/b", "/c"]) == {"/a": (6, 8), "/b": (None, None)}
+
+
+def test_numbers_before_a_time(journal: Journal) -> None:
+    """The number of the last announcement before a time is known."""
+    journal.announce("chain", [announced(1)])
+    time.sleep(0.02)
+    between = time.time()
+    journal.announce("chain", [announced(2)])
+    assert journal.number_before("chain", between) == 1
+    assert journal.number_before("chain", LATER) == 2
+    assert journal.number_before("chain", 5) == 0
+
+
+def test_what_nobody_has_had(journal: Journal) -> None:
+    """Announcements about which nothing of some kinds was done are given, in pages."""
+    journal.announce("chain", [announced(n) for n in range(1, 8)])
+    journal.announce("other", [announced(n) for n in range(1, 8)])
+    delivered = Task("chain", "push", "1 x", "lane", "", about=1)
+    failed = Task("chain", "push", "2 x", "lane", "", about=2)
+    journal.note(
+        [
+            delivered,
+            failed,
+            Task("chain", "push", "3 x", "lane", "", about=3),
+            Task("chain", "ack", "4", "ack", "", about=4, state=DONE),
+            Task("chain", "remove", "5", "lane", "", about=5, state=DONE),
+            Task("other", "push", "6 x", "lane", "", about=6, state=DONE),
+        ]
+    )
+    journal.finish([Outcome(delivered, DONE), Outcome(failed, FAILED)])
+    assert [a.number for a in journal.undelivered("chain", ("push", "ack"), 0, 99)] == [2, 3, 5, 6, 7]
+    assert [a.number for a in journal.undelivered("chain", ("push", "ack"), 2, 2)] == [3, 5]
+
+
+def test_finding_what_nobody_has_had_is_quick(journal: Journal) -> None:
+    """Looking through a log of 20,000 delivered announcements takes little longer than reading it."""
+    for start in range(0, 20_000, 5000):
+        numbers = range(start + 1, start + 5001)
+        journal.announce("chain", [announced(n) for n in numbers])
+        journal.note([Task("chain", "push", f"{n} x", "lane", "", about=n, state=DONE) for n in numbers])
+    started = time.perf_counter()
+    assert len(journal.announced_after("chain", 0, 99_999)) == 20_000
+    read = time.perf_counter()
+    assert journal.undelivered("chain", ("push", "ack"), 0, 500) == []
+    assert time.perf_counter() - read < 10 * (read - started)
+
+
+def test_numbers_go_on_after_pruning_and_reopening(path: str) -> None:
+    """The numbers of a log go on when all that was announced is pruned, and after that in the next process."""
+    journal = Journal(path)
+    journal.announce("chain", [announced(n) for n in range(1, 4)])
+    assert journal.prune(finished_before=LATER, announced_before=LATER, most_announcements=99) == 2
+    assert journal.last_number("chain") == 3
+    journal.close()
+    journal = Journal(path)
+    assert journal.last_number("chain") == 3
+    journal.announce("chain", [announced(4)])
+    assert [a.number for a in journal.announced_after("chain", 0, 9)] == [3, 4]
+    journal.close()
+
+
+def test_a_number_is_given_once(journal: Journal) -> None:
+    """Announcing a number a second time is refused, and the journal still knows how far the log goes."""
+    journal.announce("chain", [announced(1), announced(2)])
+    with pytest.raises(JournalError):
+        journal.announce("chain", [announced(3), announced(2)])
+    assert journal.last_number("chain") == 2
+    journal.announce("chain", [announced(3)])
+
+
+# -- pruning
+
+
+def test_pruning_keeps_what_waits(journal: Journal) -> None:
+    """Pruning takes what is over and old, never what waits."""
+    over, failed, waits, reopened = (one for one, _ in journal.note([task(n) for n in ("a", "b", "c", "d")]))
+    journal.finish([Outcome(over, DONE), Outcome(failed, FAILED), Outcome(reopened, FAILED)])
+    reopened.state = WAITING
+    journal.rewrite([reopened])
+    assert journal.prune(finished_before=5, announced_before=5, most_announcements=9) == 0
+    assert journal.prune(finished_before=LATER, announced_before=5, most_announcements=9) == 2
+    assert {one.id for one in journal.claim("chain", "lane", 9, LATER)} == {waits.id, reopened.id}
+    assert journal.find("chain", "fetch", "a") is None
+
+
+def test_pruning_keeps_the_log_short(journal: Journal) -> None:
+    """No more than the given number of announcements of a chain are kept, the newest ones."""
+    journal.announce("chain", [announced(n) for n in range(1, 5001)])
+    journal.announce("other", [announced(n) for n in range(1, 4)])
+    assert journal.prune(finished_before=5, announced_before=5, most_announcements=10) == 4990
+    assert [a.number for a in journal.announced_after("chain", 0, 99)] == list(range(4991, 5001))
+    assert len(journal.announced_after("other", 0, 99)) == 3
+
+
+# -- sources
+
+
+def test_how_far_a_source_was_heard(path: str) -> None:
+    """How far each log was heard is kept with the tasks that came from it, never goes back, and can be forgotten."""
+    journal = Journal(path)
+    journal.note([task("a")], [("chain", Source("log", "host:1", 5)), ("other", Source("log", "host:1", 1))])
+    journal.note([], [("chain", Source("log", "host:2", 3)), ("chain", Source("log 2", "host:3", 0))])
+    journal.close()
+    journal = Journal(path)
+    assert journal.sources("chain") == [Source("log", "host:2", 5), Source("log 2", "host:3", 0)]
+    journal.forget_source("chain", "log")
+    assert journal.sources("chain") == [Source("log 2", "host:3", 0)]
+    assert journal.sources("other") == [Source("log", "host:1", 1)]
+    journal.close()
+
+
+# -- the file
+
+
+def test_only_the_owner_may_read(path: str) -> None:
+    """The files of the journal are readable and writable by their owner alone, since requests hold passwords."""
+    old = os.umask(0)
+    try:
+        journal = Journal(path)
+        journal.note([task("a")])
+        files = [os.path.join(os.path.dirname(path), name) for name in os.listdir(os.path.dirname(path))]
+        assert len(files) >= 3
+        assert {stat.S_IMODE(os.stat(file).st_mode) for file in files} == {0o600}
+        journal.close()
+    finally:
+        os.umask(old)
+
+
+def test_the_identity_stays(path: str) -> None:
+    """A journal keeps its identity, and another one has another."""
+    journal = Journal(path)
+    identity = journal.identity
+    journal.close()
+    journal = Journal(path)
+    assert journal.identity == identity
+    journal.close()
+    other = Journal(path + "2")
+    assert other.identity != identity
+    other.close()
+
+
+def test_a_journal_is_one_process_own(path: str) -> None:
+    """A second process on a journal gets an error that names the file, until the first one ends, even by kill -9."""
+    code = "import sys, time; from trollmoves.journal import Journal; j = Journal(sys.argv[1]); print(1, flush=True)"
+    with subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(99)", path], stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"1\n"
+        with pytest.raises(JournalError, match="in use by another process") as refusal:
+            Journal(path)
+        assert path in str(refusal.value)
+        first.kill()
+    Journal(path).close()
+
+
+def test_a_journal_can_be_closed_twice(path: str) -> None:
+    """Closing again does nothing, and whatever is asked of a closed journal is a JournalError."""
+    journal = Journal(path)
+    journal.close()
+    journal.close()
+    with pytest.raises(JournalError):
+        journal.note([task("a")])
+    with pytest.raises(JournalError):
+        journal.claim("chain", "lane", 1, LATER)
+
+
+def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal may be given as a bare file name."""
+    monkeypatch.chdir(tmp_path)
+    Journal("bare.journal").close()
+    assert (tmp_path / "bare.journal").exists()
+
+
+def test_no_place_for_the_journal(tmp_path: Path) -> None:
+    """Where no directory can be made, the error says what to set."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match="set 'journal' in") as refusal:
+        Journal(str(tmp_path / "file" / "a.journal"))
+    assert str(tmp_path / "file" / "a.journal") in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@contextmanager
+def mounted(target: Path, *options: str) -> Iterator[None]:
+    """Mount something as long as the test needs it; skip where that is not allowed."""
+    if subprocess.run(["mount", *options, target], capture_output=True, check=False).returncode:
+        pytest.skip("missing: the right to mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", target], check=True)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Make a directory that cannot be written in, for root neither."""
+    if os.geteuid() == 0:
+        with mounted(folder, "-o", "ro", "-t", "tmpfs", "none"):
+            yield
+    else:
+        folder.chmod(0o500)
+        yield
+        folder.chmod(0o700)
+
+
+def test_a_read_only_directory(tmp_path: Path) -> None:
+    """In a directory that cannot be written in, the error names the file and says what to set."""
+    with read_only(tmp_path), pytest.raises(JournalError, match=r"a\.journal.*set 'journal' in"):
+        Journal(str(tmp_path / "a.journal"))
+
+
+@pytest.mark.parametrize("content", [b"this is a text\n" * 100, b"\0" * 5000, os.urandom(5000)])
+def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
+    """A file that is no database is named, and left as it is."""
+    path = tmp_path / "a.journal"
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match=r"a\.journal cannot be used: .*not a database"):
+        Journal(str(path))
+    assert path.read_bytes() == content
+
+
+def test_a_directory_is_no_journal(tmp_path: Path) -> None:
+    """A directory in the place of the journal is named."""
+    with pytest.raises(JournalError, match=str(tmp_path)):
+        Journal(str(tmp_path))
+
+
+def test_a_newer_layout(path: str) -> None:
+    """A journal of a newer version is refused and left as it is, and can be opened by that version again."""
+    Journal(path).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 2")
+    db.close()
+    for _ in range(2):
+        with pytest.raises(JournalError, match=r"a\.journal cannot be used: .*another version.*layout 2"):
+            Journal(path)
+
+
+def test_the_database_of_another_program(tmp_path: Path) -> None:
+    """A database of another program is refused, and nothing is written into it."""
+    path = tmp_path / "a.journal"
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE precious (a)")
+    db.commit()
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="another program"):
+        Journal(str(path))
+    assert path.read_bytes() == before
+
+
+def test_a_failed_start_leaves_nothing_open(tmp_path: Path) -> None:
+    """A journal that cannot be opened holds neither a lock nor a descriptor."""
+    path = tmp_path / "a.journal"
+    path.write_bytes(b"no database at all, whatever you say" * 99)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(JournalError):
+            Journal(str(path))
+    assert len(os.listdir("/proc/self/fd")) == before
+    path.unlink()
+    Journal(str(path)).close()
+
+
+@ROOT_ONLY
+def test_a_full_disk(tmp_path: Path) -> None:
+    """On a full disk noting is a JournalError that says so and nothing is half there; with room again it works."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted(disk, "-t", "tmpfs", "-o", "size=1m", "none"):
+        journal = Journal(str(disk / "a.journal"))
+        ballast = disk / "ballast"
+        ballast.write_bytes(b"\0" * 500_000)
+        groups = ([task(f"{group} {n}", body="x" * 500) for n in range(20)] for group in range(9999))
+        with pytest.raises(JournalError, match=r"a\.journal cannot be written: .*full") as refusal:
+            all(map(journal.note, groups))
+        assert refusal.value.temporary
+        noted = journal.count()["waiting"]
+        assert noted % 20 == 0
+        (one, *_) = journal.claim("chain", "lane", 1, LATER)
+        with pytest.raises(JournalError, match="full"):
+            journal.finish([Outcome(one, DONE, "x" * 600_000)])
+        ballast.unlink()
+        journal.note([task("room again")])
+        journal.finish([Outcome(one, DONE, "reply")])
+        assert journal.count() == {"waiting": noted, "done": 1, "failed": 0}
+        journal.close()
+        journal = Journal(str(disk / "a.journal"))
+        assert journal.count() == {"waiting": noted, "done": 1, "failed": 0}
+        journal.close()
+
+
+def test_synchronous_full(path: str) -> None:
+    """A journal may be told to survive a loss of power."""
+    journal = Journal(path, synchronous="full")
+    journal.note([task("a")])
+    journal.close()
+
+
+# -- where it lives
+
+
+def test_where_the_journal_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is configured comes first, then systemd's directory, then the user's; each file and role has its own."""
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.chdir(tmp_path)
+    assert journal_path("~/j", "/etc/a.ini", "client") == "/home/u/j"
+    assert journal_path("j", "/etc/a.ini", "client") == str(tmp_path / "j")
+    assert journal_path("", "/etc/a.ini", "client").startswith("/home/u/.local/state/trollmoves/client-a-")
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert journal_path("", "/etc/a.ini", "client").startswith("/state/trollmoves/client-a-")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/t:/var/lib/u")
+    assert journal_path("", "/etc/a.ini", "client").startswith("/var/lib/t/client-a-")
+    paths = {journal_path("", file, role) for file in ("/etc/a.ini", "/srv/a.ini", "a.ini") for role in ("client", "x")}
+    assert len(paths) == 6
+    assert journal_path("", "a.ini", "client") == journal_path("", str(tmp_path / "a.ini"), "client")
+
+
+# -- threads and kills
+
+
+def test_many_threads_at_once(journal: Journal) -> None:
+    """Threads that note, claim, finish, announce and read at once get what they asked for, each task once."""
+
+    def work(n: int) -> None:
+        for turn in range(30):
+            journal.note([task(f"{n} {turn} {k}", f"lane {n}") for k in range(10)] + [task(f"shared {turn}", "shared")])
+            mine = journal.claim("chain", f"lane {n}", 99, LATER)
+            assert len(mine) == 10
+            journal.finish([Outcome(one, DONE, "reply") for one in mine])
+            journal.announce(f"chain {n}", [announced(journal.last_number(f"chain {n}") + 1)])
+            journal.lanes("chain")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert journal.count() == {"waiting": 30, "done": 4 * 30 * 10, "failed": 0}
+    assert [journal.last_number(f"chain {n}") for n in range(4)] == [30] * 4
+
+
+def test_the_last_number_is_never_an_old_one(path: str) -> None:
+    """Whoever asks for the last number while others announce does not make the log forget the newest one."""
+    for _ in range(20):
+        journal = Journal(path)
+        number = journal.last_number("chain")
+        journal.close()
+        journal = Journal(path)
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(journal.last_number, "chain") for _ in range(3)]
+            journal.announce("chain", [announced(number + 1)])
+            assert {one.result() for one in asked} <= {number, number + 1}
+        assert journal.last_number("chain") == number + 1
+        journal.close()
+
+
+ROUNDS = """
+import sys
+from trollmoves.journal import DONE, Announced, Journal, Outcome, Task
+
+journal = Journal(sys.argv[1])
+round = 0
+while True:
+    noted = journal.note([Task("chain", "fetch", f"{round} {n}", "lane", "x" * 500) for n in range(10)])
+    journal.announce("chain", [Announced(round + 1, f"/in/{round}", str(round), 1, 1, "message")])
+    journal.finish(
+        [Outcome(t, DONE, "reply", then=[Task("chain", "then", t.key, "lane", "")]) for t, _ in noted[:5]]
+    )
+    print(round, flush=True)
+    round += 1
+"""
+
+
+@pytest.mark.parametrize("rounds", [20, 57, 93])
+def test_a_kill_leaves_every_transaction_whole(path: str, rounds: int) -> None:
+    """Of a process killed while it notes, finishes and announces each transaction is there whole, or not at all."""
+    with subprocess.Popen([sys.executable, "-c", ROUNDS, path], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                if int(line) == rounds:
+                    break
+        finally:
+            child.kill()
+        told = [int(line) for line in child.stdout.read().split(b"\n")[:-1]]
+    last_told = told[-1] if told else rounds
+    journal = Journal(path)
+    for number in range(last_told + 3):
+        first = [journal.find("chain", "fetch", f"{number} {n}") for n in range(10)]
+        over = [one.state for one in first if one]
+        then = [journal.find("chain", "then", f"{number} {n}") is not None for n in range(10)]
+        whole = ([DONE] * 5 + [WAITING] * 5, [True] * 5 + [False] * 5)
+        if number <= last_told:
+            assert (over, then) == whole
+        else:
+            assert (over, then) in (whole, ([WAITING] * 10, [False] * 10), ([], [False] * 10))
+    assert journal.last_number("chain") in (last_told + 1, last_told + 2)
+    journal.note([task("after the kill")])
+    journal.close()
