@@ -46,6 +46,7 @@ _DAMAGE = (
     ArithmeticError,
     RuntimeError,
 )
+_OF_PARSERS = (None, errno.EINVAL)  # of an OSError: gzip and bz2 give no number; zipfile goes where it is led to
 _MEND_FIRST = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -94,7 +95,7 @@ def damage_told(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None:
+        if error.errno not in _OF_PARSERS:
             raise
         raise UnpackFailed(f"{what} is damaged: {error}") from error
     except _DAMAGE as error:

@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from trollmoves import archives
 from trollmoves.archives import Kind, Member
 from trollmoves.errors import UnpackFailed
-from trollmoves.unpacking.place import Place
+from trollmoves.unpacking.place import Place, is_place
 
 _LONGEST_SHOWN = 300  # characters of a refused name that are repeated
 _LONGEST_PATH = 4096  # characters, Linux's limit in bytes
@@ -77,7 +77,7 @@ def _refusal(member: Member, parts: list[str]) -> str:
         return "is neither file nor directory"
     if member.kind is Kind.FILE and member.mode & _BECOMES_ANOTHER_USER:
         return "would run as another user"
-    if not _is_name(member.name) or (not parts and member.kind is not Kind.DIRECTORY):
+    if not _is_name(member.name, parts) or (not parts and member.kind is not Kind.DIRECTORY):
         return "has no usable name"
     return ""
 
@@ -86,11 +86,14 @@ def _leads_out(member: Member) -> bool:
     return member.kind is Kind.LINK and (member.target.startswith("/") or member.target.split("/")[0] == "..")
 
 
-def _is_name(text: str) -> bool:
+def _is_name(text: str, parts: list[str]) -> bool:
+    if len(text) >= _LONGEST_PATH or "\0" in text or any(is_place(part) for part in parts):
+        return False
     try:
-        return len(text) < _LONGEST_PATH and b"\0" not in os.fsencode(text)
+        os.fsencode(text)
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def _written(member: Member, place: Place, number: int, block_size: int) -> str:

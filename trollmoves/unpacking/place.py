@@ -124,6 +124,11 @@ class Place:
             self._lock = -1
 
 
+def is_place(name: str) -> bool:
+    """Tell whether a ``Place`` may have that name."""
+    return name.startswith(".") and name.endswith(SUFFIX)
+
+
 def _hidden_name(packed: str) -> str:
     name = os.fsencode(_CONTROL.sub("_", os.path.basename(packed)))[:_LONGEST_NAME].decode("utf-8", "ignore")
     identity = os.fsencode(os.path.realpath(packed)) + b"/%d" % os.geteuid()
