@@ -21,7 +21,7 @@ from trollmoves.unpacking.place import Place, is_place
 _LONGEST_SHOWN = 300  # characters of a refused name that are repeated
 _LONGEST_PATH = 4096  # characters, Linux's limit in bytes
 _BECOMES_ANOTHER_USER = stat.S_ISUID | stat.S_ISGID
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def unpack_archive(kind: str, place: Place, block_size: int) -> list[str]:
