@@ -7,12 +7,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trollmoves import urls
 from trollmoves.errors import RequestRefused, TrollmovesError
+from trollmoves.holdings import Holdings, announced_uris
 from trollmoves.journal import Announced, Journal
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
@@ -54,6 +54,7 @@ class Announcer:
         journal: Journal,
         publisher: Publisher,
         *,
+        holdings: Holdings,
         address: str | None,
         describe: Callable[[Announcement], tuple[str, dict[str, Any]]] | None = None,
     ) -> None:
@@ -61,6 +62,7 @@ class Announcer:
         self._topic = topic
         self._journal = journal
         self._publisher = publisher
+        self._holdings = holdings
         self._address = address
         self._describe = describe
         self._log_name = f"{journal.identity}/{name}"
@@ -149,7 +151,7 @@ class Announcer:
             if not page:
                 break
             number = page[-1].number
-            texts = [self._with_address(a.message) for a in page if is_unchanged(a)]
+            texts = [self._with_address(a.message) for a in page if self._holdings.unchanged(a)]
             self._publisher.send_texts(texts)
             count += len(texts)
         if count:
@@ -193,7 +195,7 @@ class Announcer:
         if not isinstance(after, int) or after < 0:
             raise RequestRefused("a replay needs a number in 'after', or seconds in 'max_age'")
         found = self._journal.announced_after(self.name, after, MOST_REPLAYED)
-        messages = [self._with_address(a.message) for a in found if is_unchanged(a)]
+        messages = [self._with_address(a.message) for a in found if self._holdings.unchanged(a)]
         return answer | {"through": found[-1].number if found else last, "messages": messages}
 
     def find(self, data: Any) -> Announced:
@@ -211,30 +213,3 @@ class Announcer:
         if announced is None or not set(uris) <= announced_uris(announced, uris):
             raise RequestRefused(f"not announced here: {os.path.basename(uris[0])}")
         return announced
-
-
-def announced_uris(announced: Announced, asked: Sequence[str] = ()) -> set[str]:
-    """Give the files that an announcement is about; ``asked`` is what the answer is compared with, to spare a look."""
-    if list(asked) == [announced.uri]:
-        return {announced.uri}
-    return set(contents.uris(Message.decode(announced.message).data))
-
-
-def is_unchanged(announced: Announced) -> bool:
-    """Tell whether the files still are the ones that were announced: of the same size and time, all together."""
-    version = measure([announced.uri])
-    if version != (announced.size, announced.mtime):
-        version = measure(announced_uris(announced))
-    return version == (announced.size, announced.mtime)
-
-
-def measure(uris: Iterable[str]) -> tuple[int, int] | None:
-    """Give the size of files in bytes, all together, and the newest of their times in ns; None when one is gone."""
-    size = mtime = 0
-    for uri in uris:
-        try:
-            status = os.stat(urls.parse(uri).path if "://" in uri else uri)
-        except (OSError, ValueError):
-            return None
-        size, mtime = size + status.st_size, max(mtime, status.st_mtime_ns)
-    return size, mtime

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import ParseResult
 
 from trollmoves import unpacking, urls
+from trollmoves.destinations import Destinations
 from trollmoves.errors import BadDestination
 from trollmoves.fetcher import Attempt
 from trollmoves.journal import Task
@@ -30,9 +31,12 @@ _OURS = ("request_address", "destination", "announcement", "request", "backup_ta
 class Arrivals:
     """The receipts of one client's chain."""
 
-    def __init__(self, options: ClientOptions, workers: Workers, publisher: Publisher) -> None:
+    def __init__(
+        self, options: ClientOptions, destinations: Destinations, workers: Workers, publisher: Publisher
+    ) -> None:
         self.name = options.name
         self._options = options
+        self._destinations = destinations
         self._workers = workers
         self._publisher = publisher
 
@@ -59,7 +63,12 @@ class Arrivals:
         base = (url.path if here else _with_user(url, attempt.destination)).rstrip("/")
         data: dict[str, Any] = _moved(message.data, base) | {"origin": attempt.source}
         if here and any(self._is_packed(item["uri"]) for item in contents.items(data)):
-            body = json.dumps([Message(message.subject, message.type, data).encode(), self._local_root(url)])
+            body = json.dumps(
+                [
+                    Message(message.subject, message.type, data).encode(),
+                    self._destinations.local(url).removesuffix(url.path),
+                ]
+            )
             return Result(then=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
         self._publish(message.subject, data)
         return Result()
@@ -77,10 +86,6 @@ class Arrivals:
         kind = self._options.compression
         return kind is not None and unpacking.applies(kind, uri)
 
-    def _local_root(self, url: ParseResult) -> str:
-        """Give what stands on this host before the path of a destination."""
-        return "" if url.scheme == "file" else self._options.ftp_root.rstrip("/")
-
     def _unpack(self, task: Task) -> Result:
         """Unpack what arrived and tell where it is; runs on a worker."""
         text, root = json.loads(task.body)
@@ -93,7 +98,7 @@ class Arrivals:
             path = root + item["uri"]
             packed.append(path)
             members = self._members(path)
-            log.info("[%s] unpacked %s: %d files", self.name, os.path.basename(path), len(members))
+            log.info("[%s] unpacked %s, members: %d", self.name, os.path.basename(path), len(members))
             return [{"uid": os.path.basename(one), "uri": one.removeprefix(root)} for one in members]
 
         self._publish(message.subject, _unpacked(message.data, unpack))

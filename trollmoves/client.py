@@ -4,102 +4,82 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import socket
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import ParseResult
 
 from trollmoves import urls
 from trollmoves.arrivals import Arrivals
 from trollmoves.daemon import Chain, Daemon, House
-from trollmoves.fetcher import Attempt
-from trollmoves.messaging.messages import Message
+from trollmoves.destinations import Destinations
+from trollmoves.fetcher import Attempt, Fetcher
+from trollmoves.fetches import Fetches
 from trollmoves.messaging.publisher import Publisher
+from trollmoves.messaging.requester import Requester
 from trollmoves.options import ClientOptions
-from trollmoves.patterns import Pattern
+from trollmoves.peers import Peers
 from trollmoves.receiver import Receiver
 
 log = logging.getLogger(__name__)
 
-PREPARED_FOR = 10.0  # s for which a composed destination is used without a look at its directory
-MOST_PREPARED = 1_000  # of them
-
 
 class ClientChain:
-    """One section of a client, running: what arrives is published on a port of its own."""
+    """One section of a client, running: what arrives is told on a port of its own."""
 
     def __init__(self, options: ClientOptions, house: House) -> None:
         """Bind the port and connect; StartError when that fails."""
         self.name = options.name
         self._options = options
-        self._prepared: dict[str, tuple[str, float]] = {}
-        self._destination = Pattern(options.destination, compose_only=True)
+        self._workers = house.workers
+        self._destinations = Destinations(
+            options.name,
+            options.destination,
+            login=options.login,
+            make=options.create_target_directory,
+            ftp_root=options.ftp_root,
+        )
         self._publisher = Publisher(
             f"move_it_{options.name}",
             options.publish_port,
             nameservers=options.nameservers,
             bind_address=options.bind_address,
         )
-        self._arrivals = Arrivals(options, house.workers, self._publisher)
-        self._receiver = Receiver(
+        peers = Peers()
+        self._requester = Requester(self.name)
+        self._arrivals = Arrivals(options, self._destinations, house.workers, self._publisher)
+        fetches = Fetches(self.name, house.journal, peers, options.processing_delay, self._acknowledge)
+        self._fetcher = Fetcher(
             options,
             house.journal,
-            house.workers,
-            prepare=self._prepare,
+            self._requester,
+            fetches,
+            peers,
+            prepare=lambda _, message: self._destinations.url(message),
             asking=self._tell_asking,
             arrived=self._arrivals.arrived,
         )
+        self._receiver = Receiver(options, options.topic, house.journal, house.workers, self._requester, fetches, peers)
 
     def start(self) -> None:
-        """Begin to hear and to fetch."""
+        """Begin to fetch and to hear."""
         self._publisher.start()
+        self._requester.start()
         self._arrivals.start()
+        self._fetcher.start(self._workers)
         self._receiver.start()
 
     def stop(self) -> None:
-        """Hear and publish nothing more."""
+        """Hear nothing more, ask for nothing more; what is unanswered is asked for again at the next start."""
         self._receiver.stop()
+        self._workers.forget(self.name)
+        self._requester.stop()
         self._publisher.stop()
 
-    # -- the receiver asks
-
-    def _prepare(self, message: Message) -> str:
-        """Give the URL to which a file goes: composed with its metadata, with scheme, login and host filled in."""
-        text = self._options.destination
-        if "{" in text:
-            text = self._destination.compose(message.data)
-        made, until = self._prepared.get(text, ("", 0.0))
-        if time.monotonic() > until:
-            made = self._make_ready(text)
-            if len(self._prepared) > MOST_PREPARED:
-                self._prepared.clear()
-            self._prepared[text] = (made, time.monotonic() + PREPARED_FOR)
-        return made
-
-    def _make_ready(self, text: str) -> str:
-        url = urls.parse(text)
-        local = urls.is_local(url.hostname)
-        if local and self._options.create_target_directory:
-            self._make_directory(url)
-        if not url.netloc:
-            url = url._replace(netloc=socket.gethostname())
-        return urls.with_login(url, self._options.login or "")
-
-    def _make_directory(self, url: ParseResult) -> None:
-        path = url.path
-        if url.scheme != "file" and self._options.ftp_root != "/":
-            path = os.path.join(self._options.ftp_root, path.lstrip("/"))
-        if os.path.isdir(path):
-            return
-        try:
-            os.makedirs(path, exist_ok=True)
-        except OSError as error:
-            log.warning("[%s] cannot make the directory %s: %s", self.name, path, error.strerror)
+    def _acknowledge(self, source: str, announcement: str) -> None:
+        self._fetcher.acknowledge(source, announcement)
 
     def _tell_asking(self, attempt: Attempt) -> None:
+        """Publish that a file is being asked for."""
         added: dict[str, Any] = {"destination": urls.without_login(attempt.destination)}
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)

@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from trollmoves.errors import TrollmovesError
-from trollmoves.fetches import KIND, Fetches, name_of
+from trollmoves.fetches import KIND, Told, name_of
 from trollmoves.journal import BACKLOG, Journal, Task
 from trollmoves.lanes import Result, backoff
 from trollmoves.messaging import contents
@@ -55,13 +55,24 @@ class Attempt:
     started: float = field(default_factory=time.monotonic)
 
 
+class Sources(Protocol):
+    """Who has the file of a fetch."""
+
+    def told(self, task: Task) -> Told:
+        """Give the announcements by source."""
+
+    def over(self, task: Task) -> None:
+        """Hear that a run of the fetch has ended."""
+
+
 class Fetcher:
     """The requests of one chain.
 
-    ``prepare(message)`` gives the destination URL, with login, for an announcement, before it is asked for; it runs on
-    the clerk's thread and may refuse by an error. ``asking(attempt)`` is called when a source is asked, and again while
-    it is at work. ``arrived(attempt, answer)`` is called on the requester's thread when the file is there, and gives
-    the result of the task. None of them may block.
+    ``prepare(task, message)`` gives the destination URL, with login, for an announcement, before it is asked for; it
+    runs on the clerk's thread and may refuse by an error. ``asking(attempt)`` is called when a source is asked, and
+    again while it is at work. ``arrived(attempt, answer)`` is called on the requester's thread when the file is there,
+    and gives the result of the task. ``lost(task, error)`` is called when there will be no further try. None of them
+    may block.
     """
 
     def __init__(
@@ -69,19 +80,21 @@ class Fetcher:
         options: ClientOptions,
         journal: Journal,
         requester: Requester,
-        fetches: Fetches,
+        sources: Sources,
         peers: Peers,
         *,
-        prepare: Callable[[Message], str],
+        prepare: Callable[[Task, Message], str],
         asking: Callable[[Attempt], None],
         arrived: Callable[[Attempt, Message], Result],
+        lost: Callable[[Task, TrollmovesError], None] | None = None,
     ) -> None:
         self.name = options.name
         self._options = options
         self._identity = journal.identity
         self._requester = requester
-        self._fetches = fetches
+        self._sources = sources
         self._peers = peers
+        self._lost = lost
         self._prepare = prepare
         self._asking = asking
         self._arrived = arrived
@@ -108,21 +121,24 @@ class Fetcher:
         if self._peers.is_done(name) or hold:
             finish(Result(again_in=hold) if hold else Result())
             return
-        sources: dict[str, Message | str] = dict(self._fetches.told(task).items())
+        sources: dict[str, Message | str] = dict(self._sources.told(task).items())
+        if not sources:
+            finish(self._loss(task, Refused("nobody is known to have it")))
+            return
         first = next(iter(sources))
         message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
         sources[first] = message
         if time.time() - task.noted > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
-        destination = self._prepare(message)
+        destination = self._prepare(task, message)
         if len(sources) > 1:
             sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
         self._ask_next(Attempt(task, message, destination, sources, finish))
 
     def _ask_next(self, attempt: Attempt) -> None:
         if not attempt.sources:
-            self._fetches.over(attempt.task)
+            self._sources.over(attempt.task)
             attempt.finish(self._without_source(attempt))
             return
         attempt.source = next(iter(attempt.sources))
@@ -196,7 +212,7 @@ class Fetcher:
         """Decide how to go on when no source delivered: later, or never."""
         if all(isinstance(error, Refused) for error in attempt.failures):
             log.error("[%s] %s is refused for good", self.name, contents.names(attempt.message.data))
-            return Result(error=attempt.failures[-1])
+            return self._loss(attempt.task, attempt.failures[-1])
         if all(isinstance(error, NoAnswer) for error in attempt.failures):
             return Result(error=attempt.failures[-1])  # the lane of this source pauses
         return Result(again_in=max(attempt.again_in, backoff(attempt.task.tries)))
@@ -204,11 +220,15 @@ class Fetcher:
     def _give_up(self, task: Task, message: Message, finish: Callable[[Result], None]) -> None:
         what = contents.names(message.data)
         log.error("[%s] %s is given up after %.0f s and %d tries", self.name, what, self._options.retry_for, task.tries)
-        finish(Result(error=GivenUp(f"not delivered within {self._options.retry_for:g} s")))
+        finish(self._loss(task, GivenUp(f"not delivered within {self._options.retry_for:g} s")))
+
+    def _loss(self, task: Task, error: TrollmovesError) -> Result:
+        lost = self._lost
+        return Result(error=error, after=(lambda: lost(task, error)) if lost else None)
 
     def _acknowledge_others(self, attempt: Attempt) -> None:
-        told = self._fetches.told(attempt.task)
-        self._fetches.over(attempt.task)
+        told = self._sources.told(attempt.task)
+        self._sources.over(attempt.task)
         for source, announcement in told.items():
             if source != attempt.source:
                 self.acknowledge(source, announcement)

@@ -57,13 +57,21 @@ class Fetches:
     """The fetches of one chain in the journal. Any thread.
 
     A file is known by its name (uid), for every source has it elsewhere. ``acknowledge(source, announcement)`` is
-    called for a source that announces what was fetched already.
+    called for a source that announces what was fetched already. ``kind`` is that of the tasks.
     """
 
     def __init__(
-        self, name: str, journal: Journal, peers: Peers, delay: float, acknowledge: Callable[[str, str], None]
+        self,
+        name: str,
+        journal: Journal,
+        peers: Peers,
+        delay: float,
+        acknowledge: Callable[[str, str], None] | None,
+        *,
+        kind: str = KIND,
     ) -> None:
         self.name = name
+        self._kind = kind
         self._journal = journal
         self._peers = peers
         self._delay = delay
@@ -101,7 +109,7 @@ class Fetches:
         version = (contents.uris(data)[0], *_size_and_time(data))
         fetch = Fetch({source: message.text or message.encode()}, {source: (version, 1)})
         due = time.time() + self._delay if self._delay else 0.0
-        return Task(self.name, KIND, key, f"fetch {source}", fetch.dump(), due, rank, context=message)
+        return Task(self.name, self._kind, key, f"{self._kind} {source}", fetch.dump(), due, rank, context=message)
 
     def _merge(self, asked: Task, known: Task) -> list[Task]:
         """Take in an announcement of a file that is known; give the tasks that are new through it.
@@ -147,16 +155,21 @@ class Fetches:
             newest.told[source] = text
             self._change(current, newest)
         self._change(known, fetch)
-        if current.state == DONE:
-            self._acknowledge(source, text)
-        else:
+        if current.state != DONE:
             self._late.setdefault(current.id, {})[source] = text
+        elif self._acknowledge:
+            self._acknowledge(source, text)
 
     def _current(self, known: Task, fetch: Fetch) -> Task:
         """Give the task that fetches the newest content."""
         if fetch.generation == 1:
             return known
-        return self._journal.find(self.name, KIND, f"{known.key}{_GENERATION}{fetch.generation}") or known
+        return self._journal.find(self.name, self._kind, f"{known.key}{_GENERATION}{fetch.generation}") or known
+
+    def told_of(self, key: str) -> Told:
+        """Give the announcements of the newest content of a name by source; {} when it was not heard of."""
+        known = self._journal.find(self.name, self._kind, key)
+        return Fetch.load(self._current(known, Fetch.load(known.body)).body).told if known else {}
 
     def told(self, task: Task) -> Told:
         """Give the announcements of a fetch by source, with those that came after it was taken in hand."""
@@ -171,7 +184,7 @@ class Fetches:
         with self._lock:
             ended = []
             for key in dict.fromkeys(keys):
-                known = self._journal.find(self.name, KIND, key)
+                known = self._journal.find(self.name, self._kind, key)
                 current = self._current(known, Fetch.load(known.body)) if known else None
                 if current and current.state == WAITING and not in_hand(current):
                     ended.append(Outcome(current, DONE))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trollmoves import unpacking, urls
-from trollmoves.announcer import Announcement, measure
+from trollmoves.announcer import Announcement
 from trollmoves.errors import BadDestination, MessageError
+from trollmoves.holdings import measure
 from trollmoves.journal import Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.messaging import contents

@@ -49,6 +49,7 @@ CREATE TABLE IF NOT EXISTS sources (
     PRIMARY KEY (chain, log)) WITHOUT ROWID;
 """
 _TASK_COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished"
+_TASKS_ABOUT = f"SELECT {_TASK_COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0"
 _PRUNE_AT_ONCE = 2000  # rows in one transaction, so that pruning holds up nobody for long
 
 
@@ -373,6 +374,25 @@ class Journal:
                 (number, chain, kind),
             )
         )
+
+    def hasten(self, chain: str, kind: str, number: int) -> list[Task]:
+        """Make the waiting tasks about an announcement due now, and give them."""
+        now = time.time()
+        with self._transaction() as db:
+            rows = db.execute(_TASKS_ABOUT, (number, chain, kind)).fetchall()
+            db.executemany("UPDATE tasks SET due = ? WHERE id = ?", [(now, row[0]) for row in rows])
+        tasks = [_task(row) for row in rows]
+        for task in tasks:
+            task.due = now
+        return tasks
+
+    def fail_about(self, chain: str, kind: str, number: int) -> list[Task]:
+        """End the waiting tasks about an announcement as failed, and give them."""
+        now = time.time()
+        with self._transaction() as db:
+            rows = db.execute(_TASKS_ABOUT, (number, chain, kind)).fetchall()
+            db.executemany("UPDATE tasks SET state = 2, finished = ? WHERE id = ?", [(now, row[0]) for row in rows])
+        return [_task(row) for row in rows]
 
     def fail_waiting(self, chain: str, lane: str, *, but: Collection[int] = ()) -> list[int]:
         """End all waiting tasks of a lane as failed, without those in ``but``; give their ids."""

@@ -12,6 +12,7 @@ from typing import Any
 from trollmoves import urls
 from trollmoves.announcer import Announcer
 from trollmoves.errors import TrollmovesError
+from trollmoves.holdings import Holdings
 from trollmoves.journal import DONE, Journal, Task
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
@@ -27,7 +28,13 @@ class Provider:
     """One chain's request port. A request is served only for what this chain announced."""
 
     def __init__(
-        self, options: ServerOptions, port: int, journal: Journal, publisher: Publisher, workers: Workers
+        self,
+        options: ServerOptions,
+        port: int,
+        journal: Journal,
+        publisher: Publisher,
+        workers: Workers,
+        holdings: Holdings,
     ) -> None:
         """Bind the request port; StartError when it is taken."""
         self.name = options.name
@@ -35,24 +42,25 @@ class Provider:
         self._journal = journal
         self._workers = workers
         address = f"{options.request_address or urls.own_address()}:{port}"
-        self.announcer = Announcer(self.name, options.topic, journal, publisher, address=address)
-        self._removals = Removals(self.name, journal, workers, wanted=options.delete, delay=options.remove_delay)
-        self._pushes = Pushes(
+        self.announcer = Announcer(self.name, options.topic, journal, publisher, holdings=holdings, address=address)
+        self._removals = Removals(
+            self.name, journal, workers, holdings, wanted=options.delete, delay=options.remove_delay
+        )
+        self.pushes = Pushes(
             self.name,
             journal,
             workers,
             self.announcer,
+            holdings,
             limit=options.lane_limit,
             parameters=options.connection_parameters,
             follow=self._removals.of,
         )
-        self._replier = Replier(
-            self.name, port, self._handle, bind_address=options.bind_address, tick=self._pushes.tick
-        )
+        self._replier = Replier(self.name, port, self._handle, bind_address=options.bind_address, tick=self.pushes.tick)
 
     def start(self, *, again: bool = True) -> None:
         """Answer requests, push what was asked for; with ``again`` also announce anew what nobody has had yet."""
-        self._pushes.start()
+        self.pushes.start()
         self._removals.start()
         self._replier.start()
         self.announcer.start(again=again)
@@ -77,7 +85,7 @@ class Provider:
                 log.exception("[%s] cannot answer %s", self.name, request.message.type)
                 request.refuse("internal error")
         if pushes:
-            self._pushes.take(pushes)
+            self.pushes.take(pushes)
 
     def _answer(self, request: Request) -> None:
         kind, data = request.message.type, request.message.data

@@ -15,6 +15,7 @@ from urllib.parse import ParseResult
 from trollmoves import urls
 from trollmoves.announcer import Announcer
 from trollmoves.errors import RequestRefused, TransferError, TrollmovesError
+from trollmoves.holdings import Holdings
 from trollmoves.journal import DONE, FAILED, Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.logs import size as readable_size
@@ -27,6 +28,7 @@ from trollmoves.workers import Workers
 log = logging.getLogger(__name__)
 
 ANSWER_STAYS = 60.0  # s for which an answer also serves a peer that does not say that it is asking again
+BRING_AGAIN = 60.0  # s until a push looks again for files that are being brought; their arrival wakes it before
 PATIENCE_USED = 0.7  # of the time a peer waits for an answer, after which it is told to go on waiting
 
 
@@ -50,6 +52,7 @@ class Pushes:
         journal: Journal,
         workers: Workers,
         announcer: Announcer,
+        holdings: Holdings,
         *,
         limit: int,
         parameters: Mapping[str, Any],
@@ -59,6 +62,7 @@ class Pushes:
         self._journal = journal
         self._workers = workers
         self._announcer = announcer
+        self._holdings = holdings
         self._limit = limit
         self._parameters = parameters
         self._follow = follow
@@ -137,13 +141,15 @@ class Pushes:
 
     def _push(self, task: Task) -> Result:
         """Deliver what a request asks for; runs on a worker."""
+        if not self._holdings.bring(task):
+            return Result(again_in=BRING_AGAIN, after=lambda: self._wake_if_brought(task))
         started = time.monotonic()
         message = task.context or Message.decode(task.body)
         data = message.data
         target = _target(data["destination"])
         shown = target.shown
         try:
-            size, reached = self._deliver(data, target)
+            size, reached = self._deliver(task.about or 0, data, target)
         except TransferError as failure:
             error = failure
             log.warning("[%s] %s not delivered to %s: %s", self.name, contents.names(data), shown, error)
@@ -163,13 +169,12 @@ class Pushes:
         text = Message(message.subject, contents.reply_type(data), answer).encode()
         return Result(reply=text, then=self._follow(task.about or 0), after=lambda: self._tell(task.id, text))
 
-    def _deliver(self, data: dict[str, Any], target: _Target) -> tuple[int, str]:
+    def _deliver(self, number: int, data: dict[str, Any], target: _Target) -> tuple[int, str]:
         """Give the bytes that were sent, and the destination: with the host of the backup target if one was used."""
         size = 0
         destination = target.without_login
         for item in contents.items(data):
-            uri = item["uri"]
-            pathname = urls.parse(uri).path if "://" in uri else uri
+            pathname = self._holdings.path(number, item["uri"])
             reached = move_it(
                 pathname,
                 target.directory,
@@ -187,6 +192,23 @@ class Pushes:
             waiters = self._waiting.pop(task_id, ())
         for waiter in waiters:
             waiter.request.answer_with(text)
+
+    def _wake_if_brought(self, task: Task) -> None:
+        """Run a push at once whose files came before it was written down that it waits for them."""
+        if self._holdings.bring(task):
+            self.wake(task.about or 0)
+
+    def wake(self, number: int) -> None:
+        """Run the pushes about an announcement now: its files have been brought."""
+        self._workers.expect(self._journal.hasten(self.name, "push", number))
+
+    def give_up(self, number: int, error: TrollmovesError) -> None:
+        """Answer the pushes about an announcement that its files cannot be had."""
+        for task in self._journal.fail_about(self.name, "push", number):
+            with self._waiting_lock:
+                waiters = self._waiting.pop(task.id, ())
+            for waiter in waiters:
+                refuse(self.name, waiter.request, error)
 
     def _tell_failure(self, task: Task, text: str, error: TransferError) -> None:
         """Answer a failure, also to those in the same lane once the host is known to be down: they go elsewhere."""

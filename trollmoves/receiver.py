@@ -7,15 +7,12 @@ The taking half of a conversation: what is heard stands in the journal (``fetche
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from trollmoves.catchup import CatchUp
 from trollmoves.errors import MessageError
-from trollmoves.fetcher import Attempt, Fetcher
 from trollmoves.fetches import Fetches, key_of
 from trollmoves.journal import BACKLOG, FRESH, Journal, Source, Task
-from trollmoves.lanes import Result
 from trollmoves.messaging import contents, sockets
 from trollmoves.messaging.listener import Listener, Provider
 from trollmoves.messaging.messages import Message
@@ -29,38 +26,28 @@ BEATS = "/heartbeat/move_it"  # the names of servers, mirrors and clients begin 
 
 
 class Receiver:
-    """One chain's ears and requests; see ``Fetcher`` for ``prepare``, ``asking`` and ``arrived``."""
+    """One chain's ears. What is new in ``fetches`` is handed to the workers."""
 
     def __init__(
         self,
         options: ClientOptions,
+        topic: str,
         journal: Journal,
         workers: Workers,
-        *,
-        prepare: Callable[[Message], str],
-        asking: Callable[[Attempt], None],
-        arrived: Callable[[Attempt, Message], Result],
+        requester: Requester,
+        fetches: Fetches,
+        peers: Peers,
     ) -> None:
-        """Connect to the providers; StartError when an address is none."""
+        """Connect to the providers; StartError when an address is none.
+
+        ``topic`` begins the subjects that are heard of providers without a topic of their own.
+        """
         self.name = options.name
         self._workers = workers
-        self._peers = Peers()
-        self._requester = Requester(self.name)
-        self._fetches = Fetches(self.name, journal, self._peers, options.processing_delay, self._acknowledge)
-        self._fetcher = Fetcher(
-            options,
-            journal,
-            self._requester,
-            self._fetches,
-            self._peers,
-            prepare=prepare,
-            asking=asking,
-            arrived=arrived,
-        )
-        self._catchup = CatchUp(self.name, journal, self._requester, self._note_missed)
-        self._topics = {
-            sockets.tcp(p.host, p.port): [t for t in (p.topic or options.topic,) if t] for p in options.providers
-        }
+        self._fetches = fetches
+        self._peers = peers
+        self._catchup = CatchUp(self.name, journal, requester, self._note_missed)
+        self._topics = {sockets.tcp(p.host, p.port): [t for t in (p.topic or topic,) if t] for p in options.providers}
         beats = [BEATS] if options.heartbeat else []
         self._listener = Listener(
             self.name,
@@ -70,17 +57,13 @@ class Receiver:
         )
 
     def start(self) -> None:
-        """Hear, catch up, and fetch what waits in the journal."""
-        self._requester.start()
-        self._fetcher.start(self._workers)
+        """Catch up, and hear."""
         self._catchup.start()
         self._listener.start()
 
     def stop(self) -> None:
-        """Hear nothing more; what was asked for and not answered is asked for again at the next start."""
+        """Hear nothing more."""
         self._listener.stop()
-        self._workers.forget(self.name)
-        self._requester.stop()
 
     # -- hearing
 
@@ -140,6 +123,3 @@ class Receiver:
         new = self._fetches.note(messages, sources, rank)
         if new:
             self._workers.expect(new)
-
-    def _acknowledge(self, source: str, announcement: str) -> None:
-        self._fetcher.acknowledge(source, announcement)

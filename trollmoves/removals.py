@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 
-from trollmoves import urls
-from trollmoves.announcer import announced_uris, is_unchanged
+from trollmoves.holdings import Holdings, announced_uris
 from trollmoves.journal import Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.workers import Workers
@@ -19,10 +17,13 @@ log = logging.getLogger(__name__)
 class Removals:
     """The removals of one chain, ``delay`` seconds after a delivery; None at all when not ``wanted``."""
 
-    def __init__(self, name: str, journal: Journal, workers: Workers, *, wanted: bool, delay: float) -> None:
+    def __init__(
+        self, name: str, journal: Journal, workers: Workers, holdings: Holdings, *, wanted: bool, delay: float
+    ) -> None:
         self.name = name
         self._journal = journal
         self._workers = workers
+        self._holdings = holdings
         self._wanted = wanted
         self._delay = delay
 
@@ -44,13 +45,12 @@ class Removals:
             return Result()
         if self._journal.waits_about(self.name, "push", number):
             return Result(again_in=max(1.0, self._delay))
-        newest = self._journal.announced(self.name, announced.uri)
-        if newest is None or newest.number != number or not is_unchanged(announced):
+        if not self._holdings.unchanged(announced):
             return Result()
         for uri in announced_uris(announced):
-            path = urls.parse(uri).path if "://" in uri else uri
+            path = self._holdings.path(number, uri)
             try:
-                os.unlink(path)
+                self._holdings.discard(number, uri)
                 log.info("[%s] removed %s", self.name, path)
             except FileNotFoundError:
                 pass

@@ -12,6 +12,7 @@ from typing import Any
 from trollmoves import remote_files
 from trollmoves.announcer import Announcement, Announcer
 from trollmoves.daemon import Chain, Daemon, House
+from trollmoves.holdings import OwnFiles
 from trollmoves.inlets import Directory, Hearsay
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ServerOptions
@@ -35,13 +36,20 @@ class ServerChain:
         self.name = options.name
         self._backlog = backlog
         self._provider = None
+        holdings = OwnFiles()
         if options.request_port is not None:
-            self._provider = Provider(options, options.request_port, house.journal, publisher, house.workers)
+            self._provider = Provider(options, options.request_port, house.journal, publisher, house.workers, holdings)
             self.announcer = self._provider.announcer
         else:
             show = Showcase(options)
             self.announcer = Announcer(
-                self.name, options.topic, house.journal, publisher, address=None, describe=show.describe
+                self.name,
+                options.topic,
+                house.journal,
+                publisher,
+                holdings=holdings,
+                address=None,
+                describe=show.describe,
             )
         self._inlet = self._make_inlet(options, house, backlog, polling)
 
