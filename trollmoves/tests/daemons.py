@@ -269,7 +269,7 @@ class Pair:
         self.target = site.folder("out")
         self.publish_port, self.request_port, self.client_port = site.port(), site.port(), site.port()
         self.server_sections = {"hrit": server_section(self.feeder.folder, self.request_port, **(server or {}))}
-        self.client_sections = {"hrit": client_section(self.publish_port, self.target, self.client_port, **client)}
+        self.client_sections = {"hrit": client_section(self.publish_port, self.target, self.client_port) | client}
         self.server = site.server(self.server_sections, self.publish_port)
         self.client = site.client(self.client_sections)
         self.announced = site.ear(self.publish_port)

@@ -106,6 +106,38 @@ class Ear:
                 self.heard.append(Heard(Message.decode(text), time.monotonic()))
 
 
+class Line:
+    """A connection to a server that is kept, so that it shows when the server drops it."""
+
+    def __init__(self, port: int) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.REQ)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(f"tcp://{HOST}:{port}")
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.disable_monitor()
+        self._context.destroy(0)
+
+    def ping(self) -> str:
+        """Ask whether the server is there; return the type of its answer."""
+        self._socket.send_string(str(Message("/ping", "ping")))
+        assert self._socket.poll(10_000), "no answer to a ping"
+        return str(Message.decode(self._socket.recv_string()).type)
+
+    def dropped(self) -> bool:
+        """Tell whether the server ended the connection since the last look."""
+        dropped = False
+        while self._monitor.poll(0):
+            self._monitor.recv_multipart()
+            dropped = True
+        return dropped
+
+
 def ask(port: int, subject: str, kind: str, data: object = "", *, seconds: float = 10) -> Message:
     """Ask a server as an older client does, through one REQ socket; return the answer."""
     return Message.decode(ask_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
