@@ -6,6 +6,8 @@ VENV = .venv
 PYTHON =#       the newest that is found; make PYTHON=/usr/bin/python3.11 takes another one for a new venv
 PYTEST =#       arguments for pytest: make test PYTEST="-k journal -x"
 
+export TROLLMOVES_OLD_PYTHON ?= $(CURDIR)/.venv-earlier/bin/python# the tests talk to its trollmoves
+
 DEFINES = pyproject.toml setup.py trollmoves/__init__.py $(wildcard bin/*.py)
 .DEFAULT_GOAL = help
 .PHONY: help demo test lint clean
@@ -19,7 +21,7 @@ help:
 demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/demo/demo.py
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev .venv-earlier/.done
 	@.ci/setup packages
 	@$(VENV)/bin/python -m pytest $(PYTEST)
 
@@ -36,6 +38,9 @@ clean:
 $(VENV)/.demo: $(DEFINES)
 	@.ci/setup venv $(VENV) all $(PYTHON)
 	@touch $@
+
+.venv-earlier/.done:
+	@.ci/setup earlier $(@D)
 
 $(VENV)/.dev: $(DEFINES)
 	@.ci/setup venv $(VENV) dev $(PYTHON)
