@@ -173,9 +173,9 @@ class Site:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def feeder(self, name: str = "in") -> Feeder:
+    def feeder(self, name: str = "in", first: int = 0) -> Feeder:
         """Give a feeder of a folder."""
-        return Feeder(self.folder(name))
+        return Feeder(self.folder(name), first)
 
     def ear(self, port: int, topic: str = "") -> Ear:
         """Give an ear on a publisher."""

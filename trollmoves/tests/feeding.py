@@ -47,13 +47,16 @@ def content(name: str, version: int = 1, size: int = 1000) -> bytes:
 
 
 class Feeder:
-    """Puts files into a folder, each at once under its final name, as a reception system does."""
+    """Puts files into a folder, each at once under its final name, as a reception system does.
 
-    def __init__(self, folder: Path) -> None:
+    The names go on from the ``first`` one: feeders whose names should differ begin far from one another.
+    """
+
+    def __init__(self, folder: Path, first: int = 0) -> None:
         self.folder = folder
         self.fed: dict[str, bytes] = {}
         self._staging = folder.with_name(f"{folder.name}-staging")
-        self._names = names()
+        self._names = names(first)
         folder.mkdir(parents=True, exist_ok=True)
         self._staging.mkdir(exist_ok=True)
 

@@ -32,7 +32,7 @@ class Two:
     """A server with two sections, each with a feeder, and an ear on it."""
 
     def __init__(self, site: Site) -> None:
-        self.feeders = {name: site.feeder(name) for name in ("hrit", "modis")}
+        self.feeders = {"hrit": site.feeder("hrit"), "modis": site.feeder("modis", 1000)}
         self.ports = {name: site.port() for name in ("hrit", "modis")}
         self.sections = {
             name: server_section(feeder.folder, self.ports[name], topic=f"/1b/{name}")
@@ -97,7 +97,7 @@ def test_written_slowly(two: Two) -> None:
 
 def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, site: Site) -> None:
     """A section is added, changed and removed, and one that stays as it is keeps its connections."""
-    added = site.feeder("added")
+    added = site.feeder("added", 2000)
     two.feeders["added"], two.ports["added"] = added, site.port()
     moved_to = site.port()
     until(lambda: two.ear.connections)
