@@ -50,7 +50,7 @@ _OF_PARSERS = (None, errno.EINVAL)  # of an OSError: gzip and bz2 give no number
 _MEND_FIRST = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS),
-        *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
+        *(errno.EXDEV, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
     }
 )
 

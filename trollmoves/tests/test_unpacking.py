@@ -584,21 +584,56 @@ def test_many_at_once(tmp_path: Path, target: Path) -> None:
 def test_failure_beside_success(tmp_path: Path, target: Path) -> None:
     """What one unpacking takes away when it fails, another one beside it still gets its files into."""
     good = make_tar(tmp_path / "good.tar", {f"shared/d/{n}": b"x" for n in range(10)})
-    (target / "file").write_bytes(b"")
-    bad = make_tar(tmp_path / "bad.tar", {"shared/d/bad": b"x", "file/x": b"x"})
+    bad = make_tar(tmp_path / "bad.tar", {"shared/d/bad": b"x", "elsewhere/x": b"x"})
+    done = threading.Event()
 
     def fail() -> None:
-        with pytest.raises(UnpackFailed):
-            unpack("tar", str(bad), str(target))
+        while not done.is_set():
+            with pytest.raises(UnpackFailed, match="cross-device"):
+                unpack("tar", str(bad), str(target))
 
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(20):
-            failing = [pool.submit(fail) for _ in range(2)]
-            assert len(unpack("tar", str(good), str(target))) == 10
-            for future in failing:
-                future.result()
-            for n in range(10):
-                os.unlink(target / f"shared/d/{n}")
+    with small_disk(target / "elsewhere"), ThreadPoolExecutor(2) as pool:
+        failing = [pool.submit(fail) for _ in range(2)]
+        try:
+            for _ in range(50):
+                assert len(unpack("tar", str(good), str(target))) == 10
+                for n in range(10):
+                    os.unlink(target / f"shared/d/{n}")
+        finally:
+            done.set()
+        for future in failing:
+            future.result()
+
+
+def test_failure_at_the_end(tmp_path: Path, target: Path) -> None:
+    """When one file of several cannot get its name, those that are new go away again, and the old ones stay."""
+    path = make_tar(tmp_path / "x.tar", {"new": b"n", "d/e/new": b"n", "old": b"new", "elsewhere/x": b"x", "z": b"z"})
+    (target / "old").write_bytes(b"old")
+    with small_disk(target / "elsewhere"):  # which is another file system
+        with pytest.raises(UnpackFailed, match="cross-device"):
+            unpack("tar", str(path), str(target))
+        assert everything(target).keys() == {"old", "elsewhere/"}
+
+
+def test_no_inodes(tmp_path: Path) -> None:
+    """A disk that has room for fewer files, whichever is the one too many, has none of them afterwards."""
+    files = {"a": b"a", "d/b": b"b", "d/e/c": b"c"}
+    path = make_tar(tmp_path / "x.tar", files)
+    outcomes = []
+    for inodes in range(2, 14):
+        with small_disk(tmp_path / f"disk{inodes}") as disk:
+            remounted = ["mount", "-o", f"remount,nr_inodes={inodes}", str(disk)]
+            subprocess.run(remounted, check=True, capture_output=True)
+            try:
+                unpack("tar", str(path), str(disk))
+            except TemporaryUnpackError:
+                outcomes.append("refused")
+                assert everything(disk) == {}, inodes
+            else:
+                outcomes.append("done")
+                assert everything(disk) == files
+    assert outcomes == sorted(outcomes, reverse=True)
+    assert set(outcomes) == {"refused", "done"}
 
 
 CHILD = """

@@ -26,6 +26,7 @@ from trollmoves.errors import UnpackFailed
 SUFFIX = ".unpacking"
 FILE_MODE = 0o664  # before the umask
 DIRECTORY_MODE = 0o775  # before the umask
+TRIES = 10  # to rename a file into a directory that others take away
 _LOCK = "lock"
 _LONGEST_NAME = 200  # bytes of the packed file's name; with all else it stays under the 255 that a name may have
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -94,9 +95,8 @@ class Place:
         made: list[str] = []
         try:
             for final, path in finals.items():
-                made += _make_directories(os.path.dirname(final))
                 is_new = not os.path.lexists(final)
-                os.replace(path, final)
+                _rename(path, final, made)
                 if is_new:
                     new.append(final)
         except BaseException:
@@ -118,10 +118,16 @@ class Place:
                     raise UnpackFailed(f"{self.packed}: what is in it would replace it")
 
     def _leave(self) -> None:
-        shutil.rmtree(self._claimed, ignore_errors=True)
+        if self.path:
+            shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
+            with suppress(OSError):
+                os.unlink(os.path.join(self._claimed, _LOCK))
+            # Now, as some file systems keep an open file under another name in its directory.
             os.close(self._lock)
             self._lock = -1
+        with suppress(OSError):  # somebody else may have claimed it already
+            os.rmdir(self._claimed)
 
 
 def is_place(name: str) -> bool:
@@ -191,6 +197,18 @@ def _make_directories(path: str) -> list[str]:
         with suppress(FileExistsError):  # somebody else was quicker
             os.mkdir(path, DIRECTORY_MODE)
     return [*made, path]
+
+
+def _rename(path: str, final: str, made: list[str]) -> None:
+    """Give the file its name, making missing directories, which are noted in ``made``."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            made += _make_directories(os.path.dirname(final))
+            os.replace(path, final)
+            return
+        except FileNotFoundError:  # another unpacking, which failed, took away the directories that it had made
+            if not tries_left:
+                raise
 
 
 def _take_away(files: list[str], directories: list[str]) -> None:
