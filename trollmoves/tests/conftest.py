@@ -33,6 +33,7 @@ def _judge(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not (_ON_CI and report.skipped and isinstance(report.longrepr, tuple)):
         return
     file, line, reason = report.longrepr
-    if reason.removeprefix("Skipped: ").startswith((MISSING, _IMPORTORSKIP)):
+    reason = reason.removeprefix("Skipped: ")
+    if reason.startswith((MISSING, _IMPORTORSKIP)):
         report.outcome = "failed"
         report.longrepr = f"{file}:{line}: skipped on CI, which is to have it: {reason}"
