@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from trollmoves.patterns import Origin
 from trollmoves.tests.waiting import until
-from trollmoves.tests.watching import Child, Told, age, move_in, sentinel, watching, write
+from trollmoves.tests.watching import Child, Told, age, held, move_in, public_directory, sentinel, watching, write
 from trollmoves.watch import Watch
 from trollmoves.watch.directories import Directories, Directory
 from trollmoves.watch.kernel import Kernel
@@ -270,22 +271,27 @@ def test_no_instance_means_listing(tmp_path: Path) -> None:
         assert any("fs.inotify.max_user_instances" in line for line in child.log)
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """Return a directory that every user can read."""
+    with public_directory() as path:
+        yield path
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_forbidden_directory_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_forbidden_directory_does_not_stop_the_others(public: Path) -> None:
     """A directory that must not be read is named in the log once, and followed as soon as it may be."""
-    for part in (tmp_path, *list(tmp_path.parents)[:2]):
-        os.chmod(part, 0o755)
     for name in "bad", "good":
-        (tmp_path / name).mkdir()
-    os.chmod(tmp_path / "bad", 0o700)
-    hidden = write(tmp_path / "bad" / "a.dat")
-    with Child(tmp_path / "{day}" / "{name}.dat", user=1) as child:
-        child.wait_for(move_in(tmp_path / "good" / "b.dat"))
+        (public / name).mkdir()
+    os.chmod(public / "bad", 0o700)
+    hidden = write(public / "bad" / "a.dat")
+    with Child(public / "{day}" / "{name}.dat", user=1) as child:
+        child.wait_for(move_in(public / "good" / "b.dat"))
         warnings = [line for line in child.log if "WARNING" in line]
         assert len(warnings) == 1
-        assert f"{tmp_path}/bad" in warnings[0]
+        assert f"{public}/bad" in warnings[0]
         assert "permission denied" in warnings[0]
-        os.chmod(tmp_path / "bad", 0o755)
+        os.chmod(public / "bad", 0o755)
         child.wait_for(hidden)
 
 
@@ -378,10 +384,6 @@ def test_polling_follows_directories(tmp_path: Path) -> None:
 
 def test_polling_uses_no_inotify(tmp_path: Path) -> None:
     """With polling no inotify instance is held."""
+    before = held().count("anon_inode:inotify")
     with watching(tmp_path / "{name}.dat", polling=0.05):
-        held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)]
-        assert not [link for link in held if "inotify" in link]
-
-
-def _is_open(fd: str) -> bool:
-    return os.path.lexists(f"/proc/self/fd/{fd}")
+        assert held().count("anon_inode:inotify") == before

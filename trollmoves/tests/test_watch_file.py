@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trollmoves.tests.waiting import until
-from trollmoves.tests.watching import write
+from trollmoves.tests.watching import held, write
 from trollmoves.watch import FileWatch
 
 
@@ -151,11 +150,11 @@ def test_error_of_the_callback_is_logged(file: Path, caplog: pytest.LogCaptureFi
 
 def test_nothing_is_left_of_following_a_file(file: Path) -> None:
     """After a stop no thread and no descriptor is left; stopping again, or from the callback, does no harm."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = held()
     watch = FileWatch(str(file), lambda: watch.stop())
     watch.start()
     write(file, "x")
-    until(lambda: threading.active_count() == 1)
+    until(lambda: held() == before)
     watch.stop()
     FileWatch(str(file), lambda: None).stop()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert held() == before

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trollmoves.patterns import Origin
 from trollmoves.tests.waiting import until
 from trollmoves.watch import Found, Watch
 
+HELD = ("anon_inode:inotify", "anon_inode:[eventfd]")
 CHILD = Path(__file__).with_name("watching_child.py")
 
 
@@ -97,12 +99,32 @@ def age(path: str | Path, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
+@contextmanager
+def public_directory() -> Iterator[Path]:
+    """Make a directory that every user can read, and remove it in the end."""
+    with tempfile.TemporaryDirectory() as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+def held() -> list[str]:
+    """Return the threads and the descriptors that a Watch or a FileWatch of this process holds, by name."""
+    names = [thread.name for thread in threading.enumerate()]
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            names.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(
+        name for name in names if name.startswith(("watch-", "file-watch")) or name in HELD or os.path.isdir(name)
+    )
+
+
 class Child:
     """A process that runs a Watch, so that it can be stopped, limited or be another user."""
 
     def __init__(self, pattern: str | Path, *, prefix: tuple[str, ...] = (), **options: Any) -> None:
         arguments = [str(pattern), *(f"{name}={value}" for name, value in options.items())]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        where = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(where)}
         self.process = subprocess.Popen(
             [*prefix, sys.executable, str(CHILD), *arguments],
             stdout=subprocess.PIPE,
@@ -113,6 +135,7 @@ class Child:
             env=environment,
         )
         self.paths: list[str] = []
+        self.started = False
         self.log: list[str] = []
         self._threads = [
             threading.Thread(target=self._read_paths, daemon=True),
@@ -122,7 +145,7 @@ class Child:
             thread.start()
 
     def __enter__(self) -> Child:
-        until(lambda: "started" in self.paths or self.process.poll() is not None, what=f"a child: {self.log}")
+        until(lambda: self.started or self.process.poll() is not None, what=f"a child: {self.log}")
         assert self.process.poll() is None, self.log
         return self
 
@@ -146,7 +169,11 @@ class Child:
     def _read_paths(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.paths.append(line.rstrip("\n"))
+            text = line.rstrip("\n")
+            if text == "started":
+                self.started = True
+            else:
+                self.paths.append(text)
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
