@@ -85,6 +85,8 @@ class Listener:
             self._thread.join(5.0)
         for socket in self._ears:
             socket.close()
+        if not self._thread.is_alive():
+            self._bell.close()
 
     def follow(self, providers: Sequence[Provider]) -> None:
         """Hear these too, from now on; any thread."""

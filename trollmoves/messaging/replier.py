@@ -84,6 +84,8 @@ class Replier:
             self._thread.join(5.0)
         else:
             self._socket.close()
+        if not self._thread.is_alive():
+            self._bell.close()
 
     def send(self, route: list[bytes], text: str) -> None:
         """Send an answer back; any thread. One to a peer that is gone is dropped."""

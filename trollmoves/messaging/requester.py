@@ -78,6 +78,8 @@ class Requester:
         self._bell.ring()
         if self._thread.is_alive():
             self._thread.join(5.0)
+        if not self._thread.is_alive():
+            self._bell.close()
 
     def ask(
         self,

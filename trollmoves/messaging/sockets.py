@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from contextlib import suppress
 
 import zmq
@@ -19,6 +21,7 @@ HEARTBEAT = 10_000  # ms between pings on an idle connection
 HEARTBEAT_TIMEOUT = 30_000  # ms without an answer after which ZeroMQ connects anew
 RECONNECT = 100  # ms before the first try to connect again
 RECONNECT_MOST = 5_000  # ms between such tries
+REBIND = 0.5  # s
 LINGER = 1_000  # ms that a closing socket may use for what it has not sent yet
 LARGEST_MESSAGE = 64 * 1024 * 1024  # bytes; whoever sends more is disconnected
 
@@ -59,14 +62,20 @@ def bind(
 ) -> tuple[Socket, int]:
     """Give a socket bound to ``address`` and its port; port 0 takes a free one, within ``ports`` when given.
 
-    StartError when the port is taken or the address is not this host's.
+    A port that is taken is waited for ``REBIND`` seconds: ZeroMQ gives back that of a closed socket a little later.
+    StartError when it is still taken then, or the address is not this host's.
     """
     _make_room()
-    try:
-        socket, port, _ = set_up_server_socket(kind, address, _OPTIONS | (options or {}), ports or (49152, 65536))
-    except zmq.ZMQError as error:
-        raise StartError(f"cannot listen on {address}: {error.strerror}") from error
-    return socket, port
+    deadline = time.monotonic() + REBIND
+    while True:
+        try:
+            socket, port, _ = set_up_server_socket(kind, address, _OPTIONS | (options or {}), ports or (49152, 65536))
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE or time.monotonic() > deadline:
+                raise StartError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from error
+            time.sleep(0.02)
+        else:
+            return socket, port
 
 
 def tcp(host: str, port: int) -> str:
@@ -80,6 +89,7 @@ class Bell:
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ringing = False
+        self._closing = threading.Lock()  # what is written must not reach whoever gets the descriptor next
 
     def fileno(self) -> int:
         """Give the descriptor to poll for reading."""
@@ -89,7 +99,9 @@ class Bell:
         """Wake the polling thread; cheap when it was rung already."""
         if not self._ringing:
             self._ringing = True
-            os.eventfd_write(self._fd, 1)
+            with self._closing:
+                if self._fd >= 0:
+                    os.eventfd_write(self._fd, 1)
 
     def silence(self) -> None:
         """Hear the bell: call it before looking at what it was rung for."""
@@ -98,5 +110,8 @@ class Bell:
         self._ringing = False
 
     def close(self) -> None:
-        """Give the descriptor back; nobody may ring any more."""
-        os.close(self._fd)
+        """Give the descriptor back; from now on ringing does nothing."""
+        with self._closing:
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = -1
