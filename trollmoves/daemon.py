@@ -185,7 +185,7 @@ class Daemon(ABC, Generic[O]):
             log.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
             self._trouble = f": [{options.name}] {error}"
             if chain:
-                chain.stop()
+                self._end(chain)
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
@@ -195,13 +195,16 @@ class Daemon(ABC, Generic[O]):
     def _stop_chain(self, name: str) -> None:
         with self._chains_lock:
             chain = self._chains.pop(name, None)
-        if chain is None:
-            return
+        if chain is not None:
+            self._end(chain)
+            log.info("[%s] stopped", name)
+
+    @staticmethod
+    def _end(chain: Chain) -> None:
         try:
             chain.stop()
-            log.info("[%s] stopped", name)
-        except Exception:
-            log.exception("[%s] did not stop in order", name)
+        except Exception:  # what it leaves behind is no reason for the others to stop
+            log.exception("[%s] did not stop in order", chain.name)
 
     def _reload(self, current: config.Configuration[O], house: House) -> config.Configuration[O]:
         """Bring what runs into line with the file; what the file does not change is not touched."""

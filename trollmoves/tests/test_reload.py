@@ -130,7 +130,7 @@ def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, site: S
 
 
 BROKEN = {
-    "half an option": ("[hrit]\norigin = /x/{name}\ntopic = /a\nrequest_po", "hrit"),
+    "half an option": ("[hrit]\norigin = /x/{name}\ntopic = /a\nrequest_po", "in line 4"),
     "no section": ("origin = /x/{name}\n", "line 1"),
     "empty": ("", "no section"),
     "junk": ("\0\1\2\3", "line 1"),
