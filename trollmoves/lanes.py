@@ -51,7 +51,7 @@ class Kind:
     limit: int
     handler: Handler | None = None  # runs on a worker thread
     starter: Starter | None = None  # only starts it, on the clerk's thread; ``finish`` is called later
-    begin_at: float = 0.0  # before this time (s since the epoch) none is taken
+    begin_at: float = 0.0  # before this time (monotonic) none is taken
 
 
 def backoff(tries: int, first: float = BACKOFF_FIRST, most: float = BACKOFF_MOST) -> float:
@@ -70,34 +70,43 @@ class Lane:
     taken: dict[int, Task] = field(default_factory=dict)
     ready: deque[Task] = field(default_factory=deque)
     tokens: int = 0  # workers that are on this lane, or were sent to it
-    failures: int = 0
-    paused_until: float = 0.0
-    next_due: float = NEVER  # when the journal is to be asked again
+    failures: int = 0  # pauses since the last success
+    paused_until: float = 0.0  # monotonic
+    next_due: float = NEVER  # when the journal is to be asked again, in seconds since the epoch
+    taken_to: int = 0  # the highest id that was ever taken
+    _probe: int = 0  # the id of the task that was taken after the last pause
     _offered: deque[Task] = field(default_factory=deque)
-    _read_to: int = 0  # the highest id that came from the journal
 
     def offer(self, tasks: Iterable[Task]) -> None:
         """Hand over tasks that were noted just now."""
         self._offered.extend(tasks)
 
-    def look_at(self) -> float:
-        """Give the time at which there may be something to do without a further event."""
+    def wait(self) -> float:
+        """Give the seconds after which there may be something to do without a further event."""
         if not self._room():
             return NEVER  # the end of a task is such an event
-        return max(self._closed_until(), 0.0 if self.unread or self._offered else self.next_due)
+        return max(self._closed_for(), 0.0 if self.unread or self._offered else self.next_due - time.time())
+
+    def pause(self) -> float:
+        """Give the seconds for which the lane is held back after tries that failed."""
+        return max(0.0, self.paused_until - time.monotonic())
 
     def is_idle(self) -> bool:
-        """Tell whether nothing is in hand and nothing is to come."""
-        return not (self.taken or self.tokens or self._offered or self.unread) and self.next_due == NEVER
+        """Tell whether nothing is in hand, nothing to come, and nothing to remember."""
+        if self.taken or self.tokens:
+            return False
+        if self.kind is None:
+            return True
+        if self.failures and time.monotonic() < self.paused_until + BACKOFF_MOST:
+            return False
+        return not (self._offered or self.unread) and self.next_due == NEVER
 
     def take(self, journal: Journal) -> list[Task]:
         """Take what is due into hand, as far as there is room."""
-        now = time.time()
-        if self._closed_until() > now:
-            return []
         room = self._room()
-        if not room:
+        if not room or self._closed_for() > 0:
             return []
+        now = time.time()
         if now >= self.next_due:
             self.unread = True
         tasks = self._from_offered(room, now)
@@ -106,20 +115,25 @@ class Lane:
         for task in tasks:
             task.tries += 1
             self.taken[task.id] = task
+            self.taken_to = max(self.taken_to, task.id)
+        if tasks and self.failures:
+            self._probe = tasks[0].id
         return tasks
 
-    def _closed_until(self) -> float:
-        return max(self.paused_until, self.kind.begin_at) if self.kind else NEVER
+    def _closed_for(self) -> float:
+        kind = self.kind  # chains come and go on other threads
+        return max(self.paused_until, kind.begin_at) - time.monotonic() if kind else NEVER
 
     def _room(self) -> int:
-        if self.kind is None:
+        kind = self.kind
+        if kind is None:
             return 0
-        if self.failures:
-            return 0 if self.taken else 1
-        if self.kind.starter:
-            return self.kind.limit - len(self.taken)
-        room = self.kind.limit * PREFETCH - len(self.taken)
-        return room if room >= self.kind.limit * PREFETCH // 4 else 0
+        if self.failures:  # one probe, beside what was begun before the pause and still runs
+            return 0 if self._probe in self.taken or len(self.taken) >= kind.limit else 1
+        if kind.starter:
+            return kind.limit - len(self.taken)
+        room = kind.limit * PREFETCH - len(self.taken)
+        return room if room >= kind.limit * PREFETCH // 4 else 0
 
     def _from_offered(self, room: int, now: float) -> list[Task]:
         """Take from what was offered, unless the journal must be read anyway: there it stands in order."""
@@ -128,7 +142,7 @@ class Lane:
             task = self._offered.popleft()
             if task.due > now:
                 self.next_due = min(self.next_due, task.due)
-            elif self.unread or len(tasks) >= room or task.id <= self._read_to:
+            elif self.unread or len(tasks) >= room or task.id <= self.taken_to:
                 self.unread = True  # it may have been read, and even finished, before it was offered
             elif task.id not in self.taken:
                 tasks.append(task)
@@ -140,7 +154,6 @@ class Lane:
         if len(offered) + len(read) < room:
             self.unread = False
             self.next_due = journal.next_due(self.chain, self.name, now) or NEVER
-        self._read_to = max(self._read_to, *(task.id for task in read), 0)
         return offered + read
 
     def postpone(self, due: float) -> None:
@@ -156,16 +169,15 @@ class Lane:
             except IndexError:  # a worker was quicker
                 return
 
-    def judge(self, error: TrollmovesError | None) -> bool:
+    def judge(self, task: Task, error: TrollmovesError | None) -> bool:
         """Pause when tries fail for a reason that may pass; one success opens the lane, and only then gives True."""
         if error is None or not error.temporary:
             reopened = self.failures > 0
             self.failures = 0
             self.paused_until = 0.0
             return reopened
-        now = time.time()
-        if self.paused_until <= now:  # else this one was begun before the pause, and tells nothing new
+        if not self.failures or task.id == self._probe:  # others were begun before the pause, and tell nothing new
             self.failures += 1
-            self.paused_until = now + backoff(self.failures)
-        self.give_back()
+            self.paused_until = time.monotonic() + backoff(self.failures)
+            self.give_back()
         return False

@@ -36,12 +36,14 @@ class Workers:
         self._kinds: dict[tuple[str, str], Kind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
+        self._taken_to = 0  # the highest id that lanes of the past had taken
         self._tokens: SimpleQueue[Lane | None] = SimpleQueue()
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._rung = False
         self._stopping = False
-        self._closing = False
+        self._gave_back = threading.Event()  # since it stops the clerk has looked at every lane
+        self._closing = threading.Event()
         self._threads = [threading.Thread(target=self._work, name=f"worker-{n}", daemon=True) for n in range(threads)]
         self._clerk = threading.Thread(target=self._keep_books, name="clerk", daemon=True)
 
@@ -71,10 +73,11 @@ class Workers:
         called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
         one kind.
         """
-        known = Kind(limit, handler, starter, time.time() + begin_in)
-        waiting = [lane for lane, its_kind in self._journal.lanes(chain) if its_kind == kind]
+        known = Kind(limit, handler, starter, time.monotonic() + begin_in)
         with self._lock:
-            self._kinds[chain, kind] = known
+            self._kinds[chain, kind] = known  # before the look: what is noted after it is offered
+        waiting = {lane for lane, its_kind in self._journal.lanes(chain) if its_kind == kind}
+        with self._lock:
             for lane in self._lanes.values():
                 if lane.chain == chain and lane.name in waiting:
                     lane.kind = known
@@ -98,7 +101,7 @@ class Workers:
         """Give the seconds for which a lane is held back after tries that failed, 0 when it is not."""
         with self._lock:
             known = self._lanes.get((chain, lane))
-        return max(0.0, known.paused_until - time.time()) if known and known.failures > 1 else 0.0
+        return known.pause() if known and known.failures > 1 else 0.0
 
     def taken(self, chain: str, lane: str) -> set[int]:
         """Give the ids of the tasks of a lane that are in hand."""
@@ -118,7 +121,7 @@ class Workers:
     def _lane(self, chain: str, name: str, kind: Kind) -> Lane:
         lane = self._lanes.get((chain, name))
         if lane is None:
-            lane = self._lanes[chain, name] = Lane(chain, name, kind)
+            lane = self._lanes[chain, name] = Lane(chain, name, kind, taken_to=self._taken_to)
         lane.kind = kind
         return lane
 
@@ -135,16 +138,21 @@ class Workers:
         deadline = time.monotonic() + timeout
         self._stopping = True
         self._ring()
-        while self.in_hand() and time.monotonic() < deadline:
+        while self._is_busy() and time.monotonic() < deadline:
             time.sleep(0.01)
-        in_time = not self.in_hand()
-        self._closing = True
+        in_time = not self._is_busy()
+        self._closing.set()
         for _ in self._threads:
             self._tokens.put(None)
         self._ring()
+        end = max(deadline if in_time else 0.0, time.monotonic() + 0.5)
         for thread in (*self._threads, self._clerk):
-            thread.join(max(0.5, deadline - time.monotonic()) if in_time else 0.1)
+            if thread.is_alive():
+                thread.join(max(0.0, end - time.monotonic()))
         return in_time
+
+    def _is_busy(self) -> bool:
+        return self._clerk.is_alive() and not (self._gave_back.is_set() and not self.in_hand())
 
     # -- the workers' side
 
@@ -158,8 +166,11 @@ class Workers:
                     task = lane.ready.popleft()
                 except IndexError:
                     break
-                self._finished.append((lane, task, self._run(lane, task)))
+                result = self._run(lane, task)
+                self._finished.append((lane, task, result))
                 self._ring()
+                if result.error and result.error.temporary:
+                    break  # the clerk decides how the lane goes on
                 if not self._tokens.empty():  # others wait for a thread: in turn
                     self._tokens.put(lane)
                     lane = None
@@ -172,7 +183,8 @@ class Workers:
     def _run(lane: Lane, task: Task) -> Result:
         kind = lane.kind
         if kind is None or kind.handler is None:
-            return Result(again_in=0.0)  # its chain was stopped meanwhile
+            task.tries -= 1  # its chain was stopped meanwhile
+            return Result(again_in=0.0)
         try:
             return kind.handler(task) or Result()
         except TrollmovesError as error:
@@ -190,28 +202,32 @@ class Workers:
             self._bell.put(None)
 
     def _keep_books(self) -> None:
-        while not (self._closing and not self._finished):
+        while self._finished or not self._closing.is_set():
             with suppress(Empty):
                 self._bell.get(timeout=self._time_to_sleep())
             self._rung = False
             try:
+                stopping = self._stopping
                 busy = self._settle() >= BUSY
                 self._hand_out()
+                if stopping:
+                    self._gave_back.set()
                 if busy:
                     time.sleep(GATHER)
             except JournalError as error:
+                if self._closing.is_set():
+                    log.error("%s; what ended unwritten is done again at the next start", error)
+                    return
                 log.error("%s; trying again in %.0f s", error, JOURNAL_PAUSE)
-                time.sleep(JOURNAL_PAUSE)
+                self._closing.wait(JOURNAL_PAUSE)
                 self._ring()
             except Exception:
                 log.exception("unexpected error while keeping the journal")
-                time.sleep(JOURNAL_PAUSE)
+                self._closing.wait(JOURNAL_PAUSE)
                 self._ring()
 
     def _time_to_sleep(self) -> float:
-        now = time.time()
-        times = [lane.look_at() for lane in self._all_lanes() if lane.kind]
-        return max(0.0, min([IDLE_LOOK, *(at - now for at in times)]))
+        return max(0.0, min([IDLE_LOOK, *(lane.wait() for lane in self._all_lanes())]))
 
     def _settle(self) -> int:
         """Write how runs ended, then tell whoever waits for it; give how many."""
@@ -227,7 +243,7 @@ class Workers:
                 lane.tokens -= 1
                 continue
             lane.taken.pop(task.id, None)
-            if lane.judge(result.error):
+            if lane.judge(task, result.error):
                 log.info("[%s] %s: works again", lane.chain, lane.name)
             self._tell(task, result)
         if new:
@@ -247,29 +263,35 @@ class Workers:
             kind = lane.kind
             if self._stopping or kind is None:
                 lane.give_back()
-                continue
-            tasks = lane.take(self._journal)
-            if kind.starter:
-                for task in tasks:
+            elif kind.starter:
+                for task in lane.take(self._journal):
                     self._begin(lane, kind.starter, task)
-            elif tasks:
-                lane.ready.extend(tasks)
-                while lane.tokens < min(kind.limit, len(lane.ready)):
-                    lane.tokens += 1
-                    self._tokens.put(lane)
-            elif lane.is_idle():
+            else:
+                lane.ready.extend(lane.take(self._journal))
+                self._send_workers(lane, kind)
+            if lane.is_idle():
                 self._drop(lane)
+
+    def _send_workers(self, lane: Lane, kind: Kind) -> None:
+        """See that as many workers are on a lane as it has tasks in hand, up to its limit; one is left for others."""
+        most = min(kind.limit, max(1, len(self._threads) - 1))
+        while lane.tokens < min(most, len(lane.taken)):
+            lane.tokens += 1
+            self._tokens.put(lane)
 
     def _drop(self, lane: Lane) -> None:
         with self._lock:
             if lane.is_idle():
                 self._lanes.pop((lane.chain, lane.name), None)
+                self._taken_to = max(self._taken_to, lane.taken_to)
 
     def _begin(self, lane: Lane, starter: Callable[[Task, Callable[[Result], None]], None], task: Task) -> None:
         def finish(result: Result) -> None:
-            self._finished.append((lane, task, result))
-            self._ring()
+            with suppress(IndexError):
+                self._finished.append((lane, unfinished.pop(), result))
+                self._ring()
 
+        unfinished = [task]  # only the first end counts
         try:
             starter(task, finish)
         except TrollmovesError as error:

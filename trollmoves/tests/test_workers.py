@@ -1,0 +1,732 @@
+"""Tests that what is noted is run, once at a time, in its lane, and that no lane holds up another."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from trollmoves.errors import ConnectionFailed, PermanentTransferError, TemporaryTransferError, TrollmovesError
+from trollmoves.journal import DONE, FAILED, WAITING, Journal, Task
+from trollmoves.lanes import BACKOFF_MOST, Result, backoff
+from trollmoves.tests.waiting import until
+from trollmoves.workers import Workers
+
+SOON = 5.0  # s; far more than anything here takes, far less than the longest sleep of the clerk
+
+Handler = Callable[[Task], Result | None]
+
+
+class House:
+    """A journal and workers on it, which can be stopped and started anew on the same file."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = os.path.join(folder, "a.journal")
+        self.open_workers: list[Workers] = []
+        self.open()
+
+    def open(self) -> None:
+        """Open the journal."""
+        self.journal = Journal(self.path)
+
+    def workers(self, threads: int = 4) -> Workers:
+        """Give workers that are started."""
+        workers = Workers(self.journal, threads)
+        self.open_workers.append(workers)
+        workers.start()
+        return workers
+
+    def note(self, workers: Workers, *tasks: Task) -> list[Task]:
+        """Note tasks and expect the new ones, as the rooms above do."""
+        new = [task for task, is_new in self.journal.note(tasks) if is_new]
+        workers.expect(new)
+        return new
+
+    def state(self, key: str, kind: str = "work") -> int | None:
+        """Give the state of a task in the journal, None when it is not there."""
+        found = self.journal.find("chain", kind, key)
+        return found.state if found else None
+
+    def close(self) -> None:
+        """Stop all."""
+        for workers in self.open_workers:
+            workers.stop(2)
+        self.journal.close()
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    """Give a journal with workers, in memory where that can be."""
+    with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        house = House(folder)
+        yield house
+        house.close()
+
+
+def task(key: object, lane: str = "lane", *, kind: str = "work", due: float = 0.0, rank: int = 0) -> Task:
+    """Make a task."""
+    return Task("chain", kind, str(key), lane, "", due, rank)
+
+
+def tasks(numbers: range, lane: str = "lane") -> list[Task]:
+    """Make several tasks of one lane."""
+    return [task(f"{lane} {n}", lane) for n in numbers]
+
+
+class Gauge:
+    """A handler that notes what it runs, and how many at once a lane; it lets them end only when told to."""
+
+    def __init__(self, *, open_: bool = True) -> None:
+        self.begun: list[str] = []
+        self.running: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self.gates: dict[str, threading.Event] = {}
+        self._open = open_
+
+    def shut(self, lane: str) -> threading.Event:
+        """Let nothing of a lane end until the event is set."""
+        return self.gates.setdefault(lane, threading.Event())
+
+    def __call__(self, task: Task) -> Result | None:
+        """Run one."""
+        with self._lock:
+            self.begun.append(task.key)
+            self.running[task.lane] += 1
+            self.most[task.lane] = max(self.most[task.lane], self.running[task.lane])
+        if gate := self.gates.get(task.lane):
+            gate.wait(20)
+        with self._lock:
+            self.running[task.lane] -= 1
+        return None
+
+    def began(self, lane: str) -> int:
+        """Count what was begun of a lane."""
+        return sum(key.startswith(f"{lane} ") for key in self.begun)
+
+
+# -- running
+
+
+def test_what_is_noted_is_run(house: House) -> None:
+    """A task runs when it is noted, and the journal has it as done with its reply."""
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=lambda _: Result(reply="the reply"))
+    house.note(workers, task("a"))
+    until(lambda: house.state("a") == DONE, SOON)
+    found = house.journal.find("chain", "work", "a")
+    assert found is not None
+    assert (found.reply, found.tries) == ("the reply", 1)
+
+
+def test_what_waits_in_the_journal_is_run(house: House) -> None:
+    """What an earlier process left runs when its kind is registered, before or after the start."""
+    house.journal.note([task("a"), task("b", kind="other")])
+    workers = Workers(house.journal, 2)
+    house.open_workers.append(workers)
+    workers.register("chain", "work", limit=1, handler=lambda _: None)
+    workers.start()
+    workers.register("chain", "other", limit=1, handler=lambda _: None)
+    until(lambda: house.state("a") == house.state("b", "other") == DONE, SOON)
+
+
+def test_unknown_kinds_wait(house: House) -> None:
+    """A task of a kind that nobody registered stays in the journal until somebody does."""
+    workers = house.workers()
+    house.note(workers, task("a"))
+    assert house.state("a") == WAITING
+    workers.register("chain", "work", limit=1, handler=lambda _: None)
+    until(lambda: house.state("a") == DONE, SOON)
+
+
+def test_order_within_a_lane(house: House) -> None:
+    """What was noted first is run first, and all of a better rank before the others."""
+    gauge = Gauge()
+    house.journal.note([task(f"late {n}", rank=1) for n in range(30)])
+    house.journal.note([task(f"first {n}") for n in range(50)])
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=gauge)
+    until(lambda: len(gauge.begun) == 80, SOON)
+    assert gauge.begun == [f"first {n}" for n in range(50)] + [f"late {n}" for n in range(30)]
+
+
+def test_order_of_what_is_noted_live(house: House) -> None:
+    """Hundreds noted while they run are run in their order."""
+    gauge = Gauge()
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=gauge)
+    for start in range(0, 600, 20):
+        house.note(workers, *tasks(range(start, start + 20)))
+    until(lambda: len(gauge.begun) == 600, SOON)
+    assert gauge.begun == [f"lane {n}" for n in range(600)]
+
+
+def test_a_lane_keeps_its_limit(house: House) -> None:
+    """No more of a lane run at once than its limit, and that many do."""
+    gauge = Gauge()
+    gates = [gauge.shut("one"), gauge.shut("two")]
+    workers = house.workers(8)
+    workers.register("chain", "work", limit=3, handler=gauge)
+    house.note(workers, *tasks(range(20), "one"), *tasks(range(20), "two"))
+    until(lambda: gauge.running == {"one": 3, "two": 3}, SOON)
+    for gate in gates:
+        gate.set()
+    until(lambda: len(gauge.begun) == 40, SOON)
+    assert gauge.most == {"one": 3, "two": 3}
+
+
+def test_a_lane_is_used_up_to_its_limit(house: House) -> None:
+    """Tasks noted while others of the lane run long are begun at once, as far as the limit allows."""
+    gauge = Gauge()
+    gauge.shut("lane")
+    workers = house.workers(8)
+    workers.register("chain", "work", limit=4, handler=gauge)
+    for n in range(4):
+        house.note(workers, task(f"lane {n}"))
+        until(lambda n=n: gauge.running["lane"] == n + 1, SOON)  # type: ignore[misc]
+    house.note(workers, task("lane 5"))
+    time.sleep(0.1)
+    assert gauge.running["lane"] == 4
+    gauge.shut("lane").set()
+
+
+def test_a_slow_lane_holds_up_no_other(house: House) -> None:
+    """With fewer threads than lanes, and a limit above them, a lane in which nothing ends leaves the others free."""
+    gauge = Gauge()
+    gauge.shut("slow")
+    workers = house.workers(4)
+    workers.register("chain", "work", limit=8, handler=gauge)
+    house.note(workers, *tasks(range(500), "slow"))
+    until(lambda: gauge.running["slow"] > 0, SOON)
+    lanes = [f"lane-{n}" for n in range(10)]
+    house.note(workers, *itertools.chain.from_iterable(tasks(range(20), lane) for lane in lanes))
+    until(lambda: all(gauge.began(lane) == 20 for lane in lanes), SOON)
+    gauge.shut("slow").set()
+
+
+def test_a_dead_lane_holds_up_no_other(house: House) -> None:
+    """A lane in which every try fails is tried ever more seldom, while the others run."""
+    tried: list[float] = []
+
+    def handle(task: Task) -> None:
+        if task.lane == "dead":
+            tried.append(time.monotonic())
+            raise ConnectionFailed("no route")
+
+    workers = house.workers(2)
+    workers.register("chain", "work", limit=2, handler=handle)
+    house.note(workers, *tasks(range(2000), "dead"))
+    house.note(workers, *tasks(range(2000), "alive"))
+    until(lambda: house.state("alive 1999") == DONE, SOON)
+    until(lambda: workers.paused("chain", "dead") > 0, SOON)
+    assert len(tried) < 8
+    assert workers.paused("chain", "alive") == 0
+
+
+def test_lanes_take_turns(house: House) -> None:
+    """With one thread, lanes are served in turn and not one after the other."""
+    gauge = Gauge()
+    gate = gauge.shut("begin")
+    workers = house.workers(1)
+    workers.register("chain", "work", limit=2, handler=gauge)
+    house.note(workers, task("begin", "begin"), *tasks(range(30), "one"), *tasks(range(30), "two"))
+    until(lambda: workers.in_hand() == 61, SOON)
+    gate.set()
+    until(lambda: len(gauge.begun) == 61, SOON)
+    assert [key.split()[0] for key in gauge.begun[1:9]] == ["one", "two"] * 4
+
+
+# -- failing
+
+
+def test_a_failure_that_may_pass_is_tried_again(house: House) -> None:
+    """A task that fails for a reason that may pass is tried again after a while, and then the lane works again."""
+    tries: list[tuple[str, int, float]] = []
+
+    def handle(task: Task) -> None:
+        tries.append((task.key, task.tries, time.monotonic()))
+        if task.key == "a" and task.tries < 3:
+            raise TemporaryTransferError("busy")
+
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=handle)
+    house.note(workers, task("a"))
+    until(lambda: house.state("a") == DONE, 10)
+    times = [at for key, _, at in tries if key == "a"]
+    assert [n for key, n, _ in tries if key == "a"] == [1, 2, 3]
+    assert times[1] - times[0] > 0.45
+    assert times[2] - times[1] > 0.95
+    started = time.monotonic()
+    house.note(workers, *tasks(range(50)))
+    until(lambda: house.state("lane 49") == DONE, SOON)
+    assert time.monotonic() - started < 0.9 * SOON
+    assert workers.paused("chain", "lane") == 0
+
+
+def test_a_permanent_failure_is_tried_once(house: House) -> None:
+    """A task that fails for good is tried once, and does not pause its lane."""
+    tries: list[str] = []
+
+    def handle(task: Task) -> None:
+        tries.append(task.key)
+        if task.key == "bad":
+            raise PermanentTransferError("never")
+
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=handle)
+    house.note(workers, task("bad"), task("good"))
+    until(lambda: house.state("good") == DONE, SOON)
+    assert house.state("bad") == FAILED
+    assert tries == ["bad", "good"]
+
+
+def test_a_final_failure_is_not_tried_again(house: House) -> None:
+    """A handler may end a task for good although the reason may pass; its lane still pauses, and the pause is known."""
+    tries: list[str] = []
+
+    def handle(task: Task) -> Result:
+        tries.append(task.key)
+        return Result(reply="failed", error=ConnectionFailed("down"), final=True)
+
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=handle)
+    house.note(workers, task("a"), task("b"))
+    until(lambda: house.state("b") == FAILED, SOON)
+    assert tries == ["a", "b"]
+    assert workers.paused("chain", "lane") > 0  # although nothing is left that could be tried
+
+
+def test_failures_of_one_outage_count_once(house: House) -> None:
+    """Many tries that were begun together and fail one after the other pause their lane once, for a second."""
+    gate = threading.Event()
+    tried: list[float] = []
+
+    def handle(task: Task) -> None:
+        tried.append(time.monotonic())
+        if task.tries == 1 and not gate.is_set():
+            gate.wait(10)
+            time.sleep(int(task.key.split()[1]) * 0.2)
+            raise ConnectionFailed("down")
+
+    workers = house.workers(9)
+    workers.register("chain", "work", limit=8, handler=handle)
+    house.note(workers, *tasks(range(8)))
+    until(lambda: len(tried) == 8, SOON)
+    gate.set()
+    until(lambda: all(house.state(f"lane {n}") == DONE for n in range(8)), 10)
+
+
+def test_a_long_run_does_not_keep_a_paused_lane_shut(house: House) -> None:
+    """When one task fails while another of the lane runs long, the lane is probed and opened beside the long one."""
+    gate = threading.Event()
+
+    def handle(task: Task) -> None:
+        if task.key == "long":
+            gate.wait(20)
+        if task.key == "fails once" and task.tries == 1:
+            raise TemporaryTransferError("it changed")
+
+    workers = house.workers()
+    workers.register("chain", "work", limit=2, handler=handle)
+    house.note(workers, task("long"), task("fails once"))
+    house.note(workers, *tasks(range(20)))
+    until(lambda: house.state("fails once") == house.state("lane 19") == DONE, 10)
+    assert house.state("long") == WAITING
+    gate.set()
+    until(lambda: house.state("long") == DONE, SOON)
+
+
+def test_exceptions_kill_no_thread(house: House) -> None:
+    """Whatever a handler raises, all threads stay, and the task is tried again."""
+    workers = house.workers(2)
+
+    def handle(task: Task) -> None:
+        if task.tries == 1:
+            raise (RuntimeError, KeyError, TrollmovesError)[int(task.key) % 3]("a bug")
+
+    workers.register("chain", "work", limit=1, handler=handle)
+    house.note(workers, *(task(n, f"lane {n}") for n in range(12)))
+    until(lambda: all(house.state(str(n)) == (FAILED if n % 3 == 2 else DONE) for n in range(12)), 10)
+
+
+def test_not_now_is_no_failure(house: House) -> None:
+    """A handler that says not now is called again when it said, and its lane goes on meanwhile."""
+    runs: list[tuple[str, float]] = []
+
+    def handle(task: Task) -> Result | None:
+        runs.append((task.key, time.monotonic()))
+        return Result(again_in=0.3) if task.key == "a" and task.tries == 1 else None
+
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=handle)
+    house.note(workers, task("a"), task("b"))
+    until(lambda: house.state("a") == house.state("b") == DONE, SOON)
+    assert [key for key, _ in runs] == ["a", "b", "a"]
+    assert runs[2][1] - runs[0][1] >= 0.3
+
+
+def test_backoff_doubles_up_to_a_limit() -> None:
+    """Waits double from a second to minutes, with jitter, whatever the count."""
+    for tries, most in ((1, 1.0), (2, 2.0), (5, 16.0), (50, BACKOFF_MOST), (10_000, BACKOFF_MOST)):
+        waits = [backoff(tries) for _ in range(50)]
+        assert most / 2 <= min(waits) < max(waits) <= most
+
+
+# -- what follows
+
+
+def test_what_follows_is_run(house: House) -> None:
+    """The tasks that follow from one are run, in lanes and kinds of their own."""
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=lambda t: Result(then=[task(t.key, "other", kind="next")]))
+    workers.register("chain", "next", limit=1, handler=lambda _: None)
+    house.note(workers, *(task(n) for n in range(50)))
+    until(lambda: all(house.state(str(n), "next") == DONE for n in range(50)), SOON)
+
+
+def test_after_comes_when_the_journal_has_it(house: House) -> None:
+    """Whoever is told of the end of a task finds it in the journal, with what follows; trouble there harms nothing."""
+    seen: list[tuple[Any, ...]] = []
+
+    def handle(one: Task) -> Result:
+        def after() -> None:
+            seen.append((house.state(one.key), house.state(one.key, "next"), threading.current_thread().name))
+            raise RuntimeError("trouble of whoever was told")
+
+        return Result(then=[task(one.key, kind="next")], after=after)
+
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=handle)
+    house.note(workers, task("a"), task("b"))
+    until(lambda: len(seen) == 2, SOON)
+    assert seen == [(DONE, WAITING, "clerk")] * 2
+
+
+# -- starters
+
+
+def test_starters_are_finished_from_another_thread(house: House) -> None:
+    """A starter begins up to its limit at once, without a thread each, and the end may be told from any thread."""
+    begun: list[tuple[Task, Callable[[Result], None]]] = []
+    workers = house.workers(1)
+    workers.register("chain", "work", limit=32, starter=lambda task, finish: begun.append((task, finish)))
+    house.note(workers, *tasks(range(100)))
+    until(lambda: len(begun) == 32, SOON)
+    assert workers.in_hand("chain") == workers.in_hand() == 32
+    assert workers.taken("chain", "lane") == {task.id for task, _ in begun}
+    ended = 0
+    while ended < 100:
+        until(lambda: len(begun) > ended, SOON)  # noqa: B023
+        threading.Thread(target=begun[ended][1], args=(Result(reply="r"),)).start()
+        ended += 1
+        assert len(begun) - ended <= 32
+    until(lambda: house.journal.count()["done"] == 100, SOON)
+    assert [task.key for task, _ in begun] == [f"lane {n}" for n in range(100)]
+
+
+def test_a_starter_that_raises_has_failed(house: House) -> None:
+    """What a starter raises is the failure of its task."""
+
+    def start(task: Task, finish: Callable[[Result], None]) -> None:
+        if task.tries == 1:
+            raise RuntimeError("a bug")
+        if task.key == "bad":
+            raise PermanentTransferError("never")
+        finish(Result())
+
+    workers = house.workers()
+    workers.register("chain", "work", limit=5, starter=start)
+    house.note(workers, task("bad"), task("good"))
+    until(lambda: house.state("good") == DONE, 10)
+    until(lambda: house.state("bad") == FAILED, 10)
+
+
+def test_a_task_ends_once(house: House) -> None:
+    """The first end of a task counts; one that is told later changes nothing."""
+
+    def start(_: Task, finish: Callable[[Result], None]) -> None:
+        finish(Result(reply="first"))
+        finish(Result(error=PermanentTransferError("second")))
+
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, starter=start)
+    house.note(workers, *tasks(range(5)))
+    until(lambda: house.journal.count()["done"] == 5, SOON)
+    assert workers.in_hand() == 0
+    found = house.journal.find("chain", "work", "lane 0")
+    assert found is not None
+    assert found.reply == "first"
+
+
+# -- time
+
+
+def test_a_task_runs_when_it_is_due(house: House) -> None:
+    """A task due in the future runs then, without being asked for, and no earlier."""
+    ran: dict[str, float] = {}
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=lambda task: ran.update({task.key: time.time()}))
+    due = time.time() + 0.4
+    house.note(workers, task("b", due=due + 0.3), task("a", due=due))
+    house.note(workers, task("c", "other", due=due + 0.1))
+    until(lambda: len(ran) == 3, SOON)
+    for key, at in (("a", due), ("b", due + 0.3), ("c", due + 0.1)):
+        assert at <= ran[key] < at + 2
+
+
+def test_what_is_due_later_is_found_after_a_restart(house: House) -> None:
+    """A task due in the future runs when due also if an earlier process noted it."""
+    house.journal.note([task("a", due=time.time() + 0.3)])
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=lambda _: None)
+    assert house.state("a") == WAITING
+    until(lambda: house.state("a") == DONE, SOON)
+
+
+def test_nothing_begins_too_early(house: House) -> None:
+    """A kind may be told to begin a little later, and then does."""
+    ran: list[float] = []
+    workers = house.workers()
+    started = time.monotonic()
+    workers.register("chain", "work", limit=1, handler=lambda _: ran.append(time.monotonic()), begin_in=0.3)
+    house.note(workers, task("a"))
+    until(lambda: ran, SOON)
+    assert ran[0] - started >= 0.29
+
+
+def test_no_wakeup_is_lost(house: House) -> None:
+    """Of thousands noted from four threads, while their lanes run dry and fill again, each runs once within seconds."""
+    ran: Counter[str] = Counter()
+    workers = house.workers(4)
+    workers.register("chain", "work", limit=2, handler=lambda task: ran.update([task.key]))
+
+    def note(n: int) -> None:
+        for turn in range(500):
+            house.note(workers, *(task(f"{n} {turn} {k}", f"lane {turn * k % 7}") for k in range(turn % 5)))
+            if turn % 50 == 0:
+                time.sleep(0.01)
+
+    threads = [threading.Thread(target=note, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until(lambda: house.journal.count()["waiting"] == 0, 2 * SOON)
+    assert house.journal.count()["done"] == len(ran) == 4 * 1000
+    assert set(ran.values()) == {1}
+
+
+def test_no_worker_is_lost(house: House) -> None:
+    """Lanes that run dry and fill again thousands of times do not come to a halt."""
+    workers = house.workers(3)
+    workers.register("chain", "work", limit=1, handler=lambda _: None)
+    for turn in range(400):
+        house.note(workers, *(task(f"{turn} {n}", f"lane {turn % 3}") for n in range(17)))
+    until(lambda: house.journal.count()["waiting"] == 0, 2 * SOON)
+
+
+def test_running_costs_little(house: House) -> None:
+    """Noting and running a task takes no longer than ten commits of one row."""
+    started = time.perf_counter()
+    for n in range(500):
+        house.journal.note([task(n, kind="nobody's")])
+    commit = (time.perf_counter() - started) / 500
+    workers = house.workers()
+    workers.register("chain", "work", limit=4, handler=lambda _: None)
+    started = time.perf_counter()
+    for start in range(0, 3000, 50):
+        house.note(workers, *tasks(range(start, start + 50)))
+    until(lambda: house.state("lane 2999") == DONE, 2 * SOON)
+    assert (time.perf_counter() - started) / 3000 < 10 * commit
+
+
+# -- stop
+
+
+def test_stop_gives_what_runs_its_time(house: House) -> None:
+    """Stopping waits for what runs, writes its end, begins nothing more, and leaves no thread behind."""
+    before = set(threading.enumerate())
+    gauge = Gauge()
+    gate = gauge.shut("lane")
+    workers = house.workers()
+    workers.register("chain", "work", limit=2, handler=gauge)
+    house.note(workers, *tasks(range(50)))
+    until(lambda: gauge.running["lane"] == 2, SOON)
+    threading.Timer(0.2, gate.set).start()
+    assert workers.stop(SOON)
+    assert len(gauge.begun) == 2
+    assert house.journal.count() == {"waiting": 48, "done": 2, "failed": 0}
+    until(lambda: set(threading.enumerate()) <= before, SOON, "threads end")
+
+
+def test_stop_keeps_to_its_time(house: House) -> None:
+    """Stopping returns when its time is over although something still runs, and that is done again after a restart."""
+    gauge = Gauge()
+    gate = gauge.shut("lane")
+    workers = house.workers(16)
+    workers.register("chain", "work", limit=10, handler=gauge)
+    house.note(workers, *tasks(range(50)))
+    until(lambda: gauge.running["lane"] == 10, SOON)
+    started = time.monotonic()
+    assert not workers.stop(0.3)
+    assert 0.3 <= time.monotonic() - started < 1.8
+    gate.set()
+    house.journal.close()
+    house.open()
+    assert house.journal.count()["waiting"] == 50
+    again = house.workers()
+    again.register("chain", "work", limit=10, handler=lambda _: None)
+    until(lambda: house.journal.count()["done"] == 50, SOON)
+
+
+def test_stop_in_a_burst_loses_nothing(house: House) -> None:
+    """Stopped again and again in a burst, and started anew on the same journal, all is run, and nothing twice."""
+    ran: Counter[str] = Counter()
+    house.journal.note(tasks(range(3000)))
+    for _ in range(5):
+        workers = house.workers()
+        workers.register("chain", "work", limit=4, handler=lambda task: ran.update([task.key]))
+        count = len(ran)
+        until(lambda: len(ran) > min(count + 100, 2999), SOON)  # noqa: B023
+        assert workers.stop(SOON)
+        house.journal.close()
+        house.open()
+        assert house.journal.count()["done"] == len(ran)
+    house.workers().register("chain", "work", limit=4, handler=lambda task: ran.update([task.key]))
+    until(lambda: house.journal.count()["done"] == 3000, SOON)
+    assert set(ran.values()) == {1}
+
+
+def test_stop_before_the_start_and_twice(house: House) -> None:
+    """Workers that never started can be stopped, and so can those that are stopped."""
+    workers = Workers(house.journal, 2)
+    assert workers.stop(1)
+    started = house.workers()
+    assert started.stop(1)
+    assert started.stop(1)
+
+
+def test_stop_ends_although_the_journal_cannot_be_written(house: House) -> None:
+    """A journal that does not take the last ends does not keep the threads."""
+    before = set(threading.enumerate())
+    gauge = Gauge()
+    gate = gauge.shut("lane")
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=gauge)
+    house.note(workers, task("a"))
+    until(lambda: gauge.running["lane"], SOON)
+    house.journal.close()
+    gate.set()
+    workers.stop(0.2)
+    until(lambda: set(threading.enumerate()) <= before, 2 * SOON, "threads end")
+    house.open()
+    assert house.state("a") == WAITING
+
+
+# -- reload
+
+
+def test_a_forgotten_chain_rests(house: House) -> None:
+    """Nothing more is begun of a chain that was forgotten, what runs goes on, and its lanes are let go of."""
+    gauge = Gauge()
+    gate = gauge.shut("lane")
+    workers = house.workers()
+    workers.register("chain", "work", limit=1, handler=gauge)
+    house.note(workers, *tasks(range(10)))
+    until(lambda: gauge.running["lane"] == 1, SOON)
+    workers.forget("chain")
+    gate.set()
+    until(lambda: house.journal.count() == {"waiting": 9, "done": 1, "failed": 0}, SOON)
+    until(lambda: "0 tasks in 0 lanes" in repr(workers), SOON)
+    assert gauge.begun == ["lane 0"]
+    found = house.journal.find("chain", "work", "lane 5")
+    assert found is not None
+    assert found.tries == 0
+
+
+def test_reloading_runs_nothing_twice_at_once(house: House) -> None:
+    """A chain forgotten and registered again and again, while it is fed, runs each task, and none twice at one time."""
+    running: Counter[str] = Counter()
+    ran: Counter[str] = Counter()
+    twice: list[str] = []
+    lock = threading.Lock()
+
+    def handle(task: Task) -> None:
+        with lock:
+            running[task.key] += 1
+            ran[task.key] += 1
+            if running[task.key] > 1:
+                twice.append(task.key)
+        time.sleep(0.001)
+        with lock:
+            running[task.key] -= 1
+
+    workers = house.workers()
+    for turn in range(100):
+        workers.register("chain", "work", limit=3, handler=handle)
+        house.note(workers, *(task(f"{turn} {n}", f"lane {n % 2}") for n in range(10)))
+        time.sleep(0.002)
+        workers.forget("chain")
+    workers.register("chain", "work", limit=3, handler=handle)
+    until(lambda: house.journal.count()["done"] == 1000, 2 * SOON)
+    assert not twice
+    assert set(ran.values()) == {1}
+
+
+def test_reloading_with_starters_runs_nothing_twice_at_once(house: House) -> None:
+    """What a starter of before the reload has in hand is not begun by the new one, but after its end when it failed."""
+    first: list[tuple[Task, Callable[[Result], None]]] = []
+    second: list[str] = []
+
+    def start_again(task: Task, finish: Callable[[Result], None]) -> None:
+        second.append(task.key)
+        finish(Result())
+
+    workers = house.workers()
+    workers.register("chain", "work", limit=2, starter=lambda task, finish: first.append((task, finish)))
+    house.note(workers, *tasks(range(4)))
+    until(lambda: len(first) == 2, SOON)
+    workers.forget("chain")
+    workers.register("chain", "work", limit=4, starter=start_again)
+    until(lambda: len(second) == 2, SOON)
+    assert second == ["lane 2", "lane 3"]
+    for _, finish in first:
+        finish(Result(error=ConnectionFailed("this side stops")))
+    until(lambda: house.journal.count()["done"] == 4, 10)
+
+
+def test_what_is_noted_during_a_reload_is_run(house: House) -> None:
+    """A task noted at the very moment at which its chain is registered is not left lying."""
+    workers = house.workers()
+    workers.register("other", "work", limit=1, handler=lambda _: None)
+    for turn in range(60):
+        chain = f"chain {turn}"
+        noting = threading.Thread(target=lambda chain=chain: house.note(workers, Task(chain, "work", "a", "lane", "")))
+        noting.start()
+        workers.register(chain, "work", limit=1, handler=lambda _: None)
+        noting.join()
+    until(lambda: house.journal.count()["done"] == 60, SOON)
+
+
+def test_a_task_offered_late_is_not_run_again(house: House) -> None:
+    """A task that ran from the journal before whoever noted it says so, or that is offered again, runs once."""
+    ran: Counter[str] = Counter()
+    workers = house.workers()
+    ((early, _),) = house.journal.note([task("early")])
+    workers.register("chain", "work", limit=1, handler=lambda task: ran.update([task.key]))
+    until(lambda: house.state("early") == DONE, SOON)
+    until(lambda: "in 0 lanes" in repr(workers), SOON)
+    workers.expect([early])
+    late = house.note(workers, task("late"))
+    until(lambda: house.state("late") == DONE, SOON)
+    workers.expect([early, *late])
+    house.note(workers, task("last"))
+    until(lambda: house.state("last") == DONE, SOON)
+    assert ran == {"early": 1, "late": 1, "last": 1}
