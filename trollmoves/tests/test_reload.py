@@ -67,7 +67,7 @@ def test_edited_in_place(two: Two) -> None:
 
 def test_replaced_by_rename(two: Two) -> None:
     """A file that is replaced by another one is taken over, again and again."""
-    for number in range(1, 4):
+    for number in range(1, 3):
         two.sections["hrit"]["topic"] = f"/new/{number}"
         two.server.reconfigure(two.sections)
         two.server.wait_for_line(TAKEN_OVER, number)
@@ -154,8 +154,7 @@ def test_broken_file(two: Two, text: str) -> None:
     two.works("modis")
     two.sections["hrit"]["topic"] = "/new"
     two.server.reconfigure(two.sections)
-    two.server.wait_for_line(TAKEN_OVER)
-    two.works("hrit", "/new")
+    two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 1 as before")
 
 
 def test_one_broken_section(two: Two) -> None:
@@ -203,11 +202,11 @@ def test_nothing_is_left_of_old_sections(two: Two) -> None:
     two.works("hrit")
     two.works("modis")
     before = holds()
-    for number in range(1, 9):
+    for number in range(1, 6):
         two.sections["hrit"]["topic"] = f"/new/{number}"
         two.server.reconfigure(two.sections)
         two.server.wait_for_line(TAKEN_OVER, number)
-    two.works("hrit", "/new/8")
+    two.works("hrit", "/new/5")
     until(lambda: all(now <= then + 1 for now, then in zip(holds(), before, strict=True)), what=f"{before} {holds()}")
 
 
