@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from trollmoves import urls
 from trollmoves.errors import TransferError, TrollmovesError
-from trollmoves.movers import MOVERS, close_connections, options
+from trollmoves.movers import MOVERS, Mover, close_connections, options
 
 REFRESH = 0.2  # seconds between two states of the progress line
 BAR = 24  # characters
@@ -35,6 +35,7 @@ class Progress:
     sent: int = 0
     done: int = 0
     failed: int = 0
+    running: dict[str, Mover] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, size: int, *, delivered: bool) -> None:
@@ -51,11 +52,13 @@ class Progress:
 
     def line(self) -> str:
         """Return the bar, files, bytes and rate."""
-        share = self.sent / self.total if self.total else self.done / max(self.files, 1)
+        under_way = [mover.source.position for mover in list(self.running.values()) if mover.source]
+        sent = min(self.sent + sum(under_way), self.total)
+        share = sent / self.total if self.total else self.done / max(self.files, 1)
         filled = int(share * BAR)
         return (
             f"[{'#' * filled}{'.' * (BAR - filled)}] {self.done}/{self.files} files, "
-            f"{in_units(self.sent)} of {in_units(self.total)}, {in_units(self.sent / self.seconds)}/s"
+            f"{in_units(sent)} of {in_units(self.total)}, {in_units(sent / self.seconds)}/s"
         )
 
     def end_line(self, verb: str, destination: str) -> str:
@@ -161,10 +164,16 @@ def _deliver_all(given: argparse.Namespace, origins: list[str], destination: Any
     printable = urls.printable(destination)
     shown = None if given.quiet else sys.stdout
     jobs = max(1, given.jobs)
-    attrs.setdefault("max_connections", jobs)
+    if destination.scheme != "file":
+        attrs.setdefault("max_connections", jobs)
     with ThreadPoolExecutor(jobs) as threads, _Bar(progress, shown):
         futures = {
-            threads.submit(_deliver, origin, destination, attrs, given.backup, move=given.move): origin
+            threads.submit(
+                _deliver,
+                MOVERS[destination.scheme](origin, destination, attrs, given.backup),
+                progress,
+                move=given.move,
+            ): origin
             for origin in origins
         }
         try:
@@ -178,20 +187,23 @@ def _deliver_all(given: argparse.Namespace, origins: list[str], destination: Any
     return FAILED if progress.failed else OK
 
 
-def _deliver(origin: str, destination: Any, attrs: dict[str, Any], backup: list[str], *, move: bool) -> int:
-    """Deliver one file; return its size."""
-    size = _size(origin)
-    mover = MOVERS[destination.scheme](origin, destination, attrs, backup)
-    if move:
-        mover.move()
-    else:
-        mover.copy()
-    return size
-
-
-def _count(future: Future[int], origin: str, progress: Progress) -> None:
+def _deliver(mover: Mover, progress: Progress, *, move: bool) -> None:
+    """Deliver one file, and count it."""
+    size = _size(mover.origin)
+    progress.running[mover.origin] = mover
     try:
-        progress.add(future.result(), delivered=True)
+        if move:
+            mover.move()
+        else:
+            mover.copy()
+    finally:
+        del progress.running[mover.origin]
+    progress.add(size, delivered=True)
+
+
+def _count(future: Future[None], origin: str, progress: Progress) -> None:
+    try:
+        future.result()
     except TrollmovesError as error:
         progress.add(0, delivered=False)
         again = " (another try may succeed)" if isinstance(error, TransferError) and error.temporary else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import ParseResult
 
 from trollmoves import urls
-from trollmoves.errors import BadDestination
+from trollmoves.errors import BadDestination, PermanentTransferError
 from trollmoves.movers.base import Mover, clean_partials, is_partial, parsed
 from trollmoves.movers.file import FileMover
 
@@ -106,11 +106,21 @@ def move_it(
     place = _CLASSES.get(target.scheme)
     if place is None:
         raise BadDestination(f"{urls.printable(target)}: no mover knows the scheme {target.scheme!r}")
-    mover = _mover_class(place)(pathname, target, attrs, backup_targets)
+    mover = _installed(target.scheme, place)(pathname, target, attrs, backup_targets)
     mover.copy()
     if hook is not None:
         hook(mover.origin, mover.destination)
     return mover.destination
+
+
+def _installed(scheme: str, place: str) -> type[Mover]:
+    try:
+        return _mover_class(place)
+    except ModuleNotFoundError as error:
+        extra = "s3" if scheme == "s3" else "ssh"
+        raise PermanentTransferError(
+            f"deliveries by {scheme} need {error.name}, which is not installed: pip install 'trollmoves[{extra}]'"
+        ) from error
 
 
 def _below(destination: ParseResult, rel_path: str) -> ParseResult:

@@ -116,6 +116,14 @@ class Source:
         return os.fdopen(self.fd, "rb", buffering=0, closefd=False)
 
     @property
+    def position(self) -> int:
+        """How many bytes have been read so far; any thread may ask, for a progress bar."""
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_CUR)
+        except OSError:
+            return self.size
+
+    @property
     def mode(self) -> int:
         """The permissions a copy gets before the umask: the origin's, never writable for everyone."""
         return self.status.st_mode & 0o775
@@ -194,6 +202,7 @@ class Mover(ABC):
         self.destination = parsed(destination)
         self.attrs: Mapping[str, Any] = attrs or {}
         self.backup_targets = backup_targets or ()
+        self.source: Source | None = None
 
     def __str__(self) -> str:
         return f"{self.origin} to {urls.printable(self.destination)}"
@@ -227,6 +236,7 @@ class Mover(ABC):
 
     def deliver(self, far: FarEnd, source: Source) -> None:
         """Make one try to put ``source`` to its place at ``far``, whole."""
+        self.source = source
         final = self._final_path(far)
         if self.is_there(source, final):
             return

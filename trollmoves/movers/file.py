@@ -15,6 +15,7 @@ from trollmoves.movers.base import FarEnd, Mover, Source, translated
 
 SMALL = 1 << 20  # bytes that are read and written at once, which is cheaper than asking the kernel for clever ways
 BLOCK = 1 << 20
+AT_ONCE = 1 << 26  # bytes the kernel is asked to copy in one call
 _FICLONE = 0x40049409  # fcntl has no name for it before Python 3.12
 _NOT_OFFERED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
 DIRECTORY_MODE = 0o775  # before the umask
@@ -195,11 +196,9 @@ def _copy_large(source: Source, target: int) -> None:
     done = 0
     with suppress(OSError):  # what a kernel, or a file system, does not offer the loop below does, or fails on clearly
         while done < source.size:
-            sent = os.copy_file_range(source.fd, target, source.size - done, done, done)
+            sent = os.copy_file_range(source.fd, target, min(AT_ONCE, source.size - done))
             if not sent:
                 break
             done += sent
-    os.lseek(target, done, os.SEEK_SET)
-    while block := os.pread(source.fd, BLOCK, done):
+    while block := os.read(source.fd, BLOCK):
         _write(target, block)
-        done += len(block)

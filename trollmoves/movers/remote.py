@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import time
@@ -60,15 +61,13 @@ class RemoteMover(Mover):
 
     def login(self) -> Login:
         """Return whom to connect to, of the destination as it is now."""
-        host = urls.host(self.destination)
-        if not host:
-            raise BadDestination(f"{urls.printable(self.destination)}: names no host")
-        at = self.destination
-        return Login(at.scheme, host, urls.port(at), urls.user(at), urls.password(at))
+        return _login_of(self.destination._replace(path=""))
 
     def _destinations(self) -> Iterator[ParseResult]:
         first = self.destination
         yield first
+        if not self.backup_targets:
+            return
         login, at, _ = first.netloc.rpartition("@")
         port = urls.port(first)
         for target in self.backup_targets:
@@ -150,6 +149,15 @@ class RemoteMover(Mover):
     @property
     def _place(self) -> str:
         return urls.printable(self.destination._replace(path=""))
+
+
+@functools.lru_cache(maxsize=64)
+def _login_of(destination: ParseResult) -> Login:
+    """Read the URL of a host, which takes longer than a small file may."""
+    host = urls.host(destination)
+    if not host:
+        raise BadDestination(f"{urls.printable(destination)}: names no host")
+    return Login(destination.scheme, host, urls.port(destination), urls.user(destination), urls.password(destination))
 
 
 def _leaves_usable(error: BaseException) -> bool:

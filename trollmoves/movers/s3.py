@@ -275,4 +275,11 @@ def shared_clients() -> Trunks[Any]:
 
 @functools.lru_cache(maxsize=1)
 def _clients_of(process: int) -> Trunks[Any]:  # noqa: ARG001  (the key)
+    for name in ("botocore.auth", "botocore.endpoint", "botocore.hooks", "botocore.parsers", "urllib3.connectionpool"):
+        logging.getLogger(name).addFilter(_tells_no_token)
     return Trunks(lambda client: client.close(), lambda _: True, CLIENTS_SHARED_BY)
+
+
+def _tells_no_token(record: logging.LogRecord) -> bool:
+    """Keep back what would show the headers of a request, a session token among them."""
+    return record.levelno > logging.DEBUG

@@ -184,9 +184,11 @@ class ScpConnection(Connection):
                 if not block:
                     source.check_unchanged()
                     raise OSError(errno.EIO, "the file ended too early", source.path)
-                self._channel.sendall(block)
                 left -= len(block)
-        self._say(OK)
+                self._channel.sendall(block if left else block + OK)
+            if not source.size:
+                self._channel.sendall(OK)
+        self._expect_ok()
 
     @property
     def _channel(self) -> paramiko.Channel:

@@ -64,6 +64,8 @@ class SftpConnection(Connection):
         self._number = 0
         self._in_step = True
         self._buffer = bytearray()
+        self._outbox: list[bytes] = []
+        self._outbox_size = 0
         self._answers: dict[int, tuple[int, bytes]] = {}
         self._sent: tuple[str, int] | None = None
         self._extensions = self._begin()
@@ -249,15 +251,29 @@ class SftpConnection(Connection):
         return NoSpace if free_blocks == 0 or (files and free_files == 0) else TemporaryTransferError
 
     def _send(self, kind: int, *parts: bytes) -> int:
-        """Send a request; return its number, under which its answer will be found."""
+        """Send a request; return its number, under which its answer will be found.
+
+        Small requests wait for each other, until somebody waits for an answer: one packet costs less than three.
+        """
         self._number = (self._number + 1) & 0xFFFFFFFF
         length = 5 + sum(map(len, parts))
-        with ssh_told():
-            self._channel.sendall(b"".join((struct.pack(">IBI", length, kind, self._number), *parts)))
+        self._outbox += (struct.pack(">IBI", length, kind, self._number), *parts)
+        self._outbox_size += length
+        if self._outbox_size >= CHUNK:
+            self._flush()
         return self._number
+
+    def _flush(self) -> None:
+        if self._outbox:
+            data = b"".join(self._outbox)
+            self._outbox.clear()
+            self._outbox_size = 0
+            with ssh_told():
+                self._channel.sendall(data)
 
     def _answer(self, number: int) -> tuple[int, bytes]:
         """Wait for one answer; those to other requests, which may come before, are kept for who asks for them."""
+        self._flush()
         while number not in self._answers:
             kind, data = self._packet()
             self._answers[struct.unpack_from(">I", data)[0]] = kind, data[4:]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trollmoves.errors import AuthenticationFailed, PermanentTransferError
+from trollmoves.errors import AuthenticationFailed, ConnectionFailed, PermanentTransferError
 from trollmoves.movers import move_it
 from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.contract import MoverContract, Place
-from trollmoves.tests.servers.process import HOST
+from trollmoves.tests.servers.process import HOST, free_port
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed, client
 
 
@@ -136,6 +137,15 @@ class TestS3OnSeaweed(MoverContract):
         }
         move_it(origin, place.url(f"{here}/f"), place.attrs | more)
         assert place.files.s3.head_object(Bucket=BUCKET, Key=f"{here}/f")["ContentType"] == "application/x-hrit"
+
+    def test_session_token_is_not_told(self, place: Place, origin: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """A session token, which boto3 shows among the headers of a request, stands in no log line."""
+        for name in ("", "botocore", "botocore.auth", "botocore.endpoint", "botocore.hooks", "urllib3", "boto3"):
+            caplog.set_level(1, name or None)
+        attrs = place.attrs | {"token": "t0ken/t0ken", "endpoint_url": f"http://{HOST}:{free_port()}"}
+        with pytest.raises(ConnectionFailed) as caught:
+            move_it(origin, place.url("x/"), attrs)
+        assert "t0ken" not in caplog.text + "".join(traceback.format_exception(caught.value))
 
     def test_nonsense_arguments(self, place: Place, origin: Path, here: str) -> None:
         """Arguments that boto3 does not know are a permanent error."""
