@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from trollmoves.tests.feeding import PATTERN, Feeder
 from trollmoves.tests.hearing import HOST, Ear
@@ -27,6 +28,7 @@ REPOSITORY = Path(__file__).parents[2]
 TOPIC = "/1b/hrit-segment/0deg"
 READY = 30.0  # s that a daemon has to come up on a busy machine
 
+T = TypeVar("T", bound=socket.socket)
 Sections = Mapping[str, Mapping[str, object]]
 
 
@@ -162,10 +164,15 @@ class Site:
 
         The socket that holds it never listens, so another one may, as long as both allow that the address is reused.
         """
-        holder = self._ending.enter_context(socket.socket())
+        holder = self.keep(socket.socket())
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("", 0))
         return int(holder.getsockname()[1])
+
+    def keep(self, thing: T) -> T:
+        """Close something at the end."""
+        self._ending.callback(thing.close)
+        return thing
 
     def folder(self, name: str) -> Path:
         """Make a folder."""
