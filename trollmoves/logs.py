@@ -175,7 +175,10 @@ def _ours(handler: logging.Handler) -> logging.Handler:
 def _quieten(configured: set[str], verbose: bool) -> None:
     for name, level in _OTHERS.items():
         if name not in configured:
-            logging.getLogger(name).setLevel(level if verbose else logging.WARNING)
+            logger = logging.getLogger(name)
+            logger.setLevel(level if verbose else logging.WARNING)
+            for handler in [one for one in logger.handlers if type(one) is logging.StreamHandler]:
+                logger.removeHandler(handler)  # pyinotify brings one, so that each of its lines would come twice
 
 
 def _open_up(configured: set[str]) -> None:

@@ -32,8 +32,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def section(site: Site, role: str, **options: object) -> dict[str, object]:
     """Give a section that can be used."""
     if role == "server":
-        return server_section(site.folder("in"), site.port(), **options)
-    return client_section(site.port(), site.folder("out"), site.port(), **options)
+        return server_section(site.folder("in"), site.port()) | options
+    return client_section(site.port(), site.folder("out"), site.port()) | options
 
 
 def port_option(role: str) -> str:
