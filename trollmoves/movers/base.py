@@ -128,6 +128,16 @@ class Source:
         """The permissions a copy gets before the umask: the origin's, never writable for everyone."""
         return self.status.st_mode & 0o775
 
+    def is_at(self, path: str) -> bool:
+        """Tell whether ``path`` is this file, as it was when it was opened."""
+        now, then = os.stat(path), self.status
+        return (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) == (
+            then.st_dev,
+            then.st_ino,
+            then.st_size,
+            then.st_mtime_ns,
+        )
+
     def check_unchanged(self) -> None:
         """Raise ``OriginChanged`` when somebody wrote to the file since it was opened."""
         now = os.fstat(self.fd)
@@ -220,9 +230,19 @@ class Mover(ABC):
         """
 
     def move(self) -> None:
-        """Deliver the file, then remove the origin."""
+        """Deliver the file, then remove the origin; one that was replaced meanwhile stays (``OriginChanged``).
+
+        Raises:
+            TransferError: as ``copy``; or the file was delivered, but its origin is still there.
+        """
         self.copy()
+        self.remove_origin()
+
+    def remove_origin(self) -> None:
+        """Remove what was delivered, and nothing else."""
         with translated(f"{self.origin} was delivered, but cannot be removed"):
+            if self.source is not None and not self.source.is_at(self.origin):
+                raise OriginChanged(f"{self.origin} was delivered, but another file has its name now, which stays")
             os.unlink(self.origin)
 
     def option(self, name: str) -> Any:

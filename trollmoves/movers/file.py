@@ -90,7 +90,7 @@ class FileMover(Mover):
                 return
             if os.path.islink(self.origin) or self.is_there(source, final) or not _renamed(source, final, files):
                 self.deliver(files, source)
-                os.unlink(self.origin)
+                self.remove_origin()
 
     def is_there(self, source: Source, final: str) -> bool:
         """Tell whether ``final`` is the source's own inode."""

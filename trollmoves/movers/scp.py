@@ -74,10 +74,18 @@ class ScpConnection(Connection):
         self._sink: paramiko.Channel | None = None
         self._inside: list[str] = []
         self._files: FarEnd = self._best_files()
+        try:
+            # At once, so that a login that takes no further channel is known before anything is sent.
+            self._start()
+        except BaseException:
+            self._close_channels()
+            raise
 
     def _best_files(self) -> FarEnd:
         try:
             return open_sftp(self._transport, self._timeout, lambda: None)
+        except paramiko.ChannelException:
+            raise
         except (paramiko.SSHException, ConnectionFailed):
             if not self._transport.is_active():
                 raise
@@ -138,11 +146,14 @@ class ScpConnection(Connection):
 
     def close(self) -> None:
         """Close the channels, and the login with the last one."""
+        self._close_channels()
+        self._hang_up()
+
+    def _close_channels(self) -> None:
         self._stop()
         self._commands.close()
         if isinstance(self._files, Connection):
             self._files.close()
-        self._hang_up()
 
     def _start(self) -> None:
         with ssh_told():
@@ -228,5 +239,5 @@ class ScpMover(SshMover):
         return float(options.first(self.attrs, "scpclient_timeout_seconds", "stall_timeout"))
 
     def open_line(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
-        """Open the channel that renames; the one that takes files comes with the first."""
+        """Open the channels that take files and rename them."""
         return ScpConnection(transport, self.stall_timeout, hang_up, checksum=self.option("verify_checksum"))

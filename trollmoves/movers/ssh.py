@@ -25,7 +25,7 @@ from trollmoves.movers.pool import Connection, Trunk, Trunks
 from trollmoves.movers.remote import Login, RemoteMover
 
 PORT = 22
-LINES = 4  # deliveries over one login; OpenSSH's MaxSessions allows 10 channels, and one by scp takes two
+LINES = 3  # deliveries over one login; OpenSSH's MaxSessions allows 10 channels, and one by scp takes up to three
 SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
 _INSECURE = ("cbc", "3des", "arcfour")
 

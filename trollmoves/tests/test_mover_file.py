@@ -112,6 +112,17 @@ def test_a_file_delivered_onto_itself_stays(origin: Path, tmp_path: Path) -> Non
     assert (tmp_path / "other").read_bytes() == b"image" * 100
 
 
+def test_move_removes_only_what_was_delivered(origin: Path, tmp_path: Path) -> None:
+    """An origin that another file replaced during the delivery stays."""
+    mover = FileMover(origin, f"{tmp_path}/out/")
+    mover.copy()
+    (origin.parent / "new").write_bytes(b"newer")
+    (origin.parent / "new").rename(origin)
+    with pytest.raises(OriginChanged):
+        mover.remove_origin()
+    assert origin.read_bytes() == b"newer"
+
+
 def test_made_files_and_directories_are_not_world_writable(origin: Path, tmp_path: Path) -> None:
     """Even under umask 0 nobody else may write what was made; the origin's other permissions stay."""
     origin.chmod(0o746)

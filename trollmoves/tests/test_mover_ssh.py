@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from trollmoves.errors import AuthenticationFailed, UnknownHostKey
-from trollmoves.movers import move_it
+from trollmoves.movers import close_connections, move_it
 from trollmoves.tests.servers import asyncsshd, openssh
 from trollmoves.tests.servers.asyncsshd import AsyncSshd
 from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
@@ -70,6 +71,57 @@ class OnAsyncSsh(MoverContract):
         with AsyncSshd(folder / "server") as server:
             assert isinstance(server, AsyncSshd)
             yield _place(cls.scheme, server, folder)
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """Return a file to deliver."""
+    path = tmp_path / "f"
+    path.write_bytes(os.urandom(50_000))
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "scp"])
+def test_few_channels_for_each_login(scheme: str, tmp_path: Path) -> None:
+    """A server that allows only two channels for each login gets more logins."""
+    if why := openssh.missing():
+        pytest.skip(why)
+    paths = [tmp_path / str(number) for number in range(12)]
+    for path in paths:
+        path.write_bytes(os.urandom(20_000))
+    errors: list[BaseException] = []
+
+    def deliver(path: Path) -> None:
+        try:
+            move_it(path, place.url("in/"), place.attrs | {"max_connections": 6})
+        except BaseException as error:
+            errors.append(error)
+
+    with OpenSsh(tmp_path / "server", extra="MaxSessions 2") as server:
+        assert isinstance(server, OpenSsh)
+        place = _place(scheme, server, tmp_path)
+        threads = [threading.Thread(target=deliver, args=(path,)) for path in paths]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        close_connections()
+    assert errors == []
+    assert place.files.tree("in") == {path.name: path.read_bytes() for path in paths}
+
+
+def test_rename_that_replaces_nothing(tmp_path: Path, origin: Path) -> None:
+    """Where the far end cannot replace at once, what is there is removed before."""
+    if why := asyncsshd.missing():
+        pytest.skip(why)
+    with AsyncSshd(tmp_path / "server", extensions=False) as server:
+        assert isinstance(server, AsyncSshd)
+        place = _place("sftp", server, tmp_path)
+        for content in (b"one", b"another"):
+            origin.write_bytes(content)
+            move_it(origin, place.url("in/f"), place.attrs | {"fsync": True})
+            assert place.files.tree("in") == {"f": content}
+        close_connections()
 
 
 class TestSftpOnOpenSsh(OnOpenSsh):

@@ -23,9 +23,12 @@ def missing() -> str:
 
 
 class AsyncSshd(ServerProcess):
-    """A server on a free port that lets this user in by ``user_key`` or ``PASSWORD``."""
+    """A server on a free port that lets this user in by ``user_key`` or ``PASSWORD``.
 
-    def __init__(self, folder: Path) -> None:
+    Without ``extensions`` it speaks only what version 3 of SFTP has, where a rename replaces nothing.
+    """
+
+    def __init__(self, folder: Path, *, extensions: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.user = getpass.getuser()
@@ -34,7 +37,7 @@ class AsyncSshd(ServerProcess):
         self.known_hosts = folder / "known_hosts"
         kind, key = self.host_key.with_suffix(".pub").read_text().split()[:2]
         self.known_hosts.write_text("".join(f"[{host}]:{port} {kind} {key}\n" for host in (HOST, PROXY_HOST)))
-        command = [sys.executable, "-m", __name__, str(port), str(folder)]
+        command = [sys.executable, "-m", __name__, str(port), str(folder), *([] if extensions else ["plain"])]
         super().__init__(port, command, folder / "asyncssh.log", {"SSH_TEST_PASSWORD": PASSWORD})
 
 
@@ -61,4 +64,8 @@ async def serve(port: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if "plain" in sys.argv:
+        import asyncssh.sftp
+
+        asyncssh.sftp.SFTPServerHandler._extensions = []
     asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2])))
