@@ -229,10 +229,15 @@ class Site:
         config = self.config(sections, f"{name}.ini")
         return self.process(name, [sys.executable, script("move_it_client.py"), str(config), *arguments], config)
 
+    @staticmethod
+    def command(name: str, *arguments: str | Path) -> list[str]:
+        """Give what runs one of our commands."""
+        return [*_dies_with_us(), sys.executable, script(name), *map(str, arguments)]
+
     def run(self, command: str, *arguments: str | Path, seconds: float = 30) -> subprocess.CompletedProcess[str]:
         """Run one of our commands to its end."""
         return subprocess.run(
-            [*_dies_with_us(), sys.executable, script(command), *map(str, arguments)],
+            self.command(command, *arguments),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
