@@ -61,8 +61,11 @@ class Sources(Protocol):
     def told(self, task: Task) -> Told:
         """Give the announcements by source."""
 
+    def arrived(self, task: Task) -> Told:
+        """Hear that the files are here; give the announcements by source."""
+
     def over(self, task: Task) -> None:
-        """Hear that a run of the fetch has ended."""
+        """Hear that a run of the fetch has ended without them."""
 
 
 class Fetcher:
@@ -227,9 +230,7 @@ class Fetcher:
         return Result(error=error, after=(lambda: lost(task, error)) if lost else None)
 
     def _acknowledge_others(self, attempt: Attempt) -> None:
-        told = self._sources.told(attempt.task)
-        self._sources.over(attempt.task)
-        for source, announcement in told.items():
+        for source, announcement in self._sources.arrived(attempt.task).items():
             if source != attempt.source:
                 self.acknowledge(source, announcement)
 

@@ -19,6 +19,7 @@ from trollmoves.peers import Peers
 log = logging.getLogger(__name__)
 
 KIND = "fetch"
+ARRIVED = 10_000  # tasks remembered until the journal surely has them
 _GENERATION = "\n#"  # in the key of a task, before the number of the content; no file is announced under such a name
 
 Told = dict[str, str]
@@ -79,6 +80,7 @@ class Fetches:
         self._lock = threading.Lock()  # what is heard and what is caught up with meet in the same tasks
         self._changed: dict[int, Task] = {}  # while announcements are noted: what is to be written of known tasks
         self._late: dict[int, Told] = {}  # by task: sources that may have come after it was taken in hand
+        self._arrived: dict[int, None] = {}  # tasks that may not be done in the journal yet, the latest last
 
     def note(self, messages: Sequence[Message], sources: Iterable[tuple[str, Source]], rank: int) -> list[Task]:
         """Note announcements, and how far the logs of their sources are had; give the fetches that are new."""
@@ -155,10 +157,11 @@ class Fetches:
             newest.told[source] = text
             self._change(current, newest)
         self._change(known, fetch)
-        if current.state != DONE:
-            self._late.setdefault(current.id, {})[source] = text
-        elif self._acknowledge:
-            self._acknowledge(source, text)
+        self._late[current.id] = {**self._late.get(current.id, {}), source: text}
+        if current.state == DONE or current.id in self._arrived:
+            for late, announcement in self._late.pop(current.id, {}).items():
+                if self._acknowledge:
+                    self._acknowledge(late, announcement)
 
     def _current(self, known: Task, fetch: Fetch) -> Task:
         """Give the task that fetches the newest content."""
@@ -174,6 +177,15 @@ class Fetches:
     def told(self, task: Task) -> Told:
         """Give the announcements of a fetch by source, with those that came after it was taken in hand."""
         return Fetch.load(task.body).told | self._late.get(task.id, {})
+
+    def arrived(self, task: Task) -> Told:
+        """Hear that the files are here; give the announcements by source. Who comes later is acknowledged at once."""
+        # The journal says so a moment later only. First this, then the late ones: ``_add_source`` does it the other way
+        # round, so that no source falls between the two.
+        self._arrived[task.id] = None
+        if len(self._arrived) > ARRIVED:
+            del self._arrived[next(iter(self._arrived))]
+        return Fetch.load(task.body).told | self._late.pop(task.id, {})
 
     def over(self, task: Task) -> None:
         """Forget what was kept for a task in hand."""

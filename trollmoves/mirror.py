@@ -103,6 +103,10 @@ class Copies:
         announced = self._journal.announcement(self.name, task.about or 0)
         return self._relays.told_of(key_of(Message.decode(announced.message).data)) if announced else {}
 
+    def arrived(self, task: Task) -> Told:
+        """Give the announcements of inner servers that a fetch is about."""
+        return self.told(task)
+
     def over(self, task: Task) -> None:
         """Nothing is kept for it."""
 
