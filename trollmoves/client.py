@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from trollmoves import urls
-from trollmoves.arrivals import Arrivals
 from trollmoves.daemon import Chain, Daemon, House
-from trollmoves.destinations import Destinations
-from trollmoves.fetcher import Attempt, Fetcher
-from trollmoves.fetches import Fetches
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.options import ClientOptions
-from trollmoves.peers import Peers
-from trollmoves.receiver import Receiver
+from trollmoves.receiver.arrivals import Arrivals
+from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.ears import Receiver
+from trollmoves.receiver.fetcher import Attempt, Fetcher
+from trollmoves.receiver.fetches import Fetches
+from trollmoves.receiver.peers import Peers
 
 log = logging.getLogger(__name__)
 

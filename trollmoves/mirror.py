@@ -12,13 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 from trollmoves import urls
-from trollmoves.announcer import Announcement
 from trollmoves.daemon import Chain, Daemon, House
-from trollmoves.destinations import Destinations
 from trollmoves.errors import ConfigError
-from trollmoves.fetcher import Attempt, Fetcher
-from trollmoves.fetches import KIND, Fetch, Fetches, Told, key_of
-from trollmoves.holdings import announced_uris
 from trollmoves.journal import WAITING, Announced, Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.messaging import contents
@@ -26,9 +21,14 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.options import MirrorOptions
-from trollmoves.peers import Peers
-from trollmoves.provider import Provider
-from trollmoves.receiver import Receiver
+from trollmoves.provider.announcer import Announcement
+from trollmoves.provider.holdings import announced_uris
+from trollmoves.provider.requests import Provider
+from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.ears import Receiver
+from trollmoves.receiver.fetcher import Attempt, Fetcher
+from trollmoves.receiver.fetches import KIND, Fetch, Fetches, Told, key_of
+from trollmoves.receiver.peers import Peers
 from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)

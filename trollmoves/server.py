@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from trollmoves import remote_files
-from trollmoves.announcer import Announcement, Announcer
 from trollmoves.daemon import Chain, Daemon, House
-from trollmoves.holdings import OwnFiles
-from trollmoves.inlets import Directory, Hearsay
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ServerOptions
-from trollmoves.provider import Provider
+from trollmoves.provider.announcer import Announcement, Announcer
+from trollmoves.provider.holdings import OwnFiles
+from trollmoves.provider.inlets import Directory, Hearsay
+from trollmoves.provider.requests import Provider
 
 log = logging.getLogger(__name__)
 

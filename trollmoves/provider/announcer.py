@@ -1,0 +1,215 @@
+"""The log of a chain: files are announced through it, and told again to whoever missed them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trollmoves.errors import RequestRefused, TrollmovesError
+from trollmoves.journal import Announced, Journal
+from trollmoves.messaging import contents
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.publisher import Publisher
+from trollmoves.provider.holdings import Holdings, announced_uris
+
+log = logging.getLogger(__name__)
+
+MOST_LISTED = 2256  # files in one answer to `info`, what peers are used to
+MOST_REPLAYED = 500  # announcements in one answer to `replay`
+SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
+LISTED_AT_ONCE = 500  # announcements read at one time when many are looked through
+
+
+@dataclass(slots=True)
+class Announcement:
+    """A file, or several in one message, to announce; size in bytes, all together, and newest time in ns."""
+
+    uri: str
+    uid: str
+    data: dict[str, Any]
+    size: int
+    mtime: int
+    type: str = "file"
+    subject: str = ""
+
+
+class Announcer:
+    """One chain's log; all of it may be used by any thread.
+
+    With a request address, announcements say where to ask for the file, and are numbered so that peers notice what they
+    missed. Without one, ``describe`` makes of an announcement the type and data of a message that tells where the file
+    can be read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        topic: str,
+        journal: Journal,
+        publisher: Publisher,
+        *,
+        holdings: Holdings,
+        address: str | None,
+        describe: Callable[[Announcement], tuple[str, dict[str, Any]]] | None = None,
+    ) -> None:
+        self.name = name
+        self._topic = topic
+        self._journal = journal
+        self._publisher = publisher
+        self._holdings = holdings
+        self._address = address
+        self._describe = describe
+        self._log_name = f"{journal.identity}/{name}"
+        self._started = time.monotonic()
+        self._before = 0  # the number up to which earlier processes have announced
+        self._announcing = threading.Lock()
+        self._stopping = threading.Event()
+        self._settler = threading.Thread(target=self._announce_undelivered, name=f"settler of {name}", daemon=True)
+
+    def start(self, *, again: bool) -> None:
+        """Begin; with ``again`` publish anew what an earlier process announced and nobody has had."""
+        self._started = time.monotonic()
+        if again:
+            self._before = self._journal.last_number(self.name)
+            self._settler.start()
+
+    def stop(self) -> None:
+        """Announce nothing more."""
+        self._stopping.set()
+        if self._settler.is_alive():
+            self._settler.join(5.0)
+
+    def beat(self) -> dict[str, Any]:
+        """Say how far the log goes, for the heartbeat."""
+        return {
+            "log": self._log_name,
+            "number": self._journal.last_number(self.name),
+            "topic": self._topic,
+            "request_address": self._address,
+        }
+
+    def announce(self, announcements: Sequence[Announcement]) -> int:
+        """Write to the log and publish; give how many. One whose file stands there unchanged is passed over.
+
+        Any thread. In the first second it waits, so that subscribers find the time to connect.
+        """
+        if self._stopping.wait(max(0.0, self._started + SETTLE - time.monotonic())):
+            return 0
+        with self._announcing:
+            known = self._journal.versions(self.name, {a.uri for a in announcements})
+            new = [a for a in announcements if a.uri not in known or known[a.uri] != (a.size, a.mtime)]
+            new, texts = self._written(new)
+            number = self._journal.last_number(self.name)
+            self._journal.announce(
+                self.name,
+                [
+                    Announced(number + n, a.uri, a.uid, a.size, a.mtime, text)
+                    for n, (a, text) in enumerate(zip(new, texts, strict=True), start=1)
+                ],
+            )
+            self._publisher.send_texts(texts)
+        if new:
+            more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+            log.info("[%s] announced %s%s", self.name, new[0].uid, more)
+        return len(new)
+
+    def _written(self, announcements: Sequence[Announcement]) -> tuple[list[Announcement], list[str]]:
+        """Give the announcements that can be written, and their messages."""
+        number = self._journal.last_number(self.name)
+        written: list[Announcement] = []
+        texts: list[str] = []
+        for a in announcements:
+            try:
+                texts.append(self._message(a, number + len(texts) + 1).encode())
+                written.append(a)
+            except TrollmovesError as error:
+                if error.temporary:
+                    raise
+                log.error("[%s] cannot announce %s: %s", self.name, a.uid, error)
+        return written, texts
+
+    def _message(self, a: Announcement, number: int) -> Message:
+        subject = a.subject or self._topic
+        if self._describe:
+            return Message(subject, *self._describe(a))
+        mark = {"log": self._log_name, "number": number, "size": a.size, "mtime": a.mtime}
+        return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": mark})
+
+    def _announce_undelivered(self) -> None:
+        """Publish again what was announced, and is still there, but was never delivered: nobody may have heard it."""
+        self._stopping.wait(SETTLE)
+        number = count = 0
+        while not self._stopping.is_set():
+            page = self._journal.undelivered(self.name, ("push", "ack"), number, LISTED_AT_ONCE)
+            page = [announced for announced in page if announced.number <= self._before]
+            if not page:
+                break
+            number = page[-1].number
+            texts = [self._with_address(a.message) for a in page if self._holdings.unchanged(a)]
+            self._publisher.send_texts(texts)
+            count += len(texts)
+        if count:
+            log.info("[%s] announced %d files again that nobody had asked for", self.name, count)
+
+    def _with_address(self, text: str) -> str:
+        """Give an announcement of an earlier start with the request address of this one."""
+        if f'"{self._address}"' in text:
+            return text
+        message = Message.decode(text)
+        message.data["request_address"] = self._address
+        return message.encode()
+
+    # -- told again
+
+    def info(self, subject: str, data: Any) -> dict[str, Any]:
+        """Give the files that were announced under a subject, newest first: what an ``info`` is answered."""
+        wanted = data.get("max_count") if isinstance(data, dict) else None
+        count = min(wanted, MOST_LISTED) if isinstance(wanted, int) and wanted >= 0 else MOST_LISTED
+        files: list[str] = []
+        for announced in self._journal.newest(self.name, count):
+            topic = announced.message.split(" ", 1)[0].removeprefix("pytroll:/")
+            if topic.startswith(subject):
+                files.append(f"{topic}/{announced.uid}")
+        uptime = dt.timedelta(seconds=time.monotonic() - self._started)
+        return {"files": files, "max_count": count, "uptime": str(uptime)}
+
+    def replay(self, data: Any) -> dict[str, Any]:
+        """Give the announcements ``after`` a number, or of the last ``max_age`` seconds, to a peer that missed some.
+
+        ``through`` is the number up to which nothing is left untold. A peer that names another log hears of this one.
+        """
+        data = data if isinstance(data, dict) else {}
+        after, age = data.get("after"), data.get("max_age")
+        last = self._journal.last_number(self.name)
+        answer = {"log": self._log_name, "last": last}
+        if data.get("log") != self._log_name:
+            return answer | {"through": 0, "messages": []}
+        if isinstance(age, (int, float)):
+            after = self._journal.number_before(self.name, time.time() - age)
+        if not isinstance(after, int) or after < 0:
+            raise RequestRefused("a replay needs a number in 'after', or seconds in 'max_age'")
+        found = self._journal.announced_after(self.name, after, MOST_REPLAYED)
+        messages = [self._with_address(a.message) for a in found if self._holdings.unchanged(a)]
+        return answer | {"through": found[-1].number if found else last, "messages": messages}
+
+    def find(self, data: Any) -> Announced:
+        """Give the announcement that a request is about; RequestRefused when this chain made none of these files."""
+        if not isinstance(data, dict):
+            raise RequestRefused("the data of a request must be a dictionary")
+        uris = contents.uris(data)
+        if not uris or not all(isinstance(uri, str) for uri in uris):
+            raise RequestRefused("the request names no file")
+        mark = contents.announcement_mark(data)
+        announced = None
+        if mark.get("log") == self._log_name:
+            announced = self._journal.announcement(self.name, mark["number"])
+        announced = announced or self._journal.announced(self.name, uris[0])
+        if announced is None or not set(uris) <= announced_uris(announced, uris):
+            raise RequestRefused(f"not announced here: {os.path.basename(uris[0])}")
+        return announced

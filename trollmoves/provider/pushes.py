@@ -1,0 +1,286 @@
+"""Delivers announced files to where requests say, each once however often it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import ParseResult
+
+from trollmoves import urls
+from trollmoves.errors import RequestRefused, TransferError, TrollmovesError
+from trollmoves.journal import DONE, FAILED, Journal, Task
+from trollmoves.lanes import Result
+from trollmoves.logs import size as readable_size
+from trollmoves.messaging import contents
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.replier import Request
+from trollmoves.movers import move_it
+from trollmoves.provider.announcer import Announcer
+from trollmoves.provider.holdings import Holdings
+from trollmoves.workers import Workers
+
+log = logging.getLogger(__name__)
+
+ANSWER_STAYS = 60.0  # s for which an answer also serves a peer that does not say that it is asking again
+BRING_AGAIN = 60.0  # s until a push looks again for files that are being brought; their arrival wakes it before
+PATIENCE_USED = 0.7  # of the time a peer waits for an answer, after which it is told to go on waiting
+
+
+@dataclass(slots=True)
+class _Waiter:
+    """A peer that waits for the end of a push."""
+
+    request: Request
+    tell_by: float | None  # monotonic; when to say that it still runs, None for peers that do not know that answer
+
+
+class Pushes:
+    """The pushes of one chain: noted when they are asked for, run by workers, answered when they are over.
+
+    ``follow(number)`` gives the tasks that follow when the files of an announcement were delivered.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        journal: Journal,
+        workers: Workers,
+        announcer: Announcer,
+        holdings: Holdings,
+        *,
+        limit: int,
+        parameters: Mapping[str, Any],
+        follow: Callable[[int], Sequence[Task]],
+    ) -> None:
+        self.name = name
+        self._journal = journal
+        self._workers = workers
+        self._announcer = announcer
+        self._holdings = holdings
+        self._limit = limit
+        self._parameters = parameters
+        self._follow = follow
+        self._waiting: dict[int, list[_Waiter]] = {}
+        self._waiting_lock = threading.Lock()  # between the look at a push and the wait for it nothing may end it
+
+    def start(self) -> None:
+        """Run what was asked for, also in an earlier process."""
+        self._workers.register(self.name, "push", limit=self._limit, handler=self._push)
+
+    def take(self, requests: list[Request]) -> None:
+        """Note pushes, and answer those that are answered already; the replier's thread calls."""
+        asked: list[tuple[Request, Task]] = []
+        for request in requests:
+            try:
+                task = self._push_task(request.message)
+                pause = self._workers.paused(self.name, task.lane)
+                if pause:
+                    raise _HostDown(f"{task.lane.removeprefix('push ')} does not take files, next try in {pause:.0f} s")
+                asked.append((request, task))
+            except TrollmovesError as error:
+                refuse(self.name, request, error)
+        with self._waiting_lock:
+            noted = self._journal.note([task for _, task in asked])
+            begin = []
+            for (request, wanted), (task, new) in zip(asked, noted, strict=True):
+                if not new and not self._to_do_again(task, wanted):
+                    if task.state == DONE:
+                        self._answer_again(request, task)
+                        continue
+                else:
+                    if not new:
+                        self._reopen(task, wanted)
+                    begin.append(task)
+                self._waiting.setdefault(task.id, []).append(_Waiter(request, _tell_by(request.message.data)))
+        self._workers.expect(begin)
+
+    def _push_task(self, message: Message) -> Task:
+        data = message.data
+        announced = self._announcer.find(data)
+        destination = data.get("destination")
+        if not isinstance(destination, str):
+            raise RequestRefused("a push needs a destination")
+        target = _target(destination)
+        for path in (item["path"] for item in contents.items(data) if item.get("path") is not None):
+            if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/"):
+                raise RequestRefused(f"{path!r} is no path below the destination")
+        key = f"{announced.number} {target.without_login}"
+        return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=message)
+
+    @staticmethod
+    def _to_do_again(known: Task, wanted: Task) -> bool:
+        """Tell whether a push that is known is to be made anew, rather than joined or answered from the journal.
+
+        Our own clients ask again on purpose, and know what to do with an old answer. Others may have lost the file.
+        """
+        if known.state != DONE:
+            return known.state == FAILED
+        return time.time() - (known.finished or 0.0) > ANSWER_STAYS and not contents.request_id(wanted.body)
+
+    @staticmethod
+    def _answer_again(request: Request, task: Task) -> None:
+        """Give the stored answer; our own clients are also told when it was delivered for another one long ago."""
+        delivered_for = contents.request_id(task.body)
+        id_ = contents.request_mark(request.message.data).get("id")
+        if id_ and delivered_for not in (None, id_) and time.time() - (task.finished or 0.0) > ANSWER_STAYS:
+            answer = Message.decode(task.reply or "")
+            answer.data["request"] = {"delivered_for": delivered_for}
+            request.answer_with(answer.encode())
+        else:
+            request.answer_with(task.reply or "")
+
+    def _reopen(self, task: Task, wanted: Task) -> None:
+        task.body, task.state, task.tries, task.due, task.lane = wanted.body, 0, 0, time.time(), wanted.lane
+        self._journal.rewrite([task])
+
+    def _push(self, task: Task) -> Result:
+        """Deliver what a request asks for; runs on a worker."""
+        if not self._holdings.bring(task):
+            return Result(again_in=BRING_AGAIN, after=lambda: self._wake_if_brought(task))
+        started = time.monotonic()
+        message = task.context or Message.decode(task.body)
+        data = message.data
+        target = _target(data["destination"])
+        shown = target.shown
+        try:
+            size, reached = self._deliver(task.about or 0, data, target)
+        except TransferError as failure:
+            error = failure
+            log.warning("[%s] %s not delivered to %s: %s", self.name, contents.names(data), shown, error)
+            text = Message(message.subject, "err", contents.failure(data, error)).encode()
+            return Result(reply=text, error=error, final=True, after=lambda: self._tell_failure(task, text, error))
+        log.info(
+            "[%s] delivered %s to %s (%s, %.2f s, try %d)",
+            self.name,
+            contents.names(data),
+            shown,
+            readable_size(size),
+            time.monotonic() - started,
+            task.tries,
+        )
+        answer = {key: value for key, value in data.items() if key != "request"}
+        answer["destination"] = reached
+        text = Message(message.subject, contents.reply_type(data), answer).encode()
+        return Result(reply=text, then=self._follow(task.about or 0), after=lambda: self._tell(task.id, text))
+
+    def _deliver(self, number: int, data: dict[str, Any], target: _Target) -> tuple[int, str]:
+        """Give the bytes that were sent, and the destination: with the host of the backup target if one was used."""
+        size = 0
+        destination = target.without_login
+        for item in contents.items(data):
+            pathname = self._holdings.path(number, item["uri"])
+            reached = move_it(
+                pathname,
+                target.directory,
+                self._parameters,
+                rel_path=item.get("path"),
+                backup_targets=data.get("backup_targets"),
+            )
+            if reached.netloc != target.directory.netloc:
+                destination = urls.without_login(urls.parse(destination)._replace(netloc=reached.netloc))
+            size += _size(pathname)
+        return size, destination
+
+    def _tell(self, task_id: int, text: str) -> None:
+        with self._waiting_lock:
+            waiters = self._waiting.pop(task_id, ())
+        for waiter in waiters:
+            waiter.request.answer_with(text)
+
+    def _wake_if_brought(self, task: Task) -> None:
+        """Run a push at once whose files came before it was written down that it waits for them."""
+        if self._holdings.bring(task):
+            self.wake(task.about or 0)
+
+    def wake(self, number: int) -> None:
+        """Run the pushes about an announcement now: its files have been brought."""
+        self._workers.expect(self._journal.hasten(self.name, "push", number))
+
+    def give_up(self, number: int, error: TrollmovesError) -> None:
+        """Answer the pushes about an announcement that its files cannot be had."""
+        for task in self._journal.fail_about(self.name, "push", number):
+            with self._waiting_lock:
+                waiters = self._waiting.pop(task.id, ())
+            for waiter in waiters:
+                refuse(self.name, waiter.request, error)
+
+    def _tell_failure(self, task: Task, text: str, error: TransferError) -> None:
+        """Answer a failure, also to those in the same lane once the host is known to be down: they go elsewhere."""
+        self._tell(task.id, text)
+        pause = self._workers.paused(self.name, task.lane)
+        if not error.temporary or not pause:
+            return
+        for id_ in self._journal.fail_waiting(self.name, task.lane, but=self._workers.taken(self.name, task.lane)):
+            with self._waiting_lock:
+                waiters = self._waiting.pop(id_, ())
+            for waiter in waiters:
+                refuse(self.name, waiter.request, _HostDown(str(error)), pause)
+
+    def tick(self) -> None:
+        """Tell patient peers, before they lose their patience, that their push still runs."""
+        now = time.monotonic()
+        overdue: list[Request] = []
+        with self._waiting_lock:
+            for id_, waiters in list(self._waiting.items()):
+                late = [w for w in waiters if w.tell_by is not None and w.tell_by <= now]
+                if late:
+                    overdue += [w.request for w in late]
+                    self._waiting[id_] = [w for w in waiters if w not in late]
+        for request in overdue:
+            request.answer("wait")
+
+
+class _HostDown(TransferError):
+    """A destination is not even tried now, since it does not answer."""
+
+    temporary = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A destination, and what is made of it for each request."""
+
+    directory: ParseResult
+    without_login: str
+    shown: str
+    lane: str
+
+
+@lru_cache(maxsize=256)
+def _target(destination: str) -> _Target:
+    """Read a destination: the same few come with every request. BadDestination when it is none."""
+    url = urls.parse(destination)
+    host = url.hostname or ""
+    here = url.scheme == "file" and urls.is_local(host)
+    return _Target(
+        url._replace(path=url.path.rstrip("/") + "/"),  # a push always names a directory
+        urls.without_login(url),
+        urls.printable(url),
+        f"push {'this host' if here else host}",
+    )
+
+
+def refuse(name: str, request: Request, error: TrollmovesError, again_in: float = 0.0) -> None:
+    """Answer ``err``, and say so in the log of a chain."""
+    log.warning("[%s] %s refused: %s", name, request.message.type, error)
+    request.answer("err", contents.failure(request.message.data, error, again_in))
+
+
+def _tell_by(data: dict[str, Any]) -> float | None:
+    patience = contents.request_mark(data).get("patience")
+    if isinstance(patience, (int, float)) and patience > 0:
+        return time.monotonic() + PATIENCE_USED * patience
+    return None
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

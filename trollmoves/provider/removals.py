@@ -1,0 +1,59 @@
+"""Removes files that were delivered, when nobody wants them any more."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from trollmoves.journal import Journal, Task
+from trollmoves.lanes import Result
+from trollmoves.provider.holdings import Holdings, announced_uris
+from trollmoves.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+class Removals:
+    """The removals of one chain, ``delay`` seconds after a delivery; None at all when not ``wanted``."""
+
+    def __init__(
+        self, name: str, journal: Journal, workers: Workers, holdings: Holdings, *, wanted: bool, delay: float
+    ) -> None:
+        self.name = name
+        self._journal = journal
+        self._workers = workers
+        self._holdings = holdings
+        self._wanted = wanted
+        self._delay = delay
+
+    def start(self) -> None:
+        """Remove what is due, also of an earlier process."""
+        self._workers.register(self.name, "remove", limit=1, handler=self._remove)
+
+    def of(self, number: int) -> Sequence[Task]:
+        """Give the task that removes the files of an announcement, if any does."""
+        if not self._wanted:
+            return ()
+        return (Task(self.name, "remove", str(number), "remove", "", time.time() + self._delay, about=number),)
+
+    def _remove(self, task: Task) -> Result:
+        """Remove a file that was delivered, unless it is wanted or has become another one; runs on a worker."""
+        number = task.about or 0
+        announced = self._journal.announcement(self.name, number)
+        if announced is None:
+            return Result()
+        if self._journal.waits_about(self.name, "push", number):
+            return Result(again_in=max(1.0, self._delay))
+        if not self._holdings.unchanged(announced):
+            return Result()
+        for uri in announced_uris(announced):
+            path = self._holdings.path(number, uri)
+            try:
+                self._holdings.discard(number, uri)
+                log.info("[%s] removed %s", self.name, path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                log.warning("[%s] cannot remove %s: %s", self.name, path, error.strerror)
+        return Result()

@@ -1,0 +1,109 @@
+"""Answers the requests for the files of a chain.
+
+The giving half of a conversation, for server and mirror alike: what is announced stands in the log (``announcer``),
+what is asked for is delivered once (``pushes``), and what nobody wants any more is removed (``removals``).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from trollmoves import urls
+from trollmoves.errors import TrollmovesError
+from trollmoves.journal import DONE, Journal, Task
+from trollmoves.messaging.publisher import Publisher
+from trollmoves.messaging.replier import Replier, Request
+from trollmoves.options import ServerOptions
+from trollmoves.provider.announcer import Announcer
+from trollmoves.provider.holdings import Holdings
+from trollmoves.provider.pushes import Pushes, refuse
+from trollmoves.provider.removals import Removals
+from trollmoves.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+class Provider:
+    """One chain's request port. A request is served only for what this chain announced."""
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        port: int,
+        journal: Journal,
+        publisher: Publisher,
+        workers: Workers,
+        holdings: Holdings,
+    ) -> None:
+        """Bind the request port; StartError when it is taken."""
+        self.name = options.name
+        self._station = options.station
+        self._journal = journal
+        self._workers = workers
+        address = f"{options.request_address or urls.own_address()}:{port}"
+        self.announcer = Announcer(self.name, options.topic, journal, publisher, holdings=holdings, address=address)
+        self._removals = Removals(
+            self.name, journal, workers, holdings, wanted=options.delete, delay=options.remove_delay
+        )
+        self.pushes = Pushes(
+            self.name,
+            journal,
+            workers,
+            self.announcer,
+            holdings,
+            limit=options.lane_limit,
+            parameters=options.connection_parameters,
+            follow=self._removals.of,
+        )
+        self._replier = Replier(self.name, port, self._handle, bind_address=options.bind_address, tick=self.pushes.tick)
+
+    def start(self, *, again: bool = True) -> None:
+        """Answer requests, push what was asked for; with ``again`` also announce anew what nobody has had yet."""
+        self.pushes.start()
+        self._removals.start()
+        self._replier.start()
+        self.announcer.start(again=again)
+
+    def stop(self) -> None:
+        """Hear no requests any more. What runs goes on, and whoever waits for it asks again."""
+        self.announcer.stop()
+        self._workers.forget(self.name)
+        self._replier.stop()
+
+    def _handle(self, requests: list[Request]) -> None:
+        pushes: list[Request] = []
+        for request in requests:
+            if request.message.type == "push":
+                pushes.append(request)
+                continue
+            try:
+                self._answer(request)
+            except TrollmovesError as error:
+                refuse(self.name, request, error)
+            except Exception:
+                log.exception("[%s] cannot answer %s", self.name, request.message.type)
+                request.refuse("internal error")
+        if pushes:
+            self.pushes.take(pushes)
+
+    def _answer(self, request: Request) -> None:
+        kind, data = request.message.type, request.message.data
+        if kind == "ping":
+            request.answer("pong", {"station": self._station})
+        elif kind == "info":
+            request.answer("info", self.announcer.info(request.message.subject, data))
+        elif kind == "ack":
+            self._acknowledge(data)
+            request.answer("ack", data)
+        elif kind == "replay":
+            request.answer("replay", self.announcer.replay(data))
+        else:
+            request.answer("unknown")
+
+    def _acknowledge(self, data: Any) -> None:
+        """Take note that a client needs nothing (more) of an announcement."""
+        number = self.announcer.find(data).number
+        note = Task(self.name, "ack", str(number), "ack", "", about=number, state=DONE)
+        noted = self._journal.note([note, *self._removals.of(number)])
+        self._workers.expect([task for task, new in noted[1:] if new])

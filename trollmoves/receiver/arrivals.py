@@ -1,0 +1,185 @@
+"""What becomes of files that have arrived: they are unpacked if asked for, and told to our side."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import ParseResult
+
+from trollmoves import unpacking, urls
+from trollmoves.errors import BadDestination
+from trollmoves.journal import Task
+from trollmoves.lanes import Result
+from trollmoves.messaging import contents
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.publisher import Publisher
+from trollmoves.options import ClientOptions
+from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.fetcher import Attempt
+from trollmoves.workers import Workers
+
+log = logging.getLogger(__name__)
+
+UNPACKED_AT_ONCE = 4
+_OURS = ("request_address", "destination", "announcement", "request", "backup_targets")
+
+
+class Arrivals:
+    """The receipts of one client's chain."""
+
+    def __init__(
+        self, options: ClientOptions, destinations: Destinations, workers: Workers, publisher: Publisher
+    ) -> None:
+        self.name = options.name
+        self._options = options
+        self._destinations = destinations
+        self._workers = workers
+        self._publisher = publisher
+
+    def start(self) -> None:
+        """Unpack what arrived, also in an earlier process."""
+        if self._options.compression:
+            self._workers.register(self.name, "unpack", limit=UNPACKED_AT_ONCE, handler=self._unpack)
+            self._workers.register(self.name, "discard", limit=1, handler=self._discard)
+
+    def arrived(self, attempt: Attempt, answer: Message) -> Result:
+        """Publish that the source is done with, then where the files are now; packed ones are unpacked before."""
+        message = attempt.message
+        url = _reached(answer) or urls.parse(attempt.destination)
+        log.info(
+            "[%s] received %s from %s (%.2f s, try %d)",
+            self.name,
+            contents.names(message.data),
+            attempt.source,
+            time.monotonic() - attempt.started,
+            attempt.task.tries,
+        )
+        self._publisher.send_texts([message.variant("ack")])
+        here = urls.is_local(url.hostname)
+        base = (url.path if here else _with_user(url, attempt.destination)).rstrip("/")
+        data: dict[str, Any] = _moved(message.data, base) | {"origin": attempt.source}
+        if here and any(self._is_packed(item["uri"]) for item in contents.items(data)):
+            body = json.dumps(
+                [
+                    Message(message.subject, message.type, data).encode(),
+                    self._destinations.local(url).removesuffix(url.path),
+                ]
+            )
+            return Result(then=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
+        self._publish(message.subject, data)
+        return Result()
+
+    def _publish(self, subject: str, data: dict[str, Any]) -> None:
+        data = {key: value for key, value in data.items() if key not in _OURS}
+        for key, replacement in self._options.replacements.items():
+            if key in data:
+                data[key] = replacement.apply(data[key])
+        self._publisher.send(Message(subject, contents.reply_type(data), data))
+
+    # -- packed files
+
+    def _is_packed(self, uri: str) -> bool:
+        kind = self._options.compression
+        return kind is not None and unpacking.applies(kind, uri)
+
+    def _unpack(self, task: Task) -> Result:
+        """Unpack what arrived and tell where it is; runs on a worker."""
+        text, root = json.loads(task.body)
+        message = Message.decode(text)
+        packed: list[str] = []
+
+        def unpack(item: dict[str, Any]) -> list[dict[str, Any]]:
+            if not self._is_packed(item["uri"]):
+                return [item]
+            path = root + item["uri"]
+            packed.append(path)
+            members = self._members(path)
+            log.info("[%s] unpacked %s, members: %d", self.name, os.path.basename(path), len(members))
+            return [{"uid": os.path.basename(one), "uri": one.removeprefix(root)} for one in members]
+
+        self._publish(message.subject, _unpacked(message.data, unpack))
+        if not self._options.delete:
+            return Result()
+        return Result(then=[Task(self.name, "discard", f"{task.key}\n{path}", "discard", path) for path in packed])
+
+    def _members(self, path: str) -> list[str]:
+        options = self._options
+        return unpacking.unpack(
+            options.compression or "",
+            path,
+            os.path.dirname(path),
+            program=options.xritdecompressor,
+            block_size=options.block_size,
+        )
+
+    def _discard(self, task: Task) -> None:
+        """Remove an archive that was unpacked; runs on a worker."""
+        try:
+            os.unlink(task.body)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("[%s] cannot remove %s: %s", self.name, task.body, error.strerror)
+
+
+def _unpacked(data: dict[str, Any], unpack: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> dict[str, Any]:
+    """Give a copy of a message's data with the members in the place of what was packed.
+
+    One member takes the place of its archive, several become a ``dataset``, or more items of the list it stood in.
+    """
+    copy = {key: _unpacked_in(value, unpack) for key, value in data.items()}
+    if "uri" not in copy:
+        return copy
+    members = unpack(copy)
+    if len(members) == 1:
+        return copy | members[0]
+    rest = {key: value for key, value in copy.items() if key not in ("uri", "uid")}
+    return rest | {"dataset": members}
+
+
+def _unpacked_in(value: Any, unpack: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> Any:
+    if isinstance(value, dict):
+        return _unpacked(value, unpack)
+    if not isinstance(value, list):
+        return value
+    items: list[Any] = []
+    for item in value:
+        if isinstance(item, dict) and "uri" in item:
+            items += [{**item, **member} for member in unpack(item)]
+        else:
+            items.append(_unpacked_in(item, unpack))
+    return items
+
+
+def _with_user(url: ParseResult, asked: str) -> str:
+    """Give a URL with the user, but not the password, under which it was asked for."""
+    place = url.netloc.rpartition("@")[2]
+    user = urls.parse(asked).netloc.rpartition("@")[0].partition(":")[0]
+    return urls.with_login(url._replace(netloc=f"{user}@{place}" if user else place), "")
+
+
+def _reached(answer: Message) -> ParseResult | None:
+    """Give the destination that a server says it has reached: with a backup target it is not the one asked for."""
+    said = answer.data.get("destination") if isinstance(answer.data, dict) else None
+    try:
+        url = urls.parse(said) if isinstance(said, str) else None
+    except BadDestination:
+        return None
+    return url if url and url.hostname else None
+
+
+def _moved(value: Any, base: str) -> Any:
+    """Give a copy of a message's data in which each ``uri`` says where the file is now."""
+    if isinstance(value, list):
+        return [_moved(item, base) if isinstance(item, (dict, list)) else item for item in value]
+    moved = {key: _moved(item, base) if isinstance(item, (dict, list)) else item for key, item in value.items()}
+    if "uri" in moved:
+        below = str(moved.get("path") or "").strip("/")
+        moved["uri"] = "/".join(
+            (base, below, os.path.basename(value["uri"])) if below else (base, os.path.basename(value["uri"]))
+        )
+    return moved

@@ -1,0 +1,188 @@
+"""How far a chain has the log of each of its sources, and asking for what is missing.
+
+Our servers number their announcements. Whoever hears number 7 after number 4 knows what it missed, and a ``replay``
+request brings it: at the start, when a number is skipped, and when a heartbeat tells of more than was heard. Servers
+of the earlier implementation number nothing; from them there is only what is heard.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trollmoves.errors import MessageError, TrollmovesError
+from trollmoves.journal import Journal, Source
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.requester import Requester
+
+log = logging.getLogger(__name__)
+
+FIRST_CONTACT_SLACK = 5.0  # s before our start from which a source we never heard of is asked for announcements
+REPLAY_TIMEOUT = 10.0  # s
+
+
+@dataclass(slots=True)
+class _Log:
+    """One source's log: everything up to ``have`` was noted; what runs from ``live_from`` to ``live_to`` was heard."""
+
+    name: str
+    address: str
+    have: int | None = None  # None: never asked yet
+    live_from: int = 0
+    live_to: int = 0
+    asking: bool = False
+
+    def hear(self, number: int) -> None:
+        if self.live_from and number == self.live_to + 1:
+            self.live_to = number
+        elif number > self.live_to:
+            self.live_from = self.live_to = number
+        self.join()
+
+    def join(self) -> None:
+        """Count the run that was heard as had, once what came before it is."""
+        if self.have is not None and self.live_from and self.have >= self.live_from - 1:
+            self.have = max(self.have, self.live_to)
+
+    def missing(self, number: int) -> bool:
+        return self.have is None or number > self.have
+
+
+class CatchUp:
+    """The logs of one chain's sources. ``note`` may be called from any thread, and so may everything here.
+
+    ``missed(messages, sources)`` is called on the requester's thread with announcements that were not heard, and with
+    what to write to the journal together with them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        journal: Journal,
+        requester: Requester,
+        missed: Callable[[list[Message], list[tuple[str, Source]]], None],
+    ) -> None:
+        self.name = name
+        self._requester = requester
+        self._missed = missed
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._logs = {s.log: _Log(s.log, s.address, s.have) for s in journal.sources(name)}
+        self._addresses = {s.address for s in self._logs.values()}
+
+    def start(self) -> None:
+        """Ask every source that was heard before for what came meanwhile."""
+        with self._lock:
+            known = list(self._logs.values())
+        for source in known:
+            self._ask(source)
+
+    def hear(self, log_name: str, number: int, address: str) -> tuple[str, Source] | None:
+        """Take note of a number that was heard; give what to write to the journal with its announcement."""
+        with self._lock:
+            source = self._source(log_name, address)
+            source.hear(number)
+            gap = source.missing(number) and not source.asking
+            have = source.have
+        if gap:
+            self._ask(source)
+        return None if have is None else (self.name, Source(log_name, address, have))
+
+    def hear_beat(self, log_name: str, number: int, address: str) -> None:
+        """Take note of how far a source's log goes."""
+        with self._lock:
+            source = self._source(log_name, address)
+            gap = source.missing(number) and not source.asking
+        if gap:
+            self._ask(source)
+
+    def _source(self, log_name: str, address: str) -> _Log:
+        source = self._logs.get(log_name)
+        if source is None:
+            # A new log at a known address is that of a journal that was lost or replaced: all of it is new to us.
+            have = 0 if address in self._addresses else None
+            source = self._logs[log_name] = _Log(log_name, address, have)
+            self._addresses.add(address)
+        source.address = address
+        return source
+
+    def _ask(self, source: _Log) -> None:
+        with self._lock:
+            if source.asking:
+                return
+            source.asking = True
+            data: dict[str, Any] = {"log": source.name}
+            if source.have is None:
+                data["max_age"] = time.monotonic() - self._started + FIRST_CONTACT_SLACK
+            else:
+                data["after"] = source.have
+        request = Message(f"/{self.name}", "replay", data).encode()
+        self._requester.ask(source.address, request, REPLAY_TIMEOUT, lambda answer: self._answered(source, answer))
+
+    def _answered(self, source: _Log, answer: Message | TrollmovesError) -> None:
+        try:
+            data = _replay_data(answer)
+        except TrollmovesError as error:
+            with self._lock:
+                source.asking = False
+            log.warning("[%s] cannot catch up with %s: %s", self.name, source.address, error)
+            return
+        if data["log"] != source.name:
+            self._other_log(source, data["log"])
+            return
+        messages = self._decode(source, data["messages"])
+        through = data["through"]
+        try:
+            # What was heard meanwhile may not be noted yet, so only what this answer brings is written down as had.
+            self._missed(messages, [(self.name, Source(source.name, source.address, through))])
+        finally:
+            with self._lock:
+                source.asking = False
+        with self._lock:
+            went_on = source.have is None or through > source.have
+            source.have = max(through, source.have or 0)
+            source.join()
+            more = max(data["last"], source.live_to) > source.have
+        if messages:
+            log.info("[%s] caught up with %d announcements of %s", self.name, len(messages), source.address)
+        if more and went_on:
+            self._ask(source)
+
+    def _other_log(self, source: _Log, log_name: str) -> None:
+        log.warning("[%s] %s has begun a new log: all of it is taken", self.name, source.address)
+        with self._lock:
+            self._logs.pop(source.name, None)
+            new = self._source(log_name, source.address)
+        self._ask(new)
+
+    def _decode(self, source: _Log, texts: list[Any]) -> list[Message]:
+        messages = []
+        for text in texts:
+            try:
+                message = Message.decode(text if isinstance(text, str) else "")
+            except MessageError as error:
+                log.warning("[%s] in the log of %s: %s", self.name, source.address, error)
+                continue
+            if isinstance(message.data, dict):
+                if message.data.get("request_address") != source.address:
+                    message.data["request_address"] = source.address
+                    message.text = ""
+                messages.append(message)
+        return messages
+
+
+def _replay_data(answer: Message | TrollmovesError) -> dict[str, Any]:
+    if isinstance(answer, TrollmovesError):
+        raise answer
+    data = answer.data
+    if answer.type != "replay" or not isinstance(data, dict):
+        raise MessageError(f"answered {answer.type} to a replay: {str(data)[:200]}")
+    if not (isinstance(data.get("through"), int) and isinstance(data.get("last"), int)):
+        raise MessageError("a replay without numbers")
+    if not (isinstance(data.get("messages"), list) and isinstance(data.get("log"), str)):
+        raise MessageError("a replay without messages")
+    return data

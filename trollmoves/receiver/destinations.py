@@ -1,0 +1,70 @@
+"""Where a chain has its files sent: composed with the metadata of each."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from urllib.parse import ParseResult
+
+from trollmoves import urls
+from trollmoves.messaging.messages import Message
+from trollmoves.patterns import Pattern
+
+log = logging.getLogger(__name__)
+
+PREPARED_FOR = 10.0  # s for which a composed destination is used without a look at its directory
+MOST_PREPARED = 1_000  # of them
+
+
+class Destinations:
+    """The destinations of one chain. The clerk's thread and workers call.
+
+    ``ftp_root`` is what stands on this host before the path of a destination that is not a file system's.
+    """
+
+    def __init__(self, name: str, text: str, *, login: str | None, make: bool, ftp_root: str) -> None:
+        self.name = name
+        self._text = text
+        self._pattern = Pattern(text, compose_only=True)
+        self._login = login or ""
+        self._make = make
+        self._ftp_root = ftp_root.rstrip("/")
+        self._prepared: dict[str, tuple[str, float]] = {}
+
+    def url(self, message: Message, below: str = "") -> str:
+        """Give the URL, with login, of the directory for the files of an announcement; ``below`` it if given.
+
+        A directory on this host is made. Raises what composing raises, and BadDestination.
+        """
+        text = self._pattern.compose(message.data) if "{" in self._text else self._text
+        if below:
+            text = f"{text.rstrip('/')}/{below}"
+        made, until = self._prepared.get(text, ("", 0.0))
+        if time.monotonic() > until:
+            made = self._make_ready(text)
+            if len(self._prepared) > MOST_PREPARED:
+                self._prepared.clear()
+            self._prepared[text] = (made, time.monotonic() + PREPARED_FOR)
+        return made
+
+    def local(self, url: ParseResult) -> str:
+        """Give the path that a destination on this host has here."""
+        return url.path if url.scheme == "file" else f"{self._ftp_root}/{url.path.lstrip('/')}"
+
+    def _make_ready(self, text: str) -> str:
+        url = urls.parse(text)
+        if self._make and urls.is_local(url.hostname):
+            self._make_directory(self.local(url))
+        if not url.netloc:
+            url = url._replace(netloc=socket.gethostname())
+        return urls.with_login(url, self._login)
+
+    def _make_directory(self, path: str) -> None:
+        if os.path.isdir(path):
+            return
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            log.warning("[%s] cannot make the directory %s: %s", self.name, path, error.strerror)

@@ -1,0 +1,125 @@
+"""Hears announcements, and notes at once what is to be fetched.
+
+The taking half of a conversation: what is heard stands in the journal (``fetches``) and is asked for from there
+(``fetcher``); what was not heard is caught up with (``catchup``); and what a peer is at work on is left to it
+(``peers``). So a file is fetched once however often it is announced, and is not forgotten however this process ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trollmoves.errors import MessageError
+from trollmoves.journal import BACKLOG, FRESH, Journal, Source, Task
+from trollmoves.messaging import contents, sockets
+from trollmoves.messaging.listener import Listener, Provider
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.requester import Requester
+from trollmoves.options import ClientOptions
+from trollmoves.receiver.catchup import CatchUp
+from trollmoves.receiver.fetches import Fetches, key_of
+from trollmoves.receiver.peers import Peers
+from trollmoves.workers import Workers
+
+ANNOUNCEMENTS = ("file", "dataset", "collection")
+BEATS = "/heartbeat/move_it"  # the names of servers, mirrors and clients begin so
+
+
+class Receiver:
+    """One chain's ears. What is new in ``fetches`` is handed to the workers."""
+
+    def __init__(
+        self,
+        options: ClientOptions,
+        topic: str,
+        journal: Journal,
+        workers: Workers,
+        requester: Requester,
+        fetches: Fetches,
+        peers: Peers,
+    ) -> None:
+        """Connect to the providers; StartError when an address is none.
+
+        ``topic`` begins the subjects that are heard of providers without a topic of their own.
+        """
+        self.name = options.name
+        self._workers = workers
+        self._fetches = fetches
+        self._peers = peers
+        self._catchup = CatchUp(self.name, journal, requester, self._note_missed)
+        self._topics = {sockets.tcp(p.host, p.port): [t for t in (p.topic or topic,) if t] for p in options.providers}
+        beats = [BEATS] if options.heartbeat else []
+        self._listener = Listener(
+            self.name,
+            [Provider(address, (*topics, *beats)) for address, topics in self._topics.items()],
+            self._hear,
+            alarm_scale=options.heartbeat_alarm_scale,
+        )
+
+    def start(self) -> None:
+        """Catch up, and hear."""
+        self._catchup.start()
+        self._listener.start()
+
+    def stop(self) -> None:
+        """Hear nothing more."""
+        self._listener.stop()
+
+    # -- hearing
+
+    def _hear(self, provider: str, messages: list[Message]) -> None:
+        announcements: list[Message] = []
+        marks: dict[str, tuple[str, Source]] = {}
+        done: list[str] = []
+        for message in messages:
+            data = message.data
+            if message.type == "beat":
+                self._hear_beat(provider, data)
+            elif message.type in ANNOUNCEMENTS and isinstance(data, dict) and "request_address" in data:
+                announcements.append(message)
+                mark = contents.announcement_mark(data)
+                if mark:
+                    known = self._catchup.hear(mark["log"], mark["number"], str(data["request_address"]))
+                    if known:
+                        marks[mark["log"]] = known
+            else:
+                done += self._hear_peer(message)
+        if announcements:
+            self._note(announcements, list(marks.values()), FRESH)
+        if done:
+            self._fetches.leave(done, self._is_in_hand)
+
+    def _hear_peer(self, message: Message) -> list[str]:
+        """Take note of what a peer client does; give the key of a file that it is done with."""
+        if message.type not in ("push", "ack", *ANNOUNCEMENTS) or not isinstance(message.data, dict):
+            return []
+        try:
+            key = key_of(message.data)
+        except MessageError:
+            return []
+        if message.type == "push":
+            self._peers.hear_push(key)
+            return []
+        self._peers.hear_done(key)
+        return [key]
+
+    def _is_in_hand(self, task: Task) -> bool:
+        return task.id in self._workers.taken(self.name, task.lane)
+
+    def _hear_beat(self, provider: str, data: Any) -> None:
+        logs = data.get("logs") if isinstance(data, dict) else None
+        for one in logs if isinstance(logs, list) else ():
+            if not isinstance(one, dict):
+                continue
+            name, number, address = one.get("log"), one.get("number"), one.get("request_address")
+            wanted = any(str(one.get("topic", "")).startswith(topic) for topic in self._topics.get(provider, ()))
+            if wanted and isinstance(name, str) and isinstance(number, int) and isinstance(address, str):
+                self._catchup.hear_beat(name, number, address)
+
+    def _note_missed(self, messages: list[Message], sources: list[tuple[str, Source]]) -> None:
+        self._note(messages, sources, BACKLOG)
+
+    def _note(self, messages: list[Message], sources: list[tuple[str, Source]], rank: int) -> None:
+        new = self._fetches.note(messages, sources, rank)
+        if new:
+            self._workers.expect(new)

@@ -1,0 +1,244 @@
+"""Asks sources for files, each in turn until one delivers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from trollmoves.errors import TrollmovesError
+from trollmoves.journal import BACKLOG, Journal, Task
+from trollmoves.lanes import Result, backoff
+from trollmoves.messaging import contents
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.requester import NoAnswer, Requester
+from trollmoves.options import ClientOptions
+from trollmoves.receiver.fetches import KIND, Told, name_of
+from trollmoves.receiver.peers import Peers
+from trollmoves.workers import Workers
+
+log = logging.getLogger(__name__)
+
+REQUESTS_AT_ONCE = 32  # to one source
+SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
+DELIVERED = ("file", "dataset", "collection")  # types of a good answer
+
+
+class GivenUp(TrollmovesError):
+    """A file was asked for as long as the configuration says."""
+
+
+class NotDelivered(TrollmovesError):
+    """Every source refused, or could not deliver, for a reason that may pass."""
+
+    temporary = True
+
+
+class Refused(TrollmovesError):
+    """Every source refused for good."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One run of a fetch. ``message`` is the announcement of the source that is asked, or was asked last."""
+
+    task: Task
+    message: Message
+    destination: str
+    sources: dict[str, Message | str]  # still to ask, with their announcements or the texts of these
+    finish: Callable[[Result], None]
+    source: str = ""
+    failures: list[TrollmovesError] = field(default_factory=list)
+    again_in: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+
+class Sources(Protocol):
+    """Who has the file of a fetch."""
+
+    def told(self, task: Task) -> Told:
+        """Give the announcements by source."""
+
+    def arrived(self, task: Task) -> Told:
+        """Hear that the files are here; give the announcements by source."""
+
+    def over(self, task: Task) -> None:
+        """Hear that a run of the fetch has ended without them."""
+
+
+class Fetcher:
+    """The requests of one chain.
+
+    ``prepare(task, message)`` gives the destination URL, with login, for an announcement, before it is asked for; it
+    runs on the clerk's thread and may refuse by an error. ``asking(attempt)`` is called when a source is asked, and
+    again while it is at work. ``arrived(attempt, answer)`` is called on the requester's thread when the file is there,
+    and gives the result of the task. ``lost(task, error)`` is called when there will be no further try. None of them
+    may block.
+    """
+
+    def __init__(
+        self,
+        options: ClientOptions,
+        journal: Journal,
+        requester: Requester,
+        sources: Sources,
+        peers: Peers,
+        *,
+        prepare: Callable[[Task, Message], str],
+        asking: Callable[[Attempt], None],
+        arrived: Callable[[Attempt, Message], Result],
+        lost: Callable[[Task, TrollmovesError], None] | None = None,
+    ) -> None:
+        self.name = options.name
+        self._options = options
+        self._identity = journal.identity
+        self._requester = requester
+        self._sources = sources
+        self._peers = peers
+        self._lost = lost
+        self._prepare = prepare
+        self._asking = asking
+        self._arrived = arrived
+        self._down: dict[str, tuple[float, int]] = {}  # by source: until when, after how many failures
+
+    def start(self, workers: Workers) -> None:
+        """Fetch what waits in the journal, and what will.
+
+        The first second nothing is fetched, so that whoever wants to be told of it finds the time to connect.
+        """
+        workers.register(self.name, KIND, limit=REQUESTS_AT_ONCE, starter=self._fetch, begin_in=SETTLE)
+
+    def acknowledge(self, source: str, announcement: str) -> None:
+        """Tell a source that its file is not needed any more; whether it hears is its own matter."""
+        ack = Message.decode(announcement).variant("ack")
+        self._requester.ask(source, ack, self._options.req_timeout, lambda _: None)
+
+    # -- asking
+
+    def _fetch(self, task: Task, finish: Callable[[Result], None]) -> None:
+        """Start to fetch a file; the clerk calls."""
+        name = name_of(task)
+        hold = self._peers.hold(name)
+        if self._peers.is_done(name) or hold:
+            finish(Result(again_in=hold) if hold else Result())
+            return
+        sources: dict[str, Message | str] = dict(self._sources.told(task).items())
+        if not sources:
+            finish(self._loss(task, Refused("nobody is known to have it")))
+            return
+        first = next(iter(sources))
+        message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
+        sources[first] = message
+        if time.time() - task.noted > self._options.retry_for > 0:
+            self._give_up(task, message, finish)
+            return
+        destination = self._prepare(task, message)
+        if len(sources) > 1:
+            sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
+        self._ask_next(Attempt(task, message, destination, sources, finish))
+
+    def _ask_next(self, attempt: Attempt) -> None:
+        if not attempt.sources:
+            self._sources.over(attempt.task)
+            attempt.finish(self._without_source(attempt))
+            return
+        attempt.source = next(iter(attempt.sources))
+        announcement = attempt.sources.pop(attempt.source)
+        attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
+        self._asking(attempt)
+        self._ask(attempt)
+
+    def _ask(self, attempt: Attempt) -> None:
+        self._requester.ask(
+            attempt.source,
+            self._request(attempt),
+            self._options.transfer_req_timeout,
+            lambda answer: self._answered(attempt, answer),
+        )
+
+    def _request(self, attempt: Attempt) -> str:
+        added: dict[str, Any] = {"destination": attempt.destination}
+        if self._options.backup_targets:
+            added["backup_targets"] = list(self._options.backup_targets)
+        if contents.announcement_mark(attempt.message.data):
+            added["request"] = {
+                "id": f"{self._identity}/{attempt.task.id}",
+                "patience": self._options.transfer_req_timeout,
+            }
+        return attempt.message.variant("push", added)
+
+    def _answered(self, attempt: Attempt, answer: Message | TrollmovesError) -> None:
+        if isinstance(answer, TrollmovesError):
+            self._note_down(attempt.source)
+            self._failed(attempt, answer)
+            return
+        self._down.pop(attempt.source, None)
+        if answer.type in DELIVERED:
+            attempt.finish(Result() if self._is_told(attempt, answer) else self._arrived(attempt, answer))
+            self._acknowledge_others(attempt)
+        elif answer.type == "wait":
+            self._asking(attempt)  # peers hear that it is still in hand
+            self._ask(attempt)
+        else:
+            self._failed(attempt, self._refusal(attempt, answer))
+
+    def _is_told(self, attempt: Attempt, answer: Message) -> bool:
+        """Tell whether somebody else has told, or will, that this file arrived.
+
+        A peer did while we asked. Or, when we catch up, the server says that it delivered the file for another client
+        long ago: that one has it in its journal.
+        """
+        late = attempt.task.rank == BACKLOG and contents.request_mark(answer.data).get("delivered_for")
+        told = bool(late) or self._peers.is_done(name_of(attempt.task))
+        if told:
+            log.info("[%s] %s was received by a peer", self.name, contents.names(attempt.message.data))
+        return told
+
+    def _refusal(self, attempt: Attempt, answer: Message) -> TrollmovesError:
+        data = answer.data
+        if isinstance(data, dict):
+            again_in = data.get("again_in")
+            attempt.again_in = max(attempt.again_in, float(again_in) if isinstance(again_in, (int, float)) else 0.0)
+            kind = NotDelivered if data.get("temporary", True) else Refused
+            return kind(f"{attempt.source}: {data.get('error', answer.type)}")
+        return NotDelivered(f"{attempt.source}: {data or answer.type}")
+
+    def _failed(self, attempt: Attempt, error: TrollmovesError) -> None:
+        attempt.failures.append(error)
+        level = logging.WARNING if attempt.task.tries == 1 else logging.INFO
+        log.log(level, "[%s] %s not delivered: %s", self.name, contents.names(attempt.message.data), error)
+        self._ask_next(attempt)
+
+    def _without_source(self, attempt: Attempt) -> Result:
+        """Decide how to go on when no source delivered: later, or never."""
+        if all(isinstance(error, Refused) for error in attempt.failures):
+            log.error("[%s] %s is refused for good", self.name, contents.names(attempt.message.data))
+            return self._loss(attempt.task, attempt.failures[-1])
+        if all(isinstance(error, NoAnswer) for error in attempt.failures):
+            return Result(error=attempt.failures[-1])  # the lane of this source pauses
+        return Result(again_in=max(attempt.again_in, backoff(attempt.task.tries)))
+
+    def _give_up(self, task: Task, message: Message, finish: Callable[[Result], None]) -> None:
+        what = contents.names(message.data)
+        log.error("[%s] %s is given up after %.0f s and %d tries", self.name, what, self._options.retry_for, task.tries)
+        finish(self._loss(task, GivenUp(f"not delivered within {self._options.retry_for:g} s")))
+
+    def _loss(self, task: Task, error: TrollmovesError) -> Result:
+        lost = self._lost
+        return Result(error=error, after=(lambda: lost(task, error)) if lost else None)
+
+    def _acknowledge_others(self, attempt: Attempt) -> None:
+        for source, announcement in self._sources.arrived(attempt.task).items():
+            if source != attempt.source:
+                self.acknowledge(source, announcement)
+
+    # -- health of the sources
+
+    def _note_down(self, source: str) -> None:
+        failures = self._down.get(source, (0.0, 0))[1] + 1
+        self._down[source] = (time.monotonic() + backoff(failures, first=5.0), failures)
+
+    def _is_down(self, source: str) -> bool:
+        return self._down.get(source, (0.0, 0))[0] > time.monotonic()

@@ -1,0 +1,60 @@
+"""What a peer client says about the files that both hear of: it is at work on one, or done with it.
+
+Two clients with sections of the same name hear each other, so that one can be the hot spare of the other. A peer's
+``push`` holds this side back for a while; its ``ack`` or its receipt counts the file as done. A peer that pushed and
+fell silent does not cost the file: the hold ends, and this side asks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+
+HOLD = 30.0  # s for which a peer's push holds this side back; our clients repeat it while they are at work
+REMEMBERED_FOR = 600.0  # s for which it is known that a peer is done, for announcements that are heard later
+MOST_REMEMBERED = 20_000  # files
+
+
+class Peers:
+    """What was heard from the peers of one chain, by the key of the file. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at_work: OrderedDict[str, float] = OrderedDict()
+        self._done: OrderedDict[str, float] = OrderedDict()
+
+    def hear_push(self, key: str) -> None:
+        """A peer asks for the file."""
+        with self._lock:
+            _remember(self._at_work, key, HOLD)
+
+    def hear_done(self, key: str) -> None:
+        """A peer has the file and tells, or has told, where it is."""
+        with self._lock:
+            self._at_work.pop(key, None)
+            _remember(self._done, key, REMEMBERED_FOR)
+
+    def hold(self, key: str) -> float:
+        """Give the seconds for which a file is left to the peer that asks for it, 0 for none."""
+        with self._lock:
+            return max(0.0, self._at_work.get(key, 0.0) + HOLD - time.monotonic())
+
+    def is_done(self, key: str) -> bool:
+        """Tell whether a peer is done with the file."""
+        with self._lock:
+            return time.monotonic() - self._done.get(key, float("-inf")) < REMEMBERED_FOR
+
+    def forget(self, key: str) -> None:
+        """The name stands for new content: what peers said was about the old one."""
+        with self._lock:
+            self._at_work.pop(key, None)
+            self._done.pop(key, None)
+
+
+def _remember(heard: OrderedDict[str, float], key: str, seconds: float) -> None:
+    now = time.monotonic()
+    heard[key] = now
+    heard.move_to_end(key)
+    while len(heard) > MOST_REMEMBERED or next(iter(heard.values())) < now - seconds:
+        heard.popitem(last=False)
