@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from trollmoves.errors import MessageError
+from trollmoves.errors import MessageError, StartError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import MAGIC, Message
 
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 200  # messages of one publisher handled together
 RETRY = 5.0  # s before the same messages are offered again when they could not be taken
+TRIES = 3  # of messages that are not taken for a reason that will not pass, before they are offered one by one
 LOOK = 1.0  # s between looks for silent publishers
 
 
@@ -44,7 +45,8 @@ class Listener:
     """The SUB sockets of one chain and the one thread that uses them.
 
     ``heard`` gets the messages of one publisher that are at hand, in their order, on that thread. When it raises, the
-    same messages are offered again a little later, and ZeroMQ holds the ones behind. Heartbeats are among them.
+    same messages are offered again a little later, and ZeroMQ holds the ones behind: for ever when the error is
+    temporary, else some times and then one by one, so that the one to blame is left out. Heartbeats are among them.
     """
 
     def __init__(
@@ -83,10 +85,13 @@ class Listener:
         self._bell.ring()
         if self._thread.is_alive():
             self._thread.join(5.0)
+        elif not self._thread.ident:
+            self._close()
+
+    def _close(self) -> None:
         for socket in self._ears:
             socket.close()
-        if not self._thread.is_alive():
-            self._bell.close()
+        self._bell.close()
 
     def follow(self, providers: Sequence[Provider]) -> None:
         """Hear these too, from now on; any thread."""
@@ -112,17 +117,22 @@ class Listener:
                 self._look_for_silent_ones()
             except Exception:  # nothing that is sent makes a client deaf
                 log.exception("[%s] unexpected error while listening", self.name)
+                self._stopped.wait(LOOK)
+        self._close()
 
     def _connect_to_new_ones(self) -> None:
         while self._to_follow:
             provider = self._to_follow.popleft()
             if provider not in [ear.provider for ear in self._ears.values()]:
                 log.info("[%s] listening to %s", self.name, provider.address)
-                self._connect(provider)
+                try:
+                    self._connect(provider)
+                except StartError as error:
+                    log.error("[%s] %s", self.name, error)
 
     def _hear(self, ear: _Ear) -> None:
         messages: list[Message] = []
-        while len(messages) < AT_ONCE:
+        for _ in range(AT_ONCE):
             try:
                 raw = ear.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -132,14 +142,26 @@ class Listener:
             except MessageError as error:
                 log.warning("[%s] from %s: %s", self.name, ear.provider.address, error)
         self._note_beats(ear, messages)
-        while messages and not self._stopped.is_set():
+        if messages and not self._offer(ear, messages, TRIES):
+            for message in messages:
+                if not self._offer(ear, [message], 1):
+                    log.error("[%s] left out of %s: %s", self.name, ear.provider.address, message.text[:1000])
+
+    def _offer(self, ear: _Ear, messages: list[Message], tries: int) -> bool:
+        """Have messages taken; False when that fails so many times for a reason that will not pass."""
+        while not self._stopped.is_set():
             try:
                 self._heard(ear.provider.address, messages)
-                return
             except Exception as error:
-                log.error("[%s] messages of %s wait %g s: %s", self.name, ear.provider.address, RETRY, error)
-                log.debug("[%s] because of", self.name, exc_info=True)
+                lasting = not getattr(error, "temporary", False)
+                tries -= lasting
+                log.error("[%s] messages of %s not taken: %s", self.name, ear.provider.address, error, exc_info=lasting)
+                if tries <= 0:
+                    return False
                 self._stopped.wait(RETRY)
+            else:
+                break
+        return True
 
     @staticmethod
     def _note_beats(ear: _Ear, messages: list[Message]) -> None:
@@ -155,18 +177,17 @@ class Listener:
             return
         now = time.monotonic()
         for ear in list(self._ears.values()):
-            if ear.interval and now - ear.beat > self._alarm_scale * ear.interval:
+            silence = now - ear.beat
+            # What came and was not heard yet may hold heartbeats, and must not be dropped with the connection.
+            if ear.interval and silence > self._alarm_scale * ear.interval and not ear.socket.poll(0):
                 log.warning(
-                    "[%s] no heartbeat from %s for %.0f s: connecting anew",
-                    self.name,
-                    ear.provider.address,
-                    now - ear.beat,
+                    "[%s] no heartbeat from %s for %.0f s: connecting anew", self.name, ear.provider.address, silence
                 )
-                self._poller.unregister(ear.socket)
-                ear.socket.close(0)
-                del self._ears[ear.socket]
                 again = self._connect(ear.provider)
                 again.interval, again.beat = ear.interval, now
+                self._poller.unregister(ear.socket)
+                del self._ears[ear.socket]
+                ear.socket.close(0)
 
 
 def subscription(topic: str) -> str:

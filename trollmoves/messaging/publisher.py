@@ -6,15 +6,15 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Protocol
 
 import posttroll
 import zmq
-from posttroll.backends.zmq.message_broadcaster import ZMQDesignatedReceiversSender
 from posttroll.bbmcast import MulticastSender, get_configured_broadcast_port
 
 from trollmoves import urls
+from trollmoves.errors import StartError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import NEWEST_VERSION, Message
 
@@ -88,8 +88,12 @@ class Publisher:
                     self._socket.send(frame)
 
     def beat(self) -> None:
-        """Send a heartbeat now."""
-        data = {"min_interval": HEARTBEAT_INTERVAL} | self._beat_data()
+        """Send a heartbeat now, at least with its interval."""
+        data: dict[str, Any] = {"min_interval": HEARTBEAT_INTERVAL}
+        try:
+            data |= self._beat_data()
+        except Exception:
+            log.exception("the heartbeat of %s says only that it is there", self.name)
         self.send(Message(f"/heartbeat/{self.name}", "beat", data))
 
     def _beat(self) -> None:
@@ -115,10 +119,9 @@ class Publisher:
     def _tell_address_while_it_works(self) -> None:
         port = get_configured_broadcast_port()
         sender: _Sender
-        if isinstance(self._nameservers, Sequence):
-            sender = ZMQDesignatedReceiversSender(port, list(self._nameservers))
-        else:
-            sender = MulticastSender(port)
+        sender = (
+            _Registrar(port, self._nameservers) if isinstance(self._nameservers, Sequence) else MulticastSender(port)
+        )
         data = {
             "URI": sockets.tcp(urls.own_address(), self.port),
             "service": [self.name],
@@ -126,8 +129,36 @@ class Publisher:
             "backend": posttroll.config["backend"],
         }
         with closing(sender):
-            while not self._stopped.wait(ADDRESS_INTERVAL):
+            while not self._stopped.is_set():
                 sender(Message(f"/address/{self.name}", "info", data).encode())
+                self._stopped.wait(ADDRESS_INTERVAL)
+
+
+class _Registrar:
+    """Tells nameservers an address, each on its own: one that is away, or never answers, holds up nothing."""
+
+    def __init__(self, port: int, hosts: Sequence[str]) -> None:
+        options: dict[int, int] = {zmq.LINGER: 0, zmq.IMMEDIATE: 1}  # to whoever is there, now
+        self._sockets: list[sockets.Socket] = []
+        try:
+            for host in hosts:
+                address = f"tcp://{host}" if ":" in host else sockets.tcp(host, port)
+                self._sockets.append(sockets.connect(zmq.DEALER, address, options))
+        except StartError:
+            self.close()
+            raise
+
+    def __call__(self, data: str) -> None:
+        for socket in self._sockets:
+            with suppress(zmq.Again):
+                while True:
+                    socket.recv_multipart(zmq.NOBLOCK)  # thanks for the last time
+            with suppress(zmq.Again):
+                socket.send_multipart([b"", data.encode()], zmq.NOBLOCK)
+
+    def close(self) -> None:
+        for socket in self._sockets:
+            socket.close()
 
 
 def _configured_ports() -> tuple[int, int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import zmq
@@ -18,24 +20,29 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 100  # requests handled together, so that the journal commits them together
 TICK = 1.0  # s between calls of ``tick``
+PAUSE = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
 REQUESTS_HELD = 10_000  # a peer; ZeroMQ holds the peer back beyond
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request; ``answer`` may be called from any thread, once."""
+    """One request. It may be answered from any thread; the first answer counts, what comes later is dropped.
+
+    A second answer would be taken for that to the next request, since older peers know no other mark of it.
+    """
 
     message: Message
-    _route: list[bytes]
+    _routes: list[list[bytes]]  # one as long as there is no answer
     _replier: Replier
 
     def answer(self, type_: str, data: object = "") -> None:
         """Answer with a message of this type about the same subject; MessageError for data that cannot be written."""
-        self._replier.send(self._route, Message(self.message.subject, type_, data).encode())
+        self.answer_with(Message(self.message.subject, type_, data).encode())
 
     def answer_with(self, text: str) -> None:
         """Answer with a message that is written already."""
-        self._replier.send(self._route, text)
+        with suppress(IndexError):
+            self._replier.send(self._routes.pop(), text)
 
     def refuse(self, why: str) -> None:
         """Answer ``err``, with the reason."""
@@ -82,10 +89,12 @@ class Replier:
         self._bell.ring()
         if self._thread.is_alive():
             self._thread.join(5.0)
-        else:
-            self._socket.close()
-        if not self._thread.is_alive():
-            self._bell.close()
+        elif not self._thread.ident:
+            self._close()
+
+    def _close(self) -> None:
+        self._socket.close()
+        self._bell.close()
 
     def send(self, route: list[bytes], text: str) -> None:
         """Send an answer back; any thread. One to a peer that is gone is dropped."""
@@ -96,21 +105,25 @@ class Replier:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._bell.fileno(), zmq.POLLIN)
+        next_tick = 0.0
         while not self._stopping:
             try:
-                ready = dict(poller.poll(int(TICK * 1000)))
-                if self._bell.fileno() in ready:
-                    self._bell.silence()
+                ready = dict(poller.poll(max(0, int((next_tick - time.monotonic()) * 1000) + 1)))
+                self._bell.silence()
                 self._send_outgoing()
                 if self._socket in ready:
                     self._receive()
                     self._send_outgoing()
-                if self._tick:
-                    self._tick()
+                if time.monotonic() >= next_tick:
+                    next_tick = time.monotonic() + TICK
+                    if self._tick:
+                        self._tick()
+                    self._send_outgoing()
             except Exception:  # nothing that is sent makes a server deaf
                 log.exception("[%s] unexpected error while answering requests", self.name)
+                time.sleep(PAUSE)
         self._send_outgoing()
-        self._socket.close()
+        self._close()
 
     def _receive(self) -> None:
         requests: list[Request] = []
@@ -140,7 +153,7 @@ class Replier:
         try:
             if len(payload) != 1:
                 raise MessageError(f"one frame expected, {len(payload)} came")
-            return Request(Message.decode(payload[0]), route, self)
+            return Request(Message.decode(payload[0]), [route], self)
         except MessageError as error:
             log.warning("[%s] request refused: %s", self.name, error)
             self.send(route, Message("/", "err", str(error)).encode())
@@ -151,5 +164,5 @@ class Replier:
             route, text = self._outgoing.popleft()
             try:
                 self._socket.send_multipart([*route, text.encode()], zmq.NOBLOCK)
-            except zmq.ZMQError as error:
+            except (zmq.ZMQError, UnicodeError) as error:
                 log.warning("[%s] an answer was not sent: %s", self.name, error)

@@ -19,6 +19,8 @@ from trollmoves.messaging.messages import Message
 log = logging.getLogger(__name__)
 
 IDLE_SOCKET = 60.0  # s after which an unused connection is closed
+LOOK = 1.0  # s between looks for such
+PAUSE = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
 
 
 class NoAnswer(TrollmovesError):
@@ -78,6 +80,8 @@ class Requester:
         self._bell.ring()
         if self._thread.is_alive():
             self._thread.join(5.0)
+        elif not self._thread.ident:
+            self._close_all()
         if not self._thread.is_alive():
             self._bell.close()
 
@@ -114,18 +118,22 @@ class Requester:
                     self._look_at_the_clock()
             except Exception:  # one answer's trouble is not the others'
                 log.exception("[%s] unexpected error while asking", self.name)
+                time.sleep(PAUSE)
         self._close_all()
 
     def _time_to_wait(self) -> int:
         if self._new:
             return 0
-        return max(0, int((self._next_look - time.monotonic()) * 1000) + 1) if self._open else 1000
+        return max(0, int((self._next_look - time.monotonic()) * 1000) + 1)
 
     def _send(self, asked: _Asked) -> None:
+        socket = None
         try:
             socket = self._socket(asked.address)
             socket.send_multipart([b"", asked.text.encode()], zmq.NOBLOCK)
         except (TrollmovesError, zmq.ZMQError, UnicodeError) as error:
+            if socket:
+                self._close(socket)
             self._tell(asked, NoAnswer(f"cannot ask {asked.address}: {error}"))
             return
         self._open[socket] = asked
@@ -133,17 +141,24 @@ class Requester:
 
     def _socket(self, address: str) -> sockets.Socket:
         peer = self._peers.setdefault(address, _Peer())
-        if peer.idle:
-            return peer.idle.pop()[0]
+        while peer.idle:
+            idle = peer.idle.pop()[0]
+            if not int(idle.get(zmq.EVENTS)) & zmq.POLLIN:
+                return idle
+            self._close(idle)  # a second answer to its last request
         socket = sockets.connect(zmq.DEALER, address if "://" in address else f"tcp://{address}", {zmq.LINGER: 0})
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
     def _take_answer(self, socket: sockets.Socket) -> None:
-        frames = socket.recv_multipart(zmq.NOBLOCK)
+        try:
+            frames = socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
         asked = self._open.pop(socket, None)
-        if asked is None:
-            return  # an answer that nobody asked for
+        if asked is None:  # a second answer: what comes next on this socket cannot be told apart
+            self._discard(socket)
+            return
         self._peers[asked.address].idle.append((socket, time.monotonic()))
         try:
             answer: Message | TrollmovesError = Message.decode(frames[-1])
@@ -162,18 +177,31 @@ class Requester:
         for socket, asked in list(self._open.items()):
             if asked.deadline > now:
                 continue
-            if asked.overdue and asked.overdue():
+            if self._may_wait(asked):
                 asked.deadline = now + asked.timeout
                 continue
             del self._open[socket]
             self._close(socket)  # an answer that comes late must not be taken for the next one
             self._tell(asked, NoAnswer(f"no answer from {asked.address} within {asked.timeout:g} s"))
+        in_use = {asked.address for asked in self._open.values()}
         for address, peer in list(self._peers.items()):
             while peer.idle and peer.idle[0][1] < now - IDLE_SOCKET:
                 self._close(peer.idle.popleft()[0])
-            if not peer.idle and not any(asked.address == address for asked in self._open.values()):
+            if not peer.idle and address not in in_use:
                 del self._peers[address]
-        self._next_look = min((asked.deadline for asked in self._open.values()), default=now + 1.0)
+        self._next_look = min([now + LOOK, *(asked.deadline for asked in self._open.values())])
+
+    def _may_wait(self, asked: _Asked) -> bool:
+        try:
+            return asked.overdue is not None and asked.overdue()
+        except Exception:
+            log.exception("[%s] unexpected error with a request to %s", self.name, asked.address)
+            return False
+
+    def _discard(self, socket: sockets.Socket) -> None:
+        for peer in self._peers.values():
+            peer.idle = deque(one for one in peer.idle if one[0] is not socket)
+        self._close(socket)
 
     def _close(self, socket: sockets.Socket) -> None:
         self._poller.unregister(socket)

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import zmq
 from posttroll.backends.zmq import get_context
+from posttroll.backends.zmq import socket as posttroll_socket
 from posttroll.backends.zmq.socket import set_up_client_socket, set_up_server_socket
 
 from trollmoves.errors import StartError
@@ -25,7 +26,7 @@ REBIND = 0.5  # s
 LINGER = 1_000  # ms that a closing socket may use for what it has not sent yet
 LARGEST_MESSAGE = 64 * 1024 * 1024  # bytes; whoever sends more is disconnected
 
-_OPTIONS = {
+_OPTIONS: dict[int, int] = {
     zmq.LINGER: LINGER,
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 30,
@@ -37,6 +38,10 @@ _OPTIONS = {
 }
 
 
+# What a wrong address, or wrong settings of posttroll's security, come to; older versions of it raise KeyError.
+_TROUBLES = (zmq.ZMQBaseError, OSError, ValueError, getattr(posttroll_socket, "ConfigurationError", KeyError), KeyError)
+
+
 def _make_room() -> None:
     context = get_context()
     if context.get(zmq.MAX_SOCKETS) < MOST_SOCKETS:
@@ -46,14 +51,14 @@ def _make_room() -> None:
 def connect(kind: int, address: str, options: dict[int, int] | None = None) -> Socket:
     """Give a socket that connects, and stays connected, to ``address`` (``tcp://host:port``).
 
-    StartError when the address is none.
+    StartError when the address is none, or posttroll's settings do not allow for a socket.
     """
     _make_room()
-    options = _OPTIONS | {zmq.RECONNECT_IVL: RECONNECT, zmq.RECONNECT_IVL_MAX: RECONNECT_MOST} | (options or {})
+    again = {zmq.RECONNECT_IVL: RECONNECT, zmq.RECONNECT_IVL_MAX: RECONNECT_MOST}
     try:
-        socket: Socket = set_up_client_socket(kind, address, options)
-    except zmq.ZMQError as error:
-        raise StartError(f"cannot connect to {address}: {error.strerror}") from error
+        socket: Socket = set_up_client_socket(kind, address, _options(address) | again | (options or {}))
+    except _TROUBLES as error:
+        raise StartError(f"cannot connect to {address}: {_told(error)}") from error
     return socket
 
 
@@ -63,19 +68,30 @@ def bind(
     """Give a socket bound to ``address`` and its port; port 0 takes a free one, within ``ports`` when given.
 
     A port that is taken is waited for ``REBIND`` seconds: ZeroMQ gives back that of a closed socket a little later.
-    StartError when it is still taken then, or the address is not this host's.
+    StartError when it is still taken then, the address is not this host's, or posttroll's settings are wrong.
     """
     _make_room()
+    options = _options(address) | (options or {})
     deadline = time.monotonic() + REBIND
     while True:
         try:
-            socket, port, _ = set_up_server_socket(kind, address, _OPTIONS | (options or {}), ports or (49152, 65536))
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EADDRINUSE or time.monotonic() > deadline:
-                raise StartError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from error
+            socket, port, _ = set_up_server_socket(kind, address, options, ports or (49152, 65536))
+        except _TROUBLES as error:
+            if getattr(error, "errno", 0) != zmq.EADDRINUSE or time.monotonic() > deadline:
+                raise StartError(f"cannot listen on {address}: {_told(error)}") from error
             time.sleep(0.02)
         else:
             return socket, port
+
+
+def _options(address: str) -> dict[int, int]:
+    return _OPTIONS | {zmq.IPV6: 1} if "[" in address else _OPTIONS
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, zmq.ZMQError):
+        return zmq.strerror(error.errno or 0)
+    return f"posttroll's setting {error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def tcp(host: str, port: int) -> str:
