@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BACKOFF_FIRST = 1.0  # s before the second try
 BACKOFF_MOST = 300.0  # s, so that a mended host is noticed within minutes
 PREFETCH = 16  # tasks in hand for each that may run at once, so that commits come in groups
+STILL = 0.001  # s without the end of a task after which another worker comes to a lane
 NEVER = float("inf")
 
 
@@ -73,6 +74,7 @@ class Lane:
     failures: int = 0  # pauses since the last success
     paused_until: float = 0.0  # monotonic
     next_due: float = NEVER  # when the journal is to be asked again, in seconds since the epoch
+    moved_at: float = 0.0  # monotonic; when a task ended or a worker came
     taken_to: int = 0  # the highest id that was ever taken
     _probe: int = 0  # the id of the task that was taken after the last pause
     _offered: deque[Task] = field(default_factory=deque)
@@ -83,9 +85,15 @@ class Lane:
 
     def wait(self) -> float:
         """Give the seconds after which there may be something to do without a further event."""
+        if self.ready and self.kind and self.tokens < self.kind.limit:
+            return STILL
         if not self._room():
             return NEVER  # the end of a task is such an event
         return max(self._closed_for(), 0.0 if self.unread or self._offered else self.next_due - time.time())
+
+    def stands_still(self) -> bool:
+        """Tell whether tasks are ready, and none ended lately."""
+        return bool(self.ready) and time.monotonic() - self.moved_at > STILL
 
     def pause(self) -> float:
         """Give the seconds for which the lane is held back after tries that failed."""

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 IDLE_LOOK = 60.0  # s; every change wakes the clerk, this is only the longest it sleeps
 JOURNAL_PAUSE = 2.0  # s before another try when the journal cannot be written (its disk may be full)
+TURN = 0.02  # s that a worker stays with a lane while others wait for one
 BUSY = 8  # ends written at one time from which on the clerk lets more of them gather
 GATHER = 0.001  # s that it does
 
@@ -161,17 +162,19 @@ class Workers:
             lane = self._tokens.get()
             if lane is None:
                 return
+            turn_ends = time.monotonic() + TURN
             while True:
                 try:
                     task = lane.ready.popleft()
                 except IndexError:
                     break
                 result = self._run(lane, task)
+                lane.moved_at = time.monotonic()
                 self._finished.append((lane, task, result))
                 self._ring()
                 if result.error and result.error.temporary:
                     break  # the clerk decides how the lane goes on
-                if not self._tokens.empty():  # others wait for a thread: in turn
+                if lane.moved_at > turn_ends and not self._tokens.empty():  # others wait for a thread
                     self._tokens.put(lane)
                     lane = None
                     break
@@ -273,10 +276,15 @@ class Workers:
                 self._drop(lane)
 
     def _send_workers(self, lane: Lane, kind: Kind) -> None:
-        """See that as many workers are on a lane as it has tasks in hand, up to its limit; one is left for others."""
-        most = min(kind.limit, max(1, len(self._threads) - 1))
-        while lane.tokens < min(most, len(lane.taken)):
+        """See that enough workers are on a lane: one, and one more each time that it stands still, up to its limit.
+
+        Tasks that end at once run fastest on one thread; more of them would only pass Python to and fro. One thread is
+        left for other lanes.
+        """
+        most = min(kind.limit, max(1, len(self._threads) - 1), len(lane.taken))
+        if lane.tokens < most and (not lane.tokens or lane.stands_still()):
             lane.tokens += 1
+            lane.moved_at = time.monotonic()
             self._tokens.put(lane)
 
     def _drop(self, lane: Lane) -> None:

@@ -112,8 +112,10 @@ class Replier:
                 self._bell.silence()
                 self._send_outgoing()
                 if self._socket in ready:
-                    self._receive()
+                    busy = self._receive() >= sockets.BUSY
                     self._send_outgoing()
+                    if busy:
+                        time.sleep(sockets.GATHER)
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + TICK
                     if self._tick:
@@ -125,7 +127,7 @@ class Replier:
         self._send_outgoing()
         self._close()
 
-    def _receive(self) -> None:
+    def _receive(self) -> int:
         requests: list[Request] = []
         while len(requests) < AT_ONCE:
             try:
@@ -137,6 +139,7 @@ class Replier:
                 requests.append(request)
         if requests:
             self._handle_all(requests)
+        return len(requests)
 
     def _handle_all(self, requests: list[Request]) -> None:
         try:

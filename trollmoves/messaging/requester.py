@@ -116,6 +116,8 @@ class Requester:
                     self._send(self._new.popleft())
                 if time.monotonic() >= self._next_look:
                     self._look_at_the_clock()
+                if len(ready) >= sockets.BUSY:
+                    time.sleep(sockets.GATHER)
             except Exception:  # one answer's trouble is not the others'
                 log.exception("[%s] unexpected error while asking", self.name)
                 time.sleep(PAUSE)

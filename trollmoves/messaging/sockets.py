@@ -23,6 +23,8 @@ HEARTBEAT_TIMEOUT = 30_000  # ms without an answer after which ZeroMQ connects a
 RECONNECT = 100  # ms before the first try to connect again
 RECONNECT_MOST = 5_000  # ms between such tries
 REBIND = 0.5  # s
+BUSY = 4  # messages found at one time from which on a thread lets more of them gather, so that less is done for each
+GATHER = 0.0005  # s that it does
 LINGER = 1_000  # ms that a closing socket may use for what it has not sent yet
 LARGEST_MESSAGE = 64 * 1024 * 1024  # bytes; whoever sends more is disconnected
 
