@@ -28,7 +28,7 @@ from trollmoves.errors import (
     TransferError,
 )
 from trollmoves.movers.base import Source
-from trollmoves.movers.pool import Connection
+from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Login, RemoteMover
 
 BLOCK = 1 << 18  # bytes that are handed to the kernel at a time
@@ -163,8 +163,12 @@ class FtpConnection(Connection):
 
     def probe(self) -> None:
         """Send a NOOP."""
+        control = self._ftp.sock
+        assert control is not None  # noqa: S101  (it is alive)
+        control.settimeout(min(PROBE_TIMEOUT, self._stall_timeout))
         with self._told():
             self._ftp.voidcmd("NOOP")
+        control.settimeout(self._stall_timeout)
 
     def close(self) -> None:
         """Close without a word, which every server must bear."""

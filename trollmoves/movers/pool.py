@@ -28,6 +28,7 @@ from trollmoves.errors import (
 from trollmoves.movers.base import FarEnd
 
 DOUBT = 5.0  # seconds idle after which a connection is asked before it is used
+PROBE_TIMEOUT = 5.0  # seconds a far end has for its sign of life, after which a new connection is made
 QUEUE_TIMEOUT = 600.0  # seconds a delivery waits for one of the connections to a host
 MOST_DEBRIS = 1000  # partials remembered a host, so that a host that stays away cannot fill the memory
 _HARMLESS = (PermanentTransferError, NoSpace, OriginChanged)  # errors after which a connection is as good as before
@@ -44,7 +45,7 @@ class Connection(FarEnd):
 
     @abstractmethod
     def probe(self) -> None:
-        """Ask the far end for a sign of life; raises when there is none."""
+        """Ask the far end for a sign of life; raises when there is none within ``PROBE_TIMEOUT`` seconds."""
 
     @abstractmethod
     def close(self) -> None:

@@ -142,7 +142,10 @@ class ScpConnection(Connection):
 
     def probe(self) -> None:
         """Ask for the root."""
-        self._files.is_directory("/")
+        if isinstance(self._files, Connection):
+            self._files.probe()
+        else:
+            self._files.is_directory("/")
 
     def close(self) -> None:
         """Close the channels, and the login with the last one."""

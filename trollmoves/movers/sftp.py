@@ -24,7 +24,7 @@ from trollmoves.errors import (
     TransferError,
 )
 from trollmoves.movers.base import Source
-from trollmoves.movers.pool import Connection
+from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.ssh import SshMover, ssh_told
 from trollmoves.movers.ssh_commands import RemoteCommands, error_of
 
@@ -146,7 +146,10 @@ class SftpConnection(Connection):
 
     def probe(self) -> None:
         """Ask for the root."""
+        timeout = self._channel.gettimeout()
+        self._channel.settimeout(min(PROBE_TIMEOUT, timeout))
         self._attributes("/")
+        self._channel.settimeout(timeout)
 
     def close(self) -> None:
         """Close the channel, and the login with the last one."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -17,7 +18,10 @@ from trollmoves.errors import BadDestination, NoSpace, OriginChanged, OriginMiss
 from trollmoves.movers import MOVERS, FileMover, clean_partials, is_partial, move_it
 from trollmoves.movers.base import Source, partial_path
 from trollmoves.movers.file import SMALL
+from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
 from trollmoves.tests.servers.disks import small_disk
+from trollmoves.tests.servers.process import ServerProcess
+from trollmoves.tests.servers.proxy import Proxy
 
 
 @pytest.fixture
@@ -267,3 +271,33 @@ def test_libraries_are_imported_only_when_their_scheme_is_used() -> None:
     assert MOVERS["file"] is MOVERS[""] is FileMover
     with pytest.raises(KeyError):
         MOVERS["gopher"]
+
+
+class TestFileContract(MoverContract):
+    """The contract, as far as it is not about connections."""
+
+    checks_logins = False
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Place:
+        """Return a directory of this host."""
+        root = tmp_path_factory.mktemp("file")
+        return LocalPlace("file", ServerProcess(0, [], root / "log"), FarFiles(root), str(root))
+
+    @pytest.fixture
+    def proxy(self, place: Place) -> Iterator[Proxy]:
+        """Skip what needs a connection."""
+        pytest.skip("there is no connection")
+
+    @pytest.mark.skip(reason="there is no server")
+    def test_restarted_server(self, *_: object) -> None:
+        """Nothing to restart."""
+
+
+class LocalPlace(Place):
+    """A place whose URLs name no port."""
+
+    def url(self, path: str, host: str = "", login: str | None = None) -> str:
+        """Return the URL of a path."""
+        return f"file://{self.url_root}/{path}"

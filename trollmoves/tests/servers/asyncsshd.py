@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trollmoves.tests.servers.openssh import make_key
-from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
-from trollmoves.tests.servers.proxy import PROXY_HOST
+from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess, free_port
 
 PASSWORD = "s3cr3t/pass@word"
 

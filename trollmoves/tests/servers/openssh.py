@@ -8,8 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
-from trollmoves.tests.servers.proxy import PROXY_HOST
+from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess, free_port
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,14 +15,36 @@ from types import TracebackType
 from trollmoves.tests.waiting import until
 
 HOST = "127.0.0.1"
+PROXY_HOST = "127.0.0.2"
+"""The proxy has an address of its own with the same ports, so that a protocol may name its ports (as FTP does)."""
+LOWEST, HIGHEST = 12000, 32000
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on now."""
+    """Return a loopback port that nobody uses now."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Return loopback ports in a row that nobody uses now.
+
+    They are below those that the kernel gives to outgoing connections, one of which could have it a moment later.
+    """
+    while True:
+        first = random.randrange(LOWEST, HIGHEST - count)
+        ports = list(range(first, first + count))
+        if all(_is_free(host, port) for port in ports for host in (HOST, PROXY_HOST)):
+            return ports
+
+
+def _is_free(host: str, port: int) -> bool:
     with closing(socket.socket()) as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that is ending is in nobody's way
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
 
 
 def answers(port: int) -> bool:

@@ -10,10 +10,8 @@ import time
 from collections import Counter
 from types import TracebackType
 
-from trollmoves.tests.servers.process import HOST
+from trollmoves.tests.servers.process import HOST, PROXY_HOST
 
-PROXY_HOST = "127.0.0.2"
-"""The proxy has an address of its own with the same ports, so that a protocol may name its ports (as FTP does)."""
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close by a reset
 _NEVER = 1 << 62
 

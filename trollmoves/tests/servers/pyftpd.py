@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
-from trollmoves.tests.servers.proxy import PROXY_HOST
+from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess, free_port, free_ports
 
 USER = "sat"
 PASSWORD = "s3cr3t/pass@word"
@@ -33,7 +32,7 @@ class PyFtpd(ServerProcess):
         port = free_port()
         self.root = root
         self.certificate = folder / "server.pem"
-        self.passive_ports = [free_port() for _ in range(PASSIVE_PORTS)]
+        self.passive_ports = free_ports(PASSIVE_PORTS)
         extra = ["--passive-ports", ",".join(map(str, self.passive_ports)), *options]
         if tls:
             make_certificate(self.certificate)

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
+from trollmoves.tests.servers.process import HOST, ServerProcess, free_port, free_ports
 from trollmoves.tests.servers.pyftpd import make_certificate
 
 PROGRAM = shutil.which("vsftpd") or "/usr/sbin/vsftpd"
@@ -60,9 +60,9 @@ class Vsftpd(ServerProcess):
 
     def __init__(self, folder: Path, root: Path, *, tls: bool = False) -> None:
         (folder / "empty").mkdir(parents=True, exist_ok=True)
-        port, low = free_port(), free_port()
+        port = free_port()
         self.root = root
-        self.passive_ports = list(range(low, low + PASSIVE_PORTS))
+        self.passive_ports = free_ports(PASSIVE_PORTS)
         self.certificate = folder / "server.pem"
         if tls:
             make_certificate(self.certificate)
@@ -73,8 +73,8 @@ class Vsftpd(ServerProcess):
                 port=port,
                 top=root.parent,
                 folder=folder,
-                low=low,
-                high=low + PASSIVE_PORTS - 1,
+                low=self.passive_ports[0],
+                high=self.passive_ports[-1],
                 tls=_TLS.format(certificate=self.certificate) if tls else "",
             )
         )
