@@ -15,8 +15,8 @@ from trollmoves.messaging.requester import Requester
 from trollmoves.options import ClientOptions
 from trollmoves.receiver.arrivals import Arrivals
 from trollmoves.receiver.destinations import Destinations
-from trollmoves.receiver.ears import Receiver
-from trollmoves.receiver.fetcher import Attempt, Fetcher
+from trollmoves.receiver.ears import PEER, Receiver
+from trollmoves.receiver.fetcher import Attempt, Fetcher, client_name
 from trollmoves.receiver.fetches import Fetches
 from trollmoves.receiver.peers import Peers
 
@@ -43,8 +43,9 @@ class ClientChain:
             options.publish_port,
             nameservers=options.nameservers,
             bind_address=options.bind_address,
+            beat_data=lambda: {"client": client_name(house.journal, options.name)},
         )
-        peers = Peers()
+        peers = Peers(options.takeover_after, house.journal.keys(options.name, PEER))
         self._requester = Requester(self.name)
         self._arrivals = Arrivals(options, self._destinations, house.workers, self._publisher)
         fetches = Fetches(self.name, house.journal, peers, options.processing_delay, self._acknowledge)

@@ -145,6 +145,8 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             os.close(self._lock_file)
             raise JournalError(f"the journal {path} cannot be used: {error}") from error
+        self.identity = ""
+        self._killed_at: float | None = None
         try:
             self.identity = self._set_up(synchronous)
         except sqlite3.Error as error:
@@ -170,6 +172,8 @@ class Journal:
         db.execute("PRAGMA wal_autocheckpoint=2000")
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT")
         db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
+        if found and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
+            self._killed_at = db.execute("SELECT max(finished) FROM tasks WHERE state <> 0").fetchone()[0]
         row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         return str(row[0])
 
@@ -177,6 +181,9 @@ class Journal:
         """Write everything to the file itself and let another process have it. May be called twice."""
         with self._lock:
             if self._lock_file >= 0:
+                if self.identity:
+                    with suppress(sqlite3.Error):
+                        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('closed', '')")
                 try:
                     self._db.close()
                 finally:
@@ -236,6 +243,20 @@ class Journal:
             f"SELECT {_TASK_COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?", (chain, kind, _storable(key))
         )
         return _task(rows[0]) if rows else None
+
+    def keys(self, chain: str, kind: str) -> list[str]:
+        """Give the keys of all tasks of a kind, in whatever state."""
+        rows = self._read("SELECT key FROM tasks WHERE chain = ? AND kind = ?", (chain, kind))
+        return [str(key) for (key,) in rows]
+
+    def done_about(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
+        """Give the tasks of these kinds about an announcement that are done."""
+        rows = self._read(
+            f"SELECT {_TASK_COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND state = 1 "
+            f"AND kind IN ({','.join('?' * len(kinds))})",
+            (number, chain, *kinds),
+        )
+        return [_task(row) for row in rows]
 
     def rewrite(self, tasks: Iterable[Task]) -> None:
         """Store a new body, lane, rank, due and state of known tasks; one that is waiting again starts afresh."""
@@ -311,6 +332,20 @@ class Journal:
                 )
                 new += [following for following in outcome.then if _insert(db, following, now)]
         return new
+
+    def last_done(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
+        """Give the tasks of these kinds that were done in the last seconds of the process before, if it was killed.
+
+        What it had sent, but had not written to the network yet, is lost although they are done.
+        """
+        if self._killed_at is None:
+            return []
+        rows = self._read(
+            f"SELECT {_TASK_COLUMNS} FROM tasks WHERE state <> 0 AND finished BETWEEN ? AND ? AND chain = ? "
+            f"AND state = 1 AND kind IN ({','.join('?' * len(kinds))}) ORDER BY finished, id",
+            (self._killed_at - seconds, self._killed_at, chain, *kinds),
+        )
+        return [_task(row) for row in rows]
 
     def count(self, chain: str | None = None) -> dict[str, int]:
         """Count the tasks that wait, are done and have failed, of one chain or of all."""

@@ -128,7 +128,7 @@ class MirrorChain:
             make=options.create_target_directory,
             ftp_root=options.ftp_root,
         )
-        peers = Peers()  # nobody else fetches for a mirror
+        peers = Peers(0.0)  # nobody else fetches for a mirror
         self._requester = Requester(self.name)
         self._relays = Fetches(self.name, house.journal, peers, options.delay, None, kind=RELAY)
         copies = Copies(self.name, house.journal, house.workers, destinations, self._relays)

@@ -219,6 +219,9 @@ class ClientOptions(ChainOptions):
         values.words, "", "hosts to try when the destination's own does not answer, with its user and port"
     )
     processing_delay: float = _option(values.seconds, "0", "seconds that a hot spare waits for its peer")
+    takeover_after: float = _option(
+        values.interval, "30", "seconds after a peer's last word about a file until a hot spare takes it over"
+    )
     replacements: dict[str, values.Replacement] = field(default_factory=dict)
 
 

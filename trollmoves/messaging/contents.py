@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from trollmoves.errors import TrollmovesError
@@ -42,14 +42,18 @@ def reply_type(data: dict[str, Any]) -> str:
 
 
 def request_mark(data: Any) -> dict[str, Any]:
-    """Give what our own clients say about a request: its ``id`` and their ``patience`` in seconds; {} from others.
+    """Give what our own clients say about a request: ``id``, ``patience`` in seconds, ``unless``; {} from others.
 
-    An ``id`` is a string and a ``patience`` a sensible number; whatever else stands under these keys is left out.
+    An ``id`` is a string, a ``patience`` a sensible number, ``unless`` a list; what else stands there is left out.
     """
     mark = data.get("request") if isinstance(data, dict) else None
     if not isinstance(mark, dict):
         return {}
-    checks = {"id": lambda value: isinstance(value, str), "patience": is_seconds}
+    checks: dict[str, Callable[[Any], bool]] = {
+        "id": lambda value: isinstance(value, str),
+        "patience": is_seconds,
+        "unless": lambda value: isinstance(value, list),
+    }
     return {key: value for key, value in mark.items() if key not in checks or checks[key](value)}
 
 

@@ -117,6 +117,10 @@ class Message:
         head = Message(self.subject, type_)._head(self.version or NEWEST_VERSION)
         return f"{head} application/json {data}"
 
+    def timestamp(self) -> float:
+        """Give its time in seconds since the epoch; a time without a zone is UTC."""
+        return (self.time if self.time.tzinfo else self.time.replace(tzinfo=dt.UTC)).timestamp()
+
     @classmethod
     def decode(cls, raw: bytes | str) -> Message:
         """Read a message; MessageError, saying why, for whatever is none."""

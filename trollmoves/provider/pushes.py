@@ -27,6 +27,7 @@ from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)
 
+HAD = "had"  # the kind of the notes of who else has the answer to a push
 ANSWER_STAYS = 60.0  # s for which an answer also serves a peer that does not say that it is asking again
 BRING_AGAIN = 60.0  # s until a push looks again for files that are being brought; their arrival wakes it before
 PATIENCE_USED = 0.7  # of the time a peer waits for an answer, after which it is told to go on waiting
@@ -82,7 +83,8 @@ class Pushes:
                 pause = self._workers.paused(self.name, task.lane)
                 if pause:
                     raise _HostDown(f"{task.lane.removeprefix('push ')} does not take files, next try in {pause:.0f} s")
-                asked.append((request, task))
+                if not self._was_for_a_peer(request, task):
+                    asked.append((request, task))
             except TrollmovesError as error:
                 refuse(self.name, request, error)
         with self._waiting_lock:
@@ -117,23 +119,43 @@ class Pushes:
     def _to_do_again(known: Task, wanted: Task) -> bool:
         """Tell whether a push that is known is to be made anew, rather than joined or answered from the journal.
 
-        Our own clients ask again on purpose, and know what to do with an old answer. Others may have lost the file.
+        The same request, asked again by our own clients, means "are you done?". Whoever else asks much later may want
+        the file again.
         """
         if known.state != DONE:
             return known.state == FAILED
-        return time.time() - (known.finished or 0.0) > ANSWER_STAYS and not contents.request_id(wanted.body)
+        if time.time() - (known.finished or 0.0) <= ANSWER_STAYS:
+            return False
+        id_ = contents.request_id(wanted.body)
+        return id_ is None or id_ != contents.request_id(known.body)
 
-    @staticmethod
-    def _answer_again(request: Request, task: Task) -> None:
-        """Give the stored answer; our own clients are also told when it was delivered for another one long ago."""
-        delivered_for = contents.request_id(task.body)
+    def _answer_again(self, request: Request, task: Task) -> None:
+        """Give the stored answer."""
+        also = self._had_by(request, task)
+        if also:
+            self._journal.note([also])
+        request.answer_with(task.reply or "")
+
+    def _had_by(self, request: Request, task: Task) -> Task | None:
+        """Give the note that somebody has the answer to a push that another one asked for."""
         id_ = contents.request_mark(request.message.data).get("id")
-        if id_ and delivered_for not in (None, id_) and time.time() - (task.finished or 0.0) > ANSWER_STAYS:
-            answer = Message.decode(task.reply or "")
-            answer.data["request"] = {"delivered_for": delivered_for}
-            request.answer_with(answer.encode())
-        else:
-            request.answer_with(task.reply or "")
+        if not id_ or id_ == contents.request_id(task.body):
+            return None
+        return Task(self.name, HAD, f"{task.about} {id_}", HAD, "", about=task.about, state=DONE)
+
+    def _was_for_a_peer(self, request: Request, task: Task) -> bool:
+        """Answer a client that does not want what one of its peers has had, when that is so."""
+        data = request.message.data
+        peers = contents.request_mark(data).get("unless")
+        if not peers:
+            return False
+        for done in self._journal.done_about(self.name, ("push", HAD), task.about or 0):
+            had_by = done.key.partition(" ")[2] if done.kind == HAD else contents.request_id(done.body)
+            if had_by and had_by.rpartition("/")[0] in peers:
+                answer = {**data, "destination": _target(data["destination"]).without_login}
+                request.answer(contents.reply_type(data), answer | {"request": {"delivered_for": had_by}})
+                return True
+        return False
 
     def _reopen(self, task: Task, wanted: Task) -> None:
         task.body, task.state, task.tries, task.due, task.lane = wanted.body, 0, 0, time.time(), wanted.lane
@@ -167,7 +189,8 @@ class Pushes:
         answer = {key: value for key, value in data.items() if key != "request"}
         answer["destination"] = reached
         text = Message(message.subject, contents.reply_type(data), answer).encode()
-        return Result(reply=text, then=self._follow(task.about or 0), after=lambda: self._tell(task.id, text))
+        then = (*self._follow(task.about or 0), *self._had_by_others(task))
+        return Result(reply=text, then=then, after=lambda: self._tell(task.id, text))
 
     def _deliver(self, number: int, data: dict[str, Any], target: _Target) -> tuple[int, str]:
         """Give the bytes that were sent, and the destination: with the host of the backup target if one was used."""
@@ -186,6 +209,11 @@ class Pushes:
                 destination = urls.without_login(urls.parse(destination)._replace(netloc=reached.netloc))
             size += _size(pathname)
         return size, destination
+
+    def _had_by_others(self, task: Task) -> list[Task]:
+        with self._waiting_lock:
+            waiters = list(self._waiting.get(task.id, ()))
+        return [had for waiter in waiters if (had := self._had_by(waiter.request, task))]
 
     def _tell(self, task_id: int, text: str) -> None:
         with self._waiting_lock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from trollmoves.errors import MessageError
-from trollmoves.journal import BACKLOG, FRESH, Journal, Source, Task
+from trollmoves.journal import BACKLOG, DONE, FRESH, Journal, Source, Task
 from trollmoves.messaging import contents, sockets
 from trollmoves.messaging.listener import Listener, Provider
 from trollmoves.messaging.messages import Message
@@ -22,6 +22,7 @@ from trollmoves.receiver.peers import Peers
 from trollmoves.workers import Workers
 
 ANNOUNCEMENTS = ("file", "dataset", "collection")
+PEER = "peer"  # the kind of the notes of peers
 BEATS = "/heartbeat/move_it"  # the names of servers, mirrors and clients begin so
 
 
@@ -43,11 +44,15 @@ class Receiver:
         ``topic`` begins the subjects that are heard of providers without a topic of their own.
         """
         self.name = options.name
+        self._journal = journal
         self._workers = workers
         self._fetches = fetches
         self._peers = peers
         self._catchup = CatchUp(self.name, journal, requester, self._note_missed)
-        self._topics = {sockets.tcp(p.host, p.port): [t for t in (p.topic or topic,) if t] for p in options.providers}
+        self._topics: dict[str, list[str]] = {}  # by provider, which may be named again with another topic
+        for one in options.providers:
+            wanted = self._topics.setdefault(sockets.tcp(one.host, one.port), [])
+            wanted += [text for text in (one.topic or topic,) if text and text not in wanted]
         beats = [BEATS] if options.heartbeat else []
         self._listener = Listener(
             self.name,
@@ -75,6 +80,7 @@ class Receiver:
             data = message.data
             if message.type == "beat":
                 self._hear_beat(provider, data)
+                self._meet_peer(message)
             elif message.type in ANNOUNCEMENTS and isinstance(data, dict) and "request_address" in data:
                 announcements.append(message)
                 mark = contents.announcement_mark(data)
@@ -102,6 +108,13 @@ class Receiver:
             return []
         self._peers.hear_done(key)
         return [key]
+
+    def _meet_peer(self, message: Message) -> None:
+        """Take note of who a peer client is; also for the next process, which will want to ask what it did."""
+        name = message.data.get("client") if isinstance(message.data, dict) else None
+        if message.subject == f"{BEATS}_{self.name}" and isinstance(name, str):
+            self._peers.meet(name)
+            self._journal.note([Task(self.name, PEER, name, PEER, "", state=DONE)])
 
     def _is_in_hand(self, task: Task) -> bool:
         return task.id in self._workers.taken(self.name, task.lane)

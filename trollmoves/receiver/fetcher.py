@@ -40,6 +40,11 @@ class Refused(TrollmovesError):
     """Every source refused for good."""
 
 
+def client_name(journal: Journal, chain: str) -> str:
+    """Give the name of a client's chain: what its heartbeats say, and its requests begin with."""
+    return f"{journal.identity}/{chain}"
+
+
 @dataclass(slots=True)
 class Attempt:
     """One run of a fetch. ``message`` is the announcement of the source that is asked, or was asked last."""
@@ -93,7 +98,8 @@ class Fetcher:
     ) -> None:
         self.name = options.name
         self._options = options
-        self._identity = journal.identity
+        self._client = client_name(journal, options.name)
+        self._began = time.time()
         self._requester = requester
         self._sources = sources
         self._peers = peers
@@ -163,11 +169,18 @@ class Fetcher:
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)
         if contents.announcement_mark(attempt.message.data):
-            added["request"] = {
-                "id": f"{self._identity}/{attempt.task.id}",
-                "patience": self._options.transfer_req_timeout,
-            }
+            # Asked again often enough for peers to hear that it is in hand.
+            patience = min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
+            added["request"] = {"id": f"{self._client}/{attempt.task.id}", "patience": patience}
+            peers = self._peers.names()
+            if peers and self._is_late(attempt):
+                added["request"]["unless"] = peers
         return attempt.message.variant("push", added)
+
+    def _is_late(self, attempt: Attempt) -> bool:
+        """Tell whether a file was announced before this process began, so that a peer may have taken it over."""
+        task = attempt.task
+        return task.noted < self._began or (task.rank == BACKLOG and attempt.message.timestamp() < self._began)
 
     def _answered(self, attempt: Attempt, answer: Message | TrollmovesError) -> None:
         if isinstance(answer, TrollmovesError):
@@ -187,11 +200,10 @@ class Fetcher:
     def _is_told(self, attempt: Attempt, answer: Message) -> bool:
         """Tell whether somebody else has told, or will, that this file arrived.
 
-        A peer did while we asked. Or, when we catch up, the server says that it delivered the file for another client
-        long ago: that one has it in its journal.
+        A peer did while we asked, or it has the file in its journal: the server has delivered for it.
         """
-        late = attempt.task.rank == BACKLOG and contents.request_mark(answer.data).get("delivered_for")
-        told = bool(late) or self._peers.is_done(name_of(attempt.task))
+        delivered_for = contents.request_mark(answer.data).get("delivered_for")
+        told = bool(delivered_for) or self._peers.is_done(name_of(attempt.task))
         if told:
             log.info("[%s] %s was received by a peer", self.name, contents.names(attempt.message.data))
         return told

@@ -2,7 +2,8 @@
 
 Two clients with sections of the same name hear each other, so that one can be the hot spare of the other. A peer's
 ``push`` holds this side back for a while; its ``ack`` or its receipt counts the file as done. A peer that pushed and
-fell silent does not cost the file: the hold ends, and this side asks.
+fell silent does not cost the file: the hold ends, and this side asks. Our own clients repeat their push while they are
+at work, and name themselves in their heartbeats, so that a side that comes back can ask what the other one did.
 """
 
 from __future__ import annotations
@@ -10,24 +11,39 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 
-HOLD = 30.0  # s for which a peer's push holds this side back; our clients repeat it while they are at work
 REMEMBERED_FOR = 600.0  # s for which it is known that a peer is done, for announcements that are heard later
 MOST_REMEMBERED = 20_000  # files
 
 
 class Peers:
-    """What was heard from the peers of one chain, by the key of the file. Any thread."""
+    """What was heard from the peers of one chain, by the key of the file. Any thread.
 
-    def __init__(self) -> None:
+    A peer's push holds this side back for ``hold`` seconds. ``known`` are names of peers that were heard of before.
+    """
+
+    def __init__(self, hold: float, known: Iterable[str] = ()) -> None:
+        self._hold = hold
         self._lock = threading.Lock()
+        self._names = dict.fromkeys(known)
         self._at_work: OrderedDict[str, float] = OrderedDict()
         self._done: OrderedDict[str, float] = OrderedDict()
+
+    def meet(self, name: str) -> None:
+        """A peer tells its name."""
+        with self._lock:
+            self._names[name] = None
+
+    def names(self) -> list[str]:
+        """Give the names of the peers that ever told theirs."""
+        with self._lock:
+            return list(self._names)
 
     def hear_push(self, key: str) -> None:
         """A peer asks for the file."""
         with self._lock:
-            _remember(self._at_work, key, HOLD)
+            _remember(self._at_work, key, self._hold)
 
     def hear_done(self, key: str) -> None:
         """A peer has the file and tells, or has told, where it is."""
@@ -38,7 +54,7 @@ class Peers:
     def hold(self, key: str) -> float:
         """Give the seconds for which a file is left to the peer that asks for it, 0 for none."""
         with self._lock:
-            return max(0.0, self._at_work.get(key, 0.0) + HOLD - time.monotonic())
+            return max(0.0, self._at_work.get(key, float("-inf")) + self._hold - time.monotonic())
 
     def is_done(self, key: str) -> bool:
         """Tell whether a peer is done with the file."""

@@ -59,6 +59,7 @@ CLIENT: dict[str, object] = {
     "ftp_root": "/",
     "backup_targets": (),
     "processing_delay": 0.0,
+    "takeover_after": 30.0,
 }
 SHARED: dict[str, object] = {"bind_address": "*", "lane_limit": 4, "retry_for": 7 * 86400.0}
 PROCESS: dict[str, object] = {
