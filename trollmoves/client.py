@@ -47,7 +47,7 @@ class ClientChain:
         )
         peers = Peers(options.takeover_after, house.journal.keys(options.name, PEER))
         self._requester = Requester(self.name)
-        self._arrivals = Arrivals(options, self._destinations, house.workers, self._publisher)
+        self._arrivals = Arrivals(options, house.journal, self._destinations, house.workers, self._publisher)
         fetches = Fetches(self.name, house.journal, peers, options.processing_delay, self._acknowledge)
         self._fetcher = Fetcher(
             options,

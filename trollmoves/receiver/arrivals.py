@@ -12,19 +12,21 @@ from urllib.parse import ParseResult
 
 from trollmoves import unpacking, urls
 from trollmoves.errors import BadDestination
-from trollmoves.journal import Task
+from trollmoves.journal import Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ClientOptions
 from trollmoves.receiver.destinations import Destinations
-from trollmoves.receiver.fetcher import Attempt
+from trollmoves.receiver.fetcher import SETTLE, Attempt
+from trollmoves.receiver.fetches import KIND, Fetch
 from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)
 
 UNPACKED_AT_ONCE = 4
+UNSURE = 2.0  # s before a kill, in which what was published may not have left the process
 _OURS = ("request_address", "destination", "announcement", "request", "backup_targets")
 
 
@@ -32,19 +34,32 @@ class Arrivals:
     """The receipts of one client's chain."""
 
     def __init__(
-        self, options: ClientOptions, destinations: Destinations, workers: Workers, publisher: Publisher
+        self,
+        options: ClientOptions,
+        journal: Journal,
+        destinations: Destinations,
+        workers: Workers,
+        publisher: Publisher,
     ) -> None:
         self.name = options.name
         self._options = options
+        self._journal = journal
         self._destinations = destinations
         self._workers = workers
         self._publisher = publisher
 
     def start(self) -> None:
-        """Unpack what arrived, also in an earlier process."""
+        """Unpack what arrived in an earlier process, and tell again what that may not have told when it was killed."""
         if self._options.compression:
             self._workers.register(self.name, "unpack", limit=UNPACKED_AT_ONCE, handler=self._unpack)
             self._workers.register(self.name, "discard", limit=1, handler=self._discard)
+        self._workers.register(self.name, "tell", limit=1, handler=self._tell_again, begin_in=SETTLE)
+        again = [
+            Task(self.name, "tell", f"{task.id} {task.finished}", "tell", json.dumps(texts))
+            for task in self._journal.last_done(self.name, (KIND, "unpack"), UNSURE)
+            if (texts := self._told_of(task))
+        ]
+        self._workers.expect([task for task, new in self._journal.note(again) if new])
 
     def arrived(self, attempt: Attempt, answer: Message) -> Result:
         """Publish that the source is done with, then where the files are now; packed ones are unpacked before."""
@@ -70,15 +85,33 @@ class Arrivals:
                 ]
             )
             return Result(then=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
-        self._publish(message.subject, data)
-        return Result()
+        self._publisher.send_texts([self._receipt(message.subject, data)])
+        return Result(reply=json.dumps([attempt.source, base]))
 
-    def _publish(self, subject: str, data: dict[str, Any]) -> None:
+    def _receipt(self, subject: str, data: dict[str, Any]) -> str:
         data = {key: value for key, value in data.items() if key not in _OURS}
         for key, replacement in self._options.replacements.items():
             if key in data:
                 data[key] = replacement.apply(data[key])
-        self._publisher.send(Message(subject, contents.reply_type(data), data))
+        return Message(subject, contents.reply_type(data), data).encode()
+
+    # -- after a kill
+
+    def _told_of(self, task: Task) -> list[str]:
+        """Give what was published of a task that is done."""
+        if task.kind != KIND or not task.reply:
+            return [task.reply] if task.reply else []
+        source, base = json.loads(task.reply)
+        announcement = Fetch.load(task.body).told.get(source)
+        if announcement is None:
+            return []
+        message = Message.decode(announcement)
+        data = _moved(message.data, base) | {"origin": source}
+        return [message.variant("ack"), self._receipt(message.subject, data)]
+
+    def _tell_again(self, task: Task) -> None:
+        """Publish what may have been lost with the process that was killed; runs on a worker."""
+        self._publisher.send_texts(json.loads(task.body))
 
     # -- packed files
 
@@ -101,10 +134,10 @@ class Arrivals:
             log.info("[%s] unpacked %s, members: %d", self.name, os.path.basename(path), len(members))
             return [{"uid": os.path.basename(one), "uri": one.removeprefix(root)} for one in members]
 
-        self._publish(message.subject, _unpacked(message.data, unpack))
-        if not self._options.delete:
-            return Result()
-        return Result(then=[Task(self.name, "discard", f"{task.key}\n{path}", "discard", path) for path in packed])
+        receipt = self._receipt(message.subject, _unpacked(message.data, unpack))
+        self._publisher.send_texts([receipt])
+        discards = [Task(self.name, "discard", f"{task.key}\n{path}", "discard", path) for path in packed]
+        return Result(reply=receipt, then=discards if self._options.delete else ())
 
     def _members(self, path: str) -> list[str]:
         options = self._options
