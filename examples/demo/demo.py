@@ -27,8 +27,6 @@ from segments import Segment, segments
 from witness import Arrivals, Receipts
 
 HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parent.parent
-KEPT = CHECKOUT / ".demo"  # logs and configuration of the last run
 
 DIES_AT = 0.45  # of the files
 AWAY = 2.0  # s
@@ -44,17 +42,20 @@ class Interrupted(Exception):
 
 
 class Demo:
-    """One run, in a folder that is empty when it begins."""
+    """One run, in a folder that is empty when it begins; logs and configuration are copied to ``keep`` at its end."""
 
-    def __init__(self, folder: Path, files: Sequence[Segment], seconds: float, interrupted: Callable[[], bool]) -> None:
+    def __init__(
+        self, folder: Path, keep: Path, files: Sequence[Segment], seconds: float, interrupted: Callable[[], bool]
+    ) -> None:
+        self._keep_in = keep
         self._files = files
         self._seconds = seconds
         self._interrupted = interrupted
         self._screen = Screen()
-        self._incoming, self._arrived, self._state, self._kept = (
-            folder / name for name in ("incoming", "arrived", "state", "kept")
+        self._incoming, self._arrived, self._state, self._daemons = (
+            folder / name for name in ("incoming", "arrived", "state", "daemons")
         )
-        for one in (self._incoming, self._arrived, self._state, self._kept):
+        for one in (self._incoming, self._arrived, self._state, self._daemons):
             one.mkdir()
         self._arrivals = Arrivals(self._arrived)
         self._feeder = Feeder(self._incoming, files, seconds)
@@ -109,10 +110,10 @@ class Demo:
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         values = {"incoming": self._incoming, "arrived": self._arrived, "state": self._state, **ports}
         for name in ("server.ini", "client.ini"):
-            (self._kept / name).write_text(Template((HERE / name).read_text()).substitute(values))
+            (self._daemons / name).write_text(Template((HERE / name).read_text()).substitute(values))
         asked, told = [ports[name] for name in names[:3]], [ports[name] for name in names[3:]]
-        server = Process("move_it_server.py", self._kept, "server", ["-p", str(ports["announcements"])], asked)
-        client = Process("move_it_client.py", self._kept, "client", [], told)
+        server = Process("move_it_server.py", self._daemons, "server", ["-p", str(ports["announcements"])], asked)
+        client = Process("move_it_client.py", self._daemons, "client", [], told)
         return server, client, [f"tcp://{HOST}:{port}" for port in told]
 
     def _due_to_die(self) -> bool:
@@ -182,14 +183,16 @@ class Demo:
         return 0 if len(outcome.whole) == len(self._files) else 1
 
     def _keep(self) -> None:
-        shutil.rmtree(KEPT, ignore_errors=True)
-        shutil.copytree(self._kept, KEPT, ignore=lambda folder, names: [n for n in names if _is_empty(folder, n)])
+        def empty(folder: str, names: list[str]) -> list[str]:
+            return [name for name in names if not Path(folder, name).stat().st_size]
+
+        shutil.copytree(self._daemons, self._keep_in, ignore=empty, dirs_exist_ok=True)
 
     def _point(self) -> None:
         self._screen.title("Where to look next")
         self._screen.table(
             [
-                (f"{KEPT.name}/", "", "what server and client logged, with their configuration"),
+                (f"{self._keep_in}/", "", "what server and client logged, with their configuration"),
                 ("examples/demo/", "", "how this was made"),
                 ("README.md", "", "a first configuration of your own"),
                 ("doc/", "", "how it works, what is said on the wire, every option"),
@@ -198,22 +201,22 @@ class Demo:
         self._screen.say()
 
 
-def _is_empty(folder: str, name: str) -> bool:
-    return not Path(folder, name).stat().st_size
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; give its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=1_500, help="how many (%(default)s)")
     parser.add_argument("--seconds", type=float, default=12.0, help="over which they appear (%(default)s)")
+    parser.add_argument(
+        "--keep", type=Path, default=Path(".demo"), help="folder for the logs and the configuration (%(default)s)"
+    )
     arguments = parser.parse_args(argv)
     interrupted: list[int] = []
     for number in SIGNALS:
         signal.signal(number, lambda number, _: interrupted.append(number))
     sys.setswitchinterval(0.001)  # s; feeder and receipts are clocks
     with tempfile.TemporaryDirectory(prefix="trollmoves-demo-") as folder:
-        return Demo(Path(folder), [*segments(arguments.files)], arguments.seconds, lambda: bool(interrupted)).run()
+        files = [*segments(arguments.files)]
+        return Demo(Path(folder), arguments.keep, files, arguments.seconds, lambda: bool(interrupted)).run()
 
 
 if __name__ == "__main__":
