@@ -16,6 +16,7 @@ from typing import Any
 
 from trollmoves.errors import MessageError, TrollmovesError
 from trollmoves.journal import Journal, Source
+from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import Requester
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 FIRST_CONTACT_SLACK = 5.0  # s before our start from which a source we never heard of is asked for announcements
 REPLAY_TIMEOUT = 10.0  # s
+PAUSE = 5.0  # s before a source is asked again that did not answer as it should, however much is heard of it
 
 
 @dataclass(slots=True)
@@ -35,6 +37,8 @@ class _Log:
     live_from: int = 0
     live_to: int = 0
     asking: bool = False
+    ask_from: float = 0.0  # monotonic; it is not asked before
+    begun: float = 0.0  # monotonic; when it was first heard of, 0 for in an earlier process
 
     def hear(self, number: int) -> None:
         if self.live_from and number == self.live_to + 1:
@@ -67,6 +71,7 @@ class CatchUp:
         missed: Callable[[list[Message], list[tuple[str, Source]]], None],
     ) -> None:
         self.name = name
+        self._journal = journal
         self._requester = requester
         self._missed = missed
         self._started = time.monotonic()
@@ -86,7 +91,7 @@ class CatchUp:
         with self._lock:
             source = self._source(log_name, address)
             source.hear(number)
-            gap = source.missing(number) and not source.asking
+            gap = source.missing(number)
             have = source.have
         if gap:
             self._ask(source)
@@ -96,7 +101,7 @@ class CatchUp:
         """Take note of how far a source's log goes."""
         with self._lock:
             source = self._source(log_name, address)
-            gap = source.missing(number) and not source.asking
+            gap = source.missing(number)
         if gap:
             self._ask(source)
 
@@ -105,14 +110,14 @@ class CatchUp:
         if source is None:
             # A new log at a known address is that of a journal that was lost or replaced: all of it is new to us.
             have = 0 if address in self._addresses else None
-            source = self._logs[log_name] = _Log(log_name, address, have)
+            source = self._logs[log_name] = _Log(log_name, address, have, begun=time.monotonic())
             self._addresses.add(address)
         source.address = address
         return source
 
     def _ask(self, source: _Log) -> None:
         with self._lock:
-            if source.asking:
+            if source.asking or time.monotonic() < source.ask_from:
                 return
             source.asking = True
             data: dict[str, Any] = {"log": source.name}
@@ -124,39 +129,47 @@ class CatchUp:
         self._requester.ask(source.address, request, REPLAY_TIMEOUT, lambda answer: self._answered(source, answer))
 
     def _answered(self, source: _Log, answer: Message | TrollmovesError) -> None:
+        more = False
+        source.ask_from = time.monotonic() + PAUSE  # unless all goes well
         try:
             data = _replay_data(answer)
+            if data["log"] != source.name:
+                self._other_log(source, data["log"])
+            else:
+                more = self._take(source, data)
         except TrollmovesError as error:
-            with self._lock:
-                source.asking = False
             log.warning("[%s] cannot catch up with %s: %s", self.name, source.address, error)
-            return
-        if data["log"] != source.name:
-            self._other_log(source, data["log"])
-            return
-        messages = self._decode(source, data["messages"])
-        through = data["through"]
-        try:
-            # What was heard meanwhile may not be noted yet, so only what this answer brings is written down as had.
-            self._missed(messages, [(self.name, Source(source.name, source.address, through))])
         finally:
-            with self._lock:
-                source.asking = False
+            source.asking = False
+        if more:
+            self._ask(source)
+
+    def _take(self, source: _Log, data: dict[str, Any]) -> bool:
+        """Have the announcements of an answer noted; tell whether there are more to be had at once."""
+        messages = self._decode(source, data["messages"])
+        through: int = data["through"]
+        # What was heard meanwhile may not be noted yet, so only what this answer brings is written down as had.
+        self._missed(messages, [(self.name, Source(source.name, source.address, through))])
+        if messages:
+            log.info("[%s] caught up with %d announcements of %s", self.name, len(messages), source.address)
         with self._lock:
             went_on = source.have is None or through > source.have
             source.have = max(through, source.have or 0)
             source.join()
+            source.asking = False  # from here on whoever hears of a gap asks
             more = max(data["last"], source.live_to) > source.have
-        if messages:
-            log.info("[%s] caught up with %d announcements of %s", self.name, len(messages), source.address)
-        if more and went_on:
-            self._ask(source)
+            if went_on or not more:
+                source.ask_from = 0.0
+            return more and went_on
 
     def _other_log(self, source: _Log, log_name: str) -> None:
         log.warning("[%s] %s has begun a new log: all of it is taken", self.name, source.address)
         with self._lock:
             self._logs.pop(source.name, None)
             new = self._source(log_name, source.address)
+            if time.monotonic() - source.begun < PAUSE:  # several servers behind one address, each with its own
+                new.ask_from = time.monotonic() + PAUSE
+        self._journal.forget_source(self.name, source.name)
         self._ask(new)
 
     def _decode(self, source: _Log, texts: list[Any]) -> list[Message]:
@@ -181,7 +194,7 @@ def _replay_data(answer: Message | TrollmovesError) -> dict[str, Any]:
     data = answer.data
     if answer.type != "replay" or not isinstance(data, dict):
         raise MessageError(f"answered {answer.type} to a replay: {str(data)[:200]}")
-    if not (isinstance(data.get("through"), int) and isinstance(data.get("last"), int)):
+    if not (contents.is_number(data.get("through")) and contents.is_number(data.get("last"))):
         raise MessageError("a replay without numbers")
     if not (isinstance(data.get("messages"), list) and isinstance(data.get("log"), str)):
         raise MessageError("a replay without messages")
