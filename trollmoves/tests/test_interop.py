@@ -91,9 +91,9 @@ def test_old_client_of_a_server_that_is_restarted(site: Site) -> None:
     pair.client = earlier.client(site, pair.client_sections)
     begin(pair)
     pair.server.kill()
-    pair.feeder.feed(10)
+    pair.feeder.feed(5)
     pair.server.start()
-    pair.feeder.feed(10)
+    pair.feeder.feed(5)
     pair.wait_until_done(60)
 
 
@@ -131,7 +131,7 @@ def test_two_clients_of_one_server(site: Site) -> None:
     ear = site.ear(port)
     old.start()
     pair.start()
-    fed = pair.feeder.feed(COUNT)
+    fed = pair.feeder.feed(10)
     pair.wait_until_done(60)
     ear.wait_for_receipts(fed)
     assert pair.feeder.missing(target) == []

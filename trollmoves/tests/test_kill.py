@@ -14,7 +14,7 @@ from trollmoves.tests.waiting import until
 
 BURST = 1000
 ROUNDS = 3
-ASK_AGAIN = 2  # s after which a client asks again: a server that was killed answers nobody
+ASK_AGAIN = 1  # s after which a client asks again: a server that was killed answers nobody
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_new_file_does_not_wait_behind_the_backlog(pair: Pair) -> None:
     pair.feeder.feed()
     pair.wait_until_done()
     pair.client.kill()
-    pair.feeder.feed(3000)
-    pair.announced.wait_for(3001, "file")
+    pair.feeder.feed(2000)
+    pair.announced.wait_for(2001, "file")
     pair.client.start()
     pair.received.wait_for(100, "file")
     (newest,) = pair.feeder.feed()
@@ -137,7 +137,7 @@ def test_nothing_half_is_seen(pair: Pair) -> None:
     """Whoever looks at the target at any moment sees whole files only, also while the server is killed."""
     size = 3_000_000
     seen = 0
-    for _ in range(4):
+    for _ in range(3):
         pair.feeder.feed(10, size=size)
         deadline = time.monotonic() + random.uniform(0.0, 0.05)
         until(lambda: any(pair.target.iterdir()))
