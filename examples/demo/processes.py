@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[2]  # its own daemons run, whatever is installed
 HOST = "127.0.0.1"
 START_TIMEOUT = 20.0  # s until a daemon listens
 STOP_TIMEOUT = 15.0  # s until it has ended after it was told to
@@ -24,10 +25,10 @@ class Process:
     """One daemon, with its configuration and log as NAME.ini and NAME.log in a folder; ``ports`` are what it opens."""
 
     def __init__(self, command: str, folder: Path, name: str, arguments: list[str], ports: list[int]) -> None:
-        script = os.path.join(os.path.dirname(sys.executable), command)
         self.name = name
         self._log, self._output = folder / f"{name}.log", folder / f"{name}.out"
-        self._command = [sys.executable, script, str(folder / f"{name}.ini"), "-l", str(self._log), *arguments]
+        self._command = [sys.executable, str(CHECKOUT / "bin" / command), str(folder / f"{name}.ini")]
+        self._command += ["-l", str(self._log), *arguments]
         self._ports = ports
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -36,7 +37,12 @@ class Process:
         with self._output.open("ab") as output:
             # A session of its own: a Ctrl-C is for the demo, which then ends its daemons in order.
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+                start_new_session=True,
             )
         deadline = time.monotonic() + START_TIMEOUT
         while not all(map(_listened_on, self._ports)):
