@@ -76,17 +76,7 @@ class Pushes:
 
     def take(self, requests: list[Request]) -> None:
         """Note pushes, and answer those that are answered already; the replier's thread calls."""
-        asked: list[tuple[Request, Task]] = []
-        for request in requests:
-            try:
-                task = self._push_task(request.message)
-                pause = self._workers.paused(self.name, task.lane)
-                if pause:
-                    raise _HostDown(f"{task.lane.removeprefix('push ')} does not take files, next try in {pause:.0f} s")
-                if not self._was_for_a_peer(request, task):
-                    asked.append((request, task))
-            except TrollmovesError as error:
-                refuse(self.name, request, error)
+        asked = [(request, task) for request in requests if (task := self._wanted(request))]
         with self._waiting_lock:
             noted = self._journal.note([task for _, task in asked])
             begin = []
@@ -101,6 +91,18 @@ class Pushes:
                     begin.append(task)
                 self._waiting.setdefault(task.id, []).append(_Waiter(request, _tell_by(request.message.data)))
         self._workers.expect(begin)
+
+    def _wanted(self, request: Request) -> Task | None:
+        """Give the task for a request; None when it was answered at once."""
+        try:
+            task = self._push_task(request.message)
+            pause = self._workers.paused(self.name, task.lane)
+            if pause:
+                raise _HostDown(f"{task.lane.removeprefix('push ')} does not take files, next try in {pause:.0f} s")
+            return None if self._was_for_a_peer(request, task) else task
+        except TrollmovesError as error:
+            refuse(self.name, request, error)
+            return None
 
     def _push_task(self, message: Message) -> Task:
         data = message.data

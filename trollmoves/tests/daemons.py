@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).parents[2]
 TOPIC = "/1b/hrit-segment/0deg"
 READY = 30.0  # s that a daemon has to come up on a busy machine
 
+S = TypeVar("S")
 T = TypeVar("T", bound=socket.socket)
 Sections = Mapping[str, Mapping[str, object]]
 
@@ -173,6 +174,10 @@ class Site:
         """Close something at the end."""
         self._ending.callback(thing.close)
         return thing
+
+    def enter(self, thing: AbstractContextManager[S]) -> S:
+        """Begin something that ends with the site."""
+        return self._ending.enter_context(thing)
 
     def folder(self, name: str) -> Path:
         """Make a folder."""
