@@ -177,6 +177,7 @@ class Daemon(ABC, Generic[O]):
 
     def _start_chain(self, options: O, house: House) -> bool:
         chain = None
+        house.workers.prefer(options.name, options.priority)
         try:
             chain = self.chain(options, house)
             chain.start()

@@ -259,13 +259,13 @@ class Journal:
         return [_task(row) for row in rows]
 
     def rewrite(self, tasks: Iterable[Task]) -> None:
-        """Store a new body, lane, rank, due and state of known tasks; one that is waiting again starts afresh."""
+        """Store a new body, lane, rank, due, state and time of noting of known tasks: one may start afresh."""
         with self._transaction() as db:
             for t in tasks:
                 t.lane = _storable(t.lane)
                 db.execute(
-                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ? WHERE id = ?",
-                    (_storable(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.id),
+                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, noted = ? WHERE id = ?",
+                    (_storable(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.noted, t.id),
                 )
 
     def amend(self, tasks: Iterable[Task]) -> None:
@@ -320,9 +320,10 @@ class Journal:
                 task = outcome.task
                 over = outcome.state != WAITING
                 db.execute(
-                    "UPDATE tasks SET state = ?, tries = ?, due = ?, reply = ?, finished = ? WHERE id = ?",
+                    "UPDATE tasks SET state = ?, rank = ?, tries = ?, due = ?, reply = ?, finished = ? WHERE id = ?",
                     (
                         outcome.state,
+                        task.rank,
                         task.tries,
                         outcome.due or task.due,
                         None if outcome.reply is None else _storable(outcome.reply),
@@ -421,13 +422,9 @@ class Journal:
             task.due = now
         return tasks
 
-    def fail_about(self, chain: str, kind: str, number: int) -> list[Task]:
-        """End the waiting tasks about an announcement as failed, and give them."""
-        now = time.time()
-        with self._transaction() as db:
-            rows = db.execute(_TASKS_ABOUT, (number, chain, kind)).fetchall()
-            db.executemany("UPDATE tasks SET state = 2, finished = ? WHERE id = ?", [(now, row[0]) for row in rows])
-        return [_task(row) for row in rows]
+    def waiting_about(self, chain: str, kind: str, number: int) -> list[Task]:
+        """Give the tasks of this kind about an announcement that wait, or run."""
+        return [_task(row) for row in self._read(_TASKS_ABOUT, (number, chain, kind))]
 
     def fail_waiting(self, chain: str, lane: str, *, but: Collection[int] = ()) -> list[int]:
         """End all waiting tasks of a lane as failed, without those in ``but``; give their ids."""

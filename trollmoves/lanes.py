@@ -7,10 +7,13 @@ long as there is room for them here; else from the journal, which has them all.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from trollmoves.errors import TrollmovesError
@@ -53,6 +56,7 @@ class Kind:
     handler: Handler | None = None  # runs on a worker thread
     starter: Starter | None = None  # only starts it, on the clerk's thread; ``finish`` is called later
     begin_at: float = 0.0  # before this time (monotonic) none is taken
+    priority: int = 0  # of its chain; a higher one goes first
 
 
 def backoff(tries: int, first: float = BACKOFF_FIRST, most: float = BACKOFF_MOST) -> float:
@@ -78,6 +82,12 @@ class Lane:
     taken_to: int = 0  # the highest id that was ever taken
     _probe: int = 0  # the id of the task that was taken after the last pause
     _offered: deque[Task] = field(default_factory=deque)
+
+    @property
+    def priority(self) -> int:
+        """That of its chain; 0 when that was stopped."""
+        kind = self.kind
+        return kind.priority if kind else 0
 
     def offer(self, tasks: Iterable[Task]) -> None:
         """Hand over tasks that were noted just now."""
@@ -189,3 +199,39 @@ class Lane:
             self.paused_until = time.monotonic() + backoff(self.failures)
             self.give_back()
         return False
+
+
+class Turns:
+    """The lanes that wait for a worker: those of a higher priority first, then one after the other. Any thread."""
+
+    def __init__(self) -> None:
+        self._by_priority: dict[int, SimpleQueue[Lane]] = {0: SimpleQueue()}
+        self._order = [0]  # replaced, never changed
+        self._waiting: SimpleQueue[None] = SimpleQueue()  # one for each lane, and for each worker that is to end
+        self._lock = threading.Lock()  # for a priority that was not met before
+
+    def put(self, lane: Lane) -> None:
+        """Have a lane wait for a worker."""
+        priority = lane.priority
+        if priority not in self._order:
+            with self._lock:
+                self._by_priority.setdefault(priority, SimpleQueue())
+                self._order = sorted(self._by_priority, reverse=True)
+        self._by_priority[priority].put(lane)
+        self._waiting.put(None)
+
+    def end(self) -> None:
+        """Have one worker end when no lane waits any more."""
+        self._waiting.put(None)
+
+    def get(self) -> Lane | None:
+        """Wait for the lane whose turn it is; None when this worker is to end."""
+        self._waiting.get()
+        for priority in self._order:
+            with suppress(Empty):
+                return self._by_priority[priority].get_nowait()
+        return None
+
+    def empty(self) -> bool:
+        """Tell whether no lane waits."""
+        return self._waiting.empty()

@@ -101,6 +101,9 @@ class ChainOptions(SharedOptions):
 
     role: ClassVar[str]
     name: str
+    priority: int = _option(
+        values.whole(-1000, 1000), "0", "what waits for a worker goes before that of sections with a lower priority"
+    )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"

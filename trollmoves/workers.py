@@ -17,8 +17,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.lanes import Kind, Lane, Result, backoff
+from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
+from trollmoves.lanes import Kind, Lane, Result, Turns, backoff
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class Workers:
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
         self._taken_to = 0  # the highest id that lanes of the past had taken
-        self._tokens: SimpleQueue[Lane | None] = SimpleQueue()
+        self._tokens = Turns()
+        self._priorities: dict[str, int] = {}  # by chain
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._rung = False
@@ -58,6 +59,13 @@ class Workers:
 
     # -- what runs
 
+    def prefer(self, chain: str, priority: int) -> None:
+        """Have the tasks of a chain go before those of a lower priority (0 is usual); counts for what registers later.
+
+        What waits for a worker goes in this order. What runs is not interrupted.
+        """
+        self._priorities[chain] = priority
+
     def register(
         self,
         chain: str,
@@ -74,7 +82,7 @@ class Workers:
         called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
         one kind.
         """
-        known = Kind(limit, handler, starter, time.monotonic() + begin_in)
+        known = Kind(limit, handler, starter, time.monotonic() + begin_in, self._priorities.get(chain, 0))
         with self._lock:
             self._kinds[chain, kind] = known  # before the look: what is noted after it is offered
         waiting = {lane for lane, its_kind in self._journal.lanes(chain) if its_kind == kind}
@@ -144,7 +152,7 @@ class Workers:
         in_time = not self._is_busy()
         self._closing.set()
         for _ in self._threads:
-            self._tokens.put(None)
+            self._tokens.end()
         self._ring()
         end = max(deadline if in_time else 0.0, time.monotonic() + 0.5)
         for thread in (*self._threads, self._clerk):
@@ -262,7 +270,10 @@ class Workers:
                 log.exception("[%s] %s %s: unexpected error after the end", task.chain, task.kind, task.key)
 
     def _hand_out(self) -> None:
-        for lane in self._all_lanes():
+        lanes = self._all_lanes()
+        if any(self._priorities.values()):
+            lanes.sort(key=lambda lane: lane.priority, reverse=True)
+        for lane in lanes:
             kind = lane.kind
             if self._stopping or kind is None:
                 lane.give_back()
@@ -328,4 +339,6 @@ def _outcome(task: Task, result: Result) -> Outcome:
     if result.error and (result.final or not result.error.temporary):
         return Outcome(task, FAILED, result.reply, then=result.then)
     wait = result.again_in if result.again_in is not None else backoff(task.tries)
+    if wait:
+        task.rank = BACKLOG  # what is new does not wait behind what was tried in vain
     return Outcome(task, WAITING, result.reply, due=time.time() + wait, then=result.then)

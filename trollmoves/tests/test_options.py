@@ -39,6 +39,7 @@ SERVER: dict[str, object] = {
     "watchdog_timeout": 1.0,
     "allowed_destinations": (),
     "allowed_clients": (),
+    "priority": 0,
 }
 CLIENT: dict[str, object] = {
     "providers": (),
@@ -60,6 +61,7 @@ CLIENT: dict[str, object] = {
     "backup_targets": (),
     "processing_delay": 0.0,
     "takeover_after": 30.0,
+    "priority": 0,
 }
 SHARED: dict[str, object] = {"bind_address": "*", "lane_limit": 4, "retry_for": 7 * 86400.0}
 PROCESS: dict[str, object] = {

@@ -736,3 +736,50 @@ def test_a_task_offered_late_is_not_run_again(house: House) -> None:
     house.note(workers, task("last"))
     until(lambda: house.state("last") == DONE, SOON)
     assert ran == {"early": 1, "late": 1, "last": 1}
+
+
+# -- what goes first
+
+
+def test_priority(house: House) -> None:
+    """When a worker is free it takes what waits of the chain with the highest priority, whoever came first."""
+    gauge = Gauge()
+    gate = gauge.shut("lane blocker")
+    workers = house.workers(threads=1)
+    chains = {"usual": 0, "low": -1, "high": 7, "higher": 8}
+    for chain, priority in chains.items():
+        workers.prefer(chain, priority)
+        workers.register(chain, "work", limit=1, handler=gauge)
+    house.note(workers, Task("usual", "work", "first", "lane blocker", ""))
+    until(lambda: gauge.begun == ["first"], SOON)
+    for chain in ("low", "usual", "high", "higher"):
+        house.note(workers, *(Task(chain, "work", f"{chain} {n}", f"lane of {chain}", "") for n in range(3)))
+    until(lambda: workers._tokens._waiting.qsize() == len(chains), SOON, "every lane waits for the worker")
+    gate.set()
+    until(lambda: len(gauge.begun) == 13, SOON)
+    assert gauge.begun[1:] == [f"{chain} {n}" for chain in ("higher", "high", "usual", "low") for n in range(3)]
+
+
+def test_what_failed_does_not_hold_up_what_is_new(house: House) -> None:
+    """What was tried in vain waits behind what was not tried yet, however long it is due."""
+    begun: list[str] = []
+    mended = threading.Event()
+
+    def handler(task: Task) -> Result | None:
+        begun.append(task.key)
+        return None if mended.is_set() else Result(again_in=0.2)
+
+    workers = house.workers(threads=1)
+    workers.register("chain", "work", limit=1, handler=handler)
+    old = [task.key for task in house.note(workers, *tasks(range(100)))]
+    until(lambda: len(begun) >= 100, SOON)
+    workers.forget("chain")
+    until(lambda: not workers.in_hand(), SOON)
+    mended.set()
+    begun.clear()
+    time.sleep(0.3)  # until all of them are due again
+    new = [task.key for task in house.note(workers, *tasks(range(100, 110)))]
+    workers.register("chain", "work", limit=1, handler=handler)
+    until(lambda: len(begun) == 110, SOON)
+    assert begun[:10] == new
+    assert sorted(begun[10:]) == sorted(old)
