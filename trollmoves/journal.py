@@ -264,7 +264,8 @@ class Journal:
             for t in tasks:
                 t.lane = _storable(t.lane)
                 db.execute(
-                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, noted = ? WHERE id = ?",
+                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, noted = ? "
+                    "WHERE id = ?",
                     (_storable(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.noted, t.id),
                 )
 

@@ -231,6 +231,8 @@ def _check_server(section: _Section[Any], chain: ServerOptions) -> None:
 
 
 def _check_client(section: _Section[Any], chain: ClientOptions) -> None:
+    if isinstance(chain, MirrorOptions) and chain.compression == "tar":
+        section.warn("compression", "has no effect: a mirror hands archives on as they are; let clients unpack them")
     if chain.destination:
         with section.problems_of("destination"):
             _check_destination(chain.destination)

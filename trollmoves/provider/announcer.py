@@ -7,8 +7,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves.errors import RequestRefused, TrollmovesError
@@ -28,15 +28,20 @@ LISTED_AT_ONCE = 500  # announcements read at one time when many are looked thro
 
 @dataclass(slots=True)
 class Announcement:
-    """A file, or several in one message, to announce; size in bytes, all together, and newest time in ns."""
+    """A file, or several in one message, to announce.
+
+    The size is in bytes, all together, None when it is not known; the time is the newest, in ns. ``also`` stands in the
+    mark of the announcement.
+    """
 
     uri: str
     uid: str
     data: dict[str, Any]
-    size: int
+    size: int | None
     mtime: int
     type: str = "file"
     subject: str = ""
+    also: Mapping[str, str] = field(default_factory=dict)
 
 
 class Announcer:
@@ -84,6 +89,11 @@ class Announcer:
         self._stopping.set()
         if self._settler.is_alive():
             self._settler.join(5.0)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it announces nothing more."""
+        return self._stopping.is_set()
 
     def beat(self) -> dict[str, Any]:
         """Say how far the log goes, for the heartbeat."""
@@ -138,7 +148,9 @@ class Announcer:
         subject = a.subject or self._topic
         if self._describe:
             return Message(subject, *self._describe(a))
-        mark = {"log": self._log_name, "number": number, "size": a.size, "mtime": a.mtime}
+        mark = {**a.also, "log": self._log_name, "number": number, "mtime": a.mtime}
+        if a.size is not None:
+            mark["size"] = a.size
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": mark})
 
     def _announce_undelivered(self) -> None:

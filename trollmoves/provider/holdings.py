@@ -19,7 +19,7 @@ class Holdings(Protocol):
         """Give the path here of a file that was announced under this number."""
 
     def discard(self, number: int, uri: str) -> None:
-        """Remove a file that is here; OSError when that fails."""
+        """Remove a file that is here; OSError when that fails, BlockingIOError when it is wanted just now."""
 
     def unchanged(self, announced: Announced) -> bool:
         """Tell whether the files of an announcement can still be had as they were announced."""

@@ -14,7 +14,7 @@ from urllib.parse import ParseResult
 
 from trollmoves import urls
 from trollmoves.errors import RequestRefused, TransferError, TrollmovesError
-from trollmoves.journal import DONE, FAILED, Journal, Task
+from trollmoves.journal import DONE, FAILED, Journal, Outcome, Task
 from trollmoves.lanes import Result
 from trollmoves.logs import size as readable_size
 from trollmoves.messaging import contents
@@ -160,12 +160,14 @@ class Pushes:
         return False
 
     def _reopen(self, task: Task, wanted: Task) -> None:
-        task.body, task.state, task.tries, task.due, task.lane = wanted.body, 0, 0, time.time(), wanted.lane
+        task.body, task.state, task.tries, task.lane = wanted.body, 0, 0, wanted.lane
+        task.due = task.noted = time.time()
         self._journal.rewrite([task])
 
     def _push(self, task: Task) -> Result:
         """Deliver what a request asks for; runs on a worker."""
         if not self._holdings.bring(task):
+            task.tries -= 1
             return Result(again_in=BRING_AGAIN, after=lambda: self._wake_if_brought(task))
         started = time.monotonic()
         message = task.context or Message.decode(task.body)
@@ -233,12 +235,24 @@ class Pushes:
         self._workers.expect(self._journal.hasten(self.name, "push", number))
 
     def give_up(self, number: int, error: TrollmovesError) -> None:
-        """Answer the pushes about an announcement that its files cannot be had."""
-        for task in self._journal.fail_about(self.name, "push", number):
-            with self._waiting_lock:
-                waiters = self._waiting.pop(task.id, ())
-            for waiter in waiters:
-                refuse(self.name, waiter.request, error)
+        """Answer the pushes about an announcement that its files cannot be had; for now, if ``error.temporary``.
+
+        Then our own peers may find them elsewhere meanwhile, and ask again. Others may not, so they go on waiting.
+        """
+        stay = set[int]()
+        with self._waiting_lock:
+            tasks = self._journal.waiting_about(self.name, "push", number)
+            refused = []
+            for task in tasks:
+                waiters = self._waiting.pop(task.id, [])
+                patient = [w for w in waiters if error.temporary and w.tell_by is None]
+                refused += [w for w in waiters if w not in patient]
+                if patient:
+                    self._waiting[task.id] = patient
+                    stay.add(task.id)
+            self._journal.finish([Outcome(task, FAILED) for task in tasks if task.id not in stay])
+        for waiter in refused:
+            refuse(self.name, waiter.request, error)
 
     def _tell_failure(self, task: Task, text: str, error: TransferError) -> None:
         """Answer a failure, also to those in the same lane once the host is known to be down: they go elsewhere."""

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from trollmoves.journal import Journal, Task
+from trollmoves.journal import WAITING, Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.provider.holdings import Holdings, announced_uris
 from trollmoves.workers import Workers
@@ -31,11 +31,15 @@ class Removals:
         """Remove what is due, also of an earlier process."""
         self._workers.register(self.name, "remove", limit=1, handler=self._remove)
 
-    def of(self, number: int) -> Sequence[Task]:
-        """Give the task that removes the files of an announcement, if any does."""
+    def of(self, number: int, later: float = 0.0) -> Sequence[Task]:
+        """Give the task that removes the files of an announcement, if any does; ``later`` than usual by so many s."""
         if not self._wanted:
             return ()
-        return (Task(self.name, "remove", str(number), "remove", "", time.time() + self._delay, about=number),)
+        key, now = str(number), time.time()
+        known = self._journal.find(self.name, "remove", key)
+        if later or (known and known.state != WAITING):  # they were removed before, and have been brought again
+            key = f"{number} {now:.3f}"
+        return (Task(self.name, "remove", key, "remove", "", now + self._delay + later, about=number),)
 
     def _remove(self, task: Task) -> Result:
         """Remove a file that was delivered, unless it is wanted or has become another one; runs on a worker."""
@@ -54,6 +58,8 @@ class Removals:
                 log.info("[%s] removed %s", self.name, path)
             except FileNotFoundError:
                 pass
+            except BlockingIOError:
+                return Result(again_in=max(1.0, self._delay))
             except OSError as error:
                 log.warning("[%s] cannot remove %s: %s", self.name, path, error.strerror)
         return Result()

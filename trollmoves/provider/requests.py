@@ -43,7 +43,7 @@ class Provider:
         self._workers = workers
         address = f"{options.request_address or urls.own_address()}:{port}"
         self.announcer = Announcer(self.name, options.topic, journal, publisher, holdings=holdings, address=address)
-        self._removals = Removals(
+        self.removals = Removals(
             self.name, journal, workers, holdings, wanted=options.delete, delay=options.remove_delay
         )
         self.pushes = Pushes(
@@ -54,14 +54,14 @@ class Provider:
             holdings,
             limit=options.lane_limit,
             parameters=options.connection_parameters,
-            follow=self._removals.of,
+            follow=self.removals.of,
         )
         self._replier = Replier(self.name, port, self._handle, bind_address=options.bind_address, tick=self.pushes.tick)
 
     def start(self, *, again: bool = True) -> None:
         """Answer requests, push what was asked for; with ``again`` also announce anew what nobody has had yet."""
         self.pushes.start()
-        self._removals.start()
+        self.removals.start()
         self._replier.start()
         self.announcer.start(again=again)
 
@@ -105,5 +105,5 @@ class Provider:
         """Take note that a client needs nothing (more) of an announcement."""
         number = self.announcer.find(data).number
         note = Task(self.name, "ack", str(number), "ack", "", about=number, state=DONE)
-        noted = self._journal.note([note, *self._removals.of(number)])
+        noted = self._journal.note([note, *self.removals.of(number)])
         self._workers.expect([task for task, new in noted[1:] if new])

@@ -38,9 +38,9 @@ class Destinations:
 
         A directory on this host is made. Raises what composing raises, and BadDestination.
         """
-        text = self._pattern.compose(message.data) if "{" in self._text else self._text
+        text = self._compose(message, below)
         if below:
-            text = f"{text.rstrip('/')}/{below}"
+            return self._make_ready(text)  # each is used once
         made, until = self._prepared.get(text, ("", 0.0))
         if time.monotonic() > until:
             made = self._make_ready(text)
@@ -48,6 +48,14 @@ class Destinations:
                 self._prepared.clear()
             self._prepared[text] = (made, time.monotonic() + PREPARED_FOR)
         return made
+
+    def _compose(self, message: Message, below: str) -> str:
+        text = self._pattern.compose(message.data) if "{" in self._text else self._text
+        return f"{text.rstrip('/')}/{below}" if below else text
+
+    def compose(self, message: Message, below: str = "") -> ParseResult:
+        """Give the same directory, without login and without making it."""
+        return urls.parse(self._compose(message, below))
 
     def local(self, url: ParseResult) -> str:
         """Give the path that a destination on this host has here."""

@@ -130,7 +130,7 @@ class Fetches:
             fetch.versions[source] = (version, fetch.generation)
             self._add_source(current, known, fetch, source, told.told[source])
             return []
-        if before == version and (version[1] is not None or current.state != DONE):
+        if before == version and (version[1:] != (None, None) or current.state != DONE):
             return []
         fetch.generation += 1
         fetch.versions[source] = (version, fetch.generation)

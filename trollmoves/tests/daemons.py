@@ -26,6 +26,7 @@ from trollmoves.tests.waiting import until
 
 REPOSITORY = Path(__file__).parents[2]
 TOPIC = "/1b/hrit-segment/0deg"
+MIRROR_TOPIC = "/mirrored/0deg"
 READY = 30.0  # s that a daemon has to come up on a busy machine
 
 S = TypeVar("S")
@@ -234,6 +235,12 @@ class Site:
         config = self.config(sections, f"{name}.ini")
         return self.process(name, [sys.executable, script("move_it_client.py"), str(config), *arguments], config)
 
+    def mirror(self, sections: Sections, port: int, *arguments: str, name: str = "mirror") -> Process:
+        """Give one of our mirrors, publishing on ``port``, not started yet."""
+        config = self.config(sections, f"{name}.ini")
+        command = [sys.executable, script("move_it_mirror.py"), str(config), "-p", str(port), *arguments]
+        return self.process(name, command, config)
+
     @staticmethod
     def command(name: str, *arguments: str | Path) -> list[str]:
         """Give what runs one of our commands."""
@@ -274,6 +281,22 @@ def client_section(
         "topic": TOPIC,
         "publish_port": publish_port,
         "nameservers": "False",
+        **options,
+    }
+
+
+def mirror_section(
+    servers: int | Sequence[int], destination: object, request_port: int, **options: object
+) -> dict[str, object]:
+    """Give a mirror's section that hears servers on this host by their publish ports, and has a topic of its own."""
+    ports = [servers] if isinstance(servers, int) else servers
+    return {
+        "providers": " ".join(f"{HOST}:{port}" for port in ports),
+        "destination": destination,
+        "client_topic": TOPIC,
+        "topic": MIRROR_TOPIC,
+        "request_port": request_port,
+        "request_address": HOST,
         **options,
     }
 

@@ -19,6 +19,7 @@ FLOORS = (
     ("bin",),
     # the daemons, and the commands for people
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file"),
+    ("copies",),
     # the two halves of the conversation, and the process
     ("provider", "receiver", "daemon"),
     # work, configuration, and what appears in directories

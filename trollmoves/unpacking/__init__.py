@@ -18,7 +18,7 @@ from trollmoves.unpacking.bzip import unpack_bzip
 from trollmoves.unpacking.place import Place
 from trollmoves.unpacking.xrit import unpack_xrit
 
-__all__ = ["UNPACKERS", "Unpacker", "applies", "unpack"]
+__all__ = ["UNPACKERS", "Unpacker", "applies", "unpack", "unpacked_name"]
 
 BLOCK = 1 << 20  # bytes
 PROGRAM_TIMEOUT = 300.0  # s; a segment takes well under one
@@ -56,10 +56,19 @@ UNPACKERS: Mapping[str, Unpacker] = MappingProxyType(
 )
 
 
+_ENDS = MappingProxyType({"xrit": ("C_", "__"), "bzip": (".bz2", "")})  # of names, packed and unpacked
+
+
 def applies(name: str, path: str) -> bool:
     """Tell by the file's name whether the unpacker ``name`` is for it; KeyError when there is no such unpacker."""
     base = os.path.basename(path)
     return any(base.endswith(suffix) and base != suffix for suffix in UNPACKERS[name].suffixes)
+
+
+def unpacked_name(name: str, path: str) -> str:
+    """Give what the unpacker ``name`` makes of a name or path: the same when it is for others, or for archives."""
+    end = _ENDS.get(name)
+    return path.removesuffix(end[0]) + end[1] if end and applies(name, path) else path
 
 
 def unpack(

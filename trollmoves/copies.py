@@ -1,0 +1,213 @@
+"""Copies of the files that a mirror has announced, brought from inner servers when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from trollmoves import unpacking
+from trollmoves.errors import ConfigError, MessageError, UnpackFailed
+from trollmoves.journal import WAITING, Announced, Journal, Task
+from trollmoves.messaging import contents
+from trollmoves.messaging.messages import Message
+from trollmoves.options import MirrorOptions
+from trollmoves.provider.holdings import announced_uris
+from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.fetches import KIND, Fetches, Told, key_of
+from trollmoves.workers import Workers
+
+log = logging.getLogger(__name__)
+
+UNPACK = "unpack"
+HEARD = "heard"  # in the mark of an announcement: the key of the relay that made it
+
+
+class Copies:
+    """The holdings of a mirror's chain, and who has what is not here yet.
+
+    Each announcement has a directory of its own, so that files of one name do not meet, neither those of one chain nor
+    those of another, of another mirror, or of a journal that was lost. ``relays`` knows what was heard.
+    """
+
+    def __init__(
+        self, options: MirrorOptions, journal: Journal, workers: Workers, destinations: Destinations, relays: Fetches
+    ) -> None:
+        self.name = options.name
+        self._options = options
+        self._journal = journal
+        self._workers = workers
+        self._destinations = destinations
+        self._relays = relays
+        mark = hashlib.sha256(f"{journal.identity}/{self.name}".encode("utf-8", "backslashreplace")).hexdigest()[:8]
+        self._folder = f"mirror-{re.sub(r'[^A-Za-z0-9_.-]', '_', self.name)}-{mark}"
+        self._lock = threading.Lock()  # between the look for a copy and the push of it nobody removes it
+
+    # -- where they are
+
+    def url(self, task: Task, message: Message) -> str:  # noqa: ARG002  (sources may describe a file differently)
+        """Give the URL of the directory to which inner servers push the files of a fetch, and make it."""
+        return self._destinations.url(self._message(task.about or 0), below=self._below(task.about or 0))
+
+    def path(self, number: int, uri: str) -> str:
+        """Give the path of the copy of a file, by its announced name."""
+        message = self._message(number)
+        item = next((item for item in contents.items(message.data) if item["uri"] == uri), {})
+        return self._place(number, message, item.get("path"), uri)
+
+    def _place(self, number: int, message: Message, below: Any, uri: str) -> str:
+        return os.path.join(self._directory(number, message), str(below or "").strip("/"), os.path.basename(uri))
+
+    def _directory(self, number: int, message: Message) -> str:
+        return self._destinations.local(self._destinations.compose(message, below=self._below(number)))
+
+    def _below(self, number: int) -> str:
+        return f"{self._folder}/{number}"
+
+    def _message(self, number: int) -> Message:
+        announced = self._journal.announcement(self.name, number)
+        if announced is None:
+            raise ConfigError(f"announcement {number} is not known any more", section=self.name)
+        return Message.decode(announced.message)
+
+    def unchanged(self, announced: Announced) -> bool:  # noqa: ARG002
+        """Tell that it may be had: only its source knows."""
+        return True
+
+    # -- how they come and go
+
+    def bring(self, push: Task) -> bool:
+        """Tell whether all copies for a push are here; have them fetched, once for all who ask, when not."""
+        number = push.about or 0
+        announced = self._journal.announcement(self.name, number)
+        if announced is None:
+            return True  # the push itself will say that it is gone
+        with self._lock:
+            if self._are_here(announced):
+                return True
+            if self._options.compression and self._journal.waits_about(self.name, UNPACK, number):
+                return False
+            wanted = Task(self.name, KIND, str(number), self._lane(announced), "", about=number)
+            ((task, new),) = self._journal.note([wanted])
+            if not new and task.state != WAITING:
+                if self._are_here(announced):  # they have come between the two looks
+                    return True
+                task.state, task.tries, task.lane, task.due = WAITING, 0, wanted.lane, 0.0
+                task.noted = time.time()
+                self._journal.rewrite([task])
+                new = True
+        if new:
+            self._workers.expect([task])
+        return False
+
+    def _are_here(self, announced: Announced) -> bool:
+        return all(os.path.exists(self.path(announced.number, uri)) for uri in announced_uris(announced))
+
+    def _lane(self, announced: Announced) -> str:
+        return f"{KIND} {next(iter(self._told(Message.decode(announced.message))), '')}"
+
+    def discard(self, number: int, uri: str) -> None:
+        """Remove a copy, and its directory with the last one; BlockingIOError when it has been asked for again."""
+        path = self.path(number, uri)
+        with self._lock:
+            if self._journal.waits_about(self.name, "push", number):
+                raise BlockingIOError
+            try:
+                os.unlink(path)
+            finally:
+                self._tidy(number, os.path.dirname(path))
+
+    def tidy(self, number: int) -> None:
+        """Remove the directory of an announcement if nothing is in it."""
+        with suppress(ConfigError), self._lock:
+            self._tidy(number, self._directory(number, self._message(number)))
+
+    def _tidy(self, number: int, directory: str) -> None:
+        with suppress(OSError):  # there may be more in it
+            while self._below(number) in directory:
+                os.rmdir(directory)
+                directory = os.path.dirname(directory)
+
+    # -- packed ones
+
+    def unpacked(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Give what is announced of what was heard: a copy, with the names that unpacked files will have.
+
+        MessageError when a name leads out of the directory of the copies.
+        """
+        return dict(_copy(data, self._options.compression))
+
+    def packed(self, number: int) -> list[tuple[str, str]]:
+        """Give the paths of the files of an announcement that come packed, and of what is in them."""
+        if not self._options.compression:
+            return []
+        message = self._message(number)
+        heard = next(iter(self._told(message).values()), None)
+        theirs = contents.items(Message.decode(heard).data) if heard else ()
+        return [
+            (self._place(number, message, item.get("path"), their["uri"]), self.path(number, item["uri"]))
+            for their, item in zip(theirs, contents.items(message.data), strict=False)
+            if os.path.basename(their["uri"]) != os.path.basename(item["uri"])
+        ]
+
+    def unpack(self, number: int) -> None:
+        """Unpack what has come packed; any number of times. Raises UnpackError."""
+        for packed, wanted in self.packed(number):
+            if not os.path.exists(wanted):
+                made = unpacking.unpack(
+                    self._options.compression or "",
+                    packed,
+                    os.path.dirname(wanted),
+                    program=self._options.xritdecompressor or self._options.prog,
+                    block_size=self._options.block_size,
+                )
+                if made != [wanted]:
+                    raise UnpackFailed(f"{packed} holds {os.path.basename(made[0])}, which is not what was announced")
+                log.info("[%s] unpacked %s", self.name, os.path.basename(packed))
+            with suppress(FileNotFoundError):
+                os.unlink(packed)
+
+    # -- who has them
+
+    def told(self, task: Task) -> Told:
+        """Give the announcements of inner servers that a fetch is about."""
+        announced = self._journal.announcement(self.name, task.about or 0)
+        return self._told(Message.decode(announced.message)) if announced else {}
+
+    def _told(self, message: Message) -> Told:
+        heard = contents.announcement_mark(message.data).get(HEARD)
+        return self._relays.told_of(heard if isinstance(heard, str) else key_of(message.data))
+
+    def arrived(self, task: Task) -> Told:
+        """Give the announcements of inner servers that a fetch is about."""
+        return self.told(task)
+
+    def over(self, task: Task) -> None:
+        """Nothing is kept for it."""
+
+
+def _copy(value: Any, packing: str | None) -> Any:
+    """Copy what was heard; MessageError when a file in it has a name that is no place for a copy."""
+    if isinstance(value, list):
+        return [_copy(one, packing) for one in value]
+    if not isinstance(value, dict):
+        return value
+    copy = {key: _copy(one, packing) for key, one in value.items()}
+    if "uri" in copy:
+        _check_place(copy["uri"], copy.get("path"))
+        for key in ("uri", "uid"):
+            if packing and key in copy:
+                copy[key] = unpacking.unpacked_name(packing, copy[key])
+    return copy
+
+
+def _check_place(uri: str, below: object) -> None:
+    if os.path.basename(uri) in ("", ".", ".."):
+        raise MessageError(f"{uri!r} is no name of a file")
+    if below is not None and (not isinstance(below, str) or below.startswith("/") or ".." in below.split("/")):
+        raise MessageError(f"{below!r} is no path below the destination")
