@@ -95,7 +95,8 @@ class Lane:
 
     def wait(self) -> float:
         """Give the seconds after which there may be something to do without a further event."""
-        if self.ready and self.kind and self.tokens < self.kind.limit:
+        kind = self.kind  # chains come and go on other threads
+        if self.ready and kind and self.tokens < kind.limit:
             return STILL
         if not self._room():
             return NEVER  # the end of a task is such an event

@@ -82,6 +82,8 @@ class Workers:
         called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
         one kind.
         """
+        if handler:
+            limit = min(limit, max(1, len(self._threads) - 1))  # a thread is left for other lanes
         known = Kind(limit, handler, starter, time.monotonic() + begin_in, self._priorities.get(chain, 0))
         with self._lock:
             self._kinds[chain, kind] = known  # before the look: what is noted after it is offered
@@ -289,11 +291,9 @@ class Workers:
     def _send_workers(self, lane: Lane, kind: Kind) -> None:
         """See that enough workers are on a lane: one, and one more each time that it stands still, up to its limit.
 
-        Tasks that end at once run fastest on one thread; more of them would only pass Python to and fro. One thread is
-        left for other lanes.
+        Tasks that end at once run fastest on one thread; more of them would only pass Python to and fro.
         """
-        most = min(kind.limit, max(1, len(self._threads) - 1), len(lane.taken))
-        if lane.tokens < most and (not lane.tokens or lane.stands_still()):
+        if lane.tokens < min(kind.limit, len(lane.taken)) and (not lane.tokens or lane.stands_still()):
             lane.tokens += 1
             lane.moved_at = time.monotonic()
             self._tokens.put(lane)

@@ -242,10 +242,10 @@ def test_lanes_take_turns(house: House) -> None:
 
     workers = house.workers(1)
     workers.register("chain", "work", limit=2, handler=handle)
-    house.note(workers, task("begin", "begin"), *tasks(range(30), "one"), *tasks(range(30), "two"))
-    until(lambda: workers.in_hand() == 61, SOON)
+    house.note(workers, task("begin", "begin"), *tasks(range(15), "one"), *tasks(range(15), "two"))
+    until(lambda: workers.in_hand() == 31, SOON)
     gate.set()
-    until(lambda: len(begun) == 61, SOON)
+    until(lambda: len(begun) == 31, SOON)
     assert begun.index("two") < len(begun) - 1 - begun[::-1].index("one")
 
 
@@ -536,6 +536,21 @@ def test_no_worker_is_lost(house: House) -> None:
     for turn in range(400):
         house.note(workers, *(task(f"{turn} {n}", f"lane {turn % 3}") for n in range(17)))
     until(lambda: house.journal.count()["waiting"] == 0, 2 * SOON)
+
+
+def test_waiting_costs_nothing(house: House) -> None:
+    """While slow tasks run and others wait behind them, or nothing is there, hardly any time is used."""
+    gauge = Gauge()
+    gauge.shut("slow")
+    workers = house.workers(4)
+    workers.register("chain", "work", limit=8, handler=gauge)
+    house.note(workers, *tasks(range(500), "slow"), *tasks(range(5), "quick"))
+    until(lambda: gauge.running["slow"] == 3 and gauge.began("quick") == 5, SOON)
+    time.sleep(0.1)
+    used = time.process_time()
+    time.sleep(0.8)
+    assert time.process_time() - used < 0.004
+    gauge.shut("slow").set()
 
 
 def test_running_costs_little(house: House) -> None:
