@@ -1,0 +1,181 @@
+"""Does this message match?"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import pytest
+
+from trollmoves import conditions
+
+METADATA: dict[str, Any] = {
+    "product": "green",
+    "sensor": ["viirs", "x"],
+    "num": 5,
+    "fraction": 5.5,
+    "text": "7",
+    "negative": "-3",
+    "word": "abc",
+    "none": None,
+    "true": True,
+    "empty": "",
+    "time": dt.datetime(2025, 1, 2, 3, 4, 5),  # noqa: DTZ001  (as older messages have it)
+}
+
+# What the earlier implementation did with the same conditions; where it crashed, what is meant.
+MATCHING: list[Any] = [
+    [{"product": "green"}],
+    [{"product": ["red", "green"]}],
+    [{"num": 5}],
+    [{"num": [4, 5]}],
+    [{"text": "7"}],
+    [{"num": "<6"}],
+    [{"num": "< 6"}],
+    [{"num": "<6.0"}],
+    [{"num": "<=5"}],
+    [{"num": ">4.5"}],
+    [{"num": ">=5"}],
+    [{"num": "==5"}],
+    [{"num": "=5"}],
+    [{"num": "!=4"}],
+    [{"fraction": ">5"}],
+    [{"text": "<10"}],
+    [{"negative": "<0"}],
+    [{"sensor": [["viirs", "x"]]}],
+    [{"true": True}],
+    [{"none": None}],
+    [{"empty": ""}],
+    [{"time": dt.datetime(2025, 1, 2, 3, 4, 5)}],  # noqa: DTZ001
+    [{"product": "green", "num": ">4"}],
+    [{"nothere": "x"}, {"product": "green"}],
+    [{"nothere": "<5"}, {"product": "green"}],
+    [{"except": {"product": "red"}}],
+    [{"product": "green", "except": {"num": 4}}],
+    [{"except": {"product": "green", "num": 4}}],
+    [{"except": {"except": {"product": "green"}}}],
+    [{"except": [{"product": "red"}, {"num": 6}]}],
+    [{"except": {"product": "red", "nothere": 1}}],
+    [{}],
+    {"product": "green", "num": 5},
+    {"product": "green", "except": {"num": 4}},
+]
+OTHERS: list[Any] = [
+    [{"product": "red"}],
+    [{"product": ["red"]}],
+    [{"product": []}],
+    [{"num": "5"}],
+    [{"num": "<5"}],
+    [{"num": "!=5"}],
+    [{"num": "=6"}],
+    [{"num": " <6"}],
+    [{"num": [">4"]}],
+    [{"num": {"a": "b"}}],
+    [{"text": 7}],
+    [{"text": ">10"}],
+    [{"word": "<5"}],
+    [{"word": "!=5"}],
+    [{"none": "<5"}],
+    [{"sensor": "<5"}],
+    [{"sensor": "viirs"}],
+    [{"sensor": ["viirs", "x"]}],
+    [{"nothere": "green"}],
+    [{"nothere": None}],
+    [{"nothere": "!=5"}],
+    [{"time": "2025-01-02T03:04:05"}],
+    [{"time": dt.datetime(2025, 1, 2, 3, 4, 5, tzinfo=dt.UTC)}],
+    [{"product": "green", "num": ">5"}],
+    [{"except": {"product": "green"}}],
+    [{"except": {"nothere": "red"}}],
+    [{"except": {"nothere": "<5"}}],
+    [{"except": {"word": "<5"}}],
+    [{"except": {"product": ["red", "green"]}}],
+    [{"except": {"num": ">4"}}],
+    [{"except": [{"product": "red"}, {"num": 5}]}],
+    [{"except": {}}],
+    [{"product": "green", "except": {"num": 5}}],
+    [],
+    {},
+    {"product": "green", "num": 4},
+]
+
+
+@pytest.mark.parametrize("given", MATCHING, ids=str)
+def test_matching(given: Any) -> None:
+    """Metadata that fulfil conditions match, and there is no reason why not."""
+    found = conditions.read(given)
+    assert found.match(METADATA)
+    assert found.why_not(METADATA) == ""
+
+
+@pytest.mark.parametrize("given", OTHERS, ids=str)
+def test_not_matching(given: Any) -> None:
+    """Metadata that do not fulfil conditions, or of which that cannot be told, do not match, for a reason."""
+    found = conditions.read(given)
+    assert not found.match(METADATA)
+    assert found.why_not(METADATA)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([{"product": "red"}], "product is 'green', not 'red'"),
+        ([{"product": ["red", "blue"]}], "product is 'green', not one of 'red', 'blue'"),
+        ([{"num": "<=4"}], "num is 5, not <= 4"),
+        ([{"word": "<4"}], "word is 'abc', which is no number"),
+        ([{"nothere": 1}], "there is no nothere"),
+        ([{"product": "red"}, {"nothere": 1}], "product is 'green', not 'red'; there is no nothere"),
+        ([{"except": {"product": "green"}}], "all of what except asks for is so"),
+        ([], "an empty list of conditions matches nothing"),
+    ],
+)
+def test_reason(given: Any, reason: str) -> None:
+    """The reason names the key, the value and what was asked for."""
+    assert conditions.read(given).why_not(METADATA) == reason
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ("green", "conditions must be a list or keys with values, not 'green'"),
+        (None, "not None"),
+        (["green"], "a condition must be keys with values, not 'green'"),
+        ([{"except": "green"}], "a condition must be keys with values"),
+        ([{"except": ["green"]}], "a condition must be keys with values"),
+        ([{"num": "<"}], "the condition of num compares with no number: '<'"),
+        ([{"num": "<abc"}], "compares with no number"),
+        ([{"num": "<nan"}], "compares with no number"),
+        ([{"num": "=>5"}], "begins with '=>', which compares nothing; use one of < <= > >= = == !="),
+        ([{"num": "!5"}], "begins with '!'"),
+        ([{"num": "<>5"}], "begins with '<>'"),
+        ([{"num": '<__import__("os").getpid()'}], "compares with no number"),
+        ([{"num": "< 5 or True"}], "compares with no number"),
+    ],
+)
+def test_no_conditions(given: Any, part: str) -> None:
+    """What makes no sense is refused with the reason, and nothing in it is ever run."""
+    with pytest.raises(ValueError, match="condition") as caught:
+        conditions.read(given)
+    assert part in str(caught.value)
+
+
+def test_compared_with_one_another() -> None:
+    """Conditions are equal when they say the same, so that a reload sees what has changed."""
+    assert conditions.read(MATCHING[1]) == conditions.read([{"product": ["red", "green"]}])
+    assert conditions.read(MATCHING[1]) != conditions.read(MATCHING[0])
+
+
+def test_anything_in_a_message() -> None:
+    """No value in a message, however odd, is more than no match."""
+    given = conditions.read([{"a": "<5"}, {"a": ["x"]}, {"except": {"a": "<5"}}])
+    odd: list[Any] = [None, [], {}, "x" * 10_000, 10**400, "nan", "inf", float("nan"), b"x", {"a": {"b": []}}]
+    for value in odd:
+        given.why_not({"a": value})
+    assert len(given.why_not({"a": "y" * 10_000})) < 500
+
+
+def test_is_comparison() -> None:
+    """A text that begins as a comparison is one, so that it can be warned about where it is none."""
+    assert conditions.is_comparison(">5")
+    assert not conditions.is_comparison("green")
+    assert not conditions.is_comparison(5)
