@@ -26,7 +26,7 @@ from trollmoves.workers import Workers
 log = logging.getLogger(__name__)
 
 UNPACKED_AT_ONCE = 4
-UNSURE = 2.0  # s before a kill, in which what was published may not have left the process
+UNSURE = 0.5  # s before a kill, in which what was published may not have left the process
 _OURS = ("request_address", "destination", "announcement", "request", "backup_targets")
 
 
