@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -76,6 +77,18 @@ class Daemon(ABC, Generic[O]):
     def close(self) -> None:
         """Close it again."""
 
+    def read(self) -> config.Configuration[O]:
+        """Read the configuration file; ConfigError when it cannot be used."""
+        return config.read(self._file, self.options)
+
+    def describe(self, found: config.Configuration[O]) -> str:
+        """Give what ``--check`` prints."""
+        return config.describe(found)
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Hold back what comes in for all chains together, while some of them start or stop."""
+        return nullcontext()
+
     @classmethod
     def parser(cls, description: str) -> argparse.ArgumentParser:
         """Give a parser of the arguments that all daemons have."""
@@ -109,13 +122,13 @@ class Daemon(ABC, Generic[O]):
             return 1
 
     def _check(self) -> int:
-        found = config.read(self._file, self.options)
-        sys.stdout.write(config.describe(found))
+        found = self.read()
+        sys.stdout.write(self.describe(found))
         return 1 if found.broken else 0
 
     def _live(self) -> int:
         sys.setswitchinterval(SWITCH)
-        current = config.read(self._file, self.options)
+        current = self.read()
         _tell_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
         journal = Journal(path, synchronous=current.process.synchronous)
@@ -125,8 +138,9 @@ class Daemon(ABC, Generic[O]):
             try:
                 self._listen_to_signals()
                 house.workers.start()
-                for options in current.sections.values():
-                    self._start_chain(options, house)
+                with self.quiet():
+                    for options in current.sections.values():
+                        self._start_chain(options, house)
                 if not self._chains:
                     raise StartError(f"no chain could be started{self._trouble}")
                 log.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), path)
@@ -155,7 +169,8 @@ class Daemon(ABC, Generic[O]):
                     continue
                 if order == "stop":
                     return
-                current = self._reload(current, house)
+                with self.quiet():
+                    current = self._reload(current, house)
         finally:
             follower.stop()
 
@@ -210,7 +225,7 @@ class Daemon(ABC, Generic[O]):
     def _reload(self, current: config.Configuration[O], house: House) -> config.Configuration[O]:
         """Bring what runs into line with the file; what the file does not change is not touched."""
         try:
-            new = config.read(self._file, self.options)
+            new = self.read()
         except ConfigError as error:
             log.error("the configuration is not taken over, what runs goes on: %s", error)
             return current
@@ -239,11 +254,12 @@ class Daemon(ABC, Generic[O]):
 
     def _stop(self, house: House) -> None:
         """End in order: hear nothing more, give what runs its time, write down the rest."""
-        for name in list(self._chains):
-            self._stop_chain(name)
-        if not house.workers.stop(house.options.stop_timeout):
-            log.warning("transfers were still running after %g s; they are begun anew", house.options.stop_timeout)
-        self.close()
+        with self.quiet():
+            for name in list(self._chains):
+                self._stop_chain(name)
+            if not house.workers.stop(house.options.stop_timeout):
+                log.warning("transfers were still running after %g s; they are begun anew", house.options.stop_timeout)
+            self.close()
         log.info("stopped")
 
 
