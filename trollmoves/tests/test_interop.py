@@ -30,7 +30,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def begin(pair: Pair) -> None:
     """Start both, and move one file."""
-    pair.start()
+    pair.server.start()
+    pair.client.start()
     connect(pair.feeder, pair.received)
 
 
@@ -137,7 +138,6 @@ def test_two_clients_of_one_server(site: Site) -> None:
     assert pair.feeder.missing(target) == []
 
 
-@pytest.mark.slow
 def test_how_much_faster(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Files that appear at once arrive at least 50 times as fast as with the earlier implementation."""
     with Site(tmp_path) as site:
