@@ -43,10 +43,9 @@ def client(site: Site, sections: Sections, name: str = "old-client") -> Process:
 
 
 def _command(script: str) -> list[str]:
-    try:
-        interpreter = python()
-    except Missing as missing:
-        pytest.skip(f"missing: {missing}")
+    interpreter = python()
+    if isinstance(interpreter, Missing):
+        pytest.skip(f"missing: {interpreter}")
     return [str(interpreter), str(interpreter.with_name(script))]
 
 
@@ -55,23 +54,28 @@ def _environment(site: Site) -> dict[str, str]:
 
 
 @functools.cache
-def python() -> Path:
-    """Give the python of the venv, which is made when there is none; Missing when that fails."""
-    named = os.environ.get(VARIABLE)
-    if named:
-        return _checked(Path(named))
+def python() -> Path | Missing:
+    """Give the python of the venv, which is made when there is none, or why that failed; the answer stays."""
+    try:
+        named = os.environ.get(VARIABLE)
+        return _checked(Path(named) if named else _cached())
+    except Missing as missing:
+        return missing
+
+
+def _cached() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trollmoves"
     base = _base_python()
     folder = cache / f"earlier-{VERSION}-{base.name}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".lock").open("w") as lock:
+        with (cache / f"{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (folder / "complete").exists():
                 _make(folder, base)
     except OSError as error:
         raise Missing(f"no place for a venv: {error}") from None
-    return _checked(folder / "bin" / "python")
+    return folder / "bin" / "python"
 
 
 def _checked(interpreter: Path) -> Path:
