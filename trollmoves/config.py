@@ -10,7 +10,7 @@ import configparser
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -44,7 +44,7 @@ class Configuration(Generic[O]):
         by_section: dict[str, list[ConfigError]] = {}
         for problem in self.problems:
             by_section.setdefault(problem.section, []).append(problem)
-        return {section: _together(self.file, problems) for section, problems in by_section.items()}
+        return {section: together(self.file, problems) for section, problems in by_section.items()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read(path: str | os.PathLike[str], role: type[O]) -> Configuration[O]:
             can. Its text is one line and holds all that is wrong.
     """
     file = os.fspath(path)
-    default, texts = _ini(file)
+    default, texts = ini(file)
     findings = Findings(file)
     process = read_process(findings, default)
     read_sections = {
@@ -83,7 +83,7 @@ def read(path: str | os.PathLike[str], role: type[O]) -> Configuration[O]:
     if not usable and not findings.problems:
         raise ConfigError("there is no section, so nothing to run", file=file)
     if not usable or any(problem.section == DEFAULT for problem in findings.problems):
-        raise _together(file, findings.problems)
+        raise together(file, findings.problems)
     return Configuration(file, process, usable, tuple(findings.warnings), tuple(findings.problems))
 
 
@@ -110,7 +110,7 @@ def describe(configuration: Configuration[O]) -> str:
     """Return what would run, for ``--check``: each option that is not at its default, then what is wrong."""
     role = next((f"{chain.role} " for chain in configuration.sections.values()), "")
     lines = [f"{configuration.file}: {_counted(len(configuration.sections), f'{role}chain')}"]
-    lines += _aligned(_differing(configuration.process, options.table(ProcessOptions)))
+    lines += _aligned(_differing(configuration.process, options.table(type(configuration.process))))
     for name, chain in configuration.sections.items():
         lines += ["", f"[{name}]", *_aligned(_differing(chain, options.table(type(chain))))]
     for noun, texts in (("warning", configuration.warnings), ("problem", configuration.problems)):
@@ -121,11 +121,15 @@ def describe(configuration: Configuration[O]) -> str:
     return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"
 
 
-def _ini(file: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Return the options in [DEFAULT], and those of each other section together with them."""
+def ini(file: str, name: Callable[[str], str] = str.lower) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return the options in [DEFAULT], and those of each other section together with them.
+
+    ``name`` gives the name of an option as it counts from what is written. ConfigError when the file is no INI file.
+    """
     parser = configparser.RawConfigParser()
+    parser.optionxform = name  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string(_text(file))
+        parser.read_string(text_of(file))
     except configparser.DuplicateOptionError as error:
         text = f"stands twice, the second time in line {error.lineno}"
         raise ConfigError(text, file=file, section=str(error.section), option=error.option) from None
@@ -141,7 +145,8 @@ def _ini(file: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     return dict(parser.defaults()), {section: dict(parser.items(section)) for section in parser.sections()}
 
 
-def _text(file: str) -> str:
+def text_of(file: str) -> str:
+    """Return the text of a configuration file; ConfigError when it cannot be read, or can be no such file."""
     try:
         with open(file, "rb") as stream:
             data = stream.read(LARGEST + 1)
@@ -187,7 +192,7 @@ def _ports(chain: ChainOptions) -> Iterator[tuple[str, int]]:
             yield option, port
 
 
-def _together(file: str, problems: Sequence[ConfigError]) -> ConfigError:
+def together(file: str, problems: Sequence[ConfigError]) -> ConfigError:
     """Return one error for several of one file."""
     sections = {problem.section for problem in problems}
     if len(problems) == 1:
@@ -211,6 +216,8 @@ def _differing(section: SharedOptions, table: Mapping[str, Option]) -> Iterator[
         yield name, _readable(name, value)
     for name, replacement in getattr(section, "replacements", {}).items():
         yield name, f"{_readable(name, replacement.text)} (in the metadata)"
+    for name, value in section.details():
+        yield name, _readable(name, value)
 
 
 def _flat(prefix: str, group: Mapping[str, Any]) -> Iterator[tuple[str, object]]:

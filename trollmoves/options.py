@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 from trollmoves import values
+from trollmoves.conditions import Conditions
 from trollmoves.movers import options as mover_options
 
 T = TypeVar("T")
@@ -65,6 +66,10 @@ class SharedOptions:
         "604800",
         "seconds for which a file that cannot be had is asked for again; the default is 7 days",
     )
+
+    def details(self) -> Iterable[tuple[str, object]]:
+        """Give what ``--check`` shows beside the options in the table: a name and a value for each line."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +249,76 @@ class MirrorOptions(ClientOptions, ServerOptions):
     delay: float = _option(values.seconds, "0", "seconds before something heard is announced again")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DispatcherOptions(ProcessOptions):
+    """What a dispatcher has beside: whom all its targets hear."""
+
+    subscribe_addresses: tuple[str, ...] = _option(values.words, "", "publishers to hear, as `tcp://host:port`")
+    nameserver: str | Literal[False] = _option(
+        values.nameserver, "localhost", "host of the name server that knows the publishers; `False` is none"
+    )
+    subscribe_services: tuple[str, ...] = _option(
+        values.words, "", "services to hear of those that the name server knows; without it all"
+    )
+
+
+@dataclass(frozen=True)
+class Alias:
+    """What stands for the values of a metadata item when names are composed, under this name."""
+
+    key: str
+    name: str
+    values: Mapping[object, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DispatchConfig:
+    """One way to a target: which messages take it, and where it leads. ``host`` has no fields, the others may."""
+
+    topics: tuple[str, ...] = ()
+    conditions: Conditions | None = None
+    host: str = ""
+    directory: str = ""
+    filepattern: str = ""
+    aliases: tuple[Alias, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TargetOptions(ChainOptions):
+    """One target of a dispatcher. Host, directory and name are in each of its ``dispatch_configs`` as they count."""
+
+    role = "dispatcher"
+    host: str = _option(
+        values.text,
+        "",
+        "URL of the host, as `sftp://user@host:22`, without directory; without it, or with a host that has no "
+        "`scheme://`, files go to this host",
+    )
+    directory: str = _option(values.text, "", "directory there, with fields of the metadata in it")
+    filepattern: str = _option(
+        values.text, "", "name that a file gets there, with fields of the metadata in it; without it its own"
+    )
+    publish_topic: str = _option(
+        values.subject,
+        "",
+        "with `-p`: subject, with fields of the metadata in it, of the messages about delivered files",
+    )
+    origin: str = _option(
+        values.text,
+        "",
+        "files to deliver as they appear, instead of listening to messages: directory and file name, with fields in "
+        "trollsift's syntax",
+    )
+    connection_parameters: dict[str, Any] = field(default_factory=dict)
+    dispatch_configs: tuple[DispatchConfig, ...] = ()
+
+    def details(self) -> Iterable[tuple[str, object]]:
+        """Give what each dispatch config takes."""
+        for number, config in enumerate(self.dispatch_configs, start=1):
+            when = "" if config.conditions is None else ", under conditions"
+            yield f"dispatch_configs {number}", f"{'files' if self.origin else ' '.join(config.topics)}{when}"
+
+
 _BY_KIND: Mapping[type, Callable[[str], object]] = MappingProxyType(
     {
         bool: values.boolean,
@@ -266,6 +341,11 @@ def table(role: type[SharedOptions]) -> dict[str, Option]:
     found = {item.name: item.metadata["option"] for item in fields(role) if "option" in item.metadata}
     own = [name for name in found if name in inspect.get_annotations(role)]
     return {name: found[name] for name in [*own, *(name for name in found if name not in own)]}
+
+
+def takes_parameters(role: type[SharedOptions]) -> bool:
+    """Tell whether a section of this role has connection parameters."""
+    return "connection_parameters" in {item.name for item in fields(role)}
 
 
 def parameters() -> dict[str, Option]:
@@ -309,10 +389,11 @@ _INTRODUCTION = """\
 
 <!-- Written by `python -m trollmoves.options > doc/options.md`; change the table in trollmoves/options.py instead. -->
 
-Server, client and mirror read an INI file: one section is one chain, and `[DEFAULT]` holds what is the same for all.
-Names are not case-sensitive. There is no interpolation: a `%` is a `%`. A comment has a line of its own that starts
-with `#` or `;`. An option without a value counts as absent. Truth is `true`, `yes`, `on`, `1` or `false`, `no`, `off`,
-`0`; lists are cut at blanks and commas; times are in seconds unless the table says otherwise.
+Server, client and mirror read an INI file, the dispatcher that or YAML: one section is one chain, and `[DEFAULT]`
+holds what is the same for all. Names are not case-sensitive. There is no interpolation: a `%` is a `%`. A comment has
+a line of its own that starts with `#` or `;`. An option without a value counts as absent. Truth is `true`, `yes`,
+`on`, `1` or `false`, `no`, `off`, `0`; lists are cut at blanks and commas; times are in seconds unless the table says
+otherwise.
 
 A section that cannot be used is told with its file, section and option, and does not keep the others from running. An
 unknown option is told too, with the one that was probably meant. `--check` prints what would run.
@@ -343,13 +424,26 @@ _CHAPTERS: tuple[tuple[str, str, type[SharedOptions], tuple[type[SharedOptions],
         MirrorOptions,
         (ClientOptions, ServerOptions),
     ),
+    (
+        "Dispatcher",
+        "In `posttroll_subscriber` of a file for `dispatcher.py`, for all targets; see [dispatcher](dispatcher.md).",
+        DispatcherOptions,
+        (ProcessOptions,),
+    ),
+    (
+        "Dispatcher target",
+        "A target of `dispatcher.py`, in YAML or INI. `topics`, `conditions`, `aliases` and `dispatch_configs` are in "
+        "[dispatcher](dispatcher.md).",
+        TargetOptions,
+        (SharedOptions,),
+    ),
 )
 
 _PARAMETERS_TEXT = """\
-For the transfers of servers and mirrors. In a file each stands with `connection_parameters__` before its name, as in
-`connection_parameters__ssh_key_filename = /home/sat/.ssh/id_ed25519`; a further `__` leads into a group, as in
-`connection_parameters__client_kwargs__endpoint_url = https://s3.site.org`. Names that are not listed are told, and
-handed on: `0`, `false`, `1` and `true` as booleans, all else as text."""
+For the transfers of servers, mirrors and dispatchers. In a file each stands with `connection_parameters__` before
+its name, as in `connection_parameters__ssh_key_filename = /home/sat/.ssh/id_ed25519`; a further `__` leads into a
+group, as in `connection_parameters__client_kwargs__endpoint_url = https://s3.site.org`. Names that are not listed
+are told, and handed on: `0`, `false`, `1` and `true` as booleans, all else as text."""
 
 _OLD_TEXT = """\
 Without `connection_parameters__` before them, these are still read as the parameters of these names: {folded}.

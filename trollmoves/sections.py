@@ -94,7 +94,7 @@ class _Section(Generic[O]):
     def read(self) -> O:
         """Read and check everything; options with a problem have their default."""
         found = self._plain_options()
-        if issubclass(self._role, ServerOptions):
+        if options.takes_parameters(self._role):
             found["connection_parameters"] = self._connection_parameters()
         if self._role is ClientOptions:
             found["replacements"] = self._replacements()
@@ -178,7 +178,7 @@ class _Section(Generic[O]):
 
     def _explain(self, name: str, replaces: bool) -> None:
         """Warn about a name that does not do what its author may believe."""
-        takes_parameters = issubclass(self._role, ServerOptions)
+        takes_parameters = options.takes_parameters(self._role)
         if name in self._table:
             pass
         elif replaces:
