@@ -13,7 +13,7 @@ from typing import Any
 
 from trollmoves import unpacking
 from trollmoves.errors import ConfigError, MessageError, UnpackFailed
-from trollmoves.journal import WAITING, Announced, Journal, Task
+from trollmoves.journal import Announced, Journal, Task
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.options import MirrorOptions
@@ -88,25 +88,31 @@ class Copies:
         if announced is None:
             return True  # the push itself will say that it is gone
         with self._lock:
+            # A fetch ends together with the noting of what follows, and that ends when the files are here: so in this
+            # order nothing is missed.
             if self._are_here(announced):
                 return True
-            if self._options.compression and self._journal.waits_about(self.name, UNPACK, number):
+            if any(self._journal.waits_about(self.name, kind, number) for kind in (KIND, UNPACK)):
                 return False
-            wanted = Task(self.name, KIND, str(number), self._lane(announced), "", about=number)
-            ((task, new),) = self._journal.note([wanted])
-            if not new and task.state != WAITING:
-                if self._are_here(announced):  # they have come between the two looks
-                    return True
-                task.state, task.tries, task.lane, task.due = WAITING, 0, wanted.lane, 0.0
-                task.noted = time.time()
-                self._journal.rewrite([task])
-                new = True
-        if new:
-            self._workers.expect([task])
+            if self._are_here(announced):
+                return True
+            # Each time is a task of its own: a source that is asked again by the same one only says that it is done.
+            wanted = Task(self.name, KIND, f"{number} {time.time():.6f}", self._lane(announced), "", about=number)
+            noted = self._journal.note([wanted])
+        self._workers.expect([task for task, new in noted if new])
         return False
 
     def _are_here(self, announced: Announced) -> bool:
         return all(os.path.exists(self.path(announced.number, uri)) for uri in announced_uris(announced))
+
+    def not_here(self, number: int) -> str:
+        """Give a path at which a file of an announcement, as it comes, is missing; none when all have come."""
+        packed = {unpacked: path for path, unpacked in self.packed(number)}
+        for item in contents.items(self._message(number).data):
+            path = self.path(number, item["uri"])
+            if not os.path.exists(path) and not os.path.exists(packed.get(path, path)):
+                return path
+        return ""
 
     def _lane(self, announced: Announced) -> str:
         return f"{KIND} {next(iter(self._told(Message.decode(announced.message))), '')}"

@@ -14,7 +14,7 @@ from typing import Any
 from trollmoves.copies import HEARD, UNPACK, Copies
 from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.errors import ConfigError, MessageError, TrollmovesError, UnpackError
-from trollmoves.journal import DONE, Task
+from trollmoves.journal import Task
 from trollmoves.lanes import Result
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
@@ -25,7 +25,7 @@ from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.requests import Provider
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.ears import Receiver
-from trollmoves.receiver.fetcher import Attempt, Fetcher
+from trollmoves.receiver.fetcher import Attempt, Fetcher, NotDelivered
 from trollmoves.receiver.fetches import KIND, Fetches, key_of
 from trollmoves.receiver.peers import Peers
 
@@ -123,8 +123,7 @@ class MirrorChain:
             with suppress(MessageError):  # that one could not be announced
                 uri = contents.uris(self._copies.unpacked(Message.decode(told).data))[0]
                 announced = self._journal.announced(self.name, uri)
-                fetch = self._journal.find(self.name, KIND, str(announced.number)) if announced else None
-                if fetch and fetch.state == DONE:
+                if announced and self._journal.done_about(self.name, (KIND,), announced.number):
                     self._fetcher.acknowledge(source, announcement)
                     return
 
@@ -132,6 +131,10 @@ class MirrorChain:
 
     def _arrived(self, attempt: Attempt, answer: Message) -> Result:  # noqa: ARG002
         number = attempt.task.about or 0
+        missing = self._copies.not_here(number)
+        if missing:
+            error = NotDelivered(f"{attempt.source} says that it delivered {missing}, which is not there")
+            return Result(error=error, after=lambda: self._lost(attempt.task, error))
         log.info("[%s] fetched %s from %s", self.name, contents.names(attempt.message.data), attempt.source)
         removals = self._provider.removals.of(number, later=ASKED_AGAIN_WITHIN)
         if self._copies.packed(number):

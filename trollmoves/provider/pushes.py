@@ -121,15 +121,15 @@ class Pushes:
     def _to_do_again(known: Task, wanted: Task) -> bool:
         """Tell whether a push that is known is to be made anew, rather than joined or answered from the journal.
 
-        The same request, asked again by our own clients, means "are you done?". Whoever else asks much later may want
-        the file again.
+        The same request, asked again by our own clients, means "are you done?"; another one of the same client, that it
+        wants the file again. So may whoever else asks much later.
         """
         if known.state != DONE:
             return known.state == FAILED
-        if time.time() - (known.finished or 0.0) <= ANSWER_STAYS:
-            return False
-        id_ = contents.request_id(wanted.body)
-        return id_ is None or id_ != contents.request_id(known.body)
+        id_, before = contents.request_id(wanted.body), contents.request_id(known.body)
+        if id_ and before and id_.rpartition("/")[0] == before.rpartition("/")[0]:
+            return id_ != before
+        return time.time() - (known.finished or 0.0) > ANSWER_STAYS
 
     def _answer_again(self, request: Request, task: Task) -> None:
         """Give the stored answer."""

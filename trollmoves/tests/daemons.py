@@ -176,6 +176,10 @@ class Site:
         self._ending.callback(thing.close)
         return thing
 
+    def at_the_end(self, end: Callable[[], object]) -> None:
+        """Call something at the end."""
+        self._ending.callback(end)
+
     def enter(self, thing: AbstractContextManager[S]) -> S:
         """Begin something that ends with the site."""
         return self._ending.enter_context(thing)
