@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 REQUESTS_AT_ONCE = 32  # to one source
 SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
+LONGEST_SILENCE = 3600.0  # s that an old server is given for one transfer
+UPTIME_SLACK = 0.2  # s that the answer may have been on its way
 DELIVERED = ("file", "dataset", "collection")  # types of a good answer
 
 
@@ -38,6 +41,16 @@ class NotDelivered(TrollmovesError):
 
 class Refused(TrollmovesError):
     """Every source refused for good."""
+
+
+def _uptime(answer: Message | TrollmovesError) -> float:
+    """Give the seconds for which a server says that it runs (``1 day, 2:03:04.5``), less than none when it does not."""
+    said = answer.data.get("uptime") if isinstance(answer, Message) and isinstance(answer.data, dict) else None
+    found = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d*)?)", said if isinstance(said, str) else "")
+    if not found:
+        return -1e9
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return days * 86_400 + hours * 3600 + minutes * 60 + seconds
 
 
 def client_name(journal: Journal, chain: str) -> str:
@@ -57,6 +70,8 @@ class Attempt:
     source: str = ""
     failures: list[TrollmovesError] = field(default_factory=list)
     again_in: float = 0.0
+    asked_at: float = 0.0  # monotonic
+    works: bool = True  # whether a server that never says so is still at it, as far as known
     started: float = field(default_factory=time.monotonic)
 
 
@@ -79,8 +94,8 @@ class Fetcher:
     ``prepare(task, message)`` gives the destination URL, with login, for an announcement, before it is asked for; it
     runs on the clerk's thread and may refuse by an error. ``asking(attempt)`` is called when a source is asked, and
     again while it is at work. ``arrived(attempt, answer)`` is called on the requester's thread when the file is there,
-    and gives the result of the task. ``lost(task, error)`` is called when there will be no further try. None of them
-    may block.
+    and gives the result of the task. ``lost(task, error)`` is called when no source delivered; there will be another
+    try if ``error.temporary``. None of them may block.
     """
 
     def __init__(
@@ -157,12 +172,34 @@ class Fetcher:
         self._ask(attempt)
 
     def _ask(self, attempt: Attempt) -> None:
+        attempt.asked_at, attempt.works = time.monotonic(), True
+        tells = contents.announcement_mark(attempt.message.data)
         self._requester.ask(
             attempt.source,
             self._request(attempt),
             self._options.transfer_req_timeout,
             lambda answer: self._answered(attempt, answer),
+            overdue=None if tells else lambda: self._wait_longer(attempt),
         )
+
+    def _wait_longer(self, attempt: Attempt) -> bool:
+        """Decide whether to wait once more for an old server: to ask it again would begin a second transfer.
+
+        It does not say that it is at work, but how long it runs. Whoever is gone, or was started anew, has forgotten.
+        """
+        if not attempt.works:
+            return False
+        attempt.works = False
+        asked_at = attempt.asked_at
+
+        def hear(answer: Message | TrollmovesError) -> None:
+            began = time.monotonic() - _uptime(answer)
+            attempt.works = began < asked_at + UPTIME_SLACK
+
+        self._asking(attempt)  # peers hear that it is still in hand
+        question = Message(attempt.message.subject, "info", {"max_count": 1}).encode()
+        self._requester.ask(attempt.source, question, self._options.transfer_req_timeout * 0.8, hear)
+        return time.monotonic() - asked_at < LONGEST_SILENCE
 
     def _request(self, attempt: Attempt) -> str:
         added: dict[str, Any] = {"destination": attempt.destination}
@@ -229,8 +266,10 @@ class Fetcher:
             log.error("[%s] %s is refused for good", self.name, contents.names(attempt.message.data))
             return self._loss(attempt.task, attempt.failures[-1])
         if all(isinstance(error, NoAnswer) for error in attempt.failures):
-            return Result(error=attempt.failures[-1])  # the lane of this source pauses
-        return Result(again_in=max(attempt.again_in, backoff(attempt.task.tries)))
+            return self._loss(attempt.task, attempt.failures[-1])  # the lane of this source pauses
+        result = self._loss(attempt.task, NotDelivered(str(attempt.failures[-1])))
+        result.error, result.again_in = None, max(attempt.again_in, backoff(attempt.task.tries))
+        return result
 
     def _give_up(self, task: Task, message: Message, finish: Callable[[Result], None]) -> None:
         what = contents.names(message.data)

@@ -1,0 +1,36 @@
+"""We work with the earlier implementation on either side also where files go over the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trollmoves.tests import earlier
+from trollmoves.tests.daemons import Pair, Site
+from trollmoves.tests.places import FarEnd
+from trollmoves.tests.test_interop import begin
+
+COUNT = 10
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "scp"])
+@pytest.mark.parametrize("old", ["server", "client"])
+def test_old_peer(tmp_path: Path, old: str, scheme: str) -> None:
+    """Every file arrives whole, and is told of with its place there."""
+    with Site(tmp_path) as site:
+        place = FarEnd(site, scheme, site.folder("out"))
+        pair = Pair(site, destination=place.url)
+        if old == "server":
+            pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+        else:
+            pair.client = earlier.client(site, pair.client_sections)
+        begin(pair)
+        names = pair.feeder.feed(COUNT)
+        pair.wait_until_done(60)
+        told = {one.uid: one.data["uri"] for one in pair.received.of("file")}
+        for name in names:
+            assert [one.type for one in pair.received.about(name)][-2:] == ["ack", "file"]
+            assert pair.received.receipts().count(name) == 1
+            path = name if scheme == "ftp" else f"{pair.target}/{name}".lstrip("/")
+            assert told[name].endswith(f"/{path}")
