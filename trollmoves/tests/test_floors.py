@@ -20,8 +20,8 @@ FLOORS = (
     # the daemons, and the commands for people
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file"),
     ("copies",),
-    # the two halves of the conversation, and the process
-    ("provider", "receiver", "daemon"),
+    # the two halves of the conversation, who dispatches, and the process
+    ("provider", "receiver", "dispatch", "daemon"),
     # work, configuration, and what appears in directories
     ("workers", "config", "watch"),
     ("lanes", "sections"),
