@@ -249,12 +249,14 @@ def _check_destination(text: str) -> None:
     except ValueError as error:
         raise ValueError(f"{shown} cannot be composed: {str(error).rpartition(': ')[2]}") from None
     try:
-        scheme = urls.parse(_FIELD.sub("1", text)).scheme  # a digit may stand for a host as for a port
+        url = urls.parse(_FIELD.sub("1", text))  # a digit may stand for a host as for a port
     except BadDestination:
         raise ValueError(f"is no usable URL: {shown}") from None
     known = tuple(MOVERS)  # its names only: a look into it imports the mover, whose library may not be installed here
-    if scheme not in known:
-        raise ValueError(f"no mover knows {scheme}: use one of {', '.join(filter(None, known))}, or a path")
+    if url.scheme not in known:
+        raise ValueError(f"no mover knows {url.scheme}: use one of {', '.join(filter(None, known))}, or a path")
+    if url.scheme == "file" and not url.path.startswith("/") and not text.startswith("{"):
+        raise ValueError(f"is no absolute path: {shown}")
 
 
 _FIELD = re.compile(r"\{[^{}]*\}")

@@ -71,7 +71,8 @@ class Pushes:
         self._waiting_lock = threading.Lock()  # between the look at a push and the wait for it nothing may end it
 
     def start(self) -> None:
-        """Run what was asked for, also in an earlier process."""
+        """Run what was asked for, also in an earlier process: what waited there for its files is looked for again."""
+        self._journal.hasten_all(self.name, "push")
         self._workers.register(self.name, "push", limit=self._limit, handler=self._push)
 
     def take(self, requests: list[Request]) -> None:
@@ -111,6 +112,8 @@ class Pushes:
         if not isinstance(destination, str):
             raise RequestRefused("a push needs a destination")
         target = _target(destination)
+        if not target.directory.path.startswith("/"):
+            raise RequestRefused(f"the destination {target.shown} is no absolute path")
         for path in (item["path"] for item in contents.items(data) if item.get("path") is not None):
             if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/"):
                 raise RequestRefused(f"{path!r} is no path below the destination")

@@ -645,3 +645,11 @@ class TestDescribe:
         assert "geheim" not in shown
         assert "https://u@s3.site.org" in shown
         assert "/k/id" in shown
+
+
+def test_a_relative_destination(tmp_path: Path) -> None:
+    """A destination that is no absolute path is a problem that names file, section and option."""
+    file = tmp_path / "client.ini"
+    file.write_text("[hrit]\nproviders = host:9010\ntopic = /hrit\ndestination = data/in\n")
+    with pytest.raises(ConfigError, match=r"client\.ini: \[hrit\] destination: is no absolute path: "):
+        config.read(file, ClientOptions)
