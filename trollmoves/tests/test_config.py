@@ -354,7 +354,6 @@ class TestClient:
         "destination",
         [
             "/in",
-            "in",
             "file:///in",
             "file://host/in/{x!u}",
             "ftp://host/{time:%H:%M}",
