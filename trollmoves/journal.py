@@ -423,6 +423,15 @@ class Journal:
             task.due = now
         return tasks
 
+    def hasten_all(self, chain: str, kind: str) -> None:
+        """Make all waiting tasks of a kind due now."""
+        now = time.time()
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE tasks SET due = ? WHERE chain = ? AND kind = ? AND state = 0 AND due > ?",
+                (now, chain, kind, now),
+            )
+
     def waiting_about(self, chain: str, kind: str, number: int) -> list[Task]:
         """Give the tasks of this kind about an announcement that wait, or run."""
         return [_task(row) for row in self._read(_TASKS_ABOUT, (number, chain, kind))]
