@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import socket
 import statistics
 import sys
@@ -120,7 +121,9 @@ def _ask_once(asker: Asker, given: argparse.Namespace) -> int:
 
 
 def _ask_again_and_again(asker: Asker, given: argparse.Namespace) -> int:
-    """Ask until Ctrl-C; a server that does not answer now may do so later."""
+    """Ask until Ctrl-C or SIGTERM; a server that does not answer now may do so later."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     summary = Summary()
     try:
         while True:
