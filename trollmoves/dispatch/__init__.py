@@ -1,0 +1,1 @@
+"""A message tells of a file: which targets it concerns, and where it goes there."""

@@ -1,0 +1,231 @@
+"""The deliveries to one target: noted when a message tells of a file, made by workers, told when they are made."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from urllib.parse import ParseResult
+
+from trollmoves.dispatch import files
+from trollmoves.dispatch.files import File
+from trollmoves.dispatch.routes import logins, routes, shown
+from trollmoves.errors import MessageError, TransferError, TrollmovesError
+from trollmoves.journal import FAILED, WAITING, Journal, Task
+from trollmoves.lanes import Result
+from trollmoves.logs import size as readable_size
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.publisher import Publisher
+from trollmoves.movers import move_it
+from trollmoves.options import TargetOptions
+from trollmoves.patterns import ComposeError, Pattern
+from trollmoves.workers import Workers
+
+log = logging.getLogger(__name__)
+
+KIND = "deliver"
+TURN = 0.2  # s after which a delivery looks again whether the one before it to the same name is over
+REMEMBERED = 10_000  # names that were delivered to lately
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be delivered, as the journal has it: no password; ``receipt`` is the message to publish, if any."""
+
+    path: str
+    scheme: str
+    netloc: str
+    place: str
+    receipt: str = ""
+
+    @property
+    def url(self) -> ParseResult:
+        """The destination, without a password."""
+        return ParseResult(self.scheme, self.netloc, self.place, "", "", "")
+
+
+class Deliveries:
+    """The deliveries to one target. ``tasks`` is for the thread that hears, the rest for the workers."""
+
+    def __init__(self, options: TargetOptions, journal: Journal, workers: Workers, publisher: Publisher | None) -> None:
+        self.name = options.name
+        self._options = options
+        self._journal = journal
+        self._workers = workers
+        self._publisher = publisher
+        self._routes = routes(options)
+        self._logins = logins(options)
+        self._topic = Pattern(options.publish_topic, compose_only=True) if options.publish_topic else None
+        self._turns = _Turns()
+
+    def start(self) -> None:
+        """Deliver, also what was noted by an earlier process."""
+        if self._publisher and not self._topic:
+            log.warning("[%s] has no publish_topic: nothing will be published about it", self.name)
+        self._workers.register(self.name, KIND, limit=self._options.lane_limit, handler=self._deliver)
+
+    # -- noting
+
+    def tasks(self, message: Message, subject: str | None) -> list[Task]:
+        """Give what is to be done about a message; what cannot be is told in the log. Never raises.
+
+        Without a ``subject`` the topics do not matter.
+        """
+        try:
+            metadata = files.metadata_of(message)
+            ways = [route for route in self._routes if not route.why_not(subject, metadata)]
+            found = list(self._look(message)) if ways else []
+            return [task for file in found for route in ways for task in self._task(route.number, file)]
+        except TrollmovesError as error:
+            log.warning("[%s] message about %s passed over: %s", self.name, message.subject, error)
+        except Exception:  # nothing that is sent makes a dispatcher deaf
+            log.exception("[%s] message about %s passed over", self.name, message.subject)
+        return []
+
+    def _look(self, message: Message) -> Iterator[File]:
+        for metadata, told in files.items(message):
+            try:
+                yield files.look(metadata, told)
+            except MessageError as error:
+                log.warning("[%s] passed over a file of a message about %s: %s", self.name, message.subject, error)
+
+    def _task(self, number: int, file: File) -> Iterator[Task]:
+        try:
+            url = self._routes[number - 1].destination(file)
+        except TrollmovesError as error:
+            log.warning("[%s] dispatch config %d: %s is not delivered: %s", self.name, number, file.path, error)
+            return
+        order = Order(file.path, url.scheme, url.netloc, url.path, self._receipt(file, url))
+        key = f"{os.path.basename(file.path)} to {shown(url)}\n{file.path} {file.size} {file.mtime_ns} {url.geturl()}"
+        host = "this host" if url.scheme == "file" else url.netloc.rpartition("@")[2] or url.scheme
+        yield Task(self.name, KIND, key, f"{KIND} {host}", json.dumps(asdict(order)), context=order)
+
+    def _receipt(self, file: File, url: ParseResult) -> str:
+        if self._topic is None:
+            return ""
+        try:
+            subject = self._topic.compose(file.told)
+            return Message(_rooted(subject), "file", {**file.told, "uri": url.path}).encode()
+        except (ComposeError, MessageError) as error:
+            log.warning("[%s] nothing will be published about %s: %s", self.name, file.path, error)
+            return ""
+
+    # -- delivering
+
+    def _deliver(self, task: Task) -> Result:
+        """Deliver a file; runs on a worker."""
+        order = task.context or Order(**json.loads(task.body))
+        with self._turns.turn(order.url.geturl(), task.id) as turn:
+            if turn == _LATER:
+                task.tries -= 1
+                return Result(again_in=TURN)
+            if turn == _OVERTAKEN:
+                log.info(
+                    "[%s] %s has been overtaken by a newer file of its name", self.name, task.key.partition("\n")[0]
+                )
+                return Result()
+            return self._send(task, order)
+
+    def _send(self, task: Task, order: Order) -> Result:
+        started = time.monotonic()
+        try:
+            move_it(order.path, self._with_password(order.url), self._options.connection_parameters)
+        except TransferError as error:
+            if error.temporary and time.time() - task.noted > self._options.retry_for > 0:
+                what = task.key.partition("\n")[0]
+                log.error("[%s] %s is given up after %d tries: %s", self.name, what, task.tries, error)
+                return Result(error=error, final=True)
+            raise
+        log.info(
+            "[%s] delivered %s to %s (%s, %.2f s, try %d)",
+            self.name,
+            os.path.basename(order.path),
+            shown(order.url),
+            readable_size(_size(order.path)),
+            time.monotonic() - started,
+            task.tries,
+        )
+        if self._publisher and order.receipt:
+            known = Message.decode(order.receipt)
+            self._publisher.send(Message(known.subject, known.type, known.data))
+        return Result()
+
+    def _with_password(self, url: ParseResult) -> ParseResult:
+        known = self._logins.get((url.scheme, url.netloc))
+        return url._replace(netloc=known.netloc) if known else url
+
+
+def take(tasks: Sequence[Task], journal: Journal, workers: Workers) -> None:
+    """Write down, in one transaction, what is to be done, and have it done.
+
+    What is known is done or will be; but what failed for good is tried again when a message tells of it again.
+    """
+    if not tasks:
+        return
+    new, again = [], []
+    for task, wanted in zip(journal.note(tasks), tasks, strict=True):
+        known, is_new = task
+        if is_new:
+            new.append(known)
+        elif known.state == FAILED:
+            known.body, known.context, known.lane = wanted.body, wanted.context, wanted.lane
+            known.state, known.tries, known.due = WAITING, 0, time.time()
+            again.append(known)
+        else:
+            log.debug("[%s] %s is known", known.chain, known.key.partition("\n")[0])
+    if again:
+        journal.rewrite(again)
+    workers.expect([*new, *again])
+
+
+_NOW, _LATER, _OVERTAKEN = range(3)
+
+
+class _Turns:
+    """Sees that what goes to one name goes one after the other, and nothing older after something newer."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy: set[str] = set()
+        self._newest: OrderedDict[str, int] = OrderedDict()  # the last task delivered to each name
+
+    @contextmanager
+    def turn(self, name: str, number: int) -> Iterator[int]:
+        """Tell whether a task may deliver to a name; it has the name for itself meanwhile."""
+        with self._lock:
+            overtaken = self._newest.get(name, 0) > number
+            verdict = _LATER if name in self._busy else _OVERTAKEN if overtaken else _NOW
+            if verdict == _NOW:
+                self._busy.add(name)
+        try:
+            yield verdict
+            if verdict == _NOW:
+                self._remember(name, number)
+        finally:
+            if verdict == _NOW:
+                with self._lock:
+                    self._busy.discard(name)
+
+    def _remember(self, name: str, number: int) -> None:
+        with self._lock:
+            self._newest[name] = number
+            self._newest.move_to_end(name)
+            while len(self._newest) > REMEMBERED:
+                self._newest.popitem(last=False)
+
+
+def _rooted(subject: str) -> str:
+    return subject if subject.startswith("/") else f"/{subject}"
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

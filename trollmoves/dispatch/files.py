@@ -1,0 +1,88 @@
+"""The files that a message tells of, on this host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from trollmoves import urls
+from trollmoves.errors import BadDestination, MessageError
+from trollmoves.messaging.messages import Message
+
+TYPES = ("file", "dataset", "collection")
+_GROUPS = ("dataset", "collection")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as it was when it was heard of: size in bytes, times in ns.
+
+    ``metadata`` are what names are composed with, ``told`` what is published of it.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    metadata: dict[str, Any]
+    told: dict[str, Any]
+
+
+def metadata_of(message: Message) -> dict[str, Any]:
+    """Give the metadata that conditions are about; MessageError when there are none."""
+    if not isinstance(message.data, dict):
+        raise MessageError("its data is no dictionary")
+    return message.data
+
+
+def items(message: Message) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Give for each file of a message its metadata, and what is published of it; MessageError when there is none.
+
+    What stands beside a dataset or collection counts for each file in it.
+    """
+    found = list(_items(metadata_of(message), {}, outermost=True))
+    if not found:
+        raise MessageError("it names no file")
+    return found
+
+
+def look(metadata: dict[str, Any], told: dict[str, Any]) -> File:
+    """Look at a file; MessageError when it is not here."""
+    path = local_path(metadata["uri"])
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise MessageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    return File(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, metadata, told)
+
+
+def local_path(uri: object) -> str:
+    """Give the path of a file on this host; MessageError when it is on another one, or no file at all."""
+    if not isinstance(uri, str) or not uri:
+        raise MessageError(f"the name of a file is no text: {str(uri)[:100]!r}")
+    if "://" not in uri:
+        return uri
+    try:
+        url = urls.parse(uri)
+    except BadDestination as error:
+        raise MessageError(str(error)) from None
+    if not urls.is_local(url.hostname):
+        raise MessageError(f"{urls.printable(url)} is on another host")
+    return url.path
+
+
+def _items(
+    data: dict[str, Any], above: dict[str, Any], *, outermost: bool = False
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    own = {key: value for key, value in data.items() if key not in _GROUPS}
+    if "uri" in own:
+        own.setdefault("uid", os.path.basename(str(own["uri"])))
+        told = own if outermost else {**above, "uid": own["uid"], "uri": own["uri"]}
+        yield {**above, **own}, told
+    for group in _GROUPS:
+        members = data.get(group)
+        for member in members if isinstance(members, list) else ():
+            if isinstance(member, dict):
+                yield from _items(member, {**above, **own})
