@@ -1,8 +1,9 @@
-"""What counts as a failure on a machine that has all that the tests need."""
+"""What holds for a whole run of the tests: its signals, and what a skip counts for."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -11,6 +12,11 @@ MISSING = "missing:"  # how the reason of a skip begins when an installation wou
 
 _IMPORTORSKIP = "could not import"
 _ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def pytest_configure() -> None:
+    """Hear a Ctrl-C: what a shell runs in the background ignores it, and the processes of the tests inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
