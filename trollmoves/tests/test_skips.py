@@ -25,7 +25,7 @@ def test_fixture(server):
 def test_library():
     pytest.importorskip("no_such_library")
 
-@pytest.mark.skipif(True, reason="missing: iproute2")
+@pytest.mark.skipif(True, reason="no ip (Debian: iproute2)")
 def test_mark():
     pass
 
