@@ -88,11 +88,7 @@ class Copies:
         if announced is None:
             return True  # the push itself will say that it is gone
         with self._lock:
-            # A fetch ends together with the noting of what follows, and that ends when the files are here: so in this
-            # order nothing is missed.
-            if self._are_here(announced):
-                return True
-            if any(self._journal.waits_about(self.name, kind, number) for kind in (KIND, UNPACK)):
+            if self._waits(number, KIND, UNPACK):  # whatever is here already: its end is still to come
                 return False
             if self._are_here(announced):
                 return True
@@ -101,6 +97,9 @@ class Copies:
             noted = self._journal.note([wanted])
         self._workers.expect([task for task, new in noted if new])
         return False
+
+    def _waits(self, number: int, *kinds: str) -> bool:
+        return any(self._journal.waits_about(self.name, kind, number) for kind in kinds)
 
     def _are_here(self, announced: Announced) -> bool:
         return all(os.path.exists(self.path(announced.number, uri)) for uri in announced_uris(announced))
@@ -121,7 +120,7 @@ class Copies:
         """Remove a copy, and its directory with the last one; BlockingIOError when it has been asked for again."""
         path = self.path(number, uri)
         with self._lock:
-            if self._journal.waits_about(self.name, "push", number):
+            if self._waits(number, "push", KIND, UNPACK):
                 raise BlockingIOError
             try:
                 os.unlink(path)

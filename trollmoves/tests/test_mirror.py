@@ -234,7 +234,7 @@ class Publisher:
         self._socket.send_string(str(Message(topic, kind, data)))
 
 
-def item(feeder: Feeder, name: str, **more: object) -> dict[str, object]:
+def item(feeder: Feeder, name: str, **more: str) -> dict[str, str]:
     """Give what a message says of a file."""
     return {"uri": str(feeder.folder / name), "uid": name, **more}
 
@@ -451,8 +451,9 @@ def test_names_that_lead_elsewhere(site: Site) -> None:
         {"uri": "/a/..", "uid": "b4"},
         {"uri": "/a/", "uid": "b5"},
     ]
-    for one in [*bad, {"uri": "/a/good", "uid": "good"}]:
-        publisher.tell("file", one | {"request_address": f"{HOST}:1"})
+    good: dict[str, object] = {"uri": "/a/good", "uid": "good"}
+    for one in [*bad, good]:
+        publisher.tell("file", {**one, "request_address": f"{HOST}:1"})
     chain.announcement("good")
     chain.mirror.wait_for_line("is not tried again", times=len(bad))
     assert {one.uid for one in chain.mirrored.of("file")} == {"good"}
