@@ -40,6 +40,7 @@ def pip(*arguments: str | Path) -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the package from a copy, so that the build leaves nothing in the checkout."""
+    pytest.importorskip("setuptools", minversion="71", reason="missing: setuptools")
     folder = tmp_path_factory.mktemp("build")
     source = folder / "source"
     source.mkdir()
