@@ -84,8 +84,12 @@ class Process:
         until(lambda: popen.poll() is not None or self.ready(self), READY, f"{self.log.stem} is at work")
         assert popen.poll() is None, f"{self.log.stem} ended:\n{self.lines()}"
 
+    def mark(self) -> None:
+        """Leave out of ``lines`` what was logged until now."""
+        self._read_from = self.log.stat().st_size
+
     def lines(self) -> str:
-        """Give what it has logged since its last start."""
+        """Give what it has logged since its last start, or mark."""
         with self.log.open("rb") as log:
             log.seek(self._read_from)
             return log.read().decode(errors="replace")
