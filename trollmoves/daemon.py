@@ -115,7 +115,12 @@ class Daemon(ABC, Generic[O]):
             if self.arguments.check:
                 return self._check()
             logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
-            return self._live()
+            follower = FileWatch(self._file, lambda: self._orders.put("reload"))
+            follower.start()  # before the file is read for the first time: no change falls in between
+            try:
+                return self._live()
+            finally:
+                follower.stop()
         except TrollmovesError as error:
             log.debug("because of", exc_info=True)
             print(f"{self.parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the last word before the end)
@@ -156,23 +161,18 @@ class Daemon(ABC, Generic[O]):
             signal.signal(number, lambda *_, order=order: self._orders.put(order))
 
     def _obey(self, current: config.Configuration[O], house: House) -> None:
-        follower = FileWatch(self._file, lambda: self._orders.put("reload"))
-        follower.start()
         upkeep_at = time.monotonic() + UPKEEP
-        try:
-            while True:
-                try:
-                    order = self._orders.get(timeout=max(0.0, upkeep_at - time.monotonic()))
-                except Empty:
-                    self._keep_up(house)
-                    upkeep_at = time.monotonic() + UPKEEP
-                    continue
-                if order == "stop":
-                    return
-                with self.quiet():
-                    current = self._reload(current, house)
-        finally:
-            follower.stop()
+        while True:
+            try:
+                order = self._orders.get(timeout=max(0.0, upkeep_at - time.monotonic()))
+            except Empty:
+                self._keep_up(house)
+                upkeep_at = time.monotonic() + UPKEEP
+                continue
+            if order == "stop":
+                return
+            with self.quiet():
+                current = self._reload(current, house)
 
     @staticmethod
     def _keep_up(house: House) -> None:
