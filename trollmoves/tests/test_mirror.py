@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import copy
 import random
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
@@ -646,3 +647,37 @@ def test_old_client(site: Site) -> None:
     names = chain.feeder.feed(10)
     chain.wait_until_done(outer, seconds=60)
     assert [chain.delivered(name) for name in names] == [1] * 10
+
+
+# -- the example
+
+
+def test_example(site: Site) -> None:
+    """The example hands on a file to both of its clients, with one delivery of the server, and keeps no copy."""
+    example = Path(__file__).parents[2] / "examples" / "mirror"
+    ports: dict[str, int] = {}
+
+    def port(match: re.Match[str]) -> str:
+        return str(ports.setdefault(match[0], site.port()))
+
+    def config(name: str) -> Path:
+        text = (example / name).read_text().replace("/tmp/trollmoves-mirror", str(site.root))
+        return site.config(re.sub(r"\b19\d\d\d\b", port, text), name)
+
+    incoming = site.folder("incoming")
+    site.folder("copies")
+    configs = {role: config(f"{role}.ini") for role in ("server", "mirror", "client")}
+    processes = []
+    for role, publish_port in (("server", "19010"), ("mirror", "19011"), ("client", "")):
+        more = ["-p", str(ports.setdefault(publish_port, site.port()))] if publish_port else []
+        command = site.command(f"move_it_{role}.py", configs[role], *more)
+        processes.append(site.process(role, command, configs[role]).start())
+    (site.root / "H-MSG4-000001").write_text("segment\n")
+    (site.root / "H-MSG4-000001").rename(incoming / "H-MSG4-000001")
+    for place in ("forecast", "archive/MSG4"):
+        path = site.root / place / "H-MSG4-000001"
+        until(path.exists, what=f"{path} arrives")
+        assert path.read_text() == "segment\n"
+    assert processes[0].lines().count(" delivered ") == 1
+    until(lambda: not list(site.folder("copies").glob("*/*")), what="the copy is removed")
+    assert sorted(re.findall(r"\b19\d\d\d\b", (example / "README.md").read_text())) == ["19010", "19011"]
