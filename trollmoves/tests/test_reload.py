@@ -31,7 +31,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 class Two:
     """A server with two sections, each with a feeder, and an ear on it."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, start: bool = True) -> None:
         self.feeders = {"hrit": site.feeder("hrit"), "modis": site.feeder("modis", 1000)}
         self.ports = {name: site.port() for name in ("hrit", "modis")}
         self.sections = {
@@ -41,7 +41,8 @@ class Two:
         port = site.port()
         self.server = site.server(self.sections, port)
         self.ear = site.ear(port)
-        self.server.start()
+        if start:
+            self.server.start()
 
     def works(self, name: str, topic: str = "") -> None:
         """Check that a section announces what comes."""
@@ -79,6 +80,17 @@ def test_replaced_by_rename(two: Two) -> None:
         two.server.reconfigure(two.sections)
         two.server.wait_for_line(TAKEN_OVER, number)
         two.works("hrit", f"/new/{number}")
+
+
+def test_changed_while_it_starts(site: Site) -> None:
+    """A file that is changed between its reading and the end of the start is taken over too."""
+    two = Two(site, start=False)
+    two.server.start(wait=False)
+    until(lambda: "publishing as" in two.server.lines())
+    two.sections["hrit"]["topic"] = "/new"
+    two.server.reconfigure(two.sections)
+    two.server.wait_for_line(TAKEN_OVER)
+    two.works("hrit", "/new")
 
 
 def test_sighup(steady: Two) -> None:
