@@ -57,7 +57,7 @@ def _subscriber(findings: Findings, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         option = own.get(_SYNONYMS.get(name, name))
         if option is None:
-            findings.warn(SUBSCRIBER, name, f"is unknown, and has no effect{sensible(name, own)}")
+            findings.warn(SUBSCRIBER, name, f"is unknown, and has no effect{sensible(name, [*own, *_SYNONYMS])}")
         elif value is not None and text(value):
             try:
                 found[_SYNONYMS.get(name, name)] = option.parse(text(value))

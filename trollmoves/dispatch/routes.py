@@ -57,7 +57,7 @@ class Route:
             path = os.path.join(path, os.path.basename(file.path))
         if not self._climbs and ".." in path.split("/"):
             raise BadDestination(f"metadata would lead above the directory: {path}")
-        if self._base.netloc and not path.startswith("/"):
+        if "://" in self._config.host and not path.startswith("/"):
             path = f"/{path}"
         return self._base._replace(netloc=without_password(self._base.netloc), path=path)
 

@@ -35,8 +35,10 @@ def from_yaml(file: str, subscriber: str, findings: Findings) -> File:
             found.default |= _mapping(findings, name, value)
         elif name in general and not isinstance(value, dict):
             found.default[name] = value
-        else:
+        elif value is None or isinstance(value, dict):
             found.targets[name] = _mapping(findings, name, value)
+        else:
+            findings.problem(name, "", "is no target: it must have options below it")
     found.targets = {name: {**found.default, **target} for name, target in found.targets.items()}
     return found
 
@@ -101,7 +103,7 @@ def _mapping(findings: Findings, name: str, value: object) -> dict[str, Any]:
     if isinstance(value, dict):
         return {str(key): item for key, item in value.items()}
     if value is not None:
-        findings.problem(name, "", "is no target: it must have options below it")
+        findings.problem(name, "", "must have options below it")
     return {}
 
 

@@ -22,7 +22,8 @@ STRUCTURED = ("aliases", "conditions", "connection_parameters", "dispatch_config
 ALIAS_NAME = "_alias_name"
 SSH = "sftp"  # what `ssh://` is delivered by
 
-_OF_A_CONFIG = ("topics", "conditions", "aliases", "host", "directory", "filepattern")
+_PLACE = ("host", "directory", "filepattern")
+_OF_A_CONFIG = ("topics", "conditions", "aliases", *_PLACE)
 _OF_THE_TARGET = ("publish_topic", "connection_parameters", "origin")
 
 
@@ -33,6 +34,8 @@ class TargetReader:
         self._findings = findings
         self._name = name
         self._raw = {key: value for key, value in raw.items() if value is not None}
+        if "dispatch_configs" in raw:
+            self._raw.setdefault("dispatch_configs", [])
         self._default = default
         self._wrong = False
 
@@ -138,11 +141,7 @@ class TargetReader:
         given = {str(name): value for name, value in given.items() if value is not None}
         for name in given:
             self._explain(where, name)
-        own: dict[str, Any] = {
-            name: self._plain(f"{where}{name}", given[name])
-            for name in ("host", "directory", "filepattern")
-            if name in given
-        }
+        own: dict[str, Any] = {name: self._plain(f"{where}{name}", given[name]) for name in _PLACE if name in given}
         if "aliases" in given:
             own["aliases"] = self._aliases(f"{where}aliases", given["aliases"])
         found = replace(
@@ -151,7 +150,7 @@ class TargetReader:
             topics=self._topics(f"{where}topics", given.get("topics"), watches),
             conditions=self._conditions(f"{where}conditions", given),
         )
-        self._check_place(where, found)
+        self._check_place({name: f"{where}{name}" if name in own else name for name in _PLACE}, found)
         return found
 
     def _explain(self, where: str, name: str) -> None:
@@ -198,14 +197,15 @@ class TargetReader:
                 self._problem(option, "must say what stands for which value, below the name of a metadata item")
         return tuple(found)
 
-    def _check_place(self, where: str, config: DispatchConfig) -> None:
-        with self._problems_of(f"{where}host"):
-            self._check_host(f"{where}host", config.host)
+    def _check_place(self, named: Mapping[str, str], config: DispatchConfig) -> None:
+        """Check where files go; ``named`` gives the names that problems are told with."""
+        with self._problems_of(named["host"]):
+            self._check_host(named["host"], config.host)
         if not config.directory and not config.filepattern.startswith("/"):
-            self._problem(f"{where}directory", "is missing: say where the files go")
+            self._problem(named["directory"], "is missing: say where the files go")
             return
         for name in ("directory", "filepattern"):
-            with self._problems_of(f"{where}{name}"):
+            with self._problems_of(named[name]):
                 _check_pattern(getattr(config, name))
 
     def _check_host(self, option: str, host: str) -> None:

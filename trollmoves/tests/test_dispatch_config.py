@@ -1,0 +1,442 @@
+"""A dispatcher's configuration file, YAML or INI, becomes checked targets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trollmoves import config, options
+from trollmoves.dispatch.config import read
+from trollmoves.errors import ConfigError
+from trollmoves.options import Alias, DispatcherOptions, TargetOptions
+
+YAML = """\
+posttroll_subscriber:
+  subscribe_addresses: [tcp://127.0.0.1:9010, "127.0.0.1:9011"]
+  nameserver: false
+  subscribe_services: [viirs_runner]
+DEFAULT:
+  journal: /tmp/dispatch.journal
+  lane_limit: 3
+target1:
+  host: ftp://user:geheim@ftp.target1.com:2121
+  directory: /input/{sensor}
+  filepattern: "{platform_name}_{start_time:%Y%m%d%H%M}.{format}"
+  publish_topic: /sent/{platform_name}
+  connection_parameters:
+    connection_uptime: 20
+    endpoint_url: https://s3.site.org
+    client_kwargs: {endpoint_url: https://s3.site.org}
+  aliases:
+    product: {green_snow: gs, natural_color: nc}
+    num: {5: five}
+  dispatch_configs:
+    - topics: [/level2/viirs, /level3]
+      conditions:
+        - product: [green_snow, natural_color]
+          sensor: viirs
+        - product: overview
+          num: ">5"
+          except: {platform_name: NPP}
+    - topics: [/level2/modis]
+      directory: /modis
+      filepattern: "{uid}"
+      host: sftp://other.com
+      aliases: {product: {x: y}}
+target2:
+  directory: /data
+  dispatch_configs:
+    - topics: [/level2]
+"""
+INI = """\
+[DEFAULT]
+journal = /tmp/dispatch.journal
+lane_limit = 3
+
+[posttroll_subscriber]
+subscribe_addresses = tcp://127.0.0.1:9010 127.0.0.1:9011
+nameserver = false
+subscribe_services = viirs_runner
+
+[target1]
+host = ftp://user:geheim@ftp.target1.com:2121
+directory = /input/{sensor}
+filepattern = {platform_name}_{start_time:%Y%m%d%H%M}.{format}
+publish_topic = /sent/{platform_name}
+connection_parameters__connection_uptime = 20
+connection_parameters__endpoint_url = https://s3.site.org
+connection_parameters__client_kwargs__endpoint_url = https://s3.site.org
+aliases__product__green_snow = gs
+aliases__product__natural_color = nc
+aliases__num__5 = five
+dispatch_configs__1__topics = /level2/viirs /level3
+dispatch_configs__1__conditions__1__product = green_snow, natural_color
+dispatch_configs__1__conditions__1__sensor = viirs
+dispatch_configs__1__conditions__2__product = overview
+dispatch_configs__1__conditions__2__num = >5
+dispatch_configs__1__conditions__2__except__platform_name = NPP
+dispatch_configs__2__topics = /level2/modis
+dispatch_configs__2__directory = /modis
+dispatch_configs__2__filepattern = {uid}
+dispatch_configs__2__host = sftp://other.com
+dispatch_configs__2__aliases__product__x = y
+
+[target2]
+directory = /data
+topics = /level2
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    """Write a configuration file."""
+    path = folder / "dispatch.conf"
+    path.write_text(text)
+    return path
+
+
+def target(folder: Path, text: str) -> TargetOptions:
+    """Read a file with one target in it."""
+    (only,) = read(written(folder, text)).sections.values()
+    return only
+
+
+def warnings(folder: Path, text: str) -> list[str]:
+    """Give the warnings about a file, without its name."""
+    path = written(folder, text)
+    return [one.removeprefix(f"{path}: ") for one in read(path).warnings]
+
+
+def problem(folder: Path, text: str) -> str:
+    """Give what is wrong with a file of which nothing can be used."""
+    path = written(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def with_target(lines: str, indent: str = "  ") -> str:
+    """Give a YAML file with one target that hears of everything."""
+    body = "\n".join(f"{indent}{line}" for line in lines.splitlines())
+    return f"posttroll_subscriber: {{subscribe_addresses: [tcp://h:1]}}\nt:\n{body}\n"
+
+
+GOOD = "directory: /d\ndispatch_configs: [{topics: [/a]}]"
+
+
+def test_yaml(tmp_path: Path) -> None:
+    """A YAML file gives targets whose dispatch configs hold what counts for them."""
+    found = read(written(tmp_path, YAML))
+    assert list(found.sections) == ["target1", "target2"]
+    process = found.process
+    assert isinstance(process, DispatcherOptions)
+    assert process.subscribe_addresses == ("tcp://127.0.0.1:9010", "127.0.0.1:9011")
+    assert process.subscribe_services == ("viirs_runner",)
+    assert (process.nameserver, process.journal) == (False, "/tmp/dispatch.journal")
+    one, two = found.sections.values()
+    assert one.lane_limit == 3
+    assert one.publish_topic == "/sent/{platform_name}"
+    assert one.connection_parameters["connection_uptime"] == 20.0
+    assert one.connection_parameters["client_kwargs"] == {"endpoint_url": "https://s3.site.org"}
+    first, second = one.dispatch_configs
+    assert first.topics == ("/level2/viirs", "/level3")
+    assert (first.host, first.directory) == (one.host, one.directory)
+    assert first.aliases == (
+        Alias("product", "product", {"green_snow": "gs", "natural_color": "nc"}),
+        Alias("num", "num", {5: "five"}),
+    )
+    assert first.conditions
+    assert first.conditions.match({"product": "green_snow", "sensor": "viirs"})
+    assert first.conditions.match({"product": "overview", "num": 6, "platform_name": "n20"})
+    assert not first.conditions.match({"product": "overview", "num": 6, "platform_name": "NPP"})
+    assert (second.host, second.directory, second.filepattern) == ("sftp://other.com", "/modis", "{uid}")
+    assert second.conditions is None
+    assert second.aliases == (Alias("product", "product", {"x": "y"}),)
+    assert [config.directory for config in two.dispatch_configs] == ["/data"]
+
+
+def test_ini_says_the_same(tmp_path: Path) -> None:
+    """The same configuration as an INI file gives the same targets."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    yaml, ini = read(written(tmp_path / "a", YAML)), read(written(tmp_path / "b", INI))
+    assert ini.process == yaml.process
+    assert ini.sections == yaml.sections
+    assert ini.warnings == yaml.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("conditions__num = 5", {"num": 5}),
+        ("conditions__num = '5'", {"num": "5"}),
+        ("conditions__Product = Green", {"Product": "Green"}),
+        ("conditions__num = 4, 5", {"num": 5}),
+        ("conditions__flag = true", {"flag": True}),
+        ("conditions = [{product: [red, green]}, {num: '>5'}]", {"product": "green"}),
+        ("conditions = {num: '!=4'}", {"num": 5}),
+        ("conditions__except__num = >5", {"num": 5}),
+        ("conditions__except__1__num = 4\nconditions__except__2__num = 6", {"num": 5}),
+        ("CONDITIONS__num = 5", {"num": 5}),
+        ("conditions__text = a: b", {"text": "a: b"}),
+    ],
+)
+def test_ini_conditions(tmp_path: Path, lines: str, expected: dict[str, Any]) -> None:
+    """In an INI file a value is the number, truth or text that it reads as, a comma makes a list, names keep case."""
+    (only,) = target(tmp_path, f"[t]\ntopics = /a\ndirectory = /d\n{lines}\n").dispatch_configs
+    assert only.conditions
+    assert only.conditions.match(expected)
+    assert not only.conditions.match({})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("{product: {green: gg}}", (Alias("product", "product", {"green": "gg"}),)),
+        ("{product: {green: gg, _alias_name: short}}", (Alias("product", "short", {"green": "gg"}),)),
+        (
+            "{product: [{green: gg, _alias_name: short}, {green: g}]}",
+            (Alias("product", "short", {"green": "gg"}), Alias("product", "product", {"green": "g"})),
+        ),
+        ("[{product: {green: gg}, _alias_name: short}]", (Alias("product", "short", {"green": "gg"}),)),
+        ("{product: }", ()),
+        ("", ()),
+    ],
+)
+def test_aliases(tmp_path: Path, given: str, expected: tuple[Alias, ...]) -> None:
+    """Aliases stand for the values of an item, under its name or another one, several of them in a list."""
+    (only,) = target(tmp_path, with_target(f"{GOOD}\naliases: {given}")).dispatch_configs
+    assert only.aliases == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "attribute", "expected"),
+    [
+        ("", "host", ""),
+        ("host:", "host", ""),
+        ("host: 5", "host", "5"),
+        ("host: file:///", "host", "file:///"),
+        ("host: ftp://u:p@h:21", "host", "ftp://u:p@h:21"),
+        ("filepattern: 20250101", "filepattern", "20250101"),
+        ("filepattern:", "filepattern", ""),
+    ],
+)
+def test_odd_but_legal(tmp_path: Path, lines: str, attribute: str, expected: str) -> None:
+    """Hosts and patterns that are missing, empty or numbers are understood."""
+    (only,) = target(tmp_path, with_target(f"{GOOD}\n{lines}")).dispatch_configs
+    assert getattr(only, attribute) == expected
+
+
+@pytest.mark.parametrize("given", ["", " []", " null"])
+def test_no_dispatch_configs(tmp_path: Path, given: str) -> None:
+    """A target without dispatch configs gets nothing, and its author a warning."""
+    text = with_target(f"directory: /d\ndispatch_configs:{given}")
+    assert target(tmp_path, text).dispatch_configs == ()
+    assert warnings(tmp_path, text) == ["[t] dispatch_configs: is empty: nothing is delivered to this target"]
+
+
+def test_one_topic_as_text(tmp_path: Path) -> None:
+    """Topics may be one text, with or without a slash before it."""
+    for given in ("/a/b", "a/b", "'pytroll://a/b'", "[a/b]"):
+        only = target(tmp_path, with_target(f"directory: /d\ntopics: {given}"))
+        assert only.dispatch_configs[0].topics == ("/a/b",)
+
+
+def test_anchors(tmp_path: Path) -> None:
+    """A target may take over what another one has, as YAML does it."""
+    found = read(written(tmp_path, "t: &t\n  directory: /d\n  topics: [/a]\nu:\n  <<: *t\n  directory: /e\n"))
+    assert [one.dispatch_configs[0].directory for one in found.sections.values()] == ["/d", "/e"]
+    assert found.warnings == ()
+
+
+def test_origin(tmp_path: Path) -> None:
+    """With an origin, of one target or of all, neither topics nor dispatch configs are needed."""
+    for text in (with_target("directory: /d\norigin: /in/{name}"), "origin: /in/{name}\nt: {directory: /d}\n"):
+        found = target(tmp_path, text)
+        assert found.origin == "/in/{name}"
+        assert len(found.dispatch_configs) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "warning"),
+    [
+        ("hots: x", "[t] hots: is unknown, and has no effect; did you mean host?"),
+        ("host: elsewhere.site.invalid", "[t] host: has no scheme, so files go to this host"),
+        ("host: ftp://h/base", "[t] host: has a path, which does not count: it belongs into directory"),
+        ("host: ssh://h:22", "[t] host: the files go by sftp: write sftp:// or scp://"),
+        ("connection_parameters: {conection_uptime: 5}", "did you mean connection_uptime?"),
+        ("topics: [/b]", "[t] topics: has no effect beside dispatch_configs"),
+        ("directory: /e", "directory stands twice, the second time in line 5: that one counts"),
+        ("request_port: 9094", "[t] request_port: is an option of a server"),
+        ("origin: /in/{a}", "[t] dispatch_configs 1 topics: has no effect beside origin"),
+    ],
+)
+def test_warnings(tmp_path: Path, lines: str, warning: str) -> None:
+    """What does not do what its author may believe is told, and nothing else."""
+    (only,) = warnings(tmp_path, with_target(f"{GOOD}\n{lines}"))
+    assert warning in only
+
+
+@pytest.mark.parametrize(
+    ("given", "warning"),
+    [
+        ("{topics: [/a], topic: x}", "dispatch_configs 1 topic: is unknown, and has no effect; did you mean topics?"),
+        ("{topics: [/a], publish_topic: x}", "publish_topic: has no effect here: it counts for the whole target"),
+        ("{topics: [/a], conditions: []}", "conditions: is empty: no message is taken"),
+        ("{topics: []}", "topics: is empty: no message is taken"),
+        ("{topics: [/a], conditions: [{num: ['>5']}]}", "num is compared with texts in a list"),
+    ],
+)
+def test_warnings_about_dispatch_configs(tmp_path: Path, given: str, warning: str) -> None:
+    """The same is so for each dispatch config, which is told by its number."""
+    (only,) = warnings(tmp_path, with_target(f"directory: /d\ndispatch_configs: [{given}]"))
+    assert warning in only
+
+
+def test_deaf(tmp_path: Path) -> None:
+    """A dispatcher that can hear nobody is told so, unless it looks for files."""
+    text = "posttroll_subscriber: {nameserver: false, adresses: x}\nt: {directory: /d, topics: [/a]}\n"
+    told = warnings(tmp_path, text)
+    assert "nothing will be heard" in told[1]
+    assert "did you mean" in told[0]
+    assert warnings(tmp_path, "posttroll_subscriber: {nameserver: false}\nt: {directory: /d, origin: /i/{a}}\n") == []
+
+
+def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
+    """The subscriber's settings are understood with and without subscribe_ before them."""
+    found = read(
+        written(
+            tmp_path, "posttroll_subscriber: {addresses: 'tcp://h:1', services: a}\nt: {directory: /d, topics: /a}\n"
+        )
+    )
+    assert isinstance(found.process, DispatcherOptions)
+    assert found.process.subscribe_addresses == ("tcp://h:1",)
+    assert found.process.subscribe_services == ("a",)
+    assert found.process.nameserver == "localhost"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("directory: /d", "[t] dispatch_configs: is missing: say which messages this target gets, by topics"),
+        ("dispatch_configs: [{topics: [/a]}]", "[t] directory: is missing: say where the files go"),
+        ("directory: /d\ndispatch_configs: [{host: x}]", "[t] dispatch_configs 1 topics: is missing"),
+        ("directory: /d\ndispatch_configs: 5", "[t] dispatch_configs: must be a list"),
+        ("directory: /d\ndispatch_configs: [5]", "[t] dispatch_configs 1: must have names with values"),
+        ("directory: {a: b}\ntopics: /a", "[t] directory: is one value, with no names below it"),
+        (f"{GOOD}\nhost: gopher://h", "[t] host: no mover knows gopher: use one of"),
+        (f"{GOOD}\nhost: ftp://u:geheim@h:x", "[t] host: is no usable URL: ftp://"),
+        (f"{GOOD}\nfilepattern: '{{a'", "[t] filepattern: '{a' is no pattern"),
+        (f"{GOOD}\npublish_topic: '/{{a'", "[t] publish_topic: '/{a' is no pattern"),
+        (f"{GOOD}\npublish_topic: a b", "[t] publish_topic: a subject holds no blanks"),
+        (f"{GOOD}\norigin: /in/", "[t] origin: "),
+        (f"{GOOD}\nlane_limit: many", "[t] lane_limit: no whole number"),
+        (f"{GOOD}\naliases: x", "[t] aliases: must say what stands for which value"),
+        (f"{GOOD}\naliases: {{a: b}}", "[t] aliases: must say what stands for which value"),
+        (f"{GOOD}\nconnection_parameters: x", "[t] connection_parameters: must have names below it"),
+        (f"{GOOD}\nconnection_parameters: {{anon: maybe}}", "[t] connection_parameters anon: neither true nor false"),
+        (f"{GOOD}\nconnection_parameters: {{key: {{a: b}}}}", "[t] connection_parameters key: is one value"),
+        ("directory: /d\ndispatch_configs: [{topics: [/a], conditions: x}]", "[t] dispatch_configs 1 conditions: "),
+        (
+            "directory: /d\ndispatch_configs: [{topics: /a, conditions: [{n: '<x'}]}]",
+            "the condition of n compares with no number: '<x'",
+        ),
+    ],
+)
+def test_problems(tmp_path: Path, lines: str, told: str) -> None:
+    """What makes a target unusable is told with its name and the option, and without a secret."""
+    text = problem(tmp_path, with_target(lines))
+    assert told in text
+    assert "geheim" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is empty, so there is nothing to run"),
+        ("# nothing\n", "is empty"),
+        ("- a\n- b\n", "holds no targets"),
+        ("t: [x\nu: y\n", "is neither YAML nor INI: line 2: "),
+        ("t:\n  conditions: !=5\n", "line 2: could not determine a constructor for the tag '!=5'; a text that begins"),
+        (
+            "posttroll_subscriber: {nameserver: a b}\nt: {directory: /d, topics: /a}",
+            "[posttroll_subscriber] nameserver:",
+        ),
+        (
+            "posttroll_subscriber: 5\nt: {directory: /d, topics: /a}",
+            "[posttroll_subscriber] must have options below it",
+        ),
+        ("workers: none\nt: {directory: /d, topics: /a}", "[DEFAULT] workers: no whole number"),
+        ("posttroll_subscriber: {}\n", "there is no target, so nothing to run"),
+        ("a_string: x\n", "[a_string] is no target: it must have options below it"),
+        ("[t]\ntopics /a\n", "no section, option or comment in line 2"),
+        ("[t]\nconditions = {a\ntopics = /a\n", "[t] conditions: line 1: "),
+        ("[t]\nconditions = [{a: 1}]\nconditions__b = 1\n", "it cannot be both"),
+        ("t: {a: 2025-13-45}\n", "is neither YAML nor INI: "),
+        ("[" * 5000, ""),
+        ("t: " + "[" * 5000, "nested too deeply"),
+        ("? [a]\n: b\n", ""),
+    ],
+)
+def test_unusable_files(tmp_path: Path, text: str, told: str) -> None:
+    """A file that cannot be used at all is refused in one line that says why."""
+    found = problem(tmp_path, text)
+    assert told in found
+    assert "\n" not in found
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A file that is not there is told."""
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read(tmp_path / "nothing.yaml")
+
+
+def test_one_bad_target(tmp_path: Path) -> None:
+    """A target that cannot be used does not keep the others from running."""
+    found = read(written(tmp_path, "bad: {directory: /d}\nalso_bad: x\ngood: {directory: /d, topics: /a}\n"))
+    assert list(found.sections) == ["good"]
+    assert set(found.broken) == {"bad", "also_bad"}
+
+
+def test_changes(tmp_path: Path) -> None:
+    """A file read again tells which targets have changed, down to conditions and aliases."""
+    old = read(written(tmp_path, YAML))
+    new = read(written(tmp_path, YAML.replace('">5"', '">6"')))
+    assert config.changes(old, new).changed == ("target1",)
+    assert config.changes(old, read(written(tmp_path, YAML))).unchanged == ("target1", "target2")
+    assert config.changes(old, read(written(tmp_path, YAML.replace("viirs_runner", "x")))).process
+
+
+def test_describe(tmp_path: Path) -> None:
+    """--check shows what each target does, without a secret."""
+    text = config.describe(read(written(tmp_path, YAML)))
+    assert "2 dispatcher chains" in text
+    assert "dispatch_configs 1" in text
+    assert "/level2/viirs /level3, under conditions" in text
+    assert "subscribe_addresses" in text
+    assert "geheim" not in text
+
+
+def test_every_option_is_read(tmp_path: Path) -> None:
+    """Each option of a target that the table has is read from either kind of file."""
+    given = {
+        "host": "ftp://h",
+        "directory": "/d",
+        "filepattern": "{uid}",
+        "publish_topic": "/p",
+        "origin": "/in/{a}",
+        "bind_address": "127.0.0.1",
+        "lane_limit": "2",
+        "retry_for": "5",
+        "priority": "1",
+    }
+    known = {name: given.get(name, option.default) for name, option in options.table(TargetOptions).items()}
+    yaml = target(tmp_path, "t:\n" + "".join(f"  {name}: '{value}'\n" for name, value in known.items()))
+    ini = target(tmp_path, "[t]\n" + "".join(f"{name} = {value}\n" for name, value in known.items()))
+    assert yaml == ini
+    for name, value in given.items():
+        if name in known:
+            assert str(getattr(yaml, name)).removesuffix(".0") == value
+    assert replace(yaml, host="") != yaml
