@@ -18,6 +18,7 @@ from trollmoves.messaging.requester import NoAnswer, Requester
 from trollmoves.options import ClientOptions
 from trollmoves.receiver.fetches import KIND, Told, name_of
 from trollmoves.receiver.peers import Peers
+from trollmoves.receiver.queues import Queues
 from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ class Fetcher:
         self._prepare = prepare
         self._asking = asking
         self._arrived = arrived
+        self._queues = Queues()
         self._down: dict[str, tuple[float, int]] = {}  # by source: until when, after how many failures
 
     def start(self, workers: Workers) -> None:
@@ -168,17 +170,35 @@ class Fetcher:
         attempt.source = next(iter(attempt.sources))
         announcement = attempt.sources.pop(attempt.source)
         attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
-        self._asking(attempt)
-        self._ask(attempt)
+        if self._is_clumsy(attempt):
+            self._queues.begin(attempt.source, lambda: self._begin(attempt, self._after_another))
+        else:
+            self._begin(attempt, self._answered)
 
-    def _ask(self, attempt: Attempt) -> None:
+    @staticmethod
+    def _is_clumsy(attempt: Attempt) -> bool:
+        """Tell whether a source must be asked for one file at a time: old servers mix up what they send by FTP."""
+        return attempt.destination.startswith("ftp") and not contents.announcement_mark(attempt.message.data)
+
+    def _begin(self, attempt: Attempt, answered: Callable[[Attempt, Message | TrollmovesError], None]) -> None:
+        self._asking(attempt)
+        self._ask(attempt, answered)
+
+    def _after_another(self, attempt: Attempt, answer: Message | TrollmovesError) -> None:
+        source = attempt.source
+        try:
+            self._answered(attempt, answer)
+        finally:
+            self._queues.end(source)
+
+    def _ask(self, attempt: Attempt, answered: Callable[[Attempt, Message | TrollmovesError], None]) -> None:
         attempt.asked_at, attempt.works = time.monotonic(), True
         tells = contents.announcement_mark(attempt.message.data)
         self._requester.ask(
             attempt.source,
             self._request(attempt),
             self._options.transfer_req_timeout,
-            lambda answer: self._answered(attempt, answer),
+            lambda answer: answered(attempt, answer),
             overdue=None if tells else lambda: self._wait_longer(attempt),
         )
 
@@ -230,7 +250,7 @@ class Fetcher:
             self._acknowledge_others(attempt)
         elif answer.type == "wait":
             self._asking(attempt)  # peers hear that it is still in hand
-            self._ask(attempt)
+            self._ask(attempt, self._answered)
         else:
             self._failed(attempt, self._refusal(attempt, answer))
 

@@ -117,8 +117,9 @@ class Fetches:
         """Take in an announcement of a file that is known; give the tasks that are new through it.
 
         From a source not heard about this file: it is a further source. From one heard already: a repetition, unless
-        the file has another size or time there, or the source tells neither and the file was fetched: then its content
-        is new. At another place there, it is another file of the same name.
+        the file has another size or time there: then its content is new. Old servers tell neither, and announce what
+        they have again at each start: from them it is a repetition. At another place there, it is another file of the
+        same name.
         """
         fetch, told = Fetch.load(known.body), Fetch.load(asked.body)
         ((source, (version, _)),) = told.versions.items()
@@ -130,7 +131,7 @@ class Fetches:
             fetch.versions[source] = (version, fetch.generation)
             self._add_source(current, known, fetch, source, told.told[source])
             return []
-        if before == version and (version[1:] != (None, None) or current.state != DONE):
+        if before == version:
             return []
         fetch.generation += 1
         fetch.versions[source] = (version, fetch.generation)

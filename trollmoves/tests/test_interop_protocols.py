@@ -9,7 +9,8 @@ import pytest
 from trollmoves.tests import earlier
 from trollmoves.tests.daemons import Pair, Site
 from trollmoves.tests.places import FarEnd
-from trollmoves.tests.test_interop import begin
+from trollmoves.tests.test_interop import begin, connect
+from trollmoves.tests.waiting import until
 
 COUNT = 10
 
@@ -34,3 +35,19 @@ def test_old_peer(tmp_path: Path, old: str, scheme: str) -> None:
             assert pair.received.receipts().count(name) == 1
             path = name if scheme == "ftp" else f"{pair.target}/{name}".lstrip("/")
             assert told[name].endswith(f"/{path}")
+
+
+def test_old_server_tells_again_what_it_has(tmp_path: Path) -> None:
+    """What an old server announces again when it is started again is not fetched again."""
+    with Site(tmp_path) as site:
+        pair = Pair(site)
+        pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+        begin(pair)
+        names = pair.feeder.feed(COUNT)
+        pair.wait_until_done()
+        announced = len(pair.announced.of("file"))
+        pair.server.kill()
+        pair.server.start()
+        until(lambda: len(pair.announced.of("file")) >= announced + COUNT, what="all of it is announced again")
+        connect(pair.feeder, pair.received)
+        assert [pair.received.receipts().count(name) for name in names] == [1] * COUNT
