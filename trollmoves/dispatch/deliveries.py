@@ -30,6 +30,7 @@ from trollmoves.workers import Workers
 log = logging.getLogger(__name__)
 
 KIND = "deliver"
+SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
 TURN = 0.2  # s after which a delivery looks again whether the one before it to the same name is over
 REMEMBERED = 10_000  # names that were delivered to lately
 
@@ -68,7 +69,8 @@ class Deliveries:
         """Deliver, also what was noted by an earlier process."""
         if self._publisher and not self._topic:
             log.warning("[%s] has no publish_topic: nothing will be published about it", self.name)
-        self._workers.register(self.name, KIND, limit=self._options.lane_limit, handler=self._deliver)
+        settle = SETTLE if self._publisher else 0.0
+        self._workers.register(self.name, KIND, limit=self._options.lane_limit, handler=self._deliver, begin_in=settle)
 
     # -- noting
 

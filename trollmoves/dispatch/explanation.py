@@ -31,11 +31,7 @@ def explain(configuration: Configuration[TargetOptions], given: str) -> str:
         lines += [f"[{target.name}]", *(f"  {line}" for line in _target(target, told, path))]
     lines += [f"warning: {text}" for text in configuration.warnings]
     lines += [f"problem: {text}" for text in configuration.problems]
-    return "\n".join(" ".join(line.splitlines()) if line else line for line in map(_kept_indent, lines)) + "\n"
-
-
-def _kept_indent(line: str) -> str:
-    return line.rstrip("\n")
+    return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"
 
 
 def _message(given: str) -> Message | None:

@@ -301,7 +301,7 @@ def test_deaf(tmp_path: Path) -> None:
     told = warnings(tmp_path, text)
     assert "nothing will be heard" in told[1]
     assert "did you mean" in told[0]
-    assert warnings(tmp_path, "posttroll_subscriber: {nameserver: false}\nt: {directory: /d, origin: /i/{a}}\n") == []
+    assert warnings(tmp_path, "posttroll_subscriber: {nameserver: false}\nt: {directory: /d, origin: '/i/{a}'}\n") == []
 
 
 def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
