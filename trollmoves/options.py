@@ -171,12 +171,6 @@ class ServerOptions(ChainOptions):
     )
     remove_delay: float = _option(values.seconds, "30", "seconds before a file is removed")
     watchdog_timeout: float = _option(values.interval, "1.0", "seconds between two looks at a polled directory (`-w`)")
-    allowed_destinations: tuple[str, ...] = _option(
-        values.words,
-        "",
-        "URL patterns, as `sftp://*.site.org/data/*`, of the destinations that are served; without it any",
-    )
-    allowed_clients: tuple[str, ...] = _option(values.words, "", "hosts that are served; without it any")
     connection_parameters: dict[str, Any] = field(default_factory=dict)
 
 

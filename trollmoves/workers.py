@@ -256,7 +256,7 @@ class Workers:
                 lane.tokens -= 1
                 continue
             lane.taken.pop(task.id, None)
-            if lane.judge(task, result.error):
+            if (result.error or result.again_in is None) and lane.judge(task, result.error):
                 log.info("[%s] %s: works again", lane.chain, lane.name)
             self._tell(task, result)
         if new:

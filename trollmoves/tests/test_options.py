@@ -37,8 +37,6 @@ SERVER: dict[str, object] = {
     "remove_delay": 30.0,
     "unpack": None,
     "watchdog_timeout": 1.0,
-    "allowed_destinations": (),
-    "allowed_clients": (),
     "priority": 0,
 }
 CLIENT: dict[str, object] = {
