@@ -23,10 +23,10 @@ KEPT = 7  # log files of the days before
 LONGEST = 10_000  # characters of a message that are written: some of it may have come from anyone
 
 # Other people's loggers with the level they keep even when verbose: the DEBUG lines of some hold keys and tokens, or
-# tell of every packet.
+# tell of every packet or watch.
 _OTHERS = {
     "posttroll": logging.NOTSET,
-    "pyinotify": logging.NOTSET,
+    "pyinotify": logging.INFO,
     "paramiko": logging.INFO,
     "botocore": logging.INFO,
     "boto3": logging.INFO,
