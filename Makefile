@@ -6,8 +6,6 @@ VENV = .venv
 PYTHON =#       the newest that is found; make PYTHON=/usr/bin/python3.11 takes another one for a new venv
 PYTEST =#       arguments for pytest: make test PYTEST="-k journal -x"
 
-export TROLLMOVES_OLD_PYTHON ?= $(CURDIR)/.venv-earlier/bin/python# the tests talk to its trollmoves
-
 DEFINES = pyproject.toml setup.py trollmoves/__init__.py $(wildcard bin/*.py)
 .DEFAULT_GOAL = help
 .PHONY: help demo test lint clean
@@ -21,9 +19,9 @@ help:
 demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/demo/demo.py
 
-test: $(VENV)/.dev .venv-earlier/.done
+test: $(VENV)/.dev
 	@.ci/setup packages
-	@$(VENV)/bin/python -m pytest $(PYTEST)
+	@NEWEST_PYTHON="$$(.ci/setup python newest)" $(VENV)/bin/python -m pytest $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check
@@ -38,9 +36,6 @@ clean:
 $(VENV)/.demo: $(DEFINES)
 	@.ci/setup venv $(VENV) all $(PYTHON)
 	@touch $@
-
-.venv-earlier/.done:
-	@.ci/setup earlier $(@D)
 
 $(VENV)/.dev: $(DEFINES)
 	@.ci/setup venv $(VENV) dev $(PYTHON)

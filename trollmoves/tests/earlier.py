@@ -98,6 +98,8 @@ def _base_python() -> Path:
 
 def _candidates() -> Iterator[str]:
     yield sys.executable
+    if os.environ.get("NEWEST_PYTHON"):
+        yield os.environ["NEWEST_PYTHON"]
     for minor in range(OLDEST[1], OLDEST[1] + 4):
         name = f"python{OLDEST[0]}.{minor}"
         found = shutil.which(name)
