@@ -26,20 +26,21 @@ class FarEnd:
         self.folder = folder
         home = site.folder("home")
         if scheme == "ftp":
-            ftp = PyFtpd(site.folder("far-end"), folder)
+            ftp = PyFtpd(site.folder("ftpd"), folder)
             site.enter(ftp)
             netrc = home / ".netrc"
             netrc.write_text(f"machine {PROXY_HOST} login {USER} password {PASSWORD}\n")
             netrc.chmod(0o600)
-            port, ports, path = ftp.port, [ftp.port, *ftp.passive_ports], "/"
+            self.port, ports, path = ftp.port, [ftp.port, *ftp.passive_ports], "/"
         else:
-            ssh = OpenSsh(site.folder("far-end"))
+            ssh = OpenSsh(site.folder("sshd"))
             site.enter(ssh)
             keys = site.folder("home/.ssh")
             keys.chmod(0o700)
             shutil.copy(ssh.user_key, keys / "id_ed25519")
             shutil.copy(ssh.user_key.with_suffix(".pub"), keys / "id_ed25519.pub")
             shutil.copy(ssh.known_hosts, keys / "known_hosts")
-            port, ports, path = ssh.port, [ssh.port], f"{folder}/"
+            self.port, ports, path = ssh.port, [ssh.port], f"{folder}/"
         self.proxy = site.enter(Proxy(*ports))
-        self.url = f"{scheme}://{PROXY_HOST}:{port}{path}"
+        self.address = f"{PROXY_HOST}:{self.port}"
+        self.url = f"{scheme}://{self.address}{path}"
