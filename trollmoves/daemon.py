@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 UPKEEP = 600.0  # s between prunings of the journal
 DAY = 86_400.0  # s
+DESCRIPTORS = 65_536
 SWITCH = 0.001  # s after which a busy thread lets another one have Python; its default of 5 ms would be our latency
 
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
@@ -133,6 +135,7 @@ class Daemon(ABC, Generic[O]):
 
     def _live(self) -> int:
         sys.setswitchinterval(SWITCH)
+        _allow_descriptors()
         current = self.read()
         _tell_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
@@ -261,6 +264,14 @@ class Daemon(ABC, Generic[O]):
                 log.warning("transfers were still running after %g s; they are begun anew", house.options.stop_timeout)
             self.close()
         log.info("stopped")
+
+
+def _allow_descriptors() -> None:
+    """Use as many descriptors as this process may have: each request that is open has a socket."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < DESCRIPTORS and soft != hard:
+        most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _tell_problems(found: config.Configuration[Any]) -> None:

@@ -202,9 +202,9 @@ class Announcer:
         answer = {"log": self._log_name, "last": last}
         if data.get("log") != self._log_name:
             return answer | {"through": 0, "messages": []}
-        if isinstance(age, (int, float)):
+        if contents.is_seconds(age):
             after = self._journal.number_before(self.name, time.time() - age)
-        if not isinstance(after, int) or after < 0:
+        if not contents.is_number(after):
             raise RequestRefused("a replay needs a number in 'after', or seconds in 'max_age'")
         found = self._journal.announced_after(self.name, after, MOST_REPLAYED)
         messages = [self._with_address(a.message) for a in found if self._holdings.unchanged(a)]

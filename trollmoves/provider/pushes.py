@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import ParseResult
 
 from trollmoves import urls
-from trollmoves.errors import RequestRefused, TransferError, TrollmovesError
+from trollmoves.errors import JournalError, RequestRefused, TransferError, TrollmovesError
 from trollmoves.journal import DONE, FAILED, Journal, Outcome, Task
 from trollmoves.lanes import Result
 from trollmoves.logs import size as readable_size
@@ -103,7 +103,10 @@ class Pushes:
             return None if self._was_for_a_peer(request, task) else task
         except TrollmovesError as error:
             refuse(self.name, request, error)
-            return None
+        except Exception:
+            log.exception("[%s] cannot take a push", self.name)
+            request.refuse("internal error")
+        return None
 
     def _push_task(self, message: Message) -> Task:
         data = message.data
@@ -179,8 +182,10 @@ class Pushes:
         shown = target.shown
         try:
             size, reached = self._deliver(task.about or 0, data, target)
-        except TransferError as failure:
-            error = failure
+        except JournalError:
+            raise
+        except Exception as failure:
+            error = self._as_told(failure)
             log.warning("[%s] %s not delivered to %s: %s", self.name, contents.names(data), shown, error)
             text = Message(message.subject, "err", contents.failure(data, error)).encode()
             return Result(reply=text, error=error, final=True, after=lambda: self._tell_failure(task, text, error))
@@ -198,6 +203,12 @@ class Pushes:
         text = Message(message.subject, contents.reply_type(data), answer).encode()
         then = (*self._follow(task.about or 0), *self._had_by_others(task))
         return Result(reply=text, then=then, after=lambda: self._tell(task.id, text))
+
+    def _as_told(self, failure: Exception) -> TrollmovesError:
+        if isinstance(failure, TrollmovesError):
+            return failure
+        log.error("[%s] unexpected error while delivering", self.name, exc_info=failure)
+        return RequestRefused("internal error")
 
     def _deliver(self, number: int, data: dict[str, Any], target: _Target) -> tuple[int, str]:
         """Give the bytes that were sent, and the destination: with the host of the backup target if one was used."""
@@ -257,7 +268,7 @@ class Pushes:
         for waiter in refused:
             refuse(self.name, waiter.request, error)
 
-    def _tell_failure(self, task: Task, text: str, error: TransferError) -> None:
+    def _tell_failure(self, task: Task, text: str, error: TrollmovesError) -> None:
         """Answer a failure, also to those in the same lane once the host is known to be down: they go elsewhere."""
         self._tell(task.id, text)
         pause = self._workers.paused(self.name, task.lane)

@@ -12,6 +12,7 @@ from typing import Any
 from trollmoves import urls
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import DONE, Journal, Task
+from trollmoves.messaging import sockets
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.options import ServerOptions
@@ -41,7 +42,7 @@ class Provider:
         self._station = options.station
         self._journal = journal
         self._workers = workers
-        address = f"{options.request_address or urls.own_address()}:{port}"
+        address = sockets.tcp(options.request_address or urls.own_address(), port).removeprefix("tcp://")
         self.announcer = Announcer(self.name, options.topic, journal, publisher, holdings=holdings, address=address)
         self.removals = Removals(
             self.name, journal, workers, holdings, wanted=options.delete, delay=options.remove_delay

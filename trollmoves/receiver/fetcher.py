@@ -198,9 +198,22 @@ class Fetcher:
             attempt.source,
             self._request(attempt),
             self._options.transfer_req_timeout,
-            lambda answer: answered(attempt, answer),
+            lambda answer: self._hear(answered, attempt, answer),
             overdue=None if tells else lambda: self._wait_longer(attempt),
         )
+
+    def _hear(
+        self,
+        answered: Callable[[Attempt, Message | TrollmovesError], None],
+        attempt: Attempt,
+        answer: Message | TrollmovesError,
+    ) -> None:
+        """Take an answer; whatever it is, the attempt comes to an end."""
+        try:
+            answered(attempt, answer)
+        except Exception:
+            log.exception("[%s] %s: an answer of %s", self.name, contents.names(attempt.message.data), attempt.source)
+            attempt.finish(Result(again_in=backoff(attempt.task.tries)))
 
     def _wait_longer(self, attempt: Attempt) -> bool:
         """Decide whether to wait once more for an old server: to ask it again would begin a second transfer.
@@ -269,7 +282,7 @@ class Fetcher:
         data = answer.data
         if isinstance(data, dict):
             again_in = data.get("again_in")
-            attempt.again_in = max(attempt.again_in, float(again_in) if isinstance(again_in, (int, float)) else 0.0)
+            attempt.again_in = max(attempt.again_in, float(again_in or 0.0) if contents.is_seconds(again_in) else 0.0)
             kind = NotDelivered if data.get("temporary", True) else Refused
             return kind(f"{attempt.source}: {data.get('error', answer.type)}")
         return NotDelivered(f"{attempt.source}: {data or answer.type}")
