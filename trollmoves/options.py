@@ -265,7 +265,7 @@ class Alias:
     values: Mapping[object, object]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DispatchConfig:
     """One way to a target: which messages take it, and where it leads. ``host`` has no fields, the others may."""
 

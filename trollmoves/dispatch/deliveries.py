@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from urllib.parse import ParseResult
 
 from trollmoves.dispatch import files
@@ -103,26 +103,29 @@ class Deliveries:
         except TrollmovesError as error:
             log.warning("[%s] dispatch config %d: %s is not delivered: %s", self.name, number, file.path, error)
             return
-        order = Order(file.path, url.scheme, url.netloc, url.path, self._receipt(file, url))
+        receipt = self._receipt(file, url)
+        order = Order(file.path, url.scheme, url.netloc, url.path, receipt.text if receipt else "")
         key = f"{os.path.basename(file.path)} to {shown(url)}\n{file.path} {file.size} {file.mtime_ns} {url.geturl()}"
         host = "this host" if url.scheme == "file" else url.netloc.rpartition("@")[2] or url.scheme
-        yield Task(self.name, KIND, key, f"{KIND} {host}", json.dumps(asdict(order)), context=order)
+        yield Task(self.name, KIND, key, f"{KIND} {host}", json.dumps(astuple(order)), context=(order, receipt))
 
-    def _receipt(self, file: File, url: ParseResult) -> str:
+    def _receipt(self, file: File, url: ParseResult) -> Message | None:
+        """Give the message about a file that is going to be delivered, with its text; None without one."""
         if self._topic is None:
-            return ""
+            return None
         try:
-            subject = self._topic.compose(file.told)
-            return Message(_rooted(subject), "file", {**file.told, "uri": url.path}).encode()
+            receipt = Message(_rooted(self._topic.compose(file.told)), "file", {**file.told, "uri": url.path})
+            receipt.text = receipt.encode()
+            return receipt
         except (ComposeError, MessageError) as error:
             log.warning("[%s] nothing will be published about %s: %s", self.name, file.path, error)
-            return ""
+            return None
 
     # -- delivering
 
     def _deliver(self, task: Task) -> Result:
         """Deliver a file; runs on a worker."""
-        order = task.context or Order(**json.loads(task.body))
+        order, receipt = task.context or (Order(*json.loads(task.body)), None)
         with self._turns.turn(order.url.geturl(), task.id) as turn:
             if turn == _LATER:
                 task.tries -= 1
@@ -132,9 +135,9 @@ class Deliveries:
                     "[%s] %s has been overtaken by a newer file of its name", self.name, task.key.partition("\n")[0]
                 )
                 return Result()
-            return self._send(task, order)
+            return self._send(task, order, receipt)
 
-    def _send(self, task: Task, order: Order) -> Result:
+    def _send(self, task: Task, order: Order, receipt: Message | None) -> Result:
         started = time.monotonic()
         try:
             move_it(order.path, self._with_password(order.url), self._options.connection_parameters)
@@ -154,8 +157,8 @@ class Deliveries:
             task.tries,
         )
         if self._publisher and order.receipt:
-            known = Message.decode(order.receipt)
-            self._publisher.send(Message(known.subject, known.type, known.data))
+            receipt = receipt or Message.decode(order.receipt)
+            self._publisher.send(Message(receipt.subject, receipt.type, receipt.data))
         return Result()
 
     def _with_password(self, url: ParseResult) -> ParseResult:

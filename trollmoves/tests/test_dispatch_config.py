@@ -417,6 +417,7 @@ def test_describe(tmp_path: Path) -> None:
     assert "/level2/viirs /level3, under conditions" in text
     assert "subscribe_addresses" in text
     assert "geheim" not in text
+    assert "geheim" not in repr(list(read(written(tmp_path, YAML)).sections["target1"].dispatch_configs))
 
 
 def test_every_option_is_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -225,6 +226,30 @@ def test_any_publish_port(site: Site) -> None:
     until(lambda: ear.connections, what="a connection")
     d.voice.tell(d.file("a"))
     ear.wait_for(1)
+
+
+def test_bind_address(site: Site) -> None:
+    """bind_address says where the publish port is opened."""
+    d = Dispatching(site, {"DEFAULT": {"bind_address": "127.0.0.1"}, **one(publish_topic="/sent")}).start()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", d.port), 5)
+    d.voice.tell(d.file("a"))
+    d.ear.wait_for(1)
+
+
+def test_log_arguments(site: Site) -> None:
+    """-l, -c and -v direct the log as for all daemons."""
+    file, other = site.root / "file.log", site.root / "other.log"
+    handlers = {"h": {"class": "logging.FileHandler", "filename": str(other)}}
+    config = site.config(yaml.safe_dump({"version": 1, "handlers": handlers, "root": {"handlers": ["h"]}}), "log.yaml")
+    d = Dispatching(site, one(), "-l", str(file), "-c", str(config), "-v")
+    d.process.start(wait=False)
+    d.voice.wait_for_listeners()
+    for _ in range(2):
+        d.voice.tell(d.file("a") if not (d.source / "a").exists() else d.source / "a")
+    d.wait_for("a")
+    until(lambda: "a to " in file.read_text() and "is known" in other.read_text(), what="both logs")
+    assert d.process.lines() == ""
 
 
 def test_duplicates(site: Site) -> None:
