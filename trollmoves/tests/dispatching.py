@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,15 @@ class Voice:
 
         until(look, seconds, f"{count} subscriptions")
 
+    def wait_for_topics(self, topics: Iterable[str], seconds: float = 20) -> None:
+        """Wait until messages about all of these are wanted by somebody."""
+
+        def wanted() -> bool:
+            self.wait_for_listeners(1, seconds)
+            return all(f"pytroll:/{topic}".startswith(tuple(self.subscribed)) for topic in topics)
+
+        until(wanted, seconds, f"{topics} are wanted, of which are {self.subscribed}")
+
     def say(self, subject: str, kind: str, data: Any) -> None:
         """Publish a message."""
         self.say_text(str(Message(subject, kind, data)))
@@ -100,10 +109,25 @@ class Dispatching:
         """Start it, and wait until it hears."""
         connections = self.ear.connections
         self.process.start()
-        self.voice.wait_for_listeners()
+        self.voice.wait_for_topics(self._topics())
         if self._publishes:
             until(lambda: self.ear.connections > connections, 20, "an ear on it")
         return self
+
+    def _topics(self) -> list[str]:
+        configs = [one for target in self.targets.values() for one in (target, *target.get("dispatch_configs", ()))]
+        return [topic for config in configs for topic in config.get("topics", ())]
+
+    def wait_until_told(self) -> None:
+        """Wait until its ear hears what it publishes; its target for what is told last must publish."""
+
+        def told() -> bool:
+            name = f"first-{time.monotonic_ns()}"
+            self.voice.tell(self.file(name), "/last")
+            time.sleep(0.05)
+            return bool(self.ear.of("file"))
+
+        until(told, 20, "a publication")
 
     def restart(self) -> None:
         """Start it again after its end, and wait until it hears."""

@@ -48,7 +48,7 @@ def url(server: ServerProcess) -> str:
 
 def published(ear: Any) -> list[tuple[str, str, Any]]:
     """Give subject, type and data of what was published about files, in the order of their places."""
-    found = [one.message for one in list(ear.heard) if one.type != "beat"]
+    found = [one.message for one in list(ear.heard) if one.type != "beat" and one.message.subject != "/last"]
     return sorted(((m.subject, m.type, m.data) for m in found), key=lambda told: str(told[2]["uri"]))
 
 
@@ -91,7 +91,12 @@ SAME: dict[str, Any] = {
         "aliases": {"product": {"green": "grün"}, "num": {5: "five"}, "nothere": {"a": "b"}},
         "dispatch_configs": [{"topics": [TOPIC]}],
     },
-    "last": {"host": "", "directory": "OUT/last", "dispatch_configs": [{"topics": ["/last"]}]},
+    "last": {
+        "host": "",
+        "directory": "OUT/last",
+        "publish_topic": "/last",
+        "dispatch_configs": [{"topics": ["/last"]}],
+    },
 }
 
 
@@ -114,6 +119,7 @@ def test_as_the_earlier_implementation(site: Site) -> None:
     ours = Dispatching(site, SAME).start()
     theirs = Dispatching(site, SAME, old=True).start()
     for dispatching in (ours, theirs):
+        dispatching.wait_until_told()
         tell_of_all(dispatching)
         dispatching.wait_until_idle()
     wanted = {
