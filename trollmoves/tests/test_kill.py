@@ -98,24 +98,23 @@ def test_new_file_does_not_wait_behind_the_backlog(pair: Pair) -> None:
     pair.feeder.feed()
     pair.wait_until_done()
     pair.client.kill()
-    pair.feeder.feed(2000)
-    pair.announced.wait_for(2001, "file")
+    pair.feeder.feed(1200)
+    pair.announced.wait_for(1201, "file")
     pair.client.start()
     pair.received.wait_for(100, "file")
     (newest,) = pair.feeder.feed()
     pair.wait_until_done(60)
     order = list(dict.fromkeys(pair.received.receipts()))
-    assert order.index(newest) < len(order) - 500
+    assert order.index(newest) < len(order) - 300
 
 
 def test_server_restarts_while_the_client_stays(pair: Pair) -> None:
-    """A client goes on with a server that was restarted, and misses nothing of what it announces at once."""
-    for _ in range(2):
-        pair.feeder.feed(20)
-        pair.wait_until_done()
-        assert pair.server.terminate() == 0
-        pair.feeder.feed(20)
-        pair.server.start()
+    """A client goes on with a server that was restarted, misses nothing that it announces at once, and repeats none."""
+    pair.feeder.feed(20)
+    pair.wait_until_done()
+    assert pair.server.terminate() == 0
+    pair.feeder.feed(20)
+    pair.server.start()
     pair.wait_until_done()
     receipts = pair.received.receipts()
     assert len(receipts) == len(set(receipts))
@@ -137,7 +136,7 @@ def test_nothing_half_is_seen(pair: Pair) -> None:
     """Whoever looks at the target at any moment sees whole files only, also while the server is killed."""
     size = 3_000_000
     seen = 0
-    for _ in range(3):
+    for _ in range(2):
         pair.feeder.feed(10, size=size)
         deadline = time.monotonic() + random.uniform(0.0, 0.05)
         until(lambda: any(pair.target.iterdir()))
