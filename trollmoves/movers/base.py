@@ -47,6 +47,9 @@ _BY_ERRNO: dict[int, type[TransferError]] = {
 }
 
 
+_WORDS = {TimeoutError: "no answer, or no progress, for too long"}
+
+
 def from_os_error(error: OSError, what: object) -> TransferError:
     """Return ``error`` as one of ours; what is unknown counts as temporary, as trying again loses nothing."""
     if isinstance(error, (ConnectionError, socket.gaierror)):
@@ -55,7 +58,7 @@ def from_os_error(error: OSError, what: object) -> TransferError:
         kind = TransferStalled
     else:
         kind = _BY_ERRNO.get(error.errno or 0, TemporaryTransferError)
-    return kind(f"{what}: {error.strerror or error or type(error).__name__}")
+    return kind(f"{what}: {error.strerror or str(error) or _WORDS.get(type(error), type(error).__name__)}")
 
 
 class translated:  # noqa: N801  (read as a word: ``with translated(self):``)

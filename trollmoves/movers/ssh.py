@@ -163,7 +163,7 @@ def ssh_told() -> Iterator[None]:
 
 
 def _translated(error: Exception) -> TrollmovesError:
-    text = f"SSH: {error or type(error).__name__}"
+    text = f"SSH: {str(error) or type(error).__name__}"
     if isinstance(error, paramiko.BadHostKeyException):
         return UnknownHostKey(f"{error.hostname} shows another key than the one in known_hosts")
     if isinstance(error, paramiko.ChannelException):
