@@ -47,7 +47,7 @@ _BY_ERRNO: dict[int, type[TransferError]] = {
 }
 
 
-_WORDS = {TimeoutError: "no answer, or no progress, for too long"}
+_WORDS: dict[type[OSError], str] = {TimeoutError: "no answer, or no progress, for too long"}
 
 
 def from_os_error(error: OSError, what: object) -> TransferError:
