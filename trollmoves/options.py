@@ -139,7 +139,9 @@ class ServerOptions(ChainOptions):
     addr_listener: bool = _option(values.boolean, "true", "with `listen`: follow services that come later")
     timeout: float = _option(values.seconds, "10", "with `listen`: seconds to wait for the name server")
     translate: bool = _option(
-        values.boolean, "false", "with `listen`: write the host a message came from into its sender"
+        values.boolean,
+        "false",
+        "with `listen`: accepted; where a file is, its `uri` says, and not the sender of the message",
     )
     request_port: int | None = _optional(
         values.port,

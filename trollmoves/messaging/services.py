@@ -17,16 +17,23 @@ class ServiceFinder:
     """Asks a nameserver for the addresses of services, on a thread of its own.
 
     ``found`` gets all addresses (``tcp://host:port``) known so far whenever there is a new one. Without services,
-    those of every publisher.
+    those of every publisher. With ``follow`` it goes on asking for ever, else until each service was found once.
     """
 
     def __init__(
-        self, services: Sequence[str], nameserver: str, timeout: float, found: Callable[[list[str]], None]
+        self,
+        services: Sequence[str],
+        nameserver: str,
+        timeout: float,
+        found: Callable[[list[str]], None],
+        *,
+        follow: bool = True,
     ) -> None:
         self._services = list(services) or [""]
         self._nameserver = nameserver
         self._timeout = timeout
         self._found = found
+        self._follow = follow
         self._known: dict[str, None] = {}
         self._missing: set[str] = set()
         self._stopped = threading.Event()
@@ -44,11 +51,12 @@ class ServiceFinder:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            for service in self._services:
-                self._look_for(service)
+            met = [self._look_for(service) for service in self._services]
+            if all(met) and not self._follow:
+                return
             self._stopped.wait(INTERVAL)
 
-    def _look_for(self, service: str) -> None:
+    def _look_for(self, service: str) -> bool:
         try:
             answer = get_pub_address(service, timeout=self._timeout, nameserver=self._nameserver)
             addresses = [str(one["URI"]) for one in answer or ()]
@@ -64,3 +72,4 @@ class ServiceFinder:
             self._missing.add(service)
         elif addresses:
             self._missing.discard(service)
+        return bool(addresses)

@@ -123,7 +123,9 @@ class Hearsay:
         self._listener = Listener(options.name, self._providers(options.addresses), self._hear)
         self._finder = None
         if options.nameserver is not False:
-            self._finder = ServiceFinder(options.services, options.nameserver, options.timeout, self._follow)
+            self._finder = ServiceFinder(
+                options.services, options.nameserver, options.timeout, self._follow, follow=options.addr_listener
+            )
 
     def start(self) -> None:
         """Begin to hear."""
