@@ -59,6 +59,14 @@ class Workers:
 
     # -- what runs
 
+    def reopen(self, chain: str, lane: str) -> None:
+        """End the pause of a lane, if it has one: there is a sign that it works again. Any thread."""
+        with self._lock:
+            known = self._lanes.get((chain, lane))
+        if known and known.paused_until:
+            known.paused_until = 0.0
+            self._ring()
+
     def prefer(self, chain: str, priority: int) -> None:
         """Have the tasks of a chain go before those of a lower priority (0 is usual); counts for what registers later.
 

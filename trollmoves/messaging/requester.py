@@ -29,6 +29,10 @@ class NoAnswer(TrollmovesError):
     temporary = True
 
 
+class Stopping(NoAnswer):
+    """This side stops before the answer came."""
+
+
 Answered = Callable[[Message | TrollmovesError], None]
 
 
@@ -75,7 +79,7 @@ class Requester:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close all sockets; open requests, and those that are made from now on, are answered with NoAnswer."""
+        """Close all sockets; open requests, and those that are made from now on, are answered with Stopping."""
         self._stopping = True
         self._bell.ring()
         if self._thread.is_alive():
@@ -97,7 +101,7 @@ class Requester:
 
         ``answered`` gets the answer, or an error, on the requester's thread, and must not block. After ``timeout``
         seconds without an answer ``overdue`` is asked, there too, whether to wait once more as long; without it, or
-        when it says no, ``answered`` gets NoAnswer. After the stop it gets that at once, on the thread that asks.
+        when it says no, ``answered`` gets NoAnswer. After the stop it gets Stopping at once, on the thread that asks.
         """
         self._new.append(_Asked(address, text, time.monotonic() + timeout, timeout, answered, overdue))
         self._bell.ring()
@@ -212,7 +216,7 @@ class Requester:
     def _close_all(self) -> None:
         for socket, asked in list(self._open.items()):
             self._close(socket)
-            self._tell(asked, NoAnswer("this side stops"))
+            self._tell(asked, Stopping("this side stops"))
         self._open.clear()
         for peer in self._peers.values():
             for socket, _ in peer.idle:
@@ -224,4 +228,4 @@ class Requester:
     def _refuse_new(self) -> None:
         while self._new:
             with suppress(IndexError):  # somebody else was quicker
-                self._tell(self._new.popleft(), NoAnswer("this side stops"))
+                self._tell(self._new.popleft(), Stopping("this side stops"))

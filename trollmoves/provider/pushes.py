@@ -20,7 +20,7 @@ from trollmoves.logs import size as readable_size
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request
-from trollmoves.movers import move_it
+from trollmoves.movers import clean_partials, move_it
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.holdings import Holdings
 from trollmoves.workers import Workers
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 HAD = "had"  # the kind of the notes of who else has the answer to a push
 ANSWER_STAYS = 60.0  # s for which an answer also serves a peer that does not say that it is asking again
 BRING_AGAIN = 60.0  # s until a push looks again for files that are being brought; their arrival wakes it before
+PARTIALS_AFTER = 3600.0  # s without a write after which a partial is nobody's
 PATIENCE_USED = 0.7  # of the time a peer waits for an answer, after which it is told to go on waiting
 
 
@@ -68,6 +69,7 @@ class Pushes:
         self._parameters = parameters
         self._follow = follow
         self._waiting: dict[int, list[_Waiter]] = {}
+        self._cleaned: set[str] = set()
         self._waiting_lock = threading.Lock()  # between the look at a push and the wait for it nothing may end it
 
     def start(self) -> None:
@@ -210,9 +212,17 @@ class Pushes:
         log.error("[%s] unexpected error while delivering", self.name, exc_info=failure)
         return RequestRefused("internal error")
 
+    def _clean(self, target: _Target) -> None:
+        """Remove, once in a process, what killed processes left half-written in a directory on this host."""
+        if target.local and target.local not in self._cleaned:
+            self._cleaned.add(target.local)
+            for path in clean_partials(target.local, PARTIALS_AFTER):
+                log.info("[%s] removed %s, left by a transfer that was killed", self.name, path)
+
     def _deliver(self, number: int, data: dict[str, Any], target: _Target) -> tuple[int, str]:
         """Give the bytes that were sent, and the destination: with the host of the backup target if one was used."""
         size = 0
+        self._clean(target)
         destination = target.without_login
         for item in contents.items(data):
             pathname = self._holdings.path(number, item["uri"])
@@ -308,6 +318,7 @@ class _Target:
     without_login: str
     shown: str
     lane: str
+    local: str  # the directory on this host; empty when it is on another one
 
 
 @lru_cache(maxsize=256)
@@ -321,6 +332,7 @@ def _target(destination: str) -> _Target:
         urls.without_login(url),
         urls.printable(url),
         f"push {'this host' if here else host}",
+        url.path if here else "",
     )
 
 

@@ -17,7 +17,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import Requester
 from trollmoves.options import ClientOptions
 from trollmoves.receiver.catchup import CatchUp
-from trollmoves.receiver.fetches import Fetches, key_of
+from trollmoves.receiver.fetches import KIND, Fetches, key_of
 from trollmoves.receiver.peers import Peers
 from trollmoves.workers import Workers
 
@@ -128,6 +128,7 @@ class Receiver:
             wanted = any(str(one.get("topic", "")).startswith(topic) for topic in self._topics.get(provider, ()))
             if wanted and isinstance(name, str) and isinstance(number, int) and isinstance(address, str):
                 self._catchup.hear_beat(name, number, address)
+                self._workers.reopen(self.name, f"{KIND} {address}")
 
     def _note_missed(self, messages: list[Message], sources: list[tuple[str, Source]]) -> None:
         self._note(messages, sources, BACKLOG)
@@ -136,3 +137,5 @@ class Receiver:
         new = self._fetches.note(messages, sources, rank)
         if new:
             self._workers.expect(new)
+        for source in {str(message.data.get("request_address")) for message in messages}:
+            self._workers.reopen(self.name, f"{KIND} {source}")  # it is there again, if it was not

@@ -14,7 +14,7 @@ from trollmoves.journal import BACKLOG, Journal, Task
 from trollmoves.lanes import Result, backoff
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.requester import NoAnswer, Requester
+from trollmoves.messaging.requester import NoAnswer, Requester, Stopping
 from trollmoves.options import ClientOptions
 from trollmoves.receiver.fetches import KIND, Told, name_of
 from trollmoves.receiver.peers import Peers
@@ -253,6 +253,10 @@ class Fetcher:
         return task.noted < self._began or (task.rank == BACKLOG and attempt.message.timestamp() < self._began)
 
     def _answered(self, attempt: Attempt, answer: Message | TrollmovesError) -> None:
+        if isinstance(answer, Stopping):
+            attempt.task.tries -= 1
+            attempt.finish(Result(again_in=0.0))
+            return
         if isinstance(answer, TrollmovesError):
             self._note_down(attempt.source)
             self._failed(attempt, answer)

@@ -27,7 +27,7 @@ from trollmoves.messaging.listener import Listener, Provider
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
-from trollmoves.messaging.requester import NoAnswer, Requester
+from trollmoves.messaging.requester import NoAnswer, Requester, Stopping
 from trollmoves.tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `rawstr` argument:PendingDeprecationWarning")
@@ -498,7 +498,7 @@ def test_what_is_no_answer_is_told(stack: ExitStack) -> None:
 
 
 def test_stop_answers_what_is_open(stack: ExitStack) -> None:
-    """Stopping answers each open request, and each later one, with NoAnswer; also from within an answer."""
+    """Stopping answers each open request, and each later one, with Stopping; also from within an answer."""
     port = replier(stack, lambda _: None).port
     asking, answers = requester(stack), Answers()
 
@@ -511,7 +511,7 @@ def test_stop_answers_what_is_open(stack: ExitStack) -> None:
     started = time.monotonic()
     asking.stop()
     asking.ask(f"{HOST}:{port}", text(), SOON, answers)
-    assert {type(one) for one in answers.wait(21)} == {NoAnswer}
+    assert {type(one) for one in answers.wait(21)} == {Stopping}
     assert time.monotonic() - started < 2
 
 

@@ -230,6 +230,25 @@ def test_a_dead_lane_holds_up_no_other(house: House) -> None:
     assert workers.paused("chain", "alive") == 0
 
 
+def test_a_sign_of_life_ends_a_pause(house: House) -> None:
+    """A lane that pauses for long is tried at once when something tells that it works again."""
+    tried: list[str] = []
+
+    def handle(task: Task) -> None:
+        tried.append(task.key)
+        if task.key == "first":
+            raise ConnectionFailed("no route")
+
+    workers = house.workers(2)
+    workers.register("chain", "work", limit=2, handler=handle)
+    house.note(workers, task("first", "lane"))
+    until(lambda: workers.paused("chain", "lane") > 0, SOON)
+    house.note(workers, task("second", "lane"))
+    workers.reopen("chain", "lane")
+    until(lambda: house.state("second") == DONE, SOON)
+    workers.reopen("chain", "unknown")
+
+
 def test_lanes_take_turns(house: House) -> None:
     """With one thread, no lane waits until another one is through."""
     begun: list[str] = []
