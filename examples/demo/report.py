@@ -43,9 +43,11 @@ def rows(
 
 def _remark_on_receipts(delivered: int, told: Mapping[str, list[float]]) -> str:
     more = sum(1 for times in told.values() if len(times) > 1)
-    remarks = [f"messages that a file is here now, {'none' if not more else f'{more:,}'} of them sent twice"]
+    remarks = ["files the client told of"]
+    if more:
+        remarks.append(f"{more:,} again after the kill, as they might not have left")
     if len(told) < delivered:
-        remarks.append(f"{delivered - len(told):,} not heard while connecting again")
+        remarks.append(f"{delivered - len(told):,} more were not heard")
     return "; ".join(remarks)
 
 
