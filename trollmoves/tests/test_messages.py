@@ -348,31 +348,31 @@ def test_random_bytes_raise_nothing_else() -> None:
 # -- speed
 
 
-def seconds(work: Callable[[], Any], times: int = 300) -> float:
-    """Give the least time that a piece of work takes: what else the machine does only adds to it."""
+def times_faster(ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
+    """Give how many times faster one is than the other; in turns, least times: the machine only adds to them."""
 
-    def once() -> float:
+    def once(work: Callable[[], Any]) -> float:
         started = time.perf_counter()
-        for _ in range(times):
+        for _ in range(100):
             work()
-        return (time.perf_counter() - started) / times
+        return time.perf_counter() - started
 
-    return min(once() for _ in range(15))
+    rounds = [(once(ours), once(theirs)) for _ in range(50)]
+    return min(slow for _, slow in rounds) / min(quick for quick, _ in rounds)
 
 
 def test_writing_is_quick() -> None:
     """Making and writing an announcement is at least 2.5 times faster than with posttroll."""
-    ratio = seconds(lambda: posttroll.message.Message("/a/b", "file", ANNOUNCEMENT).encode()) / seconds(
-        lambda: Message("/a/b", "file", ANNOUNCEMENT).encode()
+    theirs = posttroll.message.Message
+    assert (
+        times_faster(lambda: ours(ANNOUNCEMENT).encode(), lambda: theirs("/a/b", "file", ANNOUNCEMENT).encode()) > 2.5
     )
-    assert ratio > 2.5
 
 
 def test_reading_is_quick() -> None:
     """Reading an announcement is at least 2.5 times faster than with posttroll."""
     raw = ours(ANNOUNCEMENT).encode().encode()
-    ratio = seconds(lambda: posttroll.message.Message.decode(raw)) / seconds(lambda: Message.decode(raw))
-    assert ratio > 2.5
+    assert times_faster(lambda: Message.decode(raw), lambda: posttroll.message.Message.decode(raw)) > 2.5
 
 
 # -- contents
