@@ -1,0 +1,35 @@
+"""The journal: what was announced, what is still to do, what was answered.
+
+The only user of sqlite3. One file, one process: a second one on the same file is refused. All methods may be called
+from any thread; each is one transaction, so hand over many things at a time where many are at hand.
+
+Three tables, each a room: ``tasks`` holds whatever happens later or again; ``announcements`` (``log``) is the numbered
+log of each chain, ``sources`` how far a receiving chain has the log of each of its sources.
+"""
+
+from __future__ import annotations
+
+from trollmoves.journal.log import Log
+from trollmoves.journal.place import journal_path
+from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, WAITING, Announced, Outcome, Source, Task
+from trollmoves.journal.sources import Sources
+from trollmoves.journal.tasks import Tasks
+from trollmoves.journal.upkeep import Upkeep
+
+__all__ = [
+    "BACKLOG",
+    "DONE",
+    "FAILED",
+    "FRESH",
+    "WAITING",
+    "Announced",
+    "Journal",
+    "Outcome",
+    "Source",
+    "Task",
+    "journal_path",
+]
+
+
+class Journal(Tasks, Log, Sources, Upkeep):
+    """An open journal; the owner of its file until ``close``."""

@@ -1,0 +1,232 @@
+"""Tasks: whatever happens later or again, known by its identity."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from trollmoves.journal.file import File
+from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, WAITING, Outcome, Source, Task, storable
+from trollmoves.journal.sources import remember
+
+_COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished"
+_ABOUT = f"SELECT {_COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0"
+
+
+class Tasks(File):
+    """The tasks of a journal. Their key (chain, kind, key) is the suppression of duplicates, and survives a restart."""
+
+    def note(self, tasks: Iterable[Task], sources: Iterable[tuple[str, Source]] = ()) -> list[tuple[Task, bool]]:
+        """Note each task, and how far (chain, source) was heard; give (task, is it new) in the order of ``tasks``.
+
+        For a task that is known already, the one in the journal is given.
+        """
+        now = time.time()
+        noted: list[tuple[Task, bool]] = []
+        with self._transaction() as db:
+            for task in tasks:
+                noted.append((task, True) if _insert(db, task, now) else (_known(db, task), False))
+            for chain, source in sources:
+                remember(db, chain, source)
+        return noted
+
+    def find(self, chain: str, kind: str, key: str) -> Task | None:
+        """Give the task with this identity, in whatever state."""
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?", (chain, kind, storable(key))
+        )
+        return _task(rows[0]) if rows else None
+
+    def keys(self, chain: str, kind: str) -> list[str]:
+        """Give the keys of all tasks of a kind, in whatever state."""
+        rows = self._read("SELECT key FROM tasks WHERE chain = ? AND kind = ?", (chain, kind))
+        return [str(key) for (key,) in rows]
+
+    def done_about(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
+        """Give the tasks of these kinds about an announcement that are done."""
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND state = 1 "
+            f"AND kind IN ({','.join('?' * len(kinds))})",
+            (number, chain, *kinds),
+        )
+        return [_task(row) for row in rows]
+
+    def rewrite(self, tasks: Iterable[Task]) -> None:
+        """Store a new body, lane, rank, due, state and time of noting of known tasks: one may start afresh."""
+        with self._transaction() as db:
+            for t in tasks:
+                t.lane = storable(t.lane)
+                db.execute(
+                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, noted = ? "
+                    "WHERE id = ?",
+                    (storable(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.noted, t.id),
+                )
+
+    def amend(self, tasks: Iterable[Task]) -> None:
+        """Store a new body of known tasks, and nothing else of them."""
+        with self._transaction() as db:
+            changes = [(storable(task.body), task.id) for task in tasks]
+            db.executemany("UPDATE tasks SET body = ? WHERE id = ?", changes)
+
+    def claim(self, chain: str, lane: str, limit: int, now: float, *, taken: Collection[int] = ()) -> list[Task]:
+        """Give up to ``limit`` tasks of a lane due at ``now``, lowest rank, then longest due, without those ``taken``.
+
+        Which tasks run is a fact of this process and not of the file: a row stays waiting until it is finished, so
+        that whatever ran when the process died is due again at the next start.
+        """
+        claimed: list[Task] = []
+        for rank in (FRESH, BACKLOG):
+            rows = self._read(
+                f"SELECT {_COLUMNS} FROM tasks WHERE chain = ? AND lane = ? AND rank = ? AND due <= ? "
+                "AND state = 0 ORDER BY due, id LIMIT ?",
+                (chain, lane, rank, now, limit + len(taken)),
+            )
+            claimed += [_task(row) for row in rows if row[0] not in taken]
+            if len(claimed) >= limit:
+                break
+        return claimed[:limit]
+
+    def next_due(self, chain: str, lane: str, now: float) -> float | None:
+        """Give the time after ``now`` at which the next waiting task of a lane is due, None when there is none."""
+        rows = self._read(
+            "SELECT min(due) FROM tasks WHERE chain = ?1 AND lane = ?2 AND rank = 0 AND state = 0 AND due > ?3 "
+            "UNION ALL "
+            "SELECT min(due) FROM tasks WHERE chain = ?1 AND lane = ?2 AND rank = 1 AND state = 0 AND due > ?3",
+            (chain, lane, now),
+        )
+        return min((float(due) for (due,) in rows if due is not None), default=None)
+
+    def lanes(self, chain: str) -> list[tuple[str, str]]:
+        """Give (lane, kind) of everything that waits in a chain."""
+        return [
+            (str(lane), str(kind))
+            for lane, kind in self._read(
+                "SELECT lane, min(kind) FROM tasks WHERE chain = ? AND state = 0 GROUP BY lane", (chain,)
+            )
+        ]
+
+    def finish(self, outcomes: Iterable[Outcome]) -> list[Task]:
+        """Write how runs ended, and the tasks that follow from them, in one transaction; give those that are new."""
+        now = time.time()
+        new: list[Task] = []
+        with self._transaction() as db:
+            for outcome in outcomes:
+                task = outcome.task
+                over = outcome.state != WAITING
+                db.execute(
+                    "UPDATE tasks SET state = ?, rank = ?, tries = ?, due = ?, reply = ?, finished = ? WHERE id = ?",
+                    (
+                        outcome.state,
+                        task.rank,
+                        task.tries,
+                        outcome.due or task.due,
+                        None if outcome.reply is None else storable(outcome.reply),
+                        now if over else None,
+                        task.id,
+                    ),
+                )
+                new += [following for following in outcome.then if _insert(db, following, now)]
+        return new
+
+    def last_done(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
+        """Give the tasks of these kinds that were done in the last seconds of the process before, if it was killed.
+
+        What it had sent, but had not written to the network yet, is lost although they are done.
+        """
+        if self._killed_at is None:
+            return []
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM tasks WHERE state <> 0 AND finished BETWEEN ? AND ? AND chain = ? "
+            f"AND state = 1 AND kind IN ({','.join('?' * len(kinds))}) ORDER BY finished, id",
+            (self._killed_at - seconds, self._killed_at, chain, *kinds),
+        )
+        return [_task(row) for row in rows]
+
+    def count(self, chain: str | None = None) -> dict[str, int]:
+        """Count the tasks that wait, are done and have failed, of one chain or of all."""
+        where, parameters = ("WHERE chain = ?", (chain,)) if chain is not None else ("", ())
+        rows = self._read(f"SELECT state, count(*) FROM tasks {where} GROUP BY state", parameters)
+        names = {WAITING: "waiting", DONE: "done", FAILED: "failed"}
+        return dict.fromkeys(names.values(), 0) | {names[state]: number for state, number in rows}
+
+    def waits_about(self, chain: str, kind: str, number: int) -> bool:
+        """Tell whether a task of this kind about this announcement is still waiting or running."""
+        return bool(
+            self._read(
+                "SELECT 1 FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0 LIMIT 1",
+                (number, chain, kind),
+            )
+        )
+
+    def waiting_about(self, chain: str, kind: str, number: int) -> list[Task]:
+        """Give the tasks of this kind about an announcement that wait, or run."""
+        return [_task(row) for row in self._read(_ABOUT, (number, chain, kind))]
+
+    def hasten(self, chain: str, kind: str, number: int) -> list[Task]:
+        """Make the waiting tasks about an announcement due now, and give them."""
+        now = time.time()
+        with self._transaction() as db:
+            rows = db.execute(_ABOUT, (number, chain, kind)).fetchall()
+            db.executemany("UPDATE tasks SET due = ? WHERE id = ?", [(now, row[0]) for row in rows])
+        tasks = [_task(row) for row in rows]
+        for task in tasks:
+            task.due = now
+        return tasks
+
+    def hasten_all(self, chain: str, kind: str) -> None:
+        """Make all waiting tasks of a kind due now."""
+        now = time.time()
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE tasks SET due = ? WHERE chain = ? AND kind = ? AND state = 0 AND due > ?",
+                (now, chain, kind, now),
+            )
+
+    def fail_waiting(self, chain: str, lane: str, *, but: Collection[int] = ()) -> list[int]:
+        """End all waiting tasks of a lane as failed, without those in ``but``; give their ids."""
+        with self._transaction() as db:
+            rows = db.execute("SELECT id FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, lane))
+            ids = [row[0] for row in rows if row[0] not in but]
+            now = time.time()
+            db.executemany("UPDATE tasks SET state = 2, finished = ? WHERE id = ?", [(now, id_) for id_ in ids])
+        return ids
+
+
+def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
+    task.lane = storable(task.lane)
+    cursor = db.execute(
+        "INSERT OR IGNORE INTO tasks (chain, kind, key, lane, rank, due, state, tries, noted, finished, about, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
+        (
+            task.chain,
+            task.kind,
+            storable(task.key),
+            task.lane,
+            task.rank,
+            task.due or now,
+            task.state,
+            now,
+            None if task.state == WAITING else now,
+            task.about,
+            storable(task.body),
+        ),
+    )
+    if cursor.rowcount != 1:
+        return False
+    task.id, task.noted, task.due = cursor.lastrowid or 0, now, task.due or now
+    return True
+
+
+def _known(db: sqlite3.Connection, task: Task) -> Task:
+    row = db.execute(
+        f"SELECT {_COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?",
+        (task.chain, task.kind, storable(task.key)),
+    ).fetchone()
+    return _task(row)
+
+
+def _task(row: Any) -> Task:
+    id_, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished = row
+    return Task(chain, kind, key, lane, body, due, rank, about, id_, state, tries, noted, reply, finished)
