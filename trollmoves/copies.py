@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import threading
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -93,7 +92,9 @@ class Copies:
             if self._are_here(announced):
                 return True
             # Each time is a task of its own: a source that is asked again by the same one only says that it is done.
-            wanted = Task(self.name, KIND, f"{number} {time.time():.6f}", self._lane(announced), "", about=number)
+            wanted = Task(
+                self.name, KIND, f"{number} {self._journal.now():.6f}", self._lane(announced), "", about=number
+            )
             noted = self._journal.note([wanted])
         self._workers.expect([task for task, new in noted if new])
         return False

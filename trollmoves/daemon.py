@@ -179,7 +179,7 @@ class Daemon(ABC, Generic[O]):
 
     @staticmethod
     def _keep_up(house: House) -> None:
-        now = time.time()
+        now = house.journal.now()
         try:
             removed = house.journal.prune(
                 finished_before=now - house.options.keep_finished * DAY,

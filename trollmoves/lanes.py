@@ -71,13 +71,14 @@ class Lane:
     chain: str
     name: str
     kind: Kind | None
+    clock: Callable[[], float]  # by which tasks are due
     unread: bool = False  # the journal may hold due tasks that were not offered
     taken: dict[int, Task] = field(default_factory=dict)
     ready: deque[Task] = field(default_factory=deque)
     tokens: int = 0  # workers that are on this lane, or were sent to it
     failures: int = 0  # pauses since the last success
     paused_until: float = 0.0  # monotonic
-    next_due: float = NEVER  # when the journal is to be asked again, in seconds since the epoch
+    next_due: float = NEVER  # when the journal is to be asked again, by the clock
     moved_at: float = 0.0  # monotonic; when a task ended or a worker came
     taken_to: int = 0  # the highest id that was ever taken
     _probe: int = 0  # the id of the task that was taken after the last pause
@@ -100,7 +101,7 @@ class Lane:
             return STILL
         if not self._room():
             return NEVER  # the end of a task is such an event
-        return max(self._closed_for(), 0.0 if self.unread or self._offered else self.next_due - time.time())
+        return max(self._closed_for(), 0.0 if self.unread or self._offered else self.next_due - self.clock())
 
     def stands_still(self) -> bool:
         """Tell whether tasks are ready, and none ended lately."""
@@ -125,7 +126,7 @@ class Lane:
         room = self._room()
         if not room or self._closed_for() > 0:
             return []
-        now = time.time()
+        now = self.clock()
         if now >= self.next_due:
             self.unread = True
         tasks = self._from_offered(room, now)

@@ -6,7 +6,6 @@ import argparse
 import logging
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -138,7 +137,7 @@ class MirrorChain:
         log.info("[%s] fetched %s from %s", self.name, contents.names(attempt.message.data), attempt.source)
         removals = self._provider.removals.of(number, later=ASKED_AGAIN_WITHIN)
         if self._copies.packed(number):
-            unpack = Task(self.name, UNPACK, f"{number} {time.time():.3f}", UNPACK, "", about=number)
+            unpack = Task(self.name, UNPACK, f"{number} {self._journal.now():.3f}", UNPACK, "", about=number)
             return Result(then=(unpack, *removals))
         return Result(then=removals, after=lambda: self._provider.pushes.wake(number))
 

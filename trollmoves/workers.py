@@ -140,7 +140,7 @@ class Workers:
     def _lane(self, chain: str, name: str, kind: Kind) -> Lane:
         lane = self._lanes.get((chain, name))
         if lane is None:
-            lane = self._lanes[chain, name] = Lane(chain, name, kind, taken_to=self._taken_to)
+            lane = self._lanes[chain, name] = Lane(chain, name, kind, self._journal.now, taken_to=self._taken_to)
         lane.kind = kind
         return lane
 
@@ -253,7 +253,8 @@ class Workers:
     def _settle(self) -> int:
         """Write how runs ended, then tell whoever waits for it; give how many."""
         ended = [self._finished[n] for n in range(len(self._finished))]
-        outcomes = [(lane, _outcome(task, result)) for lane, task, result in ended if task is not None]
+        now = self._journal.now()
+        outcomes = [(lane, _outcome(task, result, now)) for lane, task, result in ended if task is not None]
         new = self._journal.finish([outcome for _, outcome in outcomes]) if outcomes else []
         for lane, outcome in outcomes:
             if outcome.state == WAITING:
@@ -341,7 +342,7 @@ class _Unexpected(TrollmovesError):
     temporary = True
 
 
-def _outcome(task: Task, result: Result) -> Outcome:
+def _outcome(task: Task, result: Result, now: float) -> Outcome:
     if result.error is None and result.again_in is None:
         return Outcome(task, DONE, result.reply, then=result.then)
     if result.error and (result.final or not result.error.temporary):
@@ -349,4 +350,4 @@ def _outcome(task: Task, result: Result) -> Outcome:
     wait = result.again_in if result.again_in is not None else backoff(task.tries)
     if wait:
         task.rank = BACKLOG  # what is new does not wait behind what was tried in vain
-    return Outcome(task, WAITING, result.reply, due=time.time() + wait, then=result.then)
+    return Outcome(task, WAITING, result.reply, due=now + wait, then=result.then)

@@ -142,7 +142,7 @@ class Deliveries:
         try:
             move_it(order.path, self._with_password(order.url), self._options.connection_parameters)
         except TransferError as error:
-            if error.temporary and time.time() - task.noted > self._options.retry_for > 0:
+            if error.temporary and self._journal.now() - task.noted > self._options.retry_for > 0:
                 what = task.key.partition("\n")[0]
                 log.error("[%s] %s is given up after %d tries: %s", self.name, what, task.tries, error)
                 return Result(error=error, final=True)
@@ -180,7 +180,7 @@ def take(tasks: Sequence[Task], journal: Journal, workers: Workers) -> None:
             new.append(known)
         elif known.state == FAILED:
             known.body, known.context, known.lane = wanted.body, wanted.context, wanted.lane
-            known.state, known.tries, known.due = WAITING, 0, time.time()
+            known.state, known.tries, known.due = WAITING, 0, journal.now()
             again.append(known)
         else:
             log.debug("[%s] %s is known", known.chain, known.key.partition("\n")[0])

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from trollmoves.clock import SteadyClock
 from trollmoves.errors import JournalError
 from trollmoves.journal.place import lock_for_this_process
 
+_TIME_EVERY = 60.0  # s between writings of the time
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -47,6 +49,8 @@ class File:
         self.path = path
         self._lock = threading.Lock()
         self._lock_file = lock_for_this_process(path)
+        self._clock = SteadyClock()
+        self._time_written = 0.0
         try:
             self._db = self._open()
         except (sqlite3.Error, OSError) as error:
@@ -81,7 +85,24 @@ class File:
         if found and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
             self._killed_at = db.execute("SELECT max(finished) FROM tasks WHERE state <> 0").fetchone()[0]
         row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
+        self._take_up_time()
         return str(row[0])
+
+    def now(self) -> float:
+        """Give the time (s since the epoch) by which tasks are due; it never jumps, and restarts do not set it back.
+
+        It is the wall clock's at the start, or a later one that the journal has seen. Any thread.
+        """
+        return self._clock.now()
+
+    def _take_up_time(self) -> None:
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'time'").fetchone()
+        self._clock = SteadyClock(at_least=float(row[0]) if row else 0.0)
+
+    def _write_time(self) -> float:
+        now = self.now()
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('time', ?)", (f"{now:.3f}",))
+        return now
 
     def close(self) -> None:
         """Write everything to the file itself and let another process have it. May be called twice."""
@@ -89,6 +110,7 @@ class File:
             if self._lock_file >= 0:
                 if self.identity:
                     with suppress(sqlite3.Error):
+                        self._write_time()
                         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('closed', '')")
                 try:
                     self._db.close()
@@ -102,7 +124,11 @@ class File:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
+                written = self._time_written
+                if self.now() - written > _TIME_EVERY:
+                    written = self._write_time()
                 self._db.execute("COMMIT")
+                self._time_written = written
             except (sqlite3.Error, OverflowError) as error:
                 self._roll_back()
                 raise JournalError(f"the journal {self.path} cannot be written: {error}") from error

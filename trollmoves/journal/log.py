@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 
 from trollmoves.journal.file import File
@@ -24,7 +23,7 @@ class Log(File):
 
     def announce(self, chain: str, announced: Sequence[Announced]) -> None:
         """Append to the log of a chain. The numbers must continue those of the chain (see ``last_number``)."""
-        now = time.time()
+        now = self.now()
         with self._transaction() as db:
             db.executemany(
                 "INSERT INTO announcements (chain, number, uri, uid, size, mtime, noted, message) "
@@ -83,7 +82,7 @@ class Log(File):
         return [Announced(*row) for row in rows]
 
     def number_before(self, chain: str, noted: float) -> int:
-        """Give the number of the last announcement made before a time (s since the epoch), 0 when there is none."""
+        """Give the number of the last announcement made before a time (see ``now``), 0 when there is none."""
         rows = self._read(
             "SELECT number FROM announcements WHERE chain = ? AND noted < ? ORDER BY number DESC LIMIT 1",
             (chain, noted),

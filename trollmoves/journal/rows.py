@@ -14,9 +14,10 @@ FRESH, BACKLOG = 0, 1  # ranks: what waits in a lower rank is claimed first
 class Task:
     """Something to do: who does it (chain, kind), its identity (key), what it must not crowd (lane), and its body.
 
-    ``due``, ``noted`` and ``finished`` are seconds since the epoch. ``about`` is the number of the announcement that it
-    concerns. A task may be noted as ``DONE`` already: then it only says so. ``context`` is what its maker wants to find
-    again when it runs; it is not written, so it is None on a task that was read from the journal.
+    ``due``, ``noted`` and ``finished`` are seconds since the epoch by the journal's clock (``now``). ``about`` is the
+    number of the announcement that it concerns. A task may be noted as ``DONE`` already: then it only says so.
+    ``context`` is what its maker wants to find again when it runs; it is not written, so it is None on a task that was
+    read from the journal.
     """
 
     chain: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ class Tasks(File):
 
         For a task that is known already, the one in the journal is given.
         """
-        now = time.time()
+        now = self.now()
         noted: list[tuple[Task, bool]] = []
         with self._transaction() as db:
             for task in tasks:
@@ -109,7 +108,7 @@ class Tasks(File):
 
     def finish(self, outcomes: Iterable[Outcome]) -> list[Task]:
         """Write how runs ended, and the tasks that follow from them, in one transaction; give those that are new."""
-        now = time.time()
+        now = self.now()
         new: list[Task] = []
         with self._transaction() as db:
             for outcome in outcomes:
@@ -166,7 +165,7 @@ class Tasks(File):
 
     def hasten(self, chain: str, kind: str, number: int) -> list[Task]:
         """Make the waiting tasks about an announcement due now, and give them."""
-        now = time.time()
+        now = self.now()
         with self._transaction() as db:
             rows = db.execute(_ABOUT, (number, chain, kind)).fetchall()
             db.executemany("UPDATE tasks SET due = ? WHERE id = ?", [(now, row[0]) for row in rows])
@@ -177,7 +176,7 @@ class Tasks(File):
 
     def hasten_all(self, chain: str, kind: str) -> None:
         """Make all waiting tasks of a kind due now."""
-        now = time.time()
+        now = self.now()
         with self._transaction() as db:
             db.execute(
                 "UPDATE tasks SET due = ? WHERE chain = ? AND kind = ? AND state = 0 AND due > ?",
@@ -189,7 +188,7 @@ class Tasks(File):
         with self._transaction() as db:
             rows = db.execute("SELECT id FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, lane))
             ids = [row[0] for row in rows if row[0] not in but]
-            now = time.time()
+            now = self.now()
             db.executemany("UPDATE tasks SET state = 2, finished = ? WHERE id = ?", [(now, id_) for id_ in ids])
         return ids
 

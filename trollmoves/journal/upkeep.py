@@ -13,7 +13,7 @@ class Upkeep(File):
     """The upkeep of a journal."""
 
     def prune(self, *, finished_before: float, announced_before: float, most_announcements: int) -> int:
-        """Remove what is old (times in seconds since the epoch) or too many; give how many lines went.
+        """Remove what is old (times by the journal's clock) or too many; give how many lines went.
 
         The newest announcement of each chain stays, so that its numbers go on.
         """

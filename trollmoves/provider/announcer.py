@@ -203,7 +203,7 @@ class Announcer:
         if data.get("log") != self._log_name:
             return answer | {"through": 0, "messages": []}
         if contents.is_seconds(age):
-            after = self._journal.number_before(self.name, time.time() - age)
+            after = self._journal.number_before(self.name, self._journal.now() - age)
         if not contents.is_number(after):
             raise RequestRefused("a replay needs a number in 'after', or seconds in 'max_age'")
         found = self._journal.announced_after(self.name, after, MOST_REPLAYED)

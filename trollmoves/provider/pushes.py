@@ -125,8 +125,7 @@ class Pushes:
         key = f"{announced.number} {target.without_login}"
         return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=message)
 
-    @staticmethod
-    def _to_do_again(known: Task, wanted: Task) -> bool:
+    def _to_do_again(self, known: Task, wanted: Task) -> bool:
         """Tell whether a push that is known is to be made anew, rather than joined or answered from the journal.
 
         The same request, asked again by our own clients, means "are you done?"; another one of the same client, that it
@@ -137,7 +136,7 @@ class Pushes:
         id_, before = contents.request_id(wanted.body), contents.request_id(known.body)
         if id_ and before and id_.rpartition("/")[0] == before.rpartition("/")[0]:
             return id_ != before
-        return time.time() - (known.finished or 0.0) > ANSWER_STAYS
+        return self._journal.now() - (known.finished or 0.0) > ANSWER_STAYS
 
     def _answer_again(self, request: Request, task: Task) -> None:
         """Give the stored answer."""
@@ -169,7 +168,7 @@ class Pushes:
 
     def _reopen(self, task: Task, wanted: Task) -> None:
         task.body, task.state, task.tries, task.lane = wanted.body, 0, 0, wanted.lane
-        task.due = task.noted = time.time()
+        task.due = task.noted = self._journal.now()
         self._journal.rewrite([task])
 
     def _push(self, task: Task) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
 from trollmoves.journal import WAITING, Journal, Task
@@ -35,7 +34,7 @@ class Removals:
         """Give the task that removes the files of an announcement, if any does; ``later`` than usual by so many s."""
         if not self._wanted:
             return ()
-        key, now = str(number), time.time()
+        key, now = str(number), self._journal.now()
         known = self._journal.find(self.name, "remove", key)
         if later or (known and known.state != WAITING):  # they were removed before, and have been brought again
             key = f"{number} {now:.3f}"

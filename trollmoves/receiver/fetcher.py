@@ -115,7 +115,9 @@ class Fetcher:
         self.name = options.name
         self._options = options
         self._client = client_name(journal, options.name)
-        self._began = time.time()
+        self._journal = journal
+        self._began = journal.now()
+        self._began_at = time.time()  # as messages tell the time
         self._requester = requester
         self._sources = sources
         self._peers = peers
@@ -154,7 +156,7 @@ class Fetcher:
         first = next(iter(sources))
         message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
         sources[first] = message
-        if time.time() - task.noted > self._options.retry_for > 0:
+        if self._journal.now() - task.noted > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
         destination = self._prepare(task, message)
@@ -250,7 +252,7 @@ class Fetcher:
     def _is_late(self, attempt: Attempt) -> bool:
         """Tell whether a file was announced before this process began, so that a peer may have taken it over."""
         task = attempt.task
-        return task.noted < self._began or (task.rank == BACKLOG and attempt.message.timestamp() < self._began)
+        return task.noted < self._began or (task.rank == BACKLOG and attempt.message.timestamp() < self._began_at)
 
     def _answered(self, attempt: Attempt, answer: Message | TrollmovesError) -> None:
         if isinstance(answer, Stopping):

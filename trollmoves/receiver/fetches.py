@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,7 +109,7 @@ class Fetches:
         key = key_of(data)
         version = (contents.uris(data)[0], *_size_and_time(data))
         fetch = Fetch({source: message.text or message.encode()}, {source: (version, 1)})
-        due = time.time() + self._delay if self._delay else 0.0
+        due = self._journal.now() + self._delay if self._delay else 0.0
         return Task(self.name, self._kind, key, f"{self._kind} {source}", fetch.dump(), due, rank, context=message)
 
     def _merge(self, asked: Task, known: Task) -> list[Task]:

@@ -32,7 +32,7 @@ FLOORS = (
     # the ground
     ("logs",),
     ("urls",),
-    ("errors",),
+    ("errors", "clock"),
     ("trollmoves",),  # the version
 )
 
