@@ -7,20 +7,19 @@ module, in errors, warnings or descriptions, holds a secret.
 from __future__ import annotations
 
 import configparser
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
-from trollmoves import options, urls
+from trollmoves import credentials, options, urls
+from trollmoves.credentials import MASK
 from trollmoves.errors import ConfigError
 from trollmoves.options import PREFIX, ChainOptions, Option, ProcessOptions, SharedOptions
 from trollmoves.sections import DEFAULT, Findings, read_process, read_section
 
 LARGEST = 2**22  # bytes of a configuration file; what is larger is something else
-MASK = "***"
 
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
 
@@ -230,7 +229,7 @@ def _flat(prefix: str, group: Mapping[str, Any]) -> Iterator[tuple[str, object]]
 
 def _readable(name: str, value: object) -> str:
     """Return the value as it would stand in a file; masked when the name says that it is a secret."""
-    if _SECRET.search(name) or difflib.get_close_matches(name, _SECRETS, cutoff=0.8):  # "logn = user:password"
+    if credentials.is_secret(name):
         return MASK
     if isinstance(value, bool | None):
         return str(bool(value)).lower()
@@ -251,5 +250,3 @@ def _aligned(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85\u2028\u2029]")
-_SECRETS = ("login", "secret", "token", "password")
-_SECRET = re.compile("login|secret|token|passw|passphrase|credential|key(?!_file)")

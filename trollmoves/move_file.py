@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from trollmoves import urls
+from trollmoves import credentials, urls
 from trollmoves.errors import TransferError, TrollmovesError
 from trollmoves.movers import MOVERS, Mover, close_connections, options
 
@@ -114,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a connection parameter, as ssh_key_filename=PATH; NAME__KEY=VALUE for one of a group",
+        help="a connection parameter, as ssh_key_filename=PATH; NAME__KEY=VALUE for one of a group; for a "
+        "secret, which others see in the list of processes, file:PATH or env:VARIABLE",
     )
     return parser
 
@@ -129,7 +130,7 @@ def _attrs(given: Iterable[str]) -> dict[str, Any]:
         place = attrs
         for group in groups:
             place = place.setdefault(group, {})
-        place[last] = value
+        place[last] = credentials.read(value) if credentials.is_secret(last) else value
     strange = options.unknown(attrs)
     if strange:
         raise ValueError(f"no such connection parameter: {', '.join(strange)}")

@@ -18,7 +18,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
-from trollmoves import values
+from trollmoves import credentials, values
 from trollmoves.conditions import Conditions
 from trollmoves.movers import options as mover_options
 
@@ -194,7 +194,7 @@ class ClientOptions(ChainOptions):
         values.subject, "", "start of the subjects to take from all providers without a topic of their own"
     )
     login: str | None = _optional(
-        values.text, "`user[:password]` for the destination; stands in requests only", secret=True
+        credentials.read, "`user[:password]` for the destination; stands in requests only", secret=True
     )
     publish_port: int = _option(values.whole(0, 65535), "0", "port for the messages this chain publishes; 0 is any")
     nameservers: Nameservers = _optional(  # noqa: RUF009  (it makes a field)
@@ -290,6 +290,7 @@ class TargetOptions(ChainOptions):
         "URL of the host, as `sftp://user@host:22`, without directory; without it, or with a host that has no "
         "`scheme://`, files go to this host",
     )
+    login: str | None = _optional(credentials.read, "`user[:password]` for hosts whose URL names no user", secret=True)
     directory: str = _option(values.text, "", "directory there, with fields of the metadata in it")
     filepattern: str = _option(
         values.text, "", "name that a file gets there, with fields of the metadata in it; without it its own"
@@ -348,12 +349,23 @@ def parameters() -> dict[str, Option]:
     """Return the connection parameters by their names: the movers' own table, read as a file is."""
     return {
         item.name: Option(
-            _BY_KIND[item.kind],
+            credentials.read if item.secret else _checked(item.check) if item.check else _BY_KIND[item.kind],
             None if item.default is None else f"{item.default:g}" if item.kind is float else str(item.default).lower(),
             f"{item.help} ({', '.join(filter(None, item.schemes))})",
+            secret=item.secret,
         )
         for item in mover_options.OPTIONS
     }
+
+
+def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
+    """Return a function that reads a text that a check raises no ValueError about."""
+
+    def read(value: str) -> str:
+        check(value)
+        return value
+
+    return read
 
 
 def reference() -> str:
@@ -439,7 +451,10 @@ _PARAMETERS_TEXT = """\
 For the transfers of servers, mirrors and dispatchers. In a file each stands with `connection_parameters__` before
 its name, as in `connection_parameters__ssh_key_filename = /home/sat/.ssh/id_ed25519`; a further `__` leads into a
 group, as in `connection_parameters__client_kwargs__endpoint_url = https://s3.site.org`. Names that are not listed
-are told, and handed on: `0`, `false`, `1` and `true` as booleans, all else as text."""
+are told, and handed on: `0`, `false`, `1` and `true` as booleans, all else as text.
+
+A secret may stand elsewhere: the value of `login`, `password`, `ssh_key_passphrase`, `key`, `secret`, `token`, and of
+any name that sounds like one of these, may be `file:/path` or `env:NAME`; see [security](security.md)."""
 
 _OLD_TEXT = """\
 Without `connection_parameters__` before them, these are still read as the parameters of these names: {folded}.

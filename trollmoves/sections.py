@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from trollmoves import options, patterns, urls, values
+from trollmoves import credentials, options, patterns, urls, values
 from trollmoves.errors import BadDestination, ConfigError
 from trollmoves.movers import MOVERS
 from trollmoves.options import (
@@ -21,6 +21,7 @@ from trollmoves.options import (
     ChainOptions,
     ClientOptions,
     MirrorOptions,
+    Option,
     ProcessOptions,
     ServerOptions,
 )
@@ -133,10 +134,15 @@ class _Section(Generic[O]):
         for name, option in self._table.items():
             if name in self._texts:
                 with self.problems_of(name):
-                    found[name] = option.parse(self._texts[name])
+                    found[name] = self._value(name, option)
             elif option.required:
                 self.problem(name, f"is missing: {option.meaning}")
         return found
+
+    def _value(self, name: str, option: Option) -> object:
+        if option.secret and (danger := credentials.exposed(self._texts[name])):
+            self.warn(name, danger)
+        return option.parse(self._texts[name])
 
     def _replacements(self) -> dict[str, values.Replacement]:
         return {name: values.replacement(text) for name, text in self._texts.items() if not self._is_ours(name)}
@@ -173,7 +179,7 @@ class _Section(Generic[O]):
         if last in place:
             return self.problem(option, f"{last} has names below it too: it cannot be both")
         with self.problems_of(option):
-            place[last] = (values.parameter if groups or known is None else known.parse)(self._texts[option])
+            place[last] = self._value(option, _parameter(last) if groups or known is None else known)
         return None
 
     def _explain(self, name: str, replaces: bool) -> None:
@@ -206,6 +212,12 @@ class _Section(Generic[O]):
         if name in options.parameters():
             return f"is unknown; did you mean {PREFIX}{name}?"
         return f"is unknown, and has no effect{_meant(name, [*self._table, *self._process, f'{PREFIX}...'])}"
+
+
+def _parameter(name: str) -> Option:
+    """Return what is known about a parameter that is in no table: only what its name says."""
+    secret = credentials.is_secret(name)
+    return Option(credentials.read if secret else values.parameter, None, "", secret=secret)
 
 
 def _meant(name: str, known: Iterable[str], likeness: float = 0.75) -> str:

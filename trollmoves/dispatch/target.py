@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import ParseResult
 
-from trollmoves import conditions, options, patterns, urls, values
+from trollmoves import conditions, credentials, options, patterns, urls, values
 from trollmoves.conditions import Conditions
 from trollmoves.dispatch.structure import text
 from trollmoves.errors import BadDestination
 from trollmoves.movers import MOVERS
-from trollmoves.options import Alias, DispatchConfig, TargetOptions
+from trollmoves.options import Alias, DispatchConfig, Option, TargetOptions
 from trollmoves.sections import Findings, read_section
 
 STRUCTURED = ("aliases", "conditions", "connection_parameters", "dispatch_configs", "topics")
@@ -53,7 +53,8 @@ class TargetReader:
                 patterns.Origin(target.origin)
         with self._problems_of("publish_topic"):
             _check_pattern(target.publish_topic)
-        target = replace(target, dispatch_configs=tuple(self._dispatch_configs(target)))
+        configs = (self._with_login(target.login, config) for config in self._dispatch_configs(target))
+        target = replace(target, dispatch_configs=tuple(configs))
         return None if self._wrong else target
 
     # -- findings
@@ -87,7 +88,7 @@ class TargetReader:
             return {}
         known = options.parameters()
         found: dict[str, Any] = {}
-        for key, value in given.items():
+        for key, value in self._with_secrets("connection_parameters", given).items():
             name, option = str(key), f"connection_parameters {key}"
             parameter = known.get(name)
             if value is None:
@@ -99,8 +100,33 @@ class TargetReader:
                 self._problem(option, "must have names below it" if parameter.parse is values.group else "is one value")
             else:
                 with self._problems_of(option):
-                    found[name] = value if isinstance(value, dict) else parameter.parse(text(value))
+                    found[name] = value if isinstance(value, dict) else _read_parameter(parameter, value)
         return found
+
+    def _with_secrets(self, where: str, given: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Return a group with the secrets in it that stand elsewhere, at any depth."""
+        found = dict(given)
+        for key, value in given.items():
+            option = f"{where} {key}"
+            if isinstance(value, dict):
+                found[key] = self._with_secrets(option, value)
+            elif isinstance(value, str) and credentials.is_secret(str(key)):
+                if danger := credentials.exposed(value):
+                    self._warn(option, danger)
+                with self._problems_of(option):
+                    found[key] = credentials.read(value)
+        return found
+
+    def _with_login(self, login: str | None, config: DispatchConfig) -> DispatchConfig:
+        """Put the target's login into the URL of a host, where that names no user."""
+        if not login or self._wrong:
+            return config
+        if "://" not in config.host:
+            self._warn("login", "has no effect on what goes to this host")
+            return config
+        url = base_url(config.host)
+        host = config.host if "@" in url.netloc else urls.with_login(url, login)
+        return replace(config, host=host)
 
     # -- dispatch configs
 
@@ -237,6 +263,11 @@ def base_url(host: str) -> ParseResult:
 def pattern_of(config: DispatchConfig) -> str:
     """Give the pattern of the paths of a dispatch config; without a file pattern, of its directories."""
     return os.path.join(config.directory, config.filepattern) if config.filepattern else config.directory
+
+
+def _read_parameter(parameter: Option, value: object) -> object:
+    """Read a parameter; a secret has been already."""
+    return text(value) if parameter.secret else parameter.parse(text(value))
 
 
 def sensible(name: str, known: Iterable[str]) -> str:

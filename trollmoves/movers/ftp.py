@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ftplib
+import logging
 import netrc
 import select
 import socket
@@ -31,6 +32,7 @@ from trollmoves.movers.base import Source
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Login, RemoteMover
 
+LOG = logging.getLogger(__name__)
 BLOCK = 1 << 18  # bytes that are handed to the kernel at a time
 IMPLICIT_TLS_PORT = 990  # where TLS begins at once, instead of after AUTH TLS
 EXPLANATION = 2.0  # seconds to wait for an answer after the data connection broke
@@ -306,11 +308,19 @@ class FtpsMover(FtpMover):
 def _credentials(login: Login) -> tuple[str, str]:
     if login.user:
         return login.user, login.password or ""
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
+    try:
         found = netrc.netrc().authenticators(login.host)
-        if found:
-            return found[0], found[2] or ""
-    return "anonymous", "anonymous@"
+    except FileNotFoundError:
+        found = None
+    except OSError as error:
+        LOG.warning("~/.netrc cannot be read: %s", error.strerror)
+        found = None
+    except netrc.NetrcParseError as error:
+        # What it says of a line may hold the password that stands there.
+        why = error.msg if error.msg.startswith("~") else f"line {error.lineno} makes no sense"
+        LOG.warning("~/.netrc is not used: %s", why)
+        found = None
+    return (found[0], found[2] or "") if found else ("anonymous", "anonymous@")
 
 
 def _set_up(ftp: ftplib.FTP, stall_timeout: float, *, passive: bool) -> None:

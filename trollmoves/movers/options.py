@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from trollmoves.errors import ConfigError
+from trollmoves.movers import ssh_terms
 
 SSH = ("scp", "sftp")
 FTP = ("ftp", "ftps")
@@ -21,6 +22,8 @@ class Option(NamedTuple):
     default: Any
     schemes: tuple[str, ...]
     help: str
+    secret: bool = False
+    check: Callable[[str], object] | None = None  # raises ValueError, which says what is wrong
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -35,6 +38,24 @@ OPTIONS: tuple[Option, ...] = (
     Option("hard_link", bool, False, ("", "file"), "link instead of copying when on one file system"),
     Option("ssh_key_filename", str, None, SSH, "private key file to log in with"),
     Option("ssh_private_key_file", str, None, SSH, "the same, old spelling"),
+    Option("ssh_key_passphrase", str, None, SSH, "passphrase of the private key file", secret=True),
+    Option("password", str, None, SSH, "password to log in with where the URL holds none", secret=True),
+    Option(
+        "ssh_host_key",
+        str,
+        None,
+        SSH,
+        "fingerprints, as `SHA256:...`, of the only host keys that are accepted, instead of those in known_hosts",
+        check=ssh_terms.fingerprints,
+    ),
+    Option(
+        "ssh_weak_algorithms",
+        str,
+        None,
+        SSH,
+        "names of weak algorithms that are allowed all the same, for an old server",
+        check=ssh_terms.disabled_algorithms,
+    ),
     Option("ssh_connection_timeout", float, None, SSH, "connection_timeout, old spelling"),
     Option("num_ssh_retries", int, 3, SSH, "tries to connect before the next backup target is asked"),
     Option("scpclient_timeout_seconds", float, None, ("scp",), "stall_timeout, old spelling"),
@@ -51,9 +72,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("s3_multipart_chunksize", int, None, ("s3",), "bytes a part"),
     Option("anon", bool, False, ("s3",), "sign nothing"),
     Option("endpoint_url", str, None, ("s3",), "address of the service, when it is not Amazon's"),
-    Option("key", str, None, ("s3",), "access key id"),
-    Option("secret", str, None, ("s3",), "secret access key"),
-    Option("token", str, None, ("s3",), "session token"),
+    Option("key", str, None, ("s3",), "access key id", secret=True),
+    Option("secret", str, None, ("s3",), "secret access key", secret=True),
+    Option("token", str, None, ("s3",), "session token", secret=True),
     Option("use_ssl", bool, True, ("s3",), "speak TLS"),
     Option("profile", str, None, ("s3",), "profile of the shared credentials and configuration files"),
     Option("client_kwargs", dict, None, ("s3",), "further arguments of the boto3 client"),
@@ -92,9 +113,18 @@ def value(attrs: Mapping[str, Any], name: str) -> Any:
     try:
         if option.kind is bool:
             return _WORDS[given.strip().lower()] if isinstance(given, str) else bool(given)
-        return option.kind(given)
+        return _checked(option, option.kind(given))
     except (KeyError, TypeError, ValueError):
         raise ConfigError(f"is no {option.kind.__name__}", option=f"connection_parameters {name}") from None
+
+
+def _checked(option: Option, value: Any) -> Any:
+    if option.check is not None:
+        try:
+            option.check(value)
+        except ValueError as error:
+            raise ConfigError(str(error), option=f"connection_parameters {option.name}") from None
+    return value
 
 
 def first(attrs: Mapping[str, Any], *names: str) -> Any:

@@ -20,29 +20,16 @@ from trollmoves.errors import (
     TrollmovesError,
     UnknownHostKey,
 )
-from trollmoves.movers import options
+from trollmoves.movers import host_keys, options, ssh_keys, ssh_terms
 from trollmoves.movers.pool import Connection, Trunk, Trunks
 from trollmoves.movers.remote import Login, RemoteMover
 
 PORT = 22
 LINES = 3  # deliveries over one login; OpenSSH's MaxSessions allows 10 channels, and one by scp takes up to three
-SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
-_INSECURE = ("cbc", "3des", "arcfour")
 
 
 class ChannelRefused(ConnectionFailed):
     """The login takes no further channel."""
-
-
-class Refuse(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Lets nobody in who is not known."""
-
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
-        """Say who is not known, and what would make it so."""
-        raise UnknownHostKey(
-            f"{hostname} shows a {key.get_name()} key ({key.fingerprint}) that is in no known_hosts file; add it, "
-            "for instance by ssh-keyscan, when it is the right one"
-        )
 
 
 class SshMover(RemoteMover):
@@ -87,11 +74,11 @@ class SshMover(RemoteMover):
     def _dial(self, login: Login) -> paramiko.SSHClient:
         timeout = self._connection_timeout()
         key_file = options.first(self.attrs, "ssh_key_filename", "ssh_private_key_file")
-        if key_file:
-            key_file = os.path.expanduser(key_file)
-            if not os.access(key_file, os.R_OK):
-                raise AuthenticationFailed(f"the key file {key_file} cannot be read")
-        client = self._client()
+        weak = ssh_terms.disabled_algorithms(self.option("ssh_weak_algorithms") or "")
+        password = login.password if login.password is not None else self.option("password")
+        key = ssh_keys.private_key(key_file, self.option("ssh_key_passphrase") or password) if key_file else None
+        client = paramiko.SSHClient()
+        host_keys.trust(client, self.option("ssh_host_key"), self.option("ssh_known_hosts"))
         plain = _connected_socket(login, timeout, self.stall_timeout)
         try:
             with ssh_told():
@@ -99,15 +86,17 @@ class SshMover(RemoteMover):
                     login.host,
                     login.port or PORT,
                     login.user,
-                    login.password,
-                    key_filename=key_file,
+                    password,
+                    pkey=key,
+                    passphrase=self.option("ssh_key_passphrase"),
                     timeout=timeout,
                     banner_timeout=timeout,
                     auth_timeout=timeout,
                     channel_timeout=timeout,
-                    # Who writes a password into the URL means it, and servers count every key that is offered before.
-                    allow_agent=login.password is None,
-                    look_for_keys=login.password is None,
+                    # Who gives a password means it, and servers count every key that is offered before.
+                    allow_agent=password is None,
+                    look_for_keys=password is None,
+                    disabled_algorithms=weak,
                     sock=plain,
                     transport_factory=_quick_transport,
                 )
@@ -115,15 +104,6 @@ class SshMover(RemoteMover):
             client.close()
             plain.close()
             raise
-        return client
-
-    def _client(self) -> paramiko.SSHClient:
-        client = paramiko.SSHClient()
-        client.set_missing_host_key_policy(Refuse())
-        client.load_system_host_keys()
-        for path in (SYSTEM_KNOWN_HOSTS, self.option("ssh_known_hosts")):
-            if path and os.path.exists(os.path.expanduser(path)):
-                client.load_system_host_keys(os.path.expanduser(path))
         return client
 
 
@@ -140,8 +120,7 @@ def _quick_transport(sock: socket.socket, **arguments: object) -> paramiko.Trans
     """Return a transport that prefers the quickest of the secure ciphers, AES-GCM, which paramiko puts last."""
     transport = paramiko.Transport(sock, **arguments)
     security = transport.get_security_options()
-    secure = [name for name in security.ciphers if not any(word in name for word in _INSECURE)]
-    security.ciphers = sorted(secure, key=lambda name: "gcm" not in name)
+    security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
     return transport
 
 
@@ -171,7 +150,7 @@ def _translated(error: Exception) -> TrollmovesError:
     if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in text:
         return TransferStalled(text) if "timeout" in text else AuthenticationFailed(text)
     if isinstance(error, getattr(paramiko.ssh_exception, "IncompatiblePeer", ())):
-        return PermanentTransferError(text)
+        return PermanentTransferError(f"{text}; it may know only weak ones, see ssh_weak_algorithms")
     return ConnectionFailed(text)
 
 

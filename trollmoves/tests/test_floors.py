@@ -27,7 +27,7 @@ FLOORS = (
     ("lanes", "sections"),
     ("options",),
     # tools that know nothing of each other
-    ("journal", "movers", "messaging", "patterns", "unpacking", "remote_files", "conditions", "values"),
+    ("journal", "movers", "messaging", "patterns", "unpacking", "remote_files", "conditions", "values", "credentials"),
     ("archives",),
     # the ground
     ("logs",),

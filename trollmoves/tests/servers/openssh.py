@@ -34,23 +34,33 @@ def missing() -> str:
     return "" if os.access(SSHD, os.X_OK) else "no sshd (Debian: openssh-server)"
 
 
-def make_key(path: Path, kind: str = "ed25519") -> Path:
-    """Make a key pair at ``path`` without passphrase."""
-    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)], check=True, stdin=subprocess.DEVNULL)
+def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
+    """Make a key pair at ``path``."""
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-f", str(path)], check=True, stdin=subprocess.DEVNULL
+    )
     return path
+
+
+def fingerprint(key: Path) -> str:
+    """Return the fingerprint of the key pair at ``path``, as ``ssh-keygen`` shows it."""
+    command = ["ssh-keygen", "-l", "-f", str(key.with_suffix(".pub"))]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[1]
 
 
 class OpenSsh(ServerProcess):
     """An sshd on a free port, which lets this user in by ``user_key``; ``known_hosts`` knows it."""
 
-    def __init__(self, folder: Path, extra: str = "", subsystem: str = "internal-sftp") -> None:
+    def __init__(
+        self, folder: Path, extra: str = "", subsystem: str = "internal-sftp", host_key: str = "ed25519"
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         if os.geteuid() == 0:
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
         self.user = getpass.getuser()
         self.user_key = make_key(folder / "user_key")
-        self.host_key = make_key(folder / "host_key")
+        self.host_key = make_key(folder / "host_key", host_key)
         (folder / "authorized_keys").write_text((folder / "user_key.pub").read_text())
         self.known_hosts = folder / "known_hosts"
         self.known_hosts.write_text("".join(self.known_as(host, port) for host in (HOST, PROXY_HOST)))

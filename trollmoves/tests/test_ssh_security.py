@@ -1,0 +1,157 @@
+"""Whom an SSH delivery trusts, by what it logs in, and which algorithms it takes, against real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from trollmoves.errors import AuthenticationFailed, ConfigError, PermanentTransferError, UnknownHostKey
+from trollmoves.movers import close_connections, move_it
+from trollmoves.tests.servers import asyncsshd, openssh
+from trollmoves.tests.servers.asyncsshd import AsyncSshd
+from trollmoves.tests.servers.openssh import OpenSsh, fingerprint, make_key
+from trollmoves.tests.servers.process import HOST
+
+OTHER = "SHA256:" + "A" * 43
+
+
+class Far:
+    """A server, and deliveries to it."""
+
+    def __init__(self, server: OpenSsh | AsyncSshd, folder: Path) -> None:
+        self.server = server
+        self.target = folder / "target"
+        self.target.mkdir()
+        self.origin = folder / "f"
+        self.origin.write_bytes(b"content")
+        self.key = {"ssh_key_filename": str(server.user_key)}
+        self.known = {"ssh_known_hosts": str(server.known_hosts)}
+
+    def deliver(self, attrs: Mapping[str, Any], scheme: str = "sftp", login: str = "") -> None:
+        """Deliver a file, and see that it is there."""
+        url = f"{scheme}://{login or self.server.user}@{HOST}:{self.server.port}{self.target}/"
+        move_it(self.origin, url, attrs)
+        arrived = self.target / self.origin.name
+        assert arrived.read_bytes() == b"content"
+        arrived.unlink()
+
+
+@contextmanager
+def openssh_with(folder: Path, extra: str = "", host_key: str = "ed25519") -> Iterator[Far]:
+    """Give an OpenSSH server; skip the test without one."""
+    if why := openssh.missing():
+        pytest.skip(why)
+    with OpenSsh(folder / "server", extra=extra, host_key=host_key) as server:
+        assert isinstance(server, OpenSsh)
+        yield Far(server, folder)
+        close_connections()
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[Far]:
+    """Give an OpenSSH server of today."""
+    with openssh_with(tmp_path) as found:
+        yield found
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "scp"])
+def test_pinned_host_key(far: Far, scheme: str) -> None:
+    """A host whose key has a fingerprint that is named is trusted, without standing in any known_hosts file."""
+    far.deliver(far.key | {"ssh_host_key": fingerprint(far.server.host_key)}, scheme)
+    far.deliver(far.key | {"ssh_host_key": f"{OTHER}, {fingerprint(far.server.host_key)}"}, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "scp"])
+def test_another_host_key_than_the_pinned_one(far: Far, scheme: str) -> None:
+    """A host with another key is refused for good, even if it stands in known_hosts; the error shows the key's."""
+    with pytest.raises(UnknownHostKey, match="not in ssh_host_key") as caught:
+        far.deliver(far.key | far.known | {"ssh_host_key": OTHER}, scheme)
+    assert not caught.value.temporary
+    assert fingerprint(far.server.host_key) in str(caught.value)
+
+
+@pytest.mark.parametrize("pins", ["MD5:00:11", "SHA256:short", "ssh-ed25519 AAAA", " "])
+def test_what_is_no_fingerprint(far: Far, pins: str) -> None:
+    """What is no fingerprint trusts nobody: the option is told."""
+    with pytest.raises(ConfigError, match="ssh_host_key"):
+        far.deliver(far.key | far.known | {"ssh_host_key": pins})
+
+
+def test_broken_known_hosts(far: Far) -> None:
+    """A known_hosts file with a line that is no key's trusts nobody, and says which."""
+    far.server.known_hosts.write_text("[127.0.0.1]:22 ssh-ed25519 A\n")
+    with pytest.raises(UnknownHostKey, match="known_hosts holds a line"):
+        far.deliver(far.key | far.known)
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])
+def test_key_with_passphrase(far: Far, tmp_path: Path, kind: str) -> None:
+    """A key with a passphrase lets one in; a wrong or missing passphrase is refused for good, and not told."""
+    key = make_key(tmp_path / "locked", kind, "p4ss phrase/@")
+    (far.server.user_key.parent / "authorized_keys").write_text(key.with_suffix(".pub").read_text())
+    attrs = far.known | {"ssh_key_filename": str(key)}
+    far.deliver(attrs | {"ssh_key_passphrase": "p4ss phrase/@"})
+    for wrong in ({"ssh_key_passphrase": "wr0ng phrase"}, {}):
+        with pytest.raises(AuthenticationFailed) as caught:
+            far.deliver(attrs | wrong)
+        assert not caught.value.temporary
+        assert "phrase/" not in str(caught.value)
+        assert "wr0ng" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "scp"])
+def test_password_beside_the_url(tmp_path: Path, scheme: str) -> None:
+    """A password among the parameters lets one in; one in the URL goes before it; a wrong one is not told."""
+    if why := asyncsshd.missing() or openssh.missing():
+        pytest.skip(why)
+    with AsyncSshd(tmp_path / "server") as server:
+        assert isinstance(server, AsyncSshd)
+        far = Far(server, tmp_path)
+        far.deliver(far.known | {"password": asyncsshd.PASSWORD}, scheme)
+        login = f"{server.user}:{quote(asyncsshd.PASSWORD, safe='')}"
+        far.deliver(far.known | {"password": "wr0ng"}, scheme, login)
+        with pytest.raises(AuthenticationFailed) as caught:
+            far.deliver(far.known | {"password": "wr0ng"}, scheme)
+        assert "wr0ng" not in f"{caught.value!r}"
+        close_connections()
+
+
+WEAK = {
+    "kex": "KexAlgorithms diffie-hellman-group14-sha1,diffie-hellman-group1-sha1",
+    "host key": "HostKeyAlgorithms ssh-rsa",
+    "ciphers": "Ciphers aes128-cbc,aes256-cbc,3des-cbc",
+    "macs": "Ciphers aes128-ctr\nMACs hmac-sha1,hmac-md5",
+}
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "scp"])
+@pytest.mark.parametrize("what", WEAK)
+def test_weak_algorithms(tmp_path: Path, what: str, scheme: str) -> None:
+    """A server that knows only weak algorithms is refused for good, before anybody logs in, with a hint why."""
+    with openssh_with(tmp_path, WEAK[what], "rsa" if what == "host key" else "ed25519") as far:
+        with pytest.raises(PermanentTransferError, match=f"no acceptable {what}.*ssh_weak_algorithms") as caught:
+            far.deliver(far.key | far.known, scheme)
+        assert not caught.value.temporary
+
+
+@pytest.mark.parametrize(("what", "allowed"), [("ciphers", "aes128-cbc"), ("macs", "hmac-sha1, hmac-md5")])
+def test_weak_algorithms_that_are_allowed(tmp_path: Path, what: str, allowed: str) -> None:
+    """A weak algorithm that is named in ``ssh_weak_algorithms`` is taken; another name there is told."""
+    with openssh_with(tmp_path, WEAK[what]) as far:
+        far.deliver(far.key | far.known | {"ssh_weak_algorithms": allowed})
+        with pytest.raises(ConfigError, match=r"ssh_weak_algorithms.* rot13"):
+            far.deliver(far.key | far.known | {"ssh_weak_algorithms": f"{allowed} rot13"})
+
+
+def test_rsa_keys_are_used_with_sha_2(tmp_path: Path) -> None:
+    """An RSA key signs with SHA-2: a server that takes no other algorithm lets one in."""
+    extra = "PubkeyAcceptedAlgorithms rsa-sha2-512\nHostKeyAlgorithms rsa-sha2-512"
+    with openssh_with(tmp_path, extra, "rsa") as far:
+        key = make_key(tmp_path / "rsa", "rsa")
+        (far.server.user_key.parent / "authorized_keys").write_text(key.with_suffix(".pub").read_text())
+        far.deliver(far.known | {"ssh_key_filename": str(key)})
