@@ -29,7 +29,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf .venv* .demo .tox build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv* .demo .end-to-end .tox build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp is as old as the last installation with these extras.

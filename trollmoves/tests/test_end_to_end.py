@@ -1,4 +1,4 @@
-"""The whole picture: two servers, a mirror, two clients, a dispatcher and four kinds of targets, each daemon killed once."""
+"""The whole picture: two servers, a mirror, two clients, a dispatcher, four kinds of targets; each daemon is killed."""
 
 from __future__ import annotations
 
@@ -80,12 +80,13 @@ def test_the_whole_picture(tmp_path: Path, old: bool) -> None:
     ends = table(text)
     assert list(ends) == ["client a", "client b", "file", "ftp", "sftp", "s3"], text
     for end, row in ends.items():
-        follows_the_old_one = old and end in ("client b", "sftp", "s3")
+        behind_the_old_one = old and end in ("client b", "sftp", "s3")
         assert row["lost"] == 0, text
-        assert row["wanted"] == FILES or follows_the_old_one, text
-        assert row["told of"] >= row["wanted"] - (IN_HAND if follows_the_old_one else 0), text
+        assert row["wanted"] == FILES or behind_the_old_one, text
         assert row["delivered again"] <= IN_HAND, text
-    assert ends["file"]["delivered again"] == ends["ftp"]["delivered again"] == 0, text
+        told_before_the_kill = end in ("file", "sftp", "s3") or behind_the_old_one
+        assert row["told of"] >= row["wanted"] - (IN_HAND if told_before_the_kill else 0), text
+    assert ends["ftp"]["delivered again"] == 0, text  # though client a told of some twice
     logs = {log.stem: log.read_text() for log in tmp_path.glob("*.log")}
     ours = [name for name in logs if not (old and name in ("server-b", "client-b"))]
     assert [name for name in ours if "Traceback" in logs[name]] == []
@@ -94,7 +95,10 @@ def test_the_whole_picture(tmp_path: Path, old: bool) -> None:
 def test_interrupted(tmp_path: Path) -> None:
     """A Ctrl-C ends the story and leaves nothing."""
     with story(tmp_path) as process:
-        until(lambda: (tmp_path / "mirror.log").exists() and " chains, journal " in (tmp_path / "mirror.log").read_text(), 60)
+        until(
+            lambda: (tmp_path / "mirror.log").exists() and " chains, journal " in (tmp_path / "mirror.log").read_text(),
+            60,
+        )
         process.send_signal(signal.SIGINT)
         text, _ = process.communicate(timeout=60)
     assert (process.returncode, text.splitlines()[-1]) == (130, "interrupted: ending the processes, removing the files")

@@ -103,6 +103,22 @@ def test_protocols(site: Site) -> None:
     assert stored["Body"].read() == b"segment\n"
 
 
+def test_end_to_end(site: Site) -> None:
+    """A file that two servers announce comes to both clients and, through the dispatcher, to a directory."""
+    example = Example(site, "end-to-end")
+    text = example.moved((EXAMPLES / "end-to-end" / "dispatch.yaml").read_text())
+    for target in ("ftp", "sftp", "s3"):
+        text = re.sub(rf"^{target}:\n(  .*\n)*", "", text, flags=re.MULTILINE)
+    config = site.config(text, "dispatch.yaml")
+    command = site.command("dispatcher.py", config, "-p", example.moved("19015"), "-n", "false")
+    example.run["dispatch.yaml"] = site.process("dispatcher", command, config)
+    example.start()
+    for reception in "ab":
+        example.put(f"reception-{reception}/H-MSG4-000001")
+    for folder in ("forecast", "archive", "sent/file"):
+        example.arrives(f"{folder}/H-MSG4-000001")
+
+
 def test_several_servers(site: Site) -> None:
     """Files of two servers arrive once and are removed on both sides; one server is enough."""
     example = Example(site, "several-servers").start()
