@@ -5,6 +5,7 @@
 VENV = .venv
 PYTHON =#       the newest that is found; make PYTHON=/usr/bin/python3.11 takes another one for a new venv
 PYTEST =#       arguments for pytest: make test PYTEST="-k journal -x"
+JOBS = 4#       tests at once: they wait more than they work; make test JOBS=0 runs them in one process, for a debugger
 
 DEFINES = pyproject.toml setup.py trollmoves/__init__.py $(wildcard bin/*.py)
 .DEFAULT_GOAL = help
@@ -21,7 +22,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	@.ci/setup packages
-	@NEWEST_PYTHON="$$(.ci/setup python newest)" $(VENV)/bin/python -m pytest $(PYTEST)
+	@NEWEST_PYTHON="$$(.ci/setup python newest)" $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check

@@ -1,7 +1,8 @@
-"""What a skip counts for."""
+"""What a skip counts for, and which tests run while no other does."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Generator
@@ -10,6 +11,9 @@ import pytest
 
 # Reasons of skips that an installation would have made unnecessary: "missing: vsftpd", "no vsftpd (Debian: vsftpd)".
 MISSING = re.compile(r"(Skipped: )?(missing:|could not import|no .*\((Debian|PyPI)\b)")
+
+HERE = os.path.dirname(__file__)
+DOOR, ROOM = os.path.join(HERE, "conftest.py"), os.path.join(HERE, "__init__.py")  # files to lock, never changed
 
 _ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
@@ -28,6 +32,33 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _judge(report)
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that nobody waits for it at the end, and end with what runs alone."""
+    items.sort(key=lambda item: 1 if _marked(item, "alone") else -1 if _marked(item, "slow") else 0)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the timeout of a test, which is not to count this wait
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """Keep the other processes of pytest-xdist from beginning a test while one runs that is marked ``alone``.
+
+    All lock the room, but who wants it alone locks it against the others. Who waits for it stands in the door.
+    """
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    with open(DOOR, "rb") as door, open(ROOM, "rb") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if _marked(item, "alone") else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)  # a child that the test forked may have it open still
+
+
+def _marked(item: pytest.Item, name: str) -> bool:
+    return item.get_closest_marker(name) is not None
 
 
 def _judge(report: pytest.TestReport | pytest.CollectReport) -> None:

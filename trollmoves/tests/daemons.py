@@ -10,11 +10,12 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from typing import TypeVar
 
 from trollmoves.tests.feeding import PATTERN, Feeder
 from trollmoves.tests.hearing import HOST, Ear
-from trollmoves.tests.waiting import until
+from trollmoves.tests.waiting import PATIENCE, until
 
 REPOSITORY = Path(__file__).parents[2]
 TOPIC = "/1b/hrit-segment/0deg"
@@ -107,13 +108,13 @@ class Process:
         """End it as a power cut would: no step more."""
         self.send(signal.SIGKILL)
         assert self.popen is not None
-        assert self.popen.wait(10) == -signal.SIGKILL
+        assert self.popen.wait(10 * PATIENCE) == -signal.SIGKILL
 
     def terminate(self, seconds: float = 20) -> int:
         """Ask it to end; return its exit status."""
         self.send(signal.SIGTERM)
         assert self.popen is not None
-        return self.popen.wait(seconds)
+        return self.popen.wait(seconds * PATIENCE)
 
     def runs(self) -> bool:
         """Tell whether it runs."""
@@ -130,7 +131,7 @@ class Process:
         if self.popen is not None and self.popen.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.popen.pid, signal.SIGKILL)
-            self.popen.wait(10)
+            self.popen.wait(10 * PATIENCE)
 
 
 def _dies_with_us() -> list[str]:
@@ -204,6 +205,15 @@ class Site:
         self._ending.callback(ear.stop)
         return ear
 
+    def to_do(self, kind: str = "%") -> int:
+        """Count the tasks of one kind, or of all, that wait or run, as the journals of our daemons know them."""
+        count = 0
+        for journal in (self.root / "state").rglob("*.journal"):
+            with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=20)) as opened:
+                found = opened.execute("SELECT count(*) FROM tasks WHERE state = 0 AND kind LIKE ?", (kind,))
+                count += found.fetchone()[0]
+        return count
+
     @property
     def environment(self) -> dict[str, str]:
         """The environment of our daemons: their state is in this site's folder."""
@@ -261,7 +271,7 @@ class Site:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=seconds,
+            timeout=seconds * PATIENCE,
             env=self.environment,
             check=False,
         )

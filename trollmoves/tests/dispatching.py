@@ -164,10 +164,11 @@ class Dispatching:
         return self.arrived()
 
     def wait_until_idle(self) -> None:
-        """Wait until what was said before is dealt with, as a file shows that is told of last."""
+        """Wait until what was said before is dealt with: noted, as a file shows that is told of last, and done."""
         name = f"last-{time.monotonic_ns()}"
         self.voice.tell(self.file(name), "/last")
         self.wait_for(f"last/{name}")
+        until(lambda: not self.site.to_do(), what="nothing waits any more")
 
 
 LAST = {"last": {"directory": "OUT/last", "dispatch_configs": [{"topics": ["/last"]}]}}

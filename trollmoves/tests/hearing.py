@@ -11,7 +11,7 @@ from typing import Any
 import zmq
 from posttroll.message import Message
 
-from trollmoves.tests.waiting import until
+from trollmoves.tests.waiting import PATIENCE, until
 
 HOST = "127.0.0.1"
 
@@ -126,7 +126,7 @@ class Line:
     def ping(self) -> str:
         """Ask whether the server is there; return the type of its answer."""
         self._socket.send_string(str(Message("/ping", "ping")))
-        assert self._socket.poll(10_000), "no answer to a ping"
+        assert self._socket.poll(10_000 * PATIENCE), "no answer to a ping"
         return str(Message.decode(self._socket.recv_string()).type)
 
     def dropped(self) -> bool:
@@ -151,7 +151,7 @@ def ask_frames(port: int, *frames: bytes, seconds: float = 10) -> str:
             peer.setsockopt(zmq.LINGER, 0)
             peer.connect(f"tcp://{HOST}:{port}")
             peer.send_multipart(frames)
-            assert peer.poll(int(seconds * 1000)), f"no answer to {frames!r:.200}"
+            assert peer.poll(int(seconds * PATIENCE * 1000)), f"no answer to {frames!r:.200}"
             (answer,) = peer.recv_multipart()
             return str(answer.decode())
     finally:

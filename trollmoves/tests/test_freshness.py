@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from trollmoves.lanes import PREFETCH
 from trollmoves.tests.daemons import Pair, Site, client_section, server_section
 from trollmoves.tests.places import FarEnd
 from trollmoves.tests.waiting import until
@@ -41,22 +43,27 @@ def test_after_an_outage_of_the_destination(site: Site) -> None:
 
 
 def test_priority(site: Site) -> None:
-    """Of two sections with much to do, that with the higher priority is done first."""
-    feeders = {name: site.feeder(name, first) for name, first in (("usual", 0), ("urgent", 1000))}
-    publish_port, port = site.port(), {name: site.port() for name in feeders}
+    """Of sections that wait for a worker, that with the higher priority is done first."""
+    place = FarEnd(site, "ftp", site.folder("far"))
+    place.proxy.stall_after(0)
+    priorities = {"keeps the worker": 9, "usual": 0, "urgent": 5}
+    publish_port, feeders = site.port(), {}
     server: dict[str, dict[str, object]] = {"DEFAULT": {"workers": 1}}
     client = {}
-    for name, feeder in feeders.items():
-        server[name] = server_section(feeder.folder, site.port(), topic=f"/{name}")
-        client[name] = client_section(publish_port, site.folder(f"out-{name}"), port[name], topic=f"/{name}")
-    server["urgent"]["priority"] = client["urgent"]["priority"] = 5
-    ears = {name: site.ear(number) for name, number in port.items()}
-    for feeder in feeders.values():
-        feeder.feed(8, size=10_000_000)
+    for number, (name, priority) in enumerate(priorities.items()):
+        feeders[name] = site.feeder(f"in {number}", 1000 * number)
+        destination = site.folder(f"out {number}") if number else place.url
+        server[name] = server_section(feeders[name].folder, site.port(), topic=f"/{number}") | {"priority": priority}
+        client[name] = client_section(publish_port, destination, site.port(), topic=f"/{number}")
     server_process = site.server(server, publish_port).start(wait=False)
     site.client(client).start()
     server_process.wait_until_ready()
-    for name, feeder in feeders.items():
-        ears[name].wait_for_receipts(feeder.fed, 60)
-    middle = {name: sorted(one.at for one in ears[name].of("file"))[4] for name in ears}
-    assert middle["urgent"] < middle["usual"]
+    feeders["keeps the worker"].feed(2 * PREFETCH)  # more than is in hand: what waits is looked at before all are done
+    until(lambda: place.proxy.open, what="the worker is kept")
+    for name in ("usual", "urgent"):
+        feeders[name].feed(8)
+    until(lambda: site.to_do("push") == 2 * PREFETCH + 2 * 8, what="all is asked for")
+    place.proxy.heal()
+    until(lambda: not site.to_do("push"), what="all is done")
+    done = re.findall(r"\[(usual|urgent)\] delivered", server_process.lines())
+    assert done == ["urgent"] * 8 + ["usual"] * 8

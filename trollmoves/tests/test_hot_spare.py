@@ -96,6 +96,7 @@ def told(spares: Spares, *fed: str, seconds: float = 60) -> None:
     until(lambda: set(fed) <= set(spares.receipts()), seconds, "receipts")
 
 
+@pytest.mark.slow
 def test_the_primary_lives(site: Site) -> None:
     """While the primary lives it alone asks, and the spare takes what it did as done, also when a transfer is long."""
     spares = Spares(site).start()
@@ -139,6 +140,7 @@ def test_each_has_a_place_of_its_own(site: Site) -> None:
     assert sorted(path.name for path in (spares.target / "spare").iterdir()) == sorted(fed)
 
 
+@pytest.mark.slow
 def test_killed_after_push_and_during_the_transfer(site: Site) -> None:
     """A primary that dies while its file is under way is replaced, and the transfer is not made twice."""
     spares = Spares(site).start()

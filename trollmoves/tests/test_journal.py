@@ -205,17 +205,18 @@ def test_lanes_and_chains_are_apart(journal: Journal) -> None:
     assert journal.lanes("no such chain") == []
 
 
+@pytest.mark.alone
 def test_a_dead_lane_does_not_slow_the_others(journal: Journal) -> None:
     """With 50,000 rows waiting in a dead lane, claims from another lane take as long as without them."""
     journal.note([task(f"a{n}", "good") for n in range(200)])
 
     def claims() -> float:
         def once() -> float:
-            started = time.perf_counter()
+            started = time.thread_time()
             for _ in range(20):
                 assert len(journal.claim("chain", "good", 10, LATER)) == 10
                 journal.next_due("chain", "good", LATER)
-            return time.perf_counter() - started
+            return time.thread_time() - started
 
         return min(once() for _ in range(10))
 
@@ -365,17 +366,18 @@ def test_what_nobody_has_had(journal: Journal) -> None:
     assert [a.number for a in journal.undelivered("chain", ("push", "ack"), 2, 2)] == [3, 5]
 
 
+@pytest.mark.alone
 def test_finding_what_nobody_has_had_is_quick(journal: Journal) -> None:
     """Looking through a log of 20,000 delivered announcements takes little longer than reading it."""
     for start in range(0, 20_000, 5000):
         numbers = range(start + 1, start + 5001)
         journal.announce("chain", [announced(n) for n in numbers])
         journal.note([Task("chain", "push", f"{n} x", "lane", "", about=n, state=DONE) for n in numbers])
-    started = time.perf_counter()
+    started = time.thread_time()
     assert len(journal.announced_after("chain", 0, 99_999)) == 20_000
-    read = time.perf_counter()
+    read = time.thread_time()
     assert journal.undelivered("chain", ("push", "ack"), 0, 500) == []
-    assert time.perf_counter() - read < 10 * (read - started)
+    assert time.thread_time() - read < 10 * (read - started)
 
 
 def test_numbers_go_on_after_pruning_and_reopening(path: str) -> None:

@@ -85,6 +85,7 @@ def test_old_server(site: Site) -> None:
     pair.check(name)
 
 
+@pytest.mark.slow
 def test_old_server_that_is_started_anew(site: Site) -> None:
     """Our client does not wait for an old server that was killed and started again: it asks again."""
     pair = SlowPair(site)

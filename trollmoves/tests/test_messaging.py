@@ -7,13 +7,12 @@ import itertools
 import logging
 import os
 import random
-import socket as tcp_socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,13 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.messaging.requester import NoAnswer, Requester, Stopping
+from trollmoves.tests.servers.process import free_port
 from trollmoves.tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `rawstr` argument:PendingDeprecationWarning")
 
 HOST = "127.0.0.1"
 SOON = 5.0  # s; far more than anything here takes
-
-
-def free_port() -> int:
-    """Give a port that nobody uses just now."""
-    with closing(tcp_socket.socket()) as one:
-        one.bind((HOST, 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -70,7 +71,8 @@ class OnVsftpd(MoverContract):
         for above in (folder, *folder.parents[:2]):
             os.chmod(above, 0o755)
         top = folder / "root" / "up"
-        top.mkdir(parents=True)
+        (top / "in").mkdir(parents=True)
+        shutil.chown(top / "in", vsftpd.USER)  # for tests that make directories there, as root
         with Vsftpd(folder / "server", top, tls=tls) as server:
             assert isinstance(server, Vsftpd)
             yield Place(

@@ -275,6 +275,7 @@ def test_a_pattern_for_composing_only_may_say_more() -> None:
         Pattern("{a", compose_only=True)
 
 
+@pytest.mark.alone
 def test_a_pattern_is_quick() -> None:
     """Reading a name takes less than half of trollsift's time."""
     ours, theirs = Pattern(HRIT), trollsift.Parser(HRIT)
@@ -282,10 +283,10 @@ def test_a_pattern_is_quick() -> None:
     def seconds(parse: Any) -> float:
         best = 1e9
         for _ in range(5):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             for _ in range(300):
                 parse(NAME)
-            best = min(best, time.perf_counter() - begin)
+            best = min(best, time.thread_time() - begin)
         return best
 
     assert 2 * seconds(ours.parse) < seconds(theirs.parse)

@@ -17,7 +17,7 @@ from posttroll.message import Message
 
 from trollmoves.tests.daemons import TOPIC, Pair, Site, client_section, server_section
 from trollmoves.tests.feeding import content
-from trollmoves.tests.hearing import HOST, Ear, ask, ask_frames
+from trollmoves.tests.hearing import HOST, Ear, Line, ask, ask_frames
 from trollmoves.tests.waiting import until
 
 SECRET = "gehe1m"
@@ -422,16 +422,31 @@ def test_polling(site: Site) -> None:
     pair.wait_until_done()
 
 
+@pytest.mark.alone
 def test_idle_latency(site: Site) -> None:
-    """On an idle system half of the files are told of by the client within 10 ms of their appearance."""
+    """On an idle system half of the files are told of by the client within 10 ms of their appearance.
+
+    On a machine that is not idle, or slow, they are within the time of 20 questions and answers.
+    """
     pair = Pair(site).start()
     pair.feeder.feed()
     pair.wait_until_done()
-    medians: list[float] = []
-    while len(medians) < 4 and min(medians, default=1.0) >= 0.010:  # others on this machine are not idle
-        medians.append(statistics.median(latency(pair) for _ in range(50)))
-    assert min(medians) < 0.010, medians
+    with Line(pair.request_port) as line:
+        line.ping()
+        for _ in range(4):
+            taken = [(latency(pair), round_trip(line)) for _ in range(50)]
+            files, pings = (statistics.median(times) for times in zip(*taken, strict=True))
+            if files < max(0.010, 20 * pings):
+                break
+    assert files < max(0.010, 20 * pings), f"{files * 1e3:.1f} ms, and a ping {pings * 1e3:.1f} ms"
     pair.wait_until_done()
+
+
+def round_trip(line: Line) -> float:
+    """Give the seconds that a question and its answer take."""
+    asked = time.monotonic()
+    line.ping()
+    return time.monotonic() - asked
 
 
 def latency(pair: Pair) -> float:

@@ -276,16 +276,17 @@ def test_secrets_in_a_text_are_masked(text: str, shown: str) -> None:
     assert urls.masked(text) == shown
 
 
+@pytest.mark.alone
 def test_masking_takes_no_time_out_of_proportion() -> None:
     """A long line made to be slow is masked in a time that grows with its length only."""
 
     def seconds(times: int) -> float:
         lines = [piece * times for piece in ("a://b:c ", "a", "@a", "://", "a://u:@/", "netloc='", "?a")]
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for line in lines:
             urls.masked(line + "@ ://")
             urls.printable("ftp://" + line)
-        return time.perf_counter() - begin
+        return time.thread_time() - begin
 
     seconds(10)
     assert seconds(8000) < 10 * 8 * max(seconds(1000), 0.001)

@@ -42,6 +42,7 @@ def test_directory_that_does_not_exist_is_waited_for(tmp_path: Path) -> None:
         assert len(told.paths) == 301
 
 
+@pytest.mark.alone
 def test_waiting_costs_nothing(tmp_path: Path) -> None:
     """Neither an idle Watch nor one that waits for its directory is busy."""
     (tmp_path / "there").mkdir()

@@ -557,6 +557,7 @@ def test_no_worker_is_lost(house: House) -> None:
     until(lambda: house.journal.count()["waiting"] == 0, 2 * SOON)
 
 
+@pytest.mark.alone
 def test_waiting_costs_nothing(house: House) -> None:
     """While slow tasks run and others wait behind them, or nothing is there, hardly any time is used."""
     gauge = Gauge()
@@ -572,6 +573,7 @@ def test_waiting_costs_nothing(house: House) -> None:
     gauge.shut("slow").set()
 
 
+@pytest.mark.alone
 def test_running_costs_little(house: House) -> None:
     """Noting and running a task takes no longer than ten commits of one row."""
     started = time.perf_counter()

@@ -8,9 +8,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+PATIENCE = 5  # deadlines are what an idle machine needs at most; one with much to do may take so many times as long
+
 
 def until(condition: Callable[[], T], seconds: float = 20, what: str = "") -> T:
-    """Return the first true result of ``condition``; fail when there is none within ``seconds``."""
+    """Return the first true result of ``condition``; fail when there is none within ``PATIENCE`` times ``seconds``."""
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while True:
         result = condition()

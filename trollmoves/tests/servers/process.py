@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
 import socket
 import subprocess
+from collections import deque
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 
-from trollmoves.tests.waiting import until
+from trollmoves.tests.waiting import PATIENCE, until
 
 HOST = "127.0.0.1"
 PROXY_HOST = "127.0.0.2"
 """The proxy has an address of its own with the same ports, so that a protocol may name its ports (as FTP does)."""
 LOWEST, HIGHEST = 12000, 32000
+CLAIMS = 200  # each holds one socket a port
 
 
 def free_port() -> int:
@@ -26,15 +29,38 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return loopback ports in a row that nobody uses now.
+    """Return loopback ports in a row that nobody uses now, and that no other process of a test run is given.
 
     They are below those that the kernel gives to outgoing connections, one of which could have it a moment later.
     """
     while True:
         first = random.randrange(LOWEST, HIGHEST - count)
         ports = list(range(first, first + count))
-        if all(_is_free(host, port) for port in ports for host in (HOST, PROXY_HOST)):
-            return ports
+        with ExitStack() as claims:
+            if all(_is_claimed(claims, port) for port in ports) and all(
+                _is_free(host, port) for port in ports for host in (HOST, PROXY_HOST)
+            ):
+                kept = _claims()
+                kept.append(claims.pop_all())
+                while len(kept) > CLAIMS:
+                    kept.popleft().close()
+                return ports
+
+
+@functools.cache
+def _claims() -> deque[ExitStack]:
+    """Give the claims of this process, the oldest first."""
+    return deque()
+
+
+def _is_claimed(claims: ExitStack, port: int) -> bool:
+    """Claim a port by a name that the kernel gives to one socket only, and takes back when the process ends."""
+    name = claims.enter_context(socket.socket(socket.AF_UNIX))
+    try:
+        name.bind(f"\0trollmoves-tests-port-{port}")
+    except OSError:
+        return False
+    return True
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -103,7 +129,7 @@ class ServerProcess:
             return
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(10 * PATIENCE)
         self.process = None
 
     def pause(self) -> None:

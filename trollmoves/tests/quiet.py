@@ -1,0 +1,29 @@
+"""Tells how busy others keep the machine, for tests that cannot measure beside them."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+LOUD = 0.2  # the share from which on a measurement says nothing
+
+
+class Others:
+    """What others have used of all processors since this was made."""
+
+    def __init__(self) -> None:
+        self._begin = _used()
+
+    def share(self) -> float:
+        """Give their share, 0 to 1; our children count as others until they have ended and were waited for."""
+        all_time, busy, own = (now - then for now, then in zip(_used(), self._begin, strict=True))
+        return max(0.0, busy - own) / max(all_time, 0.01)
+
+
+def _used() -> tuple[float, float, float]:
+    """Give the seconds of all processors: in all, busy or taken by another virtual machine, and busy for us."""
+    with open("/proc/stat", encoding="ascii") as file:
+        times = [int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in file.readline().split()[1:9]]
+    ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    idle = times[3] + times[4]  # the fifth is waiting for a disk
+    return sum(times), sum(times) - idle, sum(one.ru_utime + one.ru_stime for one in ours)
