@@ -10,8 +10,8 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from trollmoves import unpacking
-from trollmoves.errors import ConfigError, MessageError, UnpackFailed
+from trollmoves import links, unpacking
+from trollmoves.errors import ConfigError, MessageError, RequestRefused, UnpackFailed
 from trollmoves.journal import Announced, Journal, Task
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
@@ -116,6 +116,12 @@ class Copies:
 
     def _lane(self, announced: Announced) -> str:
         return f"{KIND} {next(iter(self._told(Message.decode(announced.message))), '')}"
+
+    def check(self, announced: Announced, uri: str, real: str) -> None:
+        """Check that a copy lies in the directory of its announcement."""
+        directory = self._directory(announced.number, Message.decode(announced.message))
+        if not links.is_below(real, os.path.realpath(directory)):
+            raise RequestRefused(f"the copy of {os.path.basename(uri)} is a link that leads elsewhere")
 
     def discard(self, number: int, uri: str) -> None:
         """Remove a copy, and its directory with the last one; BlockingIOError when it has been asked for again."""

@@ -10,6 +10,9 @@ import copy
 import logging
 import logging.config
 import logging.handlers
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,6 +36,9 @@ _OTHERS = {
     "s3transfer": logging.INFO,
     "urllib3": logging.INFO,
 }
+BURST = 20  # lines of one kind that are written at once, and
+PAUSE = 60.0  # s for which further ones are then counted only
+MOST_KINDS = 1_000  # that are told apart
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
@@ -84,6 +90,32 @@ def size(n_bytes: int) -> str:
         if number < 999.95 or unit == _UNITS[-1]:
             break
     return f"{number:.1f} {unit}"
+
+
+class Seldom:
+    """Keeps those who can cause a log line from filling the log: ``burst`` lines in ``pause`` seconds. Any thread."""
+
+    def __init__(self, burst: int = BURST, pause: float = PAUSE) -> None:
+        self._burst = burst
+        self._pause = pause
+        self._lock = threading.Lock()
+        self._kinds: OrderedDict[str, tuple[float, int]] = OrderedDict()  # by kind: since when, how often
+
+    def turn(self, kind: str = "") -> str | None:
+        """Give what to write behind a line now: how many were left out since the last one. None leaves this one out."""
+        now = time.monotonic()
+        with self._lock:
+            since, count = self._kinds.get(kind, (now, 0))
+            left_out = 0
+            if now - since > self._pause:
+                left_out, since, count = max(0, count - self._burst), now, 0
+            self._kinds[kind] = since, count + 1
+            if len(self._kinds) > MOST_KINDS:
+                self._kinds.popitem(last=False)
+        if count >= self._burst:
+            return None
+        last = f" (more like this are counted only, for {self._pause:.0f} s)" if count == self._burst - 1 else ""
+        return (f" (and {left_out} more before)" if left_out else "") + last
 
 
 class CarefulFormatter(logging.Formatter):

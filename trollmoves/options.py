@@ -18,7 +18,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
-from trollmoves import credentials, values
+from trollmoves import allowed_clients, allowed_destinations, credentials, values
 from trollmoves.conditions import Conditions
 from trollmoves.movers import options as mover_options
 
@@ -60,6 +60,12 @@ class SharedOptions:
     """What [DEFAULT] says for the process, and a section may say for itself."""
 
     bind_address: str = _option(values.host, "*", "address that the ports are opened on; `*` is every address")
+    allowed_clients: allowed_clients.Clients = _option(  # noqa: RUF009  (it makes a field)
+        lambda value: allowed_clients.read(values.words(value)),
+        "",
+        "who may ask: addresses, networks (`192.0.2.0/24`) and, with CURVE, names of keys or public keys; an address "
+        "must be one of them, and where keys stand, the key too; without it anyone may",
+    )
     lane_limit: int = _option(values.whole(1, 1000), "4", "transfers at one time to one destination host")
     retry_for: float = _option(
         values.seconds,
@@ -149,6 +155,18 @@ class ServerOptions(ChainOptions):
     )
     request_address: str | None = _optional(
         values.host, "host that announcements name for requests; without it this host's address"
+    )
+    allowed_destinations: tuple[allowed_destinations.Place, ...] = _option(
+        lambda value: tuple(map(allowed_destinations.read, values.words(value))),
+        "",
+        "where requests may have files sent: `scheme://host[:port]/path` or a path on this host, and all below; `*` in "
+        "host or path; without it anywhere that this host can reach",
+    )
+    outside_links: str = _option(
+        values.choice("owned", "all", "none"),
+        "owned",
+        "with `origin`: symbolic links in it that lead out of it: `all` are announced, `none` is, or those `owned` by "
+        "the server's user, by root, or by the owner of the file",
     )
     station: str = _option(values.text, "unknown", "what the answer to a `ping` tells")
     info: dict[str, str | list[str]] = _option(  # noqa: RUF009  (it makes a field)

@@ -13,10 +13,12 @@ from trollmoves import remote_files
 from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ServerOptions
+from trollmoves.patterns import Origin
 from trollmoves.provider.announcer import Announcement, Announcer
 from trollmoves.provider.holdings import OwnFiles
 from trollmoves.provider.inlets import Directory, Hearsay
 from trollmoves.provider.requests import Provider
+from trollmoves.provider.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,9 @@ class ServerChain:
         self.name = options.name
         self._backlog = backlog
         self._provider = None
-        holdings = OwnFiles()
+        root = Origin(options.origin).root if options.origin else None
+        self._whereabouts = Whereabouts(self.name, root, options.outside_links)
+        holdings = OwnFiles(self.name, house.journal, self._whereabouts)
         if options.request_port is not None:
             self._provider = Provider(options, options.request_port, house.journal, publisher, house.workers, holdings)
             self.announcer = self._provider.announcer
@@ -56,8 +60,10 @@ class ServerChain:
     def _make_inlet(self, options: ServerOptions, house: House, backlog: bool, polling: bool) -> Directory | Hearsay:
         announce = self.announcer.announce
         if options.origin is None:
-            return Hearsay(options, announce)
-        return Directory(options, house.journal, house.workers, announce, backlog=backlog, polling=polling)
+            return Hearsay(options, self._whereabouts, announce)
+        return Directory(
+            options, house.journal, house.workers, self._whereabouts, announce, backlog=backlog, polling=polling
+        )
 
     @property
     def is_asked(self) -> bool:

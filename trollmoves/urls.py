@@ -175,6 +175,30 @@ def port(url: Url) -> int | None:
     return int(found[2]) if found and found[2] else None
 
 
+def at_host(url: Url, target: str) -> ParseResult:
+    """Return the URL with another host, and port if ``target`` has one; user, password and path stay.
+
+    An IPv6 address may come without brackets. Raises BadDestination.
+    """
+    parsed = parse(url)
+    login, at, _ = parsed.netloc.rpartition("@")
+    bare = f"[{target}]" if target.count(":") > 1 and not target.startswith("[") else target
+    own = port(parsed)
+    with_port = bare if own is None or bare.rpartition("]")[2].count(":") else f"{bare}:{own}"
+    return parse(parsed._replace(netloc=f"{login}{at}{with_port}"))
+
+
+def canonical_host(name: str) -> str:
+    """Return the one spelling of a host: an address as the ``ipaddress`` module has it, a name in lower case."""
+    name = name.strip("[]").rstrip(".").lower()
+    return _address(name) or name
+
+
+def is_address(name: str) -> bool:
+    """Tell whether a host is an IP address."""
+    return bool(_address(name.strip("[]")))
+
+
 def join(url: ParseResult, *parts: str) -> ParseResult:
     """Return the URL with ``parts`` below its path; a leading ``/`` of a part does not lead back to the root."""
     path = url.path or ("/" if url.netloc else "")

@@ -84,6 +84,7 @@ def move_it(
     hook: Callable[[str, ParseResult], Any] | None = None,
     rel_path: str | None = None,
     backup_targets: Sequence[str] | None = None,
+    check: Callable[[int], None] | None = None,
 ) -> ParseResult:
     """Deliver a copy of the file ``pathname``, and return the destination that took it; any thread may call.
 
@@ -95,6 +96,7 @@ def move_it(
         hook: called with the pathname and the destination when the file is there; what it raises is raised.
         rel_path: a directory below the destination, which takes the file in.
         backup_targets: hosts tried in turn when the destination's cannot be reached.
+        check: called with the descriptor of the open file before anything is sent; what it raises is raised.
 
     Raises:
         TransferError: the file was not delivered; its ``temporary`` tells whether the same may succeed later.
@@ -107,6 +109,7 @@ def move_it(
     if place is None:
         raise BadDestination(f"{urls.printable(target)}: no mover knows the scheme {target.scheme!r}")
     mover = _installed(target.scheme, place)(pathname, target, attrs, backup_targets)
+    mover.check = check
     mover.copy()
     if hook is not None:
         hook(mover.origin, mover.destination)
@@ -124,7 +127,7 @@ def _installed(scheme: str, place: str) -> type[Mover]:
 
 
 def _below(destination: ParseResult, rel_path: str) -> ParseResult:
-    if rel_path.startswith("/") or ".." in rel_path.split("/"):
+    if rel_path.startswith(("/", "\\")) or ".." in rel_path.replace("\\", "/").split("/"):
         raise BadDestination(f"{rel_path!r} is no path below the destination")
     return destination._replace(path=f"{destination.path.rstrip('/')}/{rel_path.strip('/')}/")
 

@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO
 from urllib.parse import ParseResult
@@ -216,6 +216,7 @@ class Mover(ABC):
         self.attrs: Mapping[str, Any] = attrs or {}
         self.backup_targets = backup_targets or ()
         self.source: Source | None = None
+        self.check: Callable[[int], None] | None = None
 
     def __str__(self) -> str:
         return f"{self.origin} to {urls.printable(self.destination)}"
@@ -247,6 +248,17 @@ class Mover(ABC):
             if self.source is not None and not self.source.is_at(self.origin):
                 raise OriginChanged(f"{self.origin} was delivered, but another file has its name now, which stays")
             os.unlink(self.origin)
+
+    def open(self) -> Source:
+        """Open the origin, and have it checked; raises OriginMissing, and what the check raises."""
+        source = Source(self.origin)
+        if self.check is not None:
+            try:
+                self.check(source.fd)
+            except BaseException:
+                os.close(source.fd)
+                raise
+        return source
 
     def option(self, name: str) -> Any:
         """Return the connection parameter ``name``, or its default."""

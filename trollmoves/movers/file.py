@@ -78,12 +78,12 @@ class FileMover(Mover):
 
     def copy(self) -> None:
         """Deliver a copy; one system call less wherever there is a choice, as a server does this for each request."""
-        with translated(self), Source(self.origin) as source:
+        with translated(self), self.open() as source:
             self.deliver(self._files(), source)
 
     def move(self) -> None:
         """Rename where one file system holds both, else copy, verify and remove the origin."""
-        with translated(self), Source(self.origin) as source:
+        with translated(self), self.open() as source:
             files = self._files()
             final = self._final_path(files)
             if _same_entry(self.origin, final):

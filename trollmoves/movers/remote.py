@@ -48,7 +48,7 @@ class RemoteMover(Mover):
         """Deliver to the destination, or to the first backup target that answers."""
         pool = shared_pool()
         first: TransferError | None = None
-        with Source(self.origin) as source:
+        with self.open() as source:
             for destination in self._destinations():
                 self.destination = destination
                 try:
@@ -68,12 +68,8 @@ class RemoteMover(Mover):
         yield first
         if not self.backup_targets:
             return
-        login, at, _ = first.netloc.rpartition("@")
-        port = urls.port(first)
         for target in self.backup_targets:
-            bare = f"[{target}]" if target.count(":") > 1 and not target.startswith("[") else target
-            with_port = bare if port is None or bare.rpartition("]")[2].count(":") else f"{bare}:{port}"
-            yield urls.parse(first._replace(netloc=f"{login}{at}{with_port}"))
+            yield urls.at_host(first, target)
 
     def _deliver_to(self, pool: Pool, source: Source) -> None:
         """Make one try; a kept connection that proves to be dead is replaced by a new one, which is no try."""

@@ -16,7 +16,8 @@ from trollmoves.journal import Announced, Journal
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.provider.holdings import Holdings, announced_uris
+from trollmoves.provider.holdings import Holdings
+from trollmoves.provider.whereabouts import LEADS_TO
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Announcement:
     mtime: int
     type: str = "file"
     subject: str = ""
-    also: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Announcer:
@@ -113,7 +114,7 @@ class Announcer:
             return 0
         with self._announcing:
             known = self._journal.versions(self.name, {a.uri for a in announcements})
-            new = [a for a in announcements if a.uri not in known or known[a.uri] != (a.size, a.mtime)]
+            new = [a for a in announcements if known.get(a.uri) != (a.size, a.mtime) or self._leads_elsewhere(a)]
             new, texts = self._written(new)
             number = self._journal.last_number(self.name)
             self._journal.announce(
@@ -128,6 +129,14 @@ class Announcer:
             more = f" and {len(new) - 1} more" if len(new) > 1 else ""
             log.info("[%s] announced %s%s", self.name, new[0].uid, more)
         return len(new)
+
+    def _leads_elsewhere(self, a: Announcement) -> bool:
+        """Tell whether a link, to a file that seems unchanged, was announced when it led to another one."""
+        if LEADS_TO not in a.also:
+            return False
+        before = self._journal.announced(self.name, a.uri)
+        mark = contents.announcement_mark(Message.decode(before.message).data) if before else {}
+        return bool(mark.get(LEADS_TO) != a.also[LEADS_TO])
 
     def _written(self, announcements: Sequence[Announcement]) -> tuple[list[Announcement], list[str]]:
         """Give the announcements that can be written, and their messages."""
@@ -218,10 +227,18 @@ class Announcer:
         if not uris or not all(isinstance(uri, str) for uri in uris):
             raise RequestRefused("the request names no file")
         mark = contents.announcement_mark(data)
-        announced = None
-        if mark.get("log") == self._log_name:
+        if mark.get("log") == self._log_name:  # one of our own peers: the number says which, and its files must fit
             announced = self._journal.announcement(self.name, mark["number"])
-        announced = announced or self._journal.announced(self.name, uris[0])
-        if announced is None or not set(uris) <= announced_uris(announced, uris):
+        else:
+            announced = self._journal.announced(self.name, uris[0])
+        if announced is None or not _is_about(announced, uris):
             raise RequestRefused(f"not announced here: {os.path.basename(uris[0])}")
         return announced
+
+
+def _is_about(announced: Announced, uris: list[str]) -> bool:
+    """Tell whether an announcement is about these files, and names them as often as they are asked for."""
+    if uris == [announced.uri]:
+        return True
+    own = contents.uris(Message.decode(announced.message).data)
+    return len(uris) <= len(own) and set(uris) <= set(own)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 from trollmoves import urls
-from trollmoves.journal import Announced, Task
+from trollmoves.journal import Announced, Journal, Task
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
+from trollmoves.provider.whereabouts import LEADS_TO, Whereabouts
 
 
 class Holdings(Protocol):
@@ -17,6 +18,9 @@ class Holdings(Protocol):
 
     def path(self, number: int, uri: str) -> str:
         """Give the path here of a file that was announced under this number."""
+
+    def check(self, announced: Announced, uri: str, real: str) -> None:
+        """Check that a file may be handed out that lies at ``real`` now, links followed; RequestRefused when not."""
 
     def discard(self, number: int, uri: str) -> None:
         """Remove a file that is here; OSError when that fails, BlockingIOError when it is wanted just now."""
@@ -31,13 +35,33 @@ class Holdings(Protocol):
 class OwnFiles:
     """The holdings of a server: what it announced lies where it was announced."""
 
+    def __init__(self, name: str, journal: Journal, whereabouts: Whereabouts) -> None:
+        self.name = name
+        self._journal = journal
+        self._whereabouts = whereabouts
+
     def path(self, number: int, uri: str) -> str:  # noqa: ARG002
         """Give the path in a URI."""
         return local_path(uri)
 
+    def check(self, announced: Announced, uri: str, real: str) -> None:
+        """Check that an announced path leads where it may."""
+        path = local_path(uri)
+        if path != real:
+            mark = (
+                contents.announcement_mark(Message.decode(announced.message).data)
+                if LEADS_TO in announced.message
+                else {}
+            )
+            self._whereabouts.check(path, real, mark)
+
     def discard(self, number: int, uri: str) -> None:
-        """Remove it."""
-        os.unlink(self.path(number, uri))
+        """Remove it; RequestRefused when its directory has become a link to somewhere else."""
+        path = self.path(number, uri)
+        announced = self._journal.announcement(self.name, number)
+        if announced:
+            self.check(announced, uri, os.path.realpath(path))
+        os.unlink(path)
 
     def unchanged(self, announced: Announced) -> bool:
         """Tell whether the files still have the size and time that were announced, all together."""
@@ -56,10 +80,8 @@ def local_path(uri: str) -> str:
     return urls.parse(uri).path if "://" in uri else uri
 
 
-def announced_uris(announced: Announced, asked: Sequence[str] = ()) -> set[str]:
-    """Give the files that an announcement is about; ``asked`` is what the answer is compared with, to spare a look."""
-    if list(asked) == [announced.uri]:
-        return {announced.uri}
+def announced_uris(announced: Announced) -> set[str]:
+    """Give the files that an announcement is about."""
     return set(contents.uris(Message.decode(announced.message).data))
 
 

@@ -22,6 +22,7 @@ from trollmoves.options import ServerOptions
 from trollmoves.patterns import Origin
 from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.holdings import measure
+from trollmoves.provider.whereabouts import LEADS_TO, Whereabouts
 from trollmoves.watch import Found, Watch
 from trollmoves.workers import Workers
 
@@ -42,6 +43,7 @@ class Directory:
         options: ServerOptions,
         journal: Journal,
         workers: Workers,
+        whereabouts: Whereabouts,
         announce: Announce,
         *,
         backlog: bool,
@@ -50,6 +52,7 @@ class Directory:
         self._options = options
         self._journal = journal
         self._workers = workers
+        self._whereabouts = whereabouts
         self._announce = announce
         self._origin = Origin(options.origin or "")
         self._watch = Watch(
@@ -71,13 +74,22 @@ class Directory:
         self._watch.stop()
 
     def _found(self, found: list[Found]) -> None:
+        admitted = self._whereabouts.admitted(one.path for one in found)
+        found = [one for one in found if one.path in admitted]
         packed = [one for one in found if self._is_packed(one.path)]
         if packed:
             noted = self._journal.note([self._unpack_task(one) for one in packed])
             self._workers.expect([task for task, new in noted if new])
         plain = [self._announcement(one.path, one.fields, one.size, one.mtime_ns) for one in found if one not in packed]
-        if plain:
-            self._announce(plain)
+        self._announce_marked(plain)
+
+    def _announce_marked(self, announcements: list[Announcement]) -> None:
+        marks = self._whereabouts.marked([one.uri for one in announcements])
+        for one in announcements:
+            if one.uri in marks:
+                one.also = {LEADS_TO: [marks[one.uri]]}
+        if announcements:
+            self._announce(announcements)
 
     def _announcement(self, path: str, fields: dict[str, Any], size: int, mtime: int) -> Announcement:
         uid = os.path.basename(path)
@@ -99,13 +111,13 @@ class Directory:
         path = json.loads(task.body)
         options = self._options
         fields = self._origin.parse(path)
-        if fields is None or not os.path.exists(path):
+        if fields is None or not os.path.exists(path) or not self._whereabouts.admitted([path]):
             log.warning("[%s] %s is gone, not unpacked", options.name, path)
             return None
         directory = options.working_directory or tempfile.gettempdir()
         unpacked = unpacking.unpack(options.compression or "", path, directory, program=options.prog)
         versions = [(one, measure([one])) for one in unpacked]
-        self._announce([self._announcement(one, fields, *version) for one, version in versions if version])
+        self._announce_marked([self._announcement(one, fields, *version) for one, version in versions if version])
         log.info("[%s] unpacked %s", options.name, os.path.basename(path))
         if options.delete:
             os.unlink(path)
@@ -115,9 +127,10 @@ class Directory:
 class Hearsay:
     """Announces the files on this host that messages tell of."""
 
-    def __init__(self, options: ServerOptions, announce: Announce) -> None:
+    def __init__(self, options: ServerOptions, whereabouts: Whereabouts, announce: Announce) -> None:
         """Connect to the addresses that are known; StartError when one is none."""
         self._options = options
+        self._whereabouts = whereabouts
         self._announce = announce
         self._topics = options.topics or (options.listen or "",)
         self._listener = Listener(options.name, self._providers(options.addresses), self._hear)
@@ -171,7 +184,11 @@ class Hearsay:
         version = measure(item["uri"] for item in items)
         if version is None:
             raise MessageError(f"not here: {contents.names(data)}")
-        return Announcement(items[0]["uri"], contents.names(data), data | self._options.info, *version, message.type)
+        paths = [item["uri"] for item in items]
+        also = {LEADS_TO: list(marks.values())} if (marks := self._whereabouts.marked(paths)) else {}
+        return Announcement(
+            paths[0], contents.names(data), data | self._options.info, *version, message.type, also=also
+        )
 
 
 def _local_path(uri: Any) -> str:

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import ParseResult
 
-from trollmoves import urls
-from trollmoves.errors import JournalError, RequestRefused, TransferError, TrollmovesError
-from trollmoves.journal import DONE, FAILED, Journal, Outcome, Task
+from trollmoves import links, urls
+from trollmoves.allowed_destinations import Place, checked, climbs
+from trollmoves.errors import JournalError, OriginChanged, RequestRefused, TransferError, TrollmovesError
+from trollmoves.journal import DONE, FAILED, Announced, Journal, Outcome, Task
 from trollmoves.lanes import Result
 from trollmoves.logs import size as readable_size
 from trollmoves.messaging import contents
@@ -31,6 +32,7 @@ HAD = "had"  # the kind of the notes of who else has the answer to a push
 ANSWER_STAYS = 60.0  # s for which an answer also serves a peer that does not say that it is asking again
 BRING_AGAIN = 60.0  # s until a push looks again for files that are being brought; their arrival wakes it before
 PARTIALS_AFTER = 3600.0  # s without a write after which a partial is nobody's
+MOST_BACKUPS = 16  # hosts of one request, each of which may be tried
 PATIENCE_USED = 0.7  # of the time a peer waits for an answer, after which it is told to go on waiting
 
 
@@ -58,6 +60,7 @@ class Pushes:
         *,
         limit: int,
         parameters: Mapping[str, Any],
+        allowed: tuple[Place, ...],
         follow: Callable[[int], Sequence[Task]],
     ) -> None:
         self.name = name
@@ -67,6 +70,7 @@ class Pushes:
         self._holdings = holdings
         self._limit = limit
         self._parameters = parameters
+        self._allowed = allowed
         self._follow = follow
         self._waiting: dict[int, list[_Waiter]] = {}
         self._cleaned: set[str] = set()
@@ -113,17 +117,25 @@ class Pushes:
     def _push_task(self, message: Message) -> Task:
         data = message.data
         announced = self._announcer.find(data)
+        target = self._target(data)
+        key = f"{announced.number} {target.without_login}"
+        return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=message)
+
+    def _target(self, data: dict[str, Any]) -> _Target:
+        """Read where a request wants its files; RequestRefused, or BadDestination, when they may not go there."""
         destination = data.get("destination")
         if not isinstance(destination, str):
             raise RequestRefused("a push needs a destination")
-        target = _target(destination)
-        if not target.directory.path.startswith("/"):
-            raise RequestRefused(f"the destination {target.shown} is no absolute path")
-        for path in (item["path"] for item in contents.items(data) if item.get("path") is not None):
-            if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/"):
-                raise RequestRefused(f"{path!r} is no path below the destination")
-        key = f"{announced.number} {target.without_login}"
-        return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=message)
+        target = _target(destination, self._allowed)
+        below = [item["path"] for item in contents.items(data) if item.get("path") is not None]
+        for path in below:
+            if not isinstance(path, str) or climbs(path):
+                raise RequestRefused(f"{path!r:.100} is no path below the destination")
+        if below:
+            checked(self._allowed, target.directory, below)
+        for backup in _backup_targets(data):
+            checked(self._allowed, urls.at_host(target.directory, backup), below)
+        return target
 
     def _to_do_again(self, known: Task, wanted: Task) -> bool:
         """Tell whether a push that is known is to be made anew, rather than joined or answered from the journal.
@@ -161,7 +173,7 @@ class Pushes:
         for done in self._journal.done_about(self.name, ("push", HAD), task.about or 0):
             had_by = done.key.partition(" ")[2] if done.kind == HAD else contents.request_id(done.body)
             if had_by and had_by.rpartition("/")[0] in peers:
-                answer = {**data, "destination": _target(data["destination"]).without_login}
+                answer = {**data, "destination": self._target(data).without_login}
                 request.answer(contents.reply_type(data), answer | {"request": {"delivered_for": had_by}})
                 return True
         return False
@@ -179,10 +191,9 @@ class Pushes:
         started = time.monotonic()
         message = task.context or Message.decode(task.body)
         data = message.data
-        target = _target(data["destination"])
-        shown = target.shown
+        shown = urls.printable(data.get("destination"))
         try:
-            size, reached = self._deliver(task.about or 0, data, target)
+            size, reached = self._deliver(task.about or 0, data, self._target(data))
         except JournalError:
             raise
         except Exception as failure:
@@ -223,19 +234,32 @@ class Pushes:
         size = 0
         self._clean(target)
         destination = target.without_login
+        announced = self._journal.announcement(self.name, number)
+        if announced is None:
+            raise RequestRefused(f"announcement {number} is not known any more")
         for item in contents.items(data):
-            pathname = self._holdings.path(number, item["uri"])
+            uri = item["uri"]
+            pathname = self._holdings.path(number, uri)
             reached = move_it(
                 pathname,
                 target.directory,
                 self._parameters,
                 rel_path=item.get("path"),
-                backup_targets=data.get("backup_targets"),
+                backup_targets=_backup_targets(data),
+                check=partial(self._check_opened, announced, uri, pathname),
             )
             if reached.netloc != target.directory.netloc:
                 destination = urls.without_login(urls.parse(destination)._replace(netloc=reached.netloc))
             size += _size(pathname)
         return size, destination
+
+    def _check_opened(self, announced: Announced, uri: str, pathname: str, fd: int) -> None:
+        """Check that what was opened is what was announced, whatever its name stands for by now."""
+        try:
+            real = links.opened_path(fd, pathname)
+        except OSError as error:
+            raise OriginChanged(f"{pathname}: {error.strerror}") from error
+        self._holdings.check(announced, uri, real)
 
     def _had_by_others(self, task: Task) -> list[Task]:
         with self._waiting_lock:
@@ -321,9 +345,12 @@ class _Target:
 
 
 @lru_cache(maxsize=256)
-def _target(destination: str) -> _Target:
-    """Read a destination: the same few come with every request. BadDestination when it is none."""
+def _target(destination: str, allowed: tuple[Place, ...]) -> _Target:
+    """Read a destination: the same few come with every request. BadDestination when it is none, or RequestRefused."""
     url = urls.parse(destination)
+    if not url.path.startswith("/"):
+        raise RequestRefused(f"the destination {urls.printable(url)} is no absolute path")
+    url = checked(allowed, url)
     host = url.hostname or ""
     here = url.scheme == "file" and urls.is_local(host)
     return _Target(
@@ -333,6 +360,14 @@ def _target(destination: str) -> _Target:
         f"push {'this host' if here else host}",
         url.path if here else "",
     )
+
+
+def _backup_targets(data: dict[str, Any]) -> list[str]:
+    """Give the hosts that a request names beside that of its destination."""
+    found = data.get("backup_targets") or []
+    if not isinstance(found, list) or len(found) > MOST_BACKUPS or not all(isinstance(one, str) for one in found):
+        raise RequestRefused(f"the backup targets must be a list of at most {MOST_BACKUPS} hosts")
+    return found
 
 
 def refuse(name: str, request: Request, error: TrollmovesError, again_in: float = 0.0) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from trollmoves.errors import RequestRefused
 from trollmoves.journal import WAITING, Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.provider.holdings import Holdings, announced_uris
@@ -50,15 +51,23 @@ class Removals:
             return Result(again_in=max(1.0, self._delay))
         if not self._holdings.unchanged(announced):
             return Result()
+        busy = False
         for uri in announced_uris(announced):
-            path = self._holdings.path(number, uri)
-            try:
-                self._holdings.discard(number, uri)
-                log.info("[%s] removed %s", self.name, path)
-            except FileNotFoundError:
-                pass
-            except BlockingIOError:
-                return Result(again_in=max(1.0, self._delay))
-            except OSError as error:
-                log.warning("[%s] cannot remove %s: %s", self.name, path, error.strerror)
-        return Result()
+            busy |= not self._discard(number, uri)
+        return Result(again_in=max(1.0, self._delay)) if busy else Result()
+
+    def _discard(self, number: int, uri: str) -> bool:
+        """Remove a file; False when it is wanted just now."""
+        path = self._holdings.path(number, uri)
+        try:
+            self._holdings.discard(number, uri)
+            log.info("[%s] removed %s", self.name, path)
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            return False
+        except RequestRefused as error:
+            log.warning("[%s] does not remove %s: %s", self.name, path, error)
+        except OSError as error:
+            log.warning("[%s] cannot remove %s: %s", self.name, path, error.strerror)
+        return True

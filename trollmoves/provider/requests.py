@@ -55,6 +55,7 @@ class Provider:
             holdings,
             limit=options.lane_limit,
             parameters=options.connection_parameters,
+            allowed=options.allowed_destinations,
             follow=self.removals.of,
         )
         self._replier = Replier(self.name, port, self._handle, bind_address=options.bind_address, tick=self.pushes.tick)

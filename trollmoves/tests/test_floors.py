@@ -27,7 +27,20 @@ FLOORS = (
     ("lanes", "sections"),
     ("options",),
     # tools that know nothing of each other
-    ("journal", "movers", "messaging", "patterns", "unpacking", "remote_files", "conditions", "values", "credentials"),
+    (
+        "journal",
+        "movers",
+        "messaging",
+        "patterns",
+        "unpacking",
+        "remote_files",
+        "conditions",
+        "values",
+        "credentials",
+        "links",
+        "allowed_destinations",
+        "allowed_clients",
+    ),
     ("archives",),
     # the ground
     ("logs",),

@@ -1,0 +1,69 @@
+"""Who may ask: addresses and networks, and with CURVE the keys of clients."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses as IPv6 has them
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Those who are allowed. Without networks any address is, without keys any key."""
+
+    networks: tuple[Network, ...] = ()
+    keys: tuple[str, ...] = ()
+    """Names of keys, or public keys themselves."""
+
+    def __bool__(self) -> bool:
+        return bool(self.networks or self.keys)
+
+    def __str__(self) -> str:
+        return " ".join((*map(str, self.networks), *self.keys))
+
+    def allows_address(self, text: str) -> bool:
+        """Tell whether a peer at this address is allowed; one whose address is not known is not."""
+        if not self.networks:
+            return True
+        try:
+            address = _plain(ipaddress.ip_address(text.strip("[]").partition("%")[0]))
+        except ValueError:
+            return False
+        return any(address in network for network in self.networks)
+
+
+def read(words: tuple[str, ...]) -> Clients:
+    """Read a list of addresses, networks (``192.0.2.0/24``), ``localhost`` and keys; ValueError when one is wrong."""
+    networks: list[Network] = []
+    keys: list[str] = []
+    for word in words:
+        if word == "localhost":
+            networks += map(ipaddress.ip_network, LOOPBACK)
+        elif network := _network(word):
+            networks.append(network)
+        elif "/" in word or word.replace(".", "").isdigit():
+            raise ValueError(f"no address or network: {word[:60]!r}")
+        else:
+            keys.append(word)
+    return Clients(tuple(networks), tuple(keys))
+
+
+def _network(word: str) -> Network | None:
+    try:
+        network = ipaddress.ip_network(word.replace("[", "").replace("]", ""), strict=False)
+    except ValueError:
+        return None
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        mapped = network.network_address.ipv4_mapped
+        return ipaddress.ip_network(f"{mapped}/{network.prefixlen - 96}")
+    return network
+
+
+def _plain(address: Address) -> Address:
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address
