@@ -37,6 +37,9 @@ class Clients:
         return any(address in network for network in self.networks)
 
 
+ANYONE = Clients()
+
+
 def read(words: tuple[str, ...]) -> Clients:
     """Read a list of addresses, networks (``192.0.2.0/24``), ``localhost`` and keys; ValueError when one is wrong."""
     networks: list[Network] = []

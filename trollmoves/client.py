@@ -43,6 +43,7 @@ class ClientChain:
             options.publish_port,
             nameservers=options.nameservers,
             bind_address=options.bind_address,
+            clients=options.allowed_clients,
             beat_data=lambda: {"client": client_name(house.journal, options.name)},
         )
         peers = Peers(options.takeover_after, house.journal.keys(options.name, PEER))

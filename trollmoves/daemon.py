@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -79,6 +80,10 @@ class Daemon(ABC, Generic[O]):
     def close(self) -> None:
         """Close it again."""
 
+    def advice(self, chains: Iterable[O]) -> str:  # noqa: ARG002
+        """Give one line that whoever runs these chains should know; empty when there is nothing."""
+        return ""
+
     def read(self) -> config.Configuration[O]:
         """Read the configuration file; ConfigError when it cannot be used."""
         return config.read(self._file, self.options)
@@ -131,6 +136,8 @@ class Daemon(ABC, Generic[O]):
     def _check(self) -> int:
         found = self.read()
         sys.stdout.write(self.describe(found))
+        if advice := self.advice(found.sections.values()):
+            sys.stdout.write(f"\n{advice}\n")
         return 1 if found.broken else 0
 
     def _live(self) -> int:
@@ -152,6 +159,8 @@ class Daemon(ABC, Generic[O]):
                 if not self._chains:
                     raise StartError(f"no chain could be started{self._trouble}")
                 log.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), path)
+                if advice := self.advice(current.sections.values()):
+                    log.warning("%s", advice)
                 self._obey(current, house)
             finally:
                 self._stop(house)

@@ -110,6 +110,7 @@ class Dispatcher(Daemon[TargetOptions]):
                 self.arguments.publish_port,
                 nameservers=_nameservers(self.arguments.publish_nameserver),
                 bind_address=house.options.bind_address,
+                clients=house.options.allowed_clients,
             )
             self._publisher.start()
         options = house.options

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.options import MirrorOptions
 from trollmoves.provider.announcer import Announcement
-from trollmoves.provider.requests import Provider
+from trollmoves.provider.requests import Provider, advice
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.ears import Receiver
 from trollmoves.receiver.fetcher import Attempt, Fetcher, NotDelivered
@@ -169,9 +169,17 @@ class Mirror(Daemon[MirrorOptions]):
     def open(self, house: House) -> None:
         """Bind the publish port."""
         self._publisher = Publisher(
-            "move_it_mirror", self.arguments.port, bind_address=house.options.bind_address, beat_data=self._beat
+            "move_it_mirror",
+            self.arguments.port,
+            bind_address=house.options.bind_address,
+            clients=house.options.allowed_clients,
+            beat_data=self._beat,
         )
         self._publisher.start()
+
+    def advice(self, chains: Iterable[MirrorOptions]) -> str:
+        """Say what these chains allow that may not be meant."""
+        return advice(chains)
 
     def close(self) -> None:
         """Give the publish port back."""

@@ -6,7 +6,7 @@ import argparse
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trollmoves import remote_files
@@ -17,7 +17,7 @@ from trollmoves.patterns import Origin
 from trollmoves.provider.announcer import Announcement, Announcer
 from trollmoves.provider.holdings import OwnFiles
 from trollmoves.provider.inlets import Directory, Hearsay
-from trollmoves.provider.requests import Provider
+from trollmoves.provider.requests import Provider, advice
 from trollmoves.provider.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
@@ -116,9 +116,14 @@ class Server(Daemon[ServerOptions]):
             "move_it_server",
             self.arguments.port,
             bind_address=house.options.bind_address,
+            clients=house.options.allowed_clients,
             beat_data=self._beat,
         )
         self._publisher.start()
+
+    def advice(self, chains: Iterable[ServerOptions]) -> str:
+        """Say what these chains allow that may not be meant."""
+        return advice(chains)
 
     def close(self) -> None:
         """Give the publish port back."""

@@ -14,6 +14,7 @@ import zmq
 from posttroll.bbmcast import MulticastSender, get_configured_broadcast_port
 
 from trollmoves import urls
+from trollmoves.allowed_clients import ANYONE, Clients
 from trollmoves.errors import StartError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import NEWEST_VERSION, Message
@@ -41,16 +42,22 @@ class Publisher:
         *,
         nameservers: Sequence[str] | bool | None = None,
         bind_address: str = "*",
+        clients: Clients = ANYONE,
         beat_data: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """Bind the socket; StartError when the port is taken.
 
         ``nameservers``: None broadcasts the address by multicast, a list registers it with these hosts, False neither.
-        ``beat_data`` gives what a heartbeat says beside its interval.
+        ``beat_data`` gives what a heartbeat says beside its interval. Whose address is not among the ``clients``
+        cannot connect.
         """
         self.name = name
         self._socket, self.port = sockets.bind(
-            zmq.PUB, sockets.tcp(bind_address, port), {zmq.SNDHWM: sockets.MESSAGES_HELD}, _configured_ports()
+            zmq.PUB,
+            sockets.tcp(bind_address, port),
+            {zmq.SNDHWM: sockets.MESSAGES_HELD},
+            _configured_ports(),
+            clients,
         )
         self._lock = threading.Lock()
         self._nameservers = nameservers

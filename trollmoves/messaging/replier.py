@@ -9,11 +9,15 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import zmq
 
-from trollmoves.errors import MessageError, TrollmovesError
-from trollmoves.messaging import sockets
+from trollmoves.allowed_clients import ANYONE, Clients
+from trollmoves.errors import MessageError, RequestRefused, TrollmovesError
+from trollmoves.logs import Seldom
+from trollmoves.messaging import contents, sockets
+from trollmoves.messaging.admission import Admission, sender
 from trollmoves.messaging.messages import Message
 
 log = logging.getLogger(__name__)
@@ -21,6 +25,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 100  # requests handled together, so that the journal commits them together
 TICK = 1.0  # s between calls of ``tick``
 PAUSE = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
+MOST_READ = 65_536  # bytes of a request that are read to be polite to somebody who may not ask
 REQUESTS_HELD = 10_000  # a peer; ZeroMQ holds the peer back beyond
 
 
@@ -44,6 +49,10 @@ class Request:
         with suppress(IndexError):
             self._replier.send(self._routes.pop(), text)
 
+    def turn(self) -> str | None:
+        """Give what to write behind a log line about a refusal; None when there have been many lately."""
+        return self._replier.seldom.turn()
+
     def refuse(self, why: str) -> None:
         """Answer ``err``, with the reason."""
         self.answer("err", why)
@@ -63,10 +72,14 @@ class Replier:
         handle: Callable[[list[Request]], None],
         *,
         bind_address: str = "*",
+        clients: Clients = ANYONE,
         tick: Callable[[], None] | None = None,
     ) -> None:
-        """Bind the socket; StartError when the port is taken."""
+        """Bind the socket; StartError when the port is taken, or one of the ``clients`` is not known."""
         self.name = name
+        self._admission = Admission(clients)
+        self.seldom = Seldom()
+        self._turned_away = Seldom(burst=1)
         self._handle = handle
         self._tick = tick
         self._socket, self.port = sockets.bind(
@@ -131,10 +144,10 @@ class Replier:
         requests: list[Request] = []
         while len(requests) < AT_ONCE:
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=not self._admission)
             except zmq.Again:
                 break
-            request = self._decode(frames)
+            request = self._request(frames)
             if request:
                 requests.append(request)
         if requests:
@@ -150,15 +163,40 @@ class Replier:
             for request in requests:
                 request.refuse(str(error) if known else "internal error")
 
+    def _request(self, received: list[Any]) -> Request | None:
+        """Give the request in frames, if it is one, from somebody who may ask."""
+        if not self._admission:
+            return self._decode(received)
+        last = received[-1]
+        frames = [frame.bytes for frame in received]
+        if self._admission.admits(last):
+            return self._decode(frames)
+        self._turn_away(frames, sender(last))
+        return None
+
+    def _turn_away(self, frames: list[bytes], who: str) -> None:
+        """Answer somebody who may not ask, with as little work as can be."""
+        more = self._turned_away.turn(who)
+        if more is not None:
+            log.warning("[%s] request refused: %s is not among the allowed clients%s", self.name, who, more)
+        error = RequestRefused("this client is not allowed here")
+        message = Message("/", "err", str(error))
+        with suppress(MessageError):
+            if len(frames[-1]) <= MOST_READ:
+                asked = Message.decode(frames[-1])
+                message = Message(asked.subject, "err", contents.failure(asked.data, error))
+        self.send(_route(frames), message.encode())
+
     def _decode(self, frames: list[bytes]) -> Request | None:
-        route = frames[:2] if len(frames) > 1 and frames[1] == b"" else frames[:1]
+        route = _route(frames)
         payload = frames[len(route) :]
         try:
             if len(payload) != 1:
                 raise MessageError(f"one frame expected, {len(payload)} came")
             return Request(Message.decode(payload[0]), [route], self)
         except MessageError as error:
-            log.warning("[%s] request refused: %s", self.name, error)
+            if (more := self.seldom.turn()) is not None:
+                log.warning("[%s] request refused: %s%s", self.name, error, more)
             self.send(route, Message("/", "err", str(error)).encode())
             return None
 
@@ -169,3 +207,8 @@ class Replier:
                 self._socket.send_multipart([*route, text.encode()], zmq.NOBLOCK)
             except (zmq.ZMQError, UnicodeError) as error:
                 log.warning("[%s] an answer was not sent: %s", self.name, error)
+
+
+def _route(frames: list[bytes]) -> list[bytes]:
+    """Give the way back: the identity, and the empty frame that a REQ socket puts behind it."""
+    return frames[:2] if len(frames) > 1 and frames[1] == b"" else frames[:1]

@@ -12,7 +12,9 @@ from posttroll.backends.zmq import get_context
 from posttroll.backends.zmq import socket as posttroll_socket
 from posttroll.backends.zmq.socket import set_up_client_socket, set_up_server_socket
 
+from trollmoves.allowed_clients import ANYONE, Clients
 from trollmoves.errors import StartError
+from trollmoves.messaging.admission import accept_filters
 
 Socket = zmq.Socket[bytes]
 
@@ -65,11 +67,16 @@ def connect(kind: int, address: str, options: dict[int, int] | None = None) -> S
 
 
 def bind(
-    kind: int, address: str, options: dict[int, int] | None = None, ports: tuple[int, int] | None = None
+    kind: int,
+    address: str,
+    options: dict[int, int] | None = None,
+    ports: tuple[int, int] | None = None,
+    clients: Clients = ANYONE,
 ) -> tuple[Socket, int]:
     """Give a socket bound to ``address`` and its port; port 0 takes a free one, within ``ports`` when given.
 
     A port that is taken is waited for ``REBIND`` seconds: ZeroMQ gives back that of a closed socket a little later.
+    Connections from addresses that are not among the ``clients`` are closed at once.
     StartError when it is still taken then, the address is not this host's, or posttroll's settings are wrong.
     """
     _make_room()
@@ -77,13 +84,32 @@ def bind(
     deadline = time.monotonic() + REBIND
     while True:
         try:
-            socket, port, _ = set_up_server_socket(kind, address, options, ports or (49152, 65536))
+            filters = accept_filters(clients, ipv6=bool(options.get(zmq.IPV6)))
+            socket, port = _bound(kind, address, options, ports or (49152, 65536), filters)
         except _TROUBLES as error:
             if getattr(error, "errno", 0) != zmq.EADDRINUSE or time.monotonic() > deadline:
                 raise StartError(f"cannot listen on {address}: {_told(error)}") from error
             time.sleep(0.02)
         else:
             return socket, port
+
+
+def _bound(
+    kind: int, address: str, options: dict[int, int], ports: tuple[int, int], filters: list[bytes]
+) -> tuple[Socket, int]:
+    if not filters:
+        socket, port, _ = set_up_server_socket(kind, address, options, ports)
+        return socket, port
+    # posttroll makes and binds in one step, and takes each option once; what is bound later heeds the filters.
+    socket, _, _ = set_up_server_socket(kind, "tcp://127.0.0.1:0", options, ports)
+    try:
+        socket.unbind(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        for one in filters:
+            socket.setsockopt(zmq.TCP_ACCEPT_FILTER, one)
+        return socket, posttroll_socket.bind(socket, address, ports)
+    except BaseException:
+        socket.close(0)
+        raise
 
 
 def _options(address: str) -> dict[int, int]:

@@ -372,7 +372,8 @@ def _backup_targets(data: dict[str, Any]) -> list[str]:
 
 def refuse(name: str, request: Request, error: TrollmovesError, again_in: float = 0.0) -> None:
     """Answer ``err``, and say so in the log of a chain."""
-    log.warning("[%s] %s refused: %s", name, request.message.type, error)
+    if (more := request.turn()) is not None:
+        log.warning("[%s] %s refused: %s%s", name, request.message.type, error, more)
     request.answer("err", contents.failure(request.message.data, error, again_in))
 
 

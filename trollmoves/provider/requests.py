@@ -7,6 +7,7 @@ what is asked for is delivered once (``pushes``), and what nobody wants any more
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from trollmoves import urls
@@ -23,6 +24,20 @@ from trollmoves.provider.removals import Removals
 from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)
+
+MOST_NAMED = 5  # chains in one line
+
+
+def advice(chains: Iterable[ServerOptions]) -> str:
+    """Give what whoever runs these chains should know, in one line; empty when there is nothing."""
+    names = [f"[{one.name}]" for one in chains if one.request_port is not None and not one.allowed_destinations]
+    if not names:
+        return ""
+    shown = " ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+    return (
+        f"without allowed_destinations, {shown} will send the files they announce wherever a request says, and write "
+        "over what is there with the rights of this process; see doc/security.md"
+    )
 
 
 class Provider:
@@ -58,7 +73,14 @@ class Provider:
             allowed=options.allowed_destinations,
             follow=self.removals.of,
         )
-        self._replier = Replier(self.name, port, self._handle, bind_address=options.bind_address, tick=self.pushes.tick)
+        self._replier = Replier(
+            self.name,
+            port,
+            self._handle,
+            bind_address=options.bind_address,
+            clients=options.allowed_clients,
+            tick=self.pushes.tick,
+        )
 
     def start(self, *, again: bool = True) -> None:
         """Answer requests, push what was asked for; with ``again`` also announce anew what nobody has had yet."""

@@ -70,6 +70,10 @@ class Feeder:
                 time.sleep(pause)
         return fed
 
+    def fresh_names(self) -> Iterator[str]:
+        """Yield names that have not been fed yet, and will not be."""
+        return self._names
+
     def put(self, name: str, *, version: int = 1, size: int = 1000) -> Path:
         """Bring in one file, in place of one of that name; return its path."""
         self.fed[name] = content(name, version, size)

@@ -42,7 +42,7 @@ class Heard:
 class Ear:
     """Hears a publisher, in a thread, from when it is there; it need not be there yet."""
 
-    def __init__(self, port: int, topic: str = "") -> None:
+    def __init__(self, port: int, topic: str = "", *, address: str = HOST) -> None:
         self.heard: list[Heard] = []
         self.texts: list[str] = []
         self._context = zmq.Context()
@@ -51,7 +51,7 @@ class Ear:
             self._socket.setsockopt(option, value)
         self._socket.setsockopt_string(zmq.SUBSCRIBE, f"pytroll:/{topic}")
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self._socket.connect(f"tcp://{HOST}:{port}")
+        self._socket.connect(f"tcp://{address}:{port}")
         self._stopping = threading.Event()
         self.connections = 0
         self._thread = threading.Thread(target=self._run, name=f"ear on {port}", daemon=True)

@@ -39,9 +39,8 @@ FLOORS = (
         "credentials",
         "links",
         "allowed_destinations",
-        "allowed_clients",
     ),
-    ("archives",),
+    ("archives", "allowed_clients"),
     # the ground
     ("logs",),
     ("urls",),

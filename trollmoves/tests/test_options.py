@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trollmoves import options, values
+from trollmoves.allowed_clients import ANYONE
 from trollmoves.movers import options as mover_options
 from trollmoves.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, SharedOptions
 
@@ -29,6 +30,8 @@ SERVER: dict[str, object] = {
     "request_port": None,
     "request_address": None,
     "station": "unknown",
+    "allowed_destinations": (),
+    "outside_links": "owned",
     "info": {},
     "compression": None,
     "working_directory": None,
@@ -61,7 +64,7 @@ CLIENT: dict[str, object] = {
     "takeover_after": 30.0,
     "priority": 0,
 }
-SHARED: dict[str, object] = {"bind_address": "*", "lane_limit": 4, "retry_for": 7 * 86400.0}
+SHARED: dict[str, object] = {"bind_address": "*", "allowed_clients": ANYONE, "lane_limit": 4, "retry_for": 7 * 86400.0}
 PROCESS: dict[str, object] = {
     "journal": "",
     "synchronous": "normal",

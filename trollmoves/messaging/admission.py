@@ -1,0 +1,74 @@
+"""Who may speak to a socket: by the address that the kernel tells, and the key that CURVE has proven."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+import posttroll
+import zmq
+from zmq.auth import load_certificate
+
+from trollmoves.allowed_clients import Clients
+from trollmoves.errors import StartError
+
+KEY_LENGTH = 40  # characters of a public key in Z85
+NOBODY = "255.255.255.255/32"  # no peer has this address
+
+
+class Admission:
+    """The allowed clients of one socket; nothing in a message can change who its sender is."""
+
+    def __init__(self, clients: Clients) -> None:
+        """Look up the keys; StartError when one is not known here."""
+        self._clients = clients
+        self._keys = frozenset(map(_public_key, clients.keys))
+
+    def __bool__(self) -> bool:
+        return bool(self._clients)
+
+    def admits(self, frame: zmq.Frame) -> bool:
+        """Tell whether the sender of a frame is allowed."""
+        if self._keys and _told(frame, "User-Id") not in self._keys:
+            return False
+        return self._clients.allows_address(_told(frame, "Peer-Address"))
+
+
+def sender(frame: zmq.Frame) -> str:
+    """Give the address of the sender of a frame."""
+    return _told(frame, "Peer-Address") or "an unknown address"
+
+
+def accept_filters(clients: Clients, *, ipv6: bool) -> list[bytes]:
+    """Give the ZeroMQ filters that let only allowed addresses connect; none when any may.
+
+    A socket for IPv6 sees IPv4 peers under mapped addresses; one for IPv4 sees no others.
+    """
+    if not clients.networks:
+        return []
+    texts = [
+        f"::ffff:{network.network_address}/{network.prefixlen + 96}" if ipv6 and network.version == 4 else str(network)
+        for network in clients.networks
+        if ipv6 or network.version == 4
+    ]
+    return [text.encode() for text in texts or [NOBODY]]
+
+
+def _told(frame: zmq.Frame, name: str) -> str:
+    with suppress(zmq.ZMQError):
+        return str(frame.get(name))
+    return ""
+
+
+def _public_key(name: str) -> str:
+    """Give the public key of a name, or one that was written itself."""
+    if posttroll.config["backend"] != "secure_zmq":
+        raise StartError(f"allowed_clients: {name!r} is no address, and can be a key only with posttroll's secure_zmq")
+    directory = posttroll.config.get("clients_public_keys_directory", "")
+    try:
+        public, _ = load_certificate(os.path.join(directory, f"{name}.key"))
+    except (OSError, ValueError):
+        if len(name) == KEY_LENGTH:
+            return name
+        raise StartError(f"allowed_clients: there is no key {name}.key in {directory or 'no directory'}") from None
+    return public.decode()

@@ -1,0 +1,193 @@
+"""Which destinations may be named, and who may ask: the patterns by themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from trollmoves import allowed_clients, allowed_destinations, urls, values
+from trollmoves.allowed_destinations import ANY_PORT, climbs
+from trollmoves.errors import RequestRefused, TrollmovesError
+
+
+def allows(patterns: str, destination: str, *below: str) -> bool:
+    """Tell whether a destination is allowed by a list of patterns."""
+    places = tuple(map(allowed_destinations.read, values.words(patterns)))
+    try:
+        allowed_destinations.checked(places, urls.parse(destination), below)
+    except TrollmovesError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("patterns", "destination"),
+    [
+        ("/data/out", "/data/out"),
+        ("/data/out", "file:///data/out/"),
+        ("/data/out", "file://any.host/data/out/sub/dir/"),
+        ("/data/out/", "/data/out/"),
+        ("/data/out", "/data/out/a/../b"),
+        ("/data/out", "/data//out//x"),
+        ("/", "/anything"),
+        ("sftp://host/data", "sftp://host/data"),
+        ("sftp://host/data", "sftp://HOST/data/sub/"),
+        ("sftp://host/data", "sftp://host./data/"),
+        ("sftp://host/data", "sftp://user:pass@host/data/"),
+        ("sftp://other:secret@host/data", "sftp://user@host/data/"),
+        ("sftp://host/data", "sftp://host:22/data/"),
+        ("sftp://host:22/data", "sftp://host/data/"),
+        ("sftp://host:2222/data", "sftp://host:2222/data/"),
+        ("sftp://host:*/data", "sftp://host:2222/data/"),
+        ("sftp://host", "sftp://host/anywhere/"),
+        ("sftp://*.site.org/data", "sftp://a.site.org/data/"),
+        ("sftp://10.1.*/data", "sftp://10.1.2.3/data/"),
+        ("sftp://10.1.2.3/data", "sftp://[::ffff:10.1.2.3]/data/"),
+        ("sftp://[2001:db8::1]/data", "sftp://[2001:DB8:0::0001]/data/"),
+        ("*://host/data", "scp://host/data/"),
+        ("ftp://host/data/*/in", "ftp://host/data/customer/in/"),
+        ("/other, sftp://host/data /data", "/data/x"),
+        ("s3://bucket/prefix", "s3://bucket/prefix/x/"),
+        ("/data/[a]", "/data/[a]/x"),
+        ("", "sftp://anyone:at@any.host:99/../x"),
+    ],
+)
+def test_allowed(patterns: str, destination: str) -> None:
+    """What is in the place of a pattern, or below it, is allowed, whoever the user; without patterns all is."""
+    assert allows(patterns, destination)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "destination"),
+    [
+        ("/data/out", "/data"),
+        ("/data/out", "/data/outside/"),
+        ("/data/out", "/data/out/../in/"),
+        ("/data/out", "/data/out/x/../../../etc/"),
+        ("/data/out", "/data/out/%2e%2e/in/"),
+        ("/data/out", "/data/out/%252e%252e/in/"),
+        ("/data/out", "/data/out/%2e./in/"),
+        ("/data/out", "/data/out/..%2fin/"),
+        ("/data/out", "/data/out/..\\..\\in/"),
+        ("/data/out", "/data/out/x%5c..%5c..%5cin/"),
+        ("/data/out", "/data/out/%25252525252e/"),
+        ("/data/out", "\\data\\out"),
+        ("/data/out", "sftp://localhost/data/out/"),
+        ("/data/out", "ftp://host/data/out/"),
+        ("sftp://host/data", "/data/"),
+        ("sftp://host/data", "file://host/data/"),
+        ("sftp://host/data", "scp://host/data/"),
+        ("sftp://host/data", "sftp://evil/data/"),
+        ("sftp://host/data", "sftp://host@evil/data/"),
+        ("sftp://host/data", "sftp://host:22@evil/data/"),
+        ("sftp://host/data", "sftp://host:x@evil:22/data/"),
+        ("sftp://host/data", "sftp://evil#@host:1/data/"),
+        ("sftp://host/data", "sftp://evil/@host/data/"),
+        ("sftp://host/data", "sftp://evil:x/../@host/../data/../"),
+        ("sftp://host/data", "sftp://host.evil/data/"),
+        ("sftp://host/data", "sftp://evilhost/data/"),
+        ("sftp://host/data", "sftp://host:2222/data/"),
+        ("sftp://host/data", "sftp://host:0/etc/"),
+        ("sftp://host:2222/data", "sftp://host/data/"),
+        ("sftp://host/data", "sftp://host/data/../etc/"),
+        ("sftp://host/data", "sftp://host/Data/"),
+        ("sftp://host/data", "sftp://host/"),
+        ("sftp://host/data", "sftp://host"),
+        ("sftp://*.site.org/data", "sftp://site.org/data/"),
+        ("sftp://*.site.org/data", "sftp://a.site.org.evil/data/"),
+        ("sftp://*.site.org/data", "sftp://evil/.site.org/data/"),
+        ("sftp://10.*/data", "sftp://10.evil.org/data/"),
+        ("sftp://10.1.2.3/data", "sftp://10.1.2.33/data/"),
+        ("sftp://[2001:db8::1]/data", "sftp://[2001:db8::2]/data/"),
+        ("ftp://host/data/*/in", "ftp://host/data/a/b/in/"),
+        ("ftp://host/data/*/in", "ftp://host/data/a/../in/"),
+        ("ftp://host", "ftps://host/"),
+        ("s3://bucket/prefix", "s3://other/prefix/"),
+        ("s3://bucket/prefix", "s3://bucket@other/prefix/"),
+        ("s3://bucket/prefix", "s3://bucket:80/prefix/"),
+        ("s3://bucket/prefix", "s3://bucket/"),
+    ],
+)
+def test_refused(patterns: str, destination: str) -> None:
+    """Another scheme, host or port is refused, and whatever path could be read as one that leads elsewhere."""
+    assert not allows(patterns, destination)
+
+
+@pytest.mark.parametrize("below", ["%2e%2e/in", "a\\..\\..\\in", "a/%252e%252e/b"])
+def test_sub_path(below: str) -> None:
+    """A sub-path that some system reads as a climbing one is refused with the destination that it stands beside."""
+    assert allows("/data/out", "/data/out", "a/b")
+    assert not allows("/data/out", "/data/out", below)
+
+
+def test_dots_are_resolved_before_use() -> None:
+    """What is used is the path that was compared, so a link on the far end cannot give ``..`` another meaning."""
+    places = (allowed_destinations.read("sftp://host/data"),)
+    used = allowed_destinations.checked(places, urls.parse("sftp://u:p@host/data/link/../x/"))
+    assert used.geturl() == "sftp://u:p@host/data/x/"
+
+
+@pytest.mark.parametrize("path", ["/etc", "..", "a/../b", "a\\..\\b", "\\etc", "a/..", "a\0b"])
+def test_climbing_sub_paths(path: str) -> None:
+    """A sub-path climbs when it does on any system."""
+    assert climbs(path)
+    assert not climbs("a/b..c/...")
+
+
+@pytest.mark.parametrize("word", ["data/out", "sftp:/host", "sftp://ho[st/", "sftp://host:99999/", "://host", "sf tp"])
+def test_no_pattern(word: str) -> None:
+    """What is no pattern is told as that."""
+    with pytest.raises(ValueError, match=r"destination|port"):
+        allowed_destinations.read(word)
+
+
+def test_pattern_shows_no_login() -> None:
+    """A login in a pattern plays no part and is not shown, neither when it is right nor when it is wrong."""
+    assert str(allowed_destinations.read("sftp://u:gehe1m@host:*/a/../b")) == "sftp://host:*/b"
+    with pytest.raises(ValueError, match="scheme") as wrong:
+        allowed_destinations.read("sftp://u:gehe1m@ho[st/")
+    assert "gehe1m" not in str(wrong.value)
+    assert allowed_destinations.read("sftp://host:*").port == ANY_PORT
+
+
+def test_refusal_shows_no_password() -> None:
+    """The text of a refusal has the destination without its password."""
+    with pytest.raises(RequestRefused, match="sftp://u@evil/x") as refusal:
+        allowed_destinations.checked((allowed_destinations.read("/data"),), urls.parse("sftp://u:gehe1m@evil/x"))
+    assert "gehe1m" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("clients", "address", "allowed"),
+    [
+        ("", "198.51.100.7", True),
+        ("192.0.2.7", "192.0.2.7", True),
+        ("192.0.2.7", "192.0.2.77", False),
+        ("192.0.2.7", "::ffff:192.0.2.7", True),
+        ("192.0.2.0/24", "192.0.2.255", True),
+        ("192.0.2.1/24", "192.0.2.255", True),
+        ("192.0.2.0/24", "192.0.3.1", False),
+        ("::ffff:192.0.2.0/120", "192.0.2.9", True),
+        ("::ffff:192.0.2.0/120", "192.0.3.9", False),
+        ("2001:db8::/32", "2001:db8:1::1", True),
+        ("2001:db8::/32", "2001:db9::1", False),
+        ("fe80::/10", "fe80::1%eth0", True),
+        ("[2001:db8::1]", "2001:db8::1", True),
+        ("0.0.0.0/0", "2001:db8::1", False),
+        ("0.0.0.0/0", "", False),
+        ("0.0.0.0/0", "no address", False),
+        ("localhost", "127.0.0.1", True),
+        ("localhost", "::1", True),
+        ("localhost 192.0.2.7", "192.0.2.7", True),
+        ("localhost", "192.0.2.7", False),
+    ],
+)
+def test_addresses(clients: str, address: str, allowed: bool) -> None:
+    """An address is compared as an address, in whatever spelling; one that is not known is not allowed."""
+    assert allowed_clients.read(values.words(clients)).allows_address(address) is allowed
+
+
+@pytest.mark.parametrize("word", ["192.0.2.300", "192.0.2.0/33", "host/24", "1.2.3"])
+def test_no_address(word: str) -> None:
+    """What looks like an address and is none is told as that, rather than taken for the name of a key."""
+    with pytest.raises(ValueError, match="no address or network"):
+        allowed_clients.read((word,))
