@@ -21,6 +21,7 @@ AT_ONCE = 200  # messages of one publisher handled together
 RETRY = 5.0  # s before the same messages are offered again when they could not be taken
 TRIES = 3  # of messages that are not taken for a reason that will not pass, before they are offered one by one
 LOOK = 1.0  # s between looks for silent publishers
+SUBSCRIBED = 0.5  # s after which a publisher that is connected to surely has our subscriptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,10 @@ class _Ear:
 
     provider: Provider
     socket: sockets.Socket
+    monitor: sockets.Socket  # tells of connections
     interval: float = 0.0  # s, as its heartbeats say; 0 before the first
     beat: float = 0.0
+    connected_at: float = 0.0  # monotonic; 0 when nobody is to be told
 
 
 class Listener:
@@ -56,15 +59,19 @@ class Listener:
         heard: Callable[[str, list[Message]], None],
         *,
         alarm_scale: float = 0.0,
+        connected: Callable[[str], None] | None = None,
     ) -> None:
         """Connect; StartError when an address is none.
 
         ``alarm_scale``: connect anew after so many heartbeat intervals without a heartbeat; 0 leaves that to TCP and
-        ZeroMQ, which notice a dead connection within a minute.
+        ZeroMQ, which notice a dead connection within half a minute. ``connected`` gets the address of a publisher that
+        can be heard from now on, for the first time or again; on the same thread.
         """
         self.name = name
         self._heard = heard
         self._alarm_scale = alarm_scale
+        self._connected = connected
+        self._next_look = 0.0
         self._bell = sockets.Bell()
         self._poller = zmq.Poller()
         self._poller.register(self._bell.fileno(), zmq.POLLIN)
@@ -89,8 +96,8 @@ class Listener:
             self._close()
 
     def _close(self) -> None:
-        for socket in self._ears:
-            socket.close()
+        for ear in self._ears.values():
+            self._disconnect(ear)
         self._bell.close()
 
     def follow(self, providers: Sequence[Provider]) -> None:
@@ -102,9 +109,16 @@ class Listener:
         socket = sockets.connect(zmq.SUB, provider.address, {zmq.RCVHWM: sockets.MESSAGES_HELD})
         for topic in provider.topics:
             socket.setsockopt_string(zmq.SUBSCRIBE, subscription(topic))
+        monitor: sockets.Socket = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._poller.register(socket, zmq.POLLIN)
-        ear = self._ears[socket] = _Ear(provider, socket)
+        ear = self._ears[socket] = _Ear(provider, socket, monitor)
         return ear
+
+    @staticmethod
+    def _disconnect(ear: _Ear) -> None:
+        ear.socket.disable_monitor()
+        ear.monitor.close(0)
+        ear.socket.close(0)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
@@ -115,6 +129,7 @@ class Listener:
                 self._bell.silence()
                 self._connect_to_new_ones()
                 self._look_for_silent_ones()
+                self._look_for_connections()
             except Exception:  # nothing that is sent makes a client deaf
                 log.exception("[%s] unexpected error while listening", self.name)
                 self._stopped.wait(LOOK)
@@ -187,7 +202,22 @@ class Listener:
                 again.interval, again.beat = ear.interval, now
                 self._poller.unregister(ear.socket)
                 del self._ears[ear.socket]
-                ear.socket.close(0)
+                self._disconnect(ear)
+
+    def _look_for_connections(self) -> None:
+        """Tell who has come to be connected, a moment later: by then the publisher has our subscriptions."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + SUBSCRIBED
+        for ear in list(self._ears.values()):
+            while ear.monitor.poll(0):
+                ear.monitor.recv_multipart()
+                ear.connected_at = now
+            if ear.connected_at and now - ear.connected_at >= SUBSCRIBED:
+                ear.connected_at = 0.0
+                if self._connected:
+                    self._connected(ear.provider.address)
 
 
 def subscription(topic: str) -> str:

@@ -188,6 +188,7 @@ class Requester:
                 continue
             del self._open[socket]
             self._close(socket)  # an answer that comes late must not be taken for the next one
+            self._hang_up(asked.address)
             self._tell(asked, NoAnswer(f"no answer from {asked.address} within {asked.timeout:g} s"))
         in_use = {asked.address for asked in self._open.values()}
         for address, peer in list(self._peers.items()):
@@ -196,6 +197,12 @@ class Requester:
             if not peer.idle and address not in in_use:
                 del self._peers[address]
         self._next_look = min([now + LOOK, *(asked.deadline for asked in self._open.values())])
+
+    def _hang_up(self, address: str) -> None:
+        """Drop the idle connections to a peer that does not answer: they may be as dead as the one that was used."""
+        peer = self._peers.get(address)
+        while peer and peer.idle:
+            self._close(peer.idle.popleft()[0])
 
     def _may_wait(self, asked: _Asked) -> bool:
         try:

@@ -20,8 +20,9 @@ Socket = zmq.Socket[bytes]
 
 MESSAGES_HELD = 100_000  # a peer, on each side of a publication; ZeroMQ drops what is beyond
 MOST_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
-HEARTBEAT = 10_000  # ms between pings on an idle connection
-HEARTBEAT_TIMEOUT = 30_000  # ms without an answer after which ZeroMQ connects anew
+HEARTBEAT = 5_000  # ms between pings on a connection
+HEARTBEAT_TIMEOUT = 15_000  # ms without a word of the peer after which a connection is dropped, and made anew
+CONNECT_TIMEOUT = 5_000  # ms for a connection to come about; the kernel would try for two minutes, ever more seldom
 RECONNECT = 100  # ms before the first try to connect again
 RECONNECT_MOST = 500  # ms between such tries: a publisher that comes back waits a second for those who hear it
 REBIND = 0.5  # s
@@ -38,6 +39,7 @@ _OPTIONS: dict[int, int] = {
     zmq.TCP_KEEPALIVE_CNT: 3,
     zmq.HEARTBEAT_IVL: HEARTBEAT,
     zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT,
+    zmq.HEARTBEAT_TTL: HEARTBEAT_TIMEOUT,  # peers that send no pings themselves notice a dead connection through ours
     zmq.MAXMSGSIZE: LARGEST_MESSAGE,
 }
 
@@ -58,7 +60,11 @@ def connect(kind: int, address: str, options: dict[int, int] | None = None) -> S
     StartError when the address is none, or posttroll's settings do not allow for a socket.
     """
     _make_room()
-    again = {zmq.RECONNECT_IVL: RECONNECT, zmq.RECONNECT_IVL_MAX: RECONNECT_MOST}
+    again = {
+        zmq.RECONNECT_IVL: RECONNECT,
+        zmq.RECONNECT_IVL_MAX: RECONNECT_MOST,
+        zmq.CONNECT_TIMEOUT: CONNECT_TIMEOUT,
+    }
     try:
         socket: Socket = set_up_client_socket(kind, address, _options(address) | again | (options or {}))
     except _TROUBLES as error:

@@ -1,8 +1,8 @@
 """How far a chain has the log of each of its sources, and asking for what is missing.
 
 Our servers number their announcements. Whoever hears number 7 after number 4 knows what it missed, and a ``replay``
-request brings it: at the start, when a number is skipped, and when a heartbeat tells of more than was heard. Servers
-of the earlier implementation number nothing; from them there is only what is heard.
+request brings it: at the start, when a connection comes about, when a number is skipped, and when a heartbeat tells of
+more than was heard. Servers of the earlier implementation number nothing; from them there is only what is heard.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trollmoves.errors import MessageError, TrollmovesError
 from trollmoves.journal import Journal, Source
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.requester import Requester
+from trollmoves.messaging.requester import NoAnswer, Requester, Stopping
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class _Log:
     live_from: int = 0
     live_to: int = 0
     asking: bool = False
+    heard_while_asking: bool = False  # a sign that there may be more, or that the source is there again
     ask_from: float = 0.0  # monotonic; it is not asked before
     begun: float = 0.0  # monotonic; when it was first heard of, 0 for in an earlier process
 
@@ -81,10 +82,15 @@ class CatchUp:
 
     def start(self) -> None:
         """Ask every source that was heard before for what came meanwhile."""
+        self.ask_all()
+
+    def ask_all(self) -> set[str]:
+        """Ask every source that is known for what came meanwhile; give their addresses."""
         with self._lock:
             known = list(self._logs.values())
         for source in known:
             self._ask(source)
+        return {source.address for source in known}
 
     def hear(self, log_name: str, number: int, address: str) -> tuple[str, Source] | None:
         """Take note of a number that was heard; give what to write to the journal with its announcement."""
@@ -117,6 +123,7 @@ class CatchUp:
 
     def _ask(self, source: _Log) -> None:
         with self._lock:
+            source.heard_while_asking = source.asking
             if source.asking or time.monotonic() < source.ask_from:
                 return
             source.asking = True
@@ -139,6 +146,8 @@ class CatchUp:
                 more = self._take(source, data)
         except TrollmovesError as error:
             log.warning("[%s] cannot catch up with %s: %s", self.name, source.address, error)
+            more = isinstance(error, NoAnswer) and source.heard_while_asking and not isinstance(error, Stopping)
+            source.ask_from = 0.0 if more else source.ask_from
         finally:
             source.asking = False
         if more:

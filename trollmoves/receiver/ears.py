@@ -59,6 +59,7 @@ class Receiver:
             [Provider(address, (*topics, *beats)) for address, topics in self._topics.items()],
             self._hear,
             alarm_scale=options.heartbeat_alarm_scale,
+            connected=self._connected,
         )
 
     def start(self) -> None:
@@ -69,6 +70,11 @@ class Receiver:
     def stop(self) -> None:
         """Hear nothing more."""
         self._listener.stop()
+
+    def _connected(self, provider: str) -> None:  # noqa: ARG002  (which sources are heard through it is not known)
+        """Ask for what was missed while a provider could not be heard."""
+        for address in self._catchup.ask_all():
+            self._workers.reopen(self.name, f"{KIND} {address}")
 
     # -- hearing
 

@@ -67,7 +67,7 @@ class Process:
         self._read_from = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
-                [*_dies_with_us(), *self.command],
+                [*dies_with_us(), *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -134,7 +134,7 @@ class Process:
             self.popen.wait(10 * PATIENCE)
 
 
-def _dies_with_us() -> list[str]:
+def dies_with_us() -> list[str]:
     """Give what stands before a command so that it does not outlive a killed test run."""
     return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
 
@@ -262,7 +262,7 @@ class Site:
     @staticmethod
     def command(name: str, *arguments: str | Path) -> list[str]:
         """Give what runs one of our commands."""
-        return [*_dies_with_us(), sys.executable, script(name), *map(str, arguments)]
+        return [*dies_with_us(), sys.executable, script(name), *map(str, arguments)]
 
     def run(self, command: str, *arguments: str | Path, seconds: float = 30) -> subprocess.CompletedProcess[str]:
         """Run one of our commands to its end."""
