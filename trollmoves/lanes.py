@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BACKOFF_FIRST = 1.0  # s before the second try
 BACKOFF_MOST = 300.0  # s, so that a mended host is noticed within minutes
 PREFETCH = 16  # tasks in hand for each that may run at once, so that commits come in groups
-STILL = 0.001  # s without the end of a task after which another worker comes to a lane
+STILL = 0.01  # s without the end of a task after which another worker comes to a lane
 NEVER = float("inf")
 
 

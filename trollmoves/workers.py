@@ -19,14 +19,13 @@ from queue import Empty, SimpleQueue
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
 from trollmoves.lanes import Kind, Lane, Result, Turns, backoff
+from trollmoves.pace import Pace
 
 log = logging.getLogger(__name__)
 
 IDLE_LOOK = 60.0  # s; every change wakes the clerk, this is only the longest it sleeps
 JOURNAL_PAUSE = 2.0  # s before another try when the journal cannot be written (its disk may be full)
 TURN = 0.02  # s that a worker stays with a lane while others wait for one
-BUSY = 8  # ends written at one time from which on the clerk lets more of them gather
-GATHER = 0.001  # s that it does
 
 
 class Workers:
@@ -223,18 +222,18 @@ class Workers:
             self._bell.put(None)
 
     def _keep_books(self) -> None:
+        pace = Pace()
         while self._finished or not self._closing.is_set():
             with suppress(Empty):
                 self._bell.get(timeout=self._time_to_sleep())
             self._rung = False
             try:
                 stopping = self._stopping
-                busy = self._settle() >= BUSY
+                ended = self._settle()
                 self._hand_out()
                 if stopping:
                     self._gave_back.set()
-                if busy:
-                    time.sleep(GATHER)
+                pace.rest(ended)
             except JournalError as error:
                 if self._closing.is_set():
                     log.error("%s; what ended unwritten is done again at the next start", error)

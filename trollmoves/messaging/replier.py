@@ -19,6 +19,7 @@ from trollmoves.logs import Seldom
 from trollmoves.messaging import contents, sockets
 from trollmoves.messaging.admission import Admission, sender
 from trollmoves.messaging.messages import Message
+from trollmoves.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -118,17 +119,16 @@ class Replier:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._bell.fileno(), zmq.POLLIN)
-        next_tick = 0.0
+        next_tick, pace = 0.0, Pace()
         while not self._stopping:
             try:
                 ready = dict(poller.poll(max(0, int((next_tick - time.monotonic()) * 1000) + 1)))
                 self._bell.silence()
                 self._send_outgoing()
                 if self._socket in ready:
-                    busy = self._receive() >= sockets.BUSY
+                    received = self._receive()
                     self._send_outgoing()
-                    if busy:
-                        time.sleep(sockets.GATHER)
+                    pace.rest(received)
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + TICK
                     if self._tick:
@@ -210,5 +210,8 @@ class Replier:
 
 
 def _route(frames: list[bytes]) -> list[bytes]:
-    """Give the way back: the identity, and the empty frame that a REQ socket puts behind it."""
-    return frames[:2] if len(frames) > 1 and frames[1] == b"" else frames[:1]
+    """Give what stands before the payload: the identity, what that one adds to tell its requests apart, an empty frame."""
+    for length in (2, 3):
+        if len(frames) >= length and frames[length - 1] == b"":
+            return frames[:length]
+    return frames[:1]

@@ -1,4 +1,4 @@
-"""Asks servers, many requests at once, one request a socket."""
+"""Asks servers, many requests at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ import zmq
 from trollmoves.errors import MessageError, TrollmovesError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
+from trollmoves.pace import Pace
 
 log = logging.getLogger(__name__)
 
 IDLE_SOCKET = 60.0  # s after which an unused connection is closed
 LOOK = 1.0  # s between looks for such
+ANSWERS_AT_ONCE = 200  # of one connection, before the others have their turn
 PAUSE = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
 
 
@@ -46,30 +48,52 @@ class _Asked:
     timeout: float
     answered: Answered
     overdue: Callable[[], bool] | None
+    shared: bool
 
 
 @dataclass(slots=True, eq=False)
-class _Peer:
-    """The sockets to one address that wait for another request."""
+class _Line:
+    """A socket, and the requests on it by the first frame of their envelope, which comes back with the answer.
 
-    idle: deque[tuple[sockets.Socket, float]] = field(default_factory=deque)
+    A line that is not shared takes one request at a time, and that has the empty frame of a REQ socket.
+    """
+
+    socket: sockets.Socket
+    address: str
+    shared: bool
+    open: dict[bytes, _Asked] = field(default_factory=dict)
+    used: float = 0.0  # monotonic
+    count: int = 0
+
+    def send(self, asked: _Asked) -> None:
+        token = b""
+        envelope = [token]
+        if self.shared:
+            self.count += 1
+            token = b"%d" % self.count
+            envelope = [token, b""]
+        self.socket.send_multipart([*envelope, asked.text.encode()], zmq.NOBLOCK)
+        self.open[token] = asked
+        self.used = time.monotonic()
 
 
 class Requester:
     """The one thread that holds the sockets of all requests.
 
-    Older servers take one request at a time from a socket, so each request that is open has a socket of its own.
+    Older servers take one request at a time from a socket, so each request to them that is open has a socket of its
+    own. Ours answer with the envelope that a request came in, as REP sockets do: one socket carries all requests.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._bell = sockets.Bell()
         self._new: deque[_Asked] = deque()
-        self._open: dict[sockets.Socket, _Asked] = {}
-        self._peers: dict[str, _Peer] = {}
+        self._lines: dict[sockets.Socket, _Line] = {}
+        self._free: dict[tuple[str, bool], list[_Line]] = {}  # that take a request; by address, and whether shared
         self._poller = zmq.Poller()
         self._poller.register(self._bell.fileno(), zmq.POLLIN)
         self._next_look = 0.0
+        self._pace = Pace()
         self._stopping = False
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=f"requester of {name}", daemon=True)
@@ -96,14 +120,17 @@ class Requester:
         timeout: float,
         answered: Answered,
         overdue: Callable[[], bool] | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         """Ask the server at ``host:port``; any thread, returns at once.
 
         ``answered`` gets the answer, or an error, on the requester's thread, and must not block. After ``timeout``
         seconds without an answer ``overdue`` is asked, there too, whether to wait once more as long; without it, or
         when it says no, ``answered`` gets NoAnswer. After the stop it gets Stopping at once, on the thread that asks.
+        ``shared`` is for servers that are known to be ours: the request may share a connection with others.
         """
-        self._new.append(_Asked(address, text, time.monotonic() + timeout, timeout, answered, overdue))
+        self._new.append(_Asked(address, text, time.monotonic() + timeout, timeout, answered, overdue, shared))
         self._bell.ring()
         if self._stopped:
             self._refuse_new()
@@ -113,15 +140,12 @@ class Requester:
             try:
                 ready = self._poller.poll(self._time_to_wait())
                 self._bell.silence()
-                for socket, _ in ready:
-                    if isinstance(socket, zmq.Socket):
-                        self._take_answer(socket)
+                answers = sum(self._take_answers(socket) for socket, _ in ready if isinstance(socket, zmq.Socket))
                 while self._new:
                     self._send(self._new.popleft())
                 if time.monotonic() >= self._next_look:
                     self._look_at_the_clock()
-                if len(ready) >= sockets.BUSY:
-                    time.sleep(sockets.GATHER)
+                self._pace.rest(answers)
             except Exception:  # one answer's trouble is not the others'
                 log.exception("[%s] unexpected error while asking", self.name)
                 time.sleep(PAUSE)
@@ -133,44 +157,62 @@ class Requester:
         return max(0, int((self._next_look - time.monotonic()) * 1000) + 1)
 
     def _send(self, asked: _Asked) -> None:
-        socket = None
+        line = None
         try:
-            socket = self._socket(asked.address)
-            socket.send_multipart([b"", asked.text.encode()], zmq.NOBLOCK)
+            line = self._line(asked.address, asked.shared)
+            line.send(asked)
         except (TrollmovesError, zmq.ZMQError, UnicodeError) as error:
-            if socket:
-                self._close(socket)
+            if line and not line.open:
+                self._close(line)
             self._tell(asked, NoAnswer(f"cannot ask {asked.address}: {error}"))
             return
-        self._open[socket] = asked
         self._next_look = min(self._next_look, asked.deadline)
 
-    def _socket(self, address: str) -> sockets.Socket:
-        peer = self._peers.setdefault(address, _Peer())
-        while peer.idle:
-            idle = peer.idle.pop()[0]
-            if not int(idle.get(zmq.EVENTS)) & zmq.POLLIN:
-                return idle
-            self._close(idle)  # a second answer to its last request
+    def _line(self, address: str, shared: bool) -> _Line:
+        free = self._free.setdefault((address, shared), [])
+        if shared and free:
+            return free[-1]
+        while free:
+            line = free.pop()
+            if not int(line.socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                return line
+            self._close(line)  # a second answer to its last request
         socket = sockets.connect(zmq.DEALER, address if "://" in address else f"tcp://{address}", {zmq.LINGER: 0})
         self._poller.register(socket, zmq.POLLIN)
-        return socket
+        line = self._lines[socket] = _Line(socket, address, shared)
+        if shared:
+            free.append(line)
+        return line
 
-    def _take_answer(self, socket: sockets.Socket) -> None:
-        try:
-            frames = socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return
-        asked = self._open.pop(socket, None)
-        if asked is None:  # a second answer: what comes next on this socket cannot be told apart
-            self._discard(socket)
-            return
-        self._peers[asked.address].idle.append((socket, time.monotonic()))
+    def _take_answers(self, socket: sockets.Socket) -> int:
+        """Take the answers that are at hand; give how many, if they may come many at a time."""
+        line = self._lines.get(socket)
+        for count in range(ANSWERS_AT_ONCE):
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return count
+            if line is None or not self._take_answer(line, frames):
+                break
+        return 1
+
+    def _take_answer(self, line: _Line, frames: list[bytes]) -> bool:
+        """Hand on an answer; tell whether more of them may be there."""
+        asked = line.open.pop(frames[0] if len(frames) > 1 else b"", None)
+        if asked is None:
+            if not line.shared:  # a second answer: what comes next on this socket cannot be told apart
+                self._close(line)
+            return line.shared
+        if not line.shared:
+            self._free.setdefault((line.address, False), []).append(line)
+        elif not line.open and self._is_retired(line):
+            self._close(line)
         try:
             answer: Message | TrollmovesError = Message.decode(frames[-1])
         except MessageError as error:
             answer = error
         self._tell(asked, answer)
+        return line.shared and line.socket in self._lines
 
     def _tell(self, asked: _Asked, answer: Message | TrollmovesError) -> None:
         try:
@@ -180,29 +222,31 @@ class Requester:
 
     def _look_at_the_clock(self) -> None:
         now = time.monotonic()
-        for socket, asked in list(self._open.items()):
+        for line in list(self._lines.values()):
+            self._look_for_overdue(line, now)
+            if not line.open and (line.used < now - IDLE_SOCKET or self._is_retired(line)):
+                self._close(line)
+        deadlines = [asked.deadline for line in self._lines.values() for asked in line.open.values()]
+        self._next_look = min([now + LOOK, *deadlines])
+
+    def _look_for_overdue(self, line: _Line, now: float) -> None:
+        for token, asked in list(line.open.items()):
             if asked.deadline > now:
                 continue
             if self._may_wait(asked):
                 asked.deadline = now + asked.timeout
                 continue
-            del self._open[socket]
-            self._close(socket)  # an answer that comes late must not be taken for the next one
+            del line.open[token]
+            # No further request takes this line, and it is closed with its last one: what it could not send so far
+            # must not reach the server one day, and a late answer not be taken for that to another request.
+            self._retire(line)
             self._hang_up(asked.address)
             self._tell(asked, NoAnswer(f"no answer from {asked.address} within {asked.timeout:g} s"))
-        in_use = {asked.address for asked in self._open.values()}
-        for address, peer in list(self._peers.items()):
-            while peer.idle and peer.idle[0][1] < now - IDLE_SOCKET:
-                self._close(peer.idle.popleft()[0])
-            if not peer.idle and address not in in_use:
-                del self._peers[address]
-        self._next_look = min([now + LOOK, *(asked.deadline for asked in self._open.values())])
 
     def _hang_up(self, address: str) -> None:
         """Drop the idle connections to a peer that does not answer: they may be as dead as the one that was used."""
-        peer = self._peers.get(address)
-        while peer and peer.idle:
-            self._close(peer.idle.popleft()[0])
+        for idle in list(self._free.get((address, False), ())):
+            self._close(idle)
 
     def _may_wait(self, asked: _Asked) -> bool:
         try:
@@ -211,24 +255,27 @@ class Requester:
             log.exception("[%s] unexpected error with a request to %s", self.name, asked.address)
             return False
 
-    def _discard(self, socket: sockets.Socket) -> None:
-        for peer in self._peers.values():
-            peer.idle = deque(one for one in peer.idle if one[0] is not socket)
-        self._close(socket)
+    def _is_retired(self, line: _Line) -> bool:
+        return line not in self._free.get((line.address, line.shared), ())
 
-    def _close(self, socket: sockets.Socket) -> None:
-        self._poller.unregister(socket)
-        socket.close()
+    def _retire(self, line: _Line) -> None:
+        free = self._free.get((line.address, line.shared), [])
+        if line in free:
+            free.remove(line)
+
+    def _close(self, line: _Line) -> None:
+        self._retire(line)
+        if not self._free.get((line.address, line.shared), True):
+            del self._free[line.address, line.shared]
+        del self._lines[line.socket]
+        self._poller.unregister(line.socket)
+        line.socket.close()
 
     def _close_all(self) -> None:
-        for socket, asked in list(self._open.items()):
-            self._close(socket)
-            self._tell(asked, Stopping("this side stops"))
-        self._open.clear()
-        for peer in self._peers.values():
-            for socket, _ in peer.idle:
-                self._close(socket)
-        self._peers.clear()
+        for line in list(self._lines.values()):
+            self._close(line)
+            for asked in line.open.values():
+                self._tell(asked, Stopping("this side stops"))
         self._stopped = True  # from here on nobody but those who ask looks at what is new
         self._refuse_new()
 

@@ -26,8 +26,6 @@ CONNECT_TIMEOUT = 5_000  # ms for a connection to come about; the kernel would t
 RECONNECT = 100  # ms before the first try to connect again
 RECONNECT_MOST = 500  # ms between such tries: a publisher that comes back waits a second for those who hear it
 REBIND = 0.5  # s
-BUSY = 4  # messages found at one time from which on a thread lets more of them gather, so that less is done for each
-GATHER = 0.0005  # s that it does
 LINGER = 1_000  # ms that a closing socket may use for what it has not sent yet
 LARGEST_MESSAGE = 64 * 1024 * 1024  # bytes; whoever sends more is disconnected
 

@@ -202,6 +202,7 @@ class Fetcher:
             self._options.transfer_req_timeout,
             lambda answer: self._hear(answered, attempt, answer),
             overdue=None if tells else lambda: self._wait_longer(attempt),
+            shared=bool(tells),
         )
 
     def _hear(

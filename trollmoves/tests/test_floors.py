@@ -44,7 +44,7 @@ FLOORS = (
     # the ground
     ("logs",),
     ("urls",),
-    ("errors", "clock"),
+    ("errors", "clock", "pace"),
     ("trollmoves",),  # the version
 )
 

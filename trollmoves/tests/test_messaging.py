@@ -459,6 +459,35 @@ def test_overdue_decides_about_waiting_on(stack: ExitStack) -> None:
     assert patient.wait() == ["patient"]
 
 
+def test_our_servers_take_many_requests_from_one_connection(stack: ExitStack) -> None:
+    """Requests that may share a connection do, and each gets its own answer, in whatever order the answers come."""
+    open_: list[Request] = []
+    server = replier(stack, open_.extend)
+    asking, answers = requester(stack), [Answers() for _ in range(50)]
+    for number, one in enumerate(answers):
+        asking.ask(f"{HOST}:{server.port}", text(str(number)), SOON, one, shared=True)
+    until(lambda: len(open_) == len(answers))
+    connections = {request._routes[0][0] for request in open_}
+    echo(open_[::-1])
+    assert [one.wait() for one in answers] == [[str(number)] for number in range(len(answers))]
+    assert len(connections) == 1
+
+
+def test_late_answers_on_a_shared_connection(stack: ExitStack) -> None:
+    """An answer that comes too late is dropped; the others on its connection come, and further ones take a new one."""
+    open_: list[Request] = []
+    server = replier(stack, open_.extend)
+    asking, late, patient, further = requester(stack), Answers(), Answers(), Answers()
+    asking.ask(f"{HOST}:{server.port}", text("late"), 0.1, late, shared=True)
+    asking.ask(f"{HOST}:{server.port}", text("patient"), SOON, patient, shared=True)
+    assert isinstance(late.wait()[0], NoAnswer)
+    asking.ask(f"{HOST}:{server.port}", text("further"), SOON, further, shared=True)
+    until(lambda: len(open_) == 3)
+    assert len({request._routes[0][0] for request in open_}) == 2
+    echo(open_)
+    assert (patient.wait(), further.wait(), len(late.wait())) == (["patient"], ["further"], 1)
+
+
 @pytest.mark.parametrize("address", ["", "host", "no port:", "a b:5", "host:70000", "\udcff:5", "http://a:5", "ü:x"])
 def test_a_wrong_address_is_no_answer(stack: ExitStack, address: str) -> None:
     """An address that is none is answered with an error, and the next request is sent."""

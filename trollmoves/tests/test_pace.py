@@ -1,0 +1,27 @@
+"""What comes fast gathers."""
+
+from __future__ import annotations
+
+import time
+
+from trollmoves.pace import FAST, REST, WINDOW, Pace
+
+
+def test_what_comes_slowly_is_not_held_up() -> None:
+    """Nobody rests for things that come now and then."""
+    pace = Pace()
+    lasted = []
+    for _ in range(20):
+        began = time.monotonic()
+        pace.rest(1)
+        lasted.append(time.monotonic() - began)
+    assert min(lasted) < REST
+
+
+def test_what_comes_fast_gathers() -> None:
+    """There is a rest after each round as long as things come fast."""
+    pace = Pace()
+    for _ in range(3):
+        began = time.monotonic()
+        pace.rest(int(FAST * WINDOW) + 1)
+        assert time.monotonic() - began >= REST
