@@ -131,10 +131,8 @@ class CarefulFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; never raises."""
-        message = _message(record)
-        if message is not None:
-            record = copy.copy(record)
-            record.msg, record.args = message, None
+        record = copy.copy(record)
+        record.msg, record.args = _message(record), None
         try:
             text = self._inner.format(record)
         except Exception:  # a form that asks for what this record does not have
@@ -145,15 +143,38 @@ class CarefulFormatter(logging.Formatter):
         return text
 
 
-def _message(record: logging.LogRecord) -> str | None:
-    """Return the message as it may be written; None when it may be written as it is."""
+class LineFormatter(CarefulFormatter):
+    """Gives ``FORMAT`` as ``CarefulFormatter`` does, at half the cost: a line is written for every file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.Formatter(FORMAT))
+        self._second = (-1, "")  # the last one, as it is written
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; never raises."""
+        if record.exc_info or record.exc_text or record.stack_info:
+            return super().format(record)
+        return masked(f"[{record.levelname}: {self._time(record)} : {record.name}] {_message(record)}")
+
+    def _time(self, record: logging.LogRecord) -> str:
+        second, written = self._second
+        if int(record.created) != second:
+            second, written = self._second = (
+                int(record.created),
+                time.strftime(self.default_time_format, time.localtime(record.created)),
+            )
+        return f"{written},{int(record.msecs):03d}"
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Return the message as it may be written."""
     try:
         message = record.getMessage()
     except Exception as error:  # arguments that do not fit, an object that cannot be shown
         message = f"{record.msg!r} ({type(error).__name__} in its arguments)"
     else:
         if len(message) <= LONGEST and message.isprintable():
-            return None
+            return message
     if len(message) > LONGEST:
         message = f"{masked(message)[:LONGEST]}... ({len(message)} characters)"
     return message if message.isprintable() else _escaped(message)
@@ -200,7 +221,7 @@ def _file_handler(file: str) -> logging.Handler:
 
 
 def _ours(handler: logging.Handler) -> logging.Handler:
-    handler.setFormatter(CarefulFormatter(logging.Formatter(FORMAT)))
+    handler.setFormatter(LineFormatter())
     return handler
 
 

@@ -33,6 +33,8 @@ LONGEST_SHOWN = 300  # characters of a refused URL that are repeated: it may hav
 LIFETIME = 60.0  # seconds for which an answer about this host holds: an address may move by DHCP, names by DNS
 PATIENCE = 2.0  # seconds a caller waits for a name server; without an answer a host counts as another one
 LOOK_UPS = 16  # name look-ups under way at one time, and
+REMEMBERED = 1000  # URLs and addresses of which it is remembered what they mean; the same few come again and again
+LONGEST_REMEMBERED = 1000  # characters
 ANSWERS = 1000  # answers kept, so that requests naming many hosts cannot fill the process
 
 Url = str | ParseResult
@@ -76,6 +78,11 @@ def parse(text: Url, default_scheme: str = "file") -> ParseResult:
         text = _text(text)
     if not isinstance(text, str):
         raise BadDestination(f"a destination must be a text, not {type(text).__name__}")
+    return (_parsed if len(text) <= LONGEST_REMEMBERED else _parsed.__wrapped__)(text, default_scheme)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _parsed(text: str, default_scheme: str) -> ParseResult:
     stripped = text.lstrip(" \t\r\n")
     if not stripped or "\0" in stripped:
         raise BadDestination("a destination must not hold a NUL character" if stripped else "the destination is empty")
@@ -130,7 +137,11 @@ def without_login(url: Url) -> str:
     Raises:
         BadDestination: when it is no usable URL.
     """
-    parsed = parse(url)
+    return _without_login(parse(url))
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _without_login(parsed: ParseResult) -> str:
     return _text(parsed._replace(netloc=parsed.netloc.rpartition("@")[2]))
 
 
@@ -290,7 +301,7 @@ class LocalHost:
 
     def _is_own(self, text: str) -> bool:
         address = _address(text)
-        return bool(address) and (ipaddress.ip_address(address).is_loopback or address in self._interfaces())
+        return bool(address) and (_is_loopback(address) or address in self._interfaces())
 
     def _answer(self, name: str) -> bool:
         now = time.monotonic()
@@ -346,6 +357,12 @@ def _interface_addresses() -> Iterator[str]:
                 yield from filter(None, (_address(entry.get("addr", "")) for entry in found.get(family, [])))
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
 def _address(text: str) -> str:
     """Return the one spelling of an IP address, without a zone; empty when ``text`` is none."""
     try:

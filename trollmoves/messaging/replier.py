@@ -210,7 +210,7 @@ class Replier:
 
 
 def _route(frames: list[bytes]) -> list[bytes]:
-    """Give what stands before the payload: the identity, what that one adds to tell its requests apart, an empty frame."""
+    """Give what stands before the payload: the identity, what it tells its requests apart by, an empty frame."""
     for length in (2, 3):
         if len(frames) >= length and frames[length - 1] == b"":
             return frames[:length]

@@ -159,6 +159,8 @@ class Pushes:
 
     def _had_by(self, request: Request, task: Task) -> Task | None:
         """Give the note that somebody has the answer to a push that another one asked for."""
+        if request.message is task.context:
+            return None
         id_ = contents.request_mark(request.message.data).get("id")
         if not id_ or id_ == contents.request_id(task.body):
             return None

@@ -73,7 +73,7 @@ class Arrivals:
             time.monotonic() - attempt.started,
             attempt.task.tries,
         )
-        self._publisher.send_texts([message.variant("ack")])
+        ack = message.variant("ack")
         here = urls.is_local(url.hostname)
         base = (url.path if here else _with_user(url, attempt.destination)).rstrip("/")
         data: dict[str, Any] = _moved(message.data, base) | {"origin": attempt.source}
@@ -84,8 +84,9 @@ class Arrivals:
                     self._destinations.local(url).removesuffix(url.path),
                 ]
             )
+            self._publisher.send_texts([ack])
             return Result(then=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
-        self._publisher.send_texts([self._receipt(message.subject, data)])
+        self._publisher.send_texts([ack, self._receipt(message.subject, data)])
         return Result(reply=json.dumps([attempt.source, base]))
 
     def _receipt(self, subject: str, data: dict[str, Any]) -> str:

@@ -176,7 +176,7 @@ class Fetches:
 
     def told(self, task: Task) -> Told:
         """Give the announcements of a fetch by source, with those that came after it was taken in hand."""
-        return Fetch.load(task.body).told | self._late.get(task.id, {})
+        return _announcements(task) | self._late.get(task.id, {})
 
     def arrived(self, task: Task) -> Told:
         """Hear that the files are here; give the announcements by source. Who comes later is acknowledged at once."""
@@ -185,7 +185,7 @@ class Fetches:
         self._arrived[task.id] = None
         if len(self._arrived) > ARRIVED:
             del self._arrived[next(iter(self._arrived))]
-        return Fetch.load(task.body).told | self._late.pop(task.id, {})
+        return _announcements(task) | self._late.pop(task.id, {})
 
     def over(self, task: Task) -> None:
         """Forget what was kept for a task in hand."""
@@ -214,6 +214,14 @@ def key_of(data: dict[str, Any]) -> str:
         if not isinstance(item["uri"], str) or not isinstance(item.get("uid", ""), str):
             raise MessageError(f"the name of a file is no text: {str(item['uri'])[:100]!r}")
     return "\n".join(item.get("uid") or item["uri"].rsplit("/", 1)[-1] for item in items)
+
+
+def _announcements(task: Task) -> Told:
+    """Give the announcements in a task by source; what came late is not among them."""
+    message = task.context
+    if isinstance(message, Message) and message.text:  # it was noted just now
+        return {str(message.data["request_address"]): message.text}
+    return Fetch.load(task.body).told
 
 
 def name_of(task: Task) -> str:
