@@ -10,6 +10,7 @@ from typing import Any
 
 from trollmoves import urls
 from trollmoves.daemon import Chain, Daemon, House
+from trollmoves.journal import nothing
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.options import ClientOptions
@@ -17,7 +18,7 @@ from trollmoves.receiver.arrivals import Arrivals
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.ears import PEER, Receiver
 from trollmoves.receiver.fetcher import Attempt, Fetcher, client_name
-from trollmoves.receiver.fetches import Fetches
+from trollmoves.receiver.fetches import KIND, Fetches, remains
 from trollmoves.receiver.peers import Peers
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class Client(Daemon[ClientOptions]):
 
     role = "client"
     options = ClientOptions
+    remains = {KIND: remains, "tell": nothing, "unpack": nothing}
 
     def chain(self, options: ClientOptions, house: House) -> Chain:
         """Make the chain of one section."""

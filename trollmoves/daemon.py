@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -18,14 +18,15 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from trollmoves import __version__, config, logs
 from trollmoves.errors import ConfigError, StartError, TrollmovesError
-from trollmoves.journal import Journal, journal_path
+from trollmoves.journal import Journal, Keep, Remains, journal_path
 from trollmoves.options import ChainOptions, ProcessOptions
 from trollmoves.watch import FileWatch
 from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)
 
-UPKEEP = 600.0  # s between prunings of the journal
+UPKEEP = 60.0  # s between rounds of the journal's upkeep
+UPKEEP_STEP = 0.02  # s between the steps of a round, each of which takes a few ms
 DAY = 86_400.0  # s
 DESCRIPTORS = 65_536
 SWITCH = 0.001  # s after which a busy thread lets another one have Python; its default of 5 ms would be our latency
@@ -59,6 +60,7 @@ class Daemon(ABC, Generic[O]):
 
     role: ClassVar[str]
     options: type[O]
+    remains: ClassVar[Remains] = {}  # what is left of a task that was done some time ago, by kind
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -173,32 +175,17 @@ class Daemon(ABC, Generic[O]):
             signal.signal(number, lambda *_, order=order: self._orders.put(order))
 
     def _obey(self, current: config.Configuration[O], house: House) -> None:
-        upkeep_at = time.monotonic() + UPKEEP
+        upkeep = _Upkeep(house, self.remains)
         while True:
             try:
-                order = self._orders.get(timeout=max(0.0, upkeep_at - time.monotonic()))
+                order = self._orders.get(timeout=upkeep.wait())
             except Empty:
-                self._keep_up(house)
-                upkeep_at = time.monotonic() + UPKEEP
+                upkeep.step()
                 continue
             if order == "stop":
                 return
             with self.quiet():
                 current = self._reload(current, house)
-
-    @staticmethod
-    def _keep_up(house: House) -> None:
-        now = house.journal.now()
-        try:
-            removed = house.journal.prune(
-                finished_before=now - house.options.keep_finished * DAY,
-                announced_before=now - house.options.keep_announcements * DAY,
-                most_announcements=house.options.max_announcements,
-            )
-        except TrollmovesError as error:
-            log.error("the journal could not be pruned: %s", error)
-        else:
-            log.debug("pruned %d old lines from the journal", removed)
 
     # -- chains
 
@@ -273,6 +260,38 @@ class Daemon(ABC, Generic[O]):
                 log.warning("transfers were still running after %g s; they are begun anew", house.options.stop_timeout)
             self.close()
         log.info("stopped")
+
+
+class _Upkeep:
+    """Keeps the journal small, by a small step at a time; the main thread's."""
+
+    def __init__(self, house: House, remains: Remains) -> None:
+        options = house.options
+        self._journal = house.journal
+        self._remains = remains
+        self._keep = Keep(
+            options.keep_finished * DAY,
+            options.keep_announcements * DAY,
+            options.max_finished,
+            options.max_announcements,
+        )
+        self._steps: Iterator[int] = iter(())
+        self._next = time.monotonic() + UPKEEP
+
+    def wait(self) -> float:
+        """Give the seconds until the next step."""
+        return max(0.0, self._next - time.monotonic())
+
+    def step(self) -> None:
+        """Take the next step, the first one of a new round after the last one of a round."""
+        try:
+            done = next(self._steps, None)
+        except TrollmovesError as error:
+            log.debug("the journal is not made smaller: %s", error)  # whoever has to write says so louder
+            done = None
+        if done is None:
+            self._steps = self._journal.upkeep(self._keep, self._remains)
+        self._next = time.monotonic() + (UPKEEP if done is None else UPKEEP_STEP)
 
 
 def _allow_descriptors() -> None:

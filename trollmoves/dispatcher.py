@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from trollmoves.config import Configuration, describe
-from trollmoves.daemon import DAY, Chain, Daemon, House
+from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.dispatch import config
-from trollmoves.dispatch.deliveries import Deliveries, take
+from trollmoves.dispatch.deliveries import KIND, Deliveries, take
 from trollmoves.dispatch.explanation import explain
 from trollmoves.dispatch.hearing import Hearing
+from trollmoves.journal import nothing
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import DispatcherOptions, TargetOptions
@@ -36,10 +37,7 @@ class TargetChain:
         self._oldest = 0.0  # s since the epoch
         if options.origin:
             self._watch = Watch(Origin(options.origin), self._found, name=self.name)
-            # What the journal has forgotten was delivered long ago, unless it never knew anything.
-            knows = any(house.journal.count(self.name).values())
-            if knows:
-                self._oldest = time.time() - house.options.keep_finished * DAY
+            self._oldest = time.time() - house.journal.forgotten()  # what is older was delivered long ago
 
     @property
     def listens(self) -> bool:
@@ -79,6 +77,7 @@ class Dispatcher(Daemon[TargetOptions]):
 
     role = "dispatcher"
     options = TargetOptions
+    remains = {KIND: nothing}
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)

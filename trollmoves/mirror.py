@@ -20,6 +20,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.options import MirrorOptions
+from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.requests import Provider, advice
 from trollmoves.receiver.destinations import Destinations
@@ -165,6 +166,7 @@ class Mirror(Daemon[MirrorOptions]):
 
     role = "mirror"
     options = MirrorOptions
+    remains = {"push": pushes.remains}
 
     def open(self, house: House) -> None:
         """Bind the publish port."""

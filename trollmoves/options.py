@@ -94,9 +94,14 @@ class ProcessOptions(SharedOptions):
         "`full`: what is noted in the journal survives a power cut too, and is written more slowly",
     )
     keep_finished: float = _option(values.days, "7", "days for which the journal keeps what is done")
+    max_finished: int = _option(
+        values.whole(1000, 1_000_000_000),
+        "5000000",
+        "tasks that are done kept at most in the journal, whatever their age; up to five for each file",
+    )
     keep_announcements: float = _option(values.days, "7", "days for which announcements are kept for peers to catch up")
     max_announcements: int = _option(
-        values.whole(0, 1_000_000_000), "1000000", "announcements kept at most, whatever their age"
+        values.whole(0, 1_000_000_000), "1000000", "announcements of a section kept at most, whatever their age"
     )
     stop_timeout: float = _option(
         values.seconds,

@@ -14,6 +14,7 @@ from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ServerOptions
 from trollmoves.patterns import Origin
+from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement, Announcer
 from trollmoves.provider.holdings import OwnFiles
 from trollmoves.provider.inlets import Directory, Hearsay
@@ -109,6 +110,7 @@ class Server(Daemon[ServerOptions]):
 
     role = "server"
     options = ServerOptions
+    remains = {"push": pushes.remains}
 
     def open(self, house: House) -> None:
         """Bind the publish port."""

@@ -14,7 +14,7 @@ from trollmoves.journal.place import journal_path
 from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, WAITING, Announced, Outcome, Source, Task
 from trollmoves.journal.sources import Sources
 from trollmoves.journal.tasks import Tasks
-from trollmoves.journal.upkeep import Upkeep
+from trollmoves.journal.upkeep import Keep, Remains, Upkeep, nothing
 
 __all__ = [
     "BACKLOG",
@@ -24,10 +24,13 @@ __all__ = [
     "WAITING",
     "Announced",
     "Journal",
+    "Keep",
     "Outcome",
+    "Remains",
     "Source",
     "Task",
     "journal_path",
+    "nothing",
 ]
 
 

@@ -16,6 +16,7 @@ from trollmoves.journal.place import lock_for_this_process
 
 _TIME_EVERY = 60.0  # s between writings of the time
 _SCHEMA_VERSION = 1
+_WAL_STAYS = 16_000_000  # bytes that the write-ahead log may keep when all of it is in the file
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tasks (
@@ -76,10 +77,13 @@ class File:
             raise sqlite3.DatabaseError(f"it was written by another version of this program (layout {found})")
         if not found and db.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise sqlite3.DatabaseError("it is a database of another program")
+        if not found:
+            db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table is made
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if synchronous == 'full' else 'NORMAL'}")
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute("PRAGMA wal_autocheckpoint=2000")
+        db.execute(f"PRAGMA journal_size_limit={_WAL_STAYS}")
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT")
         db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
         if found and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:

@@ -8,6 +8,7 @@ from trollmoves.journal.file import File
 from trollmoves.journal.rows import Announced, storable
 
 _COLUMNS = "number, uri, uid, size, mtime, message"
+_LOOKED_AT_ONCE = 2000  # announcements looked through at one time
 
 
 class Log(File):
@@ -83,11 +84,20 @@ class Log(File):
 
     def number_before(self, chain: str, noted: float) -> int:
         """Give the number of the last announcement made before a time (see ``now``), 0 when there is none."""
-        rows = self._read(
-            "SELECT number FROM announcements WHERE chain = ? AND noted < ? ORDER BY number DESC LIMIT 1",
-            (chain, noted),
-        )
-        return int(rows[0][0]) if rows else 0
+        low = int(self._read("SELECT min(number) FROM announcements WHERE chain = ?", (chain,))[0][0] or 1) - 1
+        high = self.last_number(chain)
+        before = 0
+        while low < high:  # by halves: there may be very many after that time
+            middle = (low + high + 1) // 2
+            rows = self._read(
+                "SELECT number, noted FROM announcements WHERE chain = ? AND number <= ? ORDER BY number DESC LIMIT 1",
+                (chain, middle),
+            )
+            if not rows or rows[0][1] >= noted:
+                high = middle - 1
+            else:
+                before, low = int(rows[0][0]), middle
+        return before
 
     def newest(self, chain: str, limit: int) -> list[Announced]:
         """Give the newest announcements of a chain, newest first."""
@@ -100,10 +110,15 @@ class Log(File):
     def undelivered(self, chain: str, kinds: Sequence[str], after: int, limit: int) -> list[Announced]:
         """Give announcements after a number that no finished task of ``kinds`` is about, oldest first."""
         marks = ",".join("?" * len(kinds))
-        rows = self._read(
-            f"SELECT {_COLUMNS} FROM announcements a WHERE chain = ? AND number > ? "
-            "AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.about = a.number AND t.chain = a.chain "
-            f"AND t.kind IN ({marks}) AND t.state = 1) ORDER BY number LIMIT ?",
-            (chain, after, *kinds, limit),
-        )
-        return [Announced(*row) for row in rows]
+        found: list[Announced] = []
+        last = self.last_number(chain)
+        while after < last and len(found) < limit:  # in pieces: nearly all may have been delivered
+            rows = self._read(
+                f"SELECT {_COLUMNS} FROM announcements a WHERE chain = ? AND number > ? AND number <= ? "
+                "AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.about = a.number AND t.chain = a.chain "
+                f"AND t.kind IN ({marks}) AND t.state = 1) ORDER BY number LIMIT ?",
+                (chain, after, after + _LOOKED_AT_ONCE, *kinds, limit - len(found)),
+            )
+            found += [Announced(*row) for row in rows]
+            after += _LOOKED_AT_ONCE
+        return found

@@ -10,8 +10,8 @@ from trollmoves.journal.file import File
 from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, WAITING, Outcome, Source, Task, storable
 from trollmoves.journal.sources import remember
 
-_COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished"
-_ABOUT = f"SELECT {_COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0"
+COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished"
+_ABOUT = f"SELECT {COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0"
 
 
 class Tasks(File):
@@ -34,9 +34,9 @@ class Tasks(File):
     def find(self, chain: str, kind: str, key: str) -> Task | None:
         """Give the task with this identity, in whatever state."""
         rows = self._read(
-            f"SELECT {_COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?", (chain, kind, storable(key))
+            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?", (chain, kind, storable(key))
         )
-        return _task(rows[0]) if rows else None
+        return task_of(rows[0]) if rows else None
 
     def keys(self, chain: str, kind: str) -> list[str]:
         """Give the keys of all tasks of a kind, in whatever state."""
@@ -46,11 +46,11 @@ class Tasks(File):
     def done_about(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
         """Give the tasks of these kinds about an announcement that are done."""
         rows = self._read(
-            f"SELECT {_COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND state = 1 "
+            f"SELECT {COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND state = 1 "
             f"AND kind IN ({','.join('?' * len(kinds))})",
             (number, chain, *kinds),
         )
-        return [_task(row) for row in rows]
+        return [task_of(row) for row in rows]
 
     def rewrite(self, tasks: Iterable[Task]) -> None:
         """Store a new body, lane, rank, due, state and time of noting of known tasks: one may start afresh."""
@@ -78,11 +78,11 @@ class Tasks(File):
         claimed: list[Task] = []
         for rank in (FRESH, BACKLOG):
             rows = self._read(
-                f"SELECT {_COLUMNS} FROM tasks WHERE chain = ? AND lane = ? AND rank = ? AND due <= ? "
+                f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND lane = ? AND rank = ? AND due <= ? "
                 "AND state = 0 ORDER BY due, id LIMIT ?",
                 (chain, lane, rank, now, limit + len(taken)),
             )
-            claimed += [_task(row) for row in rows if row[0] not in taken]
+            claimed += [task_of(row) for row in rows if row[0] not in taken]
             if len(claimed) >= limit:
                 break
         return claimed[:limit]
@@ -98,13 +98,16 @@ class Tasks(File):
         return min((float(due) for (due,) in rows if due is not None), default=None)
 
     def lanes(self, chain: str) -> list[tuple[str, str]]:
-        """Give (lane, kind) of everything that waits in a chain."""
-        return [
-            (str(lane), str(kind))
-            for lane, kind in self._read(
-                "SELECT lane, min(kind) FROM tasks WHERE chain = ? AND state = 0 GROUP BY lane", (chain,)
-            )
-        ]
+        """Give (lane, kind) of everything that waits in a chain, by a jump from each lane to the next."""
+        rows = self._read(
+            "WITH RECURSIVE lanes (lane) AS (SELECT min(lane) FROM tasks WHERE chain = ?1 AND state = 0 UNION ALL "
+            "SELECT (SELECT min(lane) FROM tasks t WHERE t.chain = ?1 AND t.state = 0 AND t.lane > lanes.lane) "
+            "FROM lanes WHERE lanes.lane IS NOT NULL) "
+            "SELECT lane, (SELECT kind FROM tasks t WHERE t.chain = ?1 AND t.state = 0 AND t.lane = lanes.lane "
+            "LIMIT 1) FROM lanes WHERE lane IS NOT NULL",
+            (chain,),
+        )
+        return [(str(lane), str(kind)) for lane, kind in rows]
 
     def finish(self, outcomes: Iterable[Outcome]) -> list[Task]:
         """Write how runs ended, and the tasks that follow from them, in one transaction; give those that are new."""
@@ -137,14 +140,15 @@ class Tasks(File):
         if self._killed_at is None:
             return []
         rows = self._read(
-            f"SELECT {_COLUMNS} FROM tasks WHERE state <> 0 AND finished BETWEEN ? AND ? AND chain = ? "
+            f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_finished WHERE state <> 0 AND finished BETWEEN ? AND ? "
+            "AND chain = ? "
             f"AND state = 1 AND kind IN ({','.join('?' * len(kinds))}) ORDER BY finished, id",
             (self._killed_at - seconds, self._killed_at, chain, *kinds),
         )
-        return [_task(row) for row in rows]
+        return [task_of(row) for row in rows]
 
     def count(self, chain: str | None = None) -> dict[str, int]:
-        """Count the tasks that wait, are done and have failed, of one chain or of all."""
+        """Count the tasks that wait, are done and have failed, of one chain or of all; it looks at each of them."""
         where, parameters = ("WHERE chain = ?", (chain,)) if chain is not None else ("", ())
         rows = self._read(f"SELECT state, count(*) FROM tasks {where} GROUP BY state", parameters)
         names = {WAITING: "waiting", DONE: "done", FAILED: "failed"}
@@ -161,7 +165,7 @@ class Tasks(File):
 
     def waiting_about(self, chain: str, kind: str, number: int) -> list[Task]:
         """Give the tasks of this kind about an announcement that wait, or run."""
-        return [_task(row) for row in self._read(_ABOUT, (number, chain, kind))]
+        return [task_of(row) for row in self._read(_ABOUT, (number, chain, kind))]
 
     def hasten(self, chain: str, kind: str, number: int) -> list[Task]:
         """Make the waiting tasks about an announcement due now, and give them."""
@@ -169,7 +173,7 @@ class Tasks(File):
         with self._transaction() as db:
             rows = db.execute(_ABOUT, (number, chain, kind)).fetchall()
             db.executemany("UPDATE tasks SET due = ? WHERE id = ?", [(now, row[0]) for row in rows])
-        tasks = [_task(row) for row in rows]
+        tasks = [task_of(row) for row in rows]
         for task in tasks:
             task.due = now
         return tasks
@@ -179,7 +183,8 @@ class Tasks(File):
         now = self.now()
         with self._transaction() as db:
             db.execute(
-                "UPDATE tasks SET due = ? WHERE chain = ? AND kind = ? AND state = 0 AND due > ?",
+                "UPDATE tasks INDEXED BY tasks_waiting SET due = ? WHERE chain = ? AND state = 0 AND kind = ? "
+                "AND due > ?",
                 (now, chain, kind, now),
             )
 
@@ -220,12 +225,13 @@ def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
 
 def _known(db: sqlite3.Connection, task: Task) -> Task:
     row = db.execute(
-        f"SELECT {_COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?",
+        f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?",
         (task.chain, task.kind, storable(task.key)),
     ).fetchone()
-    return _task(row)
+    return task_of(row)
 
 
-def _task(row: Any) -> Task:
+def task_of(row: Any) -> Task:
+    """Make a task of its columns."""
     id_, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished = row
     return Task(chain, kind, key, lane, body, due, rank, about, id_, state, tries, noted, reply, finished)

@@ -1,44 +1,192 @@
-"""Removes from a journal what is old or too much."""
+"""How a journal stays small: what is over is shortened, what is old or too much goes, free space is given back."""
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
+from trollmoves.errors import JournalError
 from trollmoves.journal.file import File
+from trollmoves.journal.rows import DONE, Task, storable
+from trollmoves.journal.tasks import COLUMNS, task_of
 
-_AT_ONCE = 2000  # rows in one transaction, so that pruning holds up nobody for long
+log = logging.getLogger(__name__)
+
+SETTLED = 300.0  # s after its end for which a task stays as it is: peers ask again within this time
+AT_ONCE = 200  # rows in one step, so that it holds up nobody for longer than a few ms
+PAGES_AT_ONCE = 100  # of free space in one step
+FREE = 0.25  # of the file that may be free space before some is given back; new rows use it up, too
+FREE_PAGES = 1000  # that may be free in any case (4 MB)
+
+Remains = Mapping[str, Callable[[Task], str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What a journal keeps: seconds, and numbers of rows; announcements are counted by chain."""
+
+    finished_for: float
+    announced_for: float
+    most_finished: int
+    most_announced: int
 
 
 class Upkeep(File):
     """The upkeep of a journal."""
 
-    def prune(self, *, finished_before: float, announced_before: float, most_announcements: int) -> int:
-        """Remove what is old (times by the journal's clock) or too many; give how many lines went.
+    def upkeep(self, keep: Keep, remains: Remains, settled: float = SETTLED) -> Iterator[int]:
+        """Go once through all that can be made smaller; each step is a short transaction, and gives how much it did.
 
-        The newest announcement of each chain stays, so that its numbers go on.
+        What waits stays, and so do the newest announcement of each chain and the newest task, so that numbers go on.
+        ``remains`` gives, by kind, what is left of the body of a task some time after it was done; its reply goes.
         """
-        removed = self._prune(
-            "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE state <> 0 AND finished < ? LIMIT ?)",
-            finished_before,
-        )
-        rows = self._read("SELECT chain, max(number), count(*) FROM announcements GROUP BY chain")
-        for chain, last, count in rows:
-            oldest_kept = last - most_announcements if count > most_announcements else 0
-            removed += self._prune(
-                "DELETE FROM announcements WHERE id IN (SELECT id FROM announcements WHERE chain = ? AND number < ? "
-                "AND (noted < ? OR number <= ?) LIMIT ?)",
-                chain,
-                last,
-                announced_before,
-                oldest_kept,
-            )
-        return removed
+        before = self.now() - settled
+        yield from self._shorten(before, remains)
+        yield from self._drop_finished(min(self._finished_before(keep), before))
+        for chain in self._announcing():
+            yield from self._drop_announced(chain, keep)
+        yield from self._give_back()
 
-    def _prune(self, sql: str, *parameters: Any) -> int:
-        removed = 0
+    def forgotten(self) -> float:
+        """Give the seconds before now of which it may not be known any more what was done; infinite when all is."""
+        rows = self._read("SELECT value FROM meta WHERE key = 'forgotten'")
+        return self.now() - float(rows[0][0]) if rows else float("inf")
+
+    # -- what is over
+
+    def _shorten(self, before: float, remains: Remains) -> Iterator[int]:
+        at, last = self._shortened_to(before)
+        while True:
+            rows = self._read(
+                f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_finished WHERE state <> 0 AND finished <= ? "
+                "AND (finished, id) > (?, ?) ORDER BY finished, id LIMIT ?",
+                (before, at, last, AT_ONCE),
+            )
+            tasks = [task_of(row) for row in rows]
+            if not tasks:
+                return
+            at, last = tasks[-1].finished or 0.0, tasks[-1].id
+            # A task may have been made anew since it was read: then its end is another one.
+            shorter = [
+                (body, task.id, task.finished)
+                for task in tasks
+                if task.state == DONE and task.kind in remains
+                if (body := _left(task, remains[task.kind])) != task.body or task.reply is not None
+            ]
+            with self._transaction() as db:
+                db.executemany(
+                    "UPDATE tasks SET body = ?, reply = NULL WHERE id = ? AND finished = ? AND state = 1", shorter
+                )
+                _remember(db, "shortened", f"{at!r} {last}")
+            yield len(tasks)
+
+    def _shortened_to(self, before: float) -> tuple[float, int]:
+        """Give the end and the id of the last task that was looked at."""
+        rows = self._read("SELECT value FROM meta WHERE key = 'shortened'")
+        at, _, last = rows[0][0].partition(" ") if rows else ("0", "", "0")
+        return (float(at), int(last)) if float(at) <= before else (0.0, 0)  # the clock was set back
+
+    def _finished_before(self, keep: Keep) -> float:
+        """Give the end of the last task that is to go."""
+        by_age = self.now() - keep.finished_for
+        ((span,),) = self._read("SELECT (SELECT max(id) FROM tasks) - (SELECT min(id) FROM tasks)")
+        if not span or span < keep.most_finished:
+            return by_age
+        # On a connection of its own: it counts much, and others go on meanwhile.
+        rows = self._read_aside(
+            "SELECT finished FROM tasks WHERE state <> 0 ORDER BY finished DESC LIMIT 1 OFFSET ?", keep.most_finished
+        )
+        return max(by_age, *(float(finished) for (finished,) in rows)) if rows else by_age
+
+    def _drop_finished(self, before: float) -> Iterator[int]:
         while True:
             with self._transaction() as db:
-                count = db.execute(sql, (*parameters, _AT_ONCE)).rowcount
-            removed += count
-            if count < _AT_ONCE:
-                return removed
+                rows = db.execute(
+                    "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks INDEXED BY tasks_finished WHERE state <> 0 "
+                    "AND finished <= ? AND id < (SELECT max(id) FROM tasks) ORDER BY finished LIMIT ?) "
+                    "RETURNING finished",
+                    (before, AT_ONCE),
+                ).fetchall()
+                if rows:
+                    _remember(db, "forgotten", repr(max(finished for (finished,) in rows)))
+            if not rows:
+                return
+            yield len(rows)
+
+    # -- announcements
+
+    def _announcing(self) -> list[str]:
+        """Give the chains that have announced something, by a jump from each to the next."""
+        return [
+            str(chain)
+            for (chain,) in self._read(
+                "WITH RECURSIVE chains (chain) AS (SELECT min(chain) FROM announcements UNION ALL "
+                "SELECT (SELECT min(chain) FROM announcements a WHERE a.chain > chains.chain) FROM chains "
+                "WHERE chains.chain IS NOT NULL) SELECT chain FROM chains WHERE chain IS NOT NULL"
+            )
+        ]
+
+    def _drop_announced(self, chain: str, keep: Keep) -> Iterator[int]:
+        before = self.now() - keep.announced_for
+        while True:
+            with self._transaction() as db:
+                ((last,),) = db.execute("SELECT max(number) FROM announcements WHERE chain = ?", (chain,))
+                oldest = db.execute(
+                    "SELECT id, number, noted FROM announcements WHERE chain = ? AND number < ? "
+                    "ORDER BY number LIMIT ?",
+                    (chain, last, AT_ONCE),
+                ).fetchall()
+                ids: list[tuple[int]] = []
+                for id_, number, noted in oldest:
+                    if noted >= before and number > last - keep.most_announced:
+                        break
+                    ids.append((id_,))
+                db.executemany("DELETE FROM announcements WHERE id = ?", ids)
+            if not ids:
+                return
+            yield len(ids)
+
+    # -- space
+
+    def _give_back(self) -> Iterator[int]:
+        """Make the file smaller when much of it is free."""
+        most = max(FREE_PAGES, int(self._pragma("page_count") * FREE))
+        if self._pragma("freelist_count") <= most:
+            return
+        while (free := self._pragma("freelist_count")) > most // 2:
+            with self._transaction() as db:
+                db.execute(f"PRAGMA incremental_vacuum({PAGES_AT_ONCE})").fetchall()
+            if self._pragma("freelist_count") >= free:
+                return  # it was made without the means to do so
+            yield PAGES_AT_ONCE
+
+    def _pragma(self, name: str) -> int:
+        return int(self._read(f"PRAGMA {name}")[0][0])
+
+    def _read_aside(self, sql: str, *parameters: Any) -> list[Any]:
+        try:
+            with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+                return db.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
+
+
+def nothing(task: Task) -> str:  # noqa: ARG001
+    """Leave nothing of a body; the key alone says that the task is known."""
+    return ""
+
+
+def _left(task: Task, remains: Callable[[Task], str]) -> str:
+    try:
+        return storable(remains(task))
+    except Exception:  # what cannot be read cannot be shortened
+        log.exception("[%s] %s %s: not shortened", task.chain, task.kind, task.key)
+        return task.body
+
+
+def _remember(db: sqlite3.Connection, key: str, value: str) -> None:
+    db.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -155,7 +156,8 @@ class Pushes:
         also = self._had_by(request, task)
         if also:
             self._journal.note([also])
-        request.answer_with(task.reply or "")
+        reached = _remaining(task).get("destination") or task.key.partition(" ")[2]
+        request.answer_with(task.reply or _answer(request.message, reached))
 
     def _had_by(self, request: Request, task: Task) -> Task | None:
         """Give the note that somebody has the answer to a push that another one asked for."""
@@ -212,9 +214,7 @@ class Pushes:
             time.monotonic() - started,
             task.tries,
         )
-        answer = {key: value for key, value in data.items() if key != "request"}
-        answer["destination"] = reached
-        text = Message(message.subject, contents.reply_type(data), answer).encode()
+        text = _answer(message, reached)
         then = (*self._follow(task.about or 0), *self._had_by_others(task))
         return Result(reply=text, then=then, after=lambda: self._tell(task.id, text))
 
@@ -370,6 +370,29 @@ def _backup_targets(data: dict[str, Any]) -> list[str]:
     if not isinstance(found, list) or len(found) > MOST_BACKUPS or not all(isinstance(one, str) for one in found):
         raise RequestRefused(f"the backup targets must be a list of at most {MOST_BACKUPS} hosts")
     return found
+
+
+def remains(task: Task) -> str:
+    """Give what is left of a push that was done: who asked, and where it went if that was not where it was to go."""
+    left: dict[str, Any] = {}
+    id_ = contents.request_id(task.body)
+    if id_:
+        left["request"] = {"id": id_}
+    reached = Message.decode(task.reply).data["destination"] if task.reply else _remaining(task).get("destination")
+    if reached and reached != task.key.partition(" ")[2]:
+        left["destination"] = reached
+    return json.dumps(left) if left else ""
+
+
+def _remaining(task: Task) -> dict[str, Any]:
+    return dict(json.loads(task.body)) if task.body.startswith("{") else {}
+
+
+def _answer(request: Message, reached: str) -> str:
+    """Write the answer to a push that was delivered."""
+    answer = {key: value for key, value in request.data.items() if key != "request"}
+    answer["destination"] = reached
+    return Message(request.subject, contents.reply_type(request.data), answer).encode()
 
 
 def refuse(name: str, request: Request, error: TrollmovesError, again_in: float = 0.0) -> None:

@@ -205,6 +205,13 @@ class Fetches:
                 self._journal.finish(ended)
 
 
+def remains(task: Task) -> str:
+    """Give what is left of a fetch that was done: what its content was, but not the announcements."""
+    fetch = Fetch.load(task.body)
+    fetch.told = {}
+    return fetch.dump()
+
+
 def key_of(data: dict[str, Any]) -> str:
     """Give the identity of the files in a message: their names, wherever they are. MessageError when it has none."""
     items = list(contents.items(data))

@@ -380,20 +380,6 @@ def test_finding_what_nobody_has_had_is_quick(journal: Journal) -> None:
     assert time.thread_time() - read < 10 * (read - started)
 
 
-def test_numbers_go_on_after_pruning_and_reopening(path: str) -> None:
-    """The numbers of a log go on when all that was announced is pruned, and after that in the next process."""
-    journal = Journal(path)
-    journal.announce("chain", [announced(n) for n in range(1, 4)])
-    assert journal.prune(finished_before=LATER, announced_before=LATER, most_announcements=99) == 2
-    assert journal.last_number("chain") == 3
-    journal.close()
-    journal = Journal(path)
-    assert journal.last_number("chain") == 3
-    journal.announce("chain", [announced(4)])
-    assert [a.number for a in journal.announced_after("chain", 0, 9)] == [3, 4]
-    journal.close()
-
-
 def test_a_number_is_given_once(journal: Journal) -> None:
     """Announcing a number a second time is refused, and the journal still knows how far the log goes."""
     journal.announce("chain", [announced(1), announced(2)])
@@ -401,30 +387,6 @@ def test_a_number_is_given_once(journal: Journal) -> None:
         journal.announce("chain", [announced(3), announced(2)])
     assert journal.last_number("chain") == 2
     journal.announce("chain", [announced(3)])
-
-
-# -- pruning
-
-
-def test_pruning_keeps_what_waits(journal: Journal) -> None:
-    """Pruning takes what is over and old, never what waits."""
-    over, failed, waits, reopened = (one for one, _ in journal.note([task(n) for n in ("a", "b", "c", "d")]))
-    journal.finish([Outcome(over, DONE), Outcome(failed, FAILED), Outcome(reopened, FAILED)])
-    reopened.state = WAITING
-    journal.rewrite([reopened])
-    assert journal.prune(finished_before=5, announced_before=5, most_announcements=9) == 0
-    assert journal.prune(finished_before=LATER, announced_before=5, most_announcements=9) == 2
-    assert {one.id for one in journal.claim("chain", "lane", 9, LATER)} == {waits.id, reopened.id}
-    assert journal.find("chain", "fetch", "a") is None
-
-
-def test_pruning_keeps_the_log_short(journal: Journal) -> None:
-    """No more than the given number of announcements of a chain are kept, the newest ones."""
-    journal.announce("chain", [announced(n) for n in range(1, 5001)])
-    journal.announce("other", [announced(n) for n in range(1, 4)])
-    assert journal.prune(finished_before=5, announced_before=5, most_announcements=10) == 4990
-    assert [a.number for a in journal.announced_after("chain", 0, 99)] == list(range(4991, 5001))
-    assert len(journal.announced_after("other", 0, 99)) == 3
 
 
 # -- sources

@@ -69,6 +69,7 @@ PROCESS: dict[str, object] = {
     "journal": "",
     "synchronous": "normal",
     "keep_finished": 7.0,
+    "max_finished": 5_000_000,
     "keep_announcements": 7.0,
     "max_announcements": 1_000_000,
     "stop_timeout": 10.0,
