@@ -231,6 +231,14 @@ def _known(db: sqlite3.Connection, task: Task) -> Task:
     return task_of(row)
 
 
+def row_of(t: Task) -> tuple[Any, ...]:
+    """Give the columns of a task."""
+    return (
+        *(t.id, t.chain, t.kind, t.key, t.lane, t.rank, t.due, t.state, t.tries, t.noted),
+        *(t.about, t.body, t.reply, t.finished),
+    )
+
+
 def task_of(row: Any) -> Task:
     """Make a task of its columns."""
     id_, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished = row

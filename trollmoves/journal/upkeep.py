@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from trollmoves.errors import JournalError
 from trollmoves.journal.file import File
 from trollmoves.journal.rows import DONE, Task, storable
-from trollmoves.journal.tasks import COLUMNS, task_of
+from trollmoves.journal.tasks import COLUMNS, row_of, task_of
 
 log = logging.getLogger(__name__)
 
@@ -61,28 +61,21 @@ class Upkeep(File):
     def _shorten(self, before: float, remains: Remains) -> Iterator[int]:
         at, last = self._shortened_to(before)
         while True:
-            rows = self._read(
-                f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_finished WHERE state <> 0 AND finished <= ? "
-                "AND (finished, id) > (?, ?) ORDER BY finished, id LIMIT ?",
-                (before, at, last, AT_ONCE),
-            )
-            tasks = [task_of(row) for row in rows]
-            if not tasks:
-                return
-            at, last = tasks[-1].finished or 0.0, tasks[-1].id
-            # A task may have been made anew since it was read: then its end is another one.
-            shorter = [
-                (body, task.id, task.finished)
-                for task in tasks
-                if task.state == DONE and task.kind in remains
-                if (body := _left(task, remains[task.kind])) != task.body or task.reply is not None
-            ]
             with self._transaction() as db:
-                db.executemany(
-                    "UPDATE tasks SET body = ?, reply = NULL WHERE id = ? AND finished = ? AND state = 1", shorter
-                )
-                _remember(db, "shortened", f"{at!r} {last}")
-            yield len(tasks)
+                rows = db.execute(
+                    f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_finished WHERE state <> 0 AND finished <= ? "
+                    "AND (finished, id) > (?, ?) ORDER BY finished, id LIMIT ?",
+                    (before, at, last, AT_ONCE),
+                ).fetchall()
+                if rows:
+                    _replace(
+                        db, [one for one in map(task_of, rows) if one.state == DONE and one.kind in remains], remains
+                    )
+                    at, last = rows[-1][-1], rows[-1][0]
+                    _remember(db, "shortened", f"{at!r} {last}")
+            if not rows:
+                return
+            yield len(rows)
 
     def _shortened_to(self, before: float) -> tuple[float, int]:
         """Give the end and the id of the last task that was looked at."""
@@ -178,6 +171,20 @@ class Upkeep(File):
 def nothing(task: Task) -> str:  # noqa: ARG001
     """Leave nothing of a body; the key alone says that the task is known."""
     return ""
+
+
+def _replace(db: sqlite3.Connection, tasks: Sequence[Task], remains: Remains) -> None:
+    """Put shorter rows in the place of these. SQLite gives pages back when rows go, not when they become shorter."""
+    shorter = []
+    for task in tasks:
+        body = _left(task, remains[task.kind])
+        if body != task.body or task.reply is not None:
+            task.body, task.reply = body, None
+            shorter.append(task)
+    db.executemany("DELETE FROM tasks WHERE id = ?", [(task.id,) for task in shorter])
+    db.executemany(
+        f"INSERT INTO tasks ({COLUMNS}) VALUES ({', '.join('?' * (COLUMNS.count(',') + 1))})", map(row_of, shorter)
+    )
 
 
 def _left(task: Task, remains: Callable[[Task], str]) -> str:

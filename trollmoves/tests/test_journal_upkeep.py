@@ -181,21 +181,6 @@ def test_many_that_ended_at_once_are_all_shortened(path: str) -> None:
     journal.close()
 
 
-def test_what_was_made_anew_meanwhile_keeps_its_body(journal: Journal) -> None:
-    """A task that is made anew while it is looked at keeps its body."""
-    ((one, _),) = journal.note([task("a", body="old")])
-    journal.finish([Outcome(one, DONE)])
-
-    def remains(known: Task) -> str:
-        known.body, known.state = "new", WAITING
-        journal.rewrite([known])
-        return ""
-
-    keep_up(journal, ALL, fetch=remains)
-    (again,) = journal.claim("chain", "lane", 1, LATER)
-    assert again.body == "new"
-
-
 def test_a_body_that_cannot_be_read_stays(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
     """What cannot be shortened is named in the log, once, stays, and does not keep the rest from it."""
     noted = [one for one, _ in journal.note([task("bad", body="x"), task("good", body="1")])]
