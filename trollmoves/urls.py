@@ -37,6 +37,8 @@ REMEMBERED = 1000  # URLs and addresses of which it is remembered what they mean
 LONGEST_REMEMBERED = 1000  # characters
 ANSWERS = 1000  # answers kept, so that requests naming many hosts cannot fill the process
 
+_EXCERPT_FROM = 4000  # characters that are looked through for an excerpt
+
 Url = str | ParseResult
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -129,6 +131,12 @@ def masked(text: str) -> str:
     elif "://" in text and ("?" in text or "#" in text):
         text = _IN_TEXT.sub(lambda found: _shown(found[0]) if "=" in found[0] else found[0], text)
     return text
+
+
+def excerpt(text: str, longest: int = 60) -> str:
+    """Return the beginning of any text, for an error about it; secrets of URLs go before, lest one be cut in two."""
+    shown = masked(text[:_EXCERPT_FROM])
+    return shown if len(shown) <= longest and len(text) <= _EXCERPT_FROM else f"{shown[: longest - 3]}..."
 
 
 def without_login(url: Url) -> str:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from trollmoves import urls
+
 LONGEST = 1e9  # seconds, about 31 years: what every clock and every wait of Python takes
 NO = ("none", "false", "no", "off", "0")
 
 
 def quoted(value: str) -> str:
     """Return the text as an error shows it: in quotes, on one line, not too long."""
-    return repr(value if len(value) <= 60 else f"{value[:57]}...")
+    return repr(urls.excerpt(value))
 
 
 def text(value: str) -> str:

@@ -61,7 +61,7 @@ def look(metadata: dict[str, Any], told: dict[str, Any]) -> File:
 def local_path(uri: object) -> str:
     """Give the path of a file on this host; MessageError when it is on another one, or no file at all."""
     if not isinstance(uri, str) or not uri:
-        raise MessageError(f"the name of a file is no text: {str(uri)[:100]!r}")
+        raise MessageError(f"the name of a file is no text: {urls.excerpt(str(uri), 100)!r}")
     if "://" not in uri:
         return uri
     try:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from trollmoves import urls
 from trollmoves.errors import TrollmovesError
 
 LARGEST_NUMBER = 2**63 - 1  # what the journal, and most of the world, can hold
@@ -33,7 +34,12 @@ def uris(data: Any) -> list[Any]:
 
 def names(data: Any) -> str:
     """Give the base names of the files, for people."""
-    return ", ".join(os.path.basename(str(uri)) for uri in uris(data))
+    return ", ".join(name(str(uri)) for uri in uris(data))
+
+
+def name(uri: str) -> str:
+    """Give the last part of a path or URL; that of a URL without a path is its host, and may be its login."""
+    return os.path.basename(urls.printable(uri) if "://" in uri and "@" in uri else uri)
 
 
 def reply_type(data: dict[str, Any]) -> str:
@@ -90,6 +96,7 @@ def announcement_mark(data: Any) -> dict[str, Any]:
 
 def failure(data: Any, error: TrollmovesError, again_in: float = 0.0) -> Any:
     """Give what an ``err`` says about a request: a text, and to our own clients also whether to try again."""
+    text = urls.masked(str(error))
     if request_mark(data):
-        return {"error": str(error), "temporary": error.temporary, "again_in": again_in}
-    return str(error)
+        return {"error": text, "temporary": error.temporary, "again_in": again_in}
+    return text

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from trollmoves import urls
 from trollmoves.errors import MessageError, StartError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import MAGIC, Message
@@ -160,7 +161,9 @@ class Listener:
         if messages and not self._offer(ear, messages, TRIES):
             for message in messages:
                 if not self._offer(ear, [message], 1):
-                    log.error("[%s] left out of %s: %s", self.name, ear.provider.address, message.text[:1000])
+                    log.error(
+                        "[%s] left out of %s: %s", self.name, ear.provider.address, urls.excerpt(message.text, 1000)
+                    )
 
     def _offer(self, ear: _Ear, messages: list[Message], tries: int) -> bool:
         """Have messages taken; False when that fails so many times for a reason that will not pass."""

@@ -19,6 +19,7 @@ from typing import Any
 import posttroll
 import posttroll.message
 
+from trollmoves import urls
 from trollmoves.errors import MessageError
 
 MAGIC = "pytroll:/"
@@ -126,12 +127,12 @@ class Message:
         """Read a message; MessageError, saying why, for whatever is none."""
         text = _as_text(raw)
         if not text.startswith(MAGIC):
-            raise MessageError(f"no posttroll message: {text[:40]!r}")
+            raise MessageError(f"no posttroll message: {_shown(text)}")
         parts = text[len(MAGIC) :].split(None, 6)
         if len(parts) < 7:
             _check_ending(text, len(parts))
         if text[len(MAGIC)].isspace():
-            raise MessageError(f"posttroll message without a subject: {text[:60]!r}")
+            raise MessageError(f"posttroll message without a subject: {_shown(text)}")
         subject, type_, sender, time, version = parts[:5]
         if version > NEWEST_VERSION:
             raise MessageError(f"message version {_shown(version)} of {_shown(subject)} is newer than {NEWEST_VERSION}")
@@ -158,12 +159,12 @@ def _check_ending(text: str, parts: int) -> None:
     head_only = parts == 5 and not text[-1].isspace()
     empty_data = parts == 6 and text[-1].isspace()
     if not (head_only or empty_data):
-        raise MessageError(f"posttroll message cut short: {text[:60]!r}")
+        raise MessageError(f"posttroll message cut short: {_shown(text)}")
 
 
 def _shown(text: str) -> str:
-    """Quote what a stranger sent, so that it fills no log and no terminal obeys it."""
-    return repr(text if len(text) <= 60 else text[:60] + "...")
+    """Quote what a stranger sent, so that it fills no log, no terminal obeys it and no secret is in it."""
+    return repr(urls.excerpt(text))
 
 
 def _writable(text: str) -> str:

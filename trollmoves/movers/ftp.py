@@ -317,7 +317,7 @@ def _credentials(login: Login) -> tuple[str, str]:
         found = None
     except netrc.NetrcParseError as error:
         # What it says of a line may hold the password that stands there.
-        why = error.msg if error.msg.startswith("~") else f"line {error.lineno} makes no sense"
+        why = error.msg if error.msg.startswith("~") else f"line {error.lineno}, or the one before, makes no sense"
         LOG.warning("~/.netrc is not used: %s", why)
         found = None
     return (found[0], found[2] or "") if found else ("anonymous", "anonymous@")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -232,7 +231,7 @@ class Announcer:
         else:
             announced = self._journal.announced(self.name, uris[0])
         if announced is None or not _is_about(announced, uris):
-            raise RequestRefused(f"not announced here: {os.path.basename(uris[0])}")
+            raise RequestRefused(f"not announced here: {contents.name(uris[0])}")
         return announced
 
 

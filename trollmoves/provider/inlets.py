@@ -193,7 +193,7 @@ class Hearsay:
 
 def _local_path(uri: Any) -> str:
     if not isinstance(uri, str):
-        raise MessageError(f"the name of a file is no text: {str(uri)[:100]!r}")
+        raise MessageError(f"the name of a file is no text: {urls.excerpt(str(uri), 100)!r}")
     if "://" not in uri:
         return os.path.abspath(uri)
     try:

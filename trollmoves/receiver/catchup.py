@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trollmoves import urls
 from trollmoves.errors import MessageError, TrollmovesError
 from trollmoves.journal import Journal, Source
 from trollmoves.messaging import contents
@@ -202,7 +203,7 @@ def _replay_data(answer: Message | TrollmovesError) -> dict[str, Any]:
         raise answer
     data = answer.data
     if answer.type != "replay" or not isinstance(data, dict):
-        raise MessageError(f"answered {answer.type} to a replay: {str(data)[:200]}")
+        raise MessageError(f"answered {answer.type} to a replay: {urls.excerpt(str(data), 200)}")
     if not (contents.is_number(data.get("through")) and contents.is_number(data.get("last"))):
         raise MessageError("a replay without numbers")
     if not (isinstance(data.get("messages"), list) and isinstance(data.get("log"), str)):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trollmoves import urls
 from trollmoves.errors import MessageError
 from trollmoves.journal import DONE, WAITING, Journal, Outcome, Source, Task
 from trollmoves.messaging import contents
@@ -219,7 +220,7 @@ def key_of(data: dict[str, Any]) -> str:
         raise MessageError("it names no file")
     for item in items:
         if not isinstance(item["uri"], str) or not isinstance(item.get("uid", ""), str):
-            raise MessageError(f"the name of a file is no text: {str(item['uri'])[:100]!r}")
+            raise MessageError(f"the name of a file is no text: {urls.excerpt(str(item['uri']), 100)!r}")
     return "\n".join(item.get("uid") or item["uri"].rsplit("/", 1)[-1] for item in items)
 
 

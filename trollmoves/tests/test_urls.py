@@ -424,3 +424,13 @@ def test_the_advertised_address_is_this_hosts() -> None:
     assert urls.is_local(urls.own_address())
     assert urls.own_address() == urls.own_address()
     assert ":" not in urls.own_address()
+
+
+@pytest.mark.parametrize("longest", [20, 30, 40, 60])
+def test_excerpt(longest: int) -> None:
+    """An excerpt never holds half a password, and has no more characters than it may."""
+    text = "pytroll://x push sftp://sat:wr0ng/p@ss@127.0.0.1/in " + "x" * 10_000
+    shown = urls.excerpt(text, longest)
+    assert len(shown) <= longest
+    assert "wr0ng" not in shown
+    assert urls.excerpt("short", longest) == "short"
