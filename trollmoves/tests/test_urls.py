@@ -397,13 +397,13 @@ def test_a_slow_look_up_is_not_waited_for() -> None:
     go = threading.Event()
 
     def look_up(name: str) -> set[str]:
-        go.wait(20)
+        go.wait(100)
         return {"127.0.0.1"}
 
     here = urls.LocalHost(patience=0.05, look_up=look_up)
     begin = time.monotonic()
     assert [here.is_here("slow.example") for _ in range(100)] == [False] * 100
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 50
     for number in range(2 * urls.LOOK_UPS):
         assert not here.is_here(f"slow-{number}.example")
     assert sum(thread.name == "look-up" for thread in threading.enumerate()) <= urls.LOOK_UPS
