@@ -15,6 +15,7 @@ from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.dispatch import config
 from trollmoves.dispatch.deliveries import KIND, Deliveries, take
 from trollmoves.dispatch.explanation import explain
+from trollmoves.dispatch.files import News
 from trollmoves.dispatch.hearing import Hearing
 from trollmoves.journal import nothing
 from trollmoves.messaging.messages import Message
@@ -57,12 +58,12 @@ class TargetChain:
         self._house.workers.forget(self.name)
 
     def _found(self, found: list[Found]) -> None:
-        messages = [
-            Message("/", "file", {**one.fields, "uri": one.path, "uid": os.path.basename(one.path)})
+        news = [
+            News(Message("/", "file", {**one.fields, "uri": one.path, "uid": os.path.basename(one.path)}))
             for one in found
             if one.fresh or not self._is_old(one.path)
         ]
-        tasks = [task for message in messages for task in self.deliveries.tasks(message, None)]
+        tasks = [task for one in news for task in self.deliveries.tasks(one, None)]
         take(tasks, self._house.journal, self._house.workers)
 
     def _is_old(self, path: str) -> bool:
@@ -136,7 +137,12 @@ class Dispatcher(Daemon[TargetOptions]):
         """Note all that is to be done about messages before the next ones are heard."""
         chains = [chain for chain in self.running() if isinstance(chain, TargetChain) and chain.listens]
         take(
-            [task for m in messages for chain in chains for task in chain.deliveries.tasks(m, m.subject)],
+            [
+                task
+                for news in map(News, messages)
+                for chain in chains
+                for task in chain.deliveries.tasks(news, news.message.subject)
+            ],
             house.journal,
             house.workers,
         )

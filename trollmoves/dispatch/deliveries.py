@@ -10,11 +10,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from urllib.parse import ParseResult
 
-from trollmoves.dispatch import files
-from trollmoves.dispatch.files import File
+from trollmoves.dispatch.files import File, News
 from trollmoves.dispatch.routes import logins, routes, shown
 from trollmoves.errors import MessageError, TransferError, TrollmovesError
 from trollmoves.journal import FAILED, WAITING, Journal, Task
@@ -50,6 +49,15 @@ class Order:
         """The destination, without a password."""
         return ParseResult(self.scheme, self.netloc, self.place, "", "", "")
 
+    @property
+    def name(self) -> str:
+        """What is delivered to, as a key."""
+        return f"{self.scheme}://{self.netloc}{self.place}"
+
+    def text(self) -> str:
+        """Give it as the journal keeps it."""
+        return json.dumps([self.path, self.scheme, self.netloc, self.place, self.receipt])
+
 
 class Deliveries:
     """The deliveries to one target. ``tasks`` is for the thread that hears, the rest for the workers."""
@@ -74,28 +82,29 @@ class Deliveries:
 
     # -- noting
 
-    def tasks(self, message: Message, subject: str | None) -> list[Task]:
+    def tasks(self, news: News, subject: str | None) -> list[Task]:
         """Give what is to be done about a message; what cannot be is told in the log. Never raises.
 
         Without a ``subject`` the topics do not matter.
         """
+        told = news.message.subject
         try:
-            metadata = files.metadata_of(message)
-            ways = [route for route in self._routes if not route.why_not(subject, metadata)]
-            found = list(self._look(message)) if ways else []
+            ways = [route for route in self._routes if not route.why_not(subject, news.metadata)]
+            found = list(self._here(news)) if ways else []
             return [task for file in found for route in ways for task in self._task(route.number, file)]
         except TrollmovesError as error:
-            log.warning("[%s] message about %s passed over: %s", self.name, message.subject, error)
+            log.warning("[%s] message about %s passed over: %s", self.name, told, error)
         except Exception:  # nothing that is sent makes a dispatcher deaf
-            log.exception("[%s] message about %s passed over", self.name, message.subject)
+            log.exception("[%s] message about %s passed over", self.name, told)
         return []
 
-    def _look(self, message: Message) -> Iterator[File]:
-        for metadata, told in files.items(message):
-            try:
-                yield files.look(metadata, told)
-            except MessageError as error:
-                log.warning("[%s] passed over a file of a message about %s: %s", self.name, message.subject, error)
+    def _here(self, news: News) -> Iterator[File]:
+        for file in news.files():
+            if isinstance(file, File):
+                yield file
+            else:
+                told = news.message.subject
+                log.warning("[%s] passed over a file of a message about %s: %s", self.name, told, file)
 
     def _task(self, number: int, file: File) -> Iterator[Task]:
         try:
@@ -107,7 +116,7 @@ class Deliveries:
         order = Order(file.path, url.scheme, url.netloc, url.path, receipt.text if receipt else "")
         key = f"{os.path.basename(file.path)} to {shown(url)}\n{file.path} {file.size} {file.mtime_ns} {url.geturl()}"
         host = "this host" if url.scheme == "file" else url.netloc.rpartition("@")[2] or url.scheme
-        yield Task(self.name, KIND, key, f"{KIND} {host}", json.dumps(astuple(order)), context=(order, receipt))
+        yield Task(self.name, KIND, key, f"{KIND} {host}", order.text(), context=(order, receipt))
 
     def _receipt(self, file: File, url: ParseResult) -> Message | None:
         """Give the message about a file that is going to be delivered, with its text; None without one."""
@@ -126,7 +135,7 @@ class Deliveries:
     def _deliver(self, task: Task) -> Result:
         """Deliver a file; runs on a worker."""
         order, receipt = task.context or (Order(*json.loads(task.body)), None)
-        with self._turns.turn(order.url.geturl(), task.id) as turn:
+        with self._turns.turn(order.name, task.id) as turn:
             if turn == _LATER:
                 task.tries -= 1
                 return Result(again_in=TURN)
@@ -139,8 +148,9 @@ class Deliveries:
 
     def _send(self, task: Task, order: Order, receipt: Message | None) -> Result:
         started = time.monotonic()
+        url = order.url
         try:
-            move_it(order.path, self._with_password(order.url), self._options.connection_parameters)
+            move_it(order.path, self._with_password(url), self._options.connection_parameters)
         except TransferError as error:
             if error.temporary and self._journal.now() - task.noted > self._options.retry_for > 0:
                 what = task.key.partition("\n")[0]
@@ -151,7 +161,7 @@ class Deliveries:
             "[%s] delivered %s to %s (%s, %.2f s, try %d)",
             self.name,
             os.path.basename(order.path),
-            shown(order.url),
+            shown(url),
             readable_size(_size(order.path)),
             time.monotonic() - started,
             task.tries,
@@ -163,7 +173,7 @@ class Deliveries:
 
     def _with_password(self, url: ParseResult) -> ParseResult:
         known = self._logins.get((url.scheme, url.netloc))
-        return url._replace(netloc=known.netloc) if known else url
+        return url._replace(netloc=known.netloc) if known and known.netloc != url.netloc else url
 
 
 def take(tasks: Sequence[Task], journal: Journal, workers: Workers) -> None:

@@ -30,6 +30,32 @@ class File:
     told: dict[str, Any]
 
 
+class News:
+    """A message, whose files are looked at once however many targets want them. One thread uses it."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self._found: list[File | MessageError] | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata that conditions are about; MessageError when there are none."""
+        return metadata_of(self.message)
+
+    def files(self) -> list[File | MessageError]:
+        """Give its files, or why one is not to be had; MessageError when it names none."""
+        if self._found is None:
+            self._found = [_looked(metadata, told) for metadata, told in items(self.message)]
+        return self._found
+
+
+def _looked(metadata: dict[str, Any], told: dict[str, Any]) -> File | MessageError:
+    try:
+        return look(metadata, told)
+    except MessageError as error:
+        return error
+
+
 def metadata_of(message: Message) -> dict[str, Any]:
     """Give the metadata that conditions are about; MessageError when there are none."""
     if not isinstance(message.data, dict):

@@ -24,7 +24,8 @@ class Route:
     def __init__(self, number: int, config: DispatchConfig) -> None:
         self.number = number
         self._config = config
-        self._base = base_url(config.host)
+        base = base_url(config.host)
+        self._base = base._replace(netloc=without_password(base.netloc))
         text = pattern_of(config)
         self._pattern = Pattern(text, compose_only=True)
         self._keeps_name = not config.filepattern
@@ -59,7 +60,7 @@ class Route:
             raise BadDestination(f"metadata would lead above the directory: {path}")
         if "://" in self._config.host and not path.startswith("/"):
             path = f"/{path}"
-        return self._base._replace(netloc=without_password(self._base.netloc), path=path)
+        return self._base._replace(path=path)
 
 
 def routes(options: TargetOptions) -> list[Route]:
