@@ -18,10 +18,10 @@ from trollmoves.tests.servers.proxy import Proxy
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
 from trollmoves.tests.waiting import until
 
-DELAY = 1.0  # s, the spare's processing_delay
-TAKEOVER = 3.0  # s; the default of 30 would make the tests as slow
+DELAY = 2.0  # s, the spare's processing_delay
+TAKEOVER = 5.0  # s; the default of 30 would make the tests as slow
 SIZE = 300_000
-LONG = 3 * TAKEOVER  # s that a slow transfer takes
+LONG = 2 * TAKEOVER  # s that a slow transfer takes
 
 
 class Spares:
@@ -63,7 +63,7 @@ class Spares:
         for name in names(100_000):
             self.feeder.put(name)
             try:
-                until(lambda name=name: name in self.receipts(), 5)  # type: ignore[misc]
+                until(lambda name=name: name in self.receipts(), 5, patience=1)  # type: ignore[misc]
                 break
             except AssertionError:
                 continue

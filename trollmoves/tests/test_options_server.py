@@ -361,7 +361,7 @@ def test_listen_through_a_name_server(site: Site) -> None:
 
 def test_removals_outlive_the_process(site: Site) -> None:
     """A removal that waits when the server is killed is made after its restart."""
-    pair = Pair(site, {"delete": "true", "remove_delay": 2}).start()
+    pair = Pair(site, {"delete": "true", "remove_delay": 5}).start()
     (name,) = pair.feeder.feed()
     pair.wait_until_done()
     pair.server.kill()

@@ -11,9 +11,9 @@ T = TypeVar("T")
 PATIENCE = 5  # deadlines are what an idle machine needs at most; one with much to do may take so many times as long
 
 
-def until(condition: Callable[[], T], seconds: float = 20, what: str = "") -> T:
-    """Return the first true result of ``condition``; fail when there is none within ``PATIENCE`` times ``seconds``."""
-    seconds *= PATIENCE
+def until(condition: Callable[[], T], seconds: float = 20, what: str = "", patience: float = PATIENCE) -> T:
+    """Return the first true result of ``condition``; fail when there is none within ``patience`` times ``seconds``."""
+    seconds *= patience
     deadline = time.monotonic() + seconds
     while True:
         result = condition()
