@@ -104,11 +104,6 @@ def checked(allowed: Iterable[Place], url: ParseResult, below: Iterable[str] = (
     return url
 
 
-def climbs(path: str) -> bool:
-    """Tell whether a sub-path may lead out of its directory, on whatever system it is used."""
-    return path.startswith(("/", "\\")) or ".." in _SEPARATOR.split(path) or "\0" in path
-
-
 def _climbs_when_read_otherwise(path: str) -> bool:
     for _ in range(MOST_DECODED):
         if ".." in _SEPARATOR.split(path):

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from trollmoves import links, unpacking
-from trollmoves.errors import ConfigError, MessageError, RequestRefused, UnpackFailed
+from trollmoves.errors import ConfigError, RequestRefused, UnpackFailed
 from trollmoves.journal import Announced, Journal, Task
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
@@ -211,15 +211,8 @@ def _copy(value: Any, packing: str | None) -> Any:
         return value
     copy = {key: _copy(one, packing) for key, one in value.items()}
     if "uri" in copy:
-        _check_place(copy["uri"], copy.get("path"))
+        contents.check_place(copy)
         for key in ("uri", "uid"):
             if packing and key in copy:
                 copy[key] = unpacking.unpacked_name(packing, copy[key])
     return copy
-
-
-def _check_place(uri: str, below: object) -> None:
-    if os.path.basename(uri) in ("", ".", ".."):
-        raise MessageError(f"{uri!r} is no name of a file")
-    if below is not None and (not isinstance(below, str) or below.startswith("/") or ".." in below.split("/")):
-        raise MessageError(f"{below!r} is no path below the destination")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import resource
 import signal
 import sys
@@ -29,6 +30,7 @@ UPKEEP = 60.0  # s between rounds of the journal's upkeep
 UPKEEP_STEP = 0.02  # s between the steps of a round, each of which takes a few ms
 DAY = 86_400.0  # s
 DESCRIPTORS = 65_536
+FOR_EVERYONE = 0o002  # the right to write that nothing made here gives to everyone, whatever the umask
 SWITCH = 0.001  # s after which a busy thread lets another one have Python; its default of 5 ms would be our latency
 
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
@@ -123,6 +125,7 @@ class Daemon(ABC, Generic[O]):
         try:
             if self.arguments.check:
                 return self._check()
+            os.umask(os.umask(0) | FOR_EVERYONE)
             logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
             follower = FileWatch(self._file, lambda: self._orders.put("reload"))
             follower.start()  # before the file is read for the first time: no change falls in between

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from trollmoves import urls
-from trollmoves.errors import TrollmovesError
+from trollmoves.errors import MessageError, TrollmovesError
 
 LARGEST_NUMBER = 2**63 - 1  # what the journal, and most of the world, can hold
 
@@ -40,6 +40,20 @@ def names(data: Any) -> str:
 def name(uri: str) -> str:
     """Give the last part of a path or URL; that of a URL without a path is its host, and may be its login."""
     return os.path.basename(urls.printable(uri) if "://" in uri and "@" in uri else uri)
+
+
+def check_place(item: dict[str, Any]) -> None:
+    """Check that a file that somebody told of stays where it is to go; MessageError when it has no such name."""
+    uri, below = item["uri"], item.get("path")
+    if not isinstance(uri, str) or os.path.basename(uri) in ("", ".", "..") or "\0" in uri:
+        raise MessageError(f"{uri!r:.100} is no name of a file")
+    if below and (not isinstance(below, str) or climbs(below)):
+        raise MessageError(f"{below!r:.100} is no path below the destination")
+
+
+def climbs(path: str) -> bool:
+    """Tell whether a sub-path may lead out of its directory, on whatever system it is used."""
+    return path.startswith(("/", "\\")) or ".." in path.replace("\\", "/").split("/") or "\0" in path
 
 
 def reply_type(data: dict[str, Any]) -> str:

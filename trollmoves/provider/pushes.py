@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import ParseResult
 
 from trollmoves import links, urls
-from trollmoves.allowed_destinations import Place, checked, climbs
+from trollmoves.allowed_destinations import Place, checked
 from trollmoves.errors import JournalError, OriginChanged, RequestRefused, TransferError, TrollmovesError
 from trollmoves.journal import DONE, FAILED, Announced, Journal, Outcome, Task
 from trollmoves.lanes import Result
@@ -130,7 +130,7 @@ class Pushes:
         target = _target(destination, self._allowed)
         below = [item["path"] for item in contents.items(data) if item.get("path") is not None]
         for path in below:
-            if not isinstance(path, str) or climbs(path):
+            if not isinstance(path, str) or contents.climbs(path):
                 raise RequestRefused(f"{path!r:.100} is no path below the destination")
         if below:
             checked(self._allowed, target.directory, below)

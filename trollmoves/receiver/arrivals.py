@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import ParseResult
 
@@ -64,7 +65,7 @@ class Arrivals:
     def arrived(self, attempt: Attempt, answer: Message) -> Result:
         """Publish that the source is done with, then where the files are now; packed ones are unpacked before."""
         message = attempt.message
-        url = _reached(answer) or urls.parse(attempt.destination)
+        url = self._reached(attempt, answer)
         log.info(
             "[%s] received %s from %s (%.2f s, try %d)",
             self.name,
@@ -88,6 +89,21 @@ class Arrivals:
             return Result(then=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
         self._publisher.send_texts([ack, self._receipt(message.subject, data)])
         return Result(reply=json.dumps([attempt.source, base]))
+
+    def _reached(self, attempt: Attempt, answer: Message) -> ParseResult:
+        """Give where the files went: as asked for, or at the backup target that the server says it has reached.
+
+        Nothing else that it may say there counts: what arrived is unpacked and removed by that path.
+        """
+        asked = urls.parse(attempt.destination)
+        said = answer.data.get("destination") if isinstance(answer.data, dict) else None
+        with suppress(BadDestination):
+            reached = urls.parse(said).netloc if isinstance(said, str) else ""
+            for backup in self._options.backup_targets:
+                url = urls.at_host(asked, backup)
+                if reached and url.netloc.rpartition("@")[2].lower() == reached.rpartition("@")[2].lower():
+                    return url
+        return asked
 
     def _receipt(self, subject: str, data: dict[str, Any]) -> str:
         data = {key: value for key, value in data.items() if key not in _OURS}
@@ -194,16 +210,6 @@ def _with_user(url: ParseResult, asked: str) -> str:
     place = url.netloc.rpartition("@")[2]
     user = urls.parse(asked).netloc.rpartition("@")[0].partition(":")[0]
     return urls.with_login(url._replace(netloc=f"{user}@{place}" if user else place), "")
-
-
-def _reached(answer: Message) -> ParseResult | None:
-    """Give the destination that a server says it has reached: with a backup target it is not the one asked for."""
-    said = answer.data.get("destination") if isinstance(answer.data, dict) else None
-    try:
-        url = urls.parse(said) if isinstance(said, str) else None
-    except BadDestination:
-        return None
-    return url if url and url.hostname else None
 
 
 def _moved(value: Any, base: str) -> Any:

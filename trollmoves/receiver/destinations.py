@@ -6,10 +6,13 @@ import logging
 import os
 import socket
 import time
+from typing import Literal
 from urllib.parse import ParseResult
 
 from trollmoves import urls
+from trollmoves.errors import BadDestination
 from trollmoves.messaging.messages import Message
+from trollmoves.movers.file import LocalFiles
 from trollmoves.patterns import Pattern
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ class Destinations:
         self.name = name
         self._text = text
         self._pattern = Pattern(text, compose_only=True)
+        self._fixed = _fixed(text)
+        self._climbs = ".." in text.split("/")
         self._login = login or ""
         self._make = make
         self._ftp_root = ftp_root.rstrip("/")
@@ -50,8 +55,16 @@ class Destinations:
         return made
 
     def _compose(self, message: Message, below: str) -> str:
-        text = self._pattern.compose(message.data) if "{" in self._text else self._text
+        text = self._text if self._fixed is None else self._checked(self._pattern.compose(message.data))
         return f"{text.rstrip('/')}/{below}" if below else text
+
+    def _checked(self, text: str) -> str:
+        """Give a composed text back; BadDestination when metadata, which a stranger may have made, lead elsewhere."""
+        fixed, url = self._fixed, urls.parse(text)
+        climbs = ".." in text.replace("\\", "/").split("/") and not self._climbs
+        if climbs or (fixed and (url.scheme, url.netloc) != (fixed.scheme, fixed.netloc)):
+            raise BadDestination(f"metadata would lead out of the destination: {urls.printable(text)}")
+        return text
 
     def compose(self, message: Message, below: str = "") -> ParseResult:
         """Give the same directory, without login and without making it."""
@@ -73,6 +86,15 @@ class Destinations:
         if os.path.isdir(path):
             return
         try:
-            os.makedirs(path, exist_ok=True)
+            LocalFiles().make_directories(path)
         except OSError as error:
             log.warning("[%s] cannot make the directory %s: %s", self.name, path, error.strerror)
+
+
+def _fixed(text: str) -> ParseResult | Literal[False] | None:
+    """Give what stands before the fields of a destination, if that is a URL with its host; None without a field."""
+    head, field, _ = text.partition("{")
+    if not field:
+        return None
+    _, mark, rest = head.partition("://")
+    return urls.parse(head) if head.startswith("/") or (mark and "/" in rest) else False

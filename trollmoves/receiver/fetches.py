@@ -12,6 +12,7 @@ from typing import Any
 from trollmoves import urls
 from trollmoves.errors import MessageError
 from trollmoves.journal import DONE, WAITING, Journal, Outcome, Source, Task
+from trollmoves.logs import Seldom
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.receiver.peers import Peers
@@ -77,6 +78,7 @@ class Fetches:
         self._peers = peers
         self._delay = delay
         self._acknowledge = acknowledge
+        self._seldom = Seldom()
         self._lock = threading.Lock()  # what is heard and what is caught up with meet in the same tasks
         self._changed: dict[int, Task] = {}  # while announcements are noted: what is to be written of known tasks
         self._late: dict[int, Told] = {}  # by task: sources that may have come after it was taken in hand
@@ -90,7 +92,9 @@ class Fetches:
                 try:
                     wanted.append(self._task(message, rank))
                 except MessageError as error:
-                    log.warning("[%s] announcement of %s passed over: %s", self.name, message.sender, error)
+                    if (more := self._seldom.turn()) is not None:
+                        sender = message.sender
+                        log.warning("[%s] announcement of %s passed over: %s%s", self.name, sender, error, more)
             noted = self._journal.note(wanted, sources)
             rows: dict[int, Task] = {}  # a file may be announced several times at once
             new = []
@@ -108,6 +112,8 @@ class Fetches:
         if not isinstance(source, str) or not source:
             raise MessageError(f"no request address but {source!r}")
         key = key_of(data)
+        for item in contents.items(data):
+            contents.check_place(item)
         version = (contents.uris(data)[0], *_size_and_time(data))
         fetch = Fetch({source: message.text or message.encode()}, {source: (version, 1)})
         due = self._journal.now() + self._delay if self._delay else 0.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from trollmoves import allowed_clients, allowed_destinations, urls, values
-from trollmoves.allowed_destinations import ANY_PORT, climbs
+from trollmoves.allowed_destinations import ANY_PORT
 from trollmoves.errors import RequestRefused, TrollmovesError
+from trollmoves.messaging.contents import climbs
 
 
 def allows(patterns: str, destination: str, *below: str) -> bool:

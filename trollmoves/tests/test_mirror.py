@@ -442,7 +442,7 @@ def test_names_that_lead_elsewhere(site: Site) -> None:
     for one in [*bad, good]:
         publisher.tell("file", {**one, "request_address": f"{HOST}:1"})
     chain.announcement("good")
-    chain.mirror.wait_for_line("is not tried again", times=len(bad))
+    chain.mirror.wait_for_line("passed over", times=len(bad))
     assert {one.uid for one in chain.mirrored.of("file")} == {"good"}
 
 
