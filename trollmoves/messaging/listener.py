@@ -13,7 +13,9 @@ import zmq
 
 from trollmoves import urls
 from trollmoves.errors import MessageError, StartError
+from trollmoves.logs import Seldom
 from trollmoves.messaging import sockets
+from trollmoves.messaging.bell import Bell
 from trollmoves.messaging.messages import MAGIC, Message
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ AT_ONCE = 200  # messages of one publisher handled together
 RETRY = 5.0  # s before the same messages are offered again when they could not be taken
 TRIES = 3  # of messages that are not taken for a reason that will not pass, before they are offered one by one
 LOOK = 1.0  # s between looks for silent publishers
+AGAIN = 5.0  # s until the next try at a publisher that has refused us
 SUBSCRIBED = 0.5  # s after which a publisher that is connected to surely has our subscriptions
 
 
@@ -39,10 +42,11 @@ class _Ear:
 
     provider: Provider
     socket: sockets.Socket
-    monitor: sockets.Socket  # tells of connections
+    lookout: sockets.Lookout
     interval: float = 0.0  # s, as its heartbeats say; 0 before the first
     beat: float = 0.0
     connected_at: float = 0.0  # monotonic; 0 when nobody is to be told
+    again_at: float = float("inf")  # monotonic; when to connect anew to one that refused us: ZeroMQ will not
 
 
 class Listener:
@@ -73,7 +77,8 @@ class Listener:
         self._alarm_scale = alarm_scale
         self._connected = connected
         self._next_look = 0.0
-        self._bell = sockets.Bell()
+        self._seldom = Seldom(burst=1)
+        self._bell = Bell()
         self._poller = zmq.Poller()
         self._poller.register(self._bell.fileno(), zmq.POLLIN)
         self._ears: dict[sockets.Socket, _Ear] = {}
@@ -107,18 +112,17 @@ class Listener:
         self._bell.ring()
 
     def _connect(self, provider: Provider) -> _Ear:
-        socket = sockets.connect(zmq.SUB, provider.address, {zmq.RCVHWM: sockets.MESSAGES_HELD})
+        options = {int(zmq.RCVHWM): sockets.MESSAGES_HELD}
+        socket, lookout = sockets.look_and_connect(zmq.SUB, provider.address, options)
         for topic in provider.topics:
             socket.setsockopt_string(zmq.SUBSCRIBE, subscription(topic))
-        monitor: sockets.Socket = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._poller.register(socket, zmq.POLLIN)
-        ear = self._ears[socket] = _Ear(provider, socket, monitor)
+        ear = self._ears[socket] = _Ear(provider, socket, lookout)
         return ear
 
     @staticmethod
     def _disconnect(ear: _Ear) -> None:
-        ear.socket.disable_monitor()
-        ear.monitor.close(0)
+        ear.lookout.close()
         ear.socket.close(0)
 
     def _run(self) -> None:
@@ -201,11 +205,20 @@ class Listener:
                 log.warning(
                     "[%s] no heartbeat from %s for %.0f s: connecting anew", self.name, ear.provider.address, silence
                 )
-                again = self._connect(ear.provider)
-                again.interval, again.beat = ear.interval, now
-                self._poller.unregister(ear.socket)
-                del self._ears[ear.socket]
-                self._disconnect(ear)
+                self._connect_anew(ear).beat = now
+
+    def _connect_anew(self, ear: _Ear) -> _Ear:
+        try:
+            again = self._connect(ear.provider)
+        except StartError as error:  # a key file was there before
+            log.error("[%s] %s", self.name, error)
+            ear.again_at = time.monotonic() + AGAIN
+            return ear
+        again.interval, again.beat = ear.interval, ear.beat
+        self._poller.unregister(ear.socket)
+        del self._ears[ear.socket]
+        self._disconnect(ear)
+        return again
 
     def _look_for_connections(self) -> None:
         """Tell who has come to be connected, a moment later: by then the publisher has our subscriptions."""
@@ -214,13 +227,23 @@ class Listener:
             return
         self._next_look = now + SUBSCRIBED
         for ear in list(self._ears.values()):
-            while ear.monitor.poll(0):
-                ear.monitor.recv_multipart()
+            self._look_for_trouble(ear, now)
+            if ear.lookout.got_in():
                 ear.connected_at = now
             if ear.connected_at and now - ear.connected_at >= SUBSCRIBED:
                 ear.connected_at = 0.0
                 if self._connected:
                     self._connected(ear.provider.address)
+
+    def _look_for_trouble(self, ear: _Ear, now: float) -> None:
+        """Say who refuses us, and try again later."""
+        trouble = ear.lookout.trouble()
+        if trouble and (more := self._seldom.turn(f"{ear.provider.address} {trouble.why}")) is not None:
+            log.warning("[%s] cannot hear %s: %s%s", self.name, ear.provider.address, trouble.why, more)
+        if trouble and trouble.lasting:
+            ear.again_at = now + AGAIN
+        if ear.again_at <= now:
+            self._connect_anew(ear)
 
 
 def subscription(topic: str) -> str:

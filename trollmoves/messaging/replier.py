@@ -18,6 +18,7 @@ from trollmoves.errors import MessageError, RequestRefused, TrollmovesError
 from trollmoves.logs import Seldom
 from trollmoves.messaging import contents, sockets
 from trollmoves.messaging.admission import Admission, sender
+from trollmoves.messaging.bell import Bell
 from trollmoves.messaging.messages import Message
 from trollmoves.pace import Pace
 
@@ -88,7 +89,7 @@ class Replier:
             sockets.tcp(bind_address, port),
             {zmq.RCVHWM: REQUESTS_HELD, zmq.SNDHWM: REQUESTS_HELD, zmq.ROUTER_HANDOVER: 1},
         )
-        self._bell = sockets.Bell()
+        self._bell = Bell()
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"replier of {name}", daemon=True)

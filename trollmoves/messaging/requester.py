@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import zmq
 
 from trollmoves.errors import MessageError, TrollmovesError
+from trollmoves.logs import Seldom
 from trollmoves.messaging import sockets
+from trollmoves.messaging.bell import Bell
 from trollmoves.messaging.messages import Message
 from trollmoves.pace import Pace
 
@@ -59,11 +61,13 @@ class _Line:
     """
 
     socket: sockets.Socket
+    lookout: sockets.Lookout
     address: str
     shared: bool
     open: dict[bytes, _Asked] = field(default_factory=dict)
     used: float = 0.0  # monotonic
     count: int = 0
+    trouble: str = ""  # why there is no connection
 
     def send(self, asked: _Asked) -> None:
         token = b""
@@ -86,7 +90,7 @@ class Requester:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._bell = sockets.Bell()
+        self._bell = Bell()
         self._new: deque[_Asked] = deque()
         self._lines: dict[sockets.Socket, _Line] = {}
         self._free: dict[tuple[str, bool], list[_Line]] = {}  # that take a request; by address, and whether shared
@@ -94,6 +98,7 @@ class Requester:
         self._poller.register(self._bell.fileno(), zmq.POLLIN)
         self._next_look = 0.0
         self._pace = Pace()
+        self._seldom = Seldom(burst=1)
         self._stopping = False
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=f"requester of {name}", daemon=True)
@@ -177,9 +182,10 @@ class Requester:
             if not int(line.socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 return line
             self._close(line)  # a second answer to its last request
-        socket = sockets.connect(zmq.DEALER, address if "://" in address else f"tcp://{address}", {zmq.LINGER: 0})
+        url = address if "://" in address else f"tcp://{address}"
+        socket, lookout = sockets.look_and_connect(zmq.DEALER, url, {int(zmq.LINGER): 0})
         self._poller.register(socket, zmq.POLLIN)
-        line = self._lines[socket] = _Line(socket, address, shared)
+        line = self._lines[socket] = _Line(socket, lookout, address, shared)
         if shared:
             free.append(line)
         return line
@@ -223,11 +229,29 @@ class Requester:
     def _look_at_the_clock(self) -> None:
         now = time.monotonic()
         for line in list(self._lines.values()):
+            self._look_for_trouble(line)
             self._look_for_overdue(line, now)
             if not line.open and (line.used < now - IDLE_SOCKET or self._is_retired(line)):
                 self._close(line)
         deadlines = [asked.deadline for line in self._lines.values() for asked in line.open.values()]
         self._next_look = min([now + LOOK, *deadlines])
+
+    def _look_for_trouble(self, line: _Line) -> None:
+        """Say who refuses us; ZeroMQ will not try again, so whoever waits on this line waits in vain."""
+        trouble = line.lookout.trouble()
+        if line.lookout.got_in():
+            line.trouble = ""
+        if trouble is None:
+            return
+        line.trouble = f": {trouble.why}"
+        if (more := self._seldom.turn(f"{line.address} {trouble.why}")) is not None:
+            log.warning("[%s] cannot ask %s: %s%s", self.name, line.address, trouble.why, more)
+        if trouble.lasting:
+            waiting = list(line.open.values())
+            line.open.clear()
+            self._retire(line)
+            for asked in waiting:
+                self._tell(asked, NoAnswer(f"no answer from {line.address}{line.trouble}"))
 
     def _look_for_overdue(self, line: _Line, now: float) -> None:
         for token, asked in list(line.open.items()):
@@ -241,7 +265,7 @@ class Requester:
             # must not reach the server one day, and a late answer not be taken for that to another request.
             self._retire(line)
             self._hang_up(asked.address)
-            self._tell(asked, NoAnswer(f"no answer from {asked.address} within {asked.timeout:g} s"))
+            self._tell(asked, NoAnswer(f"no answer from {asked.address} within {asked.timeout:g} s{line.trouble}"))
 
     def _hang_up(self, address: str) -> None:
         """Drop the idle connections to a peer that does not answer: they may be as dead as the one that was used."""
@@ -269,6 +293,7 @@ class Requester:
             del self._free[line.address, line.shared]
         del self._lines[line.socket]
         self._poller.unregister(line.socket)
+        line.lookout.close()
         line.socket.close()
 
     def _close_all(self) -> None:

@@ -1,33 +1,34 @@
-"""ZeroMQ sockets, made by posttroll so that its settings and its security hold for every one of them."""
+"""ZeroMQ sockets, secured and bounded alike, as posttroll's settings say."""
 
 from __future__ import annotations
 
-import os
-import threading
 import time
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
 
+import posttroll
 import zmq
-from posttroll.backends.zmq import get_context
-from posttroll.backends.zmq import socket as posttroll_socket
-from posttroll.backends.zmq.socket import set_up_client_socket, set_up_server_socket
 
 from trollmoves.allowed_clients import ANYONE, Clients
 from trollmoves.errors import StartError
+from trollmoves.messaging import gate, handshakes, keys
 from trollmoves.messaging.admission import accept_filters
 
 Socket = zmq.Socket[bytes]
+Options = Mapping[int, int] | Mapping[zmq.SocketOption, int]
 
 MESSAGES_HELD = 100_000  # a peer, on each side of a publication; ZeroMQ drops what is beyond
-MOST_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
 HEARTBEAT = 5_000  # ms between pings on a connection
 HEARTBEAT_TIMEOUT = 15_000  # ms without a word of the peer after which a connection is dropped, and made anew
 CONNECT_TIMEOUT = 5_000  # ms for a connection to come about; the kernel would try for two minutes, ever more seldom
+HANDSHAKE = 10_000  # ms that a connection may take to be made
 RECONNECT = 100  # ms before the first try to connect again
 RECONNECT_MOST = 500  # ms between such tries: a publisher that comes back waits a second for those who hear it
 REBIND = 0.5  # s
 LINGER = 1_000  # ms that a closing socket may use for what it has not sent yet
 LARGEST_MESSAGE = 64 * 1024 * 1024  # bytes; whoever sends more is disconnected
+PORTS = (49152, 65536)  # to take a free one from
 
 _OPTIONS: dict[int, int] = {
     zmq.LINGER: LINGER,
@@ -38,42 +39,62 @@ _OPTIONS: dict[int, int] = {
     zmq.HEARTBEAT_IVL: HEARTBEAT,
     zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT,
     zmq.HEARTBEAT_TTL: HEARTBEAT_TIMEOUT,  # peers that send no pings themselves notice a dead connection through ours
+    zmq.HANDSHAKE_IVL: HANDSHAKE,
     zmq.MAXMSGSIZE: LARGEST_MESSAGE,
 }
 
-
-# What a wrong address, or wrong settings of posttroll's security, come to; older versions of it raise KeyError.
-_TROUBLES = (zmq.ZMQBaseError, OSError, ValueError, getattr(posttroll_socket, "ConfigurationError", KeyError), KeyError)
-
-
-def _make_room() -> None:
-    context = get_context()
-    if context.get(zmq.MAX_SOCKETS) < MOST_SOCKETS:
-        context.set(zmq.MAX_SOCKETS, min(MOST_SOCKETS, context.get(zmq.SOCKET_LIMIT)))
+# What a wrong address, or a key that is none, come to.
+_TROUBLES = (zmq.ZMQBaseError, OSError, ValueError, OverflowError)
 
 
-def connect(kind: int, address: str, options: dict[int, int] | None = None) -> Socket:
+def connect(kind: int, address: str, options: Options | None = None) -> Socket:
     """Give a socket that connects, and stays connected, to ``address`` (``tcp://host:port``).
 
     StartError when the address is none, or posttroll's settings do not allow for a socket.
     """
-    _make_room()
+    return _connected(kind, address, options)[0]
+
+
+def look_and_connect(kind: int, address: str, options: Options | None = None) -> tuple[Socket, Lookout]:
+    """Do as ``connect``, and tell whether the socket gets in. The lookout is to be closed before the socket."""
+    return _connected(kind, address, options, look=True)
+
+
+@overload
+def _connected(kind: int, address: str, options: Options | None, *, look: Literal[True]) -> tuple[Socket, Lookout]: ...
+@overload
+def _connected(kind: int, address: str, options: Options | None) -> tuple[Socket, None]: ...
+def _connected(
+    kind: int, address: str, options: Options | None, *, look: bool = False
+) -> tuple[Socket, Lookout | None]:
     again = {
         zmq.RECONNECT_IVL: RECONNECT,
         zmq.RECONNECT_IVL_MAX: RECONNECT_MOST,
         zmq.CONNECT_TIMEOUT: CONNECT_TIMEOUT,
     }
+    the_gate = gate.of_this_process()
+    socket = None
     try:
-        socket: Socket = set_up_client_socket(kind, address, _options(address) | again | (options or {}))
-    except _TROUBLES as error:
+        socket = the_gate.connecting(kind)
+        _set(socket, _options(address) | again | dict(options or {}))
+        lookout = Lookout(socket, the_gate) if look else None
+        try:
+            socket.connect(address)
+        except Exception:
+            if lookout:
+                lookout.close()
+            raise
+    except (*_TROUBLES, StartError) as error:
+        if socket:
+            socket.close(0)
         raise StartError(f"cannot connect to {address}: {_told(error)}") from error
-    return socket
+    return socket, lookout
 
 
 def bind(
     kind: int,
     address: str,
-    options: dict[int, int] | None = None,
+    options: Options | None = None,
     ports: tuple[int, int] | None = None,
     clients: Clients = ANYONE,
 ) -> tuple[Socket, int]:
@@ -83,47 +104,63 @@ def bind(
     Connections from addresses that are not among the ``clients`` are closed at once.
     StartError when it is still taken then, the address is not this host's, or posttroll's settings are wrong.
     """
-    _make_room()
-    options = _options(address) | (options or {})
+    wanted = _options(address) | dict(options or {})
+    filters = accept_filters(clients, ipv6=bool(wanted.get(zmq.IPV6)))
     deadline = time.monotonic() + REBIND
     while True:
         try:
-            filters = accept_filters(clients, ipv6=bool(options.get(zmq.IPV6)))
-            socket, port = _bound(kind, address, options, ports or (49152, 65536), filters)
-        except _TROUBLES as error:
+            return _bound(kind, address, wanted, ports or PORTS, filters)
+        except (*_TROUBLES, StartError) as error:
             if getattr(error, "errno", 0) != zmq.EADDRINUSE or time.monotonic() > deadline:
                 raise StartError(f"cannot listen on {address}: {_told(error)}") from error
             time.sleep(0.02)
-        else:
-            return socket, port
 
 
 def _bound(
-    kind: int, address: str, options: dict[int, int], ports: tuple[int, int], filters: list[bytes]
+    kind: int, address: str, options: dict[int, int], ports: tuple[int, int], filters: Sequence[bytes]
 ) -> tuple[Socket, int]:
-    if not filters:
-        socket, port, _ = set_up_server_socket(kind, address, options, ports)
-        return socket, port
-    # posttroll makes and binds in one step, and takes each option once; what is bound later heeds the filters.
-    socket, _, _ = set_up_server_socket(kind, "tcp://127.0.0.1:0", options, ports)
+    the_gate = gate.of_this_process()
+    socket, door = the_gate.listening(kind, options[zmq.MAXMSGSIZE])
     try:
-        socket.unbind(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        _set(socket, options)
         for one in filters:
             socket.setsockopt(zmq.TCP_ACCEPT_FILTER, one)
-        return socket, posttroll_socket.bind(socket, address, ports)
-    except BaseException:
+        host, _, port_text = address.rpartition(":")
+        port = int(port_text)
+        if port:
+            socket.bind(address)
+        else:
+            port = socket.bind_to_random_port(host, min_port=ports[0], max_port=ports[1])
+    except Exception:
+        socket.disable_monitor()
+        door.close()
         socket.close(0)
         raise
+    the_gate.watch(door, port)
+    return socket, port
+
+
+def _set(socket: Socket, options: Options) -> None:
+    for option, value in options.items():
+        socket.setsockopt(option, value)
 
 
 def _options(address: str) -> dict[int, int]:
-    return _OPTIONS | {zmq.IPV6: 1} if "[" in address else _OPTIONS
+    return _OPTIONS | _configured_keepalive() | ({zmq.IPV6: 1} if "[" in address else {})
+
+
+def _configured_keepalive() -> dict[int, int]:
+    """Give what posttroll's settings say about keeping TCP connections alive."""
+    found: dict[int, int] = {}
+    for name in ("tcp_keepalive", "tcp_keepalive_cnt", "tcp_keepalive_idle", "tcp_keepalive_intvl"):
+        value = posttroll.config.get(name, None)
+        if value is not None:
+            found[getattr(zmq, name.upper())] = int(value)
+    return found
 
 
 def _told(error: Exception) -> str:
-    if isinstance(error, zmq.ZMQError):
-        return zmq.strerror(error.errno or 0)
-    return f"posttroll's setting {error} is missing" if isinstance(error, KeyError) else str(error)
+    return zmq.strerror(error.errno or 0) if isinstance(error, zmq.ZMQError) else str(error)
 
 
 def tcp(host: str, port: int) -> str:
@@ -131,35 +168,48 @@ def tcp(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"tcp://{host}:{port}"
 
 
-class Bell:
-    """Wakes a thread that polls sockets: any thread rings, the polling one silences."""
+class Lookout:
+    """Tells whether a connecting socket gets in; the thread that uses the socket asks, and closes it."""
 
-    def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._ringing = False
-        self._closing = threading.Lock()  # what is written must not reach whoever gets the descriptor next
+    def __init__(self, socket: Socket, the_gate: gate.Gate) -> None:
+        self._socket = socket
+        self._secured = keys.are_wanted()
+        self._in_vain = 0  # tries since the last connection
+        self._got_in = False
+        self._monitor = the_gate.monitor(socket, handshakes.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
 
-    def fileno(self) -> int:
-        """Give the descriptor to poll for reading."""
-        return self._fd
+    def trouble(self) -> Trouble | None:
+        """Give what has kept the socket from being connected since the last look, None when nothing has.
 
-    def ring(self) -> None:
-        """Wake the polling thread; cheap when it was rung already."""
-        if not self._ringing:
-            self._ringing = True
-            with self._closing:
-                if self._fd >= 0:
-                    os.eventfd_write(self._fd, 1)
+        The other side may hang up once since it ends just then: that is none.
+        """
+        found = None
+        while True:
+            try:
+                event, value = handshakes.read(self._monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return found if found and (found.lasting or self._in_vain > 1) else None
+            if not event & handshakes.FAILURES:
+                found, self._in_vain, self._got_in = None, 0, True
+                continue
+            self._in_vain += 1
+            why = handshakes.told_by_caller(handshakes.failure(event, value), secured=self._secured)
+            found = Trouble(why, lasting=bool(event & handshakes.LASTING))
 
-    def silence(self) -> None:
-        """Hear the bell: call it before looking at what it was rung for."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._fd)
-        self._ringing = False
+    def got_in(self) -> bool:
+        """Tell whether the socket has come to be connected, as ``trouble`` saw it, since this was asked last."""
+        got_in, self._got_in = self._got_in, False
+        return got_in
 
     def close(self) -> None:
-        """Give the descriptor back; from now on ringing does nothing."""
-        with self._closing:
-            if self._fd >= 0:
-                os.close(self._fd)
-            self._fd = -1
+        """Look no more."""
+        self._socket.disable_monitor()  # first: ZeroMQ's own thread would wait for ever for somebody to tell
+        self._monitor.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a socket does not get in."""
+
+    why: str
+    lasting: bool  # ZeroMQ will not try again with this socket

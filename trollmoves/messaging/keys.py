@@ -1,0 +1,132 @@
+"""The keys and addresses that posttroll's settings name.
+
+They are posttroll's own (``backend``, ``server_secret_key_file`` and so on, from its files or ``POSTTROLL_...``), read
+whenever a socket is made: what one version of posttroll makes of them differs from what the next one does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import posttroll
+import zmq
+from zmq.auth import load_certificate
+
+from trollmoves.errors import StartError
+
+log = logging.getLogger(__name__)
+
+ANYONE = "*"  # in place of a directory: whoever knows our public key may connect
+_BACKENDS = {"unsecure_zmq": False, "secure_zmq": True}
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A CURVE key pair in ZeroMQ's text form; its secret half is not shown."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+
+
+def are_wanted() -> bool:
+    """Tell whether sockets are to be secured; StartError when posttroll's backend is none that can be had."""
+    backend = posttroll.config.get("backend", "unsecure_zmq")
+    if backend not in _BACKENDS:
+        raise StartError(f"posttroll's setting backend is {backend!r}, and not one of {', '.join(_BACKENDS)}")
+    if _BACKENDS[backend] and not zmq.has("curve"):
+        raise StartError("posttroll's setting backend is secure_zmq, and this ZeroMQ was built without CURVE")
+    return _BACKENDS[backend]
+
+
+def of_those_who_listen() -> KeyPair:
+    """Give the pair of sockets that others connect to; StartError when it cannot be read."""
+    return _pair("server_secret_key_file")
+
+
+def of_those_who_connect() -> tuple[KeyPair, bytes]:
+    """Give the pair of sockets that connect, and the public key of whom they connect to; StartError as above."""
+    return _pair("client_secret_key_file"), _read("server_public_key_file")[0]
+
+
+def guest_list() -> str:
+    """Give the directory with the public keys of those who may connect, or ANYONE; StartError when there is none."""
+    directory = str(_setting("clients_public_keys_directory"))
+    if directory != ANYONE:
+        try:
+            os.scandir(directory).close()
+        except OSError as error:
+            raise StartError(
+                f"posttroll's setting clients_public_keys_directory: {directory}: {error.strerror}"
+            ) from None
+    return directory
+
+
+def guests(directory: str) -> frozenset[bytes]:
+    """Give the public keys in a directory. What is no key there is left out, and said; OSError when it is none."""
+    found: set[bytes] = set()
+    for name in sorted(os.listdir(directory)):
+        if not name.endswith(".key"):
+            continue
+        try:
+            found.add(load_certificate(os.path.join(directory, name))[0])
+        except (OSError, ValueError) as error:
+            log.warning("%s in %s is no public key: %s", name, directory, error)
+    return frozenset(found)
+
+
+def known_addresses() -> frozenset[str]:
+    """Give the addresses that may connect, with names resolved; empty when all may. StartError when none is found."""
+    configured = posttroll.config.get("authorized_client_addresses", None)
+    if not configured:
+        return frozenset()
+    names = configured.replace(",", " ").split() if isinstance(configured, str) else list(map(str, configured))
+    found = frozenset(address for name in names for address in _addresses(name))
+    if not found:
+        raise StartError(f"posttroll's setting authorized_client_addresses: no address of {', '.join(names)}")
+    return found
+
+
+def _addresses(name: str) -> Iterable[str]:
+    try:
+        return {str(one[4][0]) for one in socket.getaddrinfo(name, None)}
+    except OSError as error:
+        log.warning("posttroll's setting authorized_client_addresses: %s: %s", name, error.strerror)
+        return ()
+
+
+def _setting(name: str) -> Any:
+    value = posttroll.config.get(name, None)
+    if not value:
+        raise StartError(f"posttroll's setting {name} is missing, which its backend secure_zmq needs")
+    return value
+
+
+def _pair(name: str) -> KeyPair:
+    public, secret = _read(name)
+    if secret is None:
+        raise StartError(f"posttroll's setting {name}: {_setting(name)} holds no secret key")
+    return KeyPair(public, secret)
+
+
+def _read(name: str) -> tuple[bytes, bytes | None]:
+    path = str(_setting(name))
+    try:
+        return load_certificate(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it cannot be read, or is no key"
+        raise StartError(f"posttroll's setting {name}: {path}: {why}") from None
+
+
+def readable_by_others(name: str) -> str:
+    """Give the file that a setting names when more users than its owner and group can read it, else an empty text."""
+    path = str(posttroll.config.get(name, None) or "")
+    try:
+        return path if path and os.stat(path).st_mode & stat.S_IROTH else ""
+    except OSError:
+        return ""
