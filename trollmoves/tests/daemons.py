@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from trollmoves.tests.feeding import PATTERN, Feeder
 from trollmoves.tests.hearing import HOST, Ear
@@ -31,7 +31,16 @@ MIRROR_TOPIC = "/mirrored/0deg"
 READY = 30.0  # s that a daemon has to come up on a busy machine
 
 S = TypeVar("S")
-T = TypeVar("T", bound=socket.socket)
+
+
+class Closes(Protocol):
+    """What a site can keep."""
+
+    def close(self) -> object:
+        """End it."""
+
+
+T = TypeVar("T", bound=Closes)
 Sections = Mapping[str, Mapping[str, object]]
 
 

@@ -81,7 +81,7 @@ class Dispatching:
 
     def __init__(self, site: Site, targets: Mapping[str, Any], *arguments: str, old: bool = False) -> None:
         self.site = site
-        self.voice = site.keep(Voice(site.port()))  # type: ignore[type-var]
+        self.voice = site.keep(Voice(site.port()))
         self.source = site.folder("in")
         self.out = site.folder("old-out" if old else "out")
         self.port = site.port()

@@ -27,7 +27,9 @@ def missing(*, tls: bool = False) -> str:
 class PyFtpd(ServerProcess):
     """A server whose root is ``root``."""
 
-    def __init__(self, folder: Path, root: Path, *, tls: bool = False, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, root: Path, *, tls: bool = False, options: tuple[str, ...] = (), password: str = PASSWORD
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.root = root
@@ -38,7 +40,7 @@ class PyFtpd(ServerProcess):
             make_certificate(self.certificate)
             extra += ["--certificate", str(self.certificate)]
         command = [sys.executable, "-m", __name__, str(port), str(root), *extra]
-        super().__init__(port, command, folder / "ftp.log", {"FTP_TEST_PASSWORD": PASSWORD})
+        super().__init__(port, command, folder / "ftp.log", {"FTP_TEST_PASSWORD": password})
 
 
 def make_certificate(path: Path) -> None:

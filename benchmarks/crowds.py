@@ -1,0 +1,163 @@
+"""Many at once: clients, servers, a mirror in between, a dead host among healthy ones, a long line."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.figures import Figure
+from benchmarks.flow import PATIENCE
+from benchmarks.witness import Receipts
+from trollmoves.tests.daemons import (
+    MIRROR_TOPIC,
+    Site,
+    client_section,
+    mirror_section,
+    server_section,
+)
+from trollmoves.tests.feeding import content, names
+from trollmoves.tests.network import Network, SlowLine
+from trollmoves.tests.waiting import until
+
+CLIENTS, SERVERS, HEALTHY = 10, 5, 9
+DELAY = 0.005  # s each way
+
+
+def _timed(folders: list[Path], ears: list[Receipts], fed: list[str]) -> float:
+    """Have files appear in each of the folders at once; give the seconds until every ear has heard of all of them."""
+    for folder in folders:
+        ready = folder.with_name(f"{folder.name}-ready")
+        ready.mkdir(exist_ok=True)
+        for name in fed:
+            (ready / name).write_bytes(content(name))
+    began = time.monotonic()
+    for name in fed:
+        for folder in folders:
+            os.rename(folder.with_name(f"{folder.name}-ready") / name, folder / name)
+    for ear in ears:
+        ear.wait_for(fed, PATIENCE)
+    return max(ear.at[name] for ear in ears for name in fed) - began
+
+
+def fan_out(logs: Path, *, count: int) -> Iterator[Figure]:
+    """Time one server and ten clients, each of which wants every file."""
+    took = {}
+    for clients in (1, CLIENTS):
+        with Site(logs) as site:
+            origin, port = site.folder("in"), site.port()
+            server = site.server({"hrit": server_section(origin, site.port())}, port).start(wait=False)
+            ears, processes = [], []
+            for number in range(clients):
+                published = site.port()
+                section = client_section(port, site.folder(f"out{number}"), published)
+                processes.append(site.client({"hrit": section}, name=f"client{number}").start(wait=False))
+                ears.append(site.keep(Receipts(published)))
+            for process in (server, *processes):
+                process.wait_until_ready()
+            fed = names()
+            _timed([origin], ears, list(itertools.islice(fed, 20)))
+            took[clients] = _timed([origin], ears, list(itertools.islice(fed, count)))
+    rate = CLIENTS * count / took[CLIENTS]
+    yield Figure(
+        f"1 server, {CLIENTS} clients, {count} files: deliveries", rate, "files/s",
+        limit=count / took[1], limit_of="1 client",
+    )  # fmt: skip
+
+
+def fan_in(logs: Path, *, count: int) -> Iterator[Figure]:
+    """Time five servers that have the same files, and a client that wants each once."""
+    with Site(logs) as site:
+        origins = [site.folder(f"in{number}") for number in range(SERVERS)]
+        ports = [site.port() for _ in origins]
+        servers = [
+            site.server({"hrit": server_section(origin, site.port())}, port, name=f"server{port}").start(wait=False)
+            for origin, port in zip(origins, ports, strict=True)
+        ]
+        published = site.port()
+        target = site.folder("out")
+        client = site.client({"hrit": client_section(ports, target, published)}).start(wait=False)
+        ear = site.keep(Receipts(published))
+        for process in (*servers, client):
+            process.wait_until_ready()
+        fed = names()
+        _timed(origins, [ear], list(itertools.islice(fed, 20)))
+        took = _timed(origins, [ear], list(itertools.islice(fed, count)))
+        delivered = sum(server.lines().count(" delivered ") for server in servers)
+        yield Figure(f"{SERVERS} servers, 1 client, the same {count} files", count / took, "files/s")
+        yield Figure("transfers of each of them", delivered / (count + 20), "times", more=False)
+
+
+def mirror(logs: Path, *, count: int) -> Iterator[Figure]:
+    """Time files through a mirror."""
+    with Site(logs) as site:
+        origin, inner, outer, published = site.folder("in"), site.port(), site.port(), site.port()
+        processes = [
+            site.server({"hrit": server_section(origin, site.port())}, inner),
+            site.mirror({"hrit": mirror_section(inner, site.folder("copies"), site.port())}, outer),
+            site.client({"hrit": client_section(outer, site.folder("out"), published, topic=MIRROR_TOPIC)}),
+        ]
+        ear = site.keep(Receipts(published))
+        for process in processes:
+            process.start(wait=False)
+        for process in processes:
+            process.wait_until_ready()
+        fed = names()
+        _timed([origin], [ear], list(itertools.islice(fed, 50)))
+        took = _timed([origin], [ear], list(itertools.islice(fed, count)))
+        yield Figure(f"server, mirror, client: {count} files at once", count / took, "files/s")
+
+
+def dead_host(logs: Path, *, count: int) -> Iterator[Figure]:
+    """Time nine targets that work, with a tenth one that takes connections and then says nothing, and without it."""
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for dead in (False, True) * 2:
+        with Site(logs) as site, socket.create_server(("127.0.0.99", 0), backlog=500) as hole:
+            origin, port = site.folder("in"), site.port()
+            sections, ears = {}, []
+            for number in range(HEALTHY):
+                published = site.port()
+                sections[f"out{number}"] = client_section(port, site.folder(f"out{number}"), published)
+                ears.append(site.keep(Receipts(published)))
+            if dead:
+                there = f"ftp://me:x@127.0.0.99:{hole.getsockname()[1]}/in/"
+                sections["dead"] = client_section(port, there, site.port())
+            server = site.server({"hrit": server_section(origin, site.port())}, port).start(wait=False)
+            client = site.client(sections).start()
+            server.wait_until_ready()
+            fed = names()
+            _timed([origin], ears, list(itertools.islice(fed, 20)))
+            took[dead].append(_timed([origin], ears, list(itertools.islice(fed, count))))
+            client.stop()
+    lost = 100 * (1 - min(took[False]) / min(took[True]))
+    yield Figure(
+        f"a dead host among {HEALTHY + 1}: what the healthy ones lose", lost, "%", more=False,
+        promise="< 10 %", kept=lost < 10,
+    )  # fmt: skip
+
+
+def long_line(logs: Path, *, count: int) -> Iterator[Figure]:
+    """Time a client that is 10 ms away from its server."""
+    with Site(logs) as site:
+        network = Network(site)
+        here, there = network.host(), network.host()
+        line = SlowLine(site, here, there, DELAY)
+        origin, port, published = site.folder("in"), site.port(), site.port()
+        section = server_section(origin, site.port(), request_address=line.ends[0])
+        server = here.runs(site.server({"hrit": section}, port)).start()
+        wanted = client_section(port, site.folder("out"), published) | {"providers": f"{line.ends[0]}:{port}"}
+        client = there.runs(site.client({"hrit": wanted})).start()
+        with there.inside():
+            ear = site.keep(Receipts(published))
+        fed = names()
+        until(lambda: "hrit" in server.lines() and client.runs(), 10)
+        _timed([origin], [ear], list(itertools.islice(fed, 50)))
+        took = _timed([origin], [ear], list(itertools.islice(fed, count)))
+        rate, one_by_one = count / took, 1 / (2 * DELAY)
+        yield Figure(
+            f"{count} files over a line of {2000 * DELAY:.0f} ms", rate, "files/s",
+            limit=one_by_one, limit_of="one at a time", promise="not one at a time", kept=rate > 2 * one_by_one,
+        )  # fmt: skip

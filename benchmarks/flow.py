@@ -1,0 +1,203 @@
+"""Files through a server and a client: at once, at a steady rate, one now and then."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.figures import Figure
+from benchmarks.witness import Arrivals, Cost, Receipts, percentiles
+from trollmoves.tests import earlier
+from trollmoves.tests.daemons import Pair, Site
+from trollmoves.tests.feeding import content, names
+from trollmoves.tests.waiting import until
+
+PATIENCE = 600.0  # s for any one piece of work
+WARM = 200  # files before anything is timed
+OLD_BURST = 100  # files; it moves some ten a second
+STEADY = 200  # files a second
+
+
+@dataclass
+class Stage:
+    """A server and a client at work, and who watches them."""
+
+    pair: Pair
+    receipts: Receipts
+    arrivals: Arrivals
+    names: Iterator[str]
+
+    def put(self, count: int, *, pause: float = 0.0) -> dict[str, float]:
+        """Have files appear, made beforehand; give when each did."""
+        staging = self.pair.feeder.folder.with_name("ready")
+        staging.mkdir(exist_ok=True)
+        fed = list(itertools.islice(self.names, count))
+        for name in fed:
+            (staging / name).write_bytes(content(name))
+        appeared: dict[str, float] = {}
+        next_at = time.monotonic()
+        for name in fed:
+            if pause:
+                time.sleep(max(0.0, next_at - time.monotonic()))
+                next_at += pause
+            appeared[name] = time.monotonic()
+            os.rename(staging / name, self.pair.feeder.folder / name)
+        return appeared
+
+    def wait_for(self, appeared: Mapping[str, float]) -> None:
+        """Wait until all of these were told of."""
+        self.receipts.wait_for(appeared, PATIENCE)
+
+    def rate(self, count: int) -> float:
+        """Give the files a second from the first appearance to the last receipt, of so many at once."""
+        appeared = self.put(count)
+        self.wait_for(appeared)
+        return count / (max(self.receipts.at[name] for name in appeared) - min(appeared.values()))
+
+    @property
+    def processes(self) -> tuple[int, int]:
+        """The ids of the server and the client."""
+        assert self.pair.server.popen
+        assert self.pair.client.popen
+        return self.pair.server.popen.pid, self.pair.client.popen.pid
+
+
+@contextmanager
+def stage(logs: Path, *, old: bool = False, options: Mapping[str, object] | None = None) -> Iterator[Stage]:
+    """Start a server and a client, ours or 0.19.0's, and move files until both are warm."""
+    with Site(logs) as site:
+        pair = Pair(site, options)
+        if old:
+            pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+            pair.client = earlier.client(site, pair.client_sections)
+        one = Stage(pair, site.keep(Receipts(pair.client_port)), site.keep(Arrivals(pair.target)), names())
+        pair.start()
+        if old:  # it repeats nothing that it said before somebody had connected
+            until(lambda: _passes(one), 60, "a first file")
+        else:
+            one.rate(WARM)
+        yield one
+
+
+def _passes(one: Stage) -> bool:
+    (name,) = one.put(1)
+    try:
+        one.receipts.wait_for([name], 1)
+    except AssertionError:
+        return False
+    return True
+
+
+def burst(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
+    """Time files that appear at once."""
+    before = None
+    if old:
+        with stage(logs, old=True) as one:
+            before = one.rate(OLD_BURST)
+    with stage(logs) as one:
+        half = one.rate(count // 2)
+        cost = Cost(*one.processes)
+        server, client = Cost(one.processes[0]), Cost(one.processes[1])
+        rate = one.rate(count)
+        yield Figure(
+            f"{count:,} files of 1 kB at once", rate, "files/s", old=before, limit=bare_rate(logs),
+            limit_of="rename and link", promise=">= 1,000 files/s", kept=rate >= 1000,
+        )  # fmt: skip
+        times = (count / rate) / (count // 2 / half)
+        yield Figure("its time to that of half the number", times, "times", more=False, promise="<= 3", kept=times <= 3)
+        yield Figure("CPU of the server a file", server.cpu() / count * 1e6, "us", more=False)
+        yield Figure("CPU of the client a file", client.cpu() / count * 1e6, "us", more=False)
+        yield Figure("memory of both", cost.memory(), "MB", more=False)
+
+
+def steady(logs: Path, *, seconds: int) -> Iterator[Figure]:
+    """Time files that appear at a steady rate."""
+    with stage(logs) as one:
+        appeared = one.put(STEADY * seconds, pause=1 / STEADY)
+        one.wait_for(appeared)
+        until(lambda: appeared.keys() <= one.arrivals.at.keys(), 30, "all files were seen to arrive")
+        whole = percentiles(one.arrivals.at[name] - at for name, at in appeared.items())
+        told = percentiles(one.receipts.at[name] - at for name, at in appeared.items())
+        for what, (p50, p95, p99) in (("whole file", whole), ("receipt", told)):
+            promised = what == "whole file"
+            work = f"{STEADY} files/s, appearance to {what}"
+            yield Figure(
+                f"{work}, p50", p50, "ms", more=False,
+                promise="<= 5 ms" if promised else "", kept=p50 <= 5 if promised else None,
+            )  # fmt: skip
+            yield Figure(f"{work}, p95", p95, "ms", more=False)
+            yield Figure(
+                f"{work}, p99", p99, "ms", more=False,
+                promise="<= 50 ms" if promised else "", kept=p99 <= 50 if promised else None,
+            )  # fmt: skip
+
+
+def idle(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
+    """Time single files on a system that has nothing else to do."""
+    before = None
+    if old:
+        with stage(logs, old=True) as one:
+            before = _latency(one, 20)
+    with stage(logs) as one:
+        p50 = _latency(one, count)
+        yield Figure(
+            "one file, appearance to receipt, p50", p50, "ms", more=False, old=before, limit=round_trip(),
+            limit_of="ZeroMQ round trip", promise="<= 5 ms", kept=p50 <= 5,
+        )  # fmt: skip
+
+
+def _latency(one: Stage, count: int) -> float:
+    took = []
+    for _ in range(count):
+        ((name, appeared),) = one.put(1).items()
+        one.wait_for({name: appeared})
+        took.append(one.receipts.at[name] - appeared)
+        time.sleep(0.02)  # so that nothing is left of the last one
+    return percentiles(took)[0]
+
+
+def bare_rate(logs: Path, count: int = 5000) -> float:
+    """Give the files a second of a loop that only renames each file and links it to a target."""
+    with Site(logs) as site:
+        staged, origin, target = (site.folder(name) for name in ("staged", "origin", "target"))
+        fed = list(itertools.islice(names(), count))
+        for name in fed:
+            (staged / name).write_bytes(content(name))
+        began = time.monotonic()
+        for name in fed:
+            os.rename(staged / name, origin / name)
+            os.link(origin / name, target / f".{name}")
+            os.rename(target / f".{name}", target / name)
+        return count / (time.monotonic() - began)
+
+
+def round_trip(count: int = 2000) -> float:
+    """Give the milliseconds of one bare request and answer between two threads, p50."""
+    import threading
+
+    import zmq
+
+    context = zmq.Context()
+    server, client = context.socket(zmq.REP), context.socket(zmq.REQ)
+    client.connect(f"tcp://127.0.0.1:{server.bind_to_random_port('tcp://127.0.0.1')}")
+
+    def answer() -> None:
+        for _ in range(count):
+            server.send(server.recv())
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    took = []
+    for _ in range(count):
+        began = time.monotonic()
+        client.send(b"x" * 600)
+        client.recv()
+        took.append(time.monotonic() - began)
+    thread.join(5)
+    context.destroy(0)
+    return percentiles(took)[0]

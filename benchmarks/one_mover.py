@@ -1,0 +1,51 @@
+"""Moves files with ``move_it``, ours or 0.19.0's: whichever this Python has. Run as a program of its own.
+
+Arguments: URL of a directory, folder with the files f0, f1, ..., how many of them, threads, key file or "-".
+Prints the seconds it took, and how many failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+
+from trollmoves.movers import move_it
+
+
+def main() -> None:
+    """Move, and say how it went."""
+    url, folder, count, threads, key = sys.argv[1:]
+    logging.basicConfig(level=logging.CRITICAL)
+    attributes = {"ssh_key_filename": key, "connection_uptime": 30} if key != "-" else {}
+    names: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for number in range(int(count)):
+        names.put(f"f{number}")
+    failed: list[str] = []
+
+    def work() -> None:
+        while True:
+            try:
+                name = names.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                move_it(os.path.join(folder, name), url + name, dict(attributes))
+            except Exception as error:  # 0.19.0 raises many kinds
+                failed.append(f"{type(error).__name__}: {error}")
+
+    began = time.perf_counter()
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(int(threads))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)
+    print(time.perf_counter() - began, len(failed), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

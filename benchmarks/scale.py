@@ -1,0 +1,111 @@
+"""Whether a file costs the same whatever waits, was done before, or is configured beside it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.figures import Figure
+from benchmarks.flow import PATIENCE, stage
+from benchmarks.witness import Cost, Receipts
+from trollmoves.tests.daemons import Site, client_section, server_section
+from trollmoves.tests.feeding import content, names
+from trollmoves.tests.waiting import until
+
+SECTIONS = 100
+MOST_MEMORY = 150  # MB of each process
+
+
+def long_run(logs: Path, *, count: int) -> Iterator[Figure]:
+    """Move many files, a tenth at a time: what the last tenth costs beside the second one, and the memory it took."""
+    with stage(logs) as one:
+        rates = []
+        for _ in range(10):
+            rates.append(one.rate(count // 10))
+            for name in os.listdir(one.pair.feeder.folder):  # as a ground station does
+                os.unlink(one.pair.feeder.folder / name)
+        yield Figure(
+            f"the last of {count:,} files: time of each to that of the first ones", rates[1] / rates[-1], "times",
+            more=False, promise="<= 1.5", kept=rates[1] / rates[-1] <= 1.5,
+        )  # fmt: skip
+        for name, pid in zip(("server", "client"), one.processes, strict=True):
+            memory = Cost(pid).memory()
+            yield Figure(
+                f"memory of the {name} after {count:,} files", memory, "MB", more=False,
+                promise=f"< {MOST_MEMORY} MB", kept=memory < MOST_MEMORY,
+            )  # fmt: skip
+
+
+def backlog(logs: Path, *, count: int) -> Iterator[Figure]:
+    """Start a server and a client where many files lie already."""
+    with Site(logs) as site:
+        origin, port, published = site.folder("in"), site.port(), site.port()
+        fed = list(itertools.islice(names(), count))
+        for name in fed:
+            (origin / name).write_bytes(content(name, size=100))
+        ear = site.keep(Receipts(published))
+        client = site.client({"hrit": client_section(port, site.folder("out"), published)}).start()
+        server = site.server({"hrit": server_section(origin, site.port())}, port)
+        began = time.monotonic()
+        server.start()
+        yield Figure(f"start of a server before {count:,} files", time.monotonic() - began, "s", more=False)
+        until(lambda: bool(ear.at), 60, "a first file")
+        yield Figure("its first file at the client", min(ear.at.values()) - began, "s", more=False)
+        new = "H-000-MSG4__-MSG4________-new______-000001___-209901010000-__"
+        (origin / f".{new}").write_bytes(content(new))
+        appeared = time.monotonic()
+        os.rename(origin / f".{new}", origin / new)
+        ear.wait_for([new], PATIENCE)
+        yield Figure("a new file, told of meanwhile after", ear.at[new] - appeared, "s", more=False)
+        ear.wait_for(fed, PATIENCE)
+        yield Figure("the backlog", count / (max(ear.at.values()) - began), "files/s")
+        assert server.popen
+        assert client.popen
+        memory = max(Cost(server.popen.pid).memory(), Cost(client.popen.pid).memory())
+        yield Figure("memory of the larger process", memory, "MB", more=False, promise="< 150 MB", kept=memory < 150)
+
+
+def sections(logs: Path, *, count: int) -> Iterator[Figure]:
+    """Compare the cost of a file with one section in server and client, and with a hundred."""
+    cost = {}
+    for number in (1, SECTIONS):
+        with Site(logs) as site:
+            port = site.port()
+            origins = [site.folder(f"in{n}") for n in range(number)]
+            ports = [site.port() for _ in origins]
+            server = {
+                f"chain{n}": server_section(origin, site.port(), topic=f"/chain/{n:03d}")
+                for n, origin in enumerate(origins)
+            }
+            client = {
+                f"chain{n}": client_section(port, site.folder(f"out{n}"), published, topic=f"/chain/{n:03d}")
+                for n, published in enumerate(ports)
+            }
+            ears = [site.keep(Receipts(published)) for published in ports]
+            processes = [site.server(server, port).start(wait=False), site.client(client).start(wait=False)]
+            for process in processes:
+                process.wait_until_ready()
+            _spread(origins, ears, 3 * number, 0)
+            used = Cost(*(process.popen.pid for process in processes if process.popen))
+            _spread(origins, ears, count, 10_000)
+            cost[number] = used.cpu() / count
+    times = cost[SECTIONS] / cost[1]
+    yield Figure(
+        f"CPU of a file with {SECTIONS} sections to that with one", times, "times", more=False,
+        promise="<= 2", kept=times <= 2,
+    )  # fmt: skip
+
+
+def _spread(origins: list[Path], ears: list[Receipts], count: int, first: int) -> None:
+    fed: list[list[str]] = [[] for _ in origins]
+    for n, name in enumerate(itertools.islice(names(first), count)):
+        at = n % len(origins)
+        hidden = origins[at] / f".{name}"
+        hidden.write_bytes(content(name))
+        os.rename(hidden, origins[at] / name)
+        fed[at].append(name)
+    for ear, wanted in zip(ears, fed, strict=True):
+        ear.wait_for(wanted, PATIENCE)
