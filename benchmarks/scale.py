@@ -68,10 +68,10 @@ def backlog(logs: Path, *, count: int) -> Iterator[Figure]:
         yield Figure("memory of the larger process", memory, "MB", more=False, promise="< 150 MB", kept=memory < 150)
 
 
-def sections(logs: Path, *, count: int) -> Iterator[Figure]:
-    """Compare the cost of a file with one section in server and client, and with a hundred."""
+def sections(logs: Path, *, count: int, most: int = SECTIONS) -> Iterator[Figure]:
+    """Compare the cost of a file with one section in server and client, and with many."""
     cost = {}
-    for number in (1, SECTIONS):
+    for number in (1, most):
         with Site(logs) as site:
             port = site.port()
             origins = [site.folder(f"in{n}") for n in range(number)]
@@ -92,9 +92,9 @@ def sections(logs: Path, *, count: int) -> Iterator[Figure]:
             used = Cost(*(process.popen.pid for process in processes if process.popen))
             _spread(origins, ears, count, 10_000)
             cost[number] = used.cpu() / count
-    times = cost[SECTIONS] / cost[1]
+    times = cost[most] / cost[1]
     yield Figure(
-        f"CPU of a file with {SECTIONS} sections to that with one", times, "times", more=False,
+        f"CPU of a file with {most} sections to that with one", times, "times", more=False,
         promise="<= 2", kept=times <= 2,
     )  # fmt: skip
 

@@ -1,0 +1,48 @@
+"""The benchmark, in short: it fails when something has become many times slower, whatever the machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import flow, plot, scale
+from benchmarks.figures import Figure, as_data, table
+
+SLOWER_THAN_BARE = 100  # times; it is some 20 on an idle machine
+
+
+@pytest.mark.alone
+def test_files_at_once(tmp_path: Path) -> None:
+    """Two thousand files take at most a hundred times a bare loop, and not three times what half of them take."""
+    rate, times, *_ = flow.burst(tmp_path, count=2000, old=False)
+    assert rate.limit
+    assert rate.value > rate.limit / SLOWER_THAN_BARE
+    assert times.value <= 3
+
+
+@pytest.mark.alone
+def test_sections_cost_little(tmp_path: Path) -> None:
+    """A file costs about the same processor time with one section and with fifty."""
+    (times,) = scale.sections(tmp_path, count=600, most=50)
+    assert times.value <= 3
+
+
+def test_what_comes_out(tmp_path: Path) -> None:
+    """The table, the file and the picture show what was measured, compared, limited and promised."""
+    figures = [
+        Figure("rate", 1234.5, "files/s", old=10, limit=25_000, limit_of="bare", promise=">= 1,000", kept=True),
+        Figure("delay", 4.0, "ms", more=False, old=100, promise="<= 3", kept=False),
+        Figure("alone", 7, "us"),
+    ]
+    head, _, rate, delay, alone = table(figures).splitlines()
+    assert [cell.strip() for cell in head.split("|")[1:4]] == ["work", "ours", "0.19.0"]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (rate, delay, alone)]
+    assert cells == [
+        ["rate", "1,234 files/s", "10 files/s", "123x", "25,000 files/s (bare)", ">= 1,000", "kept"],
+        ["delay", "4 ms", "100 ms", "25x", "", "<= 3", "NOT KEPT"],
+        ["alone", "7 us", "", "", "", "", ""],
+    ]
+    assert [one["ratio"] for one in json.loads(json.dumps(as_data(figures)))["figures"]] == [123.45, 25, None]
+    assert not plot.draw(figures[2:], tmp_path / "none.svg")
