@@ -12,13 +12,13 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from trollmoves import __version__, config, logs
-from trollmoves.errors import ConfigError, StartError, TrollmovesError
+from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Journal, Keep, Remains, journal_path
 from trollmoves.options import ChainOptions, ProcessOptions
 from trollmoves.watch import FileWatch
@@ -27,6 +27,7 @@ from trollmoves.workers import Workers
 log = logging.getLogger(__name__)
 
 UPKEEP = 60.0  # s between rounds of the journal's upkeep
+ROOM_LOOK = 5.0  # s between looks whether there is room for a journal
 UPKEEP_STEP = 0.02  # s between the steps of a round, each of which takes a few ms
 DAY = 86_400.0  # s
 DESCRIPTORS = 65_536
@@ -69,6 +70,7 @@ class Daemon(ABC, Generic[O]):
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
+        self._ending = False
         self._trouble = ""  # why the last chain that did not start did not
         self._chains_lock = threading.Lock()  # the dict: heartbeats look at it
 
@@ -151,33 +153,60 @@ class Daemon(ABC, Generic[O]):
         current = self.read()
         _tell_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
-        journal = Journal(path, synchronous=current.process.synchronous)
-        house = House(current.process, journal, Workers(journal, current.process.workers))
-        try:
-            self.open(house)
+        self._listen_to_signals()
+        damage = ""
+        while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
-                self._listen_to_signals()
-                house.workers.start()
-                with self.quiet():
-                    for options in current.sections.values():
-                        self._start_chain(options, house)
-                if not self._chains:
-                    raise StartError(f"no chain could be started{self._trouble}")
-                log.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), path)
-                if advice := self.advice(current.sections.values()):
-                    log.warning("%s", advice)
-                self._obey(current, house)
+                current = self._keep_house(current, journal)
+            except StartError:
+                if not journal.damage:
+                    raise
             finally:
-                self._stop(house)
-        finally:
-            journal.close()
+                journal.close()
+            damage = journal.damage
+            if self._ending or not damage:
+                break
         return 0
+
+    def _open_journal(self, path: str, synchronous: str, damage: str) -> Journal | None:
+        """Open the journal, as soon as there is room for it; None when the process is to end before."""
+        told = False
+        while True:
+            try:
+                return Journal(
+                    path, synchronous=synchronous, damage=damage, on_damage=lambda: self._orders.put("begin anew")
+                )
+            except JournalFull as error:
+                if not told:
+                    log.error("%s; waiting for room", error)
+                told = True
+            with suppress(Empty):
+                if self._orders.get(timeout=ROOM_LOOK) == "stop":
+                    return None
+
+    def _keep_house(self, current: config.Configuration[O], journal: Journal) -> config.Configuration[O]:
+        """Run the chains until this process, or the journal, comes to its end; give what they were made of."""
+        house = House(current.process, journal, Workers(journal, current.process.workers))
+        self.open(house)
+        try:
+            house.workers.start()
+            with self.quiet():
+                for options in current.sections.values():
+                    self._start_chain(options, house)
+            if not self._chains:
+                raise StartError(f"no chain could be started{self._trouble}")
+            log.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), journal.path)
+            if advice := self.advice(current.sections.values()):
+                log.warning("%s", advice)
+            return self._obey(current, house)
+        finally:
+            self._stop(house)
 
     def _listen_to_signals(self) -> None:
         for number, order in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
             signal.signal(number, lambda *_, order=order: self._orders.put(order))
 
-    def _obey(self, current: config.Configuration[O], house: House) -> None:
+    def _obey(self, current: config.Configuration[O], house: House) -> config.Configuration[O]:
         upkeep = _Upkeep(house, self.remains)
         while True:
             try:
@@ -185,8 +214,11 @@ class Daemon(ABC, Generic[O]):
             except Empty:
                 upkeep.step()
                 continue
-            if order == "stop":
-                return
+            if order in ("stop", "begin anew"):
+                self._ending = order == "stop"
+                if not self._ending:
+                    log.error("the journal is damaged (%s): all chains begin anew", house.journal.damage)
+                return current
             with self.quiet():
                 current = self._reload(current, house)
 

@@ -35,6 +35,10 @@ class JournalError(StartError):
     temporary = True
 
 
+class JournalFull(JournalError):
+    """The disk of the journal has no room."""
+
+
 class MessageError(TrollmovesError):
     """A text that arrived is no message."""
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from trollmoves.clock import SteadyClock
 from trollmoves.errors import JournalError
-from trollmoves.journal.place import lock_for_this_process
+from trollmoves.journal.damage import Unusable, is_damage, put_back, rescue, set_aside
+from trollmoves.journal.place import LOCK, journal_error, lock_for_this_process
 
+log = logging.getLogger(__name__)
+
+_LOOKED_THROUGH = 256_000_000  # bytes of a journal that are looked through at the start, in less than a second
 _TIME_EVERY = 60.0  # s between writings of the time
 _SCHEMA_VERSION = 1
 _WAL_STAYS = 16_000_000  # bytes that the write-ahead log may keep when all of it is in the file
@@ -41,42 +46,77 @@ CREATE TABLE IF NOT EXISTS sources (
 class File:
     """An open journal; the owner of its file until ``close``."""
 
-    def __init__(self, path: str, *, synchronous: str = "normal") -> None:
+    def __init__(
+        self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
+    ) -> None:
         """Open or make the journal at ``path``.
 
         ``synchronous``: "normal" (no committed line is lost when the process dies) or "full" (nor when power fails).
-        JournalError says what to do when it cannot be used.
+        JournalError says what to do when it cannot be used, JournalFull that its disk is full.
+
+        A damaged one is set aside, and what can be read of it is taken over into a new one; with ``damage``, which says
+        what was found before, that is done in any case. ``on_damage`` is called once, by any thread, when damage is
+        found later: then all methods raise JournalError until the journal is opened anew.
         """
         self.path = path
+        self.damage = ""
+        self.identity = ""
+        self._on_damage = on_damage
+        self._synchronous = synchronous
         self._lock = threading.Lock()
-        self._lock_file = lock_for_this_process(path)
+        self._lock_file, ours = lock_for_this_process(path)
         self._clock = SteadyClock()
         self._time_written = 0.0
-        try:
-            self._db = self._open()
-        except (sqlite3.Error, OSError) as error:
-            os.close(self._lock_file)
-            raise JournalError(f"the journal {path} cannot be used: {error}") from error
-        self.identity = ""
         self._killed_at: float | None = None
         try:
-            self.identity = self._set_up(synchronous)
-        except sqlite3.Error as error:
-            self.close()
-            raise JournalError(f"the journal {path} cannot be used: {error}") from error
+            self._begin(damage, ours)
+        except (sqlite3.Error, OSError) as error:
+            os.close(self._lock_file)
+            if not ours:
+                os.unlink(path + LOCK)  # what is there is not ours
+            raise journal_error(f"the journal {path} cannot be used: {error}", error) from error
 
-    def _open(self) -> sqlite3.Connection:
+    def _begin(self, damage: str, ours: bool) -> None:
+        if not damage:
+            try:
+                self._open()
+                return
+            except sqlite3.Error as error:
+                if not (ours and is_damage(error)):
+                    raise
+                damage = str(error)
+        aside = set_aside(self.path)
+        log.error("the journal %s is damaged (%s): it is set aside as %s", self.path, damage, aside)
+        try:
+            self._open()
+            count = rescue(aside, self._db)
+        except BaseException:
+            self._db.close()
+            put_back(aside, self.path)
+            raise
+        log.error("a new journal begins with %d lines that could be read of the damaged one", count)
+
+    def _open(self) -> None:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=200)
+        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=200)
+        try:
+            self.identity = self._set_up(self._synchronous)
+        except BaseException:
+            self._db.close()
+            raise
 
     def _set_up(self, synchronous: str) -> str:
         """Make the tables if there are none; give the identity of the journal."""
         db = self._db
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found not in (0, _SCHEMA_VERSION):
-            raise sqlite3.DatabaseError(f"it was written by another version of this program (layout {found})")
+            raise Unusable(f"it was written by another version of this program (layout {found})")
         if not found and db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            raise sqlite3.DatabaseError("it is a database of another program")
+            raise Unusable("it is a database of another program")
+        if found and os.path.getsize(self.path) <= _LOOKED_THROUGH:
+            ((verdict,),) = db.execute("PRAGMA quick_check(1)")
+            if verdict != "ok":
+                raise Unusable(verdict)
         if not found:
             db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table is made
         db.execute("PRAGMA journal_mode=WAL")
@@ -112,7 +152,7 @@ class File:
         """Write everything to the file itself and let another process have it. May be called twice."""
         with self._lock:
             if self._lock_file >= 0:
-                if self.identity:
+                if not self.damage:
                     with suppress(sqlite3.Error):
                         self._write_time()
                         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('closed', '')")
@@ -125,6 +165,7 @@ class File:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            self._check()
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
@@ -135,7 +176,7 @@ class File:
                 self._time_written = written
             except (sqlite3.Error, OverflowError) as error:
                 self._roll_back()
-                raise JournalError(f"the journal {self.path} cannot be written: {error}") from error
+                raise self._trouble("written", error) from error
             except BaseException:
                 self._roll_back()
                 raise
@@ -147,7 +188,19 @@ class File:
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
+            self._check()
             try:
                 return self._db.execute(sql, parameters).fetchall()
             except (sqlite3.Error, OverflowError) as error:
-                raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
+                raise self._trouble("read", error) from error
+
+    def _check(self) -> None:
+        if self.damage:
+            raise JournalError(f"the journal {self.path} is damaged: {self.damage}")
+
+    def _trouble(self, what: str, error: Exception) -> JournalError:
+        if is_damage(error) and not self.damage:
+            self.damage = str(error)
+            if self._on_damage:
+                self._on_damage()
+        return journal_error(f"the journal {self.path} cannot be {what}: {error}", error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from trollmoves.journal.file import File
 from trollmoves.journal.rows import Announced, storable
@@ -14,9 +14,11 @@ _LOOKED_AT_ONCE = 2000  # announcements looked through at one time
 class Log(File):
     """The announcements in a journal."""
 
-    def __init__(self, path: str, *, synchronous: str = "normal") -> None:
+    def __init__(
+        self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
+    ) -> None:
         self._numbers: dict[str, int] = {}  # the last one by chain
-        super().__init__(path, synchronous=synchronous)
+        super().__init__(path, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
     def _roll_back(self) -> None:
         self._numbers.clear()

@@ -6,8 +6,19 @@ import errno
 import fcntl
 import hashlib
 import os
+import sqlite3
 
-from trollmoves.errors import JournalError
+from trollmoves.errors import JournalError, JournalFull
+
+LOCK = ".lock"  # at the end of the name of the file that is locked
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter when shared memory cannot grow
+
+
+def journal_error(text: str, error: Exception) -> JournalError:
+    """Give the error to raise for one that was met: JournalFull when the disk has no room."""
+    full = getattr(error, "errno", 0) in _FULL or getattr(error, "sqlite_errorcode", 0) in _SQLITE_FULL
+    return (JournalFull if full else JournalError)(text)
 
 
 def journal_path(configured: str, config_file: str, role: str) -> str:
@@ -27,15 +38,20 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     return os.path.join(folder, f"{role}-{stem}-{mark}.journal")
 
 
-def lock_for_this_process(path: str) -> int:
-    """Make the folder, and hold a lock beside the journal as long as this process lives; JournalError otherwise."""
+def lock_for_this_process(path: str) -> tuple[int, bool]:
+    """Make the folder, and hold a lock beside the journal as long as this process lives; JournalError otherwise.
+
+    Gives the descriptor, and whether a lock lay there already: what is there was a journal then.
+    """
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-        lock = os.open(path + ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        known = os.path.exists(path + LOCK)
+        lock = os.open(path + LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise JournalError(
+        raise journal_error(
             f"no place for the journal: {path}: {error.strerror}; "
-            "set 'journal' in [DEFAULT] to a file in a directory that this user may write"
+            "set 'journal' in [DEFAULT] to a file in a directory that this user may write",
+            error,
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,4 +62,4 @@ def lock_for_this_process(path: str) -> int:
         raise JournalError(
             f"the journal {path} is in use by another process; give each process a journal of its own"
         ) from error
-    return lock
+    return lock, known

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trollmoves.errors import RequestRefused, TrollmovesError
+from trollmoves.errors import JournalError, RequestRefused, TrollmovesError
 from trollmoves.journal import Announced, Journal
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 MOST_LISTED = 2256  # files in one answer to `info`, what peers are used to
 MOST_REPLAYED = 500  # announcements in one answer to `replay`
 SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
+LOOK_AGAIN = 60.0  # s after which a journal is read again that could not be read
 LISTED_AT_ONCE = 500  # announcements read at one time when many are looked through
 
 
@@ -166,7 +167,12 @@ class Announcer:
         self._stopping.wait(SETTLE)
         number = count = 0
         while not self._stopping.is_set():
-            page = self._journal.undelivered(self.name, ("push", "ack"), number, LISTED_AT_ONCE)
+            try:
+                page = self._journal.undelivered(self.name, ("push", "ack"), number, LISTED_AT_ONCE)
+            except JournalError as error:
+                log.warning("[%s] what nobody has had is announced again later: %s", self.name, error)
+                self._stopping.wait(LOOK_AGAIN)
+                continue
             page = [announced for announced in page if announced.number <= self._before]
             if not page:
                 break

@@ -521,17 +521,6 @@ def test_a_directory_is_no_journal(tmp_path: Path) -> None:
         Journal(str(tmp_path))
 
 
-def test_a_newer_layout(path: str) -> None:
-    """A journal of a newer version is refused and left as it is, and can be opened by that version again."""
-    Journal(path).close()
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 2")
-    db.close()
-    for _ in range(2):
-        with pytest.raises(JournalError, match=r"a\.journal cannot be used: .*another version.*layout 2"):
-            Journal(path)
-
-
 def test_the_database_of_another_program(tmp_path: Path) -> None:
     """A database of another program is refused, and nothing is written into it."""
     path = tmp_path / "a.journal"
