@@ -19,6 +19,7 @@ from trollmoves.options import ClientOptions
 from trollmoves.receiver.catchup import CatchUp
 from trollmoves.receiver.fetches import KIND, Fetches, key_of
 from trollmoves.receiver.peers import Peers
+from trollmoves.receiver.unnumbered import Unnumbered
 from trollmoves.workers import Workers
 
 ANNOUNCEMENTS = ("file", "dataset", "collection")
@@ -49,6 +50,7 @@ class Receiver:
         self._fetches = fetches
         self._peers = peers
         self._catchup = CatchUp(self.name, journal, requester, self._note_missed)
+        self._unnumbered = Unnumbered(self.name, journal, requester)
         self._topics: dict[str, list[str]] = {}  # by provider, which may be named again with another topic
         for one in options.providers:
             wanted = self._topics.setdefault(sockets.tcp(one.host, one.port), [])
@@ -75,6 +77,7 @@ class Receiver:
         """Ask for what was missed while a provider could not be heard."""
         for address in self._catchup.ask_all():
             self._workers.reopen(self.name, f"{KIND} {address}")
+        self._unnumbered.ask_all()
 
     # -- hearing
 
@@ -94,6 +97,8 @@ class Receiver:
                     known = self._catchup.hear(mark["log"], mark["number"], str(data["request_address"]))
                     if known:
                         marks[mark["log"]] = known
+                else:
+                    self._unnumbered.hear(str(data["request_address"]), message.subject)
             else:
                 done += self._hear_peer(message)
         if announcements:

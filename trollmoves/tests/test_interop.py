@@ -76,6 +76,21 @@ def test_old_server_is_restarted(site: Site) -> None:
     pair.wait_until_done(60)
 
 
+def test_away_from_an_old_server(site: Site) -> None:
+    """What an old server announced while our client was away, which cannot be asked for, is named in the log."""
+    pair = Pair(site)
+    pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    begin(pair)
+    pair.client.wait_for_line("does not number its announcements")
+    assert pair.client.terminate() == 0
+    before = len(pair.announced.receipts())
+    missed = pair.feeder.feed(3)
+    pair.announced.wait_for(before + 3, "file")
+    pair.client.start()
+    connect(pair.feeder, pair.received)
+    pair.client.wait_for_line(f"announced 3 files unheard, which are not fetched: {' '.join(reversed(missed))}")
+
+
 def test_old_client(site: Site) -> None:
     """An old client gets every file from our server, and tells of it."""
     pair = Pair(site, login="sat:gehe1m")
