@@ -140,6 +140,19 @@ def test_each_has_a_place_of_its_own(site: Site) -> None:
     assert sorted(path.name for path in (spares.target / "spare").iterdir()) == sorted(fed)
 
 
+def test_both_were_away(site: Site) -> None:
+    """What was announced while primary and spare were away is had, and told of, by one of them when they are back."""
+    spares = Spares(site).start()
+    assert spares.primary.terminate() == spares.spare.terminate() == 0
+    fed = spares.feeder.feed(20)
+    spares.announced.wait_for(21, "file")
+    spares.primary.start(wait=False)
+    spares.spare.start()
+    spares.primary.wait_until_ready()
+    told(spares, *fed)
+    spares.check(*fed)
+
+
 @pytest.mark.slow
 def test_killed_after_push_and_during_the_transfer(site: Site) -> None:
     """A primary that dies while its file is under way is replaced, and the transfer is not made twice."""

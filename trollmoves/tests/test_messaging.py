@@ -608,6 +608,21 @@ def connected(ear: Ear, publisher: Publisher, address: str = "") -> None:
     until(hears, 2 * SOON, "hears the publisher")
 
 
+def test_connections_are_told(stack: ExitStack) -> None:
+    """A listener says which publisher it has come to hear, for the first time and again."""
+    port = free_port()
+    told: list[str] = []
+    provider = Provider(f"tcp://{HOST}:{port}", ("",))
+    listener = Listener("client", [provider], lambda *_: None, connected=told.append)
+    listener.start()
+    stack.callback(listener.stop)
+    first = published(stack, port)
+    until(lambda: told == [provider.address], 2 * SOON)
+    first.stop()
+    published(stack, port)
+    until(lambda: told == [provider.address] * 2, 2 * SOON)
+
+
 def test_a_heartbeat_comes_first(stack: ExitStack) -> None:
     """A heartbeat comes at the start, tells its interval and what else it was given, and posttroll can read it."""
     port = free_port()
@@ -959,6 +974,8 @@ def descriptors_at_rest() -> int:
 
 def test_what_never_started_can_be_stopped() -> None:
     """Rooms that were made and never started give back what they have."""
+    a_life()  # ZeroMQ's own
+    gc.collect()
     before = until(lambda: descriptors_at_rest(), SOON)
     for _ in range(5):
         asking, answers = Requester("client"), Answers()
