@@ -197,25 +197,6 @@ def test_collection(site: Site) -> None:
     ]
 
 
-@needs_ftp
-def test_ftp_target(site: Site, tmp_path: Path) -> None:
-    """A host with a scheme takes the files, told with their path there; its password is in no log and no journal."""
-    with PyFtpd(tmp_path / "ftp", site.folder("out")) as server:
-        options = one(host=f"{url(server)}/base", directory="in/{platform_name}", publish_topic="/sent")
-        options["t"]["connection_parameters"] = {"connection_uptime": 5}
-        d = Dispatching(site, options).start()
-        d.voice.tell(d.file("a"), platform_name="npp")
-        d.wait_for("in/npp/a")
-        (told,) = d.ear.wait_for(1)
-        assert told.data["uri"] == "/in/npp/a"
-    d.process.wait_for_line(f"[t] delivered a to ftp://{USER}@127.0.0.1:{server.port}/in/npp/a")
-    assert d.process.terminate() == 0
-    secret = PASSWORD.encode()[:6]
-    assert secret not in d.process.log.read_bytes()
-    for path in (site.root / "state").rglob("*journal*"):
-        assert secret not in path.read_bytes()
-
-
 def test_nothing_is_published_without_p(site: Site) -> None:
     """Without -p there is no publisher."""
     d = Dispatching(site, one(publish_topic="/sent"), "-v").start()
@@ -328,22 +309,6 @@ def test_permanent_failure(site: Site) -> None:
     (d.out / "file").unlink()
     d.voice.tell(d.source / "a")
     d.wait_for("file/a")
-
-
-@needs_ftp
-def test_a_host_that_is_down(site: Site, tmp_path: Path) -> None:
-    """A host that is down holds up no other target, and gets its files when it is back."""
-    server = PyFtpd(tmp_path / "ftp", site.folder("out") / "far")
-    server.root.mkdir()
-    far = {"host": url(server), "directory": "/", "topics": [TOPIC]}
-    d = Dispatching(site, {**one(directory="OUT/near"), "far": far}).start()
-    names = [f"f{number}" for number in range(20)]
-    for name in names:
-        d.voice.tell(d.file(name))
-    d.wait_for(*(f"near/{name}" for name in names))
-    d.process.wait_for_line("is tried again")
-    with server:
-        d.wait_for(*(f"far/{name}" for name in names), seconds=40)
 
 
 @needs_ftp
