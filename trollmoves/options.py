@@ -336,7 +336,7 @@ class TargetOptions(ChainOptions):
         """Give what each dispatch config takes."""
         for number, config in enumerate(self.dispatch_configs, start=1):
             when = "" if config.conditions is None else ", under conditions"
-            yield f"dispatch_configs {number}", f"{'files' if self.origin else ' '.join(config.topics)}{when}"
+            yield f"dispatch_configs {number}", f"{'every file' if self.origin else ' '.join(config.topics)}{when}"
 
 
 _BY_KIND: Mapping[type, Callable[[str], object]] = MappingProxyType(
@@ -354,6 +354,12 @@ FOLDED = ("connection_uptime", "ssh_key_filename", "ssh_connection_timeout", "ss
 
 # They stand in old files and have no effect: the publishing port of a server is an argument of its command.
 IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_skip_levels")
+
+# Of a server or a client, and nothing for a mirror: it hears its providers only, and publishes on one port for all.
+NOT_OF_A_MIRROR = (
+    *("origin", "listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "translate"),
+    *("unpack", "watchdog_timeout", "processing_delay", "takeover_after", "publish_port", "nameservers"),
+)
 
 
 def table(role: type[SharedOptions]) -> dict[str, Option]:
@@ -400,9 +406,7 @@ def reference() -> str:
         lines += _rows((name, option) for name, option in table(role).items() if name not in skipped)
     lines += ["## Connection parameters", "", _PARAMETERS_TEXT, ""]
     lines += _rows(parameters().items())
-    folded = ", ".join(f"`{name}`" for name in FOLDED)
-    ignored = ", ".join(f"`{name}`" for name in IGNORED)
-    lines += ["## Old spellings", "", _OLD_TEXT.format(folded=folded, ignored=ignored)]
+    lines += ["## Old spellings", "", _OLD_TEXT.format(folded=_listed(FOLDED), ignored=_listed(IGNORED))]
     return "\n".join(lines) + "\n"
 
 
@@ -430,6 +434,11 @@ A section that cannot be used is told with its file, section and option, and doe
 unknown option is told too, with the one that was probably meant. `--check` prints what would run.
 """
 
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 _CHAPTERS: tuple[tuple[str, str, type[SharedOptions], tuple[type[SharedOptions], ...]], ...] = (
     ("The process", "In `[DEFAULT]`, for the whole process.", ProcessOptions, (SharedOptions,)),
     (
@@ -450,8 +459,8 @@ _CHAPTERS: tuple[tuple[str, str, type[SharedOptions], tuple[type[SharedOptions],
     ),
     (
         "Mirror",
-        "A section of `move_it_mirror.py` takes the client's options and the server's, but for `origin` and `listen`; "
-        "what both have means what it means for the client. These are its own, or differ:",
+        "A section of `move_it_mirror.py` takes the client's options and the server's; what both have means what it "
+        f"means for the client. Without effect are {_listed(NOT_OF_A_MIRROR)}. These are its own, or differ:",
         MirrorOptions,
         (ClientOptions, ServerOptions),
     ),

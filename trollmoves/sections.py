@@ -118,6 +118,10 @@ class _Section(Generic[O]):
         """Add a warning; it is about [DEFAULT] when the option stands there."""
         self._findings.warn(DEFAULT if self._inherited(option) else self.name, option, text)
 
+    def says(self, option: str) -> bool:
+        """Tell whether the option stands in the section, or in [DEFAULT]."""
+        return option in self._texts
+
     @contextlib.contextmanager
     def problems_of(self, option: str) -> Iterator[None]:
         """Make a ValueError of the block a problem of the option."""
@@ -228,11 +232,9 @@ def _meant(name: str, known: Iterable[str], likeness: float = 0.75) -> str:
 
 def _check_server(section: _Section[Any], chain: ServerOptions) -> None:
     if isinstance(chain, MirrorOptions):
-        for name in ("origin", "listen"):
-            if getattr(chain, name):
-                section.warn(
-                    name, "has no effect in a mirror's section: a mirror hears from its providers what there is"
-                )
+        for name in options.NOT_OF_A_MIRROR:
+            if section.says(name):
+                section.warn(name, "has no effect in a mirror's section")
     elif chain.origin:
         with section.problems_of("origin"):
             patterns.Origin(chain.origin)

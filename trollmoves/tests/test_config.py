@@ -449,7 +449,7 @@ class TestMirror:
             "[good] sensor: is unknown, and has no effect",
             "[good] connection_uptime: is the old spelling of connection_parameters__connection_uptime, "
             "and still works",
-            "[good] origin: has no effect in a mirror's section: a mirror hears from its providers what there is",
+            "[good] origin: has no effect in a mirror's section",
         ]
 
 

@@ -77,7 +77,7 @@ class Chain:
         self.copies = site.folder("copies")
         self.port, self.request_port = site.port(), site.port()
         options: dict[str, object] = {"transfer_req_timeout": ASK_AGAIN, **mirror}
-        self.sections = {"far": mirror_section(self.publish_ports, self.copies, self.request_port, **options)}
+        self.sections = {"far": mirror_section(self.publish_ports, self.copies, self.request_port) | options}
         self.mirror = site.mirror(self.sections, self.port)
         self.heard = [site.ear(port) for port in self.publish_ports]
         self.mirrored = site.ear(self.port)
