@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from trollmoves.tests.daemons import Site
 from trollmoves.tests.dispatching import TOPIC, Dispatching
+from trollmoves.tests.places import FarEnd
 from trollmoves.tests.servers import openssh, pyftpd, seaweed
 from trollmoves.tests.servers.process import ServerProcess
 from trollmoves.tests.waiting import until
@@ -40,11 +42,13 @@ def site(tmp_path: Path) -> Iterator[Site]:
 @pytest.fixture(params=SCHEMES)
 def far(request: pytest.FixtureRequest, site: Site) -> Far:
     """A server of each protocol."""
-    scheme = request.param
+    scheme = str(request.param)
     why = {"ftp": pyftpd.missing, "s3": seaweed.missing}.get(scheme, openssh.missing)()
     if why:
         pytest.skip(f"missing: {why}")
-    return {"ftp": _ftp, "s3": _s3}.get(scheme, lambda site: _ssh(site, scheme))(site)
+    if scheme in ("ftp", "s3"):
+        return _ftp(site) if scheme == "ftp" else _s3(site)
+    return _ssh(site, scheme)
 
 
 def _ftp(site: Site) -> Far:
@@ -161,3 +165,27 @@ def test_back(site: Site, far: Far) -> None:
         until(lambda: set(far.arrived()) == {f"n/{name}" for name in names}, 60, "all files")
         d.process.wait_for_line("[far] delivered ", len(names))
     assert d.process.lines().count("[far] delivered ") == len(names)
+
+
+def test_lanes_and_stop(site: Site) -> None:
+    """A host gets ``lane_limit`` files at one time; ``stop_timeout`` bounds a stop, and the rest comes later."""
+    end = FarEnd(site, "ftp", site.folder("far"))
+    target = taking({"host": f"ftp://{end.address}", "directory": "/", "lane_limit": 1})
+    process = {"stop_timeout": 1, "workers": 3, "synchronous": "full", "priority": 2}
+    d = Dispatching(site, {"far": target, "DEFAULT": process}).start()
+    names = [f"f{number}" for number in range(30)]
+    for name in names[:15]:
+        d.voice.tell(d.file(name))
+    until(lambda: set(_files(end.folder)) == set(names[:15]), what="the first files")
+    assert end.proxy.connections[end.port] == 1
+    end.proxy.stall_after(0)
+    for name in names[15:]:
+        d.voice.tell(d.file(name))
+    until(lambda: end.proxy.sent > 0, what="a transfer runs")
+    asked = time.monotonic()
+    assert d.process.terminate(9) == 0
+    assert time.monotonic() - asked < 9
+    end.proxy.heal()
+    end.proxy.cut()
+    d.process.start()
+    until(lambda: set(_files(end.folder)) == set(names), 40, "the other files")
