@@ -9,6 +9,8 @@ from collections.abc import Generator
 
 import pytest
 
+from trollmoves.tests.quiet import LOUD, Others
+
 # Reasons of skips that an installation would have made unnecessary: "missing: vsftpd", "no vsftpd (Debian: vsftpd)".
 MISSING = re.compile(r"(Skipped: )?(missing:|could not import|no .*\((Debian|PyPI)\b)")
 
@@ -55,6 +57,20 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
             return (yield)
         finally:
             fcntl.flock(room, fcntl.LOCK_UN)  # a child that the test forked may have it open still
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Draw no conclusion from what was measured while others, outside of these tests, kept the machine busy."""
+    if not _marked(item, "alone"):
+        return (yield)
+    others = Others()
+    try:
+        return (yield)
+    except AssertionError:
+        if others.share() > LOUD:
+            pytest.skip(f"others used {others.share():.0%} of this machine during the measurement")
+        raise
 
 
 def _marked(item: pytest.Item, name: str) -> bool:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import resource
+from collections import defaultdict
+from contextlib import suppress
 
 LOUD = 0.2  # the share from which on a measurement says nothing
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
 class Others:
-    """What others have used of all processors since this was made."""
+    """What others than this process and its descendants have used of all processors since this was made."""
 
     def __init__(self) -> None:
         self._begin = _used()
 
     def share(self) -> float:
-        """Give their share, 0 to 1; our children count as others until they have ended and were waited for."""
+        """Give their share, 0 to 1."""
         all_time, busy, own = (now - then for now, then in zip(_used(), self._begin, strict=True))
         return max(0.0, busy - own) / max(all_time, 0.01)
 
@@ -23,7 +26,22 @@ class Others:
 def _used() -> tuple[float, float, float]:
     """Give the seconds of all processors: in all, busy or taken by another virtual machine, and busy for us."""
     with open("/proc/stat", encoding="ascii") as file:
-        times = [int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in file.readline().split()[1:9]]
+        times = [int(ticks) / TICKS for ticks in file.readline().split()[1:9]]
     ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     idle = times[3] + times[4]  # the fifth is waiting for a disk
-    return sum(times), sum(times) - idle, sum(one.ru_utime + one.ru_stime for one in ours)
+    return sum(times), sum(times) - idle, sum(one.ru_utime + one.ru_stime for one in ours) + _used_by_descendants()
+
+
+def _used_by_descendants() -> float:
+    """Give the seconds of those that live, and of their children that they have waited for."""
+    seconds: dict[int, float] = {}
+    children = defaultdict(list)
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+            children[int(fields[1])].append(pid)
+            seconds[pid] = sum(map(int, fields[11:15])) / TICKS
+    family = [os.getpid()]
+    for one in family:
+        family += children[one]
+    return sum(seconds[pid] for pid in family[1:])

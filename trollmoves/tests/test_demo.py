@@ -27,7 +27,7 @@ def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=100)
 
 
 def processes(folder: Path) -> list[bytes]:
@@ -42,7 +42,7 @@ def processes(folder: Path) -> list[bytes]:
 def test_nothing_is_lost(tmp_path: Path) -> None:
     """The demo delivers every file though its client is killed, says so, and leaves logs and configuration only."""
     with demo(tmp_path, "--files", "300", "--seconds", "3") as process:
-        text, _ = process.communicate(timeout=100)
+        text, _ = process.communicate(timeout=300)
         assert process.returncode == 0, text
     assert re.search(r"^  delivered +300 ", text, re.MULTILINE), text
     assert re.search(r"^  lost +0$", text, re.MULTILINE), text
@@ -56,6 +56,6 @@ def test_interrupted(tmp_path: Path) -> None:
     with demo(tmp_path, "--files", "1000", "--seconds", "100") as process:
         until(lambda: [*(tmp_path / "temporary").glob("*/arrived/*/*/H-*")], 60, "files arrive")
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == 130
     assert (os.listdir(tmp_path), os.listdir(tmp_path / "temporary"), processes(tmp_path)) == (["temporary"], [], [])

@@ -124,6 +124,7 @@ def test_packets_are_lost(sender: Sender, receiver: Receiver) -> None:
     assert delivered(sender) == 105
 
 
+@pytest.mark.alone
 def test_slow_line(site: Site, network: Network) -> None:
     """On a line with round trips of 200 ms files wait for the line, and not for one another."""
     here, there = network.host(), network.host()
