@@ -11,7 +11,7 @@ from trollmoves.dispatch.files import File
 from trollmoves.dispatch.routes import Route, routes, shown
 from trollmoves.errors import ConfigError, MessageError, TrollmovesError
 from trollmoves.messaging.messages import MAGIC, Message
-from trollmoves.options import TargetOptions
+from trollmoves.options import DispatchConfig, TargetOptions
 from trollmoves.patterns import Origin, Pattern
 
 LARGEST = 2**22  # bytes of a file that is looked into for a message
@@ -26,7 +26,7 @@ def explain(configuration: Configuration[TargetOptions], given: str) -> str:
     message = _message(given)
     path = None if message else os.path.abspath(given)
     told = message or Message("", "file", {"uri": path, "uid": os.path.basename(given)})
-    lines = [f"{told.subject} {told.type}: " + _names(told) if message else f"{path}:"]
+    lines = [f"{told.subject} {told.type}: " + _names(told) if message else _file(path or "")]
     for target in configuration.sections.values():
         lines += [f"[{target.name}]", *(f"  {line}" for line in _target(target, told, path))]
     lines += [f"warning: {text}" for text in configuration.warnings]
@@ -75,12 +75,23 @@ def _target(target: TargetOptions, message: Message, path: str | None) -> Iterat
         message = Message("", "file", {**fields, **message.data})
     for route, config in zip(routes(target), target.dispatch_configs, strict=True):
         name = f"dispatch config {route.number}: " if len(target.dispatch_configs) > 1 else ""
-        if path and config.topics:
-            yield f"{name}when a message under {' or '.join(config.topics)} tells of it:"
-            name = "  "
-        yield from (f"{name}{line}" for line in _route(target, route, message, None if path else message.subject))
+        if path and not target.origin:
+            yield name + _as_told(route, config, path)
+        else:
+            yield from (f"{name}{line}" for line in _route(target, route, message, None if path else message.subject))
     if not target.dispatch_configs:
         yield "no: it has no dispatch config"
+
+
+def _file(path: str) -> str:
+    return path if os.path.exists(path) else f"{path}: there is no such file now"
+
+
+def _as_told(route: Route, config: DispatchConfig, path: str) -> str:
+    """Give what a message must say of a file, whose metadata are not known, and where it then goes."""
+    fulfilled = " fulfils the conditions and" if config.conditions else ""
+    topics = " or ".join(config.topics) or "no topic"
+    return f"when a message under {topics}{fulfilled} tells of it: to {shown(route.pattern(path))}"
 
 
 def _route(target: TargetOptions, route: Route, message: Message, subject: str | None) -> Iterator[str]:

@@ -53,11 +53,19 @@ class Route:
         if self._wants_time:
             # As ever: the local time at which the file got its name, content and rights.
             metadata[CREATION_TIME] = datetime.fromtimestamp(file.ctime_ns / 1e9)  # noqa: DTZ006
-        path = self._pattern.compose(metadata)
-        if self._keeps_name:
-            path = os.path.join(path, os.path.basename(file.path))
+        path = self._named(self._pattern.compose(metadata), file.path)
         if not self._climbs and ".." in path.split("/"):
             raise BadDestination(f"metadata would lead above the directory: {path}")
+        return self._url(path)
+
+    def pattern(self, path: str) -> ParseResult:
+        """Give the URL, without a password, of the place for a file of which no metadata are known: fields stay."""
+        return self._url(self._named(pattern_of(self._config), path))
+
+    def _named(self, place: str, path: str) -> str:
+        return os.path.join(place, os.path.basename(path)) if self._keeps_name else place
+
+    def _url(self, path: str) -> ParseResult:
         if "://" in self._config.host and not path.startswith("/"):
             path = f"/{path}"
         return self._base._replace(path=path)

@@ -548,8 +548,9 @@ def test_explain_a_file(site: Site) -> None:
     """--explain says of a file name where it goes, or under which topics and conditions it would."""
     config = site.config(EXPLAINED, "a.yaml")
     found = check(site, config, "--explain", "/watched/npp.dat").stdout
-    assert "when a message under /level3 or /level4 tells of it:" in found
-    assert "no: there is no product; there is no num" in found
+    assert "/watched/npp.dat: there is no such file now" in found
+    assert "when a message under /level3 or /level4 tells of it: to " in found
+    assert "fulfils the conditions and tells of it: to " in found
     assert "to /d/npp.dat (but not now: /watched/npp.dat: No such file or directory)" in found
     assert "no: takes files of /watched/{platform_name}.dat" in check(site, config, "--explain", "/x").stdout
 
