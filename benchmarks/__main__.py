@@ -31,7 +31,7 @@ def works(*, full: bool, old: bool) -> dict[str, Work]:
         "fan-out": partial(crowds.fan_out, count=200 * times),
         "fan-in": partial(crowds.fan_in, count=500 * times),
         "mirror": partial(crowds.mirror, count=1000 * times),
-        "dead-host": partial(crowds.dead_host, count=100 * times),
+        "dead-host": partial(crowds.dead_host, count=300 * times),
         "line": partial(crowds.long_line, count=500 * times),
         "sections": partial(scale.sections, count=2000 * times),
         "backlog": partial(scale.backlog, count=20_000 * times),

@@ -114,7 +114,7 @@ def mirror(logs: Path, *, count: int) -> Iterator[Figure]:
 def dead_host(logs: Path, *, count: int) -> Iterator[Figure]:
     """Time nine targets that work, with a tenth one that takes connections and then says nothing, and without it."""
     took: dict[bool, list[float]] = {True: [], False: []}
-    for dead in (False, True) * 2:
+    for dead in (False, True) * 3:
         with Site(logs) as site, socket.create_server(("127.0.0.99", 0), backlog=500) as hole:
             origin, port = site.folder("in"), site.port()
             sections, ears = {}, []
