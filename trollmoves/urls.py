@@ -107,6 +107,8 @@ def printable(url: object) -> str:
     Never raises, whatever it is given. When it cannot be told where a password ends (a password as it is, with both
     ``@`` and ``/``, or a path with an ``@`` behind a login) all that might be part of it is replaced by ``***``.
     """
+    if isinstance(url, str) and "@" not in url and "//" not in url and url.isprintable():
+        return url  # most are paths
     try:
         if isinstance(url, ParseResult):
             text = _text(url)

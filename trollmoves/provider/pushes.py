@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import ParseResult
 
 from trollmoves import links, urls
@@ -43,6 +43,13 @@ class _Waiter:
 
     request: Request
     tell_by: float | None  # monotonic; when to say that it still runs, None for peers that do not know that answer
+
+
+class _Asked(NamedTuple):
+    """What a push that was noted just now is about; after a restart the journal says it."""
+
+    message: Message
+    announced: Announced
 
 
 class Pushes:
@@ -120,7 +127,8 @@ class Pushes:
         announced = self._announcer.find(data)
         target = self._target(data)
         key = f"{announced.number} {target.without_login}"
-        return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=message)
+        asked = _Asked(message, announced)
+        return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=asked)
 
     def _target(self, data: dict[str, Any]) -> _Target:
         """Read where a request wants its files; RequestRefused, or BadDestination, when they may not go there."""
@@ -161,7 +169,7 @@ class Pushes:
 
     def _had_by(self, request: Request, task: Task) -> Task | None:
         """Give the note that somebody has the answer to a push that another one asked for."""
-        if request.message is task.context:
+        if task.context and request.message is task.context.message:
             return None
         id_ = contents.request_mark(request.message.data).get("id")
         if not id_ or id_ == contents.request_id(task.body):
@@ -193,11 +201,13 @@ class Pushes:
             task.tries -= 1
             return Result(again_in=BRING_AGAIN, after=lambda: self._wake_if_brought(task))
         started = time.monotonic()
-        message = task.context or Message.decode(task.body)
+        asked: _Asked | None = task.context
+        message = asked.message if asked else Message.decode(task.body)
         data = message.data
         shown = urls.printable(data.get("destination"))
         try:
-            size, reached = self._deliver(task.about or 0, data, self._target(data))
+            announced = asked.announced if asked else self._announced(task.about or 0)
+            size, reached = self._deliver(announced, data, self._target(data))
         except JournalError:
             raise
         except Exception as failure:
@@ -231,17 +241,20 @@ class Pushes:
             for path in clean_partials(target.local, PARTIALS_AFTER):
                 log.info("[%s] removed %s, left by a transfer that was killed", self.name, path)
 
-    def _deliver(self, number: int, data: dict[str, Any], target: _Target) -> tuple[int, str]:
+    def _announced(self, number: int) -> Announced:
+        announced = self._journal.announcement(self.name, number)
+        if announced is None:
+            raise RequestRefused(f"announcement {number} is not known any more")
+        return announced
+
+    def _deliver(self, announced: Announced, data: dict[str, Any], target: _Target) -> tuple[int, str]:
         """Give the bytes that were sent, and the destination: with the host of the backup target if one was used."""
         size = 0
         self._clean(target)
         destination = target.without_login
-        announced = self._journal.announcement(self.name, number)
-        if announced is None:
-            raise RequestRefused(f"announcement {number} is not known any more")
         for item in contents.items(data):
             uri = item["uri"]
-            pathname = self._holdings.path(number, uri)
+            pathname = self._holdings.path(announced.number, uri)
             reached = move_it(
                 pathname,
                 target.directory,
