@@ -229,12 +229,16 @@ class Requester:
     def _look_at_the_clock(self) -> None:
         now = time.monotonic()
         for line in list(self._lines.values()):
-            self._look_for_trouble(line)
-            self._look_for_overdue(line, now)
-            if not line.open and (line.used < now - IDLE_SOCKET or self._is_retired(line)):
-                self._close(line)
+            if line.socket in self._lines:  # else it was closed for the sake of another one that is dead
+                self._look_at(line, now)
         deadlines = [asked.deadline for line in self._lines.values() for asked in line.open.values()]
         self._next_look = min([now + LOOK, *deadlines])
+
+    def _look_at(self, line: _Line, now: float) -> None:
+        self._look_for_trouble(line)
+        self._look_for_overdue(line, now)
+        if not line.open and (line.used < now - IDLE_SOCKET or self._is_retired(line)):
+            self._close(line)
 
     def _look_for_trouble(self, line: _Line) -> None:
         """Say who refuses us; ZeroMQ will not try again, so whoever waits on this line waits in vain."""

@@ -360,6 +360,27 @@ def test_requests_in_sequence_share_a_connection(stack: ExitStack) -> None:
     assert len(seen) == 1
 
 
+def test_no_answer_ends_idle_connections(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    """After a request that was not answered all idle connections to that server are ended, and new ones are made."""
+    open_: list[Request] = []
+    port = replier(stack, open_.extend).port
+    asking, answers = requester(stack), Answers()
+    for n in range(1, 6):
+        asking.ask(f"{HOST}:{port}", text(n), SOON, answers)
+    until(lambda: len(open_) == 5, SOON)
+    echo(sorted(open_, key=lambda one: one.message.data, reverse=True))  # the first connection is the next to be used
+    answers.wait(5)
+    asking.ask(f"{HOST}:{port}", text("in vain"), 0.2, answers)
+    assert isinstance(answers.wait(6)[-1], NoAnswer)
+    until(lambda: not connections(port), SOON)
+    del open_[:]
+    asking.ask(f"{HOST}:{port}", text("again"), SOON, answers)
+    until(lambda: open_, SOON)
+    echo(open_)
+    assert answers.wait(7)[-1] == "again"
+    assert "unexpected" not in caplog.text
+
+
 def test_no_answer_is_told_in_time(stack: ExitStack) -> None:
     """Without an answer NoAnswer comes after the time-out, names the server, and may be tried again."""
     port = replier(stack, lambda _: None).port
