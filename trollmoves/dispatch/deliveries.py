@@ -76,7 +76,7 @@ class Deliveries:
     def start(self) -> None:
         """Deliver, also what was noted by an earlier process."""
         if self._publisher and not self._topic:
-            log.warning("[%s] has no publish_topic: nothing will be published about it", self.name)
+            log.info("[%s] has no publish_topic: nothing will be published about it", self.name)
         settle = SETTLE if self._publisher else 0.0
         self._workers.register(self.name, KIND, limit=self._options.lane_limit, handler=self._deliver, begin_in=settle)
 

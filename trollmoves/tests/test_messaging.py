@@ -20,6 +20,7 @@ import posttroll.message
 import pytest
 import zmq
 
+from trollmoves.dispatch import deliveries
 from trollmoves.errors import MessageError, RequestRefused, StartError, TemporaryTransferError, TrollmovesError
 from trollmoves.messaging import listener, publisher, sockets
 from trollmoves.messaging.listener import Listener, Provider
@@ -27,6 +28,8 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.messaging.requester import NoAnswer, Requester, Stopping
+from trollmoves.provider import announcer
+from trollmoves.receiver import fetcher
 from trollmoves.tests.servers.process import free_port
 from trollmoves.tests.waiting import until
 
@@ -1048,3 +1051,9 @@ for settings in ({{}}, {{name: {str(tmp_path / "no such")!r} for name in (
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
     )
     assert len(done.stdout.splitlines()) == 4, done.stdout + done.stderr
+
+
+def test_back_before_it_begins() -> None:
+    """Whoever hears a publisher tries to connect again more often than one that starts waits before it tells."""
+    between_tries = (sockets.RECONNECT + sockets.RECONNECT_MOST) / 1000  # ZeroMQ adds up to the first to the second
+    assert between_tries < min(announcer.SETTLE, fetcher.SETTLE, deliveries.SETTLE)
