@@ -17,6 +17,7 @@ from trollmoves.tests.daemons import REPOSITORY, Process, Site
 from trollmoves.tests.places import FarEnd
 from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed
+from trollmoves.tests.test_attacks import ask_from
 from trollmoves.tests.waiting import until
 
 EXAMPLES = REPOSITORY / "examples"
@@ -198,6 +199,26 @@ def archive(*names: str) -> bytes:
             member.size = len(b"segment\n")
             tar.addfile(member, io.BytesIO(b"segment\n"))
     return buffer.getvalue()
+
+
+def test_exposed_mirror(site: Site) -> None:
+    """A customer gets what is agreed, another one who asks for more gets nothing, and no link leads out."""
+    example = Example(site, "exposed-mirror").start()
+    secret = site.root / "secret"
+    secret.write_text("secret")
+    (site.root / "incoming" / "H-MSG4-000002").symlink_to(secret)
+    example.put("incoming/H-MSG4-000001")
+    example.arrives("customers/a/in/MSG4/H-MSG4-000001")
+    example.says("mirror.ini", "is not among the allowed destinations")
+    example.says("client.ini", "is refused for good")
+    example.says("server.ini", "H-MSG4-000002 leads out of the origin")
+    assert not (site.root / "elsewhere").exists()
+    assert not list((site.root / "customers").rglob("*000002"))
+    port = example.ports["19195"]
+    assert ask_from("127.0.0.9", port, "ping").type == "err"
+    assert ask_from("127.0.0.1", port, "ping").type == "pong"
+    for config in ("server.ini", "mirror.ini"):
+        assert "without allowed_destinations" not in example.run[config].lines()
 
 
 def test_every_example_is_listed() -> None:
