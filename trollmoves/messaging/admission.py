@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-import posttroll
 import zmq
 from zmq.auth import load_certificate
 
 from trollmoves.allowed_clients import Clients
 from trollmoves.errors import StartError
+from trollmoves.messaging import keys
 
 KEY_LENGTH = 40  # characters of a public key in Z85
 NOBODY = "255.255.255.255/32"  # no peer has this address
@@ -22,14 +22,14 @@ class Admission:
     def __init__(self, clients: Clients) -> None:
         """Look up the keys; StartError when one is not known here."""
         self._clients = clients
-        self._keys = frozenset(map(_public_key, clients.keys))
+        self._allowed_keys = frozenset(map(_public_key, clients.keys))
 
     def __bool__(self) -> bool:
         return bool(self._clients)
 
     def admits(self, frame: zmq.Frame) -> bool:
         """Tell whether the sender of a frame is allowed."""
-        if self._keys and _told(frame, "User-Id") not in self._keys:
+        if self._allowed_keys and _told(frame, "User-Id") not in self._allowed_keys:
             return False
         return self._clients.allows_address(_told(frame, "Peer-Address"))
 
@@ -62,13 +62,12 @@ def _told(frame: zmq.Frame, name: str) -> str:
 
 def _public_key(name: str) -> str:
     """Give the public key of a name, or one that was written itself."""
-    if posttroll.config["backend"] != "secure_zmq":
+    if not keys.are_wanted():
         raise StartError(f"allowed_clients: {name!r} is no address, and can be a key only with posttroll's secure_zmq")
-    directory = posttroll.config.get("clients_public_keys_directory", "")
+    directory = keys.guest_list()
     try:
-        public, _ = load_certificate(os.path.join(directory, f"{name}.key"))
+        return load_certificate(os.path.join(directory, f"{name}.key"))[0].decode()
     except (OSError, ValueError):
         if len(name) == KEY_LENGTH:
             return name
-        raise StartError(f"allowed_clients: there is no key {name}.key in {directory or 'no directory'}") from None
-    return public.decode()
+        raise StartError(f"allowed_clients: there is no key {name}.key in {directory}") from None

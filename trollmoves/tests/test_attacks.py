@@ -12,7 +12,9 @@ import pytest
 import zmq
 from posttroll.message import Message
 from posttroll.publisher import Publisher
+from zmq.auth import load_certificate
 
+from trollmoves.tests.curve import Keys
 from trollmoves.tests.daemons import TOPIC, Process, Site, server_section
 from trollmoves.tests.feeding import Feeder, content, names
 from trollmoves.tests.hearing import HOST, Ear, ask
@@ -445,3 +447,25 @@ def test_key_without_curve(tmp_path: Path) -> None:
         server.wait_for_line("'friend.site.org' is no address")
         assert server.popen
         assert server.popen.wait(20) == 1
+
+
+def test_keys(tmp_path: Path) -> None:
+    """With CURVE an invited client is answered only with a key that is allowed, by its name or as it is."""
+    with Site(tmp_path) as site:
+        keys = Keys(site.root / "keys")
+        for name in ("alice", "bob", "carol"):
+            keys.make(name)
+            keys.invite(name)
+        key = load_certificate(keys.folder / "carol.key")[0].decode()
+        ports = {"both": site.port(), "elsewhere": site.port(), "unknown": site.port()}
+        allowed = {"both": f"alice {key} localhost", "elsewhere": f"alice {ALLOWED}", "unknown": "mallory"}
+        folder = site.folder("in")
+        sections = {
+            name: server_section(folder / name, port, allowed_clients=allowed[name]) for name, port in ports.items()
+        }
+        server = keys.give(site.server(sections, site.port()), "server").start()
+        server.wait_for_line("[unknown] cannot be started: allowed_clients: there is no key mallory.key in")
+        assert " pong " in keys.ping(ports["both"], "alice")
+        assert " pong " in keys.ping(ports["both"], "carol")
+        assert "this client is not allowed here" in keys.ping(ports["both"], "bob")
+        assert "this client is not allowed here" in keys.ping(ports["elsewhere"], "alice")
