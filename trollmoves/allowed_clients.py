@@ -8,6 +8,7 @@ from dataclasses import dataclass
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+KEY_LENGTH = 40  # characters of a public key in Z85, which may be slashes
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses as IPv6 has them
 
@@ -49,7 +50,7 @@ def read(words: tuple[str, ...]) -> Clients:
             networks += map(ipaddress.ip_network, LOOPBACK)
         elif network := _network(word):
             networks.append(network)
-        elif "/" in word or word.replace(".", "").isdigit():
+        elif len(word) != KEY_LENGTH and ("/" in word or word.replace(".", "").isdigit()):
             raise ValueError(f"no address or network: {word[:60]!r}")
         else:
             keys.append(word)

@@ -8,11 +8,10 @@ from contextlib import suppress
 import zmq
 from zmq.auth import load_certificate
 
-from trollmoves.allowed_clients import Clients
+from trollmoves.allowed_clients import KEY_LENGTH, Clients
 from trollmoves.errors import StartError
 from trollmoves.messaging import keys
 
-KEY_LENGTH = 40  # characters of a public key in Z85
 NOBODY = "255.255.255.255/32"  # no peer has this address
 
 

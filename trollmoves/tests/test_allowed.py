@@ -192,3 +192,9 @@ def test_no_address(word: str) -> None:
     """What looks like an address and is none is told as that, rather than taken for the name of a key."""
     with pytest.raises(ValueError, match="no address or network"):
         allowed_clients.read((word,))
+
+
+def test_public_key() -> None:
+    """A public key is taken for one, whatever characters are in it."""
+    key = ")TBk./E<rl6S-y&//sj09GWS:]uvo%ka-1)/uj*)"
+    assert allowed_clients.read(values.words(f"{key}, 192.0.2.7")).keys == (key,)
