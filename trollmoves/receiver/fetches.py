@@ -11,7 +11,7 @@ from typing import Any
 
 from trollmoves import urls
 from trollmoves.errors import MessageError
-from trollmoves.journal import DONE, WAITING, Journal, Outcome, Source, Task
+from trollmoves.journal import DONE, FRESH, WAITING, Journal, Outcome, Source, Task
 from trollmoves.logs import Seldom
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
@@ -138,12 +138,19 @@ class Fetches:
             self._add_source(current, known, fetch, source, told.told[source])
             return []
         if before == version:
+            self._acknowledge_again(asked, current, source, told.told[source])
             return []
         fetch.generation += 1
         fetch.versions[source] = (version, fetch.generation)
         self._peers.forget(known.key)
         self._change(known, fetch)
         return self._note_other(asked, f"{asked.key}{_GENERATION}{fetch.generation}")
+
+    def _acknowledge_again(self, asked: Task, current: Task, source: str, text: str) -> None:
+        """Tell a source that announces anew what is here: it seems not to know, as one of ours repeats nothing else."""
+        numbered = contents.announcement_mark(asked.context.data)
+        if numbered and asked.rank == FRESH and current.state == DONE and self._acknowledge:
+            self._acknowledge(source, text)
 
     def _note_other(self, asked: Task, key: str, *, merge: bool = False) -> list[Task]:
         asked.key = key
