@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from trollmoves import links, unpacking
+from trollmoves import links, steps, unpacking
 from trollmoves.errors import ConfigError, RequestRefused, UnpackFailed
 from trollmoves.journal import Announced, Journal, Task
 from trollmoves.messaging import contents
@@ -96,6 +96,7 @@ class Copies:
                 self.name, KIND, f"{number} {self._journal.now():.6f}", self._lane(announced), "", about=number
             )
             noted = self._journal.note([wanted])
+            steps.reached("copy-wanted")
         self._workers.expect([task for task, new in noted if new])
         return False
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from trollmoves import __version__, config, logs
+from trollmoves import __version__, config, logs, steps
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Journal, Keep, Remains, journal_path
 from trollmoves.options import ChainOptions, ProcessOptions
@@ -125,6 +125,7 @@ class Daemon(ABC, Generic[O]):
     def run(self) -> int:
         """Run until a signal ends it; give the exit status."""
         try:
+            steps.check()
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | FOR_EVERYONE)

@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+from trollmoves import steps
 from trollmoves.config import Configuration, describe
 from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.dispatch import config
-from trollmoves.dispatch.deliveries import KIND, Deliveries, take
+from trollmoves.dispatch.deliveries import KIND, TELL, Deliveries, take
 from trollmoves.dispatch.explanation import explain
 from trollmoves.dispatch.files import News
 from trollmoves.dispatch.hearing import Hearing
@@ -78,7 +79,7 @@ class Dispatcher(Daemon[TargetOptions]):
 
     role = "dispatcher"
     options = TargetOptions
-    remains = {KIND: nothing}
+    remains = {KIND: nothing, TELL: nothing}
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -135,6 +136,7 @@ class Dispatcher(Daemon[TargetOptions]):
 
     def _heard(self, messages: Sequence[Message], house: House) -> None:
         """Note all that is to be done about messages before the next ones are heard."""
+        steps.reached("message-heard")
         chains = [chain for chain in self.running() if isinstance(chain, TargetChain) and chain.listens]
         take(
             [

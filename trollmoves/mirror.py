@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from trollmoves import steps
 from trollmoves.copies import HEARD, UNPACK, Copies
 from trollmoves.daemon import Chain, Daemon, House
 from trollmoves.errors import ConfigError, MessageError, TrollmovesError, UnpackError
@@ -103,6 +104,7 @@ class MirrorChain:
 
     def _relay(self, task: Task) -> Result:
         """Announce what was heard, as ours; runs on a worker."""
+        steps.reached("relaying")
         told = self._relays.arrived(task)
         message = task.context or Message.decode(next(iter(told.values())))
         heard = {key: value for key, value in message.data.items() if key not in _NOT_OURS}
@@ -130,6 +132,7 @@ class MirrorChain:
     # -- fetched, and handed on
 
     def _arrived(self, attempt: Attempt, answer: Message) -> Result:  # noqa: ARG002
+        steps.reached("copy-here")
         number = attempt.task.about or 0
         missing = self._copies.not_here(number)
         if missing:
@@ -152,6 +155,7 @@ class MirrorChain:
                 raise
             error = failure
             return Result(error=error, after=lambda: self._provider.pushes.give_up(number, error))
+        steps.reached("unpacked")
         return Result(after=lambda: self._provider.pushes.wake(number))
 
     def _lost(self, task: Task, error: TrollmovesError) -> None:

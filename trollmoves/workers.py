@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
+from trollmoves import steps
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
 from trollmoves.lanes import Kind, Lane, Result, Turns, backoff
@@ -255,6 +256,8 @@ class Workers:
         now = self._journal.now()
         outcomes = [(lane, _outcome(task, result, now)) for lane, task, result in ended if task is not None]
         new = self._journal.finish([outcome for _, outcome in outcomes]) if outcomes else []
+        if outcomes:
+            steps.reached("ended")
         for lane, outcome in outcomes:
             if outcome.state == WAITING:
                 lane.postpone(outcome.due)

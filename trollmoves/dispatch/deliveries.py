@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import ParseResult
 
+from trollmoves import steps
 from trollmoves.dispatch.files import File, News
 from trollmoves.dispatch.routes import logins, routes, shown
 from trollmoves.errors import MessageError, TransferError, TrollmovesError
-from trollmoves.journal import FAILED, WAITING, Journal, Task
+from trollmoves.journal import FAILED, UNSURE, WAITING, Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.logs import size as readable_size
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.movers import move_it
+from trollmoves.movers import Mark, move_it
 from trollmoves.options import TargetOptions
 from trollmoves.patterns import ComposeError, Pattern
 from trollmoves.workers import Workers
@@ -29,6 +30,7 @@ from trollmoves.workers import Workers
 log = logging.getLogger(__name__)
 
 KIND = "deliver"
+TELL = "tell"
 SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
 TURN = 0.2  # s after which a delivery looks again whether the one before it to the same name is over
 REMEMBERED = 10_000  # names that were delivered to lately
@@ -72,6 +74,7 @@ class Deliveries:
         self._logins = logins(options)
         self._topic = Pattern(options.publish_topic, compose_only=True) if options.publish_topic else None
         self._turns = _Turns()
+        self._began = journal.now()
 
     def start(self) -> None:
         """Deliver, also what was noted by an earlier process."""
@@ -79,6 +82,21 @@ class Deliveries:
             log.info("[%s] has no publish_topic: nothing will be published about it", self.name)
         settle = SETTLE if self._publisher else 0.0
         self._workers.register(self.name, KIND, limit=self._options.lane_limit, handler=self._deliver, begin_in=settle)
+        if self._publisher:
+            self._workers.register(self.name, TELL, limit=1, handler=self._tell_again, begin_in=settle)
+            self._workers.expect([task for task, new in self._journal.note(self._untold()) if new])
+
+    def _untold(self) -> list[Task]:
+        """Give the tasks of telling again what an earlier process may not have told when it was killed."""
+        return [
+            Task(self.name, TELL, f"{task.id} {task.finished}", TELL, receipt)
+            for task in self._journal.last_done(self.name, (KIND,), UNSURE)
+            if task.body and (receipt := Order(*json.loads(task.body)).receipt)
+        ]
+
+    def _tell_again(self, task: Task) -> None:
+        """Publish what may have been lost with the process that was killed; runs on a worker."""
+        self._tell(Message.decode(task.body))
 
     # -- noting
 
@@ -149,14 +167,16 @@ class Deliveries:
     def _send(self, task: Task, order: Order, receipt: Message | None) -> Result:
         started = time.monotonic()
         url = order.url
+        mark = Mark.of(self._journal.identity, self.name, task.key, tried=task.may_have_run(self._began))
         try:
-            move_it(order.path, self._with_password(url), self._options.connection_parameters)
+            move_it(order.path, self._with_password(url), self._options.connection_parameters, mark=mark)
         except TransferError as error:
             if error.temporary and self._journal.now() - task.noted > self._options.retry_for > 0:
                 what = task.key.partition("\n")[0]
                 log.error("[%s] %s is given up after %d tries: %s", self.name, what, task.tries, error)
                 return Result(error=error, final=True)
             raise
+        steps.reached("delivered")
         log.info(
             "[%s] delivered %s to %s (%s, %.2f s, try %d)",
             self.name,
@@ -167,9 +187,13 @@ class Deliveries:
             task.tries,
         )
         if self._publisher and order.receipt:
-            receipt = receipt or Message.decode(order.receipt)
-            self._publisher.send(Message(receipt.subject, receipt.type, receipt.data))
+            self._tell(receipt or Message.decode(order.receipt))
+            steps.reached("told")
         return Result()
+
+    def _tell(self, receipt: Message) -> None:
+        if self._publisher:
+            self._publisher.send(Message(receipt.subject, receipt.type, receipt.data))
 
     def _with_password(self, url: ParseResult) -> ParseResult:
         known = self._logins.get((url.scheme, url.netloc))
@@ -196,6 +220,7 @@ def take(tasks: Sequence[Task], journal: Journal, workers: Workers) -> None:
             log.debug("[%s] %s is known", known.chain, known.key.partition("\n")[0])
     if again:
         journal.rewrite(again)
+    steps.reached("message-noted")
     workers.expect([*new, *again])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from trollmoves.journal.log import Log
 from trollmoves.journal.place import journal_path
-from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, WAITING, Announced, Outcome, Source, Task
+from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, UNSURE, WAITING, Announced, Outcome, Source, Task
 from trollmoves.journal.sources import Sources
 from trollmoves.journal.tasks import Tasks
 from trollmoves.journal.upkeep import Keep, Remains, Upkeep, nothing
@@ -21,6 +21,7 @@ __all__ = [
     "DONE",
     "FAILED",
     "FRESH",
+    "UNSURE",
     "WAITING",
     "Announced",
     "Journal",

@@ -8,6 +8,7 @@ from typing import Any
 
 WAITING, DONE, FAILED = 0, 1, 2
 FRESH, BACKLOG = 0, 1  # ranks: what waits in a lower rank is claimed first
+UNSURE = 0.5  # s before a kill, in which what was published may not have left the process
 
 
 @dataclass(slots=True)
@@ -35,6 +36,10 @@ class Task:
     reply: str | None = None
     finished: float | None = None
     context: Any = None
+
+    def may_have_run(self, began: float) -> bool:
+        """Tell whether it may have been tried before, by a process that was there before ``began`` or by this one."""
+        return self.tries > 1 or self.finished is not None or self.noted < began
 
 
 @dataclass(slots=True)

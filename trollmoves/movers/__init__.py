@@ -11,7 +11,7 @@ from urllib.parse import ParseResult
 
 from trollmoves import urls
 from trollmoves.errors import BadDestination, PermanentTransferError
-from trollmoves.movers.base import Mover, clean_partials, is_partial, parsed
+from trollmoves.movers.base import Mark, Mover, clean_partials, is_partial, parsed
 from trollmoves.movers.file import FileMover
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "FileMover",
     "FtpMover",
     "FtpsMover",
+    "Mark",
     "Mover",
     "S3Mover",
     "ScpMover",
@@ -85,6 +86,7 @@ def move_it(
     rel_path: str | None = None,
     backup_targets: Sequence[str] | None = None,
     check: Callable[[int], None] | None = None,
+    mark: Mark | None = None,
 ) -> ParseResult:
     """Deliver a copy of the file ``pathname``, and return the destination that took it; any thread may call.
 
@@ -97,6 +99,7 @@ def move_it(
         rel_path: a directory below the destination, which takes the file in.
         backup_targets: hosts tried in turn when the destination's cannot be reached.
         check: called with the descriptor of the open file before anything is sent; what it raises is raised.
+        mark: names the partial of this delivery, so that its next try replaces what a killed process left.
 
     Raises:
         TransferError: the file was not delivered; its ``temporary`` tells whether the same may succeed later.
@@ -108,7 +111,7 @@ def move_it(
     place = _CLASSES.get(target.scheme)
     if place is None:
         raise BadDestination(f"{urls.printable(target)}: no mover knows the scheme {target.scheme!r}")
-    mover = _installed(target.scheme, place)(pathname, target, attrs, backup_targets)
+    mover = _installed(target.scheme, place)(pathname, target, attrs, backup_targets, mark)
     mover.check = check
     mover.copy()
     if hook is not None:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 from urllib.parse import ParseResult
 
-from trollmoves import urls
+from trollmoves import steps, urls
 from trollmoves.errors import (
     BadDestination,
     ConnectionFailed,
@@ -32,9 +32,9 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.movers import options
-from trollmoves.movers.partials import clean_partials, is_partial, partial_path
+from trollmoves.movers.partials import Mark, clean_partials, is_partial, partial_path
 
-__all__ = ["FarEnd", "Mover", "Source", "clean_partials", "is_partial", "parsed", "partial_path", "translated"]
+__all__ = ["FarEnd", "Mark", "Mover", "Source", "clean_partials", "is_partial", "parsed", "partial_path", "translated"]
 
 _BY_ERRNO: dict[int, type[TransferError]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
@@ -202,6 +202,7 @@ class Mover(ABC):
         attrs: connection parameters, see ``options.OPTIONS``; they are only read.
         backup_targets: hosts that are tried in turn, with user and port of the destination, when the destination's
             cannot be reached; ``destination`` then tells where the file went.
+        mark: names the partial, so that the next try replaces what this one may leave when the process is killed.
     """
 
     def __init__(
@@ -210,11 +211,13 @@ class Mover(ABC):
         destination: str | ParseResult,
         attrs: Mapping[str, Any] | None = None,
         backup_targets: Sequence[str] | None = None,
+        mark: Mark | None = None,
     ) -> None:
         self.origin = os.fspath(origin)
         self.destination = parsed(destination)
         self.attrs: Mapping[str, Any] = attrs or {}
         self.backup_targets = backup_targets or ()
+        self.mark = mark
         self.source: Source | None = None
         self.check: Callable[[int], None] | None = None
 
@@ -275,16 +278,32 @@ class Mover(ABC):
         final = self._final_path(far)
         if self.is_there(source, final):
             return
-        partial = partial_path(final) if far.partials else final
+        partial = self._partial(far, final) if far.partials else final
         try:
             self._send(far, source, partial)
             self._verify(far, source, partial)
             if far.partials:
+                steps.reached("sent")
                 far.replace(partial, final)
         except BaseException as error:
             if far.partials:
                 self.discard(far, partial, error)
             raise
+
+    def _partial(self, far: FarEnd, final: str) -> str:
+        """Give the name to send to; what an earlier try left there is removed.
+
+        It is not written over, since the far end may still be at work on it for a process that is dead.
+        """
+        if self.mark is None:
+            return partial_path(final)
+        partial = partial_path(final, self.mark.token)
+        if self.mark.tried:
+            try:
+                far.remove(partial)
+            except (PermissionError, PermissionRefused):  # who may only write leaves it there
+                return partial_path(final)
+        return partial
 
     def is_there(self, source: Source, final: str) -> bool:  # noqa: ARG002  (only the local file system can tell)
         """Tell whether ``final`` is the source itself, so that nothing is to be done."""
@@ -310,6 +329,9 @@ class Mover(ABC):
             far.send(source, path)
         except FileNotFoundError:
             far.make_directories(path.rpartition("/")[0] or "/")
+            far.send(source, path)
+        except FileExistsError:  # of an earlier try that was not known of
+            far.remove(path)
             far.send(source, path)
 
     def _verify(self, far: FarEnd, source: Source, path: str) -> None:

@@ -11,6 +11,7 @@ import os
 import stat
 from contextlib import suppress
 
+from trollmoves import steps
 from trollmoves.movers.base import FarEnd, Mover, Source, translated
 
 SMALL = 1 << 20  # bytes that are read and written at once, which is cheaper than asking the kernel for clever ways
@@ -50,6 +51,7 @@ class LocalFiles(FarEnd):
             return
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, source.mode)
         try:
+            steps.reached("sending")
             _copy(source, target)
             os.utime(target, ns=(source.status.st_atime_ns, source.status.st_mtime_ns))
             if self.fsync:

@@ -17,6 +17,7 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
+from trollmoves import steps
 from trollmoves.errors import (
     AuthenticationFailed,
     BadDestination,
@@ -210,6 +211,7 @@ def _write(source: Source, data: socket.socket) -> None:
     with source.reader() as reader:
         while block := reader.read(BLOCK):
             data.sendall(block)
+            steps.reached("sending")
     if isinstance(data, ssl.SSLSocket):
         data.settimeout(GOODBYE)
         with contextlib.suppress(OSError):  # some servers close at once; the size tells what arrived

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import time
+from dataclasses import dataclass
 
 NAME_MAX = 255  # bytes in one file name, on every file system that counts
 TOKEN_BYTES = 6
@@ -15,8 +17,25 @@ _ODD = re.compile(r"[^\w.+=,@%-]")  # what some protocol or server cannot say, a
 _ROOM = NAME_MAX - len(".") - len(".") - 2 * TOKEN_BYTES - len(SUFFIX)
 
 
-def partial_path(path: str) -> str:
-    """Return a name beside ``path`` that no other transfer uses, ``.NAME.TOKEN.part``.
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Whose a partial is: each try of one delivery has the same, by whichever process; no other delivery has it.
+
+    ``tried`` says that there may have been a try before, which may have left its partial.
+    """
+
+    token: str
+    tried: bool = False
+
+    @classmethod
+    def of(cls, *identity: str, tried: bool) -> Mark:
+        """Make the mark of what these texts together name, wherever that is sent from."""
+        digest = hashlib.sha256("\n".join(identity).encode("utf-8", "backslashreplace")).hexdigest()
+        return cls(digest[: 2 * TOKEN_BYTES], tried)
+
+
+def partial_path(path: str, token: str = "") -> str:
+    """Return a name beside ``path`` that no other transfer uses, ``.NAME.TOKEN.part``; without a token a new one.
 
     NAME is cut to fit 255 bytes, and has ``_`` for what is no letter, digit or one of ``.+=,@%-``.
     """
@@ -24,7 +43,7 @@ def partial_path(path: str) -> str:
     name = _ODD.sub("_", name)
     if len(name) * 4 > _ROOM:
         name = _cut(name)
-    return f"{directory}{slash}.{name}.{os.urandom(TOKEN_BYTES).hex()}{SUFFIX}"
+    return f"{directory}{slash}.{name}.{token or os.urandom(TOKEN_BYTES).hex()}{SUFFIX}"
 
 
 def _cut(name: str) -> str:

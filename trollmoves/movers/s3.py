@@ -13,6 +13,7 @@ import botocore.config
 import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 
+from trollmoves import steps
 from trollmoves.errors import (
     AuthenticationFailed,
     BadDestination,
@@ -91,7 +92,14 @@ class S3Connection(Connection):
             if source.size < self._transfer.multipart_threshold:
                 self._client.put_object(Bucket=bucket, Key=key, Body=reader, ContentLength=source.size, **self._extra)
             else:
-                self._client.upload_fileobj(reader, bucket, key, ExtraArgs=self._extra, Config=self._transfer)
+                self._client.upload_fileobj(
+                    reader,
+                    bucket,
+                    key,
+                    ExtraArgs=self._extra,
+                    Callback=lambda _: steps.reached("sending"),
+                    Config=self._transfer,
+                )
 
     def size(self, path: str) -> int:
         """Ask for the length."""

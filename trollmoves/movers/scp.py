@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import paramiko
 
+from trollmoves import steps
 from trollmoves.errors import BadDestination, ConnectionFailed
 from trollmoves.movers import options
 from trollmoves.movers.base import FarEnd, Source
@@ -200,6 +201,7 @@ class ScpConnection(Connection):
                     raise OSError(errno.EIO, "the file ended too early", source.path)
                 left -= len(block)
                 self._channel.sendall(block if left else block + OK)
+                steps.reached("sending")
             if not source.size:
                 self._channel.sendall(OK)
         self._expect_ok()

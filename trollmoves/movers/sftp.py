@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import paramiko
 
+from trollmoves import steps
 from trollmoves.errors import (
     BadDestination,
     ConnectionFailed,
@@ -184,7 +185,10 @@ class SftpConnection(Connection):
         attributes = struct.pack(">II", HAS_PERMISSIONS, FILE_MODE)
         kind, data = self._answer(self._send(OPEN, _string(path), struct.pack(">I", CREATE_NEW), attributes))
         if kind != HANDLE:
-            raise self._error(*_status_of(kind, data), path)
+            code, text = _status_of(kind, data)
+            if code == FAILURE and self._attributes(path)[1]:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            raise self._error(code, text, path)
         return data  # as it came, which is how it is sent back: length and bytes
 
     def _write(self, source: Source, handle: bytes) -> tuple[list[int], tuple[int, str] | None]:
@@ -196,6 +200,7 @@ class SftpConnection(Connection):
             while block := reader.read(self._chunk):
                 pending.append(self._send(WRITE, handle, struct.pack(">QI", done, len(block)), block))
                 done += len(block)
+                steps.reached("sending")
                 if len(pending) >= most:
                     failed = self._failure(pending.pop(0))
                     if failed:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trollmoves import steps
 from trollmoves.errors import JournalError, RequestRefused, TrollmovesError
 from trollmoves.journal import Announced, Journal
 from trollmoves.messaging import contents
@@ -117,6 +118,8 @@ class Announcer:
             new = [a for a in announcements if known.get(a.uri) != (a.size, a.mtime) or self._leads_elsewhere(a)]
             new, texts = self._written(new)
             number = self._journal.last_number(self.name)
+            if new:
+                steps.reached("announcing")
             self._journal.announce(
                 self.name,
                 [
@@ -124,8 +127,11 @@ class Announcer:
                     for n, (a, text) in enumerate(zip(new, texts, strict=True), start=1)
                 ],
             )
+            if new:
+                steps.reached("announced")
             self._publisher.send_texts(texts)
         if new:
+            steps.reached("published")
             more = f" and {len(new) - 1} more" if len(new) > 1 else ""
             log.info("[%s] announced %s%s", self.name, new[0].uid, more)
         return len(new)

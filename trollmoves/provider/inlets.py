@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trollmoves import unpacking, urls
+from trollmoves import steps, unpacking, urls
 from trollmoves.errors import BadDestination, MessageError
 from trollmoves.journal import Journal, Task
 from trollmoves.lanes import Result
@@ -74,6 +74,7 @@ class Directory:
         self._watch.stop()
 
     def _found(self, found: list[Found]) -> None:
+        steps.reached("found")
         admitted = self._whereabouts.admitted(one.path for one in found)
         found = [one for one in found if one.path in admitted]
         packed = [one for one in found if self._is_packed(one.path)]
@@ -116,6 +117,7 @@ class Directory:
             return None
         directory = options.working_directory or tempfile.gettempdir()
         unpacked = unpacking.unpack(options.compression or "", path, directory, program=options.prog)
+        steps.reached("unpacked")
         versions = [(one, measure([one])) for one in unpacked]
         self._announce_marked([self._announcement(one, fields, *version) for one, version in versions if version])
         log.info("[%s] unpacked %s", options.name, os.path.basename(path))

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import ParseResult
 
-from trollmoves import links, urls
+from trollmoves import links, steps, urls
 from trollmoves.allowed_destinations import Place, checked
 from trollmoves.errors import JournalError, OriginChanged, RequestRefused, TransferError, TrollmovesError
 from trollmoves.journal import DONE, FAILED, Announced, Journal, Outcome, Task
@@ -22,7 +22,7 @@ from trollmoves.logs import size as readable_size
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request
-from trollmoves.movers import clean_partials, move_it
+from trollmoves.movers import Mark, clean_partials, move_it
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.holdings import Holdings
 from trollmoves.workers import Workers
@@ -82,6 +82,7 @@ class Pushes:
         self._follow = follow
         self._waiting: dict[int, list[_Waiter]] = {}
         self._cleaned: set[str] = set()
+        self._began = journal.now()
         self._waiting_lock = threading.Lock()  # between the look at a push and the wait for it nothing may end it
 
     def start(self) -> None:
@@ -91,6 +92,7 @@ class Pushes:
 
     def take(self, requests: list[Request]) -> None:
         """Note pushes, and answer those that are answered already; the replier's thread calls."""
+        steps.reached("asked")
         asked = [(request, task) for request in requests if (task := self._wanted(request))]
         with self._waiting_lock:
             noted = self._journal.note([task for _, task in asked])
@@ -105,6 +107,7 @@ class Pushes:
                         self._reopen(task, wanted)
                     begin.append(task)
                 self._waiting.setdefault(task.id, []).append(_Waiter(request, _tell_by(request.message.data)))
+        steps.reached("push-noted")
         self._workers.expect(begin)
 
     def _wanted(self, request: Request) -> Task | None:
@@ -207,7 +210,7 @@ class Pushes:
         shown = urls.printable(data.get("destination"))
         try:
             announced = asked.announced if asked else self._announced(task.about or 0)
-            size, reached = self._deliver(announced, data, self._target(data))
+            size, reached = self._deliver(task, announced, data, self._target(data))
         except JournalError:
             raise
         except Exception as failure:
@@ -215,6 +218,7 @@ class Pushes:
             log.warning("[%s] %s not delivered to %s: %s", self.name, contents.names(data), shown, error)
             text = Message(message.subject, "err", contents.failure(data, error)).encode()
             return Result(reply=text, error=error, final=True, after=lambda: self._tell_failure(task, text, error))
+        steps.reached("delivered")
         log.info(
             "[%s] delivered %s to %s (%s, %.2f s, try %d)",
             self.name,
@@ -247,11 +251,12 @@ class Pushes:
             raise RequestRefused(f"announcement {number} is not known any more")
         return announced
 
-    def _deliver(self, announced: Announced, data: dict[str, Any], target: _Target) -> tuple[int, str]:
+    def _deliver(self, task: Task, announced: Announced, data: dict[str, Any], target: _Target) -> tuple[int, str]:
         """Give the bytes that were sent, and the destination: with the host of the backup target if one was used."""
         size = 0
         self._clean(target)
         destination = target.without_login
+        mark = Mark.of(self._journal.identity, self.name, task.key, tried=task.may_have_run(self._began))
         for item in contents.items(data):
             uri = item["uri"]
             pathname = self._holdings.path(announced.number, uri)
@@ -262,6 +267,7 @@ class Pushes:
                 rel_path=item.get("path"),
                 backup_targets=_backup_targets(data),
                 check=partial(self._check_opened, announced, uri, pathname),
+                mark=mark,
             )
             if reached.netloc != target.directory.netloc:
                 destination = urls.without_login(urls.parse(destination)._replace(netloc=reached.netloc))
@@ -286,6 +292,7 @@ class Pushes:
             waiters = self._waiting.pop(task_id, ())
         for waiter in waiters:
             waiter.request.answer_with(text)
+            steps.reached("answered")
 
     def _wake_if_brought(self, task: Task) -> None:
         """Run a push at once whose files came before it was written down that it waits for them."""

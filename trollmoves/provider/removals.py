@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from trollmoves import steps
 from trollmoves.errors import RequestRefused
 from trollmoves.journal import WAITING, Journal, Task
 from trollmoves.lanes import Result
@@ -59,8 +60,10 @@ class Removals:
     def _discard(self, number: int, uri: str) -> bool:
         """Remove a file; False when it is wanted just now."""
         path = self._holdings.path(number, uri)
+        steps.reached("removing")
         try:
             self._holdings.discard(number, uri)
+            steps.reached("removed")
             log.info("[%s] removed %s", self.name, path)
         except FileNotFoundError:
             pass

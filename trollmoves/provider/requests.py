@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from trollmoves import urls
+from trollmoves import steps, urls
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import DONE, Journal, Task
 from trollmoves.messaging import sockets
@@ -128,6 +128,8 @@ class Provider:
     def _acknowledge(self, data: Any) -> None:
         """Take note that a client needs nothing (more) of an announcement."""
         number = self.announcer.find(data).number
+        steps.reached("ack-heard")
         note = Task(self.name, "ack", str(number), "ack", "", about=number, state=DONE)
         noted = self._journal.note([note, *self.removals.of(number)])
+        steps.reached("acknowledged")
         self._workers.expect([task for task, new in noted[1:] if new])

@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import ParseResult
 
-from trollmoves import unpacking, urls
+from trollmoves import steps, unpacking, urls
 from trollmoves.errors import BadDestination
-from trollmoves.journal import Journal, Task
+from trollmoves.journal import UNSURE, Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
@@ -27,7 +27,6 @@ from trollmoves.workers import Workers
 log = logging.getLogger(__name__)
 
 UNPACKED_AT_ONCE = 4
-UNSURE = 0.5  # s before a kill, in which what was published may not have left the process
 _OURS = ("request_address", "destination", "announcement", "request", "backup_targets")
 
 
@@ -52,7 +51,7 @@ class Arrivals:
     def start(self) -> None:
         """Unpack what arrived in an earlier process, and tell again what that may not have told when it was killed."""
         if self._options.compression:
-            self._workers.register(self.name, "unpack", limit=UNPACKED_AT_ONCE, handler=self._unpack)
+            self._workers.register(self.name, "unpack", limit=UNPACKED_AT_ONCE, handler=self._unpack, begin_in=SETTLE)
             self._workers.register(self.name, "discard", limit=1, handler=self._discard)
         self._workers.register(self.name, "tell", limit=1, handler=self._tell_again, begin_in=SETTLE)
         again = [
@@ -64,6 +63,7 @@ class Arrivals:
 
     def arrived(self, attempt: Attempt, answer: Message) -> Result:
         """Publish that the source is done with, then where the files are now; packed ones are unpacked before."""
+        steps.reached("arrived")
         message = attempt.message
         url = self._reached(attempt, answer)
         log.info(
@@ -86,8 +86,10 @@ class Arrivals:
                 ]
             )
             self._publisher.send_texts([ack])
+            steps.reached("acked")
             return Result(then=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
         self._publisher.send_texts([ack, self._receipt(message.subject, data)])
+        steps.reached("told")
         return Result(reply=json.dumps([attempt.source, base]))
 
     def _reached(self, attempt: Attempt, answer: Message) -> ParseResult:
@@ -129,6 +131,7 @@ class Arrivals:
     def _tell_again(self, task: Task) -> None:
         """Publish what may have been lost with the process that was killed; runs on a worker."""
         self._publisher.send_texts(json.loads(task.body))
+        steps.reached("told-again")
 
     # -- packed files
 
@@ -152,7 +155,9 @@ class Arrivals:
             return [{"uid": os.path.basename(one), "uri": one.removeprefix(root)} for one in members]
 
         receipt = self._receipt(message.subject, _unpacked(message.data, unpack))
+        steps.reached("unpacked")
         self._publisher.send_texts([receipt])
+        steps.reached("told")
         discards = [Task(self.name, "discard", f"{task.key}\n{path}", "discard", path) for path in packed]
         return Result(reply=receipt, then=discards if self._options.delete else ())
 
@@ -168,8 +173,10 @@ class Arrivals:
 
     def _discard(self, task: Task) -> None:
         """Remove an archive that was unpacked; runs on a worker."""
+        steps.reached("discarding")
         try:
             os.unlink(task.body)
+            steps.reached("discarded")
         except FileNotFoundError:
             pass
         except OSError as error:

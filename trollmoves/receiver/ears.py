@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trollmoves import steps
 from trollmoves.errors import MessageError
 from trollmoves.journal import BACKLOG, DONE, FRESH, Journal, Source, Task
 from trollmoves.messaging import contents, sockets
@@ -145,8 +146,10 @@ class Receiver:
         self._note(messages, sources, BACKLOG)
 
     def _note(self, messages: list[Message], sources: list[tuple[str, Source]], rank: int) -> None:
+        steps.reached("heard")
         new = self._fetches.note(messages, sources, rank)
         if new:
+            steps.reached("noted")
             self._workers.expect(new)
         for source in {str(message.data.get("request_address")) for message in messages}:
             self._workers.reopen(self.name, f"{KIND} {source}")  # it is there again, if it was not

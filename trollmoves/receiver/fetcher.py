@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from trollmoves import steps
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import BACKLOG, Journal, Task
 from trollmoves.lanes import Result, backoff
@@ -184,6 +185,7 @@ class Fetcher:
 
     def _begin(self, attempt: Attempt, answered: Callable[[Attempt, Message | TrollmovesError], None]) -> None:
         self._asking(attempt)
+        steps.reached("asking")
         self._ask(attempt, answered)
 
     def _after_another(self, attempt: Attempt, answer: Message | TrollmovesError) -> None:

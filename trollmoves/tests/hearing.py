@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ class Ear:
         self._socket.connect(f"tcp://{address}:{port}")
         self._stopping = threading.Event()
         self.connections = 0
+        self.on_heard: Callable[[Heard], None] = lambda _: None  # called before a message is in ``heard``
         self._thread = threading.Thread(target=self._run, name=f"ear on {port}", daemon=True)
         self._thread.start()
 
@@ -103,7 +104,9 @@ class Ear:
                 except zmq.Again:
                     break
                 self.texts.append(text)
-                self.heard.append(Heard(Message.decode(text), time.monotonic()))
+                heard = Heard(Message.decode(text), time.monotonic())
+                self.on_heard(heard)
+                self.heard.append(heard)
 
 
 class Line:

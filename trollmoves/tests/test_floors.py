@@ -43,7 +43,7 @@ FLOORS = (
     ("archives", "allowed_clients"),
     # the ground
     ("logs",),
-    ("urls",),
+    ("urls", "steps"),
     ("errors", "clock", "pace"),
     ("trollmoves",),  # the version
 )

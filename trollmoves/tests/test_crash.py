@@ -1,0 +1,75 @@
+"""Whatever step a daemon dies at, nothing is lost, nothing half, and nothing told that is not so."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trollmoves.steps import STEPS, VARIABLE
+from trollmoves.tests.crashing import CASES, FAR, MOVED, Case, Far, crash, table
+from trollmoves.tests.daemons import REPOSITORY, Site
+
+PAGE = REPOSITORY / "doc" / "reliability.md"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A site for one test."""
+    with Site(tmp_path) as site:
+        yield site
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_killed_at(case: Case, site: Site) -> None:
+    """A daemon that dies at a step makes good after its restart: all whole, told, tidy, none removed too early."""
+    crash(case, site)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", MOVED)
+@pytest.mark.parametrize("place", FAR, ids=lambda place: place.scheme)
+def test_killed_while_delivering_to_another_host(place: type[Far], step: str, site: Site) -> None:
+    """A server that dies in the middle of a transfer by any protocol sends it again, and leaves no partial there."""
+    crash(Case("server", step, place, "", MOVED[step]), site)
+
+
+def test_every_step_is_tried() -> None:
+    """There is a case for each step."""
+    assert {case.step for case in CASES} == set(STEPS)
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="no checkout")
+def test_the_table_is_in_the_page() -> None:
+    """What a user sees of each kill is told in doc/reliability.md: python -m trollmoves.tests.crashing."""
+    assert table() in PAGE.read_text()
+
+
+@pytest.mark.parametrize("wish", ["nowhere", "sent:0", "sent:x", "sent:", ":1"])
+def test_unknown_step(wish: str, site: Site) -> None:
+    """A daemon that is to die at a step that there is not does not start, and lists those that there are."""
+    process = site.client({})
+    process.environment = {**process.environment, VARIABLE: wish}
+    process.start(wait=False)
+    assert process.popen is not None
+    assert process.popen.wait(20) == 1
+    assert all(step in process.lines() for step in STEPS)
+    assert "Traceback" not in process.lines()
+
+
+def test_without_the_variable_a_step_does_nothing() -> None:
+    """Where nobody asks for it, a step is one function that is called and returns."""
+    code = "from trollmoves import steps; assert steps.reached is steps._pass; steps.check()"
+    environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=REPOSITORY)
+
+
+def test_cases_have_names_of_their_own() -> None:
+    """No two cases are one."""
+    assert len({str(case) for case in CASES}) == len(CASES)
+    assert all(dataclasses.is_dataclass(case) for case in CASES)
