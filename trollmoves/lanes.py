@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Journal, Task
+from trollmoves.pace import Pace
 
 if TYPE_CHECKING:
     Handler = Callable[[Task], "Result | None"]
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 BACKOFF_FIRST = 1.0  # s before the second try
 BACKOFF_MOST = 300.0  # s, so that a mended host is noticed within minutes
 PREFETCH = 16  # tasks in hand for each that may run at once, so that commits come in groups
+MORE_WHEN_FAST = 4  # times as many at once where they only have to be started, and end as soon as they begin
 STILL = 0.01  # s without the end of a task after which another worker comes to a lane
 NEVER = float("inf")
 
@@ -79,6 +81,7 @@ class Lane:
     failures: int = 0  # pauses since the last success
     paused_until: float = 0.0  # monotonic
     next_due: float = NEVER  # when the journal is to be asked again, by the clock
+    pace: Pace = field(default_factory=Pace)  # of the tasks that end
     moved_at: float = 0.0  # monotonic; when a task ended or a worker came
     taken_to: int = 0  # the highest id that was ever taken
     _probe: int = 0  # the id of the task that was taken after the last pause
@@ -151,7 +154,7 @@ class Lane:
         if self.failures:  # one probe, beside what was begun before the pause and still runs
             return 0 if self._probe in self.taken or len(self.taken) >= kind.limit else 1
         if kind.starter:
-            return kind.limit - len(self.taken)
+            return kind.limit * (MORE_WHEN_FAST if self.pace.is_fast() else 1) - len(self.taken)
         room = kind.limit * PREFETCH - len(self.taken)
         return room if room >= kind.limit * PREFETCH // 4 else 0
 

@@ -15,16 +15,24 @@ WINDOW = 0.05  # s over which the rate is taken
 
 
 class Pace:
-    """The rate of the things that one thread handles, and its rests; for that thread only."""
+    """The rate of the things that one thread handles; for that thread only."""
 
     def __init__(self) -> None:
         self._rate = 0.0
         self._at = 0.0
 
-    def rest(self, handled: int) -> None:
-        """Take note of what a round handled, and sleep a little when it comes fast."""
+    def count(self, handled: int) -> None:
+        """Take note of what was handled now."""
         now = time.monotonic()
         self._rate = self._rate * math.exp((self._at - now) / WINDOW) + handled / WINDOW
         self._at = now
+
+    def is_fast(self) -> bool:
+        """Tell whether things come fast, now."""
+        return self._rate > FAST and self._rate * math.exp((self._at - time.monotonic()) / WINDOW) > FAST
+
+    def rest(self, handled: int) -> None:
+        """Take note of what a round handled, and sleep a little when it comes fast."""
+        self.count(handled)
         if self._rate > FAST:
             time.sleep(REST)

@@ -267,6 +267,7 @@ class Workers:
                 lane.tokens -= 1
                 continue
             lane.taken.pop(task.id, None)
+            lane.pace.count(1)
             if (result.error or result.again_in is None) and lane.judge(task, result.error):
                 log.info("[%s] %s: works again", lane.chain, lane.name)
             self._tell(task, result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from trollmoves.pace import FAST, REST, WINDOW, Pace
+from trollmoves.tests.waiting import until
 
 
 def test_what_comes_slowly_is_not_held_up() -> None:
@@ -25,3 +26,12 @@ def test_what_comes_fast_gathers() -> None:
         began = time.monotonic()
         pace.rest(int(FAST * WINDOW) + 1)
         assert time.monotonic() - began >= REST
+
+
+def test_fast_is_now() -> None:
+    """What came fast and comes no more is not fast."""
+    pace = Pace()
+    assert not pace.is_fast()
+    pace.count(int(FAST * WINDOW) * 2)
+    assert pace.is_fast()
+    until(lambda: not pace.is_fast())
