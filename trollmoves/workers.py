@@ -86,6 +86,8 @@ class Workers:
     ) -> None:
         """Say what runs a kind of task, and how many of a lane at once, in ``begin_in`` seconds at the earliest.
 
+        Of those with a ``starter`` more may be under way as long as they end quickly.
+
         ``handler`` runs on a worker thread; ``starter`` on the clerk's, must return at once, and ``finish(result)`` is
         called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
         one kind.
