@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -41,23 +44,40 @@ def pip(*arguments: str | Path) -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the package from a copy, so that the build leaves nothing in the checkout."""
     pytest.importorskip("setuptools", minversion="71", reason="missing: setuptools")
-    folder = tmp_path_factory.mktemp("build")
-    source = folder / "source"
-    source.mkdir()
-    for name in ("trollmoves", "bin"):
-        shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(CHECKOUT / name, source)
-    pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, source)
-    return next(folder.glob("*.whl"))
+    with made_once(tmp_path_factory, "wheel") as (folder, made):
+        if not made:
+            source = folder / "source"
+            source.mkdir()
+            for name in ("trollmoves", "bin"):
+                shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+                shutil.copy(CHECKOUT / name, source)
+            pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, source)
+        return next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path) -> Path:
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the package without what it depends on; that is found where the tests have it."""
-    prefix = wheel.parent / "installed"
-    pip("install", "--no-deps", "--no-index", "--ignore-installed", "--prefix", prefix, wheel)
-    return prefix
+    with made_once(tmp_path_factory, "installed") as (prefix, made):
+        if not made:
+            pip("install", "--no-deps", "--no-index", "--ignore-installed", "--prefix", prefix, wheel)
+        return prefix
+
+
+@contextmanager
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """Give a folder that the processes of a test run have together, to one at a time; and whether one has filled it."""
+    top = tmp_path_factory.getbasetemp()
+    folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / name
+    with folder.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        complete = folder.with_name(f"{name}.complete")
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        yield folder, complete.exists()
+        complete.touch()
 
 
 def run(prefix: Path, command: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
