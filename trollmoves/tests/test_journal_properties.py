@@ -119,15 +119,15 @@ class JournalMachine(RuleBasedStateMachine):
         assert len(claimed) == min(count, len(waiting))
         assert {(one.kind, one.key) for one in claimed} <= set(waiting)
         following = [self._task("then", key, lane) for key in then]
-        outcomes = [Outcome(one, end, "reply", due=5.0) for one, end in zip(claimed, ends, strict=False)]
+        outcomes = [Outcome(one, state, "reply", due=5.0) for one, state in zip(claimed, ends, strict=False)]
         if outcomes:
             outcomes[0].then = following
             self.journal.finish(outcomes)
             for one in following:
                 self._know(one)
-        for one in outcomes:
-            _, its, body = self.tasks[one.task.kind, one.task.key]
-            self.tasks[one.task.kind, one.task.key] = (one.state, its, body)
+        for end in outcomes:
+            _, its, body = self.tasks[end.task.kind, end.task.key]
+            self.tasks[end.task.kind, end.task.key] = (end.state, its, body)
 
     @rule(lane=LANES)
     def fail(self, lane: str) -> None:
@@ -294,8 +294,7 @@ def test_what_is_new_is_fetched_and_what_is_known_is_not(story: list[tuple[str, 
         elif step == "upkeep":
             list(files.journal.upkeep(EVER, Client.remains, settled=-9.0))
         elif step == "done":
-            for lane, _ in files.journal.lanes("chain"):
-                files.journal.finish([Outcome(t, DONE) for t in files.journal.claim("chain", lane, 99, LATER)])
+            do_all(files.journal)
         elif not isinstance(step, str):
             name, source, version = step
             new = fetches.note([announcement(name, source, version)], (), 0)
@@ -307,6 +306,12 @@ def test_what_is_new_is_fetched_and_what_is_known_is_not(story: list[tuple[str, 
             seen.add((name, version))
             assert fetches.note([announcement(name, source, version)], (), 0) == []
     files.close()
+
+
+def do_all(journal: Journal) -> None:
+    """Have all tasks done."""
+    for lane, _ in journal.lanes("chain"):
+        journal.finish([Outcome(task, DONE) for task in journal.claim("chain", lane, 99, LATER)])
 
 
 def announcement(name: str, source: str, version: int) -> Message:

@@ -159,4 +159,6 @@ def test_old_server(site: Site) -> None:
     until(lambda: names[-1] in site.run(REQ, "--info", TOPIC, server).stdout)
     ended = site.run(REQ, "--info", TOPIC, "--extra", "max_count:5", server)
     assert ended.returncode == 0
-    assert ended.stdout.splitlines()[1:] == [*(f"{TOPIC}/{name}" for name in reversed(names)), "2 files"]
+    *files, count = ended.stdout.splitlines()[1:]
+    assert set(files) == {f"{TOPIC}/{name}" for name in names}
+    assert count == f"{len(files)} files"  # it may know a file twice that came while it started

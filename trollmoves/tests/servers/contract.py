@@ -238,13 +238,13 @@ class MoverContract:
         paths = [tmp_path / f"f{number}" for number in range(10)]
         for path in paths:
             path.write_bytes(os.urandom(300_000))
-        errors: list[BaseException] = []
+        errors: list[str] = []
 
         def deliver(path: Path) -> None:
             try:
                 move_it(path, place.url(f"{here}/", PROXY_HOST), self.through(place, max_connections=3))
-            except BaseException as error:
-                errors.append(error)
+            except BaseException:
+                errors.append(traceback.format_exc())
 
         threads = [threading.Thread(target=deliver, args=(path,)) for path in paths]
         for thread in threads:
