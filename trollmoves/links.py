@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
 
 MOST_LINKS = 40  # on one way, as the kernel has it
 _DELETED = " (deleted)"  # what the kernel puts behind the path of a file whose name is gone
@@ -22,17 +21,9 @@ def opened_path(fd: int, path: str) -> str:
         found = os.path.realpath(path, strict=True)
         if not os.path.samestat(os.stat(found), os.fstat(fd)):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path) from None
-    return found.removesuffix(_DELETED) if not os.fstat(fd).st_nlink else found
-
-
-def real_paths(paths: Iterable[str]) -> Iterator[str]:
-    """Give for absolute paths where they lead; quick when many are in the same few directories."""
-    directories: dict[str, str] = {}
-    for path in paths:
-        directory, _, name = path.rpartition("/")
-        if directory not in directories:
-            directories[directory] = os.path.realpath(directory or "/").rstrip("/")
-        yield os.path.realpath(path) if os.path.islink(path) else f"{directories[directory]}/{name}"
+    if found.endswith(_DELETED) and not os.fstat(fd).st_nlink:
+        return found.removesuffix(_DELETED)
+    return found
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -40,36 +31,38 @@ def is_below(path: str, directory: str) -> bool:
     return path.startswith(directory.rstrip("/") + "/")
 
 
-def strange_link(path: str) -> str:
-    """Give a symbolic link on the way of a path that cannot be trusted; empty when there is none.
+def followed(path: str) -> tuple[str, str]:
+    """Give where an absolute path leads, and a symbolic link on the way that cannot be trusted, if there is one.
 
     A link is trusted that belongs to this process's user, to root, or to the owner of what the path leads to: so
     nobody can link to what only we may read. Raises OSError.
     """
-    trusted = {0, os.geteuid(), os.stat(path).st_uid}
-    return next((link for link, owner in _links(path) if owner not in trusted), "")
+    owners: dict[str, int] = {}
+    real = _walked(path, owners)
+    trusted = {0, os.geteuid(), os.lstat(real).st_uid}
+    return real, next((link for link, owner in owners.items() if owner not in trusted), "")
 
 
-def _links(path: str) -> Iterator[tuple[str, int]]:
-    """Yield each link on the way of an absolute path, with its owner."""
+def _walked(path: str, owners: dict[str, int]) -> str:
+    """Follow a path as the kernel does; note each link on the way, with its owner."""
     left = path.split("/")[::-1]
     here = ""
-    followed = 0
     while left:
         part = left.pop()
         if part in ("", "."):
             continue
         if part == "..":
-            here = os.path.dirname(here).rstrip("/")
+            here = here.rpartition("/")[0]
             continue
         status = os.lstat(f"{here}/{part}")
         if not stat.S_ISLNK(status.st_mode):
             here = f"{here}/{part}"
             continue
-        yield f"{here}/{part}", status.st_uid
-        followed += 1
-        if followed > MOST_LINKS:
+        owners[f"{here}/{part}"] = status.st_uid
+        if len(owners) > MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         target = os.readlink(f"{here}/{part}")
-        here = "" if target.startswith("/") else here
+        if target.startswith("/"):
+            here = ""
         left += target.split("/")[::-1]
+    return here

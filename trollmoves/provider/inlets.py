@@ -81,21 +81,20 @@ class Directory:
         if packed:
             noted = self._journal.note([self._unpack_task(one) for one in packed])
             self._workers.expect([task for task, new in noted if new])
-        plain = [self._announcement(one.path, one.fields, one.size, one.mtime_ns) for one in found if one not in packed]
-        self._announce_marked(plain)
+        plain = [
+            self._announcement(one.path, one.fields, one.size, one.mtime_ns, admitted[one.path])
+            for one in found
+            if one not in packed
+        ]
+        if plain:
+            self._announce(plain)
 
-    def _announce_marked(self, announcements: list[Announcement]) -> None:
-        marks = self._whereabouts.marked([one.uri for one in announcements])
-        for one in announcements:
-            if one.uri in marks:
-                one.also = {LEADS_TO: [marks[one.uri]]}
-        if announcements:
-            self._announce(announcements)
-
-    def _announcement(self, path: str, fields: dict[str, Any], size: int, mtime: int) -> Announcement:
+    def _announcement(
+        self, path: str, fields: dict[str, Any], size: int, mtime: int, leads_to: list[str]
+    ) -> Announcement:
         uid = os.path.basename(path)
         data = {**self._options.info, **fields, "uri": path, "uid": uid}
-        return Announcement(path, uid, data, size, mtime)
+        return Announcement(path, uid, data, size, mtime, also={LEADS_TO: leads_to} if leads_to else {})
 
     # -- packed files
 
@@ -119,7 +118,10 @@ class Directory:
         unpacked = unpacking.unpack(options.compression or "", path, directory, program=options.prog)
         steps.reached("unpacked")
         versions = [(one, measure([one])) for one in unpacked]
-        self._announce_marked([self._announcement(one, fields, *version) for one, version in versions if version])
+        marked = self._whereabouts.marked
+        self._announce(
+            [self._announcement(one, fields, *version, marked([one])) for one, version in versions if version]
+        )
         log.info("[%s] unpacked %s", options.name, os.path.basename(path))
         if options.delete:
             os.unlink(path)
@@ -187,7 +189,7 @@ class Hearsay:
         if version is None:
             raise MessageError(f"not here: {contents.names(data)}")
         paths = [item["uri"] for item in items]
-        also = {LEADS_TO: list(marks.values())} if (marks := self._whereabouts.marked(paths)) else {}
+        also = {LEADS_TO: marks} if (marks := self._whereabouts.marked(paths)) else {}
         return Announcement(
             paths[0], contents.names(data), data | self._options.info, *version, message.type, also=also
         )

@@ -261,7 +261,9 @@ def test_no_links_out(fort: Fort) -> None:
     feeder = fort.feeders["none"]
     link = feeder.folder / fort.secret.name
     link.symlink_to(fort.secret)
-    fort.server.wait_for_line(f"{link} leads out of the origin, to {fort.secret}: not announced")
+    fort.server.wait_for_line(
+        f"{link} leads out of the origin, to {fort.secret}, and none is followed (outside_links): not announced"
+    )
     assert not fort.ear.about(link.name) or fort.ear.about(link.name)[-1].data["uri"] != str(link)
 
 
@@ -347,12 +349,20 @@ def test_sub_path(fort: Fort, path: object) -> None:
     assert fort.push(fort.feed(), path=path).type == "err"
 
 
-@pytest.mark.parametrize("backups", [["evil.invalid"], ["good.invalid", "x@evil.invalid"], "evil", [5], ["g"] * 17])
-def test_backup_targets(fort: Fort, backups: object) -> None:
+@pytest.mark.parametrize("backups", [["evil.invalid"], ["good.invalid", "x@evil.invalid"], ["good.invalid:23"]])
+def test_backup_targets(fort: Fort, backups: list[str]) -> None:
     """The hosts to try when the first does not answer are bounded as the first is."""
-    answer = fort.push(fort.feed(), destination="sftp://good.invalid/in", backup_targets=backups)
+    answer = fort.push(older(fort.feed()), destination="sftp://good.invalid/in", backup_targets=backups)
     assert answer.type == "err"
-    assert "allowed destinations" in answer.data or "backup targets" in answer.data
+    assert "allowed destinations" in answer.data
+
+
+@pytest.mark.parametrize("backups", ["evil", [5], ["good.invalid"] * 17, {"good.invalid": 1}])
+def test_form_of_backup_targets(fort: Fort, backups: object) -> None:
+    """They are a list of a few hosts, or the request is refused."""
+    answer = fort.push(older(fort.feed()), destination="sftp://good.invalid/in", backup_targets=backups)
+    assert answer.type == "err"
+    assert "backup targets must be a list" in answer.data
 
 
 def test_allowed_destination(fort: Fort) -> None:
