@@ -30,6 +30,7 @@ from trollmoves.errors import (
     TransferError,
 )
 from trollmoves.movers.base import Source
+from trollmoves.movers.patience import wait_for_answer
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Login, RemoteMover
 
@@ -89,11 +90,13 @@ class FtpConnection(Connection):
             if directory and not self.is_directory(directory):
                 raise FileNotFoundError(errno.ENOENT, str(error), directory) from error
             data = self._stored_after_all(path)
-        with self._told():
+        with self._told(), data:
             self._in_step = False
             broken = _written(source, data)
             if isinstance(broken, TimeoutError):
                 raise broken
+            if broken is None and self._ftp.sock is not None:
+                wait_for_answer(self._ftp.sock, data, self._stall_timeout)
             self._hear_answer(broken)
             self._in_step = True
 
@@ -198,11 +201,12 @@ class FtpConnection(Connection):
 
 
 def _written(source: Source, data: socket.socket) -> OSError | None:
-    """Send all of ``source``, close, and return what went wrong, if anything."""
+    """Send all of ``source``, say that it was all, and return what went wrong, if anything."""
     try:
-        with data:
-            _write(source, data)
+        _write(source, data)
+        data.shutdown(socket.SHUT_WR)
     except OSError as error:
+        data.close()
         return error
     return None
 

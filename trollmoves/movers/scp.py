@@ -19,7 +19,7 @@ from trollmoves.movers import options
 from trollmoves.movers.base import FarEnd, Source
 from trollmoves.movers.pool import Connection
 from trollmoves.movers.sftp import open_sftp
-from trollmoves.movers.ssh import SshMover, ssh_told
+from trollmoves.movers.ssh import SshMover, receive, send_all, ssh_told
 from trollmoves.movers.ssh_commands import RemoteCommands, error_of
 
 SINK = "scp -r -t /"
@@ -200,10 +200,10 @@ class ScpConnection(Connection):
                     source.check_unchanged()
                     raise OSError(errno.EIO, "the file ended too early", source.path)
                 left -= len(block)
-                self._channel.sendall(block if left else block + OK)
+                send_all(self._channel, block if left else block + OK)
                 steps.reached("sending")
             if not source.size:
-                self._channel.sendall(OK)
+                send_all(self._channel, OK)
         self._expect_ok()
 
     @property
@@ -214,17 +214,17 @@ class ScpConnection(Connection):
 
     def _say(self, record: bytes) -> None:
         with ssh_told():
-            self._channel.sendall(record)
+            send_all(self._channel, record)
         self._expect_ok()
 
     def _expect_ok(self) -> None:
         with ssh_told():
-            answer = self._channel.recv(1)
+            answer = receive(self._channel, 1)
             if answer == OK:
                 return
             text = b""
             while not text.endswith(b"\n") and len(text) < LONGEST_ANSWER:
-                more = self._channel.recv(LONGEST_ANSWER)
+                more = receive(self._channel, LONGEST_ANSWER)
                 if not more:
                     break
                 text += more

@@ -26,7 +26,7 @@ from trollmoves.errors import (
 )
 from trollmoves.movers.base import Source
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
-from trollmoves.movers.ssh import SshMover, ssh_told
+from trollmoves.movers.ssh import SshMover, receive, send_all, ssh_told
 from trollmoves.movers.ssh_commands import RemoteCommands, error_of
 
 INIT, VERSION, OPEN, CLOSE, WRITE, LSTAT, FSTAT, REMOVE, MKDIR, STAT, RENAME = 1, 2, 3, 4, 6, 7, 8, 13, 14, 17, 18
@@ -277,7 +277,7 @@ class SftpConnection(Connection):
             self._outbox.clear()
             self._outbox_size = 0
             with ssh_told():
-                self._channel.sendall(data)
+                send_all(self._channel, data)
 
     def _answer(self, number: int) -> tuple[int, bytes]:
         """Wait for one answer; those to other requests, which may come before, are kept for who asks for them."""
@@ -295,7 +295,7 @@ class SftpConnection(Connection):
     def _read(self, count: int) -> bytes:
         while len(self._buffer) < count:
             with ssh_told():
-                more = self._channel.recv(CHUNK)
+                more = receive(self._channel, CHUNK)
             if not more:
                 raise ConnectionFailed("the far end closed the channel")
             self._buffer += more

@@ -9,6 +9,7 @@ import os
 import socket
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import paramiko
 
@@ -21,8 +22,11 @@ from trollmoves.errors import (
     UnknownHostKey,
 )
 from trollmoves.movers import host_keys, options, ssh_keys, ssh_terms
+from trollmoves.movers.patience import Progress
 from trollmoves.movers.pool import Connection, Trunk, Trunks
 from trollmoves.movers.remote import Login, RemoteMover
+
+T = TypeVar("T")
 
 PORT = 22
 LINES = 3  # deliveries over one login; OpenSSH's MaxSessions allows 10 channels, and one by scp takes up to three
@@ -139,6 +143,32 @@ def ssh_told() -> Iterator[None]:
         if error.errno is None:  # paramiko's word for a channel that is no more
             raise ConnectionFailed(f"SSH: {error}") from error
         raise
+
+
+def send_all(channel: paramiko.Channel, data: bytes) -> None:
+    """Send all of ``data``; TimeoutError when nothing moved for the channel's time-out."""
+    rest = memoryview(data)
+    while rest:
+        sent = _patiently(channel, channel.send, rest)
+        if not sent:
+            raise ConnectionFailed("the far end closed the channel")
+        rest = rest[sent:]
+
+
+def receive(channel: paramiko.Channel, count: int) -> bytes:
+    """Give up to ``count`` bytes, none at the end; TimeoutError when nothing moved for the channel's time-out."""
+    return bytes(_patiently(channel, channel.recv, count))
+
+
+def _patiently(channel: paramiko.Channel, act: Callable[..., T], argument: object) -> T:
+    """Try again after a time-out during which what had been sent before was still on its way, and moved."""
+    progress = Progress(channel.get_transport().sock)
+    while True:
+        try:
+            return act(argument)
+        except TimeoutError:
+            if not progress.goes_on():
+                raise
 
 
 def _translated(error: Exception) -> TrollmovesError:

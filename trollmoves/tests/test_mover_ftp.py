@@ -15,6 +15,8 @@ from trollmoves.errors import AuthenticationFailed
 from trollmoves.movers import move_it
 from trollmoves.tests.servers import pyftpd, vsftpd
 from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
+from trollmoves.tests.servers.process import PROXY_HOST
+from trollmoves.tests.servers.proxy import Proxy
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
 from trollmoves.tests.servers.vsftpd import Vsftpd
 
@@ -50,6 +52,13 @@ class OnPyFtpd(MoverContract):
                 secrets=(PASSWORD, quote(PASSWORD, safe=""), "wr0ng.pass"),
                 ports=tuple(server.passive_ports),
             )
+
+    def test_slow_line(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+        """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
+        origin.write_bytes(os.urandom(1_900_000))
+        proxy.rate = 250_000
+        move_it(origin, place.url(f"{here}/f", PROXY_HOST), self.through(place, stall_timeout=3))
+        assert place.files.read(f"{here}/f") == origin.read_bytes()
 
 
 class OnVsftpd(MoverContract):

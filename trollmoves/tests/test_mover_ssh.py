@@ -19,6 +19,8 @@ from trollmoves.tests.servers import asyncsshd, openssh
 from trollmoves.tests.servers.asyncsshd import AsyncSshd
 from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
 from trollmoves.tests.servers.openssh import OpenSsh, make_key
+from trollmoves.tests.servers.process import PROXY_HOST
+from trollmoves.tests.servers.proxy import Proxy
 from trollmoves.tests.waiting import until
 
 
@@ -54,6 +56,13 @@ class OnOpenSsh(MoverContract):
         with OpenSsh(folder / "server", subsystem=cls.subsystem) as server:
             assert isinstance(server, OpenSsh)
             yield _place(cls.scheme, server, folder)
+
+    def test_slow_line(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+        """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
+        origin.write_bytes(os.urandom(1_900_000))  # the window that the server gives is larger
+        proxy.rate = 250_000
+        move_it(origin, place.url(f"{here}/f", PROXY_HOST), self.through(place, stall_timeout=3))
+        assert place.files.read(f"{here}/f") == origin.read_bytes()
 
 
 class OnAsyncSsh(MoverContract):
