@@ -60,8 +60,8 @@ class OnOpenSsh(MoverContract):
     def test_slow_line(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
         """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
         origin.write_bytes(os.urandom(1_900_000))  # the window that the server gives is larger
-        proxy.rate = 250_000
-        move_it(origin, place.url(f"{here}/f", PROXY_HOST), self.through(place, stall_timeout=3))
+        proxy.rate = 170_000
+        move_it(origin, place.url(f"{here}/f", PROXY_HOST), self.through(place, stall_timeout=6))
         assert place.files.read(f"{here}/f") == origin.read_bytes()
 
 
