@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import crowds, flow, movers, plot, scale
+from benchmarks import crowds, dispatching, flow, movers, plot, scale
 from benchmarks.figures import Figure, as_data, table
 from trollmoves.tests import earlier
 
@@ -31,6 +31,7 @@ def works(*, full: bool, old: bool) -> dict[str, Work]:
         "fan-out": partial(crowds.fan_out, count=200 * times),
         "fan-in": partial(crowds.fan_in, count=500 * times),
         "mirror": partial(crowds.mirror, count=1000 * times),
+        "dispatcher": partial(dispatching.dispatcher, count=1000 * times, old=old),
         "dead-host": partial(crowds.dead_host, count=300 * times),
         "line": partial(crowds.long_line, count=500 * times),
         "sections": partial(scale.sections, count=2000 * times),

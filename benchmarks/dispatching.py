@@ -1,0 +1,52 @@
+"""Files that messages tell of, through a dispatcher to a directory on this host."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from posttroll.message import Message
+
+from benchmarks.figures import Figure
+from benchmarks.flow import PATIENCE
+from benchmarks.witness import Arrivals
+from trollmoves.tests.daemons import Site
+from trollmoves.tests.dispatching import TOPIC, Dispatching
+from trollmoves.tests.feeding import content, names
+from trollmoves.tests.waiting import until
+
+TARGETS = {"archive": {"host": "", "directory": "OUT/archive", "dispatch_configs": [{"topics": [TOPIC]}]}}
+ROUNDS = 3
+
+
+def dispatcher(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
+    """Time many messages at once."""
+    before = max(_rates(logs, count, old=True)) if old else None
+    yield Figure(
+        f"dispatcher: {count:,} messages at once, to a directory", max(_rates(logs, count)), "files/s", old=before
+    )
+
+
+def _rates(logs: Path, count: int, *, old: bool = False) -> list[float]:
+    with Site(logs) as site:
+        one = Dispatching(site, TARGETS, old=old)
+        target = one.out / "archive"
+        target.mkdir(parents=True)
+        seen = site.keep(Arrivals(target))
+        one.start()
+        fed = names()
+        rates = []
+        for _ in range(1 + ROUNDS):  # the first is to warm up
+            wanted = list(itertools.islice(fed, count))
+            for name in wanted:
+                (one.source / name).write_bytes(content(name))
+            data = [{"uri": str(one.source / name), "uid": name} for name in wanted]
+            texts = [str(Message(TOPIC, "file", one_file)) for one_file in data]
+            began = time.monotonic()
+            for text in texts:
+                one.voice.say_text(text)
+            until(lambda: all(name in seen.at for name in wanted), PATIENCE, "all are there")  # noqa: B023
+            rates.append(count / (max(seen.at[name] for name in wanted) - began))
+        return rates[1:]
