@@ -127,7 +127,11 @@ class File:
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT")
         db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
         if found and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
-            self._killed_at = db.execute("SELECT max(finished) FROM tasks WHERE state <> 0").fetchone()[0]
+            # It was alive when it last wrote the time, too: what it did well before that has left the process.
+            self._killed_at = db.execute(
+                "SELECT max(max(finished), coalesce((SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'), 0)) "
+                "FROM tasks WHERE state <> 0"
+            ).fetchone()[0]
         row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         self._take_up_time()
         return str(row[0])

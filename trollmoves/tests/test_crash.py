@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from trollmoves.steps import STEPS, VARIABLE
-from trollmoves.tests.crashing import CASES, FAR, MOVED, Case, Far, crash, table
+from trollmoves.tests.crashing import CASES, FAR, MOVED, Case, Far, FarS3, crash, table
 from trollmoves.tests.daemons import REPOSITORY, Site
+from trollmoves.tests.servers import seaweed
 
 PAGE = REPOSITORY / "doc" / "reliability.md"
 
@@ -37,6 +38,14 @@ def test_killed_at(case: Case, site: Site) -> None:
 def test_killed_while_delivering_to_another_host(place: type[Far], step: str, site: Site) -> None:
     """A server that dies in the middle of a transfer by any protocol sends it again, and leaves no partial there."""
     crash(Case("server", step, place, "", MOVED[step]), site)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(seaweed.missing()), reason=f"missing: {seaweed.missing()}")
+@pytest.mark.parametrize("step", ["sending", "delivered"])
+def test_killed_while_delivering_to_a_bucket(step: str, site: Site) -> None:
+    """A server that dies in the middle of an upload sends the file again; the object there is whole or not there."""
+    crash(Case("server", step, FarS3, "", MOVED[step]), site)
 
 
 def test_every_step_is_tried() -> None:

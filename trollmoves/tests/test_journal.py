@@ -21,6 +21,7 @@ from trollmoves.journal import (
     BACKLOG,
     DONE,
     FAILED,
+    UNSURE,
     WAITING,
     Announced,
     Journal,
@@ -682,3 +683,28 @@ def test_a_kill_leaves_every_transaction_whole(path: str, rounds: int) -> None:
     assert journal.last_number("chain") in (last_told + 1, last_told + 2)
     journal.note([task("after the kill")])
     journal.close()
+
+
+KILLED = """
+import os, sys, time
+from trollmoves.journal import DONE, UNSURE, Journal, Outcome, Task
+journal = Journal(sys.argv[1])
+print(len(journal.last_done("chain", ("fetch",), UNSURE)), flush=True)
+time.sleep(float(sys.argv[2]))
+(task, _), = journal.note([Task("chain", sys.argv[3], sys.argv[3], "lane", "")])
+if task.kind == "fetch":
+    journal.finish([Outcome(task, DONE)])
+os._exit(0)
+"""
+
+
+def test_what_was_done_well_before_a_kill_has_left(path: str) -> None:
+    """What was done just before a kill is known; not what the process is known to have outlived by half a second."""
+
+    def run(seconds: float, kind: str) -> int:
+        command = [sys.executable, "-c", KILLED, path, str(seconds), kind]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert run(0, "fetch") == 0
+    assert run(UNSURE + 0.1, "other") == 1
+    assert run(0, "other") == 0
