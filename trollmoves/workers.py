@@ -20,6 +20,7 @@ from trollmoves import steps
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
 from trollmoves.lanes import Kind, Lane, Result, Turns, backoff
+from trollmoves.logs import Seldom
 from trollmoves.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -225,6 +226,7 @@ class Workers:
             self._bell.put(None)
 
     def _keep_books(self) -> None:
+        seldom = Seldom(burst=1)
         pace = Pace()
         while self._finished or not self._closing.is_set():
             with suppress(Empty):
@@ -241,7 +243,8 @@ class Workers:
                 if self._closing.is_set():
                     log.error("%s; what ended unwritten is done again at the next start", error)
                     return
-                log.error("%s; trying again in %.0f s", error, JOURNAL_PAUSE)
+                if (more := seldom.turn(str(error))) is not None:
+                    log.error("%s; trying again every %.0f s%s", error, JOURNAL_PAUSE, more)
                 self._closing.wait(JOURNAL_PAUSE)
                 self._ring()
             except Exception:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from trollmoves.clock import SteadyClock
-from trollmoves.errors import JournalError
+from trollmoves.errors import JournalError, JournalFull
 from trollmoves.journal.damage import Unusable, is_damage, put_back, rescue, set_aside
 from trollmoves.journal.place import LOCK, journal_error, lock_for_this_process
 
@@ -207,4 +207,8 @@ class File:
             self.damage = str(error)
             if self._on_damage:
                 self._on_damage()
-        return journal_error(f"the journal {self.path} cannot be {what}: {error}", error)
+        told = journal_error(f"the journal {self.path} cannot be {what}: {error}", error)
+        if isinstance(told, JournalFull):
+            with suppress(sqlite3.Error):  # the write-ahead log may be what fills the disk
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return told

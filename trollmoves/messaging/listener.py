@@ -177,7 +177,10 @@ class Listener:
             except Exception as error:
                 lasting = not getattr(error, "temporary", False)
                 tries -= lasting
-                log.error("[%s] messages of %s not taken: %s", self.name, ear.provider.address, error, exc_info=lasting)
+                more = self._seldom.turn(f"{ear.provider.address} {error}")
+                if lasting or more is not None:
+                    text = "[%s] messages of %s not taken: %s%s"
+                    log.error(text, self.name, ear.provider.address, error, more or "", exc_info=lasting)
                 if tries <= 0:
                     return False
                 self._stopped.wait(RETRY)

@@ -160,7 +160,10 @@ class Replier:
             self._handle(requests)
         except Exception as error:
             known = isinstance(error, TrollmovesError)
-            log.error("[%s] %d requests refused: %s", self.name, len(requests), error, exc_info=not known)
+            if not known:
+                log.exception("[%s] %d requests refused", self.name, len(requests))
+            elif (more := self._turned_away.turn(str(error))) is not None:
+                log.error("[%s] %d requests refused: %s%s", self.name, len(requests), error, more)
             for request in requests:
                 request.refuse(str(error) if known else "internal error")
 

@@ -38,8 +38,9 @@ __all__ = ["FarEnd", "Mark", "Mover", "Source", "clean_partials", "is_partial", 
 
 _BY_ERRNO: dict[int, type[TransferError]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), PermissionRefused),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), PermissionRefused),
     **dict.fromkeys((errno.EBUSY, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETXTBSY), TargetBusy),
+    errno.EROFS: TargetBusy,  # after an error of the disk the kernel makes it so, and people mend it
     **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL), BadDestination),
     **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EPIPE), ConnectionFailed),
     errno.ETIMEDOUT: TransferStalled,

@@ -280,7 +280,9 @@ VERSIONS = st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["host:1", "ho
 
 @settings(SAME, max_examples=60)
 @given(st.lists(st.one_of(VERSIONS, st.sampled_from(["kill", "upkeep", "done"])), max_size=25))
-def test_what_is_new_is_fetched_and_what_is_known_is_not(story: list[tuple[str, str, int] | str]) -> None:
+def test_what_is_new_is_fetched_and_what_is_known_is_not(  # noqa: C901
+    story: list[tuple[str, str, int] | str],
+) -> None:
     """Content that nobody has told of is fetched; what a source tells again is not, kills and upkeep or not."""
     files = Files()
     peers = Peers(0.0)
