@@ -27,7 +27,8 @@ from trollmoves.errors import (
     TransferError,
     TransferStalled,
 )
-from trollmoves.movers import MOVERS, close_connections, is_partial, move_it
+from trollmoves.movers import MOVERS, Mark, close_connections, is_partial, move_it
+from trollmoves.movers.partials import partial_path
 from trollmoves.movers.remote import RemoteMover
 from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess
@@ -164,6 +165,20 @@ class MoverContract:
             origin.write_bytes(os.urandom(size))
             move_it(origin, place.url(f"{here}/"), place.attrs)
             assert place.files.tree(here) == {origin.name: origin.read_bytes()}
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_partial_of_an_earlier_try(self, place: Place, origin: Path, here: str, known: bool) -> None:
+        """What an earlier try of the same delivery left is replaced; what one of another left is not touched."""
+        if place.scheme == "s3":
+            pytest.skip("there are no partials")
+        mark = Mark.of("journal", "task", tried=known)
+        for token in (mark.token, "0123456789ab"):
+            move_it(origin, place.url(f"{here}/{os.path.basename(partial_path('f', token))}"), place.attrs)
+        origin.write_bytes(os.urandom(100))
+        move_it(origin, place.url(f"{here}/f"), place.attrs, mark=mark)
+        left = os.path.basename(partial_path("f", "0123456789ab"))
+        assert sorted(place.files.tree(here)) == [left, "f"]
+        assert place.files.tree(here)["f"] == origin.read_bytes()
 
     def test_large_file(self, place: Place, origin: Path, here: str) -> None:
         """A file of many blocks arrives as it is."""
