@@ -38,6 +38,11 @@ def sender(frame: zmq.Frame) -> str:
     return _told(frame, "Peer-Address") or "an unknown address"
 
 
+def account(frame: zmq.Frame) -> str:
+    """Give under what the sender of a frame is counted: its key when CURVE has proven one, else its address."""
+    return _told(frame, "User-Id") or sender(frame)
+
+
 def accept_filters(clients: Clients, *, ipv6: bool) -> list[bytes]:
     """Give the ZeroMQ filters that let only allowed addresses connect; none when any may.
 

@@ -9,26 +9,32 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import zmq
 
 from trollmoves.allowed_clients import ANYONE, Clients
 from trollmoves.errors import MessageError, RequestRefused, TrollmovesError
 from trollmoves.logs import Seldom
-from trollmoves.messaging import contents, sockets
-from trollmoves.messaging.admission import Admission, sender
+from trollmoves.messaging import contents, keys, sockets
+from trollmoves.messaging.admission import Admission, account, sender
 from trollmoves.messaging.bell import Bell
+from trollmoves.messaging.inbox import Inbox
 from trollmoves.messaging.messages import Message
 from trollmoves.pace import Pace
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 100  # requests handled together, so that the journal commits them together
+KEPT_AT_ONCE = 400  # requests taken from ZeroMQ before some are handled: so it shows who sends too many
 TICK = 1.0  # s between calls of ``tick``
 PAUSE = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
 MOST_READ = 65_536  # bytes of a request that are read to be polite to somebody who may not ask
-REQUESTS_HELD = 10_000  # a peer; ZeroMQ holds the peer back beyond
+REQUESTS_HELD = 1_000  # a connection; ZeroMQ holds the peer back beyond
+LARGEST_REQUEST = 16 * 1024 * 1024  # bytes; whoever sends more is disconnected
+PUT_OFF = 100  # requests too many that are answered in each second
+LOUD_REST = 0.002  # s of a break when only such requests wait whose senders send too many
+AGAIN_IN = 5.0  # s after which one of those may ask again
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,8 @@ class Request:
     message: Message
     _routes: list[list[bytes]]  # one as long as there is no answer
     _replier: Replier
+    sender: str = ""
+    """Whose it is: a key when CURVE has proven one, else an address."""
 
     def answer(self, type_: str, data: object = "") -> None:
         """Answer with a message of this type about the same subject; MessageError for data that cannot be written."""
@@ -58,6 +66,12 @@ class Request:
     def refuse(self, why: str) -> None:
         """Answer ``err``, with the reason."""
         self.answer("err", why)
+
+
+class TooMany(RequestRefused):
+    """A request of somebody of whom enough wait already."""
+
+    temporary = True
 
 
 class Replier:
@@ -81,13 +95,22 @@ class Replier:
         self.name = name
         self._admission = Admission(clients)
         self.seldom = Seldom()
+        self._inbox = Inbox()
         self._turned_away = Seldom(burst=1)
+        self._put_off_seldom = Seldom(burst=1)
+        self._put_off_count = 0
+        self._account = account if keys.are_wanted() else sender
         self._handle = handle
         self._tick = tick
         self._socket, self.port = sockets.bind(
             zmq.ROUTER,
             sockets.tcp(bind_address, port),
-            {zmq.RCVHWM: REQUESTS_HELD, zmq.SNDHWM: REQUESTS_HELD, zmq.ROUTER_HANDOVER: 1},
+            {
+                zmq.RCVHWM: REQUESTS_HELD,
+                zmq.SNDHWM: REQUESTS_HELD,
+                zmq.ROUTER_HANDOVER: 1,
+                zmq.MAXMSGSIZE: LARGEST_REQUEST,
+            },
         )
         self._bell = Bell()
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
@@ -123,15 +146,17 @@ class Replier:
         next_tick, pace = 0.0, Pace()
         while not self._stopping:
             try:
-                ready = dict(poller.poll(max(0, int((next_tick - time.monotonic()) * 1000) + 1)))
+                pause = 0 if self._inbox.holds() else max(0, int((next_tick - time.monotonic()) * 1000) + 1)
+                ready = dict(poller.poll(pause))
                 self._bell.silence()
                 self._send_outgoing()
-                if self._socket in ready:
+                if self._socket in ready or self._inbox.holds():
                     received = self._receive()
                     self._send_outgoing()
                     pace.rest(received)
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + TICK
+                    self._put_off_count = 0
                     if self._tick:
                         self._tick()
                     self._send_outgoing()
@@ -142,18 +167,39 @@ class Replier:
         self._close()
 
     def _receive(self) -> int:
-        requests: list[Request] = []
-        while len(requests) < AT_ONCE:
+        for _ in range(AT_ONCE if self._inbox.anybody_loud() else KEPT_AT_ONCE):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=not self._admission)
+                received = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            request = self._request(frames)
-            if request:
-                requests.append(request)
+            self._keep(received)
+        taken = self._inbox.take(AT_ONCE)
+        requests = [request for who, frames in taken if (request := self._decode(list(frames), who))]
         if requests:
             self._handle_all(requests)
+        if self._inbox.only_the_loud_wait():
+            self._send_outgoing()
+            time.sleep(LOUD_REST)
         return len(requests)
+
+    def _keep(self, received: list[zmq.Frame]) -> None:
+        """Keep a request to be read, if its sender may ask and has not too many there."""
+        last = received[-1]
+        frames = [frame.bytes for frame in received]
+        if self._admission and not self._admission.admits(last):
+            self._turn_away(frames, sender(last))
+        elif not self._inbox.put(self._account(last), frames):
+            self._put_off(frames, sender(last))
+
+    def _put_off(self, frames: list[bytes], who: str) -> None:
+        """Answer somebody who sends too much, with as little work as can be; and nobody once there are very many."""
+        if (more := self._put_off_seldom.turn(who)) is not None:
+            log.warning("[%s] requests of %s refused: too many of them wait%s", self.name, who, more)
+        self._put_off_count += 1
+        if self._put_off_count > PUT_OFF:
+            return
+        ours = frames[-1].find(b'"request": {', 0, MOST_READ) >= 0
+        self.send(_route(frames), _too_many(ours, int(time.monotonic())))
 
     def _handle_all(self, requests: list[Request]) -> None:
         try:
@@ -166,17 +212,6 @@ class Replier:
                 log.error("[%s] %d requests refused: %s%s", self.name, len(requests), error, more)
             for request in requests:
                 request.refuse(str(error) if known else "internal error")
-
-    def _request(self, received: list[Any]) -> Request | None:
-        """Give the request in frames, if it is one, from somebody who may ask."""
-        if not self._admission:
-            return self._decode(received)
-        last = received[-1]
-        frames = [frame.bytes for frame in received]
-        if self._admission.admits(last):
-            return self._decode(frames)
-        self._turn_away(frames, sender(last))
-        return None
 
     def _turn_away(self, frames: list[bytes], who: str) -> None:
         """Answer somebody who may not ask, with as little work as can be."""
@@ -191,13 +226,13 @@ class Replier:
                 message = Message(asked.subject, "err", contents.failure(asked.data, error))
         self.send(_route(frames), message.encode())
 
-    def _decode(self, frames: list[bytes]) -> Request | None:
+    def _decode(self, frames: list[bytes], who: str) -> Request | None:
         route = _route(frames)
         payload = frames[len(route) :]
         try:
             if len(payload) != 1:
                 raise MessageError(f"one frame expected, {len(payload)} came")
-            return Request(Message.decode(payload[0]), [route], self)
+            return Request(Message.decode(payload[0]), [route], self, who)
         except MessageError as error:
             if (more := self.seldom.turn()) is not None:
                 log.warning("[%s] request refused: %s%s", self.name, error, more)
@@ -211,6 +246,14 @@ class Replier:
                 self._socket.send_multipart([*route, text.encode()], zmq.NOBLOCK)
             except (zmq.ZMQError, UnicodeError) as error:
                 log.warning("[%s] an answer was not sent: %s", self.name, error)
+
+
+@lru_cache(maxsize=4)
+def _too_many(ours: bool, _second: int) -> str:
+    """Give the answer to somebody who sends too much; it is written once a second."""
+    data = {"request": {"id": ""}} if ours else None
+    error = TooMany("too many of your requests wait")
+    return Message("/", "err", contents.failure(data, error, AGAIN_IN)).encode()
 
 
 def _route(frames: list[bytes]) -> list[bytes]:

@@ -21,10 +21,11 @@ from trollmoves.lanes import Result
 from trollmoves.logs import size as readable_size
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.replier import Request
+from trollmoves.messaging.replier import Request, TooMany
 from trollmoves.movers import Mark, clean_partials, move_it
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.holdings import Holdings
+from trollmoves.provider.shares import Shares
 from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Pushes:
         self._allowed = allowed
         self._follow = follow
         self._waiting: dict[int, list[_Waiter]] = {}
+        self._shares = Shares()
         self._cleaned: set[str] = set()
         self._began = journal.now()
         self._waiting_lock = threading.Lock()  # between the look at a push and the wait for it nothing may end it
@@ -94,6 +96,8 @@ class Pushes:
         """Note pushes, and answer those that are answered already; the replier's thread calls."""
         steps.reached("asked")
         asked = [(request, task) for request in requests if (task := self._wanted(request))]
+        for request, task in asked:
+            task.rank = self._shares.rank(request.sender)
         with self._waiting_lock:
             noted = self._journal.note([task for _, task in asked])
             begin = []
@@ -106,6 +110,7 @@ class Pushes:
                     if not new:
                         self._reopen(task, wanted)
                     begin.append(task)
+                    self._shares.begin(task.id, request.sender)
                 self._waiting.setdefault(task.id, []).append(_Waiter(request, _tell_by(request.message.data)))
         steps.reached("push-noted")
         self._workers.expect(begin)
@@ -113,6 +118,8 @@ class Pushes:
     def _wanted(self, request: Request) -> Task | None:
         """Give the task for a request; None when it was answered at once."""
         try:
+            if self._shares.is_full(request.sender):
+                raise TooMany("too many of your pushes wait")
             task = self._push_task(request.message)
             pause = self._workers.paused(self.name, task.lane)
             if pause:
@@ -288,6 +295,7 @@ class Pushes:
         return [had for waiter in waiters if (had := self._had_by(waiter.request, task))]
 
     def _tell(self, task_id: int, text: str) -> None:
+        self._shares.end([task_id])
         with self._waiting_lock:
             waiters = self._waiting.pop(task_id, ())
         for waiter in waiters:
@@ -320,6 +328,7 @@ class Pushes:
                     self._waiting[task.id] = patient
                     stay.add(task.id)
             self._journal.finish([Outcome(task, FAILED) for task in tasks if task.id not in stay])
+            self._shares.end([task.id for task in tasks if task.id not in stay])
         for waiter in refused:
             refuse(self.name, waiter.request, error)
 
@@ -330,6 +339,7 @@ class Pushes:
         if not error.temporary or not pause:
             return
         for id_ in self._journal.fail_waiting(self.name, task.lane, but=self._workers.taken(self.name, task.lane)):
+            self._shares.end([id_])
             with self._waiting_lock:
                 waiters = self._waiting.pop(id_, ())
             for waiter in waiters:

@@ -1,0 +1,94 @@
+"""Holds requests until they are read, so many of each sender, and gives them out in turn."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+HELD = 1_000  # requests of one sender that wait to be read; each chain of our clients has 32 open, older ones fewer
+HELD_BYTES = 32 * 1024 * 1024  # of one sender
+OF_THE_LOUD = 3  # requests that are read at one time of those who have sent more than are held
+PATIENCE = 0.05  # s
+BYTES_OF_ONE = 20_000  # that are as much work as a request more
+LOUD = 1.0  # s after the last request too many
+
+Frames = Sequence[bytes]
+
+
+@dataclass(slots=True)
+class _Sender:
+    """What one sender wants."""
+
+    waiting: deque[Frames] = field(default_factory=deque)
+    n_bytes: int = 0
+    loud_until: float = 0.0  # monotonic
+
+    def is_loud(self) -> bool:
+        return time.monotonic() < self.loud_until
+
+    def take(self) -> tuple[Frames, int]:
+        """Take out a request, and give how much work it is."""
+        frames = self.waiting.popleft()
+        size = sum(map(len, frames))
+        self.n_bytes -= size
+        return frames, 1 + size // BYTES_OF_ONE
+
+
+class Inbox:
+    """Requests by sender. Whoever sends more than can be read gets slower, and the others do not; for one thread."""
+
+    def __init__(self) -> None:
+        self._senders: dict[str, _Sender] = {}  # in the order of their turns
+        self._loud_at = 0.0  # monotonic; when the loud had their last turn
+
+    def holds(self) -> bool:
+        """Tell whether a request waits."""
+        return any(one.waiting for one in self._senders.values())
+
+    def anybody_loud(self) -> bool:
+        """Tell whether somebody sends too much."""
+        return any(one.is_loud() for one in self._senders.values())
+
+    def put(self, sender: str, frames: Frames) -> bool:
+        """Keep a request; False when too many of its sender are kept already."""
+        known = self._senders.setdefault(sender, _Sender())
+        if len(known.waiting) >= HELD or known.n_bytes > HELD_BYTES:
+            known.loud_until = time.monotonic() + LOUD
+            return False
+        known.waiting.append(frames)
+        known.n_bytes += sum(map(len, frames))
+        return True
+
+    def take(self, count: int) -> list[tuple[str, Frames]]:
+        """Take out up to ``count`` requests, one of each sender after the other.
+
+        The loud come when nobody else waits, or has gone before them for ``PATIENCE`` seconds, and then with a few.
+        """
+        waiting = [(name, one) for name, one in self._senders.items() if one.waiting]
+        quiet = [(name, one) for name, one in waiting if not one.is_loud()]
+        now = time.monotonic()
+        if quiet and now - self._loud_at < PATIENCE:
+            return self._in_turn(quiet, count)
+        self._loud_at = now
+        loud = [(name, one) for name, one in waiting if one.is_loud()]
+        return self._in_turn(loud, OF_THE_LOUD) if loud else self._in_turn(quiet, count)
+
+    def _in_turn(self, waiting: list[tuple[str, _Sender]], work: int) -> list[tuple[str, Frames]]:
+        taken: list[tuple[str, Frames]] = []
+        turns = deque(waiting)
+        while turns and work > 0:
+            name, one = turns.popleft()
+            frames, cost = one.take()
+            taken.append((name, frames))
+            work -= cost
+            if one.waiting:
+                turns.append((name, one))
+        first = dict(turns)
+        self._senders = first | {k: one for k, one in self._senders.items() if one.waiting or one.is_loud()}
+        return taken
+
+    def only_the_loud_wait(self) -> bool:
+        """Tell whether all that waits is from senders of too much."""
+        return self.holds() and all(one.is_loud() for one in self._senders.values() if one.waiting)
