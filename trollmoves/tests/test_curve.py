@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from trollmoves.tests.daemons import (
     server_section,
 )
 from trollmoves.tests.hearing import HOST
+from trollmoves.tests.test_examples import EXAMPLES, Example
 from trollmoves.tests.waiting import until
 
 
@@ -274,3 +276,27 @@ def test_only_authorized_addresses_connect(site: Site) -> None:
     assert asked.returncode == 1
     assert "it refuses us: look at authorized_client_addresses there" in asked.stderr
     pair.server.wait_for_line(f"{HOST} did not get in: its address is none of authorized_client_addresses")
+
+
+# -- the example
+
+
+def test_the_example_does_what_its_page_says(site: Site) -> None:
+    """The commands of the page make keys that work, and whoever has none is told of."""
+    example = Example(site, "curve")
+    page = (EXAMPLES / "curve" / "README.md").read_text()
+    commands = Path(sys.executable).parent
+    for line in re.findall(r"^(?:posttroll-generate-keys|chmod|cp) .*$", page, re.MULTILINE):
+        program, *arguments = example.moved(line).split()
+        path = commands / program
+        subprocess.run([str(path) if path.exists() else program, *arguments], check=True, timeout=30)
+    settings = site.config(example.moved((EXAMPLES / "curve" / "posttroll.yaml").read_text()), "posttroll.yaml")
+    for process in example.run.values():
+        process.environment = {**process.environment, "POSTTROLL_CONFIG": str(settings)}
+    example.start()
+    example.put("incoming/H-MSG4-000001")
+    example.arrives("delivered/H-MSG4-000001")
+    asked = move_it_req(site, example.ports["19061"], {"POSTTROLL_CONFIG": os.devnull})
+    assert asked.returncode == 1
+    assert "wants a key" in asked.stderr
+    example.says("server.ini", "it has no key")
