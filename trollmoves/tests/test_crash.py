@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,15 @@ def test_every_step_is_tried() -> None:
 def test_the_table_is_in_the_page() -> None:
     """What a user sees of each kill is told in doc/reliability.md: python -m trollmoves.tests.crashing."""
     assert table() in PAGE.read_text()
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="no checkout")
+def test_the_tests_named_in_the_page_are_there() -> None:
+    """Each test that doc/reliability.md names exists."""
+    sources = {path.name: path.read_text() for path in Path(__file__).parent.rglob("*.py")}
+    named = set(re.findall(r"`(test_\w+(?:\.py)?)`", PAGE.read_text()))
+    assert len(named) > 20
+    assert {n for n in named if n not in sources and not any(f"def {n}(" in text for text in sources.values())} == set()
 
 
 @pytest.mark.parametrize("wish", ["nowhere", "sent:0", "sent:x", "sent:", ":1"])
