@@ -34,6 +34,7 @@ class Server:
         self.page = 100
         self.last = last
         self.recent = 0  # the number before the ones of the last seconds
+        self.forgotten = 0  # the number up to which the log was pruned
         self.asked: list[dict[str, Any]] = []
         self.hold = threading.Event()
         self.hold.set()
@@ -60,7 +61,7 @@ class Server:
         answer = {"log": self.log, "last": self.last, "through": 0, "messages": []}
         if data["log"] != self.log:
             return answer
-        after = self.recent if "max_age" in data else data["after"]
+        after = max(self.recent if "max_age" in data else data["after"], self.forgotten)
         through = min(after + self.page, self.last)
         return answer | {"through": through, "messages": [self.text(n) for n in range(after + 1, through + 1)]}
 
@@ -455,6 +456,18 @@ def test_a_journal_that_cannot_be_written(client: Client, server: Server, monkey
     until(filled, SOON)
     assert client.have() == {server.log: 8}
     assert at_rest(client, server, 3)
+
+
+def test_away_for_longer_than_the_log_goes_back(client: Client, server: Server) -> None:
+    """What a source has forgotten counts as had, so that it is not asked for again and again; the rest is brought."""
+    in_touch(client, server)
+    server.last, server.forgotten = 300, 250
+    client.beat(server)
+    until(lambda: client.numbers() == list(range(251, 301)), SOON)
+    client.settle(server)
+    client.beat(server)
+    assert client.have() == {server.log: 300}
+    assert at_rest(client, server, 1)
 
 
 # -- logs that are replaced
