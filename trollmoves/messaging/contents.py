@@ -10,6 +10,7 @@ from typing import Any
 from trollmoves import urls
 from trollmoves.errors import MessageError, TrollmovesError
 
+_NUMBERS = ("size", "mtime")  # of an announcement; what the journal cannot hold is left out
 LARGEST_NUMBER = 2**63 - 1  # what the journal, and most of the world, can hold
 
 
@@ -103,9 +104,11 @@ def request_id(text: str) -> str | None:
 def announcement_mark(data: Any) -> dict[str, Any]:
     """Give what our own servers say about an announcement: ``log``, ``number``, ``size``, ``mtime``; {} from others."""
     mark = data.get("announcement") if isinstance(data, dict) else None
-    if isinstance(mark, dict) and isinstance(mark.get("log"), str) and is_number(mark.get("number")):
+    if not isinstance(mark, dict) or not isinstance(mark.get("log"), str) or not is_number(mark.get("number")):
+        return {}
+    if all(is_number(mark.get(key, 0)) for key in _NUMBERS):
         return mark
-    return {}
+    return {key: value for key, value in mark.items() if key not in _NUMBERS or is_number(value)}
 
 
 def failure(data: Any, error: TrollmovesError, again_in: float = 0.0) -> Any:

@@ -14,7 +14,7 @@ import zmq
 from trollmoves import urls
 from trollmoves.errors import MessageError, StartError
 from trollmoves.logs import Seldom
-from trollmoves.messaging import sockets
+from trollmoves.messaging import contents, sockets
 from trollmoves.messaging.bell import Bell
 from trollmoves.messaging.messages import MAGIC, Message
 
@@ -193,7 +193,7 @@ class Listener:
         for message in messages:
             if message.type == "beat" and isinstance(message.data, dict):
                 interval = message.data.get("min_interval")
-                if isinstance(interval, (int, float)) and interval > 0:
+                if interval is not None and contents.is_seconds(interval) and interval > 0:
                     ear.interval = float(interval)
                 ear.beat = time.monotonic()
 

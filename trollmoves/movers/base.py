@@ -186,6 +186,14 @@ class FarEnd(ABC):
         """Check more than the size, when asked to; raises ``TemporaryTransferError`` on a difference."""
 
 
+def _is_path(text: str) -> bool:
+    """Tell whether a text can be the name of a file: half a character of UTF-16, and NUL, cannot."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def parsed(destination: str | ParseResult) -> ParseResult:
     """Return the destination with all its path in ``path``; one that is so already costs next to nothing."""
     if isinstance(destination, ParseResult) and not any(destination[3:]):
@@ -319,6 +327,8 @@ class Mover(ABC):
 
     def _final_path(self, far: FarEnd) -> str:
         path = self.path
+        if not _is_path(path):
+            raise BadDestination(f"{self}: the path cannot be the name of a file")
         if path.endswith("/"):
             return path + os.path.basename(self.origin)
         if not path:

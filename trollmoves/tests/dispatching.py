@@ -71,6 +71,10 @@ class Voice:
         """Publish a text."""
         self._socket.send_string(text)
 
+    def say_bytes(self, message: bytes) -> None:
+        """Publish anything."""
+        self._socket.send(message)
+
     def tell(self, path: Path, subject: str = TOPIC, **metadata: Any) -> None:
         """Publish a message about a file."""
         self.say(subject, "file", {"uri": str(path), "uid": path.name, **metadata})

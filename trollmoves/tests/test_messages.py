@@ -440,3 +440,10 @@ def test_a_failure_is_told_in_the_language_of_the_peer() -> None:
     assert contents.failure({"uri": "/a"}, error) == "no room"
     told = contents.failure({"request": {"id": "a"}}, error, 5.0)
     assert told == {"error": "no room", "temporary": False, "again_in": 5.0}
+
+
+@pytest.mark.parametrize("number", [2**64, -1, 1e300, True, "3", None, [1]])
+def test_numbers_of_an_announcement(number: object) -> None:
+    """A size or a time that no journal can hold is left out of what is known about an announcement."""
+    mark = {"log": "x/hrit", "number": 5, "size": number, "mtime": 3}
+    assert contents.announcement_mark({"announcement": mark}) == {"log": "x/hrit", "number": 5, "mtime": 3}
