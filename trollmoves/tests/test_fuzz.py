@@ -58,7 +58,7 @@ data = st.recursive(
 HEAD = "pytroll://a/b file sat@host 2025-01-02T03:04:05.678 v1.01 application/json "
 
 
-@tries(2000)
+@tries(400)
 @given(st.binary(max_size=200) | texts.map(lambda text: f"pytroll:/{text}".encode("utf-8", "surrogatepass")))
 def test_any_bytes_as_a_message(raw: bytes) -> None:
     """Any bytes are a message, or a MessageError on one line of moderate length."""
@@ -75,7 +75,7 @@ def test_damaged_messages() -> None:
     """A valid message that was damaged somewhere is a message that can be passed on, or a MessageError."""
     fuzz = Fuzz(10)
     valid = {"uid": "f", "uri": "/in/f", "time": "2025-01-02T03:04:05", "dataset": [{"uri": "/a", "path": "b"}]}
-    for _ in range(scaled(5000)):
+    for _ in range(scaled(2000)):
         raw = fuzz.message(HEAD.removesuffix(" application/json "), valid)
         with contextlib.suppress(MessageError):
             message = Message.decode(raw)
@@ -85,7 +85,7 @@ def test_damaged_messages() -> None:
                 Message.decode(message.variant("push", {"destination": "/x"}).encode())
 
 
-@tries(1000)
+@tries(200)
 @given(data)
 def test_any_data_in_a_message(value: Any) -> None:
     """Any JSON in a message can be read, looked through and written again, with the same outcome."""
@@ -111,7 +111,7 @@ paths = st.lists(
 ).map(lambda parts: "".join(f"/{part}" for part in parts))
 
 
-@tries(2000)
+@tries(400)
 @given(texts | st.builds("{}://{}".format, st.sampled_from(["sftp", "ftp", "s3", ""]), texts))
 def test_any_text_as_a_url(text: str) -> None:
     """Any text is a destination that reads the same when it is read again, or a BadDestination; it can be shown."""
@@ -129,7 +129,7 @@ def test_any_text_as_a_url(text: str) -> None:
         assert part(text) == part(again)
 
 
-@tries(3000)
+@tries(600)
 @given(st.sampled_from(["sftp", "ftp", "scp"]), users, secrets, hosts, paths)
 def test_password_of_a_url(scheme: str, user: str, secret: str, host: str, path: str) -> None:
     """A login goes into a URL and comes out of it as it was, and is shown nowhere, however it is written."""
@@ -147,7 +147,7 @@ def test_password_of_a_url(scheme: str, user: str, secret: str, host: str, path:
         assert "s3cr3t" not in str(caught.value)
 
 
-@tries(3000)
+@tries(600)
 @given(st.sampled_from(["sftp", "ftp", "scp"]), users, secrets, hosts)
 def test_password_as_it_is(scheme: str, user: str, secret: str, host: str) -> None:
     """A password that somebody wrote into a URL as it is, is not shown either."""
@@ -161,7 +161,7 @@ ini_values = texts.map(lambda text: text.replace("\n", "\n  ")) | st.sampled_fro
 sections = st.dictionaries(texts, st.dictionaries(option_names | texts, ini_values, max_size=6), max_size=3)
 
 
-@tries(400)
+@tries(80)
 @given(sections)
 def test_ini_file(found: dict[str, dict[str, str]]) -> None:
     """Any INI file is a configuration, or a ConfigError on one line that names it."""
@@ -169,7 +169,7 @@ def test_ini_file(found: dict[str, dict[str, str]]) -> None:
     _read_any("\n".join(lines).encode("utf-8", "surrogatepass"))
 
 
-@tries(300)
+@tries(60)
 @given(st.binary(max_size=300))
 def test_any_bytes_as_a_configuration(raw: bytes) -> None:
     """So are any bytes."""
@@ -211,7 +211,7 @@ targets = st.dictionaries(
 )
 
 
-@tries(300)
+@tries(60)
 @given(targets)
 def test_yaml_file(found: dict[str, Any]) -> None:
     """Any YAML file is a dispatcher's configuration, or a ConfigError on one line that names it."""
@@ -239,7 +239,7 @@ def _read_any(raw: bytes) -> None:
             assert len(why.splitlines()) == 1
 
 
-@tries(1000)
+@tries(200)
 @given(texts)
 def test_any_text_as_a_secret(value: str) -> None:
     """The value of a secret option is a secret, or a ValueError that shows no more than its source."""
@@ -249,7 +249,7 @@ def test_any_text_as_a_secret(value: str) -> None:
         credentials.read(f"env:{value}")
 
 
-@tries(1000)
+@tries(200)
 @given(conditional, st.dictionaries(texts, data, max_size=3))
 def test_conditions(written: Any, metadata: dict[str, Any]) -> None:
     """Any conditions can be asked about any metadata, or are told to be none."""
@@ -268,7 +268,7 @@ fields = st.sampled_from(
 pattern_texts = st.lists(fields | st.text("ab/._-*?[]%:{}0d", max_size=5), max_size=6).map("".join)
 
 
-@tries(1000)
+@tries(200)
 @given(
     pattern_texts | texts,
     texts | st.text("ab/._-0123456789", max_size=20),
@@ -319,7 +319,7 @@ def _zip(fuzz: Fuzz) -> bytes:
 def test_packed_files(tmp_path: Path, kind: str) -> None:
     """A damaged archive is unpacked within its directory, or an UnpackError; nothing half-written stays."""
     fuzz = Fuzz(20)
-    for number in range(scaled(300)):
+    for number in range(scaled(60)):
         folder = tmp_path / str(number)
         folder.mkdir()
         if kind == ".zip":
@@ -345,7 +345,7 @@ def _unpack(packed: Path, kind: str) -> list[str]:
     return [os.fspath(path) for path in unpacking.unpack(name, os.fspath(packed), os.fspath(packed.parent))]
 
 
-@tries(500)
+@tries(100)
 @given(texts, texts)
 def test_any_destination_of_a_file(name: str, rel_path: str) -> None:
     """A file is delivered to any name below a directory, or there is an error of ours."""
