@@ -172,7 +172,7 @@ def test_lanes_and_stop(site: Site) -> None:
     end = FarEnd(site, "ftp", site.folder("far"))
     target = taking({"host": f"ftp://{end.address}", "directory": "/", "lane_limit": 1})
     process = {"stop_timeout": 1, "workers": 3, "synchronous": "full", "priority": 2}
-    d = Dispatching(site, {"far": target, "DEFAULT": process}).start()
+    d = Dispatching(site, {"far": target, "near": taking({"directory": "OUT"}), "DEFAULT": process}).start()
     names = [f"f{number}" for number in range(30)]
     for name in names[:15]:
         d.voice.tell(d.file(name))
@@ -181,6 +181,7 @@ def test_lanes_and_stop(site: Site) -> None:
     end.proxy.stall_after(0)
     for name in names[15:]:
         d.voice.tell(d.file(name))
+    d.wait_for(*names)  # so all are noted
     until(lambda: end.proxy.sent > 0, what="a transfer runs")
     asked = time.monotonic()
     assert d.process.terminate(9) == 0
