@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from trollmoves.tests import earlier
 from trollmoves.tests.curve import Keys
 from trollmoves.tests.daemons import (
     MIRROR_TOPIC,
@@ -89,6 +90,7 @@ def test_whoever_has_no_key_hears_nothing_and_is_not_answered(site: Site, keys: 
     assert pair.server.lines().count(f"{HOST} did not get in: its key") == 1, "said once a minute"
 
 
+@pytest.mark.slow
 def test_every_daemon_and_command(site: Site, keys: Keys) -> None:
     """Mirror, hot spare, dispatcher and move_it_req work with keys as without them."""
     feeder, mirrored, out = site.feeder(), site.folder("mirrored"), site.folder("out")
@@ -132,6 +134,19 @@ def move_it_req(site: Site, port: int, settings: dict[str, str]) -> subprocess.C
         env={**site.environment, **settings},
         check=False,
     )
+
+
+@pytest.mark.parametrize("which", ["server", "client"])
+def test_earlier_peers_with_the_same_settings(site: Site, keys: Keys, which: str) -> None:
+    """A client or server of 0.19 takes part with the same keys, on either side."""
+    pair = SecuredPair(site, keys)
+    if which == "server":
+        pair.server = keys.give(earlier.server(site, pair.server_sections, pair.publish_port), "server")
+    else:
+        pair.client = keys.give(earlier.client(site, pair.client_sections), "alice")
+    pair.server.start(wait=False)
+    pair.client.start(wait=False)
+    until(lambda: pair.feeder.feed(1, pause=0.5) and any(pair.target.iterdir()), 60, "a file is there")
 
 
 # -- what is said on both sides
