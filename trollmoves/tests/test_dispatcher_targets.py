@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,9 +182,7 @@ def test_lanes_and_stop(site: Site) -> None:
         d.voice.tell(d.file(name))
     d.wait_for(*names)  # so all are noted
     until(lambda: end.proxy.sent > 0, what="a transfer runs")
-    asked = time.monotonic()
     assert d.process.terminate(9) == 0
-    assert time.monotonic() - asked < 9
     end.proxy.heal()
     end.proxy.cut()
     d.process.start()
