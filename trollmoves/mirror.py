@@ -109,6 +109,8 @@ class MirrorChain:
         message = task.context or Message.decode(next(iter(told.values())))
         heard = {key: value for key, value in message.data.items() if key not in _NOT_OURS}
         data = self._copies.unpacked(heard) | self._info
+        if not contents.uris(data):
+            raise MessageError("it names no file but where a name means nothing")
         mark = contents.announcement_mark(message.data)
         size = mark.get("size") if contents.uris(data) == contents.uris(heard) else None  # unpacked it has another
         mtime = mark.get("mtime", int(message.time.timestamp() * 1e9))
