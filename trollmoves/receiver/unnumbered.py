@@ -67,7 +67,7 @@ class Unnumbered:
             data = answer.data if isinstance(answer, Message) else None
             files = data.get("files") if isinstance(data, dict) else None
             if isinstance(files, list):
-                then([str(file).rsplit("/", 1)[-1] for file in files])
+                then(list(dict.fromkeys(str(file).rsplit("/", 1)[-1] for file in files)))
 
         question = Message(subject, "info", {"max_count": MOST}).encode()
         self._requester.ask(address, question, TIMEOUT, answered)
