@@ -68,6 +68,7 @@ class _Line:
     used: float = 0.0  # monotonic
     count: int = 0
     trouble: str = ""  # why there is no connection
+    connections: int = 0  # so far
 
     def send(self, asked: _Asked) -> None:
         token = b""
@@ -243,8 +244,11 @@ class Requester:
     def _look_for_trouble(self, line: _Line) -> None:
         """Say who refuses us; ZeroMQ will not try again, so whoever waits on this line waits in vain."""
         trouble = line.lookout.trouble()
-        if line.lookout.got_in():
+        if connections := line.lookout.got_in():
             line.trouble = ""
+            line.connections += connections
+            if line.shared and line.connections > 1:
+                self._ask_again(line)
         if trouble is None:
             return
         line.trouble = f": {trouble.why}"
@@ -256,6 +260,15 @@ class Requester:
             self._retire(line)
             for asked in waiting:
                 self._tell(asked, NoAnswer(f"no answer from {line.address}{line.trouble}"))
+
+    @staticmethod
+    def _ask_again(line: _Line) -> None:
+        """Ask anew, on a connection that is back, what was lost with the one before: ours know it by its id."""
+        for token, asked in list(line.open.items()):
+            with suppress(zmq.ZMQError):  # else it is overdue one day
+                line.send(asked)
+                asked.deadline = time.monotonic() + asked.timeout
+                del line.open[token]
 
     def _look_for_overdue(self, line: _Line, now: float) -> None:
         for token, asked in list(line.open.items()):

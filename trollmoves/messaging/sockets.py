@@ -175,7 +175,7 @@ class Lookout:
         self._socket = socket
         self._secured = keys.are_wanted()
         self._in_vain = 0  # tries since the last connection
-        self._got_in = False
+        self._got_in = 0
         self._monitor = the_gate.monitor(socket, handshakes.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
 
     def trouble(self) -> Trouble | None:
@@ -190,15 +190,16 @@ class Lookout:
             except zmq.Again:
                 return found if found and (found.lasting or self._in_vain > 1) else None
             if not event & handshakes.FAILURES:
-                found, self._in_vain, self._got_in = None, 0, True
+                found, self._in_vain = None, 0
+                self._got_in += 1
                 continue
             self._in_vain += 1
             why = handshakes.told_by_caller(handshakes.failure(event, value), secured=self._secured)
             found = Trouble(why, lasting=bool(event & handshakes.LASTING))
 
-    def got_in(self) -> bool:
-        """Tell whether the socket has come to be connected, as ``trouble`` saw it, since this was asked last."""
-        got_in, self._got_in = self._got_in, False
+    def got_in(self) -> int:
+        """Tell how often the socket has come to be connected, as ``trouble`` saw it, since this was asked last."""
+        got_in, self._got_in = self._got_in, 0
         return got_in
 
     def close(self) -> None:

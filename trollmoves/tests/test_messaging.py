@@ -497,6 +497,23 @@ def test_our_servers_take_many_requests_from_one_connection(stack: ExitStack) ->
     assert len(connections) == 1
 
 
+def test_asked_again_when_the_connection_is_back(stack: ExitStack) -> None:
+    """What a server had not answered when it ended is asked again as soon as there is one in its place."""
+    heard: list[Request] = []
+    first = replier(stack, heard.extend)
+    asking, answers = requester(stack), [Answers() for _ in range(5)]
+    asking.ask(f"{HOST}:{first.port}", text("before"), 10 * SOON, one := Answers(), shared=True)
+    until(lambda: len(heard) == 1)
+    heard[0].answer("echo", "before")
+    assert one.wait() == ["before"]
+    for number, one in enumerate(answers):
+        asking.ask(f"{HOST}:{first.port}", text(str(number)), 10 * SOON, one, shared=True)
+    until(lambda: len(heard) == 6)
+    first.stop()
+    replier(stack, port=first.port)
+    assert [one.wait() for one in answers] == [[str(number)] for number in range(5)]
+
+
 def test_late_answers_on_a_shared_connection(stack: ExitStack) -> None:
     """An answer that comes too late is dropped; the others on its connection come, and further ones take a new one."""
     open_: list[Request] = []
