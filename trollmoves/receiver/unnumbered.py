@@ -67,7 +67,7 @@ class Unnumbered:
             data = answer.data if isinstance(answer, Message) else None
             files = data.get("files") if isinstance(data, dict) else None
             if isinstance(files, list):
-                then(list(dict.fromkeys(str(file).rsplit("/", 1)[-1] for file in files)))
+                then([str(file).rsplit("/", 1)[-1] for file in files])
 
         question = Message(subject, "info", {"max_count": MOST}).encode()
         self._requester.ask(address, question, TIMEOUT, answered)
@@ -77,7 +77,8 @@ class Unnumbered:
         oldest = (
             len(known) - known[::-1].index(True) if True in known else 0
         )  # what is older may be from before our time
-        missed = [name for name, had in zip(names[:oldest], known, strict=False) if not had and name not in self._told]
+        unknown = [name for name, had in zip(names[:oldest], known, strict=False) if not had]
+        missed = [name for name in dict.fromkeys(unknown) if name not in self._told]  # a list may hold a name twice
         self._told.update(missed)
         if missed:
             more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
