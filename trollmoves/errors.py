@@ -1,7 +1,8 @@
 """What can go wrong, as one tree of exceptions.
 
 Whoever decides about another try asks only ``error.temporary``: True means that the same thing may succeed later,
-False that it will not until somebody changes something. The text of each error can be shown to anyone: no secret
+False that it will not until somebody changes something. Whether others that go the same way are to wait meanwhile tells
+``error.outage``. The text of each error can be shown to anyone: no secret
 stands in it.
 """
 
@@ -12,6 +13,12 @@ class TrollmovesError(Exception):
     """The root of all errors of this package."""
 
     temporary = False
+    about_origin = False  # what was to be sent is to blame, which tells nothing about where it was to go
+
+    @property
+    def outage(self) -> bool:
+        """Whether others that go to the same place, or come from it, would fail as well for a while."""
+        return self.temporary and not self.about_origin
 
 
 class StartError(TrollmovesError):
@@ -90,6 +97,14 @@ class TargetBusy(TemporaryTransferError):
 class OriginChanged(TemporaryTransferError):
     """Somebody wrote to the file while it was being sent."""
 
+    about_origin = True
+
+
+class OriginUnreadable(TemporaryTransferError):
+    """The file to deliver cannot be read: its permissions, or those of a directory, forbid it, or its disk fails."""
+
+    about_origin = True
+
 
 class PermanentTransferError(TransferError):
     """The same transfer will fail again until somebody mends something."""
@@ -100,7 +115,9 @@ class BadDestination(PermanentTransferError):
 
 
 class OriginMissing(PermanentTransferError):
-    """The file to deliver does not exist, or is not readable."""
+    """The file to deliver does not exist, or is no regular file."""
+
+    about_origin = True
 
 
 class AuthenticationFailed(PermanentTransferError):

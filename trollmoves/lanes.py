@@ -193,7 +193,9 @@ class Lane:
                 return
 
     def judge(self, task: Task, error: TrollmovesError | None) -> bool:
-        """Pause when tries fail for a reason that may pass; one success opens the lane, and only then gives True."""
+        """Pause when tries fail for an outage; one success opens the lane, and only then gives True."""
+        if error and error.about_origin:
+            return False  # a probe that was never under way tells nothing either
         if error is None or not error.temporary:
             reopened = self.failures > 0
             self.failures = 0

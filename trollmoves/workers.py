@@ -193,7 +193,7 @@ class Workers:
                 lane.moved_at = time.monotonic()
                 self._finished.append((lane, task, result))
                 self._ring()
-                if result.error and result.error.temporary:
+                if result.error and result.error.outage:
                     break  # the clerk decides how the lane goes on
                 if lane.moved_at > turn_ends and not self._tokens.empty():  # others wait for a thread
                     self._tokens.put(lane)

@@ -7,13 +7,14 @@ origin, find the final name, send to a partial beside it, verify, replace, and l
 from __future__ import annotations
 
 import errno
+import io
 import os
 import socket
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import ParseResult
 
 from trollmoves import steps, urls
@@ -23,6 +24,7 @@ from trollmoves.errors import (
     NoSpace,
     OriginChanged,
     OriginMissing,
+    OriginUnreadable,
     PermanentTransferError,
     PermissionRefused,
     TargetBusy,
@@ -82,24 +84,36 @@ class translated:  # noqa: N801  (read as a word: ``with translated(self):``)
             raise from_os_error(error, self.what) from error
 
 
-class Source:
-    """The origin, open: what is read is one file, however its name fares meanwhile."""
+# There is nothing to send: no such file, or what has its name cannot be opened as one.
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 
-    __slots__ = ("fd", "name", "path", "size", "status")
+
+class Source:
+    """The origin, open: what is read is one file, however its name fares meanwhile.
+
+    ``trouble`` is why it could not be read on, None as long as it can; whatever came of that, it is the reason.
+    """
+
+    __slots__ = ("fd", "name", "path", "size", "status", "trouble")
 
     def __init__(self, path: str) -> None:
         """Open ``path``.
 
         Raises:
-            OriginMissing: there is no such file, it is no regular file, or it may not be read.
+            OriginMissing: there is no such file, or it is no regular file.
+            OriginUnreadable: it cannot be opened now.
         """
         self.path = path
         self.name = path.rpartition("/")[2]
+        self.trouble: OriginUnreadable | None = None
         try:
             # Non-blocking, because opening a named pipe would wait for its writer.
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except (OSError, ValueError) as error:
-            raise OriginMissing(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        except ValueError as error:
+            raise OriginMissing(f"{path}: {error}") from error
+        except OSError as error:
+            kind = OriginMissing if error.errno in _NO_FILE else OriginUnreadable
+            raise kind(f"{path}: {error.strerror}") from error
         self.status = os.fstat(self.fd)
         self.size = self.status.st_size
         if not stat.S_ISREG(self.status.st_mode):
@@ -117,7 +131,19 @@ class Source:
     def reader(self) -> BinaryIO:
         """Return a file object at the beginning; closing it leaves the source open."""
         os.lseek(self.fd, 0, os.SEEK_SET)
-        return os.fdopen(self.fd, "rb", buffering=0, closefd=False)
+        return cast(BinaryIO, _Reader(self))
+
+    def read(self, size: int) -> bytes:
+        """Read on."""
+        try:
+            return os.read(self.fd, size)
+        except OSError as error:
+            self.note(error)
+            raise
+
+    def note(self, error: OSError) -> None:
+        """Note that it could not be read on."""
+        self.trouble = OriginUnreadable(f"{self.path}: cannot be read: {error.strerror}")
 
     @property
     def position(self) -> int:
@@ -147,6 +173,22 @@ class Source:
         now = os.fstat(self.fd)
         if now.st_size != self.size or now.st_mtime_ns != self.status.st_mtime_ns:
             raise OriginChanged(f"{self.path}: was written to while it was being sent")
+
+
+class _Reader(io.FileIO):
+    """Reads a source, and notes there when that fails: what stands above may make something else of the error."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.fd, closefd=False)
+        self._source = source
+
+    def read(self, size: int | None = -1) -> bytes | Any:
+        """Read on."""
+        try:
+            return super().read(-1 if size is None else size)
+        except OSError as error:
+            self._source.note(error)
+            raise
 
 
 class FarEnd(ABC):
@@ -262,7 +304,7 @@ class Mover(ABC):
             os.unlink(self.origin)
 
     def open(self) -> Source:
-        """Open the origin, and have it checked; raises OriginMissing, and what the check raises."""
+        """Open the origin, and have it checked; raises what ``Source`` does, and what the check raises."""
         source = Source(self.origin)
         if self.check is not None:
             try:
@@ -297,6 +339,8 @@ class Mover(ABC):
         except BaseException as error:
             if far.partials:
                 self.discard(far, partial, error)
+            if source.trouble:
+                raise source.trouble from error
             raise
 
     def _partial(self, far: FarEnd, final: str) -> str:

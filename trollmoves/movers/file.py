@@ -170,7 +170,7 @@ def _fsync_directory(path: str) -> None:
 def _copy(source: Source, target: int) -> None:
     """Write all of ``source`` to the empty file ``target``."""
     if source.size <= SMALL:
-        _write(target, os.read(source.fd, source.size + 1) if source.size else b"")
+        _write(target, source.read(source.size + 1) if source.size else b"")
     elif not _cloned(source, target):
         _copy_large(source, target)
 
@@ -202,5 +202,5 @@ def _copy_large(source: Source, target: int) -> None:
             if not sent:
                 break
             done += sent
-    while block := os.read(source.fd, BLOCK):
+    while block := source.read(BLOCK):
         _write(target, block)

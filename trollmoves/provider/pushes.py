@@ -336,7 +336,7 @@ class Pushes:
         """Answer a failure, also to those in the same lane once the host is known to be down: they go elsewhere."""
         self._tell(task.id, text)
         pause = self._workers.paused(self.name, task.lane)
-        if not error.temporary or not pause:
+        if not error.outage or not pause:
             return
         for id_ in self._journal.fail_waiting(self.name, task.lane, but=self._workers.taken(self.name, task.lane)):
             self._shares.end([id_])

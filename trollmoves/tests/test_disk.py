@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from trollmoves.tests.daemons import Pair, Process, Site
+from trollmoves.tests.dispatching import TOPIC, Dispatching
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
 
@@ -185,3 +187,56 @@ def test_the_target_is_read_only(tmp_path: Path) -> None:
         calm(pair.server)
         remount(pair.target, "rw")
         pair.wait_until_done(60)
+
+
+# -- the origin's disk
+
+
+def heed_modes(process: Process) -> None:
+    """Have a daemon stopped by the modes of files, as that of a plain user is, although it is root's."""
+    if not shutil.which("setpriv"):
+        pytest.skip("missing: setpriv")
+    less = ["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+    process.command = ["setpriv", *less, "--", *process.command]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """Files that the server may not read hold up no other to the same place, and arrive once it may."""
+    with Site(tmp_path) as site:
+        pair = Pair(site)
+        heed_modes(pair.server)
+        pair.server.start()
+        bad = [pair.feeder.folder / name for name in pair.feeder.feed(6)]
+        pair.announced.wait_for(6, "file")
+        for path in bad:
+            path.chmod(0)
+        pair.client.start()
+        pair.client.wait_for_line("Permission denied", 2 * len(bad))  # more failures than pause a lane
+        pair.received.wait_for_receipts(pair.feeder.feed(20))
+        assert "does not take files" not in pair.client.lines()
+        assert "refused for good" not in pair.client.lines()
+        for path in bad:
+            path.chmod(0o644)
+        pair.wait_until_done()
+
+
+def test_a_dispatcher_may_not_read_files(tmp_path: Path) -> None:
+    """The same of a dispatcher."""
+    with Site(tmp_path) as site:
+        target = {"directory": "OUT", "dispatch_configs": [{"topics": [TOPIC]}]}
+        dispatching = Dispatching(site, {"target": target})
+        heed_modes(dispatching.process)
+        dispatching.start()
+        bad = [dispatching.file(f"bad-{n}") for n in range(6)]
+        for path in bad:
+            path.chmod(0)
+            dispatching.voice.tell(path)
+        dispatching.process.wait_for_line("Permission denied", 2 * len(bad))
+        good = [dispatching.file(f"good-{n}") for n in range(20)]
+        for path in good:
+            dispatching.voice.tell(path)
+        dispatching.wait_for(*(path.name for path in good))
+        assert len(dispatching.arrived()) == len(good)
+        for path in bad:
+            path.chmod(0o644)
+        dispatching.wait_for(*(path.name for path in bad))

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from trollmoves.errors import BadDestination, NoSpace, OriginChanged, OriginMissing, PermissionRefused
+from trollmoves.errors import BadDestination, NoSpace, OriginChanged, OriginMissing, OriginUnreadable, PermissionRefused
 from trollmoves.movers import MOVERS, FileMover, clean_partials, is_partial, move_it
 from trollmoves.movers.base import Source, partial_path
 from trollmoves.movers.file import SMALL
@@ -144,6 +144,17 @@ def test_what_cannot_be_sent_is_named(tmp_path: Path) -> None:
         with pytest.raises(OriginMissing, match=str(origin)):
             move_it(origin, f"{tmp_path}/out/")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A file whose disk fails is told by its path, as what may pass; nothing of it is left at the destination."""
+    failing = "/sys/class/net/lo/speed"  # its size is 4096, and no byte can be read
+    if not os.path.exists(failing):
+        pytest.skip("missing: sysfs")
+    with pytest.raises(OriginUnreadable, match=f"^{failing}: cannot be read: ") as caught:
+        move_it(failing, f"{tmp_path}/out/")
+    assert (caught.value.temporary, caught.value.outage) == (True, False)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("destination", [5, None, "", "foo://host/x/", "scp://[x", b"/tmp/x"])

@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from trollmoves.errors import ConnectionFailed, PermanentTransferError, TemporaryTransferError, TrollmovesError
+from trollmoves.errors import (
+    ConnectionFailed,
+    OriginChanged,
+    OriginMissing,
+    OriginUnreadable,
+    PermanentTransferError,
+    TemporaryTransferError,
+    TrollmovesError,
+)
 from trollmoves.journal import DONE, FAILED, WAITING, Journal, Task
 from trollmoves.lanes import BACKOFF_MOST, MORE_WHEN_FAST, Result, backoff
 from trollmoves.tests.waiting import until
@@ -308,6 +316,34 @@ def test_a_permanent_failure_is_tried_once(house: House) -> None:
     until(lambda: house.state("good") == DONE, SOON)
     assert house.state("bad") == FAILED
     assert tries == ["bad", "good"]
+
+
+def test_trouble_with_files_tells_nothing_about_the_lane(house: House) -> None:
+    """Files that cannot be sent neither pause the lane of those that can, nor end the pause of one that is down."""
+    down = threading.Event()
+
+    def handle(task: Task) -> None:
+        kind = task.key.split()[0]
+        if kind == "lane" and down.is_set():
+            raise ConnectionFailed("no route")
+        if kind != "lane":
+            raise {"changed": OriginChanged, "missing": OriginMissing, "unreadable": OriginUnreadable}[kind](task.key)
+
+    workers = house.workers(2)
+    workers.register("chain", "work", limit=1, handler=handle)
+    bad = [task(f"{kind} {n}") for n in range(5) for kind in ("changed", "missing", "unreadable")]
+    house.note(workers, *bad, *tasks(range(20)))
+    until(lambda: house.state("lane 19") == DONE, SOON)
+    assert workers.paused("chain", "lane") == 0
+    assert house.state("missing 4") == FAILED
+    down.set()
+    house.note(workers, *tasks(range(20, 22)))
+    until(lambda: workers.paused("chain", "lane") > 1, 10)
+    for n in range(5, 10):
+        house.note(workers, task(f"missing {n}"))
+        workers.reopen("chain", "lane")
+        until(lambda n=n: house.state(f"missing {n}") == FAILED, SOON)  # type: ignore[misc]
+    assert workers._lanes["chain", "lane"].failures > 1
 
 
 def test_a_final_failure_is_not_tried_again(house: House) -> None:

@@ -23,6 +23,7 @@ from trollmoves.errors import (
     ConnectionFailed,
     NoSpace,
     OriginMissing,
+    OriginUnreadable,
     PermissionRefused,
     TransferError,
     TransferStalled,
@@ -223,6 +224,19 @@ class MoverContract:
         with pytest.raises(OriginMissing):
             move_it(tmp_path / "none", place.url(f"{here}/"), place.attrs)
         assert place.files.tree(here) == {}
+
+    def test_unreadable_origin(self, place: Place, here: str) -> None:
+        """An origin that fails while it is read is told as such, whatever the protocol makes of that."""
+        failing = "/sys/class/net/lo/speed"  # its size is 4096, and no byte can be read
+        try:
+            Path(failing).read_bytes()
+        except FileNotFoundError:
+            pytest.skip("missing: sysfs")
+        except OSError:
+            pass
+        with pytest.raises(OriginUnreadable, match=failing):
+            move_it(failing, place.url(f"{here}/"), place.attrs)
+        assert all(map(is_partial, place.files.tree(here)))  # these are removed over the next connection
 
     def test_attrs_are_only_read(self, place: Place, origin: Path, here: str) -> None:
         """The connection parameters are the caller's, nested ones too."""
