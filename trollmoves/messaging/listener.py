@@ -112,6 +112,9 @@ class Listener:
         self._bell.ring()
 
     def _connect(self, provider: Provider) -> _Ear:
+        log.debug(
+            "[%s] connecting to %s for %s", self.name, provider.address, ", ".join(provider.topics) or "everything"
+        )
         options = {int(zmq.RCVHWM): sockets.MESSAGES_HELD}
         socket, lookout = sockets.look_and_connect(zmq.SUB, provider.address, options)
         for topic in provider.topics:

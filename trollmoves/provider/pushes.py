@@ -97,6 +97,9 @@ class Pushes:
         steps.reached("asked")
         asked = [(request, task) for request in requests if (task := self._wanted(request))]
         for request, task in asked:
+            if log.isEnabledFor(logging.DEBUG):
+                names = contents.names(request.message.data)
+                log.debug("[%s] %s asks for %s, to %s", self.name, request.sender, names, task.lane.partition(" ")[2])
             task.rank = self._shares.rank(request.sender)
         with self._waiting_lock:
             noted = self._journal.note([task for _, task in asked])

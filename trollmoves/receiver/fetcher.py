@@ -184,6 +184,8 @@ class Fetcher:
         return attempt.destination.startswith("ftp") and not contents.announcement_mark(attempt.message.data)
 
     def _begin(self, attempt: Attempt, answered: Callable[[Attempt, Message | TrollmovesError], None]) -> None:
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("[%s] asking %s for %s", self.name, attempt.source, contents.names(attempt.message.data))
         self._asking(attempt)
         steps.reached("asking")
         self._ask(attempt, answered)

@@ -35,6 +35,7 @@ class Fort:
         self.secret.write_bytes(SECRET)
         self.ports = {name: site.port() for name in ("plain", "other", "delete", "none", "closed", "listen", "deep")}
         self.feeders = {name: site.feeder(name, 300 * number) for number, name in enumerate(self.ports)}
+        self.names = names(5000)  # for files that are brought in by hand
         self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
         site.at_the_end(self.speaker.stop)
         folder = {name: feeder.folder for name, feeder in self.feeders.items()}
@@ -175,14 +176,15 @@ def test_ack_removes_nothing_foreign(fort: Fort) -> None:
 
 def test_removal_in_a_swapped_directory(fort: Fort) -> None:
     """Nothing is removed when the directory of a file has become a link to another one."""
-    folder = fort.feeders["deep"].folder / "here"
+    name = next(fort.names)
+    folder = fort.feeders["deep"].folder / f"place of {name}"
     folder.mkdir()
-    feeder = Feeder(folder, 5000)
-    (name,) = feeder.feed()
+    (folder / f".{name}").write_bytes(content(name))
+    (folder / f".{name}").rename(folder / name)
     data = fort.announced(folder / name)
     victim = fort.site.folder("victim") / name
     shutil.copy2(folder / name, victim)
-    folder.rename(folder.with_name("away"))
+    folder.rename(fort.site.folder("away") / name)
     folder.symlink_to(victim.parent)
     assert ask(fort.ports["deep"], TOPIC, "ack", data).type == "ack"
     fort.server.wait_for_line(f"does not remove {folder / name}")
