@@ -78,6 +78,8 @@ class Lane:
     taken: dict[int, Task] = field(default_factory=dict)
     ready: deque[Task] = field(default_factory=deque)
     tokens: int = 0  # workers that are on this lane, or were sent to it
+    proven: bool = False  # something ended since there was nothing to do, and the last of it not by an outage
+    held: bool = False  # no worker was left for it; the end of another lane's task may change that
     failures: int = 0  # pauses since the last success
     paused_until: float = 0.0  # monotonic
     next_due: float = NEVER  # when the journal is to be asked again, by the clock
@@ -100,7 +102,7 @@ class Lane:
     def wait(self) -> float:
         """Give the seconds after which there may be something to do without a further event."""
         kind = self.kind  # chains come and go on other threads
-        if self.ready and kind and self.tokens < kind.limit:
+        if self.ready and kind and self.tokens < kind.limit and not self.held:
             return STILL
         if not self._room():
             return NEVER  # the end of a task is such an event
@@ -196,6 +198,7 @@ class Lane:
         """Pause when tries fail for an outage; one success opens the lane, and only then gives True."""
         if error and error.about_origin:
             return False  # a probe that was never under way tells nothing either
+        self.proven = error is None or not error.temporary
         if error is None or not error.temporary:
             reopened = self.failures > 0
             self.failures = 0

@@ -3,12 +3,14 @@
 One thread, the clerk, talks to the journal: it claims what is due, and writes how runs ended, many in one transaction.
 The worker threads only run handlers. A lane (a destination host, a source) may occupy no more than its limit; when
 tries on it keep failing for a reason that may pass, the whole lane pauses and then is probed with one task, so that a
-dead host costs the others nothing. Claims go lane by lane.
+dead host costs the others nothing. Nor do many of them: some workers are kept from lanes in which nothing ended yet.
+Claims go lane by lane.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 IDLE_LOOK = 60.0  # s; every change wakes the clerk, this is only the longest it sleeps
 JOURNAL_PAUSE = 2.0  # s before another try when the journal cannot be written (its disk may be full)
+MANY = 8  # workers, of which one can be spared for lanes that are at work
 TURN = 0.02  # s that a worker stays with a lane while others wait for one
 
 
@@ -40,6 +43,7 @@ class Workers:
         self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
         self._taken_to = 0  # the highest id that lanes of the past had taken
         self._tokens = Turns()
+        self._unproven = 0  # tokens of lanes that may hang, as the clerk counted them in its last round
         self._priorities: dict[str, int] = {}  # by chain
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
@@ -290,6 +294,7 @@ class Workers:
 
     def _hand_out(self) -> None:
         lanes = self._all_lanes()
+        self._unproven = sum(lane.tokens for lane in lanes if not lane.proven)
         if any(self._priorities.values()):
             lanes.sort(key=lambda lane: lane.priority, reverse=True)
         for lane in lanes:
@@ -310,10 +315,27 @@ class Workers:
 
         Tasks that end at once run fastest on one thread; more of them would only pass Python to and fro.
         """
+        lane.held = False
         if lane.tokens < min(kind.limit, len(lane.taken)) and (not lane.tokens or lane.stands_still()):
+            if not lane.proven:
+                lane.held = self._unproven >= self._most_unproven(lane)
+                if lane.held:
+                    return
+                self._unproven += 1
             lane.tokens += 1
             lane.moved_at = time.monotonic()
             self._tokens.put(lane)
+
+    def _most_unproven(self, lane: Lane) -> int:
+        """Give how many workers may be on lanes where nothing ended yet, when one of these wants one more.
+
+        So many dead hosts do not take them all: the last quarter is for the first worker of lanes that are not known
+        to be down, and the very last for lanes that are at work. Of few workers none can be spared for those.
+        """
+        threads = len(self._threads)
+        if not lane.tokens and not lane.failures:
+            return threads - 1 if threads >= MANY else sys.maxsize
+        return threads - max(1, threads // 4)
 
     def _drop(self, lane: Lane) -> None:
         with self._lock:

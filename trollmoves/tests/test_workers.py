@@ -219,6 +219,64 @@ def test_a_slow_lane_holds_up_no_other(house: House) -> None:
     gauge.shut("slow").set()
 
 
+def test_many_hanging_lanes_hold_up_none_that_is_at_work(house: House) -> None:
+    """However many hosts hang at one moment, a lane in which tasks end goes on; soon those that begin do as well."""
+    hung, down, mended = (threading.Event() for _ in range(3))
+    hanging = Counter[str]()
+    failed = set[str]()
+
+    def work(task: Task) -> None:
+        if task.key == "alive 100":
+            hung.wait(60)
+
+    def hang(task: Task) -> None:
+        gate = mended if task.lane in failed else down
+        hanging[task.lane] += 1
+        gate.wait(60)
+        hanging[task.lane] -= 1
+        if gate is down:
+            failed.add(task.lane)
+            raise ConnectionFailed("no route")
+
+    workers = house.workers(8)
+    workers.register("chain", "work", limit=1, handler=work)
+    workers.register("chain", "hang", limit=4, handler=hang)
+    house.note(workers, *tasks(range(1000), "alive"))
+    house.note(workers, *(task(f"dead {n}", f"dead {n % 20}", kind="hang") for n in range(100)))
+    until(lambda: hanging.total() == 7, SOON)
+    hung.set()
+    until(lambda: house.state("alive 999") == DONE, SOON)
+    assert hanging.total() == 7
+    down.set()
+    until(lambda: len(failed) == 20 and hanging.total() == 6, 2 * SOON, "all are known to be down, and probed")
+    for n in range(30):
+        house.note(workers, *tasks(range(2), f"new-{n}"))
+        until(lambda n=n: house.state(f"new-{n} 1") == DONE, SOON)  # type: ignore[misc]
+    assert hanging.total() == 6
+    mended.set()
+    until(lambda: house.journal.count() == {"waiting": 0, "done": 1160, "failed": 0}, 2 * SOON)
+
+
+@pytest.mark.parametrize(("lanes", "running"), [(1, 12), (2, 13), (4, 15), (9, 15)])
+def test_hanging_lanes_leave_workers(house: House, lanes: int, running: int) -> None:
+    """Lanes in which nothing ended yet have three quarters of the workers, but each gets its first from the rest."""
+    gauge = Gauge()
+    gate = threading.Event()
+    workers = house.workers(16)
+    workers.register("chain", "work", limit=15, handler=gauge)
+    for n in range(lanes):
+        gauge.gates[f"lane-{n}"] = gate
+        house.note(workers, *tasks(range(30), f"lane-{n}"))
+        until(lambda: gauge.running.total() >= min(12 + n, 15), SOON)  # noqa: B023
+    time.sleep(0.1)
+    assert gauge.running.total() == running
+    house.note(workers, task("new"))  # one more lane
+    if running < 15:
+        until(lambda: house.state("new") == DONE, SOON)
+    gate.set()
+    until(lambda: house.state("new") == DONE and house.journal.count()["waiting"] == 0, SOON)
+
+
 def test_a_dead_lane_holds_up_no_other(house: House) -> None:
     """A lane in which every try fails is tried ever more seldom, while the others run."""
     tried: list[float] = []
@@ -374,7 +432,7 @@ def test_failures_of_one_outage_count_once(house: House) -> None:
             time.sleep(int(task.key.split()[1]) * 0.2)
             raise ConnectionFailed("down")
 
-    workers = house.workers(9)
+    workers = house.workers(11)
     workers.register("chain", "work", limit=8, handler=handle)
     house.note(workers, *tasks(range(8)))
     until(lambda: len(tried) == 8, SOON)
