@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 HELD = 1_000  # requests of one sender that wait to be read; each chain of our clients has 32 open, older ones fewer
 HELD_BYTES = 32 * 1024 * 1024  # of one sender
 OF_THE_LOUD = 3  # requests that are read at one time of those who have sent more than are held
-PATIENCE = 0.05  # s
+TURN_OF_THE_LOUD = 0.02  # s from one such time to the next: each costs the others a look into the journal
 BYTES_OF_ONE = 20_000  # that are as much work as a request more
 LOUD = 1.0  # s after the last request too many
 
@@ -51,29 +51,29 @@ class Inbox:
         """Tell whether somebody sends too much."""
         return any(one.is_loud() for one in self._senders.values())
 
-    def put(self, sender: str, frames: Frames) -> bool:
-        """Keep a request; False when too many of its sender are kept already."""
+    def has_room(self, sender: str) -> bool:
+        """Tell whether a request of a sender can be kept; who asks when not is loud from then on."""
+        known = self._senders.get(sender)
+        if known is None or (len(known.waiting) < HELD and known.n_bytes <= HELD_BYTES):
+            return True
+        known.loud_until = time.monotonic() + LOUD
+        return False
+
+    def put(self, sender: str, frames: Frames) -> None:
+        """Keep a request, for which there is room."""
         known = self._senders.setdefault(sender, _Sender())
-        if len(known.waiting) >= HELD or known.n_bytes > HELD_BYTES:
-            known.loud_until = time.monotonic() + LOUD
-            return False
         known.waiting.append(frames)
         known.n_bytes += sum(map(len, frames))
-        return True
 
     def take(self, count: int) -> list[tuple[str, Frames]]:
-        """Take out up to ``count`` requests, one of each sender after the other.
-
-        The loud come when nobody else waits, or has gone before them for ``PATIENCE`` seconds, and then with a few.
-        """
+        """Take out up to ``count`` requests, one of each sender after the other, and now and then a few of the loud."""
         waiting = [(name, one) for name, one in self._senders.items() if one.waiting]
-        quiet = [(name, one) for name, one in waiting if not one.is_loud()]
-        now = time.monotonic()
-        if quiet and now - self._loud_at < PATIENCE:
-            return self._in_turn(quiet, count)
-        self._loud_at = now
         loud = [(name, one) for name, one in waiting if one.is_loud()]
-        return self._in_turn(loud, OF_THE_LOUD) if loud else self._in_turn(quiet, count)
+        now = time.monotonic()
+        if loud and now - self._loud_at >= TURN_OF_THE_LOUD:
+            self._loud_at = now
+            return self._in_turn(loud, OF_THE_LOUD)
+        return self._in_turn([(name, one) for name, one in waiting if not one.is_loud()], count)
 
     def _in_turn(self, waiting: list[tuple[str, _Sender]], work: int) -> list[tuple[str, Frames]]:
         taken: list[tuple[str, Frames]] = []

@@ -33,7 +33,7 @@ MOST_READ = 65_536  # bytes of a request that are read to be polite to somebody 
 REQUESTS_HELD = 1_000  # a connection; ZeroMQ holds the peer back beyond
 LARGEST_REQUEST = 16 * 1024 * 1024  # bytes; whoever sends more is disconnected
 PUT_OFF = 100  # requests too many that are answered in each second
-LOUD_REST = 0.002  # s of a break when only such requests wait whose senders send too many
+LOUD_REST = 1  # ms of a break when only such requests wait whose senders send too many; an answer ends it
 AGAIN_IN = 5.0  # s after which one of those may ask again
 
 
@@ -113,6 +113,8 @@ class Replier:
             },
         )
         self._bell = Bell()
+        self._rung = zmq.Poller()
+        self._rung.register(self._bell.fileno(), zmq.POLLIN)
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"replier of {name}", daemon=True)
@@ -167,37 +169,62 @@ class Replier:
         self._close()
 
     def _receive(self) -> int:
-        for _ in range(AT_ONCE if self._inbox.anybody_loud() else KEPT_AT_ONCE):
-            try:
-                received = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                break
-            self._keep(received)
+        self._take_in()
         taken = self._inbox.take(AT_ONCE)
         requests = [request for who, frames in taken if (request := self._decode(list(frames), who))]
         if requests:
             self._handle_all(requests)
-        if self._inbox.only_the_loud_wait():
+        elif self._inbox.only_the_loud_wait():
+            self._bell.silence()
             self._send_outgoing()
-            time.sleep(LOUD_REST)
+            self._rung.poll(LOUD_REST)
         return len(requests)
 
-    def _keep(self, received: list[zmq.Frame]) -> None:
-        """Keep a request to be read, if its sender may ask and has not too many there."""
-        last = received[-1]
-        frames = [frame.bytes for frame in received]
-        if self._admission and not self._admission.admits(last):
-            self._turn_away(frames, sender(last))
-        elif not self._inbox.put(self._account(last), frames):
-            self._put_off(frames, sender(last))
+    def _take_in(self) -> None:
+        """Take what is at hand from ZeroMQ, which gives one request of each connection in turn.
 
-    def _put_off(self, frames: list[bytes], who: str) -> None:
+        While somebody sends too much one turn is enough, so that those connections are read slowly.
+        """
+        refused = set[bytes]()
+        for _ in range(KEPT_AT_ONCE):
+            try:
+                first = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if not self._keep(first, self._rest()):
+                if first in refused:
+                    return
+                refused.add(first)
+
+    def _rest(self) -> list[zmq.Frame]:
+        """Receive what comes after the first frame of a request; ZeroMQ has the whole of it."""
+        frames = [self._socket.recv(zmq.NOBLOCK, copy=False)]
+        while frames[-1].more:
+            frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+        return frames
+
+    def _keep(self, first: bytes, rest: list[zmq.Frame]) -> bool:
+        """Keep a request to be read, if its sender may ask and has not too many there; False when it has."""
+        last = rest[-1]
+        who = self._account(last)
+        if self._admission and not self._admission.admits(last):
+            self._turn_away([first, *(frame.bytes for frame in rest)], sender(last))
+        elif self._inbox.has_room(who):
+            self._inbox.put(who, [first, *(frame.bytes for frame in rest)])
+        else:
+            self._put_off(first, rest)
+            return False
+        return True
+
+    def _put_off(self, first: bytes, rest: list[zmq.Frame]) -> None:
         """Answer somebody who sends too much, with as little work as can be; and nobody once there are very many."""
+        who = sender(rest[-1])
         if (more := self._put_off_seldom.turn(who)) is not None:
             log.warning("[%s] requests of %s refused: too many of them wait%s", self.name, who, more)
         self._put_off_count += 1
         if self._put_off_count > PUT_OFF:
             return
+        frames = [first, *(frame.bytes for frame in rest)]
         ours = frames[-1].find(b'"request": {', 0, MOST_READ) >= 0
         self.send(_route(frames), _too_many(ours, int(time.monotonic())))
 

@@ -96,6 +96,8 @@ class Pushes:
         """Note pushes, and answer those that are answered already; the replier's thread calls."""
         steps.reached("asked")
         asked = [(request, task) for request in requests if (task := self._wanted(request))]
+        if not asked:
+            return
         for request, task in asked:
             if log.isEnabledFor(logging.DEBUG):
                 names = contents.names(request.message.data)
