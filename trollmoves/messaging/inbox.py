@@ -12,7 +12,7 @@ HELD_BYTES = 32 * 1024 * 1024  # of one sender
 OF_THE_LOUD = 3  # requests that are read at one time of those who have sent more than are held
 TURN_OF_THE_LOUD = 0.02  # s from one such time to the next: each costs the others a look into the journal
 BYTES_OF_ONE = 20_000  # that are as much work as a request more
-LOUD = 1.0  # s after the last request too many
+LOUD = 2.0  # s after the last request too many; a replier looks at those of the loud once a second
 
 Frames = Sequence[bytes]
 

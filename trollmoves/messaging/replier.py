@@ -98,7 +98,8 @@ class Replier:
         self._inbox = Inbox()
         self._turned_away = Seldom(burst=1)
         self._put_off_seldom = Seldom(burst=1)
-        self._put_off_count = 0
+        self._put_off_count = 0  # in this second
+        self._unread = set[bytes]()  # connections of whose requests nothing is looked at in this second
         self._account = account if keys.are_wanted() else sender
         self._handle = handle
         self._tick = tick
@@ -159,6 +160,7 @@ class Replier:
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + TICK
                     self._put_off_count = 0
+                    self._unread.clear()
                     if self._tick:
                         self._tick()
                     self._send_outgoing()
@@ -191,10 +193,14 @@ class Replier:
                 first = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if not self._keep(first, self._rest()):
-                if first in refused:
-                    return
-                refused.add(first)
+            if first in self._unread:
+                while self._socket.recv(zmq.NOBLOCK, copy=False).more:
+                    pass
+            elif self._keep(first, self._rest()):
+                continue
+            if first in refused:
+                return
+            refused.add(first)
 
     def _rest(self) -> list[zmq.Frame]:
         """Receive what comes after the first frame of a request; ZeroMQ has the whole of it."""
@@ -223,6 +229,7 @@ class Replier:
             log.warning("[%s] requests of %s refused: too many of them wait%s", self.name, who, more)
         self._put_off_count += 1
         if self._put_off_count > PUT_OFF:
+            self._unread.add(first)
             return
         frames = [first, *(frame.bytes for frame in rest)]
         ours = frames[-1].find(b'"request": {', 0, MOST_READ) >= 0

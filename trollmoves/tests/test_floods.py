@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -18,15 +19,25 @@ from trollmoves.tests.hearing import Line
 from trollmoves.tests.waiting import until
 
 SAMPLES = 25
-TIMES_SLOWER = 5.0  # with room for a busy machine
-USUAL = 0.3  # s; below this nobody is held up
+TIMES_SLOWER = 2.0
+ROOM = 0.02  # s more than that which a busy machine may take
 MEMORY = 500  # MB
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+def processors() -> Iterator[set[int]]:
+    """Leave one processor to the flood, where there are two: one from elsewhere would not use those of the server."""
+    every = os.sched_getaffinity(0)
+    floods = {max(every)}
+    os.sched_setaffinity(0, every - floods or every)  # our children's too
+    yield floods
+    os.sched_setaffinity(0, every)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, processors: set[int]) -> Iterator[Pair]:
     """A server and a client that have had a file."""
     with Site(tmp_path) as site:
         pair = Pair(site).start()
@@ -47,15 +58,16 @@ def latencies(pair: Pair) -> tuple[float, float]:
             fed = time.monotonic()
             names = pair.feeder.feed(1)
             pair.received.wait_for_receipts(names, 20)
-            files.append(time.monotonic() - fed)
+            files.append(max(pair.received.about(name)[0].at for name in names) - fed)
     return statistics.median(pings), statistics.median(files)
 
 
 @contextmanager
-def flood(kind: str, port: int) -> Iterator[None]:
-    """Flood a port meanwhile."""
+def flood(kind: str, port: int, processors: set[int]) -> Iterator[None]:
+    """Flood a port meanwhile, from these processors."""
     command = [sys.executable, "-m", "trollmoves.tests.flooding", kind, str(port)]
     flooding = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    os.sched_setaffinity(flooding.pid, processors)
     try:
         yield
         assert flooding.poll() is None, "it floods to the end"
@@ -84,11 +96,14 @@ SAYS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flood_does_not_hold_up_others(kind: str, pair: Pair) -> None:
-    """Others are served while one host floods a server, which says so in a few lines and keeps its memory small."""
+def test_a_flood_does_not_hold_up_others(kind: str, pair: Pair, processors: set[int]) -> None:
+    """Others are served within twice their usual time while one host floods a server.
+
+    It says so in a few lines, and keeps its memory small.
+    """
     before = latencies(pair)
     pair.server.mark()
-    with flood(kind, pair.request_port):
+    with flood(kind, pair.request_port, processors):
         time.sleep(2.0 if kind != "half_open" else 0)
         if kind == "half_open":
             until(lambda: connections(pair.request_port) > HALF_OPEN * 0.9, 60, "they are connected")
@@ -100,7 +115,7 @@ def test_a_flood_does_not_hold_up_others(kind: str, pair: Pair) -> None:
     said = [line for line in pair.server.lines().splitlines() if "INFO" not in line]
     assert len(said) < 100, said
     for usual, now in zip(before, during, strict=True):
-        assert now < max(TIMES_SLOWER * usual, USUAL)
+        assert now < TIMES_SLOWER * usual + ROOM
 
 
 def connections(port: int) -> int:

@@ -1,0 +1,173 @@
+"""Tests that one sender takes no more than its share: of connections, of requests that wait, of pushes that wait."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import zmq
+
+from trollmoves.journal import BACKLOG, FRESH
+from trollmoves.messaging import doors, inbox
+from trollmoves.messaging.inbox import Inbox
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.replier import Replier, Request
+from trollmoves.provider.shares import FEW, MOST, Shares
+from trollmoves.tests.waiting import until
+
+HERE = "127.0.0.1"
+OTHER = "127.0.0.2"
+DESCRIPTORS = 1_024
+OURS = 100  # descriptors that a test has besides its connections
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Close at the end whatever was opened."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def allow_descriptors(stack: ExitStack, count: int) -> None:
+    """Let this process have so many descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        pytest.skip(f"a process may have only {hard} descriptors here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def pong(requests: list[Request]) -> None:
+    """Answer pings."""
+    for request in requests:
+        request.answer("pong")
+
+
+class Honest:
+    """A client that asks whether the server is there."""
+
+    def __init__(self, stack: ExitStack, port: int) -> None:
+        context = stack.enter_context(zmq.Context())
+        self._line = stack.enter_context(context.socket(zmq.REQ))
+        self._line.setsockopt(zmq.LINGER, 0)
+        self._line.connect(f"tcp://{HERE}:{port}")
+
+    def is_served(self) -> bool:
+        """Ping; tell whether there was an answer."""
+        self._line.send_string(Message("/ping", "ping").encode())
+        return bool(self._line.poll(30_000)) and Message.decode(self._line.recv()).type == "pong"
+
+
+def connect(stack: ExitStack, port: int) -> socket.socket:
+    """Open a connection from the other address."""
+    return stack.enter_context(socket.create_connection((HERE, port), 30, (OTHER, 0)))
+
+
+def was_cut(line: socket.socket) -> bool:
+    """Tell whether the other side has closed a connection."""
+    line.setblocking(False)
+    try:
+        while line.recv(1_000):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "most"),
+    [
+        (DESCRIPTORS, DESCRIPTORS // doors.SHARE - 1),  # the honest one has one
+        (doors.SHARE * (doors.MOST_OF_ONE + OURS), doors.MOST_OF_ONE),
+    ],
+    ids=["descriptors", "address"],
+)
+def test_a_connection_too_many_is_cut(
+    stack: ExitStack, descriptors: int, most: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection that is one too many is cut, those that are there stay, and who leaves makes room."""
+    allow_descriptors(stack, descriptors)
+    replier = Replier("chain", 0, pong, bind_address=HERE)
+    stack.callback(replier.stop)
+    replier.start()
+    honest = Honest(stack, replier.port)
+    assert honest.is_served()
+    lines = [connect(stack, replier.port) for _ in range(most)]
+    late = connect(stack, replier.port)
+    until(lambda: was_cut(late), 30, "the late one is cut")
+    assert f"a connection from {OTHER} is cut" in caplog.text
+    assert not any(map(was_cut, lines[-OURS:]))
+    assert honest.is_served()
+    for line in lines:
+        line.close()
+    until(lambda: not was_cut_soon(stack, replier.port), 30, "there is room again")
+
+
+def was_cut_soon(stack: ExitStack, port: int) -> bool:
+    """Tell whether a new connection is cut before it is greeted and told from one too many."""
+    line = connect(stack, port)
+    line.settimeout(1.0)
+    try:
+        while line.recv(1_000):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_who_sends_too_much_waits_for_the_others() -> None:
+    """Of a sender of too much a few requests are read now and then, and all of the others at once."""
+    box = Inbox()
+    for _ in range(inbox.HELD):
+        assert box.has_room("loud")
+        box.put("loud", [b"ping"])
+    assert not box.has_room("loud")
+    assert box.has_room("quiet")
+    assert [name for name, _ in box.take(100)] == ["loud"] * inbox.OF_THE_LOUD
+    for _ in range(50):
+        box.put("quiet", [b"ping"])
+    until(lambda: (taken := box.take(100)) and {name for name, _ in taken} == {"quiet"}, 5, "the quiet one is served")
+    assert box.only_the_loud_wait()
+
+
+def test_large_requests_count_by_their_bytes() -> None:
+    """A sender may have only so many bytes waiting."""
+    box = Inbox()
+    count = 0
+    while box.has_room("large"):
+        box.put("large", [bytes(inbox.HELD_BYTES // 4)])
+        count += 1
+    assert count == 5
+    assert box.has_room("small")
+
+
+def test_pushes_of_one_sender_go_behind_those_of_others() -> None:
+    """From some number on the pushes of a sender go behind those of others, and then they are refused."""
+    shares = Shares()
+    for task in range(MOST):
+        assert not shares.is_full("greedy")
+        assert shares.rank("greedy") == (FRESH if task < FEW else BACKLOG)
+        shares.begin(task, "greedy")
+    assert shares.is_full("greedy")
+    assert not shares.is_full("modest")
+    assert shares.rank("modest") == FRESH
+
+
+def test_a_push_counts_once() -> None:
+    """A push that is asked for again, or ends twice, counts once; those of an earlier process do not count."""
+    shares = Shares()
+    for task in [*range(MOST), *range(MOST)]:
+        shares.begin(task, "greedy")
+    shares.end([0, 0, MOST + 1])
+    assert not shares.is_full("greedy")
+    shares.begin(0, "greedy")
+    assert shares.is_full("greedy")
+    shares.end(range(MOST))
+    assert shares.rank("greedy") == FRESH
