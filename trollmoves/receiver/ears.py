@@ -7,6 +7,7 @@ The taking half of a conversation: what is heard stands in the journal (``fetche
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from trollmoves import steps
@@ -22,6 +23,8 @@ from trollmoves.receiver.fetches import KIND, Fetches, key_of
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.unnumbered import Unnumbered
 from trollmoves.workers import Workers
+
+log = logging.getLogger(__name__)
 
 ANNOUNCEMENTS = ("file", "dataset", "collection")
 PEER = "peer"  # the kind of the notes of peers
@@ -126,7 +129,9 @@ class Receiver:
         name = message.data.get("client") if isinstance(message.data, dict) else None
         if message.subject == f"{BEATS}_{self.name}" and isinstance(name, str):
             self._peers.meet(name)
-            self._journal.note([Task(self.name, PEER, name, PEER, "", state=DONE)])
+            ((_, is_new),) = self._journal.note([Task(self.name, PEER, name, PEER, "", state=DONE)])
+            if is_new:
+                log.info("[%s] shares its work with the client %s", self.name, message.sender)
 
     def _is_in_hand(self, task: Task) -> bool:
         return task.id in self._workers.taken(self.name, task.lane)

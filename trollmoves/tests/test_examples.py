@@ -137,6 +137,8 @@ def test_hot_spare(site: Site) -> None:
     """The primary delivers, the spare when that is killed, and the primary again when it is back."""
     example = Example(site, "hot-spare").start()
     primary = example.run["primary.ini"]
+    for client in ("primary.ini", "spare.ini"):
+        example.says(client, "shares its work with")
     example.put("incoming/H-MSG4-000001")
     example.says("primary.ini", "received H-MSG4-000001")
     primary.kill()
