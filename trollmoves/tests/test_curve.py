@@ -14,7 +14,7 @@ import pytest
 
 from trollmoves.tests import earlier
 from trollmoves.tests.curve import Keys
-from trollmoves.tests.daemons import (
+from trollmoves.tests.daemons import Process, (
     MIRROR_TOPIC,
     Pair,
     Site,
@@ -167,6 +167,18 @@ def test_an_unknown_client_is_told_of_on_both_sides_and_served_when_it_is_invite
     until(lambda: not pair.feeder.missing(pair.target), 40, "the files are there")
 
 
+def ask_in_vain(site: Site, port: int, settings: dict[str, str], here: str, server: Process, there: str) -> None:
+    """Ask until the server says why not: whoever is gone at once has left it nothing to say."""
+
+    def told() -> bool:
+        asked = move_it_req(site, port, settings)
+        assert asked.returncode == 1
+        assert here in asked.stderr.splitlines()[-1], asked.stderr
+        return f"did not get in: {there}" in server.lines()
+
+    until(told, what=f"{there!r} in the server's log")
+
+
 def test_a_request_with_the_wrong_keys_says_what_to_look_at(site: Site, keys: Keys) -> None:
     """move_it_req says in one line why it is not answered, and so does the server."""
     pair = SecuredPair(site, keys)
@@ -179,15 +191,7 @@ def test_a_request_with_the_wrong_keys_says_what_to_look_at(site: Site, keys: Ke
         (keys.settings("alice") | other, "server_public_key_file here holds its key", "it expects another key of ours"),
         ({"POSTTROLL_BACKEND": "unsecure_zmq"}, "wants a key", "it has no key"),
     ):
-
-        def told() -> bool:
-            """Ask, until the server says why not: whoever is gone at once has left it nothing to say."""
-            asked = move_it_req(site, pair.request_port, settings)  # noqa: B023
-            assert asked.returncode == 1
-            assert here in asked.stderr.splitlines()[-1], asked.stderr  # noqa: B023
-            return f"did not get in: {there}" in pair.server.lines()  # noqa: B023
-
-        until(told, what=f"{there!r} in the server's log")
+        ask_in_vain(site, pair.request_port, settings, here, pair.server, there)
 
 
 def test_a_client_with_keys_says_that_the_server_has_none(site: Site, keys: Keys) -> None:
@@ -316,7 +320,7 @@ def test_the_example_does_what_its_page_says(site: Site) -> None:
     example.start()
     example.put("incoming/H-MSG4-000001")
     example.arrives("delivered/H-MSG4-000001")
-    asked = move_it_req(site, example.ports["19061"], {"POSTTROLL_CONFIG": os.devnull})
-    assert asked.returncode == 1
-    assert "wants a key" in asked.stderr
-    example.says("server.ini", "it has no key")
+    settings_of_none = {"POSTTROLL_CONFIG": os.devnull}
+    ask_in_vain(
+        site, example.ports["19061"], settings_of_none, "wants a key", example.run["server.ini"], "it has no key"
+    )
