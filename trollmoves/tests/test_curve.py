@@ -14,9 +14,10 @@ import pytest
 
 from trollmoves.tests import earlier
 from trollmoves.tests.curve import Keys
-from trollmoves.tests.daemons import Process, (
+from trollmoves.tests.daemons import (
     MIRROR_TOPIC,
     Pair,
+    Process,
     Site,
     client_section,
     mirror_section,
