@@ -130,6 +130,7 @@ class Daemon(ABC, Generic[O]):
                 return self._check()
             os.umask(os.umask(0) | FOR_EVERYONE)
             logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
+            _work_in_batches()
             follower = FileWatch(self._file, lambda: self._orders.put("reload"))
             follower.start()  # before the file is read for the first time: no change falls in between
             try:
@@ -328,6 +329,16 @@ class _Upkeep:
         if done is None:
             self._steps = self._journal.upkeep(self._keep, self._remains)
         self._next = time.monotonic() + (UPKEEP if done is None else UPKEEP_STEP)
+
+
+def _work_in_batches() -> None:
+    """Have no thread of this process, when it is woken, interrupt one that works: fewer switches, more files a second.
+
+    The threads that start from now on follow. An operator's own choice of a scheduling policy stays.
+    """
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _allow_descriptors() -> None:
