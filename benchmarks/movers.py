@@ -35,6 +35,8 @@ class Place:
         keys = site.folder("home/.ssh")  # 0.19.0 looks nowhere else
         keys.chmod(0o700)
         shutil.copy(self._ssh.known_hosts, keys / "known_hosts")
+        shutil.copy(self._ssh.user_key, keys / "id_ed25519")
+        shutil.copy(self._ssh.user_key.with_suffix(".pub"), keys / "id_ed25519.pub")
 
     @property
     def key(self) -> Path:
@@ -66,7 +68,12 @@ class Place:
         command = [python, "-P", str(Path(__file__).with_name("one_mover.py")), url, str(self.files), str(count)]
         key = "-" if scheme == "ftp" else str(self.key)
         done = subprocess.run(
-            [*command, str(threads), key], env=environment, capture_output=True, text=True, timeout=600, check=False
+            [*command, str(threads), key, *([] if python == sys.executable else ["named"])],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
         if not done.stdout:
             return None

@@ -1,6 +1,7 @@
 """Moves files with ``move_it``, ours or 0.19.0's: whichever this Python has. Run as a program of its own.
 
-Arguments: URL of a directory, folder with the files f0, f1, ..., how many of them, threads, key file or "-".
+Arguments: URL of a directory, folder with the files f0, f1, ..., how many of them, threads, key file or "-", and
+"named" if each destination is to end with the name of the file: 0.19.0 does not take a directory from every protocol.
 Prints the seconds it took, and how many failed.
 """
 
@@ -18,7 +19,7 @@ from trollmoves.movers import move_it
 
 def main() -> None:
     """Move, and say how it went."""
-    url, folder, count, threads, key = sys.argv[1:]
+    url, folder, count, threads, key, *named = sys.argv[1:]
     logging.basicConfig(level=logging.CRITICAL)
     attributes = {"ssh_key_filename": key, "connection_uptime": 30} if key != "-" else {}
     names: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -33,7 +34,7 @@ def main() -> None:
             except queue.Empty:
                 return
             try:
-                move_it(os.path.join(folder, name), url + name, dict(attributes))
+                move_it(os.path.join(folder, name), url + name if named else url, dict(attributes))
             except Exception as error:  # 0.19.0 raises many kinds
                 failed.append(f"{type(error).__name__}: {error}")
 
