@@ -1,14 +1,16 @@
-"""What a skip counts for, and which tests run while no other does."""
+"""What most tests have, what a skip counts for, and which tests run while no other does."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
+from trollmoves.tests.daemons import Site
 from trollmoves.tests.quiet import LOUD, Others
 
 # Reasons of skips that an installation would have made unnecessary: "missing: vsftpd", "no vsftpd (Debian: vsftpd)".
@@ -18,6 +20,13 @@ HERE = os.path.dirname(__file__)
 DOOR, ROOM = os.path.join(HERE, "conftest.py"), os.path.join(HERE, "__init__.py")  # files to lock, never changed
 
 _ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A site for one test."""
+    with Site(tmp_path) as site:
+        yield site
 
 
 @pytest.hookimpl(wrapper=True)

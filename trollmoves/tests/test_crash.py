@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,6 @@ from trollmoves.tests.daemons import REPOSITORY, Site
 from trollmoves.tests.servers import seaweed
 
 PAGE = REPOSITORY / "doc" / "reliability.md"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

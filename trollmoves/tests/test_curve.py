@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,6 @@ from trollmoves.tests.daemons import (
 from trollmoves.tests.hearing import HOST
 from trollmoves.tests.test_examples import EXAMPLES, Example
 from trollmoves.tests.waiting import until
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +18,6 @@ COMMANDS = {"server": "move_it_server.py", "client": "move_it_client.py"}
 PASSWORD = "gehe1m"
 
 both = pytest.mark.parametrize("role", COMMANDS)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 def section(site: Site, role: str, **options: object) -> dict[str, object]:
@@ -295,6 +286,21 @@ def test_log_options_together(site: Site, role: str, verbose: bool) -> None:
         assert "[hrit] stopped" in text
         assert ("DEBUG" in text) == verbose
     assert own.read_text().startswith("OWN ")
+
+
+@pytest.mark.parametrize(
+    ("before", "then"),
+    [((), os.SCHED_BATCH), (("chrt", "--idle", "0"), os.SCHED_IDLE)],
+    ids=["usual", "chosen by the operator"],
+)
+def test_woken_threads_do_not_interrupt(site: Site, before: tuple[str, ...], then: int) -> None:
+    """All threads of a daemon are scheduled as a batch, unless somebody has chosen another policy for it."""
+    pair = Pair(site)
+    pair.server.command = [*before, *pair.server.command]
+    pair.server.start()
+    assert pair.server.popen
+    threads = os.listdir(f"/proc/{pair.server.popen.pid}/task")
+    assert {os.sched_getscheduler(int(thread)) for thread in threads} == {then}
 
 
 def test_a_module_is_a_command_too(site: Site) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from trollmoves.movers.partials import partial_path
 from trollmoves.tests.daemons import Pair, Site, client_section
@@ -14,13 +11,6 @@ from trollmoves.tests.test_clock import Clock
 from trollmoves.tests.waiting import until
 
 TWO_HOURS = 7200
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 def test_a_destination_is_down(site: Site) -> None:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,13 +26,6 @@ from trollmoves.tests.waiting import until
 
 START = dt.datetime(2025, 1, 2, 3, 4, 5)  # noqa: DTZ001  (as most messages have it)
 needs_ftp = pytest.mark.skipif(bool(missing()), reason=f"missing: {missing()}")
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 def one(**options: Any) -> dict[str, Any]:

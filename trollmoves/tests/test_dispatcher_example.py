@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,6 @@ from trollmoves.tests.waiting import until
 PAGE = REPOSITORY / "doc" / "dispatcher.md"
 EXAMPLE = REPOSITORY / "examples" / "dispatcher"
 pytestmark = pytest.mark.skipif(not EXAMPLE.exists(), reason="the examples are not installed with the package")
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 def test_the_page(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import io
 import re
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,13 +72,6 @@ class Example:
     def says(self, config: str, part: str) -> None:
         """Wait until the log of a daemon says this."""
         self.run[config].wait_for_line(part)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 def test_protocols(site: Site) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from trollmoves.lanes import PREFETCH
 from trollmoves.tests.daemons import Pair, Site, client_section, server_section
@@ -14,13 +10,6 @@ from trollmoves.tests.places import FarEnd
 from trollmoves.tests.waiting import until
 
 COUNT = 100
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 def test_after_an_outage_of_the_destination(site: Site) -> None:

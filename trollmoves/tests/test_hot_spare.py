@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -82,13 +80,6 @@ class Spares:
         for name in fed:
             assert (self.target / name).read_bytes() == self.feeder.fed[name]
             assert self.receipts().count(name) == 1, name
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 def told(spares: Spares, *fed: str, seconds: float = 60) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,13 +20,6 @@ OLD_COUNT = 60  # files, to see how fast the old one is
 NEW_COUNT = 2000
 TIMES_FASTER = 50
 TRIES = 4
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 def begin(pair: Pair) -> None:

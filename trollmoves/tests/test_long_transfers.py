@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -39,13 +37,6 @@ class SlowPair(Pair):
         assert (self.target / name).read_bytes() == self.feeder.fed[name]
         assert self.proxy.sent < 1.5 * SIZE
         assert self.received.receipts().count(name) == 1
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 def test_ours(site: Site) -> None:

@@ -39,13 +39,6 @@ BURST = 300
 Options = Mapping[str, object]
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
-
-
 class Outer:
     """A client that hears a mirror."""
 

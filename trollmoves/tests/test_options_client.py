@@ -108,13 +108,6 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]
         everything.speaker.stop()
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
-
-
 def test_destination_and_login(everything: Everything) -> None:
     """``destination`` is composed and made; ``login`` is told to nobody; options replace no metadata of their name."""
     everything.put("plain", "a.dat", b"a")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import bz2
 import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,13 +16,6 @@ from trollmoves.tests.servers.process import PROXY_HOST, answers
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER
 from trollmoves.tests.test_mirror import Chain
 from trollmoves.tests.waiting import until
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
 
 
 @pytest.mark.parametrize("made", ["true", "false"])

@@ -167,13 +167,6 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]
         everything.speaker.stop()
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
-
-
 def test_all_sections_run(everything: Everything) -> None:
     """Sections of all kinds share one publish port, and options of old files stand in nobody's way."""
     assert "runs 9 chains" in everything.log()
@@ -365,7 +358,6 @@ def test_removals_outlive_the_process(site: Site) -> None:
     (name,) = pair.feeder.feed()
     pair.wait_until_done()
     pair.server.kill()
-    time.sleep(0.1)
     assert (pair.feeder.folder / name).exists()
     pair.server.start()
     until(lambda: not (pair.feeder.folder / name).exists())

@@ -21,13 +21,6 @@ TAKEN_OVER = "configuration read again"
 REFUSED = "the configuration is not taken over, what runs goes on"
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
-
-
 class Two:
     """A server with two sections, each with a feeder, and an ear on it."""
 

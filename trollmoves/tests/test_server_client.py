@@ -26,13 +26,6 @@ FIELDS = {"series", "platform_name", "channel", "segment", "nominal_time"}
 ANNOUNCED = FIELDS | {"sensor", "bands", "uri", "uid", "request_address", "announcement"}
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """A server and a client that have had one file to move, and say all they can in their logs."""

@@ -905,7 +905,7 @@ def test_what_failed_does_not_hold_up_what_is_new(house: House) -> None:
     until(lambda: not workers.in_hand(), SOON)
     mended.set()
     begun.clear()
-    time.sleep(0.3)  # until all of them are due again
+    until(lambda: len(house.journal.claim("chain", "lane", 200, house.journal.now())) == 100, SOON, "all are due again")
     new = [task.key for task in house.note(workers, *tasks(range(100, 110)))]
     workers.register("chain", "work", limit=1, handler=handler)
     until(lambda: len(begun) == 110, SOON)
