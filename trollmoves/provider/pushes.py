@@ -9,12 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import ParseResult
 
 from trollmoves import links, steps, urls
-from trollmoves.allowed_destinations import Place, checked
+from trollmoves.allowed_destinations import Place
 from trollmoves.errors import JournalError, OriginChanged, RequestRefused, TransferError, TrollmovesError
 from trollmoves.journal import DONE, FAILED, Announced, Journal, Outcome, Task
 from trollmoves.lanes import Result
@@ -26,6 +25,7 @@ from trollmoves.movers import Mark, clean_partials, move_it
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.holdings import Holdings
 from trollmoves.provider.shares import Shares
+from trollmoves.provider.targets import Target, backup_targets, target_of
 from trollmoves.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ HAD = "had"  # the kind of the notes of who else has the answer to a push
 ANSWER_STAYS = 60.0  # s for which an answer also serves a peer that does not say that it is asking again
 BRING_AGAIN = 60.0  # s until a push looks again for files that are being brought; their arrival wakes it before
 PARTIALS_AFTER = 3600.0  # s without a write after which a partial is nobody's
-MOST_BACKUPS = 16  # hosts of one request, each of which may be tried
 PATIENCE_USED = 0.7  # of the time a peer waits for an answer, after which it is told to go on waiting
 
 
@@ -140,26 +139,10 @@ class Pushes:
     def _push_task(self, message: Message) -> Task:
         data = message.data
         announced = self._announcer.find(data)
-        target = self._target(data)
+        target = target_of(data, self._allowed)
         key = f"{announced.number} {target.without_login}"
         asked = _Asked(message, announced)
         return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=asked)
-
-    def _target(self, data: dict[str, Any]) -> _Target:
-        """Read where a request wants its files; RequestRefused, or BadDestination, when they may not go there."""
-        destination = data.get("destination")
-        if not isinstance(destination, str):
-            raise RequestRefused("a push needs a destination")
-        target = _target(destination, self._allowed)
-        below = [item["path"] for item in contents.items(data) if item.get("path") is not None]
-        for path in below:
-            if not isinstance(path, str) or contents.climbs(path):
-                raise RequestRefused(f"{path!r:.100} is no path below the destination")
-        if below:
-            checked(self._allowed, target.directory, below)
-        for backup in _backup_targets(data):
-            checked(self._allowed, urls.at_host(target.directory, backup), below)
-        return target
 
     def _to_do_again(self, known: Task, wanted: Task) -> bool:
         """Tell whether a push that is known is to be made anew, rather than joined or answered from the journal.
@@ -200,7 +183,7 @@ class Pushes:
         for done in self._journal.done_about(self.name, ("push", HAD), task.about or 0):
             had_by = done.key.partition(" ")[2] if done.kind == HAD else contents.request_id(done.body)
             if had_by and had_by.rpartition("/")[0] in peers:
-                answer = {**data, "destination": self._target(data).without_login}
+                answer = {**data, "destination": target_of(data, self._allowed).without_login}
                 request.answer(contents.reply_type(data), answer | {"request": {"delivered_for": had_by}})
                 return True
         return False
@@ -222,7 +205,7 @@ class Pushes:
         shown = urls.printable(data.get("destination"))
         try:
             announced = asked.announced if asked else self._announced(task.about or 0)
-            size, reached = self._deliver(task, announced, data, self._target(data))
+            size, reached = self._deliver(task, announced, data, target_of(data, self._allowed))
         except JournalError:
             raise
         except Exception as failure:
@@ -250,7 +233,7 @@ class Pushes:
         log.error("[%s] unexpected error while delivering", self.name, exc_info=failure)
         return RequestRefused("internal error")
 
-    def _clean(self, target: _Target) -> None:
+    def _clean(self, target: Target) -> None:
         """Remove, once in a process, what killed processes left half-written in a directory on this host."""
         if target.local and target.local not in self._cleaned:
             self._cleaned.add(target.local)
@@ -263,7 +246,7 @@ class Pushes:
             raise RequestRefused(f"announcement {number} is not known any more")
         return announced
 
-    def _deliver(self, task: Task, announced: Announced, data: dict[str, Any], target: _Target) -> tuple[int, str]:
+    def _deliver(self, task: Task, announced: Announced, data: dict[str, Any], target: Target) -> tuple[int, str]:
         """Give the bytes that were sent, and the destination: with the host of the backup target if one was used."""
         size = 0
         self._clean(target)
@@ -277,7 +260,7 @@ class Pushes:
                 target.directory,
                 self._parameters,
                 rel_path=item.get("path"),
-                backup_targets=_backup_targets(data),
+                backup_targets=backup_targets(data),
                 check=partial(self._check_opened, announced, uri, pathname),
                 mark=mark,
             )
@@ -368,43 +351,6 @@ class _HostDown(TransferError):
     """A destination is not even tried now, since it does not answer."""
 
     temporary = True
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A destination, and what is made of it for each request."""
-
-    directory: ParseResult
-    without_login: str
-    shown: str
-    lane: str
-    local: str  # the directory on this host; empty when it is on another one
-
-
-@lru_cache(maxsize=256)
-def _target(destination: str, allowed: tuple[Place, ...]) -> _Target:
-    """Read a destination: the same few come with every request. BadDestination when it is none, or RequestRefused."""
-    url = urls.parse(destination)
-    if not url.path.startswith("/"):
-        raise RequestRefused(f"the destination {urls.printable(url)} is no absolute path")
-    url = checked(allowed, url)
-    host = url.hostname or ""
-    here = url.scheme == "file" and urls.is_local(host)
-    return _Target(
-        url._replace(path=url.path.rstrip("/") + "/"),  # a push always names a directory
-        urls.without_login(url),
-        urls.printable(url),
-        f"push {'this host' if here else host}",
-        url.path if here else "",
-    )
-
-
-def _backup_targets(data: dict[str, Any]) -> list[str]:
-    """Give the hosts that a request names beside that of its destination."""
-    found = data.get("backup_targets") or []
-    if not isinstance(found, list) or len(found) > MOST_BACKUPS or not all(isinstance(one, str) for one in found):
-        raise RequestRefused(f"the backup targets must be a list of at most {MOST_BACKUPS} hosts")
-    return found
 
 
 def remains(task: Task) -> str:
