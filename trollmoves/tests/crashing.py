@@ -10,7 +10,7 @@ import itertools
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class Picture(ABC):
     feeder: Feeder
     target: Path
     size = 1000
+    count = 1  # the victim dies when it comes to its step for this time
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -315,30 +316,33 @@ class Told(Picture):
         self.feeder = Feeder(self.dispatching.source)
 
     def begin(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Tell of files when it hears."""
+        """Tell of files when it hears, one after the other: what it is told while it dies is lost."""
         arm()
         self.dispatching.start()
         self.feed()
-        self.tell()
+        for number, name in enumerate(list(self.feeder.fed)[: self.count]):
+            self.received.wait_for_receipts(list(self.feeder.fed)[:number], DEADLINE)
+            self.tell([name])
 
-    def tell(self) -> None:
-        """Tell of all files."""
-        for name in self.feeder.fed:
+    def tell(self, names: Iterable[str]) -> None:
+        """Tell of files."""
+        for name in names:
             self.dispatching.voice.tell(self.feeder.folder / name)
 
     def restart(self, victim: Process) -> None:
-        """Start it, and wait until it hears."""
+        """Start it, wait until it hears, and tell of what it was not told of yet."""
         self.dispatching.restart()
+        self.tell(list(self.feeder.fed)[self.count :])
 
 
 class ToldTwice(Told):
-    """The same, with a sender that tells of the files again."""
+    """The same, with a sender that tells of all files again."""
 
     def restart(self, victim: Process) -> None:
         """Tell again when it is back."""
-        super().restart(victim)
-        assert len(self.missing()) > 0
-        self.tell()
+        self.dispatching.restart()
+        assert len(self.missing()) == FILES
+        self.tell(self.feeder.fed)
 
 
 class Far(Large):
@@ -479,6 +483,7 @@ MOVED = {"sending": 3, "sent": 2, "delivered": 2}  # the steps that a mover is p
 def crash(case: Case, site: Site) -> Picture:
     """Have a daemon die at its step and start it again; return when all is well, and fail when it is not."""
     picture = case.picture(site)
+    picture.count = case.count
     victim = picture.processes[case.daemon]
     normal = victim.environment
 
