@@ -156,7 +156,7 @@ class Lane:
         if self.failures:  # one probe, beside what was begun before the pause and still runs
             return 0 if self._probe in self.taken or len(self.taken) >= kind.limit else 1
         if kind.starter:
-            return kind.limit * (MORE_WHEN_FAST if self.pace.is_fast() else 1) - len(self.taken)
+            return max(0, kind.limit * (MORE_WHEN_FAST if self.pace.is_fast() else 1) - len(self.taken))
         room = kind.limit * PREFETCH - len(self.taken)
         return room if room >= kind.limit * PREFETCH // 4 else 0
 

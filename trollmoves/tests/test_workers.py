@@ -22,8 +22,8 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TrollmovesError,
 )
-from trollmoves.journal import DONE, FAILED, WAITING, Journal, Task
-from trollmoves.lanes import BACKOFF_MOST, MORE_WHEN_FAST, Result, backoff
+from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
+from trollmoves.lanes import BACKOFF_MOST, MORE_WHEN_FAST, NEVER, Kind, Lane, Result, backoff
 from trollmoves.tests.waiting import until
 from trollmoves.workers import Workers
 
@@ -546,6 +546,20 @@ def test_starters_are_finished_from_another_thread(house: House) -> None:
         assert len(begun) - ended <= 32 * MORE_WHEN_FAST
     until(lambda: house.journal.count()["done"] == 100, SOON)
     assert [task.key for task, _ in begun] == [f"lane {n}" for n in range(100)]
+
+
+def test_a_lane_that_has_become_slow_sleeps(house: House) -> None:
+    """A lane that has more under way than may begin by now, since its tasks ended fast before, waits for an end."""
+    lane = Lane("chain", "lane", Kind(2, starter=lambda task, finish: None), house.journal.now, unread=True)
+    noted = [one for one, _ in house.journal.note(tasks(range(6)))]
+    lane.taken = {one.id: one for one in noted[:4]}
+    assert lane.wait() == NEVER
+    assert lane.take(house.journal) == []
+    for one in noted[:3]:
+        del lane.taken[one.id]
+        house.journal.finish([Outcome(one, DONE)])
+    assert lane.wait() == 0
+    assert [one.id for one in lane.take(house.journal)] == [noted[4].id]
 
 
 def test_a_starter_that_raises_has_failed(house: House) -> None:
