@@ -120,6 +120,11 @@ def printable(url: object) -> str:
         return f"<{type(url).__name__}>"
     if not isinstance(url, (str, bytes, bytearray, ParseResult)):
         return masked(text)
+    return (_printable_text if len(text) <= LONGEST_REMEMBERED else _printable_text.__wrapped__)(text)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _printable_text(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _printable(text))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from trollmoves.journal.file import File
 from trollmoves.journal.rows import Announced, storable
@@ -75,6 +75,14 @@ class Log(File):
             (chain, number),
         )
         return Announced(*rows[0]) if rows else None
+
+    def announcements(self, chain: str, numbers: Collection[int]) -> dict[int, Announced]:
+        """Give announcements by their numbers, as far as there are such."""
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number IN ({','.join('?' * len(numbers))})",
+            (chain, *numbers),
+        )
+        return {row[0]: Announced(*row) for row in rows}
 
     def announced_after(self, chain: str, number: int, limit: int) -> list[Announced]:
         """Give the announcements that came after ``number``, oldest first, at most ``limit``."""

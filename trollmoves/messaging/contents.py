@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from trollmoves import urls
@@ -14,18 +14,24 @@ _NUMBERS = ("size", "mtime")  # of an announcement; what the journal cannot hold
 LARGEST_NUMBER = 2**63 - 1  # what the journal, and most of the world, can hold
 
 
-def items(data: Any) -> Iterator[dict[str, Any]]:
+def items(data: Any) -> list[dict[str, Any]]:
     """Give each dictionary with a ``uri``, at any depth: the files that a message is about."""
+    found: list[dict[str, Any]] = []
+    if isinstance(data, (dict, list)):
+        _collect(data, found)
+    return found
+
+
+def _collect(data: dict[str, Any] | list[Any], found: list[dict[str, Any]]) -> None:
     if isinstance(data, dict):
         if "uri" in data:
-            yield data
-        for value in data.values():
-            if isinstance(value, (dict, list)):
-                yield from items(value)
-    elif isinstance(data, list):
-        for value in data:
-            if isinstance(value, (dict, list)):
-                yield from items(value)
+            found.append(data)
+        values: Iterable[Any] = data.values()
+    else:
+        values = data
+    for value in values:
+        if isinstance(value, (dict, list)):
+            _collect(value, found)
 
 
 def uris(data: Any) -> list[Any]:

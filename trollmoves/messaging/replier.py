@@ -277,7 +277,7 @@ class Replier:
         while self._outgoing:
             route, text = self._outgoing.popleft()
             try:
-                self._socket.send_multipart([*route, text.encode()], zmq.NOBLOCK)
+                sockets.send(self._socket, [*route, text.encode()])
             except (zmq.ZMQError, UnicodeError) as error:
                 log.warning("[%s] an answer was not sent: %s", self.name, error)
 

@@ -77,7 +77,7 @@ class _Line:
             self.count += 1
             token = b"%d" % self.count
             envelope = [token, b""]
-        self.socket.send_multipart([*envelope, asked.text.encode()], zmq.NOBLOCK)
+        sockets.send(self.socket, [*envelope, asked.text.encode()])
         self.open[token] = asked
         self.used = time.monotonic()
 

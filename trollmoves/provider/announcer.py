@@ -6,7 +6,7 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,8 +230,17 @@ class Announcer:
         messages = [self._with_address(a.message) for a in found if self._holdings.unchanged(a)]
         return answer | {"through": found[-1].number if found else last, "messages": messages}
 
-    def find(self, data: Any) -> Announced:
-        """Give the announcement that a request is about; RequestRefused when this chain made none of these files."""
+    def numbered(self, requests: Iterable[Any]) -> dict[int, Announced]:
+        """Look up together what the data of several requests name by number, for ``find``."""
+        marks = map(contents.announcement_mark, requests)
+        numbers = {mark["number"] for mark in marks if mark.get("log") == self._log_name}
+        return self._journal.announcements(self.name, numbers) if numbers else {}
+
+    def find(self, data: Any, at_hand: Mapping[int, Announced] | None = None) -> Announced:
+        """Give the announcement that a request is about; RequestRefused when this chain made none of these files.
+
+        What is ``at_hand`` by its number is not looked up.
+        """
         if not isinstance(data, dict):
             raise RequestRefused("the data of a request must be a dictionary")
         uris = contents.uris(data)
@@ -239,7 +248,8 @@ class Announcer:
             raise RequestRefused("the request names no file")
         mark = contents.announcement_mark(data)
         if mark.get("log") == self._log_name:  # one of our own peers: the number says which, and its files must fit
-            announced = self._journal.announcement(self.name, mark["number"])
+            number = mark["number"]
+            announced = (at_hand or {}).get(number) or self._journal.announcement(self.name, number)
         else:
             announced = self._journal.announced(self.name, uris[0])
         if announced is None or not _is_about(announced, uris):

@@ -179,7 +179,7 @@ class Hearsay:
         if not isinstance(message.data, dict):
             raise MessageError("its data is no dictionary")
         data = copy.deepcopy({key: value for key, value in message.data.items() if key not in _NOT_OURS})
-        items = list(contents.items(data))
+        items = contents.items(data)
         if not items:
             raise MessageError("it names no file")
         for item in items:

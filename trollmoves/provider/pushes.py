@@ -94,7 +94,8 @@ class Pushes:
     def take(self, requests: list[Request]) -> None:
         """Note pushes, and answer those that are answered already; the replier's thread calls."""
         steps.reached("asked")
-        asked = [(request, task) for request in requests if (task := self._wanted(request))]
+        announced = self._announcer.numbered(request.message.data for request in requests)
+        asked = [(request, task) for request in requests if (task := self._wanted(request, announced))]
         if not asked:
             return
         for request, task in asked:
@@ -119,12 +120,12 @@ class Pushes:
         steps.reached("push-noted")
         self._workers.expect(begin)
 
-    def _wanted(self, request: Request) -> Task | None:
+    def _wanted(self, request: Request, announced: Mapping[int, Announced]) -> Task | None:
         """Give the task for a request; None when it was answered at once."""
         try:
             if self._shares.is_full(request.sender):
                 raise TooMany("too many of your pushes wait")
-            task = self._push_task(request.message)
+            task = self._push_task(request.message, announced)
             pause = self._workers.paused(self.name, task.lane)
             if pause:
                 raise _HostDown(f"{task.lane.removeprefix('push ')} does not take files, next try in {pause:.0f} s")
@@ -136,9 +137,9 @@ class Pushes:
             request.refuse("internal error")
         return None
 
-    def _push_task(self, message: Message) -> Task:
+    def _push_task(self, message: Message, at_hand: Mapping[int, Announced]) -> Task:
         data = message.data
-        announced = self._announcer.find(data)
+        announced = self._announcer.find(data, at_hand)
         target = target_of(data, self._allowed)
         key = f"{announced.number} {target.without_login}"
         asked = _Asked(message, announced)

@@ -157,6 +157,8 @@ class Fetcher:
         first = next(iter(sources))
         message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
         sources[first] = message
+        if len(sources) == 1:
+            task.context = message  # so that it is not read again when the file is there
         if self._journal.now() - task.noted > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return

@@ -228,7 +228,7 @@ def remains(task: Task) -> str:
 
 def key_of(data: dict[str, Any]) -> str:
     """Give the identity of the files in a message: their names, wherever they are. MessageError when it has none."""
-    items = list(contents.items(data))
+    items = contents.items(data)
     if not items:
         raise MessageError("it names no file")
     for item in items:

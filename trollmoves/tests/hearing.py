@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,27 @@ class Line:
 def ask(port: int, subject: str, kind: str, data: object = "", *, seconds: float = 10) -> Message:
     """Ask a server as an older client does, through one REQ socket; return the answer."""
     return Message.decode(ask_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
+
+
+def ask_at_once(port: int, requests: Mapping[bytes, bytes], *, seconds: float = 30) -> dict[bytes, Message]:
+    """Send requests by their tokens over one connection, as our own clients do; give the answers."""
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.DEALER) as peer:
+            peer.setsockopt(zmq.LINGER, 0)
+            peer.connect(f"tcp://{HOST}:{port}")
+            for token, request in requests.items():
+                peer.send_multipart([token, b"", request])
+            answers: dict[bytes, Message] = {}
+            while len(answers) < len(requests):
+                assert peer.poll(int(seconds * PATIENCE * 1000)), f"{len(answers)} of {len(requests)} answered"
+                token, empty, answer = peer.recv_multipart()
+                assert token not in answers
+                assert empty == b""
+                answers[token] = Message.decode(answer.decode())
+            return answers
+    finally:
+        context.destroy(0)
 
 
 def ask_frames(port: int, *frames: bytes, seconds: float = 10) -> str:

@@ -321,6 +321,8 @@ def test_the_log_can_be_read(journal: Journal) -> None:
     assert [a.number for a in journal.newest("chain", 2)] == [5, 4]
     assert journal.announcement("chain", 3) == announced(3)
     assert journal.announcement("chain", 6) is None
+    assert journal.announcements("chain", {2, 6, 4, 2**63 - 1}) == {2: announced(2), 4: announced(4)}
+    assert journal.announcements("other", {2}) == {}
     assert (journal.last_number("chain"), journal.last_number("other"), journal.last_number("none")) == (5, 1, 0)
 
 

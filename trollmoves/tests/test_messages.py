@@ -442,6 +442,14 @@ def test_a_failure_is_told_in_the_language_of_the_peer() -> None:
     assert told == {"error": "no room", "temporary": False, "again_in": 5.0}
 
 
+def test_files_of_a_message() -> None:
+    """Each dictionary with a uri is a file, at any depth and in the order in which they stand there."""
+    inner = {"uri": "/b", "more": [{"uri": "/c"}, [{"uri": "/d"}], "uri", 5, None]}
+    data = {"request": {"id": "x"}, "dataset": [inner, {"uid": "none"}], "uri": "/a", "last": {"uri": 5}}
+    assert contents.uris(data) == ["/a", "/b", "/c", "/d", 5]
+    assert [contents.items(other) for other in ("uri", None, 5, [], {}, ["uri"])] == [[]] * 6
+
+
 @pytest.mark.parametrize("number", [2**64, -1, 1e300, True, "3", None, [1]])
 def test_numbers_of_an_announcement(number: object) -> None:
     """A size or a time that no journal can hold is left out of what is known about an announcement."""

@@ -17,7 +17,7 @@ from posttroll.message import Message
 
 from trollmoves.tests.daemons import TOPIC, Pair, Site, client_section, server_section
 from trollmoves.tests.feeding import content
-from trollmoves.tests.hearing import HOST, Ear, Line, ask, ask_frames
+from trollmoves.tests.hearing import HOST, Ear, Line, ask, ask_at_once, ask_frames
 from trollmoves.tests.waiting import until
 
 SECRET = "gehe1m"
@@ -260,6 +260,34 @@ def test_junk_is_answered(pair: Pair, frames: list[bytes]) -> None:
     assert Message.decode(text).type == "err"
     assert len(text) < 1000
     assert ask(pair.request_port, "/ping/pong", "ping").type == "pong"
+
+
+def test_requests_of_one_connection(pair: Pair, site: Site) -> None:
+    """Each of many requests over one connection has its own answer, whatever stands in the others."""
+    data = announcement(pair)
+    mark = data["announcement"]
+    wrong = [
+        {"announcement": {**mark, "number": mark["number"] + 1000}},
+        {"announcement": {**mark, "log": "another"}, "uri": "/etc/passwd"},
+        {"uri": "/etc/passwd"},
+        {"destination": 5},
+    ]
+    asked: dict[bytes, bytes] = {b"junk": b"no message"}
+    for n in range(20):
+        asked[b"good %d" % n] = pushed({**data, "destination": f"file://{site.folder(f'to-{n}')}"})
+        asked[b"wrong %d" % n] = pushed({**data, "destination": "file:///nowhere", **wrong[n % len(wrong)]})
+    answers = ask_at_once(pair.request_port, asked)
+    assert {token: message.type for token, message in answers.items()} == {
+        token: "file" if token.startswith(b"good") else "err" for token in asked
+    }
+    for n in range(20):
+        assert answers[b"good %d" % n].data["destination"] == f"file://{site.folder(f'to-{n}')}"
+        assert (site.folder(f"to-{n}") / first_name(pair)).read_bytes() == content(first_name(pair))
+
+
+def pushed(data: object) -> bytes:
+    """Give a request for files."""
+    return str(Message(TOPIC, "push", data)).encode()
 
 
 def test_refusal_holds_no_secret(pair: Pair) -> None:
