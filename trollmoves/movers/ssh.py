@@ -22,13 +22,16 @@ from trollmoves.errors import (
     UnknownHostKey,
 )
 from trollmoves.movers import host_keys, options, ssh_keys, ssh_terms
+from trollmoves.movers.one_processor import one_processor
 from trollmoves.movers.patience import Progress
 from trollmoves.movers.pool import Connection, Trunk, Trunks
 from trollmoves.movers.remote import Login, RemoteMover
+from trollmoves.movers.ssh_line import Line
 
 T = TypeVar("T")
 
 PORT = 22
+SOON = 1.0  # seconds within which nearly all answers come, so that nobody needs to ask how far TCP is
 LINES = 3  # deliveries over one login; OpenSSH's MaxSessions allows 10 channels, and one by scp takes up to three
 
 
@@ -48,6 +51,11 @@ class SshMover(RemoteMover):
     def stall_timeout(self) -> float:
         """Seconds without a byte moving after which a transfer fails."""
         return float(self.option("stall_timeout"))
+
+    def copy(self) -> None:
+        """Deliver, beside the thread that hears the answers: each of a small file's is two hand-overs between them."""
+        with one_processor():
+            super().copy()
 
     @abstractmethod
     def open_line(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
@@ -112,7 +120,7 @@ class SshMover(RemoteMover):
 
 
 def _connected_socket(login: Login, timeout: float, stall_timeout: float) -> socket.socket:
-    plain = socket.create_connection((login.host, login.port or PORT), timeout)
+    plain = Line(socket.create_connection((login.host, login.port or PORT), timeout))
     # paramiko leaves small packets to wait for the far end's delayed acknowledgements, 40 ms each.
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Its channel time-outs do not end a write that the kernel takes no more of; this does.
@@ -162,7 +170,14 @@ def receive(channel: paramiko.Channel, count: int) -> bytes:
 
 def _patiently(channel: paramiko.Channel, act: Callable[..., T], argument: object) -> T:
     """Try again after a time-out during which what had been sent before was still on its way, and moved."""
-    progress = Progress(channel.get_transport().sock)
+    timeout = channel.gettimeout()
+    channel.settimeout(min(timeout, SOON))
+    try:
+        return act(argument)
+    except TimeoutError:
+        progress = Progress(channel.get_transport().sock)
+    finally:
+        channel.settimeout(timeout)
     while True:
         try:
             return act(argument)
