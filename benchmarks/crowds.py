@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from trollmoves.tests.network import Network, SlowLine
 from trollmoves.tests.waiting import until
 
 CLIENTS, SERVERS, HEALTHY = 10, 5, 9
+PAIRS = 11  # of bursts, with and without a dead host
 DELAY = 0.005  # s each way
 
 
@@ -112,31 +114,44 @@ def mirror(logs: Path, *, count: int) -> Iterator[Figure]:
 
 
 def dead_host(logs: Path, *, count: int) -> Iterator[Figure]:
-    """Time nine targets that work, with a tenth one that takes connections and then says nothing, and without it."""
-    took: dict[bool, list[float]] = {True: [], False: []}
-    for dead in (False, True) * 3:
-        with Site(logs) as site, socket.create_server(("127.0.0.99", 0), backlog=500) as hole:
-            origin, port = site.folder("in"), site.port()
-            sections, ears = {}, []
-            for number in range(HEALTHY):
-                published = site.port()
-                sections[f"out{number}"] = client_section(port, site.folder(f"out{number}"), published)
-                ears.append(site.keep(Receipts(published)))
-            if dead:
-                there = f"ftp://me:x@127.0.0.99:{hole.getsockname()[1]}/in/"
-                sections["dead"] = client_section(port, there, site.port())
-            server = site.server({"hrit": server_section(origin, site.port())}, port).start(wait=False)
-            client = site.client(sections).start()
-            server.wait_until_ready()
-            fed = names()
+    """Time nine targets that work, with a tenth one that takes connections and then says nothing, and without it.
+
+    Both stand side by side and work in turns, so that what else the machine does meets one as much as the other.
+    """
+    with Site(logs) as site, socket.create_server(("127.0.0.99", 0), backlog=500) as hole:
+        there = f"ftp://me:x@127.0.0.99:{hole.getsockname()[1]}/in/"
+        crowds = {"with": _crowd(site, "with", there), "without": _crowd(site, "without")}
+        fed = names()
+        for origin, ears in crowds.values():
             _timed([origin], ears, list(itertools.islice(fed, 20)))
-            took[dead].append(_timed([origin], ears, list(itertools.islice(fed, count))))
-            client.stop()
-    lost = 100 * (1 - min(took[False]) / min(took[True]))
+        lost = []
+        for pair in range(PAIRS):
+            took = {}
+            for which in sorted(crowds, reverse=bool(pair % 2)):
+                origin, ears = crowds[which]
+                took[which] = _timed([origin], ears, list(itertools.islice(fed, count)))
+            lost.append(100 * (1 - took["without"] / took["with"]))
+    middle = statistics.median(lost)
     yield Figure(
-        f"a dead host among {HEALTHY + 1}: what the healthy ones lose", lost, "%", more=False,
-        promise="< 10 %", kept=lost < 10,
+        f"a dead host among {HEALTHY + 1}: what the healthy ones lose", middle, "%", more=False,
+        promise="< 10 %", kept=middle < 10,
     )  # fmt: skip
+
+
+def _crowd(site: Site, name: str, dead: str = "") -> tuple[Path, list[Receipts]]:
+    """Start a server and a client with nine targets, and one at ``dead``; give the origin, and the ears of the nine."""
+    origin, port = site.folder(f"{name}-in"), site.port()
+    sections, ears = {}, []
+    for number in range(HEALTHY):
+        published = site.port()
+        sections[f"out{number}"] = client_section(port, site.folder(f"{name}-out{number}"), published)
+        ears.append(site.keep(Receipts(published)))
+    if dead:
+        sections["dead"] = client_section(port, dead, site.port())
+    server = site.server({"hrit": server_section(origin, site.port())}, port, name=f"{name}-server").start(wait=False)
+    site.client(sections, name=f"{name}-client").start()
+    server.wait_until_ready()
+    return origin, ears
 
 
 def long_line(logs: Path, *, count: int) -> Iterator[Figure]:
