@@ -18,15 +18,21 @@ import time
 from trollmoves.movers import move_it
 
 
+def _numbered(count: int) -> queue.SimpleQueue[str]:
+    names: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for number in range(count):
+        names.put(f"f{number}")
+    return names
+
+
 def main() -> None:
     """Move, and say how it went."""
     url, folder, count, threads, key, *named = sys.argv[1:]
     logging.basicConfig(level=logging.CRITICAL)
     attributes = {"ssh_key_filename": key, "connection_uptime": 30} if key != "-" else {}
-    names: queue.SimpleQueue[str] = queue.SimpleQueue()
     failed: list[str] = []
 
-    def work() -> None:
+    def work(names: queue.SimpleQueue[str]) -> None:
         while True:
             try:
                 name = names.get_nowait()
@@ -38,12 +44,10 @@ def main() -> None:
                 failed.append(f"{type(error).__name__}: {error}")
 
     if int(count) > 1:
-        names.put("f0")
-        work()
-    for number in range(int(count)):
-        names.put(f"f{number}")
+        work(_numbered(1))
+    names = _numbered(int(count))
     began = time.perf_counter()
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(int(threads))]
+    workers = [threading.Thread(target=work, args=(names,), daemon=True) for _ in range(int(threads))]
     for worker in workers:
         worker.start()
     for worker in workers:
