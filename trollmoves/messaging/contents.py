@@ -30,7 +30,7 @@ def _collect(data: dict[str, Any] | list[Any], found: list[dict[str, Any]]) -> N
     else:
         values = data
     for value in values:
-        if isinstance(value, (dict, list)):
+        if type(value) is not str and isinstance(value, (dict, list)):  # most are texts
             _collect(value, found)
 
 
