@@ -14,11 +14,12 @@ class TrollmovesError(Exception):
 
     temporary = False
     about_origin = False  # what was to be sent is to blame, which tells nothing about where it was to go
+    about_directory = False  # one directory is to blame, which tells nothing about others on its host
 
     @property
     def outage(self) -> bool:
         """Whether others that go to the same place, or come from it, would fail as well for a while."""
-        return self.temporary and not self.about_origin
+        return self.temporary and not (self.about_origin or self.about_directory)
 
 
 class StartError(TrollmovesError):
@@ -128,5 +129,7 @@ class UnknownHostKey(PermanentTransferError):
     """The SSH host is not in known_hosts, or shows another key than the one there."""
 
 
-class PermissionRefused(PermanentTransferError):
-    """The far end does not allow to write there."""
+class PermissionRefused(TemporaryTransferError):
+    """The far end does not allow to write there, until somebody gives the right to; other directories may be open."""
+
+    about_directory = True

@@ -198,8 +198,8 @@ class Lane:
         """Pause when tries fail for an outage; one success opens the lane, and only then gives True."""
         if error and error.about_origin:
             return False  # a probe that was never under way tells nothing either
-        self.proven = error is None or not error.temporary
-        if error is None or not error.temporary:
+        self.proven = error is None or not error.outage
+        if error is None or not error.outage:
             reopened = self.failures > 0
             self.failures = 0
             self.paused_until = 0.0

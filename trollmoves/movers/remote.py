@@ -113,7 +113,7 @@ class RemoteMover(Mover):
             try:
                 connection.remove(debris[-1])
             except TransferError as error:
-                if error.temporary:
+                if error.outage:
                     for path in debris:
                         pool.remember_debris(key, path)
                     raise

@@ -37,12 +37,14 @@ class _Log:
     have: int | None = None  # None: never asked yet
     live_from: int = 0
     live_to: int = 0
+    unnoted: int = 0  # the lowest number that was heard and may not be in the journal yet; 0 for none
     asking: bool = False
     heard_while_asking: bool = False  # a sign that there may be more, or that the source is there again
     ask_from: float = 0.0  # monotonic; it is not asked before
     begun: float = 0.0  # monotonic; when it was first heard of, 0 for in an earlier process
 
     def hear(self, number: int) -> None:
+        self.unnoted = min(self.unnoted or number, number)
         if self.live_from and number == self.live_to + 1:
             self.live_to = number
         elif number > self.live_to:
@@ -53,6 +55,10 @@ class _Log:
         """Count the run that was heard as had, once what came before it is."""
         if self.have is not None and self.live_from and self.have >= self.live_from - 1:
             self.have = max(self.have, self.live_to)
+
+    def noted(self, have: int) -> int:
+        """Give up to where, of what is had, all is in the journal."""
+        return min(have, self.unnoted - 1) if self.unnoted else have
 
     def missing(self, number: int) -> bool:
         return self.have is None or number > self.have
@@ -94,7 +100,10 @@ class CatchUp:
         return {source.address for source in known}
 
     def hear(self, log_name: str, number: int, address: str) -> tuple[str, Source] | None:
-        """Take note of a number that was heard; give what to write to the journal with its announcement."""
+        """Take note of a number that was heard; give what to write to the journal with its announcement.
+
+        When that is written, say so by ``noted``. What is heard is to be written before more is.
+        """
         with self._lock:
             source = self._source(log_name, address)
             source.hear(number)
@@ -103,6 +112,12 @@ class CatchUp:
         if gap:
             self._ask(source)
         return None if have is None else (self.name, Source(log_name, address, have))
+
+    def noted(self) -> None:
+        """Take note that the announcements of all numbers that were heard are in the journal."""
+        with self._lock:
+            for source in self._logs.values():
+                source.unnoted = 0
 
     def hear_beat(self, log_name: str, number: int, address: str) -> None:
         """Take note of how far a source's log goes."""
@@ -132,7 +147,7 @@ class CatchUp:
             if source.have is None:
                 data["max_age"] = time.monotonic() - self._started + FIRST_CONTACT_SLACK
             else:
-                data["after"] = source.have
+                data["after"] = source.noted(source.have)  # what is answered to this counts as had from there on
         request = Message(f"/{self.name}", "replay", data).encode()
         self._requester.ask(source.address, request, REPLAY_TIMEOUT, lambda answer: self._answered(source, answer))
 
@@ -174,12 +189,14 @@ class CatchUp:
 
     def _other_log(self, source: _Log, log_name: str) -> None:
         log.warning("[%s] %s has begun a new log: all of it is taken", self.name, source.address)
+        # First the new one: an address without a log would be that of a stranger, if we were killed here.
+        self._journal.note([], [(self.name, Source(log_name, source.address, 0))])
+        self._journal.forget_source(self.name, source.name)
         with self._lock:
             self._logs.pop(source.name, None)
             new = self._source(log_name, source.address)
             if time.monotonic() - source.begun < PAUSE:  # several servers behind one address, each with its own
                 new.ask_from = time.monotonic() + PAUSE
-        self._journal.forget_source(self.name, source.name)
         self._ask(new)
 
     def _decode(self, source: _Log, texts: list[Any]) -> list[Message]:

@@ -107,6 +107,7 @@ class Receiver:
                 done += self._hear_peer(message)
         if announcements:
             self._note(announcements, list(marks.values()), FRESH)
+            self._catchup.noted()
         if done:
             self._fetches.leave(done, self._is_in_hand)
 

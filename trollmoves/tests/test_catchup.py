@@ -97,6 +97,7 @@ class Client:
         for number in numbers:
             mark = self.catchup.hear(server.log, number, server.address)
             self.journal.note([], [mark] if mark else [])
+            self.catchup.noted()
 
     def beat(self, server: Server, number: int | None = None) -> None:
         """Hear a heartbeat."""

@@ -28,7 +28,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 * max(1.0, SCALE))]
 def memory(process: Process) -> float:
     """Give the MB that a process has in memory."""
     assert process.popen is not None
-    pages = int(Path(f"/proc/{process.popen.pid}/statm").read_text().split()[1])
+    return memory_of(process.popen.pid)
+
+
+def memory_of(pid: int | str) -> float:
+    """Give the MB that the process with an id has in memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 
 

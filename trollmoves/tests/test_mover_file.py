@@ -196,11 +196,12 @@ def test_a_full_disk_is_temporary_and_leaves_nothing(tmp_path: Path) -> None:
             assert (disk / "big").read_bytes() == b"old"
 
 
-def test_a_refusal_is_permanent(origin: Path) -> None:
-    """A directory that nobody may write to is a permanent refusal."""
+def test_a_refusal(origin: Path) -> None:
+    """A directory that nobody may write to is an error that may pass, and tells nothing about others."""
     with pytest.raises(PermissionRefused) as caught:
         move_it(origin, "/sys/kernel/nothing/")
-    assert not caught.value.temporary
+    assert caught.value.temporary
+    assert not caught.value.outage
 
 
 def test_readers_never_see_a_short_file(tmp_path: Path) -> None:
