@@ -22,6 +22,7 @@ from trollmoves.errors import (
     NoSpace,
     OriginChanged,
     PermanentTransferError,
+    PermissionRefused,
     TargetBusy,
     TrollmovesError,
 )
@@ -31,7 +32,8 @@ DOUBT = 5.0  # seconds idle after which a connection is asked before it is used
 PROBE_TIMEOUT = 5.0  # seconds a far end has for its sign of life, after which a new connection is made
 QUEUE_TIMEOUT = 600.0  # seconds a delivery waits for one of the connections to a host
 MOST_DEBRIS = 1000  # partials remembered a host, so that a host that stays away cannot fill the memory
-_HARMLESS = (PermanentTransferError, NoSpace, OriginChanged)  # errors after which a connection is as good as before
+# Errors after which a connection is as good as before.
+_HARMLESS = (PermanentTransferError, PermissionRefused, NoSpace, OriginChanged)
 
 T = TypeVar("T")
 

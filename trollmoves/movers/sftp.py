@@ -237,7 +237,7 @@ class SftpConnection(Connection):
             kind = NoSpace
         elif code == FAILURE:
             told = error_of(text)
-            if not isinstance(told, TemporaryTransferError):
+            if isinstance(told, PermissionRefused) or not isinstance(told, TemporaryTransferError):
                 return told
             kind = self._failure_of_disk(path)
         elif code == BAD_MESSAGE:
