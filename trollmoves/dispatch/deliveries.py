@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import ParseResult
 
-from trollmoves import steps
+from trollmoves import steps, urls
 from trollmoves.dispatch.files import File, News
 from trollmoves.dispatch.routes import logins, routes, shown
 from trollmoves.errors import MessageError, TransferError, TrollmovesError
@@ -141,7 +141,8 @@ class Deliveries:
         if self._topic is None:
             return None
         try:
-            receipt = Message(_rooted(self._topic.compose(file.told)), "file", {**file.told, "uri": url.path})
+            subject = _subject(self._topic.compose(file.told))
+            receipt = Message(subject, "file", {**file.told, "uri": url.path})
             receipt.text = receipt.encode()
             return receipt
         except (ComposeError, MessageError) as error:
@@ -260,8 +261,11 @@ class _Turns:
                 self._newest.popitem(last=False)
 
 
-def _rooted(subject: str) -> str:
-    return subject if subject.startswith("/") else f"/{subject}"
+def _subject(composed: str) -> str:
+    """Give the subject of a message; MessageError when it is more than one word, as metadata may make it."""
+    if len(composed.split()) > 1 or composed != composed.strip():
+        raise MessageError(f"its topic would be {urls.excerpt(composed)!r}, which is not one word")
+    return composed if composed.startswith("/") else f"/{composed}"
 
 
 def _size(path: str) -> int:

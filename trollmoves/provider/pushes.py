@@ -165,6 +165,7 @@ class Pushes:
             self._journal.note([also])
         reached = _remaining(task).get("destination") or task.key.partition(" ")[2]
         request.answer_with(task.reply or _answer(request.message, reached))
+        steps.reached("answered")
 
     def _had_by(self, request: Request, task: Task) -> Task | None:
         """Give the note that somebody has the answer to a push that another one asked for."""

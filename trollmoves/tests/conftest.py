@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ MISSING = re.compile(r"(Skipped: )?(missing:|could not import|no .*\((Debian|PyP
 
 HERE = os.path.dirname(__file__)
 DOOR, ROOM = os.path.join(HERE, "conftest.py"), os.path.join(HERE, "__init__.py")  # files to lock, never changed
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell has it in what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # for our children: some are ended so
 
 _ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
 

@@ -171,7 +171,7 @@ class KilledBefore(Plain):
         self.start()
         self.feed()
         self.received.wait_for_receipts(self.feeder.fed)
-        victim.wait_for_line("received", FILES)
+        until(lambda: not self.site.to_do("fetch"), what="it is written down that they are told of")
         victim.kill()
         arm()
         victim.start(wait=False)

@@ -45,6 +45,7 @@ class Ear:
     def __init__(self, port: int, topic: str = "", *, address: str = HOST) -> None:
         self.heard: list[Heard] = []
         self.texts: list[str] = []
+        self.unreadable: list[str] = []
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         for option, value in ((zmq.RCVHWM, 0), (zmq.LINGER, 0), (zmq.RECONNECT_IVL, 10), (zmq.RECONNECT_IVL_MAX, 10)):
@@ -65,9 +66,15 @@ class Ear:
         self._socket.disable_monitor()
         self._socket.close(0)
         self._context.destroy(0)
+        self._check()
+
+    def _check(self) -> None:
+        """Fail when something was heard that posttroll cannot read."""
+        assert self.unreadable == []
 
     def of(self, *types: str) -> list[Heard]:
         """Give the messages of these types that were heard."""
+        self._check()
         return [one for one in list(self.heard) if one.type in types]
 
     def about(self, name: str) -> list[Heard]:
@@ -104,9 +111,16 @@ class Ear:
                 except zmq.Again:
                     break
                 self.texts.append(text)
-                heard = Heard(Message.decode(text), time.monotonic())
-                self.on_heard(heard)
-                self.heard.append(heard)
+                self._hear(text)
+
+    def _hear(self, text: str) -> None:
+        try:
+            heard = Heard(Message.decode(text), time.monotonic())
+        except Exception as error:  # whatever posttroll raises; who looks at what was heard fails
+            self.unreadable.append(f"{text!r:.1000}: {error!r}")
+            return
+        self.on_heard(heard)
+        self.heard.append(heard)
 
 
 class Line:

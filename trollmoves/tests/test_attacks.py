@@ -18,7 +18,7 @@ from trollmoves.tests.curve import Keys
 from trollmoves.tests.daemons import TOPIC, Process, Site, server_section
 from trollmoves.tests.feeding import Feeder, content, names
 from trollmoves.tests.hearing import HOST, Ear, ask
-from trollmoves.tests.waiting import until
+from trollmoves.tests.waiting import PATIENCE, until
 
 ALLOWED = "127.0.0.2"  # an address of this host from which tests connect when they say so
 SECRET = b"s" * 1000
@@ -392,7 +392,7 @@ def ask_from(address: str, port: int, kind: str, data: object = "", payload: byt
         peer.setsockopt(zmq.LINGER, 0)
         peer.connect(f"tcp://{address}:0;{HOST}:{port}")
         peer.send(payload or str(Message(TOPIC, kind, data)).encode())
-        assert peer.poll(10_000), f"no answer to {kind}"
+        assert peer.poll(10_000 * PATIENCE), f"no answer to {kind}"
         return Message.decode(peer.recv().decode())
 
 
@@ -458,7 +458,7 @@ def test_key_without_curve(tmp_path: Path) -> None:
         server = site.server(sections, site.port()).start(wait=False)
         server.wait_for_line("'friend.site.org' is no address")
         assert server.popen
-        assert server.popen.wait(20) == 1
+        assert server.popen.wait(20 * PATIENCE) == 1
 
 
 def test_keys(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from trollmoves.steps import STEPS, VARIABLE
 from trollmoves.tests.crashing import CASES, FAR, MOVED, Case, Far, FarS3, crash, table
 from trollmoves.tests.daemons import REPOSITORY, Site
 from trollmoves.tests.servers import seaweed
+from trollmoves.tests.waiting import PATIENCE
 
 PAGE = REPOSITORY / "doc" / "reliability.md"
 
@@ -68,7 +69,7 @@ def test_unknown_step(wish: str, site: Site) -> None:
     process.environment = {**process.environment, VARIABLE: wish}
     process.start(wait=False)
     assert process.popen is not None
-    assert process.popen.wait(20) == 1
+    assert process.popen.wait(20 * PATIENCE) == 1
     assert all(step in process.lines() for step in STEPS)
     assert "Traceback" not in process.lines()
 

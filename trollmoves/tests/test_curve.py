@@ -24,7 +24,7 @@ from trollmoves.tests.daemons import (
 )
 from trollmoves.tests.hearing import HOST
 from trollmoves.tests.test_examples import EXAMPLES, Example
-from trollmoves.tests.waiting import until
+from trollmoves.tests.waiting import PATIENCE, until
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_every_daemon_and_command(site: Site, keys: Keys) -> None:
         assert keys.is_let_in(port, "alice")
     feeder.feed(3)
     until(lambda: not feeder.missing(mirrored), 30, "the files are mirrored")
-    until(lambda: bool(feeder.put("H-000-late.dat")) and any(out.iterdir()), 30, "the dispatcher delivers")
+    until(lambda: bool(feeder.feed(1, pause=0.2)) and any(out.iterdir()), 30, "the dispatcher delivers")
     asked = move_it_req(site, mirror_request, keys.settings("alice"))
     assert asked.returncode == 0, asked.stderr
     for log in site.logs.glob("*.log"):
@@ -123,7 +123,7 @@ def move_it_req(site: Site, port: int, settings: dict[str, str]) -> subprocess.C
         site.command("move_it_req.py", "--ping", f"tcp://{HOST}:{port}"),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * PATIENCE,
         env={**site.environment, **settings},
         check=False,
     )
@@ -156,7 +156,7 @@ def test_an_unknown_client_is_told_of_on_both_sides_and_served_when_it_is_invite
     )
     assert not any(pair.target.iterdir())
     keys.invite("alice")
-    until(lambda: pair.feeder.feed(1) and any(pair.target.iterdir()), 40, "a file is there")
+    until(lambda: pair.feeder.feed(1, pause=0.2) and any(pair.target.iterdir()), 40, "a file is there")
     until(lambda: not pair.feeder.missing(pair.target), 40, "the files are there")
 
 
@@ -210,7 +210,7 @@ def test_missing_or_unreadable_keys_end_a_daemon_with_one_line(site: Site, keys:
         server = keys.give(pair.server, "server", **{missing: value})
         server.start(wait=False)
         assert server.popen is not None
-        assert server.popen.wait(20) == 1
+        assert server.popen.wait(20 * PATIENCE) == 1
         (line,) = server.lines().splitlines()[-1:]
         assert f"posttroll's setting {missing.removeprefix('POSTTROLL_').lower()}" in line
         assert why in line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -205,12 +206,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with Site(tmp_path) as site:
         pair = Pair(site)
         heed_modes(pair.server)
-        pair.server.start()
+        pair.start()
+        pair.client.send(signal.SIGSTOP)
         bad = [pair.feeder.folder / name for name in pair.feeder.feed(6)]
         pair.announced.wait_for(6, "file")
         for path in bad:
             path.chmod(0)
-        pair.client.start()
+        pair.client.send(signal.SIGCONT)
         pair.client.wait_for_line("Permission denied", 2 * len(bad))  # more failures than pause a lane
         pair.received.wait_for_receipts(pair.feeder.feed(20))
         assert "does not take files" not in pair.client.lines()

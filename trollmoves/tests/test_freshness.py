@@ -10,6 +10,7 @@ from trollmoves.tests.places import FarEnd
 from trollmoves.tests.waiting import until
 
 COUNT = 100
+SOME = 15_000  # bytes that the far end takes at first
 
 
 def test_after_an_outage_of_the_destination(site: Site) -> None:
@@ -19,15 +20,18 @@ def test_after_an_outage_of_the_destination(site: Site) -> None:
     place.proxy.refuse()
     old = pair.feeder.feed(COUNT)
     until(lambda: {one.uid for one in pair.received.of("push")} >= set(old), what="each was tried")
-    place.proxy.rate = 25_000
+    place.proxy.stall_after(SOME)
     place.proxy.listen()
-    pair.received.wait_for(5, "file", seconds=60)
-    before = len(pair.received.receipts())
+    until(lambda: place.proxy.sent > SOME, 60, "it takes some, and nothing more")
+    before = COUNT - site.to_do("fetch")
+    assert before < COUNT / 4
     new = pair.feeder.feed(5)
+    until(lambda: {one.uid for one in pair.announced.of("file")} >= set(new), what="they are announced")
+    until(lambda: site.to_do("fetch") == COUNT - before + len(new), what="all of the others wait")
+    place.proxy.heal()
     pair.wait_until_done(80)
     order = pair.received.receipts()
     assert sorted(order) == sorted(pair.feeder.fed)
-    assert COUNT - before > 20, "too few were left for this to tell anything"
     assert max(order.index(name) for name in new) - before < (COUNT - before) * 0.7, (before, order)
 
 

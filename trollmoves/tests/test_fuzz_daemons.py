@@ -177,6 +177,7 @@ def test_server(site: Site) -> None:
     pair.start()
     pair.feeder.feed(1)
     pair.wait_until_done()
+    pair.announced.wait_for()
     (announced,) = [json.loads(text.split(None, 6)[6]) for text in pair.announced.texts if " file " in text]
     started = time.monotonic()
     attack(pair.request_port, announced, out / "fuzz", count, 1)

@@ -137,9 +137,8 @@ def test_both_were_away(site: Site) -> None:
     assert spares.primary.terminate() == spares.spare.terminate() == 0
     fed = spares.feeder.feed(20)
     spares.announced.wait_for(21, "file")
-    spares.primary.start(wait=False)
+    spares.primary.start()
     spares.spare.start()
-    spares.primary.wait_until_ready()
     told(spares, *fed)
     spares.check(*fed)
 
@@ -194,10 +193,10 @@ def come_back(spares: Spares) -> None:
 def test_mixed_with_an_old_client(site: Site, old: str) -> None:
     """With an old client as primary or spare the other one steps in when the primary is killed."""
     spares = Spares(site, old=old).start()
-    fed = spares.feeder.feed(5)
+    fed = spares.feeder.feed(2)  # which an old client asks for long before its spare's turn, also when it is slow
     told(spares, *fed)
     time.sleep(2 * DELAY)
-    assert sorted(spares.receipts()[-5:]) == sorted(fed)
+    assert sorted(spares.receipts()[-2:]) == sorted(fed)
     spares.check(*fed)
     spares.primary.kill()
     fed = spares.feeder.feed(5)

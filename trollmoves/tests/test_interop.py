@@ -47,13 +47,13 @@ def test_old_server(site: Site) -> None:
     names = pair.feeder.feed(COUNT)
     pair.wait_until_done(60)
     for name in names:
-        announced = pair.announced.about(name)[0].data  # it announces some twice when it is slow
+        announced = until(lambda name=name: pair.announced.about(name))[0].data  # type: ignore[misc]  # some come twice
         heard = pair.received.about(name)
-        assert [one.type for one in heard] == ["push", "ack", "file"]
-        assert heard[1].data == announced
+        assert [one.type for one in heard] == ["push"] * (len(heard) - 2) + ["ack", "file"]  # more when it is slow
+        assert heard[-2].data == announced
         receipt = announced | {"uri": str(pair.target / name), "origin": f"{HOST}:{pair.request_port}"}
         del receipt["request_address"]
-        assert heard[2].data == receipt
+        assert heard[-1].data == receipt
 
 
 def test_old_server_is_restarted(site: Site) -> None:

@@ -341,7 +341,8 @@ def test_numbers_before_a_time(journal: Journal) -> None:
     """The number of the last announcement before a time is known."""
     journal.announce("chain", [announced(1)])
     time.sleep(0.02)
-    between = time.time()
+    between = journal.now()
+    time.sleep(0.02)
     journal.announce("chain", [announced(2)])
     assert journal.number_before("chain", between) == 1
     assert journal.number_before("chain", LATER) == 2
@@ -545,7 +546,7 @@ def test_a_failed_start_leaves_nothing_open(tmp_path: Path) -> None:
     for _ in range(5):
         with pytest.raises(JournalError):
             Journal(str(path))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     path.unlink()
     Journal(str(path)).close()
 

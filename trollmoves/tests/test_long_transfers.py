@@ -14,16 +14,17 @@ from trollmoves.tests.waiting import until
 
 SIZE = 2_000_000
 TIMEOUT = 2.0  # s that a client waits for an answer
+PATIENT = 3.5  # s for an old server, which has most of it to say that it is there
 LASTS = 8.0  # s
 
 
 class SlowPair(Pair):
     """A server that pushes by SCP through a proxy, and a client with short time-outs."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, timeout: float = TIMEOUT) -> None:
         place = FarEnd(site, "scp", site.folder("out"))
         self.proxy = place.proxy
-        super().__init__(site, destination=place.url, req_timeout=TIMEOUT / 2, transfer_req_timeout=TIMEOUT)
+        super().__init__(site, destination=place.url, req_timeout=timeout / 2, transfer_req_timeout=timeout)
 
     def transfer(self) -> str:
         """Begin a transfer that takes ``LASTS`` seconds; return the name of the file."""
@@ -68,7 +69,7 @@ def test_old_client(site: Site) -> None:
 
 def test_old_server(site: Site) -> None:
     """Our client waits for an old server, which never says that it is at work, as long as that is there."""
-    pair = SlowPair(site)
+    pair = SlowPair(site, PATIENT)
     pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
     begin(pair)
     name = pair.transfer()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def modes(*roots: Path) -> Iterator[tuple[Path, int]]:
     """Yield all below some directories, with the permissions."""
     for root in roots:
         for path in root.rglob("*"):
-            yield path, stat.S_IMODE(path.lstat().st_mode)
+            with suppress(FileNotFoundError):  # it is gone meanwhile
+                yield path, stat.S_IMODE(path.lstat().st_mode)
 
 
 @pytest.mark.parametrize("umask", [0, 0o027])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import tempfile
 import threading
@@ -133,6 +134,11 @@ def test_rename_that_replaces_nothing(tmp_path: Path, origin: Path) -> None:
         close_connections()
 
 
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
 class TestSftpOnOpenSsh(OnOpenSsh):
     """SFTP."""
 
@@ -169,7 +175,7 @@ class TestSftpOnOpenSsh(OnOpenSsh):
         with tempfile.TemporaryDirectory() as folder:
             agent = subprocess.Popen(["ssh-agent", "-D", "-a", f"{folder}/agent"], stdout=subprocess.DEVNULL)
             try:
-                until(lambda: os.path.exists(f"{folder}/agent"), 5, "the agent listens")
+                until(lambda: _listens(f"{folder}/agent"), 5, "the agent listens")
                 monkeypatch.setenv("SSH_AUTH_SOCK", f"{folder}/agent")
                 subprocess.run(["ssh-add", "-q", place.attrs["ssh_key_filename"]], check=True)
                 move_it(origin, place.url(f"{here}/"), {"ssh_known_hosts": place.attrs["ssh_known_hosts"]})

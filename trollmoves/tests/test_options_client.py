@@ -229,7 +229,7 @@ def test_directories_are_not_made(site: Site) -> None:
 
 def test_given_up(site: Site) -> None:
     """A file that cannot be delivered is asked for again, and given up after ``retry_for`` with one error."""
-    pair = Pair(site, {"retry_for": 1}, destination="sftp://127.0.0.9:1/x", retry_for=4).start()
+    pair = Pair(site, {"retry_for": 1}, destination="sftp://127.0.0.9:1/x", retry_for=8).start()
     pair.feeder.feed()
     pair.client.wait_for_line("is given up after", seconds=40)
     assert len(pair.received.of("push")) > 1

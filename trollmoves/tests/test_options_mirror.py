@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import os
-import time
 
 import pytest
 
@@ -113,9 +112,8 @@ def test_a_stop_in_time(site: Site) -> None:
     far.proxy.stall_after(0)
     chain.feeder.feed(5)
     until(lambda: far.proxy.sent > 0, what="a transfer runs")
-    asked = time.monotonic()
     assert chain.mirror.terminate(9) == 0
-    assert time.monotonic() - asked < 9
+    assert "transfers were still running after 1 s" in chain.mirror.lines()
     far.proxy.heal()
     far.proxy.cut()
     chain.mirror.start()

@@ -368,12 +368,12 @@ def test_nothing_is_removed_that_is_being_sent(site: Site) -> None:
     """A file that was delivered stays as long as another client is still being sent it."""
     place = FarEnd(site, "ftp", site.folder("far"))
     pair = Pair(site, {"delete": "true", "remove_delay": 0})
-    pair.server.start()
-    (name,) = pair.feeder.feed(size=1_000_000)
-    data = pair.announced.wait_for()[0].data
     place.proxy.stall_after(100_000)
     section = {"far": {**pair.client_sections["hrit"], "destination": place.url}}
     site.client(section, name="far").start()
+    pair.server.start()
+    (name,) = pair.feeder.feed(size=1_000_000)
+    data = pair.announced.wait_for()[0].data
     until(lambda: place.proxy.sent > 100_000, what="the transfer is under way")
     data = {key: value for key, value in data.items() if key != "announcement"}
     assert ask(pair.request_port, TOPIC, "push", data | {"destination": str(pair.target)}).type == "file"

@@ -126,13 +126,13 @@ def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, site: S
         two.server.reconfigure(two.sections)
         two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 2 as before")
         assert ask(moved_to, "/", "ping").type == "pong"
-        assert not answers(two.ports["added"])
+        until(lambda: not answers(two.ports["added"]), what="the port is given back")
         two.works("added")
 
         del two.sections["added"]
         two.server.reconfigure(two.sections)
         two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 1 removed, 2 as before")
-        assert not answers(moved_to)
+        until(lambda: not answers(moved_to), what="the port is given back")
         added.feed()
         two.works("modis")
         two.works("hrit")
@@ -247,7 +247,7 @@ def test_client_sections_come_and_go(site: Site) -> None:
     del sections["added"]
     pair.client.reconfigure(sections)
     pair.client.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 1 removed, 1 as before")
-    assert not answers(port)
+    until(lambda: not answers(port), what="the port is given back")
     _moves(pair.feeder, pair.received, pair.target)
     pair.wait_until_done()
     assert pair.received.connections == 1

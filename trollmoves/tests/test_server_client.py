@@ -18,7 +18,7 @@ from posttroll.message import Message
 from trollmoves.tests.daemons import TOPIC, Pair, Site, client_section, server_section
 from trollmoves.tests.feeding import content
 from trollmoves.tests.hearing import HOST, Ear, Line, ask, ask_at_once, ask_frames
-from trollmoves.tests.waiting import until
+from trollmoves.tests.waiting import PATIENCE, until
 
 SECRET = "gehe1m"
 STATION = "Norrköping"
@@ -42,6 +42,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         pair.start()
         pair.feeder.feed()
         pair.wait_until_done()
+        pair.announced.wait_for()
         yield pair
 
 
@@ -397,7 +398,7 @@ def test_asked_twice_while_it_runs(site: Site) -> None:
     for asker in askers:
         asker.start()
     for asker in askers:
-        asker.join(30)
+        asker.join(30 * PATIENCE)
     assert answers == ["file"] * 5
     assert pair.server.lines().count(" delivered ") == 1
     assert (pair.target / name).stat().st_size == 150_000_000

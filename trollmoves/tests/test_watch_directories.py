@@ -14,7 +14,7 @@ import pytest
 from trollmoves.patterns import Origin
 from trollmoves.tests.waiting import until
 from trollmoves.tests.watching import Child, Told, age, held, move_in, public_directory, sentinel, watching, write
-from trollmoves.watch import Watch
+from trollmoves.watch import Found, Watch
 from trollmoves.watch.directories import Directories, Directory
 from trollmoves.watch.kernel import Kernel
 from trollmoves.watch.listing import oldest_first, settled
@@ -233,12 +233,17 @@ def test_new_directory_does_not_stand_behind_the_backlog(tmp_path: Path) -> None
         os.link(first, tmp_path / "old" / f"{index}.dat")
     write(tmp_path / "made" / "new.dat")
     told = Told()
-    watch = Watch(Origin(f"{tmp_path}/{{day:3s}}/{{name}}.dat"), told)
+
+    def found(files: list[Found]) -> None:
+        if not told.files:
+            (tmp_path / "made").rename(tmp_path / "new")
+        told(files)
+
+    watch = Watch(Origin(f"{tmp_path}/{{day:3s}}/{{name}}.dat"), found)
     watch.start()
     try:
-        (tmp_path / "made").rename(tmp_path / "new")
         told.wait_for(tmp_path / "new" / "new.dat")
-        assert len(told.paths) < 15_000
+        assert told.names.index("new.dat") < 15_000
     finally:
         watch.stop()
 
@@ -255,6 +260,7 @@ def test_no_more_watches_means_listing(tmp_path: Path) -> None:
         files.append(write(tmp_path / name / "old.dat"))
     with Child(tmp_path / "{day}" / "{name}.dat", prefix=prefix) as child:
         child.wait_for(*files, *[move_in(tmp_path / name / "new.dat") for name in "abc"])
+        until(lambda: sum(line.startswith("WARNING") for line in child.log) >= 2, what="warnings")
         warnings = [line for line in child.log if line.startswith("WARNING")]
         assert len(warnings) == 2
         assert str(tmp_path / "b") in warnings[0]
@@ -269,7 +275,7 @@ def test_no_instance_means_listing(tmp_path: Path) -> None:
     old = write(tmp_path / "old.dat")
     with Child(tmp_path / "{name}.dat", prefix=limited("instances", 0)) as child:
         child.wait_for(old, move_in(tmp_path / "new.dat"))
-        assert any("fs.inotify.max_user_instances" in line for line in child.log)
+        until(lambda: any("fs.inotify.max_user_instances" in line for line in child.log), what="a warning")
 
 
 @pytest.fixture
@@ -288,7 +294,7 @@ def test_forbidden_directory_does_not_stop_the_others(public: Path) -> None:
     hidden = write(public / "bad" / "a.dat")
     with Child(public / "{day}" / "{name}.dat", user=1) as child:
         child.wait_for(move_in(public / "good" / "b.dat"))
-        warnings = [line for line in child.log if "WARNING" in line]
+        warnings = until(lambda: [line for line in child.log if "WARNING" in line])
         assert len(warnings) == 1
         assert f"{public}/bad" in warnings[0]
         assert "permission denied" in warnings[0]

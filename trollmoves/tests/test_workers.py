@@ -609,16 +609,18 @@ def test_a_task_runs_when_it_is_due(house: House) -> None:
     house.note(workers, task("c", "other", due=due + 0.1))
     until(lambda: len(ran) == 3, SOON)
     for key, at in (("a", due), ("b", due + 0.3), ("c", due + 0.1)):
-        assert at <= ran[key] < at + 2
+        assert at <= ran[key] < at + 2 * SOON
 
 
 def test_what_is_due_later_is_found_after_a_restart(house: House) -> None:
     """A task due in the future runs when due also if an earlier process noted it."""
-    house.journal.note([task("a", due=time.time() + 0.3)])
+    ran: list[float] = []
+    due = time.time() + 0.3
+    house.journal.note([task("a", due=due)])
     workers = house.workers()
-    workers.register("chain", "work", limit=1, handler=lambda _: None)
-    assert house.state("a") == WAITING
+    workers.register("chain", "work", limit=1, handler=lambda _: ran.append(time.time()))
     until(lambda: house.state("a") == DONE, SOON)
+    assert ran[0] >= due
 
 
 def test_nothing_begins_too_early(house: House) -> None:
@@ -675,7 +677,7 @@ def test_waiting_costs_nothing(house: House) -> None:
     time.sleep(0.1)
     used = time.process_time()
     time.sleep(0.8)
-    assert time.process_time() - used < 0.01
+    assert time.process_time() - used < 0.08
     gauge.shut("slow").set()
 
 

@@ -9,11 +9,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PATIENCE = 5  # deadlines are what an idle machine needs at most; one with much to do may take so many times as long
+LONGEST = (
+    120  # s that patience makes of a deadline at most: a test that hangs, and is run again, is not to cost an hour
+)
 
 
 def until(condition: Callable[[], T], seconds: float = 20, what: str = "", patience: float = PATIENCE) -> T:
-    """Return the first true result of ``condition``; fail when there is none within ``patience`` times ``seconds``."""
-    seconds *= patience
+    """Return the first true result of ``condition``; fail when there is none within ``patience`` times ``seconds``.
+
+    Patience ends after ``LONGEST``, but for deadlines that are longer themselves.
+    """
+    seconds = max(seconds, min(seconds * patience, LONGEST))
     deadline = time.monotonic() + seconds
     while True:
         result = condition()
