@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 REQUESTS_AT_ONCE = 32  # to one source
 SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
 LONGEST_SILENCE = 3600.0  # s that an old server is given for one transfer
+ACKS = 5  # times that a source is told that its file is not needed, when it does not answer
 UPTIME_SLACK = 0.2  # s that the answer may have been on its way
 DELIVERED = ("file", "dataset", "collection")  # types of a good answer
 
@@ -137,9 +138,15 @@ class Fetcher:
         workers.register(self.name, KIND, limit=REQUESTS_AT_ONCE, starter=self._fetch, begin_in=SETTLE)
 
     def acknowledge(self, source: str, announcement: str) -> None:
-        """Tell a source that its file is not needed any more; whether it hears is its own matter."""
-        ack = Message.decode(announcement).variant("ack")
-        self._requester.ask(source, ack, self._options.req_timeout, lambda _: None)
+        """Tell a source that its file is not needed any more, a few times if need be; then it is its own matter."""
+        self._acknowledge(source, Message.decode(announcement).variant("ack"), ACKS)
+
+    def _acknowledge(self, source: str, ack: str, tries: int) -> None:
+        def hear(answer: Message | TrollmovesError) -> None:
+            if isinstance(answer, NoAnswer) and tries > 1:
+                self._acknowledge(source, ack, tries - 1)
+
+        self._requester.ask(source, ack, self._options.req_timeout, hear)
 
     # -- asking
 

@@ -14,7 +14,7 @@ from trollmoves.tests.waiting import until
 
 SIZE = 2_000_000
 TIMEOUT = 2.0  # s that a client waits for an answer
-PATIENT = 3.5  # s for an old server, which has most of it to say that it is there
+PATIENT = 6.0  # s for an old server, which has most of it to say that it is there
 LASTS = 8.0  # s
 
 
