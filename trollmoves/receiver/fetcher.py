@@ -143,7 +143,7 @@ class Fetcher:
 
     def _acknowledge(self, source: str, ack: str, tries: int) -> None:
         def hear(answer: Message | TrollmovesError) -> None:
-            if isinstance(answer, NoAnswer) and tries > 1:
+            if isinstance(answer, NoAnswer) and not isinstance(answer, Stopping) and tries > 1:
                 self._acknowledge(source, ack, tries - 1)
 
         self._requester.ask(source, ack, self._options.req_timeout, hear)
