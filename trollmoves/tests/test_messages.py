@@ -447,7 +447,8 @@ def test_files_of_a_message() -> None:
     inner = {"uri": "/b", "more": [{"uri": "/c"}, [{"uri": "/d"}], "uri", 5, None]}
     data = {"request": {"id": "x"}, "dataset": [inner, {"uid": "none"}], "uri": "/a", "last": {"uri": 5}}
     assert contents.uris(data) == ["/a", "/b", "/c", "/d", 5]
-    assert [contents.items(other) for other in ("uri", None, 5, [], {}, ["uri"])] == [[]] * 6
+    others: tuple[Any, ...] = ("uri", None, 5, [], {}, ["uri"])
+    assert [contents.items(other) for other in others] == [[]] * 6
 
 
 @pytest.mark.parametrize("number", [2**64, -1, 1e300, True, "3", None, [1]])

@@ -267,7 +267,7 @@ def test_requests_of_one_connection(pair: Pair, site: Site) -> None:
     """Each of many requests over one connection has its own answer, whatever stands in the others."""
     data = announcement(pair)
     mark = data["announcement"]
-    wrong = [
+    wrong: list[dict[str, Any]] = [
         {"announcement": {**mark, "number": mark["number"] + 1000}},
         {"announcement": {**mark, "log": "another"}, "uri": "/etc/passwd"},
         {"uri": "/etc/passwd"},
