@@ -29,6 +29,7 @@ def works(*, full: bool, old: bool) -> dict[str, Work]:
         "small": partial(movers.small, count=500, old=old),
         "large": partial(movers.large, megabytes=200 * times),
         "fan-out": partial(crowds.fan_out, count=200 * times),
+        "clients": partial(crowds.fan_out, count=100 * times, most=50),
         "fan-in": partial(crowds.fan_in, count=500 * times),
         "mirror": partial(crowds.mirror, count=1000 * times),
         "dispatcher": partial(dispatching.dispatcher, count=1000 * times, old=old),

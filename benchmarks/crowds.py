@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure
 from benchmarks.flow import PATIENCE
-from benchmarks.witness import Receipts
+from benchmarks.witness import Cost, Receipts
 from trollmoves.tests.daemons import (
     MIRROR_TOPIC,
     Site,
@@ -45,10 +45,13 @@ def _timed(folders: list[Path], ears: list[Receipts], fed: list[str]) -> float:
     return max(ear.at[name] for ear in ears for name in fed) - began
 
 
-def fan_out(logs: Path, *, count: int) -> Iterator[Figure]:
-    """Time one server and ten clients, each of which wants every file."""
-    took = {}
-    for clients in (1, CLIENTS):
+def fan_out(logs: Path, *, count: int, most: int = CLIENTS) -> Iterator[Figure]:
+    """Time one server and many clients, each of which wants every file, and what a delivery costs the server.
+
+    One client alone has as many files to fetch as all of them have together.
+    """
+    took, cost = {}, {}
+    for clients in (1, most):
         with Site(logs) as site:
             origin, port = site.folder("in"), site.port()
             server = site.server({"hrit": server_section(origin, site.port())}, port).start(wait=False)
@@ -62,11 +65,18 @@ def fan_out(logs: Path, *, count: int) -> Iterator[Figure]:
                 process.wait_until_ready()
             fed = names()
             _timed([origin], ears, list(itertools.islice(fed, 20)))
-            took[clients] = _timed([origin], ears, list(itertools.islice(fed, count)))
-    rate = CLIENTS * count / took[CLIENTS]
+            assert server.popen
+            used = Cost(server.popen.pid)
+            took[clients] = _timed([origin], ears, list(itertools.islice(fed, most * count // clients)))
+            cost[clients] = used.cpu()
     yield Figure(
-        f"1 server, {CLIENTS} clients, {count} files: deliveries", rate, "files/s",
-        limit=count / took[1], limit_of="1 client",
+        f"1 server, {most} clients, {count} files: deliveries", most * count / took[most], "files/s",
+        limit=most * count / took[1], limit_of="1 client, as many deliveries",
+    )  # fmt: skip
+    times = cost[most] / cost[1]
+    yield Figure(
+        f"CPU of the server a delivery with {most} clients to that with one", times, "times", more=False,
+        promise="<= 2", kept=times <= 2,
     )  # fmt: skip
 
 
