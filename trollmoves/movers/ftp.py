@@ -78,8 +78,11 @@ class FtpConnection(Connection):
             with self._told():
                 self._ftp.voidcmd(f"MKD {path}")
         except PermanentTransferError as error:
-            if not self.is_directory(path):  # else another delivery was quicker
-                raise PermissionRefused(str(error)) from error
+            if self.is_directory(path):  # another delivery was quicker
+                return
+            if self.size(path) is not None:  # a file is there, which no right to write would change
+                raise
+            raise PermissionRefused(str(error)) from error
 
     def send(self, source: Source, path: str) -> None:
         """Store by a data connection of its own."""
