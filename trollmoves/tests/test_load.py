@@ -86,7 +86,7 @@ def test_what_passes_through_leaves_nothing(tmp_path: Path) -> None:
         for n in (0, 2):
             assert last[n] < first[n] + 40
             assert last[n] < 150
-            assert last[n + 1] <= first[n + 1] + 10
+            assert last[n + 1] < 100  # each thread that has come to read the journal keeps it open
         assert last[4] * 1e6 < 4000 * PASSED + 30e6
         assert last[5] * 1e6 < 3000 * PASSED + 30e6
 
