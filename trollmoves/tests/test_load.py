@@ -121,7 +121,7 @@ def test_a_start_with_a_full_folder_and_a_full_journal(tmp_path: Path) -> None:
             f"again after {up_again:.1f} s, {memory(pair.server):.0f} MB, journal {journal_size(site, 'server'):.0f} MB"
         )
         assert first < 250
-        assert descriptors(pair.server) < 60
+        assert descriptors(pair.server) < 100
 
 
 def announced(path: Path) -> int:
