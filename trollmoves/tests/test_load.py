@@ -56,7 +56,7 @@ def count_of(folder: Path) -> int:
 
 
 def test_what_passes_through_leaves_nothing(tmp_path: Path) -> None:
-    """While files pass through server and client, memory of both stays as after the first tenth, and descriptors few."""
+    """While files pass through server and client, the memory of both stays as it was, and their descriptors are few."""
     with Site(tmp_path) as site:
         pair = Pair(site).start()
         marks = []
