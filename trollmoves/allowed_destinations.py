@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import ParseResult, unquote
 
-from trollmoves import urls
+from trollmoves import hosts, urls
 from trollmoves.errors import RequestRefused
 
 DEFAULT_PORTS = {"ftp": 21, "ftps": 21, "scp": 22, "sftp": 22}
@@ -57,10 +57,10 @@ class Place:
         if url.scheme == "s3":  # its bucket, with whatever stands there, is what the mover uses
             return self.port in (None, ANY_PORT) and fnmatch.fnmatchcase(url.netloc, self.host or "*")
         bare = url._replace(path="")  # as the movers read host and port
-        host = urls.canonical_host(urls.host(bare) or "")
+        host = hosts.canonical(urls.host(bare) or "")
         if not self.host or self.host == "*":
             fits = True
-        elif _ADDRESSES_ONLY.fullmatch(self.host) and not urls.is_address(host):
+        elif _ADDRESSES_ONLY.fullmatch(self.host) and not hosts.is_address(host):
             fits = False  # 10.* is no 10.example.org
         else:
             fits = fnmatch.fnmatchcase(host, self.host)
@@ -86,7 +86,7 @@ def read(word: str) -> Place:
     if port is not None and port > 65535:
         raise ValueError(f"no port: {port}")
     path = posixpath.normpath("/" + (found["path"] or "").lstrip("/"))
-    return Place(found["scheme"].lower(), urls.canonical_host(place["host"]), port, "" if path == "/" else path)
+    return Place(found["scheme"].lower(), hosts.canonical(place["host"]), port, "" if path == "/" else path)
 
 
 def checked(allowed: Iterable[Place], url: ParseResult, below: Iterable[str] = ()) -> ParseResult:

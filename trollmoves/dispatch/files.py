@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trollmoves import urls
+from trollmoves import hosts, urls
 from trollmoves.errors import BadDestination, MessageError
 from trollmoves.messaging.messages import Message
 
@@ -94,7 +94,7 @@ def local_path(uri: object) -> str:
         url = urls.parse(uri)
     except BadDestination as error:
         raise MessageError(str(error)) from None
-    if not urls.is_local(url.hostname):
+    if not hosts.is_local(url.hostname):
         raise MessageError(f"{urls.printable(url)} is on another host")
     return url.path
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import ParseResult
 
-from trollmoves import conditions, credentials, options, patterns, urls, values
+from trollmoves import conditions, credentials, hosts, options, patterns, urls, values
 from trollmoves.conditions import Conditions
 from trollmoves.dispatch.structure import text
 from trollmoves.errors import BadDestination
@@ -236,7 +236,7 @@ class TargetReader:
 
     def _check_host(self, option: str, host: str) -> None:
         if host and "://" not in host:
-            if not urls.is_local(host.rpartition("@")[2].partition(":")[0].strip("/")):
+            if not hosts.is_local(host.rpartition("@")[2].partition(":")[0].strip("/")):
                 self._warn(option, "has no scheme, so files go to this host; a URL as sftp://user@host goes elsewhere")
             return
         url = base_url(host)

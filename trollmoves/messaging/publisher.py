@@ -13,7 +13,7 @@ import posttroll
 import zmq
 from posttroll.bbmcast import MulticastSender, get_configured_broadcast_port
 
-from trollmoves import urls
+from trollmoves import hosts
 from trollmoves.allowed_clients import ANYONE, Clients
 from trollmoves.errors import StartError
 from trollmoves.messaging import sockets
@@ -130,7 +130,7 @@ class Publisher:
             _Registrar(port, self._nameservers) if isinstance(self._nameservers, Sequence) else MulticastSender(port)
         )
         data = {
-            "URI": sockets.tcp(urls.own_address(), self.port),
+            "URI": sockets.tcp(hosts.own_address(), self.port),
             "service": [self.name],
             "supported_message_version": NEWEST_VERSION,
             "backend": posttroll.config["backend"],

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trollmoves import steps, unpacking, urls
+from trollmoves import hosts, steps, unpacking, urls
 from trollmoves.errors import BadDestination, MessageError
 from trollmoves.journal import Journal, Task
 from trollmoves.lanes import Result
@@ -204,6 +204,6 @@ def _local_path(uri: Any) -> str:
         url = urls.parse(uri)
     except BadDestination as error:
         raise MessageError(str(error)) from error
-    if not urls.is_local(url.hostname):
+    if not hosts.is_local(url.hostname):
         raise MessageError(f"{urls.printable(url)} is on another host")
     return url.path

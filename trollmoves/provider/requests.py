@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from trollmoves import steps, urls
+from trollmoves import hosts, steps
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import DONE, Journal, Task
 from trollmoves.messaging import sockets
@@ -57,7 +57,7 @@ class Provider:
         self._station = options.station
         self._journal = journal
         self._workers = workers
-        address = sockets.tcp(options.request_address or urls.own_address(), port).removeprefix("tcp://")
+        address = sockets.tcp(options.request_address or hosts.own_address(), port).removeprefix("tcp://")
         self.announcer = Announcer(self.name, options.topic, journal, publisher, holdings=holdings, address=address)
         self.removals = Removals(
             self.name, journal, workers, holdings, wanted=options.delete, delay=options.remove_delay

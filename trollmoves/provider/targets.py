@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import ParseResult
 
-from trollmoves import urls
+from trollmoves import hosts, urls
 from trollmoves.allowed_destinations import Place, checked
 from trollmoves.errors import RequestRefused
 from trollmoves.messaging import contents
@@ -58,7 +58,7 @@ def _target(destination: str, allowed: tuple[Place, ...]) -> Target:
         raise RequestRefused(f"the destination {urls.printable(url)} is no absolute path")
     url = checked(allowed, url)
     host = url.hostname or ""
-    here = url.scheme == "file" and urls.is_local(host)
+    here = url.scheme == "file" and hosts.is_local(host)
     return Target(
         url._replace(path=url.path.rstrip("/") + "/"),  # a push always names a directory
         urls.without_login(url),

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import ParseResult
 
-from trollmoves import steps, unpacking, urls
+from trollmoves import hosts, steps, unpacking, urls
 from trollmoves.errors import BadDestination
 from trollmoves.journal import UNSURE, Journal, Task
 from trollmoves.lanes import Result
@@ -75,7 +75,7 @@ class Arrivals:
             attempt.task.tries,
         )
         ack = message.variant("ack")
-        here = urls.is_local(url.hostname)
+        here = hosts.is_local(url.hostname)
         base = (url.path if here else _with_user(url, attempt.destination)).rstrip("/")
         data: dict[str, Any] = _moved(message.data, base) | {"origin": attempt.source}
         if here and any(self._is_packed(item["uri"]) for item in contents.items(data)):

@@ -9,7 +9,7 @@ import time
 from typing import Literal
 from urllib.parse import ParseResult
 
-from trollmoves import urls
+from trollmoves import hosts, urls
 from trollmoves.errors import BadDestination
 from trollmoves.messaging.messages import Message
 from trollmoves.movers.file import LocalFiles
@@ -76,7 +76,7 @@ class Destinations:
 
     def _make_ready(self, text: str) -> str:
         url = urls.parse(text)
-        if self._make and urls.is_local(url.hostname):
+        if self._make and hosts.is_local(url.hostname):
             self._make_directory(self.local(url))
         if not url.netloc:
             url = url._replace(netloc=socket.gethostname())

@@ -44,7 +44,7 @@ FLOORS = (
     # the ground
     ("logs",),
     ("urls", "steps"),
-    ("errors", "clock", "pace"),
+    ("errors", "clock", "pace", "hosts"),
     ("trollmoves",),  # the version
 )
 
@@ -54,7 +54,7 @@ OWNERS = {
     "zmq": "messaging",
     "posttroll": "messaging",
     "pyinotify": "watch",
-    "netifaces": "urls",
+    "netifaces": "hosts",
     "trollsift": "patterns",
     "paramiko": "movers",
     "scp": "movers",

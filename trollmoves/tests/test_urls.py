@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-import socket
-import threading
 import time
 from typing import Any
 from urllib.parse import urlparse
 
-import netifaces
 import pytest
 
 from trollmoves import urls
 from trollmoves.errors import BadDestination
-from trollmoves.tests.waiting import until
 
 HOSTILE = "ab1:@/#?;%&=[]\\ $!'\"*+~^.,é€ß\t\udcff"
 
@@ -318,112 +314,6 @@ def test_every_destination_survives_writing_and_reading() -> None:
                 continue
             assert urls.parse(url) == url
             assert urls.parse(urls.without_login(url))[2] == url.path
-
-
-def test_this_host_is_known_by_all_its_names_and_addresses() -> None:
-    """No host, localhost, loopback, the host name and every interface's address mean this host."""
-    here = urls.LocalHost(look_up=no_look_up)
-    names: list[str | None] = [
-        None,
-        "",
-        "localhost",
-        "LocalHost.",
-        "x.localhost",
-        "127.0.0.1",
-        "127.1.2.3",
-        "::1",
-        "[::1]",
-        "::ffff:127.0.0.1",
-    ]
-    names += [socket.gethostname(), socket.gethostname().upper(), socket.gethostname().partition(".")[0]]
-    for interface in netifaces.interfaces():
-        found = netifaces.ifaddresses(interface)
-        names += [
-            entry["addr"] for family in (netifaces.AF_INET, netifaces.AF_INET6) for entry in found.get(family, [])
-        ]
-    assert [name for name in names if not here.is_here(name)] == []
-    assert not here.is_here("203.0.113.7")
-    assert not here.is_here("2001:db8::7")
-    assert urls.is_local("localhost")
-
-
-def no_look_up(name: str) -> set[str]:
-    """Stand for a name server that must not be asked."""
-    raise AssertionError(f"looked up {name}")
-
-
-def test_a_name_is_looked_up_once_in_a_lifetime() -> None:
-    """However many threads ask about a host, one look-up answers them until it is too old."""
-    asked: list[str] = []
-
-    def look_up(name: str) -> set[str]:
-        asked.append(name)
-        time.sleep(0.05)
-        return {"127.0.0.1"} if name == "alias" else {"203.0.113.7"}
-
-    here = urls.LocalHost(lifetime=30, patience=20, look_up=look_up)
-    answers: list[bool] = []
-    threads = [threading.Thread(target=lambda: answers.append(here.is_here("Alias"))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == [True] * 8
-    assert [here.is_here("other") for _ in range(100)] == [False] * 100
-    assert asked == ["alias", "other"]
-
-    brief = urls.LocalHost(lifetime=0.01, patience=20, look_up=look_up)
-    until(lambda: brief.is_here("alias") and asked.count("alias") >= 3, what="another look-up")
-
-
-@pytest.mark.parametrize("error", [socket.gaierror("no"), OSError("no"), UnicodeError("no"), ValueError("no")])
-def test_a_name_that_cannot_be_looked_up_is_another_host(error: Exception) -> None:
-    """A failing look-up says no, raises nothing, and is not tried again for each file."""
-    asked: list[str] = []
-
-    def look_up(name: str) -> set[str]:
-        asked.append(name)
-        raise error
-
-    here = urls.LocalHost(patience=20, look_up=look_up)
-    assert [here.is_here("gone.example") for _ in range(10)] == [False] * 10
-    assert asked == ["gone.example"]
-    assert not urls.LocalHost().is_here("a" * 300 + ".invalid")
-    assert not urls.LocalHost().is_here("no such\x00host")
-
-
-def test_a_slow_look_up_is_not_waited_for() -> None:
-    """Without an answer in time the host counts as another one; the answer is used when it has come."""
-    go = threading.Event()
-
-    def look_up(name: str) -> set[str]:
-        go.wait(100)
-        return {"127.0.0.1"}
-
-    here = urls.LocalHost(patience=0.05, look_up=look_up)
-    begin = time.monotonic()
-    assert [here.is_here("slow.example") for _ in range(100)] == [False] * 100
-    assert time.monotonic() - begin < 50
-    for number in range(2 * urls.LOOK_UPS):
-        assert not here.is_here(f"slow-{number}.example")
-    assert sum(thread.name == "look-up" for thread in threading.enumerate()) <= urls.LOOK_UPS
-    go.set()
-    until(lambda: here.is_here("slow.example"), what="the late answer")
-
-
-def test_answers_do_not_pile_up() -> None:
-    """Requests that name ever new hosts do not fill the memory."""
-    here = urls.LocalHost(patience=20, look_up=lambda name: set())
-    for number in range(urls.ANSWERS + 50):
-        here.is_here(f"host-{number}.example")
-    assert len(here._answers) <= urls.ANSWERS
-
-
-def test_the_advertised_address_is_this_hosts() -> None:
-    """The address to advertise is one of this host's own, the same for some time."""
-    assert urls.is_local(urls.own_address())
-    assert urls.own_address() == urls.own_address()
-    assert ":" not in urls.own_address()
 
 
 @pytest.mark.parametrize("longest", [20, 30, 40, 60])
