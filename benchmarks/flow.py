@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.figures import Figure
 from benchmarks.witness import Arrivals, Cost, Receipts, percentiles
 from trollmoves.tests import earlier
-from trollmoves.tests.daemons import Pair, Site
+from trollmoves.tests.daemons import Couple, Site
 from trollmoves.tests.feeding import content, names
 from trollmoves.tests.waiting import until
 
@@ -27,7 +27,7 @@ STEADY = 200  # files a second
 class Stage:
     """A server and a client at work, and who watches them."""
 
-    pair: Pair
+    pair: Couple
     receipts: Receipts
     arrivals: Arrivals
     names: Iterator[str]
@@ -71,7 +71,7 @@ class Stage:
 def stage(logs: Path, *, old: bool = False, options: Mapping[str, object] | None = None) -> Iterator[Stage]:
     """Start a server and a client, ours or 0.19.0's, and move files until both are warm."""
     with Site(logs) as site:
-        pair = Pair(site, options)
+        pair = Couple(site, options)
         if old:
             pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
             pair.client = earlier.client(site, pair.client_sections)

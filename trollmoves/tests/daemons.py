@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from trollmoves.tests.feeding import PATTERN, Feeder
 from trollmoves.tests.hearing import HOST, Ear
@@ -328,8 +328,8 @@ def mirror_section(
     }
 
 
-class Pair:
-    """The usual arrangement: one server, one client, and an ear on each; nothing is started yet."""
+class Couple:
+    """One server and one client; nothing is started yet."""
 
     def __init__(self, site: Site, server: Mapping[str, object] | None = None, **client: object) -> None:
         self.feeder = site.feeder()
@@ -339,15 +339,22 @@ class Pair:
         self.client_sections = {"hrit": client_section(self.publish_port, self.target, self.client_port) | client}
         self.server = site.server(self.server_sections, self.publish_port)
         self.client = site.client(self.client_sections)
-        self.announced = site.ear(self.publish_port)
-        self.received = site.ear(self.client_port)
 
-    def start(self) -> Pair:
+    def start(self) -> Self:
         """Start both."""
         self.server.start(wait=False)
         self.client.start()
         self.server.wait_until_ready()
         return self
+
+
+class Pair(Couple):
+    """The usual arrangement: one server, one client, and an ear on each; nothing is started yet."""
+
+    def __init__(self, site: Site, server: Mapping[str, object] | None = None, **client: object) -> None:
+        super().__init__(site, server, **client)
+        self.announced = site.ear(self.publish_port)
+        self.received = site.ear(self.client_port)
 
     def wait_until_done(self, seconds: float = 30) -> None:
         """Wait until all that was fed is at the target, whole, and told of."""
