@@ -131,10 +131,11 @@ class Listener:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                for socket, _ in self._poller.poll(int(LOOK * 1000)):
-                    if socket in self._ears:
-                        self._hear(self._ears[socket])
-                self._bell.silence()
+                for ready, _ in self._poller.poll(int(LOOK * 1000)):
+                    if ready == self._bell.fileno():
+                        self._bell.silence()
+                    elif ready in self._ears:
+                        self._hear(self._ears[ready])
                 self._connect_to_new_ones()
                 self._look_for_silent_ones()
                 self._look_for_connections()
@@ -155,7 +156,9 @@ class Listener:
 
     def _hear(self, ear: _Ear) -> None:
         messages: list[Message] = []
-        for _ in range(AT_ONCE):
+        for count in range(AT_ONCE):
+            if count == 1 and not sockets.may_be_read(ear.socket):  # as a rule it is one, or many
+                break
             try:
                 raw = ear.socket.recv(zmq.NOBLOCK)
             except zmq.Again:

@@ -151,7 +151,8 @@ class Replier:
             try:
                 pause = 0 if self._inbox.holds() else max(0, int((next_tick - time.monotonic()) * 1000) + 1)
                 ready = dict(poller.poll(pause))
-                self._bell.silence()
+                if self._bell.fileno() in ready:
+                    self._bell.silence()
                 self._send_outgoing()
                 if self._socket in ready or self._inbox.holds():
                     received = self._receive()
@@ -188,7 +189,9 @@ class Replier:
         While somebody sends too much one turn is enough, so that those connections are read slowly.
         """
         refused = set[bytes]()
-        for _ in range(KEPT_AT_ONCE):
+        for count in range(KEPT_AT_ONCE):
+            if count == 1 and not sockets.may_be_read(self._socket):  # as a rule it is one, or many
+                return
             try:
                 first = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:

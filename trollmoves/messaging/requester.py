@@ -144,9 +144,10 @@ class Requester:
     def _run(self) -> None:
         while not self._stopping:
             try:
-                ready = self._poller.poll(self._time_to_wait())
-                self._bell.silence()
-                answers = sum(self._take_answers(socket) for socket, _ in ready if isinstance(socket, zmq.Socket))
+                ready = dict(self._poller.poll(self._time_to_wait()))
+                if ready.pop(self._bell.fileno(), 0):
+                    self._bell.silence()
+                answers = sum(map(self._take_answers, ready))
                 while self._new:
                     self._send(self._new.popleft())
                 if time.monotonic() >= self._next_look:
@@ -180,7 +181,7 @@ class Requester:
             return free[-1]
         while free:
             line = free.pop()
-            if not int(line.socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            if not sockets.may_be_read(line.socket):
                 return line
             self._close(line)  # a second answer to its last request
         url = address if "://" in address else f"tcp://{address}"
@@ -195,6 +196,8 @@ class Requester:
         """Take the answers that are at hand; give how many, if they may come many at a time."""
         line = self._lines.get(socket)
         for count in range(ANSWERS_AT_ONCE):
+            if count == 1 and not sockets.may_be_read(socket):  # as a rule it is one, or many
+                return count
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:

@@ -44,10 +44,16 @@ _OPTIONS: dict[int, int] = {
 }
 
 _NOW = int(zmq.NOBLOCK)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 # What a wrong address, or a key that is none, come to.
 _TROUBLES = (zmq.ZMQBaseError, OSError, ValueError, OverflowError)
+
+
+def may_be_read(socket: Socket) -> bool:
+    """Tell whether a message waits: to be told by ``Again`` that none does takes four times as long."""
+    return bool(int(socket.get(_EVENTS)) & _READABLE)
 
 
 def connect(kind: int, address: str, options: Options | None = None) -> Socket:
