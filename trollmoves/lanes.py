@@ -28,6 +28,7 @@ BACKOFF_FIRST = 1.0  # s before the second try
 BACKOFF_MOST = 300.0  # s, so that a mended host is noticed within minutes
 PREFETCH = 16  # tasks in hand for each that may run at once, so that commits come in groups
 MORE_WHEN_FAST = 4  # times as many at once where they only have to be started, and end as soon as they begin
+KEPT = 32  # tasks for each that may run at once, of which is remembered what their makers want to find again
 STILL = 0.01  # s without the end of a task after which another worker comes to a lane
 NEVER = float("inf")
 
@@ -88,6 +89,7 @@ class Lane:
     taken_to: int = 0  # the highest id that was ever taken
     _probe: int = 0  # the id of the task that was taken after the last pause
     _offered: deque[Task] = field(default_factory=deque)
+    _kept: dict[int, Task] = field(default_factory=dict)  # offered, and to be read from the journal in their turn
 
     @property
     def priority(self) -> int:
@@ -169,9 +171,14 @@ class Lane:
                 self.next_due = min(self.next_due, task.due)
             elif self.unread or len(tasks) >= room or task.id <= self.taken_to:
                 self.unread = True  # it may have been read, and even finished, before it was offered
+                self._keep(task)
             elif task.id not in self.taken:
                 tasks.append(task)
         return tasks
+
+    def _keep(self, task: Task) -> None:
+        if task.context is not None and self.kind and len(self._kept) < self.kind.limit * KEPT:
+            self._kept[task.id] = task
 
     def _from_journal(self, journal: Journal, room: int, now: float, offered: list[Task]) -> list[Task]:
         in_hand = self.taken.keys() | {task.id for task in offered}
@@ -179,6 +186,11 @@ class Lane:
         if len(offered) + len(read) < room:
             self.unread = False
             self.next_due = journal.next_due(self.chain, self.name, now) or NEVER
+            self._kept.clear()
+        for task in read:
+            kept = self._kept.pop(task.id, None)
+            if kept and kept.body == task.body:
+                task.context = kept.context
         return offered + read
 
     def postpone(self, due: float) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -880,6 +881,28 @@ def test_a_task_offered_late_is_not_run_again(house: House) -> None:
     house.note(workers, task("last"))
     until(lambda: house.state("last") == DONE, SOON)
     assert ran == {"early": 1, "late": 1, "last": 1}
+
+
+def test_what_a_maker_left_is_there_when_the_task_has_its_turn(house: House) -> None:
+    """Tasks that came faster than they run find what their makers left for them, unless they were changed meanwhile."""
+    workers = house.workers(8)
+    open_, found = threading.Event(), dict[str, Any]()
+
+    def run(task: Task) -> None:
+        open_.wait(20)
+        found[task.key] = task.context
+
+    workers.register("chain", "work", limit=4, handler=run)
+    many = tasks(range(150))
+    for one in many:
+        one.context = one.key.upper()
+    house.note(workers, *many)
+    until(lambda: workers.in_hand() >= 64, SOON)
+    changed = replace(many[-1], body="changed", context=None)
+    house.journal.amend([changed])
+    open_.set()
+    until(lambda: len(found) == 150, SOON)
+    assert found == {one.key: None if one.key == changed.key else one.key.upper() for one in many}
 
 
 # -- what goes first
