@@ -104,19 +104,32 @@ class Message:
         time = self.time if version > NO_DATETIME_VERSION else self.time.replace(tzinfo=None)
         return f"{MAGIC}{_writable(self.subject)} {self.type} {self.sender} {time.isoformat()} {version}"
 
-    def variant(self, type_: str, added: dict[str, Any] | None = None) -> str:
-        """Give the text of a message of ours about the same, with the same data and some items more.
+    def variant(self, type_: str, added: dict[str, Any] | None = None, *, without: str = "") -> str:
+        """Give the text of a message of ours about the same, with the same data, some items more and one less.
 
         The data of a message that was read is not written anew: it must be as it was read, or ``text`` emptied.
         """
         added = added or {}
-        if not self.text or not isinstance(self.data, dict) or not self.data or not added.keys().isdisjoint(self.data):
-            return Message(self.subject, type_, self.data | added if added else self.data).encode()
-        data = self.text.split(None, 6)[6].rstrip()
+        data = self._data_text(added, without)
+        if not data:
+            kept = self.data
+            if added or without:
+                kept = {key: value for key, value in kept.items() if key != without} | added
+            return Message(self.subject, type_, kept).encode()
         if added:
             data = f"{data[:-1]}, {json.dumps(added)[1:]}"
         head = Message(self.subject, type_)._head(self.version or NEWEST_VERSION)
         return f"{head} application/json {data}"
+
+    def _data_text(self, added: dict[str, Any], without: str) -> str:
+        """Give the text of the data as it was read, without an item at its end; "" when more must be changed in it."""
+        if not self.text or not isinstance(self.data, dict) or not self.data or not added.keys().isdisjoint(self.data):
+            return ""
+        data = self.text.split(None, 6)[6].rstrip()
+        if without not in self.data:
+            return data
+        end = f", {json.dumps({without: self.data[without]}, default=str)[1:]}"
+        return f"{data[: -len(end)]}}}" if data.endswith(end) else ""
 
     def timestamp(self) -> float:
         """Give its time in seconds since the epoch; a time without a zone is UTC."""

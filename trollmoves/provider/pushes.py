@@ -50,6 +50,7 @@ class _Asked(NamedTuple):
 
     message: Message
     announced: Announced
+    target: Target
 
 
 class Pushes:
@@ -142,7 +143,7 @@ class Pushes:
         announced = self._announcer.find(data, at_hand)
         target = target_of(data, self._allowed)
         key = f"{announced.number} {target.without_login}"
-        asked = _Asked(message, announced)
+        asked = _Asked(message, announced, target)
         return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=asked)
 
     def _to_do_again(self, known: Task, wanted: Task) -> bool:
@@ -207,7 +208,8 @@ class Pushes:
         shown = urls.printable(data.get("destination"))
         try:
             announced = asked.announced if asked else self._announced(task.about or 0)
-            size, reached = self._deliver(task, announced, data, target_of(data, self._allowed))
+            target = asked.target if asked else target_of(data, self._allowed)
+            size, reached = self._deliver(task, announced, data, target)
         except JournalError:
             raise
         except Exception as failure:
@@ -216,17 +218,11 @@ class Pushes:
             text = Message(message.subject, "err", contents.failure(data, error)).encode()
             return Result(reply=text, error=error, final=True, after=lambda: self._tell_failure(task, text, error))
         steps.reached("delivered")
-        log.info(
-            "[%s] delivered %s to %s (%s, %.2f s, try %d)",
-            self.name,
-            contents.names(data),
-            shown,
-            readable_size(size),
-            time.monotonic() - started,
-            task.tries,
-        )
+        took = time.monotonic() - started
         text = _answer(message, reached)
         then = (*self._follow(task.about or 0), *self._had_by_others(task))
+        what = contents.names(data), shown, readable_size(size), took, task.tries
+        log.info("[%s] delivered %s to %s (%s, %.2f s, try %d)", self.name, *what)
         return Result(reply=text, then=then, after=lambda: self._tell(task.id, text))
 
     def _as_told(self, failure: Exception) -> TrollmovesError:
@@ -373,9 +369,10 @@ def _remaining(task: Task) -> dict[str, Any]:
 
 def _answer(request: Message, reached: str) -> str:
     """Write the answer to a push that was delivered."""
-    answer = {key: value for key, value in request.data.items() if key != "request"}
-    answer["destination"] = reached
-    return Message(request.subject, contents.reply_type(request.data), answer).encode()
+    type_, data = contents.reply_type(request.data), request.data
+    if data.get("destination") == reached:
+        return request.variant(type_, without="request")
+    return Message(request.subject, type_, {**data, "destination": reached}).variant(type_, without="request")
 
 
 def refuse(name: str, request: Request, error: TrollmovesError, again_in: float = 0.0) -> None:

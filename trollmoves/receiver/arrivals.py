@@ -66,14 +66,6 @@ class Arrivals:
         steps.reached("arrived")
         message = attempt.message
         url = self._reached(attempt, answer)
-        log.info(
-            "[%s] received %s from %s (%.2f s, try %d)",
-            self.name,
-            contents.names(message.data),
-            attempt.source,
-            time.monotonic() - attempt.started,
-            attempt.task.tries,
-        )
         ack = message.variant("ack")
         here = hosts.is_local(url.hostname)
         base = (url.path if here else _with_user(url, attempt.destination)).rstrip("/")
@@ -87,10 +79,17 @@ class Arrivals:
             )
             self._publisher.send_texts([ack])
             steps.reached("acked")
+            self._log(attempt)
             return Result(then=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
         self._publisher.send_texts([ack, self._receipt(message.subject, data)])
         steps.reached("told")
+        self._log(attempt)
         return Result(reply=json.dumps([attempt.source, base]))
+
+    def _log(self, attempt: Attempt) -> None:
+        took = time.monotonic() - attempt.started
+        what = contents.names(attempt.message.data), attempt.source, took, attempt.task.tries
+        log.info("[%s] received %s from %s (%.2f s, try %d)", self.name, *what)
 
     def _reached(self, attempt: Attempt, answer: Message) -> ParseResult:
         """Give where the files went: as asked for, or at the backup target that the server says it has reached.

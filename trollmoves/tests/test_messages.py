@@ -166,6 +166,37 @@ def test_a_variant_replaces_what_is_there_already() -> None:
     assert Message.decode(read.variant("push", {"destination": "new"})).data == {"destination": "new", "uri": "/a"}
 
 
+ASKED = {"uri": "/a", "time": "2025-01-01T00:00:00", "request": {"id": "a/1", "patience": 5.0}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ASKED,
+        {"request": {"id": "a/1"}},
+        {"request": {"id": "a/1"}, "uri": "/a"},
+        {"uri": "/a"},
+        {"uri": "/ä", "request": {"id": "ä", "at": "2025-01-01T00:00:00"}},
+    ],
+    ids=["last", "alone", "first", "not there", "no ASCII, and a time"],
+)
+def test_a_variant_leaves_out_an_item(data: dict[str, Any]) -> None:
+    """A variant without an item has all others, wherever that one stands."""
+    read = Message.decode(ours(data).encode())
+    rest = {key: value for key, value in read.data.items() if key != "request"}
+    assert Message.decode(read.variant("file", without="request")).data == (rest or "")
+
+
+def test_a_variant_of_what_another_program_wrote_leaves_out_an_item() -> None:
+    """A variant without an item has all others also when the JSON is written in another way than ours."""
+    head, _, body = ours(ASKED).encode().partition(" application/json ")
+    other = json.dumps(json.loads(body), indent=1, ensure_ascii=False)
+    read = Message.decode(f"{head} application/json {other}")
+    assert Message.decode(read.variant("file", without="request")).data == Message.decode(
+        ours({key: value for key, value in ASKED.items() if key != "request"}).encode()
+    ).data  # fmt: skip
+
+
 # -- reading
 
 
