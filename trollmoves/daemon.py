@@ -21,6 +21,7 @@ from trollmoves import __version__, config, logs, steps
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Journal, Keep, Remains, journal_path
 from trollmoves.options import ChainOptions, ProcessOptions
+from trollmoves.scheduling import Scheduling
 from trollmoves.watch import FileWatch
 from trollmoves.workers import Workers
 
@@ -130,7 +131,6 @@ class Daemon(ABC, Generic[O]):
                 return self._check()
             os.umask(os.umask(0) | FOR_EVERYONE)
             logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
-            _work_in_batches()
             follower = FileWatch(self._file, lambda: self._orders.put("reload"))
             follower.start()  # before the file is read for the first time: no change falls in between
             try:
@@ -188,7 +188,7 @@ class Daemon(ABC, Generic[O]):
 
     def _keep_house(self, current: config.Configuration[O], journal: Journal) -> config.Configuration[O]:
         """Run the chains until this process, or the journal, comes to its end; give what they were made of."""
-        house = House(current.process, journal, Workers(journal, current.process.workers))
+        house = House(current.process, journal, Workers(journal, current.process.workers, Scheduling().follow))
         self.open(house)
         try:
             house.workers.start()
@@ -329,16 +329,6 @@ class _Upkeep:
         if done is None:
             self._steps = self._journal.upkeep(self._keep, self._remains)
         self._next = time.monotonic() + (UPKEEP if done is None else UPKEEP_STEP)
-
-
-def _work_in_batches() -> None:
-    """Have no thread of this process, when it is woken, interrupt one that works: fewer switches, more files a second.
-
-    The threads that start from now on follow. An operator's own choice of a scheduling policy stays.
-    """
-    if os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _allow_descriptors() -> None:

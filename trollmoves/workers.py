@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from trollmoves import steps
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.lanes import Kind, Lane, Result, Turns, backoff
+from trollmoves.lanes import NEVER, Kind, Lane, Result, Turns, backoff
 from trollmoves.logs import Seldom
 from trollmoves.pace import Pace
 
@@ -36,8 +36,11 @@ TURN = 0.02  # s that a worker stays with a lane while others wait for one
 class Workers:
     """The threads of a process that run tasks, and the state of every lane."""
 
-    def __init__(self, journal: Journal, threads: int = 16) -> None:
+    def __init__(self, journal: Journal, threads: int = 16, follow: Callable[[bool], float] = lambda _: NEVER) -> None:
+        """``follow`` is told, by the clerk, whether tasks come or end fast, again after as many seconds as it gives."""
         self._journal = journal
+        self._follow = follow
+        self._expected = 0  # tasks so far
         self._kinds: dict[tuple[str, str], Kind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
@@ -138,6 +141,7 @@ class Workers:
     def expect(self, tasks: Sequence[Task]) -> None:
         """Hand over tasks that were noted as new just now, so that they run when due. Any thread."""
         with self._lock:
+            self._expected += len(tasks)
             for task in tasks:
                 kind = self._kinds.get((task.chain, task.kind))
                 if kind:
@@ -231,10 +235,11 @@ class Workers:
 
     def _keep_books(self) -> None:
         seldom = Seldom(burst=1)
-        pace = Pace()
+        pace, coming = Pace(), Pace()
+        look, expected = NEVER, 0
         while self._finished or not self._closing.is_set():
             with suppress(Empty):
-                self._bell.get(timeout=self._time_to_sleep())
+                self._bell.get(timeout=min(look, self._time_to_sleep()))
             self._rung = False
             try:
                 stopping = self._stopping
@@ -243,6 +248,9 @@ class Workers:
                 if stopping:
                     self._gave_back.set()
                 pace.rest(ended)
+                coming.count(self._expected - expected)
+                expected = self._expected
+                look = self._follow(pace.is_fast() or coming.is_fast())
             except JournalError as error:
                 if self._closing.is_set():
                     log.error("%s; what ended unwritten is done again at the next start", error)

@@ -289,22 +289,42 @@ def test_log_options_together(site: Site, role: str, verbose: bool) -> None:
     assert own.read_text().startswith("OWN ")
 
 
-@pytest.mark.parametrize(
-    ("before", "then"),
-    [((), os.SCHED_BATCH), (("chrt", "--idle", "0"), os.SCHED_IDLE)],
-    ids=["usual", "chosen by the operator"],
-)
-def test_woken_threads_do_not_interrupt(site: Site, before: tuple[str, ...], then: int) -> None:
-    """All threads of a daemon are scheduled as a batch, unless somebody has chosen another policy for it."""
-    pair = Pair(site)
-    pair.server.command = [*before, *pair.server.command]
-    pair.server.start()
-    assert pair.server.popen
-    policies = set()
-    for thread in os.listdir(f"/proc/{pair.server.popen.pid}/task"):
+def policies(process: Process) -> set[int]:
+    """Give the scheduling policies of the threads of a daemon."""
+    found = set()
+    assert process.popen
+    for thread in os.listdir(f"/proc/{process.popen.pid}/task"):
         with suppress(ProcessLookupError):  # it has ended meanwhile
-            policies.add(os.sched_getscheduler(int(thread)))
-    assert policies == {then}
+            found.add(os.sched_getscheduler(int(thread)))
+    return found
+
+
+def test_woken_threads_do_not_interrupt_while_files_come_fast(site: Site) -> None:
+    """All threads of a daemon are scheduled as a batch while there is much to do, and as usual before and after."""
+    pair = Pair(site)
+    pair.start()
+    assert policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}
+    seen = set()
+
+    def is_batch() -> bool:
+        pair.feeder.feed(200)
+        for name, process in (("server", pair.server), ("client", pair.client)):
+            if policies(process) == {os.SCHED_BATCH}:
+                seen.add(name)
+        return len(seen) == 2
+
+    until(is_batch, 20, "both are a batch at some time")
+    until(lambda: policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}, 60, "both are as usual again")
+
+
+def test_an_operators_choice_of_a_policy_stays(site: Site) -> None:
+    """A daemon that was started with a scheduling policy keeps it."""
+    pair = Pair(site)
+    pair.server.command = ["chrt", "--idle", "0", *pair.server.command]
+    pair.start()
+    pair.feeder.feed(500)
+    pair.wait_until_done()
+    assert policies(pair.server) == {os.SCHED_IDLE}
 
 
 def test_a_module_is_a_command_too(site: Site) -> None:

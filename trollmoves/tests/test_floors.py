@@ -44,7 +44,7 @@ FLOORS = (
     # the ground
     ("logs",),
     ("urls", "steps"),
-    ("errors", "clock", "pace", "hosts"),
+    ("errors", "clock", "pace", "hosts", "scheduling"),
     ("trollmoves",),  # the version
 )
 
