@@ -183,14 +183,14 @@ class Lane:
     def _from_journal(self, journal: Journal, room: int, now: float, offered: list[Task]) -> list[Task]:
         in_hand = self.taken.keys() | {task.id for task in offered}
         read = journal.claim(self.chain, self.name, room - len(offered), now, taken=in_hand)
-        if len(offered) + len(read) < room:
-            self.unread = False
-            self.next_due = journal.next_due(self.chain, self.name, now) or NEVER
-            self._kept.clear()
         for task in read:
             kept = self._kept.pop(task.id, None)
             if kept and kept.body == task.body:
                 task.context = kept.context
+        if len(offered) + len(read) < room:
+            self.unread = False
+            self.next_due = journal.next_due(self.chain, self.name, now) or NEVER
+            self._kept.clear()  # of what was run before it was offered
         return offered + read
 
     def postpone(self, due: float) -> None:
