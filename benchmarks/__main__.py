@@ -25,7 +25,7 @@ def works(*, full: bool, old: bool) -> dict[str, Work]:
         "burst": partial(flow.burst, count=5000, old=old),
         "large-burst": partial(flow.burst, count=4000 * times, old=False),
         "steady": partial(flow.steady, seconds=10 * times),
-        "idle": partial(flow.idle, count=100 * times, old=old),
+        "idle": partial(flow.idle, count=300 * times, old=old),
         "small": partial(movers.small, count=500, old=old),
         "large": partial(movers.large, megabytes=200 * times),
         "fan-out": partial(crowds.fan_out, count=200 * times),

@@ -128,7 +128,10 @@ class Message:
         data = self.text.split(None, 6)[6].rstrip()
         if without not in self.data:
             return data
-        end = f", {json.dumps({without: self.data[without]}, default=str)[1:]}"
+        try:
+            end = f", {json.dumps({without: self.data[without]})[1:]}"
+        except TypeError:  # there is a time in it
+            return ""
         return f"{data[: -len(end)]}}}" if data.endswith(end) else ""
 
     def timestamp(self) -> float:
