@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 BACKOFF_FIRST = 1.0  # s before the second try
 BACKOFF_MOST = 300.0  # s, so that a mended host is noticed within minutes
 PREFETCH = 16  # tasks in hand for each that may run at once, so that commits come in groups
-MORE_WHEN_FAST = 4  # times as many at once where they only have to be started, and end as soon as they begin
-KEPT = 32  # tasks for each that may run at once, of which is remembered what their makers want to find again
+MORE_WHEN_FAST = 8  # times as many at once where they only have to be started, and end as soon as they begin
+KEPT = 64  # tasks for each that may run at once, of which is remembered what their makers want to find again
 STILL = 0.01  # s without the end of a task after which another worker comes to a lane
 NEVER = float("inf")
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-HELD = 1_000  # requests of one sender that wait to be read; a chain of our clients has up to 128 open
+HELD = 1_000  # requests of one sender that wait to be read; a chain of our clients has up to 256 open
 HELD_BYTES = 32 * 1024 * 1024  # of one sender
 OF_THE_LOUD = 3  # requests that are read at one time of those who have sent more than are held
 TURN_OF_THE_LOUD = 0.02  # s from one such time to the next: each costs the others a look into the journal
