@@ -35,7 +35,7 @@ def works(*, full: bool, old: bool) -> dict[str, Work]:
         "dispatcher": partial(dispatching.dispatcher, count=1000 * times, old=old),
         "dead-host": partial(crowds.dead_host, count=300 * times),
         "line": partial(crowds.long_line, count=500 * times),
-        "sections": partial(scale.sections, count=2000 * times),
+        "sections": partial(scale.sections, count=7000 * times),
         "backlog": partial(scale.backlog, count=20_000 * times),
         "long": partial(scale.long_run, count=20_000 * times),
     }

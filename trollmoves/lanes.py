@@ -28,7 +28,7 @@ BACKOFF_FIRST = 1.0  # s before the second try
 BACKOFF_MOST = 300.0  # s, so that a mended host is noticed within minutes
 PREFETCH = 16  # tasks in hand for each that may run at once, so that commits come in groups
 MORE_WHEN_FAST = 8  # times as many at once where they only have to be started, and end as soon as they begin
-KEPT = 64  # tasks for each that may run at once, of which is remembered what their makers want to find again
+KEPT = 500  # tasks of a lane that wait in the journal, of which is remembered what their makers want to find again
 STILL = 0.01  # s without the end of a task after which another worker comes to a lane
 NEVER = float("inf")
 
@@ -177,7 +177,7 @@ class Lane:
         return tasks
 
     def _keep(self, task: Task) -> None:
-        if task.context is not None and self.kind and len(self._kept) < self.kind.limit * KEPT:
+        if task.context is not None and len(self._kept) < KEPT:
             self._kept[task.id] = task
 
     def _from_journal(self, journal: Journal, room: int, now: float, offered: list[Task]) -> list[Task]:

@@ -75,24 +75,17 @@ class Tasks(File):
         Which tasks run is a fact of this process and not of the file: a row stays waiting until it is finished, so
         that whatever ran when the process died is due again at the next start.
         """
-        ids: list[int] = []
+        claimed: list[Task] = []
         for rank in (FRESH, BACKLOG):
             rows = self._read(
-                "SELECT id FROM tasks WHERE chain = ? AND lane = ? AND rank = ? AND due <= ? "
-                "AND state = 0 ORDER BY due, id LIMIT ?",
-                (chain, lane, rank, now, limit + len(taken)),
+                f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND lane = ? AND rank = ? AND due <= ? AND state = 0 "
+                f"AND id NOT IN ({','.join('?' * len(taken))}) ORDER BY due, id LIMIT ?",
+                (chain, lane, rank, now, *taken, limit - len(claimed)),
             )
-            ids += [id_ for (id_,) in rows if id_ not in taken]
-            if len(ids) >= limit:
+            claimed += [task_of(row) for row in rows]
+            if len(claimed) >= limit:
                 break
-        return self._waiting(ids[:limit])
-
-    def _waiting(self, ids: Sequence[int]) -> list[Task]:
-        """Give the tasks with these ids, in their order, that wait."""
-        marks = ",".join("?" * len(ids))
-        rows = self._read(f"SELECT {COLUMNS} FROM tasks WHERE id IN ({marks}) AND state = 0", ids) if ids else ()
-        found = {row[0]: row for row in rows}
-        return [task_of(found[id_]) for id_ in ids if id_ in found]
+        return claimed
 
     def next_due(self, chain: str, lane: str, now: float) -> float | None:
         """Give the time after ``now`` at which the next waiting task of a lane is due, None when there is none."""
