@@ -70,6 +70,7 @@ class Daemon(ABC, Generic[O]):
         self.arguments = arguments
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
+        self._scheduling = Scheduling()
         self._chains: dict[str, Chain] = {}
         self._ending = False
         self._trouble = ""  # why the last chain that did not start did not
@@ -188,7 +189,7 @@ class Daemon(ABC, Generic[O]):
 
     def _keep_house(self, current: config.Configuration[O], journal: Journal) -> config.Configuration[O]:
         """Run the chains until this process, or the journal, comes to its end; give what they were made of."""
-        house = House(current.process, journal, Workers(journal, current.process.workers, Scheduling().follow))
+        house = House(current.process, journal, Workers(journal, current.process.workers, self._scheduling.follow))
         self.open(house)
         try:
             house.workers.start()

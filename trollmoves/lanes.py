@@ -177,7 +177,7 @@ class Lane:
         return tasks
 
     def _keep(self, task: Task) -> None:
-        if task.context is not None and len(self._kept) < KEPT:
+        if task.context is not None and task.id not in self.taken and len(self._kept) < KEPT:
             self._kept[task.id] = task
 
     def _from_journal(self, journal: Journal, room: int, now: float, offered: list[Task]) -> list[Task]:

@@ -15,7 +15,7 @@ STAYS = 0.5  # s after the last time that things came fast
 
 
 class Scheduling:
-    """The policy of all threads of this process; one that an operator has chosen stays. For one thread."""
+    """The policy of all threads of this process; what an operator started it with stays. For one thread at a time."""
 
     def __init__(self) -> None:
         self._is_ours = os.sched_getscheduler(0) == os.SCHED_OTHER
@@ -35,6 +35,10 @@ class Scheduling:
 
 
 def _set_all(policy: int) -> None:
-    for thread in os.listdir("/proc/self/task"):
-        with suppress(OSError):  # it has ended meanwhile, or it may not be
-            os.sched_setscheduler(int(thread), policy, os.sched_param(0))
+    done = set[str]()
+    with suppress(OSError):  # no list of threads is to be had
+        while new := set(os.listdir("/proc/self/task")) - done:  # who starts meanwhile may follow one not yet reached
+            done |= new
+            for thread in new:
+                with suppress(OSError):  # it has ended meanwhile, or it may not be
+                    os.sched_setscheduler(int(thread), policy, os.sched_param(0))

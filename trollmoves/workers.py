@@ -248,8 +248,8 @@ class Workers:
                 if stopping:
                     self._gave_back.set()
                 pace.rest(ended)
-                coming.count(self._expected - expected)
-                expected = self._expected
+                before, expected = expected, self._expected
+                coming.count(expected - before)
                 look = self._follow(pace.is_fast() or coming.is_fast())
             except JournalError as error:
                 if self._closing.is_set():

@@ -17,8 +17,8 @@ class Task:
 
     ``due``, ``noted`` and ``finished`` are seconds since the epoch by the journal's clock (``now``). ``about`` is the
     number of the announcement that it concerns. A task may be noted as ``DONE`` already: then it only says so.
-    ``context`` is what its maker wants to find again when it runs; it is not written, so it is None on a task that was
-    read from the journal.
+    ``context`` is what its maker wants to find again when it runs; it is not written, so it may be None on a task that
+    was read from the journal.
     """
 
     chain: str

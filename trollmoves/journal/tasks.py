@@ -76,11 +76,13 @@ class Tasks(File):
         that whatever ran when the process died is due again at the next start.
         """
         claimed: list[Task] = []
+        n_marks = 1 << len(taken).bit_length()  # few different statements, as SQLite keeps them
+        passed_over = (*taken, *(0 for _ in range(n_marks - len(taken))))
         for rank in (FRESH, BACKLOG):
             rows = self._read(
                 f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND lane = ? AND rank = ? AND due <= ? AND state = 0 "
-                f"AND id NOT IN ({','.join('?' * len(taken))}) ORDER BY due, id LIMIT ?",
-                (chain, lane, rank, now, *taken, limit - len(claimed)),
+                f"AND id NOT IN ({','.join('?' * n_marks)}) ORDER BY due, id LIMIT ?",
+                (chain, lane, rank, now, *passed_over, limit - len(claimed)),
             )
             claimed += [task_of(row) for row in rows]
             if len(claimed) >= limit:

@@ -104,7 +104,7 @@ class Message:
         time = self.time if version > NO_DATETIME_VERSION else self.time.replace(tzinfo=None)
         return f"{MAGIC}{_writable(self.subject)} {self.type} {self.sender} {time.isoformat()} {version}"
 
-    def variant(self, type_: str, added: dict[str, Any] | None = None, *, without: str = "") -> str:
+    def variant(self, type_: str, added: dict[str, Any] | None = None, *, without: str | None = None) -> str:
         """Give the text of a message of ours about the same, with the same data, some items more and one less.
 
         The data of a message that was read is not written anew: it must be as it was read, or ``text`` emptied.
@@ -113,7 +113,7 @@ class Message:
         data = self._data_text(added, without)
         if not data:
             kept = self.data
-            if added or without:
+            if added or without is not None:
                 kept = {key: value for key, value in kept.items() if key != without} | added
             return Message(self.subject, type_, kept).encode()
         if added:
@@ -121,12 +121,12 @@ class Message:
         head = Message(self.subject, type_)._head(self.version or NEWEST_VERSION)
         return f"{head} application/json {data}"
 
-    def _data_text(self, added: dict[str, Any], without: str) -> str:
+    def _data_text(self, added: dict[str, Any], without: str | None) -> str:
         """Give the text of the data as it was read, without an item at its end; "" when more must be changed in it."""
         if not self.text or not isinstance(self.data, dict) or not self.data or not added.keys().isdisjoint(self.data):
             return ""
         data = self.text.split(None, 6)[6].rstrip()
-        if without not in self.data:
+        if without is None or without not in self.data:
             return data
         try:
             end = f", {json.dumps({without: self.data[without]})[1:]}"

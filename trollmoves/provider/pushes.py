@@ -50,7 +50,6 @@ class _Asked(NamedTuple):
 
     message: Message
     announced: Announced
-    target: Target
 
 
 class Pushes:
@@ -143,7 +142,7 @@ class Pushes:
         announced = self._announcer.find(data, at_hand)
         target = target_of(data, self._allowed)
         key = f"{announced.number} {target.without_login}"
-        asked = _Asked(message, announced, target)
+        asked = _Asked(message, announced)
         return Task(self.name, "push", key, target.lane, message.text, about=announced.number, context=asked)
 
     def _to_do_again(self, known: Task, wanted: Task) -> bool:
@@ -208,7 +207,7 @@ class Pushes:
         shown = urls.printable(data.get("destination"))
         try:
             announced = asked.announced if asked else self._announced(task.about or 0)
-            target = asked.target if asked else target_of(data, self._allowed)
+            target = target_of(data, self._allowed)  # again: what is allowed may have changed while it waited
             size, reached = self._deliver(task, announced, data, target)
         except JournalError:
             raise

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from trollmoves.journal import BACKLOG, FRESH
 
 MOST = 2_000  # pushes of one sender that wait in the journal; what it asks for beyond is refused for now
-FEW = 100  # up to which its pushes go before those of whoever has more; our own clients have 32 open
+FEW = 300  # up to which its pushes go before those of whoever has more; a chain of our clients has up to 256 open
 
 
 class Shares:

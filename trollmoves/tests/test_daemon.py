@@ -322,7 +322,7 @@ def test_an_operators_choice_of_a_policy_stays(site: Site) -> None:
     pair = Pair(site)
     pair.server.command = ["chrt", "--idle", "0", *pair.server.command]
     pair.start()
-    pair.feeder.feed(500)
+    pair.feeder.feed(50)
     pair.wait_until_done()
     assert policies(pair.server) == {os.SCHED_IDLE}
 

@@ -169,6 +169,13 @@ def test_a_variant_replaces_what_is_there_already() -> None:
 ASKED = {"uri": "/a", "time": "2025-01-01T00:00:00", "request": {"id": "a/1", "patience": 5.0}}
 
 
+def test_a_variant_keeps_an_item_without_a_name() -> None:
+    """An item whose key is empty is data as any other."""
+    read = Message.decode(ours({"uri": "/a", "": 1}).encode())
+    assert Message.decode(read.variant("ack")).data == {"uri": "/a", "": 1}
+    assert Message.decode(read.variant("push", {"uri": "/b"})).data == {"uri": "/b", "": 1}
+
+
 @pytest.mark.parametrize(
     "data",
     [
