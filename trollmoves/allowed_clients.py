@@ -14,7 +14,7 @@ _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses as IPv6 has t
 
 
 @dataclass(frozen=True)
-class Clients:
+class ClientAllowlist:
     """Those who are allowed. Without networks any address is, without keys any key."""
 
     networks: tuple[Network, ...] = ()
@@ -32,16 +32,16 @@ class Clients:
         if not self.networks:
             return True
         try:
-            address = _plain(ipaddress.ip_address(text.strip("[]").partition("%")[0]))
+            address = _unmapped(ipaddress.ip_address(text.strip("[]").partition("%")[0]))
         except ValueError:
             return False
         return any(address in network for network in self.networks)
 
 
-ANYONE = Clients()
+ANYONE = ClientAllowlist()
 
 
-def read(words: tuple[str, ...]) -> Clients:
+def parse_allowlist(words: tuple[str, ...]) -> ClientAllowlist:
     """Read a list of addresses, networks (``192.0.2.0/24``), ``localhost`` and keys; ValueError when one is wrong."""
     networks: list[Network] = []
     keys: list[str] = []
@@ -54,7 +54,7 @@ def read(words: tuple[str, ...]) -> Clients:
             raise ValueError(f"no address or network: {word[:60]!r}")
         else:
             keys.append(word)
-    return Clients(tuple(networks), tuple(keys))
+    return ClientAllowlist(tuple(networks), tuple(keys))
 
 
 def _network(word: str) -> Network | None:
@@ -68,6 +68,6 @@ def _network(word: str) -> Network | None:
     return network
 
 
-def _plain(address: Address) -> Address:
+def _unmapped(address: Address) -> Address:
     mapped = getattr(address, "ipv4_mapped", None)
     return mapped or address

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from urllib.parse import ParseResult, unquote
 
 from trollmoves import hosts, urls
-from trollmoves.errors import RequestRefused
+from trollmoves.errors import RequestRejected
 
 DEFAULT_PORTS = {"ftp": 21, "ftps": 21, "scp": 22, "sftp": 22}
 ANY_PORT = -1
-HERE = ("", "file")  # schemes that lead to this host, whatever host stands in the URL
-MOST_DECODED = 3  # times that %25 may hide another %
+LOCAL_SCHEMES = ("", "file")  # schemes that lead to this host, whatever host stands in the URL
+MAX_DECODE_ROUNDS = 3  # times that %25 may hide another %
 
 _FORM = re.compile(r"(?P<scheme>\*|[A-Za-z][A-Za-z0-9+.-]*)://(?P<place>[^/]*)(?P<path>/.*)?", re.DOTALL)
 _PLACE = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.*?~-]*)(?::(?P<port>\*|[0-9]{1,5}))?")
@@ -27,7 +27,7 @@ _ADDRESSES_ONLY = re.compile(r"[0-9.*?]*[0-9][0-9.*?]*")
 
 
 @dataclass(frozen=True)
-class Place:
+class DestinationPattern:
     """One pattern: a directory, and all that is below it.
 
     ``*`` and ``?`` stand for any characters of a host, or of one directory's name. A ``port`` of None is the scheme's
@@ -44,16 +44,16 @@ class Place:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}{port}{self.path or '/'}"
 
-    def holds(self, url: ParseResult) -> bool:
+    def matches(self, url: ParseResult) -> bool:
         """Tell whether a parsed destination is this place, or below it; its path has no ``..``. Raises BadDestination.
 
         ``url`` is as the movers get it.
         """
         if self.scheme not in ("*", url.scheme or "file"):
             return False
-        return (url.scheme in HERE or self._holds_host(url)) and self._holds_path(url.path)
+        return (url.scheme in LOCAL_SCHEMES or self._matches_host(url)) and self._matches_path(url.path)
 
-    def _holds_host(self, url: ParseResult) -> bool:
+    def _matches_host(self, url: ParseResult) -> bool:
         if url.scheme == "s3":  # its bucket, with whatever stands there, is what the mover uses
             return self.port in (None, ANY_PORT) and fnmatch.fnmatchcase(url.netloc, self.host or "*")
         bare = url._replace(path="")  # as the movers read host and port
@@ -67,29 +67,31 @@ class Place:
         own = DEFAULT_PORTS.get(url.scheme)
         return fits and (self.port == ANY_PORT or (urls.port(bare) or own) == (self.port or own))
 
-    def _holds_path(self, path: str) -> bool:
+    def _matches_path(self, path: str) -> bool:
         wanted, found = _parts(self.path), _parts(path)
         return len(found) >= len(wanted) and all(
             map(fnmatch.fnmatchcase, found, (part.replace("[", "[[]") for part in wanted))
         )
 
 
-def read(word: str) -> Place:
+def parse_pattern(word: str) -> DestinationPattern:
     """Read one pattern: ``scheme://host[:port]/path``, or a path on this host. ValueError, which shows no login."""
     text = word if "://" in word else f"file://{word}"
     found = _FORM.fullmatch(text)
     place = _PLACE.fullmatch(found["place"].rpartition("@")[2]) if found else None
     if not found or not place or ("://" not in word and not word.startswith("/")):
-        shown = urls.printable(word)
+        shown = urls.redacted(word)
         raise ValueError(f"a destination must read scheme://host/path, or be an absolute path: {shown!r}")
     port = None if place["port"] is None else ANY_PORT if place["port"] == "*" else int(place["port"])
     if port is not None and port > 65535:
         raise ValueError(f"no port: {port}")
     path = posixpath.normpath("/" + (found["path"] or "").lstrip("/"))
-    return Place(found["scheme"].lower(), hosts.canonical(place["host"]), port, "" if path == "/" else path)
+    return DestinationPattern(
+        found["scheme"].lower(), hosts.canonical(place["host"]), port, "" if path == "/" else path
+    )
 
 
-def checked(allowed: Iterable[Place], url: ParseResult, below: Iterable[str] = ()) -> ParseResult:
+def check_allowed(allowed: Iterable[DestinationPattern], url: ParseResult, below: Iterable[str] = ()) -> ParseResult:
     """Give a destination as it may be used: with its ``..`` resolved, if anything is bounded at all.
 
     ``below`` are the sub-paths that the request names beside. RequestRefused when it is not allowed.
@@ -99,13 +101,13 @@ def checked(allowed: Iterable[Place], url: ParseResult, below: Iterable[str] = (
         return url
     if _parts(url.path).count(".."):
         url = url._replace(path=posixpath.normpath("/" + url.path.lstrip("/")).rstrip("/") + "/")
-    if any(map(_climbs_when_read_otherwise, (url.path, *below))) or not any(place.holds(url) for place in allowed):
-        raise RequestRefused(f"{urls.printable(url)} is not among the allowed destinations")
+    if any(map(_escapes_when_decoded, (url.path, *below))) or not any(place.matches(url) for place in allowed):
+        raise RequestRejected(f"{urls.redacted(url)} is not among the allowed destinations")
     return url
 
 
-def _climbs_when_read_otherwise(path: str) -> bool:
-    for _ in range(MOST_DECODED):
+def _escapes_when_decoded(path: str) -> bool:
+    for _ in range(MAX_DECODE_ROUNDS):
         if ".." in _SEPARATOR.split(path):
             return True
         decoded = unquote(path, errors="replace")

@@ -30,8 +30,8 @@ from typing import IO, Any, cast
 
 from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed
 
-MOST_MEMBERS = 100_000  # a few hundred bytes of memory each
-MOST_LINKS = 40  # from one to the next
+MAX_MEMBERS = 100_000  # a few hundred bytes of memory each
+MAX_LINK_DEPTH = 40  # from one to the next
 BLOCK = 1 << 20  # bytes that are read at one time at most
 _DAMAGE = (
     tarfile.TarError,
@@ -46,8 +46,8 @@ _DAMAGE = (
     ArithmeticError,
     RuntimeError,
 )
-_OF_PARSERS = (None, errno.EINVAL)  # of an OSError: gzip and bz2 give no number; zipfile goes where it is led to
-_MEND_FIRST = frozenset(
+PARSER_ERRNOS = (None, errno.EINVAL)  # of an OSError: gzip and bz2 give no number; zipfile goes where it is led to
+PERMANENT_ERRNOS = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS),
         *(errno.EXDEV, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
@@ -55,7 +55,7 @@ _MEND_FIRST = frozenset(
 )
 
 
-class Kind(enum.Enum):
+class MemberKind(enum.Enum):
     """What a member is."""
 
     FILE = enum.auto()
@@ -69,7 +69,7 @@ class Member:
     """One entry of an archive, as the archive tells of it: any of this may be wrong or meant to harm."""
 
     name: str  # bytes that are no UTF-8 are decoded as os.fsdecode does
-    kind: Kind
+    kind: MemberKind
     size: int
     mode: int = 0  # permission bits; 0 where the archive knows none
     mtime: float | None = None  # s since 1970
@@ -90,12 +90,12 @@ class Member:
 
 
 @contextmanager
-def damage_told(what: str) -> Iterator[None]:
+def translate_damage(what: str) -> Iterator[None]:
     """Raise what a parser says of damaged data as ``UnpackFailed``; an error of the disk passes."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _OF_PARSERS:
+        if error.errno not in PARSER_ERRNOS:
             raise
         raise UnpackFailed(f"{what} is damaged: {error}") from error
     except _DAMAGE as error:
@@ -103,12 +103,12 @@ def damage_told(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def disk_told(what: str) -> Iterator[None]:
+def translate_os_errors(what: str) -> Iterator[None]:
     """Raise an ``OSError`` as one of our errors; what may pass by itself, such as a full disk, is temporary."""
     try:
         yield
     except OSError as error:
-        kind: type[UnpackError] = UnpackFailed if error.errno in _MEND_FIRST else TemporaryUnpackError
+        kind: type[UnpackError] = UnpackFailed if error.errno in PERMANENT_ERRNOS else TemporaryUnpackError
         raise kind(f"{what}: {error.strerror or error}") from error
 
 
@@ -135,16 +135,16 @@ def members(path: str, kind: str) -> Generator[Member, None, None]:
         UnpackFailed: the archive is damaged, or has more than ``MOST_MEMBERS`` members.
         OSError: it cannot be read.
     """
-    with damage_told(path), closing(_READERS[kind](path)) as found:
+    with translate_damage(path), closing(_READERS[kind](path)) as found:
         for number, member in enumerate(found):
-            if number == MOST_MEMBERS:
-                raise UnpackFailed(f"{path} has more than {MOST_MEMBERS} members")
+            if number == MAX_MEMBERS:
+                raise UnpackFailed(f"{path} has more than {MAX_MEMBERS} members")
             yield member
 
 
-def end_of_links(name: str, links: Mapping[str, str]) -> str:
+def resolve_link(name: str, links: Mapping[str, str]) -> str:
     """Return where a link, or a chain of them, leads; of a longer chain than the kernel follows, one of its links."""
-    for _ in range(MOST_LINKS):
+    for _ in range(MAX_LINK_DEPTH):
         if name not in links:
             break
         name = links[name]
@@ -168,7 +168,7 @@ def _tar_members(path: str) -> Generator[Member, None, None]:
         file.seek(0)
         if compression:
             file = stack.enter_context(_DECOMPRESSORS[compression](file))
-        forward = _Forward(file)
+        forward = _ForwardOnlyFile(file)
         archive: Any = tarfile.TarFile(fileobj=cast("IO[bytes]", forward), encoding="utf-8", errors="surrogateescape")
         while (info := archive.next()) is not None:
             archive.members.clear()  # it would keep them all
@@ -183,15 +183,15 @@ def _tar_members(path: str) -> Generator[Member, None, None]:
 
 def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
     target = ""
-    kind = Kind.OTHER
+    kind = MemberKind.OTHER
     if info.isreg():
-        kind = Kind.FILE
+        kind = MemberKind.FILE
     elif info.isdir():
-        kind = Kind.DIRECTORY
+        kind = MemberKind.DIRECTORY
     elif info.issym():
-        kind, target = Kind.LINK, posixpath.join(posixpath.dirname(info.name), info.linkname)
+        kind, target = MemberKind.LINK, posixpath.join(posixpath.dirname(info.name), info.linkname)
     elif info.islnk():
-        kind, target = Kind.LINK, info.linkname
+        kind, target = MemberKind.LINK, info.linkname
     return Member(
         info.name,
         kind,
@@ -207,13 +207,13 @@ def _zip_members(path: str) -> Generator[Member, None, None]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             mode = info.external_attr >> 16  # 0 unless it was made on a system with such modes
-            kind = Kind.FILE if stat.S_IFMT(mode) in (0, stat.S_IFREG) else Kind.OTHER
+            kind = MemberKind.FILE if stat.S_IFMT(mode) in (0, stat.S_IFREG) else MemberKind.OTHER
             if info.is_dir():
-                kind = Kind.DIRECTORY
+                kind = MemberKind.DIRECTORY
             yield Member(info.filename, kind, info.file_size, mode & 0o7777, open=partial(archive.open, info))
 
 
-class _Forward:
+class _ForwardOnlyFile:
     """Keeps a tar archive's reader going forward, in small steps.
 
     A header with a negative size would lead backwards, and so round in a circle; one of a gigabyte would be read into

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from trollmoves import urls
-from trollmoves.daemon import Chain, Daemon, House
-from trollmoves.journal import nothing
+from trollmoves.daemon import Chain, Daemon, Runtime
+from trollmoves.journal import drop_body
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.options import ClientOptions
-from trollmoves.receiver.arrivals import Arrivals
+from trollmoves.receiver.arrivals import ReceiptPublisher
 from trollmoves.receiver.destinations import Destinations
-from trollmoves.receiver.ears import PEER, Receiver
-from trollmoves.receiver.fetcher import Attempt, Fetcher, client_name
-from trollmoves.receiver.fetches import KIND, Fetches, remains
+from trollmoves.receiver.ears import PEER, AnnouncementReceiver
+from trollmoves.receiver.fetcher import FetchAttempt, Fetcher, client_name
+from trollmoves.receiver.fetches import KIND, FetchTasks, compact_body
 from trollmoves.receiver.peers import Peers
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class ClientChain:
     """One section of a client, running: what arrives is told on a port of its own."""
 
-    def __init__(self, options: ClientOptions, house: House) -> None:
+    def __init__(self, options: ClientOptions, house: Runtime) -> None:
         """Bind the port and connect; StartError when that fails."""
         self.name = options.name
         self._options = options
@@ -49,19 +49,21 @@ class ClientChain:
         )
         peers = Peers(options.takeover_after, house.journal.keys(options.name, PEER))
         self._requester = Requester(self.name)
-        self._arrivals = Arrivals(options, house.journal, self._destinations, house.workers, self._publisher)
-        fetches = Fetches(self.name, house.journal, peers, options.processing_delay, self._acknowledge)
+        self._arrivals = ReceiptPublisher(options, house.journal, self._destinations, house.workers, self._publisher)
+        fetches = FetchTasks(self.name, house.journal, peers, options.processing_delay, self._acknowledge)
         self._fetcher = Fetcher(
             options,
             house.journal,
             self._requester,
             fetches,
             peers,
-            prepare=lambda _, message: self._destinations.url(message),
-            asking=self._tell_asking,
-            arrived=self._arrivals.arrived,
+            prepare=lambda _, message: self._destinations.url_for(message),
+            asking=self._publish_push,
+            arrived=self._arrivals.on_delivered,
         )
-        self._receiver = Receiver(options, options.topic, house.journal, house.workers, self._requester, fetches, peers)
+        self._receiver = AnnouncementReceiver(
+            options, options.topic, house.journal, house.workers, self._requester, fetches, peers
+        )
 
     def start(self) -> None:
         """Begin to fetch and to hear."""
@@ -74,19 +76,19 @@ class ClientChain:
     def stop(self) -> None:
         """Hear nothing more, ask for nothing more; what is unanswered is asked for again at the next start."""
         self._receiver.stop()
-        self._workers.forget(self.name)
+        self._workers.unregister(self.name)
         self._requester.stop()
         self._publisher.stop()
 
     def _acknowledge(self, source: str, announcement: str) -> None:
         self._fetcher.acknowledge(source, announcement)
 
-    def _tell_asking(self, attempt: Attempt) -> None:
+    def _publish_push(self, attempt: FetchAttempt) -> None:
         """Publish that a file is being asked for."""
         added: dict[str, Any] = {"destination": urls.without_login(attempt.destination)}
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)
-        self._publisher.send_texts([attempt.message.variant("push", added)])
+        self._publisher.send_encoded([attempt.message.derive("push", added)])
 
 
 class Client(Daemon[ClientOptions]):
@@ -94,21 +96,21 @@ class Client(Daemon[ClientOptions]):
 
     role = "client"
     options = ClientOptions
-    remains = {KIND: remains, "tell": nothing, "unpack": nothing}
+    compact_body = {KIND: compact_body, "tell": drop_body, "unpack": drop_body}
 
-    def chain(self, options: ClientOptions, house: House) -> Chain:
+    def make_chain(self, options: ClientOptions, house: Runtime) -> Chain:
         """Make the chain of one section."""
         return ClientChain(options, house)
 
 
-def arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    return Client.parser("Have files sent here that servers announce.")
+    return Client.make_parser("Have files sent here that servers announce.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``move_it_client.py``; give its exit status."""
-    return Client(arguments().parse_args(argv)).run()
+    return Client(make_parser().parse_args(argv)).run()
 
 
 if __name__ == "__main__":

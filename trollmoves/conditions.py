@@ -30,14 +30,14 @@ _COMPARISON = re.compile(r"([<>=!]+)\s*(.*)", re.DOTALL)
 _LONGEST_SHOWN = 80  # characters of a value: a message may hold anything
 
 
-class Undecided(Exception):
+class MissingKey(Exception):
     """A condition cannot be judged, since a key is missing or its value is no number; so it does not match."""
 
 
 class Condition(Protocol):
     """Something that metadata fulfil or not."""
 
-    def why_not(self, metadata: Mapping[str, Any]) -> str:
+    def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Give the reason why it is not fulfilled, empty when it is; Undecided when that cannot be told."""
 
 
@@ -48,7 +48,7 @@ class OneOf:
     key: str
     wanted: tuple[object, ...]
 
-    def why_not(self, metadata: Mapping[str, Any]) -> str:
+    def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Compare."""
         value = _value(metadata, self.key)
         if value in self.wanted:
@@ -58,20 +58,20 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """A number stands in a relation to another one."""
 
     key: str
     relation: str
     number: float
 
-    def why_not(self, metadata: Mapping[str, Any]) -> str:
+    def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Compare."""
         value = _value(metadata, self.key)
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
-            raise Undecided(f"{self.key} is {_shown(value)}, which is no number") from None
+            raise MissingKey(f"{self.key} is {_shown(value)}, which is no number") from None
         if _OPERATORS[self.relation](number, self.number):
             return ""
         return f"{self.key} is {_shown(value)}, not {self.relation} {self.number:g}"
@@ -83,9 +83,9 @@ class AllOf:
 
     conditions: tuple[Condition, ...]
 
-    def why_not(self, metadata: Mapping[str, Any]) -> str:
+    def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Look for the first one that does not hold."""
-        return next(filter(None, (condition.why_not(metadata) for condition in self.conditions)), "")
+        return next(filter(None, (condition.mismatch_reason(metadata) for condition in self.conditions)), "")
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class Not:
 
     condition: Condition
 
-    def why_not(self, metadata: Mapping[str, Any]) -> str:
+    def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Turn it round."""
-        return "" if self.condition.why_not(metadata) else f"all of what {EXCEPT} asks for is so"
+        return "" if self.condition.mismatch_reason(metadata) else f"all of what {EXCEPT} asks for is so"
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class AnyOfKnown:
 
     conditions: tuple[Condition, ...]
 
-    def why_not(self, metadata: Mapping[str, Any]) -> str:
+    def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Look for the first one that holds."""
-        reasons = [condition.why_not(metadata) for condition in self.conditions]
+        reasons = [condition.mismatch_reason(metadata) for condition in self.conditions]
         return "" if "" in reasons else "; ".join(reasons) or "none"
 
 
@@ -117,13 +117,13 @@ class AnyOf:
 
     conditions: tuple[Condition, ...]
 
-    def why_not(self, metadata: Mapping[str, Any]) -> str:
+    def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Look for the first one that holds."""
         reasons = []
         for condition in self.conditions:
             try:
-                reason = condition.why_not(metadata)
-            except Undecided as undecided:
+                reason = condition.mismatch_reason(metadata)
+            except MissingKey as undecided:
                 reason = str(undecided)
             if not reason:
                 return ""
@@ -137,16 +137,16 @@ class Conditions:
 
     condition: AnyOf
 
-    def why_not(self, metadata: Mapping[str, Any]) -> str:
+    def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Give the reason why metadata do not match, empty when they do. Never raises."""
-        return self.condition.why_not(metadata)
+        return self.condition.mismatch_reason(metadata)
 
     def match(self, metadata: Mapping[str, Any]) -> bool:
         """Tell whether metadata match."""
-        return not self.why_not(metadata)
+        return not self.mismatch_reason(metadata)
 
 
-def read(given: object) -> Conditions:
+def parse_conditions(given: object) -> Conditions:
     """Read what a configuration gives as conditions.
 
     A list means any of, a dictionary all of. In a dictionary a list means one of its values, a text that begins with
@@ -181,10 +181,10 @@ def _condition(key: object, value: object) -> Condition:
     if isinstance(value, list):
         return OneOf(name, tuple(value))
     found = _COMPARISON.match(value) if isinstance(value, str) else None
-    return _compared(name, found[1], found[2]) if found else OneOf(name, (value,))
+    return _comparison(name, found[1], found[2]) if found else OneOf(name, (value,))
 
 
-def _compared(key: str, relation: str, text: str) -> Compared:
+def _comparison(key: str, relation: str, text: str) -> Comparison:
     if relation not in _OPERATORS:
         meant = f"; use one of {' '.join(_OPERATORS)}"
         raise ValueError(f"the condition of {key} begins with {relation!r}, which compares nothing{meant}")
@@ -194,14 +194,14 @@ def _compared(key: str, relation: str, text: str) -> Compared:
         number = math.nan
     if math.isnan(number):
         raise ValueError(f"the condition of {key} compares with no number: {_shown(relation + text)}")
-    return Compared(key, relation, number)
+    return Comparison(key, relation, number)
 
 
 def _value(metadata: Mapping[str, Any], key: str) -> Any:
     try:
         return metadata[key]
     except KeyError:
-        raise Undecided(f"there is no {key}") from None
+        raise MissingKey(f"there is no {key}") from None
 
 
 def _shown(value: object) -> str:

@@ -17,9 +17,9 @@ from trollmoves import credentials, options, urls
 from trollmoves.credentials import MASK
 from trollmoves.errors import ConfigError
 from trollmoves.options import PREFIX, ChainOptions, Option, ProcessOptions, SharedOptions
-from trollmoves.sections import DEFAULT, Findings, read_process, read_section
+from trollmoves.sections import DEFAULT, Diagnostics, read_process, read_section
 
-LARGEST = 2**22  # bytes of a configuration file; what is larger is something else
+MAX_FILE_SIZE = 2**22  # bytes of a configuration file; what is larger is something else
 
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
 
@@ -43,7 +43,7 @@ class Configuration(Generic[O]):
         by_section: dict[str, list[ConfigError]] = {}
         for problem in self.problems:
             by_section.setdefault(problem.section, []).append(problem)
-        return {section: together(self.file, problems) for section, problems in by_section.items()}
+        return {section: combined_error(self.file, problems) for section, problems in by_section.items()}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Changes(Generic[O]):
     removed: tuple[str, ...]
     changed: tuple[str, ...]
     unchanged: tuple[str, ...]
-    kept: tuple[str, ...]
+    kept_broken: tuple[str, ...]
     process: tuple[str, ...]
     running: Configuration[O]
 
@@ -72,8 +72,8 @@ def read(path: str | os.PathLike[str], role: type[O]) -> Configuration[O]:
             can. Its text is one line and holds all that is wrong.
     """
     file = os.fspath(path)
-    default, texts = ini(file)
-    findings = Findings(file)
+    default, texts = parse_ini(file)
+    findings = Diagnostics(file)
     process = read_process(findings, default)
     read_sections = {
         name: read_section(findings, role, name, of_section, default) for name, of_section in texts.items()
@@ -82,7 +82,7 @@ def read(path: str | os.PathLike[str], role: type[O]) -> Configuration[O]:
     if not usable and not findings.problems:
         raise ConfigError("there is no section, so nothing to run", file=file)
     if not usable or any(problem.section == DEFAULT for problem in findings.problems):
-        raise together(file, findings.problems)
+        raise combined_error(file, findings.problems)
     return Configuration(file, process, usable, tuple(findings.warnings), tuple(findings.problems))
 
 
@@ -95,7 +95,7 @@ def changes(old: Configuration[O], new: Configuration[O]) -> Changes[O]:
         removed=tuple(name for name in old.sections if name not in new.sections and name not in kept),
         changed=tuple(name for name in both if new.sections[name] != old.sections[name]),
         unchanged=tuple(name for name in both if new.sections[name] == old.sections[name]),
-        kept=tuple(kept),
+        kept_broken=tuple(kept),
         process=tuple(
             item.name
             for item in fields(new.process)
@@ -105,13 +105,13 @@ def changes(old: Configuration[O], new: Configuration[O]) -> Changes[O]:
     )
 
 
-def describe(configuration: Configuration[O]) -> str:
+def check_report(configuration: Configuration[O]) -> str:
     """Return what would run, for ``--check``: each option that is not at its default, then what is wrong."""
     role = next((f"{chain.role} " for chain in configuration.sections.values()), "")
     lines = [f"{configuration.file}: {_counted(len(configuration.sections), f'{role}chain')}"]
-    lines += _aligned(_differing(configuration.process, options.table(type(configuration.process))))
+    lines += _aligned(_non_default_values(configuration.process, options.options_of(type(configuration.process))))
     for name, chain in configuration.sections.items():
-        lines += ["", f"[{name}]", *_aligned(_differing(chain, options.table(type(chain))))]
+        lines += ["", f"[{name}]", *_aligned(_non_default_values(chain, options.options_of(type(chain))))]
     for noun, texts in (("warning", configuration.warnings), ("problem", configuration.problems)):
         if texts:
             lines += ["", _counted(len(texts), noun), *(f"  {text}" for text in texts)]
@@ -120,7 +120,7 @@ def describe(configuration: Configuration[O]) -> str:
     return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"
 
 
-def ini(file: str, name: Callable[[str], str] = str.lower) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+def parse_ini(file: str, name: Callable[[str], str] = str.lower) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """Return the options in [DEFAULT], and those of each other section together with them.
 
     ``name`` gives the name of an option as it counts from what is written. ConfigError when the file is no INI file.
@@ -128,7 +128,7 @@ def ini(file: str, name: Callable[[str], str] = str.lower) -> tuple[dict[str, st
     parser = configparser.RawConfigParser()
     parser.optionxform = name  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string(text_of(file))
+        parser.read_string(read_text(file))
     except configparser.DuplicateOptionError as error:
         text = f"stands twice, the second time in line {error.lineno}"
         raise ConfigError(text, file=file, section=str(error.section), option=error.option) from None
@@ -144,15 +144,15 @@ def ini(file: str, name: Callable[[str], str] = str.lower) -> tuple[dict[str, st
     return dict(parser.defaults()), {section: dict(parser.items(section)) for section in parser.sections()}
 
 
-def text_of(file: str) -> str:
+def read_text(file: str) -> str:
     """Return the text of a configuration file; ConfigError when it cannot be read, or can be no such file."""
     try:
         with open(file, "rb") as stream:
-            data = stream.read(LARGEST + 1)
+            data = stream.read(MAX_FILE_SIZE + 1)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", file=file) from None
-    if len(data) > LARGEST:
-        raise ConfigError(f"is larger than {LARGEST} bytes", file=file)
+    if len(data) > MAX_FILE_SIZE:
+        raise ConfigError(f"is larger than {MAX_FILE_SIZE} bytes", file=file)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -165,7 +165,7 @@ def text_of(file: str) -> str:
     return text
 
 
-def _without_taken_ports(findings: Findings, usable: Mapping[str, O]) -> dict[str, O]:
+def _without_taken_ports(findings: Diagnostics, usable: Mapping[str, O]) -> dict[str, O]:
     """Return the sections whose ports no section before them opens."""
     taken: list[tuple[int, str, str]] = []
     kept = {}
@@ -191,7 +191,7 @@ def _ports(chain: ChainOptions) -> Iterator[tuple[str, int]]:
             yield option, port
 
 
-def together(file: str, problems: Sequence[ConfigError]) -> ConfigError:
+def combined_error(file: str, problems: Sequence[ConfigError]) -> ConfigError:
     """Return one error for several of one file."""
     sections = {problem.section for problem in problems}
     if len(problems) == 1:
@@ -205,18 +205,18 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _differing(section: SharedOptions, table: Mapping[str, Option]) -> Iterator[tuple[str, str]]:
+def _non_default_values(section: SharedOptions, table: Mapping[str, Option]) -> Iterator[tuple[str, str]]:
     """Yield name and readable value of each option that differs from its default."""
     for name, option in table.items():
         value = getattr(section, name)
         if value != (None if option.default is None else option.parse(option.default)):
-            yield name, MASK if option.secret else _readable(name, value)
+            yield name, MASK if option.secret else _format_value(name, value)
     for name, value in _flat(PREFIX, getattr(section, "connection_parameters", {})):
-        yield name, _readable(name, value)
+        yield name, _format_value(name, value)
     for name, replacement in getattr(section, "replacements", {}).items():
-        yield name, f"{_readable(name, replacement.text)} (in the metadata)"
+        yield name, f"{_format_value(name, replacement.text)} (in the metadata)"
     for name, value in section.details():
-        yield name, _readable(name, value)
+        yield name, _format_value(name, value)
 
 
 def _flat(prefix: str, group: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
@@ -227,7 +227,7 @@ def _flat(prefix: str, group: Mapping[str, Any]) -> Iterator[tuple[str, object]]
             yield f"{prefix}{name}", value
 
 
-def _readable(name: str, value: object) -> str:
+def _format_value(name: str, value: object) -> str:
     """Return the value as it would stand in a file; masked when the name says that it is a secret."""
     if credentials.is_secret(name):
         return MASK
@@ -236,10 +236,10 @@ def _readable(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
-        return "; ".join(f"{key}={_readable(key, item)}" for key, item in value.items())
+        return "; ".join(f"{key}={_format_value(key, item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ("," if isinstance(value, list) else " ").join(_readable("", item) for item in value)
-    return urls.printable(value) if "://" in str(value) else str(value)
+        return ("," if isinstance(value, list) else " ").join(_format_value("", item) for item in value)
+    return urls.redacted(value) if "://" in str(value) else str(value)
 
 
 def _aligned(rows: Iterable[tuple[str, str]]) -> Iterator[str]:

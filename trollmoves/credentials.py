@@ -13,7 +13,7 @@ import re
 import stat
 
 MASK = "***"
-LARGEST = 65_536  # bytes of a file with a secret; what is larger is something else
+MAX_FILE_SIZE = 65_536  # bytes of a file with a secret; what is larger is something else
 FILE = "file:"
 VARIABLE = "env:"
 
@@ -28,7 +28,7 @@ def is_secret(name: str) -> bool:
     return bool(_SECRET.search(name)) or bool(difflib.get_close_matches(name, _LIKELY, cutoff=0.8))
 
 
-def read(value: str) -> str:
+def resolve(value: str) -> str:
     """Return the secret that an option's value is or leads to.
 
     Raises:
@@ -42,7 +42,7 @@ def read(value: str) -> str:
     return value
 
 
-def exposed(value: str) -> str:
+def exposure_warning(value: str) -> str:
     """Return a sentence's end about a secret's file that everybody on this host can read; empty when all is well."""
     if not value.startswith(FILE):
         return ""
@@ -70,14 +70,14 @@ def _of_file(path: str) -> str:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError(f"{path} is no regular file")
-        data = os.read(fd, LARGEST + 1)
+        data = os.read(fd, MAX_FILE_SIZE + 1)
     finally:
         os.close(fd)
     try:
         text = data.decode("utf-8").strip("\r\n")
     except UnicodeDecodeError:
         raise ValueError(f"the file {path} holds no UTF-8 text") from None
-    if len(data) > LARGEST or not text or not _is_one_line(text):
+    if len(data) > MAX_FILE_SIZE or not text or not _is_one_line(text):
         raise ValueError(f"the file {path} must hold one line with the secret, and nothing else")
     return text
 

@@ -19,21 +19,23 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from trollmoves import __version__, config, logs, steps
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
-from trollmoves.journal import Journal, Keep, Remains, journal_path
+from trollmoves.journal import Compactors, Journal, Retention, journal_path
 from trollmoves.options import ChainOptions, ProcessOptions
-from trollmoves.scheduling import Scheduling
+from trollmoves.scheduling import CpuPolicy
 from trollmoves.watch import FileWatch
-from trollmoves.workers import Workers
+from trollmoves.workers import Scheduler
 
 log = logging.getLogger(__name__)
 
-UPKEEP = 60.0  # s between rounds of the journal's upkeep
-ROOM_LOOK = 5.0  # s between looks whether there is room for a journal
-UPKEEP_STEP = 0.02  # s between the steps of a round, each of which takes a few ms
+PRUNE_INTERVAL = 60.0  # s between rounds of the journal's upkeep
+DISK_SPACE_POLL = 5.0  # s between looks whether there is room for a journal
+PRUNE_STEP_PAUSE = 0.02  # s between the steps of a round, each of which takes a few ms
 DAY = 86_400.0  # s
-DESCRIPTORS = 65_536
-FOR_EVERYONE = 0o002  # the right to write that nothing made here gives to everyone, whatever the umask
-SWITCH = 0.001  # s after which a busy thread lets another one have Python; its default of 5 ms would be our latency
+MAX_OPEN_FILES = 65_536
+WORLD_WRITABLE = 0o002  # the right to write that nothing made here gives to everyone, whatever the umask
+SWITCH_INTERVAL = (
+    0.001  # s after which a busy thread lets another one have Python; its default of 5 ms would be our latency
+)
 
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
 
@@ -51,12 +53,12 @@ class Chain(Protocol):
 
 
 @dataclass(frozen=True)
-class House:
+class Runtime:
     """What all chains of a process share."""
 
     options: ProcessOptions
     journal: Journal
-    workers: Workers
+    workers: Scheduler
 
 
 class Daemon(ABC, Generic[O]):
@@ -64,13 +66,13 @@ class Daemon(ABC, Generic[O]):
 
     role: ClassVar[str]
     options: type[O]
-    remains: ClassVar[Remains] = {}  # what is left of a task that was done some time ago, by kind
+    compactors: ClassVar[Compactors] = {}  # what is left of a task that was done some time ago, by kind
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
-        self._scheduling = Scheduling()
+        self._scheduling = CpuPolicy()
         self._chains: dict[str, Chain] = {}
         self._ending = False
         self._trouble = ""  # why the last chain that did not start did not
@@ -79,33 +81,33 @@ class Daemon(ABC, Generic[O]):
     # -- what each daemon is
 
     @abstractmethod
-    def chain(self, options: O, house: House) -> Chain:
+    def make_chain(self, options: O, house: Runtime) -> Chain:
         """Make the chain of one section; StartError when it cannot run."""
 
-    def open(self, house: House) -> None:
+    def open_shared(self, house: Runtime) -> None:
         """Open what all chains of this daemon share; StartError when it cannot be had."""
 
-    def close(self) -> None:
+    def close_shared(self) -> None:
         """Close it again."""
 
-    def advice(self, chains: Iterable[O]) -> str:  # noqa: ARG002
+    def startup_warning(self, chains: Iterable[O]) -> str:  # noqa: ARG002
         """Give one line that whoever runs these chains should know; empty when there is nothing."""
         return ""
 
-    def read(self) -> config.Configuration[O]:
+    def read_config(self) -> config.Configuration[O]:
         """Read the configuration file; ConfigError when it cannot be used."""
         return config.read(self._file, self.options)
 
-    def describe(self, found: config.Configuration[O]) -> str:
+    def check_report(self, found: config.Configuration[O]) -> str:
         """Give what ``--check`` prints."""
-        return config.describe(found)
+        return config.check_report(found)
 
-    def quiet(self) -> AbstractContextManager[None]:
+    def paused_input(self) -> AbstractContextManager[None]:
         """Hold back what comes in for all chains together, while some of them start or stop."""
         return nullcontext()
 
     @classmethod
-    def parser(cls, description: str) -> argparse.ArgumentParser:
+    def make_parser(cls, description: str) -> argparse.ArgumentParser:
         """Give a parser of the arguments that all daemons have."""
         parser = argparse.ArgumentParser(description=description)
         add = parser.add_argument
@@ -117,7 +119,7 @@ class Daemon(ABC, Generic[O]):
         add("--version", action="version", version=f"trollmoves {__version__}")
         return parser
 
-    def running(self) -> list[Chain]:
+    def running_chains(self) -> list[Chain]:
         """Give the chains that run; any thread."""
         with self._chains_lock:
             return list(self._chains.values())
@@ -127,40 +129,40 @@ class Daemon(ABC, Generic[O]):
     def run(self) -> int:
         """Run until a signal ends it; give the exit status."""
         try:
-            steps.check()
+            steps.check_environment()
             if self.arguments.check:
                 return self._check()
-            os.umask(os.umask(0) | FOR_EVERYONE)
+            os.umask(os.umask(0) | WORLD_WRITABLE)
             logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
             follower = FileWatch(self._file, lambda: self._orders.put("reload"))
             follower.start()  # before the file is read for the first time: no change falls in between
             try:
-                return self._live()
+                return self._run_daemon()
             finally:
                 follower.stop()
         except TrollmovesError as error:
             log.debug("because of", exc_info=True)
-            print(f"{self.parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the last word before the end)
+            print(f"{self.make_parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the last word before the end)
             return 1
 
     def _check(self) -> int:
-        found = self.read()
-        sys.stdout.write(self.describe(found))
-        if advice := self.advice(found.sections.values()):
+        found = self.read_config()
+        sys.stdout.write(self.check_report(found))
+        if advice := self.startup_warning(found.sections.values()):
             sys.stdout.write(f"\n{advice}\n")
         return 1 if found.broken else 0
 
-    def _live(self) -> int:
-        sys.setswitchinterval(SWITCH)
-        _allow_descriptors()
-        current = self.read()
-        _tell_problems(current)
+    def _run_daemon(self) -> int:
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        _raise_fd_limit()
+        current = self.read_config()
+        _log_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
         self._listen_to_signals()
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
-                current = self._keep_house(current, journal)
+                current = self._run_chains(current, journal)
             except StartError:
                 if not journal.damage:
                     raise
@@ -184,24 +186,24 @@ class Daemon(ABC, Generic[O]):
                     log.error("%s; waiting for room", error)
                 told = True
             with suppress(Empty):
-                if self._orders.get(timeout=ROOM_LOOK) == "stop":
+                if self._orders.get(timeout=DISK_SPACE_POLL) == "stop":
                     return None
 
-    def _keep_house(self, current: config.Configuration[O], journal: Journal) -> config.Configuration[O]:
+    def _run_chains(self, current: config.Configuration[O], journal: Journal) -> config.Configuration[O]:
         """Run the chains until this process, or the journal, comes to its end; give what they were made of."""
-        house = House(current.process, journal, Workers(journal, current.process.workers, self._scheduling.follow))
-        self.open(house)
+        house = Runtime(current.process, journal, Scheduler(journal, current.process.workers, self._scheduling.update))
+        self.open_shared(house)
         try:
             house.workers.start()
-            with self.quiet():
+            with self.paused_input():
                 for options in current.sections.values():
                     self._start_chain(options, house)
             if not self._chains:
                 raise StartError(f"no chain could be started{self._trouble}")
             log.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), journal.path)
-            if advice := self.advice(current.sections.values()):
+            if advice := self.startup_warning(current.sections.values()):
                 log.warning("%s", advice)
-            return self._obey(current, house)
+            return self._command_loop(current, house)
         finally:
             self._stop(house)
 
@@ -209,11 +211,11 @@ class Daemon(ABC, Generic[O]):
         for number, order in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
             signal.signal(number, lambda *_, order=order: self._orders.put(order))
 
-    def _obey(self, current: config.Configuration[O], house: House) -> config.Configuration[O]:
-        upkeep = _Upkeep(house, self.remains)
+    def _command_loop(self, current: config.Configuration[O], house: Runtime) -> config.Configuration[O]:
+        upkeep = _JournalPruner(house, self.compactors)
         while True:
             try:
-                order = self._orders.get(timeout=upkeep.wait())
+                order = self._orders.get(timeout=upkeep.seconds_until_due())
             except Empty:
                 upkeep.step()
                 continue
@@ -222,23 +224,23 @@ class Daemon(ABC, Generic[O]):
                 if not self._ending:
                     log.error("the journal is damaged (%s): all chains begin anew", house.journal.damage)
                 return current
-            with self.quiet():
+            with self.paused_input():
                 current = self._reload(current, house)
 
     # -- chains
 
-    def _start_chain(self, options: O, house: House) -> bool:
+    def _start_chain(self, options: O, house: Runtime) -> bool:
         chain = None
-        house.workers.prefer(options.name, options.priority)
+        house.workers.set_priority(options.name, options.priority)
         try:
-            chain = self.chain(options, house)
+            chain = self.make_chain(options, house)
             chain.start()
         except Exception as error:  # one chain's trouble is not the others'
             expected = isinstance(error, TrollmovesError)
             log.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
             self._trouble = f": [{options.name}] {error}"
             if chain:
-                self._end(chain)
+                self._stop_safely(chain)
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
@@ -249,24 +251,24 @@ class Daemon(ABC, Generic[O]):
         with self._chains_lock:
             chain = self._chains.pop(name, None)
         if chain is not None:
-            self._end(chain)
+            self._stop_safely(chain)
             log.info("[%s] stopped", name)
 
     @staticmethod
-    def _end(chain: Chain) -> None:
+    def _stop_safely(chain: Chain) -> None:
         try:
             chain.stop()
         except Exception:  # what it leaves behind is no reason for the others to stop
             log.exception("[%s] did not stop in order", chain.name)
 
-    def _reload(self, current: config.Configuration[O], house: House) -> config.Configuration[O]:
+    def _reload(self, current: config.Configuration[O], house: Runtime) -> config.Configuration[O]:
         """Bring what runs into line with the file; what the file does not change is not touched."""
         try:
-            new = self.read()
+            new = self.read_config()
         except ConfigError as error:
             log.error("the configuration is not taken over, what runs goes on: %s", error)
             return current
-        _tell_problems(new)
+        _log_problems(new)
         changes = config.changes(current, new)
         if changes.process:
             log.warning("needs a restart to count: %s in [DEFAULT]", ", ".join(changes.process))
@@ -285,38 +287,38 @@ class Daemon(ABC, Generic[O]):
             len(changes.added),
             len(changes.changed),
             len(changes.removed),
-            len(changes.unchanged) + len(changes.kept),
+            len(changes.unchanged) + len(changes.kept_broken),
         )
         return changes.running
 
-    def _stop(self, house: House) -> None:
+    def _stop(self, house: Runtime) -> None:
         """End in order: hear nothing more, give what runs its time, write down the rest."""
-        with self.quiet():
+        with self.paused_input():
             for name in list(self._chains):
                 self._stop_chain(name)
             if not house.workers.stop(house.options.stop_timeout):
                 log.warning("transfers were still running after %g s; they are begun anew", house.options.stop_timeout)
-            self.close()
+            self.close_shared()
         log.info("stopped")
 
 
-class _Upkeep:
+class _JournalPruner:
     """Keeps the journal small, by a small step at a time; the main thread's."""
 
-    def __init__(self, house: House, remains: Remains) -> None:
+    def __init__(self, house: Runtime, remains: Compactors) -> None:
         options = house.options
         self._journal = house.journal
         self._remains = remains
-        self._keep = Keep(
+        self._keep = Retention(
             options.keep_finished * DAY,
             options.keep_announcements * DAY,
             options.max_finished,
             options.max_announcements,
         )
         self._steps: Iterator[int] = iter(())
-        self._next = time.monotonic() + UPKEEP
+        self._next = time.monotonic() + PRUNE_INTERVAL
 
-    def wait(self) -> float:
+    def seconds_until_due(self) -> float:
         """Give the seconds until the next step."""
         return max(0.0, self._next - time.monotonic())
 
@@ -328,19 +330,19 @@ class _Upkeep:
             log.debug("the journal is not made smaller: %s", error)  # whoever has to write says so louder
             done = None
         if done is None:
-            self._steps = self._journal.upkeep(self._keep, self._remains)
-        self._next = time.monotonic() + (UPKEEP if done is None else UPKEEP_STEP)
+            self._steps = self._journal.prune(self._keep, self._remains)
+        self._next = time.monotonic() + (PRUNE_INTERVAL if done is None else PRUNE_STEP_PAUSE)
 
 
-def _allow_descriptors() -> None:
+def _raise_fd_limit() -> None:
     """Use as many descriptors as this process may have: each request that is open has a socket."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < DESCRIPTORS and soft != hard:
-        most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft < MAX_OPEN_FILES and soft != hard:
+        most = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _tell_problems(found: config.Configuration[Any]) -> None:
+def _log_problems(found: config.Configuration[Any]) -> None:
     for warning in found.warnings:
         log.warning("%s", warning)
     for problem in found.problems:

@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from trollmoves import steps
-from trollmoves.config import Configuration, describe
-from trollmoves.daemon import Chain, Daemon, House
+from trollmoves.config import Configuration, check_report
+from trollmoves.daemon import Chain, Daemon, Runtime
 from trollmoves.dispatch import config
-from trollmoves.dispatch.deliveries import KIND, TELL, Deliveries, take
+from trollmoves.dispatch.deliveries import KIND, REPUBLISH, Deliveries, enqueue
 from trollmoves.dispatch.explanation import explain
-from trollmoves.dispatch.files import News
-from trollmoves.dispatch.hearing import Hearing
-from trollmoves.journal import nothing
+from trollmoves.dispatch.files import ReceivedMessage
+from trollmoves.dispatch.hearing import Subscription
+from trollmoves.journal import drop_body
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import DispatcherOptions, TargetOptions
 from trollmoves.patterns import Origin
-from trollmoves.watch import Found, Watch
+from trollmoves.watch import DirectoryWatch, FoundFile
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +31,18 @@ log = logging.getLogger(__name__)
 class TargetChain:
     """One target, running. With an ``origin`` it is told of files by a watch, else the dispatcher does."""
 
-    def __init__(self, options: TargetOptions, house: House, publisher: Publisher | None) -> None:
+    def __init__(self, options: TargetOptions, house: Runtime, publisher: Publisher | None) -> None:
         self.name = options.name
         self.deliveries = Deliveries(options, house.journal, house.workers, publisher)
         self._house = house
         self._watch = None
         self._oldest = 0.0  # s since the epoch
         if options.origin:
-            self._watch = Watch(Origin(options.origin), self._found, name=self.name)
-            self._oldest = time.time() - house.journal.forgotten()  # what is older was delivered long ago
+            self._watch = DirectoryWatch(Origin(options.origin), self._on_found, name=self.name)
+            self._oldest = time.time() - house.journal.history_seconds()  # what is older was delivered long ago
 
     @property
-    def listens(self) -> bool:
+    def uses_messages(self) -> bool:
         """Whether it wants to be told of messages."""
         return self._watch is None
 
@@ -56,16 +56,16 @@ class TargetChain:
         """Look for no more files; what waits stays in the journal."""
         if self._watch:
             self._watch.stop()
-        self._house.workers.forget(self.name)
+        self._house.workers.unregister(self.name)
 
-    def _found(self, found: list[Found]) -> None:
+    def _on_found(self, found: list[FoundFile]) -> None:
         news = [
-            News(Message("/", "file", {**one.fields, "uri": one.path, "uid": os.path.basename(one.path)}))
+            ReceivedMessage(Message("/", "file", {**one.fields, "uri": one.path, "uid": os.path.basename(one.path)}))
             for one in found
             if one.fresh or not self._is_old(one.path)
         ]
         tasks = [task for one in news for task in self.deliveries.tasks(one, None)]
-        take(tasks, self._house.journal, self._house.workers)
+        enqueue(tasks, self._house.journal, self._house.workers)
 
     def _is_old(self, path: str) -> bool:
         try:
@@ -79,31 +79,31 @@ class Dispatcher(Daemon[TargetOptions]):
 
     role = "dispatcher"
     options = TargetOptions
-    remains = {KIND: nothing, TELL: nothing}
+    compactors = {KIND: drop_body, REPUBLISH: drop_body}
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
-        self._hearing: Hearing | None = None
+        self._hearing: Subscription | None = None
         self._publisher: Publisher | None = None
         self._topics: list[str] = []
         if arguments.explain is not None:
             arguments.check = True
 
-    def read(self) -> Configuration[TargetOptions]:
+    def read_config(self) -> Configuration[TargetOptions]:
         """Read the configuration, and listen to what its targets want to hear of."""
-        found = config.read(self._file)
+        found = config.read_dispatcher_config(self._file)
         self._topics = [t for x in found.sections.values() for way in x.dispatch_configs for t in way.topics]
         if self._hearing:
-            self._hearing.want(self._topics)
+            self._hearing.add_topics(self._topics)
         return found
 
-    def describe(self, found: Configuration[TargetOptions]) -> str:
+    def check_report(self, found: Configuration[TargetOptions]) -> str:
         """Give what ``--check`` prints, or what becomes of the message or file that is to be explained."""
         if self.arguments.explain is None:
-            return describe(found)
+            return check_report(found)
         return explain(found, self.arguments.explain)
 
-    def open(self, house: House) -> None:
+    def open_shared(self, house: Runtime) -> None:
         """Bind the publish port when there is one; hear when the targets are there."""
         if self.arguments.publish_port is not None:
             self._publisher = Publisher(
@@ -116,32 +116,32 @@ class Dispatcher(Daemon[TargetOptions]):
             self._publisher.start()
         options = house.options
         assert isinstance(options, DispatcherOptions)  # noqa: S101  (for the type checker: ``read`` makes no other)
-        self._hearing = Hearing(options, lambda messages: self._heard(messages, house))
-        self._hearing.want(self._topics)
+        self._hearing = Subscription(options, lambda messages: self._on_messages(messages, house))
+        self._hearing.add_topics(self._topics)
 
-    def close(self) -> None:
+    def close_shared(self) -> None:
         """Hear no more, and give the publish port back."""
         if self._hearing:
             self._hearing.stop()
         if self._publisher:
             self._publisher.stop()
 
-    def quiet(self) -> AbstractContextManager[None]:
+    def paused_input(self) -> AbstractContextManager[None]:
         """Have messages wait while targets come and go."""
-        return self._hearing.held() if self._hearing else nullcontext()
+        return self._hearing.paused() if self._hearing else nullcontext()
 
-    def chain(self, options: TargetOptions, house: House) -> Chain:
+    def make_chain(self, options: TargetOptions, house: Runtime) -> Chain:
         """Make the chain of one target."""
         return TargetChain(options, house, self._publisher)
 
-    def _heard(self, messages: Sequence[Message], house: House) -> None:
+    def _on_messages(self, messages: Sequence[Message], house: Runtime) -> None:
         """Note all that is to be done about messages before the next ones are heard."""
-        steps.reached("message-heard")
-        chains = [chain for chain in self.running() if isinstance(chain, TargetChain) and chain.listens]
-        take(
+        steps.hit("message-heard")
+        chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
+        enqueue(
             [
                 task
-                for news in map(News, messages)
+                for news in map(ReceivedMessage, messages)
                 for chain in chains
                 for task in chain.deliveries.tasks(news, news.message.subject)
             ],
@@ -157,9 +157,9 @@ def _nameservers(given: Sequence[str] | None) -> Sequence[str] | bool | None:
     return hosts or False
 
 
-def arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Dispatcher.parser("Send files that messages tell of to whom they concern.")
+    parser = Dispatcher.make_parser("Send files that messages tell of to whom they concern.")
     add = parser.add_argument
     add(
         "-p",
@@ -185,7 +185,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dispatcher.py``; give its exit status."""
-    return Dispatcher(arguments().parse_args(argv)).run()
+    return Dispatcher(make_parser().parse_args(argv)).run()
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ class TrollmovesError(Exception):
     """The root of all errors of this package."""
 
     temporary = False
-    about_origin = False  # what was to be sent is to blame, which tells nothing about where it was to go
-    about_directory = False  # one directory is to blame, which tells nothing about others on its host
+    blames_origin = False  # what was to be sent is to blame, which tells nothing about where it was to go
+    blames_directory = False  # one directory is to blame, which tells nothing about others on its host
 
     @property
     def outage(self) -> bool:
         """Whether others that go to the same place, or come from it, would fail as well for a while."""
-        return self.temporary and not (self.about_origin or self.about_directory)
+        return self.temporary and not (self.blames_origin or self.blames_directory)
 
 
 class StartError(TrollmovesError):
@@ -51,7 +51,7 @@ class MessageError(TrollmovesError):
     """A text that arrived is no message."""
 
 
-class RequestRefused(TrollmovesError):
+class RequestRejected(TrollmovesError):
     """A request is not served; the text is the answer that the peer gets."""
 
 
@@ -98,13 +98,13 @@ class TargetBusy(TemporaryTransferError):
 class OriginChanged(TemporaryTransferError):
     """Somebody wrote to the file while it was being sent."""
 
-    about_origin = True
+    blames_origin = True
 
 
 class OriginUnreadable(TemporaryTransferError):
     """The file to deliver cannot be read: its permissions, or those of a directory, forbid it, or its disk fails."""
 
-    about_origin = True
+    blames_origin = True
 
 
 class PermanentTransferError(TransferError):
@@ -118,7 +118,7 @@ class BadDestination(PermanentTransferError):
 class OriginMissing(PermanentTransferError):
     """The file to deliver does not exist, or is no regular file."""
 
-    about_origin = True
+    blames_origin = True
 
 
 class AuthenticationFailed(PermanentTransferError):
@@ -132,4 +132,4 @@ class UnknownHostKey(PermanentTransferError):
 class PermissionRefused(TemporaryTransferError):
     """The far end does not allow to write there, until somebody gives the right to; other directories may be open."""
 
-    about_directory = True
+    blames_directory = True

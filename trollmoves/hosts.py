@@ -14,11 +14,11 @@ from concurrent.futures import TimeoutError as FutureTimeout
 
 import netifaces
 
-LIFETIME = 60.0  # seconds for which an answer about this host holds: an address may move by DHCP, names by DNS
-PATIENCE = 2.0  # seconds a caller waits for a name server; without an answer a host counts as another one
-LOOK_UPS = 16  # name look-ups under way at one time, and
-ANSWERS = 1000  # answers kept, so that requests naming many hosts cannot fill the process
-REMEMBERED = 1000  # addresses of which it is remembered what they mean; the same few come again and again
+CACHE_TTL = 60.0  # seconds for which an answer about this host holds: an address may move by DHCP, names by DNS
+LOOKUP_TIMEOUT = 2.0  # seconds a caller waits for a name server; without an answer a host counts as another one
+MAX_LOOKUPS = 16  # name look-ups under way at one time, and
+MAX_CACHED_ANSWERS = 1000  # answers kept, so that requests naming many hosts cannot fill the process
+CACHE_SIZE = 1000  # addresses of which it is remembered what they mean; the same few come again and again
 
 
 def canonical(name: str) -> str:
@@ -34,7 +34,7 @@ def is_address(name: str) -> bool:
 
 def is_local(host: str | None) -> bool:
     """Tell whether ``host`` is this host; see :meth:`LocalHost.is_here`."""
-    return this_host().is_here(host)
+    return this_host().is_local(host)
 
 
 def own_address() -> str:
@@ -57,8 +57,8 @@ class LocalHost:
 
     def __init__(
         self,
-        lifetime: float = LIFETIME,
-        patience: float = PATIENCE,
+        lifetime: float = CACHE_TTL,
+        patience: float = LOOKUP_TIMEOUT,
         look_up: Callable[[str], set[str]] | None = None,
     ) -> None:
         self._lifetime = lifetime
@@ -69,7 +69,7 @@ class LocalHost:
         self._own: tuple[float, str] = (0.0, "")
         self._answers: dict[str, tuple[float, Future[bool]]] = {}
 
-    def is_here(self, host: str | None) -> bool:
+    def is_local(self, host: str | None) -> bool:
         """Tell whether ``host`` means this host.
 
         That is: no host, ``localhost``, this host's name, a loopback address, an address of one of its interfaces, or
@@ -83,7 +83,7 @@ class LocalHost:
         own = socket.gethostname().lower()
         if name in (own, own.partition(".")[0]):
             return True
-        return self._answer(name)
+        return self._lookup_result(name)
 
     def address(self) -> str:
         """Return the IPv4 address to advertise: that of the default route's interface, else the best other one."""
@@ -119,43 +119,43 @@ class LocalHost:
         address = _address(text)
         return bool(address) and (_is_loopback(address) or address in self._interfaces())
 
-    def _answer(self, name: str) -> bool:
+    def _lookup_result(self, name: str) -> bool:
         now = time.monotonic()
         with self._lock:
             asked, answer = self._answers.get(name, (0.0, None))
             if answer is None or (now >= asked + self._lifetime and answer.done()):
-                asked, answer = now, self._ask(name, now)
+                asked, answer = now, self._start_lookup(name, now)
         try:
             return answer.result(max(0.0, asked + self._patience - now))
         except FutureTimeout:
             return False
 
-    def _ask(self, name: str, now: float) -> Future[bool]:
+    def _start_lookup(self, name: str, now: float) -> Future[bool]:
         """Start a look-up and return its answer to be; the caller holds the lock."""
         answer: Future[bool] = Future()
-        if len(self._answers) >= ANSWERS:
+        if len(self._answers) >= MAX_CACHED_ANSWERS:
             self._answers = {key: value for key, value in self._answers.items() if not value[1].done()}
-        if sum(not pending.done() for _, pending in self._answers.values()) >= LOOK_UPS:
+        if sum(not pending.done() for _, pending in self._answers.values()) >= MAX_LOOKUPS:
             answer.set_result(False)
             return answer
         self._answers[name] = (now, answer)
         try:
-            threading.Thread(target=self._find_out, args=(name, answer), name="look-up", daemon=True).start()
+            threading.Thread(target=self._look_up_thread, args=(name, answer), name="look-up", daemon=True).start()
         except RuntimeError:  # no more threads, or the process is about to end
             answer.set_result(False)
         return answer
 
-    def _find_out(self, name: str, answer: Future[bool]) -> None:
+    def _look_up_thread(self, name: str, answer: Future[bool]) -> None:
         here = False
         try:
-            here = any(map(self._is_own, self._look_up(name))) or _is_full_name(name)
+            here = any(map(self._is_own, self._look_up(name))) or _is_own_fqdn(name)
         except (OSError, UnicodeError, ValueError):
             pass  # no such name, or no name server: another host
         finally:
             answer.set_result(here)
 
 
-def _is_full_name(name: str) -> bool:
+def _is_own_fqdn(name: str) -> bool:
     """Tell whether this host calls itself ``name``; its own look-up can be slow, so only when it may be so."""
     short = socket.gethostname().partition(".")[0].lower()
     return name.partition(".")[0] == short and name == socket.getfqdn().lower()
@@ -173,12 +173,12 @@ def _interface_addresses() -> Iterator[str]:
                 yield from filter(None, (_address(entry.get("addr", "")) for entry in found.get(family, [])))
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
+@functools.lru_cache(maxsize=CACHE_SIZE)
 def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
+@functools.lru_cache(maxsize=CACHE_SIZE)
 def _address(text: str) -> str:
     """Return the one spelling of an IP address, without a zone; empty when ``text`` is none."""
     try:

@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Journal, Task
-from trollmoves.pace import Pace
+from trollmoves.pace import RateMeter
 
 if TYPE_CHECKING:
     Handler = Callable[[Task], "Result | None"]
     Starter = Callable[[Task, Callable[["Result"], None]], None]
 
-BACKOFF_FIRST = 1.0  # s before the second try
-BACKOFF_MOST = 300.0  # s, so that a mended host is noticed within minutes
+BACKOFF_INITIAL = 1.0  # s before the second try
+BACKOFF_MAX = 300.0  # s, so that a mended host is noticed within minutes
 PREFETCH = 16  # tasks in hand for each that may run at once, so that commits come in groups
-MORE_WHEN_FAST = 8  # times as many at once where they only have to be started, and end as soon as they begin
-KEPT = 500  # tasks of a lane that wait in the journal, of which is remembered what their makers want to find again
-STILL = 0.01  # s without the end of a task after which another worker comes to a lane
+ASYNC_BURST_FACTOR = 8  # times as many at once where they only have to be started, and end as soon as they begin
+MAX_CONTEXTS = (
+    500  # tasks of a lane that wait in the journal, of which is remembered what their makers want to find again
+)
+STALL_SECONDS = 0.01  # s without the end of a task after which another worker comes to a lane
 NEVER = float("inf")
 
 
@@ -44,25 +46,25 @@ class Result:
     """
 
     reply: str | None = None
-    then: Sequence[Task] = ()
+    follow_ups: Sequence[Task] = ()
     error: TrollmovesError | None = None
-    again_in: float | None = None
+    retry_in: float | None = None
     final: bool = False
-    after: Callable[[], None] | None = None
+    on_committed: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class TaskKind:
     """One kind of task of one chain: what runs it, and how many of it at once a lane."""
 
     limit: int
     handler: Handler | None = None  # runs on a worker thread
-    starter: Starter | None = None  # only starts it, on the clerk's thread; ``finish`` is called later
-    begin_at: float = 0.0  # before this time (monotonic) none is taken
+    async_handler: Starter | None = None  # only starts it, on the clerk's thread; ``finish`` is called later
+    not_before: float = 0.0  # before this time (monotonic) none is taken
     priority: int = 0  # of its chain; a higher one goes first
 
 
-def backoff(tries: int, first: float = BACKOFF_FIRST, most: float = BACKOFF_MOST) -> float:
+def backoff(tries: int, first: float = BACKOFF_INITIAL, most: float = BACKOFF_MAX) -> float:
     """Give the seconds to wait after the ``tries``-th failure: doubling up to ``most``, with jitter of a half."""
     return float(min(most, first * 2.0 ** min(tries - 1, 30)) * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)
 
@@ -73,23 +75,23 @@ class Lane:
 
     chain: str
     name: str
-    kind: Kind | None
-    clock: Callable[[], float]  # by which tasks are due
-    unread: bool = False  # the journal may hold due tasks that were not offered
-    taken: dict[int, Task] = field(default_factory=dict)
+    kind: TaskKind | None
+    now: Callable[[], float]  # by which tasks are due
+    journal_pending: bool = False  # the journal may hold due tasks that were not offered
+    in_flight: dict[int, Task] = field(default_factory=dict)
     ready: deque[Task] = field(default_factory=deque)
-    tokens: int = 0  # workers that are on this lane, or were sent to it
-    proven: bool = False  # something ended since there was nothing to do, and the last of it not by an outage
-    held: bool = False  # no worker was left for it; the end of another lane's task may change that
+    workers: int = 0  # workers that are on this lane, or were sent to it
+    healthy: bool = False  # something ended since there was nothing to do, and the last of it not by an outage
+    starved: bool = False  # no worker was left for it; the end of another lane's task may change that
     failures: int = 0  # pauses since the last success
     paused_until: float = 0.0  # monotonic
     next_due: float = NEVER  # when the journal is to be asked again, by the clock
-    pace: Pace = field(default_factory=Pace)  # of the tasks that end
-    moved_at: float = 0.0  # monotonic; when a task ended or a worker came
-    taken_to: int = 0  # the highest id that was ever taken
+    pace: RateMeter = field(default_factory=RateMeter)  # of the tasks that end
+    last_progress: float = 0.0  # monotonic; when a task ended or a worker came
+    highest_claimed_id: int = 0  # the highest id that was ever taken
     _probe: int = 0  # the id of the task that was taken after the last pause
-    _offered: deque[Task] = field(default_factory=deque)
-    _kept: dict[int, Task] = field(default_factory=dict)  # offered, and to be read from the journal in their turn
+    _submitted: deque[Task] = field(default_factory=deque)
+    _contexts: dict[int, Task] = field(default_factory=dict)  # offered, and to be read from the journal in their turn
 
     @property
     def priority(self) -> int:
@@ -97,120 +99,122 @@ class Lane:
         kind = self.kind
         return kind.priority if kind else 0
 
-    def offer(self, tasks: Iterable[Task]) -> None:
+    def submit(self, tasks: Iterable[Task]) -> None:
         """Hand over tasks that were noted just now."""
-        self._offered.extend(tasks)
+        self._submitted.extend(tasks)
 
-    def wait(self) -> float:
+    def seconds_until_ready(self) -> float:
         """Give the seconds after which there may be something to do without a further event."""
         kind = self.kind  # chains come and go on other threads
-        if self.ready and kind and self.tokens < kind.limit and not self.held:
-            return STILL
-        if not self._room():
+        if self.ready and kind and self.workers < kind.limit and not self.starved:
+            return STALL_SECONDS
+        if not self._free_slots():
             return NEVER  # the end of a task is such an event
-        return max(self._closed_for(), 0.0 if self.unread or self._offered else self.next_due - self.clock())
+        return max(
+            self._closed_seconds(), 0.0 if self.journal_pending or self._submitted else self.next_due - self.now()
+        )
 
-    def stands_still(self) -> bool:
+    def is_stalled(self) -> bool:
         """Tell whether tasks are ready, and none ended lately."""
-        return bool(self.ready) and time.monotonic() - self.moved_at > STILL
+        return bool(self.ready) and time.monotonic() - self.last_progress > STALL_SECONDS
 
-    def pause(self) -> float:
+    def pause_remaining(self) -> float:
         """Give the seconds for which the lane is held back after tries that failed."""
         return max(0.0, self.paused_until - time.monotonic())
 
     def is_idle(self) -> bool:
         """Tell whether nothing is in hand, nothing to come, and nothing to remember."""
-        if self.taken or self.tokens:
+        if self.in_flight or self.workers:
             return False
         if self.kind is None:
             return True
-        if self.failures and time.monotonic() < self.paused_until + BACKOFF_MOST:
+        if self.failures and time.monotonic() < self.paused_until + BACKOFF_MAX:
             return False
-        return not (self._offered or self.unread) and self.next_due == NEVER
+        return not (self._submitted or self.journal_pending) and self.next_due == NEVER
 
-    def take(self, journal: Journal) -> list[Task]:
+    def claim(self, journal: Journal) -> list[Task]:
         """Take what is due into hand, as far as there is room."""
-        room = self._room()
-        if not room or self._closed_for() > 0:
+        room = self._free_slots()
+        if not room or self._closed_seconds() > 0:
             return []
-        now = self.clock()
+        now = self.now()
         if now >= self.next_due:
-            self.unread = True
-        tasks = self._from_offered(room, now)
-        if self.unread and len(tasks) < room:
-            tasks = self._from_journal(journal, room, now, tasks)
+            self.journal_pending = True
+        tasks = self._claim_submitted(room, now)
+        if self.journal_pending and len(tasks) < room:
+            tasks = self._claim_from_journal(journal, room, now, tasks)
         for task in tasks:
             task.tries += 1
-            self.taken[task.id] = task
-            self.taken_to = max(self.taken_to, task.id)
+            self.in_flight[task.id] = task
+            self.highest_claimed_id = max(self.highest_claimed_id, task.id)
         if tasks and self.failures:
             self._probe = tasks[0].id
         return tasks
 
-    def _closed_for(self) -> float:
+    def _closed_seconds(self) -> float:
         kind = self.kind  # chains come and go on other threads
-        return max(self.paused_until, kind.begin_at) - time.monotonic() if kind else NEVER
+        return max(self.paused_until, kind.not_before) - time.monotonic() if kind else NEVER
 
-    def _room(self) -> int:
+    def _free_slots(self) -> int:
         kind = self.kind
         if kind is None:
             return 0
         if self.failures:  # one probe, beside what was begun before the pause and still runs
-            return 0 if self._probe in self.taken or len(self.taken) >= kind.limit else 1
-        if kind.starter:
-            return max(0, kind.limit * (MORE_WHEN_FAST if self.pace.is_fast() else 1) - len(self.taken))
-        room = kind.limit * PREFETCH - len(self.taken)
+            return 0 if self._probe in self.in_flight or len(self.in_flight) >= kind.limit else 1
+        if kind.async_handler:
+            return max(0, kind.limit * (ASYNC_BURST_FACTOR if self.pace.is_high() else 1) - len(self.in_flight))
+        room = kind.limit * PREFETCH - len(self.in_flight)
         return room if room >= kind.limit * PREFETCH // 4 else 0
 
-    def _from_offered(self, room: int, now: float) -> list[Task]:
+    def _claim_submitted(self, room: int, now: float) -> list[Task]:
         """Take from what was offered, unless the journal must be read anyway: there it stands in order."""
         tasks: list[Task] = []
-        while self._offered:
-            task = self._offered.popleft()
+        while self._submitted:
+            task = self._submitted.popleft()
             if task.due > now:
                 self.next_due = min(self.next_due, task.due)
-            elif self.unread or len(tasks) >= room or task.id <= self.taken_to:
-                self.unread = True  # it may have been read, and even finished, before it was offered
-                self._keep(task)
-            elif task.id not in self.taken:
+            elif self.journal_pending or len(tasks) >= room or task.id <= self.highest_claimed_id:
+                self.journal_pending = True  # it may have been read, and even finished, before it was offered
+                self._keep_context(task)
+            elif task.id not in self.in_flight:
                 tasks.append(task)
         return tasks
 
-    def _keep(self, task: Task) -> None:
-        if task.context is not None and task.id not in self.taken and len(self._kept) < KEPT:
-            self._kept[task.id] = task
+    def _keep_context(self, task: Task) -> None:
+        if task.context is not None and task.id not in self.in_flight and len(self._contexts) < MAX_CONTEXTS:
+            self._contexts[task.id] = task
 
-    def _from_journal(self, journal: Journal, room: int, now: float, offered: list[Task]) -> list[Task]:
-        in_hand = self.taken.keys() | {task.id for task in offered}
+    def _claim_from_journal(self, journal: Journal, room: int, now: float, offered: list[Task]) -> list[Task]:
+        in_hand = self.in_flight.keys() | {task.id for task in offered}
         read = journal.claim(self.chain, self.name, room - len(offered), now, taken=in_hand)
         for task in read:
-            kept = self._kept.pop(task.id, None)
+            kept = self._contexts.pop(task.id, None)
             if kept and kept.body == task.body:
                 task.context = kept.context
         if len(offered) + len(read) < room:
-            self.unread = False
+            self.journal_pending = False
             self.next_due = journal.next_due(self.chain, self.name, now) or NEVER
-            self._kept.clear()  # of what was run before it was offered
+            self._contexts.clear()  # of what was run before it was offered
         return offered + read
 
-    def postpone(self, due: float) -> None:
+    def note_due(self, due: float) -> None:
         """Remember that a task goes back to the journal, to be due again."""
         self.next_due = min(self.next_due, due)
 
-    def give_back(self) -> None:
+    def release_unstarted(self) -> None:
         """Drop what was taken but not begun; it is still waiting in the journal."""
         while self.ready:
             try:
-                self.taken.pop(self.ready.popleft().id, None)
-                self.unread = True
+                self.in_flight.pop(self.ready.popleft().id, None)
+                self.journal_pending = True
             except IndexError:  # a worker was quicker
                 return
 
-    def judge(self, task: Task, error: TrollmovesError | None) -> bool:
+    def record_result(self, task: Task, error: TrollmovesError | None) -> bool:
         """Pause when tries fail for an outage; one success opens the lane, and only then gives True."""
-        if error and error.about_origin:
+        if error and error.blames_origin:
             return False  # a probe that was never under way tells nothing either
-        self.proven = error is None or not error.outage
+        self.healthy = error is None or not error.outage
         if error is None or not error.outage:
             reopened = self.failures > 0
             self.failures = 0
@@ -219,11 +223,11 @@ class Lane:
         if not self.failures or task.id == self._probe:  # others were begun before the pause, and tell nothing new
             self.failures += 1
             self.paused_until = time.monotonic() + backoff(self.failures)
-            self.give_back()
+            self.release_unstarted()
         return False
 
 
-class Turns:
+class LaneQueue:
     """The lanes that wait for a worker: those of a higher priority first, then one after the other. Any thread."""
 
     def __init__(self) -> None:
@@ -242,7 +246,7 @@ class Turns:
         self._by_priority[priority].put(lane)
         self._waiting.put(None)
 
-    def end(self) -> None:
+    def stop_one(self) -> None:
         """Have one worker end when no lane waits any more."""
         self._waiting.put(None)
 

@@ -10,7 +10,7 @@ MOST_LINKS = 40  # on one way, as the kernel has it
 _DELETED = " (deleted)"  # what the kernel puts behind the path of a file whose name is gone
 
 
-def opened_path(fd: int, path: str) -> str:
+def path_of_fd(fd: int, path: str) -> str:
     """Give the path, without links, of a file that was opened as ``path``, whatever became of that name since.
 
     OSError when that cannot be told.
@@ -31,19 +31,19 @@ def is_below(path: str, directory: str) -> bool:
     return path.startswith(directory.rstrip("/") + "/")
 
 
-def followed(path: str) -> tuple[str, str]:
+def resolve(path: str) -> tuple[str, str]:
     """Give where an absolute path leads, and a symbolic link on the way that cannot be trusted, if there is one.
 
     A link is trusted that belongs to this process's user, to root, or to the owner of what the path leads to: so
     nobody can link to what only we may read. Raises OSError.
     """
     owners: dict[str, int] = {}
-    real = _walked(path, owners)
+    real = _walk(path, owners)
     trusted = {0, os.geteuid(), os.lstat(real).st_uid}
     return real, next((link for link, owner in owners.items() if owner not in trusted), "")
 
 
-def _walked(path: str, owners: dict[str, int]) -> str:
+def _walk(path: str, owners: dict[str, int]) -> str:
     """Follow a path as the kernel does; note each link on the way, with its owner."""
     left = path.split("/")[::-1]
     here = ""

@@ -19,15 +19,15 @@ from typing import Any
 import yaml
 
 from trollmoves.errors import ConfigError
-from trollmoves.urls import masked
+from trollmoves.urls import redact_text
 
 FORMAT = "[%(levelname)s: %(asctime)s : %(name)s] %(message)s"
-KEPT = 7  # log files of the days before
-LONGEST = 10_000  # characters of a message that are written: some of it may have come from anyone
+BACKUP_COUNT = 7  # log files of the days before
+MAX_MESSAGE_LENGTH = 10_000  # characters of a message that are written: some of it may have come from anyone
 
 # Other people's loggers with the level they keep even when verbose: the DEBUG lines of some hold keys and tokens, or
 # tell of every packet or watch.
-_OTHERS = {
+LIBRARY_LEVELS = {
     "posttroll": logging.NOTSET,
     "pyinotify": logging.INFO,
     "paramiko": logging.INFO,
@@ -37,8 +37,8 @@ _OTHERS = {
     "urllib3": logging.INFO,
 }
 BURST = 20  # lines of one kind that are written at once, and
-PAUSE = 60.0  # s for which further ones are then counted only
-MOST_KINDS = 1_000  # that are told apart
+THROTTLE_SECONDS = 60.0  # s for which further ones are then counted only
+MAX_KEYS = 1_000  # that are told apart
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
@@ -59,7 +59,7 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
     """
     settings = _read(config) if config else {}
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler.formatter, CarefulFormatter)]:
+    for handler in [handler for handler in root.handlers if isinstance(handler.formatter, RedactingFormatter)]:
         root.removeHandler(handler)  # an earlier call's
         handler.close()
     if config:
@@ -69,18 +69,18 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
     if file:
         root.addHandler(_file_handler(file))
     elif not config:
-        root.addHandler(_ours(logging.StreamHandler()))
-    _quieten(_names(settings.get("loggers")), verbose)
+        root.addHandler(_with_our_formatter(logging.StreamHandler()))
+    _set_library_levels(_names(settings.get("loggers")), verbose)
     if verbose:
-        _open_up(_names(settings.get("loggers")))
+        _enable_debug(_names(settings.get("loggers")))
     for handler in _handlers():
-        if not isinstance(handler.formatter, CarefulFormatter):
-            handler.setFormatter(CarefulFormatter(handler.formatter))
+        if not isinstance(handler.formatter, RedactingFormatter):
+            handler.setFormatter(RedactingFormatter(handler.formatter))
     # A handler that fails (a full disk) would else print each lost line to stderr, with arguments as they are.
     logging.raiseExceptions = False
 
 
-def size(n_bytes: int) -> str:
+def format_bytes(n_bytes: int) -> str:
     """Return a number of bytes for a log line: ``2.1 MB``, in powers of 1000."""
     if n_bytes < 1000:
         return f"{n_bytes} B"
@@ -92,16 +92,16 @@ def size(n_bytes: int) -> str:
     return f"{number:.1f} {unit}"
 
 
-class Seldom:
+class LogThrottle:
     """Keeps those who can cause a log line from filling the log: ``burst`` lines in ``pause`` seconds. Any thread."""
 
-    def __init__(self, burst: int = BURST, pause: float = PAUSE) -> None:
+    def __init__(self, burst: int = BURST, pause: float = THROTTLE_SECONDS) -> None:
         self._burst = burst
         self._pause = pause
         self._lock = threading.Lock()
         self._kinds: OrderedDict[str, tuple[float, int]] = OrderedDict()  # by kind: since when, how often
 
-    def turn(self, kind: str = "") -> str | None:
+    def admit(self, kind: str = "") -> str | None:
         """Give what to write behind a line now: how many were left out since the last one. None leaves this one out."""
         now = time.monotonic()
         with self._lock:
@@ -110,7 +110,7 @@ class Seldom:
             if now - since > self._pause:
                 left_out, since, count = max(0, count - self._burst), now, 0
             self._kinds[kind] = since, count + 1
-            if len(self._kinds) > MOST_KINDS:
+            if len(self._kinds) > MAX_KEYS:
                 self._kinds.popitem(last=False)
         if count >= self._burst:
             return None
@@ -118,7 +118,7 @@ class Seldom:
         return (f" (and {left_out} more before)" if left_out else "") + last
 
 
-class CarefulFormatter(logging.Formatter):
+class RedactingFormatter(logging.Formatter):
     """Formats by another formatter, without secrets, and so that nothing in a message looks like another line.
 
     Args:
@@ -137,13 +137,13 @@ class CarefulFormatter(logging.Formatter):
             text = self._inner.format(record)
         except Exception:  # a form that asks for what this record does not have
             text = logging.Formatter(FORMAT).format(record)
-        text = masked(text)
+        text = redact_text(text)
         if record.exc_info or record.exc_text or record.stack_info:
             text = "\n    ".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
         return text
 
 
-class LineFormatter(CarefulFormatter):
+class FastRedactingFormatter(RedactingFormatter):
     """Gives ``FORMAT`` as ``CarefulFormatter`` does, at half the cost: a line is written for every file."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class LineFormatter(CarefulFormatter):
         """Return the line; never raises."""
         if record.exc_info or record.exc_text or record.stack_info:
             return super().format(record)
-        return masked(f"[{record.levelname}: {self._time(record)} : {record.name}] {_message(record)}")
+        return redact_text(f"[{record.levelname}: {self._time(record)} : {record.name}] {_message(record)}")
 
     def _time(self, record: logging.LogRecord) -> str:
         second, written = self._second
@@ -173,10 +173,10 @@ def _message(record: logging.LogRecord) -> str:
     except Exception as error:  # arguments that do not fit, an object that cannot be shown
         message = f"{record.msg!r} ({type(error).__name__} in its arguments)"
     else:
-        if len(message) <= LONGEST and message.isprintable():
+        if len(message) <= MAX_MESSAGE_LENGTH and message.isprintable():
             return message
-    if len(message) > LONGEST:
-        message = f"{masked(message)[:LONGEST]}... ({len(message)} characters)"
+    if len(message) > MAX_MESSAGE_LENGTH:
+        message = f"{redact_text(message)[:MAX_MESSAGE_LENGTH]}... ({len(message)} characters)"
     return message if message.isprintable() else _escaped(message)
 
 
@@ -206,27 +206,27 @@ def _apply(settings: dict[str, Any], config: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return masked(" ".join(str(error).split())) or type(error).__name__
+    return redact_text(" ".join(str(error).split())) or type(error).__name__
 
 
 def _file_handler(file: str) -> logging.Handler:
     try:
-        return _ours(
+        return _with_our_formatter(
             logging.handlers.TimedRotatingFileHandler(
-                file, when="midnight", backupCount=KEPT, encoding="utf-8", errors="backslashreplace"
+                file, when="midnight", backupCount=BACKUP_COUNT, encoding="utf-8", errors="backslashreplace"
             )
         )
     except OSError as error:
         raise ConfigError(f"cannot log there: {error.strerror}", file=file) from None
 
 
-def _ours(handler: logging.Handler) -> logging.Handler:
-    handler.setFormatter(LineFormatter())
+def _with_our_formatter(handler: logging.Handler) -> logging.Handler:
+    handler.setFormatter(FastRedactingFormatter())
     return handler
 
 
-def _quieten(configured: set[str], verbose: bool) -> None:
-    for name, level in _OTHERS.items():
+def _set_library_levels(configured: set[str], verbose: bool) -> None:
+    for name, level in LIBRARY_LEVELS.items():
         if name not in configured:
             logger = logging.getLogger(name)
             logger.setLevel(level if verbose else logging.WARNING)
@@ -234,7 +234,7 @@ def _quieten(configured: set[str], verbose: bool) -> None:
                 logger.removeHandler(handler)  # pyinotify brings one, so that each of its lines would come twice
 
 
-def _open_up(configured: set[str]) -> None:
+def _enable_debug(configured: set[str]) -> None:
     ours = {name for name in configured if name.split(".")[0] == "trollmoves"}
     for logger in (logging.getLogger(), *map(logging.getLogger, ours)):
         logger.setLevel(logging.DEBUG)

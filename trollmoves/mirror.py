@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from trollmoves import steps
-from trollmoves.copies import HEARD, UNPACK, Copies
-from trollmoves.daemon import Chain, Daemon, House
+from trollmoves.copies import RELAY_KEY, UNPACK, MirrorCache
+from trollmoves.daemon import Chain, Daemon, Runtime
 from trollmoves.errors import ConfigError, MessageError, TrollmovesError, UnpackError
 from trollmoves.journal import Task
 from trollmoves.lanes import Result
@@ -23,27 +23,27 @@ from trollmoves.messaging.requester import Requester
 from trollmoves.options import MirrorOptions
 from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement
-from trollmoves.provider.requests import Provider, advice
+from trollmoves.provider.requests import RequestHandler, security_warning
 from trollmoves.receiver.destinations import Destinations
-from trollmoves.receiver.ears import Receiver
-from trollmoves.receiver.fetcher import Attempt, Fetcher, NotDelivered
-from trollmoves.receiver.fetches import KIND, Fetches, key_of
+from trollmoves.receiver.ears import AnnouncementReceiver
+from trollmoves.receiver.fetcher import FetchAttempt, Fetcher, NotDelivered
+from trollmoves.receiver.fetches import KIND, FetchTasks, file_key
 from trollmoves.receiver.peers import Peers
 
 log = logging.getLogger(__name__)
 
 PUBLISH_PORT = 9010
-RELAYED_AT_ONCE = 1  # announcements go on in the order in which they came
+RELAY_CONCURRENCY = 1  # announcements go on in the order in which they came
 RELAY = "relay"
-UNPACKED_AT_ONCE = 4
-ASKED_AGAIN_WITHIN = 300.0  # s in which a client asks again; copies that nobody was given are kept as long
-_NOT_OURS = ("request_address", "destination", "announcement", "request")
+UNPACK_CONCURRENCY = 4
+CLIENT_RETRY_WINDOW = 300.0  # s in which a client asks again; copies that nobody was given are kept as long
+TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
 
 
 class MirrorChain:
     """One section of a mirror, running: a receiver and a provider, back to back."""
 
-    def __init__(self, options: MirrorOptions, house: House, publisher: Publisher) -> None:
+    def __init__(self, options: MirrorOptions, house: Runtime, publisher: Publisher) -> None:
         """Bind the request port and connect; StartError when that fails."""
         if options.request_port is None:
             raise ConfigError("is missing", section=options.name, option="request_port")
@@ -60,9 +60,11 @@ class MirrorChain:
         )
         peers = Peers(0.0)  # nobody else fetches for a mirror
         self._requester = Requester(self.name)
-        self._relays = Fetches(self.name, house.journal, peers, options.delay, self._hear_late, kind=RELAY)
-        self._copies = Copies(options, house.journal, house.workers, destinations, self._relays)
-        self._provider = Provider(options, options.request_port, house.journal, publisher, house.workers, self._copies)
+        self._relays = FetchTasks(self.name, house.journal, peers, options.delay, self._on_late_source, kind=RELAY)
+        self._copies = MirrorCache(options, house.journal, house.workers, destinations, self._relays)
+        self._provider = RequestHandler(
+            options, options.request_port, house.journal, publisher, house.workers, self._copies
+        )
         self.announcer = self._provider.announcer
         self._fetcher = Fetcher(
             options,
@@ -72,10 +74,10 @@ class MirrorChain:
             peers,
             prepare=self._copies.url,
             asking=lambda _: None,
-            arrived=self._arrived,
-            lost=self._lost,
+            arrived=self._on_fetched,
+            lost=self._on_fetch_failed,
         )
-        self._receiver = Receiver(
+        self._receiver = AnnouncementReceiver(
             options,
             options.client_topic or options.topic,
             house.journal,
@@ -90,8 +92,8 @@ class MirrorChain:
         self._requester.start()
         self._fetcher.start(self._workers)
         self._provider.start()
-        self._workers.register(self.name, UNPACK, limit=UNPACKED_AT_ONCE, handler=self._unpack)
-        self._workers.register(self.name, RELAY, limit=RELAYED_AT_ONCE, handler=self._relay)
+        self._workers.register(self.name, UNPACK, limit=UNPACK_CONCURRENCY, handler=self._unpack)
+        self._workers.register(self.name, RELAY, limit=RELAY_CONCURRENCY, handler=self._relay)
         self._receiver.start()
 
     def stop(self) -> None:
@@ -104,67 +106,77 @@ class MirrorChain:
 
     def _relay(self, task: Task) -> Result:
         """Announce what was heard, as ours; runs on a worker."""
-        steps.reached("relaying")
-        told = self._relays.arrived(task)
+        steps.hit("relaying")
+        told = self._relays.announcements_after_fetch(task)
         message = task.context or Message.decode(next(iter(told.values())))
-        heard = {key: value for key, value in message.data.items() if key not in _NOT_OURS}
-        data = self._copies.unpacked(heard) | self._info
-        if not contents.uris(data):
+        heard = {key: value for key, value in message.data.items() if key not in TRANSPORT_KEYS}
+        data = self._copies.with_unpacked_names(heard) | self._info
+        if not contents.file_uris(data):
             raise MessageError("it names no file but where a name means nothing")
-        mark = contents.announcement_mark(message.data)
-        size = mark.get("size") if contents.uris(data) == contents.uris(heard) else None  # unpacked it has another
+        mark = contents.announcement_metadata(message.data)
+        size = (
+            mark.get("size") if contents.file_uris(data) == contents.file_uris(heard) else None
+        )  # unpacked it has another
         mtime = mark.get("mtime", int(message.time.timestamp() * 1e9))
         announcement = Announcement(
-            contents.uris(data)[0], contents.names(data), data, size, mtime, message.type, also={HEARD: task.key}
+            contents.file_uris(data)[0],
+            contents.file_names(data),
+            data,
+            size,
+            mtime,
+            message.type,
+            extra_metadata={RELAY_KEY: task.key},
         )
         if not self.announcer.announce([announcement]) and self.announcer.is_stopped:
-            return Result(again_in=0.0)
+            return Result(retry_in=0.0)
         return Result()
 
-    def _hear_late(self, source: str, announcement: str) -> None:
+    def _on_late_source(self, source: str, announcement: str) -> None:
         """Tell a source of what was fetched already that it is not needed; before, it is one more to ask."""
-        for told in self._relays.told_of(key_of(Message.decode(announcement).data)).values():
+        for told in self._relays.latest_announcements(file_key(Message.decode(announcement).data)).values():
             with suppress(MessageError):  # that one could not be announced
-                uri = contents.uris(self._copies.unpacked(Message.decode(told).data))[0]
-                announced = self._journal.announced(self.name, uri)
-                if announced and self._journal.done_about(self.name, (KIND,), announced.number):
+                uri = contents.file_uris(self._copies.with_unpacked_names(Message.decode(told).data))[0]
+                announced = self._journal.latest_announcement(self.name, uri)
+                if announced and self._journal.finished_for(self.name, (KIND,), announced.number):
                     self._fetcher.acknowledge(source, announcement)
                     return
 
     # -- fetched, and handed on
 
-    def _arrived(self, attempt: Attempt, answer: Message) -> Result:  # noqa: ARG002
-        steps.reached("copy-here")
-        number = attempt.task.about or 0
-        missing = self._copies.not_here(number)
+    def _on_fetched(self, attempt: FetchAttempt, answer: Message) -> Result:  # noqa: ARG002
+        steps.hit("copy-here")
+        number = attempt.task.announcement_number or 0
+        missing = self._copies.missing_path(number)
         if missing:
             error = NotDelivered(f"{attempt.source} says that it delivered {missing}, which is not there")
-            return Result(error=error, after=lambda: self._lost(attempt.task, error))
-        log.info("[%s] fetched %s from %s", self.name, contents.names(attempt.message.data), attempt.source)
-        removals = self._provider.removals.of(number, later=ASKED_AGAIN_WITHIN)
-        if self._copies.packed(number):
-            unpack = Task(self.name, UNPACK, f"{number} {self._journal.now():.3f}", UNPACK, "", about=number)
-            return Result(then=(unpack, *removals))
-        return Result(then=removals, after=lambda: self._provider.pushes.wake(number))
+            return Result(error=error, on_committed=lambda: self._on_fetch_failed(attempt.task, error))
+        log.info("[%s] fetched %s from %s", self.name, contents.file_names(attempt.message.data), attempt.source)
+        removals = self._provider.removals.tasks_for(number, later=CLIENT_RETRY_WINDOW)
+        if self._copies.packed_files(number):
+            unpack = Task(
+                self.name, UNPACK, f"{number} {self._journal.now():.3f}", UNPACK, "", announcement_number=number
+            )
+            return Result(follow_ups=(unpack, *removals))
+        return Result(follow_ups=removals, on_committed=lambda: self._provider.pushes.resume(number))
 
     def _unpack(self, task: Task) -> Result:
         """Unpack what was fetched, and hand it on; runs on a worker."""
-        number = task.about or 0
+        number = task.announcement_number or 0
         try:
             self._copies.unpack(number)
         except UnpackError as failure:
             if failure.temporary:
                 raise
             error = failure
-            return Result(error=error, after=lambda: self._provider.pushes.give_up(number, error))
-        steps.reached("unpacked")
-        return Result(after=lambda: self._provider.pushes.wake(number))
+            return Result(error=error, on_committed=lambda: self._provider.pushes.fail_pending(number, error))
+        steps.hit("unpacked")
+        return Result(on_committed=lambda: self._provider.pushes.resume(number))
 
-    def _lost(self, task: Task, error: TrollmovesError) -> None:
-        number = task.about or 0
-        self._provider.pushes.give_up(number, error)
+    def _on_fetch_failed(self, task: Task, error: TrollmovesError) -> None:
+        number = task.announcement_number or 0
+        self._provider.pushes.fail_pending(number, error)
         if not error.temporary:
-            self._copies.tidy(number)
+            self._copies.remove_if_empty(number)
 
 
 class Mirror(Daemon[MirrorOptions]):
@@ -172,38 +184,38 @@ class Mirror(Daemon[MirrorOptions]):
 
     role = "mirror"
     options = MirrorOptions
-    remains = {"push": pushes.remains}
+    compactors = {"push": pushes.compact_body}
 
-    def open(self, house: House) -> None:
+    def open_shared(self, house: Runtime) -> None:
         """Bind the publish port."""
         self._publisher = Publisher(
             "move_it_mirror",
             self.arguments.port,
             bind_address=house.options.bind_address,
             clients=house.options.allowed_clients,
-            beat_data=self._beat,
+            beat_data=self._heartbeat_data,
         )
         self._publisher.start()
 
-    def advice(self, chains: Iterable[MirrorOptions]) -> str:
+    def startup_warning(self, chains: Iterable[MirrorOptions]) -> str:
         """Say what these chains allow that may not be meant."""
-        return advice(chains)
+        return security_warning(chains)
 
-    def close(self) -> None:
+    def close_shared(self) -> None:
         """Give the publish port back."""
         self._publisher.stop()
 
-    def chain(self, options: MirrorOptions, house: House) -> Chain:
+    def make_chain(self, options: MirrorOptions, house: Runtime) -> Chain:
         """Make the chain of one section."""
         return MirrorChain(options, house, self._publisher)
 
-    def _beat(self) -> dict[str, Any]:
-        return {"logs": [c.announcer.beat() for c in self.running() if isinstance(c, MirrorChain)]}
+    def _heartbeat_data(self) -> dict[str, Any]:
+        return {"logs": [c.announcer.heartbeat_data() for c in self.running_chains() if isinstance(c, MirrorChain)]}
 
 
-def arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Mirror.parser("Announce again what other servers announce, and fetch it when clients ask.")
+    parser = Mirror.make_parser("Announce again what other servers announce, and fetch it when clients ask.")
     parser.add_argument(
         "-p", "--port", type=int, default=PUBLISH_PORT, help="port on which files are announced (%(default)s)"
     )
@@ -212,7 +224,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``move_it_mirror.py``; give its exit status."""
-    return Mirror(arguments().parse_args(argv)).run()
+    return Mirror(make_parser().parse_args(argv)).run()
 
 
 if __name__ == "__main__":

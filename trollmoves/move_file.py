@@ -58,15 +58,15 @@ class Progress:
         filled = int(share * BAR)
         return (
             f"[{'#' * filled}{'.' * (BAR - filled)}] {self.done}/{self.files} files, "
-            f"{in_units(sent)} of {in_units(self.total)}, {in_units(sent / self.seconds)}/s"
+            f"{format_bytes(sent)} of {format_bytes(self.total)}, {format_bytes(sent / self.seconds)}/s"
         )
 
-    def end_line(self, verb: str, destination: str) -> str:
+    def summary(self, verb: str, destination: str) -> str:
         """Return what became of it all."""
         failures = f", {self.failed} failed" if self.failed else ""
         return (
             f"{verb} {self.done} of {self.files} files to {destination}{failures} "
-            f"({in_units(self.sent)}, {self.seconds:.2f} s, {in_units(self.sent / self.seconds)}/s)"
+            f"({format_bytes(self.sent)}, {self.seconds:.2f} s, {format_bytes(self.sent / self.seconds)}/s)"
         )
 
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     if given.dry_run:
         for origin in origins:
-            print(f"would {'move' if given.move else 'copy'} {origin} to {urls.printable(destination)}")  # noqa: T201
+            print(f"would {'move' if given.move else 'copy'} {origin} to {urls.redacted(destination)}")  # noqa: T201
         return OK
     try:
         return _deliver_all(given, origins, destination, attrs)
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         close_connections()
 
 
-def in_units(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Return bytes as people read them."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -130,8 +130,8 @@ def _attrs(given: Iterable[str]) -> dict[str, Any]:
         place = attrs
         for group in groups:
             place = place.setdefault(group, {})
-        place[last] = credentials.read(value) if credentials.is_secret(last) else value
-    strange = options.unknown(attrs)
+        place[last] = credentials.resolve(value) if credentials.is_secret(last) else value
+    strange = options.unknown_names(attrs)
     if strange:
         raise ValueError(f"no such connection parameter: {', '.join(strange)}")
     return attrs
@@ -162,12 +162,12 @@ def _destination(text: str, *, several: bool) -> Any:
 
 def _deliver_all(given: argparse.Namespace, origins: list[str], destination: Any, attrs: dict[str, Any]) -> int:
     progress = Progress(sum(map(_size, origins)), len(origins))
-    printable = urls.printable(destination)
+    printable = urls.redacted(destination)
     shown = None if given.quiet else sys.stdout
     jobs = max(1, given.jobs)
     if destination.scheme != "file":
         attrs.setdefault("max_connections", jobs)
-    with ThreadPoolExecutor(jobs) as threads, _Bar(progress, shown):
+    with ThreadPoolExecutor(jobs) as threads, _ProgressBar(progress, shown):
         futures = {
             threads.submit(
                 _deliver,
@@ -184,7 +184,7 @@ def _deliver_all(given: argparse.Namespace, origins: list[str], destination: Any
             threads.shutdown(wait=False, cancel_futures=True)
             raise
     if shown:
-        print(progress.end_line("moved" if given.move else "copied", printable), file=shown)
+        print(progress.summary("moved" if given.move else "copied", printable), file=shown)
     return FAILED if progress.failed else OK
 
 
@@ -218,7 +218,7 @@ def _size(path: str) -> int:
         return 0
 
 
-class _Bar:
+class _ProgressBar:
     """Shows the progress on a terminal while its block runs."""
 
     def __init__(self, progress: Progress, shown: TextIO | None) -> None:

@@ -19,17 +19,17 @@ from trollmoves import __version__, urls
 from trollmoves.errors import BadDestination, StartError, TrollmovesError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.requester import NoAnswer, Requester
+from trollmoves.messaging.requester import NoReply, Requester
 
 SERVER = "tcp://localhost:9092"
-PATIENCE = 5.0  # s to wait for an answer
+TIMEOUT = 5.0  # s to wait for an answer
 
 
-class NoGoodAnswer(TrollmovesError):
+class UnexpectedReply(TrollmovesError):
     """The server answered something else than what was asked for."""
 
 
-class Asker:
+class RequestClient:
     """Asks one server one thing after the other; used by one thread."""
 
     def __init__(self, address: str, verbose: bool) -> None:
@@ -38,31 +38,31 @@ class Asker:
         self._requester = Requester("move_it_req")
         self._answers: SimpleQueue[Message | TrollmovesError] = SimpleQueue()
 
-    def __enter__(self) -> Asker:
+    def __enter__(self) -> RequestClient:
         self._requester.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._requester.stop()
 
-    def ask(self, request: Message) -> tuple[Message, float]:
+    def request(self, request: Message) -> tuple[Message, float]:
         """Give the answer and the seconds it took; NoAnswer, MessageError or NoGoodAnswer when it is none."""
         text = request.encode()
         self._show("asking", text)
         asked = time.monotonic()
-        self._requester.ask(self.address, text, PATIENCE, self._answers.put)
+        self._requester.send_request(self.address, text, TIMEOUT, self._answers.put)
         answer = self._answers.get()
         took = time.monotonic() - asked
         if isinstance(answer, TrollmovesError):
             raise answer
-        self._show("answer", answer.text)
+        self._show("answer", answer.raw)
         if answer.type != _ANSWERS[request.type]:
-            raise NoGoodAnswer(f"{self.address} answered {answer.type} {_line(answer.data)}".rstrip())
+            raise UnexpectedReply(f"{self.address} answered {answer.type} {_printable(answer.data)}".rstrip())
         return answer, took
 
     def _show(self, what: str, text: str) -> None:
         if self._verbose:
-            _say(f"{what}: {_line(urls.masked(text))}")
+            _print(f"{what}: {_printable(urls.redact_text(text))}")
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Summary:
         return f"{counts}; min/median/max {'/'.join(f'{1000 * one:.1f}' for one in times)} ms"
 
 
-def arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
     parser = argparse.ArgumentParser(description="Ask a server whether it answers, or what it announced last.")
     add = parser.add_argument
@@ -97,30 +97,30 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``move_it_req.py``; give its exit status."""
-    given = arguments().parse_args(argv)
+    given = make_parser().parse_args(argv)
     try:
         address = _address(given.server)
-        with Asker(address, given.verbose) as asker:
-            return _ask_again_and_again(asker, given) if given.spam is not None else _ask_once(asker, given)
+        with RequestClient(address, given.verbose) as asker:
+            return _request_repeatedly(asker, given) if given.spam is not None else _request_once(asker, given)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever reads our lines has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except TrollmovesError as error:
-        print(f"move_it_req.py: {_line(str(error))}", file=sys.stderr)  # noqa: T201
+        print(f"move_it_req.py: {_printable(str(error))}", file=sys.stderr)  # noqa: T201
         return 1
 
 
-def _ask_once(asker: Asker, given: argparse.Namespace) -> int:
-    _look_whether_anyone_listens(asker.address)
-    answer, took = asker.ask(_request(given))
+def _request_once(asker: RequestClient, given: argparse.Namespace) -> int:
+    _check_reachable(asker.address)
+    answer, took = asker.request(_request(given))
     for line in _pong(asker.address, answer, took) if given.ping else _info(asker.address, answer.data):
-        _say(line)
+        _print(line)
     return 0
 
 
-def _ask_again_and_again(asker: Asker, given: argparse.Namespace) -> int:
+def _request_repeatedly(asker: RequestClient, given: argparse.Namespace) -> int:
     """Ask until Ctrl-C or SIGTERM; a server that does not answer now may do so later."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -130,17 +130,17 @@ def _ask_again_and_again(asker: Asker, given: argparse.Namespace) -> int:
             due = time.monotonic() + given.spam
             summary.sent += 1
             try:
-                answer, took = asker.ask(_request(given))
+                answer, took = asker.request(_request(given))
             except TrollmovesError as error:
-                _say(_line(str(error)))
+                _print(_printable(str(error)))
             else:
                 summary.took.append(took)
                 told = answer.data if isinstance(answer.data, dict) else {}
                 count = f", {len(_files(told))} files" if given.info is not None else ""
-                _say(f"{asker.address} answered {answer.type} in {1000 * took:.1f} ms{count}")
+                _print(f"{asker.address} answered {answer.type} in {1000 * took:.1f} ms{count}")
             time.sleep(max(0.0, due - time.monotonic()))
     except KeyboardInterrupt:
-        _say(str(summary))
+        _print(str(summary))
     return 0 if summary.took else 1
 
 
@@ -157,14 +157,14 @@ def _request(given: argparse.Namespace) -> Message:
 
 def _pong(address: str, answer: Message, took: float) -> Iterator[str]:
     station = answer.data.get("station", "unknown") if isinstance(answer.data, dict) else "unknown"
-    yield f"station {_line(station)} at {address} answered in {1000 * took:.1f} ms"
+    yield f"station {_printable(station)} at {address} answered in {1000 * took:.1f} ms"
 
 
 def _info(address: str, data: Any) -> Iterator[str]:
     told = data if isinstance(data, dict) else {}
-    yield f"{address} is up for {_line(told.get('uptime', 'an unknown time'))}"
+    yield f"{address} is up for {_printable(told.get('uptime', 'an unknown time'))}"
     files = _files(told)
-    yield from map(_line, files)
+    yield from map(_printable, files)
     most = told.get("max_count")
     bound = f" (it tells of {most} at most)" if len(files) == most else ""
     yield f"{len(files)} file{'' if len(files) == 1 else 's'}{bound}"
@@ -187,17 +187,17 @@ def _address(text: str) -> str:
         raise StartError(str(error)) from None
     host, port = urls.host(url), urls.port(url)
     if url.scheme != "tcp" or not host or not port or url.path.strip("/"):
-        raise StartError(f"no address of a server, which reads tcp://host:port: {urls.printable(text)}")
+        raise StartError(f"no address of a server, which reads tcp://host:port: {urls.redacted(text)}")
     return sockets.tcp(host, port)
 
 
-def _look_whether_anyone_listens(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raise NoAnswer, with the reason, when nobody does: ZeroMQ would only wait."""
     try:
-        socket.create_connection((urls.host(address), urls.port(address)), PATIENCE).close()
+        socket.create_connection((urls.host(address), urls.port(address)), TIMEOUT).close()
     except OSError as error:
         why = "nothing there" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise NoAnswer(f"no answer from {address}: {why}") from None
+        raise NoReply(f"no answer from {address}: {why}") from None
 
 
 def _seconds(text: str) -> float:
@@ -218,13 +218,13 @@ def _extra(text: str) -> dict[str, object]:
     return found
 
 
-def _line(value: object) -> str:
+def _printable(value: object) -> str:
     """Give a text on one line: what a server tells may hold anything."""
     text = str(value)
     return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 

@@ -33,7 +33,7 @@ class Option(NamedTuple):
 
     parse: Callable[[str], object]
     default: str | None  # as it would stand in a file; None when there is none
-    meaning: str
+    help: str
     required: bool = False
     secret: bool = False
 
@@ -60,13 +60,13 @@ class SharedOptions:
     """What [DEFAULT] says for the process, and a section may say for itself."""
 
     bind_address: str = _option(values.host, "*", "address that the ports are opened on; `*` is every address")
-    allowed_clients: allowed_clients.Clients = _option(  # noqa: RUF009  (it makes a field)
-        lambda value: allowed_clients.read(values.words(value)),
+    allowed_clients: allowed_clients.ClientAllowlist = _option(  # noqa: RUF009  (it makes a field)
+        lambda value: allowed_clients.parse_allowlist(values.word_list(value)),
         "",
         "who may ask: addresses, networks (`192.0.2.0/24`) and, with CURVE, names of keys or public keys; an address "
         "must be one of them, and where keys stand, the key too; without it anyone may",
     )
-    lane_limit: int = _option(values.whole(1, 1000), "4", "transfers at one time to one destination host")
+    lane_limit: int = _option(values.integer(1, 1000), "4", "transfers at one time to one destination host")
     retry_for: float = _option(
         values.seconds,
         "604800",
@@ -95,20 +95,20 @@ class ProcessOptions(SharedOptions):
     )
     keep_finished: float = _option(values.days, "7", "days for which the journal keeps what is done")
     max_finished: int = _option(
-        values.whole(1000, 1_000_000_000),
+        values.integer(1000, 1_000_000_000),
         "5000000",
         "tasks that are done kept at most in the journal, whatever their age; up to five for each file",
     )
     keep_announcements: float = _option(values.days, "7", "days for which announcements are kept for peers to catch up")
     max_announcements: int = _option(
-        values.whole(0, 1_000_000_000), "1000000", "announcements of a section kept at most, whatever their age"
+        values.integer(0, 1_000_000_000), "1000000", "announcements of a section kept at most, whatever their age"
     )
     stop_timeout: float = _option(
         values.seconds,
         "10",
         "seconds that running transfers are given at a stop; the rest is done after the next start",
     )
-    workers: int = _option(values.whole(1, 1000), "16", "transfers at one time")
+    workers: int = _option(values.integer(1, 1000), "16", "transfers at one time")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -118,7 +118,7 @@ class ChainOptions(SharedOptions):
     role: ClassVar[str]
     name: str
     priority: int = _option(
-        values.whole(-1000, 1000), "0", "what waits for a worker goes before that of sections with a lower priority"
+        values.integer(-1000, 1000), "0", "what waits for a worker goes before that of sections with a lower priority"
     )
 
     def __repr__(self) -> str:
@@ -139,11 +139,13 @@ class ServerOptions(ChainOptions):
     listen: str | None = _optional(
         values.subject, "instead of `origin`: subject of messages about files on this host, which are announced again"
     )
-    services: tuple[str, ...] = _option(values.words, "", "with `listen`: the services to listen to; without it any")
-    topics: tuple[str, ...] = _option(
-        values.words, "", "with `listen`: the subjects to listen to, instead of its value"
+    services: tuple[str, ...] = _option(
+        values.word_list, "", "with `listen`: the services to listen to; without it any"
     )
-    addresses: tuple[str, ...] = _option(values.words, "", "with `listen`: the publishers, as `tcp://host:port`")
+    topics: tuple[str, ...] = _option(
+        values.word_list, "", "with `listen`: the subjects to listen to, instead of its value"
+    )
+    addresses: tuple[str, ...] = _option(values.word_list, "", "with `listen`: the publishers, as `tcp://host:port`")
     nameserver: str | Literal[False] = _option(
         values.nameserver, "localhost", "with `listen`: host of the name server; `False` is none"
     )
@@ -161,8 +163,8 @@ class ServerOptions(ChainOptions):
     request_address: str | None = _optional(
         values.host, "host that announcements name for requests; without it this host's address"
     )
-    allowed_destinations: tuple[allowed_destinations.Place, ...] = _option(
-        lambda value: tuple(map(allowed_destinations.read, values.words(value))),
+    allowed_destinations: tuple[allowed_destinations.DestinationPattern, ...] = _option(
+        lambda value: tuple(map(allowed_destinations.parse_pattern, values.word_list(value))),
         "",
         "where requests may have files sent: `scheme://host[:port]/path` or a path on this host, and all below; `*` in "
         "host or path; without it anywhere that this host can reach",
@@ -195,7 +197,9 @@ class ServerOptions(ChainOptions):
         "file goes when it is unpacked",
     )
     remove_delay: float = _option(values.seconds, "30", "seconds before a file is removed")
-    watchdog_timeout: float = _option(values.interval, "1.0", "seconds between two looks at a polled directory (`-w`)")
+    watchdog_timeout: float = _option(
+        values.positive_seconds, "1.0", "seconds between two looks at a polled directory (`-w`)"
+    )
     connection_parameters: dict[str, Any] = field(default_factory=dict)
 
 
@@ -204,7 +208,7 @@ class ClientOptions(ChainOptions):
     """One chain of a client: whom it hears, and where its files go."""
 
     role = "client"
-    providers: tuple[values.Provider, ...] = _required(
+    providers: tuple[values.ProviderAddress, ...] = _required(
         values.providers,
         "servers, mirrors and peer clients: `host:port`, or `host:port/topic` for one with a topic of its own",
     )
@@ -217,9 +221,9 @@ class ClientOptions(ChainOptions):
         values.subject, "", "start of the subjects to take from all providers without a topic of their own"
     )
     login: str | None = _optional(
-        credentials.read, "`user[:password]` for the destination; stands in requests only", secret=True
+        credentials.resolve, "`user[:password]` for the destination; stands in requests only", secret=True
     )
-    publish_port: int = _option(values.whole(0, 65535), "0", "port for the messages this chain publishes; 0 is any")
+    publish_port: int = _option(values.integer(0, 65535), "0", "port for the messages this chain publishes; 0 is any")
     nameservers: Nameservers = _optional(  # noqa: RUF009  (it makes a field)
         values.nameservers, "hosts of the name servers to tell of that port; `False` is none, without it multicast"
     )
@@ -232,24 +236,24 @@ class ClientOptions(ChainOptions):
         "unpack files that arrived: `tar`, `xrit` or `bzip`, by their names",
     )
     xritdecompressor: str | None = _optional(values.text, "path of xRITDecompress; without it that in `$PATH`")
-    block_size: int = _option(values.whole(1, 2**30), "4096", "bytes that are unpacked at a time")
+    block_size: int = _option(values.integer(1, 2**30), "4096", "bytes that are unpacked at a time")
     delete: bool = _option(values.boolean, "false", "remove the archive after it was unpacked")
-    req_timeout: float = _option(values.interval, "1", "seconds to wait for a short answer of a server")
+    req_timeout: float = _option(values.positive_seconds, "1", "seconds to wait for a short answer of a server")
     transfer_req_timeout: float = _option(
-        values.interval,
+        values.positive_seconds,
         "10",
         "seconds to wait for the answer to a request; a longer transfer is delivered all the same",
     )
     create_target_directory: bool = _option(values.boolean, "true", "make a destination directory on this host")
     ftp_root: str = _option(values.text, "/", "what stands on this host before the destination's path")
     backup_targets: tuple[str, ...] = _option(
-        values.words, "", "hosts to try when the destination's own does not answer, with its user and port"
+        values.word_list, "", "hosts to try when the destination's own does not answer, with its user and port"
     )
     processing_delay: float = _option(values.seconds, "0", "seconds that a hot spare waits for its peer")
     takeover_after: float = _option(
-        values.interval, "30", "seconds after a peer's last word about a file until a hot spare takes it over"
+        values.positive_seconds, "30", "seconds after a peer's last word about a file until a hot spare takes it over"
     )
-    replacements: dict[str, values.Replacement] = field(default_factory=dict)
+    replacements: dict[str, values.MetadataReplacement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -272,12 +276,12 @@ class MirrorOptions(ClientOptions, ServerOptions):
 class DispatcherOptions(ProcessOptions):
     """What a dispatcher has beside: whom all its targets hear."""
 
-    subscribe_addresses: tuple[str, ...] = _option(values.words, "", "publishers to hear, as `tcp://host:port`")
+    subscribe_addresses: tuple[str, ...] = _option(values.word_list, "", "publishers to hear, as `tcp://host:port`")
     nameserver: str | Literal[False] = _option(
         values.nameserver, "localhost", "host of the name server that knows the publishers; `False` is none"
     )
     subscribe_services: tuple[str, ...] = _option(
-        values.words, "", "services to hear of those that the name server knows; without it all"
+        values.word_list, "", "services to hear of those that the name server knows; without it all"
     )
 
 
@@ -313,7 +317,9 @@ class TargetOptions(ChainOptions):
         "URL of the host, as `sftp://user@host:22`, without directory; without it, or with a host that has no "
         "`scheme://`, files go to this host",
     )
-    login: str | None = _optional(credentials.read, "`user[:password]` for hosts whose URL names no user", secret=True)
+    login: str | None = _optional(
+        credentials.resolve, "`user[:password]` for hosts whose URL names no user", secret=True
+    )
     directory: str = _option(values.text, "", "directory there, with fields of the metadata in it")
     filepattern: str = _option(
         values.text, "", "name that a file gets there, with fields of the metadata in it; without it its own"
@@ -343,17 +349,17 @@ _BY_KIND: Mapping[type, Callable[[str], object]] = MappingProxyType(
     {
         bool: values.boolean,
         float: values.seconds,
-        int: values.whole(0, 2**40),
+        int: values.integer(0, 2**40),
         str: values.text,
         dict: values.group,
     }
 )
 
 # Spellings from before connection_parameters; each is read as the parameter of its name.
-FOLDED = ("connection_uptime", "ssh_key_filename", "ssh_connection_timeout", "ssh_private_key_file")
+LEGACY_SPELLINGS = ("connection_uptime", "ssh_key_filename", "ssh_connection_timeout", "ssh_private_key_file")
 
 # They stand in old files and have no effect: the publishing port of a server is an argument of its command.
-IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_skip_levels")
+LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_skip_levels")
 
 # Of a server or a client, and nothing for a mirror: it hears its providers only, and publishes on one port for all.
 NOT_OF_A_MIRROR = (
@@ -362,7 +368,7 @@ NOT_OF_A_MIRROR = (
 )
 
 
-def table(role: type[SharedOptions]) -> dict[str, Option]:
+def options_of(role: type[SharedOptions]) -> dict[str, Option]:
     """Return the options of a role by their names, its own before those it has from others."""
     found = {item.name: item.metadata["option"] for item in fields(role) if "option" in item.metadata}
     own = [name for name in found if name in inspect.get_annotations(role)]
@@ -378,7 +384,7 @@ def parameters() -> dict[str, Option]:
     """Return the connection parameters by their names: the movers' own table, read as a file is."""
     return {
         item.name: Option(
-            credentials.read if item.secret else _checked(item.check) if item.check else _BY_KIND[item.kind],
+            credentials.resolve if item.secret else _checked(item.check) if item.check else _BY_KIND[item.kind],
             None if item.default is None else f"{item.default:g}" if item.kind is float else str(item.default).lower(),
             f"{item.help} ({', '.join(filter(None, item.schemes))})",
             secret=item.secret,
@@ -397,16 +403,20 @@ def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
     return read
 
 
-def reference() -> str:
+def reference_page() -> str:
     """Return the reference page of all options, as Markdown."""
     lines = [_INTRODUCTION]
     for title, text, role, shown_elsewhere in _CHAPTERS:
         lines += [f"## {title}", "", text, ""]
-        skipped = {name for other in shown_elsewhere for name in table(other)} - set(inspect.get_annotations(role))
-        lines += _rows((name, option) for name, option in table(role).items() if name not in skipped)
+        skipped = {name for other in shown_elsewhere for name in options_of(other)} - set(inspect.get_annotations(role))
+        lines += _rows((name, option) for name, option in options_of(role).items() if name not in skipped)
     lines += ["## Connection parameters", "", _PARAMETERS_TEXT, ""]
     lines += _rows(parameters().items())
-    lines += ["## Old spellings", "", _OLD_TEXT.format(folded=_listed(FOLDED), ignored=_listed(IGNORED))]
+    lines += [
+        "## Old spellings",
+        "",
+        _OLD_TEXT.format(folded=_listed(LEGACY_SPELLINGS), ignored=_listed(LEGACY_IGNORED)),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -414,7 +424,7 @@ def _rows(options: Iterable[tuple[str, Option]]) -> Iterator[str]:
     yield "| option | default | meaning |\n|---|---|---|"
     for name, option in options:
         default = "**required**" if option.required else f"`{option.default}`" if option.default else "-"
-        meaning = option.meaning.replace("|", "\\|")
+        meaning = option.help.replace("|", "\\|")
         yield f"| `{name}` | {default} | {meaning} |"
     yield ""
 
@@ -496,4 +506,4 @@ These stand in old files and have no effect on a server: {ignored}."""
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    sys.stdout.write(reference())
+    sys.stdout.write(reference_page())

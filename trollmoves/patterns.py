@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from trollsift import parser as trollsift
 
 from trollmoves.errors import TrollmovesError
-from trollmoves.urls import masked
+from trollmoves.urls import redact_text
 
-REMEMBERED = 64  # converted values kept for each field of a pattern
+CACHE_SIZE = 64  # converted values kept for each field of a pattern
 
 # Stand for * and ? while trollsift makes the regular expression: no file name and no option can hold them.
 _ANY = "\ud800"
@@ -41,7 +41,7 @@ class ComposeError(TrollmovesError):
         self.field = field
 
 
-class _Piece(NamedTuple):
+class _Segment(NamedTuple):
     """A piece of literal text, as it is, with the field that follows it, if any."""
 
     literal: str
@@ -68,7 +68,7 @@ class Pattern:
     def __init__(self, text: str, *, compose_only: bool = False) -> None:
         self.text = text
         self._pieces = _pieces(text)
-        self._reader = None if compose_only else _reader(text, self._pieces)
+        self._reader = None if compose_only else _compile(text, self._pieces)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({_shown(self.text)})"
@@ -150,7 +150,7 @@ class Origin:
         if ".." in self.pattern.text.split("/"):
             raise ValueError(f"{_shown(text)} has a '..' behind a field")
         # A date that lacks its year (of a 29 February) may be completed further down: directories are only matched.
-        self._directories = [_reader(text, level).match for level in _levels(below)]
+        self._directories = [_compile(text, level).match for level in _levels(below)]
         self.depth = len(self._directories)
         self._start = self.root.rstrip("/") + "/"
 
@@ -183,7 +183,7 @@ class Origin:
         return path[len(self._start) :] if path.startswith(self._start) else None
 
 
-class _Reader(NamedTuple):
+class _CompiledPattern(NamedTuple):
     """A compiled pattern: which groups of the regular expression make which field, and how."""
 
     match: Callable[[str], re.Match[str] | None]
@@ -208,7 +208,7 @@ class _Reader(NamedTuple):
         return fields
 
 
-def _reader(text: str, pieces: list[_Piece]) -> _Reader:
+def _compile(text: str, pieces: list[_Segment]) -> _CompiledPattern:
     specs: dict[str, list[str]] = {}
     renamed = []
     for piece in pieces:
@@ -225,20 +225,24 @@ def _reader(text: str, pieces: list[_Piece]) -> _Reader:
     expression = _expression(text, renamed)
     index = expression.groupindex
     single = {name: known[0] for name, known in specs.items() if len(known) == 1}
-    return _Reader(
+    return _CompiledPattern(
         expression.fullmatch,
         tuple(single),
         tuple(index[_group(name, 0)] for name in single),
         tuple(_converter(spec) for spec in single.values()),
         tuple(
-            (name, tuple(index[_group(name, number)] for number in range(len(known))), _joiner(text, name, known))
+            (
+                name,
+                tuple(index[_group(name, number)] for number in range(len(known))),
+                _make_combiner(text, name, known),
+            )
             for name, known in specs.items()
             if len(known) > 1
         ),
     )
 
 
-def _expression(text: str, pieces: Iterable[_Piece]) -> re.Pattern[str]:
+def _expression(text: str, pieces: Iterable[_Segment]) -> re.Pattern[str]:
     template = _format(piece._replace(literal=piece.literal.translate(_WILDCARDS)) for piece in pieces)
     try:
         regex = trollsift.regex_format(template)
@@ -251,13 +255,13 @@ def _expression(text: str, pieces: Iterable[_Piece]) -> re.Pattern[str]:
 
 
 def _converter(spec: str) -> Callable[[str], Any]:
-    return functools.lru_cache(maxsize=REMEMBERED)(functools.partial(trollsift._convert, spec))
+    return functools.lru_cache(maxsize=CACHE_SIZE)(functools.partial(trollsift._convert, spec))
 
 
-def _joiner(text: str, name: str, specs: list[str]) -> Callable[[tuple[str, ...]], Any]:
+def _make_combiner(text: str, name: str, specs: list[str]) -> Callable[[tuple[str, ...]], Any]:
     """Return what makes one value of several texts of one field; raises ValueError when they contradict."""
     if not all("%" in spec for spec in specs):
-        return functools.partial(_agreed, [_converter(spec) for spec in specs])
+        return functools.partial(_require_equal, [_converter(spec) for spec in specs])
     taken: list[int] = []
     seen: set[str] = set()
     for number in sorted(range(len(specs)), key=lambda number: -len(_directives(specs[number]))):
@@ -268,10 +272,10 @@ def _joiner(text: str, name: str, specs: list[str]) -> Callable[[tuple[str, ...]
             raise ValueError(f"{_shown(text)} is no pattern: the formats of {name!r} overlap in part")
         taken.append(number)
         seen |= directives
-    return functools.lru_cache(maxsize=REMEMBERED)(functools.partial(_joined_time, specs, sorted(taken)))
+    return functools.lru_cache(maxsize=CACHE_SIZE)(functools.partial(_joined_time, specs, sorted(taken)))
 
 
-def _agreed(converters: list[Callable[[str], Any]], texts: tuple[str, ...]) -> Any:
+def _require_equal(converters: list[Callable[[str], Any]], texts: tuple[str, ...]) -> Any:
     values = [convert(text) for convert, text in zip(converters, texts, strict=True)]
     if any(value != values[0] for value in values):
         raise ValueError("one field, several values")
@@ -291,7 +295,7 @@ def _directives(spec: str) -> set[str]:
     return set(_DIRECTIVE.findall(spec)) - {"%"}
 
 
-def _check_name(text: str, piece: _Piece) -> None:
+def _check_name(text: str, piece: _Segment) -> None:
     if not (piece.name or "").isidentifier():
         raise ValueError(f"{_shown(text)} is no pattern: {piece.name!r} is no name for a field")
     if "{" in piece.spec:
@@ -313,35 +317,35 @@ def _group(name: str, number: int) -> str:
 
 
 def _shown(text: object) -> str:
-    return masked(repr(text))  # a destination with fields in it is a pattern too
+    return redact_text(repr(text))  # a destination with fields in it is a pattern too
 
 
-def _pieces(text: str) -> list[_Piece]:
+def _pieces(text: str) -> list[_Segment]:
     if not isinstance(text, str):
         raise ValueError(f"{_shown(text)} is no pattern, but a {type(text).__name__}")
     if not text or "\0" in text:
         raise ValueError(f"{_shown(text)} is no pattern: it is empty or holds a NUL character")
-    pieces: list[_Piece] = []
+    pieces: list[_Segment] = []
     literal = ""
     try:
         for more, name, spec, conversion in trollsift.formatter.parse(text):
             literal += more
             if name is not None:
-                pieces.append(_Piece(literal, name, spec or "", conversion or ""))
+                pieces.append(_Segment(literal, name, spec or "", conversion or ""))
                 literal = ""
     except ValueError as error:
         raise ValueError(f"{_shown(text)} is no pattern: {error}") from None
-    return [*pieces, _Piece(literal)]
+    return [*pieces, _Segment(literal)]
 
 
-def _format(pieces: Iterable[_Piece]) -> str:
+def _format(pieces: Iterable[_Segment]) -> str:
     return "".join(
         piece.literal.replace("{", "{{").replace("}", "}}") + ("" if piece.name is None else _format_field(piece))
         for piece in pieces
     )
 
 
-def _format_field(piece: _Piece) -> str:
+def _format_field(piece: _Segment) -> str:
     conversion = f"!{piece.conversion}" if piece.conversion else ""
     return f"{{{piece.name}{conversion}:{piece.spec}}}" if piece.spec else f"{{{piece.name}{conversion}}}"
 
@@ -354,12 +358,12 @@ def _normal(literal: str) -> str:
     return re.sub(r"/(?:\.?/)+", "/", literal)
 
 
-def _levels(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+def _levels(pieces: list[_Segment]) -> Iterator[list[_Segment]]:
     """Yield for each directory level the pattern of the path down to it."""
     for number, piece in enumerate(pieces):
         before = pieces[:number]
         for slash in re.finditer("/", piece.literal):
-            yield [*before, _Piece(piece.literal[: slash.start()])]
+            yield [*before, _Segment(piece.literal[: slash.start()])]
         if "%" in piece.spec:  # {time:%Y/%m} spans levels
             for slash in re.finditer("/", piece.spec):
                 yield [*before, piece._replace(spec=piece.spec[: slash.start()])]

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from trollmoves import archives
-from trollmoves.archives import Kind, Member
+from trollmoves.archives import Member, MemberKind
 from trollmoves.errors import UnpackFailed
 
 PROTOCOL = "ssh"
@@ -25,7 +25,7 @@ _ARCHIVE: Mapping[str, str] = MappingProxyType(
 )
 
 
-class Contents(NamedTuple):
+class ArchiveContents(NamedTuple):
     """What a reader needs to know of an archive."""
 
     kind: str  # tar or zip
@@ -47,7 +47,7 @@ def describe(path: str, host: str, metadata: Mapping[str, Any] | None = None) ->
 
 
 def describe_members(
-    path: str, host: str, contents: Contents, metadata: Mapping[str, Any] | None = None
+    path: str, host: str, contents: ArchiveContents, metadata: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the data of a ``dataset`` message about the files in an archive on this host.
 
@@ -73,7 +73,7 @@ def describe_members(
     )
 
 
-def look_into(path: str, kind: str) -> Contents:
+def read_archive_contents(path: str, kind: str) -> ArchiveContents:
     """Read which files an archive holds; any thread may call this, and a large compressed archive takes a while.
 
     Links of a tar archive count as files where they lead to one in it, since fsspec follows them.
@@ -90,26 +90,26 @@ def look_into(path: str, kind: str) -> Contents:
     names: dict[str, str] = {}
     links: dict[str, str] = {}
     archives.check_is_file(path)
-    with archives.disk_told(path):
+    with archives.translate_os_errors(path):
         compression = archives.tar_compression(path) if kind == "tar" else None
         with closing(archives.members(path, kind)) as members:
             for member in members:
-                _take(member, _name(member, kind, path), names, links)
+                _add_member(member, _name(member, kind, path), names, links)
     files = names.keys() - links.keys()
-    found = [shown for name, shown in names.items() if archives.end_of_links(name, links) in files]
+    found = [shown for name, shown in names.items() if archives.resolve_link(name, links) in files]
     if not found:
         raise UnpackFailed(f"{path} holds no file")
-    return Contents(kind, found, compression)
+    return ArchiveContents(kind, found, compression)
 
 
-def _take(member: Member, shown: str, names: dict[str, str], links: dict[str, str]) -> None:
+def _add_member(member: Member, shown: str, names: dict[str, str], links: dict[str, str]) -> None:
     """Note the member; a later one of the same name counts."""
     name = os.path.normpath(shown)
     names.pop(name, None)
     links.pop(name, None)
-    if member.kind in (Kind.FILE, Kind.LINK):
+    if member.kind in (MemberKind.FILE, MemberKind.LINK):
         names[name] = shown
-    if member.kind is Kind.LINK:
+    if member.kind is MemberKind.LINK:
         links[name] = member.target
 
 
@@ -120,7 +120,7 @@ def _name(member: Member, kind: str, path: str) -> str:
     return re.sub("/+", "/", member.name).rstrip("/") if kind == "tar" else member.name
 
 
-def _filesystem(path: str, host: str, contents: Contents) -> dict[str, Any]:
+def _filesystem(path: str, host: str, contents: ArchiveContents) -> dict[str, Any]:
     filesystem = {
         "cls": _ARCHIVE[contents.kind],
         "protocol": contents.kind,

@@ -11,10 +11,10 @@ import os
 import time
 from contextlib import suppress
 
-STAYS = 0.5  # s after the last time that things came fast
+HOLD_SECONDS = 0.5  # s after the last time that things came fast
 
 
-class Scheduling:
+class CpuPolicy:
     """The policy of all threads of this process; what an operator started it with stays. For one thread at a time."""
 
     def __init__(self) -> None:
@@ -22,19 +22,19 @@ class Scheduling:
         self._batch = False
         self._until = 0.0  # monotonic
 
-    def follow(self, fast: bool) -> float:
+    def update(self, fast: bool) -> float:
         """Hear whether things come fast; give the seconds after which to say so again."""
         now = time.monotonic()
         if fast:
-            self._until = now + STAYS
+            self._until = now + HOLD_SECONDS
         batch = now < self._until
         if batch != self._batch and self._is_ours:
             self._batch = batch
-            _set_all(os.SCHED_BATCH if batch else os.SCHED_OTHER)
+            _set_all_threads(os.SCHED_BATCH if batch else os.SCHED_OTHER)
         return self._until - now if batch else float("inf")
 
 
-def _set_all(policy: int) -> None:
+def _set_all_threads(policy: int) -> None:
     done = set[str]()
     with suppress(OSError):  # no list of threads is to be had
         while new := set(os.listdir("/proc/self/task")) - done:  # who starts meanwhile may follow one not yet reached

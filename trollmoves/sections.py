@@ -15,8 +15,8 @@ from trollmoves import credentials, options, patterns, urls, values
 from trollmoves.errors import BadDestination, ConfigError
 from trollmoves.movers import MOVERS
 from trollmoves.options import (
-    FOLDED,
-    IGNORED,
+    LEGACY_IGNORED,
+    LEGACY_SPELLINGS,
     PREFIX,
     ChainOptions,
     ClientOptions,
@@ -32,7 +32,7 @@ ROLES: tuple[type[ChainOptions], ...] = (ServerOptions, ClientOptions, MirrorOpt
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
 
 
-class Findings:
+class Diagnostics:
     """What is wrong with a file, as far as known; used by the one thread that reads it."""
 
     def __init__(self, file: str) -> None:
@@ -42,7 +42,7 @@ class Findings:
 
     def problem(self, section: str, option: str, text: object) -> None:
         """Add something that makes the section unusable."""
-        line = " ".join(urls.masked(str(text)).splitlines())
+        line = " ".join(urls.redact_text(str(text)).splitlines())
         self.problems.append(ConfigError(line, file=self.file, section=section, option=option))
 
     def warn(self, section: str, option: str, text: str) -> None:
@@ -52,10 +52,10 @@ class Findings:
             self.warnings.append(warning)
 
 
-def read_process(findings: Findings, default: Mapping[str, str]) -> ProcessOptions:
+def read_process(findings: Diagnostics, default: Mapping[str, str]) -> ProcessOptions:
     """Read what [DEFAULT] says for the process; findings tell what cannot be read."""
     found: dict[str, Any] = {}
-    for name, option in options.table(ProcessOptions).items():
+    for name, option in options.options_of(ProcessOptions).items():
         if default.get(name):
             try:
                 found[name] = option.parse(default[name])
@@ -65,23 +65,23 @@ def read_process(findings: Findings, default: Mapping[str, str]) -> ProcessOptio
 
 
 def read_section(
-    findings: Findings, role: type[O], name: str, texts: Mapping[str, str], default: Mapping[str, str]
+    findings: Diagnostics, role: type[O], name: str, texts: Mapping[str, str], default: Mapping[str, str]
 ) -> O | None:
     """Read one section; None when it cannot be used.
 
     ``texts`` are its options with those it has from [DEFAULT], ``default`` are the latter alone. An option without a
     text counts as absent.
     """
-    section = _Section(findings, role, name, texts, default)
+    section = _SectionParser(findings, role, name, texts, default)
     found = section.read()
     return None if section.wrong else found
 
 
-class _Section(Generic[O]):
+class _SectionParser(Generic[O]):
     """One section while it is read; ``wrong`` are the options with a problem."""
 
     def __init__(
-        self, findings: Findings, role: type[O], name: str, texts: Mapping[str, str], default: Mapping[str, str]
+        self, findings: Diagnostics, role: type[O], name: str, texts: Mapping[str, str], default: Mapping[str, str]
     ) -> None:
         self.name = name
         self.wrong: set[str] = set()
@@ -89,8 +89,8 @@ class _Section(Generic[O]):
         self._role = role
         self._texts = {option: text for option, text in texts.items() if text}
         self._default = default
-        self._table = options.table(role)
-        self._process = options.table(ProcessOptions)
+        self._table = options.options_of(role)
+        self._process = options.options_of(ProcessOptions)
 
     def read(self) -> O:
         """Read and check everything; options with a problem have their default."""
@@ -100,7 +100,7 @@ class _Section(Generic[O]):
         if self._role is ClientOptions:
             found["replacements"] = self._replacements()
         for name in self._texts:
-            self._explain(name, name in found.get("replacements", ()))
+            self._check_name(name, name in found.get("replacements", ()))
         section = self._role(name=self.name, **found)
         for kind, check in _CHECKS:
             if isinstance(section, kind):
@@ -118,7 +118,7 @@ class _Section(Generic[O]):
         """Add a warning; it is about [DEFAULT] when the option stands there."""
         self._findings.warn(DEFAULT if self._inherited(option) else self.name, option, text)
 
-    def says(self, option: str) -> bool:
+    def is_set(self, option: str) -> bool:
         """Tell whether the option stands in the section, or in [DEFAULT]."""
         return option in self._texts
 
@@ -140,24 +140,24 @@ class _Section(Generic[O]):
                 with self.problems_of(name):
                     found[name] = self._value(name, option)
             elif option.required:
-                self.problem(name, f"is missing: {option.meaning}")
+                self.problem(name, f"is missing: {option.help}")
         return found
 
     def _value(self, name: str, option: Option) -> object:
-        if option.secret and (danger := credentials.exposed(self._texts[name])):
+        if option.secret and (danger := credentials.exposure_warning(self._texts[name])):
             self.warn(name, danger)
         return option.parse(self._texts[name])
 
-    def _replacements(self) -> dict[str, values.Replacement]:
-        return {name: values.replacement(text) for name, text in self._texts.items() if not self._is_ours(name)}
+    def _replacements(self) -> dict[str, values.MetadataReplacement]:
+        return {name: values.replacement(text) for name, text in self._texts.items() if not self._is_option_name(name)}
 
-    def _is_ours(self, name: str) -> bool:
+    def _is_option_name(self, name: str) -> bool:
         """Tell whether the name means something to a client's section, so that it is no metadata item's."""
-        return name in {*self._table, *self._process, *FOLDED, *IGNORED} or name.startswith(PREFIX)
+        return name in {*self._table, *self._process, *LEGACY_SPELLINGS, *LEGACY_IGNORED} or name.startswith(PREFIX)
 
     def _connection_parameters(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for name in FOLDED:
+        for name in LEGACY_SPELLINGS:
             if name in self._texts and f"{PREFIX}{name}" not in self._texts:
                 self._add_parameter(found, name, name)
         for option in self._texts:
@@ -172,7 +172,9 @@ class _Section(Generic[O]):
         if not all([*groups, last]):
             return self.problem(option, "a name is missing before or behind __")
         if known is None:
-            self.warn(option, f"is no known connection parameter, and is handed on{_meant(path, options.parameters())}")
+            self.warn(
+                option, f"is no known connection parameter, and is handed on{did_you_mean(path, options.parameters())}"
+            )
         elif groups and known.parse is not values.group:
             return self.problem(option, f"{groups[0]} is one value, with no names below it")
         place = found
@@ -186,15 +188,15 @@ class _Section(Generic[O]):
             place[last] = self._value(option, _parameter(last) if groups or known is None else known)
         return None
 
-    def _explain(self, name: str, replaces: bool) -> None:
+    def _check_name(self, name: str, replaces: bool) -> None:
         """Warn about a name that does not do what its author may believe."""
         takes_parameters = options.takes_parameters(self._role)
         if name in self._table:
             pass
         elif replaces:
-            if meant := _meant(name, [*self._table, *self._process], 0.85):
+            if meant := did_you_mean(name, [*self._table, *self._process], 0.85):
                 self.warn(name, f"replaces the metadata item of that name{meant}")
-        elif name in FOLDED and takes_parameters:
+        elif name in LEGACY_SPELLINGS and takes_parameters:
             used = "is not used, since that stands here too" if f"{PREFIX}{name}" in self._texts else "still works"
             self.warn(name, f"is the old spelling of {PREFIX}{name}, and {used}")
         elif name.startswith(PREFIX) and takes_parameters:
@@ -203,37 +205,37 @@ class _Section(Generic[O]):
             if not self._inherited(name):
                 self.warn(name, f"is for the whole process, and has no effect here: it belongs into [{DEFAULT}]")
         else:
-            self.warn(name, self._effectless(name))
+            self.warn(name, self._why_ignored(name))
 
-    def _effectless(self, name: str) -> str:
-        if name in IGNORED:
+    def _why_ignored(self, name: str) -> str:
+        if name in LEGACY_IGNORED:
             return "is accepted, and has no effect"
-        if name in FOLDED or name.startswith(PREFIX):
+        if name in LEGACY_SPELLINGS or name.startswith(PREFIX):
             return f"has no effect in a {self._role.role}'s section: the server connects to the destination"
         for other in ROLES:
-            if name in options.table(other):
+            if name in options.options_of(other):
                 return f"is an option of a {other.role}, and has no effect in a {self._role.role}'s section"
         if name in options.parameters():
             return f"is unknown; did you mean {PREFIX}{name}?"
-        return f"is unknown, and has no effect{_meant(name, [*self._table, *self._process, f'{PREFIX}...'])}"
+        return f"is unknown, and has no effect{did_you_mean(name, [*self._table, *self._process, f'{PREFIX}...'])}"
 
 
 def _parameter(name: str) -> Option:
     """Return what is known about a parameter that is in no table: only what its name says."""
     secret = credentials.is_secret(name)
-    return Option(credentials.read if secret else values.parameter, None, "", secret=secret)
+    return Option(credentials.resolve if secret else values.parameter, None, "", secret=secret)
 
 
-def _meant(name: str, known: Iterable[str], likeness: float = 0.75) -> str:
+def did_you_mean(name: str, known: Iterable[str], likeness: float = 0.75) -> str:
     """Return the question for what was probably meant, to put behind a sentence; empty without an idea."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _check_server(section: _Section[Any], chain: ServerOptions) -> None:
+def _check_server(section: _SectionParser[Any], chain: ServerOptions) -> None:
     if isinstance(chain, MirrorOptions):
         for name in options.NOT_OF_A_MIRROR:
-            if section.says(name):
+            if section.is_set(name):
                 section.warn(name, "has no effect in a mirror's section")
     elif chain.origin:
         with section.problems_of("origin"):
@@ -244,7 +246,7 @@ def _check_server(section: _Section[Any], chain: ServerOptions) -> None:
         section.problem("origin", "is missing: say which files to announce, by origin, or by listen for messages")
 
 
-def _check_client(section: _Section[Any], chain: ClientOptions) -> None:
+def _check_client(section: _SectionParser[Any], chain: ClientOptions) -> None:
     if isinstance(chain, MirrorOptions) and chain.compression == "tar":
         section.warn("compression", "has no effect: a mirror hands archives on as they are; let clients unpack them")
     if chain.destination:
@@ -257,7 +259,7 @@ def _check_client(section: _Section[Any], chain: ClientOptions) -> None:
 
 def _check_destination(text: str) -> None:
     """Raise ValueError when no mover would take the destination, whatever the metadata are."""
-    shown = urls.printable(text)
+    shown = urls.redacted(text)
     try:
         patterns.Pattern(text, compose_only=True)
     except ValueError as error:
@@ -274,7 +276,7 @@ def _check_destination(text: str) -> None:
 
 
 _FIELD = re.compile(r"\{[^{}]*\}")
-_CHECKS: tuple[tuple[type[ChainOptions], Callable[[_Section[Any], Any], None]], ...] = (
+_CHECKS: tuple[tuple[type[ChainOptions], Callable[[_SectionParser[Any], Any], None]], ...] = (
     (ServerOptions, _check_server),
     (ClientOptions, _check_client),
 )

@@ -10,16 +10,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trollmoves import remote_files
-from trollmoves.daemon import Chain, Daemon, House
+from trollmoves.daemon import Chain, Daemon, Runtime
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ServerOptions
 from trollmoves.patterns import Origin
 from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement, Announcer
-from trollmoves.provider.holdings import OwnFiles
-from trollmoves.provider.inlets import Directory, Hearsay
-from trollmoves.provider.requests import Provider, advice
-from trollmoves.provider.whereabouts import Whereabouts
+from trollmoves.provider.holdings import LocalFileStore
+from trollmoves.provider.inlets import DirectorySource, MessageSource
+from trollmoves.provider.requests import RequestHandler, security_warning
+from trollmoves.provider.whereabouts import SymlinkPolicy
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +33,22 @@ class ServerChain:
     """
 
     def __init__(
-        self, options: ServerOptions, house: House, publisher: Publisher, *, backlog: bool, polling: bool
+        self, options: ServerOptions, house: Runtime, publisher: Publisher, *, backlog: bool, polling: bool
     ) -> None:
         """Bind the request port; StartError when it is taken."""
         self.name = options.name
         self._backlog = backlog
         self._provider = None
         root = Origin(options.origin).root if options.origin else None
-        self._whereabouts = Whereabouts(self.name, root, options.outside_links)
-        holdings = OwnFiles(self.name, house.journal, self._whereabouts)
+        self._whereabouts = SymlinkPolicy(self.name, root, options.outside_links)
+        holdings = LocalFileStore(self.name, house.journal, self._whereabouts)
         if options.request_port is not None:
-            self._provider = Provider(options, options.request_port, house.journal, publisher, house.workers, holdings)
+            self._provider = RequestHandler(
+                options, options.request_port, house.journal, publisher, house.workers, holdings
+            )
             self.announcer = self._provider.announcer
         else:
-            show = Showcase(options)
+            show = RemoteFileDescriber(options)
             self.announcer = Announcer(
                 self.name,
                 options.topic,
@@ -56,18 +58,20 @@ class ServerChain:
                 address=None,
                 describe=show.describe,
             )
-        self._inlet = self._make_inlet(options, house, backlog, polling)
+        self._inlet = self._make_source(options, house, backlog, polling)
 
-    def _make_inlet(self, options: ServerOptions, house: House, backlog: bool, polling: bool) -> Directory | Hearsay:
+    def _make_source(
+        self, options: ServerOptions, house: Runtime, backlog: bool, polling: bool
+    ) -> DirectorySource | MessageSource:
         announce = self.announcer.announce
         if options.origin is None:
-            return Hearsay(options, self._whereabouts, announce)
-        return Directory(
+            return MessageSource(options, self._whereabouts, announce)
+        return DirectorySource(
             options, house.journal, house.workers, self._whereabouts, announce, backlog=backlog, polling=polling
         )
 
     @property
-    def is_asked(self) -> bool:
+    def takes_requests(self) -> bool:
         """Whether it takes requests."""
         return self._provider is not None
 
@@ -88,7 +92,7 @@ class ServerChain:
             self.announcer.stop()
 
 
-class Showcase:
+class RemoteFileDescriber:
     """The messages of a chain in remote file system mode."""
 
     def __init__(self, options: ServerOptions) -> None:
@@ -101,7 +105,7 @@ class Showcase:
         metadata = {key: value for key, value in announcement.data.items() if key not in ("uri", "uid")}
         if self._options.unpack is None:
             return "file", remote_files.describe(path, self._host, metadata)
-        members = remote_files.look_into(path, self._options.unpack)
+        members = remote_files.read_archive_contents(path, self._options.unpack)
         return "dataset", remote_files.describe_members(path, self._host, members, metadata)
 
 
@@ -110,28 +114,28 @@ class Server(Daemon[ServerOptions]):
 
     role = "server"
     options = ServerOptions
-    remains = {"push": pushes.remains}
+    compactors = {"push": pushes.compact_body}
 
-    def open(self, house: House) -> None:
+    def open_shared(self, house: Runtime) -> None:
         """Bind the publish port."""
         self._publisher = Publisher(
             "move_it_server",
             self.arguments.port,
             bind_address=house.options.bind_address,
             clients=house.options.allowed_clients,
-            beat_data=self._beat,
+            beat_data=self._heartbeat_data,
         )
         self._publisher.start()
 
-    def advice(self, chains: Iterable[ServerOptions]) -> str:
+    def startup_warning(self, chains: Iterable[ServerOptions]) -> str:
         """Say what these chains allow that may not be meant."""
-        return advice(chains)
+        return security_warning(chains)
 
-    def close(self) -> None:
+    def close_shared(self) -> None:
         """Give the publish port back."""
         self._publisher.stop()
 
-    def chain(self, options: ServerOptions, house: House) -> Chain:
+    def make_chain(self, options: ServerOptions, house: Runtime) -> Chain:
         """Make the chain of one section."""
         return ServerChain(
             options,
@@ -141,13 +145,19 @@ class Server(Daemon[ServerOptions]):
             polling=self.arguments.watchdog,
         )
 
-    def _beat(self) -> dict[str, Any]:
-        return {"logs": [c.announcer.beat() for c in self.running() if isinstance(c, ServerChain) and c.is_asked]}
+    def _heartbeat_data(self) -> dict[str, Any]:
+        return {
+            "logs": [
+                c.announcer.heartbeat_data()
+                for c in self.running_chains()
+                if isinstance(c, ServerChain) and c.takes_requests
+            ]
+        }
 
 
-def arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Give the parser of the command line."""
-    parser = Server.parser("Announce files that appear here, and push them where clients want them.")
+    parser = Server.make_parser("Announce files that appear here, and push them where clients want them.")
     add = parser.add_argument
     add("-p", "--port", type=int, default=PUBLISH_PORT, help="port on which files are announced (%(default)s)")
     add("--disable-backlog", action="store_true", help="leave alone the files that are there at the start")
@@ -159,7 +169,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``move_it_server.py``; give its exit status."""
-    return Server(arguments().parse_args(argv)).run()
+    return Server(make_parser().parse_args(argv)).run()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 
 from trollmoves.errors import StartError
 
-VARIABLE = "TROLLMOVES_DIE_AT"
+ENV_VAR = "TROLLMOVES_DIE_AT"
 
-STEPS: Mapping[str, str] = {
+FAILPOINTS: Mapping[str, str] = {
     # who announces, and hands out: server and mirror
     "found": "New files are seen, nothing about them is written down.",
     "unpacked": "A file is unpacked, what was in it is not announced, or told of, yet.",
@@ -52,34 +52,34 @@ STEPS: Mapping[str, str] = {
 }
 
 
-def check() -> None:
+def check_environment() -> None:
     """Raise ``StartError``, which lists the steps, when the variable names none of them."""
-    text = os.environ.get(VARIABLE, "")
-    name, count = _wish(text)
-    if text and (name not in STEPS or count < 1):
-        known = "\n".join(f"  {step}: {sentence}" for step, sentence in STEPS.items())
-        raise StartError(f"{VARIABLE} is no STEP or STEP:COUNT of these:\n{known}")
+    text = os.environ.get(ENV_VAR, "")
+    name, count = _parse(text)
+    if text and (name not in FAILPOINTS or count < 1):
+        known = "\n".join(f"  {step}: {sentence}" for step, sentence in FAILPOINTS.items())
+        raise StartError(f"{ENV_VAR} is no STEP or STEP:COUNT of these:\n{known}")
 
 
-def _wish(text: str) -> tuple[str, int]:
+def _parse(text: str) -> tuple[str, int]:
     """Give the step and the count that are wished for; a count of 0 when it is none."""
     name, colon, count = text.partition(":")
     return name, int(count) if count.isdecimal() else int(not colon)
 
 
-def _pass(step: str) -> None:
+def _do_nothing(step: str) -> None:
     """Go on."""
 
 
-def _deadly(wished: str, last: int) -> Callable[[str], None]:
+def _make_killer(wished: str, last: int) -> Callable[[str], None]:
     times = itertools.count(1)
 
     def reached(step: str) -> None:
         if step == wished and next(times) == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return reached
+    return hit
 
 
-reached: Callable[[str], None] = _deadly(*_wish(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else _pass
+hit: Callable[[str], None] = _make_killer(*_parse(os.environ[ENV_VAR])) if os.environ.get(ENV_VAR) else _do_nothing
 """Say that a step is reached; any thread. It may not return."""

@@ -20,9 +20,9 @@ from trollmoves import hosts
 from trollmoves.errors import BadDestination
 
 MASK = "***"
-LONGEST_SHOWN = 300  # characters of a refused URL that are repeated: it may have come from anyone
-REMEMBERED = 1000  # URLs of which it is remembered what they mean; the same few come again and again
-LONGEST_REMEMBERED = 1000  # characters
+MAX_SHOWN = 300  # characters of a refused URL that are repeated: it may have come from anyone
+CACHE_SIZE = 1000  # URLs of which it is remembered what they mean; the same few come again and again
+MAX_CACHED_LENGTH = 1000  # characters
 
 _EXCERPT_FROM = 4000  # characters that are looked through for an excerpt
 
@@ -45,7 +45,7 @@ class _Parts(NamedTuple):
     """What stands behind ``://``, cut but not checked."""
 
     login: str
-    place: str
+    host_and_port: str
     path: str
 
 
@@ -67,10 +67,10 @@ def parse(text: Url, default_scheme: str = "file") -> ParseResult:
         text = _text(text)
     if not isinstance(text, str):
         raise BadDestination(f"a destination must be a text, not {type(text).__name__}")
-    return (_parsed if len(text) <= LONGEST_REMEMBERED else _parsed.__wrapped__)(text, default_scheme)
+    return (_parsed if len(text) <= MAX_CACHED_LENGTH else _parsed.__wrapped__)(text, default_scheme)
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
+@functools.lru_cache(maxsize=CACHE_SIZE)
 def _parsed(text: str, default_scheme: str) -> ParseResult:
     stripped = text.lstrip(" \t\r\n")
     if not stripped or "\0" in stripped:
@@ -79,16 +79,16 @@ def _parsed(text: str, default_scheme: str) -> ParseResult:
     scheme = scheme or default_scheme
     if not rest.startswith("//"):
         return ParseResult(scheme, "", rest, "", "", "")
-    parts = _cut(rest[2:])
-    if not _is_place(parts.place):
-        raise BadDestination(f"no usable host or port in {printable(text)[:LONGEST_SHOWN]}")
-    if parts.login and not _HOST_AND_PORT.sub(r"\1", parts.place):
-        raise BadDestination(f"a login but no host in {printable(text)[:LONGEST_SHOWN]}")
-    netloc = f"{_encoded(parts.login)}@{parts.place}" if parts.login else parts.place
+    parts = _split(rest[2:])
+    if not _is_host_and_port(parts.host_and_port):
+        raise BadDestination(f"no usable host or port in {redacted(text)[:MAX_SHOWN]}")
+    if parts.login and not _HOST_AND_PORT.sub(r"\1", parts.host_and_port):
+        raise BadDestination(f"a login but no host in {redacted(text)[:MAX_SHOWN]}")
+    netloc = f"{_encoded(parts.login)}@{parts.host_and_port}" if parts.login else parts.host_and_port
     return ParseResult(scheme, netloc, parts.path, "", "", "")
 
 
-def printable(url: object) -> str:
+def redacted(url: object) -> str:
     """Return the URL for a log line: with its user, without password, key or token.
 
     Never raises, whatever it is given. When it cannot be told where a password ends (a password as it is, with both
@@ -106,30 +106,30 @@ def printable(url: object) -> str:
     except Exception:  # whatever an object's __str__ may raise
         return f"<{type(url).__name__}>"
     if not isinstance(url, (str, bytes, bytearray, ParseResult)):
-        return masked(text)
-    return (_printable_text if len(text) <= LONGEST_REMEMBERED else _printable_text.__wrapped__)(text)
+        return redact_text(text)
+    return (_printable_text if len(text) <= MAX_CACHED_LENGTH else _printable_text.__wrapped__)(text)
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
+@functools.lru_cache(maxsize=CACHE_SIZE)
 def _printable_text(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _printable(text))
 
 
-def masked(text: str) -> str:
+def redact_text(text: str) -> str:
     """Return any text with the secrets of all URLs in it left out; quick when it holds none."""
     if "@" in text:
         if "://" in text:
-            text = _IN_TEXT.sub(lambda found: _shown(found[0]), text)
+            text = _IN_TEXT.sub(lambda found: _redacted_rest(found[0]), text)
         if "netloc=" in text:
             text = _NETLOC_IN_TEXT.sub(lambda found: f"{found[1]}{found[2].partition(':')[0]}@", text)
     elif "://" in text and ("?" in text or "#" in text):
-        text = _IN_TEXT.sub(lambda found: _shown(found[0]) if "=" in found[0] else found[0], text)
+        text = _IN_TEXT.sub(lambda found: _redacted_rest(found[0]) if "=" in found[0] else found[0], text)
     return text
 
 
 def excerpt(text: str, longest: int = 60) -> str:
     """Return the beginning of any text, for an error about it; secrets of URLs go before, lest one be cut in two."""
-    shown = masked(text[:_EXCERPT_FROM])
+    shown = redact_text(text[:_EXCERPT_FROM])
     return shown if len(shown) <= longest and len(text) <= _EXCERPT_FROM else f"{shown[: longest - 3]}..."
 
 
@@ -142,7 +142,7 @@ def without_login(url: Url) -> str:
     return _without_login(parse(url))
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
+@functools.lru_cache(maxsize=CACHE_SIZE)
 def _without_login(parsed: ParseResult) -> str:
     return _text(parsed._replace(netloc=parsed.netloc.rpartition("@")[2]))
 
@@ -188,7 +188,7 @@ def port(url: Url) -> int | None:
     return int(found[2]) if found and found[2] else None
 
 
-def at_host(url: Url, target: str) -> ParseResult:
+def with_host(url: Url, target: str) -> ParseResult:
     """Return the URL with another host, and port if ``target`` has one; user, password and path stay.
 
     An IPv6 address may come without brackets. Raises BadDestination.
@@ -224,11 +224,11 @@ def _scheme(text: str) -> tuple[str, str]:
     return (found[1].lower(), text[found.end() :]) if found else ("", text)
 
 
-def _cut(rest: str) -> _Parts:
+def _split(rest: str) -> _Parts:
     """Cut what stands behind ``://``, by the rule of URLs if that gives a host, else with a login as it is."""
     authority, slash, path = rest.partition("/")
     login, at, place = authority.rpartition("@")
-    if "@" in path and (not _is_place(place) or (not at and place.endswith(":"))):
+    if "@" in path and (not _is_host_and_port(place) or (not at and place.endswith(":"))):
         colon = rest.find(":")
         ends = [found.start() for found in _LOGIN_END.finditer(rest) if 0 <= colon < found.start()]
         if ends:
@@ -237,7 +237,7 @@ def _cut(rest: str) -> _Parts:
     return _Parts(login, place, slash + path)
 
 
-def _is_place(text: str) -> bool:
+def _is_host_and_port(text: str) -> bool:
     found = _HOST_AND_PORT.fullmatch(text)
     if not found or int(found[2] or 0) > 65535:
         return False
@@ -264,23 +264,23 @@ def _decoded(text: str) -> str:
 def _printable(text: str) -> str:
     start = _START.match(text)
     if start:
-        return start[0] + _shown(text[start.end() :])
+        return start[0] + _redacted_rest(text[start.end() :])
     front, at, back = text.rpartition("@")
     if not at or text.startswith(("/", ".")) or ":" not in front:
         return text  # a path on this host
     return f"{front.partition(':')[0]}:{MASK}@{back}"
 
 
-def _shown(rest: str) -> str:
+def _redacted_rest(rest: str) -> str:
     """Return what stands behind ``://`` without its secrets; the same again for what it returned."""
-    login, place, path = _cut(rest)
+    login, place, path = _split(rest)
     name, colon, _ = login.partition(":")
     if "@" in path:
         front, _, back = path.rpartition("@")
-        in_brackets = place.startswith("[") and _is_place(place)
+        in_brackets = place.startswith("[") and _is_host_and_port(place)
         if colon or (not login and not in_brackets and ":" in place + front):
             return f"{name or place.partition(':')[0]}@{MASK}@{_without_query(back)}"
-    if not _is_place(place):
+    if not _is_host_and_port(place):
         place = _without_query(place.partition(":")[0] + (f":{MASK}" if ":" in place else ""))
     return (f"{name}@" if name else "") + place + _without_query(path)
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from trollmoves import urls
 
-LONGEST = 1e9  # seconds, about 31 years: what every clock and every wait of Python takes
+MAX_SECONDS = 1e9  # seconds, about 31 years: what every clock and every wait of Python takes
 NO = ("none", "false", "no", "off", "0")
 
 
@@ -56,10 +56,10 @@ def number(value: str) -> float:
 
 def seconds(value: str) -> float:
     """Read a time in seconds."""
-    return _at_most(number(value), LONGEST, value)
+    return _check_max(number(value), MAX_SECONDS, value)
 
 
-def interval(value: str) -> float:
+def positive_seconds(value: str) -> float:
     """Read a time in seconds that is not 0."""
     found = seconds(value)
     if not found:
@@ -69,10 +69,10 @@ def interval(value: str) -> float:
 
 def days(value: str) -> float:
     """Read a time in days."""
-    return _at_most(number(value), LONGEST // 86400, value)
+    return _check_max(number(value), MAX_SECONDS // 86400, value)
 
 
-def whole(lowest: int, highest: int) -> Callable[[str], int]:
+def integer(lowest: int, highest: int) -> Callable[[str], int]:
     """Return a function that reads a whole number between two bounds, both allowed."""
 
     def read(value: str) -> int:
@@ -85,7 +85,7 @@ def whole(lowest: int, highest: int) -> Callable[[str], int]:
     return read
 
 
-port = whole(1, 65535)
+port = integer(1, 65535)
 
 
 def choice(*allowed: str) -> Callable[[str], str]:
@@ -109,14 +109,14 @@ def choice_or_none(*allowed: str) -> Callable[[str], str | None]:
     return read
 
 
-def words(value: str) -> tuple[str, ...]:
+def word_list(value: str) -> tuple[str, ...]:
     """Cut a list at blanks, line ends and commas."""
     return tuple(value.replace(",", " ").split())
 
 
 def host(value: str) -> str:
     """Read one host name or address."""
-    if len(words(value)) != 1 or "/" in value:
+    if len(word_list(value)) != 1 or "/" in value:
         raise ValueError(f"no host: {quoted(value)}")
     return value
 
@@ -128,7 +128,7 @@ def nameserver(value: str) -> str | Literal[False]:
 
 def nameservers(value: str) -> tuple[str, ...] | Literal[False]:
     """Read a list of name server hosts; ``False`` is none."""
-    return False if value.lower() in NO else tuple(host(word) for word in words(value))
+    return False if value.lower() in NO else tuple(host(word) for word in word_list(value))
 
 
 def info(value: str) -> dict[str, str | list[str]]:
@@ -143,7 +143,7 @@ def info(value: str) -> dict[str, str | list[str]]:
 
 
 @dataclass(frozen=True)
-class Provider:
+class ProviderAddress:
     """One publisher that a chain listens to, with the topic to take from it, if it has one of its own."""
 
     host: str
@@ -159,7 +159,7 @@ class Provider:
         return self.address.removeprefix("tcp://") + (self.topic or "")
 
 
-def provider(word: str) -> Provider:
+def provider(word: str) -> ProviderAddress:
     """Read ``host:port`` or ``host:port/topic``, also behind ``tcp://``; an IPv6 address stands in brackets."""
     place, _, topic = word.removeprefix("tcp://").partition("/")
     name, colon, port_text = place.rpartition(":")
@@ -175,16 +175,16 @@ def provider(word: str) -> Provider:
     except ValueError as error:
         raise ValueError(f"the port of {quoted(word)}: {error}") from None
     topic = topic.lstrip("/")
-    return Provider(name, found, f"/{topic}" if topic else None)
+    return ProviderAddress(name, found, f"/{topic}" if topic else None)
 
 
-def providers(value: str) -> tuple[Provider, ...]:
+def providers(value: str) -> tuple[ProviderAddress, ...]:
     """Read a list of providers."""
-    return tuple(map(provider, words(value)))
+    return tuple(map(provider, word_list(value)))
 
 
 @dataclass(frozen=True)
-class Replacement:
+class MetadataReplacement:
     """What a metadata item becomes: the same text always, or what its value stands for in a map."""
 
     text: str
@@ -197,12 +197,12 @@ class Replacement:
         return self.mapping.get(str(value), value) if isinstance(value, str | int | float) else value
 
 
-def replacement(value: str) -> Replacement:
+def replacement(value: str) -> MetadataReplacement:
     """Read ``a:b|c:d`` as a map, and anything else as a text."""
     pairs = [[part.strip() for part in item.split(":")] for item in value.split("|")]
     if "://" in value or any(len(pair) != 2 for pair in pairs):
-        return Replacement(value)
-    return Replacement(value, dict(pairs))
+        return MetadataReplacement(value)
+    return MetadataReplacement(value, dict(pairs))
 
 
 def group(value: str) -> object:  # noqa: ARG001  (it may hold a secret, so it is not shown)
@@ -215,7 +215,7 @@ def parameter(value: str) -> str | bool:
     return {"0": False, "false": False, "1": True, "true": True}.get(value.lower(), value)
 
 
-def _at_most(found: float, highest: float, value: str) -> float:
+def _check_max(found: float, highest: float, value: str) -> float:
     if found > highest:
         raise ValueError(f"must be at most {highest:.0f}: {quoted(value)}")
     return found

@@ -12,18 +12,18 @@ from typing import Any
 
 from trollmoves import config
 from trollmoves.config import Configuration
-from trollmoves.dispatch.structure import File, from_yaml, text
-from trollmoves.dispatch.target import STRUCTURED, TargetReader, sensible
+from trollmoves.dispatch.structure import TargetsFile, from_yaml, text
+from trollmoves.dispatch.target import STRUCTURED, TargetParser, did_you_mean
 from trollmoves.dispatch.texts import from_ini, is_ini
 from trollmoves.errors import ConfigError
-from trollmoves.options import DispatcherOptions, ProcessOptions, TargetOptions, table
-from trollmoves.sections import DEFAULT, Findings, read_process
+from trollmoves.options import DispatcherOptions, ProcessOptions, TargetOptions, options_of
+from trollmoves.sections import DEFAULT, Diagnostics, read_process
 
 SUBSCRIBER = "posttroll_subscriber"
 _SYNONYMS = {"addresses": "subscribe_addresses", "services": "subscribe_services"}
 
 
-def read(path: str | os.PathLike[str]) -> Configuration[TargetOptions]:
+def read_dispatcher_config(path: str | os.PathLike[str]) -> Configuration[TargetOptions]:
     """Read a configuration file: each target is one chain.
 
     Raises:
@@ -31,33 +31,35 @@ def read(path: str | os.PathLike[str]) -> Configuration[TargetOptions]:
             no target can. Its text is one line and holds all that is wrong.
     """
     path = os.fspath(path)
-    findings = Findings(path)
-    file = from_ini(path, SUBSCRIBER) if is_ini(config.text_of(path)) else from_yaml(path, SUBSCRIBER, findings)
+    findings = Diagnostics(path)
+    file = from_ini(path, SUBSCRIBER) if is_ini(config.read_text(path)) else from_yaml(path, SUBSCRIBER, findings)
     process = _process(findings, file)
-    targets = {name: TargetReader(findings, name, raw, file.default).read() for name, raw in file.targets.items()}
+    targets = {name: TargetParser(findings, name, raw, file.default).read() for name, raw in file.targets.items()}
     usable = {name: target for name, target in targets.items() if target}
     if not usable and not findings.problems:
         raise ConfigError("there is no target, so nothing to run", file=path)
     if not usable or any(problem.section in (DEFAULT, SUBSCRIBER) for problem in findings.problems):
-        raise config.together(path, findings.problems)
-    _warn_deaf(findings, process, usable)
+        raise config.combined_error(path, findings.problems)
+    _warn_no_input(findings, process, usable)
     return Configuration(path, process, usable, tuple(findings.warnings), tuple(findings.problems))
 
 
-def _process(findings: Findings, file: File) -> DispatcherOptions:
+def _process(findings: Diagnostics, file: TargetsFile) -> DispatcherOptions:
     texts = {name: text(value) for name, value in file.default.items() if name not in STRUCTURED}
     process = read_process(findings, texts)
     found: dict[str, Any] = {item.name: getattr(process, item.name) for item in fields(ProcessOptions)}
     return DispatcherOptions(**found, **_subscriber(findings, file.subscriber))
 
 
-def _subscriber(findings: Findings, given: Mapping[str, Any]) -> dict[str, Any]:
-    own = {name: option for name, option in table(DispatcherOptions).items() if name not in table(ProcessOptions)}
+def _subscriber(findings: Diagnostics, given: Mapping[str, Any]) -> dict[str, Any]:
+    own = {
+        name: option for name, option in options_of(DispatcherOptions).items() if name not in options_of(ProcessOptions)
+    }
     found: dict[str, Any] = {}
     for name, value in given.items():
         option = own.get(_SYNONYMS.get(name, name))
         if option is None:
-            findings.warn(SUBSCRIBER, name, f"is unknown, and has no effect{sensible(name, [*own, *_SYNONYMS])}")
+            findings.warn(SUBSCRIBER, name, f"is unknown, and has no effect{did_you_mean(name, [*own, *_SYNONYMS])}")
         elif value is not None and text(value):
             try:
                 found[_SYNONYMS.get(name, name)] = option.parse(text(value))
@@ -66,7 +68,7 @@ def _subscriber(findings: Findings, given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _warn_deaf(findings: Findings, process: DispatcherOptions, targets: Mapping[str, TargetOptions]) -> None:
+def _warn_no_input(findings: Diagnostics, process: DispatcherOptions, targets: Mapping[str, TargetOptions]) -> None:
     deaf = process.nameserver is False and not process.subscribe_addresses
     if deaf and not all(target.origin for target in targets.values()):
         findings.warn(

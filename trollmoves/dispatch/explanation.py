@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from trollmoves.config import Configuration
 from trollmoves.dispatch import files
-from trollmoves.dispatch.files import File
-from trollmoves.dispatch.routes import Route, routes, shown
+from trollmoves.dispatch.files import LocalFile
+from trollmoves.dispatch.routes import Route, format_destination, routes
 from trollmoves.errors import ConfigError, MessageError, TrollmovesError
 from trollmoves.messaging.messages import MAGIC, Message
 from trollmoves.options import DispatchConfig, TargetOptions
@@ -28,7 +28,7 @@ def explain(configuration: Configuration[TargetOptions], given: str) -> str:
     told = message or Message("", "file", {"uri": path, "uid": os.path.basename(given)})
     lines = [f"{told.subject} {told.type}: " + _names(told) if message else _file(path or "")]
     for target in configuration.sections.values():
-        lines += [f"[{target.name}]", *(f"  {line}" for line in _target(target, told, path))]
+        lines += [f"[{target.name}]", *(f"  {line}" for line in _explain_target(target, told, path))]
     lines += [f"warning: {text}" for text in configuration.warnings]
     lines += [f"problem: {text}" for text in configuration.problems]
     return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"
@@ -63,8 +63,8 @@ def _names(message: Message) -> str:
         return str(error)
 
 
-def _target(target: TargetOptions, message: Message, path: str | None) -> Iterator[str]:
-    if message.type not in files.TYPES:
+def _explain_target(target: TargetOptions, message: Message, path: str | None) -> Iterator[str]:
+    if message.type not in files.FILE_TYPES:
         yield f"no: messages of type {message.type} tell of no files"
         return
     if target.origin:
@@ -76,9 +76,11 @@ def _target(target: TargetOptions, message: Message, path: str | None) -> Iterat
     for route, config in zip(routes(target), target.dispatch_configs, strict=True):
         name = f"dispatch config {route.number}: " if len(target.dispatch_configs) > 1 else ""
         if path and not target.origin:
-            yield name + _as_told(route, config, path)
+            yield name + _explain_unknown(route, config, path)
         else:
-            yield from (f"{name}{line}" for line in _route(target, route, message, None if path else message.subject))
+            yield from (
+                f"{name}{line}" for line in _explain_route(target, route, message, None if path else message.subject)
+            )
     if not target.dispatch_configs:
         yield "no: it has no dispatch config"
 
@@ -87,33 +89,33 @@ def _file(path: str) -> str:
     return path if os.path.exists(path) else f"{path}: there is no such file now"
 
 
-def _as_told(route: Route, config: DispatchConfig, path: str) -> str:
+def _explain_unknown(route: Route, config: DispatchConfig, path: str) -> str:
     """Give what a message must say of a file, whose metadata are not known, and where it then goes."""
     fulfilled = " fulfils the conditions and" if config.conditions else ""
     topics = " or ".join(config.topics) or "no topic"
-    return f"when a message under {topics}{fulfilled} tells of it: to {shown(route.pattern(path))}"
+    return f"when a message under {topics}{fulfilled} tells of it: to {format_destination(route.pattern(path))}"
 
 
-def _route(target: TargetOptions, route: Route, message: Message, subject: str | None) -> Iterator[str]:
+def _explain_route(target: TargetOptions, route: Route, message: Message, subject: str | None) -> Iterator[str]:
     try:
-        reason = route.why_not(subject, files.metadata_of(message))
+        reason = route.mismatch_reason(subject, files.metadata_of(message))
         if reason:
             yield f"no: {reason}"
             return
         for metadata, told in files.items(message):
-            yield _way(target, route, metadata, told)
+            yield _explain_file(target, route, metadata, told)
     except TrollmovesError as error:
         yield f"no: {error}"
 
 
-def _way(target: TargetOptions, route: Route, metadata: dict[str, object], told: dict[str, object]) -> str:
+def _explain_file(target: TargetOptions, route: Route, metadata: dict[str, object], told: dict[str, object]) -> str:
     """Give the way of one file; one that is not here would go there all the same."""
     missing = ""
     try:
-        file = files.look(metadata, told)
+        file = files.look_up(metadata, told)
     except MessageError as error:
         missing = f" (but not now: {error})"
-        file = File(str(metadata["uri"]), 0, 0, 0, metadata, told)
+        file = LocalFile(str(metadata["uri"]), 0, 0, 0, metadata, told)
     try:
         url = route.destination(file)
     except TrollmovesError as error:
@@ -124,4 +126,4 @@ def _way(target: TargetOptions, route: Route, metadata: dict[str, object], told:
             published = f", published as {Pattern(target.publish_topic, compose_only=True).compose(told)}"
         except TrollmovesError as error:
             published = f", not published: {error}"
-    return f"to {shown(url)}{published}{missing}"
+    return f"to {format_destination(url)}{published}{missing}"

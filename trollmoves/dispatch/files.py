@@ -11,12 +11,12 @@ from trollmoves import hosts, urls
 from trollmoves.errors import BadDestination, MessageError
 from trollmoves.messaging.messages import Message
 
-TYPES = ("file", "dataset", "collection")
+FILE_TYPES = ("file", "dataset", "collection")
 _GROUPS = ("dataset", "collection")
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class LocalFile:
     """A file as it was when it was heard of: size in bytes, times in ns.
 
     ``metadata`` are what names are composed with, ``told`` what is published of it.
@@ -27,31 +27,31 @@ class File:
     mtime_ns: int
     ctime_ns: int
     metadata: dict[str, Any]
-    told: dict[str, Any]
+    published: dict[str, Any]
 
 
-class News:
+class ReceivedMessage:
     """A message, whose files are looked at once however many targets want them. One thread uses it."""
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        self._found: list[File | MessageError] | None = None
+        self._found: list[LocalFile | MessageError] | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The metadata that conditions are about; MessageError when there are none."""
         return metadata_of(self.message)
 
-    def files(self) -> list[File | MessageError]:
+    def files(self) -> list[LocalFile | MessageError]:
         """Give its files, or why one is not to be had; MessageError when it names none."""
         if self._found is None:
-            self._found = [_looked(metadata, told) for metadata, told in items(self.message)]
+            self._found = [_try_look_up(metadata, told) for metadata, told in items(self.message)]
         return self._found
 
 
-def _looked(metadata: dict[str, Any], told: dict[str, Any]) -> File | MessageError:
+def _try_look_up(metadata: dict[str, Any], told: dict[str, Any]) -> LocalFile | MessageError:
     try:
-        return look(metadata, told)
+        return look_up(metadata, told)
     except MessageError as error:
         return error
 
@@ -74,14 +74,14 @@ def items(message: Message) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return found
 
 
-def look(metadata: dict[str, Any], told: dict[str, Any]) -> File:
+def look_up(metadata: dict[str, Any], told: dict[str, Any]) -> LocalFile:
     """Look at a file; MessageError when it is not here."""
     path = local_path(metadata["uri"])
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         raise MessageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    return File(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, metadata, told)
+    return LocalFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, metadata, told)
 
 
 def local_path(uri: object) -> str:
@@ -95,7 +95,7 @@ def local_path(uri: object) -> str:
     except BadDestination as error:
         raise MessageError(str(error)) from None
     if not hosts.is_local(url.hostname):
-        raise MessageError(f"{urls.printable(url)} is on another host")
+        raise MessageError(f"{urls.redacted(url)} is on another host")
     return url.path
 
 

@@ -6,19 +6,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from trollmoves.dispatch.files import TYPES
-from trollmoves.messaging.listener import Listener, Provider
+from trollmoves.dispatch.files import FILE_TYPES
+from trollmoves.messaging.listener import PublisherEndpoint, Subscriber
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.services import ServiceFinder
+from trollmoves.messaging.services import ServiceDiscovery
 from trollmoves.options import DispatcherOptions
 
 NAMESERVER_TIMEOUT = 2.0  # s; an end waits for an answer
-LOOK = 0.1  # s between looks whether a held back batch of messages is to be dropped, since this process ends
+POLL_INTERVAL = 0.1  # s between looks whether a held back batch of messages is to be dropped, since this process ends
 
 Heard = Callable[[Sequence[Message]], None]
 
 
-class Hearing:
+class Subscription:
     """The ears of a dispatcher: one subscription for all its targets.
 
     ``heard`` gets the messages about files that are at hand together, on the listener's thread; what it raises is as
@@ -32,11 +32,11 @@ class Hearing:
         self._lock = threading.Lock()  # addresses and topics: the finder's thread adds to the former
         self._gate = threading.Lock()  # held by whoever takes messages, and by whoever holds them back
         self._started = self._closed = False
-        self._listener = Listener("dispatcher", [], self._take)
+        self._listener = Subscriber("dispatcher", [], self._on_messages)
         self._finder = None
         if options.nameserver is not False:
-            self._finder = ServiceFinder(
-                options.subscribe_services, options.nameserver, NAMESERVER_TIMEOUT, self._follow
+            self._finder = ServiceDiscovery(
+                options.subscribe_services, options.nameserver, NAMESERVER_TIMEOUT, self._on_addresses
             )
 
     def stop(self) -> None:
@@ -46,16 +46,16 @@ class Hearing:
             self._finder.stop()
         self._listener.stop()
 
-    def want(self, topics: Sequence[str]) -> None:
+    def add_topics(self, topics: Sequence[str]) -> None:
         """Hear the subjects that begin so, too; what was wanted before goes on undisturbed."""
         with self._lock:
             new = tuple(_shortest(topic for topic in topics if not topic.startswith(self._topics)))
             self._topics += new
             if new:
-                self._listener.follow([Provider(address, new) for address in self._addresses])
+                self._listener.add_publishers([PublisherEndpoint(address, new) for address in self._addresses])
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Have messages wait while targets come and go: they stay with ZeroMQ. After the first time it hears."""
         with self._gate:
             yield
@@ -65,18 +65,18 @@ class Hearing:
                 if self._finder:
                     self._finder.start()
 
-    def _follow(self, addresses: Sequence[str]) -> None:
+    def _on_addresses(self, addresses: Sequence[str]) -> None:
         with self._lock:
             new = [address for address in addresses if address not in self._addresses]
             self._addresses += new
             if self._topics:
-                self._listener.follow([Provider(address, self._topics) for address in new])
+                self._listener.add_publishers([PublisherEndpoint(address, self._topics) for address in new])
 
-    def _take(self, _: str, messages: list[Message]) -> None:
-        wanted = [message for message in messages if message.type in TYPES]
+    def _on_messages(self, _: str, messages: list[Message]) -> None:
+        wanted = [message for message in messages if message.type in FILE_TYPES]
         if not wanted:
             return
-        while not self._gate.acquire(timeout=LOOK):
+        while not self._gate.acquire(timeout=POLL_INTERVAL):
             if self._closed:
                 return
         try:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import ParseResult
 
 from trollmoves import urls
-from trollmoves.dispatch.files import File
+from trollmoves.dispatch.files import LocalFile
 from trollmoves.dispatch.target import base_url, pattern_of
 from trollmoves.errors import BadDestination
 from trollmoves.options import Alias, DispatchConfig, TargetOptions
@@ -32,7 +32,7 @@ class Route:
         self._climbs = ".." in text.split("/")
         self._wants_time = CREATION_TIME in text
 
-    def why_not(self, subject: str | None, metadata: Mapping[str, Any]) -> str:
+    def mismatch_reason(self, subject: str | None, metadata: Mapping[str, Any]) -> str:
         """Give the reason why a message does not go this way, empty when it does.
 
         Without a ``subject`` it is of no importance, as for files that are found.
@@ -40,9 +40,9 @@ class Route:
         topics = self._config.topics
         if subject is not None and not subject.startswith(topics):
             return f"its subject does not begin with {' or '.join(topics) or 'anything that is asked for'}"
-        return self._config.conditions.why_not(metadata) if self._config.conditions else ""
+        return self._config.conditions.mismatch_reason(metadata) if self._config.conditions else ""
 
-    def destination(self, file: File) -> ParseResult:
+    def destination(self, file: LocalFile) -> ParseResult:
         """Give the URL, without a password, of the place for a file.
 
         Raises:
@@ -102,6 +102,6 @@ def _is_hashable(value: object) -> bool:
     return not isinstance(value, dict | list)
 
 
-def shown(url: ParseResult) -> str:
+def format_destination(url: ParseResult) -> str:
     """Give a destination for people."""
-    return urls.printable(url) if url.netloc else url.path
+    return urls.redacted(url) if url.netloc else url.path

@@ -8,14 +8,14 @@ from typing import Any
 
 import yaml
 
-from trollmoves.config import text_of
+from trollmoves.config import read_text
 from trollmoves.errors import ConfigError
-from trollmoves.options import ProcessOptions, TargetOptions, table
-from trollmoves.sections import DEFAULT, Findings
+from trollmoves.options import ProcessOptions, TargetOptions, options_of
+from trollmoves.sections import DEFAULT, Diagnostics
 
 
 @dataclass
-class File:
+class TargetsFile:
     """What stands in a file, as it is: names and values, which may be dictionaries and lists of such."""
 
     default: dict[str, Any] = field(default_factory=dict)
@@ -23,10 +23,10 @@ class File:
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def from_yaml(file: str, subscriber: str, findings: Findings) -> File:
+def from_yaml(file: str, subscriber: str, findings: Diagnostics) -> TargetsFile:
     """Read a YAML file; ConfigError when it is none."""
-    found = File()
-    general = {**table(ProcessOptions), **table(TargetOptions)}
+    found = TargetsFile()
+    general = {**options_of(ProcessOptions), **options_of(TargetOptions)}
     for key, value in _load(file, findings).items():
         name = str(key)
         if name == subscriber:
@@ -54,7 +54,7 @@ def text(value: object) -> str:
     return str(value).strip()
 
 
-def plain(given: str) -> Any:
+def parse_yaml(given: str) -> Any:
     """Return what a piece of YAML means; ValueError when it is none."""
     try:
         return yaml.safe_load(given)
@@ -80,8 +80,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _load(file: str, findings: Findings) -> Mapping[Any, Any]:
-    given = text_of(file)
+def _load(file: str, findings: Diagnostics) -> Mapping[Any, Any]:
+    given = read_text(file)
     try:
         loader = _Loader(given)
         try:
@@ -99,7 +99,7 @@ def _load(file: str, findings: Findings) -> Mapping[Any, Any]:
     return found
 
 
-def _mapping(findings: Findings, name: str, value: object) -> dict[str, Any]:
+def _mapping(findings: Diagnostics, name: str, value: object) -> dict[str, Any]:
     if isinstance(value, dict):
         return {str(key): item for key, item in value.items()}
     if value is not None:

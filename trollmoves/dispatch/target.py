@@ -16,7 +16,7 @@ from trollmoves.dispatch.structure import text
 from trollmoves.errors import BadDestination
 from trollmoves.movers import MOVERS
 from trollmoves.options import Alias, DispatchConfig, Option, TargetOptions
-from trollmoves.sections import Findings, read_section
+from trollmoves.sections import Diagnostics, read_section
 
 STRUCTURED = ("aliases", "conditions", "connection_parameters", "dispatch_configs", "topics")
 ALIAS_NAME = "_alias_name"
@@ -27,10 +27,10 @@ _OF_A_CONFIG = ("topics", "conditions", "aliases", *_PLACE)
 _OF_THE_TARGET = ("publish_topic", "connection_parameters", "origin")
 
 
-class TargetReader:
+class TargetParser:
     """One target while it is read."""
 
-    def __init__(self, findings: Findings, name: str, raw: Mapping[str, Any], default: Mapping[str, Any]) -> None:
+    def __init__(self, findings: Diagnostics, name: str, raw: Mapping[str, Any], default: Mapping[str, Any]) -> None:
         self._findings = findings
         self._name = name
         self._raw = {key: value for key, value in raw.items() if value is not None}
@@ -94,7 +94,7 @@ class TargetReader:
             if value is None:
                 continue
             if parameter is None:
-                self._warn(option, f"is no known connection parameter, and is handed on{sensible(name, known)}")
+                self._warn(option, f"is no known connection parameter, and is handed on{did_you_mean(name, known)}")
                 found[name] = value
             elif isinstance(value, dict | list) != (parameter.parse is values.group):
                 self._problem(option, "must have names below it" if parameter.parse is values.group else "is one value")
@@ -111,10 +111,10 @@ class TargetReader:
             if isinstance(value, dict):
                 found[key] = self._with_secrets(option, value)
             elif isinstance(value, str) and credentials.is_secret(str(key)):
-                if danger := credentials.exposed(value):
+                if danger := credentials.exposure_warning(value):
                     self._warn(option, danger)
                 with self._problems_of(option):
-                    found[key] = credentials.read(value)
+                    found[key] = credentials.resolve(value)
         return found
 
     def _with_login(self, login: str | None, config: DispatchConfig) -> DispatchConfig:
@@ -137,7 +137,7 @@ class TargetReader:
         )
         given = self._raw.get("dispatch_configs", [])
         if "dispatch_configs" not in self._raw:
-            yield from self._in_short(whole, bool(target.origin))
+            yield from self._single_config(whole, bool(target.origin))
         elif not isinstance(given, list):
             self._problem("dispatch_configs", "must be a list")
         else:
@@ -153,7 +153,7 @@ class TargetReader:
             if not given:
                 self._warn("dispatch_configs", "is empty: nothing is delivered to this target")
 
-    def _in_short(self, whole: DispatchConfig, watches: bool) -> Iterator[DispatchConfig]:
+    def _single_config(self, whole: DispatchConfig, watches: bool) -> Iterator[DispatchConfig]:
         """Read the only dispatch config of a target, of which topics and conditions stand in the target itself."""
         given = {name: self._raw[name] for name in ("topics", "conditions") if name in self._raw}
         if given or watches:
@@ -183,7 +183,7 @@ class TargetReader:
         if name in _OF_THE_TARGET:
             self._warn(f"{where}{name}", "has no effect here: it counts for the whole target")
         elif name not in _OF_A_CONFIG:
-            self._warn(f"{where}{name}", f"is unknown, and has no effect{sensible(name, _OF_A_CONFIG)}")
+            self._warn(f"{where}{name}", f"is unknown, and has no effect{did_you_mean(name, _OF_A_CONFIG)}")
 
     def _topics(self, option: str, given: object, watches: bool) -> tuple[str, ...]:
         if watches:
@@ -209,7 +209,7 @@ class TargetReader:
         for key in _compared_as_texts(found):
             self._warn(option, f"{key} is compared with texts in a list: a comparison of numbers stands alone")
         with self._problems_of(option):
-            return conditions.read(found)
+            return conditions.parse_conditions(found)
         return None
 
     def _aliases(self, option: str, given: object) -> tuple[Alias, ...]:
@@ -256,7 +256,7 @@ def base_url(host: str) -> ParseResult:
     try:
         url = urls.parse(host)
     except BadDestination:
-        raise ValueError(f"is no usable URL: {urls.printable(host)}") from None
+        raise ValueError(f"is no usable URL: {urls.redacted(host)}") from None
     return url._replace(scheme=SSH) if url.scheme == "ssh" else url
 
 
@@ -270,7 +270,7 @@ def _read_parameter(parameter: Option, value: object) -> object:
     return text(value) if parameter.secret else parameter.parse(text(value))
 
 
-def sensible(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the question for what was probably meant, to put behind a sentence; empty without an idea."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trollmoves import conditions, values
-from trollmoves.config import ini
-from trollmoves.dispatch.structure import File, plain
+from trollmoves.config import parse_ini
+from trollmoves.dispatch.structure import TargetsFile, parse_yaml
 from trollmoves.errors import ConfigError
 
 _FIRST_LINE = re.compile(r"\s*(?:[#;][^\n]*\n\s*)*(.?)")
@@ -23,14 +23,14 @@ def is_ini(text: str) -> bool:
     return bool(found) and found[1] == "["  # type: ignore[index]
 
 
-def from_ini(file: str, subscriber: str) -> File:
+def from_ini(file: str, subscriber: str) -> TargetsFile:
     """Read an INI file; ConfigError when it is none."""
-    default, sections = ini(file, _name)
+    default, sections = parse_ini(file, _name)
     own = {name: {key: one for key, one in texts.items() if key not in default} for name, texts in sections.items()}
-    return File(
-        default=_structured(file, "DEFAULT", default),
+    return TargetsFile(
+        default=_to_structure(file, "DEFAULT", default),
         subscriber=own.get(subscriber, {}),
-        targets={name: _structured(file, name, texts) for name, texts in sections.items() if name != subscriber},
+        targets={name: _to_structure(file, name, texts) for name, texts in sections.items() if name != subscriber},
     )
 
 
@@ -44,7 +44,7 @@ def _name(written: str) -> str:
     return head + mark + (rest if head in ("aliases", "conditions") else rest.lower())
 
 
-def _structured(file: str, section: str, texts: Mapping[str, str]) -> dict[str, Any]:
+def _to_structure(file: str, section: str, texts: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, given in texts.items():
         path = name.split("__")
@@ -52,7 +52,7 @@ def _structured(file: str, section: str, texts: Mapping[str, str]) -> dict[str, 
             found[name] = given
         elif given:
             try:
-                _put(found, _keys(path), _value(path, given))
+                _set_nested(found, _keys(path), _value(path, given))
             except ValueError as error:
                 raise ConfigError(str(error), file=file, section=section, option=name) from None
     return {name: _with_lists(name, value) for name, value in found.items()}
@@ -63,7 +63,7 @@ def _keys(path: list[str]) -> list[Any]:
     return [*path[:-1], _scalar(path[-1])] if "aliases" in path[:3:2] and path[-1] != "aliases" else list(path)
 
 
-def _put(place: dict[Any, Any], path: list[Any], value: Any) -> None:
+def _set_nested(place: dict[Any, Any], path: list[Any], value: Any) -> None:
     *groups, last = path
     for group in groups:
         place = place.setdefault(group, {})
@@ -80,9 +80,9 @@ def _value(path: list[str], given: str) -> Any:
     if not path or path[0] not in ("topics", "conditions", "aliases"):
         return given
     if path[0] == "topics":
-        return list(values.words(given))
+        return list(values.word_list(given))
     if given[0] in "[{":
-        return plain(given)
+        return parse_yaml(given)
     if path[0] == "aliases":
         return _scalar(given)
     parts = [part.strip() for part in given.split(",")]
@@ -94,7 +94,7 @@ def _scalar(given: str) -> Any:
     if conditions.is_comparison(given):
         return given
     try:
-        found = plain(given)
+        found = parse_yaml(given)
     except ValueError:
         return given
     return given if isinstance(found, dict | list) else found

@@ -9,31 +9,42 @@ log of each chain, ``sources`` how far a receiving chain has the log of each of 
 
 from __future__ import annotations
 
-from trollmoves.journal.log import Log
+from trollmoves.journal.log import AnnouncementTable
 from trollmoves.journal.place import journal_path
-from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, UNSURE, WAITING, Announced, Outcome, Source, Task
-from trollmoves.journal.sources import Sources
-from trollmoves.journal.tasks import Tasks
-from trollmoves.journal.upkeep import Keep, Remains, Upkeep, nothing
+from trollmoves.journal.rows import (
+    BACKLOG,
+    DONE,
+    FAILED,
+    FRESH,
+    UNFLUSHED_SECONDS,
+    WAITING,
+    AnnouncementRecord,
+    Outcome,
+    SourcePosition,
+    Task,
+)
+from trollmoves.journal.sources import SourceTable
+from trollmoves.journal.tasks import TaskTable
+from trollmoves.journal.upkeep import Compactors, Pruning, Retention, drop_body
 
 __all__ = [
     "BACKLOG",
     "DONE",
     "FAILED",
     "FRESH",
-    "UNSURE",
+    "UNFLUSHED_SECONDS",
     "WAITING",
-    "Announced",
+    "AnnouncementRecord",
+    "Compactors",
     "Journal",
-    "Keep",
     "Outcome",
-    "Remains",
-    "Source",
+    "Retention",
+    "SourcePosition",
     "Task",
+    "drop_body",
     "journal_path",
-    "nothing",
 ]
 
 
-class Journal(Tasks, Log, Sources, Upkeep):
+class Journal(TaskTable, AnnouncementTable, SourceTable, Pruning):
     """An open journal; the owner of its file until ``close``."""

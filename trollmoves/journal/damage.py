@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _PARTS = ("", "-wal", "-shm")
 _ROWS = 1000  # written at one time
-_LONGEST_JUMP = 10_000  # rows passed over at one time where nothing can be read
+MAX_SKIP = 10_000  # rows passed over at one time where nothing can be read
 
 _TEXT, _INT, _REAL, _MAYBE_INT, _MAYBE_REAL, _MAYBE_TEXT = (
     (str,),
@@ -35,18 +35,18 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
 _SOURCES = {"chain": _TEXT, "log": _TEXT, "address": _TEXT, "have": _INT}
 
 
-class Unusable(sqlite3.DatabaseError):
+class NotAJournal(sqlite3.DatabaseError):
     """A database is no journal of this version."""
 
 
-def is_damage(error: BaseException) -> bool:
+def is_corruption(error: BaseException) -> bool:
     """Tell whether an error says that the file itself is not what it should be."""
     code = getattr(error, "sqlite_errorcode", 0)
     short = code == sqlite3.SQLITE_IOERR_SHORT_READ
-    return isinstance(error, Unusable) or short or code & 0xFF in _DAMAGE
+    return isinstance(error, NotAJournal) or short or code & 0xFF in _DAMAGE
 
 
-def set_aside(path: str) -> str:
+def quarantine(path: str) -> str:
     """Rename a journal with what belongs to it; give its new path."""
     aside = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
     while os.path.exists(aside):
@@ -55,7 +55,7 @@ def set_aside(path: str) -> str:
     return aside
 
 
-def put_back(aside: str, path: str) -> None:
+def restore(aside: str, path: str) -> None:
     """Undo ``set_aside``."""
     for part in _PARTS:
         with suppress(FileNotFoundError):
@@ -69,7 +69,7 @@ def _rename(before: str, after: str) -> None:
             os.rename(before + part, after + part)
 
 
-def rescue(aside: str, db: sqlite3.Connection) -> int:
+def salvage(aside: str, db: sqlite3.Connection) -> int:
     """Copy into an empty journal what can be read of a damaged one, all in one transaction; give the number of rows."""
     count = 0
     with closing(sqlite3.connect(aside, isolation_level=None)) as damaged:
@@ -114,7 +114,7 @@ def _rows(
                 yield row
             return
         except sqlite3.Error:
-            after, jump = after + jump, min(2 * jump, _LONGEST_JUMP)
+            after, jump = after + jump, min(2 * jump, MAX_SKIP)
 
 
 def _sources(damaged: sqlite3.Connection) -> Iterator[tuple[object, ...]]:

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from trollmoves.clock import SteadyClock
+from trollmoves.clock import MonotonicWallClock
 from trollmoves.errors import JournalError, JournalFull
-from trollmoves.journal.damage import Unusable, is_damage, put_back, rescue, set_aside
-from trollmoves.journal.place import LOCK, journal_error, lock_for_this_process
+from trollmoves.journal.damage import NotAJournal, is_corruption, quarantine, restore, salvage
+from trollmoves.journal.place import LOCK_SUFFIX, acquire_lock, to_journal_error
 
 log = logging.getLogger(__name__)
 
-_LOOKED_THROUGH = 256_000_000  # bytes of a journal that are looked through at the start, in less than a second
-_TIME_EVERY = 60.0  # s between writings of the time
+QUICK_CHECK_MAX_BYTES = 256_000_000  # bytes of a journal that are looked through at the start, in less than a second
+CLOCK_SAVE_INTERVAL = 60.0  # s between writings of the time
 _SCHEMA_VERSION = 1
-_WAL_STAYS = 16_000_000  # bytes that the write-ahead log may keep when all of it is in the file
+WAL_SIZE_LIMIT = 16_000_000  # bytes that the write-ahead log may keep when all of it is in the file
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tasks (
@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS sources (
 """
 
 
-class File:
+class JournalDatabase:
     """An open journal; the owner of its file until ``close``."""
 
     def __init__(
@@ -64,35 +64,35 @@ class File:
         self._on_damage = on_damage
         self._synchronous = synchronous
         self._lock = threading.Lock()
-        self._lock_file, ours = lock_for_this_process(path)
-        self._clock = SteadyClock()
+        self._lock_file, ours = acquire_lock(path)
+        self._clock = MonotonicWallClock()
         self._time_written = 0.0
         self._killed_at: float | None = None
         try:
-            self._begin(damage, ours)
+            self._open_or_recover(damage, ours)
         except (sqlite3.Error, OSError) as error:
             os.close(self._lock_file)
             if not ours:
-                os.unlink(path + LOCK)  # what is there is not ours
-            raise journal_error(f"the journal {path} cannot be used: {error}", error) from error
+                os.unlink(path + LOCK_SUFFIX)  # what is there is not ours
+            raise to_journal_error(f"the journal {path} cannot be used: {error}", error) from error
 
-    def _begin(self, damage: str, ours: bool) -> None:
+    def _open_or_recover(self, damage: str, ours: bool) -> None:
         if not damage:
             try:
                 self._open()
                 return
             except sqlite3.Error as error:
-                if not (ours and is_damage(error)):
+                if not (ours and is_corruption(error)):
                     raise
                 damage = str(error)
-        aside = set_aside(self.path)
+        aside = quarantine(self.path)
         log.error("the journal %s is damaged (%s): it is set aside as %s", self.path, damage, aside)
         try:
             self._open()
-            count = rescue(aside, self._db)
+            count = salvage(aside, self._db)
         except BaseException:
             self._db.close()
-            put_back(aside, self.path)
+            restore(aside, self.path)
             raise
         log.error("a new journal begins with %d lines that could be read of the damaged one", count)
 
@@ -110,20 +110,20 @@ class File:
         db = self._db
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found not in (0, _SCHEMA_VERSION):
-            raise Unusable(f"it was written by another version of this program (layout {found})")
+            raise NotAJournal(f"it was written by another version of this program (layout {found})")
         if not found and db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            raise Unusable("it is a database of another program")
-        if found and os.path.getsize(self.path) <= _LOOKED_THROUGH:
+            raise NotAJournal("it is a database of another program")
+        if found and os.path.getsize(self.path) <= QUICK_CHECK_MAX_BYTES:
             ((verdict,),) = db.execute("PRAGMA quick_check(1)")
             if verdict != "ok":
-                raise Unusable(verdict)
+                raise NotAJournal(verdict)
         if not found:
             db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table is made
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if synchronous == 'full' else 'NORMAL'}")
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute("PRAGMA wal_autocheckpoint=2000")
-        db.execute(f"PRAGMA journal_size_limit={_WAL_STAYS}")
+        db.execute(f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT}")
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT")
         db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
         if found and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
@@ -133,7 +133,7 @@ class File:
                 "FROM tasks WHERE state <> 0"
             ).fetchone()[0]
         row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
-        self._take_up_time()
+        self._restore_clock()
         return str(row[0])
 
     def now(self) -> float:
@@ -143,11 +143,11 @@ class File:
         """
         return self._clock.now()
 
-    def _take_up_time(self) -> None:
+    def _restore_clock(self) -> None:
         row = self._db.execute("SELECT value FROM meta WHERE key = 'time'").fetchone()
-        self._clock = SteadyClock(at_least=float(row[0]) if row else 0.0)
+        self._clock = MonotonicWallClock(at_least=float(row[0]) if row else 0.0)
 
-    def _write_time(self) -> float:
+    def _save_clock(self) -> float:
         now = self.now()
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('time', ?)", (f"{now:.3f}",))
         return now
@@ -158,7 +158,7 @@ class File:
             if self._lock_file >= 0:
                 if not self.damage:
                     with suppress(sqlite3.Error):
-                        self._write_time()
+                        self._save_clock()
                         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('closed', '')")
                 try:
                     self._db.close()
@@ -174,13 +174,13 @@ class File:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
                 written = self._time_written
-                if self.now() - written > _TIME_EVERY:
-                    written = self._write_time()
+                if self.now() - written > CLOCK_SAVE_INTERVAL:
+                    written = self._save_clock()
                 self._db.execute("COMMIT")
                 self._time_written = written
             except (sqlite3.Error, OverflowError) as error:
                 self._roll_back()
-                raise self._trouble("written", error) from error
+                raise self._to_journal_error("written", error) from error
             except BaseException:
                 self._roll_back()
                 raise
@@ -196,18 +196,18 @@ class File:
             try:
                 return self._db.execute(sql, parameters).fetchall()
             except (sqlite3.Error, OverflowError) as error:
-                raise self._trouble("read", error) from error
+                raise self._to_journal_error("read", error) from error
 
     def _check(self) -> None:
         if self.damage:
             raise JournalError(f"the journal {self.path} is damaged: {self.damage}")
 
-    def _trouble(self, what: str, error: Exception) -> JournalError:
-        if is_damage(error) and not self.damage:
+    def _to_journal_error(self, what: str, error: Exception) -> JournalError:
+        if is_corruption(error) and not self.damage:
             self.damage = str(error)
             if self._on_damage:
                 self._on_damage()
-        told = journal_error(f"the journal {self.path} cannot be {what}: {error}", error)
+        told = to_journal_error(f"the journal {self.path} cannot be {what}: {error}", error)
         if isinstance(told, JournalFull):
             with suppress(sqlite3.Error):  # the write-ahead log may be what fills the disk
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from trollmoves.journal.file import File
-from trollmoves.journal.rows import Announced, storable
+from trollmoves.journal.file import JournalDatabase
+from trollmoves.journal.rows import AnnouncementRecord, to_sqlite_text
 
 _COLUMNS = "number, uri, uid, size, mtime, message"
-_LOOKED_AT_ONCE = 2000  # announcements looked through at one time
+SCAN_BATCH = 2000  # announcements looked through at one time
 
 
-class Log(File):
+class AnnouncementTable(JournalDatabase):
     """The announcements in a journal."""
 
     def __init__(
@@ -24,7 +24,7 @@ class Log(File):
         self._numbers.clear()
         super()._roll_back()
 
-    def announce(self, chain: str, announced: Sequence[Announced]) -> None:
+    def append_announcements(self, chain: str, announced: Sequence[AnnouncementRecord]) -> None:
         """Append to the log of a chain. The numbers must continue those of the chain (see ``last_number``)."""
         now = self.now()
         with self._transaction() as db:
@@ -32,7 +32,16 @@ class Log(File):
                 "INSERT INTO announcements (chain, number, uri, uid, size, mtime, noted, message) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (chain, a.number, storable(a.uri), storable(a.uid), a.size, a.mtime, now, storable(a.message))
+                    (
+                        chain,
+                        a.number,
+                        to_sqlite_text(a.uri),
+                        to_sqlite_text(a.uid),
+                        a.size,
+                        a.mtime,
+                        now,
+                        to_sqlite_text(a.message),
+                    )
                     for a in announced
                 ],
             )
@@ -48,49 +57,49 @@ class Log(File):
                 number = self._numbers[chain] = int(row[0] or 0)
         return number
 
-    def announced(self, chain: str, uri: str) -> Announced | None:
+    def latest_announcement(self, chain: str, uri: str) -> AnnouncementRecord | None:
         """Give the newest announcement of a file, None when this chain never announced it."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND uri = ? ORDER BY number DESC LIMIT 1",
-            (chain, storable(uri)),
+            (chain, to_sqlite_text(uri)),
         )
-        return Announced(*rows[0]) if rows else None
+        return AnnouncementRecord(*rows[0]) if rows else None
 
-    def versions(self, chain: str, uris: Iterable[str]) -> dict[str, tuple[int | None, int | None]]:
+    def latest_versions(self, chain: str, uris: Iterable[str]) -> dict[str, tuple[int | None, int | None]]:
         """Give (size, mtime) of the newest announcement of each file that this chain announced."""
         found: dict[str, tuple[int | None, int | None]] = {}
         for uri in uris:
             rows = self._read(
                 "SELECT size, mtime FROM announcements WHERE chain = ? AND uri = ? ORDER BY number DESC LIMIT 1",
-                (chain, storable(uri)),
+                (chain, to_sqlite_text(uri)),
             )
             if rows:
                 found[uri] = rows[0]
         return found
 
-    def announcement(self, chain: str, number: int) -> Announced | None:
+    def get_announcement(self, chain: str, number: int) -> AnnouncementRecord | None:
         """Give one announcement by its number."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number = ?",
             (chain, number),
         )
-        return Announced(*rows[0]) if rows else None
+        return AnnouncementRecord(*rows[0]) if rows else None
 
-    def announcements(self, chain: str, numbers: Collection[int]) -> dict[int, Announced]:
+    def get_announcements(self, chain: str, numbers: Collection[int]) -> dict[int, AnnouncementRecord]:
         """Give announcements by their numbers, as far as there are such."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number IN ({','.join('?' * len(numbers))})",
             (chain, *numbers),
         )
-        return {row[0]: Announced(*row) for row in rows}
+        return {row[0]: AnnouncementRecord(*row) for row in rows}
 
-    def announced_after(self, chain: str, number: int, limit: int) -> list[Announced]:
+    def announcements_after(self, chain: str, number: int, limit: int) -> list[AnnouncementRecord]:
         """Give the announcements that came after ``number``, oldest first, at most ``limit``."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number > ? ORDER BY number LIMIT ?",
             (chain, number, limit),
         )
-        return [Announced(*row) for row in rows]
+        return [AnnouncementRecord(*row) for row in rows]
 
     def number_before(self, chain: str, noted: float) -> int:
         """Give the number of the last announcement made before a time (see ``now``), 0 when there is none."""
@@ -109,26 +118,28 @@ class Log(File):
                 before, low = int(rows[0][0]), middle
         return before
 
-    def newest(self, chain: str, limit: int) -> list[Announced]:
+    def newest_announcements(self, chain: str, limit: int) -> list[AnnouncementRecord]:
         """Give the newest announcements of a chain, newest first."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? ORDER BY number DESC LIMIT ?",
             (chain, limit),
         )
-        return [Announced(*row) for row in rows]
+        return [AnnouncementRecord(*row) for row in rows]
 
-    def undelivered(self, chain: str, kinds: Sequence[str], after: int, limit: int) -> list[Announced]:
+    def undelivered_announcements(
+        self, chain: str, kinds: Sequence[str], after: int, limit: int
+    ) -> list[AnnouncementRecord]:
         """Give announcements after a number that no finished task of ``kinds`` is about, oldest first."""
         marks = ",".join("?" * len(kinds))
-        found: list[Announced] = []
+        found: list[AnnouncementRecord] = []
         last = self.last_number(chain)
         while after < last and len(found) < limit:  # in pieces: nearly all may have been delivered
             rows = self._read(
                 f"SELECT {_COLUMNS} FROM announcements a WHERE chain = ? AND number > ? AND number <= ? "
                 "AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.about = a.number AND t.chain = a.chain "
                 f"AND t.kind IN ({marks}) AND t.state = 1) ORDER BY number LIMIT ?",
-                (chain, after, after + _LOOKED_AT_ONCE, *kinds, limit - len(found)),
+                (chain, after, after + SCAN_BATCH, *kinds, limit - len(found)),
             )
-            found += [Announced(*row) for row in rows]
-            after += _LOOKED_AT_ONCE
+            found += [AnnouncementRecord(*row) for row in rows]
+            after += SCAN_BATCH
         return found

@@ -10,12 +10,12 @@ import sqlite3
 
 from trollmoves.errors import JournalError, JournalFull
 
-LOCK = ".lock"  # at the end of the name of the file that is locked
+LOCK_SUFFIX = ".lock"  # at the end of the name of the file that is locked
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter when shared memory cannot grow
 
 
-def journal_error(text: str, error: Exception) -> JournalError:
+def to_journal_error(text: str, error: Exception) -> JournalError:
     """Give the error to raise for one that was met: JournalFull when the disk has no room."""
     full = getattr(error, "errno", 0) in _FULL or getattr(error, "sqlite_errorcode", 0) in _SQLITE_FULL
     return (JournalFull if full else JournalError)(text)
@@ -38,17 +38,17 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     return os.path.join(folder, f"{role}-{stem}-{mark}.journal")
 
 
-def lock_for_this_process(path: str) -> tuple[int, bool]:
+def acquire_lock(path: str) -> tuple[int, bool]:
     """Make the folder, and hold a lock beside the journal as long as this process lives; JournalError otherwise.
 
     Gives the descriptor, and whether a lock lay there already: what is there was a journal then.
     """
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-        known = os.path.exists(path + LOCK)
-        lock = os.open(path + LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        known = os.path.exists(path + LOCK_SUFFIX)
+        lock = os.open(path + LOCK_SUFFIX, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise journal_error(
+        raise to_journal_error(
             f"no place for the journal: {path}: {error.strerror}; "
             "set 'journal' in [DEFAULT] to a file in a directory that this user may write",
             error,

@@ -8,7 +8,7 @@ from typing import Any
 
 WAITING, DONE, FAILED = 0, 1, 2
 FRESH, BACKLOG = 0, 1  # ranks: what waits in a lower rank is claimed first
-UNSURE = 0.5  # s before a kill, in which what was published may not have left the process
+UNFLUSHED_SECONDS = 0.5  # s before a kill, in which what was published may not have left the process
 
 
 @dataclass(slots=True)
@@ -28,18 +28,18 @@ class Task:
     body: str
     due: float = 0.0
     rank: int = FRESH
-    about: int | None = None
+    announcement_number: int | None = None
     id: int = 0
     state: int = WAITING
     tries: int = 0
-    noted: float = 0.0
+    created: float = 0.0
     reply: str | None = None
     finished: float | None = None
     context: Any = None
 
     def may_have_run(self, began: float) -> bool:
         """Tell whether it may have been tried before, by a process that was there before ``began`` or by this one."""
-        return self.tries > 1 or self.finished is not None or self.noted < began
+        return self.tries > 1 or self.finished is not None or self.created < began
 
 
 @dataclass(slots=True)
@@ -50,11 +50,11 @@ class Outcome:
     state: int
     reply: str | None = None
     due: float = 0.0
-    then: Sequence[Task] = field(default_factory=tuple)
+    follow_ups: Sequence[Task] = field(default_factory=tuple)
 
 
 @dataclass(slots=True)
-class Announced:
+class AnnouncementRecord:
     """One line of a chain's log: the file (uri, size, mtime in ns; None where unknown) and the message about it."""
 
     number: int
@@ -66,14 +66,14 @@ class Announced:
 
 
 @dataclass(slots=True)
-class Source:
+class SourcePosition:
     """How far a chain has a source's log: everything up to number ``have``; ``address`` takes requests."""
 
     log: str
     address: str
-    have: int
+    received_through: int
 
 
-def storable(text: str) -> str:
+def to_sqlite_text(text: str) -> str:
     """Give a text that SQLite can hold: the bytes of a file name that are no UTF-8 are written out."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -6,18 +6,20 @@ import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from trollmoves.journal.file import File
-from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, WAITING, Outcome, Source, Task, storable
-from trollmoves.journal.sources import remember
+from trollmoves.journal.file import JournalDatabase
+from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, WAITING, Outcome, SourcePosition, Task, to_sqlite_text
+from trollmoves.journal.sources import upsert_source
 
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished"
-_ABOUT = f"SELECT {COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0"
+SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0"
 
 
-class Tasks(File):
+class TaskTable(JournalDatabase):
     """The tasks of a journal. Their key (chain, kind, key) is the suppression of duplicates, and survives a restart."""
 
-    def note(self, tasks: Iterable[Task], sources: Iterable[tuple[str, Source]] = ()) -> list[tuple[Task, bool]]:
+    def add_tasks(
+        self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]] = ()
+    ) -> list[tuple[Task, bool]]:
         """Note each task, and how far (chain, source) was heard; give (task, is it new) in the order of ``tasks``.
 
         For a task that is known already, the one in the journal is given.
@@ -26,15 +28,15 @@ class Tasks(File):
         noted: list[tuple[Task, bool]] = []
         with self._transaction() as db:
             for task in tasks:
-                noted.append((task, True) if _insert(db, task, now) else (_known(db, task), False))
+                noted.append((task, True) if _insert(db, task, now) else (_existing(db, task), False))
             for chain, source in sources:
-                remember(db, chain, source)
+                upsert_source(db, chain, source)
         return noted
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
         """Give the task with this identity, in whatever state."""
         rows = self._read(
-            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?", (chain, kind, storable(key))
+            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?", (chain, kind, to_sqlite_text(key))
         )
         return task_of(rows[0]) if rows else None
 
@@ -43,7 +45,7 @@ class Tasks(File):
         rows = self._read("SELECT key FROM tasks WHERE chain = ? AND kind = ?", (chain, kind))
         return [str(key) for (key,) in rows]
 
-    def done_about(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
+    def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
         """Give the tasks of these kinds about an announcement that are done."""
         rows = self._read(
             f"SELECT {COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND state = 1 "
@@ -52,21 +54,21 @@ class Tasks(File):
         )
         return [task_of(row) for row in rows]
 
-    def rewrite(self, tasks: Iterable[Task]) -> None:
+    def reset_tasks(self, tasks: Iterable[Task]) -> None:
         """Store a new body, lane, rank, due, state and time of noting of known tasks: one may start afresh."""
         with self._transaction() as db:
             for t in tasks:
-                t.lane = storable(t.lane)
+                t.lane = to_sqlite_text(t.lane)
                 db.execute(
                     "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, noted = ? "
                     "WHERE id = ?",
-                    (storable(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.noted, t.id),
+                    (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id),
                 )
 
-    def amend(self, tasks: Iterable[Task]) -> None:
+    def update_bodies(self, tasks: Iterable[Task]) -> None:
         """Store a new body of known tasks, and nothing else of them."""
         with self._transaction() as db:
-            changes = [(storable(task.body), task.id) for task in tasks]
+            changes = [(to_sqlite_text(task.body), task.id) for task in tasks]
             db.executemany("UPDATE tasks SET body = ? WHERE id = ?", changes)
 
     def claim(self, chain: str, lane: str, limit: int, now: float, *, taken: Collection[int] = ()) -> list[Task]:
@@ -126,15 +128,15 @@ class Tasks(File):
                         task.rank,
                         task.tries,
                         outcome.due or task.due,
-                        None if outcome.reply is None else storable(outcome.reply),
+                        None if outcome.reply is None else to_sqlite_text(outcome.reply),
                         now if over else None,
                         task.id,
                     ),
                 )
-                new += [following for following in outcome.then if _insert(db, following, now)]
+                new += [following for following in outcome.follow_ups if _insert(db, following, now)]
         return new
 
-    def last_done(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
+    def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
         """Give the tasks of these kinds that were done in the last seconds of the process before, if it was killed.
 
         What it had sent, but had not written to the network yet, is lost although they are done.
@@ -156,7 +158,7 @@ class Tasks(File):
         names = {WAITING: "waiting", DONE: "done", FAILED: "failed"}
         return dict.fromkeys(names.values(), 0) | {names[state]: number for state, number in rows}
 
-    def waits_about(self, chain: str, kind: str, number: int) -> bool:
+    def has_pending_for(self, chain: str, kind: str, number: int) -> bool:
         """Tell whether a task of this kind about this announcement is still waiting or running."""
         return bool(
             self._read(
@@ -165,22 +167,22 @@ class Tasks(File):
             )
         )
 
-    def waiting_about(self, chain: str, kind: str, number: int) -> list[Task]:
+    def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         """Give the tasks of this kind about an announcement that wait, or run."""
-        return [task_of(row) for row in self._read(_ABOUT, (number, chain, kind))]
+        return [task_of(row) for row in self._read(SELECT_PENDING, (number, chain, kind))]
 
-    def hasten(self, chain: str, kind: str, number: int) -> list[Task]:
+    def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
         """Make the waiting tasks about an announcement due now, and give them."""
         now = self.now()
         with self._transaction() as db:
-            rows = db.execute(_ABOUT, (number, chain, kind)).fetchall()
+            rows = db.execute(SELECT_PENDING, (number, chain, kind)).fetchall()
             db.executemany("UPDATE tasks SET due = ? WHERE id = ?", [(now, row[0]) for row in rows])
         tasks = [task_of(row) for row in rows]
         for task in tasks:
             task.due = now
         return tasks
 
-    def hasten_all(self, chain: str, kind: str) -> None:
+    def make_all_due_now(self, chain: str, kind: str) -> None:
         """Make all waiting tasks of a kind due now."""
         now = self.now()
         with self._transaction() as db:
@@ -190,7 +192,7 @@ class Tasks(File):
                 (now, chain, kind, now),
             )
 
-    def fail_waiting(self, chain: str, lane: str, *, but: Collection[int] = ()) -> list[int]:
+    def fail_pending(self, chain: str, lane: str, *, but: Collection[int] = ()) -> list[int]:
         """End all waiting tasks of a lane as failed, without those in ``but``; give their ids."""
         with self._transaction() as db:
             rows = db.execute("SELECT id FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, lane))
@@ -201,34 +203,34 @@ class Tasks(File):
 
 
 def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
-    task.lane = storable(task.lane)
+    task.lane = to_sqlite_text(task.lane)
     cursor = db.execute(
         "INSERT OR IGNORE INTO tasks (chain, kind, key, lane, rank, due, state, tries, noted, finished, about, body) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
         (
             task.chain,
             task.kind,
-            storable(task.key),
+            to_sqlite_text(task.key),
             task.lane,
             task.rank,
             task.due or now,
             task.state,
             now,
             None if task.state == WAITING else now,
-            task.about,
-            storable(task.body),
+            task.announcement_number,
+            to_sqlite_text(task.body),
         ),
     )
     if cursor.rowcount != 1:
         return False
-    task.id, task.noted, task.due = cursor.lastrowid or 0, now, task.due or now
+    task.id, task.created, task.due = cursor.lastrowid or 0, now, task.due or now
     return True
 
 
-def _known(db: sqlite3.Connection, task: Task) -> Task:
+def _existing(db: sqlite3.Connection, task: Task) -> Task:
     row = db.execute(
         f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?",
-        (task.chain, task.kind, storable(task.key)),
+        (task.chain, task.kind, to_sqlite_text(task.key)),
     ).fetchone()
     return task_of(row)
 
@@ -236,8 +238,8 @@ def _known(db: sqlite3.Connection, task: Task) -> Task:
 def row_of(t: Task) -> tuple[Any, ...]:
     """Give the columns of a task."""
     return (
-        *(t.id, t.chain, t.kind, t.key, t.lane, t.rank, t.due, t.state, t.tries, t.noted),
-        *(t.about, t.body, t.reply, t.finished),
+        *(t.id, t.chain, t.kind, t.key, t.lane, t.rank, t.due, t.state, t.tries, t.created),
+        *(t.announcement_number, t.body, t.reply, t.finished),
     )
 
 

@@ -8,17 +8,17 @@ from contextlib import suppress
 import zmq
 from zmq.auth import load_certificate
 
-from trollmoves.allowed_clients import KEY_LENGTH, Clients
+from trollmoves.allowed_clients import KEY_LENGTH, ClientAllowlist
 from trollmoves.errors import StartError
 from trollmoves.messaging import keys
 
-NOBODY = "255.255.255.255/32"  # no peer has this address
+NO_ADDRESS = "255.255.255.255/32"  # no peer has this address
 
 
-class Admission:
+class ClientAccess:
     """The allowed clients of one socket; nothing in a message can change who its sender is."""
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: ClientAllowlist) -> None:
         """Look up the keys; StartError when one is not known here."""
         self._clients = clients
         self._allowed_keys = frozenset(map(_public_key, clients.keys))
@@ -26,24 +26,24 @@ class Admission:
     def __bool__(self) -> bool:
         return bool(self._clients)
 
-    def admits(self, frame: zmq.Frame) -> bool:
+    def allows(self, frame: zmq.Frame) -> bool:
         """Tell whether the sender of a frame is allowed."""
-        if self._allowed_keys and _told(frame, "User-Id") not in self._allowed_keys:
+        if self._allowed_keys and _frame_property(frame, "User-Id") not in self._allowed_keys:
             return False
-        return self._clients.allows_address(_told(frame, "Peer-Address"))
+        return self._clients.allows_address(_frame_property(frame, "Peer-Address"))
 
 
-def sender(frame: zmq.Frame) -> str:
+def client_address(frame: zmq.Frame) -> str:
     """Give the address of the sender of a frame."""
-    return _told(frame, "Peer-Address") or "an unknown address"
+    return _frame_property(frame, "Peer-Address") or "an unknown address"
 
 
-def account(frame: zmq.Frame) -> str:
+def client_identity(frame: zmq.Frame) -> str:
     """Give under what the sender of a frame is counted: its key when CURVE has proven one, else its address."""
-    return _told(frame, "User-Id") or sender(frame)
+    return _frame_property(frame, "User-Id") or client_address(frame)
 
 
-def accept_filters(clients: Clients, *, ipv6: bool) -> list[bytes]:
+def accept_filters(clients: ClientAllowlist, *, ipv6: bool) -> list[bytes]:
     """Give the ZeroMQ filters that let only allowed addresses connect; none when any may.
 
     A socket for IPv6 sees IPv4 peers under mapped addresses; one for IPv4 sees no others.
@@ -55,10 +55,10 @@ def accept_filters(clients: Clients, *, ipv6: bool) -> list[bytes]:
         for network in clients.networks
         if ipv6 or network.version == 4
     ]
-    return [text.encode() for text in texts or [NOBODY]]
+    return [text.encode() for text in texts or [NO_ADDRESS]]
 
 
-def _told(frame: zmq.Frame, name: str) -> str:
+def _frame_property(frame: zmq.Frame, name: str) -> str:
     with suppress(zmq.ZMQError):
         return str(frame.get(name))
     return ""
@@ -66,9 +66,9 @@ def _told(frame: zmq.Frame, name: str) -> str:
 
 def _public_key(name: str) -> str:
     """Give the public key of a name, or one that was written itself."""
-    if not keys.are_wanted():
+    if not keys.curve_enabled():
         raise StartError(f"allowed_clients: {name!r} is no address, and can be a key only with posttroll's secure_zmq")
-    directory = keys.guest_list()
+    directory = keys.client_keys_directory()
     try:
         return load_certificate(os.path.join(directory, f"{name}.key"))[0].decode()
     except (OSError, ValueError):

@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 
 
-class Bell:
+class Wakeup:
     """Wakes a thread that polls sockets: any thread rings, the polling one silences."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Bell:
         """Give the descriptor to poll for reading."""
         return self._fd
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """Wake the polling thread; cheap when it was rung already."""
         if not self._ringing:
             self._ringing = True
@@ -27,7 +27,7 @@ class Bell:
                 if self._fd >= 0:
                     os.eventfd_write(self._fd, 1)
 
-    def silence(self) -> None:
+    def clear(self) -> None:
         """Hear the bell: call it before looking at what it was rung for."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._fd)

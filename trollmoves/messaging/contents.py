@@ -11,10 +11,10 @@ from trollmoves import urls
 from trollmoves.errors import MessageError, TrollmovesError
 
 _NUMBERS = ("size", "mtime")  # of an announcement; what the journal cannot hold is left out
-LARGEST_NUMBER = 2**63 - 1  # what the journal, and most of the world, can hold
+MAX_INT64 = 2**63 - 1  # what the journal, and most of the world, can hold
 
 
-def items(data: Any) -> list[dict[str, Any]]:
+def file_items(data: Any) -> list[dict[str, Any]]:
     """Give each dictionary with a ``uri``, at any depth: the files that a message is about."""
     found: list[dict[str, Any]] = []
     if isinstance(data, (dict, list)):
@@ -34,31 +34,31 @@ def _collect(data: dict[str, Any] | list[Any], found: list[dict[str, Any]]) -> N
             _collect(value, found)
 
 
-def uris(data: Any) -> list[Any]:
+def file_uris(data: Any) -> list[Any]:
     """Give the ``uri`` of each file; whoever sent it may have put anything there."""
-    return [item["uri"] for item in items(data)]
+    return [item["uri"] for item in file_items(data)]
 
 
-def names(data: Any) -> str:
+def file_names(data: Any) -> str:
     """Give the base names of the files, for people."""
-    return ", ".join(name(str(uri)) for uri in uris(data))
+    return ", ".join(file_name(str(uri)) for uri in file_uris(data))
 
 
-def name(uri: str) -> str:
+def file_name(uri: str) -> str:
     """Give the last part of a path or URL; that of a URL without a path is its host, and may be its login."""
-    return os.path.basename(urls.printable(uri) if "://" in uri and "@" in uri else uri)
+    return os.path.basename(urls.redacted(uri) if "://" in uri and "@" in uri else uri)
 
 
-def check_place(item: dict[str, Any]) -> None:
+def check_file_item(item: dict[str, Any]) -> None:
     """Check that a file that somebody told of stays where it is to go; MessageError when it has no such name."""
     uri, below = item["uri"], item.get("path")
     if not isinstance(uri, str) or os.path.basename(uri) in ("", ".", "..") or "\0" in uri:
         raise MessageError(f"{uri!r:.100} is no name of a file")
-    if below and (not isinstance(below, str) or climbs(below)):
+    if below and (not isinstance(below, str) or escapes_directory(below)):
         raise MessageError(f"{below!r:.100} is no path below the destination")
 
 
-def climbs(path: str) -> bool:
+def escapes_directory(path: str) -> bool:
     """Tell whether a sub-path may lead out of its directory, on whatever system it is used."""
     return path.startswith(("/", "\\")) or ".." in path.replace("\\", "/").split("/") or "\0" in path
 
@@ -68,7 +68,7 @@ def reply_type(data: dict[str, Any]) -> str:
     return "file" if "uri" in data else "dataset" if "dataset" in data else "collection"
 
 
-def request_mark(data: Any) -> dict[str, Any]:
+def request_metadata(data: Any) -> dict[str, Any]:
     """Give what our own clients say about a request: ``id``, ``patience`` in seconds, ``unless``; {} from others.
 
     An ``id`` is a string, a ``patience`` a sensible number, ``unless`` a list; what else stands there is left out.
@@ -86,12 +86,12 @@ def request_mark(data: Any) -> dict[str, Any]:
 
 def is_number(value: Any) -> bool:
     """Tell whether a value that was sent can be the number of an announcement, or a count."""
-    return type(value) is int and 0 <= value <= LARGEST_NUMBER
+    return type(value) is int and 0 <= value <= MAX_INT64
 
 
 def is_seconds(value: Any) -> bool:
     """Tell whether a value that was sent can be a time span in seconds."""
-    return type(value) in (int, float) and 0 <= value <= LARGEST_NUMBER
+    return type(value) in (int, float) and 0 <= value <= MAX_INT64
 
 
 def request_id(text: str) -> str | None:
@@ -107,7 +107,7 @@ def request_id(text: str) -> str | None:
     return id_ if isinstance(id_, str) else None
 
 
-def announcement_mark(data: Any) -> dict[str, Any]:
+def announcement_metadata(data: Any) -> dict[str, Any]:
     """Give what our own servers say about an announcement: ``log``, ``number``, ``size``, ``mtime``; {} from others."""
     mark = data.get("announcement") if isinstance(data, dict) else None
     if not isinstance(mark, dict) or not isinstance(mark.get("log"), str) or not is_number(mark.get("number")):
@@ -117,9 +117,9 @@ def announcement_mark(data: Any) -> dict[str, Any]:
     return {key: value for key, value in mark.items() if key not in _NUMBERS or is_number(value)}
 
 
-def failure(data: Any, error: TrollmovesError, again_in: float = 0.0) -> Any:
+def error_payload(data: Any, error: TrollmovesError, again_in: float = 0.0) -> Any:
     """Give what an ``err`` says about a request: a text, and to our own clients also whether to try again."""
-    text = urls.masked(str(error))
-    if request_mark(data):
+    text = urls.redact_text(str(error))
+    if request_metadata(data):
         return {"error": text, "temporary": error.temporary, "again_in": again_in}
     return text

@@ -17,18 +17,20 @@ from functools import cache
 import zmq
 from zmq.utils import z85
 
-from trollmoves.logs import Seldom
+from trollmoves.logs import LogThrottle
 from trollmoves.messaging import doors, keys
-from trollmoves.messaging.bell import Bell
-from trollmoves.messaging.doors import Door
+from trollmoves.messaging.bell import Wakeup
+from trollmoves.messaging.doors import ConnectionMonitor
 
 log = logging.getLogger(__name__)
 
 Socket = zmq.Socket[bytes]
 
-MOST_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
-LOOK = 1.0  # s between looks at the keys, at most: who is added may connect then, who is removed no longer
-PAUSE = 0.1  # s after an error that nobody foresaw
+MAX_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
+KEY_RELOAD_INTERVAL = (
+    1.0  # s between looks at the keys, at most: who is added may connect then, who is removed no longer
+)
+ERROR_DELAY = 0.1  # s after an error that nobody foresaw
 
 _DOMAIN = b"*"
 _ZAP_ADDRESS = "inproc://zeromq.zap.01"
@@ -36,7 +38,7 @@ _ZAP_VERSION = b"1.0"
 
 
 @dataclass(slots=True)
-class _Guests:
+class _ClientPolicy:
     """Who may connect."""
 
     directory: str = ""  # of public keys; empty when none is needed
@@ -44,7 +46,7 @@ class _Guests:
     keys: frozenset[bytes] = frozenset()
     read_at: float = float("-inf")
 
-    def refusal(self, address: str, mechanism: bytes, credentials: list[bytes]) -> str:
+    def rejection_reason(self, address: str, mechanism: bytes, credentials: list[bytes]) -> str:
         """Give why somebody may not come in; empty when it may."""
         if self.addresses and address not in self.addresses:
             return "its address is none of authorized_client_addresses"
@@ -58,9 +60,9 @@ class _Guests:
         return f"its key {key.decode()} is none of those in {self.directory}"
 
     def _keys(self) -> frozenset[bytes]:
-        if time.monotonic() - self.read_at > LOOK:
+        if time.monotonic() - self.read_at > KEY_RELOAD_INTERVAL:
             try:
-                self.keys = keys.guests(self.directory)
+                self.keys = keys.client_public_keys(self.directory)
             except OSError as error:
                 log.error("nobody can be let in: %s: %s", self.directory, error.strerror)
                 self.keys = frozenset()
@@ -68,18 +70,18 @@ class _Guests:
         return self.keys
 
 
-class Gate:
+class Authenticator:
     """The ZeroMQ context of a process, and the one thread that watches over its listening sockets."""
 
     def __init__(self) -> None:
         self.context = zmq.Context()
-        self.context.set(zmq.MAX_SOCKETS, min(MOST_SOCKETS, int(self.context.get(zmq.SOCKET_LIMIT))))
-        self._guests = _Guests()
-        self._doors: dict[Socket, Door] = {}
-        self._new: queue.SimpleQueue[Door] = queue.SimpleQueue()
+        self.context.set(zmq.MAX_SOCKETS, min(MAX_SOCKETS, int(self.context.get(zmq.SOCKET_LIMIT))))
+        self._guests = _ClientPolicy()
+        self._doors: dict[Socket, ConnectionMonitor] = {}
+        self._new: queue.SimpleQueue[ConnectionMonitor] = queue.SimpleQueue()
         self._numbers = itertools.count()
-        self._bell = Bell()
-        self._seldom = Seldom(burst=1)
+        self._bell = Wakeup()
+        self._seldom = LogThrottle(burst=1)
         self._warned: set[str] = set()
         self._zap: Socket = self.context.socket(zmq.REP)
         self._zap.bind(_ZAP_ADDRESS)
@@ -90,40 +92,40 @@ class Gate:
 
     # -- for those who make sockets, on any thread
 
-    def listening(self, kind: int, most_bytes: int) -> tuple[Socket, Door]:
+    def new_server_socket(self, kind: int, most_bytes: int) -> tuple[Socket, ConnectionMonitor]:
         """Give a socket that is secured as posttroll's settings say, not bound yet, and its door.
 
         StartError when the settings are wrong.
         """
-        secured = keys.are_wanted()
-        pair = keys.of_those_who_listen() if secured else None
-        guests = _Guests(keys.guest_list() if secured else "", keys.known_addresses())
+        secured = keys.curve_enabled()
+        pair = keys.server_key_pair() if secured else None
+        guests = _ClientPolicy(keys.client_keys_directory() if secured else "", keys.allowed_addresses())
         made: Socket = self.context.socket(kind)
         if pair:
-            self._warn_of_readable("server_secret_key_file")
+            self._warn_readable_key("server_secret_key_file")
             made.curve_server = True
             made.curve_publickey, made.curve_secretkey = pair.public, pair.secret
         if guests.directory or guests.addresses:
             self._guests = guests
             made.zap_domain = _DOMAIN
             made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        return made, Door(self.monitor(made, doors.EVENTS), secured=secured, most_bytes=most_bytes)
+        return made, ConnectionMonitor(self.monitor(made, doors.EVENTS), secured=secured, most_bytes=most_bytes)
 
-    def connecting(self, kind: int) -> Socket:
+    def new_client_socket(self, kind: int) -> Socket:
         """Give a socket that is secured as posttroll's settings say, not connected yet. StartError as above."""
-        if not keys.are_wanted():
+        if not keys.curve_enabled():
             return self.context.socket(kind)
-        pair, theirs = keys.of_those_who_connect()
-        self._warn_of_readable("client_secret_key_file")
+        pair, theirs = keys.client_key_pair()
+        self._warn_readable_key("client_secret_key_file")
         made: Socket = self.context.socket(kind)
         made.curve_publickey, made.curve_secretkey, made.curve_serverkey = pair.public, pair.secret, theirs
         return made
 
-    def watch(self, door: Door, port: int) -> None:
+    def watch(self, door: ConnectionMonitor, port: int) -> None:
         """Watch over a socket from now on; it was bound to a port."""
         door.port = port
         self._new.put(door)
-        self._bell.ring()
+        self._bell.set()
 
     def monitor(self, watched: Socket, events: int) -> Socket:
         """Give the socket on which ZeroMQ tells what happens to another one; the thread that made that one calls."""
@@ -135,7 +137,7 @@ class Gate:
         told.connect(address)
         return told
 
-    def _warn_of_readable(self, setting: str) -> None:
+    def _warn_readable_key(self, setting: str) -> None:
         path = keys.readable_by_others(setting)
         if path and path not in self._warned:
             self._warned.add(path)
@@ -146,13 +148,13 @@ class Gate:
     def _run(self) -> None:
         while True:
             try:
-                ready = [one for one, _ in self._poller.poll(int(1000 * LOOK))]
-                self._bell.silence()
+                ready = [one for one, _ in self._poller.poll(int(1000 * KEY_RELOAD_INTERVAL))]
+                self._bell.clear()
                 if self._zap in ready:
-                    self._answer()
+                    self._answer_zap()
                 for one in ready:
                     if one in self._doors:
-                        self._attend(one)
+                        self._process_monitor(one)
                 while not self._new.empty():
                     door = self._new.get()
                     self._doors[door.monitor] = door
@@ -161,26 +163,26 @@ class Gate:
                 return
             except Exception:  # nothing that anybody sends opens the gate, or closes it
                 log.exception("unexpected error at the gate")
-                time.sleep(PAUSE)
+                time.sleep(ERROR_DELAY)
 
-    def _attend(self, monitor: Socket) -> None:
+    def _process_monitor(self, monitor: Socket) -> None:
         door = self._doors[monitor]
-        if not door.attend():
+        if not door.process_events():
             self._poller.unregister(monitor)
             del self._doors[monitor]
             door.close()
 
-    def _answer(self) -> None:
+    def _answer_zap(self) -> None:
         frames = self._zap.recv_multipart()
         code, who = b"500", b""
         try:
             _version, _request, _domain, raw_address, _identity, mechanism, *credentials = frames
             guests = self._guests
             address = raw_address.decode(errors="replace").removeprefix("::ffff:")
-            refusal = guests.refusal(address, mechanism, credentials)
+            refusal = guests.rejection_reason(address, mechanism, credentials)
             code = b"400" if refusal else b"200"
             who = b"" if refusal or not credentials else z85.encode(credentials[0])
-            if refusal and (more := self._seldom.turn(address)) is not None:
+            if refusal and (more := self._seldom.admit(address)) is not None:
                 log.warning("%s did not get in: %s%s", address, refusal, more)
         except Exception:
             log.exception("unexpected error with somebody who wants to connect")
@@ -188,6 +190,6 @@ class Gate:
 
 
 @cache
-def of_this_process() -> Gate:
+def process_authenticator() -> Authenticator:
     """Give the gate of this process; made when the first socket is."""
-    return Gate()
+    return Authenticator()

@@ -34,7 +34,7 @@ class KeyPair:
     secret: bytes = field(repr=False)
 
 
-def are_wanted() -> bool:
+def curve_enabled() -> bool:
     """Tell whether sockets are to be secured; StartError when posttroll's backend is none that can be had."""
     backend = posttroll.config.get("backend", "unsecure_zmq")
     if backend not in _BACKENDS:
@@ -44,17 +44,17 @@ def are_wanted() -> bool:
     return _BACKENDS[backend]
 
 
-def of_those_who_listen() -> KeyPair:
+def server_key_pair() -> KeyPair:
     """Give the pair of sockets that others connect to; StartError when it cannot be read."""
     return _pair("server_secret_key_file")
 
 
-def of_those_who_connect() -> tuple[KeyPair, bytes]:
+def client_key_pair() -> tuple[KeyPair, bytes]:
     """Give the pair of sockets that connect, and the public key of whom they connect to; StartError as above."""
     return _pair("client_secret_key_file"), _read("server_public_key_file")[0]
 
 
-def guest_list() -> str:
+def client_keys_directory() -> str:
     """Give the directory with the public keys of those who may connect, or ANYONE; StartError when there is none."""
     directory = str(_setting("clients_public_keys_directory"))
     if directory != ANYONE:
@@ -67,7 +67,7 @@ def guest_list() -> str:
     return directory
 
 
-def guests(directory: str) -> frozenset[bytes]:
+def client_public_keys(directory: str) -> frozenset[bytes]:
     """Give the public keys in a directory. What is no key there is left out, and said; OSError when it is none."""
     found: set[bytes] = set()
     for name in sorted(os.listdir(directory)):
@@ -80,7 +80,7 @@ def guests(directory: str) -> frozenset[bytes]:
     return frozenset(found)
 
 
-def known_addresses() -> frozenset[str]:
+def allowed_addresses() -> frozenset[str]:
     """Give the addresses that may connect, with names resolved; empty when all may. StartError when none is found."""
     configured = posttroll.config.get("authorized_client_addresses", None)
     if not configured:

@@ -29,8 +29,8 @@ NO_DATETIME_VERSION = "v1.01"
 # Values under these keys are names and addresses: a file called "20250101" stays one.
 _NEVER_A_TIME = frozenset({"uri", "uid", "path", "request_address", "destination"})
 _DIGITS = frozenset("0123456789")
-_SHORTEST_TIME = 7  # "2025W01", the shortest text that datetime.fromisoformat accepts
-_DEEPEST = 100  # dictionaries and lists within one another: whoever walks through data must not run out of stack
+MIN_TIME_LENGTH = 7  # "2025W01", the shortest text that datetime.fromisoformat accepts
+MAX_DEPTH = 100  # dictionaries and lists within one another: whoever walks through data must not run out of stack
 
 
 @lru_cache(maxsize=1)
@@ -78,7 +78,7 @@ class Message:
     time: dt.datetime = field(default_factory=_now)
     version: str | None = None
     binary: bool = False
-    text: str = field(default="", repr=False, compare=False)
+    raw: str = field(default="", repr=False, compare=False)
     """What it was read from."""
 
     def encode(self) -> str:
@@ -88,7 +88,7 @@ class Message:
             return self._head(version or NO_DATETIME_VERSION)
         if isinstance(self.data, str):
             mime = "binary/octet-stream" if self.binary else "text/ascii"
-            return f"{self._head(version or NO_DATETIME_VERSION)} {mime} {_writable(self.data)}"
+            return f"{self._head(version or NO_DATETIME_VERSION)} {mime} {_utf8_safe(self.data)}"
         text, version = self._encode_json(version)
         return f"{self._head(version)} application/json {text}"
 
@@ -102,9 +102,9 @@ class Message:
 
     def _head(self, version: str) -> str:
         time = self.time if version > NO_DATETIME_VERSION else self.time.replace(tzinfo=None)
-        return f"{MAGIC}{_writable(self.subject)} {self.type} {self.sender} {time.isoformat()} {version}"
+        return f"{MAGIC}{_utf8_safe(self.subject)} {self.type} {self.sender} {time.isoformat()} {version}"
 
-    def variant(self, type_: str, added: dict[str, Any] | None = None, *, without: str | None = None) -> str:
+    def derive(self, type_: str, added: dict[str, Any] | None = None, *, without: str | None = None) -> str:
         """Give the text of a message of ours about the same, with the same data, some items more and one less.
 
         The data of a message that was read is not written anew: it must be as it was read, or ``text`` emptied.
@@ -123,9 +123,9 @@ class Message:
 
     def _data_text(self, added: dict[str, Any], without: str | None) -> str:
         """Give the text of the data as it was read, without an item at its end; "" when more must be changed in it."""
-        if not self.text or not isinstance(self.data, dict) or not self.data or not added.keys().isdisjoint(self.data):
+        if not self.raw or not isinstance(self.data, dict) or not self.data or not added.keys().isdisjoint(self.data):
             return ""
-        data = self.text.split(None, 6)[6].rstrip()
+        data = self.raw.split(None, 6)[6].rstrip()
         if without is None or without not in self.data:
             return data
         try:
@@ -143,19 +143,21 @@ class Message:
         """Read a message; MessageError, saying why, for whatever is none."""
         text = _as_text(raw)
         if not text.startswith(MAGIC):
-            raise MessageError(f"no posttroll message: {_shown(text)}")
+            raise MessageError(f"no posttroll message: {_excerpt(text)}")
         parts = text[len(MAGIC) :].split(None, 6)
         if len(parts) < 7:
             _check_ending(text, len(parts))
         if text[len(MAGIC)].isspace():
-            raise MessageError(f"posttroll message without a subject: {_shown(text)}")
+            raise MessageError(f"posttroll message without a subject: {_excerpt(text)}")
         subject, type_, sender, time, version = parts[:5]
         if version > NEWEST_VERSION:
-            raise MessageError(f"message version {_shown(version)} of {_shown(subject)} is newer than {NEWEST_VERSION}")
+            raise MessageError(
+                f"message version {_excerpt(version)} of {_excerpt(subject)} is newer than {NEWEST_VERSION}"
+            )
         try:
             when = dt.datetime.fromisoformat(time)
         except ValueError as error:
-            raise MessageError(f"no time: {_shown(time)} in the message about {_shown(subject)}") from error
+            raise MessageError(f"no time: {_excerpt(time)} in the message about {_excerpt(subject)}") from error
         mime = parts[5].lower() if len(parts) > 5 else ""
         body = parts[6] if len(parts) > 6 else ""
         return cls(subject, type_, _decode_data(mime, body, subject), sender, when, version, mime[:6] == "binary", text)
@@ -175,15 +177,15 @@ def _check_ending(text: str, parts: int) -> None:
     head_only = parts == 5 and not text[-1].isspace()
     empty_data = parts == 6 and text[-1].isspace()
     if not (head_only or empty_data):
-        raise MessageError(f"posttroll message cut short: {_shown(text)}")
+        raise MessageError(f"posttroll message cut short: {_excerpt(text)}")
 
 
-def _shown(text: str) -> str:
+def _excerpt(text: str) -> str:
     """Quote what a stranger sent, so that it fills no log, no terminal obeys it and no secret is in it."""
     return repr(urls.excerpt(text))
 
 
-def _writable(text: str) -> str:
+def _utf8_safe(text: str) -> str:
     """Give a text that UTF-8 can hold: the bytes of a file name that are none are written out."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -193,21 +195,21 @@ def _decode_data(mime: str, body: str, subject: str) -> Any:
         try:
             data = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise MessageError(f"no JSON in the message about {_shown(subject)}: {error}") from error
-        return _with_times(data)
+            raise MessageError(f"no JSON in the message about {_excerpt(subject)}: {error}") from error
+        return _parse_times(data)
     if mime in ("", "text/ascii", "binary/octet-stream"):
         return body
-    raise MessageError(f"unknown mime type {_shown(mime)} in the message about {_shown(subject)}")
+    raise MessageError(f"unknown mime type {_excerpt(mime)} in the message about {_excerpt(subject)}")
 
 
-def _with_times(value: Any, depth: int = 1) -> Any:
+def _parse_times(value: Any, depth: int = 1) -> Any:
     """Replace, in place, each string in a dict that reads as an ISO time by that time, as posttroll does."""
     if type(value) is dict:
         _with_times_in_dict(value, depth)
     elif type(value) is list:  # the outermost one: posttroll leaves its strings alone
         _check_depth(depth)
         for item in value:
-            _with_times(item, depth + 1)
+            _parse_times(item, depth + 1)
     return value
 
 
@@ -217,7 +219,7 @@ def _with_times_in_dict(data: dict[str, Any], depth: int) -> dict[str, Any]:
         kind = type(item)
         if kind is str:
             if item[:1] in _DIGITS and key not in _NEVER_A_TIME:
-                data[key] = _time_or_text(item)
+                data[key] = _parse_time(item)
         elif kind is dict:
             _with_times_in_dict(item, depth + 1)
         elif kind is list:
@@ -228,7 +230,7 @@ def _with_times_in_dict(data: dict[str, Any], depth: int) -> dict[str, Any]:
 def _with_times_in_list(items: list[Any], depth: int) -> list[Any]:
     _check_depth(depth)
     return [
-        _time_or_text(item)
+        _parse_time(item)
         if type(item) is str
         else _with_times_in_list(item, depth + 1)
         if type(item) is list
@@ -240,12 +242,12 @@ def _with_times_in_list(items: list[Any], depth: int) -> list[Any]:
 
 
 def _check_depth(depth: int) -> None:
-    if depth > _DEEPEST:
-        raise MessageError(f"data nested deeper than {_DEEPEST} levels")
+    if depth > MAX_DEPTH:
+        raise MessageError(f"data nested deeper than {MAX_DEPTH} levels")
 
 
-def _time_or_text(text: str) -> dt.datetime | str:
-    if len(text) < _SHORTEST_TIME or text[0] not in _DIGITS:
+def _parse_time(text: str) -> dt.datetime | str:
+    if len(text) < MIN_TIME_LENGTH or text[0] not in _DIGITS:
         return text
     try:
         return dt.datetime.fromisoformat(text)

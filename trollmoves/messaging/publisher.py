@@ -14,7 +14,7 @@ import zmq
 from posttroll.bbmcast import MulticastSender, get_configured_broadcast_port
 
 from trollmoves import hosts
-from trollmoves.allowed_clients import ANYONE, Clients
+from trollmoves.allowed_clients import ANYONE, ClientAllowlist
 from trollmoves.errors import StartError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import NEWEST_VERSION, Message
@@ -22,9 +22,12 @@ from trollmoves.messaging.messages import NEWEST_VERSION, Message
 log = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL = 30  # s
-FIRST_PAUSES = (1.0, 5.0)  # s between the first heartbeats: subscribers of an earlier process of ours connect anew
-ADDRESS_INTERVAL = 2.0  # s between broadcasts of the address, as posttroll does it
-ADDRESS_PAUSE = 60.0  # s after a broadcast that failed
+INITIAL_HEARTBEAT_DELAYS = (
+    1.0,
+    5.0,
+)  # s between the first heartbeats: subscribers of an earlier process of ours connect anew
+ADVERTISE_INTERVAL = 2.0  # s between broadcasts of the address, as posttroll does it
+ADVERTISE_RETRY_DELAY = 60.0  # s after a broadcast that failed
 
 
 class _Sender(Protocol):
@@ -42,7 +45,7 @@ class Publisher:
         *,
         nameservers: Sequence[str] | bool | None = None,
         bind_address: str = "*",
-        clients: Clients = ANYONE,
+        clients: ClientAllowlist = ANYONE,
         beat_data: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """Bind the socket; StartError when the port is taken.
@@ -55,7 +58,7 @@ class Publisher:
         self._socket, self.port = sockets.bind(
             zmq.PUB,
             sockets.tcp(bind_address, port),
-            {zmq.SNDHWM: sockets.MESSAGES_HELD},
+            {zmq.SNDHWM: sockets.HIGH_WATER_MARK},
             _configured_ports(),
             clients,
         )
@@ -63,9 +66,9 @@ class Publisher:
         self._nameservers = nameservers
         self._beat_data = beat_data or dict
         self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._beat, name=f"heartbeat of {name}", daemon=True)]
+        self._threads = [threading.Thread(target=self._heartbeat_loop, name=f"heartbeat of {name}", daemon=True)]
         if nameservers is not False:
-            self._threads.append(threading.Thread(target=self._tell_address, name=f"address of {name}", daemon=True))
+            self._threads.append(threading.Thread(target=self._advertise_loop, name=f"address of {name}", daemon=True))
 
     def start(self) -> None:
         """Send the first heartbeats, and one at each interval from then on."""
@@ -84,9 +87,9 @@ class Publisher:
 
     def send(self, *messages: Message) -> None:
         """Publish messages in this order; MessageError when one cannot be written. Never blocks."""
-        self.send_texts([message.encode() for message in messages])
+        self.send_encoded([message.encode() for message in messages])
 
-    def send_texts(self, texts: Iterable[str]) -> None:
+    def send_encoded(self, texts: Iterable[str]) -> None:
         """Publish messages that are written already."""
         frames = [text.encode() for text in texts]
         with self._lock:
@@ -94,7 +97,7 @@ class Publisher:
                 for frame in frames:
                     self._socket.send(frame)
 
-    def beat(self) -> None:
+    def send_heartbeat(self) -> None:
         """Send a heartbeat now, at least with its interval."""
         data: dict[str, Any] = {"min_interval": HEARTBEAT_INTERVAL}
         try:
@@ -103,31 +106,33 @@ class Publisher:
             log.exception("the heartbeat of %s says only that it is there", self.name)
         self.send(Message(f"/heartbeat/{self.name}", "beat", data))
 
-    def _beat(self) -> None:
-        for pause in itertools.chain(FIRST_PAUSES, itertools.repeat(HEARTBEAT_INTERVAL)):
+    def _heartbeat_loop(self) -> None:
+        for pause in itertools.chain(INITIAL_HEARTBEAT_DELAYS, itertools.repeat(HEARTBEAT_INTERVAL)):
             try:
-                self.beat()
+                self.send_heartbeat()
             except Exception:
                 log.exception("no heartbeat of %s", self.name)
             if self._stopped.wait(pause):
                 return
 
-    def _tell_address(self) -> None:
+    def _advertise_loop(self) -> None:
         warned = False
         while not self._stopped.is_set():
             try:
-                self._tell_address_while_it_works()
+                self._advertise()
             except Exception as error:  # whatever the network says, it may be there later
                 if not warned:
                     log.warning("cannot tell nameservers the address of %s: %s", self.name, error)
                     warned = True
-                self._stopped.wait(ADDRESS_PAUSE)
+                self._stopped.wait(ADVERTISE_RETRY_DELAY)
 
-    def _tell_address_while_it_works(self) -> None:
+    def _advertise(self) -> None:
         port = get_configured_broadcast_port()
         sender: _Sender
         sender = (
-            _Registrar(port, self._nameservers) if isinstance(self._nameservers, Sequence) else MulticastSender(port)
+            _NameserverRegistration(port, self._nameservers)
+            if isinstance(self._nameservers, Sequence)
+            else MulticastSender(port)
         )
         data = {
             "URI": sockets.tcp(hosts.own_address(), self.port),
@@ -138,10 +143,10 @@ class Publisher:
         with closing(sender):
             while not self._stopped.is_set():
                 sender(Message(f"/address/{self.name}", "info", data).encode())
-                self._stopped.wait(ADDRESS_INTERVAL)
+                self._stopped.wait(ADVERTISE_INTERVAL)
 
 
-class _Registrar:
+class _NameserverRegistration:
     """Tells nameservers an address, each on its own: one that is away, or never answers, holds up nothing."""
 
     def __init__(self, port: int, hosts: Sequence[str]) -> None:

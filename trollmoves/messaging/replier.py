@@ -13,28 +13,28 @@ from functools import lru_cache
 
 import zmq
 
-from trollmoves.allowed_clients import ANYONE, Clients
-from trollmoves.errors import MessageError, RequestRefused, TrollmovesError
-from trollmoves.logs import Seldom
+from trollmoves.allowed_clients import ANYONE, ClientAllowlist
+from trollmoves.errors import MessageError, RequestRejected, TrollmovesError
+from trollmoves.logs import LogThrottle
 from trollmoves.messaging import contents, keys, sockets
-from trollmoves.messaging.admission import Admission, account, sender
-from trollmoves.messaging.bell import Bell
-from trollmoves.messaging.inbox import Inbox
+from trollmoves.messaging.admission import ClientAccess, client_address, client_identity
+from trollmoves.messaging.bell import Wakeup
+from trollmoves.messaging.inbox import FairQueue
 from trollmoves.messaging.messages import Message
-from trollmoves.pace import Pace
+from trollmoves.pace import RateMeter
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 100  # requests handled together, so that the journal commits them together
-KEPT_AT_ONCE = 400  # requests taken from ZeroMQ before some are handled: so it shows who sends too many
+BATCH_SIZE = 100  # requests handled together, so that the journal commits them together
+MAX_RECEIVED_PER_ROUND = 400  # requests taken from ZeroMQ before some are handled: so it shows who sends too many
 TICK = 1.0  # s between calls of ``tick``
-PAUSE = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
-MOST_READ = 65_536  # bytes of a request that are read to be polite to somebody who may not ask
+ERROR_DELAY = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
+MAX_PARSED_BYTES = 65_536  # bytes of a request that are read to be polite to somebody who may not ask
 REQUESTS_HELD = 1_000  # a connection; ZeroMQ holds the peer back beyond
 LARGEST_REQUEST = 16 * 1024 * 1024  # bytes; whoever sends more is disconnected
-PUT_OFF = 100  # requests too many that are answered in each second
-LOUD_REST = 1  # ms of a break when only such requests wait whose senders send too many; an answer ends it
-AGAIN_IN = 5.0  # s after which one of those may ask again
+MAX_REJECTIONS_PER_SECOND = 100  # requests too many that are answered in each second
+THROTTLED_POLL_MS = 1  # ms of a break when only such requests wait whose senders send too many; an answer ends it
+RETRY_AFTER = 5.0  # s after which one of those may ask again
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +50,25 @@ class Request:
     sender: str = ""
     """Whose it is: a key when CURVE has proven one, else an address."""
 
-    def answer(self, type_: str, data: object = "") -> None:
+    def reply(self, type_: str, data: object = "") -> None:
         """Answer with a message of this type about the same subject; MessageError for data that cannot be written."""
-        self.answer_with(Message(self.message.subject, type_, data).encode())
+        self.reply_encoded(Message(self.message.subject, type_, data).encode())
 
-    def answer_with(self, text: str) -> None:
+    def reply_encoded(self, text: str) -> None:
         """Answer with a message that is written already."""
         with suppress(IndexError):
             self._replier.send(self._routes.pop(), text)
 
-    def turn(self) -> str | None:
+    def log_suffix(self) -> str | None:
         """Give what to write behind a log line about a refusal; None when there have been many lately."""
-        return self._replier.seldom.turn()
+        return self._replier.seldom.admit()
 
-    def refuse(self, why: str) -> None:
+    def reject(self, why: str) -> None:
         """Answer ``err``, with the reason."""
-        self.answer("err", why)
+        self.reply("err", why)
 
 
-class TooMany(RequestRefused):
+class TooManyRequests(RequestRejected):
     """A request of somebody of whom enough wait already."""
 
     temporary = True
@@ -88,19 +88,19 @@ class Replier:
         handle: Callable[[list[Request]], None],
         *,
         bind_address: str = "*",
-        clients: Clients = ANYONE,
+        clients: ClientAllowlist = ANYONE,
         tick: Callable[[], None] | None = None,
     ) -> None:
         """Bind the socket; StartError when the port is taken, or one of the ``clients`` is not known."""
         self.name = name
-        self._admission = Admission(clients)
-        self.seldom = Seldom()
-        self._inbox = Inbox()
-        self._turned_away = Seldom(burst=1)
-        self._put_off_seldom = Seldom(burst=1)
+        self._admission = ClientAccess(clients)
+        self.seldom = LogThrottle()
+        self._inbox = FairQueue()
+        self._turned_away = LogThrottle(burst=1)
+        self._put_off_seldom = LogThrottle(burst=1)
         self._put_off_count = 0  # in this second
         self._unread = set[bytes]()  # connections of whose requests nothing is looked at in this second
-        self._account = account if keys.are_wanted() else sender
+        self._account = client_identity if keys.curve_enabled() else client_address
         self._handle = handle
         self._tick = tick
         self._socket, self.port = sockets.bind(
@@ -113,7 +113,7 @@ class Replier:
                 zmq.MAXMSGSIZE: LARGEST_REQUEST,
             },
         )
-        self._bell = Bell()
+        self._bell = Wakeup()
         self._rung = zmq.Poller()
         self._rung.register(self._bell.fileno(), zmq.POLLIN)
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
@@ -127,7 +127,7 @@ class Replier:
     def stop(self) -> None:
         """Send the answers that are ready, hear nothing more."""
         self._stopping = True
-        self._bell.ring()
+        self._bell.set()
         if self._thread.is_alive():
             self._thread.join(5.0)
         elif not self._thread.ident:
@@ -140,24 +140,24 @@ class Replier:
     def send(self, route: list[bytes], text: str) -> None:
         """Send an answer back; any thread. One to a peer that is gone is dropped."""
         self._outgoing.append((route, text))
-        self._bell.ring()
+        self._bell.set()
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._bell.fileno(), zmq.POLLIN)
-        next_tick, pace = 0.0, Pace()
+        next_tick, pace = 0.0, RateMeter()
         while not self._stopping:
             try:
-                pause = 0 if self._inbox.holds() else max(0, int((next_tick - time.monotonic()) * 1000) + 1)
+                pause = 0 if self._inbox.is_pending() else max(0, int((next_tick - time.monotonic()) * 1000) + 1)
                 ready = dict(poller.poll(pause))
                 if self._bell.fileno() in ready:
-                    self._bell.silence()
+                    self._bell.clear()
                 self._send_outgoing()
-                if self._socket in ready or self._inbox.holds():
+                if self._socket in ready or self._inbox.is_pending():
                     received = self._receive()
                     self._send_outgoing()
-                    pace.rest(received)
+                    pace.throttle(received)
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + TICK
                     self._put_off_count = 0
@@ -167,30 +167,30 @@ class Replier:
                     self._send_outgoing()
             except Exception:  # nothing that is sent makes a server deaf
                 log.exception("[%s] unexpected error while answering requests", self.name)
-                time.sleep(PAUSE)
+                time.sleep(ERROR_DELAY)
         self._send_outgoing()
         self._close()
 
     def _receive(self) -> int:
-        self._take_in()
-        taken = self._inbox.take(AT_ONCE)
+        self._receive_from_socket()
+        taken = self._inbox.take(BATCH_SIZE)
         requests = [request for who, frames in taken if (request := self._decode(list(frames), who))]
         if requests:
             self._handle_all(requests)
-        elif self._inbox.only_the_loud_wait():
-            self._bell.silence()
+        elif self._inbox.only_throttled_pending():
+            self._bell.clear()
             self._send_outgoing()
-            self._rung.poll(LOUD_REST)
+            self._rung.poll(THROTTLED_POLL_MS)
         return len(requests)
 
-    def _take_in(self) -> None:
+    def _receive_from_socket(self) -> None:
         """Take what is at hand from ZeroMQ, which gives one request of each connection in turn.
 
         While somebody sends too much one turn is enough, so that those connections are read slowly.
         """
         refused = set[bytes]()
-        for count in range(KEPT_AT_ONCE):
-            if count == 1 and not sockets.may_be_read(self._socket):  # as a rule it is one, or many
+        for count in range(MAX_RECEIVED_PER_ROUND):
+            if count == 1 and not sockets.is_readable(self._socket):  # as a rule it is one, or many
                 return
             try:
                 first = self._socket.recv(zmq.NOBLOCK)
@@ -199,43 +199,43 @@ class Replier:
             if first in self._unread:
                 while self._socket.recv(zmq.NOBLOCK, copy=False).more:
                     pass
-            elif self._keep(first, self._rest()):
+            elif self._enqueue(first, self._receive_rest()):
                 continue
             if first in refused:
                 return
             refused.add(first)
 
-    def _rest(self) -> list[zmq.Frame]:
+    def _receive_rest(self) -> list[zmq.Frame]:
         """Receive what comes after the first frame of a request; ZeroMQ has the whole of it."""
         frames = [self._socket.recv(zmq.NOBLOCK, copy=False)]
         while frames[-1].more:
             frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
         return frames
 
-    def _keep(self, first: bytes, rest: list[zmq.Frame]) -> bool:
+    def _enqueue(self, first: bytes, rest: list[zmq.Frame]) -> bool:
         """Keep a request to be read, if its sender may ask and has not too many there; False when it has."""
         last = rest[-1]
         who = self._account(last)
-        if self._admission and not self._admission.admits(last):
-            self._turn_away([first, *(frame.bytes for frame in rest)], sender(last))
+        if self._admission and not self._admission.allows(last):
+            self._reject_unauthorized([first, *(frame.bytes for frame in rest)], client_address(last))
         elif self._inbox.has_room(who):
             self._inbox.put(who, [first, *(frame.bytes for frame in rest)])
         else:
-            self._put_off(first, rest)
+            self._reject_over_quota(first, rest)
             return False
         return True
 
-    def _put_off(self, first: bytes, rest: list[zmq.Frame]) -> None:
+    def _reject_over_quota(self, first: bytes, rest: list[zmq.Frame]) -> None:
         """Answer somebody who sends too much, with as little work as can be; and nobody once there are very many."""
-        who = sender(rest[-1])
-        if (more := self._put_off_seldom.turn(who)) is not None:
+        who = client_address(rest[-1])
+        if (more := self._put_off_seldom.admit(who)) is not None:
             log.warning("[%s] requests of %s refused: too many of them wait%s", self.name, who, more)
         self._put_off_count += 1
-        if self._put_off_count > PUT_OFF:
+        if self._put_off_count > MAX_REJECTIONS_PER_SECOND:
             self._unread.add(first)
             return
         frames = [first, *(frame.bytes for frame in rest)]
-        ours = frames[-1].find(b'"request": {', 0, MOST_READ) >= 0
+        ours = frames[-1].find(b'"request": {', 0, MAX_PARSED_BYTES) >= 0
         self.send(_route(frames), _too_many(ours, int(time.monotonic())))
 
     def _handle_all(self, requests: list[Request]) -> None:
@@ -245,22 +245,22 @@ class Replier:
             known = isinstance(error, TrollmovesError)
             if not known:
                 log.exception("[%s] %d requests refused", self.name, len(requests))
-            elif (more := self._turned_away.turn(str(error))) is not None:
+            elif (more := self._turned_away.admit(str(error))) is not None:
                 log.error("[%s] %d requests refused: %s%s", self.name, len(requests), error, more)
             for request in requests:
-                request.refuse(str(error) if known else "internal error")
+                request.reject(str(error) if known else "internal error")
 
-    def _turn_away(self, frames: list[bytes], who: str) -> None:
+    def _reject_unauthorized(self, frames: list[bytes], who: str) -> None:
         """Answer somebody who may not ask, with as little work as can be."""
-        more = self._turned_away.turn(who)
+        more = self._turned_away.admit(who)
         if more is not None:
             log.warning("[%s] request refused: %s is not among the allowed clients%s", self.name, who, more)
-        error = RequestRefused("this client is not allowed here")
+        error = RequestRejected("this client is not allowed here")
         message = Message("/", "err", str(error))
         with suppress(MessageError):
-            if len(frames[-1]) <= MOST_READ:
+            if len(frames[-1]) <= MAX_PARSED_BYTES:
                 asked = Message.decode(frames[-1])
-                message = Message(asked.subject, "err", contents.failure(asked.data, error))
+                message = Message(asked.subject, "err", contents.error_payload(asked.data, error))
         self.send(_route(frames), message.encode())
 
     def _decode(self, frames: list[bytes], who: str) -> Request | None:
@@ -271,7 +271,7 @@ class Replier:
                 raise MessageError(f"one frame expected, {len(payload)} came")
             return Request(Message.decode(payload[0]), [route], self, who)
         except MessageError as error:
-            if (more := self.seldom.turn()) is not None:
+            if (more := self.seldom.admit()) is not None:
                 log.warning("[%s] request refused: %s%s", self.name, error, more)
             self.send(route, Message("/", "err", str(error)).encode())
             return None
@@ -289,8 +289,8 @@ class Replier:
 def _too_many(ours: bool, _second: int) -> str:
     """Give the answer to somebody who sends too much; it is written once a second."""
     data = {"request": {"id": ""}} if ours else None
-    error = TooMany("too many of your requests wait")
-    return Message("/", "err", contents.failure(data, error, AGAIN_IN)).encode()
+    error = TooManyRequests("too many of your requests wait")
+    return Message("/", "err", contents.error_payload(data, error, RETRY_AFTER)).encode()
 
 
 def _route(frames: list[bytes]) -> list[bytes]:

@@ -13,27 +13,27 @@ from dataclasses import dataclass, field
 import zmq
 
 from trollmoves.errors import MessageError, TrollmovesError
-from trollmoves.logs import Seldom
+from trollmoves.logs import LogThrottle
 from trollmoves.messaging import sockets
-from trollmoves.messaging.bell import Bell
+from trollmoves.messaging.bell import Wakeup
 from trollmoves.messaging.messages import Message
-from trollmoves.pace import Pace
+from trollmoves.pace import RateMeter
 
 log = logging.getLogger(__name__)
 
 IDLE_SOCKET = 60.0  # s after which an unused connection is closed
-LOOK = 1.0  # s between looks for such
-ANSWERS_AT_ONCE = 200  # of one connection, before the others have their turn
-PAUSE = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
+CHECK_INTERVAL = 1.0  # s between looks for such
+REPLY_BATCH = 200  # of one connection, before the others have their turn
+ERROR_DELAY = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
 
 
-class NoAnswer(TrollmovesError):
+class NoReply(TrollmovesError):
     """The peer did not answer in time."""
 
     temporary = True
 
 
-class Stopping(NoAnswer):
+class RequesterStopped(NoReply):
     """This side stops before the answer came."""
 
 
@@ -41,7 +41,7 @@ Answered = Callable[[Message | TrollmovesError], None]
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
+class _PendingRequest:
     """One request on its way."""
 
     address: str
@@ -54,23 +54,23 @@ class _Asked:
 
 
 @dataclass(slots=True, eq=False)
-class _Line:
+class _RequestSocket:
     """A socket, and the requests on it by the first frame of their envelope, which comes back with the answer.
 
     A line that is not shared takes one request at a time, and that has the empty frame of a REQ socket.
     """
 
     socket: sockets.Socket
-    lookout: sockets.Lookout
+    lookout: sockets.ConnectionWatcher
     address: str
     shared: bool
-    open: dict[bytes, _Asked] = field(default_factory=dict)
+    open: dict[bytes, _PendingRequest] = field(default_factory=dict)
     used: float = 0.0  # monotonic
     count: int = 0
     trouble: str = ""  # why there is no connection
     connections: int = 0  # so far
 
-    def send(self, asked: _Asked) -> None:
+    def send(self, asked: _PendingRequest) -> None:
         token = b""
         envelope = [token]
         if self.shared:
@@ -91,15 +91,17 @@ class Requester:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._bell = Bell()
-        self._new: deque[_Asked] = deque()
-        self._lines: dict[sockets.Socket, _Line] = {}
-        self._free: dict[tuple[str, bool], list[_Line]] = {}  # that take a request; by address, and whether shared
+        self._bell = Wakeup()
+        self._new: deque[_PendingRequest] = deque()
+        self._lines: dict[sockets.Socket, _RequestSocket] = {}
+        self._free: dict[
+            tuple[str, bool], list[_RequestSocket]
+        ] = {}  # that take a request; by address, and whether shared
         self._poller = zmq.Poller()
         self._poller.register(self._bell.fileno(), zmq.POLLIN)
         self._next_look = 0.0
-        self._pace = Pace()
-        self._seldom = Seldom(burst=1)
+        self._pace = RateMeter()
+        self._seldom = LogThrottle(burst=1)
         self._stopping = False
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=f"requester of {name}", daemon=True)
@@ -111,7 +113,7 @@ class Requester:
     def stop(self) -> None:
         """Close all sockets; open requests, and those that are made from now on, are answered with Stopping."""
         self._stopping = True
-        self._bell.ring()
+        self._bell.set()
         if self._thread.is_alive():
             self._thread.join(5.0)
         elif not self._thread.ident:
@@ -119,7 +121,7 @@ class Requester:
         if not self._thread.is_alive():
             self._bell.close()
 
-    def ask(
+    def send_request(
         self,
         address: str,
         text: str,
@@ -136,26 +138,26 @@ class Requester:
         when it says no, ``answered`` gets NoAnswer. After the stop it gets Stopping at once, on the thread that asks.
         ``shared`` is for servers that are known to be ours: the request may share a connection with others.
         """
-        self._new.append(_Asked(address, text, time.monotonic() + timeout, timeout, answered, overdue, shared))
-        self._bell.ring()
+        self._new.append(_PendingRequest(address, text, time.monotonic() + timeout, timeout, answered, overdue, shared))
+        self._bell.set()
         if self._stopped:
-            self._refuse_new()
+            self._fail_new()
 
     def _run(self) -> None:
         while not self._stopping:
             try:
                 ready = dict(self._poller.poll(self._time_to_wait()))
                 if ready.pop(self._bell.fileno(), 0):
-                    self._bell.silence()
+                    self._bell.clear()
                 answers = sum(map(self._take_answers, ready))
                 while self._new:
                     self._send(self._new.popleft())
                 if time.monotonic() >= self._next_look:
-                    self._look_at_the_clock()
-                self._pace.rest(answers)
+                    self._check_deadlines()
+                self._pace.throttle(answers)
             except Exception:  # one answer's trouble is not the others'
                 log.exception("[%s] unexpected error while asking", self.name)
-                time.sleep(PAUSE)
+                time.sleep(ERROR_DELAY)
         self._close_all()
 
     def _time_to_wait(self) -> int:
@@ -163,31 +165,31 @@ class Requester:
             return 0
         return max(0, int((self._next_look - time.monotonic()) * 1000) + 1)
 
-    def _send(self, asked: _Asked) -> None:
+    def _send(self, asked: _PendingRequest) -> None:
         line = None
         try:
-            line = self._line(asked.address, asked.shared)
+            line = self._socket_for(asked.address, asked.shared)
             line.send(asked)
         except (TrollmovesError, zmq.ZMQError, UnicodeError) as error:
             if line and not line.open:
                 self._close(line)
-            self._tell(asked, NoAnswer(f"cannot ask {asked.address}: {error}"))
+            self._notify(asked, NoReply(f"cannot ask {asked.address}: {error}"))
             return
         self._next_look = min(self._next_look, asked.deadline)
 
-    def _line(self, address: str, shared: bool) -> _Line:
+    def _socket_for(self, address: str, shared: bool) -> _RequestSocket:
         free = self._free.setdefault((address, shared), [])
         if shared and free:
             return free[-1]
         while free:
             line = free.pop()
-            if not sockets.may_be_read(line.socket):
+            if not sockets.is_readable(line.socket):
                 return line
             self._close(line)  # a second answer to its last request
         url = address if "://" in address else f"tcp://{address}"
-        socket, lookout = sockets.look_and_connect(zmq.DEALER, url, {int(zmq.LINGER): 0})
+        socket, lookout = sockets.connect_monitored(zmq.DEALER, url, {int(zmq.LINGER): 0})
         self._poller.register(socket, zmq.POLLIN)
-        line = self._lines[socket] = _Line(socket, lookout, address, shared)
+        line = self._lines[socket] = _RequestSocket(socket, lookout, address, shared)
         if shared:
             free.append(line)
         return line
@@ -195,8 +197,8 @@ class Requester:
     def _take_answers(self, socket: sockets.Socket) -> int:
         """Take the answers that are at hand; give how many, if they may come many at a time."""
         line = self._lines.get(socket)
-        for count in range(ANSWERS_AT_ONCE):
-            if count == 1 and not sockets.may_be_read(socket):  # as a rule it is one, or many
+        for count in range(REPLY_BATCH):
+            if count == 1 and not sockets.is_readable(socket):  # as a rule it is one, or many
                 return count
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
@@ -206,7 +208,7 @@ class Requester:
                 break
         return 1
 
-    def _take_answer(self, line: _Line, frames: list[bytes]) -> bool:
+    def _take_answer(self, line: _RequestSocket, frames: list[bytes]) -> bool:
         """Hand on an answer; tell whether more of them may be there."""
         asked = line.open.pop(frames[0] if len(frames) > 1 else b"", None)
         if asked is None:
@@ -221,51 +223,51 @@ class Requester:
             answer: Message | TrollmovesError = Message.decode(frames[-1])
         except MessageError as error:
             answer = error
-        self._tell(asked, answer)
+        self._notify(asked, answer)
         return line.shared and line.socket in self._lines
 
-    def _tell(self, asked: _Asked, answer: Message | TrollmovesError) -> None:
+    def _notify(self, asked: _PendingRequest, answer: Message | TrollmovesError) -> None:
         try:
             asked.answered(answer)
         except Exception:
             log.exception("[%s] unexpected error with an answer of %s", self.name, asked.address)
 
-    def _look_at_the_clock(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
         for line in list(self._lines.values()):
             if line.socket in self._lines:  # else it was closed for the sake of another one that is dead
-                self._look_at(line, now)
+                self._check_socket(line, now)
         deadlines = [asked.deadline for line in self._lines.values() for asked in line.open.values()]
-        self._next_look = min([now + LOOK, *deadlines])
+        self._next_look = min([now + CHECK_INTERVAL, *deadlines])
 
-    def _look_at(self, line: _Line, now: float) -> None:
-        self._look_for_trouble(line)
-        self._look_for_overdue(line, now)
+    def _check_socket(self, line: _RequestSocket, now: float) -> None:
+        self._check_failures(line)
+        self._expire_requests(line, now)
         if not line.open and (line.used < now - IDLE_SOCKET or self._is_retired(line)):
             self._close(line)
 
-    def _look_for_trouble(self, line: _Line) -> None:
+    def _check_failures(self, line: _RequestSocket) -> None:
         """Say who refuses us; ZeroMQ will not try again, so whoever waits on this line waits in vain."""
-        trouble = line.lookout.trouble()
-        if connections := line.lookout.got_in():
+        trouble = line.lookout.failure()
+        if connections := line.lookout.new_connections():
             line.trouble = ""
             line.connections += connections
             if line.shared and line.connections > 1:
-                self._ask_again(line)
+                self._resend(line)
         if trouble is None:
             return
-        line.trouble = f": {trouble.why}"
-        if (more := self._seldom.turn(f"{line.address} {trouble.why}")) is not None:
-            log.warning("[%s] cannot ask %s: %s%s", self.name, line.address, trouble.why, more)
-        if trouble.lasting:
+        line.trouble = f": {trouble.reason}"
+        if (more := self._seldom.admit(f"{line.address} {trouble.reason}")) is not None:
+            log.warning("[%s] cannot ask %s: %s%s", self.name, line.address, trouble.reason, more)
+        if trouble.permanent:
             waiting = list(line.open.values())
             line.open.clear()
             self._retire(line)
             for asked in waiting:
-                self._tell(asked, NoAnswer(f"no answer from {line.address}{line.trouble}"))
+                self._notify(asked, NoReply(f"no answer from {line.address}{line.trouble}"))
 
     @staticmethod
-    def _ask_again(line: _Line) -> None:
+    def _resend(line: _RequestSocket) -> None:
         """Ask anew, on a connection that is back, what was lost with the one before: ours know it by its id."""
         for token, asked in list(line.open.items()):
             with suppress(zmq.ZMQError):  # else it is overdue one day
@@ -273,41 +275,41 @@ class Requester:
                 asked.deadline = time.monotonic() + asked.timeout
                 del line.open[token]
 
-    def _look_for_overdue(self, line: _Line, now: float) -> None:
+    def _expire_requests(self, line: _RequestSocket, now: float) -> None:
         for token, asked in list(line.open.items()):
             if asked.deadline > now:
                 continue
-            if self._may_wait(asked):
+            if self._extend_deadline(asked):
                 asked.deadline = now + asked.timeout
                 continue
             del line.open[token]
             # No further request takes this line, and it is closed with its last one: what it could not send so far
             # must not reach the server one day, and a late answer not be taken for that to another request.
             self._retire(line)
-            self._hang_up(asked.address)
-            self._tell(asked, NoAnswer(f"no answer from {asked.address} within {asked.timeout:g} s{line.trouble}"))
+            self._close_idle(asked.address)
+            self._notify(asked, NoReply(f"no answer from {asked.address} within {asked.timeout:g} s{line.trouble}"))
 
-    def _hang_up(self, address: str) -> None:
+    def _close_idle(self, address: str) -> None:
         """Drop the idle connections to a peer that does not answer: they may be as dead as the one that was used."""
         for idle in list(self._free.get((address, False), ())):
             self._close(idle)
 
-    def _may_wait(self, asked: _Asked) -> bool:
+    def _extend_deadline(self, asked: _PendingRequest) -> bool:
         try:
             return asked.overdue is not None and asked.overdue()
         except Exception:
             log.exception("[%s] unexpected error with a request to %s", self.name, asked.address)
             return False
 
-    def _is_retired(self, line: _Line) -> bool:
+    def _is_retired(self, line: _RequestSocket) -> bool:
         return line not in self._free.get((line.address, line.shared), ())
 
-    def _retire(self, line: _Line) -> None:
+    def _retire(self, line: _RequestSocket) -> None:
         free = self._free.get((line.address, line.shared), [])
         if line in free:
             free.remove(line)
 
-    def _close(self, line: _Line) -> None:
+    def _close(self, line: _RequestSocket) -> None:
         self._retire(line)
         if not self._free.get((line.address, line.shared), True):
             del self._free[line.address, line.shared]
@@ -320,11 +322,11 @@ class Requester:
         for line in list(self._lines.values()):
             self._close(line)
             for asked in line.open.values():
-                self._tell(asked, Stopping("this side stops"))
+                self._notify(asked, RequesterStopped("this side stops"))
         self._stopped = True  # from here on nobody but those who ask looks at what is new
-        self._refuse_new()
+        self._fail_new()
 
-    def _refuse_new(self) -> None:
+    def _fail_new(self) -> None:
         while self._new:
             with suppress(IndexError):  # somebody else was quicker
-                self._tell(self._new.popleft(), Stopping("this side stops"))
+                self._notify(self._new.popleft(), RequesterStopped("this side stops"))

@@ -10,10 +10,10 @@ from posttroll.ns import get_pub_address
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 10.0  # s between questions: services come, go and move
+QUERY_INTERVAL = 10.0  # s between questions: services come, go and move
 
 
-class ServiceFinder:
+class ServiceDiscovery:
     """Asks a nameserver for the addresses of services, on a thread of its own.
 
     ``found`` gets all addresses (``tcp://host:port``) known so far whenever there is a new one. Without services,
@@ -51,12 +51,12 @@ class ServiceFinder:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            met = [self._look_for(service) for service in self._services]
+            met = [self._query(service) for service in self._services]
             if all(met) and not self._follow:
                 return
-            self._stopped.wait(INTERVAL)
+            self._stopped.wait(QUERY_INTERVAL)
 
-    def _look_for(self, service: str) -> bool:
+    def _query(self, service: str) -> bool:
         try:
             answer = get_pub_address(service, timeout=self._timeout, nameserver=self._nameserver)
             addresses = [str(one["URI"]) for one in answer or ()]

@@ -10,7 +10,7 @@ from typing import Literal, overload
 import posttroll
 import zmq
 
-from trollmoves.allowed_clients import ANYONE, Clients
+from trollmoves.allowed_clients import ANYONE, ClientAllowlist
 from trollmoves.errors import StartError
 from trollmoves.messaging import gate, handshakes, keys
 from trollmoves.messaging.admission import accept_filters
@@ -18,14 +18,14 @@ from trollmoves.messaging.admission import accept_filters
 Socket = zmq.Socket[bytes]
 Options = Mapping[int, int] | Mapping[zmq.SocketOption, int]
 
-MESSAGES_HELD = 100_000  # a peer, on each side of a publication; ZeroMQ drops what is beyond
+HIGH_WATER_MARK = 100_000  # a peer, on each side of a publication; ZeroMQ drops what is beyond
 HEARTBEAT = 5_000  # ms between pings on a connection
 HEARTBEAT_TIMEOUT = 15_000  # ms without a word of the peer after which a connection is dropped, and made anew
 CONNECT_TIMEOUT = 5_000  # ms for a connection to come about; the kernel would try for two minutes, ever more seldom
 HANDSHAKE = 10_000  # ms that a connection may take to be made
 RECONNECT = 100  # ms before the first try to connect again
-RECONNECT_MOST = 500  # ms between such tries: a publisher that comes back waits a second for those who hear it
-REBIND = 0.5  # s
+RECONNECT_MAX = 500  # ms between such tries: a publisher that comes back waits a second for those who hear it
+BIND_TIMEOUT = 0.5  # s
 LINGER = 1_000  # ms that a closing socket may use for what it has not sent yet
 LARGEST_MESSAGE = 64 * 1024 * 1024  # bytes; whoever sends more is disconnected
 PORTS = (49152, 65536)  # to take a free one from
@@ -48,10 +48,10 @@ _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 # What a wrong address, or a key that is none, come to.
-_TROUBLES = (zmq.ZMQBaseError, OSError, ValueError, OverflowError)
+SOCKET_ERRORS = (zmq.ZMQBaseError, OSError, ValueError, OverflowError)
 
 
-def may_be_read(socket: Socket) -> bool:
+def is_readable(socket: Socket) -> bool:
     """Tell whether a message waits: to be told by ``Again`` that none does takes four times as long."""
     return bool(int(socket.get(_EVENTS)) & _READABLE)
 
@@ -64,36 +64,38 @@ def connect(kind: int, address: str, options: Options | None = None) -> Socket:
     return _connected(kind, address, options)[0]
 
 
-def look_and_connect(kind: int, address: str, options: Options | None = None) -> tuple[Socket, Lookout]:
+def connect_monitored(kind: int, address: str, options: Options | None = None) -> tuple[Socket, ConnectionWatcher]:
     """Do as ``connect``, and tell whether the socket gets in. The lookout is to be closed before the socket."""
     return _connected(kind, address, options, look=True)
 
 
 @overload
-def _connected(kind: int, address: str, options: Options | None, *, look: Literal[True]) -> tuple[Socket, Lookout]: ...
+def _connected(
+    kind: int, address: str, options: Options | None, *, look: Literal[True]
+) -> tuple[Socket, ConnectionWatcher]: ...
 @overload
 def _connected(kind: int, address: str, options: Options | None) -> tuple[Socket, None]: ...
 def _connected(
     kind: int, address: str, options: Options | None, *, look: bool = False
-) -> tuple[Socket, Lookout | None]:
+) -> tuple[Socket, ConnectionWatcher | None]:
     again = {
         zmq.RECONNECT_IVL: RECONNECT,
-        zmq.RECONNECT_IVL_MAX: RECONNECT_MOST,
+        zmq.RECONNECT_IVL_MAX: RECONNECT_MAX,
         zmq.CONNECT_TIMEOUT: CONNECT_TIMEOUT,
     }
-    the_gate = gate.of_this_process()
+    the_gate = gate.process_authenticator()
     socket = None
     try:
-        socket = the_gate.connecting(kind)
+        socket = the_gate.new_client_socket(kind)
         _set(socket, _options(address) | again | dict(options or {}))
-        lookout = Lookout(socket, the_gate) if look else None
+        lookout = ConnectionWatcher(socket, the_gate) if look else None
         try:
             socket.connect(address)
         except Exception:
             if lookout:
                 lookout.close()
             raise
-    except (*_TROUBLES, StartError) as error:
+    except (*SOCKET_ERRORS, StartError) as error:
         if socket:
             socket.close(0)
         raise StartError(f"cannot connect to {address}: {_told(error)}") from error
@@ -105,7 +107,7 @@ def bind(
     address: str,
     options: Options | None = None,
     ports: tuple[int, int] | None = None,
-    clients: Clients = ANYONE,
+    clients: ClientAllowlist = ANYONE,
 ) -> tuple[Socket, int]:
     """Give a socket bound to ``address`` and its port; port 0 takes a free one, within ``ports`` when given.
 
@@ -115,11 +117,11 @@ def bind(
     """
     wanted = _options(address) | dict(options or {})
     filters = accept_filters(clients, ipv6=bool(wanted.get(zmq.IPV6)))
-    deadline = time.monotonic() + REBIND
+    deadline = time.monotonic() + BIND_TIMEOUT
     while True:
         try:
             return _bound(kind, address, wanted, ports or PORTS, filters)
-        except (*_TROUBLES, StartError) as error:
+        except (*SOCKET_ERRORS, StartError) as error:
             if getattr(error, "errno", 0) != zmq.EADDRINUSE or time.monotonic() > deadline:
                 raise StartError(f"cannot listen on {address}: {_told(error)}") from error
             time.sleep(0.02)
@@ -128,8 +130,8 @@ def bind(
 def _bound(
     kind: int, address: str, options: dict[int, int], ports: tuple[int, int], filters: Sequence[bytes]
 ) -> tuple[Socket, int]:
-    the_gate = gate.of_this_process()
-    socket, door = the_gate.listening(kind, options[zmq.MAXMSGSIZE])
+    the_gate = gate.process_authenticator()
+    socket, door = the_gate.new_server_socket(kind, options[zmq.MAXMSGSIZE])
     try:
         _set(socket, options)
         for one in filters:
@@ -187,17 +189,17 @@ def tcp(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"tcp://{host}:{port}"
 
 
-class Lookout:
+class ConnectionWatcher:
     """Tells whether a connecting socket gets in; the thread that uses the socket asks, and closes it."""
 
-    def __init__(self, socket: Socket, the_gate: gate.Gate) -> None:
+    def __init__(self, socket: Socket, the_gate: gate.Authenticator) -> None:
         self._socket = socket
-        self._secured = keys.are_wanted()
+        self._secured = keys.curve_enabled()
         self._in_vain = 0  # tries since the last connection
         self._got_in = 0
         self._monitor = the_gate.monitor(socket, handshakes.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
 
-    def trouble(self) -> Trouble | None:
+    def failure(self) -> ConnectFailure | None:
         """Give what has kept the socket from being connected since the last look, None when nothing has.
 
         The other side may hang up once since it ends just then: that is none.
@@ -205,18 +207,18 @@ class Lookout:
         found = None
         while True:
             try:
-                event, value = handshakes.read(self._monitor.recv_multipart(zmq.NOBLOCK))
+                event, value = handshakes.parse_event(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
-                return found if found and (found.lasting or self._in_vain > 1) else None
+                return found if found and (found.permanent or self._in_vain > 1) else None
             if not event & handshakes.FAILURES:
                 found, self._in_vain = None, 0
                 self._got_in += 1
                 continue
             self._in_vain += 1
-            why = handshakes.told_by_caller(handshakes.failure(event, value), secured=self._secured)
-            found = Trouble(why, lasting=bool(event & handshakes.LASTING))
+            why = handshakes.explain_for_client(handshakes.classify(event, value), secured=self._secured)
+            found = ConnectFailure(why, permanent=bool(event & handshakes.PERMANENT))
 
-    def got_in(self) -> int:
+    def new_connections(self) -> int:
         """Tell how often the socket has come to be connected, as ``trouble`` saw it, since this was asked last."""
         got_in, self._got_in = self._got_in, 0
         return got_in
@@ -228,8 +230,8 @@ class Lookout:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ConnectFailure:
     """Why a socket does not get in."""
 
-    why: str
-    lasting: bool  # ZeroMQ will not try again with this socket
+    reason: str
+    permanent: bool  # ZeroMQ will not try again with this socket

@@ -11,7 +11,7 @@ from urllib.parse import ParseResult
 
 from trollmoves import urls
 from trollmoves.errors import BadDestination, PermanentTransferError
-from trollmoves.movers.base import Mark, Mover, clean_partials, is_partial, parsed
+from trollmoves.movers.base import Mover, PartialId, clean_partials, is_partial, parse_destination
 from trollmoves.movers.file import FileMover
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ __all__ = [
     "FileMover",
     "FtpMover",
     "FtpsMover",
-    "Mark",
     "Mover",
+    "PartialId",
     "S3Mover",
     "ScpMover",
     "SftpMover",
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # A new mover is one line here.
-_CLASSES: Mapping[str, str] = {
+REGISTRY: Mapping[str, str] = {
     "": "file.FileMover",
     "file": "file.FileMover",
     "ftp": "ftp.FtpMover",
@@ -52,13 +52,13 @@ class _Movers(Mapping[str, type[Mover]]):
     """The mover of each URL scheme; its module, with the library underneath, is imported when first asked for."""
 
     def __getitem__(self, scheme: str) -> type[Mover]:
-        return _mover_class(_CLASSES[scheme])
+        return _mover_class(REGISTRY[scheme])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_CLASSES)
+        return iter(REGISTRY)
 
     def __len__(self) -> int:
-        return len(_CLASSES)
+        return len(REGISTRY)
 
 
 MOVERS: Mapping[str, type[Mover]] = _Movers()
@@ -72,7 +72,7 @@ def _mover_class(place: str) -> type[Mover]:
 
 
 def __getattr__(name: str) -> Any:
-    for place in _CLASSES.values():
+    for place in REGISTRY.values():
         if place.endswith(f".{name}"):
             return _mover_class(place)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -86,7 +86,7 @@ def move_it(
     rel_path: str | None = None,
     backup_targets: Sequence[str] | None = None,
     check: Callable[[int], None] | None = None,
-    mark: Mark | None = None,
+    mark: PartialId | None = None,
 ) -> ParseResult:
     """Deliver a copy of the file ``pathname``, and return the destination that took it; any thread may call.
 
@@ -105,21 +105,21 @@ def move_it(
         TransferError: the file was not delivered; its ``temporary`` tells whether the same may succeed later.
         ConfigError: a connection parameter makes no sense.
     """
-    target = parsed(destination)
+    target = parse_destination(destination)
     if rel_path:
-        target = _below(target, rel_path)
-    place = _CLASSES.get(target.scheme)
+        target = _with_subpath(target, rel_path)
+    place = REGISTRY.get(target.scheme)
     if place is None:
-        raise BadDestination(f"{urls.printable(target)}: no mover knows the scheme {target.scheme!r}")
-    mover = _installed(target.scheme, place)(pathname, target, attrs, backup_targets, mark)
-    mover.check = check
+        raise BadDestination(f"{urls.redacted(target)}: no mover knows the scheme {target.scheme!r}")
+    mover = _load_mover(target.scheme, place)(pathname, target, attrs, backup_targets, mark)
+    mover.on_opened = check
     mover.copy()
     if hook is not None:
         hook(mover.origin, mover.destination)
     return mover.destination
 
 
-def _installed(scheme: str, place: str) -> type[Mover]:
+def _load_mover(scheme: str, place: str) -> type[Mover]:
     try:
         return _mover_class(place)
     except ModuleNotFoundError as error:
@@ -129,7 +129,7 @@ def _installed(scheme: str, place: str) -> type[Mover]:
         ) from error
 
 
-def _below(destination: ParseResult, rel_path: str) -> ParseResult:
+def _with_subpath(destination: ParseResult, rel_path: str) -> ParseResult:
     if rel_path.startswith(("/", "\\")) or ".." in rel_path.replace("\\", "/").split("/"):
         raise BadDestination(f"{rel_path!r} is no path below the destination")
     return destination._replace(path=f"{destination.path.rstrip('/')}/{rel_path.strip('/')}/")

@@ -34,9 +34,19 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.movers import options
-from trollmoves.movers.partials import Mark, clean_partials, is_partial, partial_path
+from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path
 
-__all__ = ["FarEnd", "Mark", "Mover", "Source", "clean_partials", "is_partial", "parsed", "partial_path", "translated"]
+__all__ = [
+    "Backend",
+    "Mover",
+    "PartialId",
+    "SourceFile",
+    "clean_partials",
+    "is_partial",
+    "parse_destination",
+    "partial_path",
+    "translate_os_errors",
+]
 
 _BY_ERRNO: dict[int, type[TransferError]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
@@ -50,7 +60,7 @@ _BY_ERRNO: dict[int, type[TransferError]] = {
 }
 
 
-_WORDS: dict[type[OSError], str] = {TimeoutError: "no answer, or no progress, for too long"}
+DEFAULT_TEXTS: dict[type[OSError], str] = {TimeoutError: "no answer, or no progress, for too long"}
 
 
 def from_os_error(error: OSError, what: object) -> TransferError:
@@ -61,10 +71,10 @@ def from_os_error(error: OSError, what: object) -> TransferError:
         kind = TransferStalled
     else:
         kind = _BY_ERRNO.get(error.errno or 0, TemporaryTransferError)
-    return kind(f"{what}: {error.strerror or str(error) or _WORDS.get(type(error), type(error).__name__)}")
+    return kind(f"{what}: {error.strerror or str(error) or DEFAULT_TEXTS.get(type(error), type(error).__name__)}")
 
 
-class translated:  # noqa: N801  (read as a word: ``with translated(self):``)
+class translate_os_errors:  # noqa: N801  (read as a word: ``with translated(self):``)
     """Turns an ``OSError`` of its block into one of our errors, which says ``what`` was being done.
 
     A class rather than a generator, because it stands on the way of every file.
@@ -85,16 +95,16 @@ class translated:  # noqa: N801  (read as a word: ``with translated(self):``)
 
 
 # There is nothing to send: no such file, or what has its name cannot be opened as one.
-_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
+MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 
 
-class Source:
+class SourceFile:
     """The origin, open: what is read is one file, however its name fares meanwhile.
 
     ``trouble`` is why it could not be read on, None as long as it can; whatever came of that, it is the reason.
     """
 
-    __slots__ = ("fd", "name", "path", "size", "status", "trouble")
+    __slots__ = ("fd", "name", "path", "read_error", "size", "status")
 
     def __init__(self, path: str) -> None:
         """Open ``path``.
@@ -105,14 +115,14 @@ class Source:
         """
         self.path = path
         self.name = path.rpartition("/")[2]
-        self.trouble: OriginUnreadable | None = None
+        self.read_error: OriginUnreadable | None = None
         try:
             # Non-blocking, because opening a named pipe would wait for its writer.
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except ValueError as error:
             raise OriginMissing(f"{path}: {error}") from error
         except OSError as error:
-            kind = OriginMissing if error.errno in _NO_FILE else OriginUnreadable
+            kind = OriginMissing if error.errno in MISSING_ERRNOS else OriginUnreadable
             raise kind(f"{path}: {error.strerror}") from error
         self.status = os.fstat(self.fd)
         self.size = self.status.st_size
@@ -120,7 +130,7 @@ class Source:
             os.close(self.fd)
             raise OriginMissing(f"{path}: is no regular file")
 
-    def __enter__(self) -> Source:
+    def __enter__(self) -> SourceFile:
         """Hand out the open file."""
         return self
 
@@ -138,12 +148,12 @@ class Source:
         try:
             return os.read(self.fd, size)
         except OSError as error:
-            self.note(error)
+            self.record_read_error(error)
             raise
 
-    def note(self, error: OSError) -> None:
+    def record_read_error(self, error: OSError) -> None:
         """Note that it could not be read on."""
-        self.trouble = OriginUnreadable(f"{self.path}: cannot be read: {error.strerror}")
+        self.read_error = OriginUnreadable(f"{self.path}: cannot be read: {error.strerror}")
 
     @property
     def position(self) -> int:
@@ -178,7 +188,7 @@ class Source:
 class _Reader(io.FileIO):
     """Reads a source, and notes there when that fails: what stands above may make something else of the error."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceFile) -> None:
         super().__init__(source.fd, closefd=False)
         self._source = source
 
@@ -187,11 +197,11 @@ class _Reader(io.FileIO):
         try:
             return super().read(-1 if size is None else size)
         except OSError as error:
-            self._source.note(error)
+            self._source.record_read_error(error)
             raise
 
 
-class FarEnd(ABC):
+class Backend(ABC):
     """A place that files are sent to: what a protocol can do there, by path, in one thread at a time.
 
     Each operation raises an ``OSError`` (of a fitting errno) or one of our own errors, nothing else.
@@ -209,7 +219,7 @@ class FarEnd(ABC):
         """Make the directory ``path`` and those above it; one that exists is no error."""
 
     @abstractmethod
-    def send(self, source: Source, path: str) -> None:
+    def send(self, source: SourceFile, path: str) -> None:
         """Write ``source`` to ``path``; ``FileNotFoundError`` says that the directory is missing."""
 
     @abstractmethod
@@ -224,7 +234,7 @@ class FarEnd(ABC):
     def remove(self, path: str) -> None:
         """Remove the file ``path``; one that is missing is no error."""
 
-    def verify(self, source: Source, path: str) -> None:  # noqa: B027  (most have nothing more to check)
+    def verify(self, source: SourceFile, path: str) -> None:  # noqa: B027  (most have nothing more to check)
         """Check more than the size, when asked to; raises ``TemporaryTransferError`` on a difference."""
 
 
@@ -236,7 +246,7 @@ def _is_path(text: str) -> bool:
         return False
 
 
-def parsed(destination: str | ParseResult) -> ParseResult:
+def parse_destination(destination: str | ParseResult) -> ParseResult:
     """Return the destination with all its path in ``path``; one that is so already costs next to nothing."""
     if isinstance(destination, ParseResult) and not any(destination[3:]):
         return destination
@@ -262,18 +272,18 @@ class Mover(ABC):
         destination: str | ParseResult,
         attrs: Mapping[str, Any] | None = None,
         backup_targets: Sequence[str] | None = None,
-        mark: Mark | None = None,
+        mark: PartialId | None = None,
     ) -> None:
         self.origin = os.fspath(origin)
-        self.destination = parsed(destination)
+        self.destination = parse_destination(destination)
         self.attrs: Mapping[str, Any] = attrs or {}
         self.backup_targets = backup_targets or ()
-        self.mark = mark
-        self.source: Source | None = None
-        self.check: Callable[[int], None] | None = None
+        self.partial_id = mark
+        self.source: SourceFile | None = None
+        self.on_opened: Callable[[int], None] | None = None
 
     def __str__(self) -> str:
-        return f"{self.origin} to {urls.printable(self.destination)}"
+        return f"{self.origin} to {urls.redacted(self.destination)}"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
@@ -298,17 +308,17 @@ class Mover(ABC):
 
     def remove_origin(self) -> None:
         """Remove what was delivered, and nothing else."""
-        with translated(f"{self.origin} was delivered, but cannot be removed"):
+        with translate_os_errors(f"{self.origin} was delivered, but cannot be removed"):
             if self.source is not None and not self.source.is_at(self.origin):
                 raise OriginChanged(f"{self.origin} was delivered, but another file has its name now, which stays")
             os.unlink(self.origin)
 
-    def open(self) -> Source:
+    def open(self) -> SourceFile:
         """Open the origin, and have it checked; raises what ``Source`` does, and what the check raises."""
-        source = Source(self.origin)
-        if self.check is not None:
+        source = SourceFile(self.origin)
+        if self.on_opened is not None:
             try:
-                self.check(source.fd)
+                self.on_opened(source.fd)
             except BaseException:
                 os.close(source.fd)
                 raise
@@ -323,53 +333,53 @@ class Mover(ABC):
         """The destination's path on the far end."""
         return self.destination.path
 
-    def deliver(self, far: FarEnd, source: Source) -> None:
+    def deliver(self, far: Backend, source: SourceFile) -> None:
         """Make one try to put ``source`` to its place at ``far``, whole."""
         self.source = source
         final = self._final_path(far)
-        if self.is_there(source, final):
+        if self.is_same_file(source, final):
             return
         partial = self._partial(far, final) if far.partials else final
         try:
             self._send(far, source, partial)
             self._verify(far, source, partial)
             if far.partials:
-                steps.reached("sent")
+                steps.hit("sent")
                 far.replace(partial, final)
         except BaseException as error:
             if far.partials:
-                self.discard(far, partial, error)
-            if source.trouble:
-                raise source.trouble from error
+                self.remove_partial(far, partial, error)
+            if source.read_error:
+                raise source.read_error from error
             raise
 
-    def _partial(self, far: FarEnd, final: str) -> str:
+    def _partial(self, far: Backend, final: str) -> str:
         """Give the name to send to; what an earlier try left there is removed.
 
         It is not written over, since the far end may still be at work on it for a process that is dead.
         """
-        if self.mark is None:
+        if self.partial_id is None:
             return partial_path(final)
-        partial = partial_path(final, self.mark.token)
-        if self.mark.tried:
+        partial = partial_path(final, self.partial_id.token)
+        if self.partial_id.may_exist:
             try:
                 far.remove(partial)
             except (PermissionError, PermissionRefused):  # who may only write leaves it there
                 return partial_path(final)
         return partial
 
-    def is_there(self, source: Source, final: str) -> bool:  # noqa: ARG002  (only the local file system can tell)
+    def is_same_file(self, source: SourceFile, final: str) -> bool:  # noqa: ARG002  (only the local file system can tell)
         """Tell whether ``final`` is the source itself, so that nothing is to be done."""
         return False
 
-    def discard(self, far: FarEnd, partial: str, error: BaseException) -> None:  # noqa: ARG002
+    def remove_partial(self, far: Backend, partial: str, error: BaseException) -> None:  # noqa: ARG002
         """Remove what a try left that ended by ``error``, which is told; what goes wrong here is not."""
         try:
             far.remove(partial)
         except (OSError, TransferError):
             return
 
-    def _final_path(self, far: FarEnd) -> str:
+    def _final_path(self, far: Backend) -> str:
         path = self.path
         if not _is_path(path):
             raise BadDestination(f"{self}: the path cannot be the name of a file")
@@ -379,7 +389,7 @@ class Mover(ABC):
             raise BadDestination(f"{self}: the destination has no path")
         return f"{path}/{os.path.basename(self.origin)}" if far.is_directory(path) else path
 
-    def _send(self, far: FarEnd, source: Source, path: str) -> None:
+    def _send(self, far: Backend, source: SourceFile, path: str) -> None:
         try:
             far.send(source, path)
         except FileNotFoundError:
@@ -389,7 +399,7 @@ class Mover(ABC):
             far.remove(path)
             far.send(source, path)
 
-    def _verify(self, far: FarEnd, source: Source, path: str) -> None:
+    def _verify(self, far: Backend, source: SourceFile, path: str) -> None:
         source.check_unchanged()
         size = far.size(path)
         if size is not None and size != source.size:

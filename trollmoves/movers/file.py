@@ -12,17 +12,17 @@ import stat
 from contextlib import suppress
 
 from trollmoves import steps
-from trollmoves.movers.base import FarEnd, Mover, Source, translated
+from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
 
-SMALL = 1 << 20  # bytes that are read and written at once, which is cheaper than asking the kernel for clever ways
+SMALL_FILE = 1 << 20  # bytes that are read and written at once, which is cheaper than asking the kernel for clever ways
 BLOCK = 1 << 20
-AT_ONCE = 1 << 26  # bytes the kernel is asked to copy in one call
+COPY_RANGE_BYTES = 1 << 26  # bytes the kernel is asked to copy in one call
 _FICLONE = 0x40049409  # fcntl has no name for it before Python 3.12
 _NOT_OFFERED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
 DIRECTORY_MODE = 0o775  # before the umask
 
 
-class LocalFiles(FarEnd):
+class LocalBackend(Backend):
     """This host's file systems as a far end."""
 
     def __init__(self, *, hard_link: bool = False, fsync: bool = False) -> None:
@@ -45,13 +45,13 @@ class LocalFiles(FarEnd):
             with suppress(FileExistsError):  # another delivery was quicker
                 os.mkdir(path, DIRECTORY_MODE)
 
-    def send(self, source: Source, path: str) -> None:
+    def send(self, source: SourceFile, path: str) -> None:
         """Write the source's bytes, permissions and modification time to the new file ``path``."""
-        if self.hard_link and _linked(source, path):
+        if self.hard_link and _try_link(source, path):
             return
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, source.mode)
         try:
-            steps.reached("sending")
+            steps.hit("sending")
             _copy(source, target)
             os.utime(target, ns=(source.status.st_atime_ns, source.status.st_mtime_ns))
             if self.fsync:
@@ -80,21 +80,21 @@ class FileMover(Mover):
 
     def copy(self) -> None:
         """Deliver a copy; one system call less wherever there is a choice, as a server does this for each request."""
-        with translated(self), self.open() as source:
+        with translate_os_errors(self), self.open() as source:
             self.deliver(self._files(), source)
 
     def move(self) -> None:
         """Rename where one file system holds both, else copy, verify and remove the origin."""
-        with translated(self), self.open() as source:
+        with translate_os_errors(self), self.open() as source:
             files = self._files()
             final = self._final_path(files)
             if _same_entry(self.origin, final):
                 return
-            if os.path.islink(self.origin) or self.is_there(source, final) or not _renamed(source, final, files):
+            if os.path.islink(self.origin) or self.is_same_file(source, final) or not _try_rename(source, final, files):
                 self.deliver(files, source)
                 self.remove_origin()
 
-    def is_there(self, source: Source, final: str) -> bool:
+    def is_same_file(self, source: SourceFile, final: str) -> bool:
         """Tell whether ``final`` is the source's own inode."""
         try:
             there = os.stat(final)
@@ -102,13 +102,13 @@ class FileMover(Mover):
             return False
         return there.st_ino == source.status.st_ino and there.st_dev == source.status.st_dev
 
-    def _files(self) -> LocalFiles:
+    def _files(self) -> LocalBackend:
         if not self.attrs:
-            return LocalFiles()
-        return LocalFiles(hard_link=self.option("hard_link"), fsync=self.option("fsync"))
+            return LocalBackend()
+        return LocalBackend(hard_link=self.option("hard_link"), fsync=self.option("fsync"))
 
 
-def _linked(source: Source, path: str) -> bool:
+def _try_link(source: SourceFile, path: str) -> bool:
     try:
         os.link(source.path, path)
     except OSError as error:
@@ -132,13 +132,13 @@ def _same_entry(one: str, other: str) -> bool:
     return False
 
 
-def _renamed(source: Source, final: str, files: LocalFiles) -> bool:
+def _try_rename(source: SourceFile, final: str, files: LocalBackend) -> bool:
     """Rename the source to ``final``; False where a rename cannot do that."""
     try:
         os.replace(source.path, final)
     except FileNotFoundError:
         files.make_directories(os.path.dirname(final) or "/")
-        return _renamed_again(source, final)
+        return _retry_rename(source, final)
     except OSError as error:
         if error.errno == errno.EXDEV:
             return False
@@ -149,7 +149,7 @@ def _renamed(source: Source, final: str, files: LocalFiles) -> bool:
     return True
 
 
-def _renamed_again(source: Source, final: str) -> bool:
+def _retry_rename(source: SourceFile, final: str) -> bool:
     try:
         os.replace(source.path, final)
     except OSError as error:
@@ -167,11 +167,11 @@ def _fsync_directory(path: str) -> None:
         os.close(directory)
 
 
-def _copy(source: Source, target: int) -> None:
+def _copy(source: SourceFile, target: int) -> None:
     """Write all of ``source`` to the empty file ``target``."""
-    if source.size <= SMALL:
+    if source.size <= SMALL_FILE:
         _write(target, source.read(source.size + 1) if source.size else b"")
-    elif not _cloned(source, target):
+    elif not _try_clone(source, target):
         _copy_large(source, target)
 
 
@@ -182,7 +182,7 @@ def _write(target: int, data: bytes) -> None:
         written = os.write(target, data)
 
 
-def _cloned(source: Source, target: int) -> bool:
+def _try_clone(source: SourceFile, target: int) -> bool:
     """Share the blocks, where the file system can."""
     import fcntl
 
@@ -193,12 +193,12 @@ def _cloned(source: Source, target: int) -> bool:
     return True
 
 
-def _copy_large(source: Source, target: int) -> None:
+def _copy_large(source: SourceFile, target: int) -> None:
     """Copy in the kernel, else through this process."""
     done = 0
     with suppress(OSError):  # what a kernel, or a file system, does not offer the loop below does, or fails on clearly
         while done < source.size:
-            sent = os.copy_file_range(source.fd, target, min(AT_ONCE, source.size - done))
+            sent = os.copy_file_range(source.fd, target, min(COPY_RANGE_BYTES, source.size - done))
             if not sent:
                 break
             done += sent

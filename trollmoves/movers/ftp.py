@@ -29,16 +29,16 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TransferError,
 )
-from trollmoves.movers.base import Source
-from trollmoves.movers.patience import wait_for_answer
+from trollmoves.movers.base import SourceFile
+from trollmoves.movers.patience import wait_readable
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
-from trollmoves.movers.remote import Login, RemoteMover
+from trollmoves.movers.remote import Endpoint, RemoteMover
 
 LOG = logging.getLogger(__name__)
 BLOCK = 1 << 18  # bytes that are handed to the kernel at a time
 IMPLICIT_TLS_PORT = 990  # where TLS begins at once, instead of after AUTH TLS
-EXPLANATION = 2.0  # seconds to wait for an answer after the data connection broke
-GOODBYE = 2.0  # seconds for the end of TLS on a data connection
+FINAL_REPLY_TIMEOUT = 2.0  # seconds to wait for an answer after the data connection broke
+TLS_CLOSE_TIMEOUT = 2.0  # seconds for the end of TLS on a data connection
 _BY_CODE: dict[str, type[TransferError]] = {
     "421": ConnectionFailed,
     "425": ConnectionFailed,
@@ -63,7 +63,7 @@ class FtpConnection(Connection):
     def is_directory(self, path: str) -> bool:
         """Tell whether one can change to ``path``."""
         try:
-            with self._told():
+            with self._translate_errors():
                 self._ftp.voidcmd(f"CWD {path}")
         except PermanentTransferError:
             return False
@@ -75,7 +75,7 @@ class FtpConnection(Connection):
             return
         self.make_directories(path.rpartition("/")[0])
         try:
-            with self._told():
+            with self._translate_errors():
                 self._ftp.voidcmd(f"MKD {path}")
         except PermanentTransferError as error:
             if self.is_directory(path):  # another delivery was quicker
@@ -84,43 +84,43 @@ class FtpConnection(Connection):
                 raise
             raise PermissionRefused(str(error)) from error
 
-    def send(self, source: Source, path: str) -> None:
+    def send(self, source: SourceFile, path: str) -> None:
         """Store by a data connection of its own."""
         try:
-            data = self._stored(path)
+            data = self._start_stor(path)
         except PermanentTransferError as error:
             directory = path.rpartition("/")[0]
             if directory and not self.is_directory(directory):
                 raise FileNotFoundError(errno.ENOENT, str(error), directory) from error
-            data = self._stored_after_all(path)
-        with self._told(), data:
+            data = self._retry_stor(path)
+        with self._translate_errors(), data:
             self._in_step = False
-            broken = _written(source, data)
+            broken = _send_file(source, data)
             if isinstance(broken, TimeoutError):
                 raise broken
             if broken is None and self._ftp.sock is not None:
-                wait_for_answer(self._ftp.sock, data, self._stall_timeout)
-            self._hear_answer(broken)
+                wait_readable(self._ftp.sock, data, self._stall_timeout)
+            self._read_final_reply(broken)
             self._in_step = True
 
-    def _stored(self, path: str) -> socket.socket:
-        with self._told():
+    def _start_stor(self, path: str) -> socket.socket:
+        with self._translate_errors():
             return self._ftp.transfercmd(f"STOR {path}")
 
-    def _stored_after_all(self, path: str) -> socket.socket:
+    def _retry_stor(self, path: str) -> socket.socket:
         """Try again: the directory is there now, and may have been missing just before."""
         try:
-            return self._stored(path)
+            return self._start_stor(path)
         except PermanentTransferError as error:
             raise PermissionRefused(str(error)) from error
 
-    def _hear_answer(self, broken: OSError | None) -> None:
+    def _read_final_reply(self, broken: OSError | None) -> None:
         """Wait for the answer to a transfer; who closes a data connection says why on the other one, or never."""
         control = self._ftp.sock
         assert control is not None  # noqa: S101  (it is connected)
         try:
             if broken is not None:
-                control.settimeout(min(EXPLANATION, self._stall_timeout))
+                control.settimeout(min(FINAL_REPLY_TIMEOUT, self._stall_timeout))
             self._ftp.voidresp()
         except ftplib.Error:
             self._in_step = True
@@ -137,7 +137,7 @@ class FtpConnection(Connection):
     def size(self, path: str) -> int | None:
         """Ask for the size, which not every far end can tell."""
         try:
-            with self._told():
+            with self._translate_errors():
                 return self._ftp.size(path)
         except PermanentTransferError:
             return None
@@ -153,12 +153,12 @@ class FtpConnection(Connection):
             self._rename(partial, final)
 
     def _rename(self, partial: str, final: str) -> None:
-        with self._told():
+        with self._translate_errors():
             self._ftp.rename(partial, final)
 
     def remove(self, path: str) -> None:
         """Delete ``path``; the answer does not tell a missing file from a refusal."""
-        with contextlib.suppress(PermanentTransferError), self._told():
+        with contextlib.suppress(PermanentTransferError), self._translate_errors():
             self._ftp.delete(path)
 
     def alive(self) -> bool:
@@ -175,7 +175,7 @@ class FtpConnection(Connection):
         control = self._ftp.sock
         assert control is not None  # noqa: S101  (it is alive)
         control.settimeout(min(PROBE_TIMEOUT, self._stall_timeout))
-        with self._told():
+        with self._translate_errors():
             self._ftp.voidcmd("NOOP")
         control.settimeout(self._stall_timeout)
 
@@ -184,12 +184,12 @@ class FtpConnection(Connection):
         self._ftp.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Translate what ftplib raises."""
         try:
             yield
         except ftplib.Error as error:
-            raise _translated(error) from error
+            raise _to_transfer_error(error) from error
         except EOFError as error:
             self._in_step = False
             raise ConnectionFailed("the far end closed the connection") from error
@@ -203,7 +203,7 @@ class FtpConnection(Connection):
             raise BadDestination(f"FTP cannot name such a file: {error}") from error
 
 
-def _written(source: Source, data: socket.socket) -> OSError | None:
+def _send_file(source: SourceFile, data: socket.socket) -> OSError | None:
     """Send all of ``source``, say that it was all, and return what went wrong, if anything."""
     try:
         _write(source, data)
@@ -214,18 +214,18 @@ def _written(source: Source, data: socket.socket) -> OSError | None:
     return None
 
 
-def _write(source: Source, data: socket.socket) -> None:
+def _write(source: SourceFile, data: socket.socket) -> None:
     with source.reader() as reader:
         while block := reader.read(BLOCK):
             data.sendall(block)
-            steps.reached("sending")
+            steps.hit("sending")
     if isinstance(data, ssl.SSLSocket):
-        data.settimeout(GOODBYE)
+        data.settimeout(TLS_CLOSE_TIMEOUT)
         with contextlib.suppress(OSError):  # some servers close at once; the size tells what arrived
             data.unwrap()
 
 
-def _translated(error: ftplib.Error) -> TransferError:
+def _to_transfer_error(error: ftplib.Error) -> TransferError:
     text = str(error)
     code = text[:3]
     if any(words in text.lower() for words in _NO_SPACE):
@@ -266,7 +266,7 @@ class FtpMover(RemoteMover):
     Without a user, ``~/.netrc`` is asked for the host; else the login is anonymous.
     """
 
-    def connect(self, login: Login) -> Connection:
+    def connect(self, login: Endpoint) -> Connection:
         """Connect and log in."""
         ftp = self._client()
         connected = False
@@ -276,7 +276,7 @@ class FtpMover(RemoteMover):
             _set_up(ftp, self.option("stall_timeout"), passive=self.option("ftp_passive"))
             connected = True
         except ftplib.Error as error:
-            raise _translated(error) from None
+            raise _to_transfer_error(error) from None
         except EOFError as error:
             raise ConnectionFailed("the far end closed the connection") from error
         finally:
@@ -294,7 +294,7 @@ class FtpMover(RemoteMover):
 class FtpsMover(FtpMover):
     """Delivers to ``ftps://...``: passwords and files go under TLS, begun by AUTH TLS, or at once on port 990."""
 
-    def connect(self, login: Login) -> Connection:
+    def connect(self, login: Endpoint) -> Connection:
         """Connect, check the certificate and log in."""
         try:
             return super().connect(login)
@@ -314,7 +314,7 @@ class FtpsMover(FtpMover):
         ftp.prot_p()
 
 
-def _credentials(login: Login) -> tuple[str, str]:
+def _credentials(login: Endpoint) -> tuple[str, str]:
     if login.user:
         return login.user, login.password or ""
     try:

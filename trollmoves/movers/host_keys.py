@@ -13,23 +13,23 @@ from trollmoves.movers import ssh_terms
 SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
 
 
-def trust(client: paramiko.SSHClient, pins: str | None, known_hosts: str | None) -> None:
+def configure_host_keys(client: paramiko.SSHClient, pins: str | None, known_hosts: str | None) -> None:
     """Have a client accept the hosts whose keys are known, or with ``pins`` only those with one of these keys.
 
     Raises:
         UnknownHostKey: a known_hosts file cannot be read, so that nobody is known.
     """
     if pins is not None:
-        client.set_missing_host_key_policy(Pinned(ssh_terms.fingerprints(pins)))
+        client.set_missing_host_key_policy(PinnedHostKeys(ssh_terms.fingerprints(pins)))
         return
-    client.set_missing_host_key_policy(Refuse())
+    client.set_missing_host_key_policy(RejectUnknownHost())
     for path in ("~/.ssh/known_hosts", SYSTEM_KNOWN_HOSTS, known_hosts):
         path = os.path.expanduser(path or "")
         if path and os.path.exists(path):
             _load(client, path)
 
 
-class Refuse(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+class RejectUnknownHost(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
     """Lets nobody in who is not known."""
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
@@ -40,7 +40,7 @@ class Refuse(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
         )
 
 
-class Pinned(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+class PinnedHostKeys(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
     """Lets those in who show one of certain keys; for a client that knows no hosts."""
 
     def __init__(self, fingerprints: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def one_processor() -> Iterator[None]:
+def pinned_to_one_cpu() -> Iterator[None]:
     """Have the calling thread, and those it starts, run on the processor that all blocks of this process share.
 
     The threads it started stay there afterwards. Where this cannot be had, nothing is changed.

@@ -127,7 +127,7 @@ def _checked(option: Option, value: Any) -> Any:
     return value
 
 
-def first(attrs: Mapping[str, Any], *names: str) -> Any:
+def first_set(attrs: Mapping[str, Any], *names: str) -> Any:
     """Return the first of several spellings of an option that is set, else the default of the last name."""
     for name in names[:-1]:
         if attrs.get(name) is not None:
@@ -135,6 +135,6 @@ def first(attrs: Mapping[str, Any], *names: str) -> Any:
     return value(attrs, names[-1])
 
 
-def unknown(attrs: Mapping[str, Any]) -> list[str]:
+def unknown_names(attrs: Mapping[str, Any]) -> list[str]:
     """Return the names in ``attrs`` that no mover understands, sorted."""
     return sorted(str(name) for name in attrs if name not in _BY_NAME)

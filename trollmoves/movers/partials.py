@@ -18,17 +18,17 @@ _ROOM = NAME_MAX - len(".") - len(".") - 2 * TOKEN_BYTES - len(SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class PartialId:
     """Whose a partial is: each try of one delivery has the same, by whichever process; no other delivery has it.
 
     ``tried`` says that there may have been a try before, which may have left its partial.
     """
 
     token: str
-    tried: bool = False
+    may_exist: bool = False
 
     @classmethod
-    def of(cls, *identity: str, tried: bool) -> Mark:
+    def for_delivery(cls, *identity: str, tried: bool) -> PartialId:
         """Make the mark of what these texts together name, wherever that is sent from."""
         digest = hashlib.sha256("\n".join(identity).encode("utf-8", "backslashreplace")).hexdigest()
         return cls(digest[: 2 * TOKEN_BYTES], tried)
@@ -42,11 +42,11 @@ def partial_path(path: str, token: str = "") -> str:
     directory, slash, name = path.rpartition("/")
     name = _ODD.sub("_", name)
     if len(name) * 4 > _ROOM:
-        name = _cut(name)
+        name = _truncate(name)
     return f"{directory}{slash}.{name}.{token or os.urandom(TOKEN_BYTES).hex()}{SUFFIX}"
 
 
-def _cut(name: str) -> str:
+def _truncate(name: str) -> str:
     encoded = os.fsencode(name)
     return name if len(encoded) <= _ROOM else encoded[:_ROOM].decode("utf-8", "ignore")
 

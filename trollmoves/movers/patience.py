@@ -16,7 +16,7 @@ import termios
 _CONFIRMED = struct.Struct("@120xQ")  # tcpi_bytes_acked in Linux's struct tcp_info
 
 
-class Progress:
+class TcpProgress:
     """What is on its way on a connection."""
 
     def __init__(self, line: socket.socket) -> None:
@@ -25,7 +25,7 @@ class Progress:
         self._confirmed = self._count_confirmed()
         self._all = self._confirmed + self._count_on_its_way()
 
-    def goes_on(self) -> bool:
+    def has_advanced(self) -> bool:
         """Tell whether some of what was on its way at the last question has arrived since."""
         before, self._confirmed = self._confirmed, self._count_confirmed()
         return before < self._all and before < self._confirmed
@@ -42,11 +42,11 @@ class Progress:
         return 0
 
 
-def wait_for_answer(answers: socket.socket, sent: socket.socket, timeout: float) -> None:
+def wait_readable(answers: socket.socket, sent: socket.socket, timeout: float) -> None:
     """Wait until there is something to read; TimeoutError when nothing came, nor moved on ``sent``, for so many s."""
     poll = select.poll()
     poll.register(answers, select.POLLIN)
-    progress = Progress(sent)
+    progress = TcpProgress(sent)
     while not poll.poll(timeout * 1000):
-        if not progress.goes_on():
+        if not progress.has_advanced():
             raise TimeoutError("no answer")

@@ -26,19 +26,19 @@ from trollmoves.errors import (
     TargetBusy,
     TrollmovesError,
 )
-from trollmoves.movers.base import FarEnd
+from trollmoves.movers.base import Backend
 
-DOUBT = 5.0  # seconds idle after which a connection is asked before it is used
+PROBE_AFTER_IDLE = 5.0  # seconds idle after which a connection is asked before it is used
 PROBE_TIMEOUT = 5.0  # seconds a far end has for its sign of life, after which a new connection is made
 QUEUE_TIMEOUT = 600.0  # seconds a delivery waits for one of the connections to a host
-MOST_DEBRIS = 1000  # partials remembered a host, so that a host that stays away cannot fill the memory
+MAX_STALE_PARTIALS = 1000  # partials remembered a host, so that a host that stays away cannot fill the memory
 # Errors after which a connection is as good as before.
-_HARMLESS = (PermanentTransferError, PermissionRefused, NoSpace, OriginChanged)
+KEEPS_CONNECTION = (PermanentTransferError, PermissionRefused, NoSpace, OriginChanged)
 
 T = TypeVar("T")
 
 
-class Connection(FarEnd):
+class Connection(Backend):
     """A far end that one is connected to."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Connection(FarEnd):
 
 
 @dataclass(frozen=True)
-class Limits:
+class PoolLimits:
     """How many connections to one host there may be, and for how many seconds an idle one is kept."""
 
     connections: int
@@ -78,7 +78,7 @@ class _Idle:
     until: float
 
 
-class _Station:
+class _HostPool:
     """The connections to one host: the idle ones, and how many are in a hand or being made."""
 
     def __init__(self, lock: threading.Lock) -> None:
@@ -98,7 +98,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stations: dict[Hashable, _Station] = {}
+        self._stations: dict[Hashable, _HostPool] = {}
         self._expiry = threading.Condition(self._lock)
         self._reaper: threading.Thread | None = None
         self._generation = 0
@@ -110,7 +110,7 @@ class Pool:
             return f"<Pool: {len(self._stations)} hosts, {idle} idle, {busy} in use>"
 
     @contextmanager
-    def lease(self, key: Hashable, connect: Callable[[], Connection], limits: Limits) -> Iterator[Lease]:
+    def lease(self, key: Hashable, connect: Callable[[], Connection], limits: PoolLimits) -> Iterator[Lease]:
         """Hand out a connection for the block, an open one or else a new one by ``connect``.
 
         After an error that may have left it in any state it is closed, and else kept for the next one.
@@ -119,16 +119,16 @@ class Pool:
             TargetBusy: none became free within ``QUEUE_TIMEOUT`` seconds.
             TrollmovesError: what ``connect`` raises.
         """
-        lease = self._take(key, connect, limits)
+        lease = self._acquire(key, connect, limits)
         keep = False
         try:
             yield lease
             keep = True
-        except _HARMLESS:
+        except KEEPS_CONNECTION:
             keep = lease.connection.alive()
             raise
         finally:
-            self._give_back(key, lease, limits, keep=keep)
+            self._release(key, lease, limits, keep=keep)
 
     def close(self) -> None:
         """Close what is idle, and let what is in use be closed when it is given back; the pool can be used on."""
@@ -156,14 +156,14 @@ class Pool:
         for connection in leftover:
             connection.close()
 
-    def remember_debris(self, key: Hashable, path: str) -> None:
+    def remember_stale_partial(self, key: Hashable, path: str) -> None:
         """Note a partial that could not be removed, for the next one who has a connection there."""
         with self._lock:
             debris = self._station(key).debris
-            if len(debris) < MOST_DEBRIS:
+            if len(debris) < MAX_STALE_PARTIALS:
                 debris.append(path)
 
-    def take_debris(self, key: Hashable) -> list[str]:
+    def take_stale_partials(self, key: Hashable) -> list[str]:
         """Return the partials noted for ``key``, and forget them."""
         with self._lock:
             station = self._stations.get(key)
@@ -172,33 +172,33 @@ class Pool:
             debris, station.debris = station.debris, []
             return debris
 
-    def _station(self, key: Hashable) -> _Station:
+    def _station(self, key: Hashable) -> _HostPool:
         station = self._stations.get(key)
         if station is None:
-            station = self._stations[key] = _Station(self._lock)
+            station = self._stations[key] = _HostPool(self._lock)
         return station
 
     def _forget_unused(self) -> None:
         for key in [key for key, station in self._stations.items() if station.unused]:
             del self._stations[key]
 
-    def _take(self, key: Hashable, connect: Callable[[], Connection], limits: Limits) -> Lease:
+    def _acquire(self, key: Hashable, connect: Callable[[], Connection], limits: PoolLimits) -> Lease:
         deadline = time.monotonic() + QUEUE_TIMEOUT
         while True:
-            idle, generation = self._wait_for_turn(key, limits, deadline)
+            idle, generation = self._acquire_slot(key, limits, deadline)
             if idle is None:
                 break
             if _usable(idle):
                 return Lease(idle.connection, True, generation)
             idle.connection.close()
-            self._end_turn(key)
+            self._release_slot(key)
         try:
             return Lease(connect(), False, generation)
         except BaseException:
-            self._end_turn(key)
+            self._release_slot(key)
             raise
 
-    def _wait_for_turn(self, key: Hashable, limits: Limits, deadline: float) -> tuple[_Idle | None, int]:
+    def _acquire_slot(self, key: Hashable, limits: PoolLimits, deadline: float) -> tuple[_Idle | None, int]:
         """Return an idle connection, or None when a new one may be made; either counts as busy from now on."""
         with self._lock:
             station = self._station(key)
@@ -212,7 +212,7 @@ class Pool:
             station.busy += 1
             return (station.idle.pop() if station.idle else None), self._generation
 
-    def _end_turn(self, key: Hashable) -> None:
+    def _release_slot(self, key: Hashable) -> None:
         with self._lock:
             station = self._stations[key]
             station.busy -= 1
@@ -220,7 +220,7 @@ class Pool:
             if station.unused:
                 del self._stations[key]
 
-    def _give_back(self, key: Hashable, lease: Lease, limits: Limits, *, keep: bool) -> None:
+    def _release(self, key: Hashable, lease: Lease, limits: PoolLimits, *, keep: bool) -> None:
         with self._lock:
             if keep and limits.uptime > 0 and lease.generation == self._generation:
                 station = self._stations[key]
@@ -228,12 +228,12 @@ class Pool:
                 station.idle.append(_Idle(lease.connection, now, now + limits.uptime))
                 station.busy -= 1
                 station.free.notify()
-                self._watch_expiry()
+                self._start_reaper()
                 return
         lease.connection.close()
-        self._end_turn(key)
+        self._release_slot(key)
 
-    def _watch_expiry(self) -> None:
+    def _start_reaper(self) -> None:
         if self._reaper is None:
             self._reaper = threading.Thread(target=self._reap, name="idle connections", daemon=True)
             self._reaper.start()
@@ -264,7 +264,7 @@ class Pool:
 def _usable(idle: _Idle) -> bool:
     if not idle.connection.alive():
         return False
-    if time.monotonic() - idle.since < DOUBT:
+    if time.monotonic() - idle.since < PROBE_AFTER_IDLE:
         return True
     try:
         idle.connection.probe()
@@ -284,31 +284,31 @@ def _pool_of(process: int) -> Pool:  # noqa: ARG001  (the key)
 
 
 @dataclass(eq=False)
-class Trunk(Generic[T]):
+class SharedHandle(Generic[T]):
     """One thing in several hands: ``thing`` is there, or fails, when ``made`` is done."""
 
     key: Hashable
-    made: Future[T] = field(default_factory=Future)
+    future: Future[T] = field(default_factory=Future)
     users: int = 1
     full: bool = False
 
     @property
-    def thing(self) -> T:
+    def value(self) -> T:
         """What is shared."""
-        return self.made.result(0)
+        return self.future.result(0)
 
 
-class Trunks(Generic[T]):
+class SharedHandles(Generic[T]):
     """Things that several connections share, by key: made once, closed by the last user."""
 
     def __init__(self, close: Callable[[T], None], alive: Callable[[T], bool], users: int) -> None:
         self._lock = threading.Lock()
-        self._trunks: dict[Hashable, list[Trunk[T]]] = {}
+        self._trunks: dict[Hashable, list[SharedHandle[T]]] = {}
         self._close = close
         self._alive = alive
         self._users = users
 
-    def take(self, key: Hashable, make: Callable[[], T], patience: float) -> Trunk[T]:
+    def acquire(self, key: Hashable, make: Callable[[], T], patience: float) -> SharedHandle[T]:
         """Return a trunk with room for one more, made by ``make`` if there is none.
 
         Who comes while another is making it waits for that, ``patience`` seconds at most: a host that is down is asked
@@ -319,22 +319,22 @@ class Trunks(Generic[T]):
         if new:
             self._make(trunk, make)
         try:
-            trunk.made.result(patience)
+            trunk.future.result(patience)
         except BaseException as error:
-            self.give_back(trunk)
+            self.release(trunk)
             if isinstance(error, TrollmovesError):
                 raise type(error)(*error.args) from error
-            if not trunk.made.done():
+            if not trunk.future.done():
                 raise ConnectionFailed("nobody got connected in time") from error
             raise
         return trunk
 
-    def refuse(self, trunk: Trunk[T]) -> None:
+    def release_full(self, trunk: SharedHandle[T]) -> None:
         """Give ``trunk`` back, as it takes no more users."""
         trunk.full = True
-        self.give_back(trunk)
+        self.release(trunk)
 
-    def give_back(self, trunk: Trunk[T]) -> None:
+    def release(self, trunk: SharedHandle[T]) -> None:
         """End one use; the last one closes."""
         with self._lock:
             trunk.users -= 1
@@ -344,24 +344,24 @@ class Trunks(Generic[T]):
             if not self._trunks[trunk.key]:
                 del self._trunks[trunk.key]
         with suppress(Exception):  # it could not be made, so that nothing is to be closed
-            self._close(trunk.thing)
+            self._close(trunk.value)
 
-    def _find(self, key: Hashable) -> tuple[Trunk[T], bool]:
+    def _find(self, key: Hashable) -> tuple[SharedHandle[T], bool]:
         for trunk in self._trunks.get(key, ()):
-            if trunk.users < self._users and not trunk.full and self._promising(trunk):
+            if trunk.users < self._users and not trunk.full and self._is_usable(trunk):
                 trunk.users += 1
                 return trunk, False
-        trunk = Trunk(key)
+        trunk = SharedHandle(key)
         self._trunks.setdefault(key, []).append(trunk)
         return trunk, True
 
-    def _promising(self, trunk: Trunk[T]) -> bool:
-        if not trunk.made.done():
+    def _is_usable(self, trunk: SharedHandle[T]) -> bool:
+        if not trunk.future.done():
             return True
-        return trunk.made.exception() is None and self._alive(trunk.thing)
+        return trunk.future.exception() is None and self._alive(trunk.value)
 
-    def _make(self, trunk: Trunk[T], make: Callable[[], T]) -> None:
+    def _make(self, trunk: SharedHandle[T], make: Callable[[], T]) -> None:
         try:
-            trunk.made.set_result(make())
+            trunk.future.set_result(make())
         except BaseException as error:
-            trunk.made.set_exception(error)
+            trunk.future.set_exception(error)

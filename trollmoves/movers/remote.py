@@ -14,14 +14,14 @@ from urllib.parse import ParseResult
 from trollmoves import urls
 from trollmoves.errors import BadDestination, ConnectionFailed, TransferError, TransferStalled
 from trollmoves.movers import options
-from trollmoves.movers.base import FarEnd, Mover, Source, translated
-from trollmoves.movers.pool import Connection, Lease, Limits, Pool, shared_pool
+from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
+from trollmoves.movers.pool import Connection, Lease, Pool, PoolLimits, shared_pool
 
 LOG = logging.getLogger(__name__)
 RETRY_DELAY = 0.3  # seconds before the second try to connect, doubled before each further one
 
 
-class Login(NamedTuple):
+class Endpoint(NamedTuple):
     """Whom to connect to, as whom. Never printed: it holds the password."""
 
     scheme: str
@@ -41,7 +41,7 @@ class RemoteMover(Mover):
     """How often a connection is tried that is refused or reset, before the next backup target is."""
 
     @abstractmethod
-    def connect(self, login: Login) -> Connection:
+    def connect(self, login: Endpoint) -> Connection:
         """Return a new connection, logged in; raises an ``OSError`` or one of our errors."""
 
     def copy(self) -> None:
@@ -54,12 +54,12 @@ class RemoteMover(Mover):
                 try:
                     return self._deliver_to(pool, source)
                 except (ConnectionFailed, TransferStalled) as error:
-                    LOG.debug("%s: does not answer: %s", urls.printable(destination), error)
+                    LOG.debug("%s: does not answer: %s", urls.redacted(destination), error)
                     first = first or error
         assert first is not None  # noqa: S101  (there is always one destination)
         raise first
 
-    def login(self) -> Login:
+    def endpoint(self) -> Endpoint:
         """Return whom to connect to, of the destination as it is now."""
         return _login_of(self.destination._replace(path=""))
 
@@ -69,94 +69,96 @@ class RemoteMover(Mover):
         if not self.backup_targets:
             return
         for target in self.backup_targets:
-            yield urls.at_host(first, target)
+            yield urls.with_host(first, target)
 
-    def _deliver_to(self, pool: Pool, source: Source) -> None:
+    def _deliver_to(self, pool: Pool, source: SourceFile) -> None:
         """Make one try; a kept connection that proves to be dead is replaced by a new one, which is no try."""
-        login = self.login()
+        login = self.endpoint()
         key = (login[:], repr(sorted(self.attrs.items())))
-        limits = Limits(self.option("max_connections"), self.option("connection_uptime"))
+        limits = PoolLimits(self.option("max_connections"), self.option("connection_uptime"))
         while True:
             lease: Lease | None = None
             try:
                 with pool.lease(key, lambda: self._connect(login), limits) as lease:
-                    self._clear_debris(pool, key, lease.connection)
+                    self._remove_stale_partials(pool, key, lease.connection)
                     return self._deliver_over(pool, key, lease.connection, source)
             except ConnectionFailed:
                 if lease is None or not lease.reused:
                     raise
                 pool.close_idle(key)
 
-    def _deliver_over(self, pool: Pool, key: Hashable, connection: Connection, source: Source) -> None:
+    def _deliver_over(self, pool: Pool, key: Hashable, connection: Connection, source: SourceFile) -> None:
         self._left: str | None = None
         try:
-            with translated(self):
+            with translate_os_errors(self):
                 self.deliver(connection, source)
         finally:
             if self._left:
                 pool.remember_debris(key, self._left)
 
-    def discard(self, far: FarEnd, partial: str, error: BaseException) -> None:
+    def remove_partial(self, far: Backend, partial: str, error: BaseException) -> None:
         """Remove what a try left, at once or when there is a connection that works."""
         self._left = partial
-        if isinstance(far, Connection) and far.alive() and _leaves_usable(error):
+        if isinstance(far, Connection) and far.alive() and _connection_survives(error):
             try:
                 far.remove(partial)
             except (OSError, TransferError) as another:
-                LOG.debug("%s: %s stays for now: %s", urls.printable(self.destination), partial, another)
+                LOG.debug("%s: %s stays for now: %s", urls.redacted(self.destination), partial, another)
             else:
                 self._left = None
 
-    def _clear_debris(self, pool: Pool, key: Hashable, connection: Connection) -> None:
-        debris = pool.take_debris(key)
+    def _remove_stale_partials(self, pool: Pool, key: Hashable, connection: Connection) -> None:
+        debris = pool.take_stale_partials(key)
         while debris:
             try:
                 connection.remove(debris[-1])
             except TransferError as error:
                 if error.outage:
                     for path in debris:
-                        pool.remember_debris(key, path)
+                        pool.remember_stale_partial(key, path)
                     raise
             except OSError as error:
-                LOG.debug("%s: cannot remove %s: %s", urls.printable(self.destination), debris[-1], error)
+                LOG.debug("%s: cannot remove %s: %s", urls.redacted(self.destination), debris[-1], error)
             debris.pop()
 
-    def _connect(self, login: Login) -> Connection:
-        strange = options.unknown(self.attrs)
+    def _connect(self, login: Endpoint) -> Connection:
+        strange = options.unknown_names(self.attrs)
         if strange:
-            LOG.warning("%s: connection parameters that mean nothing: %s", self._place, ", ".join(strange))
+            LOG.warning("%s: connection parameters that mean nothing: %s", self._host_url, ", ".join(strange))
         for number in range(1, self.tries):
             try:
                 return self._connect_once(login)
             except ConnectionFailed as error:
-                LOG.debug("%s: try %d to connect failed: %s", self._place, number, error)
+                LOG.debug("%s: try %d to connect failed: %s", self._host_url, number, error)
                 time.sleep(RETRY_DELAY * 2 ** (number - 1) * random.uniform(0.5, 1))  # noqa: S311  (no secret)
         return self._connect_once(login)
 
-    def _connect_once(self, login: Login) -> Connection:
-        with translated(f"connecting to {self._place}"):
+    def _connect_once(self, login: Endpoint) -> Connection:
+        with translate_os_errors(f"connecting to {self._host_url}"):
             try:
                 return self.connect(login)
             except TimeoutError:
                 raise
             except OSError as error:
-                raise ConnectionFailed(f"connecting to {self._place}: {error.strerror or error}") from error
+                raise ConnectionFailed(f"connecting to {self._host_url}: {error.strerror or error}") from error
 
     @property
-    def _place(self) -> str:
-        return urls.printable(self.destination._replace(path=""))
+    def _host_url(self) -> str:
+        return urls.redacted(self.destination._replace(path=""))
 
 
 @functools.lru_cache(maxsize=64)
-def _login_of(destination: ParseResult) -> Login:
+def _login_of(destination: ParseResult) -> Endpoint:
     """Read the URL of a host, which takes longer than a small file may."""
     host = urls.host(destination)
     if not host:
-        raise BadDestination(f"{urls.printable(destination)}: names no host")
-    return Login(destination.scheme, host, urls.port(destination), urls.user(destination), urls.password(destination))
+        raise BadDestination(f"{urls.redacted(destination)}: names no host")
+    return Endpoint(
+        destination.scheme, host, urls.port(destination), urls.user(destination), urls.password(destination)
+    )
 
 
-def _leaves_usable(error: BaseException) -> bool:
+def _connection_survives(error: BaseException) -> bool:
     """Tell whether a connection can still be talked over after ``error``."""
     broken = (TimeoutError, ConnectionError, ConnectionFailed, TransferStalled)
     return isinstance(error, Exception) and not isinstance(error, broken)

@@ -26,15 +26,15 @@ from trollmoves.errors import (
     TransferError,
     TransferStalled,
 )
-from trollmoves.movers.base import Source
-from trollmoves.movers.pool import Connection, Trunks
-from trollmoves.movers.remote import Login, RemoteMover
+from trollmoves.movers.base import SourceFile
+from trollmoves.movers.pool import Connection, SharedHandles
+from trollmoves.movers.remote import Endpoint, RemoteMover
 
 LOG = logging.getLogger(__name__)
 CLIENTS_SHARED_BY = 64  # deliveries over one client, which may be used by many threads
-MULTIPART_ABOVE = 16 << 20  # bytes from which an object is sent in parts, by several threads
+MULTIPART_THRESHOLD = 16 << 20  # bytes from which an object is sent in parts, by several threads
 CHUNK = 8 << 20  # bytes a part
-MOST_IN_ONE = 5 << 30  # bytes, the most that S3 takes at once
+MAX_SINGLE_PUT = 5 << 30  # bytes, the most that S3 takes at once
 TRIES = 2  # of one request by botocore itself, for a kept connection that the far end had closed
 _BY_CODE: dict[str, type[TransferError]] = {
     **dict.fromkeys(("403", "AccessDenied", "AllAccessDisabled", "MethodNotAllowed"), PermissionRefused),
@@ -75,7 +75,7 @@ class S3Connection(Connection):
         if not key:
             return True
         try:
-            with s3_told(path):
+            with translate_s3_errors(path):
                 found = self._client.list_objects_v2(Bucket=bucket, Prefix=f"{key}/", MaxKeys=1)
         except PermissionRefused:
             return False
@@ -85,10 +85,10 @@ class S3Connection(Connection):
         """There are none to make; a missing bucket is not made, as whose it would be is not for us to say."""
         raise BadDestination(f"the bucket of {path} does not exist")
 
-    def send(self, source: Source, path: str) -> None:
+    def send(self, source: SourceFile, path: str) -> None:
         """Upload, in parts when it is large."""
         bucket, key = _split(path)
-        with s3_told(path), source.reader() as reader:
+        with translate_s3_errors(path), source.reader() as reader:
             if source.size < self._transfer.multipart_threshold:
                 self._client.put_object(Bucket=bucket, Key=key, Body=reader, ContentLength=source.size, **self._extra)
             else:
@@ -97,14 +97,14 @@ class S3Connection(Connection):
                     bucket,
                     key,
                     ExtraArgs=self._extra,
-                    Callback=lambda _: steps.reached("sending"),
+                    Callback=lambda _: steps.hit("sending"),
                     Config=self._transfer,
                 )
 
     def size(self, path: str) -> int:
         """Ask for the length."""
         bucket, key = _split(path)
-        with s3_told(path):
+        with translate_s3_errors(path):
             return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
 
     def replace(self, partial: str, final: str) -> None:
@@ -114,10 +114,10 @@ class S3Connection(Connection):
     def remove(self, path: str) -> None:
         """Remove the object."""
         bucket, key = _split(path)
-        with s3_told(path):
+        with translate_s3_errors(path):
             self._client.delete_object(Bucket=bucket, Key=key)
 
-    def verify(self, source: Source, path: str) -> None:
+    def verify(self, source: SourceFile, path: str) -> None:
         """Compare the ETag, when asked to and when it is a plain MD5 sum."""
         if self._checksum:
             _compare_etag(self._client, source, path)
@@ -142,19 +142,19 @@ class S3Mover(RemoteMover):
         """Bucket and key: with the bucket alone the file keeps its name."""
         return f"/{self.destination.netloc}{self.destination.path or '/'}"
 
-    def login(self) -> Login:
+    def endpoint(self) -> Endpoint:
         """Return the service; buckets share a client."""
         if not self.destination.netloc:
             raise BadDestination("an S3 destination begins with s3://BUCKET/")
-        return Login("s3", self.option("endpoint_url") or "", None, None, None)
+        return Endpoint("s3", self.option("endpoint_url") or "", None, None, None)
 
-    def connect(self, login: Login) -> Connection:  # noqa: ARG002  (the parameters tell)
+    def connect(self, login: Endpoint) -> Connection:  # noqa: ARG002  (the parameters tell)
         """Return a connection over the client for these parameters."""
         clients = shared_clients()
-        trunk = clients.take(repr(sorted(self.attrs.items())), self._new_client, self.option("connection_timeout"))
+        trunk = clients.acquire(repr(sorted(self.attrs.items())), self._new_client, self.option("connection_timeout"))
         return S3Connection(
-            trunk.thing,
-            functools.partial(clients.give_back, trunk),
+            trunk.value,
+            functools.partial(clients.release, trunk),
             self._transfer(),
             self._extra(),
             checksum=self.option("verify_checksum"),
@@ -195,7 +195,7 @@ class S3Mover(RemoteMover):
     def _transfer(self) -> TransferConfig:
         chunk = self.option("s3_multipart_chunksize") or CHUNK
         return TransferConfig(
-            multipart_threshold=max(MULTIPART_ABOVE, chunk) if self.option("s3_use_multipart") else MOST_IN_ONE,
+            multipart_threshold=max(MULTIPART_THRESHOLD, chunk) if self.option("s3_use_multipart") else MAX_SINGLE_PUT,
             multipart_chunksize=chunk,
             max_concurrency=max(1, self.option("max_concurrency")),
         )
@@ -207,7 +207,7 @@ class S3Mover(RemoteMover):
         return extra
 
 
-class s3_told:  # noqa: N801  (read as a word)
+class translate_s3_errors:  # noqa: N801  (read as a word)
     """Translates what boto3 raises."""
 
     def __init__(self, path: str) -> None:
@@ -218,16 +218,16 @@ class s3_told:  # noqa: N801  (read as a word)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Translate, where there is something to translate."""
-        translation = _translated(error, self._path) if error is not None else None
+        translation = _translate(error, self._path) if error is not None else None
         if translation is not None:
             raise translation from error
 
 
-def _translated(error: BaseException, path: str) -> Exception | None:
+def _translate(error: BaseException, path: str) -> Exception | None:
     while isinstance(error, boto3.exceptions.S3UploadFailedError) and error.__context__:
         error = error.__context__
     if isinstance(error, botocore.exceptions.ClientError):
-        return _of_answer(error, path)
+        return _to_transfer_error(error, path)
     if isinstance(error, (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError)):
         return TransferStalled(f"S3: {type(error).__name__}")
     if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
@@ -241,7 +241,7 @@ def _translated(error: BaseException, path: str) -> Exception | None:
     return None
 
 
-def _of_answer(error: botocore.exceptions.ClientError, path: str) -> Exception:
+def _to_transfer_error(error: botocore.exceptions.ClientError, path: str) -> Exception:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     text = f"{path}: S3 answers {status} {code}: {error.response.get('Error', {}).get('Message', '')}"
@@ -254,11 +254,11 @@ def _of_answer(error: botocore.exceptions.ClientError, path: str) -> Exception:
     return PermissionRefused(text) if status in (401, 403) else PermanentTransferError(text)
 
 
-def _compare_etag(client: Any, source: Source, path: str) -> None:
+def _compare_etag(client: Any, source: SourceFile, path: str) -> None:
     import hashlib
 
     bucket, key = _split(path)
-    with s3_told(path):
+    with translate_s3_errors(path):
         tag = client.head_object(Bucket=bucket, Key=key).get("ETag", "").strip('"')
     if "-" in tag or len(tag) != 32:
         LOG.debug("%s: its ETag is no MD5 sum; each part was checked by the far end when it arrived", path)
@@ -276,18 +276,18 @@ def _split(path: str) -> tuple[str, str]:
     return bucket, key
 
 
-def shared_clients() -> Trunks[Any]:
+def shared_clients() -> SharedHandles[Any]:
     """Return the S3 clients of this process."""
     return _clients_of(os.getpid())
 
 
 @functools.lru_cache(maxsize=1)
-def _clients_of(process: int) -> Trunks[Any]:  # noqa: ARG001  (the key)
+def _clients_of(process: int) -> SharedHandles[Any]:  # noqa: ARG001  (the key)
     for name in ("botocore.auth", "botocore.endpoint", "botocore.hooks", "botocore.parsers", "urllib3.connectionpool"):
-        logging.getLogger(name).addFilter(_tells_no_token)
-    return Trunks(lambda client: client.close(), lambda _: True, CLIENTS_SHARED_BY)
+        logging.getLogger(name).addFilter(_drop_debug)
+    return SharedHandles(lambda client: client.close(), lambda _: True, CLIENTS_SHARED_BY)
 
 
-def _tells_no_token(record: logging.LogRecord) -> bool:
+def _drop_debug(record: logging.LogRecord) -> bool:
     """Keep back what would show the headers of a request, a session token among them."""
     return record.levelno > logging.DEBUG

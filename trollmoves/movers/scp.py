@@ -16,10 +16,10 @@ import paramiko
 from trollmoves import steps
 from trollmoves.errors import BadDestination, ConnectionFailed
 from trollmoves.movers import options
-from trollmoves.movers.base import FarEnd, Source
+from trollmoves.movers.base import Backend, SourceFile
 from trollmoves.movers.pool import Connection
 from trollmoves.movers.sftp import open_sftp
-from trollmoves.movers.ssh import SshMover, receive, send_all, ssh_told
+from trollmoves.movers.ssh import SshMover, receive, send_all, translate_ssh_errors
 from trollmoves.movers.ssh_commands import RemoteCommands, error_of
 
 SINK = "scp -r -t /"
@@ -28,7 +28,7 @@ LONGEST_ANSWER = 1 << 16
 OK, WARNING, FATAL = b"\0", b"\1", b"\2"
 
 
-class CommandFiles(FarEnd):
+class CommandBackend(Backend):
     """The files at a far end without SFTP, by its own programs."""
 
     def __init__(self, commands: RemoteCommands) -> None:
@@ -42,7 +42,7 @@ class CommandFiles(FarEnd):
         """Make them by ``mkdir``."""
         self._commands.run("make_directories", path)
 
-    def send(self, source: Source, path: str) -> None:
+    def send(self, source: SourceFile, path: str) -> None:
         """Not this way."""
         raise NotImplementedError
 
@@ -74,7 +74,7 @@ class ScpConnection(Connection):
         self._commands = RemoteCommands(transport, timeout)
         self._sink: paramiko.Channel | None = None
         self._inside: list[str] = []
-        self._files: FarEnd = self._best_files()
+        self._files: Backend = self._choose_backend()
         try:
             # At once, so that a login that takes no further channel is known before anything is sent.
             self._start()
@@ -82,7 +82,7 @@ class ScpConnection(Connection):
             self._close_channels()
             raise
 
-    def _best_files(self) -> FarEnd:
+    def _choose_backend(self) -> Backend:
         try:
             return open_sftp(self._transport, self._timeout, lambda: None)
         except paramiko.ChannelException:
@@ -90,7 +90,7 @@ class ScpConnection(Connection):
         except (paramiko.SSHException, ConnectionFailed):
             if not self._transport.is_active():
                 raise
-            return CommandFiles(self._commands)
+            return CommandBackend(self._commands)
 
     def is_directory(self, path: str) -> bool:
         """Tell whether ``path`` is a directory."""
@@ -112,12 +112,12 @@ class ScpConnection(Connection):
         """Remove ``path``."""
         self._files.remove(path)
 
-    def verify(self, source: Source, path: str) -> None:
+    def verify(self, source: SourceFile, path: str) -> None:
         """Compare SHA-256 sums, when asked to."""
         if self._checksum:
             self._commands.compare_sha256(source, path)
 
-    def send(self, source: Source, path: str) -> None:
+    def send(self, source: SourceFile, path: str) -> None:
         """Have the sink enter the directory, and hand it the file."""
         directory, _, name = path.rpartition("/")
         parts = [part for part in directory.split("/") if part not in ("", ".")]
@@ -160,7 +160,7 @@ class ScpConnection(Connection):
             self._files.close()
 
     def _start(self) -> None:
-        with ssh_told():
+        with translate_ssh_errors():
             self._sink = self._transport.open_session(timeout=self._timeout)
             self._sink.settimeout(self._timeout)
             self._sink.exec_command(SINK)
@@ -184,16 +184,16 @@ class ScpConnection(Connection):
             # The sink would make it with permissions of its own.
             raise FileNotFoundError(errno.ENOENT, "No such directory", directory)
         while len(self._inside) > common:
-            self._say(b"E\n")
+            self._send_record(b"E\n")
             self._inside.pop()
         for part in parts[common:]:
-            self._say(f"D0755 0 {part}\n".encode("utf-8", "surrogateescape"))
+            self._send_record(f"D0755 0 {part}\n".encode("utf-8", "surrogateescape"))
             self._inside.append(part)
 
-    def _put(self, source: Source, name: str) -> None:
-        self._say(f"C{source.mode & 0o777:04o} {source.size} {name}\n".encode("utf-8", "surrogateescape"))
+    def _put(self, source: SourceFile, name: str) -> None:
+        self._send_record(f"C{source.mode & 0o777:04o} {source.size} {name}\n".encode("utf-8", "surrogateescape"))
         left = source.size
-        with source.reader() as reader, ssh_told():
+        with source.reader() as reader, translate_ssh_errors():
             while left > 0:
                 block = reader.read(min(BLOCK, left))
                 if not block:
@@ -201,7 +201,7 @@ class ScpConnection(Connection):
                     raise OSError(errno.EIO, "the file ended too early", source.path)
                 left -= len(block)
                 send_all(self._channel, block if left else block + OK)
-                steps.reached("sending")
+                steps.hit("sending")
             if not source.size:
                 send_all(self._channel, OK)
         self._expect_ok()
@@ -212,13 +212,13 @@ class ScpConnection(Connection):
             raise ConnectionFailed("the sink has ended")
         return self._sink
 
-    def _say(self, record: bytes) -> None:
-        with ssh_told():
+    def _send_record(self, record: bytes) -> None:
+        with translate_ssh_errors():
             send_all(self._channel, record)
         self._expect_ok()
 
     def _expect_ok(self) -> None:
-        with ssh_told():
+        with translate_ssh_errors():
             answer = receive(self._channel, 1)
             if answer == OK:
                 return
@@ -241,8 +241,8 @@ class ScpMover(SshMover):
     @property
     def stall_timeout(self) -> float:
         """Seconds without a byte moving after which a transfer fails."""
-        return float(options.first(self.attrs, "scpclient_timeout_seconds", "stall_timeout"))
+        return float(options.first_set(self.attrs, "scpclient_timeout_seconds", "stall_timeout"))
 
-    def open_line(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
+    def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Open the channels that take files and rename them."""
         return ScpConnection(transport, self.stall_timeout, hang_up, checksum=self.option("verify_checksum"))

@@ -24,9 +24,9 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TransferError,
 )
-from trollmoves.movers.base import Source
+from trollmoves.movers.base import SourceFile
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
-from trollmoves.movers.ssh import SshMover, receive, send_all, ssh_told
+from trollmoves.movers.ssh import SshMover, receive, send_all, translate_ssh_errors
 from trollmoves.movers.ssh_commands import RemoteCommands, error_of
 
 INIT, VERSION, OPEN, CLOSE, WRITE, LSTAT, FSTAT, REMOVE, MKDIR, STAT, RENAME = 1, 2, 3, 4, 6, 7, 8, 13, 14, 17, 18
@@ -37,9 +37,9 @@ HAS_SIZE, HAS_PERMISSIONS = 1, 4
 CREATE_NEW = 0x02 | 0x08 | 0x20  # write, create, which must not exist
 FILE_MODE, DIRECTORY_MODE = 0o664, 0o775  # before the umask there
 CHUNK = 32768  # bytes in one write, which every server takes
-LONGEST_CHUNK = 261120  # OpenSSH's bound
+MAX_CHUNK = 261120  # OpenSSH's bound
 READ_ONLY = 1  # among the flags of a file system
-IN_FLIGHT = 4 << 20  # bytes sent and not yet confirmed: what a 100 ms link carries at 40 MB/s
+MAX_UNCONFIRMED_BYTES = 4 << 20  # bytes sent and not yet confirmed: what a 100 ms link carries at 40 MB/s
 POSIX_RENAME, FSYNC, STATVFS, LIMITS = (
     b"posix-rename@openssh.com",
     b"fsync@openssh.com",
@@ -69,7 +69,7 @@ class SftpConnection(Connection):
         self._outbox_size = 0
         self._answers: dict[int, tuple[int, bytes]] = {}
         self._sent: tuple[str, int] | None = None
-        self._extensions = self._begin()
+        self._extensions = self._handshake()
         self._chunk = self._longest_write()
 
     # What a delivery asks for
@@ -90,7 +90,7 @@ class SftpConnection(Connection):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
             raise self._error(code, text, path)
 
-    def send(self, source: Source, path: str) -> None:
+    def send(self, source: SourceFile, path: str) -> None:
         """Write the file: open it; send it, ask for its size and close it; wait for all the answers."""
         self._sent = None
         handle = self._open(path)
@@ -100,13 +100,13 @@ class SftpConnection(Connection):
         if self._fsync and FSYNC in self._extensions:
             pending.append(self._send(EXTENDED, _string(FSYNC), handle))
         pending.append(self._send(CLOSE, handle))
-        failed = self._settle(pending, failed)
+        failed = self._wait_all(pending, failed)
         kind, data = self._answer(size)
         self._in_step = True
         if failed:
             raise self._error(*failed, path)
         if kind == ATTRIBUTES:
-            self._sent = (path, _parsed(data)[0])
+            self._sent = (path, _parse_attributes(data)[0])
 
     def size(self, path: str) -> int | None:
         """Return the size that was told when the file was written, else ask."""
@@ -115,7 +115,7 @@ class SftpConnection(Connection):
         found = self._attributes(path)[0]
         return found if found >= 0 else None
 
-    def verify(self, source: Source, path: str) -> None:
+    def verify(self, source: SourceFile, path: str) -> None:
         """Compare SHA-256 sums, when asked to."""
         if self._checksum:
             self._commands.compare_sha256(source, path)
@@ -161,8 +161,8 @@ class SftpConnection(Connection):
 
     # How it is done
 
-    def _begin(self) -> dict[bytes, bytes]:
-        with ssh_told():
+    def _handshake(self) -> dict[bytes, bytes]:
+        with translate_ssh_errors():
             self._channel.sendall(struct.pack(">IBI", 5, INIT, 3))
         kind, data = self._packet()
         if kind != VERSION:
@@ -179,7 +179,7 @@ class SftpConnection(Connection):
         kind, data = self._answer(self._send(EXTENDED, _string(LIMITS)))
         if kind != EXTENDED_REPLY:
             return CHUNK
-        return min(max(int(struct.unpack_from(">QQQ", data)[2]), CHUNK), LONGEST_CHUNK)
+        return min(max(int(struct.unpack_from(">QQQ", data)[2]), CHUNK), MAX_CHUNK)
 
     def _open(self, path: str) -> bytes:
         attributes = struct.pack(">II", HAS_PERMISSIONS, FILE_MODE)
@@ -191,23 +191,23 @@ class SftpConnection(Connection):
             raise self._error(code, text, path)
         return data  # as it came, which is how it is sent back: length and bytes
 
-    def _write(self, source: Source, handle: bytes) -> tuple[list[int], tuple[int, str] | None]:
+    def _write(self, source: SourceFile, handle: bytes) -> tuple[list[int], tuple[int, str] | None]:
         """Send all writes, with a bound of what is unconfirmed; return what still is, and the failure that ended it."""
         pending: list[int] = []
-        most = max(2, IN_FLIGHT // self._chunk)
+        most = max(2, MAX_UNCONFIRMED_BYTES // self._chunk)
         done = 0
         with source.reader() as reader:
             while block := reader.read(self._chunk):
                 pending.append(self._send(WRITE, handle, struct.pack(">QI", done, len(block)), block))
                 done += len(block)
-                steps.reached("sending")
+                steps.hit("sending")
                 if len(pending) >= most:
                     failed = self._failure(pending.pop(0))
                     if failed:
                         return pending, failed
         return pending, None
 
-    def _settle(self, pending: list[int], failed: tuple[int, str] | None) -> tuple[int, str] | None:
+    def _wait_all(self, pending: list[int], failed: tuple[int, str] | None) -> tuple[int, str] | None:
         """Wait for the answers to ``pending``; return the first failure."""
         for number in pending:
             another = self._failure(number)
@@ -221,7 +221,7 @@ class SftpConnection(Connection):
     def _attributes(self, path: str) -> tuple[int, int]:
         """Return size and mode of ``path``; -1 and 0 where there is none."""
         kind, data = self._answer(self._send(STAT, _string(path)))
-        return _parsed(data) if kind == ATTRIBUTES else (-1, 0)
+        return _parse_attributes(data) if kind == ATTRIBUTES else (-1, 0)
 
     def _status(self, kind: int, *parts: bytes) -> tuple[int, str]:
         return _status_of(*self._answer(self._send(kind, *parts)))
@@ -239,14 +239,14 @@ class SftpConnection(Connection):
             told = error_of(text)
             if isinstance(told, PermissionRefused) or not isinstance(told, TemporaryTransferError):
                 return told
-            kind = self._failure_of_disk(path)
+            kind = self._classify_failure(path)
         elif code == BAD_MESSAGE:
             kind = BadDestination
         elif code in (NO_CONNECTION, CONNECTION_LOST):
             kind = ConnectionFailed
         return kind(f"{path}: the far end answers {text or code!r}")
 
-    def _failure_of_disk(self, path: str) -> type[TransferError]:
+    def _classify_failure(self, path: str) -> type[TransferError]:
         if STATVFS not in self._extensions:
             return TemporaryTransferError
         directory = path.rpartition("/")[0] or "/"
@@ -276,7 +276,7 @@ class SftpConnection(Connection):
             data = b"".join(self._outbox)
             self._outbox.clear()
             self._outbox_size = 0
-            with ssh_told():
+            with translate_ssh_errors():
                 send_all(self._channel, data)
 
     def _answer(self, number: int) -> tuple[int, bytes]:
@@ -294,7 +294,7 @@ class SftpConnection(Connection):
 
     def _read(self, count: int) -> bytes:
         while len(self._buffer) < count:
-            with ssh_told():
+            with translate_ssh_errors():
                 more = receive(self._channel, CHUNK)
             if not more:
                 raise ConnectionFailed("the far end closed the channel")
@@ -323,7 +323,7 @@ def _status_of(kind: int, data: bytes) -> tuple[int, str]:
     return code, text
 
 
-def _parsed(data: bytes) -> tuple[int, int]:
+def _parse_attributes(data: bytes) -> tuple[int, int]:
     """Return size and mode, -1 and 0 where they are not told."""
     (flags,) = struct.unpack_from(">I", data)
     size, mode, position = -1, 0, 4
@@ -359,7 +359,7 @@ def open_sftp(
 class SftpMover(SshMover):
     """Delivers to ``sftp://[user[:password]@]host[:port]/path``."""
 
-    def open_line(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
+    def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Open one channel."""
         return open_sftp(
             transport,

@@ -22,17 +22,19 @@ from trollmoves.errors import (
     UnknownHostKey,
 )
 from trollmoves.movers import host_keys, options, ssh_keys, ssh_terms
-from trollmoves.movers.one_processor import one_processor
-from trollmoves.movers.patience import Progress
-from trollmoves.movers.pool import Connection, Trunk, Trunks
-from trollmoves.movers.remote import Login, RemoteMover
-from trollmoves.movers.ssh_line import Line
+from trollmoves.movers.one_processor import pinned_to_one_cpu
+from trollmoves.movers.patience import TcpProgress
+from trollmoves.movers.pool import Connection, SharedHandle, SharedHandles
+from trollmoves.movers.remote import Endpoint, RemoteMover
+from trollmoves.movers.ssh_line import BufferedSocket
 
 T = TypeVar("T")
 
 PORT = 22
-SOON = 1.0  # seconds within which nearly all answers come, so that nobody needs to ask how far TCP is
-LINES = 3  # deliveries over one login; OpenSSH's MaxSessions allows 10 channels, and one by scp takes up to three
+FAST_TIMEOUT = 1.0  # seconds within which nearly all answers come, so that nobody needs to ask how far TCP is
+CONNECTIONS_PER_LOGIN = (
+    3  # deliveries over one login; OpenSSH's MaxSessions allows 10 channels, and one by scp takes up to three
+)
 
 
 class ChannelRefused(ConnectionFailed):
@@ -54,46 +56,46 @@ class SshMover(RemoteMover):
 
     def copy(self) -> None:
         """Deliver, beside the thread that hears the answers: each of a small file's is two hand-overs between them."""
-        with one_processor():
+        with pinned_to_one_cpu():
             super().copy()
 
     @abstractmethod
-    def open_line(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
+    def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Return a connection over new channels, which calls ``hang_up`` once when it is closed."""
 
-    def connect(self, login: Login) -> Connection:
+    def connect(self, login: Endpoint) -> Connection:
         """Open channels on a login that has room for them, or on a new one."""
-        trunks = shared_trunks()
+        trunks = shared_logins()
         key = (login[:], repr(sorted(self.attrs.items())))
         patience = 3 * self._connection_timeout() + 1
         while True:
-            trunk = trunks.take(key, lambda: self._dial(login), patience)
+            trunk = trunks.acquire(key, lambda: self._log_in(login), patience)
             try:
-                with ssh_told():
-                    return self.open_line(trunk.thing.get_transport(), _once(trunks, trunk))
+                with translate_ssh_errors():
+                    return self.open_connection(trunk.value.get_transport(), _release_once(trunks, trunk))
             except ChannelRefused:
                 alone = trunk.users == 1
-                trunks.refuse(trunk)
+                trunks.release_full(trunk)
                 if alone:
                     raise
             except BaseException:
-                trunks.give_back(trunk)
+                trunks.release(trunk)
                 raise
 
     def _connection_timeout(self) -> float:
-        return float(options.first(self.attrs, "ssh_connection_timeout", "connection_timeout"))
+        return float(options.first_set(self.attrs, "ssh_connection_timeout", "connection_timeout"))
 
-    def _dial(self, login: Login) -> paramiko.SSHClient:
+    def _log_in(self, login: Endpoint) -> paramiko.SSHClient:
         timeout = self._connection_timeout()
-        key_file = options.first(self.attrs, "ssh_key_filename", "ssh_private_key_file")
+        key_file = options.first_set(self.attrs, "ssh_key_filename", "ssh_private_key_file")
         weak = ssh_terms.disabled_algorithms(self.option("ssh_weak_algorithms") or "")
         password = login.password if login.password is not None else self.option("password")
         key = ssh_keys.private_key(key_file, self.option("ssh_key_passphrase") or password) if key_file else None
         client = paramiko.SSHClient()
-        host_keys.trust(client, self.option("ssh_host_key"), self.option("ssh_known_hosts"))
+        host_keys.configure_host_keys(client, self.option("ssh_host_key"), self.option("ssh_known_hosts"))
         plain = _connected_socket(login, timeout, self.stall_timeout)
         try:
-            with ssh_told():
+            with translate_ssh_errors():
                 client.connect(
                     login.host,
                     login.port or PORT,
@@ -119,8 +121,8 @@ class SshMover(RemoteMover):
         return client
 
 
-def _connected_socket(login: Login, timeout: float, stall_timeout: float) -> socket.socket:
-    plain = Line(socket.create_connection((login.host, login.port or PORT), timeout))
+def _connected_socket(login: Endpoint, timeout: float, stall_timeout: float) -> socket.socket:
+    plain = BufferedSocket(socket.create_connection((login.host, login.port or PORT), timeout))
     # paramiko leaves small packets to wait for the far end's delayed acknowledgements, 40 ms each.
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Its channel time-outs do not end a write that the kernel takes no more of; this does.
@@ -137,14 +139,14 @@ def _quick_transport(sock: socket.socket, **arguments: object) -> paramiko.Trans
 
 
 @contextlib.contextmanager
-def ssh_told() -> Iterator[None]:
+def translate_ssh_errors() -> Iterator[None]:
     """Translate what paramiko raises."""
     try:
         yield
     except TrollmovesError:
         raise
     except (paramiko.SSHException, EOFError) as error:
-        raise _translated(error) from error
+        raise _to_error(error) from error
     except TimeoutError:
         raise
     except OSError as error:
@@ -157,7 +159,7 @@ def send_all(channel: paramiko.Channel, data: bytes) -> None:
     """Send all of ``data``; TimeoutError when nothing moved for the channel's time-out."""
     rest = memoryview(data)
     while rest:
-        sent = _patiently(channel, channel.send, rest)
+        sent = _with_progress_timeout(channel, channel.send, rest)
         if not sent:
             raise ConnectionFailed("the far end closed the channel")
         rest = rest[sent:]
@@ -165,28 +167,28 @@ def send_all(channel: paramiko.Channel, data: bytes) -> None:
 
 def receive(channel: paramiko.Channel, count: int) -> bytes:
     """Give up to ``count`` bytes, none at the end; TimeoutError when nothing moved for the channel's time-out."""
-    return bytes(_patiently(channel, channel.recv, count))
+    return bytes(_with_progress_timeout(channel, channel.recv, count))
 
 
-def _patiently(channel: paramiko.Channel, act: Callable[..., T], argument: object) -> T:
+def _with_progress_timeout(channel: paramiko.Channel, act: Callable[..., T], argument: object) -> T:
     """Try again after a time-out during which what had been sent before was still on its way, and moved."""
     timeout = channel.gettimeout()
-    channel.settimeout(min(timeout, SOON))
+    channel.settimeout(min(timeout, FAST_TIMEOUT))
     try:
         return act(argument)
     except TimeoutError:
-        progress = Progress(channel.get_transport().sock)
+        progress = TcpProgress(channel.get_transport().sock)
     finally:
         channel.settimeout(timeout)
     while True:
         try:
             return act(argument)
         except TimeoutError:
-            if not progress.goes_on():
+            if not progress.has_advanced():
                 raise
 
 
-def _translated(error: Exception) -> TrollmovesError:
+def _to_error(error: Exception) -> TrollmovesError:
     text = f"SSH: {str(error) or type(error).__name__}"
     if isinstance(error, paramiko.BadHostKeyException):
         return UnknownHostKey(f"{error.hostname} shows another key than the one in known_hosts")
@@ -199,32 +201,34 @@ def _translated(error: Exception) -> TrollmovesError:
     return ConnectionFailed(text)
 
 
-def _once(trunks: Trunks[paramiko.SSHClient], trunk: Trunk[paramiko.SSHClient]) -> Callable[[], None]:
+def _release_once(
+    trunks: SharedHandles[paramiko.SSHClient], trunk: SharedHandle[paramiko.SSHClient]
+) -> Callable[[], None]:
     """Return a function that gives the trunk back when it is called for the first time."""
     left = [trunk]
-    return lambda: trunks.give_back(left.pop()) if left else None
+    return lambda: trunks.release(left.pop()) if left else None
 
 
-def shared_trunks() -> Trunks[paramiko.SSHClient]:
+def shared_logins() -> SharedHandles[paramiko.SSHClient]:
     """Return the SSH logins of this process."""
     return _trunks_of(os.getpid())
 
 
 @functools.lru_cache(maxsize=1)
-def _trunks_of(process: int) -> Trunks[paramiko.SSHClient]:  # noqa: ARG001  (the key)
+def _trunks_of(process: int) -> SharedHandles[paramiko.SSHClient]:  # noqa: ARG001  (the key)
     # paramiko tells at level ERROR, with a traceback, what reaches the caller as an exception.
-    logging.getLogger("paramiko.transport").addFilter(_not_twice)
-    return Trunks(_hang_up, _stands, LINES)
+    logging.getLogger("paramiko.transport").addFilter(_drop_errors)
+    return SharedHandles(_close_client, _is_active, CONNECTIONS_PER_LOGIN)
 
 
-def _not_twice(record: logging.LogRecord) -> bool:
+def _drop_errors(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
 
 
-def _hang_up(client: paramiko.SSHClient) -> None:
+def _close_client(client: paramiko.SSHClient) -> None:
     client.close()
 
 
-def _stands(client: paramiko.SSHClient) -> bool:
+def _is_active(client: paramiko.SSHClient) -> bool:
     transport = client.get_transport()
     return transport is not None and bool(transport.is_active())

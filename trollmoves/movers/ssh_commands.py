@@ -21,8 +21,8 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TransferError,
 )
-from trollmoves.movers.base import Source
-from trollmoves.movers.ssh import ssh_told
+from trollmoves.movers.base import SourceFile
+from trollmoves.movers.ssh import translate_ssh_errors
 
 BLOCK = 1 << 20
 MOST_OUTPUT = 1 << 16  # bytes of a program's words that are kept
@@ -77,7 +77,7 @@ class RemoteCommands:
         """
         whole = False
         try:
-            with ssh_told():
+            with translate_ssh_errors():
                 printed, code = self._exchange(operation, path, other)
             whole = True
         finally:
@@ -97,7 +97,7 @@ class RemoteCommands:
             return False
         return True
 
-    def compare_sha256(self, source: Source, path: str) -> None:
+    def compare_sha256(self, source: SourceFile, path: str) -> None:
         """Raise ``TemporaryTransferError`` when ``path`` holds something else than ``source``."""
         there = self.run("sha256", path).lstrip("\\").split(" ")[0]
         digest = hashlib.sha256()

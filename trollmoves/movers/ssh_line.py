@@ -9,10 +9,10 @@ import socket
 import struct
 from typing import Any
 
-AT_ONCE = 65536  # bytes read in one call; paramiko asks for the head of each packet, then for its rest
+READ_AHEAD = 65536  # bytes read in one call; paramiko asks for the head of each packet, then for its rest
 
 
-class Line(socket.socket):
+class BufferedSocket(socket.socket):
     """A socket that reads ahead, and waits in the kernel where Python would poll before each call.
 
     One thread at a time may receive, and one send.
@@ -37,7 +37,7 @@ class Line(socket.socket):
         """Give up to ``bufsize`` bytes, none at the end."""
         if self._position == len(self._ahead):
             try:
-                ahead = super().recv(max(bufsize, AT_ONCE), flags)
+                ahead = super().recv(max(bufsize, READ_AHEAD), flags)
             except BlockingIOError as error:
                 raise TimeoutError from error
             if len(ahead) <= bufsize:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 # Broken, or about to be: SHA-1 and MD5, CBC, keys and groups that are too short. Libraries of different age offer
 # different ones of these.
-WEAK: Mapping[str, tuple[str, ...]] = {
+WEAK_ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "kex": (
         "diffie-hellman-group-exchange-sha1",
         "diffie-hellman-group14-sha1",
@@ -37,11 +37,11 @@ def disabled_algorithms(allowed: str) -> dict[str, list[str]]:
         ValueError: one of the names is no weak algorithm's.
     """
     names = _words(allowed)
-    known = {name for weak in WEAK.values() for name in weak}
+    known = {name for weak in WEAK_ALGORITHMS.values() for name in weak}
     strange = sorted(set(names) - known)
     if strange:
         raise ValueError(f"no weak algorithm that could be allowed: {', '.join(strange)[:200]}")
-    return {kind: [name for name in weak if name not in names] for kind, weak in WEAK.items()}
+    return {kind: [name for name in weak if name not in names] for kind, weak in WEAK_ALGORITHMS.items()}
 
 
 def fingerprints(text: str) -> list[str]:

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves import steps
-from trollmoves.errors import JournalError, RequestRefused, TrollmovesError
-from trollmoves.journal import Announced, Journal
+from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
+from trollmoves.journal import AnnouncementRecord, Journal
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.provider.holdings import Holdings
-from trollmoves.provider.whereabouts import LEADS_TO
+from trollmoves.provider.holdings import FileStore
+from trollmoves.provider.whereabouts import LINK_DIGESTS
 
 log = logging.getLogger(__name__)
 
-MOST_LISTED = 2256  # files in one answer to `info`, what peers are used to
-MOST_REPLAYED = 500  # announcements in one answer to `replay`
-SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
-LOOK_AGAIN = 60.0  # s after which a journal is read again that could not be read
-LISTED_AT_ONCE = 500  # announcements read at one time when many are looked through
+MAX_INFO_FILES = 2256  # files in one answer to `info`, what peers are used to
+MAX_REPLAY = 500  # announcements in one answer to `replay`
+SUBSCRIBER_GRACE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
+RETRY_DELAY = 60.0  # s after which a journal is read again that could not be read
+PAGE_SIZE = 500  # announcements read at one time when many are looked through
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Announcement:
     mtime: int
     type: str = "file"
     subject: str = ""
-    also: Mapping[str, Any] = field(default_factory=dict)
+    extra_metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Announcer:
@@ -61,7 +61,7 @@ class Announcer:
         journal: Journal,
         publisher: Publisher,
         *,
-        holdings: Holdings,
+        holdings: FileStore,
         address: str | None,
         describe: Callable[[Announcement], tuple[str, dict[str, Any]]] | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class Announcer:
         self._before = 0  # the number up to which earlier processes have announced
         self._announcing = threading.Lock()
         self._stopping = threading.Event()
-        self._settler = threading.Thread(target=self._announce_undelivered, name=f"settler of {name}", daemon=True)
+        self._settler = threading.Thread(target=self._republish_undelivered, name=f"settler of {name}", daemon=True)
 
     def start(self, *, again: bool) -> None:
         """Begin; with ``again`` publish anew what an earlier process announced and nobody has had."""
@@ -97,7 +97,7 @@ class Announcer:
         """Whether it announces nothing more."""
         return self._stopping.is_set()
 
-    def beat(self) -> dict[str, Any]:
+    def heartbeat_data(self) -> dict[str, Any]:
         """Say how far the log goes, for the heartbeat."""
         return {
             "log": self._log_name,
@@ -111,40 +111,40 @@ class Announcer:
 
         Any thread. In the first second it waits, so that subscribers find the time to connect.
         """
-        if self._stopping.wait(max(0.0, self._started + SETTLE - time.monotonic())):
+        if self._stopping.wait(max(0.0, self._started + SUBSCRIBER_GRACE - time.monotonic())):
             return 0
         with self._announcing:
-            known = self._journal.versions(self.name, {a.uri for a in announcements})
-            new = [a for a in announcements if known.get(a.uri) != (a.size, a.mtime) or self._leads_elsewhere(a)]
-            new, texts = self._written(new)
+            known = self._journal.latest_versions(self.name, {a.uri for a in announcements})
+            new = [a for a in announcements if known.get(a.uri) != (a.size, a.mtime) or self._link_target_changed(a)]
+            new, texts = self._encode_all(new)
             number = self._journal.last_number(self.name)
             if new:
-                steps.reached("announcing")
-            self._journal.announce(
+                steps.hit("announcing")
+            self._journal.append_announcements(
                 self.name,
                 [
-                    Announced(number + n, a.uri, a.uid, a.size, a.mtime, text)
+                    AnnouncementRecord(number + n, a.uri, a.uid, a.size, a.mtime, text)
                     for n, (a, text) in enumerate(zip(new, texts, strict=True), start=1)
                 ],
             )
             if new:
-                steps.reached("announced")
-            self._publisher.send_texts(texts)
+                steps.hit("announced")
+            self._publisher.send_encoded(texts)
         if new:
-            steps.reached("published")
+            steps.hit("published")
             more = f" and {len(new) - 1} more" if len(new) > 1 else ""
             log.info("[%s] announced %s%s", self.name, new[0].uid, more)
         return len(new)
 
-    def _leads_elsewhere(self, a: Announcement) -> bool:
+    def _link_target_changed(self, a: Announcement) -> bool:
         """Tell whether a link, to a file that seems unchanged, was announced when it led to another one."""
-        if LEADS_TO not in a.also:
+        if LINK_DIGESTS not in a.extra_metadata:
             return False
-        before = self._journal.announced(self.name, a.uri)
-        mark = contents.announcement_mark(Message.decode(before.message).data) if before else {}
-        return bool(mark.get(LEADS_TO) != a.also[LEADS_TO])
+        before = self._journal.latest_announcement(self.name, a.uri)
+        mark = contents.announcement_metadata(Message.decode(before.message).data) if before else {}
+        return bool(mark.get(LINK_DIGESTS) != a.extra_metadata[LINK_DIGESTS])
 
-    def _written(self, announcements: Sequence[Announcement]) -> tuple[list[Announcement], list[str]]:
+    def _encode_all(self, announcements: Sequence[Announcement]) -> tuple[list[Announcement], list[str]]:
         """Give the announcements that can be written, and their messages."""
         number = self._journal.last_number(self.name)
         written: list[Announcement] = []
@@ -163,28 +163,28 @@ class Announcer:
         subject = a.subject or self._topic
         if self._describe:
             return Message(subject, *self._describe(a))
-        mark = {**a.also, "log": self._log_name, "number": number, "mtime": a.mtime}
+        mark = {**a.extra_metadata, "log": self._log_name, "number": number, "mtime": a.mtime}
         if a.size is not None:
             mark["size"] = a.size
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": mark})
 
-    def _announce_undelivered(self) -> None:
+    def _republish_undelivered(self) -> None:
         """Publish again what was announced, and is still there, but was never delivered: nobody may have heard it."""
-        self._stopping.wait(SETTLE)
+        self._stopping.wait(SUBSCRIBER_GRACE)
         number = count = 0
         while not self._stopping.is_set():
             try:
-                page = self._journal.undelivered(self.name, ("push", "ack"), number, LISTED_AT_ONCE)
+                page = self._journal.undelivered_announcements(self.name, ("push", "ack"), number, PAGE_SIZE)
             except JournalError as error:
                 log.warning("[%s] what nobody has had is announced again later: %s", self.name, error)
-                self._stopping.wait(LOOK_AGAIN)
+                self._stopping.wait(RETRY_DELAY)
                 continue
             page = [announced for announced in page if announced.number <= self._before]
             if not page:
                 break
             number = page[-1].number
-            texts = [self._with_address(a.message) for a in page if self._holdings.unchanged(a)]
-            self._publisher.send_texts(texts)
+            texts = [self._with_address(a.message) for a in page if self._holdings.is_unchanged(a)]
+            self._publisher.send_encoded(texts)
             count += len(texts)
         if count:
             log.info("[%s] announced %d files again that nobody had asked for", self.name, count)
@@ -202,9 +202,9 @@ class Announcer:
     def info(self, subject: str, data: Any) -> dict[str, Any]:
         """Give the files that were announced under a subject, newest first: what an ``info`` is answered."""
         wanted = data.get("max_count") if isinstance(data, dict) else None
-        count = min(wanted, MOST_LISTED) if isinstance(wanted, int) and wanted >= 0 else MOST_LISTED
+        count = min(wanted, MAX_INFO_FILES) if isinstance(wanted, int) and wanted >= 0 else MAX_INFO_FILES
         files: list[str] = []
-        for announced in self._journal.newest(self.name, count):
+        for announced in self._journal.newest_announcements(self.name, count):
             topic = announced.message.split(" ", 1)[0].removeprefix("pytroll:/")
             if topic.startswith(subject):
                 files.append(f"{topic}/{announced.uid}")
@@ -225,41 +225,43 @@ class Announcer:
         if contents.is_seconds(age):
             after = self._journal.number_before(self.name, self._journal.now() - age)
         if not contents.is_number(after):
-            raise RequestRefused("a replay needs a number in 'after', or seconds in 'max_age'")
-        found = self._journal.announced_after(self.name, after, MOST_REPLAYED)
-        messages = [self._with_address(a.message) for a in found if self._holdings.unchanged(a)]
+            raise RequestRejected("a replay needs a number in 'after', or seconds in 'max_age'")
+        found = self._journal.announcements_after(self.name, after, MAX_REPLAY)
+        messages = [self._with_address(a.message) for a in found if self._holdings.is_unchanged(a)]
         return answer | {"through": found[-1].number if found else last, "messages": messages}
 
-    def numbered(self, requests: Iterable[Any]) -> dict[int, Announced]:
+    def look_up(self, requests: Iterable[Any]) -> dict[int, AnnouncementRecord]:
         """Look up together what the data of several requests name by number, for ``find``."""
-        marks = map(contents.announcement_mark, requests)
+        marks = map(contents.announcement_metadata, requests)
         numbers = {mark["number"] for mark in marks if mark.get("log") == self._log_name}
-        return self._journal.announcements(self.name, numbers) if numbers else {}
+        return self._journal.get_announcements(self.name, numbers) if numbers else {}
 
-    def find(self, data: Any, at_hand: Mapping[int, Announced] | None = None) -> Announced:
+    def find_announcement(
+        self, data: Any, at_hand: Mapping[int, AnnouncementRecord] | None = None
+    ) -> AnnouncementRecord:
         """Give the announcement that a request is about; RequestRefused when this chain made none of these files.
 
         What is ``at_hand`` by its number is not looked up.
         """
         if not isinstance(data, dict):
-            raise RequestRefused("the data of a request must be a dictionary")
-        uris = contents.uris(data)
+            raise RequestRejected("the data of a request must be a dictionary")
+        uris = contents.file_uris(data)
         if not uris or not all(isinstance(uri, str) for uri in uris):
-            raise RequestRefused("the request names no file")
-        mark = contents.announcement_mark(data)
+            raise RequestRejected("the request names no file")
+        mark = contents.announcement_metadata(data)
         if mark.get("log") == self._log_name:  # one of our own peers: the number says which, and its files must fit
             number = mark["number"]
-            announced = (at_hand or {}).get(number) or self._journal.announcement(self.name, number)
+            announced = (at_hand or {}).get(number) or self._journal.get_announcement(self.name, number)
         else:
-            announced = self._journal.announced(self.name, uris[0])
-        if announced is None or not _is_about(announced, uris):
-            raise RequestRefused(f"not announced here: {contents.name(uris[0])}")
+            announced = self._journal.latest_announcement(self.name, uris[0])
+        if announced is None or not _covers(announced, uris):
+            raise RequestRejected(f"not announced here: {contents.file_name(uris[0])}")
         return announced
 
 
-def _is_about(announced: Announced, uris: list[str]) -> bool:
+def _covers(announced: AnnouncementRecord, uris: list[str]) -> bool:
     """Tell whether an announcement is about these files, and names them as often as they are asked for."""
     if uris == [announced.uri]:
         return True
-    own = contents.uris(Message.decode(announced.message).data)
+    own = contents.file_uris(Message.decode(announced.message).data)
     return len(uris) <= len(own) and set(uris) <= set(own)

@@ -15,35 +15,35 @@ from trollmoves.errors import BadDestination, MessageError
 from trollmoves.journal import Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.messaging import contents
-from trollmoves.messaging.listener import Listener, Provider
+from trollmoves.messaging.listener import PublisherEndpoint, Subscriber
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.services import ServiceFinder
+from trollmoves.messaging.services import ServiceDiscovery
 from trollmoves.options import ServerOptions
 from trollmoves.patterns import Origin
 from trollmoves.provider.announcer import Announcement
-from trollmoves.provider.holdings import measure
-from trollmoves.provider.whereabouts import LEADS_TO, Whereabouts
-from trollmoves.watch import Found, Watch
-from trollmoves.workers import Workers
+from trollmoves.provider.holdings import size_and_mtime
+from trollmoves.provider.whereabouts import LINK_DIGESTS, SymlinkPolicy
+from trollmoves.watch import DirectoryWatch, FoundFile
+from trollmoves.workers import Scheduler
 
 log = logging.getLogger(__name__)
 
 Announce = Callable[[Sequence[Announcement]], object]
 
-UNPACKED_AT_ONCE = 4
-FILES = ("file", "dataset", "collection")
-_NOT_OURS = ("request_address", "destination", "announcement", "request")
+UNPACK_CONCURRENCY = 4
+FILE_TYPES = ("file", "dataset", "collection")
+TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
 
 
-class Directory:
+class DirectorySource:
     """Announces the files that appear under ``origin``; those that are packed, unpacked."""
 
     def __init__(
         self,
         options: ServerOptions,
         journal: Journal,
-        workers: Workers,
-        whereabouts: Whereabouts,
+        workers: Scheduler,
+        whereabouts: SymlinkPolicy,
         announce: Announce,
         *,
         backlog: bool,
@@ -55,9 +55,9 @@ class Directory:
         self._whereabouts = whereabouts
         self._announce = announce
         self._origin = Origin(options.origin or "")
-        self._watch = Watch(
+        self._watch = DirectoryWatch(
             self._origin,
-            self._found,
+            self._on_found,
             backlog=backlog,
             polling=options.watchdog_timeout if polling else None,
             name=options.name,
@@ -66,21 +66,21 @@ class Directory:
     def start(self) -> None:
         """Look at what is there, and wait for more."""
         if self._options.compression:
-            self._workers.register(self._options.name, "unpack", limit=UNPACKED_AT_ONCE, handler=self._unpack)
+            self._workers.register(self._options.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack)
         self._watch.start()
 
     def stop(self) -> None:
         """Look no more."""
         self._watch.stop()
 
-    def _found(self, found: list[Found]) -> None:
-        steps.reached("found")
-        admitted = self._whereabouts.admitted(one.path for one in found)
+    def _on_found(self, found: list[FoundFile]) -> None:
+        steps.hit("found")
+        admitted = self._whereabouts.allowed_files(one.path for one in found)
         found = [one for one in found if one.path in admitted]
         packed = [one for one in found if self._is_packed(one.path)]
         if packed:
-            noted = self._journal.note([self._unpack_task(one) for one in packed])
-            self._workers.expect([task for task, new in noted if new])
+            noted = self._journal.add_tasks([self._unpack_task(one) for one in packed])
+            self._workers.submit([task for task, new in noted if new])
         plain = [
             self._announcement(one.path, one.fields, one.size, one.mtime_ns, admitted[one.path])
             for one in found
@@ -94,7 +94,7 @@ class Directory:
     ) -> Announcement:
         uid = os.path.basename(path)
         data = {**self._options.info, **fields, "uri": path, "uid": uid}
-        return Announcement(path, uid, data, size, mtime, also={LEADS_TO: leads_to} if leads_to else {})
+        return Announcement(path, uid, data, size, mtime, extra_metadata={LINK_DIGESTS: leads_to} if leads_to else {})
 
     # -- packed files
 
@@ -102,7 +102,7 @@ class Directory:
         kind = self._options.compression
         return kind is not None and unpacking.applies(kind, path)
 
-    def _unpack_task(self, found: Found) -> Task:
+    def _unpack_task(self, found: FoundFile) -> Task:
         key = f"{found.path} {found.size} {found.mtime_ns}"
         return Task(self._options.name, "unpack", key, "unpack", json.dumps(found.path))
 
@@ -111,14 +111,14 @@ class Directory:
         path = json.loads(task.body)
         options = self._options
         fields = self._origin.parse(path)
-        if fields is None or not os.path.exists(path) or not self._whereabouts.admitted([path]):
+        if fields is None or not os.path.exists(path) or not self._whereabouts.allowed_files([path]):
             log.warning("[%s] %s is gone, not unpacked", options.name, path)
             return None
         directory = options.working_directory or tempfile.gettempdir()
         unpacked = unpacking.unpack(options.compression or "", path, directory, program=options.prog)
-        steps.reached("unpacked")
-        versions = [(one, measure([one])) for one in unpacked]
-        marked = self._whereabouts.marked
+        steps.hit("unpacked")
+        versions = [(one, size_and_mtime([one])) for one in unpacked]
+        marked = self._whereabouts.link_digests
         self._announce(
             [self._announcement(one, fields, *version, marked([one])) for one, version in versions if version]
         )
@@ -128,20 +128,20 @@ class Directory:
         return None
 
 
-class Hearsay:
+class MessageSource:
     """Announces the files on this host that messages tell of."""
 
-    def __init__(self, options: ServerOptions, whereabouts: Whereabouts, announce: Announce) -> None:
+    def __init__(self, options: ServerOptions, whereabouts: SymlinkPolicy, announce: Announce) -> None:
         """Connect to the addresses that are known; StartError when one is none."""
         self._options = options
         self._whereabouts = whereabouts
         self._announce = announce
         self._topics = options.topics or (options.listen or "",)
-        self._listener = Listener(options.name, self._providers(options.addresses), self._hear)
+        self._listener = Subscriber(options.name, self._providers(options.addresses), self._on_messages)
         self._finder = None
         if options.nameserver is not False:
-            self._finder = ServiceFinder(
-                options.services, options.nameserver, options.timeout, self._follow, follow=options.addr_listener
+            self._finder = ServiceDiscovery(
+                options.services, options.nameserver, options.timeout, self._on_addresses, follow=options.addr_listener
             )
 
     def start(self) -> None:
@@ -156,16 +156,16 @@ class Hearsay:
             self._finder.stop()
         self._listener.stop()
 
-    def _providers(self, addresses: Sequence[str]) -> list[Provider]:
-        return [Provider(a if "://" in a else f"tcp://{a}", self._topics) for a in addresses]
+    def _providers(self, addresses: Sequence[str]) -> list[PublisherEndpoint]:
+        return [PublisherEndpoint(a if "://" in a else f"tcp://{a}", self._topics) for a in addresses]
 
-    def _follow(self, addresses: Sequence[str]) -> None:
-        self._listener.follow(self._providers(addresses))
+    def _on_addresses(self, addresses: Sequence[str]) -> None:
+        self._listener.add_publishers(self._providers(addresses))
 
-    def _hear(self, _: str, messages: list[Message]) -> None:
+    def _on_messages(self, _: str, messages: list[Message]) -> None:
         announcements = []
         for message in messages:
-            if message.type not in FILES:
+            if message.type not in FILE_TYPES:
                 continue
             try:
                 announcements.append(self._announcement(message))
@@ -178,20 +178,20 @@ class Hearsay:
         """Make an announcement of a message; MessageError when its files are not here."""
         if not isinstance(message.data, dict):
             raise MessageError("its data is no dictionary")
-        data = copy.deepcopy({key: value for key, value in message.data.items() if key not in _NOT_OURS})
-        items = contents.items(data)
+        data = copy.deepcopy({key: value for key, value in message.data.items() if key not in TRANSPORT_KEYS})
+        items = contents.file_items(data)
         if not items:
             raise MessageError("it names no file")
         for item in items:
             item["uri"] = path = _local_path(item["uri"])
             item.setdefault("uid", os.path.basename(path))
-        version = measure(item["uri"] for item in items)
+        version = size_and_mtime(item["uri"] for item in items)
         if version is None:
-            raise MessageError(f"not here: {contents.names(data)}")
+            raise MessageError(f"not here: {contents.file_names(data)}")
         paths = [item["uri"] for item in items]
-        also = {LEADS_TO: marks} if (marks := self._whereabouts.marked(paths)) else {}
+        also = {LINK_DIGESTS: marks} if (marks := self._whereabouts.link_digests(paths)) else {}
         return Announcement(
-            paths[0], contents.names(data), data | self._options.info, *version, message.type, also=also
+            paths[0], contents.file_names(data), data | self._options.info, *version, message.type, extra_metadata=also
         )
 
 
@@ -205,5 +205,5 @@ def _local_path(uri: Any) -> str:
     except BadDestination as error:
         raise MessageError(str(error)) from error
     if not hosts.is_local(url.hostname):
-        raise MessageError(f"{urls.printable(url)} is on another host")
+        raise MessageError(f"{urls.redacted(url)} is on another host")
     return url.path

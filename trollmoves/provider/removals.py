@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 
 from trollmoves import steps
-from trollmoves.errors import RequestRefused
+from trollmoves.errors import RequestRejected
 from trollmoves.journal import WAITING, Journal, Task
 from trollmoves.lanes import Result
-from trollmoves.provider.holdings import Holdings, announced_uris
-from trollmoves.workers import Workers
+from trollmoves.provider.holdings import FileStore, announced_uris
+from trollmoves.workers import Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class Removals:
     """The removals of one chain, ``delay`` seconds after a delivery; None at all when not ``wanted``."""
 
     def __init__(
-        self, name: str, journal: Journal, workers: Workers, holdings: Holdings, *, wanted: bool, delay: float
+        self, name: str, journal: Journal, workers: Scheduler, holdings: FileStore, *, wanted: bool, delay: float
     ) -> None:
         self.name = name
         self._journal = journal
@@ -32,7 +32,7 @@ class Removals:
         """Remove what is due, also of an earlier process."""
         self._workers.register(self.name, "remove", limit=1, handler=self._remove)
 
-    def of(self, number: int, later: float = 0.0) -> Sequence[Task]:
+    def tasks_for(self, number: int, later: float = 0.0) -> Sequence[Task]:
         """Give the task that removes the files of an announcement, if any does; ``later`` than usual by so many s."""
         if not self._wanted:
             return ()
@@ -40,36 +40,36 @@ class Removals:
         known = self._journal.find(self.name, "remove", key)
         if later or (known and known.state != WAITING):  # they were removed before, and have been brought again
             key = f"{number} {now:.3f}"
-        return (Task(self.name, "remove", key, "remove", "", now + self._delay + later, about=number),)
+        return (Task(self.name, "remove", key, "remove", "", now + self._delay + later, announcement_number=number),)
 
     def _remove(self, task: Task) -> Result:
         """Remove a file that was delivered, unless it is wanted or has become another one; runs on a worker."""
-        number = task.about or 0
-        announced = self._journal.announcement(self.name, number)
+        number = task.announcement_number or 0
+        announced = self._journal.get_announcement(self.name, number)
         if announced is None:
             return Result()
-        if self._journal.waits_about(self.name, "push", number):
-            return Result(again_in=max(1.0, self._delay))
-        if not self._holdings.unchanged(announced):
+        if self._journal.has_pending_for(self.name, "push", number):
+            return Result(retry_in=max(1.0, self._delay))
+        if not self._holdings.is_unchanged(announced):
             return Result()
         busy = False
         for uri in announced_uris(announced):
-            busy |= not self._discard(number, uri)
-        return Result(again_in=max(1.0, self._delay)) if busy else Result()
+            busy |= not self._delete(number, uri)
+        return Result(retry_in=max(1.0, self._delay)) if busy else Result()
 
-    def _discard(self, number: int, uri: str) -> bool:
+    def _delete(self, number: int, uri: str) -> bool:
         """Remove a file; False when it is wanted just now."""
         path = self._holdings.path(number, uri)
-        steps.reached("removing")
+        steps.hit("removing")
         try:
-            self._holdings.discard(number, uri)
-            steps.reached("removed")
+            self._holdings.delete(number, uri)
+            steps.hit("removed")
             log.info("[%s] removed %s", self.name, path)
         except FileNotFoundError:
             pass
         except BlockingIOError:
             return False
-        except RequestRefused as error:
+        except RequestRejected as error:
             log.warning("[%s] does not remove %s: %s", self.name, path, error)
         except OSError as error:
             log.warning("[%s] cannot remove %s: %s", self.name, path, error.strerror)

@@ -18,29 +18,29 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.options import ServerOptions
 from trollmoves.provider.announcer import Announcer
-from trollmoves.provider.holdings import Holdings
-from trollmoves.provider.pushes import Pushes, refuse
+from trollmoves.provider.holdings import FileStore
+from trollmoves.provider.pushes import PushService, reject
 from trollmoves.provider.removals import Removals
-from trollmoves.workers import Workers
+from trollmoves.workers import Scheduler
 
 log = logging.getLogger(__name__)
 
-MOST_NAMED = 5  # chains in one line
+MAX_NAMED = 5  # chains in one line
 
 
-def advice(chains: Iterable[ServerOptions]) -> str:
+def security_warning(chains: Iterable[ServerOptions]) -> str:
     """Give what whoever runs these chains should know, in one line; empty when there is nothing."""
     names = [f"[{one.name}]" for one in chains if one.request_port is not None and not one.allowed_destinations]
     if not names:
         return ""
-    shown = " ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+    shown = " ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
     return (
         f"without allowed_destinations, {shown} will send the files they announce wherever a request says, and write "
         "over what is there with the rights of this process; see doc/security.md"
     )
 
 
-class Provider:
+class RequestHandler:
     """One chain's request port. A request is served only for what this chain announced."""
 
     def __init__(
@@ -49,8 +49,8 @@ class Provider:
         port: int,
         journal: Journal,
         publisher: Publisher,
-        workers: Workers,
-        holdings: Holdings,
+        workers: Scheduler,
+        holdings: FileStore,
     ) -> None:
         """Bind the request port; StartError when it is taken."""
         self.name = options.name
@@ -62,7 +62,7 @@ class Provider:
         self.removals = Removals(
             self.name, journal, workers, holdings, wanted=options.delete, delay=options.remove_delay
         )
-        self.pushes = Pushes(
+        self.pushes = PushService(
             self.name,
             journal,
             workers,
@@ -71,7 +71,7 @@ class Provider:
             limit=options.lane_limit,
             parameters=options.connection_parameters,
             allowed=options.allowed_destinations,
-            follow=self.removals.of,
+            follow=self.removals.tasks_for,
         )
         self._replier = Replier(
             self.name,
@@ -79,7 +79,7 @@ class Provider:
             self._handle,
             bind_address=options.bind_address,
             clients=options.allowed_clients,
-            tick=self.pushes.tick,
+            tick=self.pushes.send_keepalives,
         )
 
     def start(self, *, again: bool = True) -> None:
@@ -92,7 +92,7 @@ class Provider:
     def stop(self) -> None:
         """Hear no requests any more. What runs goes on, and whoever waits for it asks again."""
         self.announcer.stop()
-        self._workers.forget(self.name)
+        self._workers.unregister(self.name)
         self._replier.stop()
 
     def _handle(self, requests: list[Request]) -> None:
@@ -104,32 +104,32 @@ class Provider:
             try:
                 self._answer(request)
             except TrollmovesError as error:
-                refuse(self.name, request, error)
+                reject(self.name, request, error)
             except Exception:
                 log.exception("[%s] cannot answer %s", self.name, request.message.type)
-                request.refuse("internal error")
+                request.reject("internal error")
         if pushes:
-            self.pushes.take(pushes)
+            self.pushes.accept(pushes)
 
     def _answer(self, request: Request) -> None:
         kind, data = request.message.type, request.message.data
         if kind == "ping":
-            request.answer("pong", {"station": self._station})
+            request.reply("pong", {"station": self._station})
         elif kind == "info":
-            request.answer("info", self.announcer.info(request.message.subject, data))
+            request.reply("info", self.announcer.info(request.message.subject, data))
         elif kind == "ack":
             self._acknowledge(data)
-            request.answer("ack", data)
+            request.reply("ack", data)
         elif kind == "replay":
-            request.answer("replay", self.announcer.replay(data))
+            request.reply("replay", self.announcer.replay(data))
         else:
-            request.answer("unknown")
+            request.reply("unknown")
 
     def _acknowledge(self, data: Any) -> None:
         """Take note that a client needs nothing (more) of an announcement."""
-        number = self.announcer.find(data).number
-        steps.reached("ack-heard")
-        note = Task(self.name, "ack", str(number), "ack", "", about=number, state=DONE)
-        noted = self._journal.note([note, *self.removals.of(number)])
-        steps.reached("acknowledged")
-        self._workers.expect([task for task, new in noted[1:] if new])
+        number = self.announcer.find_announcement(data).number
+        steps.hit("ack-heard")
+        note = Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
+        noted = self._journal.add_tasks([note, *self.removals.tasks_for(number)])
+        steps.hit("acknowledged")
+        self._workers.submit([task for task, new in noted[1:] if new])

@@ -8,11 +8,13 @@ from collections.abc import Iterable
 
 from trollmoves.journal import BACKLOG, FRESH
 
-MOST = 2_000  # pushes of one sender that wait in the journal; what it asks for beyond is refused for now
-FEW = 300  # up to which its pushes go before those of whoever has more; a chain of our clients has up to 256 open
+MAX_PENDING = 2_000  # pushes of one sender that wait in the journal; what it asks for beyond is refused for now
+FAIR_SHARE = (
+    300  # up to which its pushes go before those of whoever has more; a chain of our clients has up to 256 open
+)
 
 
-class Shares:
+class ClientQuotas:
     """Whose the pushes are that wait, of those that this process was asked for. Any thread."""
 
     def __init__(self) -> None:
@@ -22,20 +24,20 @@ class Shares:
 
     def is_full(self, sender: str) -> bool:
         """Tell whether a sender has as many waiting as it may."""
-        return self._counts[sender] >= MOST
+        return self._counts[sender] >= MAX_PENDING
 
     def rank(self, sender: str) -> int:
         """Give the rank of another push of a sender."""
-        return FRESH if self._counts[sender] < FEW else BACKLOG
+        return FRESH if self._counts[sender] < FAIR_SHARE else BACKLOG
 
-    def begin(self, task: int, sender: str) -> None:
+    def add(self, task: int, sender: str) -> None:
         """Count a push that waits from now on."""
         with self._lock:
             if task not in self._owners:
                 self._owners[task] = sender
                 self._counts[sender] += 1
 
-    def end(self, tasks: Iterable[int]) -> None:
+    def remove(self, tasks: Iterable[int]) -> None:
         """Count pushes no more."""
         with self._lock:
             for task in tasks:

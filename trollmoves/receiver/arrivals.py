@@ -13,24 +13,24 @@ from urllib.parse import ParseResult
 
 from trollmoves import hosts, steps, unpacking, urls
 from trollmoves.errors import BadDestination
-from trollmoves.journal import UNSURE, Journal, Task
+from trollmoves.journal import UNFLUSHED_SECONDS, Journal, Task
 from trollmoves.lanes import Result
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.options import ClientOptions
 from trollmoves.receiver.destinations import Destinations
-from trollmoves.receiver.fetcher import SETTLE, Attempt
+from trollmoves.receiver.fetcher import SUBSCRIBER_GRACE, FetchAttempt
 from trollmoves.receiver.fetches import KIND, Fetch
-from trollmoves.workers import Workers
+from trollmoves.workers import Scheduler
 
 log = logging.getLogger(__name__)
 
-UNPACKED_AT_ONCE = 4
-_OURS = ("request_address", "destination", "announcement", "request", "backup_targets")
+UNPACK_CONCURRENCY = 4
+TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request", "backup_targets")
 
 
-class Arrivals:
+class ReceiptPublisher:
     """The receipts of one client's chain."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Arrivals:
         options: ClientOptions,
         journal: Journal,
         destinations: Destinations,
-        workers: Workers,
+        workers: Scheduler,
         publisher: Publisher,
     ) -> None:
         self.name = options.name
@@ -51,47 +51,49 @@ class Arrivals:
     def start(self) -> None:
         """Unpack what arrived in an earlier process, and tell again what that may not have told when it was killed."""
         if self._options.compression:
-            self._workers.register(self.name, "unpack", limit=UNPACKED_AT_ONCE, handler=self._unpack, begin_in=SETTLE)
-            self._workers.register(self.name, "discard", limit=1, handler=self._discard)
-        self._workers.register(self.name, "tell", limit=1, handler=self._tell_again, begin_in=SETTLE)
+            self._workers.register(
+                self.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack, begin_in=SUBSCRIBER_GRACE
+            )
+            self._workers.register(self.name, "discard", limit=1, handler=self._delete_archive)
+        self._workers.register(self.name, "tell", limit=1, handler=self._republish, begin_in=SUBSCRIBER_GRACE)
         again = [
             Task(self.name, "tell", f"{task.id} {task.finished}", "tell", json.dumps(texts))
-            for task in self._journal.last_done(self.name, (KIND, "unpack"), UNSURE)
-            if (texts := self._told_of(task))
+            for task in self._journal.finished_before_kill(self.name, (KIND, "unpack"), UNFLUSHED_SECONDS)
+            if (texts := self._published_for(task))
         ]
-        self._workers.expect([task for task, new in self._journal.note(again) if new])
+        self._workers.submit([task for task, new in self._journal.add_tasks(again) if new])
 
-    def arrived(self, attempt: Attempt, answer: Message) -> Result:
+    def on_delivered(self, attempt: FetchAttempt, answer: Message) -> Result:
         """Publish that the source is done with, then where the files are now; packed ones are unpacked before."""
-        steps.reached("arrived")
+        steps.hit("arrived")
         message = attempt.message
-        url = self._reached(attempt, answer)
-        ack = message.variant("ack")
+        url = self._actual_destination(attempt, answer)
+        ack = message.derive("ack")
         here = hosts.is_local(url.hostname)
         base = (url.path if here else _with_user(url, attempt.destination)).rstrip("/")
-        data: dict[str, Any] = _moved(message.data, base) | {"origin": attempt.source}
-        if here and any(self._is_packed(item["uri"]) for item in contents.items(data)):
+        data: dict[str, Any] = _with_new_uris(message.data, base) | {"origin": attempt.source}
+        if here and any(self._is_packed(item["uri"]) for item in contents.file_items(data)):
             body = json.dumps(
                 [
                     Message(message.subject, message.type, data).encode(),
-                    self._destinations.local(url).removesuffix(url.path),
+                    self._destinations.local_path(url).removesuffix(url.path),
                 ]
             )
-            self._publisher.send_texts([ack])
-            steps.reached("acked")
+            self._publisher.send_encoded([ack])
+            steps.hit("acked")
             self._log(attempt)
-            return Result(then=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
-        self._publisher.send_texts([ack, self._receipt(message.subject, data)])
-        steps.reached("told")
+            return Result(follow_ups=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
+        self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
+        steps.hit("told")
         self._log(attempt)
         return Result(reply=json.dumps([attempt.source, base]))
 
-    def _log(self, attempt: Attempt) -> None:
+    def _log(self, attempt: FetchAttempt) -> None:
         took = time.monotonic() - attempt.started
-        what = contents.names(attempt.message.data), attempt.source, took, attempt.task.tries
+        what = contents.file_names(attempt.message.data), attempt.source, took, attempt.task.tries
         log.info("[%s] received %s from %s (%.2f s, try %d)", self.name, *what)
 
-    def _reached(self, attempt: Attempt, answer: Message) -> ParseResult:
+    def _actual_destination(self, attempt: FetchAttempt, answer: Message) -> ParseResult:
         """Give where the files went: as asked for, or at the backup target that the server says it has reached.
 
         Nothing else that it may say there counts: what arrived is unpacked and removed by that path.
@@ -101,13 +103,13 @@ class Arrivals:
         with suppress(BadDestination):
             reached = urls.parse(said).netloc if isinstance(said, str) else ""
             for backup in self._options.backup_targets:
-                url = urls.at_host(asked, backup)
+                url = urls.with_host(asked, backup)
                 if reached and url.netloc.rpartition("@")[2].lower() == reached.rpartition("@")[2].lower():
                     return url
         return asked
 
     def _receipt(self, subject: str, data: dict[str, Any]) -> str:
-        data = {key: value for key, value in data.items() if key not in _OURS}
+        data = {key: value for key, value in data.items() if key not in TRANSPORT_KEYS}
         for key, replacement in self._options.replacements.items():
             if key in data:
                 data[key] = replacement.apply(data[key])
@@ -115,22 +117,22 @@ class Arrivals:
 
     # -- after a kill
 
-    def _told_of(self, task: Task) -> list[str]:
+    def _published_for(self, task: Task) -> list[str]:
         """Give what was published of a task that is done."""
         if task.kind != KIND or not task.reply:
             return [task.reply] if task.reply else []
         source, base = json.loads(task.reply)
-        announcement = Fetch.load(task.body).told.get(source)
+        announcement = Fetch.load(task.body).announcements.get(source)
         if announcement is None:
             return []
         message = Message.decode(announcement)
-        data = _moved(message.data, base) | {"origin": source}
-        return [message.variant("ack"), self._receipt(message.subject, data)]
+        data = _with_new_uris(message.data, base) | {"origin": source}
+        return [message.derive("ack"), self._receipt(message.subject, data)]
 
-    def _tell_again(self, task: Task) -> None:
+    def _republish(self, task: Task) -> None:
         """Publish what may have been lost with the process that was killed; runs on a worker."""
-        self._publisher.send_texts(json.loads(task.body))
-        steps.reached("told-again")
+        self._publisher.send_encoded(json.loads(task.body))
+        steps.hit("told-again")
 
     # -- packed files
 
@@ -154,11 +156,11 @@ class Arrivals:
             return [{"uid": os.path.basename(one), "uri": one.removeprefix(root)} for one in members]
 
         receipt = self._receipt(message.subject, _unpacked(message.data, unpack))
-        steps.reached("unpacked")
-        self._publisher.send_texts([receipt])
-        steps.reached("told")
+        steps.hit("unpacked")
+        self._publisher.send_encoded([receipt])
+        steps.hit("told")
         discards = [Task(self.name, "discard", f"{task.key}\n{path}", "discard", path) for path in packed]
-        return Result(reply=receipt, then=discards if self._options.delete else ())
+        return Result(reply=receipt, follow_ups=discards if self._options.delete else ())
 
     def _members(self, path: str) -> list[str]:
         options = self._options
@@ -170,12 +172,12 @@ class Arrivals:
             block_size=options.block_size,
         )
 
-    def _discard(self, task: Task) -> None:
+    def _delete_archive(self, task: Task) -> None:
         """Remove an archive that was unpacked; runs on a worker."""
-        steps.reached("discarding")
+        steps.hit("discarding")
         try:
             os.unlink(task.body)
-            steps.reached("discarded")
+            steps.hit("discarded")
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -218,11 +220,11 @@ def _with_user(url: ParseResult, asked: str) -> str:
     return urls.with_login(url._replace(netloc=f"{user}@{place}" if user else place), "")
 
 
-def _moved(value: Any, base: str) -> Any:
+def _with_new_uris(value: Any, base: str) -> Any:
     """Give a copy of a message's data in which each ``uri`` says where the file is now."""
     if isinstance(value, list):
-        return [_moved(item, base) if isinstance(item, (dict, list)) else item for item in value]
-    moved = {key: _moved(item, base) if isinstance(item, (dict, list)) else item for key, item in value.items()}
+        return [_with_new_uris(item, base) if isinstance(item, (dict, list)) else item for item in value]
+    moved = {key: _with_new_uris(item, base) if isinstance(item, (dict, list)) else item for key, item in value.items()}
     if "uri" in moved:
         below = str(moved.get("path") or "").strip("/")
         moved["uri"] = "/".join(

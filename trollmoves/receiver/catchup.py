@@ -16,35 +16,35 @@ from typing import Any
 
 from trollmoves import urls
 from trollmoves.errors import MessageError, TrollmovesError
-from trollmoves.journal import Journal, Source
+from trollmoves.journal import Journal, SourcePosition
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.requester import NoAnswer, Requester, Stopping
+from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 
 log = logging.getLogger(__name__)
 
 FIRST_CONTACT_SLACK = 5.0  # s before our start from which a source we never heard of is asked for announcements
 REPLAY_TIMEOUT = 10.0  # s
-PAUSE = 5.0  # s before a source is asked again that did not answer as it should, however much is heard of it
+RETRY_DELAY = 5.0  # s before a source is asked again that did not answer as it should, however much is heard of it
 
 
 @dataclass(slots=True)
-class _Log:
+class _SourceLog:
     """One source's log: everything up to ``have`` was noted; what runs from ``live_from`` to ``live_to`` was heard."""
 
     name: str
     address: str
-    have: int | None = None  # None: never asked yet
+    received_through: int | None = None  # None: never asked yet
     live_from: int = 0
     live_to: int = 0
-    unnoted: int = 0  # the lowest number that was heard and may not be in the journal yet; 0 for none
-    asking: bool = False
-    heard_while_asking: bool = False  # a sign that there may be more, or that the source is there again
-    ask_from: float = 0.0  # monotonic; it is not asked before
-    begun: float = 0.0  # monotonic; when it was first heard of, 0 for in an earlier process
+    lowest_unsaved: int = 0  # the lowest number that was heard and may not be in the journal yet; 0 for none
+    request_pending: bool = False
+    heard_while_pending: bool = False  # a sign that there may be more, or that the source is there again
+    not_before: float = 0.0  # monotonic; it is not asked before
+    first_heard: float = 0.0  # monotonic; when it was first heard of, 0 for in an earlier process
 
-    def hear(self, number: int) -> None:
-        self.unnoted = min(self.unnoted or number, number)
+    def add(self, number: int) -> None:
+        self.lowest_unsaved = min(self.lowest_unsaved or number, number)
         if self.live_from and number == self.live_to + 1:
             self.live_to = number
         elif number > self.live_to:
@@ -53,18 +53,18 @@ class _Log:
 
     def join(self) -> None:
         """Count the run that was heard as had, once what came before it is."""
-        if self.have is not None and self.live_from and self.have >= self.live_from - 1:
-            self.have = max(self.have, self.live_to)
+        if self.received_through is not None and self.live_from and self.received_through >= self.live_from - 1:
+            self.received_through = max(self.received_through, self.live_to)
 
     def noted(self, have: int) -> int:
         """Give up to where, of what is had, all is in the journal."""
-        return min(have, self.unnoted - 1) if self.unnoted else have
+        return min(have, self.lowest_unsaved - 1) if self.lowest_unsaved else have
 
     def missing(self, number: int) -> bool:
-        return self.have is None or number > self.have
+        return self.received_through is None or number > self.received_through
 
 
-class CatchUp:
+class ReplayClient:
     """The logs of one chain's sources. ``note`` may be called from any thread, and so may everything here.
 
     ``missed(messages, sources)`` is called on the requester's thread with announcements that were not heard, and with
@@ -76,7 +76,7 @@ class CatchUp:
         name: str,
         journal: Journal,
         requester: Requester,
-        missed: Callable[[list[Message], list[tuple[str, Source]]], None],
+        missed: Callable[[list[Message], list[tuple[str, SourcePosition]]], None],
     ) -> None:
         self.name = name
         self._journal = journal
@@ -84,122 +84,128 @@ class CatchUp:
         self._missed = missed
         self._started = time.monotonic()
         self._lock = threading.Lock()
-        self._logs = {s.log: _Log(s.log, s.address, s.have) for s in journal.sources(name)}
+        self._logs = {s.log: _SourceLog(s.log, s.address, s.received_through) for s in journal.sources(name)}
         self._addresses = {s.address for s in self._logs.values()}
 
     def start(self) -> None:
         """Ask every source that was heard before for what came meanwhile."""
-        self.ask_all()
+        self.request_all()
 
-    def ask_all(self) -> set[str]:
+    def request_all(self) -> set[str]:
         """Ask every source that is known for what came meanwhile; give their addresses."""
         with self._lock:
             known = list(self._logs.values())
         for source in known:
-            self._ask(source)
+            self._request(source)
         return {source.address for source in known}
 
-    def hear(self, log_name: str, number: int, address: str) -> tuple[str, Source] | None:
+    def on_announced(self, log_name: str, number: int, address: str) -> tuple[str, SourcePosition] | None:
         """Take note of a number that was heard; give what to write to the journal with its announcement.
 
         When that is written, say so by ``noted``. What is heard is to be written before more is.
         """
         with self._lock:
             source = self._source(log_name, address)
-            source.hear(number)
+            source.add(number)
             gap = source.missing(number)
-            have = source.have
+            have = source.received_through
         if gap:
-            self._ask(source)
-        return None if have is None else (self.name, Source(log_name, address, have))
+            self._request(source)
+        return None if have is None else (self.name, SourcePosition(log_name, address, have))
 
-    def noted(self) -> None:
+    def mark_saved(self) -> None:
         """Take note that the announcements of all numbers that were heard are in the journal."""
         with self._lock:
             for source in self._logs.values():
-                source.unnoted = 0
+                source.lowest_unsaved = 0
 
-    def hear_beat(self, log_name: str, number: int, address: str) -> None:
+    def on_heartbeat(self, log_name: str, number: int, address: str) -> None:
         """Take note of how far a source's log goes."""
         with self._lock:
             source = self._source(log_name, address)
             gap = source.missing(number)
         if gap:
-            self._ask(source)
+            self._request(source)
 
-    def _source(self, log_name: str, address: str) -> _Log:
+    def _source(self, log_name: str, address: str) -> _SourceLog:
         source = self._logs.get(log_name)
         if source is None:
             # A new log at a known address is that of a journal that was lost or replaced: all of it is new to us.
             have = 0 if address in self._addresses else None
-            source = self._logs[log_name] = _Log(log_name, address, have, begun=time.monotonic())
+            source = self._logs[log_name] = _SourceLog(log_name, address, have, first_heard=time.monotonic())
             self._addresses.add(address)
         source.address = address
         return source
 
-    def _ask(self, source: _Log) -> None:
+    def _request(self, source: _SourceLog) -> None:
         with self._lock:
-            source.heard_while_asking = source.asking
-            if source.asking or time.monotonic() < source.ask_from:
+            source.heard_while_pending = source.request_pending
+            if source.request_pending or time.monotonic() < source.not_before:
                 return
-            source.asking = True
+            source.request_pending = True
             data: dict[str, Any] = {"log": source.name}
-            if source.have is None:
+            if source.received_through is None:
                 data["max_age"] = time.monotonic() - self._started + FIRST_CONTACT_SLACK
             else:
-                data["after"] = source.noted(source.have)  # what is answered to this counts as had from there on
+                data["after"] = source.noted(
+                    source.received_through
+                )  # what is answered to this counts as had from there on
         request = Message(f"/{self.name}", "replay", data).encode()
-        self._requester.ask(source.address, request, REPLAY_TIMEOUT, lambda answer: self._answered(source, answer))
+        self._requester.send_request(
+            source.address, request, REPLAY_TIMEOUT, lambda answer: self._on_reply(source, answer)
+        )
 
-    def _answered(self, source: _Log, answer: Message | TrollmovesError) -> None:
+    def _on_reply(self, source: _SourceLog, answer: Message | TrollmovesError) -> None:
         more = False
-        source.ask_from = time.monotonic() + PAUSE  # unless all goes well
+        source.not_before = time.monotonic() + RETRY_DELAY  # unless all goes well
         try:
             data = _replay_data(answer)
             if data["log"] != source.name:
-                self._other_log(source, data["log"])
+                self._on_new_log(source, data["log"])
             else:
-                more = self._take(source, data)
+                more = self._apply(source, data)
         except TrollmovesError as error:
             log.warning("[%s] cannot catch up with %s: %s", self.name, source.address, error)
-            more = isinstance(error, NoAnswer) and source.heard_while_asking and not isinstance(error, Stopping)
-            source.ask_from = 0.0 if more else source.ask_from
+            more = isinstance(error, NoReply) and source.heard_while_pending and not isinstance(error, RequesterStopped)
+            source.not_before = 0.0 if more else source.not_before
         finally:
-            source.asking = False
+            source.request_pending = False
         if more:
-            self._ask(source)
+            self._request(source)
 
-    def _take(self, source: _Log, data: dict[str, Any]) -> bool:
+    def _apply(self, source: _SourceLog, data: dict[str, Any]) -> bool:
         """Have the announcements of an answer noted; tell whether there are more to be had at once."""
         messages = self._decode(source, data["messages"])
         through: int = data["through"]
         # What was heard meanwhile may not be noted yet, so only what this answer brings is written down as had.
-        self._missed(messages, [(self.name, Source(source.name, source.address, through))])
+        self._missed(messages, [(self.name, SourcePosition(source.name, source.address, through))])
         if messages:
             log.info("[%s] caught up with %d announcements of %s", self.name, len(messages), source.address)
         with self._lock:
-            went_on = source.have is None or through > source.have
-            source.have = max(through, source.have or 0)
+            went_on = source.received_through is None or through > source.received_through
+            source.received_through = max(through, source.received_through or 0)
             source.join()
-            source.asking = False  # from here on whoever hears of a gap asks
-            more = max(data["last"], source.live_to) > source.have
+            source.request_pending = False  # from here on whoever hears of a gap asks
+            more = max(data["last"], source.live_to) > source.received_through
             if went_on or not more:
-                source.ask_from = 0.0
+                source.not_before = 0.0
             return more and went_on
 
-    def _other_log(self, source: _Log, log_name: str) -> None:
+    def _on_new_log(self, source: _SourceLog, log_name: str) -> None:
         log.warning("[%s] %s has begun a new log: all of it is taken", self.name, source.address)
         # First the new one: an address without a log would be that of a stranger, if we were killed here.
-        self._journal.note([], [(self.name, Source(log_name, source.address, 0))])
+        self._journal.add_tasks([], [(self.name, SourcePosition(log_name, source.address, 0))])
         self._journal.forget_source(self.name, source.name)
         with self._lock:
             self._logs.pop(source.name, None)
             new = self._source(log_name, source.address)
-            if time.monotonic() - source.begun < PAUSE:  # several servers behind one address, each with its own
-                new.ask_from = time.monotonic() + PAUSE
-        self._ask(new)
+            if (
+                time.monotonic() - source.first_heard < RETRY_DELAY
+            ):  # several servers behind one address, each with its own
+                new.not_before = time.monotonic() + RETRY_DELAY
+        self._request(new)
 
-    def _decode(self, source: _Log, texts: list[Any]) -> list[Message]:
+    def _decode(self, source: _SourceLog, texts: list[Any]) -> list[Message]:
         messages = []
         for text in texts:
             try:
@@ -210,7 +216,7 @@ class CatchUp:
             if isinstance(message.data, dict):
                 if message.data.get("request_address") != source.address:
                     message.data["request_address"] = source.address
-                    message.text = ""
+                    message.raw = ""
                 messages.append(message)
         return messages
 

@@ -12,13 +12,13 @@ from urllib.parse import ParseResult
 from trollmoves import hosts, urls
 from trollmoves.errors import BadDestination
 from trollmoves.messaging.messages import Message
-from trollmoves.movers.file import LocalFiles
+from trollmoves.movers.file import LocalBackend
 from trollmoves.patterns import Pattern
 
 log = logging.getLogger(__name__)
 
-PREPARED_FOR = 10.0  # s for which a composed destination is used without a look at its directory
-MOST_PREPARED = 1_000  # of them
+CACHE_TTL = 10.0  # s for which a composed destination is used without a look at its directory
+CACHE_SIZE = 1_000  # of them
 
 
 class Destinations:
@@ -38,20 +38,20 @@ class Destinations:
         self._ftp_root = ftp_root.rstrip("/")
         self._prepared: dict[str, tuple[str, float]] = {}
 
-    def url(self, message: Message, below: str = "") -> str:
+    def url_for(self, message: Message, below: str = "") -> str:
         """Give the URL, with login, of the directory for the files of an announcement; ``below`` it if given.
 
         A directory on this host is made. Raises what composing raises, and BadDestination.
         """
         text = self._compose(message, below)
         if below:
-            return self._make_ready(text)  # each is used once
+            return self._prepare(text)  # each is used once
         made, until = self._prepared.get(text, ("", 0.0))
         if time.monotonic() > until:
-            made = self._make_ready(text)
-            if len(self._prepared) > MOST_PREPARED:
+            made = self._prepare(text)
+            if len(self._prepared) > CACHE_SIZE:
                 self._prepared.clear()
-            self._prepared[text] = (made, time.monotonic() + PREPARED_FOR)
+            self._prepared[text] = (made, time.monotonic() + CACHE_TTL)
         return made
 
     def _compose(self, message: Message, below: str) -> str:
@@ -63,21 +63,21 @@ class Destinations:
         fixed, url = self._fixed, urls.parse(text)
         climbs = ".." in text.replace("\\", "/").split("/") and not self._climbs
         if climbs or (fixed and (url.scheme, url.netloc) != (fixed.scheme, fixed.netloc)):
-            raise BadDestination(f"metadata would lead out of the destination: {urls.printable(text)}")
+            raise BadDestination(f"metadata would lead out of the destination: {urls.redacted(text)}")
         return text
 
     def compose(self, message: Message, below: str = "") -> ParseResult:
         """Give the same directory, without login and without making it."""
         return urls.parse(self._compose(message, below))
 
-    def local(self, url: ParseResult) -> str:
+    def local_path(self, url: ParseResult) -> str:
         """Give the path that a destination on this host has here."""
         return url.path if url.scheme == "file" else f"{self._ftp_root}/{url.path.lstrip('/')}"
 
-    def _make_ready(self, text: str) -> str:
+    def _prepare(self, text: str) -> str:
         url = urls.parse(text)
         if self._make and hosts.is_local(url.hostname):
-            self._make_directory(self.local(url))
+            self._make_directory(self.local_path(url))
         if not url.netloc:
             url = url._replace(netloc=socket.gethostname())
         return urls.with_login(url, self._login)
@@ -86,7 +86,7 @@ class Destinations:
         if os.path.isdir(path):
             return
         try:
-            LocalFiles().make_directories(path)
+            LocalBackend().make_directories(path)
         except OSError as error:
             log.warning("[%s] cannot make the directory %s: %s", self.name, path, error.strerror)
 

@@ -12,26 +12,26 @@ from typing import Any
 
 from trollmoves import steps
 from trollmoves.errors import MessageError
-from trollmoves.journal import BACKLOG, DONE, FRESH, Journal, Source, Task
+from trollmoves.journal import BACKLOG, DONE, FRESH, Journal, SourcePosition, Task
 from trollmoves.messaging import contents, sockets
-from trollmoves.messaging.listener import Listener, Provider
+from trollmoves.messaging.listener import PublisherEndpoint, Subscriber
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import Requester
 from trollmoves.options import ClientOptions
-from trollmoves.receiver.catchup import CatchUp
-from trollmoves.receiver.fetches import KIND, Fetches, key_of
+from trollmoves.receiver.catchup import ReplayClient
+from trollmoves.receiver.fetches import KIND, FetchTasks, file_key
 from trollmoves.receiver.peers import Peers
-from trollmoves.receiver.unnumbered import Unnumbered
-from trollmoves.workers import Workers
+from trollmoves.receiver.unnumbered import LegacyServers
+from trollmoves.workers import Scheduler
 
 log = logging.getLogger(__name__)
 
-ANNOUNCEMENTS = ("file", "dataset", "collection")
+FILE_TYPES = ("file", "dataset", "collection")
 PEER = "peer"  # the kind of the notes of peers
-BEATS = "/heartbeat/move_it"  # the names of servers, mirrors and clients begin so
+HEARTBEAT_PREFIX = "/heartbeat/move_it"  # the names of servers, mirrors and clients begin so
 
 
-class Receiver:
+class AnnouncementReceiver:
     """One chain's ears. What is new in ``fetches`` is handed to the workers."""
 
     def __init__(
@@ -39,9 +39,9 @@ class Receiver:
         options: ClientOptions,
         topic: str,
         journal: Journal,
-        workers: Workers,
+        workers: Scheduler,
         requester: Requester,
-        fetches: Fetches,
+        fetches: FetchTasks,
         peers: Peers,
     ) -> None:
         """Connect to the providers; StartError when an address is none.
@@ -53,19 +53,19 @@ class Receiver:
         self._workers = workers
         self._fetches = fetches
         self._peers = peers
-        self._catchup = CatchUp(self.name, journal, requester, self._note_missed)
-        self._unnumbered = Unnumbered(self.name, journal, requester)
+        self._catchup = ReplayClient(self.name, journal, requester, self._on_replayed)
+        self._unnumbered = LegacyServers(self.name, journal, requester)
         self._topics: dict[str, list[str]] = {}  # by provider, which may be named again with another topic
         for one in options.providers:
             wanted = self._topics.setdefault(sockets.tcp(one.host, one.port), [])
             wanted += [text for text in (one.topic or topic,) if text and text not in wanted]
-        beats = [BEATS] if options.heartbeat else []
-        self._listener = Listener(
+        beats = [HEARTBEAT_PREFIX] if options.heartbeat else []
+        self._listener = Subscriber(
             self.name,
-            [Provider(address, (*topics, *beats)) for address, topics in self._topics.items()],
-            self._hear,
+            [PublisherEndpoint(address, (*topics, *beats)) for address, topics in self._topics.items()],
+            self._on_messages,
             alarm_scale=options.heartbeat_alarm_scale,
-            connected=self._connected,
+            connected=self._on_connected,
         )
 
     def start(self) -> None:
@@ -77,67 +77,67 @@ class Receiver:
         """Hear nothing more."""
         self._listener.stop()
 
-    def _connected(self, provider: str) -> None:  # noqa: ARG002  (which sources are heard through it is not known)
+    def _on_connected(self, provider: str) -> None:  # noqa: ARG002  (which sources are heard through it is not known)
         """Ask for what was missed while a provider could not be heard."""
-        for address in self._catchup.ask_all():
-            self._workers.reopen(self.name, f"{KIND} {address}")
-        self._unnumbered.ask_all()
+        for address in self._catchup.request_all():
+            self._workers.resume_lane(self.name, f"{KIND} {address}")
+        self._unnumbered.request_all()
 
     # -- hearing
 
-    def _hear(self, provider: str, messages: list[Message]) -> None:
+    def _on_messages(self, provider: str, messages: list[Message]) -> None:
         announcements: list[Message] = []
-        marks: dict[str, tuple[str, Source]] = {}
+        marks: dict[str, tuple[str, SourcePosition]] = {}
         done: list[str] = []
         for message in messages:
             data = message.data
             if message.type == "beat":
-                self._hear_beat(provider, data)
-                self._meet_peer(message)
-            elif message.type in ANNOUNCEMENTS and isinstance(data, dict) and "request_address" in data:
+                self._on_heartbeat(provider, data)
+                self._on_peer_heartbeat(message)
+            elif message.type in FILE_TYPES and isinstance(data, dict) and "request_address" in data:
                 announcements.append(message)
-                mark = contents.announcement_mark(data)
+                mark = contents.announcement_metadata(data)
                 if mark:
-                    known = self._catchup.hear(mark["log"], mark["number"], str(data["request_address"]))
+                    known = self._catchup.on_announced(mark["log"], mark["number"], str(data["request_address"]))
                     if known:
                         marks[mark["log"]] = known
                 else:
-                    self._unnumbered.hear(str(data["request_address"]), message.subject)
+                    self._unnumbered.on_announced(str(data["request_address"]), message.subject)
             else:
-                done += self._hear_peer(message)
+                done += self._on_peer_message(message)
         if announcements:
-            self._note(announcements, list(marks.values()), FRESH)
-            self._catchup.noted()
+            self._record(announcements, list(marks.values()), FRESH)
+            self._catchup.mark_saved()
         if done:
-            self._fetches.leave(done, self._is_in_hand)
+            self._fetches.finish_for_peer(done, self._is_in_flight)
 
-    def _hear_peer(self, message: Message) -> list[str]:
+    def _on_peer_message(self, message: Message) -> list[str]:
         """Take note of what a peer client does; give the key of a file that it is done with."""
-        if message.type not in ("push", "ack", *ANNOUNCEMENTS) or not isinstance(message.data, dict):
+        if message.type not in ("push", "ack", *FILE_TYPES) or not isinstance(message.data, dict):
             return []
         try:
-            key = key_of(message.data)
+            key = file_key(message.data)
         except MessageError:
             return []
         if message.type == "push":
-            self._peers.hear_push(key)
+            self._peers.on_push(key)
             return []
-        self._peers.hear_done(key)
+        self._peers.on_done(key)
         return [key]
 
-    def _meet_peer(self, message: Message) -> None:
+    def _on_peer_heartbeat(self, message: Message) -> None:
         """Take note of who a peer client is; also for the next process, which will want to ask what it did."""
         name = message.data.get("client") if isinstance(message.data, dict) else None
-        if message.subject == f"{BEATS}_{self.name}" and isinstance(name, str):
-            self._peers.meet(name)
-            ((_, is_new),) = self._journal.note([Task(self.name, PEER, name, PEER, "", state=DONE)])
+        if message.subject == f"{HEARTBEAT_PREFIX}_{self.name}" and isinstance(name, str):
+            self._peers.add(name)
+            ((_, is_new),) = self._journal.add_tasks([Task(self.name, PEER, name, PEER, "", state=DONE)])
             if is_new:
                 log.info("[%s] shares its work with the client %s", self.name, message.sender)
 
-    def _is_in_hand(self, task: Task) -> bool:
-        return task.id in self._workers.taken(self.name, task.lane)
+    def _is_in_flight(self, task: Task) -> bool:
+        return task.id in self._workers.in_flight_ids(self.name, task.lane)
 
-    def _hear_beat(self, provider: str, data: Any) -> None:
+    def _on_heartbeat(self, provider: str, data: Any) -> None:
         logs = data.get("logs") if isinstance(data, dict) else None
         for one in logs if isinstance(logs, list) else ():
             if not isinstance(one, dict):
@@ -145,17 +145,17 @@ class Receiver:
             name, number, address = one.get("log"), one.get("number"), one.get("request_address")
             wanted = any(str(one.get("topic", "")).startswith(topic) for topic in self._topics.get(provider, ()))
             if wanted and isinstance(name, str) and isinstance(number, int) and isinstance(address, str):
-                self._catchup.hear_beat(name, number, address)
-                self._workers.reopen(self.name, f"{KIND} {address}")
+                self._catchup.on_heartbeat(name, number, address)
+                self._workers.resume_lane(self.name, f"{KIND} {address}")
 
-    def _note_missed(self, messages: list[Message], sources: list[tuple[str, Source]]) -> None:
-        self._note(messages, sources, BACKLOG)
+    def _on_replayed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
+        self._record(messages, sources, BACKLOG)
 
-    def _note(self, messages: list[Message], sources: list[tuple[str, Source]], rank: int) -> None:
-        steps.reached("heard")
-        new = self._fetches.note(messages, sources, rank)
+    def _record(self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int) -> None:
+        steps.hit("heard")
+        new = self._fetches.record_announcements(messages, sources, rank)
         if new:
-            steps.reached("noted")
-            self._workers.expect(new)
+            steps.hit("noted")
+            self._workers.submit(new)
         for source in {str(message.data.get("request_address")) for message in messages}:
-            self._workers.reopen(self.name, f"{KIND} {source}")  # it is there again, if it was not
+            self._workers.resume_lane(self.name, f"{KIND} {source}")  # it is there again, if it was not

@@ -15,24 +15,24 @@ from trollmoves.journal import BACKLOG, Journal, Task
 from trollmoves.lanes import Result, backoff
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.requester import NoAnswer, Requester, Stopping
+from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.options import ClientOptions
-from trollmoves.receiver.fetches import KIND, Told, name_of
+from trollmoves.receiver.fetches import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
-from trollmoves.receiver.queues import Queues
-from trollmoves.workers import Workers
+from trollmoves.receiver.queues import SerialQueues
+from trollmoves.workers import Scheduler
 
 log = logging.getLogger(__name__)
 
-REQUESTS_AT_ONCE = 32  # to one source
-SETTLE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
-LONGEST_SILENCE = 3600.0  # s that an old server is given for one transfer
-ACKS = 5  # times that a source is told that its file is not needed, when it does not answer
+REQUESTS_PER_SOURCE = 32  # to one source
+SUBSCRIBER_GRACE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
+MAX_TRANSFER_SECONDS = 3600.0  # s that an old server is given for one transfer
+ACK_TRIES = 5  # times that a source is told that its file is not needed, when it does not answer
 UPTIME_SLACK = 0.2  # s that the answer may have been on its way
-DELIVERED = ("file", "dataset", "collection")  # types of a good answer
+FILE_TYPES = ("file", "dataset", "collection")  # types of a good answer
 
 
-class GivenUp(TrollmovesError):
+class RetryPeriodExpired(TrollmovesError):
     """A file was asked for as long as the configuration says."""
 
 
@@ -42,11 +42,11 @@ class NotDelivered(TrollmovesError):
     temporary = True
 
 
-class Refused(TrollmovesError):
+class PermanentlyRefused(TrollmovesError):
     """Every source refused for good."""
 
 
-def _uptime(answer: Message | TrollmovesError) -> float:
+def _parse_uptime(answer: Message | TrollmovesError) -> float:
     """Give the seconds for which a server says that it runs (``1 day, 2:03:04.5``), less than none when it does not."""
     said = answer.data.get("uptime") if isinstance(answer, Message) and isinstance(answer.data, dict) else None
     found = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d*)?)", said if isinstance(said, str) else "")
@@ -62,7 +62,7 @@ def client_name(journal: Journal, chain: str) -> str:
 
 
 @dataclass(slots=True)
-class Attempt:
+class FetchAttempt:
     """One run of a fetch. ``message`` is the announcement of the source that is asked, or was asked last."""
 
     task: Task
@@ -72,22 +72,22 @@ class Attempt:
     finish: Callable[[Result], None]
     source: str = ""
     failures: list[TrollmovesError] = field(default_factory=list)
-    again_in: float = 0.0
+    retry_in: float = 0.0
     asked_at: float = 0.0  # monotonic
-    works: bool = True  # whether a server that never says so is still at it, as far as known
+    server_busy: bool = True  # whether a server that never says so is still at it, as far as known
     started: float = field(default_factory=time.monotonic)
 
 
-class Sources(Protocol):
+class SourceLookup(Protocol):
     """Who has the file of a fetch."""
 
-    def told(self, task: Task) -> Told:
+    def announcements(self, task: Task) -> AnnouncementsBySource:
         """Give the announcements by source."""
 
-    def arrived(self, task: Task) -> Told:
+    def announcements_after_fetch(self, task: Task) -> AnnouncementsBySource:
         """Hear that the files are here; give the announcements by source."""
 
-    def over(self, task: Task) -> None:
+    def on_attempt_ended(self, task: Task) -> None:
         """Hear that a run of the fetch has ended without them."""
 
 
@@ -106,12 +106,12 @@ class Fetcher:
         options: ClientOptions,
         journal: Journal,
         requester: Requester,
-        sources: Sources,
+        sources: SourceLookup,
         peers: Peers,
         *,
         prepare: Callable[[Task, Message], str],
-        asking: Callable[[Attempt], None],
-        arrived: Callable[[Attempt, Message], Result],
+        asking: Callable[[FetchAttempt], None],
+        arrived: Callable[[FetchAttempt, Message], Result],
         lost: Callable[[Task, TrollmovesError], None] | None = None,
     ) -> None:
         self.name = options.name
@@ -127,220 +127,226 @@ class Fetcher:
         self._prepare = prepare
         self._asking = asking
         self._arrived = arrived
-        self._queues = Queues()
+        self._queues = SerialQueues()
         self._down: dict[str, tuple[float, int]] = {}  # by source: until when, after how many failures
 
-    def start(self, workers: Workers) -> None:
+    def start(self, workers: Scheduler) -> None:
         """Fetch what waits in the journal, and what will.
 
         The first second nothing is fetched, so that whoever wants to be told of it finds the time to connect.
         """
-        workers.register(self.name, KIND, limit=REQUESTS_AT_ONCE, starter=self._fetch, begin_in=SETTLE)
+        workers.register(self.name, KIND, limit=REQUESTS_PER_SOURCE, starter=self._fetch, begin_in=SUBSCRIBER_GRACE)
 
     def acknowledge(self, source: str, announcement: str) -> None:
         """Tell a source that its file is not needed any more, a few times if need be; then it is its own matter."""
-        self._acknowledge(source, Message.decode(announcement).variant("ack"), ACKS)
+        self._acknowledge(source, Message.decode(announcement).derive("ack"), ACK_TRIES)
 
     def _acknowledge(self, source: str, ack: str, tries: int) -> None:
         def hear(answer: Message | TrollmovesError) -> None:
-            if isinstance(answer, NoAnswer) and not isinstance(answer, Stopping) and tries > 1:
+            if isinstance(answer, NoReply) and not isinstance(answer, RequesterStopped) and tries > 1:
                 self._acknowledge(source, ack, tries - 1)
 
-        self._requester.ask(source, ack, self._options.req_timeout, hear)
+        self._requester.send_request(source, ack, self._options.req_timeout, hear)
 
     # -- asking
 
     def _fetch(self, task: Task, finish: Callable[[Result], None]) -> None:
         """Start to fetch a file; the clerk calls."""
-        name = name_of(task)
-        hold = self._peers.hold(name)
+        name = file_key_of(task)
+        hold = self._peers.hold_seconds(name)
         if self._peers.is_done(name) or hold:
-            finish(Result(again_in=hold) if hold else Result())
+            finish(Result(retry_in=hold) if hold else Result())
             return
-        sources: dict[str, Message | str] = dict(self._sources.told(task).items())
+        sources: dict[str, Message | str] = dict(self._sources.announcements(task).items())
         if not sources:
-            finish(self._loss(task, Refused("nobody is known to have it")))
+            finish(self._failure_result(task, PermanentlyRefused("nobody is known to have it")))
             return
         first = next(iter(sources))
         message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
         sources[first] = message
         if len(sources) == 1:
             task.context = message  # so that it is not read again when the file is there
-        if self._journal.now() - task.noted > self._options.retry_for > 0:
+        if self._journal.now() - task.created > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
         destination = self._prepare(task, message)
         if len(sources) > 1:
             sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
-        self._ask_next(Attempt(task, message, destination, sources, finish))
+        self._request_next(FetchAttempt(task, message, destination, sources, finish))
 
-    def _ask_next(self, attempt: Attempt) -> None:
+    def _request_next(self, attempt: FetchAttempt) -> None:
         if not attempt.sources:
-            self._sources.over(attempt.task)
-            attempt.finish(self._without_source(attempt))
+            self._sources.on_attempt_ended(attempt.task)
+            attempt.finish(self._all_sources_failed(attempt))
             return
         attempt.source = next(iter(attempt.sources))
         announcement = attempt.sources.pop(attempt.source)
         attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
-        if self._is_clumsy(attempt):
-            self._queues.begin(attempt.source, lambda: self._begin(attempt, self._after_another))
+        if self._needs_serial_requests(attempt):
+            self._queues.run(attempt.source, lambda: self._begin(attempt, self._on_serial_reply))
         else:
-            self._begin(attempt, self._answered)
+            self._begin(attempt, self._handle_reply)
 
     @staticmethod
-    def _is_clumsy(attempt: Attempt) -> bool:
+    def _needs_serial_requests(attempt: FetchAttempt) -> bool:
         """Tell whether a source must be asked for one file at a time: old servers mix up what they send by FTP."""
-        return attempt.destination.startswith("ftp") and not contents.announcement_mark(attempt.message.data)
+        return attempt.destination.startswith("ftp") and not contents.announcement_metadata(attempt.message.data)
 
-    def _begin(self, attempt: Attempt, answered: Callable[[Attempt, Message | TrollmovesError], None]) -> None:
+    def _begin(
+        self, attempt: FetchAttempt, answered: Callable[[FetchAttempt, Message | TrollmovesError], None]
+    ) -> None:
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("[%s] asking %s for %s", self.name, attempt.source, contents.names(attempt.message.data))
+            log.debug("[%s] asking %s for %s", self.name, attempt.source, contents.file_names(attempt.message.data))
         self._asking(attempt)
-        steps.reached("asking")
-        self._ask(attempt, answered)
+        steps.hit("asking")
+        self._send_request(attempt, answered)
 
-    def _after_another(self, attempt: Attempt, answer: Message | TrollmovesError) -> None:
+    def _on_serial_reply(self, attempt: FetchAttempt, answer: Message | TrollmovesError) -> None:
         source = attempt.source
         try:
-            self._answered(attempt, answer)
+            self._handle_reply(attempt, answer)
         finally:
-            self._queues.end(source)
+            self._queues.done(source)
 
-    def _ask(self, attempt: Attempt, answered: Callable[[Attempt, Message | TrollmovesError], None]) -> None:
-        attempt.asked_at, attempt.works = time.monotonic(), True
-        tells = contents.announcement_mark(attempt.message.data)
-        self._requester.ask(
+    def _send_request(
+        self, attempt: FetchAttempt, answered: Callable[[FetchAttempt, Message | TrollmovesError], None]
+    ) -> None:
+        attempt.asked_at, attempt.server_busy = time.monotonic(), True
+        tells = contents.announcement_metadata(attempt.message.data)
+        self._requester.send_request(
             attempt.source,
             self._request(attempt),
             self._options.transfer_req_timeout,
-            lambda answer: self._hear(answered, attempt, answer),
-            overdue=None if tells else lambda: self._wait_longer(attempt),
+            lambda answer: self._on_reply(answered, attempt, answer),
+            overdue=None if tells else lambda: self._extend_timeout(attempt),
             shared=bool(tells),
         )
 
-    def _hear(
+    def _on_reply(
         self,
-        answered: Callable[[Attempt, Message | TrollmovesError], None],
-        attempt: Attempt,
+        answered: Callable[[FetchAttempt, Message | TrollmovesError], None],
+        attempt: FetchAttempt,
         answer: Message | TrollmovesError,
     ) -> None:
         """Take an answer; whatever it is, the attempt comes to an end."""
         try:
             answered(attempt, answer)
         except Exception:
-            log.exception("[%s] %s: an answer of %s", self.name, contents.names(attempt.message.data), attempt.source)
-            attempt.finish(Result(again_in=backoff(attempt.task.tries)))
+            log.exception(
+                "[%s] %s: an answer of %s", self.name, contents.file_names(attempt.message.data), attempt.source
+            )
+            attempt.finish(Result(retry_in=backoff(attempt.task.tries)))
 
-    def _wait_longer(self, attempt: Attempt) -> bool:
+    def _extend_timeout(self, attempt: FetchAttempt) -> bool:
         """Decide whether to wait once more for an old server: to ask it again would begin a second transfer.
 
         It does not say that it is at work, but how long it runs. Whoever is gone, or was started anew, has forgotten.
         """
-        if not attempt.works:
+        if not attempt.server_busy:
             return False
-        attempt.works = False
+        attempt.server_busy = False
         asked_at = attempt.asked_at
 
         def hear(answer: Message | TrollmovesError) -> None:
-            began = time.monotonic() - _uptime(answer)
-            attempt.works = began < asked_at + UPTIME_SLACK
+            began = time.monotonic() - _parse_uptime(answer)
+            attempt.server_busy = began < asked_at + UPTIME_SLACK
 
         self._asking(attempt)  # peers hear that it is still in hand
         question = Message(attempt.message.subject, "info", {"max_count": 1}).encode()
-        self._requester.ask(attempt.source, question, self._options.transfer_req_timeout * 0.8, hear)
-        return time.monotonic() - asked_at < LONGEST_SILENCE
+        self._requester.send_request(attempt.source, question, self._options.transfer_req_timeout * 0.8, hear)
+        return time.monotonic() - asked_at < MAX_TRANSFER_SECONDS
 
-    def _request(self, attempt: Attempt) -> str:
+    def _request(self, attempt: FetchAttempt) -> str:
         added: dict[str, Any] = {"destination": attempt.destination}
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)
-        if contents.announcement_mark(attempt.message.data):
+        if contents.announcement_metadata(attempt.message.data):
             # Asked again often enough for peers to hear that it is in hand.
             patience = min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
             added["request"] = {"id": f"{self._client}/{attempt.task.id}", "patience": patience}
             peers = self._peers.names()
             if peers and self._is_late(attempt):
                 added["request"]["unless"] = peers
-        return attempt.message.variant("push", added)
+        return attempt.message.derive("push", added)
 
-    def _is_late(self, attempt: Attempt) -> bool:
+    def _is_late(self, attempt: FetchAttempt) -> bool:
         """Tell whether a file was announced before this process began, so that a peer may have taken it over."""
         task = attempt.task
-        return task.noted < self._began or (task.rank == BACKLOG and attempt.message.timestamp() < self._began_at)
+        return task.created < self._began or (task.rank == BACKLOG and attempt.message.timestamp() < self._began_at)
 
-    def _answered(self, attempt: Attempt, answer: Message | TrollmovesError) -> None:
-        if isinstance(answer, Stopping):
+    def _handle_reply(self, attempt: FetchAttempt, answer: Message | TrollmovesError) -> None:
+        if isinstance(answer, RequesterStopped):
             attempt.task.tries -= 1
-            attempt.finish(Result(again_in=0.0))
+            attempt.finish(Result(retry_in=0.0))
             return
         if isinstance(answer, TrollmovesError):
-            self._note_down(attempt.source)
+            self._mark_source_down(attempt.source)
             self._failed(attempt, answer)
             return
         self._down.pop(attempt.source, None)
-        if answer.type in DELIVERED:
-            attempt.finish(Result() if self._is_told(attempt, answer) else self._arrived(attempt, answer))
+        if answer.type in FILE_TYPES:
+            attempt.finish(Result() if self._peer_has_received(attempt, answer) else self._arrived(attempt, answer))
             self._acknowledge_others(attempt)
         elif answer.type == "wait":
             self._asking(attempt)  # peers hear that it is still in hand
-            self._ask(attempt, self._answered)
+            self._send_request(attempt, self._handle_reply)
         else:
             self._failed(attempt, self._refusal(attempt, answer))
 
-    def _is_told(self, attempt: Attempt, answer: Message) -> bool:
+    def _peer_has_received(self, attempt: FetchAttempt, answer: Message) -> bool:
         """Tell whether somebody else has told, or will, that this file arrived.
 
         A peer did while we asked, or it has the file in its journal: the server has delivered for it.
         """
-        delivered_for = contents.request_mark(answer.data).get("delivered_for")
-        told = bool(delivered_for) or self._peers.is_done(name_of(attempt.task))
+        delivered_for = contents.request_metadata(answer.data).get("delivered_for")
+        told = bool(delivered_for) or self._peers.is_done(file_key_of(attempt.task))
         if told:
-            log.info("[%s] %s was received by a peer", self.name, contents.names(attempt.message.data))
+            log.info("[%s] %s was received by a peer", self.name, contents.file_names(attempt.message.data))
         return told
 
-    def _refusal(self, attempt: Attempt, answer: Message) -> TrollmovesError:
+    def _refusal(self, attempt: FetchAttempt, answer: Message) -> TrollmovesError:
         data = answer.data
         if isinstance(data, dict):
             again_in = data.get("again_in")
-            attempt.again_in = max(attempt.again_in, float(again_in or 0.0) if contents.is_seconds(again_in) else 0.0)
-            kind = NotDelivered if data.get("temporary", True) else Refused
+            attempt.retry_in = max(attempt.retry_in, float(again_in or 0.0) if contents.is_seconds(again_in) else 0.0)
+            kind = NotDelivered if data.get("temporary", True) else PermanentlyRefused
             return kind(f"{attempt.source}: {data.get('error', answer.type)}")
         return NotDelivered(f"{attempt.source}: {data or answer.type}")
 
-    def _failed(self, attempt: Attempt, error: TrollmovesError) -> None:
+    def _failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
         attempt.failures.append(error)
         level = logging.WARNING if attempt.task.tries == 1 else logging.INFO
-        log.log(level, "[%s] %s not delivered: %s", self.name, contents.names(attempt.message.data), error)
-        self._ask_next(attempt)
+        log.log(level, "[%s] %s not delivered: %s", self.name, contents.file_names(attempt.message.data), error)
+        self._request_next(attempt)
 
-    def _without_source(self, attempt: Attempt) -> Result:
+    def _all_sources_failed(self, attempt: FetchAttempt) -> Result:
         """Decide how to go on when no source delivered: later, or never."""
-        if all(isinstance(error, Refused) for error in attempt.failures):
-            log.error("[%s] %s is refused for good", self.name, contents.names(attempt.message.data))
-            return self._loss(attempt.task, attempt.failures[-1])
-        if all(isinstance(error, NoAnswer) for error in attempt.failures):
-            return self._loss(attempt.task, attempt.failures[-1])  # the lane of this source pauses
-        result = self._loss(attempt.task, NotDelivered(str(attempt.failures[-1])))
-        result.error, result.again_in = None, max(attempt.again_in, backoff(attempt.task.tries))
+        if all(isinstance(error, PermanentlyRefused) for error in attempt.failures):
+            log.error("[%s] %s is refused for good", self.name, contents.file_names(attempt.message.data))
+            return self._failure_result(attempt.task, attempt.failures[-1])
+        if all(isinstance(error, NoReply) for error in attempt.failures):
+            return self._failure_result(attempt.task, attempt.failures[-1])  # the lane of this source pauses
+        result = self._failure_result(attempt.task, NotDelivered(str(attempt.failures[-1])))
+        result.error, result.retry_in = None, max(attempt.retry_in, backoff(attempt.task.tries))
         return result
 
     def _give_up(self, task: Task, message: Message, finish: Callable[[Result], None]) -> None:
-        what = contents.names(message.data)
+        what = contents.file_names(message.data)
         log.error("[%s] %s is given up after %.0f s and %d tries", self.name, what, self._options.retry_for, task.tries)
-        finish(self._loss(task, GivenUp(f"not delivered within {self._options.retry_for:g} s")))
+        finish(self._failure_result(task, RetryPeriodExpired(f"not delivered within {self._options.retry_for:g} s")))
 
-    def _loss(self, task: Task, error: TrollmovesError) -> Result:
+    def _failure_result(self, task: Task, error: TrollmovesError) -> Result:
         lost = self._lost
-        return Result(error=error, after=(lambda: lost(task, error)) if lost else None)
+        return Result(error=error, on_committed=(lambda: lost(task, error)) if lost else None)
 
-    def _acknowledge_others(self, attempt: Attempt) -> None:
-        for source, announcement in self._sources.arrived(attempt.task).items():
+    def _acknowledge_others(self, attempt: FetchAttempt) -> None:
+        for source, announcement in self._sources.announcements_after_fetch(attempt.task).items():
             if source != attempt.source:
                 self.acknowledge(source, announcement)
 
     # -- health of the sources
 
-    def _note_down(self, source: str) -> None:
+    def _mark_source_down(self, source: str) -> None:
         failures = self._down.get(source, (0.0, 0))[1] + 1
         self._down[source] = (time.monotonic() + backoff(failures, first=5.0), failures)
 

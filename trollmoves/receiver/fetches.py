@@ -11,8 +11,8 @@ from typing import Any
 
 from trollmoves import urls
 from trollmoves.errors import MessageError
-from trollmoves.journal import DONE, FRESH, WAITING, Journal, Outcome, Source, Task
-from trollmoves.logs import Seldom
+from trollmoves.journal import DONE, FRESH, WAITING, Journal, Outcome, SourcePosition, Task
+from trollmoves.logs import LogThrottle
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
 from trollmoves.receiver.peers import Peers
@@ -20,10 +20,10 @@ from trollmoves.receiver.peers import Peers
 log = logging.getLogger(__name__)
 
 KIND = "fetch"
-ARRIVED = 10_000  # tasks remembered until the journal surely has them
+MAX_RECENT = 10_000  # tasks remembered until the journal surely has them
 _GENERATION = "\n#"  # in the key of a task, before the number of the content; no file is announced under such a name
 
-Told = dict[str, str]
+AnnouncementsBySource = dict[str, str]
 Version = tuple[str, int | None, int | None]
 
 
@@ -35,13 +35,13 @@ class Fetch:
     size and time (None where it does not say), and the generation: the number of the content that this name has had.
     """
 
-    told: Told = field(default_factory=dict)
+    announcements: AnnouncementsBySource = field(default_factory=dict)
     versions: dict[str, tuple[Version, int]] = field(default_factory=dict)
     generation: int = 1
 
     def dump(self) -> str:
         """Give the body of a task."""
-        return json.dumps([self.told, self.versions, self.generation])
+        return json.dumps([self.announcements, self.versions, self.generation])
 
     @classmethod
     def load(cls, body: str) -> Fetch:
@@ -55,7 +55,7 @@ class Fetch:
         return size is None or any(known in (None, size) for known in sizes)
 
 
-class Fetches:
+class FetchTasks:
     """The fetches of one chain in the journal. Any thread.
 
     A file is known by its name (uid), for every source has it elsewhere. ``acknowledge(source, announcement)`` is
@@ -78,13 +78,17 @@ class Fetches:
         self._peers = peers
         self._delay = delay
         self._acknowledge = acknowledge
-        self._seldom = Seldom()
+        self._seldom = LogThrottle()
         self._lock = threading.Lock()  # what is heard and what is caught up with meet in the same tasks
         self._changed: dict[int, Task] = {}  # while announcements are noted: what is to be written of known tasks
-        self._late: dict[int, Told] = {}  # by task: sources that may have come after it was taken in hand
+        self._late: dict[
+            int, AnnouncementsBySource
+        ] = {}  # by task: sources that may have come after it was taken in hand
         self._arrived: dict[int, None] = {}  # tasks that may not be done in the journal yet, the latest last
 
-    def note(self, messages: Sequence[Message], sources: Iterable[tuple[str, Source]], rank: int) -> list[Task]:
+    def record_announcements(
+        self, messages: Sequence[Message], sources: Iterable[tuple[str, SourcePosition]], rank: int
+    ) -> list[Task]:
         """Note announcements, and how far the logs of their sources are had; give the fetches that are new."""
         with self._lock:
             wanted: list[Task] = []
@@ -92,10 +96,10 @@ class Fetches:
                 try:
                     wanted.append(self._task(message, rank))
                 except MessageError as error:
-                    if (more := self._seldom.turn()) is not None:
+                    if (more := self._seldom.admit()) is not None:
                         sender = message.sender
                         log.warning("[%s] announcement of %s passed over: %s%s", self.name, sender, error, more)
-            noted = self._journal.note(wanted, sources)
+            noted = self._journal.add_tasks(wanted, sources)
             rows: dict[int, Task] = {}  # a file may be announced several times at once
             new = []
             for asked, (task, is_new) in zip(wanted, noted, strict=True):
@@ -103,7 +107,7 @@ class Fetches:
                 new += [task] if is_new else self._merge(asked, row)
             changed, self._changed = self._changed, {}
             if changed:
-                self._journal.amend(changed.values())
+                self._journal.update_bodies(changed.values())
             return new
 
     def _task(self, message: Message, rank: int) -> Task:
@@ -111,11 +115,11 @@ class Fetches:
         source = data.get("request_address")
         if not isinstance(source, str) or not source:
             raise MessageError(f"no request address but {source!r}")
-        key = key_of(data)
-        for item in contents.items(data):
-            contents.check_place(item)
-        version = (contents.uris(data)[0], *_size_and_time(data))
-        fetch = Fetch({source: message.text or message.encode()}, {source: (version, 1)})
+        key = file_key(data)
+        for item in contents.file_items(data):
+            contents.check_file_item(item)
+        version = (contents.file_uris(data)[0], *_size_and_time(data))
+        fetch = Fetch({source: message.raw or message.encode()}, {source: (version, 1)})
         due = self._journal.now() + self._delay if self._delay else 0.0
         return Task(self.name, self._kind, key, f"{self._kind} {source}", fetch.dump(), due, rank, context=message)
 
@@ -131,46 +135,46 @@ class Fetches:
         ((source, (version, _)),) = told.versions.items()
         before, generation = fetch.versions.get(source, (None, 0))
         if before and before[0] != version[0]:
-            return self._note_other(asked, f"{asked.key}\n{version[0]}", merge=True)
+            return self._add_variant(asked, f"{asked.key}\n{version[0]}", merge=True)
         current = self._current(known, fetch)
         if generation != fetch.generation and before != version and fetch.may_be_current(version[1]):
             fetch.versions[source] = (version, fetch.generation)
-            self._add_source(current, known, fetch, source, told.told[source])
+            self._add_source(current, known, fetch, source, told.announcements[source])
             return []
         if before == version:
-            self._acknowledge_again(asked, current, source, told.told[source])
+            self._acknowledge_again(asked, current, source, told.announcements[source])
             return []
         fetch.generation += 1
         fetch.versions[source] = (version, fetch.generation)
         self._peers.forget(known.key)
-        self._change(known, fetch)
-        return self._note_other(asked, f"{asked.key}{_GENERATION}{fetch.generation}")
+        self._update(known, fetch)
+        return self._add_variant(asked, f"{asked.key}{_GENERATION}{fetch.generation}")
 
     def _acknowledge_again(self, asked: Task, current: Task, source: str, text: str) -> None:
         """Tell a source that announces anew what is here: it seems not to know, as one of ours repeats nothing else."""
-        numbered = contents.announcement_mark(asked.context.data)
+        numbered = contents.announcement_metadata(asked.context.data)
         if numbered and asked.rank == FRESH and current.state == DONE and self._acknowledge:
             self._acknowledge(source, text)
 
-    def _note_other(self, asked: Task, key: str, *, merge: bool = False) -> list[Task]:
+    def _add_variant(self, asked: Task, key: str, *, merge: bool = False) -> list[Task]:
         asked.key = key
-        ((task, new),) = self._journal.note([asked])
+        ((task, new),) = self._journal.add_tasks([asked])
         if new:
             return [task]
         return self._merge(asked, task) if merge else []
 
-    def _change(self, task: Task, fetch: Fetch) -> None:
+    def _update(self, task: Task, fetch: Fetch) -> None:
         task.body = fetch.dump()
         self._changed[task.id] = task
 
     def _add_source(self, current: Task, known: Task, fetch: Fetch, source: str, text: str) -> None:
         if current is known:
-            fetch.told[source] = text
+            fetch.announcements[source] = text
         else:
             newest = Fetch.load(current.body)
-            newest.told[source] = text
-            self._change(current, newest)
-        self._change(known, fetch)
+            newest.announcements[source] = text
+            self._update(current, newest)
+        self._update(known, fetch)
         self._late[current.id] = {**self._late.get(current.id, {}), source: text}
         if current.state == DONE or current.id in self._arrived:
             for late, announcement in self._late.pop(current.id, {}).items():
@@ -183,29 +187,29 @@ class Fetches:
             return known
         return self._journal.find(self.name, self._kind, f"{known.key}{_GENERATION}{fetch.generation}") or known
 
-    def told_of(self, key: str) -> Told:
+    def latest_announcements(self, key: str) -> AnnouncementsBySource:
         """Give the announcements of the newest content of a name by source; {} when it was not heard of."""
         known = self._journal.find(self.name, self._kind, key)
-        return Fetch.load(self._current(known, Fetch.load(known.body)).body).told if known else {}
+        return Fetch.load(self._current(known, Fetch.load(known.body)).body).announcements if known else {}
 
-    def told(self, task: Task) -> Told:
+    def announcements(self, task: Task) -> AnnouncementsBySource:
         """Give the announcements of a fetch by source, with those that came after it was taken in hand."""
         return _announcements(task) | self._late.get(task.id, {})
 
-    def arrived(self, task: Task) -> Told:
+    def announcements_after_fetch(self, task: Task) -> AnnouncementsBySource:
         """Hear that the files are here; give the announcements by source. Who comes later is acknowledged at once."""
         # The journal says so a moment later only. First this, then the late ones: ``_add_source`` does it the other way
         # round, so that no source falls between the two.
         self._arrived[task.id] = None
-        if len(self._arrived) > ARRIVED:
+        if len(self._arrived) > MAX_RECENT:
             del self._arrived[next(iter(self._arrived))]
         return _announcements(task) | self._late.pop(task.id, {})
 
-    def over(self, task: Task) -> None:
+    def on_attempt_ended(self, task: Task) -> None:
         """Forget what was kept for a task in hand."""
         self._late.pop(task.id, None)
 
-    def leave(self, keys: Iterable[str], in_hand: Callable[[Task], bool]) -> None:
+    def finish_for_peer(self, keys: Iterable[str], in_hand: Callable[[Task], bool]) -> None:
         """Count as done what a peer has fetched, as far as it waits and is not in hand."""
         with self._lock:
             ended = []
@@ -214,21 +218,21 @@ class Fetches:
                 current = self._current(known, Fetch.load(known.body)) if known else None
                 if current and current.state == WAITING and not in_hand(current):
                     ended.append(Outcome(current, DONE))
-                    self.over(current)
+                    self.on_attempt_ended(current)
             if ended:
                 self._journal.finish(ended)
 
 
-def remains(task: Task) -> str:
+def compact_body(task: Task) -> str:
     """Give what is left of a fetch that was done: what its content was, but not the announcements."""
     fetch = Fetch.load(task.body)
-    fetch.told = {}
+    fetch.announcements = {}
     return fetch.dump()
 
 
-def key_of(data: dict[str, Any]) -> str:
+def file_key(data: dict[str, Any]) -> str:
     """Give the identity of the files in a message: their names, wherever they are. MessageError when it has none."""
-    items = contents.items(data)
+    items = contents.file_items(data)
     if not items:
         raise MessageError("it names no file")
     for item in items:
@@ -237,20 +241,20 @@ def key_of(data: dict[str, Any]) -> str:
     return "\n".join(item.get("uid") or item["uri"].rsplit("/", 1)[-1] for item in items)
 
 
-def _announcements(task: Task) -> Told:
+def _announcements(task: Task) -> AnnouncementsBySource:
     """Give the announcements in a task by source; what came late is not among them."""
     message = task.context
-    if isinstance(message, Message) and message.text:  # it was noted just now
-        return {str(message.data["request_address"]): message.text}
-    return Fetch.load(task.body).told
+    if isinstance(message, Message) and message.raw:  # it was noted just now
+        return {str(message.data["request_address"]): message.raw}
+    return Fetch.load(task.body).announcements
 
 
-def name_of(task: Task) -> str:
+def file_key_of(task: Task) -> str:
     """Give the identity of the files of a task, whichever content of them it fetches."""
     return task.key.partition(_GENERATION)[0]
 
 
 def _size_and_time(data: dict[str, Any]) -> tuple[int | None, int | None]:
-    mark = contents.announcement_mark(data)
+    mark = contents.announcement_metadata(data)
     size, mtime = mark.get("size"), mark.get("mtime")
     return (size if isinstance(size, int) else None), (mtime if isinstance(mtime, int) else None)

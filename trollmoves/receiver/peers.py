@@ -13,8 +13,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 
-REMEMBERED_FOR = 600.0  # s for which it is known that a peer is done, for announcements that are heard later
-MOST_REMEMBERED = 20_000  # files
+CACHE_TTL = 600.0  # s for which it is known that a peer is done, for announcements that are heard later
+CACHE_SIZE = 20_000  # files
 
 
 class Peers:
@@ -30,7 +30,7 @@ class Peers:
         self._at_work: OrderedDict[str, float] = OrderedDict()
         self._done: OrderedDict[str, float] = OrderedDict()
 
-    def meet(self, name: str) -> None:
+    def add(self, name: str) -> None:
         """A peer tells its name."""
         with self._lock:
             self._names[name] = None
@@ -40,18 +40,18 @@ class Peers:
         with self._lock:
             return list(self._names)
 
-    def hear_push(self, key: str) -> None:
+    def on_push(self, key: str) -> None:
         """A peer asks for the file."""
         with self._lock:
             _remember(self._at_work, key, self._hold)
 
-    def hear_done(self, key: str) -> None:
+    def on_done(self, key: str) -> None:
         """A peer has the file and tells, or has told, where it is."""
         with self._lock:
             self._at_work.pop(key, None)
-            _remember(self._done, key, REMEMBERED_FOR)
+            _remember(self._done, key, CACHE_TTL)
 
-    def hold(self, key: str) -> float:
+    def hold_seconds(self, key: str) -> float:
         """Give the seconds for which a file is left to the peer that asks for it, 0 for none."""
         with self._lock:
             return max(0.0, self._at_work.get(key, float("-inf")) + self._hold - time.monotonic())
@@ -59,7 +59,7 @@ class Peers:
     def is_done(self, key: str) -> bool:
         """Tell whether a peer is done with the file."""
         with self._lock:
-            return time.monotonic() - self._done.get(key, float("-inf")) < REMEMBERED_FOR
+            return time.monotonic() - self._done.get(key, float("-inf")) < CACHE_TTL
 
     def forget(self, key: str) -> None:
         """The name stands for new content: what peers said was about the old one."""
@@ -72,5 +72,5 @@ def _remember(heard: OrderedDict[str, float], key: str, seconds: float) -> None:
     now = time.monotonic()
     heard[key] = now
     heard.move_to_end(key)
-    while len(heard) > MOST_REMEMBERED or next(iter(heard.values())) < now - seconds:
+    while len(heard) > CACHE_SIZE or next(iter(heard.values())) < now - seconds:
         heard.popitem(last=False)

@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Callable
 
 
-class Queues:
+class SerialQueues:
     """A queue for each key. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[Callable[[], None]]] = {}  # behind what is under way, by key
 
-    def begin(self, key: str, start: Callable[[], None]) -> None:
+    def run(self, key: str, start: Callable[[], None]) -> None:
         """Start now, or when all of this key that came before has ended; what starts must ``end``, once."""
         with self._lock:
             if key in self._waiting:
@@ -23,7 +23,7 @@ class Queues:
             self._waiting[key] = deque()
         start()
 
-    def end(self, key: str) -> None:
+    def done(self, key: str) -> None:
         """Start what waits next, on this thread."""
         with self._lock:
             if not self._waiting[key]:

@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 KIND = "unnumbered"  # of the notes of such servers; the key is address and subject
 TIMEOUT = 10.0  # s
-MOST = 2256  # names in one answer
-NAMED = 10  # files in one log line
+MAX_INFO_FILES = 2256  # names in one answer
+MAX_NAMED = 10  # files in one log line
 
 
-class Unnumbered:
+class LegacyServers:
     """The servers of one chain that number nothing. Any thread."""
 
     def __init__(self, name: str, journal: Journal, requester: Requester) -> None:
@@ -36,21 +36,21 @@ class Unnumbered:
         self._known = set(journal.keys(name, KIND))
         self._told: set[str] = set()  # names of files
 
-    def hear(self, address: str, subject: str) -> None:
+    def on_announced(self, address: str, subject: str) -> None:
         """Take note of where an announcement without a number came from."""
         key = f"{address} {subject}"
         with self._lock:
             if key in self._known:
                 return
             self._known.add(key)
-        self._journal.note([Task(self.name, KIND, key, KIND, "", state=DONE)])
+        self._journal.add_tasks([Task(self.name, KIND, key, KIND, "", state=DONE)])
         log.warning(
             "[%s] %s does not number its announcements: what it announces unheard is named here and not caught up with",
             self.name,
             address,
         )
 
-    def ask_all(self) -> None:
+    def request_all(self) -> None:
         """Find out what was announced unheard."""
         with self._lock:
             known = sorted(self._known)
@@ -60,7 +60,7 @@ class Unnumbered:
             self._ask(address, subject, partial(self._ask_again, address, subject))
 
     def _ask_again(self, address: str, subject: str, names: list[str]) -> None:
-        self._ask(address, subject, lambda _: self._tell(address, names))
+        self._ask(address, subject, lambda _: self._report(address, names))
 
     def _ask(self, address: str, subject: str, then: Callable[[list[str]], None]) -> None:
         def answered(answer: Message | TrollmovesError) -> None:
@@ -69,10 +69,10 @@ class Unnumbered:
             if isinstance(files, list):
                 then([str(file).rsplit("/", 1)[-1] for file in files])
 
-        question = Message(subject, "info", {"max_count": MOST}).encode()
-        self._requester.ask(address, question, TIMEOUT, answered)
+        question = Message(subject, "info", {"max_count": MAX_INFO_FILES}).encode()
+        self._requester.send_request(address, question, TIMEOUT, answered)
 
-    def _tell(self, address: str, names: list[str]) -> None:
+    def _report(self, address: str, names: list[str]) -> None:
         known = [self._journal.find(self.name, FETCH, name) is not None for name in names]
         oldest = (
             len(known) - known[::-1].index(True) if True in known else 0
@@ -81,12 +81,12 @@ class Unnumbered:
         missed = [name for name in dict.fromkeys(unknown) if name not in self._told]  # a list may hold a name twice
         self._told.update(missed)
         if missed:
-            more = f" and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
+            more = f" and {len(missed) - MAX_NAMED} more" if len(missed) > MAX_NAMED else ""
             log.error(
                 "[%s] %s announced %d files unheard, which are not fetched: %s%s",
                 self.name,
                 address,
                 len(missed),
-                " ".join(missed[:NAMED]),
+                " ".join(missed[:MAX_NAMED]),
                 more,
             )

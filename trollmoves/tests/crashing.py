@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trollmoves.movers import is_partial
-from trollmoves.steps import STEPS, VARIABLE
+from trollmoves.steps import ENV_VAR, FAILPOINTS
 from trollmoves.tests.daemons import Pair, Process, Site, client_section, server_section
 from trollmoves.tests.dispatching import TOPIC, Dispatching
 from trollmoves.tests.feeding import Feeder, content
@@ -488,7 +488,7 @@ def crash(case: Case, site: Site) -> Picture:
     normal = victim.environment
 
     def arm() -> None:
-        victim.environment = {**normal, VARIABLE: f"{case.step}:{case.count}"}
+        victim.environment = {**normal, ENV_VAR: f"{case.step}:{case.count}"}
 
     picture.begin(victim, arm)
     until(lambda: not victim.runs(), DEADLINE, f"{case.daemon} comes to {case.step}: {victim.lines()[-3000:]}")
@@ -506,7 +506,7 @@ def table(cases: Sequence[Case] = CASES) -> str:
     lines = ["| killed when | what a user sees |", "|---|---|"]
     for daemon, group in itertools.groupby(cases, lambda case: case.daemon):
         lines.append(f"| **{daemon}** | |")
-        lines += [f"| `{case.step}` {STEPS[case.step].rstrip('.')} | {case.sees} |" for case in group]
+        lines += [f"| `{case.step}` {FAILPOINTS[case.step].rstrip('.')} | {case.sees} |" for case in group]
     return "\n".join(lines) + "\n"
 
 

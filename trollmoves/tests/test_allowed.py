@@ -6,15 +6,15 @@ import pytest
 
 from trollmoves import allowed_clients, allowed_destinations, urls, values
 from trollmoves.allowed_destinations import ANY_PORT
-from trollmoves.errors import RequestRefused, TrollmovesError
-from trollmoves.messaging.contents import climbs
+from trollmoves.errors import RequestRejected, TrollmovesError
+from trollmoves.messaging.contents import escapes_directory
 
 
 def allows(patterns: str, destination: str, *below: str) -> bool:
     """Tell whether a destination is allowed by a list of patterns."""
-    places = tuple(map(allowed_destinations.read, values.words(patterns)))
+    places = tuple(map(allowed_destinations.parse_pattern, values.word_list(patterns)))
     try:
-        allowed_destinations.checked(places, urls.parse(destination), below)
+        allowed_destinations.check_allowed(places, urls.parse(destination), below)
     except TrollmovesError:
         return False
     return True
@@ -122,38 +122,40 @@ def test_sub_path(below: str) -> None:
 
 def test_dots_are_resolved_before_use() -> None:
     """What is used is the path that was compared, so a link on the far end cannot give ``..`` another meaning."""
-    places = (allowed_destinations.read("sftp://host/data"),)
-    used = allowed_destinations.checked(places, urls.parse("sftp://u:p@host/data/link/../x/"))
+    places = (allowed_destinations.parse_pattern("sftp://host/data"),)
+    used = allowed_destinations.check_allowed(places, urls.parse("sftp://u:p@host/data/link/../x/"))
     assert used.geturl() == "sftp://u:p@host/data/x/"
 
 
 @pytest.mark.parametrize("path", ["/etc", "..", "a/../b", "a\\..\\b", "\\etc", "a/..", "a\0b"])
 def test_climbing_sub_paths(path: str) -> None:
     """A sub-path climbs when it does on any system."""
-    assert climbs(path)
-    assert not climbs("a/b..c/...")
+    assert escapes_directory(path)
+    assert not escapes_directory("a/b..c/...")
 
 
 @pytest.mark.parametrize("word", ["data/out", "sftp:/host", "sftp://ho[st/", "sftp://host:99999/", "://host", "sf tp"])
 def test_no_pattern(word: str) -> None:
     """What is no pattern is told as that."""
     with pytest.raises(ValueError, match=r"destination|port"):
-        allowed_destinations.read(word)
+        allowed_destinations.parse_pattern(word)
 
 
 def test_pattern_shows_no_login() -> None:
     """A login in a pattern plays no part and is not shown, neither when it is right nor when it is wrong."""
-    assert str(allowed_destinations.read("sftp://u:gehe1m@host:*/a/../b")) == "sftp://host:*/b"
+    assert str(allowed_destinations.parse_pattern("sftp://u:gehe1m@host:*/a/../b")) == "sftp://host:*/b"
     with pytest.raises(ValueError, match="scheme") as wrong:
-        allowed_destinations.read("sftp://u:gehe1m@ho[st/")
+        allowed_destinations.parse_pattern("sftp://u:gehe1m@ho[st/")
     assert "gehe1m" not in str(wrong.value)
-    assert allowed_destinations.read("sftp://host:*").port == ANY_PORT
+    assert allowed_destinations.parse_pattern("sftp://host:*").port == ANY_PORT
 
 
 def test_refusal_shows_no_password() -> None:
     """The text of a refusal has the destination without its password."""
-    with pytest.raises(RequestRefused, match="sftp://u@evil/x") as refusal:
-        allowed_destinations.checked((allowed_destinations.read("/data"),), urls.parse("sftp://u:gehe1m@evil/x"))
+    with pytest.raises(RequestRejected, match="sftp://u@evil/x") as refusal:
+        allowed_destinations.check_allowed(
+            (allowed_destinations.parse_pattern("/data"),), urls.parse("sftp://u:gehe1m@evil/x")
+        )
     assert "gehe1m" not in str(refusal.value)
 
 
@@ -184,17 +186,17 @@ def test_refusal_shows_no_password() -> None:
 )
 def test_addresses(clients: str, address: str, allowed: bool) -> None:
     """An address is compared as an address, in whatever spelling; one that is not known is not allowed."""
-    assert allowed_clients.read(values.words(clients)).allows_address(address) is allowed
+    assert allowed_clients.parse_allowlist(values.word_list(clients)).allows_address(address) is allowed
 
 
 @pytest.mark.parametrize("word", ["192.0.2.300", "192.0.2.0/33", "host/24", "1.2.3"])
 def test_no_address(word: str) -> None:
     """What looks like an address and is none is told as that, rather than taken for the name of a key."""
     with pytest.raises(ValueError, match="no address or network"):
-        allowed_clients.read((word,))
+        allowed_clients.parse_allowlist((word,))
 
 
 def test_public_key() -> None:
     """A public key is taken for one, whatever characters are in it."""
     key = ")TBk./E<rl6S-y&//sj09GWS:]uvo%ka-1)/uj*)"
-    assert allowed_clients.read(values.words(f"{key}, 192.0.2.7")).keys == (key,)
+    assert allowed_clients.parse_allowlist(values.word_list(f"{key}, 192.0.2.7")).keys == (key,)

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from trollmoves.errors import JournalError
-from trollmoves.journal import Journal, Source
+from trollmoves.journal import Journal, SourcePosition
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.messaging.requester import Requester
 from trollmoves.receiver import catchup
-from trollmoves.receiver.catchup import CatchUp
+from trollmoves.receiver.catchup import ReplayClient
 from trollmoves.tests.waiting import until
 
 SOON = 20.0  # s; far more than anything here takes
@@ -48,14 +48,14 @@ class Server:
     def _handle(self, requests: list[Request]) -> None:
         for request in requests:
             if request.message.type == "ping":
-                request.answer("pong")
+                request.reply("pong")
                 continue
             self.asked.append(request.message.data)
             self.hold.wait(2 * SOON)
             if self.instead:
-                request.answer(*self.instead.pop(0))
+                request.reply(*self.instead.pop(0))
             else:
-                request.answer("replay", self._replay(request.message.data))
+                request.reply("replay", self._replay(request.message.data))
 
     def _replay(self, data: dict[str, Any]) -> dict[str, Any]:
         answer = {"log": self.log, "last": self.last, "through": 0, "messages": []}
@@ -83,30 +83,30 @@ class Client:
         self._own.callback(self.requester.stop)
         self.missed: list[Message] = []
         self.trouble: list[Exception] = []
-        self.catchup = CatchUp("client", self.journal, self.requester, self._note)
+        self.catchup = ReplayClient("client", self.journal, self.requester, self._note)
         self.requester.start()
 
-    def _note(self, messages: list[Message], sources: list[tuple[str, Source]]) -> None:
+    def _note(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
         if self.trouble:
             raise self.trouble.pop(0)
-        self.journal.note([], sources)
+        self.journal.add_tasks([], sources)
         self.missed += messages
 
     def hear(self, server: Server, *numbers: int) -> None:
         """Hear announcements, and note them."""
         for number in numbers:
-            mark = self.catchup.hear(server.log, number, server.address)
-            self.journal.note([], [mark] if mark else [])
-            self.catchup.noted()
+            mark = self.catchup.on_announced(server.log, number, server.address)
+            self.journal.add_tasks([], [mark] if mark else [])
+            self.catchup.mark_saved()
 
     def beat(self, server: Server, number: int | None = None) -> None:
         """Hear a heartbeat."""
-        self.catchup.hear_beat(server.log, server.last if number is None else number, server.address)
+        self.catchup.on_heartbeat(server.log, server.last if number is None else number, server.address)
 
     def settle(self, server: Server) -> None:
         """Wait until answers that came before are dealt with: they are, one after the other."""
         answers: list[Any] = []
-        self.requester.ask(server.address, Message("/a", "ping").encode(), 2 * SOON, answers.append)
+        self.requester.send_request(server.address, Message("/a", "ping").encode(), 2 * SOON, answers.append)
         until(lambda: answers, 2 * SOON)
 
     def numbers(self) -> list[int]:
@@ -115,7 +115,7 @@ class Client:
 
     def have(self) -> dict[str, int]:
         """Give how far each log is had, as the journal says."""
-        return {source.log: source.have for source in self.journal.sources("client")}
+        return {source.log: source.received_through for source in self.journal.sources("client")}
 
     def stop(self) -> None:
         """End, as the process does."""
@@ -252,7 +252,7 @@ def test_missed_announcements_name_the_source_as_it_is_now(client: Client, serve
     client.beat(server)
     until(lambda: client.missed, SOON)
     assert client.missed[0].data["request_address"] == server.address
-    assert "of.old" not in client.missed[0].text
+    assert "of.old" not in client.missed[0].raw
 
 
 def test_a_large_gap_comes_in_pages(client: Client, server: Server) -> None:
@@ -288,9 +288,9 @@ def test_only_what_was_noted_counts_as_had(client: Client, server: Server) -> No
     """With the answer no more is written down as had than it brings: what was just heard may not be noted yet."""
     in_touch(client, server)
     server.last = 7
-    client.catchup.hear(server.log, 7, server.address)
+    client.catchup.on_announced(server.log, 7, server.address)
     server.hold.clear()
-    client.catchup.hear(server.log, 8, server.address)  # and not noted
+    client.catchup.on_announced(server.log, 8, server.address)  # and not noted
     server.hold.set()
     until(lambda: client.numbers() == [6, 7], SOON)
     assert client.have() == {server.log: 7}
@@ -363,7 +363,7 @@ def test_a_source_that_is_down_and_comes_back(
 ) -> None:
     """A source that does not answer is asked again when it is heard of later, and then all is filled."""
     monkeypatch.setattr(catchup, "REPLAY_TIMEOUT", 0.3)
-    monkeypatch.setattr(catchup, "PAUSE", 0.1)
+    monkeypatch.setattr(catchup, "RETRY_DELAY", 0.1)
     in_touch(client, server)
     server.replier.stop()
     until(lambda: gone(server.replier.port), SOON)
@@ -427,7 +427,7 @@ def test_after_a_wrong_answer_it_is_asked_once_more(
     client: Client, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A source that could not answer is asked again a while later, and what was heard meanwhile then counts as had."""
-    monkeypatch.setattr(catchup, "PAUSE", 0.2)
+    monkeypatch.setattr(catchup, "RETRY_DELAY", 0.2)
     in_touch(client, server)
     server.instead = [("err", "not now")]
     client.hear(server, *range(7, 208))
@@ -445,7 +445,7 @@ def test_after_a_wrong_answer_it_is_asked_once_more(
 
 def test_a_journal_that_cannot_be_written(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be noted does not count as had, and is asked for again."""
-    monkeypatch.setattr(catchup, "PAUSE", 0.1)
+    monkeypatch.setattr(catchup, "RETRY_DELAY", 0.1)
     in_touch(client, server)
     client.trouble = [JournalError("disk full"), RuntimeError("a bug")]
     server.last = 8
@@ -505,7 +505,7 @@ def test_a_log_that_was_replaced_while_we_were_away(
 
 def test_two_servers_behind_one_address(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address that answers from another log each time is not asked in a circle."""
-    monkeypatch.setattr(catchup, "PAUSE", 0.5)
+    monkeypatch.setattr(catchup, "RETRY_DELAY", 0.5)
     in_touch(client, server)
     server.instead = [("replay", {"log": f"log/{n % 2}", "through": 0, "last": 9, "messages": []}) for n in range(1000)]
     began = time.monotonic()

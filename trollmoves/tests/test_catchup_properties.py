@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trollmoves.errors import JournalFull, TrollmovesError
-from trollmoves.journal import Source, Task
+from trollmoves.journal import SourcePosition, Task
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.requester import NoAnswer, Stopping
+from trollmoves.messaging.requester import NoReply, RequesterStopped
 from trollmoves.receiver import catchup
-from trollmoves.receiver.catchup import CatchUp
+from trollmoves.receiver.catchup import ReplayClient
 from trollmoves.tests.test_journal_properties import SAME, Files
 
 CHAIN = "client"
@@ -90,7 +90,10 @@ class CatchUpMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pause, catchup.PAUSE = catchup.PAUSE, 0.0  # s; who answers wrongly is asked again at the next sign
+        self.pause, catchup.RETRY_DELAY = (
+            catchup.RETRY_DELAY,
+            0.0,
+        )  # s; who answers wrongly is asked again at the next sign
         self.files = Files()
         self.servers = [Server(address) for address in ADDRESSES]
         self.excused: set[tuple[str, int]] = set()  # what nobody may expect the client to have
@@ -105,7 +108,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.heard = []
         self.full = False
         self.wire = Wire()
-        self.catchup = CatchUp(CHAIN, self.files.journal, self.wire, self.missed)  # type: ignore[arg-type]
+        self.catchup = ReplayClient(CHAIN, self.files.journal, self.wire, self.missed)  # type: ignore[arg-type]
         self.catchup.start()
 
     def teardown(self) -> None:
@@ -113,12 +116,12 @@ class CatchUpMachine(RuleBasedStateMachine):
         try:
             self.settle()
         finally:
-            catchup.PAUSE = self.pause
+            catchup.RETRY_DELAY = self.pause
             self.files.close()
 
     # -- what the rooms above do
 
-    def missed(self, messages: list[Message], sources: list[tuple[str, Source]]) -> None:
+    def missed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
         """Note what was caught up with."""
         if self.full:
             self.full = False
@@ -126,10 +129,10 @@ class CatchUpMachine(RuleBasedStateMachine):
         marks = [message.data["announcement"] for message in messages]
         self.note([("file", mark["log"], mark["number"]) for mark in marks], sources)
 
-    def note(self, heard: list[Heard], sources: list[tuple[str, Source]]) -> None:
+    def note(self, heard: list[Heard], sources: list[tuple[str, SourcePosition]]) -> None:
         """Note announcements, and how far their logs are had, in one transaction."""
         tasks = [Task(CHAIN, "fetch", f"{log} {number}", "lane", "") for kind, log, number in heard if kind == "file"]
-        self.files.journal.note(tasks, sources)
+        self.files.journal.add_tasks(tasks, sources)
 
     def noted(self, log: str, number: int) -> bool:
         """Tell whether an announcement stands in the journal, or nobody may expect that."""
@@ -162,15 +165,15 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.heard = [one for one, comes in zip(coming, arrives, strict=False) if comes]
         self.marks = self.tell()
 
-    def tell(self) -> list[tuple[str, Source]]:
+    def tell(self) -> list[tuple[str, SourcePosition]]:
         """Tell the chain what is heard, as it is done for each batch; give what is to be written with it."""
         marks = []
         for kind, log, number in self.heard:
             address = log.rpartition("/")[0]
             if kind == "beat":
-                self.catchup.hear_beat(log, number, address)
+                self.catchup.on_heartbeat(log, number, address)
             else:
-                marks.append(self.catchup.hear(log, number, address))
+                marks.append(self.catchup.on_announced(log, number, address))
         return [mark for mark in marks if mark]
 
     @precondition(lambda self: self.heard)
@@ -181,7 +184,7 @@ class CatchUpMachine(RuleBasedStateMachine):
             self.marks = self.tell()
         else:
             self.note(self.heard, self.marks)
-            self.catchup.noted()
+            self.catchup.mark_saved()
             self.heard = []
 
     @precondition(lambda self: self.unanswered())
@@ -192,8 +195,8 @@ class CatchUpMachine(RuleBasedStateMachine):
         (server,) = (one for one in self.servers if one.address == question.address)
         wrong: dict[str, Answer] = {
             "err": Message("/a", "err", "not now"),
-            "lost": NoAnswer("no answer"),
-            "stopping": Stopping("we stop"),
+            "lost": NoReply("no answer"),
+            "stopping": RequesterStopped("we stop"),
         }
         question.answer = wrong.get(how) or server.answer(question.data, self.excused)
 
@@ -236,7 +239,7 @@ class CatchUpMachine(RuleBasedStateMachine):
     @rule()
     def connect(self) -> None:
         """Have a connection come about."""
-        self.catchup.ask_all()
+        self.catchup.request_all()
 
     @rule(kill=st.booleans())
     def begin_anew(self, kill: bool) -> None:
@@ -266,7 +269,7 @@ class CatchUpMachine(RuleBasedStateMachine):
     def nothing_is_claimed_that_was_not_noted(self) -> None:
         """How far a log is had, by the journal, says nothing of what is not in it."""
         for source in self.files.journal.sources(CHAIN):
-            lacking = [n for n in range(1, source.have + 1) if not self.noted(source.log, n)]
+            lacking = [n for n in range(1, source.received_through + 1) if not self.noted(source.log, n)]
             assert not lacking, f"{source} without {lacking}"
 
     @invariant()
@@ -296,7 +299,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         for server in self.servers:
             lacking = [n for n in range(1, server.last + 1) if not self.noted(server.log, n)]
             assert not lacking, f"{server} without {lacking}"
-            self.catchup.hear_beat(server.log, server.last, server.address)
+            self.catchup.on_heartbeat(server.log, server.last, server.address)
         assert self.wire.questions == []
 
     def answer_all(self) -> None:

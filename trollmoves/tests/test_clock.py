@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.clock import SteadyClock
+from trollmoves.clock import MonotonicWallClock
 from trollmoves.journal import Journal
 from trollmoves.tests.daemons import Pair, Process, Site
 from trollmoves.tests.waiting import until
@@ -129,9 +129,9 @@ def test_retry_while_the_clock_is_set_back(site: Site, clock: Clock) -> None:
 
 def test_a_steady_clock() -> None:
     """It begins at the wall clock's time, or at a later one that is known, and goes on from there."""
-    assert SteadyClock().now() == pytest.approx(time.time(), abs=5)
+    assert MonotonicWallClock().now() == pytest.approx(time.time(), abs=5)
     future = time.time() + YEAR
-    clock = SteadyClock(at_least=future)
+    clock = MonotonicWallClock(at_least=future)
     readings = [clock.now() for _ in range(1000)]
     assert readings == sorted(readings)
     assert 0 <= readings[0] - future < 5

@@ -103,17 +103,17 @@ OTHERS: list[Any] = [
 @pytest.mark.parametrize("given", MATCHING, ids=str)
 def test_matching(given: Any) -> None:
     """Metadata that fulfil conditions match, and there is no reason why not."""
-    found = conditions.read(given)
+    found = conditions.parse_conditions(given)
     assert found.match(METADATA)
-    assert found.why_not(METADATA) == ""
+    assert found.mismatch_reason(METADATA) == ""
 
 
 @pytest.mark.parametrize("given", OTHERS, ids=str)
 def test_not_matching(given: Any) -> None:
     """Metadata that do not fulfil conditions, or of which that cannot be told, do not match, for a reason."""
-    found = conditions.read(given)
+    found = conditions.parse_conditions(given)
     assert not found.match(METADATA)
-    assert found.why_not(METADATA)
+    assert found.mismatch_reason(METADATA)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_not_matching(given: Any) -> None:
 )
 def test_reason(given: Any, reason: str) -> None:
     """The reason names the key, the value and what was asked for."""
-    assert conditions.read(given).why_not(METADATA) == reason
+    assert conditions.parse_conditions(given).mismatch_reason(METADATA) == reason
 
 
 @pytest.mark.parametrize(
@@ -155,23 +155,23 @@ def test_reason(given: Any, reason: str) -> None:
 def test_no_conditions(given: Any, part: str) -> None:
     """What makes no sense is refused with the reason, and nothing in it is ever run."""
     with pytest.raises(ValueError, match="condition") as caught:
-        conditions.read(given)
+        conditions.parse_conditions(given)
     assert part in str(caught.value)
 
 
 def test_compared_with_one_another() -> None:
     """Conditions are equal when they say the same, so that a reload sees what has changed."""
-    assert conditions.read(MATCHING[1]) == conditions.read([{"product": ["red", "green"]}])
-    assert conditions.read(MATCHING[1]) != conditions.read(MATCHING[0])
+    assert conditions.parse_conditions(MATCHING[1]) == conditions.parse_conditions([{"product": ["red", "green"]}])
+    assert conditions.parse_conditions(MATCHING[1]) != conditions.parse_conditions(MATCHING[0])
 
 
 def test_anything_in_a_message() -> None:
     """No value in a message, however odd, is more than no match."""
-    given = conditions.read([{"a": "<5"}, {"a": ["x"]}, {"except": {"a": "<5"}}])
+    given = conditions.parse_conditions([{"a": "<5"}, {"a": ["x"]}, {"except": {"a": "<5"}}])
     odd: list[Any] = [None, [], {}, "x" * 10_000, 10**400, "nan", "inf", float("nan"), b"x", {"a": {"b": []}}]
     for value in odd:
-        given.why_not({"a": value})
-    assert len(given.why_not({"a": "y" * 10_000})) < 500
+        given.mismatch_reason({"a": value})
+    assert len(given.mismatch_reason({"a": "y" * 10_000})) < 500
 
 
 def test_is_comparison() -> None:

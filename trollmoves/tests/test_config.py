@@ -15,7 +15,7 @@ from trollmoves import config
 from trollmoves.config import Configuration
 from trollmoves.errors import ConfigError
 from trollmoves.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions
-from trollmoves.values import Provider
+from trollmoves.values import ProviderAddress
 
 SCHEMES = ["file", "ftp", "ftps", "scp", "sftp", "s3"]
 
@@ -309,9 +309,9 @@ class TestClient:
         assert (found.warnings, found.problems) == ((), ())
         hrit, npp = found.sections.values()
         assert hrit.providers == (
-            Provider("hrit.site.org", 9010),
-            Provider("spare.site.org", 9010, "/1b/hrit-segment"),
-            Provider("fe80::1", 9010),
+            ProviderAddress("hrit.site.org", 9010),
+            ProviderAddress("spare.site.org", 9010, "/1b/hrit-segment"),
+            ProviderAddress("fe80::1", 9010),
         )
         assert hrit.destination == "ftp://sat:geheim@archive.site.org:2121/in/{nominal_time:%Y/%m/%d}/{sensor}"
         assert (hrit.login, hrit.publish_port, hrit.nameservers) == ("sat:nochgeheimer", 9020, False)
@@ -475,7 +475,7 @@ class TestFile:
             (b"[a]\n[b]\n[a]\n", "[a] there are two sections of this name, the second one in line 3"),
             (b"[a]\n# Norrk\xf6ping\n", "line 2 is no UTF-8 text"),
             (b"[a]\ntopic = /a\n\0\0\0\0", "line 3 holds a control character"),
-            (b"[a]\n" + b"#" * config.LARGEST, "is larger than 4194304 bytes"),
+            (b"[a]\n" + b"#" * config.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
             (b"[DEFAULT]\nworkers = many\nlane_limit = 0\n[a]\norigin = /x\ntopic = /a\n",
              "[DEFAULT] workers: no whole number: 'many'; lane_limit: must be between 1 and 1000: '0'"),
             (b"[a]\ntopic = /a\n[b]\norigin = /b\n",
@@ -549,7 +549,7 @@ class TestFile:
             texts = [str(error)]
         else:
             texts = [*found.warnings, *map(str, found.problems), *map(str, found.broken.values()), repr(found)]
-            assert "geheim" not in config.describe(found)
+            assert "geheim" not in config.check_report(found)
         for text in texts:
             assert "geheim" not in text
             assert len(text.splitlines()) == 1
@@ -574,7 +574,7 @@ class TestChanges:
         a, b = (f"[{name}]\norigin = /{name}\ntopic = /{name}\n" for name in "ab")
         old = read(a + b, ServerOptions)
         found = config.changes(old, read(a + "[b]\n", ServerOptions))
-        assert (found.kept, found.removed, found.unchanged) == (("b",), (), ("a",))
+        assert (found.kept_broken, found.removed, found.unchanged) == (("b",), (), ("a",))
         assert found.running.sections == old.sections
         again = config.changes(found.running, read(a + b, ServerOptions))
         assert (again.added, again.changed, again.unchanged) == ((), (), ("a", "b"))
@@ -596,7 +596,7 @@ class TestDescribe:
             "connection_parameters__connection_uptime = 20\naddresses = tcp://a:1 tcp://b:1\nx = 1\n[bad]\n"
         )
         found = read(text, ServerOptions)
-        lines = config.describe(found).replace(found.file, "FILE").splitlines()
+        lines = config.check_report(found).replace(found.file, "FILE").splitlines()
         assert lines == [
             "FILE: 1 server chain",
             "  workers  4",
@@ -622,7 +622,7 @@ class TestDescribe:
 
     def test_client(self, read: Read[ClientOptions]) -> None:
         """A client's providers, lists and replacements are shown as they stand in a file."""
-        text = config.describe(read(f"{CLIENT}logn = u:geheim\n", ClientOptions))
+        text = config.check_report(read(f"{CLIENT}logn = u:geheim\n", ClientOptions))
         for name, value in [
             ("providers", "hrit.site.org:9010 spare.site.org:9010/1b/hrit-segment [fe80::1]:9010"),
             ("destination", "ftp://sat@archive.site.org:2121/in/{nominal_time:%Y/%m/%d}/{sensor}"),
@@ -640,7 +640,7 @@ class TestDescribe:
         names = "key secret token client_kwargs__aws_session_token s3_additional_kwargs__ssecustomerkey a_password"
         text = GOOD_SERVER + "".join(f"connection_parameters__{name} = geheim\n" for name in names.split())
         text += "connection_parameters__endpoint_url = https://u:geheim@s3.site.org\nssh_key_filename = /k/id\n"
-        shown = config.describe(read(text, ServerOptions))
+        shown = config.check_report(read(text, ServerOptions))
         assert "geheim" not in shown
         assert "https://u@s3.site.org" in shown
         assert "/k/id" in shown

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.steps import STEPS, VARIABLE
+from trollmoves.steps import ENV_VAR, FAILPOINTS
 from trollmoves.tests.crashing import CASES, FAR, MOVED, Case, Far, FarS3, crash, table
 from trollmoves.tests.daemons import REPOSITORY, Site
 from trollmoves.tests.servers import seaweed
@@ -44,7 +44,7 @@ def test_killed_while_delivering_to_a_bucket(step: str, site: Site) -> None:
 
 def test_every_step_is_tried() -> None:
     """There is a case for each step."""
-    assert {case.step for case in CASES} == set(STEPS)
+    assert {case.step for case in CASES} == set(FAILPOINTS)
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="no checkout")
@@ -66,18 +66,18 @@ def test_the_tests_named_in_the_page_are_there() -> None:
 def test_unknown_step(wish: str, site: Site) -> None:
     """A daemon that is to die at a step that there is not does not start, and lists those that there are."""
     process = site.client({})
-    process.environment = {**process.environment, VARIABLE: wish}
+    process.environment = {**process.environment, ENV_VAR: wish}
     process.start(wait=False)
     assert process.popen is not None
     assert process.popen.wait(20 * PATIENCE) == 1
-    assert all(step in process.lines() for step in STEPS)
+    assert all(step in process.lines() for step in FAILPOINTS)
     assert "Traceback" not in process.lines()
 
 
 def test_without_the_variable_a_step_does_nothing() -> None:
     """Where nobody asks for it, a step is one function that is called and returns."""
     code = "from trollmoves import steps; assert steps.reached is steps._pass; steps.check()"
-    environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    environment = {key: value for key, value in os.environ.items() if key != ENV_VAR}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=REPOSITORY)
 
 

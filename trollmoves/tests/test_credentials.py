@@ -45,20 +45,20 @@ def written(folder: Path, text: str, name: str = "c.ini") -> Path:
 @pytest.mark.parametrize("where", ["file:{}", "env:FEED_SECRET", "file:$FOLDER/secret", "file:${{FOLDER}}/secret"])
 def test_where_a_secret_stands(secret: Path, where: str) -> None:
     """A secret is read from a file, whose path may hold variables, or from a variable; a line end is none of it."""
-    assert credentials.read(where.format(secret)) == SECRET
+    assert credentials.resolve(where.format(secret)) == SECRET
 
 
 def test_home_directory(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A secret's file may be in the home directory."""
     monkeypatch.setenv("HOME", str(secret.parent))
-    assert credentials.read("file:~/secret") == SECRET
+    assert credentials.resolve("file:~/secret") == SECRET
 
 
 @pytest.mark.parametrize("value", ["sat:file:/x", "user", "sat:env:X", "File:/x", "sat:p@ss/w"])
 def test_anything_else_is_the_secret(value: str) -> None:
     """What does not begin with ``file:`` or ``env:`` is the secret itself."""
-    assert credentials.read(value) == value
-    assert not credentials.exposed(value)
+    assert credentials.resolve(value) == value
+    assert not credentials.exposure_warning(value)
 
 
 BAD = {
@@ -87,7 +87,7 @@ def test_no_secret_there(secret: Path, monkeypatch: pytest.MonkeyPatch, value: s
         (secret.parent / name).write_bytes(data)
     (secret.parent / "bytes").write_bytes(b"s3cr3t\xff")
     with pytest.raises(ValueError, match=re.escape(BAD[value])) as caught:
-        credentials.read(value)
+        credentials.resolve(value)
     assert "s3cr3t" not in str(caught.value)
 
 
@@ -95,7 +95,7 @@ def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
     """A named pipe is no secret's file, and nobody waits for its writer."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="no regular file"):
-        credentials.read(f"file:{tmp_path}/pipe")
+        credentials.resolve(f"file:{tmp_path}/pipe")
 
 
 def test_client_login(tmp_path: Path, secret: Path) -> None:
@@ -104,8 +104,8 @@ def test_client_login(tmp_path: Path, secret: Path) -> None:
     found = config.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions)
     assert found.sections["c"].login == f"sat:{SECRET}"
     assert found.warnings == ()
-    assert "***" in config.describe(found)
-    assert "s3cr3t" not in config.describe(found) + repr(found)
+    assert "***" in config.check_report(found)
+    assert "s3cr3t" not in config.check_report(found) + repr(found)
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_connection_parameters(tmp_path: Path, secret: Path, name: str) -> None:
         for part in name.lower().split("__"):
             parameters = parameters[part if part in parameters else name.rpartition("__")[2]]
         assert parameters == SECRET  # type: ignore[comparison-overlap]
-        assert "s3cr3t" not in config.describe(found)
+        assert "s3cr3t" not in config.check_report(found)
 
     server = config.read(written(tmp_path, SERVER.format(f"{name} = env:FEED_SECRET")), ServerOptions)
     check(server, server.sections["s"].connection_parameters)
     group, _, last = name.rpartition("__")
     parameters = {group: {last: f"file:{secret}"}} if group else {name: f"file:{secret}"}
     text = f"{TARGET}  connection_parameters: {json.dumps(parameters)}\n  topics: [/a]\n"
-    target = dispatch_config.read(written(tmp_path, text, "c.yaml"))
+    target = dispatch_config.read_dispatcher_config(written(tmp_path, text, "c.yaml"))
     check(target, target.sections["t"].connection_parameters)
 
 
@@ -155,17 +155,17 @@ def test_other_parameters_are_what_they_are(tmp_path: Path) -> None:
 def test_dispatcher_login(tmp_path: Path, secret: Path, name: str, text: str) -> None:
     """A dispatcher's target has a login of its own, for hosts that name no user, in YAML as in INI."""
     secret.write_text(f"sat:{SECRET}")
-    found = dispatch_config.read(written(tmp_path, text.replace("LOGIN", f"file:{secret}"), name))
+    found = dispatch_config.read_dispatcher_config(written(tmp_path, text.replace("LOGIN", f"file:{secret}"), name))
     (one,) = found.sections["t"].dispatch_configs
     assert (urls.user(one.host), urls.password(one.host), urls.port(one.host)) == ("sat", SECRET, 22)
-    assert "s3cr3t" not in config.describe(found)
+    assert "s3cr3t" not in config.check_report(found)
 
 
 def test_dispatcher_login_and_other_hosts(tmp_path: Path) -> None:
     """A user in the URL of a host goes before the target's login; on this host nobody logs in, which is told."""
     configs = "[{topics: [/a]}, {topics: [/b], host: 'sftp://me@x'}, {topics: [/c], host: ''}]"
     text = f"{TARGET}  login: sat:pw\n  dispatch_configs: {configs}\n"
-    found = dispatch_config.read(written(tmp_path, text, "c.yaml"))
+    found = dispatch_config.read_dispatcher_config(written(tmp_path, text, "c.yaml"))
     hosts = [one.host for one in found.sections["t"].dispatch_configs]
     assert hosts == ["sftp://sat:pw@h:22", "sftp://me@x", ""]
     assert [warning for warning in found.warnings if "login: has no effect" in warning]
@@ -182,7 +182,7 @@ def test_missing_secret_is_told_with_its_option(tmp_path: Path, value: str) -> N
         config.read(file, ServerOptions)
     file = written(tmp_path, TARGET + f"  topics: [/a]\n  connection_parameters: {{secret: '{value}'}}\n", "c.yaml")
     with pytest.raises(ConfigError, match=rf"{file}: \[t\] connection_parameters secret: .*(nowhere|NOT_SET)"):
-        dispatch_config.read(file)
+        dispatch_config.read_dispatcher_config(file)
 
 
 def test_file_that_others_can_read(tmp_path: Path, secret: Path) -> None:
@@ -193,7 +193,13 @@ def test_file_that_others_can_read(tmp_path: Path, secret: Path) -> None:
     assert f"[c] login: everybody here can read {secret}" in warning
     assert found.sections["c"].login == SECRET
     text = f"{TARGET}  topics: [/a]\n  connection_parameters: {{password: 'file:{secret}'}}\n"
-    assert sum("everybody" in one for one in dispatch_config.read(written(tmp_path, text, "c.yaml")).warnings) == 1
+    assert (
+        sum(
+            "everybody" in one
+            for one in dispatch_config.read_dispatcher_config(written(tmp_path, text, "c.yaml")).warnings
+        )
+        == 1
+    )
     secret.chmod(0o640)
     assert config.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions).warnings == ()
 
@@ -209,8 +215,8 @@ def test_options_hold_the_secret_itself() -> None:
         "ssh_key_passphrase",
         "token",
     }
-    assert options.table(ClientOptions)["login"].secret
-    assert options.table(TargetOptions)["login"].secret
+    assert options.options_of(ClientOptions)["login"].secret
+    assert options.options_of(TargetOptions)["login"].secret
 
 
 def test_reload_reads_secrets_again(tmp_path: Path) -> None:

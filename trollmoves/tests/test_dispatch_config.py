@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trollmoves import config, options
-from trollmoves.dispatch.config import read
+from trollmoves.dispatch.config import read_dispatcher_config
 from trollmoves.errors import ConfigError
 from trollmoves.options import Alias, DispatcherOptions, TargetOptions
 
@@ -99,21 +99,21 @@ def written(folder: Path, text: str) -> Path:
 
 def target(folder: Path, text: str) -> TargetOptions:
     """Read a file with one target in it."""
-    (only,) = read(written(folder, text)).sections.values()
+    (only,) = read_dispatcher_config(written(folder, text)).sections.values()
     return only
 
 
 def warnings(folder: Path, text: str) -> list[str]:
     """Give the warnings about a file, without its name."""
     path = written(folder, text)
-    return [one.removeprefix(f"{path}: ") for one in read(path).warnings]
+    return [one.removeprefix(f"{path}: ") for one in read_dispatcher_config(path).warnings]
 
 
 def problem(folder: Path, text: str) -> str:
     """Give what is wrong with a file of which nothing can be used."""
     path = written(folder, text)
     with pytest.raises(ConfigError) as caught:
-        read(path)
+        read_dispatcher_config(path)
     return str(caught.value).removeprefix(f"{path}: ")
 
 
@@ -128,7 +128,7 @@ GOOD = "directory: /d\ndispatch_configs: [{topics: [/a]}]"
 
 def test_yaml(tmp_path: Path) -> None:
     """A YAML file gives targets whose dispatch configs hold what counts for them."""
-    found = read(written(tmp_path, YAML))
+    found = read_dispatcher_config(written(tmp_path, YAML))
     assert list(found.sections) == ["target1", "target2"]
     process = found.process
     assert isinstance(process, DispatcherOptions)
@@ -161,7 +161,10 @@ def test_ini_says_the_same(tmp_path: Path) -> None:
     """The same configuration as an INI file gives the same targets."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    yaml, ini = read(written(tmp_path / "a", YAML)), read(written(tmp_path / "b", INI))
+    yaml, ini = (
+        read_dispatcher_config(written(tmp_path / "a", YAML)),
+        read_dispatcher_config(written(tmp_path / "b", INI)),
+    )
     assert ini.process == yaml.process
     assert ini.sections == yaml.sections
     assert ini.warnings == yaml.warnings == ()
@@ -246,7 +249,9 @@ def test_one_topic_as_text(tmp_path: Path) -> None:
 
 def test_anchors(tmp_path: Path) -> None:
     """A target may take over what another one has, as YAML does it."""
-    found = read(written(tmp_path, "t: &t\n  directory: /d\n  topics: [/a]\nu:\n  <<: *t\n  directory: /e\n"))
+    found = read_dispatcher_config(
+        written(tmp_path, "t: &t\n  directory: /d\n  topics: [/a]\nu:\n  <<: *t\n  directory: /e\n")
+    )
     assert [one.dispatch_configs[0].directory for one in found.sections.values()] == ["/d", "/e"]
     assert found.warnings == ()
 
@@ -306,7 +311,7 @@ def test_deaf(tmp_path: Path) -> None:
 
 def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
     """The subscriber's settings are understood with and without subscribe_ before them."""
-    found = read(
+    found = read_dispatcher_config(
         written(
             tmp_path, "posttroll_subscriber: {addresses: 'tcp://h:1', services: a}\nt: {directory: /d, topics: /a}\n"
         )
@@ -390,34 +395,38 @@ def test_unusable_files(tmp_path: Path, text: str, told: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     """A file that is not there is told."""
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        read(tmp_path / "nothing.yaml")
+        read_dispatcher_config(tmp_path / "nothing.yaml")
 
 
 def test_one_bad_target(tmp_path: Path) -> None:
     """A target that cannot be used does not keep the others from running."""
-    found = read(written(tmp_path, "bad: {directory: /d}\nalso_bad: x\ngood: {directory: /d, topics: /a}\n"))
+    found = read_dispatcher_config(
+        written(tmp_path, "bad: {directory: /d}\nalso_bad: x\ngood: {directory: /d, topics: /a}\n")
+    )
     assert list(found.sections) == ["good"]
     assert set(found.broken) == {"bad", "also_bad"}
 
 
 def test_changes(tmp_path: Path) -> None:
     """A file read again tells which targets have changed, down to conditions and aliases."""
-    old = read(written(tmp_path, YAML))
-    new = read(written(tmp_path, YAML.replace('">5"', '">6"')))
+    old = read_dispatcher_config(written(tmp_path, YAML))
+    new = read_dispatcher_config(written(tmp_path, YAML.replace('">5"', '">6"')))
     assert config.changes(old, new).changed == ("target1",)
-    assert config.changes(old, read(written(tmp_path, YAML))).unchanged == ("target1", "target2")
-    assert config.changes(old, read(written(tmp_path, YAML.replace("viirs_runner", "x")))).process
+    assert config.changes(old, read_dispatcher_config(written(tmp_path, YAML))).unchanged == ("target1", "target2")
+    assert config.changes(old, read_dispatcher_config(written(tmp_path, YAML.replace("viirs_runner", "x")))).process
 
 
 def test_describe(tmp_path: Path) -> None:
     """--check shows what each target does, without a secret."""
-    text = config.describe(read(written(tmp_path, YAML)))
+    text = config.check_report(read_dispatcher_config(written(tmp_path, YAML)))
     assert "2 dispatcher chains" in text
     assert "dispatch_configs 1" in text
     assert "/level2/viirs /level3, under conditions" in text
     assert "subscribe_addresses" in text
     assert "geheim" not in text
-    assert "geheim" not in repr(list(read(written(tmp_path, YAML)).sections["target1"].dispatch_configs))
+    assert "geheim" not in repr(
+        list(read_dispatcher_config(written(tmp_path, YAML)).sections["target1"].dispatch_configs)
+    )
 
 
 def test_every_option_is_read(tmp_path: Path) -> None:
@@ -433,7 +442,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
         "retry_for": "5",
         "priority": "1",
     }
-    known = {name: given.get(name, option.default) for name, option in options.table(TargetOptions).items()}
+    known = {name: given.get(name, option.default) for name, option in options.options_of(TargetOptions).items()}
     yaml = target(tmp_path, "t:\n" + "".join(f"  {name}: '{value}'\n" for name, value in known.items()))
     ini = target(tmp_path, "[t]\n" + "".join(f"{name} = {value}\n" for name, value in known.items()))
     assert yaml == ini

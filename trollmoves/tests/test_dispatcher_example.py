@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.dispatch.config import read
+from trollmoves.dispatch.config import read_dispatcher_config
 from trollmoves.tests.daemons import REPOSITORY, Site, script
 from trollmoves.tests.waiting import until
 
@@ -26,7 +26,7 @@ def test_the_page(tmp_path: Path) -> None:
     for number, block in enumerate(blocks):
         assert block
         (tmp_path / str(number)).write_text(block[1])
-        found.append(read(tmp_path / str(number)))
+        found.append(read_dispatcher_config(tmp_path / str(number)))
     assert found[0].sections == found[1].sections
     assert found[0].process == found[1].process
     assert found[0].warnings == found[1].warnings == ()
@@ -34,7 +34,7 @@ def test_the_page(tmp_path: Path) -> None:
 
 def test_the_files_of_the_example_say_the_same() -> None:
     """The two configurations of the example are one."""
-    yaml, ini = read(EXAMPLE / "dispatch.yaml"), read(EXAMPLE / "dispatch.ini")
+    yaml, ini = read_dispatcher_config(EXAMPLE / "dispatch.yaml"), read_dispatcher_config(EXAMPLE / "dispatch.ini")
     assert yaml.sections == ini.sections
     assert yaml.process == ini.process
     assert yaml.warnings == ini.warnings == ()

@@ -27,7 +27,7 @@ from trollmoves.dispatch import config as dispatch_config
 from trollmoves.errors import BadDestination, ConfigError, MessageError, TransferError, UnpackError
 from trollmoves.messaging import contents
 from trollmoves.messaging.messages import Message
-from trollmoves.options import ClientOptions, MirrorOptions, ServerOptions, table
+from trollmoves.options import ClientOptions, MirrorOptions, ServerOptions, options_of
 from trollmoves.patterns import ComposeError, Pattern
 from trollmoves.tests.fuzzing import ODD_TEXTS, SCALE, Fuzz, scaled
 
@@ -79,10 +79,10 @@ def test_damaged_messages() -> None:
         raw = fuzz.message(HEAD.removesuffix(" application/json "), valid)
         with contextlib.suppress(MessageError):
             message = Message.decode(raw)
-            contents.names(message.data)
-            contents.request_id(message.text)
+            contents.file_names(message.data)
+            contents.request_id(message.raw)
             if isinstance(message.data, dict):
-                Message.decode(message.variant("push", {"destination": "/x"}).encode())
+                Message.decode(message.derive("push", {"destination": "/x"}).encode())
 
 
 @tries(200)
@@ -94,10 +94,10 @@ def test_any_data_in_a_message(value: Any) -> None:
         message = Message.decode(text.encode("utf-8", "surrogatepass"))
     except MessageError:
         return
-    contents.names(message.data)
-    contents.request_mark(message.data)
-    contents.announcement_mark(message.data)
-    list(contents.items(message.data))
+    contents.file_names(message.data)
+    contents.request_metadata(message.data)
+    contents.announcement_metadata(message.data)
+    list(contents.file_items(message.data))
     with contextlib.suppress(MessageError):
         again = Message.decode(message.encode())
         assert Message.decode(again.encode()).data == again.data or "NaN" in text or "nan" in str(again.data)
@@ -115,8 +115,8 @@ paths = st.lists(
 @given(texts | st.builds("{}://{}".format, st.sampled_from(["sftp", "ftp", "s3", ""]), texts))
 def test_any_text_as_a_url(text: str) -> None:
     """Any text is a destination that reads the same when it is read again, or a BadDestination; it can be shown."""
-    urls.printable(text)
-    urls.masked(text)
+    urls.redacted(text)
+    urls.redact_text(text)
     urls.excerpt(text)
     try:
         parsed = urls.parse(text)
@@ -140,7 +140,7 @@ def test_password_of_a_url(scheme: str, user: str, secret: str, host: str, path:
         encoded = f"{scheme}://{user}:{quote(secret, safe='')}@{host}{path}"
         assert urls.password(encoded) == secret
         for one in (url, encoded, urls.parse(url)):
-            for shown in (urls.printable(one), urls.masked(f"to {one} now"), urls.excerpt(f"x {one}")):
+            for shown in (urls.redacted(one), urls.redact_text(f"to {one} now"), urls.excerpt(f"x {one}")):
                 assert "s3cr3t" not in shown
         with pytest.raises(BadDestination) as caught:
             urls.parse(f"{scheme}://{user}:{quote(secret, safe='')}@{host}:99999{path}")
@@ -151,11 +151,19 @@ def test_password_of_a_url(scheme: str, user: str, secret: str, host: str, path:
 @given(st.sampled_from(["sftp", "ftp", "scp"]), users, secrets, hosts)
 def test_password_as_it_is(scheme: str, user: str, secret: str, host: str) -> None:
     """A password that somebody wrote into a URL as it is, is not shown either."""
-    assert "s3cr3t" not in urls.printable(f"{scheme}://{user}:{secret}@{host}/in")
+    assert "s3cr3t" not in urls.redacted(f"{scheme}://{user}:{secret}@{host}/in")
 
 
 option_names = st.sampled_from(
-    sorted({*table(ServerOptions), *table(MirrorOptions), "connection_parameters__secret", "ssh_key_filename", "a__b"})
+    sorted(
+        {
+            *options_of(ServerOptions),
+            *options_of(MirrorOptions),
+            "connection_parameters__secret",
+            "ssh_key_filename",
+            "a__b",
+        }
+    )
 )
 ini_values = texts.map(lambda text: text.replace("\n", "\n  ")) | st.sampled_from(["1", "-1", "1e999", "h:1", "/x/{y}"])
 sections = st.dictionaries(texts, st.dictionaries(option_names | texts, ini_values, max_size=6), max_size=3)
@@ -227,12 +235,12 @@ def _read_any(raw: bytes) -> None:
             lambda: config.read(file.name, ServerOptions),
             lambda: config.read(file.name, ClientOptions),
             lambda: config.read(file.name, MirrorOptions),
-            lambda: dispatch_config.read(file.name),
+            lambda: dispatch_config.read_dispatcher_config(file.name),
         ]
         for read in reads:
             why = file.name
             try:
-                config.describe(read())
+                config.check_report(read())
             except ConfigError as error:
                 why = str(error)
             assert file.name in why
@@ -244,9 +252,9 @@ def _read_any(raw: bytes) -> None:
 def test_any_text_as_a_secret(value: str) -> None:
     """The value of a secret option is a secret, or a ValueError that shows no more than its source."""
     with contextlib.suppress(ValueError):
-        credentials.read(value)
+        credentials.resolve(value)
     with contextlib.suppress(ValueError):
-        credentials.read(f"env:{value}")
+        credentials.resolve(f"env:{value}")
 
 
 @tries(200)
@@ -254,12 +262,12 @@ def test_any_text_as_a_secret(value: str) -> None:
 def test_conditions(written: Any, metadata: dict[str, Any]) -> None:
     """Any conditions can be asked about any metadata, or are told to be none."""
     try:
-        found = conditions.read(written)
+        found = conditions.parse_conditions(written)
     except ValueError:
         return
-    assert isinstance(found.why_not(metadata), str)
+    assert isinstance(found.mismatch_reason(metadata), str)
     keys = list(written) if isinstance(written, dict) else []
-    assert isinstance(found.why_not(dict.fromkeys(keys, 5)), str)
+    assert isinstance(found.mismatch_reason(dict.fromkeys(keys, 5)), str)
 
 
 fields = st.sampled_from(

@@ -34,9 +34,9 @@ def test_this_host_is_known_by_all_its_names_and_addresses() -> None:
         names += [
             entry["addr"] for family in (netifaces.AF_INET, netifaces.AF_INET6) for entry in found.get(family, [])
         ]
-    assert [name for name in names if not here.is_here(name)] == []
-    assert not here.is_here("203.0.113.7")
-    assert not here.is_here("2001:db8::7")
+    assert [name for name in names if not here.is_local(name)] == []
+    assert not here.is_local("203.0.113.7")
+    assert not here.is_local("2001:db8::7")
     assert hosts.is_local("localhost")
 
 
@@ -56,17 +56,17 @@ def test_a_name_is_looked_up_once_in_a_lifetime() -> None:
 
     here = hosts.LocalHost(lifetime=30, patience=20, look_up=look_up)
     answers: list[bool] = []
-    threads = [threading.Thread(target=lambda: answers.append(here.is_here("Alias"))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: answers.append(here.is_local("Alias"))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert answers == [True] * 8
-    assert [here.is_here("other") for _ in range(100)] == [False] * 100
+    assert [here.is_local("other") for _ in range(100)] == [False] * 100
     assert asked == ["alias", "other"]
 
     brief = hosts.LocalHost(lifetime=0.01, patience=20, look_up=look_up)
-    until(lambda: brief.is_here("alias") and asked.count("alias") >= 3, what="another look-up")
+    until(lambda: brief.is_local("alias") and asked.count("alias") >= 3, what="another look-up")
 
 
 @pytest.mark.parametrize("error", [socket.gaierror("no"), OSError("no"), UnicodeError("no"), ValueError("no")])
@@ -79,10 +79,10 @@ def test_a_name_that_cannot_be_looked_up_is_another_host(error: Exception) -> No
         raise error
 
     here = hosts.LocalHost(patience=20, look_up=look_up)
-    assert [here.is_here("gone.example") for _ in range(10)] == [False] * 10
+    assert [here.is_local("gone.example") for _ in range(10)] == [False] * 10
     assert asked == ["gone.example"]
-    assert not hosts.LocalHost().is_here("a" * 300 + ".invalid")
-    assert not hosts.LocalHost().is_here("no such\x00host")
+    assert not hosts.LocalHost().is_local("a" * 300 + ".invalid")
+    assert not hosts.LocalHost().is_local("no such\x00host")
 
 
 def test_a_slow_look_up_is_not_waited_for() -> None:
@@ -95,21 +95,21 @@ def test_a_slow_look_up_is_not_waited_for() -> None:
 
     here = hosts.LocalHost(patience=0.05, look_up=look_up)
     begin = time.monotonic()
-    assert [here.is_here("slow.example") for _ in range(100)] == [False] * 100
+    assert [here.is_local("slow.example") for _ in range(100)] == [False] * 100
     assert time.monotonic() - begin < 50
-    for number in range(2 * hosts.LOOK_UPS):
-        assert not here.is_here(f"slow-{number}.example")
-    assert sum(thread.name == "look-up" for thread in threading.enumerate()) <= hosts.LOOK_UPS
+    for number in range(2 * hosts.MAX_LOOKUPS):
+        assert not here.is_local(f"slow-{number}.example")
+    assert sum(thread.name == "look-up" for thread in threading.enumerate()) <= hosts.MAX_LOOKUPS
     go.set()
-    until(lambda: here.is_here("slow.example"), what="the late answer")
+    until(lambda: here.is_local("slow.example"), what="the late answer")
 
 
 def test_answers_do_not_pile_up() -> None:
     """Requests that name ever new hosts do not fill the memory."""
     here = hosts.LocalHost(patience=20, look_up=lambda name: set())
-    for number in range(hosts.ANSWERS + 50):
-        here.is_here(f"host-{number}.example")
-    assert len(here._answers) <= hosts.ANSWERS
+    for number in range(hosts.MAX_CACHED_ANSWERS + 50):
+        here.is_local(f"host-{number}.example")
+    assert len(here._answers) <= hosts.MAX_CACHED_ANSWERS
 
 
 def test_the_advertised_address_is_this_hosts() -> None:

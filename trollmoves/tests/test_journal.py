@@ -21,12 +21,12 @@ from trollmoves.journal import (
     BACKLOG,
     DONE,
     FAILED,
-    UNSURE,
+    UNFLUSHED_SECONDS,
     WAITING,
-    Announced,
+    AnnouncementRecord,
     Journal,
     Outcome,
-    Source,
+    SourcePosition,
     Task,
     journal_path,
 )
@@ -55,9 +55,9 @@ def task(key: str, lane: str = "lane", *, kind: str = "fetch", body: str = "", d
     return Task("chain", kind, key, lane, body, due, rank)
 
 
-def announced(number: int, uri: str = "", size: int | None = 5, mtime: int | None = 7) -> Announced:
+def announced(number: int, uri: str = "", size: int | None = 5, mtime: int | None = 7) -> AnnouncementRecord:
     """Make a line of a log."""
-    return Announced(number, uri or f"/in/{number}", str(number), size, mtime, f"message {number}")
+    return AnnouncementRecord(number, uri or f"/in/{number}", str(number), size, mtime, f"message {number}")
 
 
 def keys(tasks: list[Task]) -> list[str]:
@@ -70,9 +70,9 @@ def keys(tasks: list[Task]) -> list[str]:
 
 def test_what_was_noted_is_known(journal: Journal) -> None:
     """Noting the same identity twice tells that it is known, and gives the task that is."""
-    ((first, new),) = journal.note([task("a", body="first")])
+    ((first, new),) = journal.add_tasks([task("a", body="first")])
     assert new
-    ((again, new_again),) = journal.note([task("a", "other lane", body="second")])
+    ((again, new_again),) = journal.add_tasks([task("a", "other lane", body="second")])
     assert not new_again
     assert (again.id, again.body, again.lane) == (first.id, "first", "lane")
 
@@ -80,11 +80,11 @@ def test_what_was_noted_is_known(journal: Journal) -> None:
 def test_what_was_noted_is_known_after_reopening(path: str) -> None:
     """A task is known in the next process too, in whatever state it is."""
     journal = Journal(path)
-    noted = [one for one, _ in journal.note([task("waits"), task("is done"), task("failed")])]
+    noted = [one for one, _ in journal.add_tasks([task("waits"), task("is done"), task("failed")])]
     journal.finish([Outcome(noted[1], DONE, "the reply"), Outcome(noted[2], FAILED)])
     journal.close()
     journal = Journal(path)
-    again = journal.note([task("waits"), task("is done"), task("failed"), task("new")])
+    again = journal.add_tasks([task("waits"), task("is done"), task("failed"), task("new")])
     journal.close()
     assert [(one.state, new) for one, new in again] == [
         (WAITING, False),
@@ -98,12 +98,12 @@ def test_what_was_noted_is_known_after_reopening(path: str) -> None:
 def test_chain_kind_and_key_are_the_identity(journal: Journal) -> None:
     """Tasks that differ in chain, kind or key are different ones; within one call too the second is known."""
     tasks = [task("a"), task("b"), task("a", kind="push"), Task("other", "fetch", "a", "lane", ""), task("a", "other")]
-    assert [new for _, new in journal.note(tasks)] == [True, True, True, True, False]
+    assert [new for _, new in journal.add_tasks(tasks)] == [True, True, True, True, False]
 
 
 def test_a_task_may_be_noted_as_done(journal: Journal) -> None:
     """A task that is noted as done is known, and never claimed."""
-    journal.note([Task("chain", "ack", "1", "lane", "", state=DONE)])
+    journal.add_tasks([Task("chain", "ack", "1", "lane", "", state=DONE)])
     assert journal.claim("chain", "lane", 5, LATER) == []
     found = journal.find("chain", "ack", "1")
     assert found is not None
@@ -114,19 +114,19 @@ def test_a_task_may_be_noted_as_done(journal: Journal) -> None:
 def test_all_of_a_task_is_found_again(journal: Journal) -> None:
     """What was noted is found with everything it had."""
     noted = Task("chain", "push", "k", "lane", "body", 12.5, BACKLOG, 3)
-    journal.note([noted])
+    journal.add_tasks([noted])
     found = journal.find("chain", "push", "k")
     assert found == noted
     assert found is not None
-    assert found.noted == pytest.approx(time.time(), abs=60)
+    assert found.created == pytest.approx(time.time(), abs=60)
     assert journal.find("chain", "push", "other") is None
 
 
 def test_strange_names_are_kept_apart(journal: Journal) -> None:
     """Names with bytes that are no UTF-8, newlines, quotes and NULs are known again, and not taken for one another."""
     names = ["\udcff", "\udcfe", "ÿ", "a\nb", "a b", "a'b", 'a"b', "a\0b", "a\0c", "", " ", "雲", "x" * 5000]
-    assert all(new for _, new in journal.note([task(name) for name in names]))
-    assert not any(new for _, new in journal.note([task(name) for name in names]))
+    assert all(new for _, new in journal.add_tasks([task(name) for name in names]))
+    assert not any(new for _, new in journal.add_tasks([task(name) for name in names]))
     for name in names:
         assert journal.find("chain", "fetch", name) is not None
 
@@ -134,17 +134,19 @@ def test_strange_names_are_kept_apart(journal: Journal) -> None:
 def test_no_text_can_make_the_journal_fail(journal: Journal) -> None:
     """Bytes that are no UTF-8 may stand in every text, and a task with such a lane is claimed from it."""
     bad = "\udcff"
-    ((noted, _),) = journal.note([task("a", f"fetch {bad}", body=bad)], [("chain", Source(f"log{bad}", bad, 5))])
+    ((noted, _),) = journal.add_tasks(
+        [task("a", f"fetch {bad}", body=bad)], [("chain", SourcePosition(f"log{bad}", bad, 5))]
+    )
     ((claimed),) = journal.claim("chain", noted.lane, 5, LATER)
     assert claimed.id == noted.id
     claimed.lane = claimed.body = bad
-    journal.rewrite([claimed])
-    journal.amend([claimed])
-    journal.finish([Outcome(claimed, FAILED, f"no such file: {bad}", then=[task("b", bad, body=bad)])])
-    journal.announce("chain", [Announced(1, f"/in/{bad}", bad, None, None, bad)])
-    assert journal.announced("chain", f"/in/{bad}") is not None
-    assert journal.announced("chain", "/in/\udcfe") is None
-    assert set(journal.versions("chain", [f"/in/{bad}"])) == {f"/in/{bad}"}
+    journal.reset_tasks([claimed])
+    journal.update_bodies([claimed])
+    journal.finish([Outcome(claimed, FAILED, f"no such file: {bad}", follow_ups=[task("b", bad, body=bad)])])
+    journal.append_announcements("chain", [AnnouncementRecord(1, f"/in/{bad}", bad, None, None, bad)])
+    assert journal.latest_announcement("chain", f"/in/{bad}") is not None
+    assert journal.latest_announcement("chain", "/in/\udcfe") is None
+    assert set(journal.latest_versions("chain", [f"/in/{bad}"])) == {f"/in/{bad}"}
     journal.forget_source("chain", f"log{bad}")
     assert journal.sources("chain") == []
 
@@ -154,7 +156,7 @@ def test_no_text_can_make_the_journal_fail(journal: Journal) -> None:
 
 def test_order_of_claims(journal: Journal) -> None:
     """The lowest rank comes first, then what is due longest, then what was noted first."""
-    journal.note(
+    journal.add_tasks(
         [
             task("backlog, due long", rank=BACKLOG, due=1),
             task("late", due=30),
@@ -179,7 +181,7 @@ def test_order_of_claims(journal: Journal) -> None:
 
 def test_what_is_taken_is_left_out(journal: Journal) -> None:
     """What is in hand already is not claimed again, and does not count for the limit."""
-    ids = [one.id for one, _ in journal.note([task(str(n), rank=n % 2) for n in range(10)])]
+    ids = [one.id for one, _ in journal.add_tasks([task(str(n), rank=n % 2) for n in range(10)])]
     claimed = journal.claim("chain", "lane", 4, LATER, taken=set(ids[:5]))
     assert {one.id for one in claimed} <= set(ids[5:])
     assert len(claimed) == 4
@@ -188,7 +190,7 @@ def test_what_is_taken_is_left_out(journal: Journal) -> None:
 
 def test_what_is_not_due_is_not_claimed(journal: Journal) -> None:
     """A task is claimed only when it is due, and it is known when the next one is."""
-    journal.note([task("a", due=100), task("b", due=200, rank=BACKLOG), task("c", "other", due=10)])
+    journal.add_tasks([task("a", due=100), task("b", due=200, rank=BACKLOG), task("c", "other", due=10)])
     assert journal.claim("chain", "lane", 5, 99.9) == []
     assert journal.next_due("chain", "lane", 99.9) == 100
     assert keys(journal.claim("chain", "lane", 5, 100)) == ["a"]
@@ -199,7 +201,7 @@ def test_what_is_not_due_is_not_claimed(journal: Journal) -> None:
 def test_lanes_and_chains_are_apart(journal: Journal) -> None:
     """A claim gives tasks of one lane of one chain, and the lanes in which something waits are known."""
     done = task("done", "over")
-    journal.note([task("a"), task("b", "other", kind="push"), Task("chain 2", "fetch", "c", "lane", ""), done])
+    journal.add_tasks([task("a"), task("b", "other", kind="push"), Task("chain 2", "fetch", "c", "lane", ""), done])
     journal.finish([Outcome(done, DONE)])
     assert keys(journal.claim("chain", "lane", 5, LATER)) == ["a"]
     assert sorted(journal.lanes("chain")) == [("lane", "fetch"), ("other", "push")]
@@ -209,7 +211,7 @@ def test_lanes_and_chains_are_apart(journal: Journal) -> None:
 @pytest.mark.alone
 def test_a_dead_lane_does_not_slow_the_others(journal: Journal) -> None:
     """With 50,000 rows waiting in a dead lane, claims from another lane take as long as without them."""
-    journal.note([task(f"a{n}", "good") for n in range(200)])
+    journal.add_tasks([task(f"a{n}", "good") for n in range(200)])
 
     def claims() -> float:
         def once() -> float:
@@ -223,7 +225,7 @@ def test_a_dead_lane_does_not_slow_the_others(journal: Journal) -> None:
 
     before = claims()
     for start in range(0, 50_000, 5000):
-        journal.note([task(f"d{n}", "dead", due=1) for n in range(start, start + 5000)])
+        journal.add_tasks([task(f"d{n}", "dead", due=1) for n in range(start, start + 5000)])
     assert claims() < 4 * before
 
 
@@ -232,26 +234,26 @@ def test_a_dead_lane_does_not_slow_the_others(journal: Journal) -> None:
 
 def test_what_follows_is_noted_with_the_end(journal: Journal) -> None:
     """The end of a task and what follows from it are written in one transaction, or not at all."""
-    ((one, _),) = journal.note([task("a")])
+    ((one, _),) = journal.add_tasks([task("a")])
     following, bad = task("then"), task("bad")
-    bad.about = 2**70
+    bad.announcement_number = 2**70
     with pytest.raises(JournalError):
-        journal.finish([Outcome(one, DONE, "reply", then=[following, bad])])
+        journal.finish([Outcome(one, DONE, "reply", follow_ups=[following, bad])])
     assert journal.find("chain", "fetch", "then") is None
     assert journal.count() == {"waiting": 1, "done": 0, "failed": 0}
-    assert keys(journal.finish([Outcome(one, DONE, "reply", then=[following])])) == ["then"]
+    assert keys(journal.finish([Outcome(one, DONE, "reply", follow_ups=[following])])) == ["then"]
     assert journal.count() == {"waiting": 1, "done": 1, "failed": 0}
 
 
 def test_only_new_tasks_follow(journal: Journal) -> None:
     """What follows and is known already is not told as new."""
-    (one, _), (_, _) = journal.note([task("a"), task("known")])
-    assert keys(journal.finish([Outcome(one, DONE, then=[task("known"), task("new")])])) == ["new"]
+    (one, _), (_, _) = journal.add_tasks([task("a"), task("known")])
+    assert keys(journal.finish([Outcome(one, DONE, follow_ups=[task("known"), task("new")])])) == ["new"]
 
 
 def test_a_task_can_wait_again(journal: Journal) -> None:
     """A task that is to be tried again waits until then, and remembers its tries."""
-    ((one, _),) = journal.note([task("a")])
+    ((one, _),) = journal.add_tasks([task("a")])
     one.tries = 3
     journal.finish([Outcome(one, WAITING, due=500)])
     assert journal.claim("chain", "lane", 5, 499) == []
@@ -261,38 +263,38 @@ def test_a_task_can_wait_again(journal: Journal) -> None:
 
 def test_failing_what_waits(journal: Journal) -> None:
     """All that waits in a lane can be ended as failed, without what is in hand."""
-    noted = [one for one, _ in journal.note([task("a"), task("b"), task("in hand"), task("d", "other")])]
-    assert journal.fail_waiting("chain", "lane", but={noted[2].id}) == [noted[0].id, noted[1].id]
+    noted = [one for one, _ in journal.add_tasks([task("a"), task("b"), task("in hand"), task("d", "other")])]
+    assert journal.fail_pending("chain", "lane", but={noted[2].id}) == [noted[0].id, noted[1].id]
     assert keys(journal.claim("chain", "lane", 5, LATER)) == ["in hand"]
     assert journal.count("chain") == {"waiting": 2, "done": 0, "failed": 2}
-    assert journal.fail_waiting("chain", "lane", but={noted[2].id}) == []
+    assert journal.fail_pending("chain", "lane", but={noted[2].id}) == []
 
 
 def test_rewriting_makes_it_wait_again(journal: Journal) -> None:
     """A task that is over can be made anew, in another lane; amending changes nothing but its body."""
-    ((one, _),) = journal.note([task("a")])
+    ((one, _),) = journal.add_tasks([task("a")])
     one.tries = 2
     journal.finish([Outcome(one, FAILED, "why")])
     one.body, one.lane, one.state, one.tries, one.due = "new body", "new lane", WAITING, 0, 5
-    journal.rewrite([one])
+    journal.reset_tasks([one])
     (again,) = journal.claim("chain", "new lane", 5, 5)
     assert (again.body, again.tries) == ("new body", 0)
     one.body, one.lane = "newer body", "nowhere"
-    journal.amend([one])
+    journal.update_bodies([one])
     (again,) = journal.claim("chain", "new lane", 5, 5)
     assert again.body == "newer body"
 
 
 def test_who_waits_about_an_announcement(journal: Journal) -> None:
     """It is known whether something about an announcement is still to be done."""
-    push = Task("chain", "push", "1 x", "lane", "", about=1)
-    journal.note([push, Task("chain", "remove", "1", "lane", "", about=1)])
-    assert journal.waits_about("chain", "push", 1)
-    assert not journal.waits_about("chain", "push", 2)
-    assert not journal.waits_about("other", "push", 1)
+    push = Task("chain", "push", "1 x", "lane", "", announcement_number=1)
+    journal.add_tasks([push, Task("chain", "remove", "1", "lane", "", announcement_number=1)])
+    assert journal.has_pending_for("chain", "push", 1)
+    assert not journal.has_pending_for("chain", "push", 2)
+    assert not journal.has_pending_for("other", "push", 1)
     journal.finish([Outcome(push, DONE)])
-    assert not journal.waits_about("chain", "push", 1)
-    assert journal.waits_about("chain", "remove", 1)
+    assert not journal.has_pending_for("chain", "push", 1)
+    assert journal.has_pending_for("chain", "remove", 1)
 
 
 def test_a_failed_note_leaves_nothing(journal: Journal) -> None:
@@ -303,9 +305,9 @@ def test_a_failed_note_leaves_nothing(journal: Journal) -> None:
         raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
-        journal.note(tasks())
+        journal.add_tasks(tasks())
     assert journal.count() == {"waiting": 0, "done": 0, "failed": 0}
-    assert [new for _, new in journal.note([task("a")])] == [True]
+    assert [new for _, new in journal.add_tasks([task("a")])] == [True]
 
 
 # -- announcements
@@ -313,37 +315,39 @@ def test_a_failed_note_leaves_nothing(journal: Journal) -> None:
 
 def test_the_log_can_be_read(journal: Journal) -> None:
     """What came after a number, and the newest, are given in their order, and each chain has a log of its own."""
-    journal.announce("chain", [announced(n) for n in range(1, 6)])
-    journal.announce("other", [announced(1)])
-    assert [a.number for a in journal.announced_after("chain", 2, 10)] == [3, 4, 5]
-    assert [a.number for a in journal.announced_after("chain", 0, 2)] == [1, 2]
-    assert journal.announced_after("chain", 5, 10) == []
-    assert [a.number for a in journal.newest("chain", 2)] == [5, 4]
-    assert journal.announcement("chain", 3) == announced(3)
-    assert journal.announcement("chain", 6) is None
-    assert journal.announcements("chain", {2, 6, 4, 2**63 - 1}) == {2: announced(2), 4: announced(4)}
-    assert journal.announcements("other", {2}) == {}
+    journal.append_announcements("chain", [announced(n) for n in range(1, 6)])
+    journal.append_announcements("other", [announced(1)])
+    assert [a.number for a in journal.announcements_after("chain", 2, 10)] == [3, 4, 5]
+    assert [a.number for a in journal.announcements_after("chain", 0, 2)] == [1, 2]
+    assert journal.announcements_after("chain", 5, 10) == []
+    assert [a.number for a in journal.newest_announcements("chain", 2)] == [5, 4]
+    assert journal.get_announcement("chain", 3) == announced(3)
+    assert journal.get_announcement("chain", 6) is None
+    assert journal.get_announcements("chain", {2, 6, 4, 2**63 - 1}) == {2: announced(2), 4: announced(4)}
+    assert journal.get_announcements("other", {2}) == {}
     assert (journal.last_number("chain"), journal.last_number("other"), journal.last_number("none")) == (5, 1, 0)
 
 
 def test_the_newest_announcement_of_a_file_counts(journal: Journal) -> None:
     """Of a file that was announced several times the newest is given, with its size and time."""
-    journal.announce("chain", [announced(1, "/a"), announced(2, "/a", 6, 8), announced(3, "/b", None, None)])
-    journal.announce("other", [announced(1, "/a", 99, 99)])
-    newest = journal.announced("chain", "/a")
+    journal.append_announcements(
+        "chain", [announced(1, "/a"), announced(2, "/a", 6, 8), announced(3, "/b", None, None)]
+    )
+    journal.append_announcements("other", [announced(1, "/a", 99, 99)])
+    newest = journal.latest_announcement("chain", "/a")
     assert newest is not None
     assert newest.number == 2
-    assert journal.announced("chain", "/c") is None
-    assert journal.versions("chain", ["/a", "/b", "/c"]) == {"/a": (6, 8), "/b": (None, None)}
+    assert journal.latest_announcement("chain", "/c") is None
+    assert journal.latest_versions("chain", ["/a", "/b", "/c"]) == {"/a": (6, 8), "/b": (None, None)}
 
 
 def test_numbers_before_a_time(journal: Journal) -> None:
     """The number of the last announcement before a time is known."""
-    journal.announce("chain", [announced(1)])
+    journal.append_announcements("chain", [announced(1)])
     time.sleep(0.02)
     between = journal.now()
     time.sleep(0.02)
-    journal.announce("chain", [announced(2)])
+    journal.append_announcements("chain", [announced(2)])
     assert journal.number_before("chain", between) == 1
     assert journal.number_before("chain", LATER) == 2
     assert journal.number_before("chain", 5) == 0
@@ -351,23 +355,23 @@ def test_numbers_before_a_time(journal: Journal) -> None:
 
 def test_what_nobody_has_had(journal: Journal) -> None:
     """Announcements about which nothing of some kinds was done are given, in pages."""
-    journal.announce("chain", [announced(n) for n in range(1, 8)])
-    journal.announce("other", [announced(n) for n in range(1, 8)])
-    delivered = Task("chain", "push", "1 x", "lane", "", about=1)
-    failed = Task("chain", "push", "2 x", "lane", "", about=2)
-    journal.note(
+    journal.append_announcements("chain", [announced(n) for n in range(1, 8)])
+    journal.append_announcements("other", [announced(n) for n in range(1, 8)])
+    delivered = Task("chain", "push", "1 x", "lane", "", announcement_number=1)
+    failed = Task("chain", "push", "2 x", "lane", "", announcement_number=2)
+    journal.add_tasks(
         [
             delivered,
             failed,
-            Task("chain", "push", "3 x", "lane", "", about=3),
-            Task("chain", "ack", "4", "ack", "", about=4, state=DONE),
-            Task("chain", "remove", "5", "lane", "", about=5, state=DONE),
-            Task("other", "push", "6 x", "lane", "", about=6, state=DONE),
+            Task("chain", "push", "3 x", "lane", "", announcement_number=3),
+            Task("chain", "ack", "4", "ack", "", announcement_number=4, state=DONE),
+            Task("chain", "remove", "5", "lane", "", announcement_number=5, state=DONE),
+            Task("other", "push", "6 x", "lane", "", announcement_number=6, state=DONE),
         ]
     )
     journal.finish([Outcome(delivered, DONE), Outcome(failed, FAILED)])
-    assert [a.number for a in journal.undelivered("chain", ("push", "ack"), 0, 99)] == [2, 3, 5, 6, 7]
-    assert [a.number for a in journal.undelivered("chain", ("push", "ack"), 2, 2)] == [3, 5]
+    assert [a.number for a in journal.undelivered_announcements("chain", ("push", "ack"), 0, 99)] == [2, 3, 5, 6, 7]
+    assert [a.number for a in journal.undelivered_announcements("chain", ("push", "ack"), 2, 2)] == [3, 5]
 
 
 @pytest.mark.alone
@@ -375,22 +379,24 @@ def test_finding_what_nobody_has_had_is_quick(journal: Journal) -> None:
     """Looking through a log of 20,000 delivered announcements takes little longer than reading it."""
     for start in range(0, 20_000, 5000):
         numbers = range(start + 1, start + 5001)
-        journal.announce("chain", [announced(n) for n in numbers])
-        journal.note([Task("chain", "push", f"{n} x", "lane", "", about=n, state=DONE) for n in numbers])
+        journal.append_announcements("chain", [announced(n) for n in numbers])
+        journal.add_tasks(
+            [Task("chain", "push", f"{n} x", "lane", "", announcement_number=n, state=DONE) for n in numbers]
+        )
     started = time.thread_time()
-    assert len(journal.announced_after("chain", 0, 99_999)) == 20_000
+    assert len(journal.announcements_after("chain", 0, 99_999)) == 20_000
     read = time.thread_time()
-    assert journal.undelivered("chain", ("push", "ack"), 0, 500) == []
+    assert journal.undelivered_announcements("chain", ("push", "ack"), 0, 500) == []
     assert time.thread_time() - read < 10 * (read - started)
 
 
 def test_a_number_is_given_once(journal: Journal) -> None:
     """Announcing a number a second time is refused, and the journal still knows how far the log goes."""
-    journal.announce("chain", [announced(1), announced(2)])
+    journal.append_announcements("chain", [announced(1), announced(2)])
     with pytest.raises(JournalError):
-        journal.announce("chain", [announced(3), announced(2)])
+        journal.append_announcements("chain", [announced(3), announced(2)])
     assert journal.last_number("chain") == 2
-    journal.announce("chain", [announced(3)])
+    journal.append_announcements("chain", [announced(3)])
 
 
 # -- sources
@@ -399,14 +405,18 @@ def test_a_number_is_given_once(journal: Journal) -> None:
 def test_how_far_a_source_was_heard(path: str) -> None:
     """How far each log was heard is kept with the tasks that came from it, never goes back, and can be forgotten."""
     journal = Journal(path)
-    journal.note([task("a")], [("chain", Source("log", "host:1", 5)), ("other", Source("log", "host:1", 1))])
-    journal.note([], [("chain", Source("log", "host:2", 3)), ("chain", Source("log 2", "host:3", 0))])
+    journal.add_tasks(
+        [task("a")], [("chain", SourcePosition("log", "host:1", 5)), ("other", SourcePosition("log", "host:1", 1))]
+    )
+    journal.add_tasks(
+        [], [("chain", SourcePosition("log", "host:2", 3)), ("chain", SourcePosition("log 2", "host:3", 0))]
+    )
     journal.close()
     journal = Journal(path)
-    assert journal.sources("chain") == [Source("log", "host:2", 5), Source("log 2", "host:3", 0)]
+    assert journal.sources("chain") == [SourcePosition("log", "host:2", 5), SourcePosition("log 2", "host:3", 0)]
     journal.forget_source("chain", "log")
-    assert journal.sources("chain") == [Source("log 2", "host:3", 0)]
-    assert journal.sources("other") == [Source("log", "host:1", 1)]
+    assert journal.sources("chain") == [SourcePosition("log 2", "host:3", 0)]
+    assert journal.sources("other") == [SourcePosition("log", "host:1", 1)]
     journal.close()
 
 
@@ -418,7 +428,7 @@ def test_only_the_owner_may_read(path: str) -> None:
     old = os.umask(0)
     try:
         journal = Journal(path)
-        journal.note([task("a")])
+        journal.add_tasks([task("a")])
         files = [os.path.join(os.path.dirname(path), name) for name in os.listdir(os.path.dirname(path))]
         assert len(files) >= 3
         assert {stat.S_IMODE(os.stat(file).st_mode) for file in files} == {0o600}
@@ -459,7 +469,7 @@ def test_a_journal_can_be_closed_twice(path: str) -> None:
     journal.close()
     journal.close()
     with pytest.raises(JournalError):
-        journal.note([task("a")])
+        journal.add_tasks([task("a")])
     with pytest.raises(JournalError):
         journal.claim("chain", "lane", 1, LATER)
 
@@ -562,7 +572,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         ballast.write_bytes(b"\0" * 500_000)
         groups = ([task(f"{group} {n}", body="x" * 500) for n in range(20)] for group in range(9999))
         with pytest.raises(JournalError, match=r"a\.journal cannot be written: .*full") as refusal:
-            all(map(journal.note, groups))
+            all(map(journal.add_tasks, groups))
         assert refusal.value.temporary
         noted = journal.count()["waiting"]
         assert noted % 20 == 0
@@ -570,7 +580,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         with pytest.raises(JournalError, match="full"):
             journal.finish([Outcome(one, DONE, "x" * 600_000)])
         ballast.unlink()
-        journal.note([task("room again")])
+        journal.add_tasks([task("room again")])
         journal.finish([Outcome(one, DONE, "reply")])
         assert journal.count() == {"waiting": noted, "done": 1, "failed": 0}
         journal.close()
@@ -582,7 +592,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_synchronous_full(path: str) -> None:
     """A journal may be told to survive a loss of power."""
     journal = Journal(path, synchronous="full")
-    journal.note([task("a")])
+    journal.add_tasks([task("a")])
     journal.close()
 
 
@@ -615,11 +625,13 @@ def test_many_threads_at_once(journal: Journal) -> None:
 
     def work(n: int) -> None:
         for turn in range(30):
-            journal.note([task(f"{n} {turn} {k}", f"lane {n}") for k in range(10)] + [task(f"shared {turn}", "shared")])
+            journal.add_tasks(
+                [task(f"{n} {turn} {k}", f"lane {n}") for k in range(10)] + [task(f"shared {turn}", "shared")]
+            )
             mine = journal.claim("chain", f"lane {n}", 99, LATER)
             assert len(mine) == 10
             journal.finish([Outcome(one, DONE, "reply") for one in mine])
-            journal.announce(f"chain {n}", [announced(journal.last_number(f"chain {n}") + 1)])
+            journal.append_announcements(f"chain {n}", [announced(journal.last_number(f"chain {n}") + 1)])
             journal.lanes("chain")
 
     with ThreadPoolExecutor(4) as pool:
@@ -637,7 +649,7 @@ def test_the_last_number_is_never_an_old_one(path: str) -> None:
         journal = Journal(path)
         with ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(journal.last_number, "chain") for _ in range(3)]
-            journal.announce("chain", [announced(number + 1)])
+            journal.append_announcements("chain", [announced(number + 1)])
             assert {one.result() for one in asked} <= {number, number + 1}
         assert journal.last_number("chain") == number + 1
         journal.close()
@@ -684,7 +696,7 @@ def test_a_kill_leaves_every_transaction_whole(path: str, rounds: int) -> None:
         else:
             assert (over, then) in (whole, ([WAITING] * 10, [False] * 10), ([], [False] * 10))
     assert journal.last_number("chain") in (last_told + 1, last_told + 2)
-    journal.note([task("after the kill")])
+    journal.add_tasks([task("after the kill")])
     journal.close()
 
 
@@ -709,5 +721,5 @@ def test_what_was_done_well_before_a_kill_has_left(path: str) -> None:
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert run(0, "fetch") == 0
-    assert run(UNSURE + 0.1, "other") == 1
+    assert run(UNFLUSHED_SECONDS + 0.1, "other") == 1
     assert run(0, "other") == 0

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from trollmoves.errors import JournalError
-from trollmoves.journal import DONE, Announced, Journal, Outcome, Source, Task
+from trollmoves.journal import DONE, AnnouncementRecord, Journal, Outcome, SourcePosition, Task
 from trollmoves.tests.daemons import Pair, Site
 from trollmoves.tests.waiting import until
 
@@ -29,9 +29,11 @@ def fill(path: str) -> str:
     """Make a journal with thousands of lines; give its identity."""
     journal = Journal(path)
     tasks = [Task("chain", "fetch", str(n), "lane", f"body {n} {'x' * 300}") for n in range(LINES)]
-    noted = journal.note(tasks, [("chain", Source("log", "host:1", 7))])
+    noted = journal.add_tasks(tasks, [("chain", SourcePosition("log", "host:1", 7))])
     journal.finish([Outcome(one, DONE, "reply") for one, _ in noted[::2]])
-    journal.announce("chain", [Announced(n, f"/in/{n}", str(n), 1, 1, "x" * 300) for n in range(1, LINES + 1)])
+    journal.append_announcements(
+        "chain", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 300) for n in range(1, LINES + 1)]
+    )
     journal.close()
     return journal.identity
 
@@ -88,7 +90,7 @@ def test_a_damaged_journal_is_set_aside(path: str, kind: str, caplog: pytest.Log
         assert journal.last_number("chain") > LINES / 2
     found = journal.find("chain", "fetch", "0")
     assert found is None or (found.state, found.reply, found.body[:6]) == (DONE, "reply", "body 0")
-    assert len(journal.note([Task("chain", "fetch", f"new {n}", "lane", "") for n in range(100)])) == 100
+    assert len(journal.add_tasks([Task("chain", "fetch", f"new {n}", "lane", "") for n in range(100)])) == 100
     journal.close()
     Journal(path).close()
     assert len(aside(path)) == 1
@@ -104,7 +106,7 @@ def test_damage_that_is_found_later(path: str) -> None:
     with pytest.raises(JournalError, match=r"a\.journal cannot be read: .*malformed"):
         all(journal.find("chain", "fetch", str(n)) for n in range(LINES))
     with pytest.raises(JournalError, match="is damaged"):
-        journal.note([Task("chain", "fetch", "new", "lane", "")])
+        journal.add_tasks([Task("chain", "fetch", "new", "lane", "")])
     with pytest.raises(JournalError, match="is damaged"):
         journal.find("chain", "fetch", "1")
     journal.close()
@@ -112,7 +114,7 @@ def test_damage_that_is_found_later(path: str) -> None:
     journal = Journal(path, damage=journal.damage)
     assert len(aside(path)) == 1
     assert sum(journal.count().values()) > 100
-    journal.note([Task("chain", "fetch", "new", "lane", "")])
+    journal.add_tasks([Task("chain", "fetch", "new", "lane", "")])
     journal.close()
 
 
@@ -165,8 +167,8 @@ def test_a_daemon_goes_on_when_damage_is_found_at_work(tmp_path: Path) -> None:
         assert pair.server.terminate() == 0
         path = journal_of(site, "server")
         journal = Journal(str(path))  # more than SQLite has in memory
-        lines = [Announced(n, f"/gone/{n}", str(n), 1, 1, "x" * 600) for n in range(6, 10_000)]
-        journal.announce("hrit", lines)
+        lines = [AnnouncementRecord(n, f"/gone/{n}", str(n), 1, 1, "x" * 600) for n in range(6, 10_000)]
+        journal.append_announcements("hrit", lines)
         journal.close()
         pair.server.start()
         overwrite(str(path), 0.0, path.stat().st_size)

@@ -19,16 +19,27 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from trollmoves.client import Client
 from trollmoves.errors import PermanentTransferError
-from trollmoves.journal import DONE, FAILED, WAITING, Announced, Journal, Keep, Outcome, Source, Task, nothing
+from trollmoves.journal import (
+    DONE,
+    FAILED,
+    WAITING,
+    AnnouncementRecord,
+    Journal,
+    Outcome,
+    Retention,
+    SourcePosition,
+    Task,
+    drop_body,
+)
 from trollmoves.lanes import Result
 from trollmoves.messaging.messages import Message
-from trollmoves.receiver.fetches import Fetches
+from trollmoves.receiver.fetches import FetchTasks
 from trollmoves.receiver.peers import Peers
 from trollmoves.tests.waiting import until
-from trollmoves.workers import Workers
+from trollmoves.workers import Scheduler
 
 LATER = 4e9  # s since the epoch
-EVER = Keep(LATER, LATER, 10**9, 10**9)
+EVER = Retention(LATER, LATER, 10**9, 10**9)
 SAME = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 KEYS = st.sampled_from([f"{letter}{sign}" for letter in "abcdef" for sign in ("", "\n#2", "\udcff")])
@@ -99,7 +110,7 @@ class JournalMachine(RuleBasedStateMachine):
     def note(self, keys: list[str], lane: str, state: int, have: int) -> None:
         """Note tasks, together with how far a source is had: what is known is told as known."""
         tasks = [self._task("fetch", key, lane, state) for key in keys]
-        noted = self.journal.note(tasks, [("chain", Source("log", "host", have))])
+        noted = self.journal.add_tasks(tasks, [("chain", SourcePosition("log", "host", have))])
         self.had["log"] = max(have, self.had.get("log", 0))
         for wanted, (task, new) in zip(tasks, noted, strict=True):
             assert new == (("fetch", _stored(wanted.key)) not in self.tasks)
@@ -121,7 +132,7 @@ class JournalMachine(RuleBasedStateMachine):
         following = [self._task("then", key, lane) for key in then]
         outcomes = [Outcome(one, state, "reply", due=5.0) for one, state in zip(claimed, ends, strict=False)]
         if outcomes:
-            outcomes[0].then = following
+            outcomes[0].follow_ups = following
             self.journal.finish(outcomes)
             for one in following:
                 self._know(one)
@@ -132,7 +143,7 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(lane=LANES)
     def fail(self, lane: str) -> None:
         """Give up what waits in a lane."""
-        self.journal.fail_waiting("chain", _stored(lane))
+        self.journal.fail_pending("chain", _stored(lane))
         for key, (state, its, body) in self.tasks.items():
             if its == _stored(lane) and state == WAITING:
                 self.tasks[key] = (FAILED, its, body)
@@ -142,13 +153,15 @@ class JournalMachine(RuleBasedStateMachine):
         """Announce some files with the next numbers."""
         last = self.journal.last_number(chain)
         numbers = range(last + 1, last + 1 + count)
-        self.journal.announce(chain, [Announced(n, f"/{n}", str(n), 1, 1, f"message {n}") for n in numbers])
+        self.journal.append_announcements(
+            chain, [AnnouncementRecord(n, f"/{n}", str(n), 1, 1, f"message {n}") for n in numbers]
+        )
         self.logs[chain] += count
 
-    @rule(keep=st.sampled_from([EVER, Keep(LATER, -9.0, 10**9, 10**9), Keep(LATER, LATER, 10**9, 3)]))
-    def look_after(self, keep: Keep) -> None:
+    @rule(keep=st.sampled_from([EVER, Retention(LATER, -9.0, 10**9, 10**9), Retention(LATER, LATER, 10**9, 3)]))
+    def look_after(self, keep: Retention) -> None:
         """Do the upkeep, as if it were later: bodies of what is done go, and announcements."""
-        for _ in self.journal.upkeep(keep, {"fetch": nothing}, settled=-9.0):
+        for _ in self.journal.prune(keep, {"fetch": drop_body}, settled=-9.0):
             pass
         for (kind, key), (state, lane, body) in self.tasks.items():
             self.tasks[kind, key] = (state, lane, "" if kind == "fetch" and state == DONE else body)
@@ -157,7 +170,7 @@ class JournalMachine(RuleBasedStateMachine):
     @rule()
     def forget_what_is_over(self) -> None:
         """Drop all that is over; what waits stays."""
-        self.look_after(Keep(-9.0, LATER, 10**9, 10**9))
+        self.look_after(Retention(-9.0, LATER, 10**9, 10**9))
         for (kind, key), (state, _, _) in list(self.tasks.items()):
             if state != WAITING and self.journal.find("chain", kind, key) is None:
                 del self.tasks[kind, key]
@@ -177,10 +190,10 @@ class JournalMachine(RuleBasedStateMachine):
         assert {lane for lane, _ in self.journal.lanes("chain")} == lanes
         for chain, last in self.logs.items():
             assert self.journal.last_number(chain) == last
-            numbers = [one.number for one in self.journal.announced_after(chain, 0, 9999)]
+            numbers = [one.number for one in self.journal.announcements_after(chain, 0, 9999)]
             assert numbers == list(range(last - len(numbers) + 1, last + 1))
             assert bool(numbers) == bool(last)
-        assert {one.log: one.have for one in self.journal.sources("chain")} == self.had
+        assert {one.log: one.received_through for one in self.journal.sources("chain")} == self.had
 
 
 def _stored(text: str) -> str:
@@ -204,10 +217,10 @@ class Hands:
         self.troubles: list[str] = []
         self._lock = threading.Lock()
 
-    def workers(self, journal: Journal) -> Workers:
+    def workers(self, journal: Journal) -> Scheduler:
         """Give workers that have these hands; they know nothing of those before them, which may not be dead yet."""
         running: Counter[str] = Counter()  # by task, and by lane
-        workers = Workers(journal, 4)
+        workers = Scheduler(journal, 4)
         workers.register("chain", "work", limit=self.limit, handler=lambda task: self._run(task, running))
         workers.start()
         return workers
@@ -225,11 +238,11 @@ class Hands:
         with self._lock:
             running.subtract((task.key, lane))
         if todo[:1] == ["again"]:
-            return Result(again_in=0.002)
+            return Result(retry_in=0.002)
         if todo[:1] == ["fails"]:
             raise PermanentTransferError("no")
         then = (Task("chain", "work", f"{task.key} then", task.lane, "[]"),) if todo else ()
-        return Result(reply="done", then=then)
+        return Result(reply="done", follow_ups=then)
 
 
 @settings(SAME, max_examples=12)
@@ -250,7 +263,7 @@ def test_workers_lose_nothing(plan: list[tuple[str, list[str]]], kills: list[int
     files, hands = Files(), Hands(limit)
     workers = hands.workers(files.journal)
     tasks = [Task("chain", "work", str(n), lane, json.dumps(todo)) for n, (lane, todo) in enumerate(plan)]
-    workers.expect([one for one, new in files.journal.note(tasks) if new])
+    workers.submit([one for one, new in files.journal.add_tasks(tasks) if new])
     for moment in kills:
         until(lambda: hands.begun >= moment or not files.journal.lanes("chain"), 20)  # noqa: B023
         dying = workers
@@ -285,27 +298,27 @@ def test_what_is_new_is_fetched_and_what_is_known_is_not(
     """Content that nobody has told of is fetched; what a source tells again is not, kills and upkeep or not."""
     files = Files()
     peers = Peers(0.0)
-    fetches = Fetches("chain", files.journal, peers, 0.0, None)
+    fetches = FetchTasks("chain", files.journal, peers, 0.0, None)
     current: dict[tuple[str, str], int] = {}
     seen: set[tuple[str, int]] = set()
     for step in story:
         if step == "kill":
             files.kill()
-            fetches = Fetches("chain", files.journal, peers, 0.0, None)
+            fetches = FetchTasks("chain", files.journal, peers, 0.0, None)
         elif step == "upkeep":
-            list(files.journal.upkeep(EVER, Client.remains, settled=-9.0))
+            list(files.journal.prune(EVER, Client.compactors, settled=-9.0))
         elif step == "done":
             do_all(files.journal)
         elif not isinstance(step, str):
             name, source, version = step
-            new = fetches.note([announcement(name, source, version)], (), 0)
+            new = fetches.record_announcements([announcement(name, source, version)], (), 0)
             if (name, version) not in seen:
                 assert len(new) == 1, step
             if current.get((name, source)) == version:
                 assert new == [], step
             current[name, source] = version
             seen.add((name, version))
-            assert fetches.note([announcement(name, source, version)], (), 0) == []
+            assert fetches.record_announcements([announcement(name, source, version)], (), 0) == []
     files.close()
 
 

@@ -12,13 +12,25 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from trollmoves.client import Client
-from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Announced, Journal, Keep, Outcome, Source, Task, nothing
+from trollmoves.journal import (
+    BACKLOG,
+    DONE,
+    FAILED,
+    WAITING,
+    AnnouncementRecord,
+    Journal,
+    Outcome,
+    Retention,
+    SourcePosition,
+    Task,
+    drop_body,
+)
 from trollmoves.server import Server
 from trollmoves.tests.daemons import TOPIC, Pair, Site
 from trollmoves.tests.hearing import HOST, ask
 
 LATER = 4e9  # s since the epoch
-ALL = Keep(LATER, LATER, 10**9, 10**9)
+ALL = Retention(LATER, LATER, 10**9, 10**9)
 
 
 @pytest.fixture
@@ -38,17 +50,17 @@ def journal(path: str) -> Iterator[Journal]:
 
 def task(key: str, *, kind: str = "fetch", body: str = "", about: int | None = None) -> Task:
     """Make a task."""
-    return Task("chain", kind, key, "lane", body, about=about)
+    return Task("chain", kind, key, "lane", body, announcement_number=about)
 
 
-def announced(number: int) -> Announced:
+def announced(number: int) -> AnnouncementRecord:
     """Make a line of a log."""
-    return Announced(number, f"/in/{number}", str(number), 5, 7, f"message {number} {'x' * 500}")
+    return AnnouncementRecord(number, f"/in/{number}", str(number), 5, 7, f"message {number} {'x' * 500}")
 
 
-def keep_up(journal: Journal, keep: Keep, settled: float = -1.0, **remains: Callable[[Task], str]) -> list[int]:
+def keep_up(journal: Journal, keep: Retention, settled: float = -1.0, **remains: Callable[[Task], str]) -> list[int]:
     """Go through the upkeep once, as if it were a little later; give what each step did."""
-    return list(journal.upkeep(keep, remains, settled))
+    return list(journal.prune(keep, remains, settled))
 
 
 # -- what goes
@@ -56,25 +68,25 @@ def keep_up(journal: Journal, keep: Keep, settled: float = -1.0, **remains: Call
 
 def test_what_is_over_and_old_goes(journal: Journal) -> None:
     """What is over and old goes, never what waits, and never the newest task."""
-    over, failed, waits, reopened, newest = (one for one, _ in journal.note([task(n) for n in "abcde"]))
+    over, failed, waits, reopened, newest = (one for one, _ in journal.add_tasks([task(n) for n in "abcde"]))
     journal.finish([Outcome(over, DONE), Outcome(failed, FAILED), Outcome(reopened, FAILED), Outcome(newest, DONE)])
     reopened.state = WAITING
-    journal.rewrite([reopened])
+    journal.reset_tasks([reopened])
     keep_up(journal, ALL)
     assert journal.count() == {"waiting": 2, "done": 2, "failed": 1}
-    keep_up(journal, Keep(-9.0, LATER, 10**9, 10**9))
+    keep_up(journal, Retention(-9.0, LATER, 10**9, 10**9))
     assert {one.id for one in journal.claim("chain", "lane", 9, LATER)} == {waits.id, reopened.id}
     assert journal.count() == {"waiting": 2, "done": 1, "failed": 0}
-    ((again, _),) = journal.note([task("f")])
+    ((again, _),) = journal.add_tasks([task("f")])
     assert again.id == newest.id + 1
 
 
 def test_what_is_over_and_too_much_goes(journal: Journal) -> None:
     """Of what is over no more than the given number is kept, those that ended last, and what waits is not counted."""
-    noted = [one for one, _ in journal.note([task(str(n)) for n in range(1000)])]
+    noted = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(1000)])]
     for n in range(0, 900, 10):
         journal.finish([Outcome(one, DONE) for one in noted[n : n + 10]])
-    steps = keep_up(journal, Keep(LATER, LATER, 50, 10**9))
+    steps = keep_up(journal, Retention(LATER, LATER, 50, 10**9))
     assert journal.count() == {"waiting": 100, "done": 50, "failed": 0}
     assert journal.find("chain", "fetch", "850") is not None
     assert max(steps) <= 200
@@ -83,9 +95,9 @@ def test_what_is_over_and_too_much_goes(journal: Journal) -> None:
 def test_what_has_just_ended_stays(journal: Journal) -> None:
     """What ended a moment ago stays as it was, whatever the limits say: somebody may ask again."""
     journal.finish(
-        [Outcome(one, DONE, "reply") for one, _ in journal.note([task(str(n), body="b") for n in range(30)])]
+        [Outcome(one, DONE, "reply") for one, _ in journal.add_tasks([task(str(n), body="b") for n in range(30)])]
     )
-    assert sum(keep_up(journal, Keep(0.0, LATER, 1, 10**9), settled=300.0, fetch=nothing)) == 0
+    assert sum(keep_up(journal, Retention(0.0, LATER, 1, 10**9), settled=300.0, fetch=drop_body)) == 0
     assert journal.count()["done"] == 30
     found = journal.find("chain", "fetch", "3")
     assert found is not None
@@ -95,46 +107,46 @@ def test_what_has_just_ended_stays(journal: Journal) -> None:
 def test_it_is_known_what_was_forgotten(path: str) -> None:
     """The time is known up to which what was done may have been forgotten; in the next process, too."""
     journal = Journal(path)
-    assert journal.forgotten() == float("inf")
-    noted = [one for one, _ in journal.note([task(str(n)) for n in range(20)])]
+    assert journal.history_seconds() == float("inf")
+    noted = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(20)])]
     for one in noted:
         journal.finish([Outcome(one, DONE)])
-    keep_up(journal, Keep(LATER, LATER, 10, 10**9))
+    keep_up(journal, Retention(LATER, LATER, 10, 10**9))
     last = journal.find("chain", "fetch", "10")
     journal.close()
     journal = Journal(path)
     assert last is not None
     assert last.finished is not None
     assert journal.find("chain", "fetch", "9") is None
-    assert journal.now() - last.finished <= journal.forgotten() < 60
+    assert journal.now() - last.finished <= journal.history_seconds() < 60
     journal.close()
 
 
 def test_the_log_stays_short(journal: Journal) -> None:
     """No more than the given number of announcements of a chain are kept, the newest ones; or none but the last."""
-    journal.announce("chain", [announced(n) for n in range(1, 1001)])
-    journal.announce("other", [announced(n) for n in range(1, 4)])
-    steps = keep_up(journal, Keep(LATER, LATER, 10**9, 10))
+    journal.append_announcements("chain", [announced(n) for n in range(1, 1001)])
+    journal.append_announcements("other", [announced(n) for n in range(1, 4)])
+    steps = keep_up(journal, Retention(LATER, LATER, 10**9, 10))
     assert sum(steps) == 990
     assert max(steps) <= 200
-    assert [a.number for a in journal.announced_after("chain", 0, 99)] == list(range(991, 1001))
-    assert len(journal.announced_after("other", 0, 99)) == 3
-    keep_up(journal, Keep(LATER, -9.0, 10**9, 10**9))
-    assert [a.number for a in journal.announced_after("chain", 0, 99)] == [1000]
-    assert [a.number for a in journal.announced_after("other", 0, 99)] == [3]
+    assert [a.number for a in journal.announcements_after("chain", 0, 99)] == list(range(991, 1001))
+    assert len(journal.announcements_after("other", 0, 99)) == 3
+    keep_up(journal, Retention(LATER, -9.0, 10**9, 10**9))
+    assert [a.number for a in journal.announcements_after("chain", 0, 99)] == [1000]
+    assert [a.number for a in journal.announcements_after("other", 0, 99)] == [3]
 
 
 def test_numbers_go_on_after_upkeep_and_reopening(path: str) -> None:
     """The numbers of a log go on when all that was announced has gone, and after that in the next process."""
     journal = Journal(path)
-    journal.announce("chain", [announced(n) for n in range(1, 4)])
-    keep_up(journal, Keep(LATER, -9.0, 10**9, 10**9))
+    journal.append_announcements("chain", [announced(n) for n in range(1, 4)])
+    keep_up(journal, Retention(LATER, -9.0, 10**9, 10**9))
     assert journal.last_number("chain") == 3
     journal.close()
     journal = Journal(path)
     assert journal.last_number("chain") == 3
-    journal.announce("chain", [announced(4)])
-    assert [a.number for a in journal.announced_after("chain", 0, 9)] == [3, 4]
+    journal.append_announcements("chain", [announced(4)])
+    assert [a.number for a in journal.announcements_after("chain", 0, 9)] == [3, 4]
     journal.close()
 
 
@@ -143,8 +155,8 @@ def test_numbers_go_on_after_upkeep_and_reopening(path: str) -> None:
 
 def test_what_is_done_is_shortened(journal: Journal) -> None:
     """What was done loses its reply and most of its body, once; what failed, waits, or is of another kind does not."""
-    noted = [one for one, _ in journal.note([task(n, body=f"body {n}") for n in ("done", "failed", "waits")])]
-    noted += [one for one, _ in journal.note([task("other", kind="relay", body="body")])]
+    noted = [one for one, _ in journal.add_tasks([task(n, body=f"body {n}") for n in ("done", "failed", "waits")])]
+    noted += [one for one, _ in journal.add_tasks([task("other", kind="relay", body="body")])]
     journal.finish([Outcome(noted[n], state, "reply") for n, state in ((0, DONE), (1, FAILED), (3, DONE))])
     asked = []
 
@@ -163,27 +175,27 @@ def test_what_is_done_is_shortened(journal: Journal) -> None:
         ("body waits", None),
         ("body", "reply"),
     ]
-    ((known, new),) = journal.note([task("done")])
+    ((known, new),) = journal.add_tasks([task("done")])
     assert (known.state, new) == (DONE, False)
 
 
 def test_many_that_ended_at_once_are_all_shortened(path: str) -> None:
     """Tasks whose ends were written at one time are all shortened, over several steps and processes."""
     journal = Journal(path)
-    noted = [one for one, _ in journal.note([task(str(n), body="body") for n in range(1000)])]
+    noted = [one for one, _ in journal.add_tasks([task(str(n), body="body") for n in range(1000)])]
     journal.finish([Outcome(one, DONE, "reply") for one in noted])
-    steps = journal.upkeep(ALL, {"fetch": nothing}, -1.0)
+    steps = journal.prune(ALL, {"fetch": drop_body}, -1.0)
     assert next(steps) == 200
     journal.close()
     journal = Journal(path)
-    assert sum(keep_up(journal, ALL, fetch=nothing)) == 800
+    assert sum(keep_up(journal, ALL, fetch=drop_body)) == 800
     assert all(one.body == "" for n in range(1000) if (one := journal.find("chain", "fetch", str(n))))
     journal.close()
 
 
 def test_a_body_that_cannot_be_read_stays(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
     """What cannot be shortened is named in the log, once, stays, and does not keep the rest from it."""
-    noted = [one for one, _ in journal.note([task("bad", body="x"), task("good", body="1")])]
+    noted = [one for one, _ in journal.add_tasks([task("bad", body="x"), task("good", body="1")])]
     journal.finish([Outcome(one, DONE) for one in noted])
     for _ in range(2):
         keep_up(journal, ALL, fetch=lambda one: str(int(one.body) + 1))
@@ -203,21 +215,21 @@ def pass_through(journal: Journal, first: int, count: int) -> None:
     """Announce, deliver and be done with files, as a server does."""
     for start in range(first, first + count, 500):
         numbers = range(start, start + 500)
-        journal.announce("chain", [announced(n) for n in numbers])
+        journal.append_announcements("chain", [announced(n) for n in numbers])
         pushes = [task(f"{n} file://host/out", kind="push", body="x" * 800, about=n) for n in numbers]
-        noted = journal.note(pushes)
+        noted = journal.add_tasks(pushes)
         journal.finish([Outcome(one, DONE, "r" * 700) for one, _ in noted])
 
 
 def test_the_size_is_bounded(path: str) -> None:
     """However many files pass through, the journal is no larger than what it is to keep; what is done takes little."""
     journal = Journal(path)
-    keep = Keep(LATER, LATER, 2000, 2000)
+    keep = Retention(LATER, LATER, 2000, 2000)
     sizes = []
     for turn in range(6):
         pass_through(journal, 1 + turn * 3000, 3000)
         full = size(path)
-        keep_up(journal, keep, push=nothing)
+        keep_up(journal, keep, push=drop_body)
         sizes.append(full)
     assert max(sizes[3:]) <= 1.1 * max(sizes[:3])
     assert journal.count() == {"waiting": 0, "done": 2000, "failed": 0}
@@ -230,9 +242,9 @@ def test_space_is_given_back(path: str) -> None:
     journal = Journal(path)
     pass_through(journal, 1, 10_000)
     before = size(path)
-    steps = keep_up(journal, Keep(-9.0, -9.0, 10**9, 10**9))
+    steps = keep_up(journal, Retention(-9.0, -9.0, 10**9, 10**9))
     assert max(steps) <= 200
-    journal.note([task("work goes on")])
+    journal.add_tasks([task("work goes on")])
     journal.close()
     assert size(path) < before / 4
 
@@ -240,12 +252,12 @@ def test_space_is_given_back(path: str) -> None:
 def test_work_goes_on_between_the_steps(journal: Journal) -> None:
     """Between two steps of the upkeep anything may be noted, done and announced, and nothing of it is lost."""
     pass_through(journal, 1, 1000)
-    for n, _ in enumerate(journal.upkeep(Keep(-9.0, -9.0, 100, 10), {"push": nothing}, 0.0)):
-        ((one, new),) = journal.note([task(f"new {n}")])
+    for n, _ in enumerate(journal.prune(Retention(-9.0, -9.0, 100, 10), {"push": drop_body}, 0.0)):
+        ((one, new),) = journal.add_tasks([task(f"new {n}")])
         assert new
         if n % 2:
             journal.finish([Outcome(one, DONE)])
-        journal.announce("chain", [announced(journal.last_number("chain") + 1)])
+        journal.append_announcements("chain", [announced(journal.last_number("chain") + 1)])
     assert journal.count()["waiting"] >= 10
     assert journal.last_number("chain") == 1001 + n
 
@@ -254,30 +266,30 @@ def test_work_goes_on_between_the_steps(journal: Journal) -> None:
 
 
 QUERIES: dict[str, Callable[[Journal], object]] = {
-    "note": lambda j: j.note([task("1"), task("new")], [("chain", Source("log", "a", 1))]),
+    "note": lambda j: j.add_tasks([task("1"), task("new")], [("chain", SourcePosition("log", "a", 1))]),
     "find": lambda j: j.find("chain", "fetch", "1"),
-    "forgotten": lambda j: j.forgotten(),
-    "done_about": lambda j: j.done_about("chain", ("push", "had"), 1),
-    "waits_about": lambda j: j.waits_about("chain", "push", 1),
-    "waiting_about": lambda j: j.waiting_about("chain", "push", 1),
-    "hasten": lambda j: j.hasten("chain", "push", 1),
-    "hasten_all": lambda j: j.hasten_all("chain", "push"),
+    "forgotten": lambda j: j.history_seconds(),
+    "done_about": lambda j: j.finished_for("chain", ("push", "had"), 1),
+    "waits_about": lambda j: j.has_pending_for("chain", "push", 1),
+    "waiting_about": lambda j: j.pending_for("chain", "push", 1),
+    "hasten": lambda j: j.make_due_now("chain", "push", 1),
+    "hasten_all": lambda j: j.make_all_due_now("chain", "push"),
     "claim": lambda j: j.claim("busy", "lane", 9, LATER),
     "next_due": lambda j: j.next_due("busy", "lane", 5),
     "lanes": lambda j: j.lanes("busy"),
     "finish": lambda j: j.finish([Outcome(one, DONE) for one in j.claim("busy", "lane", 1, LATER)]),
-    "fail_waiting": lambda j: j.fail_waiting("busy", "no such lane"),
-    "last_done": lambda j: j.last_done("chain", ("fetch",), 0.5),
-    "announce": lambda j: j.announce("chain", [announced(j.last_number("chain") + 1)]),
-    "announced": lambda j: j.announced("chain", "/in/1"),
-    "versions": lambda j: j.versions("chain", ["/in/1"]),
-    "announcement": lambda j: j.announcement("chain", 1),
-    "announced_after": lambda j: j.announced_after("chain", 3, 5),
+    "fail_waiting": lambda j: j.fail_pending("busy", "no such lane"),
+    "last_done": lambda j: j.finished_before_kill("chain", ("fetch",), 0.5),
+    "announce": lambda j: j.append_announcements("chain", [announced(j.last_number("chain") + 1)]),
+    "announced": lambda j: j.latest_announcement("chain", "/in/1"),
+    "versions": lambda j: j.latest_versions("chain", ["/in/1"]),
+    "announcement": lambda j: j.get_announcement("chain", 1),
+    "announced_after": lambda j: j.announcements_after("chain", 3, 5),
     "number_before": lambda j: j.number_before("chain", 5.0),
-    "newest": lambda j: j.newest("chain", 5),
-    "undelivered": lambda j: j.undelivered("chain", ("push", "ack"), 2990, 5),
+    "newest": lambda j: j.newest_announcements("chain", 5),
+    "undelivered": lambda j: j.undelivered_announcements("chain", ("push", "ack"), 2990, 5),
     "sources": lambda j: j.sources("chain"),
-    "upkeep": lambda j: keep_up(j, ALL, 300.0, fetch=nothing),
+    "upkeep": lambda j: keep_up(j, ALL, 300.0, fetch=drop_body),
 }
 
 
@@ -288,13 +300,13 @@ def full() -> Iterator[str]:
         path = os.path.join(folder, "full.journal")
         journal = Journal(path)
         pass_through(journal, 1, 3000)
-        over = journal.note([task(f"done {n}") for n in range(3000)])
+        over = journal.add_tasks([task(f"done {n}") for n in range(3000)])
         time.sleep(0.6)  # what is done in the last half second before a kill is looked at
         journal.finish([Outcome(one, DONE) for one, _ in over])
         time.sleep(0.6)
-        journal.finish([Outcome(one, DONE) for one, _ in journal.note([task("the last one")])])
-        journal.note([Task("busy", "fetch", f"waits {n}", "other", "", rank=BACKLOG) for n in range(3000)])
-        journal.note([Task(chain, "fetch", str(n), "lane", "") for chain in ("busy", "chain") for n in range(10)])
+        journal.finish([Outcome(one, DONE) for one, _ in journal.add_tasks([task("the last one")])])
+        journal.add_tasks([Task("busy", "fetch", f"waits {n}", "other", "", rank=BACKLOG) for n in range(3000)])
+        journal.add_tasks([Task(chain, "fetch", str(n), "lane", "") for chain in ("busy", "chain") for n in range(10)])
         journal.close()
         with sqlite3.connect(path) as db:
             db.execute("DELETE FROM meta WHERE key = 'closed'")
@@ -343,12 +355,12 @@ def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
         push = request.data | {"destination": destination, "request": {"id": "me/7", "patience": 30}}
         first = ask(pair.request_port, TOPIC, "push", push)
         assert first.type == "file"
-        remains = {"server": Server.remains, "client": Client.remains}
+        remains = {"server": Server.compactors, "client": Client.compactors}
         for role, process in (("client", pair.client), ("server", pair.server)):
             assert process.terminate() == 0
             journal = Journal(journal_of(site, role))
             before = journal.count()
-            assert sum(journal.upkeep(ALL, remains[role], -1.0)) > 0
+            assert sum(journal.prune(ALL, remains[role], -1.0)) > 0
             assert journal.count() == before
             journal.close()
         for path in pair.target.iterdir():

@@ -147,23 +147,23 @@ def test_a_variant_says_the_same() -> None:
     """A variant of a message that was read is what writing it anew with the added items gives."""
     read = Message.decode(ours(ANNOUNCEMENT).encode())
     added = {"destination": "scp://u@h/in", "request": {"id": "a/1"}}
-    variant = Message.decode(read.variant("push", added))
+    variant = Message.decode(read.derive("push", added))
     assert (variant.subject, variant.type, variant.data) == (read.subject, "push", read.data | added)
     assert variant.sender == own_sender()
-    assert Message.decode(read.variant("ack")).data == read.data
+    assert Message.decode(read.derive("ack")).data == read.data
 
 
 @pytest.mark.parametrize("name", ["no data", "text", "empty dict", "empty list", "a list of lists"])
 def test_a_variant_of_what_is_no_dict_says_the_same(name: str) -> None:
     """A variant without items of its own works with whatever data there is."""
     read = Message.decode(ours(DATA[name]).encode())
-    assert Message.decode(read.variant("ack")).data == read.data
+    assert Message.decode(read.derive("ack")).data == read.data
 
 
 def test_a_variant_replaces_what_is_there_already() -> None:
     """An added item replaces one of the same name."""
     read = Message.decode(ours({"destination": "old", "uri": "/a"}).encode())
-    assert Message.decode(read.variant("push", {"destination": "new"})).data == {"destination": "new", "uri": "/a"}
+    assert Message.decode(read.derive("push", {"destination": "new"})).data == {"destination": "new", "uri": "/a"}
 
 
 ASKED = {"uri": "/a", "time": "2025-01-01T00:00:00", "request": {"id": "a/1", "patience": 5.0}}
@@ -172,8 +172,8 @@ ASKED = {"uri": "/a", "time": "2025-01-01T00:00:00", "request": {"id": "a/1", "p
 def test_a_variant_keeps_an_item_without_a_name() -> None:
     """An item whose key is empty is data as any other."""
     read = Message.decode(ours({"uri": "/a", "": 1}).encode())
-    assert Message.decode(read.variant("ack")).data == {"uri": "/a", "": 1}
-    assert Message.decode(read.variant("push", {"uri": "/b"})).data == {"uri": "/b", "": 1}
+    assert Message.decode(read.derive("ack")).data == {"uri": "/a", "": 1}
+    assert Message.decode(read.derive("push", {"uri": "/b"})).data == {"uri": "/b", "": 1}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_variant_leaves_out_an_item(data: dict[str, Any]) -> None:
     """A variant without an item has all others, wherever that one stands."""
     read = Message.decode(ours(data).encode())
     rest = {key: value for key, value in read.data.items() if key != "request"}
-    assert Message.decode(read.variant("file", without="request")).data == (rest or "")
+    assert Message.decode(read.derive("file", without="request")).data == (rest or "")
 
 
 def test_a_variant_of_what_another_program_wrote_leaves_out_an_item() -> None:
@@ -199,7 +199,7 @@ def test_a_variant_of_what_another_program_wrote_leaves_out_an_item() -> None:
     head, _, body = ours(ASKED).encode().partition(" application/json ")
     other = json.dumps(json.loads(body), indent=1, ensure_ascii=False)
     read = Message.decode(f"{head} application/json {other}")
-    assert Message.decode(read.variant("file", without="request")).data == Message.decode(
+    assert Message.decode(read.derive("file", without="request")).data == Message.decode(
         ours({key: value for key, value in ASKED.items() if key != "request"}).encode()
     ).data  # fmt: skip
 
@@ -421,15 +421,15 @@ def test_reading_is_quick() -> None:
 def test_files_are_found_at_any_depth() -> None:
     """Each dictionary with a uri is a file of the message, wherever it stands."""
     data = {"dataset": [{"uri": "/a/1"}, {"x": {"uri": "/a/2", "more": [{"uri": "/a/3"}]}}], "uri": "/a/0"}
-    assert contents.uris(data) == ["/a/0", "/a/1", "/a/2", "/a/3"]
-    assert contents.names(data) == "0, 1, 2, 3"
-    assert contents.uris("text") == contents.uris(None) == contents.uris([5]) == []
+    assert contents.file_uris(data) == ["/a/0", "/a/1", "/a/2", "/a/3"]
+    assert contents.file_names(data) == "0, 1, 2, 3"
+    assert contents.file_uris("text") == contents.file_uris(None) == contents.file_uris([5]) == []
 
 
 @pytest.mark.parametrize("data", [{"uri": 5}, {"uri": None}, {"uri": {"uri": "/a"}}])
 def test_names_can_be_shown_whatever_was_sent(data: Any) -> None:
     """A uri that is no text can still be named in a log line."""
-    assert isinstance(contents.names(data), str)
+    assert isinstance(contents.file_names(data), str)
 
 
 def test_the_reply_type_follows_the_data() -> None:
@@ -451,32 +451,32 @@ def test_a_request_id_is_found_in_the_text() -> None:
 @pytest.mark.parametrize("mark", [None, 5, "a", [], {"log": 5, "number": 1}, {"log": "a"}, {"log": "a", "number": "1"}])
 def test_a_mark_that_is_none_is_passed_over(mark: Any) -> None:
     """What is no mark of an announcement of ours counts as none."""
-    assert contents.announcement_mark({"announcement": mark}) == {}
+    assert contents.announcement_metadata({"announcement": mark}) == {}
 
 
 @pytest.mark.parametrize("number", [-1, True, 1.5, 2**63, 10**400])
 def test_a_number_that_no_log_can_have_is_none(number: Any) -> None:
     """A number that the journal cannot hold is not taken for one of a log."""
-    assert contents.announcement_mark({"announcement": {"log": "a", "number": number}}) == {}
+    assert contents.announcement_metadata({"announcement": {"log": "a", "number": number}}) == {}
 
 
 @pytest.mark.parametrize("mark", [5, "a", [], None, {"id": 5, "patience": "x"}, {"patience": True}, {"id": ["a"]}])
 def test_what_is_no_request_mark_is_passed_over(mark: Any) -> None:
     """What is no mark of a request of ours counts as none."""
-    assert contents.request_mark({"request": mark}) == {}
+    assert contents.request_metadata({"request": mark}) == {}
 
 
 @pytest.mark.parametrize("patience", [math.nan, math.inf, -1, -math.inf, 10**400])
 def test_a_request_mark_holds_only_what_it_should(patience: float) -> None:
     """A patience that is no span of time is as if it had not been sent."""
-    assert contents.request_mark({"request": {"id": "a", "patience": patience}}) == {"id": "a"}
+    assert contents.request_metadata({"request": {"id": "a", "patience": patience}}) == {"id": "a"}
 
 
 def test_a_failure_is_told_in_the_language_of_the_peer() -> None:
     """Our own clients hear whether to try again, others a text."""
     error = TransferError("no room")
-    assert contents.failure({"uri": "/a"}, error) == "no room"
-    told = contents.failure({"request": {"id": "a"}}, error, 5.0)
+    assert contents.error_payload({"uri": "/a"}, error) == "no room"
+    told = contents.error_payload({"request": {"id": "a"}}, error, 5.0)
     assert told == {"error": "no room", "temporary": False, "again_in": 5.0}
 
 
@@ -484,13 +484,13 @@ def test_files_of_a_message() -> None:
     """Each dictionary with a uri is a file, at any depth and in the order in which they stand there."""
     inner = {"uri": "/b", "more": [{"uri": "/c"}, [{"uri": "/d"}], "uri", 5, None]}
     data = {"request": {"id": "x"}, "dataset": [inner, {"uid": "none"}], "uri": "/a", "last": {"uri": 5}}
-    assert contents.uris(data) == ["/a", "/b", "/c", "/d", 5]
+    assert contents.file_uris(data) == ["/a", "/b", "/c", "/d", 5]
     others: tuple[Any, ...] = ("uri", None, 5, [], {}, ["uri"])
-    assert [contents.items(other) for other in others] == [[]] * 6
+    assert [contents.file_items(other) for other in others] == [[]] * 6
 
 
 @pytest.mark.parametrize("number", [2**64, -1, 1e300, True, "3", None, [1]])
 def test_numbers_of_an_announcement(number: object) -> None:
     """A size or a time that no journal can hold is left out of what is known about an announcement."""
     mark = {"log": "x/hrit", "number": 5, "size": number, "mtime": 3}
-    assert contents.announcement_mark({"announcement": mark}) == {"log": "x/hrit", "number": 5, "mtime": 3}
+    assert contents.announcement_metadata({"announcement": mark}) == {"log": "x/hrit", "number": 5, "mtime": 3}

@@ -21,13 +21,13 @@ import pytest
 import zmq
 
 from trollmoves.dispatch import deliveries
-from trollmoves.errors import MessageError, RequestRefused, StartError, TemporaryTransferError, TrollmovesError
+from trollmoves.errors import MessageError, RequestRejected, StartError, TemporaryTransferError, TrollmovesError
 from trollmoves.messaging import listener, publisher, sockets
-from trollmoves.messaging.listener import Listener, Provider
+from trollmoves.messaging.listener import PublisherEndpoint, Subscriber
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
-from trollmoves.messaging.requester import NoAnswer, Requester, Stopping
+from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.provider import announcer
 from trollmoves.receiver import fetcher
 from trollmoves.tests.servers.process import free_port
@@ -49,7 +49,7 @@ def stack() -> Iterator[ExitStack]:
 def echo(requests: list[Request]) -> None:
     """Answer each request with its own data."""
     for request in requests:
-        request.answer("echo", request.message.data)
+        request.reply("echo", request.message.data)
 
 
 def replier(
@@ -167,7 +167,7 @@ def test_any_message_reaches_the_handler(stack: ExitStack, data: Any, type_: str
     assert (answer.type, answer.data) == ("echo", data or "")
 
 
-@pytest.mark.parametrize(("error", "said"), [(RequestRefused("not here"), "not here"), (KeyError(), "internal error")])
+@pytest.mark.parametrize(("error", "said"), [(RequestRejected("not here"), "not here"), (KeyError(), "internal error")])
 def test_a_handler_that_raises_answers_err(stack: ExitStack, error: Exception, said: str) -> None:
     """When the handler raises, each request it had gets an err, without what is nobody's business."""
 
@@ -177,7 +177,7 @@ def test_a_handler_that_raises_answers_err(stack: ExitStack, error: Exception, s
     answers = Answers()
     asking, port = requester(stack), replier(stack, handle).port
     for n in range(20):
-        asking.ask(f"{HOST}:{port}", text(n), SOON, answers)
+        asking.send_request(f"{HOST}:{port}", text(n), SOON, answers)
     assert answers.wait(20) == [said] * 20
     assert {one.type for one in answers.all if isinstance(one, Message)} == {"err"}
 
@@ -187,9 +187,9 @@ def test_a_request_gets_one_answer(stack: ExitStack) -> None:
 
     def handle(requests: list[Request]) -> None:
         for request in requests:
-            request.answer("first", request.message.data)
-            request.answer("second")
-            request.refuse("third")
+            request.reply("first", request.message.data)
+            request.reply("second")
+            request.reject("third")
         raise RuntimeError("after all was answered")
 
     client = Client(stack, zmq.DEALER, replier(stack, handle).port)
@@ -205,7 +205,7 @@ def test_answers_may_come_from_other_threads(stack: ExitStack) -> None:
     asking = requester(stack)
     answers: dict[int, Answers] = {n: Answers() for n in range(1, 31)}
     for n, one in answers.items():
-        asking.ask(f"{HOST}:{port}", text(n), SOON, one)
+        asking.send_request(f"{HOST}:{port}", text(n), SOON, one)
     until(lambda: len(open_) == 30, SOON)
     random.Random(3).shuffle(open_)
     threads = [threading.Thread(target=echo, args=([request],)) for request in open_]
@@ -223,16 +223,16 @@ def test_an_answer_to_one_who_left_harms_nobody(stack: ExitStack) -> None:
     with ExitStack() as short:
         Client(short, zmq.DEALER, server.port).socket.send(text("gone").encode())
         until(lambda: len(open_) == 1, SOON)
-    open_[0].answer("late")
+    open_[0].reply("late")
     staying = Client(stack, zmq.DEALER, server.port)
     staying.socket.send(text("here").encode())
     until(lambda: len(open_) == 2, SOON)
-    open_[1].answer("pong")
+    open_[1].reply("pong")
     assert staying.socket.poll(int(SOON * 1000))
     staying.socket.send(text("again").encode())
     until(lambda: len(open_) == 3, SOON)
     server.stop()
-    open_[2].answer("too late")
+    open_[2].reply("too late")
 
 
 def test_what_was_answered_before_the_stop_is_sent(stack: ExitStack) -> None:
@@ -242,7 +242,7 @@ def test_what_was_answered_before_the_stop_is_sent(stack: ExitStack) -> None:
     client = Client(stack, zmq.DEALER, server.port)
     client.socket.send(text().encode())
     until(lambda: open_, SOON)
-    open_[0].answer("pong", "x" * 1_000_000)
+    open_[0].reply("pong", "x" * 1_000_000)
     server.stop()
     assert client.socket.poll(int(SOON * 1000))
     assert len(client.socket.recv()) > 1_000_000
@@ -307,7 +307,7 @@ def test_ipv6_addresses(stack: ExitStack) -> None:
     server.start()
     stack.callback(server.stop)
     answers = Answers()
-    requester(stack).ask(sockets.tcp("::1", port), text("six"), SOON, answers)
+    requester(stack).send_request(sockets.tcp("::1", port), text("six"), SOON, answers)
     assert answers.wait() == ["six"]
 
 
@@ -322,7 +322,7 @@ def test_each_open_request_has_a_connection(stack: ExitStack) -> None:
     made: set[str] = set()
     for turn in range(1, 4):
         for n in range(30):
-            asking.ask(f"{HOST}:{port}", text(n), SOON, answers)
+            asking.send_request(f"{HOST}:{port}", text(n), SOON, answers)
         until(lambda: len(open_) == 30, SOON)
         made |= connections(port)
         assert len(connections(port)) == len(made) == 30
@@ -355,9 +355,9 @@ def test_requests_in_sequence_share_a_connection(stack: ExitStack) -> None:
         if n > 2000:
             done.set()
         else:
-            asking.ask(f"{HOST}:{port}", text(n), SOON, next_)
+            asking.send_request(f"{HOST}:{port}", text(n), SOON, next_)
 
-    asking.ask(f"{HOST}:{port}", text(next(left)), SOON, next_)
+    asking.send_request(f"{HOST}:{port}", text(next(left)), SOON, next_)
     assert done.wait(4 * SOON)
     assert answered == list(range(1, 2001))
     assert len(seen) == 1
@@ -369,15 +369,15 @@ def test_no_answer_ends_idle_connections(stack: ExitStack, caplog: pytest.LogCap
     port = replier(stack, open_.extend).port
     asking, answers = requester(stack), Answers()
     for n in range(1, 6):
-        asking.ask(f"{HOST}:{port}", text(n), SOON, answers)
+        asking.send_request(f"{HOST}:{port}", text(n), SOON, answers)
     until(lambda: len(open_) == 5, SOON)
     echo(sorted(open_, key=lambda one: one.message.data, reverse=True))  # the first connection is the next to be used
     answers.wait(5)
-    asking.ask(f"{HOST}:{port}", text("in vain"), 0.2, answers)
-    assert isinstance(answers.wait(6)[-1], NoAnswer)
+    asking.send_request(f"{HOST}:{port}", text("in vain"), 0.2, answers)
+    assert isinstance(answers.wait(6)[-1], NoReply)
     until(lambda: not connections(port), SOON)
     del open_[:]
-    asking.ask(f"{HOST}:{port}", text("again"), SOON, answers)
+    asking.send_request(f"{HOST}:{port}", text("again"), SOON, answers)
     until(lambda: open_, SOON)
     echo(open_)
     assert answers.wait(7)[-1] == "again"
@@ -389,10 +389,10 @@ def test_no_answer_is_told_in_time(stack: ExitStack) -> None:
     port = replier(stack, lambda _: None).port
     answers = Answers()
     started = time.monotonic()
-    requester(stack).ask(f"{HOST}:{port}", text(), 0.2, answers)
+    requester(stack).send_request(f"{HOST}:{port}", text(), 0.2, answers)
     (error,) = answers.wait()
     assert 0.2 <= time.monotonic() - started < SOON
-    assert isinstance(error, NoAnswer)
+    assert isinstance(error, NoReply)
     assert error.temporary
     assert str(port) in str(error)
 
@@ -402,13 +402,13 @@ def test_a_late_answer_is_not_taken_for_the_next(stack: ExitStack) -> None:
     late: list[Request] = []
     port = replier(stack, late.extend).port
     asking, first, second = requester(stack), Answers(), Answers()
-    asking.ask(f"{HOST}:{port}", text("first"), 0.2, first)
+    asking.send_request(f"{HOST}:{port}", text("first"), 0.2, first)
     (error,) = first.wait()
-    assert isinstance(error, NoAnswer)
-    asking.ask(f"{HOST}:{port}", text("second"), SOON, second)
+    assert isinstance(error, NoReply)
+    asking.send_request(f"{HOST}:{port}", text("second"), SOON, second)
     until(lambda: len(late) == 2, SOON)
-    late[0].answer("late", "first")
-    late[1].answer("prompt", "second")
+    late[0].reply("late", "first")
+    late[1].reply("prompt", "second")
     assert second.wait() == ["second"]
     assert len(first.all) == 1
 
@@ -422,7 +422,7 @@ def test_a_second_answer_is_not_taken_for_the_next(stack: ExitStack) -> None:
     asking = requester(stack)
     for n in range(1, 20):
         answers = Answers()
-        asking.ask(f"{HOST}:{port}", text(n), SOON, answers)
+        asking.send_request(f"{HOST}:{port}", text(n), SOON, answers)
         assert server.poll(int(SOON * 1000))
         peer, _, frame = server.recv_multipart()
         for _ in range(2):
@@ -435,7 +435,7 @@ def test_a_server_may_come_later(stack: ExitStack) -> None:
     """A request to a server that is not there yet is answered when it comes within the time-out."""
     port = free_port()
     asking, answers = requester(stack), Answers()
-    asking.ask(f"{HOST}:{port}", text("early"), 4 * SOON, answers)
+    asking.send_request(f"{HOST}:{port}", text("early"), 4 * SOON, answers)
     time.sleep(0.3)
     assert answers.all == []
     replier(stack, port=port)
@@ -453,7 +453,7 @@ def test_a_server_may_restart(stack: ExitStack) -> None:
         server = replier(stack, port=port)
         for timeout in (1.0, 2 * SOON):
             answers = Answers()
-            asking.ask(f"{HOST}:{port}", text(n), timeout, answers)
+            asking.send_request(f"{HOST}:{port}", text(n), timeout, answers)
             (answer,) = answers.wait(seconds=3 * SOON)
             if answer == n:
                 break
@@ -473,12 +473,12 @@ def test_overdue_decides_about_waiting_on(stack: ExitStack) -> None:
         raise RuntimeError("trouble")
 
     started = time.monotonic()
-    asking.ask(f"{HOST}:{port}", text("patient"), 0.1, patient, lambda: True)
-    asking.ask(f"{HOST}:{port}", text("impatient"), 0.1, impatient, lambda: next(turns))
-    asking.ask(f"{HOST}:{port}", text("broken"), 0.1, broken, trouble)
-    assert isinstance(impatient.wait()[0], NoAnswer)
+    asking.send_request(f"{HOST}:{port}", text("patient"), 0.1, patient, lambda: True)
+    asking.send_request(f"{HOST}:{port}", text("impatient"), 0.1, impatient, lambda: next(turns))
+    asking.send_request(f"{HOST}:{port}", text("broken"), 0.1, broken, trouble)
+    assert isinstance(impatient.wait()[0], NoReply)
     assert time.monotonic() - started >= 0.3
-    assert isinstance(broken.wait()[0], NoAnswer)
+    assert isinstance(broken.wait()[0], NoReply)
     until(lambda: any(one.message.data == "patient" for one in open_), SOON)
     echo(open_)
     assert patient.wait() == ["patient"]
@@ -490,7 +490,7 @@ def test_our_servers_take_many_requests_from_one_connection(stack: ExitStack) ->
     server = replier(stack, open_.extend)
     asking, answers = requester(stack), [Answers() for _ in range(50)]
     for number, one in enumerate(answers):
-        asking.ask(f"{HOST}:{server.port}", text(str(number)), SOON, one, shared=True)
+        asking.send_request(f"{HOST}:{server.port}", text(str(number)), SOON, one, shared=True)
     until(lambda: len(open_) == len(answers))
     connections = {request._routes[0][0] for request in open_}
     echo(open_[::-1])
@@ -503,12 +503,12 @@ def test_asked_again_when_the_connection_is_back(stack: ExitStack) -> None:
     heard: list[Request] = []
     first = replier(stack, heard.extend)
     asking, answers = requester(stack), [Answers() for _ in range(5)]
-    asking.ask(f"{HOST}:{first.port}", text("before"), 10 * SOON, one := Answers(), shared=True)
+    asking.send_request(f"{HOST}:{first.port}", text("before"), 10 * SOON, one := Answers(), shared=True)
     until(lambda: len(heard) == 1)
-    heard[0].answer("echo", "before")
+    heard[0].reply("echo", "before")
     assert one.wait() == ["before"]
     for number, one in enumerate(answers):
-        asking.ask(f"{HOST}:{first.port}", text(str(number)), 10 * SOON, one, shared=True)
+        asking.send_request(f"{HOST}:{first.port}", text(str(number)), 10 * SOON, one, shared=True)
     until(lambda: len(heard) == 6)
     first.stop()
     replier(stack, port=first.port)
@@ -520,10 +520,10 @@ def test_late_answers_on_a_shared_connection(stack: ExitStack) -> None:
     open_: list[Request] = []
     server = replier(stack, open_.extend)
     asking, late, patient, further = requester(stack), Answers(), Answers(), Answers()
-    asking.ask(f"{HOST}:{server.port}", text("late"), 0.1, late, shared=True)
-    asking.ask(f"{HOST}:{server.port}", text("patient"), SOON, patient, shared=True)
-    assert isinstance(late.wait()[0], NoAnswer)
-    asking.ask(f"{HOST}:{server.port}", text("further"), SOON, further, shared=True)
+    asking.send_request(f"{HOST}:{server.port}", text("late"), 0.1, late, shared=True)
+    asking.send_request(f"{HOST}:{server.port}", text("patient"), SOON, patient, shared=True)
+    assert isinstance(late.wait()[0], NoReply)
+    asking.send_request(f"{HOST}:{server.port}", text("further"), SOON, further, shared=True)
     until(lambda: len(open_) == 3)
     assert len({request._routes[0][0] for request in open_}) == 2
     echo(open_)
@@ -534,9 +534,9 @@ def test_late_answers_on_a_shared_connection(stack: ExitStack) -> None:
 def test_a_wrong_address_is_no_answer(stack: ExitStack, address: str) -> None:
     """An address that is none is answered with an error, and the next request is sent."""
     asking, answers, good = requester(stack), Answers(), Answers()
-    asking.ask(address, text(), 0.3, answers)
-    assert isinstance(answers.wait()[0], NoAnswer)
-    asking.ask(f"{HOST}:{replier(stack).port}", text("good"), SOON, good)
+    asking.send_request(address, text(), 0.3, answers)
+    assert isinstance(answers.wait()[0], NoReply)
+    asking.send_request(f"{HOST}:{replier(stack).port}", text("good"), SOON, good)
     assert good.wait() == ["good"]
 
 
@@ -551,11 +551,11 @@ def test_what_is_no_answer_is_told(stack: ExitStack) -> None:
     def raising(_: Message | TrollmovesError) -> None:
         raise RuntimeError("trouble of who asked")
 
-    asking.ask(f"{HOST}:{port}", text(), SOON, raising)
+    asking.send_request(f"{HOST}:{port}", text(), SOON, raising)
     server.recv()
     server.send(text().encode())
     for answer in (b"", b"noise \xff"):
-        asking.ask(f"{HOST}:{port}", text(), SOON, answers)
+        asking.send_request(f"{HOST}:{port}", text(), SOON, answers)
         server.recv()
         server.send(answer)
     assert [type(one) for one in answers.wait(2)] == [MessageError] * 2
@@ -568,14 +568,14 @@ def test_stop_answers_what_is_open(stack: ExitStack) -> None:
 
     def again(answer: Message | TrollmovesError) -> None:
         answers(answer)
-        asking.ask(f"{HOST}:{port}", text(), SOON, answers)
+        asking.send_request(f"{HOST}:{port}", text(), SOON, answers)
 
     for _ in range(10):
-        asking.ask(f"{HOST}:{port}", text(), SOON, again)
+        asking.send_request(f"{HOST}:{port}", text(), SOON, again)
     started = time.monotonic()
     asking.stop()
-    asking.ask(f"{HOST}:{port}", text(), SOON, answers)
-    assert {type(one) for one in answers.wait(21)} == {Stopping}
+    asking.send_request(f"{HOST}:{port}", text(), SOON, answers)
+    assert {type(one) for one in answers.wait(21)} == {RequesterStopped}
     assert time.monotonic() - started < SOON
 
 
@@ -587,7 +587,7 @@ def test_many_threads_may_ask(stack: ExitStack) -> None:
 
     def ask(first: int) -> None:
         for n in range(first, first + 200):
-            asking.ask(
+            asking.send_request(
                 f"{HOST}:{port}",
                 text(n),
                 2 * SOON,
@@ -607,11 +607,11 @@ def test_many_threads_may_ask(stack: ExitStack) -> None:
 class Ear:
     """What a listener heard."""
 
-    def __init__(self, stack: ExitStack, *providers: Provider, alarm_scale: float = 0.0) -> None:
+    def __init__(self, stack: ExitStack, *providers: PublisherEndpoint, alarm_scale: float = 0.0) -> None:
         self.heard: list[tuple[str, Message]] = []
         self.trouble: list[Exception] = []  # to raise, before anything is taken
         self.offered: list[list[Message]] = []
-        self.listener = Listener("client", providers, self._hear, alarm_scale=alarm_scale)
+        self.listener = Subscriber("client", providers, self._hear, alarm_scale=alarm_scale)
         self.listener.start()
         stack.callback(self.listener.stop)
 
@@ -634,9 +634,9 @@ def published(stack: ExitStack, port: int = 0, **options: Any) -> Publisher:
     return one
 
 
-def at(publisher: Publisher, *topics: str) -> Provider:
+def at(publisher: Publisher, *topics: str) -> PublisherEndpoint:
     """Give where a publisher is heard."""
-    return Provider(f"tcp://{HOST}:{publisher.port}", topics or ("",))
+    return PublisherEndpoint(f"tcp://{HOST}:{publisher.port}", topics or ("",))
 
 
 def connected(ear: Ear, publisher: Publisher, address: str = "") -> None:
@@ -654,8 +654,8 @@ def test_connections_are_told(stack: ExitStack) -> None:
     """A listener says which publisher it has come to hear, for the first time and again."""
     port = free_port()
     told: list[str] = []
-    provider = Provider(f"tcp://{HOST}:{port}", ("",))
-    listener = Listener("client", [provider], lambda *_: None, connected=told.append)
+    provider = PublisherEndpoint(f"tcp://{HOST}:{port}", ("",))
+    listener = Subscriber("client", [provider], lambda *_: None, connected=told.append)
     listener.start()
     stack.callback(listener.stop)
     first = published(stack, port)
@@ -683,7 +683,7 @@ def test_a_heartbeat_comes_first(stack: ExitStack) -> None:
 def test_heartbeats_come_at_their_interval(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heartbeats go on at their interval, also when nobody knows what else to say."""
     monkeypatch.setattr(publisher, "HEARTBEAT_INTERVAL", 0.1)
-    monkeypatch.setattr(publisher, "FIRST_PAUSES", (0.1,))
+    monkeypatch.setattr(publisher, "INITIAL_HEARTBEAT_DELAYS", (0.1,))
 
     def trouble() -> dict[str, Any]:
         raise RuntimeError("nobody knows")
@@ -717,7 +717,7 @@ def test_a_burst_arrives_whole(stack: ExitStack) -> None:
     one = published(stack)
     ear = Ear(stack, at(one))
     connected(ear, one)
-    one.send_texts([Message("/a", "file", {"n": n}).encode() for n in range(50_000)])
+    one.send_encoded([Message("/a", "file", {"n": n}).encode() for n in range(50_000)])
     until(lambda: len(ear.of("file")) == 50_000, 4 * SOON)
     assert [data["n"] for data in ear.of("file")] == list(range(50_000))
 
@@ -740,7 +740,7 @@ publisher.send(*(Message("/a", "file", [n]) for n in range(5000)))
 publisher.stop()
 """
     port = free_port()
-    ear = Ear(stack, Provider(f"tcp://{HOST}:{port}", ("/a",)))
+    ear = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("/a",)))
     with subprocess.Popen(
         [sys.executable, "-c", code, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as child:
@@ -772,7 +772,7 @@ def test_each_provider_has_its_topics(stack: ExitStack) -> None:
 def test_a_publisher_may_restart(stack: ExitStack) -> None:
     """A publisher that comes back on its port is heard again."""
     port = free_port()
-    ear = Ear(stack, Provider(f"tcp://{HOST}:{port}", ("",)))
+    ear = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)))
     for n in range(3):
         one = published(stack, port)
         connected(ear, one)
@@ -788,7 +788,7 @@ def test_a_publisher_can_be_followed_later(stack: ExitStack) -> None:
     one, two = published(stack), published(stack)
     ear = Ear(stack, at(one))
     connected(ear, one)
-    ear.listener.follow([Provider("tcp://no port", ("",)), at(two), at(one)])
+    ear.listener.add_publishers([PublisherEndpoint("tcp://no port", ("",)), at(two), at(one)])
     connected(ear, two, at(two).address)
     one.send(Message("/a", "file", "once"))
     until(lambda: ear.of("file"), SOON)
@@ -798,13 +798,13 @@ def test_a_publisher_can_be_followed_later(stack: ExitStack) -> None:
 
 def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without heartbeats for some intervals the connection is made anew, and the publisher heard again."""
-    monkeypatch.setattr(listener, "LOOK", 0.05)
+    monkeypatch.setattr(listener, "POLL_INTERVAL", 0.05)
     context = zmq.Context()
     stack.callback(context.destroy, 0)
     socket = context.socket(zmq.XPUB)
     socket.setsockopt(zmq.XPUB_VERBOSE, 1)
     port = socket.bind_to_random_port(f"tcp://{HOST}")
-    ear = Ear(stack, Provider(f"tcp://{HOST}:{port}", ("",)), alarm_scale=3)
+    ear = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)), alarm_scale=3)
     beat = Message("/heartbeat/x", "beat", {"min_interval": 0.1}).encode()
 
     def subscribed() -> None:
@@ -826,7 +826,7 @@ def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.Mon
 
 def test_a_busy_listener_drops_nothing_for_silence(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits to be heard while the journal cannot be written is not dropped for want of heartbeats in it."""
-    monkeypatch.setattr(listener, "LOOK", 0.05)
+    monkeypatch.setattr(listener, "POLL_INTERVAL", 0.05)
     monkeypatch.setattr(listener, "RETRY", 0.8)
     one = published(stack)
     ear = Ear(stack, at(one), alarm_scale=1)
@@ -867,7 +867,7 @@ def test_one_message_does_not_make_it_deaf(stack: ExitStack, monkeypatch: pytest
         heard.extend(data)
 
     one = published(stack)
-    ears = Listener("client", [at(one, "/a")], hear)
+    ears = Subscriber("client", [at(one, "/a")], hear)
     stack.callback(ears.stop)
     ears.start()
 
@@ -888,7 +888,7 @@ def test_malformed_messages_are_skipped(stack: ExitStack, caplog: pytest.LogCapt
     connected(ear, one)
     bad = ["pytroll:/", "pytroll://a file x@y now v1.01", "pytroll://a file x@y 2025-01-01 v1.01 application/json {"]
     with caplog.at_level(logging.WARNING):
-        one.send_texts([*bad * 200, Message("/a", "file", "good").encode()])
+        one.send_encoded([*bad * 200, Message("/a", "file", "good").encode()])
         until(lambda: ear.of("file") == ["good"], SOON)
     warnings = [record.getMessage() for record in caplog.records if record.name.endswith("listener")]
     assert len(warnings) == 600
@@ -899,7 +899,7 @@ def test_a_wrong_provider_is_named() -> None:
     """An address that is none is a StartError that names it."""
     for address in ("tcp://", "tcp://host", "tcp://ho st:5", "nothing", "tcp://\udcff:5"):
         with pytest.raises(StartError, match="cannot connect to"):
-            Listener("client", [Provider(address, ("",))], lambda *_: None)
+            Subscriber("client", [PublisherEndpoint(address, ("",))], lambda *_: None)
 
 
 # -- nameservers
@@ -945,7 +945,7 @@ def test_nameservers_are_told_the_address(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, nameserver: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
     """A publisher is found through a nameserver, also one that starts later or anew, or beside one that is away."""
-    monkeypatch.setattr(publisher, "ADDRESS_INTERVAL", 0.1)
+    monkeypatch.setattr(publisher, "ADVERTISE_INTERVAL", 0.1)
     dead = f"{HOST}:{free_port()}"
     one = published(stack, nameservers=[dead, "localhost"])
     for _ in range(2):
@@ -963,7 +963,7 @@ def test_without_multicast_it_publishes(
 ) -> None:
     """Where there is no multicast a publisher says so once, and publishes."""
     monkeypatch.setitem(posttroll.config.config, "mc_group", "10.0.0.1")
-    monkeypatch.setattr(publisher, "ADDRESS_PAUSE", 0.05)
+    monkeypatch.setattr(publisher, "ADVERTISE_RETRY_DELAY", 0.05)
     with caplog.at_level(logging.WARNING):
         one = published(stack, nameservers=None)
         connected(Ear(stack, at(one)), one)
@@ -993,7 +993,7 @@ def a_life() -> None:
         connected(ear, one)
         asking, answers = requester(stack), Answers()
         for n in range(20):
-            asking.ask(f"{HOST}:{port}", text(n + 1), SOON, answers)
+            asking.send_request(f"{HOST}:{port}", text(n + 1), SOON, answers)
         answers.wait(20)
 
 
@@ -1024,11 +1024,11 @@ def test_what_never_started_can_be_stopped() -> None:
     for _ in range(5):
         asking, answers = Requester("client"), Answers()
         asking.stop()
-        asking.ask(f"{HOST}:1", text(), SOON, answers)
-        assert isinstance(answers.wait()[0], NoAnswer)
+        asking.send_request(f"{HOST}:1", text(), SOON, answers)
+        assert isinstance(answers.wait()[0], NoReply)
         Replier("server", 0, echo, bind_address=HOST).stop()
         Publisher("p", bind_address=HOST, nameservers=False).stop()
-        Listener("client", [Provider(f"tcp://{HOST}:1", ("",))], lambda *_: None).stop()
+        Subscriber("client", [PublisherEndpoint(f"tcp://{HOST}:1", ("",))], lambda *_: None).stop()
     until(lambda: descriptors() <= before, SOON)
 
 
@@ -1075,5 +1075,5 @@ for settings in ({{}}, {{name: {str(tmp_path / "no such")!r} for name in (
 
 def test_back_before_it_begins() -> None:
     """Whoever hears a publisher tries to connect again more often than one that starts waits before it tells."""
-    between_tries = (sockets.RECONNECT + sockets.RECONNECT_MOST) / 1000  # ZeroMQ adds up to the first to the second
-    assert between_tries < min(announcer.SETTLE, fetcher.SETTLE, deliveries.SETTLE)
+    between_tries = (sockets.RECONNECT + sockets.RECONNECT_MAX) / 1000  # ZeroMQ adds up to the first to the second
+    assert between_tries < min(announcer.SUBSCRIBER_GRACE, fetcher.SUBSCRIBER_GRACE, deliveries.SUBSCRIBER_GRACE)

@@ -17,8 +17,8 @@ import pytest
 
 from trollmoves.errors import BadDestination, NoSpace, OriginChanged, OriginMissing, OriginUnreadable, PermissionRefused
 from trollmoves.movers import MOVERS, FileMover, clean_partials, is_partial, move_it
-from trollmoves.movers.base import Source, partial_path
-from trollmoves.movers.file import SMALL
+from trollmoves.movers.base import SourceFile, partial_path
+from trollmoves.movers.file import SMALL_FILE
 from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
 from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import ServerProcess
@@ -56,7 +56,7 @@ def test_hard_link_only_when_asked_to(origin: Path, tmp_path: Path) -> None:
 
 def test_large_files_arrive_whole(tmp_path: Path) -> None:
     """Files above the size that is read at once arrive as they are, at sizes around its bounds."""
-    for size in (0, 1, SMALL - 1, SMALL, SMALL + 1, 3 * SMALL + 17):
+    for size in (0, 1, SMALL_FILE - 1, SMALL_FILE, SMALL_FILE + 1, 3 * SMALL_FILE + 17):
         path = tmp_path / f"f{size}"
         path.write_bytes(os.urandom(size))
         move_it(path, f"{tmp_path}/out/", {"fsync": True})
@@ -188,7 +188,7 @@ def test_a_full_disk_is_temporary_and_leaves_nothing(tmp_path: Path) -> None:
     """A full disk raises ``NoSpace``, keeps the old file under the final name, and leaves no partial."""
     with small_disk(tmp_path / "small") as disk:
         (disk / "big").write_bytes(b"old")
-        for size in (SMALL, 3 * SMALL):
+        for size in (SMALL_FILE, 3 * SMALL_FILE):
             (tmp_path / "big").write_bytes(bytes(size))
             with pytest.raises(NoSpace) as caught:
                 move_it(tmp_path / "big", f"{disk}/")
@@ -207,7 +207,7 @@ def test_a_refusal(origin: Path) -> None:
 
 def test_readers_never_see_a_short_file(tmp_path: Path) -> None:
     """Whoever looks at the final name at any moment sees an old or a new file, whole."""
-    size = 2 * SMALL
+    size = 2 * SMALL_FILE
     versions = [bytes([i]) * size for i in (1, 2)]
     for index, content in enumerate(versions):
         (tmp_path / str(index)).mkdir()
@@ -233,7 +233,7 @@ def test_readers_never_see_a_short_file(tmp_path: Path) -> None:
 
 def test_a_file_that_is_being_written_is_not_delivered(origin: Path) -> None:
     """A source that changed since it was opened is noticed."""
-    with Source(str(origin)) as source:
+    with SourceFile(str(origin)) as source:
         origin.write_bytes(b"more")
         with pytest.raises(OriginChanged):
             source.check_unchanged()

@@ -24,9 +24,9 @@ def test_texts_are_read() -> None:
 
 def test_old_spellings() -> None:
     """The old spelling of an option goes before the new one's default."""
-    assert options.first({"ssh_connection_timeout": "7"}, "ssh_connection_timeout", "connection_timeout") == 7
-    assert options.first({"connection_timeout": 8}, "ssh_connection_timeout", "connection_timeout") == 8
-    assert options.first({}, "ssh_connection_timeout", "connection_timeout") == 20
+    assert options.first_set({"ssh_connection_timeout": "7"}, "ssh_connection_timeout", "connection_timeout") == 7
+    assert options.first_set({"connection_timeout": 8}, "ssh_connection_timeout", "connection_timeout") == 8
+    assert options.first_set({}, "ssh_connection_timeout", "connection_timeout") == 20
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_nonsense_is_named_without_its_value(name: str, value: object) -> None:
 
 def test_unknown_names_are_found() -> None:
     """What no mover understands is found."""
-    assert options.unknown({"key": "x", "default_fill_cache": 1, "cache_regions": True}) == [
+    assert options.unknown_names({"key": "x", "default_fill_cache": 1, "cache_regions": True}) == [
         "cache_regions",
         "default_fill_cache",
     ]

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from trollmoves.errors import BadDestination, ConnectionFailed, TemporaryTransferError
-from trollmoves.movers.base import Source
-from trollmoves.movers.pool import Connection, Limits, Pool, Trunks
+from trollmoves.movers.base import SourceFile
+from trollmoves.movers.pool import Connection, Pool, PoolLimits, SharedHandles
 from trollmoves.tests.waiting import until
 
-LIMITS = Limits(connections=2, uptime=30)
+LIMITS = PoolLimits(connections=2, uptime=30)
 
 
 class Line(Connection):
@@ -31,7 +31,7 @@ class Line(Connection):
     def make_directories(self, path: str) -> None:
         """Do nothing."""
 
-    def send(self, source: Source, path: str) -> None:
+    def send(self, source: SourceFile, path: str) -> None:
         """Do nothing."""
 
     def size(self, path: str) -> int | None:
@@ -122,7 +122,7 @@ def test_a_dead_connection_is_replaced(pool: Pool) -> None:
 def test_idle_connections_end(pool: Pool) -> None:
     """An idle connection is closed when its time is up, one in use is not; then no thread is left."""
     threads = threading.active_count()
-    short = Limits(connections=2, uptime=0.1)
+    short = PoolLimits(connections=2, uptime=0.1)
     with pool.lease("a", Line, short) as used:
         with pool.lease("a", Line, short) as idle:
             pass
@@ -183,16 +183,16 @@ def test_connecting_blocks_nobody_else(pool: Pool) -> None:
 def test_debris_is_bounded_and_handed_out_once(pool: Pool) -> None:
     """Partials left at a host are remembered for the next one there, up to a bound."""
     for number in range(2000):
-        pool.remember_debris("a", str(number))
-    assert len(pool.take_debris("a")) == 1000
-    assert pool.take_debris("a") == []
-    assert pool.take_debris("b") == []
+        pool.remember_stale_partial("a", str(number))
+    assert len(pool.take_stale_partials("a")) == 1000
+    assert pool.take_stale_partials("a") == []
+    assert pool.take_stale_partials("b") == []
 
 
 def test_a_trunk_is_made_once_and_closed_by_the_last() -> None:
     """What several share is made by the first, waited for by the others, and closed by the last."""
     closed: list[object] = []
-    trunks = Trunks(closed.append, lambda _: True, 3)
+    trunks = SharedHandles(closed.append, lambda _: True, 3)
     made: list[object] = []
     ready = threading.Event()
 
@@ -202,7 +202,7 @@ def test_a_trunk_is_made_once_and_closed_by_the_last() -> None:
         return made[-1]
 
     taken = []
-    threads = [threading.Thread(target=lambda: taken.append(trunks.take("a", make, 10))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: taken.append(trunks.acquire("a", make, 10))) for _ in range(4)]
     for thread in threads:
         thread.start()
     ready.set()
@@ -211,7 +211,7 @@ def test_a_trunk_is_made_once_and_closed_by_the_last() -> None:
     assert len(made) == 2  # three users share one, the fourth needs another
     for trunk in taken:
         assert len(closed) < 2
-        trunks.give_back(trunk)
+        trunks.release(trunk)
     assert sorted(map(id, closed)) == sorted(map(id, made))
 
 
@@ -231,12 +231,12 @@ def test_a_trunk_that_cannot_be_made_fails_for_all_who_wait() -> None:
         waiting.wait(100)
         raise ConnectionFailed("down")
 
-    trunks: Trunks[object] = Trunks(lambda _: None, lambda _: True, 4)
+    trunks: SharedHandles[object] = SharedHandles(lambda _: None, lambda _: True, 4)
     errors = []
 
     def take() -> None:
         try:
-            trunks.take("a", make, 10)
+            trunks.acquire("a", make, 10)
         except ConnectionFailed as error:
             errors.append(str(error))
 

@@ -88,15 +88,15 @@ PROCESS: dict[str, object] = {
 )
 def test_names_and_defaults(section: SharedOptions, expected: dict[str, object]) -> None:
     """Each role has the options that stand in the files of sites, with their defaults."""
-    assert {name: getattr(section, name) for name in options.table(type(section))} == expected
+    assert {name: getattr(section, name) for name in options.options_of(type(section))} == expected
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_each_option_is_explained(role: type[SharedOptions]) -> None:
     """Each option has a meaning in one line, and a default that it reads itself."""
-    for name, option in options.table(role).items():
-        assert option.meaning, name
-        assert "\n" not in option.meaning
+    for name, option in options.options_of(role).items():
+        assert option.help, name
+        assert "\n" not in option.help
         assert name == name.lower()
         if option.default is not None:
             option.parse(option.default)
@@ -140,18 +140,18 @@ def test_reference_page() -> None:
     page = Path(__file__).parents[2] / "doc" / "options.md"
     if not page.exists():
         pytest.skip("the pages are not installed with the package")
-    assert page.read_text(encoding="utf-8") == options.reference()
+    assert page.read_text(encoding="utf-8") == options.reference_page()
 
 
 def test_reference_holds_every_option() -> None:
     """Every option, connection parameter and old spelling stands on the page."""
-    page = options.reference()
-    names = [name for role in ROLES for name in options.table(role)]
-    for name in [*names, *options.parameters(), *options.FOLDED, *options.IGNORED]:
+    page = options.reference_page()
+    names = [name for role in ROLES for name in options.options_of(role)]
+    for name in [*names, *options.parameters(), *options.LEGACY_SPELLINGS, *options.LEGACY_IGNORED]:
         assert f"`{name}`" in page
 
 
 def test_reference_as_a_command() -> None:
     """The page is printed by ``python -m trollmoves.options``."""
     command = [sys.executable, "-m", "trollmoves.options"]
-    assert subprocess.run(command, check=True, capture_output=True).stdout.decode() == options.reference()
+    assert subprocess.run(command, check=True, capture_output=True).stdout.decode() == options.reference_page()

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from trollmoves.options import NOT_OF_A_MIRROR, MirrorOptions, table
+from trollmoves.options import NOT_OF_A_MIRROR, MirrorOptions, options_of
 from trollmoves.tests.daemons import Site, mirror_section
 from trollmoves.tests.hearing import HOST
 from trollmoves.tests.places import FarEnd
@@ -136,5 +136,5 @@ def test_without_effect(site: Site) -> None:
     assert checked.returncode == 0, checked.stdout
     told = [line.split("] ")[1].split(":")[0] for line in checked.stdout.splitlines() if "has no effect" in line]
     assert sorted(told) == sorted(given)
-    assert set(given) < set(table(MirrorOptions))
+    assert set(given) < set(options_of(MirrorOptions))
     assert os.listdir(site.root / "copies") == []

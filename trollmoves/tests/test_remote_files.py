@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from trollmoves.errors import UnpackFailed
-from trollmoves.remote_files import Contents, describe, describe_members, look_into
+from trollmoves.remote_files import ArchiveContents, describe, describe_members, read_archive_contents
 from trollmoves.tests.servers import openssh
 from trollmoves.tests.servers.process import HOST
 
@@ -95,7 +95,9 @@ def test_file() -> None:
 def test_members(kind: str, cls: str) -> None:
     """Members are told as trollmoves 0.19 tells them, in the same order."""
     path = f"/abs/x.{kind}"
-    assert json.dumps(describe_members(path, "vm", Contents(kind, ["a b/1", "2"], None), METADATA)) == json.dumps(
+    assert json.dumps(
+        describe_members(path, "vm", ArchiveContents(kind, ["a b/1", "2"], None), METADATA)
+    ) == json.dumps(
         {
             "dataset": [
                 {
@@ -123,7 +125,7 @@ def test_metadata_hides_nothing() -> None:
     """Metadata of the same names never replaces what tells where the file is."""
     mine = {"uri": "x", "uid": "x", "filesystem": "x", "dataset": "x", "more": 1}
     assert describe("/x", "vm", mine) == describe("/x", "vm") | {"dataset": "x", "more": 1}
-    contents = Contents("tar", ["a"], None)
+    contents = ArchiveContents("tar", ["a"], None)
     told = describe_members("/x.tar", "vm", contents, mine)
     assert told["dataset"] == describe_members("/x.tar", "vm", contents)["dataset"]
     assert mine["dataset"] == "x"
@@ -141,7 +143,7 @@ def test_relative_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".zip"])
 def test_names(suffix: str, tmp_path: Path) -> None:
     """The files of an archive are told in its order, its directories are not."""
-    contents = look_into(str(make_archive(tmp_path, suffix)), kind(suffix))
+    contents = read_archive_contents(str(make_archive(tmp_path, suffix)), kind(suffix))
     assert contents.names == list(FILES)
     assert contents.compression == {".tar": None, ".zip": None, ".tar.bz2": "bz2"}.get(suffix, "gzip")
 
@@ -160,7 +162,7 @@ def test_links(tmp_path: Path) -> None:
         ("self", "self", tarfile.SYMTYPE),
     ]:
         add_link(path, name, target, type_)
-    contents = look_into(str(path), "tar")
+    contents = read_archive_contents(str(path), "tar")
     assert contents.names == [*FILES, "top/soft", "hard", "./chain", "to here"]
     assert set(read_locally(describe_members(str(path), "vm", contents)).values()) == set(FILES.values())
 
@@ -170,7 +172,7 @@ def test_same_name_twice(tmp_path: Path) -> None:
     path = make_archive(tmp_path, ".tar")
     with tarfile.open(path, "a") as archive:
         archive.addfile(tarfile.TarInfo("top/one.txt"))
-    assert look_into(str(path), "tar").names == [*list(FILES)[1:], "top/one.txt"]
+    assert read_archive_contents(str(path), "tar").names == [*list(FILES)[1:], "top/one.txt"]
 
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".zip"])
@@ -182,7 +184,7 @@ def test_damage(suffix: str, tmp_path: Path) -> None:
     for length in range(0, len(end), 97):
         path.write_bytes(whole[:length])
         with pytest.raises(UnpackFailed, match="damaged") as told:
-            look_into(str(path), kind(suffix))
+            read_archive_contents(str(path), kind(suffix))
         assert str(path) in str(told.value)
 
 
@@ -190,11 +192,11 @@ def test_nothing_to_tell(tmp_path: Path) -> None:
     """An archive without files, one that is missing, and one with an absolute path are refused."""
     for suffix in (".tar", ".zip"):
         with pytest.raises(UnpackFailed, match="holds no file"):
-            look_into(str(make_archive(tmp_path, suffix, {})), kind(suffix))
+            read_archive_contents(str(make_archive(tmp_path, suffix, {})), kind(suffix))
         with pytest.raises(UnpackFailed, match="absolute"):
-            look_into(str(make_archive(tmp_path, suffix, {"/abs": b""})), kind(suffix))
+            read_archive_contents(str(make_archive(tmp_path, suffix, {"/abs": b""})), kind(suffix))
         with pytest.raises(UnpackFailed, match="No such file"):
-            look_into(str(tmp_path / "x.tar"), kind(suffix))
+            read_archive_contents(str(tmp_path / "x.tar"), kind(suffix))
 
 
 def test_large_archive(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_large_archive(tmp_path: Path) -> None:
             file.write(info.tobuf(tarfile.GNU_FORMAT))
             file.seek(size, os.SEEK_CUR)
         file.write(bytes(1024))
-    assert look_into(str(path), "tar").names == ["a", "b"]
+    assert read_archive_contents(str(path), "tar").names == ["a", "b"]
 
 
 # -- read by fsspec
@@ -247,7 +249,7 @@ def arguments(told: dict[str, Any]) -> dict[str, Any]:
 def test_readable(suffix: str, tmp_path: Path) -> None:
     """Each member that is told can be read by what is told."""
     path = make_archive(tmp_path, suffix)
-    data = describe_members(str(path), "vm", look_into(str(path), kind(suffix)))
+    data = describe_members(str(path), "vm", read_archive_contents(str(path), kind(suffix)))
     assert read_locally(data) == FILES
 
 
@@ -284,7 +286,7 @@ def test_file_by_ssh(sshd: openssh.OpenSsh, tmp_path: Path) -> None:
 def test_members_by_ssh(suffix: str, sshd: openssh.OpenSsh, tmp_path: Path) -> None:
     """Each member that is told can be read over SSH."""
     path = make_archive(tmp_path, suffix)
-    for item in describe_members(str(path), HOST, look_into(str(path), kind(suffix)))["dataset"]:
+    for item in describe_members(str(path), HOST, read_archive_contents(str(path), kind(suffix)))["dataset"]:
         told = item["filesystem"]
         told["target_options"] |= login(sshd)
         assert read(told, item["uid"]) == FILES[item["uid"].partition("://")[2]]
@@ -296,6 +298,6 @@ def test_compression_is_told_by_content(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     for compress, name in ((gzip.compress, "gzip"), (bz2.compress, "bz2")):
         path.write_bytes(compress(plain))
-        contents = look_into(str(path), "tar")
-        assert contents == Contents("tar", list(FILES), name)
+        contents = read_archive_contents(str(path), "tar")
+        assert contents == ArchiveContents("tar", list(FILES), name)
         assert read_locally(describe_members(str(path), "vm", contents)) == FILES

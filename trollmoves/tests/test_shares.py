@@ -12,10 +12,10 @@ import zmq
 
 from trollmoves.journal import BACKLOG, FRESH
 from trollmoves.messaging import doors, inbox
-from trollmoves.messaging.inbox import Inbox
+from trollmoves.messaging.inbox import FairQueue
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Replier, Request
-from trollmoves.provider.shares import FEW, MOST, Shares
+from trollmoves.provider.shares import FAIR_SHARE, MAX_PENDING, ClientQuotas
 from trollmoves.tests.waiting import until
 
 HERE = "127.0.0.1"
@@ -43,7 +43,7 @@ def allow_descriptors(stack: ExitStack, count: int) -> None:
 def pong(requests: list[Request]) -> None:
     """Answer pings."""
     for request in requests:
-        request.answer("pong")
+        request.reply("pong")
 
 
 class Honest:
@@ -82,8 +82,8 @@ def was_cut(line: socket.socket) -> bool:
 @pytest.mark.parametrize(
     ("descriptors", "most"),
     [
-        (DESCRIPTORS, DESCRIPTORS // doors.SHARE - 1),  # the honest one has one
-        (doors.SHARE * (doors.MOST_OF_ONE + OURS), doors.MOST_OF_ONE),
+        (DESCRIPTORS, DESCRIPTORS // doors.FD_DIVISOR - 1),  # the honest one has one
+        (doors.FD_DIVISOR * (doors.MAX_PER_ADDRESS + OURS), doors.MAX_PER_ADDRESS),
     ],
     ids=["descriptors", "address"],
 )
@@ -124,25 +124,25 @@ def was_cut_soon(stack: ExitStack, port: int) -> bool:
 
 def test_who_sends_too_much_waits_for_the_others() -> None:
     """Of a sender of too much a few requests are read now and then, and all of the others at once."""
-    box = Inbox()
-    for _ in range(inbox.HELD):
+    box = FairQueue()
+    for _ in range(inbox.MAX_QUEUED):
         assert box.has_room("loud")
         box.put("loud", [b"ping"])
     assert not box.has_room("loud")
     assert box.has_room("quiet")
-    assert [name for name, _ in box.take(100)] == ["loud"] * inbox.OF_THE_LOUD
+    assert [name for name, _ in box.take(100)] == ["loud"] * inbox.THROTTLED_BATCH
     for _ in range(50):
         box.put("quiet", [b"ping"])
     until(lambda: (taken := box.take(100)) and {name for name, _ in taken} == {"quiet"}, 5, "the quiet one is served")
-    assert box.only_the_loud_wait()
+    assert box.only_throttled_pending()
 
 
 def test_large_requests_count_by_their_bytes() -> None:
     """A sender may have only so many bytes waiting."""
-    box = Inbox()
+    box = FairQueue()
     count = 0
     while box.has_room("large"):
-        box.put("large", [bytes(inbox.HELD_BYTES // 4)])
+        box.put("large", [bytes(inbox.MAX_QUEUED_BYTES // 4)])
         count += 1
     assert count == 5
     assert box.has_room("small")
@@ -150,11 +150,11 @@ def test_large_requests_count_by_their_bytes() -> None:
 
 def test_pushes_of_one_sender_go_behind_those_of_others() -> None:
     """From some number on the pushes of a sender go behind those of others, and then they are refused."""
-    shares = Shares()
-    for task in range(MOST):
+    shares = ClientQuotas()
+    for task in range(MAX_PENDING):
         assert not shares.is_full("greedy")
-        assert shares.rank("greedy") == (FRESH if task < FEW else BACKLOG)
-        shares.begin(task, "greedy")
+        assert shares.rank("greedy") == (FRESH if task < FAIR_SHARE else BACKLOG)
+        shares.add(task, "greedy")
     assert shares.is_full("greedy")
     assert not shares.is_full("modest")
     assert shares.rank("modest") == FRESH
@@ -162,12 +162,12 @@ def test_pushes_of_one_sender_go_behind_those_of_others() -> None:
 
 def test_a_push_counts_once() -> None:
     """A push that is asked for again, or ends twice, counts once; those of an earlier process do not count."""
-    shares = Shares()
-    for task in [*range(MOST), *range(MOST)]:
-        shares.begin(task, "greedy")
-    shares.end([0, 0, MOST + 1])
+    shares = ClientQuotas()
+    for task in [*range(MAX_PENDING), *range(MAX_PENDING)]:
+        shares.add(task, "greedy")
+    shares.remove([0, 0, MAX_PENDING + 1])
     assert not shares.is_full("greedy")
-    shares.begin(0, "greedy")
+    shares.add(0, "greedy")
     assert shares.is_full("greedy")
-    shares.end(range(MOST))
+    shares.remove(range(MAX_PENDING))
     assert shares.rank("greedy") == FRESH

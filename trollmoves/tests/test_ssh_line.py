@@ -9,21 +9,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from trollmoves.movers.one_processor import one_processor
-from trollmoves.movers.ssh_line import Line
+from trollmoves.movers.one_processor import pinned_to_one_cpu
+from trollmoves.movers.ssh_line import BufferedSocket
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Line, socket.socket]]:
+def ends() -> Iterator[tuple[BufferedSocket, socket.socket]]:
     """Both ends of a connection, one of them a line."""
     with socket.create_server(("127.0.0.1", 0)) as door:
-        line = Line(socket.create_connection(door.getsockname(), 10))
+        line = BufferedSocket(socket.create_connection(door.getsockname(), 10))
         other, _ = door.accept()
         with line, other:
             yield line, other
 
 
-def test_pieces(ends: tuple[Line, socket.socket]) -> None:
+def test_pieces(ends: tuple[BufferedSocket, socket.socket]) -> None:
     """What comes is handed out in order, in pieces of the size that is asked for, until the end."""
     line, other = ends
     sent = os.urandom(300_000)
@@ -42,7 +42,7 @@ def test_pieces(ends: tuple[Line, socket.socket]) -> None:
     assert all(len(piece) <= 7 for piece in got[1::2])
 
 
-def test_silence(ends: tuple[Line, socket.socket]) -> None:
+def test_silence(ends: tuple[BufferedSocket, socket.socket]) -> None:
     """A line that nothing comes on, or that takes no more, says so after its time-out, and goes on afterwards."""
     line, other = ends
     line.settimeout(0.05)
@@ -56,7 +56,7 @@ def test_silence(ends: tuple[Line, socket.socket]) -> None:
         _fill(line)
 
 
-def _fill(line: Line) -> None:
+def _fill(line: BufferedSocket) -> None:
     for _ in range(100_000):
         line.send(b"x" * 65536)
 
@@ -65,7 +65,7 @@ def test_one_processor() -> None:
     """Within the block a thread, and one that it starts, may run on one processor; afterwards as before."""
     before = os.sched_getaffinity(0)
     started: list[set[int]] = []
-    with one_processor():
+    with pinned_to_one_cpu():
         inside = os.sched_getaffinity(0)
         thread = threading.Thread(target=lambda: started.append(os.sched_getaffinity(0)))
         thread.start()
@@ -81,7 +81,7 @@ def test_all_share_it() -> None:
     seen: list[set[int]] = []
 
     def note() -> None:
-        with one_processor():
+        with pinned_to_one_cpu():
             seen.append(os.sched_getaffinity(0))
 
     threads = [threading.Thread(target=note) for _ in range(4)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trollmoves.journal import Announced, Journal
+from trollmoves.journal import AnnouncementRecord, Journal
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 class Kept:
     """Files that can be had as they were announced, as nobody looks at them."""
 
-    def unchanged(self, announced: Announced) -> bool:
+    def unchanged(self, announced: AnnouncementRecord) -> bool:
         """Tell that they can."""
         return True
 
@@ -63,14 +63,14 @@ class Source:
         site.at_the_end(self.publisher.stop)
 
     def _beat(self) -> dict[str, Any]:
-        return {"logs": [self._announcer.beat()]}
+        return {"logs": [self._announcer.heartbeat_data()]}
 
     def publish(self, count: int) -> None:
         """Publish at least so many messages, announcements among them."""
         for _ in range(0, count, EVERY):
             name = f"file {len(self.told)}"
             self.told.append(name)
-            self.publisher.send_texts([self._other] * (EVERY - 1))
+            self.publisher.send_encoded([self._other] * (EVERY - 1))
             self._announcer.announce([Announcement(f"/in/{name}", name, {"uri": f"/in/{name}", "uid": name}, 1, 1)])
 
     def _handle(self, requests: list[Request]) -> None:
@@ -79,15 +79,15 @@ class Source:
             if message.type == "replay":
                 answer = self._announcer.replay(message.data)
                 self.caught_up += len(answer["messages"])
-                request.answer("replay", answer)
+                request.reply("replay", answer)
             else:
-                request.answer("file" if message.type == "push" else message.type, message.data)
+                request.reply("file" if message.type == "push" else message.type, message.data)
 
 
 def buffered() -> int:
     """Give how many messages fit into ZeroMQ's queue for one peer, and into the kernel's for a connection."""
     room = sum(int(Path(f"/proc/sys/net/ipv4/tcp_{end}mem").read_text().split()[2]) for end in "rw")
-    return sockets.MESSAGES_HELD + room // SIZE
+    return sockets.HIGH_WATER_MARK + room // SIZE
 
 
 def test_more_than_any_buffer_holds(site: Site) -> None:
@@ -103,7 +103,7 @@ def test_more_than_any_buffer_holds(site: Site) -> None:
     client.start()
 
     def all_are_here() -> bool:
-        source.publisher.beat()  # a server's next heartbeat comes within 30 s
+        source.publisher.send_heartbeat()  # a server's next heartbeat comes within 30 s
         time.sleep(0.2)
         return set(source.told) <= set(ear.receipts())
 
@@ -118,5 +118,5 @@ def test_more_than_any_buffer_holds(site: Site) -> None:
     caught_up = source.caught_up - already
     sys.stdout.write(f"\n{buffered()} messages: {held:.0f} MB held, {caught_up} announcements caught up with\n")
     assert caught_up > 0
-    assert held < 2 * sockets.MESSAGES_HELD * SIZE / 1e6 + 50
+    assert held < 2 * sockets.HIGH_WATER_MARK * SIZE / 1e6 + 50
     assert len(ear.receipts()) == len(set(ear.receipts()))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.archives import MOST_MEMBERS
+from trollmoves.archives import MAX_MEMBERS
 from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed
 from trollmoves.tests.servers.disks import SIZE, small_disk
 from trollmoves.tests.waiting import until
@@ -367,7 +367,7 @@ def test_too_many_members(tmp_path: Path, target: Path) -> None:
     """Members without end are refused, however small the archive is."""
     path = tmp_path / "x.tgz"
     with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(member("d", tarfile.DIRTYPE) * (MOST_MEMBERS + 1) + END)
+        file.write(member("d", tarfile.DIRTYPE) * (MAX_MEMBERS + 1) + END)
     assert "more than" in refused("tar", path, target)
 
 

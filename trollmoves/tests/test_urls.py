@@ -182,7 +182,7 @@ def test_a_login_needs_a_host() -> None:
 )
 def test_a_printable_url_keeps_all_but_secrets(text: object, shown: str) -> None:
     """The user stays, the password and the query go, and what cannot be told apart is masked."""
-    assert urls.printable(text) == shown
+    assert urls.redacted(text) == shown
 
 
 def test_no_password_is_ever_printed() -> None:
@@ -190,11 +190,11 @@ def test_no_password_is_ever_printed() -> None:
     for number, noise in enumerate(random_texts(3000, "ab1:@/#?;%=[]$é")):
         secret = f"{noise[: number % 7]}Secret{noise[number % 7 :]}"
         for url in (f"ftp://me:{secret}@host/in", urls.with_login("ftp://host/in/", f"me:{secret}")):
-            for shown in (urls.printable(url), urls.masked(f"to {url}, by me"), urls.masked(f"{[url]}")):
+            for shown in (urls.redacted(url), urls.redact_text(f"to {url}, by me"), urls.redact_text(f"{[url]}")):
                 assert "Secret" not in shown
                 assert "ftp://me@" in shown
-                assert urls.printable(shown) == shown or not shown.startswith("ftp:")
-                assert urls.masked(shown) == shown
+                assert urls.redacted(shown) == shown or not shown.startswith("ftp:")
+                assert urls.redact_text(shown) == shown
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_no_password_is_ever_printed() -> None:
 )
 def test_a_malformed_url_does_not_leak(text: str) -> None:
     """What is nearly a URL is printed without what is nearly its password."""
-    assert "s3cret" not in urls.printable(text)
+    assert "s3cret" not in urls.redacted(text)
 
 
 def test_printing_never_raises() -> None:
@@ -248,10 +248,10 @@ def test_printing_never_raises() -> None:
         ":@",
         "//@:",
     ):
-        assert isinstance(urls.printable(thing), str)
+        assert isinstance(urls.redacted(thing), str)
     for text in random_texts(3000, ":/@[]?#=a1 \n", 16):
-        assert isinstance(urls.printable(text), str)
-        assert isinstance(urls.masked(text), str)
+        assert isinstance(urls.redacted(text), str)
+        assert isinstance(urls.redact_text(text), str)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_printing_never_raises() -> None:
 )
 def test_secrets_in_a_text_are_masked(text: str, shown: str) -> None:
     """URLs in any text lose their passwords and queries, and the text around them stays."""
-    assert urls.masked(text) == shown
+    assert urls.redact_text(text) == shown
 
 
 @pytest.mark.alone
@@ -280,8 +280,8 @@ def test_masking_takes_no_time_out_of_proportion() -> None:
         lines = [piece * times for piece in ("a://b:c ", "a", "@a", "://", "a://u:@/", "netloc='", "?a")]
         begin = time.thread_time()
         for line in lines:
-            urls.masked(line + "@ ://")
-            urls.printable("ftp://" + line)
+            urls.redact_text(line + "@ ://")
+            urls.redacted("ftp://" + line)
         return time.thread_time() - begin
 
     seconds(10)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from trollmoves import values
-from trollmoves.values import Provider
+from trollmoves.values import ProviderAddress
 
 
 @pytest.mark.parametrize("text", ["true", "True", "YES", "on", "1"])
@@ -24,8 +24,8 @@ def test_no(text: str) -> None:
 
 def test_lists() -> None:
     """A list is cut at blanks, line ends and commas."""
-    assert values.words("a b,c\n d , e") == ("a", "b", "c", "d", "e")
-    assert values.words("") == ()
+    assert values.word_list("a b,c\n d , e") == ("a", "b", "c", "d", "e")
+    assert values.word_list("") == ()
 
 
 def test_whole_numbers() -> None:
@@ -66,15 +66,15 @@ def test_info(text: str, found: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("word", "found"),
     [
-        ("host:9010", Provider("host", 9010)),
-        ("host.site.org:9010/hrit/0deg", Provider("host.site.org", 9010, "/hrit/0deg")),
-        ("host:9010//hrit/", Provider("host", 9010, "/hrit/")),
-        ("host:9010/", Provider("host", 9010)),
-        ("tcp://10.0.0.1:9010", Provider("10.0.0.1", 9010)),
-        ("tcp://[fe80::1]:9010/x", Provider("fe80::1", 9010, "/x")),
+        ("host:9010", ProviderAddress("host", 9010)),
+        ("host.site.org:9010/hrit/0deg", ProviderAddress("host.site.org", 9010, "/hrit/0deg")),
+        ("host:9010//hrit/", ProviderAddress("host", 9010, "/hrit/")),
+        ("host:9010/", ProviderAddress("host", 9010)),
+        ("tcp://10.0.0.1:9010", ProviderAddress("10.0.0.1", 9010)),
+        ("tcp://[fe80::1]:9010/x", ProviderAddress("fe80::1", 9010, "/x")),
     ],
 )
-def test_provider(word: str, found: Provider) -> None:
+def test_provider(word: str, found: ProviderAddress) -> None:
     """A provider is host, port and perhaps a topic of its own."""
     assert values.provider(word) == found
     assert values.provider(str(found)) == found
@@ -132,7 +132,7 @@ def test_parameter() -> None:
         (values.number, "nan", "must be a finite number, 0 or more: 'nan'"),
         (values.number, "-1", "must be a finite number, 0 or more: '-1'"),
         (values.seconds, "1e300", "must be at most 1000000000: '1e300'"),
-        (values.interval, "0", "must be more than 0"),
+        (values.positive_seconds, "0", "must be more than 0"),
         (values.port, "9094.5", "no whole number: '9094.5'"),
         (values.port, "٣", "no whole number: '٣'"),
         (values.port, "9" * 5000, "no whole number: '" + "9" * 57 + "...'"),

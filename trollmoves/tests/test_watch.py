@@ -20,9 +20,9 @@ from trollmoves.errors import TemporaryTransferError
 from trollmoves.patterns import Origin
 from trollmoves.tests.waiting import until
 from trollmoves.tests.watching import Child, Told, age, held, move_in, public_directory, sentinel, watching, write
-from trollmoves.watch import Found, Watch
-from trollmoves.watch.kernel import CREATE, Kernel, Queue, events
-from trollmoves.watch.whole import Judge, Sighting, being_written
+from trollmoves.watch import DirectoryWatch, FoundFile
+from trollmoves.watch.kernel import CREATE, EventQueue, Inotify, events
+from trollmoves.watch.whole import CompletenessChecker, Trigger, is_open_for_writing
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -63,7 +63,7 @@ def test_file_written_and_closed_is_told_of(place: Path) -> None:
         sentinel(told, place / "end-0.dat")
         status = os.stat(path)
         assert told.of(path) == [
-            Found(path, {"name": "abc", "number": 17}, 5, status.st_mtime_ns, status.st_ino, fresh=True)
+            FoundFile(path, {"name": "abc", "number": 17}, 5, status.st_mtime_ns, status.st_ino, fresh=True)
         ]
 
 
@@ -191,11 +191,11 @@ def test_file_is_told_of_at_once(place: Path) -> None:
     took = []
     came = threading.Event()
 
-    def found(files: list[Found]) -> None:
+    def found(files: list[FoundFile]) -> None:
         took.append(time.monotonic())
         came.set()
 
-    watch = Watch(Origin(f"{place}/{{name}}.dat"), found)
+    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), found)
     watch.start()
     try:
         delays = []
@@ -243,7 +243,7 @@ def test_files_that_come_during_the_backlog_are_told_of_once(place: Path) -> Non
     for path in old:
         os.link(path, path + ".x")  # further entries, that do not match
     told = Told()
-    watch = Watch(Origin(f"{place}/{{name}}.dat"), told, batch=50)
+    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), told, batch=50)
     new = []
     starting = threading.Thread(target=watch.start)
     starting.start()
@@ -263,12 +263,12 @@ def test_new_file_does_not_stand_behind_the_backlog(many: Path) -> None:
     new = str(many / "new.dat")
     told = Told()
 
-    def found(files: list[Found]) -> None:
+    def found(files: list[FoundFile]) -> None:
         if not told.files:
             move_in(new)
         told(files)
 
-    watch = Watch(Origin(f"{many}/{{name}}.dat"), found)
+    watch = DirectoryWatch(Origin(f"{many}/{{name}}.dat"), found)
     watch.start()
     try:
         told.wait_for(new)
@@ -283,12 +283,12 @@ def test_stop_does_not_wait_for_the_backlog(many: Path) -> None:
     before = held()
     told = Told()
 
-    def found(files: list[Found]) -> None:
+    def found(files: list[FoundFile]) -> None:
         told(files)
         begun.set()
         time.sleep(0.0002 * len(files))  # 8 s for most of them
 
-    watch = Watch(Origin(f"{many}/{{name}}.dat"), found)
+    watch = DirectoryWatch(Origin(f"{many}/{{name}}.dat"), found)
     watch.start()
     assert begun.wait(100)
     watch.stop()
@@ -319,32 +319,32 @@ def test_file_that_is_being_written_at_the_start_is_not_told_of_half(place: Path
         assert [found.size for found in told.of(place / "a.dat")] == [11]
 
 
-@pytest.mark.parametrize("sighting", [Sighting.LISTED, Sighting.CREATED, Sighting.MOVED, Sighting.CLOSED])
-def test_file_that_nobody_closes_is_whole_in_the_end(place: Path, sighting: Sighting) -> None:
+@pytest.mark.parametrize("sighting", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
+def test_file_that_nobody_closes_is_whole_in_the_end(place: Path, sighting: Trigger) -> None:
     """A file that stays open though nobody writes, by a process that has inherited it, is whole after some patience."""
-    judge = Judge(quiet=0.2, patience=0.4)
+    judge = CompletenessChecker(quiet=0.2, patience=0.4)
     begun = time.monotonic() - 0.02  # files are dated by the last tick of the system's clock
     with open(place / "a.dat", "w") as file:
         file.write("all")
         file.flush()
-        assert not judge.whole(file.name, os.stat(file.name), sighting)
-        until(lambda: judge.whole(file.name, os.stat(file.name), sighting))
-        assert time.monotonic() - begun >= (0.2 if sighting in (Sighting.MOVED, Sighting.CLOSED) else 0.4)
+        assert not judge.check(file.name, os.stat(file.name), sighting)
+        until(lambda: judge.check(file.name, os.stat(file.name), sighting))
+        assert time.monotonic() - begun >= (0.2 if sighting in (Trigger.MOVED, Trigger.CLOSED) else 0.4)
     assert not len(judge)
 
 
 def test_few_files_are_put_aside(place: Path) -> None:
     """What finds no room among the files put aside is named by its directory, to be listed again."""
-    judge = Judge(limit=2)
+    judge = CompletenessChecker(limit=2)
     files = [open(place / f"{number}.dat", "w") for number in range(3)]  # noqa: SIM115
     for file in files:
         file.write("half")
         file.flush()
-        assert not judge.whole(file.name, os.stat(file.name), Sighting.LISTED)
+        assert not judge.check(file.name, os.stat(file.name), Trigger.LISTED)
         file.close()
     assert len(judge) == 2
-    assert judge.crowded_out() == {str(place)}
-    assert not judge.crowded_out()
+    assert judge.overflowed_directories() == {str(place)}
+    assert not judge.overflowed_directories()
 
 
 # --- another user's files: the kernel does not tell whether they are open
@@ -362,14 +362,14 @@ def test_whether_a_file_is_open_for_writing_is_known(place: Path) -> None:
     path = write(place / "a.dat")
     os.link(path, place / "b.dat")
     with open(path):
-        assert being_written(path) is False
+        assert is_open_for_writing(path) is False
     with open(place / "b.dat", "a"):
-        assert being_written(path) is True
+        assert is_open_for_writing(path) is True
     with open(path, "r+b") as file:
         mapped = mmap.mmap(file.fileno(), 0)
-    assert being_written(path) is True
+    assert is_open_for_writing(path) is True
     mapped.close()
-    assert being_written(path) is False
+    assert is_open_for_writing(path) is False
 
 
 def test_writer_is_not_disturbed_by_the_question(public: Path) -> None:
@@ -378,7 +378,7 @@ def test_writer_is_not_disturbed_by_the_question(public: Path) -> None:
     code = "import sys\nfor _ in range(3000): open(sys.argv[1], 'a').close()"
     writer = subprocess.Popen([sys.executable, "-c", code, path])
     while writer.poll() is None:
-        being_written(path)
+        is_open_for_writing(path)
     assert writer.returncode == 0
 
 
@@ -441,19 +441,19 @@ def test_nothing_is_missed_when_the_kernel_loses_events(place: Path) -> None:
 
 def test_queue_keeps_no_more_than_its_limit(place: Path) -> None:
     """What waits in memory is bounded: beyond that it is dropped, and the taker is told so."""
-    kernel = Kernel()
+    kernel = Inotify()
     kernel.add(str(place), CREATE)
-    queue = Queue(kernel, "test", limit=1000)
+    queue = EventQueue(kernel, "test", limit=1000)
     queue.start()
     try:
         for index in range(100):
             write(place / f"{index}", "")
-        queue.pump()
+        queue.drain()
         buffers, lost = queue.take(0)
         assert lost
         assert sum(map(len, buffers)) <= 1000
         write(place / "end", "")
-        queue.pump()
+        queue.drain()
         buffers, lost = queue.take(0)
         assert not lost
         assert [name for buffer in buffers for _, _, name in events(buffer)][-1] == "end"
@@ -472,7 +472,7 @@ class Failing(Told):
         self.fails = 3
         self.poison = ""
 
-    def __call__(self, files: list[Found]) -> None:
+    def __call__(self, files: list[FoundFile]) -> None:
         """Raise, or take."""
         self.calls += 1
         if self.calls <= self.fails or (self.poison and self.poison in [file.path for file in files]):
@@ -484,7 +484,7 @@ class Failing(Told):
 def test_files_are_offered_again(place: Path, error: Exception) -> None:
     """Files that could not be taken are offered again, and those that come meanwhile are not lost."""
     failing = Failing(error)
-    watch = Watch(Origin(f"{place}/{{name}}.dat"), failing)
+    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), failing)
     watch.start()
     try:
         first = move_in(place / "0.dat")
@@ -499,7 +499,7 @@ def test_patience_with_a_temporary_error_has_no_end(place: Path) -> None:
     """An error that says it is temporary is met by offering again, more often than another one would be."""
     failing = Failing(TemporaryTransferError("not now"))
     failing.fails = 5
-    watch = Watch(Origin(f"{place}/{{name}}.dat"), failing)
+    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), failing)
     watch.start()
     try:
         failing.wait_for(move_in(place / "a.dat"))
@@ -513,7 +513,7 @@ def test_one_bad_file_costs_no_other(place: Path, caplog: pytest.LogCaptureFixtu
     files = [write(place / f"{index}.dat") for index in range(5)]
     failing = Failing(ValueError("poison"))
     failing.fails, failing.poison = 0, files[2]
-    watch = Watch(Origin(f"{place}/{{name}}.dat"), failing, name="hrit")
+    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), failing, name="hrit")
     watch.start()
     try:
         failing.wait_for(*files[:2], *files[3:])
@@ -528,7 +528,7 @@ def test_stop_does_not_wait_for_a_taker_that_fails(place: Path) -> None:
     """A Watch whose files nobody takes can be stopped."""
     failing = Failing(TemporaryTransferError("never"))
     failing.fails = 10**9
-    watch = Watch(Origin(f"{place}/{{name}}.dat"), failing)
+    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), failing)
     watch.start()
     move_in(place / "a.dat")
     until(lambda: failing.calls > 3)
@@ -543,7 +543,7 @@ def test_nothing_is_left_after_stop(place: Path) -> None:
     for options in {}, {"polling": 0.05}, {"backlog": False}:
         with watching(place / "{name}.dat", **options) as told:
             sentinel(told, place / f"{len(options)}.dat")
-    watch = Watch(Origin(f"{place}/{{name}}.dat"), Told())
+    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), Told())
     watch.stop()
     watch.start()
     watch.stop()
@@ -553,7 +553,7 @@ def test_nothing_is_left_after_stop(place: Path) -> None:
 def test_taker_may_stop_the_watch(place: Path) -> None:
     """A Watch can be stopped from within the call that takes its files."""
     before = held()
-    watch = Watch(Origin(f"{place}/{{name}}.dat"), lambda files: watch.stop())
+    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), lambda files: watch.stop())
     watch.start()
     assert held() != before
     move_in(place / "a.dat")

@@ -14,9 +14,9 @@ import pytest
 from trollmoves.patterns import Origin
 from trollmoves.tests.waiting import until
 from trollmoves.tests.watching import Child, Told, age, held, move_in, public_directory, sentinel, watching, write
-from trollmoves.watch import Found, Watch
-from trollmoves.watch.directories import Directories, Directory
-from trollmoves.watch.kernel import Kernel
+from trollmoves.watch import DirectoryWatch, FoundFile
+from trollmoves.watch.directories import Directory, DirectoryTree
+from trollmoves.watch.kernel import Inotify
 from trollmoves.watch.listing import oldest_first, settled
 
 
@@ -80,22 +80,22 @@ def test_directories_that_do_not_match_are_not_watched(tmp_path: Path) -> None:
     """No watch is spent on directories in which no file of the pattern can stand, nor on those that are gone."""
     for name in "MSG4", "toolong", ".dot", "MSG3":
         (tmp_path / name / "deeper").mkdir(parents=True)
-    kernel = Kernel()
+    kernel = Inotify()
     try:
-        directories = Directories(Origin(f"{tmp_path}/{{satellite:4s}}/{{name}}.dat"), kernel, "test")
-        found = directories.survey()
+        directories = DirectoryTree(Origin(f"{tmp_path}/{{satellite:4s}}/{{name}}.dat"), kernel, "test")
+        found = directories.rescan()
         assert [directory.path for directory in found] == [str(tmp_path / "MSG3"), str(tmp_path / "MSG4")]
         assert len(directories) == 3
         assert watches(kernel) == 3 + len(tmp_path.parts) - 1
         shutil.rmtree(tmp_path / "MSG4")
-        assert not directories.survey()
+        assert not directories.rescan()
         assert len(directories) == 2
         assert watches(kernel) == 2 + len(tmp_path.parts) - 1
     finally:
         kernel.close()
 
 
-def watches(kernel: Kernel) -> int:
+def watches(kernel: Inotify) -> int:
     """Count the watches that the kernel holds."""
     return Path(f"/proc/self/fdinfo/{kernel.fd}").read_text().count("inotify wd")
 
@@ -234,12 +234,12 @@ def test_new_directory_does_not_stand_behind_the_backlog(tmp_path: Path) -> None
     write(tmp_path / "made" / "new.dat")
     told = Told()
 
-    def found(files: list[Found]) -> None:
+    def found(files: list[FoundFile]) -> None:
         if not told.files:
             (tmp_path / "made").rename(tmp_path / "new")
         told(files)
 
-    watch = Watch(Origin(f"{tmp_path}/{{day:3s}}/{{name}}.dat"), found)
+    watch = DirectoryWatch(Origin(f"{tmp_path}/{{day:3s}}/{{name}}.dat"), found)
     watch.start()
     try:
         told.wait_for(tmp_path / "new" / "new.dat")

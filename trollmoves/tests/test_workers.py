@@ -24,9 +24,9 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.lanes import BACKOFF_MOST, MORE_WHEN_FAST, NEVER, Kind, Lane, Result, backoff
+from trollmoves.lanes import ASYNC_BURST_FACTOR, BACKOFF_MAX, NEVER, Lane, Result, TaskKind, backoff
 from trollmoves.tests.waiting import until
-from trollmoves.workers import Workers
+from trollmoves.workers import Scheduler
 
 SOON = 5.0  # s; far more than anything here takes, far less than the longest sleep of the clerk
 
@@ -38,24 +38,24 @@ class House:
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, "a.journal")
-        self.open_workers: list[Workers] = []
+        self.open_workers: list[Scheduler] = []
         self.open()
 
     def open(self) -> None:
         """Open the journal."""
         self.journal = Journal(self.path)
 
-    def workers(self, threads: int = 4) -> Workers:
+    def workers(self, threads: int = 4) -> Scheduler:
         """Give workers that are started."""
-        workers = Workers(self.journal, threads)
+        workers = Scheduler(self.journal, threads)
         self.open_workers.append(workers)
         workers.start()
         return workers
 
-    def note(self, workers: Workers, *tasks: Task) -> list[Task]:
+    def note(self, workers: Scheduler, *tasks: Task) -> list[Task]:
         """Note tasks and expect the new ones, as the rooms above do."""
-        new = [task for task, is_new in self.journal.note(tasks) if is_new]
-        workers.expect(new)
+        new = [task for task, is_new in self.journal.add_tasks(tasks) if is_new]
+        workers.submit(new)
         return new
 
     def state(self, key: str, kind: str = "work") -> int | None:
@@ -137,8 +137,8 @@ def test_what_is_noted_is_run(house: House) -> None:
 
 def test_what_waits_in_the_journal_is_run(house: House) -> None:
     """What an earlier process left runs when its kind is registered, before or after the start."""
-    house.journal.note([task("a"), task("b", kind="other")])
-    workers = Workers(house.journal, 2)
+    house.journal.add_tasks([task("a"), task("b", kind="other")])
+    workers = Scheduler(house.journal, 2)
     house.open_workers.append(workers)
     workers.register("chain", "work", limit=1, handler=lambda _: None)
     workers.start()
@@ -158,8 +158,8 @@ def test_unknown_kinds_wait(house: House) -> None:
 def test_order_within_a_lane(house: House) -> None:
     """What was noted first is run first, and all of a better rank before the others."""
     gauge = Gauge()
-    house.journal.note([task(f"late {n}", rank=1) for n in range(30)])
-    house.journal.note([task(f"first {n}") for n in range(50)])
+    house.journal.add_tasks([task(f"late {n}", rank=1) for n in range(30)])
+    house.journal.add_tasks([task(f"first {n}") for n in range(50)])
     workers = house.workers()
     workers.register("chain", "work", limit=1, handler=gauge)
     until(lambda: len(gauge.begun) == 80, SOON)
@@ -292,9 +292,9 @@ def test_a_dead_lane_holds_up_no_other(house: House) -> None:
     house.note(workers, *tasks(range(2000), "dead"))
     house.note(workers, *tasks(range(2000), "alive"))
     until(lambda: house.state("alive 1999") == DONE, SOON)
-    until(lambda: workers.paused("chain", "dead") > 0, SOON)
+    until(lambda: workers.pause_remaining("chain", "dead") > 0, SOON)
     assert len(tried) < 8
-    assert workers.paused("chain", "alive") == 0
+    assert workers.pause_remaining("chain", "alive") == 0
 
 
 def test_a_sign_of_life_ends_a_pause(house: House) -> None:
@@ -309,11 +309,11 @@ def test_a_sign_of_life_ends_a_pause(house: House) -> None:
     workers = house.workers(2)
     workers.register("chain", "work", limit=2, handler=handle)
     house.note(workers, task("first", "lane"))
-    until(lambda: workers.paused("chain", "lane") > 0, SOON)
+    until(lambda: workers.pause_remaining("chain", "lane") > 0, SOON)
     house.note(workers, task("second", "lane"))
-    workers.reopen("chain", "lane")
+    workers.resume_lane("chain", "lane")
     until(lambda: house.state("second") == DONE, SOON)
-    workers.reopen("chain", "unknown")
+    workers.resume_lane("chain", "unknown")
 
 
 def test_lanes_take_turns(house: House) -> None:
@@ -329,7 +329,7 @@ def test_lanes_take_turns(house: House) -> None:
     workers = house.workers(1)
     workers.register("chain", "work", limit=2, handler=handle)
     house.note(workers, task("begin", "begin"), *tasks(range(15), "one"), *tasks(range(15), "two"))
-    until(lambda: workers.in_hand() == 31, SOON)
+    until(lambda: workers.in_flight() == 31, SOON)
     gate.set()
     until(lambda: len(begun) == 31, SOON)
     assert begun.index("two") < len(begun) - 1 - begun[::-1].index("one")
@@ -357,7 +357,7 @@ def test_a_failure_that_may_pass_is_tried_again(house: House) -> None:
     assert times[2] - times[1] > 0.95
     house.note(workers, *tasks(range(50)))
     until(lambda: house.state("lane 49") == DONE, SOON)
-    assert workers.paused("chain", "lane") == 0
+    assert workers.pause_remaining("chain", "lane") == 0
 
 
 def test_a_permanent_failure_is_tried_once(house: House) -> None:
@@ -393,14 +393,14 @@ def test_trouble_with_files_tells_nothing_about_the_lane(house: House) -> None:
     bad = [task(f"{kind} {n}") for n in range(5) for kind in ("changed", "missing", "unreadable")]
     house.note(workers, *bad, *tasks(range(20)))
     until(lambda: house.state("lane 19") == DONE, SOON)
-    assert workers.paused("chain", "lane") == 0
+    assert workers.pause_remaining("chain", "lane") == 0
     assert house.state("missing 4") == FAILED
     down.set()
     house.note(workers, *tasks(range(20, 22)))
-    until(lambda: workers.paused("chain", "lane") > 1, 10)
+    until(lambda: workers.pause_remaining("chain", "lane") > 1, 10)
     for n in range(5, 10):
         house.note(workers, task(f"missing {n}"))
-        workers.reopen("chain", "lane")
+        workers.resume_lane("chain", "lane")
         until(lambda n=n: house.state(f"missing {n}") == FAILED, SOON)  # type: ignore[misc]
     assert workers._lanes["chain", "lane"].failures > 1
 
@@ -418,7 +418,7 @@ def test_a_final_failure_is_not_tried_again(house: House) -> None:
     house.note(workers, task("a"), task("b"))
     until(lambda: house.state("b") == FAILED, SOON)
     assert tries == ["a", "b"]
-    assert workers.paused("chain", "lane") > 0  # although nothing is left that could be tried
+    assert workers.pause_remaining("chain", "lane") > 0  # although nothing is left that could be tried
 
 
 def test_failures_of_one_outage_count_once(house: House) -> None:
@@ -480,7 +480,7 @@ def test_not_now_is_no_failure(house: House) -> None:
 
     def handle(task: Task) -> Result | None:
         runs.append((task.key, time.monotonic()))
-        return Result(again_in=0.3) if task.key == "a" and task.tries == 1 else None
+        return Result(retry_in=0.3) if task.key == "a" and task.tries == 1 else None
 
     workers = house.workers()
     workers.register("chain", "work", limit=1, handler=handle)
@@ -492,7 +492,7 @@ def test_not_now_is_no_failure(house: House) -> None:
 
 def test_backoff_doubles_up_to_a_limit() -> None:
     """Waits double from a second to minutes, with jitter, whatever the count."""
-    for tries, most in ((1, 1.0), (2, 2.0), (5, 16.0), (50, BACKOFF_MOST), (10_000, BACKOFF_MOST)):
+    for tries, most in ((1, 1.0), (2, 2.0), (5, 16.0), (50, BACKOFF_MAX), (10_000, BACKOFF_MAX)):
         waits = [backoff(tries) for _ in range(50)]
         assert most / 2 <= min(waits) < max(waits) <= most
 
@@ -503,7 +503,7 @@ def test_backoff_doubles_up_to_a_limit() -> None:
 def test_what_follows_is_run(house: House) -> None:
     """The tasks that follow from one are run, in lanes and kinds of their own."""
     workers = house.workers()
-    workers.register("chain", "work", limit=1, handler=lambda t: Result(then=[task(t.key, "other", kind="next")]))
+    workers.register("chain", "work", limit=1, handler=lambda t: Result(follow_ups=[task(t.key, "other", kind="next")]))
     workers.register("chain", "next", limit=1, handler=lambda _: None)
     house.note(workers, *(task(n) for n in range(50)))
     until(lambda: all(house.state(str(n), "next") == DONE for n in range(50)), SOON)
@@ -518,7 +518,7 @@ def test_after_comes_when_the_journal_has_it(house: House) -> None:
             seen.append((house.state(one.key), house.state(one.key, "next"), threading.current_thread().name))
             raise RuntimeError("trouble of whoever was told")
 
-        return Result(then=[task(one.key, kind="next")], after=after)
+        return Result(follow_ups=[task(one.key, kind="next")], on_committed=after)
 
     workers = house.workers()
     workers.register("chain", "work", limit=1, handler=handle)
@@ -537,30 +537,32 @@ def test_starters_are_finished_from_another_thread(house: House) -> None:
     workers.register("chain", "work", limit=32, starter=lambda task, finish: begun.append((task, finish)))
     house.note(workers, *tasks(range(100)))
     until(lambda: len(begun) == 32, SOON)
-    assert workers.in_hand("chain") == workers.in_hand() == 32
-    assert workers.taken("chain", "lane") == {task.id for task, _ in begun}
+    assert workers.in_flight("chain") == workers.in_flight() == 32
+    assert workers.in_flight_ids("chain", "lane") == {task.id for task, _ in begun}
     ended = 0
     while ended < 100:
         until(lambda: len(begun) > ended, SOON)  # noqa: B023
         threading.Thread(target=begun[ended][1], args=(Result(reply="r"),)).start()
         ended += 1
-        assert len(begun) - ended <= 32 * MORE_WHEN_FAST
+        assert len(begun) - ended <= 32 * ASYNC_BURST_FACTOR
     until(lambda: house.journal.count()["done"] == 100, SOON)
     assert [task.key for task, _ in begun] == [f"lane {n}" for n in range(100)]
 
 
 def test_a_lane_that_has_become_slow_sleeps(house: House) -> None:
     """A lane that has more under way than may begin by now, since its tasks ended fast before, waits for an end."""
-    lane = Lane("chain", "lane", Kind(2, starter=lambda task, finish: None), house.journal.now, unread=True)
-    noted = [one for one, _ in house.journal.note(tasks(range(6)))]
-    lane.taken = {one.id: one for one in noted[:4]}
-    assert lane.wait() == NEVER
-    assert lane.take(house.journal) == []
+    lane = Lane(
+        "chain", "lane", TaskKind(2, async_handler=lambda task, finish: None), house.journal.now, journal_pending=True
+    )
+    noted = [one for one, _ in house.journal.add_tasks(tasks(range(6)))]
+    lane.in_flight = {one.id: one for one in noted[:4]}
+    assert lane.seconds_until_ready() == NEVER
+    assert lane.claim(house.journal) == []
     for one in noted[:3]:
-        del lane.taken[one.id]
+        del lane.in_flight[one.id]
         house.journal.finish([Outcome(one, DONE)])
-    assert lane.wait() == 0
-    assert [one.id for one in lane.take(house.journal)] == [noted[4].id]
+    assert lane.seconds_until_ready() == 0
+    assert [one.id for one in lane.claim(house.journal)] == [noted[4].id]
 
 
 def test_a_starter_that_raises_has_failed(house: House) -> None:
@@ -591,7 +593,7 @@ def test_a_task_ends_once(house: House) -> None:
     workers.register("chain", "work", limit=1, starter=start)
     house.note(workers, *tasks(range(5)))
     until(lambda: house.journal.count()["done"] == 5, SOON)
-    assert workers.in_hand() == 0
+    assert workers.in_flight() == 0
     found = house.journal.find("chain", "work", "lane 0")
     assert found is not None
     assert found.reply == "first"
@@ -617,7 +619,7 @@ def test_what_is_due_later_is_found_after_a_restart(house: House) -> None:
     """A task due in the future runs when due also if an earlier process noted it."""
     ran: list[float] = []
     due = time.time() + 0.3
-    house.journal.note([task("a", due=due)])
+    house.journal.add_tasks([task("a", due=due)])
     workers = house.workers()
     workers.register("chain", "work", limit=1, handler=lambda _: ran.append(time.time()))
     until(lambda: house.state("a") == DONE, SOON)
@@ -687,7 +689,7 @@ def test_running_costs_little(house: House) -> None:
     """Noting and running a task takes no longer than ten commits of one row."""
     started = time.perf_counter()
     for n in range(500):
-        house.journal.note([task(n, kind="nobody's")])
+        house.journal.add_tasks([task(n, kind="nobody's")])
     commit = (time.perf_counter() - started) / 500
     workers = house.workers()
     workers.register("chain", "work", limit=4, handler=lambda _: None)
@@ -740,7 +742,7 @@ def test_stop_keeps_to_its_time(house: House) -> None:
 def test_stop_in_a_burst_loses_nothing(house: House) -> None:
     """Stopped again and again in a burst, and started anew on the same journal, all is run, and nothing twice."""
     ran: Counter[str] = Counter()
-    house.journal.note(tasks(range(3000)))
+    house.journal.add_tasks(tasks(range(3000)))
     for _ in range(5):
         workers = house.workers()
         workers.register("chain", "work", limit=4, handler=lambda task: ran.update([task.key]))
@@ -757,7 +759,7 @@ def test_stop_in_a_burst_loses_nothing(house: House) -> None:
 
 def test_stop_before_the_start_and_twice(house: House) -> None:
     """Workers that never started can be stopped, and so can those that are stopped."""
-    workers = Workers(house.journal, 2)
+    workers = Scheduler(house.journal, 2)
     assert workers.stop(1)
     started = house.workers()
     assert started.stop(1)
@@ -792,7 +794,7 @@ def test_a_forgotten_chain_rests(house: House) -> None:
     workers.register("chain", "work", limit=1, handler=gauge)
     house.note(workers, *tasks(range(10)))
     until(lambda: gauge.running["lane"] == 1, SOON)
-    workers.forget("chain")
+    workers.unregister("chain")
     gate.set()
     until(lambda: house.journal.count() == {"waiting": 9, "done": 1, "failed": 0}, SOON)
     until(lambda: "0 tasks in 0 lanes" in repr(workers), SOON)
@@ -824,7 +826,7 @@ def test_reloading_runs_nothing_twice_at_once(house: House) -> None:
         workers.register("chain", "work", limit=3, handler=handle)
         house.note(workers, *(task(f"{turn} {n}", f"lane {n % 2}") for n in range(10)))
         time.sleep(0.002)
-        workers.forget("chain")
+        workers.unregister("chain")
     workers.register("chain", "work", limit=3, handler=handle)
     until(lambda: house.journal.count()["done"] == 1000, 2 * SOON)
     assert not twice
@@ -844,7 +846,7 @@ def test_reloading_with_starters_runs_nothing_twice_at_once(house: House) -> Non
     workers.register("chain", "work", limit=2, starter=lambda task, finish: first.append((task, finish)))
     house.note(workers, *tasks(range(4)))
     until(lambda: len(first) == 2, SOON)
-    workers.forget("chain")
+    workers.unregister("chain")
     workers.register("chain", "work", limit=4, starter=start_again)
     until(lambda: len(second) == 2, SOON)
     assert second == ["lane 2", "lane 3"]
@@ -870,14 +872,14 @@ def test_a_task_offered_late_is_not_run_again(house: House) -> None:
     """A task that ran from the journal before whoever noted it says so, or that is offered again, runs once."""
     ran: Counter[str] = Counter()
     workers = house.workers()
-    ((early, _),) = house.journal.note([task("early")])
+    ((early, _),) = house.journal.add_tasks([task("early")])
     workers.register("chain", "work", limit=1, handler=lambda task: ran.update([task.key]))
     until(lambda: house.state("early") == DONE, SOON)
     until(lambda: "in 0 lanes" in repr(workers), SOON)
-    workers.expect([early])
+    workers.submit([early])
     late = house.note(workers, task("late"))
     until(lambda: house.state("late") == DONE, SOON)
-    workers.expect([early, *late])
+    workers.submit([early, *late])
     house.note(workers, task("last"))
     until(lambda: house.state("last") == DONE, SOON)
     assert ran == {"early": 1, "late": 1, "last": 1}
@@ -897,9 +899,9 @@ def test_what_a_maker_left_is_there_when_the_task_has_its_turn(house: House) -> 
     for one in many:
         one.context = one.key.upper()
     house.note(workers, *many)
-    until(lambda: workers.in_hand() >= 64, SOON)
+    until(lambda: workers.in_flight() >= 64, SOON)
     changed = replace(many[-1], body="changed", context=None)
-    house.journal.amend([changed])
+    house.journal.update_bodies([changed])
     open_.set()
     until(lambda: len(found) == 150, SOON)
     assert found == {one.key: None if one.key == changed.key else one.key.upper() for one in many}
@@ -915,7 +917,7 @@ def test_priority(house: House) -> None:
     workers = house.workers(threads=1)
     chains = {"usual": 0, "low": -1, "high": 7, "higher": 8}
     for chain, priority in chains.items():
-        workers.prefer(chain, priority)
+        workers.set_priority(chain, priority)
         workers.register(chain, "work", limit=1, handler=gauge)
     house.note(workers, Task("usual", "work", "first", "lane blocker", ""))
     until(lambda: gauge.begun == ["first"], SOON)
@@ -934,14 +936,14 @@ def test_what_failed_does_not_hold_up_what_is_new(house: House) -> None:
 
     def handler(task: Task) -> Result | None:
         begun.append(task.key)
-        return None if mended.is_set() else Result(again_in=0.2)
+        return None if mended.is_set() else Result(retry_in=0.2)
 
     workers = house.workers(threads=1)
     workers.register("chain", "work", limit=1, handler=handler)
     old = [task.key for task in house.note(workers, *tasks(range(100)))]
     until(lambda: len(begun) >= 100, SOON)
-    workers.forget("chain")
-    until(lambda: not workers.in_hand(), SOON)
+    workers.unregister("chain")
+    until(lambda: not workers.in_flight(), SOON)
     mended.set()
     begun.clear()
     until(lambda: len(house.journal.claim("chain", "lane", 200, house.journal.now())) == 100, SOON, "all are due again")

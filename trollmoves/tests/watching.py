@@ -17,7 +17,7 @@ from typing import Any
 
 from trollmoves.patterns import Origin
 from trollmoves.tests.waiting import until
-from trollmoves.watch import Found, Watch
+from trollmoves.watch import DirectoryWatch, FoundFile
 
 HELD = ("anon_inode:inotify", "anon_inode:[eventfd]")
 CHILD = Path(__file__).with_name("watching_child.py")
@@ -27,10 +27,10 @@ class Told:
     """Keeps what a Watch tells; may be called by any thread."""
 
     def __init__(self) -> None:
-        self.files: list[Found] = []
+        self.files: list[FoundFile] = []
         self.batches: list[int] = []
 
-    def __call__(self, files: list[Found]) -> None:
+    def __call__(self, files: list[FoundFile]) -> None:
         """Take files."""
         self.batches.append(len(files))
         self.files += files
@@ -55,7 +55,7 @@ class Told:
 
         until(there, seconds, f"{sorted(wanted)[:3]} among {self.paths[-5:]}")
 
-    def of(self, path: str | Path) -> list[Found]:
+    def of(self, path: str | Path) -> list[FoundFile]:
         """Return all that was told of one path."""
         return [file for file in list(self.files) if file.path == str(path)]
 
@@ -64,7 +64,7 @@ class Told:
 def watching(pattern: str | Path, **options: Any) -> Iterator[Told]:
     """Run a Watch and give what it tells."""
     told = Told()
-    watch = Watch(Origin(str(pattern)), told, **options)
+    watch = DirectoryWatch(Origin(str(pattern)), told, **options)
     watch.start()
     try:
         yield told

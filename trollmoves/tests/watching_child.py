@@ -8,7 +8,7 @@ import resource
 import sys
 
 from trollmoves.patterns import Origin
-from trollmoves.watch import Found, Watch
+from trollmoves.watch import DirectoryWatch, FoundFile
 
 
 def say(*lines: object) -> None:
@@ -29,14 +29,14 @@ class Counter:
         self.left = wanted
         self.before = peak()
 
-    def __call__(self, files: list[Found]) -> None:
+    def __call__(self, files: list[FoundFile]) -> None:
         """Count."""
         self.left -= len(files)
         if self.left <= 0:
             say("counted", f"grown {peak() - self.before}")
 
 
-def told(files: list[Found]) -> None:
+def told(files: list[FoundFile]) -> None:
     """Write the paths."""
     say(*(file.path for file in files))
 
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     if "user" in options:
         os.setresuid(*3 * [int(options["user"])])
-    watch = Watch(Origin(pattern), Counter(int(options["count"])) if "count" in options else told)
+    watch = DirectoryWatch(Origin(pattern), Counter(int(options["count"])) if "count" in options else told)
     watch.start()
     say("started")
     sys.stdin.read()

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from trollmoves.archives import check_is_file, disk_told
+from trollmoves.archives import check_is_file, translate_os_errors
 from trollmoves.errors import UnpackFailed
 from trollmoves.unpacking.archive import unpack_archive
 from trollmoves.unpacking.bzip import unpack_bzip
-from trollmoves.unpacking.place import Place
+from trollmoves.unpacking.place import StagingDirectory
 from trollmoves.unpacking.xrit import unpack_xrit
 
 __all__ = ["UNPACKERS", "Unpacker", "applies", "unpack", "unpacked_name"]
@@ -38,7 +38,7 @@ class Unpacker:
     """One way to unpack: for files whose names end in one of ``suffixes``."""
 
     suffixes: tuple[str, ...]
-    unpack: Callable[[Place, Settings], list[str]]
+    unpack: Callable[[StagingDirectory, Settings], list[str]]
 
 
 UNPACKERS: Mapping[str, Unpacker] = MappingProxyType(
@@ -106,5 +106,5 @@ def unpack(
     if not applies(name, path):
         raise UnpackFailed(f"{path}: its name does not end in {' or '.join(unpacker.suffixes)}")
     check_is_file(path)
-    with disk_told(f"{path} cannot be unpacked in {directory}"), Place(path, directory) as place:
+    with translate_os_errors(f"{path} cannot be unpacked in {directory}"), StagingDirectory(path, directory) as place:
         return unpacker.unpack(place, Settings(program or None, max(block_size, 1), program_timeout))

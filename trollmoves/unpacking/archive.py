@@ -14,9 +14,9 @@ import stat
 from contextlib import closing, suppress
 
 from trollmoves import archives
-from trollmoves.archives import Kind, Member
+from trollmoves.archives import Member, MemberKind
 from trollmoves.errors import UnpackFailed
-from trollmoves.unpacking.place import Place, is_place
+from trollmoves.unpacking.place import StagingDirectory, is_staging_name
 
 _LONGEST_SHOWN = 300  # characters of a refused name that are repeated
 _LONGEST_PATH = 4096  # characters, Linux's limit in bytes
@@ -24,7 +24,7 @@ _BECOMES_ANOTHER_USER = stat.S_ISUID | stat.S_ISGID
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-def unpack_archive(kind: str, place: Place, block_size: int) -> list[str]:
+def unpack_archive(kind: str, place: StagingDirectory, block_size: int) -> list[str]:
     """Install the files of the archive ``place.packed``; return their paths in its order.
 
     Args:
@@ -43,20 +43,20 @@ def unpack_archive(kind: str, place: Place, block_size: int) -> list[str]:
             name = _safe_name(member, place.packed)
             files.pop(name, None)  # a later member of the same name takes its place
             links.pop(name, None)
-            if member.kind is Kind.FILE:
-                files[name] = _written(member, place, number, block_size)
-            elif member.kind is Kind.LINK:
+            if member.kind is MemberKind.FILE:
+                files[name] = _write_member(member, place, number, block_size)
+            elif member.kind is MemberKind.LINK:
                 files[name] = ""
                 links[name] = member.target
-    targets = {name: archives.end_of_links(name, links) for name in links}
+    targets = {name: archives.resolve_link(name, links) for name in links}
     for number, (name, target) in enumerate(targets.items()):
         if target in links or target not in files:
             raise UnpackFailed(f"{place.packed}: its member {name!r} is a link to no file in the archive")
-        files[name] = _linked(files[target], os.path.join(place.path, f"link-{number}"), place)
+        files[name] = _link_or_copy(files[target], os.path.join(place.path, f"link-{number}"), place)
     _check_tree(files, place.packed)
     if not files:
         raise UnpackFailed(f"{place.packed} holds no file")
-    return place.install(files)
+    return place.commit(files)
 
 
 def _safe_name(member: Member, packed: str) -> str:
@@ -73,21 +73,21 @@ def _refusal(member: Member, parts: list[str]) -> str:
         return "has an absolute path"
     if ".." in parts or _leads_out(member):
         return "leads out of the directory"
-    if member.kind is Kind.OTHER:
+    if member.kind is MemberKind.OTHER:
         return "is neither file nor directory"
-    if member.kind is Kind.FILE and member.mode & _BECOMES_ANOTHER_USER:
+    if member.kind is MemberKind.FILE and member.mode & _BECOMES_ANOTHER_USER:
         return "would run as another user"
-    if not _is_name(member.name, parts) or (not parts and member.kind is not Kind.DIRECTORY):
+    if not _is_name(member.name, parts) or (not parts and member.kind is not MemberKind.DIRECTORY):
         return "has no usable name"
     return ""
 
 
 def _leads_out(member: Member) -> bool:
-    return member.kind is Kind.LINK and (member.target.startswith("/") or member.target.split("/")[0] == "..")
+    return member.kind is MemberKind.LINK and (member.target.startswith("/") or member.target.split("/")[0] == "..")
 
 
 def _is_name(text: str, parts: list[str]) -> bool:
-    if len(text) >= _LONGEST_PATH or "\0" in text or any(is_place(part) for part in parts):
+    if len(text) >= _LONGEST_PATH or "\0" in text or any(is_staging_name(part) for part in parts):
         return False
     try:
         os.fsencode(text)
@@ -96,9 +96,9 @@ def _is_name(text: str, parts: list[str]) -> bool:
     return True
 
 
-def _written(member: Member, place: Place, number: int, block_size: int) -> str:
-    place.room_for(member.size)
-    with place.new_file(str(number)) as file, archives.damage_told(f"{place.packed}: its member {member.name!r}"):
+def _write_member(member: Member, place: StagingDirectory, number: int, block_size: int) -> str:
+    place.check_free_space(member.size)
+    with place.new_file(str(number)) as file, archives.translate_damage(f"{place.packed}: its member {member.name!r}"):
         for block in member.blocks(block_size):
             file.write(block)
         if file.tell() != member.size:
@@ -109,14 +109,14 @@ def _written(member: Member, place: Place, number: int, block_size: int) -> str:
     return file.name
 
 
-def _linked(file: str, path: str, place: Place) -> str:
+def _link_or_copy(file: str, path: str, place: StagingDirectory) -> str:
     """Give the file a second name, or copy it where the file system has no such links; return the new path."""
     try:
         os.link(file, path)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        place.room_for(os.stat(file).st_size)
+        place.check_free_space(os.stat(file).st_size)
         with place.new_file(os.path.basename(path)) as copy, open(file, "rb") as source:
             shutil.copyfileobj(source, copy)
     return path

@@ -5,14 +5,14 @@ from __future__ import annotations
 import bz2
 import os
 
-from trollmoves.archives import damage_told
+from trollmoves.archives import translate_damage
 from trollmoves.errors import UnpackFailed
-from trollmoves.unpacking.place import Place
+from trollmoves.unpacking.place import StagingDirectory
 
 SUFFIX = ".bz2"
 
 
-def unpack_bzip(place: Place, block_size: int) -> list[str]:
+def unpack_bzip(place: StagingDirectory, block_size: int) -> list[str]:
     """Install the file in ``place.packed``, whose name ends in ``.bz2``, without that suffix.
 
     All of it is unpacked when it is several compressed files, one after another.
@@ -28,7 +28,7 @@ def unpack_bzip(place: Place, block_size: int) -> list[str]:
     packed = place.packed
     if not os.stat(packed).st_size:
         raise UnpackFailed(f"{packed} is damaged: it is empty")
-    with place.new_file("0") as file, damage_told(packed), bz2.BZ2File(packed) as source:
+    with place.new_file("0") as file, translate_damage(packed), bz2.BZ2File(packed) as source:
         while block := source.read(block_size):
             file.write(block)
-    return place.install({os.path.basename(packed).removesuffix(SUFFIX): file.name})
+    return place.commit({os.path.basename(packed).removesuffix(SUFFIX): file.name})

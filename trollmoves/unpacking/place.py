@@ -32,7 +32,7 @@ _LONGEST_NAME = 200  # bytes of the packed file's name; with all else it stays u
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class Place:
+class StagingDirectory:
     """A ``with`` block in which one file is unpacked; used by one thread, beside any number of others.
 
     Attributes:
@@ -47,11 +47,11 @@ class Place:
         self._claimed = ""
         self._lock = -1
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> StagingDirectory:
         """Claim a hidden directory; raises OSError."""
         _make_directories(self.directory)
         try:
-            self._claimed, self._lock = _claim(os.path.join(self.directory, _hidden_name(self.packed)))
+            self._claimed, self._lock = _acquire(os.path.join(self.directory, _hidden_name(self.packed)))
         except OSError:
             # In use, somebody else's, or on a file system without locks: one that nobody has used before will do.
             self._claimed = tempfile.mkdtemp(SUFFIX, ".", self.directory)
@@ -59,7 +59,7 @@ class Place:
             # The program of a killed process may still be writing to an earlier one.
             self.path = tempfile.mkdtemp(dir=self._claimed)
         except BaseException:
-            self._leave()
+            self._cleanup()
             raise
         return self
 
@@ -67,20 +67,20 @@ class Place:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave nothing behind."""
-        self._leave()
+        self._cleanup()
 
     def new_file(self, name: str) -> BinaryIO:
         """Open a new file of that name in ``path`` for writing; its own ``name`` is then its path. Raises OSError."""
         path = os.path.join(self.path, name)
         return open(path, "xb", opener=partial(os.open, mode=FILE_MODE))
 
-    def room_for(self, size: int) -> None:
+    def check_free_space(self, size: int) -> None:
         """Raise ``OSError`` (ENOSPC) when the disk has no room for so many bytes, rather than fill it first."""
         disk = os.statvfs(self.path)
         if disk.f_blocks and disk.f_bavail * disk.f_frsize < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def install(self, files: Mapping[str, str]) -> list[str]:
+    def commit(self, files: Mapping[str, str]) -> list[str]:
         """Give whole files their names, each at once in place of what is there; return their paths, in that order.
 
         Args:
@@ -100,7 +100,7 @@ class Place:
                 if is_new:
                     new.append(final)
         except BaseException:
-            _take_away(new, made)
+            _roll_back(new, made)
             raise
         return list(finals)
 
@@ -117,7 +117,7 @@ class Place:
                 if any(os.path.samestat(there, look(self.packed)) for look in (os.stat, os.lstat)):
                     raise UnpackFailed(f"{self.packed}: what is in it would replace it")
 
-    def _leave(self) -> None:
+    def _cleanup(self) -> None:
         if self.path:
             shutil.rmtree(self.path, ignore_errors=True)
         if self._lock >= 0:
@@ -130,7 +130,7 @@ class Place:
             os.rmdir(self._claimed)
 
 
-def is_place(name: str) -> bool:
+def is_staging_name(name: str) -> bool:
     """Tell whether a ``Place`` may have that name."""
     return name.startswith(".") and name.endswith(SUFFIX)
 
@@ -141,7 +141,7 @@ def _hidden_name(packed: str) -> str:
     return f".{name}.{hashlib.sha256(identity).hexdigest()[:12]}{SUFFIX}"
 
 
-def _claim(path: str) -> tuple[str, int]:
+def _acquire(path: str) -> tuple[str, int]:
     """Make the directory ``path``, or take over what a killed process left there; return it and its lock."""
     try:
         os.mkdir(path, 0o700)
@@ -211,7 +211,7 @@ def _rename(path: str, final: str, made: list[str]) -> None:
                 raise
 
 
-def _take_away(files: list[str], directories: list[str]) -> None:
+def _roll_back(files: list[str], directories: list[str]) -> None:
     for file in files:
         with suppress(OSError):
             os.unlink(file)

@@ -15,19 +15,19 @@ import subprocess
 from typing import BinaryIO
 
 from trollmoves.errors import TemporaryUnpackError, UnpackFailed
-from trollmoves.unpacking.place import FILE_MODE, Place
-from trollmoves.urls import masked
+from trollmoves.unpacking.place import FILE_MODE, StagingDirectory
+from trollmoves.urls import redact_text
 
 PROGRAM = "xRITDecompress"
 SUFFIX = "C_"
 _UNPACKED_SUFFIX = "__"
-_SAYS = b"Decompressed file:"
+OUTPUT_PREFIX = b"Decompressed file:"
 _TAIL = 4096  # bytes of what the program printed that are looked at, and
 _LONGEST_SHOWN = 300  # characters of its last line that are repeated
 _ENDED_BY_OTHERS = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 
-def unpack_xrit(place: Place, program: str | None, timeout: float) -> list[str]:
+def unpack_xrit(place: StagingDirectory, program: str | None, timeout: float) -> list[str]:
     """Install what the program makes of ``place.packed``.
 
     Args:
@@ -40,7 +40,7 @@ def unpack_xrit(place: Place, program: str | None, timeout: float) -> list[str]:
         UnpackFailed: it refused the file, or made nothing of it.
         OSError: the result cannot be installed.
     """
-    command = [_found(program), os.path.abspath(place.packed)]
+    command = [_find_program(program), os.path.abspath(place.packed)]
     work = os.path.join(place.path, "work")
     os.mkdir(work)
     with (
@@ -53,10 +53,10 @@ def unpack_xrit(place: Place, program: str | None, timeout: float) -> list[str]:
     _check(place, status, result, f"{command[0]} on {place.packed}", last_line)
     path = os.path.join(work, result)
     os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & FILE_MODE)
-    return place.install({result: path})
+    return place.commit({result: path})
 
 
-def _found(program: str | None) -> str:
+def _find_program(program: str | None) -> str:
     found = shutil.which(program or PROGRAM)
     if found is None:
         where = "is no program" if program and "/" in program else "is not in $PATH"
@@ -91,20 +91,20 @@ def _result(directory: str, packed: str, said: bytes) -> str:
     """Return the name of the file that the program made, "" without one."""
     with os.scandir(directory) as entries:
         made = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-    told = [os.path.basename(os.fsdecode(line.partition(_SAYS)[2].strip())) for line in said.splitlines()]
+    told = [os.path.basename(os.fsdecode(line.partition(OUTPUT_PREFIX)[2].strip())) for line in said.splitlines()]
     expected = packed.removesuffix(SUFFIX) + _UNPACKED_SUFFIX
     likely = [name for name in (expected, *told) if name in made]
     return (likely or made or [""])[0]
 
 
-def _check(place: Place, status: int, result: str, what: str, last_line: str) -> None:
+def _check(place: StagingDirectory, status: int, result: str, what: str, last_line: str) -> None:
     if status == 0 and result and os.stat(os.path.join(place.path, "work", result)).st_size == 0:
         result = ""
     if status or not result:
         # Programs often do not tell why they could not write.
-        place.room_for(os.stat(place.packed).st_size)
+        place.check_free_space(os.stat(place.packed).st_size)
     else:
-        place.room_for(1)  # on a full disk the result may have been cut, unnoticed
+        place.check_free_space(1)  # on a full disk the result may have been cut, unnoticed
     if status in _ENDED_BY_OTHERS:
         raise TemporaryUnpackError(f"{what}: was ended by signal {-status}")
     if status:
@@ -121,4 +121,4 @@ def _tail(file: BinaryIO) -> bytes:
 
 def _last_line(file: BinaryIO) -> str:
     lines = _tail(file).decode(errors="replace").strip().splitlines()
-    return masked(lines[-1].strip()[-_LONGEST_SHOWN:]) if lines else ""
+    return redact_text(lines[-1].strip()[-_LONGEST_SHOWN:]) if lines else ""

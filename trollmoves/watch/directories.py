@@ -18,9 +18,9 @@ from trollmoves.patterns import Origin
 from trollmoves.watch import kernel
 
 Identity = tuple[int, int]
-Seen = dict[str, tuple[int, int, int, bool]]  # name: size, modification time (ns), inode, whether it was told of
+Snapshot = dict[str, tuple[int, int, int, bool]]  # name: size, modification time (ns), inode, whether it was told of
 
-LOGGED_TROUBLES = 20  # directories: what makes many of them fail has the same reason, and one line in the log each
+MAX_LOGGED_FAILURES = 20  # directories: what makes many of them fail has the same reason, and one line in the log each
 
 _SELF = kernel.DELETE_SELF | kernel.MOVE_SELF | kernel.ONLYDIR
 _ENTRIES = kernel.CREATE | kernel.MOVED_TO
@@ -45,8 +45,8 @@ class Directory:
     wd: int | None = None  # None: the kernel does not tell of it, it has to be listed again and again
     since_ns: int = 0  # files whose status changed earlier were there at the start, and nobody wants them
     children: set[str] = field(default_factory=set)
-    followed: bool = True
-    seen: Seen | None = None  # what the last listing showed, if it is listed again and again
+    is_tracked: bool = True
+    snapshot: Snapshot | None = None  # what the last listing showed, if it is listed again and again
 
     @property
     def prefix(self) -> str:
@@ -54,7 +54,7 @@ class Directory:
         return self.path if self.path == "/" else self.path + "/"
 
 
-class Directories:
+class DirectoryTree:
     """The directories of one origin that exist now, and the watches on them.
 
     Used by one thread.
@@ -65,7 +65,7 @@ class Directories:
         name: The chain, for the log.
     """
 
-    def __init__(self, origin: Origin, instance: kernel.Kernel | None, name: str) -> None:
+    def __init__(self, origin: Origin, instance: kernel.Inotify | None, name: str) -> None:
         self._origin = origin
         self._root = origin.root
         self._depth = origin.depth
@@ -95,41 +95,41 @@ class Directories:
         """Return a directory that is followed."""
         return self._by_path.get(path)
 
-    def survey(self, again: bool = False) -> list[Directory]:
+    def rescan(self, again: bool = False) -> list[Directory]:
         """Bring everything into line with what there is now.
 
         Returns:
             The directories whose files should be listed: those that are new, those without a watch, and with
             ``again`` all of them.
         """
-        return list(self._from_the_top(again))
+        return list(self._rescan_all(again))
 
     def skip_present(self, directory: Directory, since_ns: int) -> None:
         """Remember that a directory was there at the start: its files that are older are never listed."""
         directory.since_ns = since_ns
         self._old[directory.identity] = since_ns
 
-    def changed(self, wd: int, mask: int, name: str) -> list[Directory]:
+    def on_event(self, wd: int, mask: int, name: str) -> list[Directory]:
         """Follow what an event of a directory (not of a file in it) tells; returns what ``survey`` does."""
         found: list[Directory] = []
         for directory in list(self.at(wd)):
-            if not directory.followed:
+            if not directory.is_tracked:
                 continue  # what was done for the one before has changed this one
             if mask & (kernel.DELETE_SELF | kernel.UNMOUNT | kernel.IGNORED):
                 self._forget(directory)
-                found += self._look_again(directory, again=False)
+                found += self._rescan_from(directory, again=False)
             elif mask & kernel.MOVE_SELF:
-                found += self._look_again(directory, again=True)
+                found += self._rescan_from(directory, again=True)
             elif directory.level < self._depth:
-                found += self._entered(directory, name)
+                found += self._on_created(directory, name)
         return found
 
-    def trouble(self, path: str, error: OSError) -> None:
+    def report_failure(self, path: str, error: OSError) -> None:
         """Log, once until it is over, that a directory cannot be watched or listed."""
         reason = error.errno or 0
         if self._told.get(path) != reason:
             advice = _ADVICE.get(reason) or error.strerror or str(error)
-            level = logging.WARNING if len(self._told) < LOGGED_TROUBLES else logging.DEBUG
+            level = logging.WARNING if len(self._told) < MAX_LOGGED_FAILURES else logging.DEBUG
             self._told[path] = reason
             logger.log(
                 level,
@@ -139,23 +139,23 @@ class Directories:
                 advice,
             )
 
-    def _look_again(self, directory: Directory, again: bool) -> Iterator[Directory]:
+    def _rescan_from(self, directory: Directory, again: bool) -> Iterator[Directory]:
         if directory.level <= 0:
-            return self._from_the_top(again)
+            return self._rescan_all(again)
         return self._follow(directory.path, directory.level, again)
 
-    def _from_the_top(self, again: bool = False) -> Iterator[Directory]:
+    def _rescan_all(self, again: bool = False) -> Iterator[Directory]:
         """Follow everything; whatever happens to the root or above it has to be dealt with from here."""
         return self._follow("/", 1 - len(self._ancestors), again)
 
-    def _entered(self, directory: Directory, name: str) -> Iterator[Directory]:
+    def _on_created(self, directory: Directory, name: str) -> Iterator[Directory]:
         path = os.path.join(directory.path, name)
         if directory.level < 0:
-            return self._from_the_top() if path == self._next(directory) else iter(())
+            return self._rescan_all() if path == self._next_ancestor(directory) else iter(())
         return self._follow(path, directory.level + 1) if self._wanted(path) else iter(())
 
     def _follow(self, path: str, level: int, again: bool = False) -> Iterator[Directory]:
-        directory, new = self._hold(path, level, again)
+        directory, new = self._track(path, level, again)
         if directory is None:
             return
         everything = new or again or directory.wd is None
@@ -170,7 +170,7 @@ class Directories:
 
     def _follow_ancestor(self, directory: Directory, again: bool) -> Iterator[Directory]:
         """Follow the one way down; while it ends here, be told of what appears here."""
-        child = self._next(directory)
+        child = self._next_ancestor(directory)
         while True:
             yield from self._follow(child, directory.level + 1, again)
             present = child in self._by_path
@@ -184,7 +184,7 @@ class Directories:
             if present:
                 return
 
-    def _next(self, ancestor: Directory) -> str:
+    def _next_ancestor(self, ancestor: Directory) -> str:
         return self._ancestors[len(self._ancestors) + ancestor.level]
 
     def _wanted(self, path: str) -> bool:
@@ -202,11 +202,11 @@ class Directories:
                 if is_gone(error):
                     self._forget(directory)
                     return []
-                self.trouble(directory.path, error)
+                self.report_failure(directory.path, error)
                 self._unwatch(directory)  # so that it is listed again
         return sorted(children)
 
-    def _hold(self, path: str, level: int, again: bool) -> tuple[Directory | None, bool]:
+    def _track(self, path: str, level: int, again: bool) -> tuple[Directory | None, bool]:
         """Bring one directory into line; return it (None: there is none) and whether it was not watched before."""
         identity = self._identity(path)
         known = self._by_path.get(path)
@@ -216,7 +216,7 @@ class Directories:
         if identity is None:
             return None, False
         new = known is None
-        directory = known if known is not None else self._enter(path, level, identity)
+        directory = known if known is not None else self._add_directory(path, level, identity)
         parent = self._by_path.get(os.path.dirname(path))
         if parent is not None and parent is not directory:
             parent.children.add(path)
@@ -228,7 +228,7 @@ class Directories:
             new = new or directory.wd != before
         return directory, new
 
-    def _enter(self, path: str, level: int, identity: Identity) -> Directory:
+    def _add_directory(self, path: str, level: int, identity: Identity) -> Directory:
         mask = _SELF if level < 0 else _SELF | _ENTRIES if level < self._depth else _SELF | _FILES
         directory = Directory(path, level, identity, mask)
         if self._kernel is not None:  # without it the files may be another host's, whose clock is not ours
@@ -247,18 +247,18 @@ class Directories:
             if is_gone(error):
                 return False
             if directory.level >= 0:
-                self.trouble(directory.path, error)
+                self.report_failure(directory.path, error)
             return True
         if wd != directory.wd:
             self._unwatch(directory)
-            directory.wd, directory.seen = wd, None
+            directory.wd, directory.snapshot = wd, None
             self._by_wd.setdefault(wd, []).append(directory)
         if self._told.pop(directory.path, None) is not None:
             logger.info("[%s] watching %s now", self._name, directory.path)
         # What was replaced while the watch was made is somebody else's directory.
         return self._identity(directory.path) == directory.identity
 
-    def _add(self, instance: kernel.Kernel, directory: Directory) -> int:
+    def _add(self, instance: kernel.Inotify, directory: Directory) -> int:
         wd = instance.add(directory.path, directory.mask)
         together = directory.mask
         for other in self.at(wd):
@@ -284,7 +284,7 @@ class Directories:
         if parent is not None:
             parent.children.discard(directory.path)
         del self._by_path[directory.path]
-        directory.followed = False
+        directory.is_tracked = False
         self._told.pop(directory.path, None)
         self._unwatch(directory)
 
@@ -293,7 +293,7 @@ class Directories:
             status = os.stat(path)
         except OSError as error:
             if not is_gone(error):
-                self.trouble(path, error)
+                self.report_failure(path, error)
             return None
         return (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None
 

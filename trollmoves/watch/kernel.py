@@ -37,8 +37,10 @@ ONLYDIR: int = pyinotify.IN_ONLYDIR
 ISDIR: int = pyinotify.IN_ISDIR
 
 READ_BYTES = 1 << 16  # more than a thousand events of common length
-WAITING_BYTES = 16 << 20  # some 300,000 events; beyond that listing the directories again is cheaper than remembering
-READ_PAUSE = 1.0  # s before another try when reading fails (no memory)
+MAX_QUEUED_BYTES = (
+    16 << 20
+)  # some 300,000 events; beyond that listing the directories again is cheaper than remembering
+READ_RETRY_DELAY = 1.0  # s before another try when reading fails (no memory)
 
 _HEADER = struct.Struct("iIII")
 _ENCODING = sys.getfilesystemencoding()
@@ -47,7 +49,7 @@ _ERRORS = sys.getfilesystemencodeerrors()
 logger = logging.getLogger(__name__)
 
 
-class Kernel:
+class Inotify:
     """One inotify instance.
 
     One thread adds and removes watches; ``read`` may be called by another one.
@@ -92,9 +94,9 @@ class Kernel:
         try:
             self._manager.rm_watch(wd, quiet=False)
         except pyinotify.WatchManagerError:
-            self.ended(wd)
+            self.forget(wd)
 
-    def ended(self, wd: int) -> None:
+    def forget(self, wd: int) -> None:
         """Forget a watch that the kernel has ended by itself."""
         if self._manager.get_watch(wd) is not None:
             self._manager.del_watch(wd)
@@ -130,13 +132,13 @@ def events(buffer: bytes) -> Iterator[tuple[int, int, str]]:
         at += length
 
 
-class Queue:
+class EventQueue:
     """Takes events out of the kernel as they come, into a bounded store, on a thread that does nothing else.
 
     One other thread calls ``take`` (which waits) and ``pump``. Without an instance it only waits.
     """
 
-    def __init__(self, kernel: Kernel | None, name: str, limit: int = WAITING_BYTES) -> None:
+    def __init__(self, kernel: Inotify | None, name: str, limit: int = MAX_QUEUED_BYTES) -> None:
         self._kernel = kernel
         self._limit = limit
         self._arrived = threading.Condition()
@@ -167,12 +169,12 @@ class Queue:
             self._buffers, self._bytes, self._lost = [], 0, False
             return taken
 
-    def pump(self) -> None:
+    def drain(self) -> None:
         """See to it that every event that has happened until now can be taken."""
         if self._kernel is not None:
             self._fetch(self._kernel)
 
-    def lose(self) -> None:
+    def mark_lost(self) -> None:
         """Let the next ``take`` say that events were lost."""
         with self._arrived:
             self._lost = True
@@ -192,7 +194,7 @@ class Queue:
             self._thread.join()
             os.close(self._wake)
 
-    def _run(self, kernel: Kernel) -> None:
+    def _run(self, kernel: Inotify) -> None:
         ready = select.poll()
         ready.register(kernel.fd, select.POLLIN)
         ready.register(self._wake, select.POLLIN)
@@ -202,10 +204,10 @@ class Queue:
                 self._fetch(kernel)
             except OSError:
                 logger.exception("Cannot read file events, trying again")
-                self.lose()
-                time.sleep(READ_PAUSE)
+                self.mark_lost()
+                time.sleep(READ_RETRY_DELAY)
 
-    def _fetch(self, kernel: Kernel) -> None:
+    def _fetch(self, kernel: Inotify) -> None:
         with self._arrived:
             buffers = kernel.read()
             if not buffers:

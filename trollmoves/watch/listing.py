@@ -7,16 +7,16 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from trollmoves.watch.directories import Directory, Seen
-from trollmoves.watch.whole import Sighting
+from trollmoves.watch.directories import Directory, Snapshot
+from trollmoves.watch.whole import Trigger
 
-WINDOW = 10_000  # names that are sorted by age together: a few megabytes, however large the directory is
-PIECE = 500  # entries looked at between two chances for the caller to see to something else
+SORT_WINDOW = 10_000  # names that are sorted by age together: a few megabytes, however large the directory is
+STEP_ENTRIES = 500  # entries looked at between two chances for the caller to see to something else
 
 _UNSEEN = (-1, -1, -1, False)
 
 
-class Listings:
+class Scanner:
     """The directories that are to be listed, and the listings that run.
 
     A directory that has just appeared is listed before those that have been there for long; otherwise it is first come,
@@ -29,7 +29,7 @@ class Listings:
     """
 
     def __init__(self, failed: Callable[[Directory, OSError], None], *, polling: bool) -> None:
-        self._queues = (_Queue(failed, polling), _Queue(failed, polling))
+        self._queues = (_ScanQueue(failed, polling), _ScanQueue(failed, polling))
 
     def __len__(self) -> int:
         return sum(map(len, self._queues))
@@ -39,7 +39,7 @@ class Listings:
         if not any(directory in queue for queue in self._queues):
             self._queues[0 if first else 1].add(directory)
 
-    def step(self) -> dict[str, Sighting]:
+    def step(self) -> dict[str, Trigger]:
         """Return some paths of files, by how they came to notice; possibly none, though there are more to come."""
         for queue in self._queues:
             if len(queue):
@@ -52,14 +52,14 @@ class Listings:
             queue.clear()
 
 
-class _Queue:
+class _ScanQueue:
     def __init__(self, failed: Callable[[Directory, OSError], None], polling: bool) -> None:
         self._failed = failed
         self._polling = polling
         self._waiting: OrderedDict[Directory, None] = OrderedDict()
         self._running: Directory | None = None
         self._pieces: Iterator[list[str]] = iter(())
-        self._sighting = Sighting.LISTED
+        self._sighting = Trigger.LISTED
 
     def __len__(self) -> int:
         return len(self._waiting) + (self._running is not None)
@@ -71,12 +71,12 @@ class _Queue:
     def add(self, directory: Directory) -> None:
         self._waiting[directory] = None
 
-    def step(self) -> dict[str, Sighting]:
+    def step(self) -> dict[str, Trigger]:
         directory = self._running
         if directory is None:
             self._running = directory = self._waiting.popitem(last=False)[0]
             self._begin(directory)
-        if not directory.followed:
+        if not directory.is_tracked:
             self._end()
             return {}
         try:
@@ -89,11 +89,11 @@ class _Queue:
         return {}
 
     def _begin(self, directory: Directory) -> None:
-        self._sighting = Sighting.LISTED
+        self._sighting = Trigger.LISTED
         if directory.wd is not None:
             self._pieces = oldest_first(directory.path, directory.since_ns)
         elif self._polling:
-            self._pieces, self._sighting = settled(directory), Sighting.SETTLED
+            self._pieces, self._sighting = settled(directory), Trigger.SETTLED
         else:
             self._pieces = changed(directory)
 
@@ -105,7 +105,7 @@ class _Queue:
         self._running, self._pieces = None, iter(())
 
 
-def oldest_first(path: str, since_ns: int = 0, window: int = WINDOW) -> Iterator[list[str]]:
+def oldest_first(path: str, since_ns: int = 0, window: int = SORT_WINDOW) -> Iterator[list[str]]:
     """Give the paths of the files of a directory: window by window as they are listed, within each the oldest first.
 
     Hidden names are left out, and files whose status changed before ``since_ns``. An empty list is no end, only a
@@ -123,15 +123,15 @@ def oldest_first(path: str, since_ns: int = 0, window: int = WINDOW) -> Iterator
             if len(gathered) >= window:
                 yield from _sorted_pieces(gathered)
                 gathered = []
-            elif number % PIECE == 0:
+            elif number % STEP_ENTRIES == 0:
                 yield []
     yield from _sorted_pieces(gathered)
 
 
 def _sorted_pieces(gathered: list[tuple[int, str]]) -> Iterator[list[str]]:
     gathered.sort()
-    for at in range(0, len(gathered), PIECE):
-        yield [path for _, path in gathered[at : at + PIECE]]
+    for at in range(0, len(gathered), STEP_ENTRIES):
+        yield [path for _, path in gathered[at : at + STEP_ENTRIES]]
 
 
 def changed(directory: Directory) -> Iterator[list[str]]:
@@ -142,7 +142,7 @@ def changed(directory: Directory) -> Iterator[list[str]]:
     Raises:
         OSError: The directory cannot be listed.
     """
-    return _compared(directory, _State.CHANGED)
+    return _diff(directory, _State.CHANGED)
 
 
 def settled(directory: Directory) -> Iterator[list[str]]:
@@ -153,16 +153,16 @@ def settled(directory: Directory) -> Iterator[list[str]]:
     Raises:
         OSError: The directory cannot be listed.
     """
-    return _compared(directory, _State.SETTLED)
+    return _diff(directory, _State.SETTLED)
 
 
-def remember(directory: Directory) -> Iterator[list[str]]:
+def snapshot(directory: Directory) -> Iterator[list[str]]:
     """Give nothing; at its end the directory remembers what it holds now as if it had been told of.
 
     Raises:
         OSError: The directory cannot be listed.
     """
-    return _compared(directory, None)
+    return _diff(directory, None)
 
 
 class _State(enum.Enum):
@@ -173,10 +173,10 @@ class _State(enum.Enum):
     TOLD = enum.auto()
 
 
-def _compared(directory: Directory, wanted: _State | None) -> Iterator[list[str]]:
+def _diff(directory: Directory, wanted: _State | None) -> Iterator[list[str]]:
     """Give the files of one state; if none is wanted, all count as told of."""
-    before: Seen = directory.seen or {}
-    now: Seen = {}
+    before: Snapshot = directory.snapshot or {}
+    now: Snapshot = {}
     ready = []
     with os.scandir(directory.path) as entries:
         for number, entry in enumerate(entries, 1):
@@ -187,11 +187,11 @@ def _compared(directory: Directory, wanted: _State | None) -> Iterator[list[str]
                 if wanted is (_State.CHANGED if not same else _State.TOLD if told else _State.SETTLED):
                     ready.append(entry.path)
                 now[entry.name] = stat.st_size, stat.st_mtime_ns, stat.st_ino, same or wanted is None
-            if number % PIECE == 0:
+            if number % STEP_ENTRIES == 0:
                 yield ready
                 ready = []
         yield ready
-    directory.seen = now
+    directory.snapshot = now
 
 
 def _file_stat(entry: os.DirEntry[str]) -> os.stat_result | None:

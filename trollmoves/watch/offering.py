@@ -10,15 +10,15 @@ from typing import Any
 
 from trollmoves.errors import TrollmovesError
 
-FIRST_PAUSE = 0.05  # s before files are offered again; doubles
-LONGEST_PAUSE = 5.0  # s
+BACKOFF_INITIAL = 0.05  # s before files are offered again; doubles
+BACKOFF_MAX = 5.0  # s
 TRIES = 5  # with an error that is not temporary
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFile:
     """A whole file.
 
     ``path`` is absolute and decoded as ``os.fsdecode`` does. Size, time and inode are those of the file itself when
@@ -33,7 +33,7 @@ class Found:
     fresh: bool
 
 
-class Offering:
+class BatchDelivery:
     """Calls back with batches of files, again when that raises.
 
     An error that says it is temporary (``TrollmovesError.temporary``) is met with patience: the same batch is offered
@@ -41,7 +41,7 @@ class Offering:
     bad file costs no other; a file that is refused even then is logged and left.
     """
 
-    def __init__(self, found: Callable[[list[Found]], None], name: str) -> None:
+    def __init__(self, found: Callable[[list[FoundFile]], None], name: str) -> None:
         self._found = found
         self._name = name
         self._stopped = threading.Event()
@@ -50,7 +50,7 @@ class Offering:
         """Offer nothing more; ends a pause. Any thread may call this."""
         self._stopped.set()
 
-    def offer(self, files: list[Found]) -> list[Found]:
+    def deliver(self, files: list[FoundFile]) -> list[FoundFile]:
         """Return the files that were taken; comes back when the rest was given up, or the offering was stopped."""
         if self._offer(files, TRIES):
             return files
@@ -62,8 +62,8 @@ class Offering:
                 logger.error("[%s] gave up on %s: nobody could take it", self._name, file.path)
         return taken
 
-    def _offer(self, files: list[Found], tries: int) -> bool:
-        pause = FIRST_PAUSE
+    def _offer(self, files: list[FoundFile], tries: int) -> bool:
+        pause = BACKOFF_INITIAL
         while not self._stopped.is_set():
             try:
                 self._found(list(files))
@@ -71,11 +71,11 @@ class Offering:
             except Exception as error:
                 temporary = isinstance(error, TrollmovesError) and error.temporary
                 tries -= not temporary
-                self._log(error, temporary, len(files), first=pause == FIRST_PAUSE)
+                self._log(error, temporary, len(files), first=pause == BACKOFF_INITIAL)
             if tries <= 0:
                 break
             self._stopped.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, BACKOFF_MAX)
         return False
 
     def _log(self, error: Exception, temporary: bool, count: int, first: bool) -> None:

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 
 from trollmoves.watch import kernel
-from trollmoves.watch.kernel import Kernel, events
-from trollmoves.watch.whole import being_written
+from trollmoves.watch.kernel import Inotify, events
+from trollmoves.watch.whole import is_open_for_writing
 
-SETTLE = 0.2  # s without further change, before it is told of
-LOOK_EVERY = 2.0  # s between two looks for what gives no event (a link that leads elsewhere, a disk of another host)
-STOP_PATIENCE = 10.0  # s that stop() waits at most
-WRITER_PATIENCE = 10.0  # s without change after which a file that is still open is taken as it is
+DEBOUNCE_SECONDS = 0.2  # s without further change, before it is told of
+POLL_INTERVAL = 2.0  # s between two looks for what gives no event (a link that leads elsewhere, a disk of another host)
+STOP_TIMEOUT = 10.0  # s that stop() waits at most
+WRITER_TIMEOUT = 10.0  # s without change after which a file that is still open is taken as it is
 
 _MASK = kernel.CLOSE_WRITE | kernel.MOVED_TO | kernel.CREATE | kernel.ONLYDIR
 
@@ -65,15 +65,15 @@ class FileWatch:
         if self._thread.ident is None:
             return
         if self._thread is not threading.current_thread():
-            self._thread.join(STOP_PATIENCE)
+            self._thread.join(STOP_TIMEOUT)
 
-    def _open_kernel(self) -> Kernel | None:
+    def _open_kernel(self) -> Inotify | None:
         try:
-            return Kernel()
+            return Inotify()
         except OSError as error:
             logger.warning(
                 "[%s] no inotify instance for %s (%s); it is looked at every %g s instead",
-                *(self._name, self._path, error, LOOK_EVERY),
+                *(self._name, self._path, error, POLL_INTERVAL),
             )
             return None
 
@@ -90,7 +90,7 @@ class FileWatch:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                written = self._wait(LOOK_EVERY)
+                written = self._wait(POLL_INTERVAL)
                 if written or _signature(self._path) != self._known:
                     self._settle(written)
                 self._watch_directories()
@@ -126,14 +126,14 @@ class FileWatch:
         """Call back when the file is there, changed, whole and quiet."""
         signature, since = _signature(self._path), time.monotonic()
         while not self._stopping:
-            more = self._wait(SETTLE)
+            more = self._wait(DEBOUNCE_SECONDS)
             mask |= more
             now = _signature(self._path)
             if now != signature:
                 signature, since = now, time.monotonic()
             elif now is None:
                 return  # missing: it will be seen when it comes back
-            elif not more and (not being_written(self._path) or time.monotonic() - since > WRITER_PATIENCE):
+            elif not more and (not is_open_for_writing(self._path) or time.monotonic() - since > WRITER_TIMEOUT):
                 break
         # Two writings within one tick of the disk's clock look the same, so one that was seen counts as it is.
         if not self._stopping and (signature != self._known or mask & kernel.CLOSE_WRITE):

@@ -20,17 +20,17 @@ from collections.abc import Callable, Iterable
 
 from trollmoves.patterns import Origin
 from trollmoves.watch import kernel
-from trollmoves.watch.directories import Directories, Directory, is_gone
-from trollmoves.watch.kernel import Kernel, Queue, events
-from trollmoves.watch.listing import Listings, remember
-from trollmoves.watch.offering import Found, Offering
-from trollmoves.watch.whole import Judge, Sighting
+from trollmoves.watch.directories import Directory, DirectoryTree, is_gone
+from trollmoves.watch.kernel import EventQueue, Inotify, events
+from trollmoves.watch.listing import Scanner, snapshot
+from trollmoves.watch.offering import BatchDelivery, FoundFile
+from trollmoves.watch.whole import CompletenessChecker, Trigger
 
-AUDIT_EVERY = 2.0  # s between two looks for what gives no event (mounts, changed links, directories without a watch)
-SHORTEST_POLLING = 0.05  # s between two listings
-START_PATIENCE = 10.0  # s that start() waits at most for the watches to be in place
-STOP_PATIENCE = 10.0  # s that stop() waits at most for a disk that does not answer, or for whoever takes the files
-REMEMBERED = 50_000  # files told of lately, which a listing does not repeat
+AUDIT_INTERVAL = 2.0  # s between two looks for what gives no event (mounts, changed links, directories without a watch)
+MIN_POLL_INTERVAL = 0.05  # s between two listings
+START_TIMEOUT = 10.0  # s that start() waits at most for the watches to be in place
+STOP_TIMEOUT = 10.0  # s that stop() waits at most for a disk that does not answer, or for whoever takes the files
+CACHE_SIZE = 50_000  # files told of lately, which a listing does not repeat
 CLOCK_STEP_NS = 100_000_000  # the times of files lag behind the clock by at most this
 
 _OF_DIRECTORIES = kernel.ISDIR | kernel.DELETE_SELF | kernel.MOVE_SELF | kernel.UNMOUNT | kernel.IGNORED
@@ -38,7 +38,7 @@ _OF_DIRECTORIES = kernel.ISDIR | kernel.DELETE_SELF | kernel.MOVE_SELF | kernel.
 logger = logging.getLogger(__name__)
 
 
-class Watch:
+class DirectoryWatch:
     """Finds the files of one origin.
 
     A file is told of once for each time that it is written and closed, renamed to its name, or linked there; files
@@ -62,7 +62,7 @@ class Watch:
     def __init__(
         self,
         origin: Origin,
-        found: Callable[[list[Found]], None],
+        found: Callable[[list[FoundFile]], None],
         *,
         backlog: bool = True,
         polling: float | None = None,
@@ -74,22 +74,22 @@ class Watch:
         self._polling = polling
         self._name = name
         self._batch = batch
-        self._every = AUDIT_EVERY if polling is None else max(polling, SHORTEST_POLLING)
+        self._every = AUDIT_INTERVAL if polling is None else max(polling, MIN_POLL_INTERVAL)
         self._stopping = threading.Event()
         self._watching = threading.Event()
-        self._offering = Offering(found, name)
+        self._offering = BatchDelivery(found, name)
         self._thread = threading.Thread(target=self._run, name=f"{name}-files", daemon=True)
-        self._kernel: Kernel | None = None
-        self._queue: Queue
-        self._directories: Directories
+        self._kernel: Inotify | None = None
+        self._queue: EventQueue
+        self._directories: DirectoryTree
         # The rest is the thread's own.
-        self._judge = Judge()
-        self._recent = _Recent(REMEMBERED)
-        self._listings = Listings(self._cannot_list, polling=polling is not None)
+        self._judge = CompletenessChecker()
+        self._recent = _Recent(CACHE_SIZE)
+        self._listings = Scanner(self._cannot_list, polling=polling is not None)
         self._list_later: set[str] = set()
-        self._touched: dict[str, Sighting] = {}  # an event says that these are whole
-        self._created: dict[str, Sighting] = {}  # an event says that there is such a name
-        self._candidates: dict[str, Found] = {}  # found to be whole, unless an event knows better
+        self._touched: dict[str, Trigger] = {}  # an event says that these are whole
+        self._created: dict[str, Trigger] = {}  # an event says that there is such a name
+        self._candidates: dict[str, FoundFile] = {}  # found to be whole, unless an event knows better
         self._audit_due = 0.0
 
     def __repr__(self) -> str:
@@ -104,11 +104,11 @@ class Watch:
             return
         if self._polling is None:
             self._kernel = self._open_kernel()
-        self._queue = Queue(self._kernel, self._name)
-        self._directories = Directories(self._origin, self._kernel, self._name)
+        self._queue = EventQueue(self._kernel, self._name)
+        self._directories = DirectoryTree(self._origin, self._kernel, self._name)
         self._queue.start()
         self._thread.start()
-        self._watching.wait(START_PATIENCE)
+        self._watching.wait(START_TIMEOUT)
 
     def stop(self) -> None:
         """End all threads and give everything back; returns when a running call of ``found`` has.
@@ -122,13 +122,13 @@ class Watch:
             return
         self._queue.wake()
         if self._thread is not threading.current_thread():
-            self._thread.join(STOP_PATIENCE)
+            self._thread.join(STOP_TIMEOUT)
             if self._thread.is_alive():
                 logger.warning("[%s] still busy with %s, not waiting any longer", self._name, self._origin.root)
 
-    def _open_kernel(self) -> Kernel | None:
+    def _open_kernel(self) -> Inotify | None:
         try:
-            return Kernel()
+            return Inotify()
         except OSError as error:
             logger.warning(
                 "[%s] no inotify instance for %s (%s), raise fs.inotify.max_user_instances or the limit of open files; "
@@ -147,7 +147,7 @@ class Watch:
                     logger.exception("[%s] listing everything again after an unexpected error", self._name)
                     self._stopping.wait(1.0)
                     self._drop_all()
-                    self._queue.lose()
+                    self._queue.mark_lost()
         finally:
             self._drop_all()
             self._queue.stop()
@@ -162,17 +162,17 @@ class Watch:
 
     def _work(self) -> None:
         if not self._watching.is_set():
-            self._begin()
+            self._initial_scan()
             self._watching.set()
         while not self._stopping.is_set():
             self._handle(*self._queue.take(self._idle_seconds()))
-            self._consider(self._sightings())
+            self._report_candidates(self._sightings())
             if time.monotonic() >= self._audit_due:
                 self._audit()
 
-    def _begin(self) -> None:
+    def _initial_scan(self) -> None:
         since_ns = time.time_ns() - CLOCK_STEP_NS
-        for directory in self._directories.survey():
+        for directory in self._directories.rescan():
             if self._backlog:
                 self._listings.add(directory)
             else:
@@ -188,12 +188,12 @@ class Watch:
     def _remember_present(self, directory: Directory) -> None:
         """List a directory for what nobody wants; on a disk of another host times do not tell that."""
         try:
-            for _ in remember(directory):
+            for _ in snapshot(directory):
                 if self._stopping.is_set():
                     return
         except OSError as error:
             self._cannot_list(directory, error)
-            directory.seen = {}
+            directory.snapshot = {}
 
     def _idle_seconds(self) -> float:
         """Return how long there is nothing to do without an event."""
@@ -211,54 +211,56 @@ class Watch:
                 return
             for wd, mask, name in events(buffer):
                 if mask & _OF_DIRECTORIES:
-                    self._list(self._directories.changed(wd, mask, name))
+                    self._list(self._directories.on_event(wd, mask, name))
                 elif mask & kernel.OVERFLOW:
                     self._list_everything()
                 else:
-                    self._note(wd, mask, name)
+                    self._on_file_event(wd, mask, name)
             if len(self._touched) >= self._batch:
-                self._tell_touched()
-        self._tell_touched()
+                self._report_touched()
+        self._report_touched()
 
-    def _note(self, wd: int, mask: int, name: str) -> None:
+    def _on_file_event(self, wd: int, mask: int, name: str) -> None:
         """Remember which file an event is about; the last event of a file counts."""
         for directory in self._directories.at(wd):
             if not self._directories.holds_files(directory):
-                self._list(self._directories.changed(wd, mask, name))
+                self._list(self._directories.on_event(wd, mask, name))
             elif not name.startswith("."):
                 path = directory.prefix + name
                 self._candidates.pop(path, None)
                 self._judge.drop(path)
                 if mask & kernel.CREATE:
                     self._touched.pop(path, None)
-                    self._created[path] = Sighting.CREATED
+                    self._created[path] = Trigger.CREATED
                 else:
                     self._created.pop(path, None)
-                    self._touched[path] = Sighting.CLOSED if mask & kernel.CLOSE_WRITE else Sighting.MOVED
+                    self._touched[path] = Trigger.CLOSED if mask & kernel.CLOSE_WRITE else Trigger.MOVED
 
-    def _tell_touched(self) -> None:
+    def _report_touched(self) -> None:
         touched, self._touched = self._touched, {}
-        self._tell([file for path, sighting in touched.items() if (file := self._look(path, sighting)) is not None])
+        self._report(
+            [file for path, sighting in touched.items() if (file := self._inspect(path, sighting)) is not None]
+        )
 
-    def _sightings(self) -> dict[str, Sighting]:
+    def _sightings(self) -> dict[str, Trigger]:
         """Return the next files of which no event says that they are whole."""
         created, self._created = self._created, {}
         return {**self._listings.step(), **self._judge.due(self._batch), **created}
 
-    def _consider(self, sightings: dict[str, Sighting]) -> None:
+    def _report_candidates(self, sightings: dict[str, Trigger]) -> None:
         """Tell of these files if they are whole, but of none that an event tells of that has happened until now."""
         for path, sighting in sightings.items():
-            file = self._look(path, sighting)
-            if file is not None and not (sighting is Sighting.LISTED and file in self._recent):
+            file = self._inspect(path, sighting)
+            if file is not None and not (sighting is Trigger.LISTED and file in self._recent):
                 self._candidates[path] = file
         if self._candidates:
-            self._queue.pump()
+            self._queue.drain()
             self._handle(*self._queue.take(0))
             files = list(self._candidates.values())
             self._candidates.clear()
-            self._tell(files)
+            self._report(files)
 
-    def _look(self, path: str, sighting: Sighting) -> Found | None:
+    def _inspect(self, path: str, sighting: Trigger) -> FoundFile | None:
         """Look at a file; return it if it is one to tell of now."""
         fields = self._origin.parse(path)
         if fields is None:
@@ -270,14 +272,14 @@ class Watch:
         if status is None or not stat.S_ISREG(status.st_mode) or not status.st_size:
             self._judge.drop(path)  # an empty one will be closed when there is something in it
             return None
-        whole = self._judge.whole(path, status, sighting)
+        whole = self._judge.check(path, status, sighting)
         if whole is None or not whole.st_size:
             return None
-        return Found(path, fields, whole.st_size, whole.st_mtime_ns, whole.st_ino, sighting.fresh)
+        return FoundFile(path, fields, whole.st_size, whole.st_mtime_ns, whole.st_ino, sighting.fresh)
 
-    def _tell(self, files: list[Found]) -> None:
+    def _report(self, files: list[FoundFile]) -> None:
         for at in range(0, len(files), self._batch):
-            for file in self._offering.offer(files[at : at + self._batch]):
+            for file in self._offering.deliver(files[at : at + self._batch]):
                 self._recent.add(file)
 
     def _list(self, directories: Iterable[Directory]) -> None:
@@ -286,19 +288,19 @@ class Watch:
 
     def _list_everything(self) -> None:
         logger.warning("[%s] events were lost, listing %s again", self._name, self._origin.root)
-        for directory in self._directories.survey(again=True):
+        for directory in self._directories.rescan(again=True):
             self._listings.add(directory)
 
     def _cannot_list(self, directory: Directory, error: OSError) -> None:
         if is_gone(error):
             return
-        self._directories.trouble(directory.path, error)
+        self._directories.report_failure(directory.path, error)
         self._list_later.add(directory.path)
 
     def _audit(self) -> None:
         """Look for what gives no event, and list what could not be listed before."""
-        self._list(self._directories.survey())
-        for path in self._list_later | self._judge.crowded_out():
+        self._list(self._directories.rescan())
+        for path in self._list_later | self._judge.overflowed_directories():
             directory = self._directories.get(path)
             if directory is not None:
                 self._listings.add(directory)
@@ -314,15 +316,15 @@ class _Recent:
         self._new: set[int] = set()
         self._old: set[int] = set()
 
-    def __contains__(self, file: Found) -> bool:
+    def __contains__(self, file: FoundFile) -> bool:
         key = self._key(file)
         return key in self._new or key in self._old
 
-    def add(self, file: Found) -> None:
+    def add(self, file: FoundFile) -> None:
         self._new.add(self._key(file))
         if len(self._new) >= self._most:
             self._old, self._new = self._new, set()
 
     @staticmethod
-    def _key(file: Found) -> int:
+    def _key(file: FoundFile) -> int:
         return hash((file.path, file.size, file.mtime_ns, file.inode))

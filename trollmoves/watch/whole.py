@@ -20,16 +20,20 @@ import signal
 import time
 from dataclasses import dataclass
 
-QUIET = 2.0  # s without change after which a file is whole if nobody can tell whether it is still open
-PATIENCE = 600.0  # s without change after which a file that is still open is told of all the same: somebody forgot it
-CHECK_EVERY = 1.0  # s between two looks at a file that was put aside
-CHECK_SOON = 0.005  # s; of a close, the event comes first and the end of the writing after, on some disks milliseconds
-ASIDE_LIMIT = 10_000  # files; what comes beyond is found by listing its directory once more
+QUIET_SECONDS = 2.0  # s without change after which a file is whole if nobody can tell whether it is still open
+MAX_OPEN_SECONDS = (
+    600.0  # s without change after which a file that is still open is told of all the same: somebody forgot it
+)
+RECHECK_INTERVAL = 1.0  # s between two looks at a file that was put aside
+FIRST_RECHECK = (
+    0.005  # s; of a close, the event comes first and the end of the writing after, on some disks milliseconds
+)
+MAX_DEFERRED = 10_000  # files; what comes beyond is found by listing its directory once more
 
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-class Sighting(enum.Enum):
+class Trigger(enum.Enum):
     """How a file came to notice."""
 
     CLOSED = enum.auto()  # an event: somebody wrote it, and closed it
@@ -44,16 +48,16 @@ class Sighting(enum.Enum):
         return self in _FRESH
 
 
-_BELIEVED = frozenset({Sighting.CLOSED, Sighting.MOVED})
-_FRESH = _BELIEVED | {Sighting.CREATED}
+_BELIEVED = frozenset({Trigger.CLOSED, Trigger.MOVED})
+_FRESH = _BELIEVED | {Trigger.CREATED}
 
 
-def being_written(path: str) -> bool | None:
+def is_open_for_writing(path: str) -> bool | None:
     """Say whether any process of this host has the file open for writing; None when the kernel does not tell."""
-    return _ask(path)[0]
+    return _try_lease(path)[0]
 
 
-def _ask(path: str) -> tuple[bool | None, os.stat_result | None]:
+def _try_lease(path: str) -> tuple[bool | None, os.stat_result | None]:
     """Return what ``being_written`` does; if that is False, also the status of the file while that was sure.
 
     A read lease (fcntl(2), F_SETLEASE) is granted only for files that nobody has open for writing. It is given back
@@ -79,66 +83,68 @@ def _ask(path: str) -> tuple[bool | None, os.stat_result | None]:
 
 
 @dataclass(slots=True)
-class _Waiting:
-    sighting: Sighting
+class _Deferred:
+    sighting: Trigger
     stat: tuple[int, int, int, int]
     since: float
     pause: float
     due: float = 0.0
 
 
-class Judge:
+class CompletenessChecker:
     """Says which files are whole, and keeps those that are not until they are.
 
     Owns the files that were put aside. Used by one thread.
     """
 
-    def __init__(self, *, limit: int = ASIDE_LIMIT, quiet: float = QUIET, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, *, limit: int = MAX_DEFERRED, quiet: float = QUIET_SECONDS, patience: float = MAX_OPEN_SECONDS
+    ) -> None:
         self._limit = limit
         self._quiet = quiet
         self._patience = patience
-        self._aside: dict[str, _Waiting] = {}
+        self._aside: dict[str, _Deferred] = {}
         self._order: list[tuple[float, str]] = []  # a heap of when and what; what is dropped stays in it until then
         self._crowded: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._aside)
 
-    def whole(self, path: str, stat: os.stat_result, sighting: Sighting) -> os.stat_result | None:
+    def check(self, path: str, stat: os.stat_result, sighting: Trigger) -> os.stat_result | None:
         """Return the status that the whole file has, if it may be told of now; otherwise it is put aside."""
-        if sighting is Sighting.SETTLED:
+        if sighting is Trigger.SETTLED:
             return stat
-        state, status = _ask(path)
+        state, status = _try_lease(path)
         if status is None and state is None and sighting in _BELIEVED:
             status = stat
-        if status is None and self._long_enough(path, stat, sighting, state):
+        if status is None and self._quiet_long_enough(path, stat, sighting, state):
             status = stat
         if status is not None:
             self.drop(path)
         return status
 
-    def _long_enough(self, path: str, stat: os.stat_result, sighting: Sighting, state: bool | None) -> bool:
+    def _quiet_long_enough(self, path: str, stat: os.stat_result, sighting: Trigger, state: bool | None) -> bool:
         now = time.monotonic()
         signature = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
         waiting = self._aside.pop(path, None)
         if waiting is None:
-            age = time.time() - max(stat.st_mtime, stat.st_ctime) if sighting is Sighting.LISTED else 0.0
-            pause = CHECK_SOON if sighting is Sighting.CLOSED else CHECK_EVERY
-            waiting = _Waiting(sighting, signature, now - max(age, 0.0), pause)
+            age = time.time() - max(stat.st_mtime, stat.st_ctime) if sighting is Trigger.LISTED else 0.0
+            pause = FIRST_RECHECK if sighting is Trigger.CLOSED else RECHECK_INTERVAL
+            waiting = _Deferred(sighting, signature, now - max(age, 0.0), pause)
         elif waiting.stat != signature:
             waiting.stat, waiting.since = signature, now
-        if now - waiting.since >= self._wait(stat, waiting.sighting, state):
+        if now - waiting.since >= self._required_quiet(stat, waiting.sighting, state):
             return True
         if len(self._aside) >= self._limit:
             self._crowded.add(os.path.dirname(path))
         else:
             waiting.due = now + waiting.pause
-            waiting.pause = min(2 * waiting.pause, CHECK_EVERY)
+            waiting.pause = min(2 * waiting.pause, RECHECK_INTERVAL)
             self._aside[path] = waiting
             heapq.heappush(self._order, (waiting.due, path))
         return False
 
-    def crowded_out(self) -> set[str]:
+    def overflowed_directories(self) -> set[str]:
         """Give, once, the directories with files that found no room aside: these are to be listed again later."""
         crowded, self._crowded = self._crowded, set()
         return crowded
@@ -147,9 +153,9 @@ class Judge:
         """Forget a file, because an event told of it, or because it is gone."""
         self._aside.pop(path, None)
 
-    def due(self, most: int) -> dict[str, Sighting]:
+    def due(self, most: int) -> dict[str, Trigger]:
         """Return the files that should be looked at again now, at most so many."""
-        paths: dict[str, Sighting] = {}
+        paths: dict[str, Trigger] = {}
         while len(paths) < most and (due := self.next_due()) is not None and due <= time.monotonic():
             _, path = heapq.heappop(self._order)
             paths[path] = self._aside[path].sighting
@@ -165,7 +171,7 @@ class Judge:
             heapq.heappop(self._order)
         return None
 
-    def _wait(self, stat: os.stat_result, sighting: Sighting, state: bool | None) -> float:
+    def _required_quiet(self, stat: os.stat_result, sighting: Trigger, state: bool | None) -> float:
         """Return how many seconds without change make a file whole.
 
         A new name whose file has other names, or was changed in something else than its content since it was written
@@ -176,6 +182,6 @@ class Judge:
             return self._quiet
         if state:
             return self._patience
-        if sighting is Sighting.CREATED and stat.st_nlink == 1 and stat.st_ctime_ns <= stat.st_mtime_ns:
+        if sighting is Trigger.CREATED and stat.st_nlink == 1 and stat.st_ctime_ns <= stat.st_mtime_ns:
             return self._patience
         return self._quiet

@@ -172,7 +172,7 @@ class MoverContract:
         """What an earlier try of the same delivery left is replaced; what one of another left is not touched."""
         if place.scheme == "s3":
             pytest.skip("there are no partials")
-        mark = Mark.of("journal", "task", tried=known)
+        mark = Mark.for_delivery("journal", "task", tried=known)
         for token in (mark.token, "0123456789ab"):
             move_it(origin, place.url(f"{here}/{os.path.basename(partial_path('f', token))}"), place.attrs)
         origin.write_bytes(os.urandom(100))
@@ -252,7 +252,7 @@ class MoverContract:
         attrs = self.through(place, stall_timeout=3)
         mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/", PROXY_HOST), attrs)
         assert isinstance(mover, RemoteMover)
-        connection = mover.connect(mover.login())
+        connection = mover.connect(mover.endpoint())
         connection.probe()
         assert connection.alive()
         connection.probe()
