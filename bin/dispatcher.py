@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Command of the trollmoves dispatcher; see trollmoves/dispatcher.py."""
+"""Command of the trollmoves dispatcher; see trollmoves/dispatcher/daemon.py."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Command of the trollmoves client; see trollmoves/client.py."""
+"""Command of the trollmoves client; see trollmoves/client/daemon.py."""
 
 import sys
 

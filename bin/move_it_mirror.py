@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Command of the trollmoves mirror; see trollmoves/mirror.py."""
+"""Command of the trollmoves mirror; see trollmoves/mirror/daemon.py."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Command of the trollmoves server; see trollmoves/server.py."""
+"""Command of the trollmoves server; see trollmoves/server/daemon.py."""
 
 import sys
 

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from trollmoves import __version__, config, logs, steps
+from trollmoves import __version__
+from trollmoves.config import config_file
+from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
-from trollmoves.options import ChainOptions, ProcessOptions
-from trollmoves.scheduling import CpuPolicy
+from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.utils import failpoints, logs
+from trollmoves.utils.cpu_scheduling import CpuPolicy
 from trollmoves.watch import FileWatch
-from trollmoves.workers import Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +96,13 @@ class Daemon(ABC, Generic[O]):
         """Give one line that whoever runs these chains should know; empty when there is nothing."""
         return ""
 
-    def read_config(self) -> config.Configuration[O]:
+    def read_config(self) -> config_file.Configuration[O]:
         """Read the configuration file; ConfigError when it cannot be used."""
-        return config.read(self._file, self.options)
+        return config_file.read(self._file, self.options)
 
-    def check_report(self, found: config.Configuration[O]) -> str:
+    def check_report(self, found: config_file.Configuration[O]) -> str:
         """Give what ``--check`` prints."""
-        return config.check_report(found)
+        return config_file.check_report(found)
 
     def paused_input(self) -> AbstractContextManager[None]:
         """Hold back what comes in for all chains together, while some of them start or stop."""
@@ -129,7 +131,7 @@ class Daemon(ABC, Generic[O]):
     def run(self) -> int:
         """Run until a signal ends it; give the exit status."""
         try:
-            steps.check_environment()
+            failpoints.check_environment()
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | WORLD_WRITABLE)
@@ -189,7 +191,7 @@ class Daemon(ABC, Generic[O]):
                 if self._orders.get(timeout=DISK_SPACE_POLL) == "stop":
                     return None
 
-    def _run_chains(self, current: config.Configuration[O], journal: Journal) -> config.Configuration[O]:
+    def _run_chains(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
         """Run the chains until this process, or the journal, comes to its end; give what they were made of."""
         house = Runtime(current.process, journal, Scheduler(journal, current.process.workers, self._scheduling.update))
         self.open_shared(house)
@@ -211,7 +213,7 @@ class Daemon(ABC, Generic[O]):
         for number, order in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
             signal.signal(number, lambda *_, order=order: self._orders.put(order))
 
-    def _command_loop(self, current: config.Configuration[O], house: Runtime) -> config.Configuration[O]:
+    def _command_loop(self, current: config_file.Configuration[O], house: Runtime) -> config_file.Configuration[O]:
         upkeep = _JournalPruner(house, self.compactors)
         while True:
             try:
@@ -261,7 +263,7 @@ class Daemon(ABC, Generic[O]):
         except Exception:  # what it leaves behind is no reason for the others to stop
             log.exception("[%s] did not stop in order", chain.name)
 
-    def _reload(self, current: config.Configuration[O], house: Runtime) -> config.Configuration[O]:
+    def _reload(self, current: config_file.Configuration[O], house: Runtime) -> config_file.Configuration[O]:
         """Bring what runs into line with the file; what the file does not change is not touched."""
         try:
             new = self.read_config()
@@ -269,7 +271,7 @@ class Daemon(ABC, Generic[O]):
             log.error("the configuration is not taken over, what runs goes on: %s", error)
             return current
         _log_problems(new)
-        changes = config.changes(current, new)
+        changes = config_file.changes(current, new)
         if changes.process:
             log.warning("needs a restart to count: %s in [DEFAULT]", ", ".join(changes.process))
         for name in changes.removed:
@@ -342,7 +344,7 @@ def _raise_fd_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _log_problems(found: config.Configuration[Any]) -> None:
+def _log_problems(found: config_file.Configuration[Any]) -> None:
     for warning in found.warnings:
         log.warning("%s", warning)
     for problem in found.problems:

@@ -13,9 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from trollmoves import credentials, urls
+from trollmoves.config import secrets
 from trollmoves.errors import TransferError, TrollmovesError
 from trollmoves.movers import MOVERS, Mover, close_connections, options
+from trollmoves.net import urls
 
 REFRESH = 0.2  # seconds between two states of the progress line
 BAR = 24  # characters
@@ -130,7 +131,7 @@ def _attrs(given: Iterable[str]) -> dict[str, Any]:
         place = attrs
         for group in groups:
             place = place.setdefault(group, {})
-        place[last] = credentials.resolve(value) if credentials.is_secret(last) else value
+        place[last] = secrets.resolve(value) if secrets.is_secret(last) else value
     strange = options.unknown_names(attrs)
     if strange:
         raise ValueError(f"no such connection parameter: {', '.join(strange)}")

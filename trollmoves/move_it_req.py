@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from trollmoves import __version__, urls
+from trollmoves import __version__
 from trollmoves.errors import BadDestination, StartError, TrollmovesError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, Requester
+from trollmoves.net import urls
 
 SERVER = "tcp://localhost:9092"
 TIMEOUT = 5.0  # s to wait for an answer

@@ -9,9 +9,10 @@ log of each chain, ``sources`` how far a receiving chain has the log of each of 
 
 from __future__ import annotations
 
-from trollmoves.journal.log import AnnouncementTable
-from trollmoves.journal.place import journal_path
-from trollmoves.journal.rows import (
+from trollmoves.journal.announcements import AnnouncementTable
+from trollmoves.journal.location import journal_path
+from trollmoves.journal.pruning import Compactors, Pruning, Retention, drop_body
+from trollmoves.journal.records import (
     BACKLOG,
     DONE,
     FAILED,
@@ -25,7 +26,6 @@ from trollmoves.journal.rows import (
 )
 from trollmoves.journal.sources import SourceTable
 from trollmoves.journal.tasks import TaskTable
-from trollmoves.journal.upkeep import Compactors, Pruning, Retention, drop_body
 
 __all__ = [
     "BACKLOG",

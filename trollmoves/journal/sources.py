@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
-from trollmoves.journal.file import JournalDatabase
-from trollmoves.journal.rows import SourcePosition, to_sqlite_text
+from trollmoves.journal.database import JournalDatabase
+from trollmoves.journal.records import SourcePosition, to_sqlite_text
 
 
 class SourceTable(JournalDatabase):
@@ -13,7 +13,7 @@ class SourceTable(JournalDatabase):
 
     def sources(self, chain: str) -> list[SourcePosition]:
         """Give the sources that a chain has heard of, and how far it has each."""
-        rows = self._read("SELECT log, address, have FROM sources WHERE chain = ?", (chain,))
+        rows = self._read("SELECT log, address, received_through FROM sources WHERE chain = ?", (chain,))
         return [SourcePosition(*row) for row in rows]
 
     def forget_source(self, chain: str, log: str) -> None:
@@ -26,6 +26,6 @@ def upsert_source(db: sqlite3.Connection, chain: str, source: SourcePosition) ->
     """Write down how far a chain has a log; it never goes back."""
     db.execute(
         "INSERT INTO sources VALUES (?, ?, ?, ?) ON CONFLICT (chain, log) DO UPDATE "
-        "SET address = excluded.address, have = max(have, excluded.have)",
+        "SET address = excluded.address, received_through = max(received_through, excluded.received_through)",
         (chain, to_sqlite_text(source.log), to_sqlite_text(source.address), source.received_through),
     )

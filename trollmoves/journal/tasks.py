@@ -6,12 +6,22 @@ import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from trollmoves.journal.file import JournalDatabase
-from trollmoves.journal.rows import BACKLOG, DONE, FAILED, FRESH, WAITING, Outcome, SourcePosition, Task, to_sqlite_text
+from trollmoves.journal.database import JournalDatabase
+from trollmoves.journal.records import (
+    BACKLOG,
+    DONE,
+    FAILED,
+    FRESH,
+    WAITING,
+    Outcome,
+    SourcePosition,
+    Task,
+    to_sqlite_text,
+)
 from trollmoves.journal.sources import upsert_source
 
-COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished"
-SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0"
+COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"
+SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0"
 
 
 class TaskTable(JournalDatabase):
@@ -48,7 +58,7 @@ class TaskTable(JournalDatabase):
     def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
         """Give the tasks of these kinds about an announcement that are done."""
         rows = self._read(
-            f"SELECT {COLUMNS} FROM tasks WHERE about = ? AND chain = ? AND state = 1 "
+            f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND state = 1 "
             f"AND kind IN ({','.join('?' * len(kinds))})",
             (number, chain, *kinds),
         )
@@ -60,7 +70,7 @@ class TaskTable(JournalDatabase):
             for t in tasks:
                 t.lane = to_sqlite_text(t.lane)
                 db.execute(
-                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, noted = ? "
+                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, created = ? "
                     "WHERE id = ?",
                     (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id),
                 )
@@ -162,7 +172,7 @@ class TaskTable(JournalDatabase):
         """Tell whether a task of this kind about this announcement is still waiting or running."""
         return bool(
             self._read(
-                "SELECT 1 FROM tasks WHERE about = ? AND chain = ? AND kind = ? AND state = 0 LIMIT 1",
+                "SELECT 1 FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0 LIMIT 1",
                 (number, chain, kind),
             )
         )
@@ -205,7 +215,8 @@ class TaskTable(JournalDatabase):
 def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
     task.lane = to_sqlite_text(task.lane)
     cursor = db.execute(
-        "INSERT OR IGNORE INTO tasks (chain, kind, key, lane, rank, due, state, tries, noted, finished, about, body) "
+        "INSERT OR IGNORE INTO tasks "
+        "(chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, body) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
         (
             task.chain,
@@ -245,5 +256,7 @@ def row_of(t: Task) -> tuple[Any, ...]:
 
 def task_of(row: Any) -> Task:
     """Make a task of its columns."""
-    id_, chain, kind, key, lane, rank, due, state, tries, noted, about, body, reply, finished = row
-    return Task(chain, kind, key, lane, body, due, rank, about, id_, state, tries, noted, reply, finished)
+    id_, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished = row
+    return Task(
+        chain, kind, key, lane, body, due, rank, announcement_number, id_, state, tries, created, reply, finished
+    )

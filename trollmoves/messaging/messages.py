@@ -19,8 +19,8 @@ from typing import Any
 import posttroll
 import posttroll.message
 
-from trollmoves import urls
 from trollmoves.errors import MessageError
+from trollmoves.net import urls
 
 MAGIC = "pytroll:/"
 NEWEST_VERSION = "v1.2"

@@ -13,11 +13,11 @@ import posttroll
 import zmq
 from posttroll.bbmcast import MulticastSender, get_configured_broadcast_port
 
-from trollmoves import hosts
-from trollmoves.allowed_clients import ANYONE, ClientAllowlist
 from trollmoves.errors import StartError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import NEWEST_VERSION, Message
+from trollmoves.net import hosts
+from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ class Publisher:
         self._nameservers = nameservers
         self._beat_data = beat_data or dict
         self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._heartbeat_loop, name=f"heartbeat of {name}", daemon=True)]
+        self._threads = [threading.Thread(target=self._heartbeat_loop, name=f"heartbeat-{name}", daemon=True)]
         if nameservers is not False:
-            self._threads.append(threading.Thread(target=self._advertise_loop, name=f"address of {name}", daemon=True))
+            self._threads.append(threading.Thread(target=self._advertise_loop, name=f"advertiser-{name}", daemon=True))
 
     def start(self) -> None:
         """Send the first heartbeats, and one at each interval from then on."""

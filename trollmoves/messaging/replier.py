@@ -13,15 +13,16 @@ from functools import lru_cache
 
 import zmq
 
-from trollmoves.allowed_clients import ANYONE, ClientAllowlist
 from trollmoves.errors import MessageError, RequestRejected, TrollmovesError
-from trollmoves.logs import LogThrottle
-from trollmoves.messaging import contents, keys, sockets
-from trollmoves.messaging.admission import ClientAccess, client_address, client_identity
-from trollmoves.messaging.bell import Wakeup
-from trollmoves.messaging.inbox import FairQueue
+from trollmoves.messaging import payload, sockets
+from trollmoves.messaging.fair_queue import FairQueue
 from trollmoves.messaging.messages import Message
-from trollmoves.pace import RateMeter
+from trollmoves.messaging.security import curve_keys
+from trollmoves.messaging.security.access import ClientAccess, client_address, client_identity
+from trollmoves.messaging.wakeup import Wakeup
+from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
+from trollmoves.utils.logs import LogThrottle
+from trollmoves.utils.rate import RateMeter
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Replier:
         self._put_off_seldom = LogThrottle(burst=1)
         self._put_off_count = 0  # in this second
         self._unread = set[bytes]()  # connections of whose requests nothing is looked at in this second
-        self._account = client_identity if keys.curve_enabled() else client_address
+        self._account = client_identity if curve_keys.curve_enabled() else client_address
         self._handle = handle
         self._tick = tick
         self._socket, self.port = sockets.bind(
@@ -118,7 +119,7 @@ class Replier:
         self._rung.register(self._bell.fileno(), zmq.POLLIN)
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"replier of {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"replier-{name}", daemon=True)
 
     def start(self) -> None:
         """Start to hear requests."""
@@ -260,7 +261,7 @@ class Replier:
         with suppress(MessageError):
             if len(frames[-1]) <= MAX_PARSED_BYTES:
                 asked = Message.decode(frames[-1])
-                message = Message(asked.subject, "err", contents.error_payload(asked.data, error))
+                message = Message(asked.subject, "err", payload.error_payload(asked.data, error))
         self.send(_route(frames), message.encode())
 
     def _decode(self, frames: list[bytes], who: str) -> Request | None:
@@ -290,7 +291,7 @@ def _too_many(ours: bool, _second: int) -> str:
     """Give the answer to somebody who sends too much; it is written once a second."""
     data = {"request": {"id": ""}} if ours else None
     error = TooManyRequests("too many of your requests wait")
-    return Message("/", "err", contents.error_payload(data, error, RETRY_AFTER)).encode()
+    return Message("/", "err", payload.error_payload(data, error, RETRY_AFTER)).encode()
 
 
 def _route(frames: list[bytes]) -> list[bytes]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import zmq
 
 from trollmoves.errors import MessageError, TrollmovesError
-from trollmoves.logs import LogThrottle
 from trollmoves.messaging import sockets
-from trollmoves.messaging.bell import Wakeup
 from trollmoves.messaging.messages import Message
-from trollmoves.pace import RateMeter
+from trollmoves.messaging.wakeup import Wakeup
+from trollmoves.utils.logs import LogThrottle
+from trollmoves.utils.rate import RateMeter
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Requester:
         self._seldom = LogThrottle(burst=1)
         self._stopping = False
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name=f"requester of {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"requester-{name}", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""

@@ -10,10 +10,10 @@ from typing import Literal, overload
 import posttroll
 import zmq
 
-from trollmoves.allowed_clients import ANYONE, ClientAllowlist
 from trollmoves.errors import StartError
-from trollmoves.messaging import gate, handshakes, keys
-from trollmoves.messaging.admission import accept_filters
+from trollmoves.messaging.security import authenticator, curve_keys, handshake_errors
+from trollmoves.messaging.security.access import accept_filters
+from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
 Socket = zmq.Socket[bytes]
 Options = Mapping[int, int] | Mapping[zmq.SocketOption, int]
@@ -83,7 +83,7 @@ def _connected(
         zmq.RECONNECT_IVL_MAX: RECONNECT_MAX,
         zmq.CONNECT_TIMEOUT: CONNECT_TIMEOUT,
     }
-    the_gate = gate.process_authenticator()
+    the_gate = authenticator.process_authenticator()
     socket = None
     try:
         socket = the_gate.new_client_socket(kind)
@@ -130,7 +130,7 @@ def bind(
 def _bound(
     kind: int, address: str, options: dict[int, int], ports: tuple[int, int], filters: Sequence[bytes]
 ) -> tuple[Socket, int]:
-    the_gate = gate.process_authenticator()
+    the_gate = authenticator.process_authenticator()
     socket, door = the_gate.new_server_socket(kind, options[zmq.MAXMSGSIZE])
     try:
         _set(socket, options)
@@ -192,12 +192,12 @@ def tcp(host: str, port: int) -> str:
 class ConnectionWatcher:
     """Tells whether a connecting socket gets in; the thread that uses the socket asks, and closes it."""
 
-    def __init__(self, socket: Socket, the_gate: gate.Authenticator) -> None:
+    def __init__(self, socket: Socket, the_gate: authenticator.Authenticator) -> None:
         self._socket = socket
-        self._secured = keys.curve_enabled()
+        self._secured = curve_keys.curve_enabled()
         self._in_vain = 0  # tries since the last connection
         self._got_in = 0
-        self._monitor = the_gate.monitor(socket, handshakes.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
+        self._monitor = the_gate.monitor(socket, handshake_errors.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
 
     def failure(self) -> ConnectFailure | None:
         """Give what has kept the socket from being connected since the last look, None when nothing has.
@@ -207,16 +207,16 @@ class ConnectionWatcher:
         found = None
         while True:
             try:
-                event, value = handshakes.parse_event(self._monitor.recv_multipart(zmq.NOBLOCK))
+                event, value = handshake_errors.parse_event(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return found if found and (found.permanent or self._in_vain > 1) else None
-            if not event & handshakes.FAILURES:
+            if not event & handshake_errors.FAILURES:
                 found, self._in_vain = None, 0
                 self._got_in += 1
                 continue
             self._in_vain += 1
-            why = handshakes.explain_for_client(handshakes.classify(event, value), secured=self._secured)
-            found = ConnectFailure(why, permanent=bool(event & handshakes.PERMANENT))
+            why = handshake_errors.explain_for_client(handshake_errors.classify(event, value), secured=self._secured)
+            found = ConnectFailure(why, permanent=bool(event & handshake_errors.PERMANENT))
 
     def new_connections(self) -> int:
         """Tell how often the socket has come to be connected, as ``trouble`` saw it, since this was asked last."""

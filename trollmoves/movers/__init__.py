@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import ParseResult
 
-from trollmoves import urls
 from trollmoves.errors import BadDestination, PermanentTransferError
 from trollmoves.movers.base import Mover, PartialId, clean_partials, is_partial, parse_destination
 from trollmoves.movers.file import FileMover
+from trollmoves.net import urls
 
 if TYPE_CHECKING:
     from trollmoves.movers.ftp import FtpMover, FtpsMover
     from trollmoves.movers.s3 import S3Mover
-    from trollmoves.movers.scp import ScpMover
-    from trollmoves.movers.sftp import SftpMover
+    from trollmoves.movers.ssh.scp import ScpMover
+    from trollmoves.movers.ssh.sftp import SftpMover
 
 __all__ = [
     "MOVERS",

@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 from urllib.parse import ParseResult
 
-from trollmoves import steps, urls
 from trollmoves.errors import (
     BadDestination,
     ConnectionFailed,
@@ -35,6 +34,8 @@ from trollmoves.errors import (
 )
 from trollmoves.movers import options
 from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path
+from trollmoves.net import urls
+from trollmoves.utils import failpoints
 
 __all__ = [
     "Backend",
@@ -344,7 +345,7 @@ class Mover(ABC):
             self._send(far, source, partial)
             self._verify(far, source, partial)
             if far.partials:
-                steps.hit("sent")
+                failpoints.hit("sent")
                 far.replace(partial, final)
         except BaseException as error:
             if far.partials:

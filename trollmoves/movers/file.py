@@ -11,8 +11,8 @@ import os
 import stat
 from contextlib import suppress
 
-from trollmoves import steps
 from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
+from trollmoves.utils import failpoints
 
 SMALL_FILE = 1 << 20  # bytes that are read and written at once, which is cheaper than asking the kernel for clever ways
 BLOCK = 1 << 20
@@ -51,7 +51,7 @@ class LocalBackend(Backend):
             return
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, source.mode)
         try:
-            steps.hit("sending")
+            failpoints.hit("sending")
             _copy(source, target)
             os.utime(target, ns=(source.status.st_atime_ns, source.status.st_mtime_ns))
             if self.fsync:

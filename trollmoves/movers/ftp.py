@@ -17,7 +17,6 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
-from trollmoves import steps
 from trollmoves.errors import (
     AuthenticationFailed,
     BadDestination,
@@ -30,9 +29,10 @@ from trollmoves.errors import (
     TransferError,
 )
 from trollmoves.movers.base import SourceFile
-from trollmoves.movers.patience import wait_readable
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Endpoint, RemoteMover
+from trollmoves.movers.tcp_progress import wait_readable
+from trollmoves.utils import failpoints
 
 LOG = logging.getLogger(__name__)
 BLOCK = 1 << 18  # bytes that are handed to the kernel at a time
@@ -218,7 +218,7 @@ def _write(source: SourceFile, data: socket.socket) -> None:
     with source.reader() as reader:
         while block := reader.read(BLOCK):
             data.sendall(block)
-            steps.hit("sending")
+            failpoints.hit("sending")
     if isinstance(data, ssl.SSLSocket):
         data.settimeout(TLS_CLOSE_TIMEOUT)
         with contextlib.suppress(OSError):  # some servers close at once; the size tells what arrived

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from trollmoves.errors import ConfigError
-from trollmoves.movers import ssh_terms
+from trollmoves.movers import ssh_options
 
 SSH = ("scp", "sftp")
 FTP = ("ftp", "ftps")
@@ -46,7 +46,7 @@ OPTIONS: tuple[Option, ...] = (
         None,
         SSH,
         "fingerprints, as `SHA256:...`, of the only host keys that are accepted, instead of those in known_hosts",
-        check=ssh_terms.fingerprints,
+        check=ssh_options.fingerprints,
     ),
     Option(
         "ssh_weak_algorithms",
@@ -54,7 +54,7 @@ OPTIONS: tuple[Option, ...] = (
         None,
         SSH,
         "names of weak algorithms that are allowed all the same, for an old server",
-        check=ssh_terms.disabled_algorithms,
+        check=ssh_options.disabled_algorithms,
     ),
     Option("ssh_connection_timeout", float, None, SSH, "connection_timeout, old spelling"),
     Option("num_ssh_retries", int, 3, SSH, "tries to connect before the next backup target is asked"),

@@ -235,7 +235,7 @@ class Pool:
 
     def _start_reaper(self) -> None:
         if self._reaper is None:
-            self._reaper = threading.Thread(target=self._reap, name="idle connections", daemon=True)
+            self._reaper = threading.Thread(target=self._reap, name="connection-reaper", daemon=True)
             self._reaper.start()
 
     def _reap(self) -> None:
@@ -311,7 +311,7 @@ class SharedHandles(Generic[T]):
     def acquire(self, key: Hashable, make: Callable[[], T], patience: float) -> SharedHandle[T]:
         """Return a trunk with room for one more, made by ``make`` if there is none.
 
-        Who comes while another is making it waits for that, ``patience`` seconds at most: a host that is down is asked
+        Who comes while another is making it waits for that, ``timeout`` seconds at most: a host that is down is asked
         once, not by everybody.
         """
         with self._lock:

@@ -11,11 +11,11 @@ from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 from urllib.parse import ParseResult
 
-from trollmoves import urls
 from trollmoves.errors import BadDestination, ConnectionFailed, TransferError, TransferStalled
 from trollmoves.movers import options
 from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
 from trollmoves.movers.pool import Connection, Lease, Pool, PoolLimits, shared_pool
+from trollmoves.net import urls
 
 LOG = logging.getLogger(__name__)
 RETRY_DELAY = 0.3  # seconds before the second try to connect, doubled before each further one

@@ -13,7 +13,6 @@ import botocore.config
 import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 
-from trollmoves import steps
 from trollmoves.errors import (
     AuthenticationFailed,
     BadDestination,
@@ -29,6 +28,7 @@ from trollmoves.errors import (
 from trollmoves.movers.base import SourceFile
 from trollmoves.movers.pool import Connection, SharedHandles
 from trollmoves.movers.remote import Endpoint, RemoteMover
+from trollmoves.utils import failpoints
 
 LOG = logging.getLogger(__name__)
 CLIENTS_SHARED_BY = 64  # deliveries over one client, which may be used by many threads
@@ -97,7 +97,7 @@ class S3Connection(Connection):
                     bucket,
                     key,
                     ExtraArgs=self._extra,
-                    Callback=lambda _: steps.hit("sending"),
+                    Callback=lambda _: failpoints.hit("sending"),
                     Config=self._transfer,
                 )
 

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trollmoves import steps
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal
-from trollmoves.messaging import contents
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.provider.holdings import FileStore
-from trollmoves.provider.whereabouts import LINK_DIGESTS
+from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
+from trollmoves.utils import failpoints
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class Announcer:
         self._before = 0  # the number up to which earlier processes have announced
         self._announcing = threading.Lock()
         self._stopping = threading.Event()
-        self._settler = threading.Thread(target=self._republish_undelivered, name=f"settler of {name}", daemon=True)
+        self._settler = threading.Thread(target=self._republish_undelivered, name=f"republisher-{name}", daemon=True)
 
     def start(self, *, again: bool) -> None:
         """Begin; with ``again`` publish anew what an earlier process announced and nobody has had."""
@@ -119,7 +118,7 @@ class Announcer:
             new, texts = self._encode_all(new)
             number = self._journal.last_number(self.name)
             if new:
-                steps.hit("announcing")
+                failpoints.hit("announcing")
             self._journal.append_announcements(
                 self.name,
                 [
@@ -128,10 +127,10 @@ class Announcer:
                 ],
             )
             if new:
-                steps.hit("announced")
+                failpoints.hit("announced")
             self._publisher.send_encoded(texts)
         if new:
-            steps.hit("published")
+            failpoints.hit("published")
             more = f" and {len(new) - 1} more" if len(new) > 1 else ""
             log.info("[%s] announced %s%s", self.name, new[0].uid, more)
         return len(new)
@@ -141,7 +140,7 @@ class Announcer:
         if LINK_DIGESTS not in a.extra_metadata:
             return False
         before = self._journal.latest_announcement(self.name, a.uri)
-        mark = contents.announcement_metadata(Message.decode(before.message).data) if before else {}
+        mark = payload.announcement_metadata(Message.decode(before.message).data) if before else {}
         return bool(mark.get(LINK_DIGESTS) != a.extra_metadata[LINK_DIGESTS])
 
     def _encode_all(self, announcements: Sequence[Announcement]) -> tuple[list[Announcement], list[str]]:
@@ -222,9 +221,9 @@ class Announcer:
         answer = {"log": self._log_name, "last": last}
         if data.get("log") != self._log_name:
             return answer | {"through": 0, "messages": []}
-        if contents.is_seconds(age):
+        if payload.is_seconds(age):
             after = self._journal.number_before(self.name, self._journal.now() - age)
-        if not contents.is_number(after):
+        if not payload.is_number(after):
             raise RequestRejected("a replay needs a number in 'after', or seconds in 'max_age'")
         found = self._journal.announcements_after(self.name, after, MAX_REPLAY)
         messages = [self._with_address(a.message) for a in found if self._holdings.is_unchanged(a)]
@@ -232,7 +231,7 @@ class Announcer:
 
     def look_up(self, requests: Iterable[Any]) -> dict[int, AnnouncementRecord]:
         """Look up together what the data of several requests name by number, for ``find``."""
-        marks = map(contents.announcement_metadata, requests)
+        marks = map(payload.announcement_metadata, requests)
         numbers = {mark["number"] for mark in marks if mark.get("log") == self._log_name}
         return self._journal.get_announcements(self.name, numbers) if numbers else {}
 
@@ -245,17 +244,17 @@ class Announcer:
         """
         if not isinstance(data, dict):
             raise RequestRejected("the data of a request must be a dictionary")
-        uris = contents.file_uris(data)
+        uris = payload.file_uris(data)
         if not uris or not all(isinstance(uri, str) for uri in uris):
             raise RequestRejected("the request names no file")
-        mark = contents.announcement_metadata(data)
+        mark = payload.announcement_metadata(data)
         if mark.get("log") == self._log_name:  # one of our own peers: the number says which, and its files must fit
             number = mark["number"]
             announced = (at_hand or {}).get(number) or self._journal.get_announcement(self.name, number)
         else:
             announced = self._journal.latest_announcement(self.name, uris[0])
         if announced is None or not _covers(announced, uris):
-            raise RequestRejected(f"not announced here: {contents.file_name(uris[0])}")
+            raise RequestRejected(f"not announced here: {payload.file_name(uris[0])}")
         return announced
 
 
@@ -263,5 +262,5 @@ def _covers(announced: AnnouncementRecord, uris: list[str]) -> bool:
     """Tell whether an announcement is about these files, and names them as often as they are asked for."""
     if uris == [announced.uri]:
         return True
-    own = contents.file_uris(Message.decode(announced.message).data)
+    own = payload.file_uris(Message.decode(announced.message).data)
     return len(uris) <= len(own) and set(uris) <= set(own)

@@ -12,25 +12,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from trollmoves import links, steps, urls
-from trollmoves.allowed_destinations import DestinationPattern
 from trollmoves.errors import JournalError, OriginChanged, RequestRejected, TransferError, TrollmovesError
 from trollmoves.journal import DONE, FAILED, AnnouncementRecord, Journal, Outcome, Task
-from trollmoves.lanes import Result
-from trollmoves.logs import format_bytes as readable_size
-from trollmoves.messaging import contents
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
 from trollmoves.movers import Mark, clean_partials, move_it
+from trollmoves.net import urls
+from trollmoves.net.destination_allowlist import DestinationPattern
 from trollmoves.provider.announcer import Announcer
-from trollmoves.provider.holdings import FileStore
-from trollmoves.provider.shares import ClientQuotas
-from trollmoves.provider.targets import PushDestination, backup_targets, parse_destination
-from trollmoves.workers import Scheduler
+from trollmoves.provider.client_quotas import ClientQuotas
+from trollmoves.provider.destinations import PushDestination, backup_targets, parse_destination
+from trollmoves.provider.file_store import FileStore
+from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.utils import failpoints, symlinks
+from trollmoves.utils.logs import format_bytes as readable_size
 
 log = logging.getLogger(__name__)
 
-DELIVERED_TO = "had"  # the kind of the notes of who else has the answer to a push
+DELIVERED_TO = "delivered_to"  # the kind of the notes of who else has the answer to a push
 REPLY_TTL = 60.0  # s for which an answer also serves a peer that does not say that it is asking again
 RECHECK_DELAY = 60.0  # s until a push looks again for files that are being brought; their arrival wakes it before
 STALE_PARTIAL_AGE = 3600.0  # s without a write after which a partial is nobody's
@@ -93,14 +94,14 @@ class PushService:
 
     def accept(self, requests: list[Request]) -> None:
         """Note pushes, and answer those that are answered already; the replier's thread calls."""
-        steps.hit("asked")
+        failpoints.hit("asked")
         announced = self._announcer.look_up(request.message.data for request in requests)
         asked = [(request, task) for request in requests if (task := self._admit(request, announced))]
         if not asked:
             return
         for request, task in asked:
             if log.isEnabledFor(logging.DEBUG):
-                names = contents.file_names(request.message.data)
+                names = payload.file_names(request.message.data)
                 log.debug("[%s] %s asks for %s, to %s", self.name, request.sender, names, task.lane.partition(" ")[2])
             task.rank = self._shares.rank(request.sender)
         with self._waiting_lock:
@@ -117,7 +118,7 @@ class PushService:
                     begin.append(task)
                     self._shares.add(task.id, request.sender)
                 self._waiting.setdefault(task.id, []).append(_Waiter(request, _keepalive_time(request.message.data)))
-        steps.hit("push-noted")
+        failpoints.hit("push-noted")
         self._workers.submit(begin)
 
     def _admit(self, request: Request, announced: Mapping[int, AnnouncementRecord]) -> Task | None:
@@ -157,7 +158,7 @@ class PushService:
         """
         if known.state != DONE:
             return known.state == FAILED
-        id_, before = contents.request_id(wanted.body), contents.request_id(known.body)
+        id_, before = payload.request_id(wanted.body), payload.request_id(known.body)
         if id_ and before and id_.rpartition("/")[0] == before.rpartition("/")[0]:
             return id_ != before
         return self._journal.now() - (known.finished or 0.0) > REPLY_TTL
@@ -169,14 +170,14 @@ class PushService:
             self._journal.add_tasks([also])
         reached = _compacted(task).get("destination") or task.key.partition(" ")[2]
         request.reply_encoded(task.reply or _success_reply(request.message, reached))
-        steps.hit("answered")
+        failpoints.hit("answered")
 
     def _delivery_note(self, request: Request, task: Task) -> Task | None:
         """Give the note that somebody has the answer to a push that another one asked for."""
         if task.context and request.message is task.context.message:
             return None
-        id_ = contents.request_metadata(request.message.data).get("id")
-        if not id_ or id_ == contents.request_id(task.body):
+        id_ = payload.request_metadata(request.message.data).get("id")
+        if not id_ or id_ == payload.request_id(task.body):
             return None
         return Task(
             self.name,
@@ -191,14 +192,14 @@ class PushService:
     def _reply_if_peer_has_it(self, request: Request, task: Task) -> bool:
         """Answer a client that does not want what one of its peers has had, when that is so."""
         data = request.message.data
-        peers = contents.request_metadata(data).get("unless")
+        peers = payload.request_metadata(data).get("unless_delivered_to")
         if not peers:
             return False
         for done in self._journal.finished_for(self.name, ("push", DELIVERED_TO), task.announcement_number or 0):
-            had_by = done.key.partition(" ")[2] if done.kind == DELIVERED_TO else contents.request_id(done.body)
+            had_by = done.key.partition(" ")[2] if done.kind == DELIVERED_TO else payload.request_id(done.body)
             if had_by and had_by.rpartition("/")[0] in peers:
                 answer = {**data, "destination": parse_destination(data, self._allowed).without_login}
-                request.reply(contents.reply_type(data), answer | {"request": {"delivered_for": had_by}})
+                request.reply(payload.reply_type(data), answer | {"request": {"delivered_to": had_by}})
                 return True
         return False
 
@@ -225,16 +226,16 @@ class PushService:
             raise
         except Exception as failure:
             error = self._to_error(failure)
-            log.warning("[%s] %s not delivered to %s: %s", self.name, contents.file_names(data), shown, error)
-            text = Message(message.subject, "err", contents.error_payload(data, error)).encode()
+            log.warning("[%s] %s not delivered to %s: %s", self.name, payload.file_names(data), shown, error)
+            text = Message(message.subject, "err", payload.error_payload(data, error)).encode()
             return Result(
                 reply=text, error=error, final=True, on_committed=lambda: self._reply_failure(task, text, error)
             )
-        steps.hit("delivered")
+        failpoints.hit("delivered")
         took = time.monotonic() - started
         text = _success_reply(message, reached)
         then = (*self._follow(task.announcement_number or 0), *self._delivery_notes(task))
-        what = contents.file_names(data), shown, readable_size(size), took, task.tries
+        what = payload.file_names(data), shown, readable_size(size), took, task.tries
         log.info("[%s] delivered %s to %s (%s, %.2f s, try %d)", self.name, *what)
         return Result(reply=text, follow_ups=then, on_committed=lambda: self._reply_waiters(task.id, text))
 
@@ -265,7 +266,7 @@ class PushService:
         self._clean_stale_partials(target)
         destination = target.without_login
         mark = Mark.for_delivery(self._journal.identity, self.name, task.key, tried=task.may_have_run(self._began))
-        for item in contents.file_items(data):
+        for item in payload.file_items(data):
             uri = item["uri"]
             pathname = self._holdings.path(announced.number, uri)
             reached = move_it(
@@ -285,7 +286,7 @@ class PushService:
     def _check_opened(self, announced: AnnouncementRecord, uri: str, pathname: str, fd: int) -> None:
         """Check that what was opened is what was announced, whatever its name stands for by now."""
         try:
-            real = links.path_of_fd(fd, pathname)
+            real = symlinks.path_of_fd(fd, pathname)
         except OSError as error:
             raise OriginChanged(f"{pathname}: {error.strerror}") from error
         self._holdings.check_access(announced, uri, real)
@@ -301,7 +302,7 @@ class PushService:
             waiters = self._waiting.pop(task_id, ())
         for waiter in waiters:
             waiter.request.reply_encoded(text)
-            steps.hit("answered")
+            failpoints.hit("answered")
 
     def _resume_if_local(self, task: Task) -> None:
         """Run a push at once whose files came before it was written down that it waits for them."""
@@ -371,7 +372,7 @@ class HostUnavailable(TransferError):
 def compact_body(task: Task) -> str:
     """Give what is left of a push that was done: who asked, and where it went if that was not where it was to go."""
     left: dict[str, Any] = {}
-    id_ = contents.request_id(task.body)
+    id_ = payload.request_id(task.body)
     if id_:
         left["request"] = {"id": id_}
     reached = Message.decode(task.reply).data["destination"] if task.reply else _compacted(task).get("destination")
@@ -386,7 +387,7 @@ def _compacted(task: Task) -> dict[str, Any]:
 
 def _success_reply(request: Message, reached: str) -> str:
     """Write the answer to a push that was delivered."""
-    type_, data = contents.reply_type(request.data), request.data
+    type_, data = payload.reply_type(request.data), request.data
     if data.get("destination") == reached:
         return request.derive(type_, without="request")
     return Message(request.subject, type_, {**data, "destination": reached}).derive(type_, without="request")
@@ -396,11 +397,11 @@ def reject(name: str, request: Request, error: TrollmovesError, again_in: float 
     """Answer ``err``, and say so in the log of a chain."""
     if (more := request.log_suffix()) is not None:
         log.warning("[%s] %s refused: %s%s", name, request.message.type, error, more)
-    request.reply("err", contents.error_payload(request.message.data, error, again_in))
+    request.reply("err", payload.error_payload(request.message.data, error, again_in))
 
 
 def _keepalive_time(data: dict[str, Any]) -> float | None:
-    patience = contents.request_metadata(data).get("patience")
+    patience = payload.request_metadata(data).get("timeout")
     if isinstance(patience, (int, float)) and patience > 0:
         return time.monotonic() + KEEPALIVE_FRACTION * patience
     return None

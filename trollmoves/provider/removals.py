@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from trollmoves import steps
 from trollmoves.errors import RequestRejected
 from trollmoves.journal import WAITING, Journal, Task
-from trollmoves.lanes import Result
-from trollmoves.provider.holdings import FileStore, announced_uris
-from trollmoves.workers import Scheduler
+from trollmoves.provider.file_store import FileStore, announced_uris
+from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.utils import failpoints
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ class Removals:
     def _delete(self, number: int, uri: str) -> bool:
         """Remove a file; False when it is wanted just now."""
         path = self._holdings.path(number, uri)
-        steps.hit("removing")
+        failpoints.hit("removing")
         try:
             self._holdings.delete(number, uri)
-            steps.hit("removed")
+            failpoints.hit("removed")
             log.info("[%s] removed %s", self.name, path)
         except FileNotFoundError:
             pass

@@ -9,11 +9,11 @@ import time
 from typing import Literal
 from urllib.parse import ParseResult
 
-from trollmoves import hosts, urls
 from trollmoves.errors import BadDestination
+from trollmoves.matching.patterns import Pattern
 from trollmoves.messaging.messages import Message
 from trollmoves.movers.file import LocalBackend
-from trollmoves.patterns import Pattern
+from trollmoves.net import hosts, urls
 
 log = logging.getLogger(__name__)
 

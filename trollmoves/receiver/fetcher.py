@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from trollmoves import steps
+from trollmoves.config.options import ClientOptions
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import BACKLOG, Journal, Task
-from trollmoves.lanes import Result, backoff
-from trollmoves.messaging import contents
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
-from trollmoves.options import ClientOptions
-from trollmoves.receiver.fetches import KIND, AnnouncementsBySource, file_key_of
+from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
-from trollmoves.receiver.queues import SerialQueues
-from trollmoves.workers import Scheduler
+from trollmoves.scheduler.lanes import Result, backoff
+from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.utils import failpoints
 
 log = logging.getLogger(__name__)
 
@@ -190,15 +191,15 @@ class Fetcher:
     @staticmethod
     def _needs_serial_requests(attempt: FetchAttempt) -> bool:
         """Tell whether a source must be asked for one file at a time: old servers mix up what they send by FTP."""
-        return attempt.destination.startswith("ftp") and not contents.announcement_metadata(attempt.message.data)
+        return attempt.destination.startswith("ftp") and not payload.announcement_metadata(attempt.message.data)
 
     def _begin(
         self, attempt: FetchAttempt, answered: Callable[[FetchAttempt, Message | TrollmovesError], None]
     ) -> None:
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("[%s] asking %s for %s", self.name, attempt.source, contents.file_names(attempt.message.data))
+            log.debug("[%s] asking %s for %s", self.name, attempt.source, payload.file_names(attempt.message.data))
         self._asking(attempt)
-        steps.hit("asking")
+        failpoints.hit("asking")
         self._send_request(attempt, answered)
 
     def _on_serial_reply(self, attempt: FetchAttempt, answer: Message | TrollmovesError) -> None:
@@ -212,7 +213,7 @@ class Fetcher:
         self, attempt: FetchAttempt, answered: Callable[[FetchAttempt, Message | TrollmovesError], None]
     ) -> None:
         attempt.asked_at, attempt.server_busy = time.monotonic(), True
-        tells = contents.announcement_metadata(attempt.message.data)
+        tells = payload.announcement_metadata(attempt.message.data)
         self._requester.send_request(
             attempt.source,
             self._request(attempt),
@@ -233,7 +234,7 @@ class Fetcher:
             answered(attempt, answer)
         except Exception:
             log.exception(
-                "[%s] %s: an answer of %s", self.name, contents.file_names(attempt.message.data), attempt.source
+                "[%s] %s: an answer of %s", self.name, payload.file_names(attempt.message.data), attempt.source
             )
             attempt.finish(Result(retry_in=backoff(attempt.task.tries)))
 
@@ -260,13 +261,13 @@ class Fetcher:
         added: dict[str, Any] = {"destination": attempt.destination}
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)
-        if contents.announcement_metadata(attempt.message.data):
+        if payload.announcement_metadata(attempt.message.data):
             # Asked again often enough for peers to hear that it is in hand.
             patience = min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
-            added["request"] = {"id": f"{self._client}/{attempt.task.id}", "patience": patience}
+            added["request"] = {"id": f"{self._client}/{attempt.task.id}", "timeout": patience}
             peers = self._peers.names()
             if peers and self._is_late(attempt):
-                added["request"]["unless"] = peers
+                added["request"]["unless_delivered_to"] = peers
         return attempt.message.derive("push", added)
 
     def _is_late(self, attempt: FetchAttempt) -> bool:
@@ -298,17 +299,17 @@ class Fetcher:
 
         A peer did while we asked, or it has the file in its journal: the server has delivered for it.
         """
-        delivered_for = contents.request_metadata(answer.data).get("delivered_for")
+        delivered_for = payload.request_metadata(answer.data).get("delivered_to")
         told = bool(delivered_for) or self._peers.is_done(file_key_of(attempt.task))
         if told:
-            log.info("[%s] %s was received by a peer", self.name, contents.file_names(attempt.message.data))
+            log.info("[%s] %s was received by a peer", self.name, payload.file_names(attempt.message.data))
         return told
 
     def _refusal(self, attempt: FetchAttempt, answer: Message) -> TrollmovesError:
         data = answer.data
         if isinstance(data, dict):
-            again_in = data.get("again_in")
-            attempt.retry_in = max(attempt.retry_in, float(again_in or 0.0) if contents.is_seconds(again_in) else 0.0)
+            again_in = data.get("retry_after")
+            attempt.retry_in = max(attempt.retry_in, float(again_in or 0.0) if payload.is_seconds(again_in) else 0.0)
             kind = NotDelivered if data.get("temporary", True) else PermanentlyRefused
             return kind(f"{attempt.source}: {data.get('error', answer.type)}")
         return NotDelivered(f"{attempt.source}: {data or answer.type}")
@@ -316,13 +317,13 @@ class Fetcher:
     def _failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
         attempt.failures.append(error)
         level = logging.WARNING if attempt.task.tries == 1 else logging.INFO
-        log.log(level, "[%s] %s not delivered: %s", self.name, contents.file_names(attempt.message.data), error)
+        log.log(level, "[%s] %s not delivered: %s", self.name, payload.file_names(attempt.message.data), error)
         self._request_next(attempt)
 
     def _all_sources_failed(self, attempt: FetchAttempt) -> Result:
         """Decide how to go on when no source delivered: later, or never."""
         if all(isinstance(error, PermanentlyRefused) for error in attempt.failures):
-            log.error("[%s] %s is refused for good", self.name, contents.file_names(attempt.message.data))
+            log.error("[%s] %s is refused for good", self.name, payload.file_names(attempt.message.data))
             return self._failure_result(attempt.task, attempt.failures[-1])
         if all(isinstance(error, NoReply) for error in attempt.failures):
             return self._failure_result(attempt.task, attempt.failures[-1])  # the lane of this source pauses
@@ -331,7 +332,7 @@ class Fetcher:
         return result
 
     def _give_up(self, task: Task, message: Message, finish: Callable[[Result], None]) -> None:
-        what = contents.file_names(message.data)
+        what = payload.file_names(message.data)
         log.error("[%s] %s is given up after %.0f s and %d tries", self.name, what, self._options.retry_for, task.tries)
         finish(self._failure_result(task, RetryPeriodExpired(f"not delivered within {self._options.retry_for:g} s")))
 
@@ -352,3 +353,29 @@ class Fetcher:
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()
+
+
+class SerialQueues:
+    """A queue for each key. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, deque[Callable[[], None]]] = {}  # behind what is under way, by key
+
+    def run(self, key: str, start: Callable[[], None]) -> None:
+        """Start now, or when all of this key that came before has ended; what starts must ``end``, once."""
+        with self._lock:
+            if key in self._waiting:
+                self._waiting[key].append(start)
+                return
+            self._waiting[key] = deque()
+        start()
+
+    def done(self, key: str) -> None:
+        """Start what waits next, on this thread."""
+        with self._lock:
+            if not self._waiting[key]:
+                del self._waiting[key]
+                return
+            start = self._waiting[key].popleft()
+        start()

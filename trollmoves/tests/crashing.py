@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trollmoves.movers import is_partial
-from trollmoves.steps import ENV_VAR, FAILPOINTS
 from trollmoves.tests.daemons import Pair, Process, Site, client_section, server_section
 from trollmoves.tests.dispatching import TOPIC, Dispatching
 from trollmoves.tests.feeding import Feeder, content
@@ -25,6 +24,7 @@ from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.seaweed import Seaweed
 from trollmoves.tests.test_mirror import Chain
 from trollmoves.tests.waiting import until
+from trollmoves.utils.failpoints import ENV_VAR, FAILPOINTS
 
 FILES = 4
 LARGE = 3_000_000  # bytes of a file that is sent in several pieces

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from trollmoves import allowed_clients, allowed_destinations, urls, values
-from trollmoves.allowed_destinations import ANY_PORT
+from trollmoves.config import parsers
 from trollmoves.errors import RequestRejected, TrollmovesError
-from trollmoves.messaging.contents import escapes_directory
+from trollmoves.messaging.payload import escapes_directory
+from trollmoves.net import client_allowlist, destination_allowlist, urls
+from trollmoves.net.destination_allowlist import ANY_PORT
 
 
 def allows(patterns: str, destination: str, *below: str) -> bool:
     """Tell whether a destination is allowed by a list of patterns."""
-    places = tuple(map(allowed_destinations.parse_pattern, values.word_list(patterns)))
+    places = tuple(map(destination_allowlist.parse_pattern, parsers.word_list(patterns)))
     try:
-        allowed_destinations.check_allowed(places, urls.parse(destination), below)
+        destination_allowlist.check_allowed(places, urls.parse(destination), below)
     except TrollmovesError:
         return False
     return True
@@ -122,8 +123,8 @@ def test_sub_path(below: str) -> None:
 
 def test_dots_are_resolved_before_use() -> None:
     """What is used is the path that was compared, so a link on the far end cannot give ``..`` another meaning."""
-    places = (allowed_destinations.parse_pattern("sftp://host/data"),)
-    used = allowed_destinations.check_allowed(places, urls.parse("sftp://u:p@host/data/link/../x/"))
+    places = (destination_allowlist.parse_pattern("sftp://host/data"),)
+    used = destination_allowlist.check_allowed(places, urls.parse("sftp://u:p@host/data/link/../x/"))
     assert used.geturl() == "sftp://u:p@host/data/x/"
 
 
@@ -138,23 +139,23 @@ def test_climbing_sub_paths(path: str) -> None:
 def test_no_pattern(word: str) -> None:
     """What is no pattern is told as that."""
     with pytest.raises(ValueError, match=r"destination|port"):
-        allowed_destinations.parse_pattern(word)
+        destination_allowlist.parse_pattern(word)
 
 
 def test_pattern_shows_no_login() -> None:
     """A login in a pattern plays no part and is not shown, neither when it is right nor when it is wrong."""
-    assert str(allowed_destinations.parse_pattern("sftp://u:gehe1m@host:*/a/../b")) == "sftp://host:*/b"
+    assert str(destination_allowlist.parse_pattern("sftp://u:gehe1m@host:*/a/../b")) == "sftp://host:*/b"
     with pytest.raises(ValueError, match="scheme") as wrong:
-        allowed_destinations.parse_pattern("sftp://u:gehe1m@ho[st/")
+        destination_allowlist.parse_pattern("sftp://u:gehe1m@ho[st/")
     assert "gehe1m" not in str(wrong.value)
-    assert allowed_destinations.parse_pattern("sftp://host:*").port == ANY_PORT
+    assert destination_allowlist.parse_pattern("sftp://host:*").port == ANY_PORT
 
 
 def test_refusal_shows_no_password() -> None:
     """The text of a refusal has the destination without its password."""
     with pytest.raises(RequestRejected, match="sftp://u@evil/x") as refusal:
-        allowed_destinations.check_allowed(
-            (allowed_destinations.parse_pattern("/data"),), urls.parse("sftp://u:gehe1m@evil/x")
+        destination_allowlist.check_allowed(
+            (destination_allowlist.parse_pattern("/data"),), urls.parse("sftp://u:gehe1m@evil/x")
         )
     assert "gehe1m" not in str(refusal.value)
 
@@ -186,17 +187,17 @@ def test_refusal_shows_no_password() -> None:
 )
 def test_addresses(clients: str, address: str, allowed: bool) -> None:
     """An address is compared as an address, in whatever spelling; one that is not known is not allowed."""
-    assert allowed_clients.parse_allowlist(values.word_list(clients)).allows_address(address) is allowed
+    assert client_allowlist.parse_allowlist(parsers.word_list(clients)).allows_address(address) is allowed
 
 
 @pytest.mark.parametrize("word", ["192.0.2.300", "192.0.2.0/33", "host/24", "1.2.3"])
 def test_no_address(word: str) -> None:
     """What looks like an address and is none is told as that, rather than taken for the name of a key."""
     with pytest.raises(ValueError, match="no address or network"):
-        allowed_clients.parse_allowlist((word,))
+        client_allowlist.parse_allowlist((word,))
 
 
 def test_public_key() -> None:
     """A public key is taken for one, whatever characters are in it."""
     key = ")TBk./E<rl6S-y&//sj09GWS:]uvo%ka-1)/uj*)"
-    assert allowed_clients.parse_allowlist(values.word_list(f"{key}, 192.0.2.7")).keys == (key,)
+    assert client_allowlist.parse_allowlist(parsers.word_list(f"{key}, 192.0.2.7")).keys == (key,)

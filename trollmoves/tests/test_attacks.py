@@ -22,7 +22,7 @@ from trollmoves.tests.waiting import PATIENCE, until
 
 ALLOWED = "127.0.0.2"  # an address of this host from which tests connect when they say so
 SECRET = b"s" * 1000
-REQUEST = {"id": "mallory/x/1", "patience": 10}
+REQUEST = {"id": "mallory/x/1", "timeout": 10}
 
 
 class Fort:
@@ -45,7 +45,7 @@ class Fort:
             "plain": server_section(folder["plain"], self.ports["plain"], **bound),
             "other": server_section(folder["other"], self.ports["other"]),
             "delete": server_section(folder["delete"], self.ports["delete"], delete="true", remove_delay=0.1),
-            "none": server_section(folder["none"], self.ports["none"], outside_links="none"),
+            "none": server_section(folder["none"], self.ports["none"], external_symlinks="none"),
             "closed": server_section(folder["closed"], self.ports["closed"], allowed_clients=ALLOWED),
             "deep": server_section(
                 Path(f"{folder['deep']}/{{place}}"), self.ports["deep"], delete="true", remove_delay=0.1
@@ -259,12 +259,12 @@ def test_link_within_the_origin(fort: Fort) -> None:
 
 
 def test_no_links_out(fort: Fort) -> None:
-    """With ``outside_links = none`` a link out of the origin is not announced, and the log says why."""
+    """With ``external_symlinks = none`` a link out of the origin is not announced, and the log says why."""
     feeder = fort.feeders["none"]
     link = feeder.folder / fort.secret.name
     link.symlink_to(fort.secret)
     fort.server.wait_for_line(
-        f"{link} leads out of the origin, to {fort.secret}, and none is followed (outside_links): not announced"
+        f"{link} leads out of the origin, to {fort.secret}, and none is followed (external_symlinks): not announced"
     )
     assert not fort.ear.about(link.name) or fort.ear.about(link.name)[-1].data["uri"] != str(link)
 
@@ -404,7 +404,7 @@ def test_client_that_is_not_allowed(fort: Fort, kind: str) -> None:
     claims = {"request_address": f"{ALLOWED}:1", "Peer-Address": ALLOWED, "request": REQUEST}
     answer = ask(fort.ports["closed"], TOPIC, kind, {**wanted, **claims})
     assert answer.type == "err"
-    assert answer.data == {"error": "this client is not allowed here", "temporary": False, "again_in": 0.0}
+    assert answer.data == {"error": "this client is not allowed here", "temporary": False, "retry_after": 0.0}
     assert ask_from("127.0.0.3", fort.ports["closed"], kind, older(wanted)).data == "this client is not allowed here"
     assert fort.has_nothing_of(data["uid"])
     good = ask_from(ALLOWED, fort.ports["closed"], kind, wanted)

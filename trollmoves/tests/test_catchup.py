@@ -18,8 +18,8 @@ from trollmoves.journal import Journal, SourcePosition
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.messaging.requester import Requester
-from trollmoves.receiver import catchup
-from trollmoves.receiver.catchup import ReplayClient
+from trollmoves.receiver import replay
+from trollmoves.receiver.replay import ReplayClient
 from trollmoves.tests.waiting import until
 
 SOON = 20.0  # s; far more than anything here takes
@@ -185,7 +185,7 @@ def test_first_contact(client: Client, server: Server, how: str) -> None:
     until(lambda: client.have() == {server.log: 50}, SOON)
     assert client.numbers() == [48, 49, 50]
     assert at_rest(client, server, 1)
-    assert catchup.FIRST_CONTACT_SLACK <= server.asked[0]["max_age"] < catchup.FIRST_CONTACT_SLACK + 2 * SOON
+    assert replay.FIRST_CONTACT_SLACK <= server.asked[0]["max_age"] < replay.FIRST_CONTACT_SLACK + 2 * SOON
     assert server.asked[0]["log"] == server.log
 
 
@@ -362,8 +362,8 @@ def test_a_source_that_is_down_and_comes_back(
     stack: ExitStack, client: Client, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A source that does not answer is asked again when it is heard of later, and then all is filled."""
-    monkeypatch.setattr(catchup, "REPLAY_TIMEOUT", 0.3)
-    monkeypatch.setattr(catchup, "RETRY_DELAY", 0.1)
+    monkeypatch.setattr(replay, "REPLAY_TIMEOUT", 0.3)
+    monkeypatch.setattr(replay, "RETRY_DELAY", 0.1)
     in_touch(client, server)
     server.replier.stop()
     until(lambda: gone(server.replier.port), SOON)
@@ -427,7 +427,7 @@ def test_after_a_wrong_answer_it_is_asked_once_more(
     client: Client, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A source that could not answer is asked again a while later, and what was heard meanwhile then counts as had."""
-    monkeypatch.setattr(catchup, "RETRY_DELAY", 0.2)
+    monkeypatch.setattr(replay, "RETRY_DELAY", 0.2)
     in_touch(client, server)
     server.instead = [("err", "not now")]
     client.hear(server, *range(7, 208))
@@ -445,7 +445,7 @@ def test_after_a_wrong_answer_it_is_asked_once_more(
 
 def test_a_journal_that_cannot_be_written(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be noted does not count as had, and is asked for again."""
-    monkeypatch.setattr(catchup, "RETRY_DELAY", 0.1)
+    monkeypatch.setattr(replay, "RETRY_DELAY", 0.1)
     in_touch(client, server)
     client.trouble = [JournalError("disk full"), RuntimeError("a bug")]
     server.last = 8
@@ -505,7 +505,7 @@ def test_a_log_that_was_replaced_while_we_were_away(
 
 def test_two_servers_behind_one_address(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address that answers from another log each time is not asked in a circle."""
-    monkeypatch.setattr(catchup, "RETRY_DELAY", 0.5)
+    monkeypatch.setattr(replay, "RETRY_DELAY", 0.5)
     in_touch(client, server)
     server.instead = [("replay", {"log": f"log/{n % 2}", "through": 0, "last": 9, "messages": []}) for n in range(1000)]
     began = time.monotonic()

@@ -17,8 +17,8 @@ from trollmoves.errors import JournalFull, TrollmovesError
 from trollmoves.journal import SourcePosition, Task
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, RequesterStopped
-from trollmoves.receiver import catchup
-from trollmoves.receiver.catchup import ReplayClient
+from trollmoves.receiver import replay
+from trollmoves.receiver.replay import ReplayClient
 from trollmoves.tests.test_journal_properties import SAME, Files
 
 CHAIN = "client"
@@ -90,8 +90,8 @@ class CatchUpMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pause, catchup.RETRY_DELAY = (
-            catchup.RETRY_DELAY,
+        self.pause, replay.RETRY_DELAY = (
+            replay.RETRY_DELAY,
             0.0,
         )  # s; who answers wrongly is asked again at the next sign
         self.files = Files()
@@ -116,7 +116,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         try:
             self.settle()
         finally:
-            catchup.RETRY_DELAY = self.pause
+            replay.RETRY_DELAY = self.pause
             self.files.close()
 
     # -- what the rooms above do

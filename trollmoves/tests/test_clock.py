@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.clock import MonotonicWallClock
 from trollmoves.journal import Journal
+from trollmoves.journal.clock import MonotonicWallClock
 from trollmoves.tests.daemons import Pair, Process, Site
 from trollmoves.tests.waiting import until
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trollmoves import conditions
+from trollmoves.matching import conditions
 
 METADATA: dict[str, Any] = {
     "product": "green",

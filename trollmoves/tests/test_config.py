@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import pytest
 
-from trollmoves import config
-from trollmoves.config import Configuration
+from trollmoves.config import config_file
+from trollmoves.config.config_file import Configuration
+from trollmoves.config.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions
+from trollmoves.config.parsers import ProviderAddress
 from trollmoves.errors import ConfigError
-from trollmoves.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions
-from trollmoves.values import ProviderAddress
 
 SCHEMES = ["file", "ftp", "ftps", "scp", "sftp", "s3"]
 
@@ -42,7 +42,7 @@ prog = /opt/bin/xRITDecompress
 working_directory = /dev/shm/unpacked
 delete = yes
 remove_delay = 60
-lane_limit = 4
+max_transfers_per_host = 4
 ; polar orbiters
 [npp]
 origin: /data/npp/{mda}_npp_d{start_time:%Y%m%d_t%H%M%S}.h5
@@ -113,7 +113,7 @@ def read(tmp_path: Path) -> Read[O]:
     def read_text(text: str, role: type[O]) -> Configuration[O]:
         path = tmp_path / "site.ini"
         path.write_text(text, encoding="utf-8")
-        return config.read(path, role)
+        return config_file.read(path, role)
 
     return read_text
 
@@ -152,8 +152,13 @@ class TestServer:
         assert hrit.origin
         assert "{nominal_time:%Y%m%d}" in hrit.origin
         assert hrit.info == {"sensor": "seviri", "variant": "0DEG", "bands": ["VIS006", "IR_108"]}
-        assert (hrit.compression, hrit.delete, hrit.remove_delay, hrit.lane_limit) == ("xrit", True, 60.0, 4)
-        assert (npp.delete, npp.station, npp.lane_limit) == (False, "Norrköping", 4)
+        assert (hrit.compression, hrit.delete, hrit.remove_delay, hrit.max_transfers_per_host) == (
+            "xrit",
+            True,
+            60.0,
+            4,
+        )
+        assert (npp.delete, npp.station, npp.max_transfers_per_host) == (False, "Norrköping", 4)
         assert (again.listen, again.services, again.topics) == ("/new/file", ("viirs", "modis"), ("/l1",))
         assert again.addresses == ("tcp://a:9001", "tcp://b:9001")
         assert (again.nameserver, again.addr_listener, again.timeout, again.translate) == (False, False, 2.5, True)
@@ -459,10 +464,10 @@ class TestFile:
     def test_no_file(self, tmp_path: Path) -> None:
         """A missing file and a directory are told in one line."""
         with pytest.raises(ConfigError) as caught:
-            config.read(tmp_path / "none.ini", ServerOptions)
+            config_file.read(tmp_path / "none.ini", ServerOptions)
         assert str(caught.value) == f"{tmp_path}/none.ini: cannot be read: No such file or directory"
         with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-            config.read(tmp_path, ServerOptions)
+            config_file.read(tmp_path, ServerOptions)
 
     @pytest.mark.parametrize(
         ("data", "complaint"),
@@ -475,9 +480,9 @@ class TestFile:
             (b"[a]\n[b]\n[a]\n", "[a] there are two sections of this name, the second one in line 3"),
             (b"[a]\n# Norrk\xf6ping\n", "line 2 is no UTF-8 text"),
             (b"[a]\ntopic = /a\n\0\0\0\0", "line 3 holds a control character"),
-            (b"[a]\n" + b"#" * config.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
+            (b"[a]\n" + b"#" * config_file.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
             (b"[DEFAULT]\nworkers = many\nlane_limit = 0\n[a]\norigin = /x\ntopic = /a\n",
-             "[DEFAULT] workers: no whole number: 'many'; lane_limit: must be between 1 and 1000: '0'"),
+             "[DEFAULT] workers: no whole number: 'many'; max_transfers_per_host: must be between 1 and 1000: '0'"),
             (b"[a]\ntopic = /a\n[b]\norigin = /b\n",
              "[a] origin: is missing: say which files to announce, by origin, or by listen for messages; "
              "[b] topic: is missing: subject of the announcements"),
@@ -491,7 +496,7 @@ class TestFile:
         path = tmp_path / "site.ini"
         path.write_bytes(data)
         with pytest.raises(ConfigError) as caught:
-            config.read(path, ServerOptions)
+            config_file.read(path, ServerOptions)
         assert str(caught.value) == f"{path}: {complaint}"
 
     def test_what_ini_files_hold(self, tmp_path: Path) -> None:
@@ -501,7 +506,7 @@ class TestFile:
             b"\xef\xbb\xbf# comment\r\n[Hrit 0deg]\r\nORIGIN = /data/100%/{x}\r\n  ; comment\r\n"
             b"Topic:/a\r\nstation=\r\n"
         )
-        found = config.read(str(path), ServerOptions)
+        found = config_file.read(str(path), ServerOptions)
         assert found.sections["Hrit 0deg"].origin == "/data/100%/{x}"
         assert (found.sections["Hrit 0deg"].topic, found.sections["Hrit 0deg"].station) == ("/a", "unknown")
         assert found.warnings == ()
@@ -509,9 +514,13 @@ class TestFile:
     def test_process(self, read: Read[ServerOptions]) -> None:
         """[DEFAULT] holds the process's options; a section's own count for that section."""
         text = "[DEFAULT]\nsynchronous = FULL\nkeep_finished = 0.5\nlane_limit = 2\n[two]\norigin = /b\ntopic = /b\n"
-        found = read(text + GOOD_SERVER + "lane_limit = 3\nretry_for = 60\n", ServerOptions)
-        assert (found.process.synchronous, found.process.keep_finished, found.process.lane_limit) == ("full", 0.5, 2)
-        assert [chain.lane_limit for chain in found.sections.values()] == [2, 3]
+        found = read(text + GOOD_SERVER + "max_transfers_per_host = 3\nretry_for = 60\n", ServerOptions)
+        assert (found.process.synchronous, found.process.keep_finished, found.process.max_transfers_per_host) == (
+            "full",
+            0.5,
+            2,
+        )
+        assert [chain.max_transfers_per_host for chain in found.sections.values()] == [2, 3]
         assert [chain.retry_for for chain in found.sections.values()] == [604800.0, 60.0]
         assert found.warnings == ()
 
@@ -544,12 +553,12 @@ class TestFile:
     def read_or_refuse(self, path: Path, role: type[ChainOptions]) -> None:
         """Read the file; each text about it is one line, with the name of the file and without a secret."""
         try:
-            found = config.read(path, role)
+            found = config_file.read(path, role)
         except ConfigError as error:
             texts = [str(error)]
         else:
             texts = [*found.warnings, *map(str, found.problems), *map(str, found.broken.values()), repr(found)]
-            assert "geheim" not in config.check_report(found)
+            assert "geheim" not in config_file.check_report(found)
         for text in texts:
             assert "geheim" not in text
             assert len(text.splitlines()) == 1
@@ -564,25 +573,25 @@ class TestChanges:
         a, b, c = (f"[{name}]\norigin = /{name}\ntopic = /{name}\nlane_limit = 4\n" for name in "abc")
         old = read(a + b, ServerOptions)
         new = read("# comment\n" + c + b.replace("= 4", ": 4"), ServerOptions)
-        found = config.changes(old, new)
+        found = config_file.changes(old, new)
         assert (found.added, found.removed, found.changed, found.unchanged) == (("c",), ("a",), (), ("b",))
-        found = config.changes(old, read(a + b.replace("= /b", "= /x"), ServerOptions))
+        found = config_file.changes(old, read(a + b.replace("= /b", "= /x"), ServerOptions))
         assert (found.added, found.removed, found.changed, found.unchanged) == ((), (), ("b",), ("a",))
 
     def test_broken_sections_run_on(self, read: Read[ServerOptions]) -> None:
         """A section that became unusable keeps the options it had until it is usable again."""
         a, b = (f"[{name}]\norigin = /{name}\ntopic = /{name}\n" for name in "ab")
         old = read(a + b, ServerOptions)
-        found = config.changes(old, read(a + "[b]\n", ServerOptions))
+        found = config_file.changes(old, read(a + "[b]\n", ServerOptions))
         assert (found.kept_broken, found.removed, found.unchanged) == (("b",), (), ("a",))
         assert found.running.sections == old.sections
-        again = config.changes(found.running, read(a + b, ServerOptions))
+        again = config_file.changes(found.running, read(a + b, ServerOptions))
         assert (again.added, again.changed, again.unchanged) == ((), (), ("a", "b"))
 
     def test_process(self, read: Read[ServerOptions]) -> None:
         """Options of the process that differ are named, and change no section."""
         old, new = (read(f"[DEFAULT]\nworkers = {number}\n{GOOD_SERVER}", ServerOptions) for number in (4, 5))
-        found = config.changes(old, new)
+        found = config_file.changes(old, new)
         assert (found.process, found.unchanged) == (("workers",), ("good",))
 
 
@@ -596,7 +605,7 @@ class TestDescribe:
             "connection_parameters__connection_uptime = 20\naddresses = tcp://a:1 tcp://b:1\nx = 1\n[bad]\n"
         )
         found = read(text, ServerOptions)
-        lines = config.check_report(found).replace(found.file, "FILE").splitlines()
+        lines = config_file.check_report(found).replace(found.file, "FILE").splitlines()
         assert lines == [
             "FILE: 1 server chain",
             "  workers  4",
@@ -622,7 +631,7 @@ class TestDescribe:
 
     def test_client(self, read: Read[ClientOptions]) -> None:
         """A client's providers, lists and replacements are shown as they stand in a file."""
-        text = config.check_report(read(f"{CLIENT}logn = u:geheim\n", ClientOptions))
+        text = config_file.check_report(read(f"{CLIENT}logn = u:geheim\n", ClientOptions))
         for name, value in [
             ("providers", "hrit.site.org:9010 spare.site.org:9010/1b/hrit-segment [fe80::1]:9010"),
             ("destination", "ftp://sat@archive.site.org:2121/in/{nominal_time:%Y/%m/%d}/{sensor}"),
@@ -640,7 +649,7 @@ class TestDescribe:
         names = "key secret token client_kwargs__aws_session_token s3_additional_kwargs__ssecustomerkey a_password"
         text = GOOD_SERVER + "".join(f"connection_parameters__{name} = geheim\n" for name in names.split())
         text += "connection_parameters__endpoint_url = https://u:geheim@s3.site.org\nssh_key_filename = /k/id\n"
-        shown = config.check_report(read(text, ServerOptions))
+        shown = config_file.check_report(read(text, ServerOptions))
         assert "geheim" not in shown
         assert "https://u@s3.site.org" in shown
         assert "/k/id" in shown
@@ -651,4 +660,4 @@ def test_a_relative_destination(tmp_path: Path) -> None:
     file = tmp_path / "client.ini"
     file.write_text("[hrit]\nproviders = host:9010\ntopic = /hrit\ndestination = data/in\n")
     with pytest.raises(ConfigError, match=r"client\.ini: \[hrit\] destination: is no absolute path: "):
-        config.read(file, ClientOptions)
+        config_file.read(file, ClientOptions)

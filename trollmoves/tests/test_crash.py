@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.steps import ENV_VAR, FAILPOINTS
 from trollmoves.tests.crashing import CASES, FAR, MOVED, Case, Far, FarS3, crash, table
 from trollmoves.tests.daemons import REPOSITORY, Site
 from trollmoves.tests.servers import seaweed
 from trollmoves.tests.waiting import PATIENCE
+from trollmoves.utils.failpoints import ENV_VAR, FAILPOINTS
 
 PAGE = REPOSITORY / "doc" / "reliability.md"
 

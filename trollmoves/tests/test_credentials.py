@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from trollmoves import config, credentials, urls
-from trollmoves.config import Configuration
-from trollmoves.dispatch import config as dispatch_config
+from trollmoves.config import config_file, secrets
+from trollmoves.config import dispatcher_file as dispatch_config
+from trollmoves.config.config_file import Configuration
+from trollmoves.config.options import ClientOptions, ServerOptions, TargetOptions
 from trollmoves.errors import ConfigError
-from trollmoves.options import ClientOptions, ServerOptions, TargetOptions
+from trollmoves.net import urls
 from trollmoves.tests.daemons import Pair, Site
 
 SECRET = "s3cr3t/p@ss:w%rd"
@@ -45,20 +46,20 @@ def written(folder: Path, text: str, name: str = "c.ini") -> Path:
 @pytest.mark.parametrize("where", ["file:{}", "env:FEED_SECRET", "file:$FOLDER/secret", "file:${{FOLDER}}/secret"])
 def test_where_a_secret_stands(secret: Path, where: str) -> None:
     """A secret is read from a file, whose path may hold variables, or from a variable; a line end is none of it."""
-    assert credentials.resolve(where.format(secret)) == SECRET
+    assert secrets.resolve(where.format(secret)) == SECRET
 
 
 def test_home_directory(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A secret's file may be in the home directory."""
     monkeypatch.setenv("HOME", str(secret.parent))
-    assert credentials.resolve("file:~/secret") == SECRET
+    assert secrets.resolve("file:~/secret") == SECRET
 
 
 @pytest.mark.parametrize("value", ["sat:file:/x", "user", "sat:env:X", "File:/x", "sat:p@ss/w"])
 def test_anything_else_is_the_secret(value: str) -> None:
     """What does not begin with ``file:`` or ``env:`` is the secret itself."""
-    assert credentials.resolve(value) == value
-    assert not credentials.exposure_warning(value)
+    assert secrets.resolve(value) == value
+    assert not secrets.exposure_warning(value)
 
 
 BAD = {
@@ -87,7 +88,7 @@ def test_no_secret_there(secret: Path, monkeypatch: pytest.MonkeyPatch, value: s
         (secret.parent / name).write_bytes(data)
     (secret.parent / "bytes").write_bytes(b"s3cr3t\xff")
     with pytest.raises(ValueError, match=re.escape(BAD[value])) as caught:
-        credentials.resolve(value)
+        secrets.resolve(value)
     assert "s3cr3t" not in str(caught.value)
 
 
@@ -95,17 +96,17 @@ def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
     """A named pipe is no secret's file, and nobody waits for its writer."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="no regular file"):
-        credentials.resolve(f"file:{tmp_path}/pipe")
+        secrets.resolve(f"file:{tmp_path}/pipe")
 
 
 def test_client_login(tmp_path: Path, secret: Path) -> None:
     """A client's login may stand elsewhere; ``--check`` shows nothing of it."""
     secret.write_text(f"sat:{SECRET}")
-    found = config.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions)
+    found = config_file.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions)
     assert found.sections["c"].login == f"sat:{SECRET}"
     assert found.warnings == ()
-    assert "***" in config.check_report(found)
-    assert "s3cr3t" not in config.check_report(found) + repr(found)
+    assert "***" in config_file.check_report(found)
+    assert "s3cr3t" not in config_file.check_report(found) + repr(found)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +129,9 @@ def test_connection_parameters(tmp_path: Path, secret: Path, name: str) -> None:
         for part in name.lower().split("__"):
             parameters = parameters[part if part in parameters else name.rpartition("__")[2]]
         assert parameters == SECRET  # type: ignore[comparison-overlap]
-        assert "s3cr3t" not in config.check_report(found)
+        assert "s3cr3t" not in config_file.check_report(found)
 
-    server = config.read(written(tmp_path, SERVER.format(f"{name} = env:FEED_SECRET")), ServerOptions)
+    server = config_file.read(written(tmp_path, SERVER.format(f"{name} = env:FEED_SECRET")), ServerOptions)
     check(server, server.sections["s"].connection_parameters)
     group, _, last = name.rpartition("__")
     parameters = {group: {last: f"file:{secret}"}} if group else {name: f"file:{secret}"}
@@ -141,7 +142,7 @@ def test_connection_parameters(tmp_path: Path, secret: Path, name: str) -> None:
 
 def test_other_parameters_are_what_they_are(tmp_path: Path) -> None:
     """A parameter that is no secret may begin with ``file:`` or ``env:``."""
-    found = config.read(written(tmp_path, SERVER.format("ssh_key_filename = env:FEED_SECRET")), ServerOptions)
+    found = config_file.read(written(tmp_path, SERVER.format("ssh_key_filename = env:FEED_SECRET")), ServerOptions)
     assert found.sections["s"].connection_parameters == {"ssh_key_filename": "env:FEED_SECRET"}
 
 
@@ -158,7 +159,7 @@ def test_dispatcher_login(tmp_path: Path, secret: Path, name: str, text: str) ->
     found = dispatch_config.read_dispatcher_config(written(tmp_path, text.replace("LOGIN", f"file:{secret}"), name))
     (one,) = found.sections["t"].dispatch_configs
     assert (urls.user(one.host), urls.password(one.host), urls.port(one.host)) == ("sat", SECRET, 22)
-    assert "s3cr3t" not in config.check_report(found)
+    assert "s3cr3t" not in config_file.check_report(found)
 
 
 def test_dispatcher_login_and_other_hosts(tmp_path: Path) -> None:
@@ -176,10 +177,10 @@ def test_missing_secret_is_told_with_its_option(tmp_path: Path, value: str) -> N
     """A section whose secret is missing cannot be used: file, section, option and source are told, in INI and YAML."""
     file = written(tmp_path, CLIENT.format(value))
     with pytest.raises(ConfigError, match=rf"{file}: \[c\] login: .*(/nowhere/secret|NOT_SET)"):
-        config.read(file, ClientOptions)
+        config_file.read(file, ClientOptions)
     file = written(tmp_path, SERVER.format(f"secret = {value}"))
     with pytest.raises(ConfigError, match=rf"{file}: \[s\] connection_parameters__secret: .*(nowhere|NOT_SET)"):
-        config.read(file, ServerOptions)
+        config_file.read(file, ServerOptions)
     file = written(tmp_path, TARGET + f"  topics: [/a]\n  connection_parameters: {{secret: '{value}'}}\n", "c.yaml")
     with pytest.raises(ConfigError, match=rf"{file}: \[t\] connection_parameters secret: .*(nowhere|NOT_SET)"):
         dispatch_config.read_dispatcher_config(file)
@@ -188,7 +189,7 @@ def test_missing_secret_is_told_with_its_option(tmp_path: Path, value: str) -> N
 def test_file_that_others_can_read(tmp_path: Path, secret: Path) -> None:
     """A secret's file that everybody here can read is told in one warning, and read all the same."""
     secret.chmod(0o644)
-    found = config.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions)
+    found = config_file.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions)
     (warning,) = found.warnings
     assert f"[c] login: everybody here can read {secret}" in warning
     assert found.sections["c"].login == SECRET
@@ -201,12 +202,12 @@ def test_file_that_others_can_read(tmp_path: Path, secret: Path) -> None:
         == 1
     )
     secret.chmod(0o640)
-    assert config.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions).warnings == ()
+    assert config_file.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions).warnings == ()
 
 
 def test_options_hold_the_secret_itself() -> None:
     """The table of options knows which are secrets."""
-    from trollmoves import options
+    from trollmoves.config import options
 
     assert {name for name, one in options.parameters().items() if one.secret} == {
         "key",

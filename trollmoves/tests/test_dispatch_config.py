@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from trollmoves import config, options
-from trollmoves.dispatch.config import read_dispatcher_config
+from trollmoves.config import config_file, options
+from trollmoves.config.dispatcher_file import read_dispatcher_config
+from trollmoves.config.options import Alias, DispatcherOptions, TargetOptions
 from trollmoves.errors import ConfigError
-from trollmoves.options import Alias, DispatcherOptions, TargetOptions
 
 YAML = """\
 posttroll_subscriber:
@@ -20,7 +20,7 @@ posttroll_subscriber:
   subscribe_services: [viirs_runner]
 DEFAULT:
   journal: /tmp/dispatch.journal
-  lane_limit: 3
+  max_transfers_per_host: 3
 target1:
   host: ftp://user:geheim@ftp.target1.com:2121
   directory: /input/{sensor}
@@ -54,7 +54,7 @@ target2:
 INI = """\
 [DEFAULT]
 journal = /tmp/dispatch.journal
-lane_limit = 3
+max_transfers_per_host = 3
 
 [posttroll_subscriber]
 subscribe_addresses = tcp://127.0.0.1:9010 127.0.0.1:9011
@@ -136,7 +136,7 @@ def test_yaml(tmp_path: Path) -> None:
     assert process.subscribe_services == ("viirs_runner",)
     assert (process.nameserver, process.journal) == (False, "/tmp/dispatch.journal")
     one, two = found.sections.values()
-    assert one.lane_limit == 3
+    assert one.max_transfers_per_host == 3
     assert one.publish_topic == "/sent/{platform_name}"
     assert one.connection_parameters["connection_uptime"] == 20.0
     assert one.connection_parameters["client_kwargs"] == {"endpoint_url": "https://s3.site.org"}
@@ -337,7 +337,7 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
         (f"{GOOD}\npublish_topic: '/{{a'", "[t] publish_topic: '/{a' is no pattern"),
         (f"{GOOD}\npublish_topic: a b", "[t] publish_topic: a subject holds no blanks"),
         (f"{GOOD}\norigin: /in/", "[t] origin: "),
-        (f"{GOOD}\nlane_limit: many", "[t] lane_limit: no whole number"),
+        (f"{GOOD}\nlane_limit: many", "[t] max_transfers_per_host: no whole number"),
         (f"{GOOD}\naliases: x", "[t] aliases: must say what stands for which value"),
         (f"{GOOD}\naliases: {{a: b}}", "[t] aliases: must say what stands for which value"),
         (f"{GOOD}\nconnection_parameters: x", "[t] connection_parameters: must have names below it"),
@@ -411,14 +411,16 @@ def test_changes(tmp_path: Path) -> None:
     """A file read again tells which targets have changed, down to conditions and aliases."""
     old = read_dispatcher_config(written(tmp_path, YAML))
     new = read_dispatcher_config(written(tmp_path, YAML.replace('">5"', '">6"')))
-    assert config.changes(old, new).changed == ("target1",)
-    assert config.changes(old, read_dispatcher_config(written(tmp_path, YAML))).unchanged == ("target1", "target2")
-    assert config.changes(old, read_dispatcher_config(written(tmp_path, YAML.replace("viirs_runner", "x")))).process
+    assert config_file.changes(old, new).changed == ("target1",)
+    assert config_file.changes(old, read_dispatcher_config(written(tmp_path, YAML))).unchanged == ("target1", "target2")
+    assert config_file.changes(
+        old, read_dispatcher_config(written(tmp_path, YAML.replace("viirs_runner", "x")))
+    ).process
 
 
 def test_describe(tmp_path: Path) -> None:
     """--check shows what each target does, without a secret."""
-    text = config.check_report(read_dispatcher_config(written(tmp_path, YAML)))
+    text = config_file.check_report(read_dispatcher_config(written(tmp_path, YAML)))
     assert "2 dispatcher chains" in text
     assert "dispatch_configs 1" in text
     assert "/level2/viirs /level3, under conditions" in text
@@ -438,7 +440,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
         "publish_topic": "/p",
         "origin": "/in/{a}",
         "bind_address": "127.0.0.1",
-        "lane_limit": "2",
+        "max_transfers_per_host": "2",
         "retry_for": "5",
         "priority": "1",
     }

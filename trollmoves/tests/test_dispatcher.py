@@ -257,7 +257,7 @@ def test_duplicates(site: Site) -> None:
 
 def test_to_one_name(site: Site) -> None:
     """Of files that go to one name the last one stays, however many come at once."""
-    d = Dispatching(site, {**one(filepattern="latest", lane_limit=8), **LAST}).start()
+    d = Dispatching(site, {**one(filepattern="latest", max_transfers_per_host=8), **LAST}).start()
     for number in range(40):
         d.voice.tell(d.file(f"f{number}"))
     until(lambda: d.arrived().get("latest") == "content of f39", what="the last one")
@@ -385,7 +385,7 @@ def test_no_message_is_lost_while_it_reloads(site: Site) -> None:
     names = [f"f{number}" for number in range(300)]
     for number, name in enumerate(names):
         if number % 100 == 50:
-            d.process.reconfigure(d.text(one(lane_limit=number)))
+            d.process.reconfigure(d.text(one(max_transfers_per_host=number)))
         d.voice.tell(d.file(name))
         time.sleep(0.002)
     d.wait_for(*names)

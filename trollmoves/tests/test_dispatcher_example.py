@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.dispatch.config import read_dispatcher_config
+from trollmoves.config.dispatcher_file import read_dispatcher_config
 from trollmoves.tests.daemons import REPOSITORY, Site, script
 from trollmoves.tests.waiting import until
 

@@ -160,9 +160,9 @@ def test_back(site: Site, far: Far) -> None:
 
 
 def test_lanes_and_stop(site: Site) -> None:
-    """A host gets ``lane_limit`` files at one time; ``stop_timeout`` bounds a stop, and the rest comes later."""
+    """``max_transfers_per_host`` bounds transfers to a host; ``stop_timeout`` bounds a stop; the rest comes later."""
     end = FarEnd(site, "ftp", site.folder("far"))
-    target = taking({"host": f"ftp://{end.address}", "directory": "/", "lane_limit": 1})
+    target = taking({"host": f"ftp://{end.address}", "directory": "/", "max_transfers_per_host": 1})
     process = {"stop_timeout": 1, "workers": 3, "synchronous": "full", "priority": 2}
     d = Dispatching(site, {"far": target, "near": taking({"directory": "OUT"}), "DEFAULT": process}).start()
     names = [f"f{number}" for number in range(30)]

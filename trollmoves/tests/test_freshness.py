@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from trollmoves.lanes import PREFETCH
+from trollmoves.scheduler.lanes import PREFETCH
 from trollmoves.tests.daemons import Pair, Site, client_section, server_section
 from trollmoves.tests.places import FarEnd
 from trollmoves.tests.waiting import until

@@ -22,13 +22,16 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from trollmoves import conditions, config, credentials, patterns, unpacking, urls
-from trollmoves.dispatch import config as dispatch_config
+from trollmoves import unpacking
+from trollmoves.config import config_file, secrets
+from trollmoves.config import dispatcher_file as dispatch_config
+from trollmoves.config.options import ClientOptions, MirrorOptions, ServerOptions, options_of
 from trollmoves.errors import BadDestination, ConfigError, MessageError, TransferError, UnpackError
-from trollmoves.messaging import contents
+from trollmoves.matching import conditions, patterns
+from trollmoves.matching.patterns import ComposeError, Pattern
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.options import ClientOptions, MirrorOptions, ServerOptions, options_of
-from trollmoves.patterns import ComposeError, Pattern
+from trollmoves.net import urls
 from trollmoves.tests.fuzzing import ODD_TEXTS, SCALE, Fuzz, scaled
 
 F = Callable[..., Any]
@@ -79,8 +82,8 @@ def test_damaged_messages() -> None:
         raw = fuzz.message(HEAD.removesuffix(" application/json "), valid)
         with contextlib.suppress(MessageError):
             message = Message.decode(raw)
-            contents.file_names(message.data)
-            contents.request_id(message.raw)
+            payload.file_names(message.data)
+            payload.request_id(message.raw)
             if isinstance(message.data, dict):
                 Message.decode(message.derive("push", {"destination": "/x"}).encode())
 
@@ -94,16 +97,16 @@ def test_any_data_in_a_message(value: Any) -> None:
         message = Message.decode(text.encode("utf-8", "surrogatepass"))
     except MessageError:
         return
-    contents.file_names(message.data)
-    contents.request_metadata(message.data)
-    contents.announcement_metadata(message.data)
-    list(contents.file_items(message.data))
+    payload.file_names(message.data)
+    payload.request_metadata(message.data)
+    payload.announcement_metadata(message.data)
+    list(payload.file_items(message.data))
     with contextlib.suppress(MessageError):
         again = Message.decode(message.encode())
         assert Message.decode(again.encode()).data == again.data or "NaN" in text or "nan" in str(again.data)
 
 
-secrets = st.text(st.characters(exclude_characters="\0"), min_size=6, max_size=20).map(lambda text: f"s3cr3t{text}")
+passwords = st.text(st.characters(exclude_characters="\0"), min_size=6, max_size=20).map(lambda text: f"s3cr3t{text}")
 users = st.text("abcXYZ019._-", min_size=1, max_size=8)
 hosts = st.sampled_from(["host", "h.example.org", "127.0.0.1", "[::1]", "a-b_c~d"])
 paths = st.lists(
@@ -130,7 +133,7 @@ def test_any_text_as_a_url(text: str) -> None:
 
 
 @tries(600)
-@given(st.sampled_from(["sftp", "ftp", "scp"]), users, secrets, hosts, paths)
+@given(st.sampled_from(["sftp", "ftp", "scp"]), users, passwords, hosts, paths)
 def test_password_of_a_url(scheme: str, user: str, secret: str, host: str, path: str) -> None:
     """A login goes into a URL and comes out of it as it was, and is shown nowhere, however it is written."""
     with contextlib.suppress(UnicodeEncodeError):
@@ -148,7 +151,7 @@ def test_password_of_a_url(scheme: str, user: str, secret: str, host: str, path:
 
 
 @tries(600)
-@given(st.sampled_from(["sftp", "ftp", "scp"]), users, secrets, hosts)
+@given(st.sampled_from(["sftp", "ftp", "scp"]), users, passwords, hosts)
 def test_password_as_it_is(scheme: str, user: str, secret: str, host: str) -> None:
     """A password that somebody wrote into a URL as it is, is not shown either."""
     assert "s3cr3t" not in urls.redacted(f"{scheme}://{user}:{secret}@{host}/in")
@@ -231,16 +234,16 @@ def _read_any(raw: bytes) -> None:
     with tempfile.NamedTemporaryFile(suffix=".conf") as file:
         file.write(raw)
         file.flush()
-        reads: list[Callable[[], config.Configuration[Any]]] = [
-            lambda: config.read(file.name, ServerOptions),
-            lambda: config.read(file.name, ClientOptions),
-            lambda: config.read(file.name, MirrorOptions),
+        reads: list[Callable[[], config_file.Configuration[Any]]] = [
+            lambda: config_file.read(file.name, ServerOptions),
+            lambda: config_file.read(file.name, ClientOptions),
+            lambda: config_file.read(file.name, MirrorOptions),
             lambda: dispatch_config.read_dispatcher_config(file.name),
         ]
         for read in reads:
             why = file.name
             try:
-                config.check_report(read())
+                config_file.check_report(read())
             except ConfigError as error:
                 why = str(error)
             assert file.name in why
@@ -252,9 +255,9 @@ def _read_any(raw: bytes) -> None:
 def test_any_text_as_a_secret(value: str) -> None:
     """The value of a secret option is a secret, or a ValueError that shows no more than its source."""
     with contextlib.suppress(ValueError):
-        credentials.resolve(value)
+        secrets.resolve(value)
     with contextlib.suppress(ValueError):
-        credentials.resolve(f"env:{value}")
+        secrets.resolve(f"env:{value}")
 
 
 @tries(200)

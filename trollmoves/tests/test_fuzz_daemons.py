@@ -111,7 +111,7 @@ def heads(*kinds: str) -> list[str]:
 
 def requests(announced: dict[str, Any], out: Path) -> list[dict[str, Any]]:
     """Give the data of valid requests for an announced file."""
-    mark = {"id": "fuzz/hrit/1", "patience": 5.0, "unless": ["other/hrit"]}
+    mark = {"id": "fuzz/hrit/1", "timeout": 5.0, "unless_delivered_to": ["other/hrit"]}
     plain = {key: value for key, value in announced.items() if key != "announcement"}
     log = announced.get("announcement", {}).get("log", "")
     return [
@@ -301,7 +301,7 @@ class Liar:
     def _answer(self) -> None:
         fuzz = Fuzz(6)
         kinds = heads("file", "dataset", "err", "wait", "replay", "info", "pong", "collection", "unknown")
-        data = {"uid": "strange", "uri": "/nowhere/strange", "destination": "/x", "error": "no", "again_in": 1.0}
+        data = {"uid": "strange", "uri": "/nowhere/strange", "destination": "/x", "error": "no", "retry_after": 1.0}
         numbers = {"log": "stranger/hrit", "numbers": [1, 2], "messages": ["pytroll://x file a@b 2025-01-01 v1.01"]}
         while not self._stopping.is_set():
             if not self._socket.poll(100):

@@ -9,7 +9,7 @@ import time
 import netifaces
 import pytest
 
-from trollmoves import hosts
+from trollmoves.net import hosts
 from trollmoves.tests.waiting import until
 
 

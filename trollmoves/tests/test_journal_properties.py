@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trollmoves.client import Client
+from trollmoves.client.daemon import Client
 from trollmoves.errors import PermanentTransferError
 from trollmoves.journal import (
     DONE,
@@ -31,12 +31,12 @@ from trollmoves.journal import (
     Task,
     drop_body,
 )
-from trollmoves.lanes import Result
 from trollmoves.messaging.messages import Message
-from trollmoves.receiver.fetches import FetchTasks
+from trollmoves.receiver.fetch_tasks import FetchTasks
 from trollmoves.receiver.peers import Peers
+from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.tests.waiting import until
-from trollmoves.workers import Scheduler
 
 LATER = 4e9  # s since the epoch
 EVER = Retention(LATER, LATER, 10**9, 10**9)

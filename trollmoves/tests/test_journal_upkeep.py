@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from trollmoves.client import Client
+from trollmoves.client.daemon import Client
 from trollmoves.journal import (
     BACKLOG,
     DONE,
@@ -25,7 +25,7 @@ from trollmoves.journal import (
     Task,
     drop_body,
 )
-from trollmoves.server import Server
+from trollmoves.server.daemon import Server
 from trollmoves.tests.daemons import TOPIC, Pair, Site
 from trollmoves.tests.hearing import HOST, ask
 
@@ -269,7 +269,7 @@ QUERIES: dict[str, Callable[[Journal], object]] = {
     "note": lambda j: j.add_tasks([task("1"), task("new")], [("chain", SourcePosition("log", "a", 1))]),
     "find": lambda j: j.find("chain", "fetch", "1"),
     "forgotten": lambda j: j.history_seconds(),
-    "done_about": lambda j: j.finished_for("chain", ("push", "had"), 1),
+    "done_about": lambda j: j.finished_for("chain", ("push", "delivered_to"), 1),
     "waits_about": lambda j: j.has_pending_for("chain", "push", 1),
     "waiting_about": lambda j: j.pending_for("chain", "push", 1),
     "hasten": lambda j: j.make_due_now("chain", "push", 1),
@@ -352,7 +352,7 @@ def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
         pair.wait_until_done()
         request = next(one.message for one in pair.announced.of("file"))
         destination = f"file://{HOST}{pair.target}"
-        push = request.data | {"destination": destination, "request": {"id": "me/7", "patience": 30}}
+        push = request.data | {"destination": destination, "request": {"id": "me/7", "timeout": 30}}
         first = ask(pair.request_port, TOPIC, "push", push)
         assert first.type == "file"
         remains = {"server": Server.compactors, "client": Client.compactors}

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from trollmoves import logs, urls
 from trollmoves.errors import ConfigError, StartError
+from trollmoves.net import urls
+from trollmoves.utils import logs
 
 LINE = re.compile(r"\[(DEBUG|INFO|WARNING|ERROR): \d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} : [\w.]+\] ")
 SAY = """

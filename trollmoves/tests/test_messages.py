@@ -14,7 +14,7 @@ import posttroll.message
 import pytest
 
 from trollmoves.errors import MessageError, TransferError
-from trollmoves.messaging import contents
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message, own_sender
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `rawstr` argument:PendingDeprecationWarning")
@@ -166,7 +166,7 @@ def test_a_variant_replaces_what_is_there_already() -> None:
     assert Message.decode(read.derive("push", {"destination": "new"})).data == {"destination": "new", "uri": "/a"}
 
 
-ASKED = {"uri": "/a", "time": "2025-01-01T00:00:00", "request": {"id": "a/1", "patience": 5.0}}
+ASKED = {"uri": "/a", "time": "2025-01-01T00:00:00", "request": {"id": "a/1", "timeout": 5.0}}
 
 
 def test_a_variant_keeps_an_item_without_a_name() -> None:
@@ -421,76 +421,76 @@ def test_reading_is_quick() -> None:
 def test_files_are_found_at_any_depth() -> None:
     """Each dictionary with a uri is a file of the message, wherever it stands."""
     data = {"dataset": [{"uri": "/a/1"}, {"x": {"uri": "/a/2", "more": [{"uri": "/a/3"}]}}], "uri": "/a/0"}
-    assert contents.file_uris(data) == ["/a/0", "/a/1", "/a/2", "/a/3"]
-    assert contents.file_names(data) == "0, 1, 2, 3"
-    assert contents.file_uris("text") == contents.file_uris(None) == contents.file_uris([5]) == []
+    assert payload.file_uris(data) == ["/a/0", "/a/1", "/a/2", "/a/3"]
+    assert payload.file_names(data) == "0, 1, 2, 3"
+    assert payload.file_uris("text") == payload.file_uris(None) == payload.file_uris([5]) == []
 
 
 @pytest.mark.parametrize("data", [{"uri": 5}, {"uri": None}, {"uri": {"uri": "/a"}}])
 def test_names_can_be_shown_whatever_was_sent(data: Any) -> None:
     """A uri that is no text can still be named in a log line."""
-    assert isinstance(contents.file_names(data), str)
+    assert isinstance(payload.file_names(data), str)
 
 
 def test_the_reply_type_follows_the_data() -> None:
     """One file is told as file, several as dataset or collection."""
-    assert contents.reply_type({"uri": "/a"}) == "file"
-    assert contents.reply_type({"dataset": []}) == "dataset"
-    assert contents.reply_type({"collection": []}) == "collection"
+    assert payload.reply_type({"uri": "/a"}) == "file"
+    assert payload.reply_type({"dataset": []}) == "dataset"
+    assert payload.reply_type({"collection": []}) == "collection"
 
 
 def test_a_request_id_is_found_in_the_text() -> None:
     """The id of a request is found without reading the message, also when a name tries to look like one."""
-    data = {"uri": '/in/"request": {"id": "trap"}', "request": {"id": "a/7", "patience": 10}}
-    assert contents.request_id(ours(data).encode()) == "a/7"
-    assert contents.request_id(ours({"uri": "/a"}).encode()) is None
-    assert contents.request_id('"request": {"id": 5}') is None
-    assert contents.request_id('"request": {"id') is None
+    data = {"uri": '/in/"request": {"id": "trap"}', "request": {"id": "a/7", "timeout": 10}}
+    assert payload.request_id(ours(data).encode()) == "a/7"
+    assert payload.request_id(ours({"uri": "/a"}).encode()) is None
+    assert payload.request_id('"request": {"id": 5}') is None
+    assert payload.request_id('"request": {"id') is None
 
 
 @pytest.mark.parametrize("mark", [None, 5, "a", [], {"log": 5, "number": 1}, {"log": "a"}, {"log": "a", "number": "1"}])
 def test_a_mark_that_is_none_is_passed_over(mark: Any) -> None:
     """What is no mark of an announcement of ours counts as none."""
-    assert contents.announcement_metadata({"announcement": mark}) == {}
+    assert payload.announcement_metadata({"announcement": mark}) == {}
 
 
 @pytest.mark.parametrize("number", [-1, True, 1.5, 2**63, 10**400])
 def test_a_number_that_no_log_can_have_is_none(number: Any) -> None:
     """A number that the journal cannot hold is not taken for one of a log."""
-    assert contents.announcement_metadata({"announcement": {"log": "a", "number": number}}) == {}
+    assert payload.announcement_metadata({"announcement": {"log": "a", "number": number}}) == {}
 
 
-@pytest.mark.parametrize("mark", [5, "a", [], None, {"id": 5, "patience": "x"}, {"patience": True}, {"id": ["a"]}])
+@pytest.mark.parametrize("mark", [5, "a", [], None, {"id": 5, "timeout": "x"}, {"timeout": True}, {"id": ["a"]}])
 def test_what_is_no_request_mark_is_passed_over(mark: Any) -> None:
     """What is no mark of a request of ours counts as none."""
-    assert contents.request_metadata({"request": mark}) == {}
+    assert payload.request_metadata({"request": mark}) == {}
 
 
-@pytest.mark.parametrize("patience", [math.nan, math.inf, -1, -math.inf, 10**400])
+@pytest.mark.parametrize("timeout", [math.nan, math.inf, -1, -math.inf, 10**400])
 def test_a_request_mark_holds_only_what_it_should(patience: float) -> None:
     """A patience that is no span of time is as if it had not been sent."""
-    assert contents.request_metadata({"request": {"id": "a", "patience": patience}}) == {"id": "a"}
+    assert payload.request_metadata({"request": {"id": "a", "timeout": patience}}) == {"id": "a"}
 
 
 def test_a_failure_is_told_in_the_language_of_the_peer() -> None:
     """Our own clients hear whether to try again, others a text."""
     error = TransferError("no room")
-    assert contents.error_payload({"uri": "/a"}, error) == "no room"
-    told = contents.error_payload({"request": {"id": "a"}}, error, 5.0)
-    assert told == {"error": "no room", "temporary": False, "again_in": 5.0}
+    assert payload.error_payload({"uri": "/a"}, error) == "no room"
+    told = payload.error_payload({"request": {"id": "a"}}, error, 5.0)
+    assert told == {"error": "no room", "temporary": False, "retry_after": 5.0}
 
 
 def test_files_of_a_message() -> None:
     """Each dictionary with a uri is a file, at any depth and in the order in which they stand there."""
     inner = {"uri": "/b", "more": [{"uri": "/c"}, [{"uri": "/d"}], "uri", 5, None]}
     data = {"request": {"id": "x"}, "dataset": [inner, {"uid": "none"}], "uri": "/a", "last": {"uri": 5}}
-    assert contents.file_uris(data) == ["/a", "/b", "/c", "/d", 5]
+    assert payload.file_uris(data) == ["/a", "/b", "/c", "/d", 5]
     others: tuple[Any, ...] = ("uri", None, 5, [], {}, ["uri"])
-    assert [contents.file_items(other) for other in others] == [[]] * 6
+    assert [payload.file_items(other) for other in others] == [[]] * 6
 
 
 @pytest.mark.parametrize("number", [2**64, -1, 1e300, True, "3", None, [1]])
 def test_numbers_of_an_announcement(number: object) -> None:
     """A size or a time that no journal can hold is left out of what is known about an announcement."""
     mark = {"log": "x/hrit", "number": 5, "size": number, "mtime": 3}
-    assert contents.announcement_metadata({"announcement": mark}) == {"log": "x/hrit", "number": 5, "mtime": 3}
+    assert payload.announcement_metadata({"announcement": mark}) == {"log": "x/hrit", "number": 5, "mtime": 3}

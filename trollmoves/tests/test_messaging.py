@@ -20,14 +20,14 @@ import posttroll.message
 import pytest
 import zmq
 
-from trollmoves.dispatch import deliveries
+from trollmoves.dispatcher import deliveries
 from trollmoves.errors import MessageError, RequestRejected, StartError, TemporaryTransferError, TrollmovesError
-from trollmoves.messaging import listener, publisher, sockets
-from trollmoves.messaging.listener import PublisherEndpoint, Subscriber
+from trollmoves.messaging import publisher, sockets, subscriber
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
+from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
 from trollmoves.provider import announcer
 from trollmoves.receiver import fetcher
 from trollmoves.tests.servers.process import free_port
@@ -798,7 +798,7 @@ def test_a_publisher_can_be_followed_later(stack: ExitStack) -> None:
 
 def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without heartbeats for some intervals the connection is made anew, and the publisher heard again."""
-    monkeypatch.setattr(listener, "POLL_INTERVAL", 0.05)
+    monkeypatch.setattr(subscriber, "POLL_INTERVAL", 0.05)
     context = zmq.Context()
     stack.callback(context.destroy, 0)
     socket = context.socket(zmq.XPUB)
@@ -826,8 +826,8 @@ def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.Mon
 
 def test_a_busy_listener_drops_nothing_for_silence(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits to be heard while the journal cannot be written is not dropped for want of heartbeats in it."""
-    monkeypatch.setattr(listener, "POLL_INTERVAL", 0.05)
-    monkeypatch.setattr(listener, "RETRY", 0.8)
+    monkeypatch.setattr(subscriber, "POLL_INTERVAL", 0.05)
+    monkeypatch.setattr(subscriber, "RETRY", 0.8)
     one = published(stack)
     ear = Ear(stack, at(one), alarm_scale=1)
     connected(ear, one)
@@ -840,7 +840,7 @@ def test_a_busy_listener_drops_nothing_for_silence(stack: ExitStack, monkeypatch
 
 def test_what_could_not_be_taken_is_offered_again(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """When messages cannot be taken the same ones come again, as often as needed, and none is lost or out of order."""
-    monkeypatch.setattr(listener, "RETRY", 0.02)
+    monkeypatch.setattr(subscriber, "RETRY", 0.02)
     one = published(stack)
     ear = Ear(stack, at(one))
     connected(ear, one)
@@ -857,7 +857,7 @@ def test_what_could_not_be_taken_is_offered_again(stack: ExitStack, monkeypatch:
 
 def test_one_message_does_not_make_it_deaf(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that can never be taken is left out after some tries, and all others are heard."""
-    monkeypatch.setattr(listener, "RETRY", 0.01)
+    monkeypatch.setattr(subscriber, "RETRY", 0.01)
     heard: list[Any] = []
 
     def hear(_: str, messages: list[Message]) -> None:

@@ -459,7 +459,7 @@ def test_gone_for_now(site: Site) -> None:
     (name,) = chain.feeder.feed()
     data = chain.announcement(name)
     chain.server.send(signal.SIGSTOP)
-    request = data | {"destination": str(outer.target), "request": {"id": "x/1", "patience": 60}}
+    request = data | {"destination": str(outer.target), "request": {"id": "x/1", "timeout": 60}}
     answer = ask(chain.request_port, MIRROR_TOPIC, "push", request, seconds=20)
     assert answer.type == "err"
     assert answer.data["temporary"] is True

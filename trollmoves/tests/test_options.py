@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves import options, values
-from trollmoves.allowed_clients import ANYONE
+from trollmoves.config import options, parsers
+from trollmoves.config.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, SharedOptions
 from trollmoves.movers import options as mover_options
-from trollmoves.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, SharedOptions
+from trollmoves.net.client_allowlist import ANYONE
 
 ROLES = [ProcessOptions, ServerOptions, ClientOptions, MirrorOptions]
 
@@ -31,7 +31,7 @@ SERVER: dict[str, object] = {
     "request_address": None,
     "station": "unknown",
     "allowed_destinations": (),
-    "outside_links": "owned",
+    "external_symlinks": "owned",
     "info": {},
     "compression": None,
     "working_directory": None,
@@ -64,7 +64,12 @@ CLIENT: dict[str, object] = {
     "takeover_after": 30.0,
     "priority": 0,
 }
-SHARED: dict[str, object] = {"bind_address": "*", "allowed_clients": ANYONE, "lane_limit": 4, "retry_for": 7 * 86400.0}
+SHARED: dict[str, object] = {
+    "bind_address": "*",
+    "allowed_clients": ANYONE,
+    "max_transfers_per_host": 4,
+    "retry_for": 7 * 86400.0,
+}
 PROCESS: dict[str, object] = {
     "journal": "",
     "synchronous": "normal",
@@ -129,14 +134,14 @@ def test_connection_parameters() -> None:
 
 def test_a_mirror_is_client_and_server() -> None:
     """Code for either half takes a mirror's section."""
-    chain = MirrorOptions(name="m", topic="/a", providers=values.providers("h:1"), request_port=9094)
+    chain = MirrorOptions(name="m", topic="/a", providers=parsers.providers("h:1"), request_port=9094)
     assert isinstance(chain, ServerOptions)
     assert isinstance(chain, ClientOptions)
     assert [chain.role, ServerOptions.role, ClientOptions.role] == ["mirror", "server", "client"]
 
 
 def test_reference_page() -> None:
-    """doc/options.md is what the table says; write it again by ``python -m trollmoves.options > doc/options.md``."""
+    """doc/options.md equals the output of ``python -m trollmoves.config.options``."""
     page = Path(__file__).parents[2] / "doc" / "options.md"
     if not page.exists():
         pytest.skip("the pages are not installed with the package")
@@ -152,6 +157,6 @@ def test_reference_holds_every_option() -> None:
 
 
 def test_reference_as_a_command() -> None:
-    """The page is printed by ``python -m trollmoves.options``."""
-    command = [sys.executable, "-m", "trollmoves.options"]
+    """The page is printed by ``python -m trollmoves.config.options``."""
+    command = [sys.executable, "-m", "trollmoves.config.options"]
     assert subprocess.run(command, check=True, capture_output=True).stdout.decode() == options.reference_page()

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from trollmoves.options import NOT_OF_A_MIRROR, MirrorOptions, options_of
+from trollmoves.config.options import NOT_OF_A_MIRROR, MirrorOptions, options_of
 from trollmoves.tests.daemons import Site, mirror_section
 from trollmoves.tests.hearing import HOST
 from trollmoves.tests.places import FarEnd
@@ -81,9 +81,9 @@ def test_unpacking_programs(site: Site) -> None:
 
 
 def test_bind_address_and_lanes(site: Site) -> None:
-    """Ports are opened on ``bind_address`` only; a client's host gets ``lane_limit`` files at one time."""
+    """Ports are opened on ``bind_address`` only; a client's host gets ``max_transfers_per_host`` files at one time."""
     far = FarEnd(site, "ftp", site.folder("far"))
-    chain = Chain(site, bind_address="127.0.0.1", lane_limit=1)
+    chain = Chain(site, bind_address="127.0.0.1", max_transfers_per_host=1)
     outer = chain.outer(destination=far.url, ftp_root=far.folder)
     outer.target = far.folder
     chain.start(outer)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from trollmoves.pace import BATCHING_DELAY, HIGH_RATE, WINDOW, RateMeter
 from trollmoves.tests.waiting import until
+from trollmoves.utils.rate import BATCHING_DELAY, HIGH_RATE, WINDOW, RateMeter
 
 
 def test_what_comes_slowly_is_not_held_up() -> None:

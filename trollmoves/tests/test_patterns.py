@@ -15,7 +15,7 @@ import pytest
 import trollsift
 
 from trollmoves.errors import TrollmovesError
-from trollmoves.patterns import ComposeError, Origin, Pattern
+from trollmoves.matching.patterns import ComposeError, Origin, Pattern
 
 HRIT = (
     "H-000-{series:_<6s}-{platform_name:_<12s}-{channel:_<9s}-{segment:_<9s}"

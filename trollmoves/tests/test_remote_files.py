@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from trollmoves.errors import UnpackFailed
-from trollmoves.remote_files import ArchiveContents, describe, describe_members, read_archive_contents
+from trollmoves.server.remote_files import ArchiveContents, describe, describe_members, read_archive_contents
 from trollmoves.tests.servers import openssh
 from trollmoves.tests.servers.process import HOST
 

@@ -190,7 +190,7 @@ def test_unknown_request(pair: Pair, kind: str) -> None:
         ("push", {"destination": {"a": 1}}),
         ("push", {"destination": "file://host\0/x"}),
         ("push", {"request": 5}),
-        ("push", {"request": {"id": [], "patience": "x"}, "destination": 5}),
+        ("push", {"request": {"id": [], "timeout": "x"}, "destination": 5}),
         ("push", {"announcement": {"log": 5, "number": "x"}, "uri": "/etc/passwd"}),
         ("ack", {"uri": "/etc/passwd"}),
         ("ack", {"uri": 5}),

@@ -11,11 +11,12 @@ import pytest
 import zmq
 
 from trollmoves.journal import BACKLOG, FRESH
-from trollmoves.messaging import doors, inbox
-from trollmoves.messaging.inbox import FairQueue
+from trollmoves.messaging import fair_queue
+from trollmoves.messaging.fair_queue import FairQueue
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Replier, Request
-from trollmoves.provider.shares import FAIR_SHARE, MAX_PENDING, ClientQuotas
+from trollmoves.messaging.security import connection_monitor
+from trollmoves.provider.client_quotas import FAIR_SHARE, MAX_PENDING, ClientQuotas
 from trollmoves.tests.waiting import until
 
 HERE = "127.0.0.1"
@@ -82,8 +83,11 @@ def was_cut(line: socket.socket) -> bool:
 @pytest.mark.parametrize(
     ("descriptors", "most"),
     [
-        (DESCRIPTORS, DESCRIPTORS // doors.FD_DIVISOR - 1),  # the honest one has one
-        (doors.FD_DIVISOR * (doors.MAX_PER_ADDRESS + OURS), doors.MAX_PER_ADDRESS),
+        (DESCRIPTORS, DESCRIPTORS // connection_monitor.FD_DIVISOR - 1),  # the honest one has one
+        (
+            connection_monitor.FD_DIVISOR * (connection_monitor.MAX_PER_ADDRESS + OURS),
+            connection_monitor.MAX_PER_ADDRESS,
+        ),
     ],
     ids=["descriptors", "address"],
 )
@@ -125,12 +129,12 @@ def was_cut_soon(stack: ExitStack, port: int) -> bool:
 def test_who_sends_too_much_waits_for_the_others() -> None:
     """Of a sender of too much a few requests are read now and then, and all of the others at once."""
     box = FairQueue()
-    for _ in range(inbox.MAX_QUEUED):
+    for _ in range(fair_queue.MAX_QUEUED):
         assert box.has_room("loud")
         box.put("loud", [b"ping"])
     assert not box.has_room("loud")
     assert box.has_room("quiet")
-    assert [name for name, _ in box.take(100)] == ["loud"] * inbox.THROTTLED_BATCH
+    assert [name for name, _ in box.take(100)] == ["loud"] * fair_queue.THROTTLED_BATCH
     for _ in range(50):
         box.put("quiet", [b"ping"])
     until(lambda: (taken := box.take(100)) and {name for name, _ in taken} == {"quiet"}, 5, "the quiet one is served")
@@ -142,7 +146,7 @@ def test_large_requests_count_by_their_bytes() -> None:
     box = FairQueue()
     count = 0
     while box.has_room("large"):
-        box.put("large", [bytes(inbox.MAX_QUEUED_BYTES // 4)])
+        box.put("large", [bytes(fair_queue.MAX_QUEUED_BYTES // 4)])
         count += 1
     assert count == 5
     assert box.has_room("small")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from trollmoves.movers.one_processor import pinned_to_one_cpu
-from trollmoves.movers.ssh_line import BufferedSocket
+from trollmoves.movers.ssh.connection import pinned_to_one_cpu
+from trollmoves.movers.ssh.socket import BufferedSocket
 
 
 @pytest.fixture

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.archives import MAX_MEMBERS
 from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed
 from trollmoves.tests.servers.disks import SIZE, small_disk
 from trollmoves.tests.waiting import until
 from trollmoves.unpacking import UNPACKERS, applies, unpack
+from trollmoves.unpacking.archive_reader import MAX_MEMBERS
 
 NAMES = [
     "with a blank",

@@ -9,8 +9,8 @@ from urllib.parse import urlparse
 
 import pytest
 
-from trollmoves import urls
 from trollmoves.errors import BadDestination
+from trollmoves.net import urls
 
 HOSTILE = "ab1:@/#?;%&=[]\\ $!'\"*+~^.,é€ß\t\udcff"
 

@@ -6,45 +6,45 @@ from collections.abc import Callable
 
 import pytest
 
-from trollmoves import values
-from trollmoves.values import ProviderAddress
+from trollmoves.config import parsers
+from trollmoves.config.parsers import ProviderAddress
 
 
 @pytest.mark.parametrize("text", ["true", "True", "YES", "on", "1"])
 def test_yes(text: str) -> None:
     """All spellings of yes that configparser knows are true, in any case."""
-    assert values.boolean(text) is True
+    assert parsers.boolean(text) is True
 
 
 @pytest.mark.parametrize("text", ["false", "False", "NO", "off", "0"])
 def test_no(text: str) -> None:
     """All spellings of no are false."""
-    assert values.boolean(text) is False
+    assert parsers.boolean(text) is False
 
 
 def test_lists() -> None:
     """A list is cut at blanks, line ends and commas."""
-    assert values.word_list("a b,c\n d , e") == ("a", "b", "c", "d", "e")
-    assert values.word_list("") == ()
+    assert parsers.word_list("a b,c\n d , e") == ("a", "b", "c", "d", "e")
+    assert parsers.word_list("") == ()
 
 
 def test_whole_numbers() -> None:
     """Both bounds are allowed."""
-    assert [values.port("1"), values.port("65535")] == [1, 65535]
-    assert values.seconds("0.5") == 0.5
+    assert [parsers.port("1"), parsers.port("65535")] == [1, 65535]
+    assert parsers.seconds("0.5") == 0.5
 
 
 def test_name_servers() -> None:
     """Name servers are a list of hosts, or none."""
-    assert values.nameservers("a, b c") == ("a", "b", "c")
-    assert values.nameservers("False") is False
-    assert values.nameserver("localhost") == "localhost"
-    assert values.nameserver("no") is False
+    assert parsers.nameservers("a, b c") == ("a", "b", "c")
+    assert parsers.nameservers("False") is False
+    assert parsers.nameserver("localhost") == "localhost"
+    assert parsers.nameserver("no") is False
 
 
 def test_no_compression() -> None:
     """Compression may be switched off by a word."""
-    read = values.choice_or_none("xrit", "bzip")
+    read = parsers.choice_or_none("xrit", "bzip")
     assert [read(text) for text in ("XRIT", "bzip", "none", "False")] == ["xrit", "bzip", None, None]
 
 
@@ -60,7 +60,7 @@ def test_no_compression() -> None:
 )
 def test_info(text: str, found: dict[str, object]) -> None:
     """A comma makes a list; a stray ``;`` and a second ``=`` do no harm."""
-    assert values.info(text) == found
+    assert parsers.info(text) == found
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ def test_info(text: str, found: dict[str, object]) -> None:
 )
 def test_provider(word: str, found: ProviderAddress) -> None:
     """A provider is host, port and perhaps a topic of its own."""
-    assert values.provider(word) == found
-    assert values.provider(str(found)) == found
+    assert parsers.provider(word) == found
+    assert parsers.provider(str(found)) == found
 
 
 def test_provider_address() -> None:
     """The address of a provider is what ZeroMQ takes."""
-    assert values.provider("host:9010/x").address == "tcp://host:9010"
-    assert values.provider("[::1]:9010").address == "tcp://[::1]:9010"
+    assert parsers.provider("host:9010/x").address == "tcp://host:9010"
+    assert parsers.provider("[::1]:9010").address == "tcp://[::1]:9010"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_provider_address() -> None:
 def test_malformed_provider(word: str) -> None:
     """A malformed provider is named."""
     with pytest.raises(ValueError, match=r".*") as caught:
-        values.providers(f"good:9010 {word}")
+        parsers.providers(f"good:9010 {word}")
     assert repr(word) in str(caught.value)
 
 
@@ -115,35 +115,35 @@ def test_malformed_provider(word: str) -> None:
 )
 def test_replacement(text: str, before: object, after: object) -> None:
     """A map replaces the values it knows and leaves the others; anything that is no map replaces every value."""
-    assert values.replacement(text).apply(before) == after
+    assert parsers.replacement(text).apply(before) == after
 
 
 def test_parameter() -> None:
     """0, false, 1 and true are booleans, and nothing else is."""
     texts = ["0", "False", "1", "TRUE", "2", "yes", "x"]
-    assert [values.parameter(text) for text in texts] == [False, False, True, True, "2", "yes", "x"]
+    assert [parsers.parameter(text) for text in texts] == [False, False, True, True, "2", "yes", "x"]
 
 
 @pytest.mark.parametrize(
     ("read", "text", "complaint"),
     [
-        (values.boolean, "maybe", "neither true nor false: 'maybe'"),
-        (values.number, "ten", "no number: 'ten'"),
-        (values.number, "nan", "must be a finite number, 0 or more: 'nan'"),
-        (values.number, "-1", "must be a finite number, 0 or more: '-1'"),
-        (values.seconds, "1e300", "must be at most 1000000000: '1e300'"),
-        (values.positive_seconds, "0", "must be more than 0"),
-        (values.port, "9094.5", "no whole number: '9094.5'"),
-        (values.port, "٣", "no whole number: '٣'"),
-        (values.port, "9" * 5000, "no whole number: '" + "9" * 57 + "...'"),
-        (values.port, "0", "must be between 1 and 65535: '0'"),
-        (values.choice("normal", "full"), "fast", "must be one of normal, full: 'fast'"),
-        (values.choice_or_none("xrit"), "tar", "must be one of xrit, none: 'tar'"),
-        (values.subject, "/a b", "a subject holds no blanks: '/a b'"),
-        (values.host, "a b", "no host: 'a b'"),
-        (values.nameservers, "a tcp://b", "no host: 'tcp://b'"),
-        (values.info, "sensor", "each item must read key=value: 'sensor'"),
-        (values.info, "=x", "each item must read key=value: '=x'"),
+        (parsers.boolean, "maybe", "neither true nor false: 'maybe'"),
+        (parsers.number, "ten", "no number: 'ten'"),
+        (parsers.number, "nan", "must be a finite number, 0 or more: 'nan'"),
+        (parsers.number, "-1", "must be a finite number, 0 or more: '-1'"),
+        (parsers.seconds, "1e300", "must be at most 1000000000: '1e300'"),
+        (parsers.positive_seconds, "0", "must be more than 0"),
+        (parsers.port, "9094.5", "no whole number: '9094.5'"),
+        (parsers.port, "٣", "no whole number: '٣'"),
+        (parsers.port, "9" * 5000, "no whole number: '" + "9" * 57 + "...'"),
+        (parsers.port, "0", "must be between 1 and 65535: '0'"),
+        (parsers.choice("normal", "full"), "fast", "must be one of normal, full: 'fast'"),
+        (parsers.choice_or_none("xrit"), "tar", "must be one of xrit, none: 'tar'"),
+        (parsers.subject, "/a b", "a subject holds no blanks: '/a b'"),
+        (parsers.host, "a b", "no host: 'a b'"),
+        (parsers.nameservers, "a tcp://b", "no host: 'tcp://b'"),
+        (parsers.info, "sensor", "each item must read key=value: 'sensor'"),
+        (parsers.info, "=x", "each item must read key=value: '=x'"),
     ],
 )
 def test_complaints(read: Callable[[str], object], text: str, complaint: str) -> None:

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from trollmoves.errors import TemporaryTransferError
-from trollmoves.patterns import Origin
+from trollmoves.matching.patterns import Origin
 from trollmoves.tests.waiting import until
 from trollmoves.tests.watching import Child, Told, age, held, move_in, public_directory, sentinel, watching, write
 from trollmoves.watch import DirectoryWatch, FoundFile
-from trollmoves.watch.kernel import CREATE, EventQueue, Inotify, events
-from trollmoves.watch.whole import CompletenessChecker, Trigger, is_open_for_writing
+from trollmoves.watch.completeness import CompletenessChecker, Trigger, is_open_for_writing
+from trollmoves.watch.inotify import CREATE, EventQueue, Inotify, events
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -412,7 +412,7 @@ def test_link_to_a_file_of_another_user_is_told_of_when_it_is_quiet(public: Path
 
 def assert_unknown(path: str) -> None:
     """Check that another user cannot learn whether a file is open, so that the test means something."""
-    code = "import os, sys; from trollmoves.watch.whole import being_written; os.setresuid(1, 1, 1)"
+    code = "import os, sys; from trollmoves.watch.completeness import being_written; os.setresuid(1, 1, 1)"
     code += "; sys.stdout.write(str(being_written(sys.argv[1])))"
     top = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, cwd=top)

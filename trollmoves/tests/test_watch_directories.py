@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.patterns import Origin
+from trollmoves.matching.patterns import Origin
 from trollmoves.tests.waiting import until
 from trollmoves.tests.watching import Child, Told, age, held, move_in, public_directory, sentinel, watching, write
 from trollmoves.watch import DirectoryWatch, FoundFile
 from trollmoves.watch.directories import Directory, DirectoryTree
-from trollmoves.watch.kernel import Inotify
-from trollmoves.watch.listing import oldest_first, settled
+from trollmoves.watch.inotify import Inotify
+from trollmoves.watch.scanner import oldest_first, settled
 
 
 def limited(what: str, number: int) -> tuple[str, ...]:

@@ -24,9 +24,9 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.lanes import ASYNC_BURST_FACTOR, BACKOFF_MAX, NEVER, Lane, Result, TaskKind, backoff
+from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, BACKOFF_MAX, NEVER, Lane, Result, TaskKind, backoff
+from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.tests.waiting import until
-from trollmoves.workers import Scheduler
 
 SOON = 5.0  # s; far more than anything here takes, far less than the longest sleep of the clerk
 
@@ -524,7 +524,7 @@ def test_after_comes_when_the_journal_has_it(house: House) -> None:
     workers.register("chain", "work", limit=1, handler=handle)
     house.note(workers, task("a"), task("b"))
     until(lambda: len(seen) == 2, SOON)
-    assert seen == [(DONE, WAITING, "clerk")] * 2
+    assert seen == [(DONE, WAITING, "scheduler")] * 2
 
 
 # -- starters

@@ -15,7 +15,7 @@ LONGEST = (
 
 
 def until(condition: Callable[[], T], seconds: float = 20, what: str = "", patience: float = PATIENCE) -> T:
-    """Return the first true result of ``condition``; fail when there is none within ``patience`` times ``seconds``.
+    """Return the first true result of ``condition``; fail when there is none within ``timeout`` times ``seconds``.
 
     Patience ends after ``LONGEST``, but for deadlines that are longer themselves.
     """

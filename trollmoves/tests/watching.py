@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trollmoves.patterns import Origin
+from trollmoves.matching.patterns import Origin
 from trollmoves.tests.waiting import until
 from trollmoves.watch import DirectoryWatch, FoundFile
 

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 
-from trollmoves.patterns import Origin
+from trollmoves.matching.patterns import Origin
 from trollmoves.watch import DirectoryWatch, FoundFile
 
 

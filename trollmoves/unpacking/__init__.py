@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from trollmoves.archives import check_is_file, translate_os_errors
 from trollmoves.errors import UnpackFailed
 from trollmoves.unpacking.archive import unpack_archive
+from trollmoves.unpacking.archive_reader import check_is_file, translate_os_errors
 from trollmoves.unpacking.bzip import unpack_bzip
-from trollmoves.unpacking.place import StagingDirectory
+from trollmoves.unpacking.staging import StagingDirectory
 from trollmoves.unpacking.xrit import unpack_xrit
 
 __all__ = ["UNPACKERS", "Unpacker", "applies", "unpack", "unpacked_name"]

@@ -13,10 +13,10 @@ import shutil
 import stat
 from contextlib import closing, suppress
 
-from trollmoves import archives
-from trollmoves.archives import Member, MemberKind
 from trollmoves.errors import UnpackFailed
-from trollmoves.unpacking.place import StagingDirectory, is_staging_name
+from trollmoves.unpacking import archive_reader
+from trollmoves.unpacking.archive_reader import Member, MemberKind
+from trollmoves.unpacking.staging import StagingDirectory, is_staging_name
 
 _LONGEST_SHOWN = 300  # characters of a refused name that are repeated
 _LONGEST_PATH = 4096  # characters, Linux's limit in bytes
@@ -38,7 +38,7 @@ def unpack_archive(kind: str, place: StagingDirectory, block_size: int) -> list[
     """
     files: dict[str, str] = {}
     links: dict[str, str] = {}
-    with closing(archives.members(place.packed, kind)) as members:
+    with closing(archive_reader.members(place.packed, kind)) as members:
         for number, member in enumerate(members):
             name = _safe_name(member, place.packed)
             files.pop(name, None)  # a later member of the same name takes its place
@@ -48,7 +48,7 @@ def unpack_archive(kind: str, place: StagingDirectory, block_size: int) -> list[
             elif member.kind is MemberKind.LINK:
                 files[name] = ""
                 links[name] = member.target
-    targets = {name: archives.resolve_link(name, links) for name in links}
+    targets = {name: archive_reader.resolve_link(name, links) for name in links}
     for number, (name, target) in enumerate(targets.items()):
         if target in links or target not in files:
             raise UnpackFailed(f"{place.packed}: its member {name!r} is a link to no file in the archive")
@@ -98,7 +98,10 @@ def _is_name(text: str, parts: list[str]) -> bool:
 
 def _write_member(member: Member, place: StagingDirectory, number: int, block_size: int) -> str:
     place.check_free_space(member.size)
-    with place.new_file(str(number)) as file, archives.translate_damage(f"{place.packed}: its member {member.name!r}"):
+    with (
+        place.new_file(str(number)) as file,
+        archive_reader.translate_damage(f"{place.packed}: its member {member.name!r}"),
+    ):
         for block in member.blocks(block_size):
             file.write(block)
         if file.tell() != member.size:

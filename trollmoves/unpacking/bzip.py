@@ -5,9 +5,9 @@ from __future__ import annotations
 import bz2
 import os
 
-from trollmoves.archives import translate_damage
 from trollmoves.errors import UnpackFailed
-from trollmoves.unpacking.place import StagingDirectory
+from trollmoves.unpacking.archive_reader import translate_damage
+from trollmoves.unpacking.staging import StagingDirectory
 
 SUFFIX = ".bz2"
 

@@ -15,8 +15,8 @@ import subprocess
 from typing import BinaryIO
 
 from trollmoves.errors import TemporaryUnpackError, UnpackFailed
-from trollmoves.unpacking.place import FILE_MODE, StagingDirectory
-from trollmoves.urls import redact_text
+from trollmoves.net.urls import redact_text
+from trollmoves.unpacking.staging import FILE_MODE, StagingDirectory
 
 PROGRAM = "xRITDecompress"
 SUFFIX = "C_"

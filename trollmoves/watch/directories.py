@@ -14,17 +14,17 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from trollmoves.patterns import Origin
-from trollmoves.watch import kernel
+from trollmoves.matching.patterns import Origin
+from trollmoves.watch import inotify
 
 Identity = tuple[int, int]
 Snapshot = dict[str, tuple[int, int, int, bool]]  # name: size, modification time (ns), inode, whether it was told of
 
 MAX_LOGGED_FAILURES = 20  # directories: what makes many of them fail has the same reason, and one line in the log each
 
-_SELF = kernel.DELETE_SELF | kernel.MOVE_SELF | kernel.ONLYDIR
-_ENTRIES = kernel.CREATE | kernel.MOVED_TO
-_FILES = _ENTRIES | kernel.CLOSE_WRITE
+_SELF = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.ONLYDIR
+_ENTRIES = inotify.CREATE | inotify.MOVED_TO
+_FILES = _ENTRIES | inotify.CLOSE_WRITE
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _ADVICE = {
     errno.ENOSPC: "out of inotify watches, raise fs.inotify.max_user_watches",
@@ -65,7 +65,7 @@ class DirectoryTree:
         name: The chain, for the log.
     """
 
-    def __init__(self, origin: Origin, instance: kernel.Inotify | None, name: str) -> None:
+    def __init__(self, origin: Origin, instance: inotify.Inotify | None, name: str) -> None:
         self._origin = origin
         self._root = origin.root
         self._depth = origin.depth
@@ -115,10 +115,10 @@ class DirectoryTree:
         for directory in list(self.at(wd)):
             if not directory.is_tracked:
                 continue  # what was done for the one before has changed this one
-            if mask & (kernel.DELETE_SELF | kernel.UNMOUNT | kernel.IGNORED):
+            if mask & (inotify.DELETE_SELF | inotify.UNMOUNT | inotify.IGNORED):
                 self._forget(directory)
                 found += self._rescan_from(directory, again=False)
-            elif mask & kernel.MOVE_SELF:
+            elif mask & inotify.MOVE_SELF:
                 found += self._rescan_from(directory, again=True)
             elif directory.level < self._depth:
                 found += self._on_created(directory, name)
@@ -258,7 +258,7 @@ class DirectoryTree:
         # What was replaced while the watch was made is somebody else's directory.
         return self._identity(directory.path) == directory.identity
 
-    def _add(self, instance: kernel.Inotify, directory: Directory) -> int:
+    def _add(self, instance: inotify.Inotify, directory: Directory) -> int:
         wd = instance.add(directory.path, directory.mask)
         together = directory.mask
         for other in self.at(wd):

@@ -18,13 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from trollmoves.patterns import Origin
-from trollmoves.watch import kernel
+from trollmoves.matching.patterns import Origin
+from trollmoves.watch import inotify
+from trollmoves.watch.completeness import CompletenessChecker, Trigger
 from trollmoves.watch.directories import Directory, DirectoryTree, is_gone
-from trollmoves.watch.kernel import EventQueue, Inotify, events
-from trollmoves.watch.listing import Scanner, snapshot
-from trollmoves.watch.offering import BatchDelivery, FoundFile
-from trollmoves.watch.whole import CompletenessChecker, Trigger
+from trollmoves.watch.found_file import BatchDelivery, FoundFile
+from trollmoves.watch.inotify import EventQueue, Inotify, events
+from trollmoves.watch.scanner import Scanner, snapshot
 
 AUDIT_INTERVAL = 2.0  # s between two looks for what gives no event (mounts, changed links, directories without a watch)
 MIN_POLL_INTERVAL = 0.05  # s between two listings
@@ -33,7 +33,7 @@ STOP_TIMEOUT = 10.0  # s that stop() waits at most for a disk that does not answ
 CACHE_SIZE = 50_000  # files told of lately, which a listing does not repeat
 CLOCK_STEP_NS = 100_000_000  # the times of files lag behind the clock by at most this
 
-_OF_DIRECTORIES = kernel.ISDIR | kernel.DELETE_SELF | kernel.MOVE_SELF | kernel.UNMOUNT | kernel.IGNORED
+_OF_DIRECTORIES = inotify.ISDIR | inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT | inotify.IGNORED
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class DirectoryWatch:
             for wd, mask, name in events(buffer):
                 if mask & _OF_DIRECTORIES:
                     self._list(self._directories.on_event(wd, mask, name))
-                elif mask & kernel.OVERFLOW:
+                elif mask & inotify.OVERFLOW:
                     self._list_everything()
                 else:
                     self._on_file_event(wd, mask, name)
@@ -229,12 +229,12 @@ class DirectoryWatch:
                 path = directory.prefix + name
                 self._candidates.pop(path, None)
                 self._judge.drop(path)
-                if mask & kernel.CREATE:
+                if mask & inotify.CREATE:
                     self._touched.pop(path, None)
                     self._created[path] = Trigger.CREATED
                 else:
                     self._created.pop(path, None)
-                    self._touched[path] = Trigger.CLOSED if mask & kernel.CLOSE_WRITE else Trigger.MOVED
+                    self._touched[path] = Trigger.CLOSED if mask & inotify.CLOSE_WRITE else Trigger.MOVED
 
     def _report_touched(self) -> None:
         touched, self._touched = self._touched, {}

@@ -1,0 +1,5 @@
+"""The client daemon: fetches announced files and publishes receipts."""
+
+from trollmoves.client.daemon import main
+
+__all__ = ["main"]

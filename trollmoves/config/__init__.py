@@ -1,0 +1,1 @@
+"""Configuration: options, sections, files and dispatcher targets."""

@@ -1,1 +1,0 @@
-"""A message tells of a file: which targets it concerns, and where it goes there."""

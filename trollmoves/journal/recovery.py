@@ -1,0 +1,129 @@
+"""What becomes of a damaged journal: it is set aside, and what can still be read of it is taken over."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_PARTS = ("", "-wal", "-shm")
+_ROWS = 1000  # written at one time
+MAX_SKIP = 10_000  # rows passed over at one time where nothing can be read
+
+_TEXT, _INT, _REAL, _MAYBE_INT, _MAYBE_REAL, _MAYBE_TEXT = (
+    (str,),
+    (int,),
+    (float, int),
+    (int, type(None)),
+    (float, int, type(None)),
+    (str, type(None)),
+)
+_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
+    "tasks": {
+        "id": _INT, "chain": _TEXT, "kind": _TEXT, "key": _TEXT, "lane": _TEXT, "rank": _INT, "due": _REAL,
+        "state": _INT, "tries": _INT, "created": _REAL, "finished": _MAYBE_REAL,
+        "announcement_number": _MAYBE_INT, "body": _TEXT, "reply": _MAYBE_TEXT,
+    },
+    "announcements": {
+        "id": _INT, "chain": _TEXT, "number": _INT, "uri": _TEXT, "uid": _TEXT, "size": _MAYBE_INT,
+        "mtime": _MAYBE_INT, "created": _REAL, "message": _TEXT,
+    },
+}  # fmt: skip
+_SOURCES = {"chain": _TEXT, "log": _TEXT, "address": _TEXT, "received_through": _INT}
+
+
+class NotAJournal(sqlite3.DatabaseError):
+    """A database is no journal of this version."""
+
+
+def is_corruption(error: BaseException) -> bool:
+    """Tell whether an error says that the file itself is not what it should be."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    short = code == sqlite3.SQLITE_IOERR_SHORT_READ
+    return isinstance(error, NotAJournal) or short or code & 0xFF in _DAMAGE
+
+
+def quarantine(path: str) -> str:
+    """Rename a journal with what belongs to it; give its new path."""
+    aside = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    while os.path.exists(aside):
+        aside += "x"
+    _rename(path, aside)
+    return aside
+
+
+def restore(aside: str, path: str) -> None:
+    """Undo ``set_aside``."""
+    for part in _PARTS:
+        with suppress(FileNotFoundError):
+            os.unlink(path + part)
+    _rename(aside, path)
+
+
+def _rename(before: str, after: str) -> None:
+    for part in _PARTS:
+        with suppress(FileNotFoundError):
+            os.rename(before + part, after + part)
+
+
+def salvage(aside: str, db: sqlite3.Connection) -> int:
+    """Copy into an empty journal what can be read of a damaged one, all in one transaction; give the number of rows."""
+    count = 0
+    with closing(sqlite3.connect(aside, isolation_level=None)) as damaged:
+        damaged.text_factory = _text
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for table, columns in _TABLES.items():
+                count += _copy(db, table, columns, _rows(damaged, table, columns))
+            count += _copy(db, "sources", _SOURCES, _sources(damaged))
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+    return count
+
+
+def _copy(
+    db: sqlite3.Connection, table: str, columns: Mapping[str, tuple[type, ...]], rows: Iterator[tuple[object, ...]]
+) -> int:
+    before = db.total_changes
+    whole = (row for row in rows if all(map(isinstance, row, columns.values())))
+    db.executemany(
+        f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", whole
+    )
+    return db.total_changes - before
+
+
+def _rows(
+    damaged: sqlite3.Connection, table: str, columns: Mapping[str, tuple[type, ...]]
+) -> Iterator[tuple[object, ...]]:
+    """Give the rows of a table, with jumps over those that cannot be read."""
+    try:
+        last = damaged.execute(f"SELECT max(id) FROM {table}").fetchone()[0]
+    except sqlite3.Error:
+        return
+    after, jump = 0, 1
+    while isinstance(last, int) and after < last:
+        try:
+            for row in damaged.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE id > ? ORDER BY id", (after,)):
+                after, jump = row[0], 1
+                yield row
+            return
+        except sqlite3.Error:
+            after, jump = after + jump, min(2 * jump, MAX_SKIP)
+
+
+def _sources(damaged: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
+    with suppress(sqlite3.Error):
+        yield from damaged.execute(f"SELECT {', '.join(_SOURCES)} FROM sources")
+
+
+def _text(raw: bytes) -> str | None:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None  # which no column of text takes

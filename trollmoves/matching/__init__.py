@@ -1,0 +1,1 @@
+"""File name patterns and metadata conditions."""

@@ -1,0 +1,1 @@
+"""Authentication and connection limits of the ZeroMQ sockets."""

@@ -1,0 +1,7 @@
+"""``python -m trollmoves.mirror``."""
+
+import sys
+
+from trollmoves.mirror.daemon import main
+
+sys.exit(main())

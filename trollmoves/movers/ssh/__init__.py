@@ -1,0 +1,1 @@
+"""SCP and SFTP movers over shared SSH logins."""

@@ -1,0 +1,124 @@
+"""Which destinations requests may name: URL patterns, with scheme, host and path.
+
+A destination is compared as the movers will use it: the same parts of the same parsed URL. User and password play no
+part. What can be read in two ways (``%2e%2e``, a backslash) is allowed only if no reading of it climbs.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import ParseResult, unquote
+
+from trollmoves.errors import RequestRejected
+from trollmoves.net import hosts, urls
+
+DEFAULT_PORTS = {"ftp": 21, "ftps": 21, "scp": 22, "sftp": 22}
+ANY_PORT = -1
+LOCAL_SCHEMES = ("", "file")  # schemes that lead to this host, whatever host stands in the URL
+MAX_DECODE_ROUNDS = 3  # times that %25 may hide another %
+
+_FORM = re.compile(r"(?P<scheme>\*|[A-Za-z][A-Za-z0-9+.-]*)://(?P<place>[^/]*)(?P<path>/.*)?", re.DOTALL)
+_PLACE = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.*?~-]*)(?::(?P<port>\*|[0-9]{1,5}))?")
+_ADDRESSES_ONLY = re.compile(r"[0-9.*?]*[0-9][0-9.*?]*")
+
+
+@dataclass(frozen=True)
+class DestinationPattern:
+    """One pattern: a directory, and all that is below it.
+
+    ``*`` and ``?`` stand for any characters of a host, or of one directory's name. A ``port`` of None is the scheme's
+    own. An empty ``host`` is any, as is an empty ``path``.
+    """
+
+    scheme: str
+    host: str
+    port: int | None
+    path: str
+
+    def __str__(self) -> str:
+        port = "" if self.port is None else ":*" if self.port == ANY_PORT else f":{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}{port}{self.path or '/'}"
+
+    def matches(self, url: ParseResult) -> bool:
+        """Tell whether a parsed destination is this place, or below it; its path has no ``..``. Raises BadDestination.
+
+        ``url`` is as the movers get it.
+        """
+        if self.scheme not in ("*", url.scheme or "file"):
+            return False
+        return (url.scheme in LOCAL_SCHEMES or self._matches_host(url)) and self._matches_path(url.path)
+
+    def _matches_host(self, url: ParseResult) -> bool:
+        if url.scheme == "s3":  # its bucket, with whatever stands there, is what the mover uses
+            return self.port in (None, ANY_PORT) and fnmatch.fnmatchcase(url.netloc, self.host or "*")
+        bare = url._replace(path="")  # as the movers read host and port
+        host = hosts.canonical(urls.host(bare) or "")
+        if not self.host or self.host == "*":
+            fits = True
+        elif _ADDRESSES_ONLY.fullmatch(self.host) and not hosts.is_address(host):
+            fits = False  # 10.* is no 10.example.org
+        else:
+            fits = fnmatch.fnmatchcase(host, self.host)
+        own = DEFAULT_PORTS.get(url.scheme)
+        return fits and (self.port == ANY_PORT or (urls.port(bare) or own) == (self.port or own))
+
+    def _matches_path(self, path: str) -> bool:
+        wanted, found = _parts(self.path), _parts(path)
+        return len(found) >= len(wanted) and all(
+            map(fnmatch.fnmatchcase, found, (part.replace("[", "[[]") for part in wanted))
+        )
+
+
+def parse_pattern(word: str) -> DestinationPattern:
+    """Read one pattern: ``scheme://host[:port]/path``, or a path on this host. ValueError, which shows no login."""
+    text = word if "://" in word else f"file://{word}"
+    found = _FORM.fullmatch(text)
+    place = _PLACE.fullmatch(found["place"].rpartition("@")[2]) if found else None
+    if not found or not place or ("://" not in word and not word.startswith("/")):
+        shown = urls.redacted(word)
+        raise ValueError(f"a destination must read scheme://host/path, or be an absolute path: {shown!r}")
+    port = None if place["port"] is None else ANY_PORT if place["port"] == "*" else int(place["port"])
+    if port is not None and port > 65535:
+        raise ValueError(f"no port: {port}")
+    path = posixpath.normpath("/" + (found["path"] or "").lstrip("/"))
+    return DestinationPattern(
+        found["scheme"].lower(), hosts.canonical(place["host"]), port, "" if path == "/" else path
+    )
+
+
+def check_allowed(allowed: Iterable[DestinationPattern], url: ParseResult, below: Iterable[str] = ()) -> ParseResult:
+    """Give a destination as it may be used: with its ``..`` resolved, if anything is bounded at all.
+
+    ``below`` are the sub-paths that the request names beside. RequestRefused when it is not allowed.
+    """
+    allowed = tuple(allowed)
+    if not allowed:
+        return url
+    if _parts(url.path).count(".."):
+        url = url._replace(path=posixpath.normpath("/" + url.path.lstrip("/")).rstrip("/") + "/")
+    if any(map(_escapes_when_decoded, (url.path, *below))) or not any(place.matches(url) for place in allowed):
+        raise RequestRejected(f"{urls.redacted(url)} is not among the allowed destinations")
+    return url
+
+
+def _escapes_when_decoded(path: str) -> bool:
+    for _ in range(MAX_DECODE_ROUNDS):
+        if ".." in _SEPARATOR.split(path):
+            return True
+        decoded = unquote(path, errors="replace")
+        if decoded == path:
+            return False
+        path = decoded
+    return True
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+_SEPARATOR = re.compile(r"[/\\]")

@@ -1,0 +1,289 @@
+"""Destinations: parsed, and printed without secrets.
+
+A destination is ``scheme://[user[:password]@]host[:port]/path``, or only a path. It has neither query nor fragment:
+all that follows the host belongs to the path, letter by letter, since file names may hold ``?``, ``#``, ``;``, ``%``
+and ``@``. User and password are percent-encoded where they must be; older clients write them as they are, and such
+destinations are understood too, as far as they can be read in one way only.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import posixpath
+import re
+import unicodedata
+from typing import NamedTuple
+from urllib.parse import ParseResult, quote, unquote
+
+from trollmoves.errors import BadDestination
+from trollmoves.net import hosts
+
+MASK = "***"
+MAX_SHOWN = 300  # characters of a refused URL that are repeated: it may have come from anyone
+CACHE_SIZE = 1000  # URLs of which it is remembered what they mean; the same few come again and again
+MAX_CACHED_LENGTH = 1000  # characters
+
+_EXCERPT_FROM = 4000  # characters that are looked through for an excerpt
+
+Url = str | ParseResult
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]*)(?::([0-9]{0,5}))?")
+_LOGIN_END = re.compile(r"@(?=(?:\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]+)(?::[0-9]{0,5})?(?:/|\Z))")
+_LOOKS_ENCODED = re.compile(r"%(?=[0-9A-Fa-f]{2})")
+# Where what parse() would cut begins, or what was meant as that: one slash too few or too many is soon written.
+_START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+|//")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_QUERY = re.compile(r"[?#&;][^?#&;=/]*=.*", re.DOTALL)
+# A URL inside a text ends at white space; a password written as it is may hold a blank in front of its "@".
+_IN_TEXT = re.compile(r"(?<=://)(?:[^\s:/@\[\]]+:(?!\d+\b)[^@\n]{0,200}@)?\S*[^\s.,;:!?'\")\]}>]")
+_NETLOC_IN_TEXT = re.compile(r"(?<=netloc=)(['\"])(.{0,500}?)@(?=[^@'\"]*\1)")
+
+
+class _Parts(NamedTuple):
+    """What stands behind ``://``, cut but not checked."""
+
+    login: str
+    host_and_port: str
+    path: str
+
+
+def parse(text: Url, default_scheme: str = "file") -> ParseResult:
+    """Read a destination.
+
+    The result's ``path`` holds all that follows the host; ``params``, ``query`` and ``fragment`` are empty. User and
+    password in its ``netloc`` are percent-encoded where they must be and else as written: ask :func:`user` and
+    :func:`password` for what they mean.
+
+    Args:
+        text: the URL, or a path on this host. A ``ParseResult`` is taken too, and brought into the same form.
+        default_scheme: the scheme of a text without one.
+
+    Raises:
+        BadDestination: for all that is no usable URL. Its text shows no password.
+    """
+    if isinstance(text, ParseResult):
+        text = _text(text)
+    if not isinstance(text, str):
+        raise BadDestination(f"a destination must be a text, not {type(text).__name__}")
+    return (_parsed if len(text) <= MAX_CACHED_LENGTH else _parsed.__wrapped__)(text, default_scheme)
+
+
+@functools.lru_cache(maxsize=CACHE_SIZE)
+def _parsed(text: str, default_scheme: str) -> ParseResult:
+    stripped = text.lstrip(" \t\r\n")
+    if not stripped or "\0" in stripped:
+        raise BadDestination("a destination must not hold a NUL character" if stripped else "the destination is empty")
+    scheme, rest = _scheme(stripped)
+    scheme = scheme or default_scheme
+    if not rest.startswith("//"):
+        return ParseResult(scheme, "", rest, "", "", "")
+    parts = _split(rest[2:])
+    if not _is_host_and_port(parts.host_and_port):
+        raise BadDestination(f"no usable host or port in {redacted(text)[:MAX_SHOWN]}")
+    if parts.login and not _HOST_AND_PORT.sub(r"\1", parts.host_and_port):
+        raise BadDestination(f"a login but no host in {redacted(text)[:MAX_SHOWN]}")
+    netloc = f"{_encoded(parts.login)}@{parts.host_and_port}" if parts.login else parts.host_and_port
+    return ParseResult(scheme, netloc, parts.path, "", "", "")
+
+
+def redacted(url: object) -> str:
+    """Return the URL for a log line: with its user, without password, key or token.
+
+    Never raises, whatever it is given. When it cannot be told where a password ends (a password as it is, with both
+    ``@`` and ``/``, or a path with an ``@`` behind a login) all that might be part of it is replaced by ``***``.
+    """
+    if isinstance(url, str) and "@" not in url and "//" not in url and url.isprintable():
+        return url  # most are paths
+    try:
+        if isinstance(url, ParseResult):
+            text = _text(url)
+        elif isinstance(url, (bytes, bytearray)):
+            text = os.fsdecode(bytes(url))
+        else:
+            text = str(url)
+    except Exception:  # whatever an object's __str__ may raise
+        return f"<{type(url).__name__}>"
+    if not isinstance(url, (str, bytes, bytearray, ParseResult)):
+        return redact_text(text)
+    return (_printable_text if len(text) <= MAX_CACHED_LENGTH else _printable_text.__wrapped__)(text)
+
+
+@functools.lru_cache(maxsize=CACHE_SIZE)
+def _printable_text(text: str) -> str:
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _printable(text))
+
+
+def redact_text(text: str) -> str:
+    """Return any text with the secrets of all URLs in it left out; quick when it holds none."""
+    if "@" in text:
+        if "://" in text:
+            text = _IN_TEXT.sub(lambda found: _redacted_rest(found[0]), text)
+        if "netloc=" in text:
+            text = _NETLOC_IN_TEXT.sub(lambda found: f"{found[1]}{found[2].partition(':')[0]}@", text)
+    elif "://" in text and ("?" in text or "#" in text):
+        text = _IN_TEXT.sub(lambda found: _redacted_rest(found[0]) if "=" in found[0] else found[0], text)
+    return text
+
+
+def excerpt(text: str, longest: int = 60) -> str:
+    """Return the beginning of any text, for an error about it; secrets of URLs go before, lest one be cut in two."""
+    shown = redact_text(text[:_EXCERPT_FROM])
+    return shown if len(shown) <= longest and len(text) <= _EXCERPT_FROM else f"{shown[: longest - 3]}..."
+
+
+def without_login(url: Url) -> str:
+    """Return the URL without user and password, as it stands in replies and published messages.
+
+    Raises:
+        BadDestination: when it is no usable URL.
+    """
+    return _without_login(parse(url))
+
+
+@functools.lru_cache(maxsize=CACHE_SIZE)
+def _without_login(parsed: ParseResult) -> str:
+    return _text(parsed._replace(netloc=parsed.netloc.rpartition("@")[2]))
+
+
+def with_login(url: Url, login: str) -> str:
+    """Return the URL with ``login`` (``user[:password]``, as it is) in place of the one it has, if any.
+
+    Only what could not be read back is percent-encoded, since older servers decode nothing. A URL without a host
+    takes no login.
+
+    Raises:
+        BadDestination: when it is no usable URL.
+    """
+    parsed = parse(url)
+    place = parsed.netloc.rpartition("@")[2]
+    if not login or not place:
+        return _text(parsed)
+    return _text(parsed._replace(netloc=f"{_encoded(_LOOKS_ENCODED.sub('%25', login))}@{place}"))
+
+
+def user(url: Url) -> str | None:
+    """Return the user, decoded; None without one. Raises BadDestination."""
+    login, at, _ = parse(url).netloc.rpartition("@")
+    return _decoded(login.partition(":")[0]) or None if at else None
+
+
+def password(url: Url) -> str | None:
+    """Return the password, decoded; None without one. Raises BadDestination."""
+    login, _, _ = parse(url).netloc.rpartition("@")
+    _, colon, secret = login.partition(":")
+    return _decoded(secret) if colon else None
+
+
+def host(url: Url) -> str | None:
+    """Return the host in lower case, an IPv6 address without its brackets; None without one. Raises BadDestination."""
+    found = _HOST_AND_PORT.fullmatch(parse(url).netloc.rpartition("@")[2])
+    return (found[1].strip("[]").lower() if found else "") or None
+
+
+def port(url: Url) -> int | None:
+    """Return the port; None without one. Raises BadDestination."""
+    found = _HOST_AND_PORT.fullmatch(parse(url).netloc.rpartition("@")[2])
+    return int(found[2]) if found and found[2] else None
+
+
+def with_host(url: Url, target: str) -> ParseResult:
+    """Return the URL with another host, and port if ``target`` has one; user, password and path stay.
+
+    An IPv6 address may come without brackets. Raises BadDestination.
+    """
+    parsed = parse(url)
+    login, at, _ = parsed.netloc.rpartition("@")
+    bare = f"[{target}]" if target.count(":") > 1 and not target.startswith("[") else target
+    own = port(parsed)
+    with_port = bare if own is None or bare.rpartition("]")[2].count(":") else f"{bare}:{own}"
+    return parse(parsed._replace(netloc=f"{login}{at}{with_port}"))
+
+
+def join(url: ParseResult, *parts: str) -> ParseResult:
+    """Return the URL with ``parts`` below its path; a leading ``/`` of a part does not lead back to the root."""
+    path = url.path or ("/" if url.netloc else "")
+    return url._replace(path=posixpath.join(path, *(part.lstrip("/") for part in parts)))
+
+
+def _text(url: ParseResult) -> str:
+    """Return the URL as :func:`parse` reads it back; also one that another parser cut."""
+    path = url.path
+    if url.netloc and path and not path.startswith("/"):
+        path = "/" + path
+    for mark, more in ((";", url.params), ("?", url.query), ("#", url.fragment)):
+        path += mark + more if more else ""
+    if url.netloc or path.startswith("/"):
+        path = f"//{url.netloc}{path}"
+    return f"{url.scheme}:{path}" if url.scheme else path
+
+
+def _scheme(text: str) -> tuple[str, str]:
+    found = _SCHEME.match(text)
+    return (found[1].lower(), text[found.end() :]) if found else ("", text)
+
+
+def _split(rest: str) -> _Parts:
+    """Cut what stands behind ``://``, by the rule of URLs if that gives a host, else with a login as it is."""
+    authority, slash, path = rest.partition("/")
+    login, at, place = authority.rpartition("@")
+    if "@" in path and (not _is_host_and_port(place) or (not at and place.endswith(":"))):
+        colon = rest.find(":")
+        ends = [found.start() for found in _LOGIN_END.finditer(rest) if 0 <= colon < found.start()]
+        if ends:
+            place, slash, path = rest[ends[-1] + 1 :].partition("/")
+            return _Parts(rest[: ends[-1]], place, slash + path)
+    return _Parts(login, place, slash + path)
+
+
+def _is_host_and_port(text: str) -> bool:
+    found = _HOST_AND_PORT.fullmatch(text)
+    if not found or int(found[2] or 0) > 65535:
+        return False
+    return not text.startswith("[") or (":" in found[1] and hosts.is_address(found[1]))
+
+
+def _encoded(login: str) -> str:
+    """Encode what would end the login too early, or change when it is decoded; keep all else as it is."""
+    return "".join(map(_encoded_character, login))
+
+
+def _encoded_character(one: str) -> str:
+    if one.isascii() and one.isprintable() and one not in " /?#[]":
+        return one
+    if not one.isascii() and one.isprintable() and unicodedata.normalize("NFKC", one) == one:
+        return one
+    return quote(one, safe="", errors="surrogateescape")
+
+
+def _decoded(text: str) -> str:
+    return unquote(text, errors="surrogateescape")
+
+
+def _printable(text: str) -> str:
+    start = _START.match(text)
+    if start:
+        return start[0] + _redacted_rest(text[start.end() :])
+    front, at, back = text.rpartition("@")
+    if not at or text.startswith(("/", ".")) or ":" not in front:
+        return text  # a path on this host
+    return f"{front.partition(':')[0]}:{MASK}@{back}"
+
+
+def _redacted_rest(rest: str) -> str:
+    """Return what stands behind ``://`` without its secrets; the same again for what it returned."""
+    login, place, path = _split(rest)
+    name, colon, _ = login.partition(":")
+    if "@" in path:
+        front, _, back = path.rpartition("@")
+        in_brackets = place.startswith("[") and _is_host_and_port(place)
+        if colon or (not login and not in_brackets and ":" in place + front):
+            return f"{name or place.partition(':')[0]}@{MASK}@{_without_query(back)}"
+    if not _is_host_and_port(place):
+        place = _without_query(place.partition(":")[0] + (f":{MASK}" if ":" in place else ""))
+    return (f"{name}@" if name else "") + place + _without_query(path)
+
+
+def _without_query(path: str) -> str:
+    return _QUERY.sub(lambda found: found[0][0] + MASK, path)

@@ -1,0 +1,1 @@
+"""Runs due tasks of the journal on worker threads, by lane."""

@@ -1,0 +1,7 @@
+"""``python -m trollmoves.server``."""
+
+import sys
+
+from trollmoves.server.daemon import main
+
+sys.exit(main())

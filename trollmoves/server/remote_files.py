@@ -1,0 +1,162 @@
+"""Where a file can be read from afar, as fsspec sees it.
+
+This is the data of the messages of a server without requests. A reader hands ``filesystem`` to fsspec's
+``AbstractFileSystem.from_dict`` and opens the path there, or opens the chained ``uri``; how it logs in to the host is
+its own affair. Nothing here connects to anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from contextlib import closing
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from trollmoves.config.options import ServerOptions
+from trollmoves.errors import UnpackFailed
+from trollmoves.provider.announcer import Announcement
+from trollmoves.unpacking import archive_reader
+from trollmoves.unpacking.archive_reader import Member, MemberKind
+
+PROTOCOL = "ssh"
+_SINGLE = "fsspec.implementations.sftp.SFTPFileSystem"
+_ARCHIVE: Mapping[str, str] = MappingProxyType(
+    {"tar": "fsspec.implementations.tar:TarFileSystem", "zip": "fsspec.implementations.zip:ZipFileSystem"}
+)
+
+
+class ArchiveContents(NamedTuple):
+    """What a reader needs to know of an archive."""
+
+    kind: str  # tar or zip
+    names: list[str]  # of its files, in its order, as fsspec opens them
+    compression: str | None  # of a tar archive: gzip, bz2 or none
+
+
+class RemoteFileDescriber:
+    """The messages of a chain in remote file system mode."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._host = options.request_address or socket.gethostname()
+
+    def describe(self, announcement: Announcement) -> tuple[str, dict[str, Any]]:
+        """Give the type and data of the message that tells where a file can be read."""
+        path = announcement.uri
+        metadata = {key: value for key, value in announcement.data.items() if key not in ("uri", "uid")}
+        if self._options.unpack is None:
+            return "file", describe(path, self._host, metadata)
+        members = read_archive_contents(path, self._options.unpack)
+        return "dataset", describe_members(path, self._host, members, metadata)
+
+
+def describe(path: str, host: str, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the data of a ``file`` message about a file on this host; it need not exist.
+
+    Args:
+        path: the file.
+        host: name by which readers reach this host.
+        metadata: more items of the message; none of them replaces what tells where the file is.
+    """
+    uri = _uri(path, host)
+    filesystem = {"cls": _SINGLE, "args": [], "host": host, "protocol": PROTOCOL}
+    return _with_metadata({"filesystem": filesystem, "uri": uri, "uid": uri}, metadata)
+
+
+def describe_members(
+    path: str, host: str, contents: ArchiveContents, metadata: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the data of a ``dataset`` message about the files in an archive on this host.
+
+    Args:
+        path: the archive.
+        host: name by which readers reach this host.
+        contents: what ``look_into`` found there.
+        metadata: more items of the message, beside the dataset.
+    """
+    where = _uri(path, host)
+    return _with_metadata(
+        {
+            "dataset": [
+                {
+                    "filesystem": _filesystem(path, host, contents),
+                    "uri": f"{contents.kind}://{name}::{where}",
+                    "uid": f"{contents.kind}://{name}",
+                }
+                for name in contents.names
+            ]
+        },
+        metadata,
+    )
+
+
+def read_archive_contents(path: str, kind: str) -> ArchiveContents:
+    """Read which files an archive holds; any thread may call this, and a large compressed archive takes a while.
+
+    Links of a tar archive count as files where they lead to one in it, since fsspec follows them.
+
+    Args:
+        path: the archive.
+        kind: ``tar`` or ``zip``.
+
+    Raises:
+        UnpackFailed: it is damaged, holds no file, or one that fsspec cannot open.
+        TemporaryUnpackError: it cannot be read now.
+        KeyError: there is no such kind.
+    """
+    names: dict[str, str] = {}
+    links: dict[str, str] = {}
+    archive_reader.check_is_file(path)
+    with archive_reader.translate_os_errors(path):
+        compression = archive_reader.tar_compression(path) if kind == "tar" else None
+        with closing(archive_reader.members(path, kind)) as members:
+            for member in members:
+                _add_member(member, _name(member, kind, path), names, links)
+    files = names.keys() - links.keys()
+    found = [shown for name, shown in names.items() if archive_reader.resolve_link(name, links) in files]
+    if not found:
+        raise UnpackFailed(f"{path} holds no file")
+    return ArchiveContents(kind, found, compression)
+
+
+def _add_member(member: Member, shown: str, names: dict[str, str], links: dict[str, str]) -> None:
+    """Note the member; a later one of the same name counts."""
+    name = os.path.normpath(shown)
+    names.pop(name, None)
+    links.pop(name, None)
+    if member.kind in (MemberKind.FILE, MemberKind.LINK):
+        names[name] = shown
+    if member.kind is MemberKind.LINK:
+        links[name] = member.target
+
+
+def _name(member: Member, kind: str, path: str) -> str:
+    """Return the name by which fsspec opens the member."""
+    if member.name.startswith("/"):
+        raise UnpackFailed(f"{path}: its member {member.name[:300]!r} has an absolute path, which fsspec cannot open")
+    return re.sub("/+", "/", member.name).rstrip("/") if kind == "tar" else member.name
+
+
+def _filesystem(path: str, host: str, contents: ArchiveContents) -> dict[str, Any]:
+    filesystem = {
+        "cls": _ARCHIVE[contents.kind],
+        "protocol": contents.kind,
+        "args": [],
+        "fo": os.path.abspath(path),
+        "target_protocol": PROTOCOL,
+        "target_options": {"host": host},
+    }
+    if contents.compression:
+        filesystem["compression"] = contents.compression  # fsspec does not tell it by a name like x.tgz
+    return filesystem
+
+
+def _uri(path: str, host: str) -> str:
+    return f"{PROTOCOL}://{host}{os.path.abspath(path)}"
+
+
+def _with_metadata(data: dict[str, Any], metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    return data | {key: value for key, value in (metadata or {}).items() if key not in data}
