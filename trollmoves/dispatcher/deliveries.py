@@ -21,7 +21,7 @@ from trollmoves.journal import FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.movers import Mark, move_it
+from trollmoves.movers import PartialId, move_it
 from trollmoves.net import urls
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
@@ -174,7 +174,7 @@ class Deliveries:
     def _send(self, task: Task, order: DeliveryOrder, receipt: Message | None) -> Result:
         started = time.monotonic()
         url = order.url
-        mark = Mark.for_delivery(self._journal.identity, self.name, task.key, tried=task.may_have_run(self._began))
+        mark = PartialId.for_delivery(self._journal.identity, self.name, task.key, tried=task.may_have_run(self._began))
         try:
             move_it(order.path, self._with_password(url), self._options.connection_parameters, mark=mark)
         except TransferError as error:

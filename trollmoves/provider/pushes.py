@@ -17,7 +17,7 @@ from trollmoves.journal import DONE, FAILED, AnnouncementRecord, Journal, Outcom
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
-from trollmoves.movers import Mark, clean_partials, move_it
+from trollmoves.movers import PartialId, clean_partials, move_it
 from trollmoves.net import urls
 from trollmoves.net.destination_allowlist import DestinationPattern
 from trollmoves.provider.announcer import Announcer
@@ -265,7 +265,7 @@ class PushService:
         size = 0
         self._clean_stale_partials(target)
         destination = target.without_login
-        mark = Mark.for_delivery(self._journal.identity, self.name, task.key, tried=task.may_have_run(self._began))
+        mark = PartialId.for_delivery(self._journal.identity, self.name, task.key, tried=task.may_have_run(self._began))
         for item in payload.file_items(data):
             uri = item["uri"]
             pathname = self._holdings.path(announced.number, uri)

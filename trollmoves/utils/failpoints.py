@@ -74,7 +74,7 @@ def _do_nothing(step: str) -> None:
 def _make_killer(wished: str, last: int) -> Callable[[str], None]:
     times = itertools.count(1)
 
-    def reached(step: str) -> None:
+    def hit(step: str) -> None:
         if step == wished and next(times) == last:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -28,7 +28,7 @@ from trollmoves.errors import (
     TransferError,
     TransferStalled,
 )
-from trollmoves.movers import MOVERS, Mark, close_connections, is_partial, move_it
+from trollmoves.movers import MOVERS, PartialId, close_connections, is_partial, move_it
 from trollmoves.movers.partials import partial_path
 from trollmoves.movers.remote import RemoteMover
 from trollmoves.tests.servers.disks import small_disk
@@ -172,7 +172,7 @@ class MoverContract:
         """What an earlier try of the same delivery left is replaced; what one of another left is not touched."""
         if place.scheme == "s3":
             pytest.skip("there are no partials")
-        mark = Mark.for_delivery("journal", "task", tried=known)
+        mark = PartialId.for_delivery("journal", "task", tried=known)
         for token in (mark.token, "0123456789ab"):
             move_it(origin, place.url(f"{here}/{os.path.basename(partial_path('f', token))}"), place.attrs)
         origin.write_bytes(os.urandom(100))
