@@ -42,8 +42,8 @@ REGISTRY: Mapping[str, str] = {
     "file": "file.FileMover",
     "ftp": "ftp.FtpMover",
     "ftps": "ftp.FtpsMover",
-    "scp": "scp.ScpMover",
-    "sftp": "sftp.SftpMover",
+    "scp": "ssh.scp.ScpMover",
+    "sftp": "ssh.sftp.SftpMover",
     "s3": "s3.S3Mover",
 }
 
@@ -66,7 +66,7 @@ MOVERS: Mapping[str, type[Mover]] = _Movers()
 
 @functools.cache
 def _mover_class(place: str) -> type[Mover]:
-    module, _, name = place.partition(".")
+    module, _, name = place.rpartition(".")
     found: type[Mover] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     return found
 

@@ -94,7 +94,7 @@ class RemoteMover(Mover):
                 self.deliver(connection, source)
         finally:
             if self._left:
-                pool.remember_debris(key, self._left)
+                pool.remember_stale_partial(key, self._left)
 
     def remove_partial(self, far: Backend, partial: str, error: BaseException) -> None:
         """Remove what a try left, at once or when there is a connection that works."""

@@ -45,7 +45,7 @@ class Wire:
     def __init__(self) -> None:
         self.questions: list[Question] = []
 
-    def ask(self, address: str, request: str, timeout: float, tell: Callable[[Answer], None]) -> None:
+    def send_request(self, address: str, request: str, timeout: float, tell: Callable[[Answer], None]) -> None:
         """Take a question."""
         self.questions.append(Question(address, Message.decode(request).data, tell))
 

@@ -141,7 +141,7 @@ CHILD = """
 import os, sys
 from trollmoves.journal import Journal, Task
 journal = Journal(sys.argv[1])
-journal.note([Task("chain", "kind", "key", "lane", "", due=journal.now() + 60)])
+journal.add_tasks([Task("chain", "kind", "key", "lane", "", due=journal.now() + 60)])
 if sys.argv[2] == "closed":
     journal.close()
 os._exit(0)

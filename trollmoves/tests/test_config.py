@@ -393,8 +393,8 @@ class TestClient:
         path = tmp_path / "site.ini"
         path.write_text("".join(f"[{scheme}]\nproviders = a:1\ndestination = {scheme}://h/in\n" for scheme in SCHEMES))
         program = (
-            "import sys; from trollmoves import config, options; "
-            "print(*config.read(sys.argv[1], options.ClientOptions).sections); "
+            "import sys; from trollmoves.config import config_file, options; "
+            "print(*config_file.read(sys.argv[1], options.ClientOptions).sections); "
             "print(*{'paramiko', 'ftplib', 'boto3'} & {*sys.modules})"
         )
         done = subprocess.run([sys.executable, "-c", program, path], check=True, capture_output=True, text=True)
@@ -481,7 +481,7 @@ class TestFile:
             (b"[a]\n# Norrk\xf6ping\n", "line 2 is no UTF-8 text"),
             (b"[a]\ntopic = /a\n\0\0\0\0", "line 3 holds a control character"),
             (b"[a]\n" + b"#" * config_file.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
-            (b"[DEFAULT]\nworkers = many\nlane_limit = 0\n[a]\norigin = /x\ntopic = /a\n",
+            (b"[DEFAULT]\nworkers = many\nmax_transfers_per_host = 0\n[a]\norigin = /x\ntopic = /a\n",
              "[DEFAULT] workers: no whole number: 'many'; max_transfers_per_host: must be between 1 and 1000: '0'"),
             (b"[a]\ntopic = /a\n[b]\norigin = /b\n",
              "[a] origin: is missing: say which files to announce, by origin, or by listen for messages; "
@@ -513,7 +513,7 @@ class TestFile:
 
     def test_process(self, read: Read[ServerOptions]) -> None:
         """[DEFAULT] holds the process's options; a section's own count for that section."""
-        text = "[DEFAULT]\nsynchronous = FULL\nkeep_finished = 0.5\nlane_limit = 2\n[two]\norigin = /b\ntopic = /b\n"
+        text = "[DEFAULT]\nsynchronous = FULL\nkeep_finished = 0.5\nmax_transfers_per_host = 2\n[two]\norigin = /b\ntopic = /b\n"
         found = read(text + GOOD_SERVER + "max_transfers_per_host = 3\nretry_for = 60\n", ServerOptions)
         assert (found.process.synchronous, found.process.keep_finished, found.process.max_transfers_per_host) == (
             "full",
@@ -570,7 +570,7 @@ class TestChanges:
 
     def test_by_section(self, read: Read[ServerOptions]) -> None:
         """Sections are added, removed, changed or unchanged by what they mean, not by how they are written."""
-        a, b, c = (f"[{name}]\norigin = /{name}\ntopic = /{name}\nlane_limit = 4\n" for name in "abc")
+        a, b, c = (f"[{name}]\norigin = /{name}\ntopic = /{name}\nmax_transfers_per_host = 4\n" for name in "abc")
         old = read(a + b, ServerOptions)
         new = read("# comment\n" + c + b.replace("= 4", ": 4"), ServerOptions)
         found = config_file.changes(old, new)

@@ -337,7 +337,7 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
         (f"{GOOD}\npublish_topic: '/{{a'", "[t] publish_topic: '/{a' is no pattern"),
         (f"{GOOD}\npublish_topic: a b", "[t] publish_topic: a subject holds no blanks"),
         (f"{GOOD}\norigin: /in/", "[t] origin: "),
-        (f"{GOOD}\nlane_limit: many", "[t] max_transfers_per_host: no whole number"),
+        (f"{GOOD}\nmax_transfers_per_host: many", "[t] max_transfers_per_host: no whole number"),
         (f"{GOOD}\naliases: x", "[t] aliases: must say what stands for which value"),
         (f"{GOOD}\naliases: {{a: b}}", "[t] aliases: must say what stands for which value"),
         (f"{GOOD}\nconnection_parameters: x", "[t] connection_parameters: must have names below it"),

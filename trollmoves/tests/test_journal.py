@@ -657,15 +657,15 @@ def test_the_last_number_is_never_an_old_one(path: str) -> None:
 
 ROUNDS = """
 import sys
-from trollmoves.journal import DONE, Announced, Journal, Outcome, Task
+from trollmoves.journal import DONE, AnnouncementRecord, Journal, Outcome, Task
 
 journal = Journal(sys.argv[1])
 round = 0
 while True:
-    noted = journal.note([Task("chain", "fetch", f"{round} {n}", "lane", "x" * 500) for n in range(10)])
-    journal.announce("chain", [Announced(round + 1, f"/in/{round}", str(round), 1, 1, "message")])
+    noted = journal.add_tasks([Task("chain", "fetch", f"{round} {n}", "lane", "x" * 500) for n in range(10)])
+    journal.append_announcements("chain", [AnnouncementRecord(round + 1, f"/in/{round}", str(round), 1, 1, "message")])
     journal.finish(
-        [Outcome(t, DONE, "reply", then=[Task("chain", "then", t.key, "lane", "")]) for t, _ in noted[:5]]
+        [Outcome(t, DONE, "reply", follow_ups=[Task("chain", "then", t.key, "lane", "")]) for t, _ in noted[:5]]
     )
     print(round, flush=True)
     round += 1
@@ -702,11 +702,11 @@ def test_a_kill_leaves_every_transaction_whole(path: str, rounds: int) -> None:
 
 KILLED = """
 import os, sys, time
-from trollmoves.journal import DONE, UNSURE, Journal, Outcome, Task
+from trollmoves.journal import DONE, UNFLUSHED_SECONDS, Journal, Outcome, Task
 journal = Journal(sys.argv[1])
-print(len(journal.last_done("chain", ("fetch",), UNSURE)), flush=True)
+print(len(journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS)), flush=True)
 time.sleep(float(sys.argv[2]))
-(task, _), = journal.note([Task("chain", sys.argv[3], sys.argv[3], "lane", "")])
+(task, _), = journal.add_tasks([Task("chain", sys.argv[3], sys.argv[3], "lane", "")])
 if task.kind == "fetch":
     journal.finish([Outcome(task, DONE)])
 os._exit(0)

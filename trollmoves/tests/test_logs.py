@@ -19,7 +19,7 @@ from trollmoves.utils import logs
 LINE = re.compile(r"\[(DEBUG|INFO|WARNING|ERROR): \d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} : [\w.]+\] ")
 SAY = """
 import logging
-from trollmoves import logs
+from trollmoves.utils import logs
 {before}
 logging.getLogger("trollmoves.early")
 logs.set_up(**{arguments!r})
@@ -194,7 +194,7 @@ def test_a_configuration_that_cannot_be_used_is_told(tmp_path: Path, text: str |
     if text is not None:
         config.write_text(text)
     script = (
-        "import sys\nfrom trollmoves import errors, logs\n"
+        "import sys\nfrom trollmoves import errors\nfrom trollmoves.utils import logs\n"
         "try:\n    logs.set_up(config=sys.argv[1])\nexcept errors.ConfigError as error:\n    print(error)"
     )
     run = subprocess.run([sys.executable, "-c", script, str(config)], capture_output=True, text=True, timeout=60)

@@ -467,9 +467,9 @@ def test_what_is_no_request_mark_is_passed_over(mark: Any) -> None:
 
 
 @pytest.mark.parametrize("timeout", [math.nan, math.inf, -1, -math.inf, 10**400])
-def test_a_request_mark_holds_only_what_it_should(patience: float) -> None:
+def test_a_request_mark_holds_only_what_it_should(timeout: float) -> None:
     """A patience that is no span of time is as if it had not been sent."""
-    assert payload.request_metadata({"request": {"id": "a", "timeout": patience}}) == {"id": "a"}
+    assert payload.request_metadata({"request": {"id": "a", "timeout": timeout}}) == {"id": "a"}
 
 
 def test_a_failure_is_told_in_the_language_of_the_peer() -> None:

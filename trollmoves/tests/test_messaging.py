@@ -890,7 +890,7 @@ def test_malformed_messages_are_skipped(stack: ExitStack, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         one.send_encoded([*bad * 200, Message("/a", "file", "good").encode()])
         until(lambda: ear.of("file") == ["good"], SOON)
-    warnings = [record.getMessage() for record in caplog.records if record.name.endswith("listener")]
+    warnings = [record.getMessage() for record in caplog.records if record.name.endswith("subscriber")]
     assert len(warnings) == 600
     assert at(one).address in warnings[0]
 

@@ -412,8 +412,8 @@ def test_link_to_a_file_of_another_user_is_told_of_when_it_is_quiet(public: Path
 
 def assert_unknown(path: str) -> None:
     """Check that another user cannot learn whether a file is open, so that the test means something."""
-    code = "import os, sys; from trollmoves.watch.completeness import being_written; os.setresuid(1, 1, 1)"
-    code += "; sys.stdout.write(str(being_written(sys.argv[1])))"
+    code = "import os, sys; from trollmoves.watch.completeness import is_open_for_writing; os.setresuid(1, 1, 1)"
+    code += "; sys.stdout.write(str(is_open_for_writing(sys.argv[1])))"
     top = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, cwd=top)
     assert done.stdout == "None"
