@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import crowds, dispatching, flow, movers, plot, scale
 from benchmarks.figures import Figure, as_data, table
-from trollmoves.tests import earlier
+from trollmoves.tests.helpers import legacy_peer as earlier
 
 Work = Callable[[Path], Iterator[Figure]]
 

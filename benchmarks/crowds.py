@@ -13,16 +13,16 @@ from pathlib import Path
 from benchmarks.figures import Figure
 from benchmarks.flow import PATIENCE
 from benchmarks.witness import Cost, Receipts
-from trollmoves.tests.daemons import (
+from trollmoves.tests.helpers.daemons import (
     MIRROR_TOPIC,
     Site,
     client_section,
     mirror_section,
     server_section,
 )
-from trollmoves.tests.feeding import content, names
-from trollmoves.tests.network import Network, SlowLine
-from trollmoves.tests.waiting import until
+from trollmoves.tests.helpers.feeding import content, names
+from trollmoves.tests.helpers.network import Network, SlowLine
+from trollmoves.tests.helpers.waiting import until
 
 CLIENTS, SERVERS, HEALTHY = 10, 5, 9
 PAIRS = 11  # of bursts, with and without a dead host

@@ -12,10 +12,10 @@ from posttroll.message import Message
 from benchmarks.figures import Figure
 from benchmarks.flow import PATIENCE
 from benchmarks.witness import Arrivals
-from trollmoves.tests.daemons import Site
-from trollmoves.tests.dispatching import TOPIC, Dispatching
-from trollmoves.tests.feeding import content, names
-from trollmoves.tests.waiting import until
+from trollmoves.tests.helpers.daemons import Site
+from trollmoves.tests.helpers.dispatching import TOPIC, Dispatching
+from trollmoves.tests.helpers.feeding import content, names
+from trollmoves.tests.helpers.waiting import until
 
 TARGETS = {"archive": {"host": "", "directory": "OUT/archive", "dispatch_configs": [{"topics": [TOPIC]}]}}
 ROUNDS = 3

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from benchmarks.figures import Figure
 from benchmarks.witness import Arrivals, Cost, Receipts, percentiles
-from trollmoves.tests import earlier
-from trollmoves.tests.daemons import Couple, Site
-from trollmoves.tests.feeding import content, names
-from trollmoves.tests.waiting import until
+from trollmoves.tests.helpers import legacy_peer as earlier
+from trollmoves.tests.helpers.daemons import Couple, Site
+from trollmoves.tests.helpers.feeding import content, names
+from trollmoves.tests.helpers.waiting import until
 
 PATIENCE = 600.0  # s for any one piece of work
 WARM = 200  # files before anything is timed

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.figures import Figure
-from trollmoves.tests import earlier
-from trollmoves.tests.daemons import REPOSITORY, Site
+from trollmoves.tests.helpers import legacy_peer as earlier
+from trollmoves.tests.helpers.daemons import REPOSITORY, Site
 from trollmoves.tests.servers.openssh import OpenSsh
 from trollmoves.tests.servers.pyftpd import USER, PyFtpd
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from benchmarks.figures import Figure
 from benchmarks.flow import PATIENCE, stage
 from benchmarks.witness import Cost, Receipts
-from trollmoves.tests.daemons import Site, client_section, server_section
-from trollmoves.tests.feeding import content, names
-from trollmoves.tests.waiting import until
+from trollmoves.tests.helpers.daemons import Site, client_section, server_section
+from trollmoves.tests.helpers.feeding import content, names
+from trollmoves.tests.helpers.waiting import until
 
 SECTIONS = 100
 TURNS = 7

@@ -15,8 +15,8 @@ from pathlib import Path
 import pyinotify
 import zmq
 
-from trollmoves.tests.hearing import HOST
-from trollmoves.tests.waiting import until
+from trollmoves.tests.helpers.recording import HOST
+from trollmoves.tests.helpers.waiting import until
 
 FLOOD = 1_500  # messages a second from which on a witness lets them gather: it is not to take a processor itself
 REST = 0.003  # s that it does, and may be late by

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the daemons and helpers of this checkout
 
-from trollmoves.tests.daemons import Process, Site
-from trollmoves.tests.hearing import Ear
+from trollmoves.tests.helpers.daemons import Process, Site
+from trollmoves.tests.helpers.recording import Ear
 from trollmoves.tests.servers import openssh, pyftpd, seaweed
 from trollmoves.tests.servers.process import ServerProcess, answers
 

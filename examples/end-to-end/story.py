@@ -20,8 +20,8 @@ from pathlib import Path
 import pyinotify
 from picture import Picture
 
-from trollmoves.tests.daemons import Site
-from trollmoves.tests.waiting import until
+from trollmoves.tests.helpers.daemons import Site
+from trollmoves.tests.helpers.waiting import until
 
 PATIENCE = 90.0  # s that is waited for files to arrive
 PACE = 0.005  # s between two files

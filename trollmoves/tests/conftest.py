@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.daemons import Site
-from trollmoves.tests.quiet import LOUD, Others
+from trollmoves.tests.helpers.daemons import Site
+from trollmoves.tests.helpers.machine_load import LOUD, Others
 
 # Reasons of skips that an installation would have made unnecessary: "missing: vsftpd", "no vsftpd (Debian: vsftpd)".
 MISSING = re.compile(r"(Skipped: )?(missing:|could not import|no .*\((Debian|PyPI)\b)")

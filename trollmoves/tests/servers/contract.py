@@ -31,10 +31,10 @@ from trollmoves.errors import (
 from trollmoves.movers import MOVERS, PartialId, close_connections, is_partial, move_it
 from trollmoves.movers.partials import partial_path
 from trollmoves.movers.remote import RemoteMover
+from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess
 from trollmoves.tests.servers.proxy import Proxy
-from trollmoves.tests.waiting import until
 
 PATIENT = 30.0  # s; a time-out for what is to succeed, on a machine with much else to do
 TIMEOUTS = ("stall_timeout", "connection_timeout")

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 
-from trollmoves.tests.waiting import PATIENCE, until
+from trollmoves.tests.helpers.waiting import PATIENCE, until
 
 HOST = "127.0.0.1"
 PROXY_HOST = "127.0.0.2"

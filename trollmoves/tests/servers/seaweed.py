@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
-from trollmoves.tests.waiting import until
 
 KEY = "AKIATROLLMOVES"
 SECRET = "s3cr3t/pass+word"

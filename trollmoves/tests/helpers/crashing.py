@@ -1,0 +1,514 @@
+"""Daemons that die at a step: the pictures in which they do, and the table of all cases.
+
+``python -m trollmoves.tests.helpers.crashing`` prints the table as it stands in doc/reliability.md.
+"""
+
+from __future__ import annotations
+
+import bz2
+import itertools
+import signal
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trollmoves.movers import is_partial
+from trollmoves.tests.helpers.daemons import Pair, Process, Site, client_section, server_section
+from trollmoves.tests.helpers.directories import FarEnd
+from trollmoves.tests.helpers.dispatching import TOPIC, Dispatching
+from trollmoves.tests.helpers.feeding import Feeder, content
+from trollmoves.tests.helpers.recording import HOST, Ear, Heard
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.servers import seaweed
+from trollmoves.tests.servers.seaweed import Seaweed
+from trollmoves.tests.system.test_mirror import Chain
+from trollmoves.utils.failpoints import ENV_VAR, FAILPOINTS
+
+FILES = 4
+LARGE = 3_000_000  # bytes of a file that is sent in several pieces
+ASK_AGAIN = 1  # s after which a client asks again: who was killed answers nobody
+DEADLINE = 60.0  # s for a daemon to come to a step, and for all to be well afterwards, on a busy machine
+
+
+class Picture(ABC):
+    """Daemons, what they are fed with, and where it is to go; nothing is started yet.
+
+    ``processes`` are the daemons by their names, ``received`` hears whoever tells that files are at the target.
+    """
+
+    processes: dict[str, Process]
+    received: Ear
+    feeder: Feeder
+    target: Path
+    size = 1000
+    count = 1  # the victim dies when it comes to its step for this time
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.too_early: list[str] = []
+        self.set_up()
+        self.received.on_heard = self._check_receipt
+
+    @abstractmethod
+    def set_up(self) -> None:
+        """Make the attributes."""
+
+    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+        """Do what leads the ``victim`` to its step; ``arm`` makes its next start its last."""
+        arm()
+        self.start()
+        self.feed()
+
+    def start(self) -> None:
+        """Start all, the server last: who hears it for the first time is told of what it announces from then on."""
+        others = [process for name, process in self.processes.items() if name != "server"]
+        for process in others:
+            process.start(wait=False)
+        for process in others:
+            process.wait_until_ready()
+        self.processes["server"].start(wait=False)
+
+    def feed(self) -> None:
+        """Bring in files."""
+        self.feeder.feed(FILES, size=self.size)
+
+    def restart(self, victim: Process) -> None:
+        """Start the victim anew."""
+        victim.start(wait=False)
+
+    def missing(self) -> list[str]:
+        """Give the names of what is not at the target, or not whole."""
+        return self.feeder.missing(self.target)
+
+    def debris(self) -> list[str]:
+        """Give what is at the target under names of partials, or of unpacking."""
+        return [path.name for path in self.target.rglob("*") if is_partial(path.name) or path.name.endswith("ing")]
+
+    def check_removals(self) -> None:
+        """Fail when something was removed that is not delivered; called when the victim is dead, and at the end."""
+        missing = self.missing()
+        lost = [name for name in missing if not (self.feeder.folder / name).exists()]
+        assert lost == []
+
+    def wait_until_removed(self) -> None:  # noqa: B027  (most remove nothing)
+        """Wait until all is removed that is to be."""
+
+    def _check_receipt(self, heard: Heard) -> None:
+        if heard.type == "file" and heard.uid in self.missing():
+            self.too_early.append(heard.uid)
+
+    def wait_until_done(self) -> None:
+        """Wait until every file is whole at the target, told of, and the rest is tidy."""
+        self.received.wait_for_receipts(self.feeder.fed, DEADLINE)
+        until(lambda: not self.missing(), 5, "the files are whole at the target")
+        until(lambda: not self.debris(), 5, "no partial is left")
+        self.wait_until_removed()
+        self.check_removals()
+        assert self.too_early == []
+        for process in self.processes.values():
+            assert "Traceback" not in process.log.read_text()
+
+
+class Plain(Picture):
+    """A server and a client."""
+
+    server: Mapping[str, object] = {}
+    client: Mapping[str, object] = {}
+    origin = ""  # names in the server's directory, where they are not the usual ones
+
+    def set_up(self) -> None:
+        """Make a pair."""
+        pair = Pair(self.site, self.server, **{"transfer_req_timeout": ASK_AGAIN, **self.client, **self.place()})
+        if self.origin:
+            pair.server_sections["hrit"]["origin"] = f"{pair.feeder.folder}/{self.origin}"
+            pair.server.reconfigure(pair.server_sections)
+        self.processes = {"server": pair.server, "client": pair.client}
+        self.received, self.feeder, self.target = pair.received, pair.feeder, pair.target
+
+    def place(self) -> Mapping[str, object]:
+        """Give the client's destination when it is not the usual directory."""
+        return {}
+
+
+class Large(Plain):
+    """The same, with files that are sent in several pieces."""
+
+    size = LARGE
+
+
+class Deleting(Plain):
+    """A server that removes what was delivered."""
+
+    server = {"delete": "true", "remove_delay": 0.2}
+
+    def wait_until_removed(self) -> None:
+        """Wait until the server's directory is empty."""
+        until(lambda: not list(self.feeder.folder.iterdir()), DEADLINE, "what was delivered is removed")
+
+
+class Missed(Plain):
+    """A client that was away when files were announced."""
+
+    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+        """Let it know the server, and be away."""
+        self.start()
+        self.feeder.feed()
+        self.received.wait_for_receipts(self.feeder.fed)
+        victim.kill()
+        self.feed()
+        self.processes["server"].wait_for_line("announced", 2)
+        arm()
+        victim.start(wait=False)
+
+
+class KilledBefore(Plain):
+    """A client that was killed when it had just told of files."""
+
+    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+        """Kill it a first time."""
+        self.start()
+        self.feed()
+        self.received.wait_for_receipts(self.feeder.fed)
+        until(lambda: not self.site.to_do("fetch"), what="it is written down that they are told of")
+        victim.kill()
+        arm()
+        victim.start(wait=False)
+
+
+class Twins(Picture):
+    """Two servers that have the same files, the second one to come up when the client has them all."""
+
+    def set_up(self) -> None:
+        """Make a pair, and a second server, which removes what nobody needs."""
+        site = self.site
+        pair = Pair(site, transfer_req_timeout=ASK_AGAIN)
+        self.twin = site.feeder("in-too")
+        ports = site.port(), site.port()
+        section = server_section(self.twin.folder, ports[1], delete="true", remove_delay=0.2)
+        second = site.server({"hrit": section}, ports[0], name="second")
+        client = client_section([pair.publish_port, ports[0]], pair.target, pair.client_port)
+        pair.client.reconfigure({"hrit": client})
+        self.first, self.processes = pair.server, {"server": second, "client": pair.client}
+        self.received, self.feeder, self.target = pair.received, pair.feeder, pair.target
+
+    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+        """Have the files of the first server fetched, then begin with the second."""
+        self.processes["client"].start()
+        self.first.start(wait=False)
+        self.feed()
+        self.received.wait_for_receipts(self.feeder.fed)
+        for name in self.feeder.fed:
+            self.twin.put(name, size=self.size)
+        arm()
+        victim.start(wait=False)
+
+    def wait_until_removed(self) -> None:
+        """Wait until the second server's directory is empty."""
+        until(lambda: not list(self.twin.folder.iterdir()), DEADLINE, "what nobody needs is removed")
+
+
+class PackingFeeder(Feeder):
+    """Brings in its files packed."""
+
+    def put(self, name: str, *, version: int = 1, size: int = 1000) -> Path:
+        """Bring in one file, with .bz2 behind its name."""
+        self.fed[name] = content(name, version, size)
+        staged = self._staging / name
+        staged.write_bytes(bz2.compress(self.fed[name]))
+        return staged.rename(self.folder / f"{name}.bz2")
+
+
+PACKED: Mapping[str, object] = {"compression": "bzip", "delete": "true"}
+
+
+class PackedHere(Plain):
+    """A server that unpacks."""
+
+    server = {**PACKED, "remove_delay": 0.2}
+    origin = "{name}.bz2"
+
+    def set_up(self) -> None:
+        """Make a pair for packed files."""
+        self.server = {**self.server, "working_directory": self.site.folder("work")}
+        super().set_up()
+        self.feeder = PackingFeeder(self.feeder.folder)
+
+    def check_removals(self) -> None:
+        """Look for the packed file, and for the unpacked one."""
+        places = (self.feeder.folder, ".bz2"), (self.site.folder("work"), "")
+        missing = self.missing()
+        assert [n for n in missing if not any((folder / f"{n}{end}").exists() for folder, end in places)] == []
+
+    def wait_until_removed(self) -> None:
+        """Wait until nothing is left at the server."""
+        folders = self.feeder.folder, self.site.folder("work")
+        until(lambda: not any(list(folder.iterdir()) for folder in folders), DEADLINE, "all is removed")
+
+
+class PackedThere(Plain):
+    """A client that unpacks, and removes the archives."""
+
+    client = PACKED
+    origin = "{name}.bz2"
+
+    def set_up(self) -> None:
+        """Make a pair for packed files."""
+        super().set_up()
+        self.feeder = PackingFeeder(self.feeder.folder)
+
+    def check_removals(self) -> None:
+        """Look for the archives at both ends."""
+        places = self.feeder.folder, self.target
+        assert [n for n in self.missing() if not any((folder / f"{n}.bz2").exists() for folder in places)] == []
+
+    def wait_until_removed(self) -> None:
+        """Wait until the archives are gone from the target."""
+        until(lambda: not list(self.target.glob("*.bz2")), DEADLINE, "the archives are removed")
+
+
+class Mirrored(Picture):
+    """A server, a mirror that removes what it handed on, and a client of the mirror."""
+
+    mirror: Mapping[str, object] = {"delete": "true", "remove_delay": 0}
+    origin = ""
+
+    def set_up(self) -> None:
+        """Make a chain."""
+        self.chain = Chain(self.site, **self.mirror)  # type: ignore[arg-type]
+        if self.origin:
+            self.chain.server_sections[0]["hrit"]["origin"] = f"{self.chain.feeder.folder}/{self.origin}"
+            self.chain.server.reconfigure(self.chain.server_sections[0])
+        outer = self.chain.outer()
+        self.processes = {"server": self.chain.server, "mirror": self.chain.mirror, "client": outer.process}
+        self.received, self.feeder, self.target = outer.received, self.chain.feeder, outer.target
+
+    def debris(self) -> list[str]:
+        """Look at the mirror, too."""
+        return super().debris() + [path.name for path in self.chain.copies.rglob("*") if is_partial(path.name)]
+
+
+class MirroredPacked(Mirrored):
+    """The same with packed files, which the mirror unpacks."""
+
+    mirror = {**Mirrored.mirror, "compression": "bzip"}
+    origin = "{name}"
+
+    def set_up(self) -> None:
+        """Make a chain for packed files."""
+        super().set_up()
+        self.feeder = PackingFeeder(self.feeder.folder)
+
+    def check_removals(self) -> None:
+        """The server removes nothing."""
+
+
+class Told(Picture):
+    """A dispatcher that is told of files."""
+
+    def set_up(self) -> None:
+        """Make a dispatcher."""
+        target = {"directory": "OUT", "topics": [TOPIC], "publish_topic": "/sent"}
+        self.dispatching = Dispatching(self.site, {"t": target})
+        self.processes = {"dispatcher": self.dispatching.process}
+        self.received, self.target = self.dispatching.ear, self.dispatching.out
+        self.feeder = Feeder(self.dispatching.source)
+
+    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+        """Tell of files when it hears, one after the other: what it is told while it dies is lost."""
+        arm()
+        self.dispatching.start()
+        self.feed()
+        for number, name in enumerate(list(self.feeder.fed)[: self.count]):
+            self.received.wait_for_receipts(list(self.feeder.fed)[:number], DEADLINE)
+            self.tell([name])
+
+    def tell(self, names: Iterable[str]) -> None:
+        """Tell of files."""
+        for name in names:
+            self.dispatching.voice.tell(self.feeder.folder / name)
+
+    def restart(self, victim: Process) -> None:
+        """Start it, wait until it hears, and tell of what it was not told of yet."""
+        self.dispatching.restart()
+        self.tell(list(self.feeder.fed)[self.count :])
+
+
+class ToldTwice(Told):
+    """The same, with a sender that tells of all files again."""
+
+    def restart(self, victim: Process) -> None:
+        """Tell again when it is back."""
+        self.dispatching.restart()
+        assert len(self.missing()) == FILES
+        self.tell(self.feeder.fed)
+
+
+class Far(Large):
+    """A server that delivers to another host."""
+
+    scheme = ""
+
+    def place(self) -> Mapping[str, object]:
+        """Make the far end."""
+        return {"destination": FarEnd(self.site, self.scheme, self.site.folder("out")).url}
+
+
+class FarSftp(Far):
+    """By SFTP."""
+
+    scheme = "sftp"
+
+
+class FarScp(Far):
+    """By SCP."""
+
+    scheme = "scp"
+
+
+class FarFtp(Far):
+    """By FTP."""
+
+    scheme = "ftp"
+
+
+class FarS3(Large):
+    """A server that delivers to a bucket, where an object appears whole."""
+
+    scheme = "s3"
+    size = 17_000_000  # bytes, so that it is sent in parts
+
+    def set_up(self) -> None:
+        """Start a service, and tell the server its keys."""
+        service = self.site.enter(Seaweed(self.site.folder("s3")))
+        self.s3 = seaweed.client(service.port)
+        self.site.at_the_end(self.s3.close)
+        self.server = {
+            "connection_parameters__endpoint_url": f"http://{HOST}:{service.port}",
+            "connection_parameters__key": seaweed.KEY,
+            "connection_parameters__secret": seaweed.SECRET,
+            "connection_parameters__client_kwargs__region_name": "us-east-1",
+        }
+        super().set_up()
+
+    def place(self) -> Mapping[str, object]:
+        """Name the bucket."""
+        return {"destination": f"s3://{seaweed.BUCKET}/out"}
+
+    def missing(self) -> list[str]:
+        """Look into the bucket."""
+        found = self.s3.list_objects_v2(Bucket=seaweed.BUCKET, Prefix="out/").get("Contents", ())
+        keys = {one["Key"].rpartition("/")[2]: one["Key"] for one in found}
+        return [name for name, wanted in self.feeder.fed.items() if self._read(keys.get(name, "")) != wanted]
+
+    def _read(self, key: str) -> bytes:
+        return bytes(self.s3.get_object(Bucket=seaweed.BUCKET, Key=key)["Body"].read()) if key else b""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A daemon that dies when it comes to a step for the ``count``-th time, and what a user ``sees`` of it."""
+
+    daemon: str
+    step: str
+    picture: type[Picture]
+    sees: str
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.daemon}-{self.step}"
+
+
+NOTHING = "nothing but a pause"
+DELIVERED_TWICE = "one file is sent a second time; it is whole all the while"
+TOLD_TWICE = "one receipt is published twice"
+
+CASES = (
+    Case("server", "found", Plain, "the files are announced when it is back"),
+    Case("server", "unpacked", PackedHere, "one file is unpacked a second time", count=2),
+    Case("server", "announcing", Plain, "the files are announced when it is back"),
+    Case("server", "announced", Plain, "the files are announced when it is back"),
+    Case("server", "published", Plain, "some files are announced twice"),
+    Case("server", "asked", Plain, "the client asks again"),
+    Case("server", "push-noted", Plain, "the client asks again"),
+    Case("server", "sending", Large, "a hidden partial, which the next try replaces", count=2),
+    Case("server", "sent", Large, "a hidden partial, which the next try replaces", count=2),
+    Case("server", "delivered", Deleting, DELIVERED_TWICE, count=2),
+    Case("server", "ended", Deleting, "the client asks again, and is told that the file is there"),
+    Case("server", "answered", Deleting, NOTHING, count=2),
+    Case("server", "ack-heard", Twins, "the file is announced again, and acknowledged again", count=2),
+    Case("server", "acknowledged", Twins, NOTHING, count=2),
+    Case("server", "removing", Deleting, "the file is removed when it is back", count=2),
+    Case("server", "removed", Deleting, NOTHING, count=2),
+    Case("client", "heard", Missed, "it catches up when it is back"),
+    Case("client", "noted", Plain, "it asks when it is back"),
+    Case("client", "asking", Plain, "it asks when it is back", count=2),
+    Case("client", "arrived", Plain, "it asks again, and is told that the file is there", count=2),
+    Case("client", "acked", PackedThere, "it asks again; the ack is published twice", count=2),
+    Case("client", "told", Plain, TOLD_TWICE, count=2),
+    Case("client", "ended", Plain, "what was told in the last half second is told twice"),
+    Case("client", "told-again", KilledBefore, "the same is told once more"),
+    Case("client", "unpacked", PackedThere, "one file is unpacked a second time", count=2),
+    Case("client", "discarding", PackedThere, "the archive is removed when it is back", count=2),
+    Case("client", "discarded", PackedThere, NOTHING, count=2),
+    Case("mirror", "heard", Mirrored, "it catches up when it is back"),
+    Case("mirror", "noted", Mirrored, "it announces when it is back"),
+    Case("mirror", "relaying", Mirrored, "it announces when it is back", count=2),
+    Case("mirror", "announced", Mirrored, "it announces when it is back", count=2),
+    Case("mirror", "asked", Mirrored, "the client asks again"),
+    Case("mirror", "copy-wanted", Mirrored, "it fetches when it is back", count=2),
+    Case("mirror", "copy-here", Mirrored, "one copy is fetched a second time", count=2),
+    Case("mirror", "unpacked", MirroredPacked, NOTHING, count=2),
+    Case("mirror", "delivered", Mirrored, DELIVERED_TWICE, count=2),
+    Case("mirror", "removed", Mirrored, NOTHING, count=2),
+    Case(
+        "dispatcher",
+        "message-heard",
+        ToldTwice,
+        "**what it was told in that moment is not delivered**, unless it is told of again: a publisher cannot be asked",
+    ),
+    Case("dispatcher", "message-noted", Told, NOTHING),
+    Case("dispatcher", "sending", Told, "a hidden partial, which the next try replaces", count=2),
+    Case("dispatcher", "sent", Told, "a hidden partial, which the next try replaces", count=2),
+    Case("dispatcher", "delivered", Told, DELIVERED_TWICE, count=2),
+    Case("dispatcher", "told", Told, f"{DELIVERED_TWICE}; {TOLD_TWICE}", count=2),
+    Case("dispatcher", "ended", Told, "what was told in the last half second is told twice"),
+)
+
+FAR = (FarSftp, FarScp, FarFtp)
+MOVED = {"sending": 3, "sent": 2, "delivered": 2}  # the steps that a mover is part of, and when to die
+
+
+def crash(case: Case, site: Site) -> Picture:
+    """Have a daemon die at its step and start it again; return when all is well, and fail when it is not."""
+    picture = case.picture(site)
+    picture.count = case.count
+    victim = picture.processes[case.daemon]
+    normal = victim.environment
+
+    def arm() -> None:
+        victim.environment = {**normal, ENV_VAR: f"{case.step}:{case.count}"}
+
+    picture.begin(victim, arm)
+    until(lambda: not victim.runs(), DEADLINE, f"{case.daemon} comes to {case.step}: {victim.lines()[-3000:]}")
+    assert victim.popen is not None
+    assert victim.popen.returncode == -signal.SIGKILL, victim.lines()
+    picture.check_removals()
+    victim.environment = normal
+    picture.restart(victim)
+    picture.wait_until_done()
+    return picture
+
+
+def table(cases: Sequence[Case] = CASES) -> str:
+    """Give the table of all cases, in Markdown."""
+    lines = ["| killed when | what a user sees |", "|---|---|"]
+    for daemon, group in itertools.groupby(cases, lambda case: case.daemon):
+        lines.append(f"| **{daemon}** | |")
+        lines += [f"| `{case.step}` {FAILPOINTS[case.step].rstrip('.')} | {case.sees} |" for case in group]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())

@@ -1,0 +1,362 @@
+"""Daemons as real processes, and what a test needs around them.
+
+A ``Site`` is what one test has: a folder, ports, processes and ears, all of which end with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from trollmoves.tests.helpers.feeding import PATTERN, Feeder
+from trollmoves.tests.helpers.recording import HOST, Ear
+from trollmoves.tests.helpers.waiting import PATIENCE, until
+
+REPOSITORY = Path(__file__).parents[3]
+TOPIC = "/1b/hrit-segment/0deg"
+MIRROR_TOPIC = "/mirrored/0deg"
+READY = 30.0  # s that a daemon has to come up on a busy machine
+
+S = TypeVar("S")
+
+
+class Closes(Protocol):
+    """What a site can keep."""
+
+    def close(self) -> object:
+        """End it."""
+
+
+T = TypeVar("T", bound=Closes)
+Sections = Mapping[str, Mapping[str, object]]
+
+
+def ini(sections: Sections) -> str:
+    """Give the text of a configuration file."""
+    lines = []
+    for name, options in sections.items():
+        lines += [f"[{name}]", *(f"{option} = {value}" for option, value in options.items()), ""]
+    return "\n".join(lines)
+
+
+def script(name: str) -> str:
+    """Give the path of one of our commands: that of the checkout, else the installed one."""
+    here = REPOSITORY / "bin" / name
+    return str(here) if here.exists() else str(Path(sys.executable).with_name(name))
+
+
+@dataclass
+class Process:
+    """A daemon in a process of its own, which can be started again and again; its lines go to ``log``."""
+
+    command: Sequence[str]
+    log: Path
+    environment: Mapping[str, str]
+    ready: Callable[[Process], bool]
+    config: Path
+    popen: subprocess.Popen[bytes] | None = None
+    _read_from: int = field(default=0, repr=False)
+
+    def start(self, *, wait: bool = True) -> Process:
+        """Start, and wait until it is at work."""
+        assert self.popen is None or self.popen.poll() is not None, "it runs already"
+        self._read_from = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                [*dies_with_us(), *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=dict(self.environment),
+            )
+        if wait:
+            self.wait_until_ready()
+        return self
+
+    def wait_until_ready(self) -> None:
+        """Wait until it is at work; fail when it ended instead."""
+        popen = self.popen
+        assert popen is not None
+        until(lambda: popen.poll() is not None or self.ready(self), READY, f"{self.log.stem} is at work")
+        assert popen.poll() is None, f"{self.log.stem} ended:\n{self.lines()}"
+
+    def mark(self) -> None:
+        """Leave out of ``lines`` what was logged until now."""
+        self._read_from = self.log.stat().st_size
+
+    def lines(self) -> str:
+        """Give what it has logged since its last start, or mark."""
+        with self.log.open("rb") as log:
+            log.seek(self._read_from)
+            return log.read().decode(errors="replace")
+
+    def wait_for_line(self, part: str, times: int = 1, seconds: float = 20) -> None:
+        """Wait until its log says this so often."""
+        until(lambda: self.lines().count(part) >= times, seconds, f"{part!r} in the log:\n{self.lines()[-3000:]}")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.popen is not None
+        self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as a power cut would: no step more."""
+        self.send(signal.SIGKILL)
+        assert self.popen is not None
+        assert self.popen.wait(10 * PATIENCE) == -signal.SIGKILL
+
+    def terminate(self, seconds: float = 20) -> int:
+        """Ask it to end; return its exit status."""
+        self.send(signal.SIGTERM)
+        assert self.popen is not None
+        return self.popen.wait(seconds * PATIENCE)
+
+    def runs(self) -> bool:
+        """Tell whether it runs."""
+        return self.popen is not None and self.popen.poll() is None
+
+    def reconfigure(self, sections: Sections | str) -> None:
+        """Replace its configuration file by rename, as a package manager or an editor does."""
+        new = self.config.with_name(f".{self.config.name}.new")
+        new.write_text(sections if isinstance(sections, str) else ini(sections))
+        new.replace(self.config)
+
+    def stop(self) -> None:
+        """End it, whatever it does."""
+        if self.popen is not None and self.popen.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.popen.pid, signal.SIGKILL)
+            self.popen.wait(10 * PATIENCE)
+
+
+def dies_with_us() -> list[str]:
+    """Give what stands before a command so that it does not outlive a killed test run."""
+    return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+
+
+def _says_that_it_runs(process: Process) -> bool:
+    return " chains, journal " in process.lines()
+
+
+class Site:
+    """A folder, ports, processes and ears of one test; all of them end with the ``with`` block.
+
+    Trees are on a tmpfs where there is one. Logs are in ``logs``, which pytest keeps.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        self._ending = ExitStack()
+        self._numbers = itertools.count(1)
+        shared_memory = Path("/dev/shm")
+        on = shared_memory if os.access(shared_memory, os.W_OK) else logs
+        self.root = Path(tempfile.mkdtemp(prefix="trollmoves-test-", dir=on))
+        self._ending.callback(shutil.rmtree, self.root, ignore_errors=True)
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ending.close()
+
+    def port(self) -> int:
+        """Give a port that stays ours to the end: nobody is given it for another purpose between two starts.
+
+        The socket that holds it never listens, so another one may, as long as both allow that the address is reused.
+        """
+        holder = self.keep(socket.socket())
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("", 0))
+        return int(holder.getsockname()[1])
+
+    def keep(self, thing: T) -> T:
+        """Close something at the end."""
+        self._ending.callback(thing.close)
+        return thing
+
+    def at_the_end(self, end: Callable[[], object]) -> None:
+        """Call something at the end."""
+        self._ending.callback(end)
+
+    def enter(self, thing: AbstractContextManager[S]) -> S:
+        """Begin something that ends with the site."""
+        return self._ending.enter_context(thing)
+
+    def folder(self, name: str) -> Path:
+        """Make a folder."""
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def feeder(self, name: str = "in", first: int = 0) -> Feeder:
+        """Give a feeder of a folder."""
+        return Feeder(self.folder(name), first)
+
+    def ear(self, port: int, topic: str = "") -> Ear:
+        """Give an ear on a publisher."""
+        ear = Ear(port, topic)
+        self._ending.callback(ear.stop)
+        return ear
+
+    def to_do(self, kind: str = "%") -> int:
+        """Count the tasks of one kind, or of all, that wait or run, as the journals of our daemons know them."""
+        count = 0
+        for journal in (self.root / "state").rglob("*.journal"):
+            with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=20)) as opened:
+                found = opened.execute("SELECT count(*) FROM tasks WHERE state = 0 AND kind LIKE ?", (kind,))
+                count += found.fetchone()[0]
+        return count
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of our daemons: their state is in this site's folder."""
+        kept = {key: value for key, value in os.environ.items() if key != "STATE_DIRECTORY"}
+        home = self.folder("home")
+        paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+        return kept | {"XDG_STATE_HOME": str(self.root / "state"), "HOME": str(home), "PYTHONPATH": paths}
+
+    def config(self, sections: Sections | str, name: str = "") -> Path:
+        """Write a configuration file."""
+        path = self.folder("etc") / (name or f"{next(self._numbers)}.ini")
+        path.write_text(sections if isinstance(sections, str) else ini(sections))
+        return path
+
+    def process(
+        self,
+        name: str,
+        command: Sequence[str],
+        config: Path,
+        ready: Callable[[Process], bool] = _says_that_it_runs,
+        environment: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Give a process that is not started yet, and that ends with the site."""
+        log = self.logs / f"{name}.log"
+        process = Process(command, log, environment or self.environment, ready, config)
+        self._ending.callback(process.stop)
+        return process
+
+    def server(self, sections: Sections, port: int, *arguments: str, name: str = "server") -> Process:
+        """Give one of our servers, publishing on ``port``, not started yet."""
+        config = self.config(sections, f"{name}.ini")
+        command = [sys.executable, script("move_it_server.py"), str(config), "-p", str(port), *arguments]
+        return self.process(name, command, config)
+
+    def client(self, sections: Sections, *arguments: str, name: str = "client") -> Process:
+        """Give one of our clients, not started yet."""
+        config = self.config(sections, f"{name}.ini")
+        return self.process(name, [sys.executable, script("move_it_client.py"), str(config), *arguments], config)
+
+    def mirror(self, sections: Sections, port: int, *arguments: str, name: str = "mirror") -> Process:
+        """Give one of our mirrors, publishing on ``port``, not started yet."""
+        config = self.config(sections, f"{name}.ini")
+        command = [sys.executable, script("move_it_mirror.py"), str(config), "-p", str(port), *arguments]
+        return self.process(name, command, config)
+
+    @staticmethod
+    def command(name: str, *arguments: str | Path) -> list[str]:
+        """Give what runs one of our commands."""
+        return [*dies_with_us(), sys.executable, script(name), *map(str, arguments)]
+
+    def run(self, command: str, *arguments: str | Path, seconds: float = 30) -> subprocess.CompletedProcess[str]:
+        """Run one of our commands to its end."""
+        return subprocess.run(
+            self.command(command, *arguments),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds * PATIENCE,
+            env=self.environment,
+            check=False,
+        )
+
+
+def server_section(origin: Path, request_port: int, **options: object) -> dict[str, object]:
+    """Give a server's section that announces the segments in a folder."""
+    return {
+        "origin": f"{origin}/{PATTERN}",
+        "topic": TOPIC,
+        "request_port": request_port,
+        "request_address": HOST,
+        **options,
+    }
+
+
+def client_section(
+    servers: int | Sequence[int], destination: object, publish_port: int, **options: object
+) -> dict[str, object]:
+    """Give a client's section that hears servers on this host by their publish ports."""
+    ports = [servers] if isinstance(servers, int) else servers
+    return {
+        "providers": " ".join(f"{HOST}:{port}" for port in ports),
+        "destination": destination,
+        "topic": TOPIC,
+        "publish_port": publish_port,
+        "nameservers": "False",
+        **options,
+    }
+
+
+def mirror_section(
+    servers: int | Sequence[int], destination: object, request_port: int, **options: object
+) -> dict[str, object]:
+    """Give a mirror's section that hears servers on this host by their publish ports, and has a topic of its own."""
+    ports = [servers] if isinstance(servers, int) else servers
+    return {
+        "providers": " ".join(f"{HOST}:{port}" for port in ports),
+        "destination": destination,
+        "client_topic": TOPIC,
+        "topic": MIRROR_TOPIC,
+        "request_port": request_port,
+        "request_address": HOST,
+        **options,
+    }
+
+
+class Couple:
+    """One server and one client; nothing is started yet."""
+
+    def __init__(self, site: Site, server: Mapping[str, object] | None = None, **client: object) -> None:
+        self.feeder = site.feeder()
+        self.target = site.folder("out")
+        self.publish_port, self.request_port, self.client_port = site.port(), site.port(), site.port()
+        self.server_sections = {"hrit": server_section(self.feeder.folder, self.request_port, **(server or {}))}
+        self.client_sections = {"hrit": client_section(self.publish_port, self.target, self.client_port) | client}
+        self.server = site.server(self.server_sections, self.publish_port)
+        self.client = site.client(self.client_sections)
+
+    def start(self) -> Self:
+        """Start both."""
+        self.server.start(wait=False)
+        self.client.start()
+        self.server.wait_until_ready()
+        return self
+
+
+class Pair(Couple):
+    """The usual arrangement: one server, one client, and an ear on each; nothing is started yet."""
+
+    def __init__(self, site: Site, server: Mapping[str, object] | None = None, **client: object) -> None:
+        super().__init__(site, server, **client)
+        self.announced = site.ear(self.publish_port)
+        self.received = site.ear(self.client_port)
+
+    def wait_until_done(self, seconds: float = 30) -> None:
+        """Wait until all that was fed is at the target, whole, and told of."""
+        self.received.wait_for_receipts(self.feeder.fed, seconds)
+        assert self.feeder.missing(self.target) == []

@@ -1,0 +1,128 @@
+"""Floods a server from a separate address until killed: ``python -m trollmoves.tests.helpers.flooding KIND PORT``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import zmq
+from posttroll.message import Message
+
+HERE = "127.0.0.1"
+FLOODER = "127.0.0.2"
+PIPELINE = 10_000
+HALF_OPEN = 1_000
+TOO_LARGE = 100 * 1024 * 1024
+
+
+def pump(port: int, texts: Iterator[bytes], connections: int = 1) -> None:
+    """Send requests as fast as they are taken, and read no answer."""
+    context = zmq.Context()
+    lines = []
+    for _ in range(connections):
+        line = context.socket(zmq.DEALER)
+        line.setsockopt(zmq.SNDHWM, PIPELINE)
+        line.connect(f"tcp://{FLOODER}:0;{HERE}:{port}")
+        lines.append(line)
+    sent = 0
+    while True:
+        for line in lines:
+            with suppress(zmq.Again):
+                line.send_multipart([b"", next(texts)], zmq.NOBLOCK)
+                sent += 1
+                continue
+        if not any(int(line.get(zmq.EVENTS)) & zmq.POLLOUT for line in lines):
+            time.sleep(0.001)
+
+
+def forever(text: object) -> Iterator[bytes]:
+    """Give the same text again and again."""
+    raw = str(text).encode()
+    while True:
+        yield raw
+
+
+def pings(port: int) -> None:
+    """One connection that asks whether anybody is there."""
+    pump(port, forever(Message("/ping", "ping")))
+
+
+def many_pings(port: int) -> None:
+    """The same over two hundred connections."""
+    pump(port, forever(Message("/ping", "ping")), 200)
+
+
+def infos(port: int) -> None:
+    """Questions that are costly to answer."""
+    pump(port, forever(Message("/", "info", {"max_count": 2000})))
+
+
+def pushes(port: int) -> None:
+    """Requests for files that were never announced, each another one."""
+    numbers = iter(range(sys.maxsize))
+    data = {"uid": "x", "destination": "file:///tmp/nowhere/"}
+    pump(port, (str(Message("/1b", "push", data | {"uri": f"/tmp/{n}"})).encode() for n in numbers))
+
+
+def nonsense(port: int) -> None:
+    """Well-formed frames with nothing in them that can be read."""
+    pump(port, iter(lambda: os.urandom(100), b""))
+
+
+def large(port: int) -> None:
+    """Messages of 100 MB."""
+    context = zmq.Context()
+    payload = b"x" * TOO_LARGE
+    while True:
+        with context.socket(zmq.DEALER) as line:
+            line.setsockopt(zmq.LINGER, 0)
+            line.connect(f"tcp://{FLOODER}:0;{HERE}:{port}")
+            line.send_multipart([b"", payload], copy=False)
+            line.poll(200)
+
+
+def tcp(port: int) -> socket.socket:
+    """Connect without a word."""
+    return socket.create_connection((HERE, port), 10, (FLOODER, 0))
+
+
+def half_open(port: int) -> None:
+    """A thousand connections on which nothing is ever said, made anew when they are cut."""
+    lines: list[socket.socket] = []
+    while True:
+        while len(lines) < HALF_OPEN:
+            with suppress(OSError):
+                lines.append(tcp(port))
+                lines[-1].setblocking(False)
+        for line in list(lines):
+            with suppress(BlockingIOError):
+                try:
+                    gone = not line.recv(1000, socket.MSG_PEEK)
+                    if not gone:
+                        line.recv(1000)
+                except ConnectionError:
+                    gone = True
+                if gone:
+                    line.close()
+                    lines.remove(line)
+        time.sleep(0.05)
+
+
+def garbage(port: int) -> None:
+    """What is not ZeroMQ's protocol, on ever new connections."""
+    while True:
+        with suppress(OSError), tcp(port) as line:
+            line.sendall(os.urandom(5000))
+
+
+KINDS: dict[str, Callable[[int], None]] = {
+    one.__name__: one for one in (pings, many_pings, infos, pushes, nonsense, large, half_open, garbage)
+}
+
+
+if __name__ == "__main__":
+    KINDS[sys.argv[1]](int(sys.argv[2]))

@@ -1,0 +1,122 @@
+"""The earlier implementation, from PyPI in a venv of its own, as a peer to talk to."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trollmoves.tests.helpers.daemons import Process, Sections, Site
+from trollmoves.tests.servers.process import answers
+
+VERSION = "0.19.0"
+VARIABLE = "TROLLMOVES_OLD_PYTHON"  # names the python of a venv that has it
+OLDEST = (3, 12)
+INSTALL_SECONDS = 300
+
+
+class Missing(Exception):
+    """The earlier implementation is not here and cannot be had; the text says why."""
+
+
+def server(site: Site, sections: Sections, port: int, name: str = "old-server") -> Process:
+    """Give an old server, publishing on ``port``, not started yet."""
+    config = site.config(sections, f"{name}.ini")
+    command = [*_command("move_it_server.py"), str(config), "-p", str(port)]
+    ports = [port, *(int(str(options["request_port"])) for options in sections.values())]
+    return site.process(name, command, config, lambda _: all(map(answers, ports)), _environment(site))
+
+
+def client(site: Site, sections: Sections, name: str = "old-client") -> Process:
+    """Give an old client, not started yet."""
+    config = site.config(sections, f"{name}.ini")
+    ports = [int(str(options["publish_port"])) for options in sections.values()]
+    command = [*_command("move_it_client.py"), str(config)]
+    return site.process(name, command, config, lambda _: all(map(answers, ports)), _environment(site))
+
+
+def _command(script: str) -> list[str]:
+    interpreter = python()
+    if isinstance(interpreter, Missing):
+        pytest.skip(f"missing: {interpreter}")
+    return [str(interpreter), str(interpreter.with_name(script))]
+
+
+def _environment(site: Site) -> dict[str, str]:
+    return {key: value for key, value in site.environment.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+
+
+@functools.cache
+def python() -> Path | Missing:
+    """Give the python of the venv, which is made when there is none, or why that failed; the answer stays."""
+    try:
+        named = os.environ.get(VARIABLE)
+        return _checked(Path(named) if named else _cached())
+    except Missing as missing:
+        return missing
+
+
+def _cached() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trollmoves"
+    base = _base_python()
+    folder = cache / f"earlier-{VERSION}-{base.name}"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with (cache / f"{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "complete").exists():
+                _make(folder, base)
+    except OSError as error:
+        raise Missing(f"no place for a venv: {error}") from None
+    return folder / "bin" / "python"
+
+
+def _checked(interpreter: Path) -> Path:
+    if not interpreter.with_name("move_it_server.py").exists():
+        raise Missing(f"trollmoves {VERSION} is not installed beside {interpreter}")
+    return interpreter
+
+
+def _base_python() -> Path:
+    for candidate in _candidates():
+        shows = "import sys; print(*sys.version_info[:2])"
+        try:
+            told = subprocess.run([candidate, "-c", shows], capture_output=True, text=True, timeout=30, check=True)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if tuple(map(int, told.stdout.split())) >= OLDEST:
+            return Path(candidate)
+    raise Missing(f"trollmoves {VERSION} needs Python {OLDEST[0]}.{OLDEST[1]} or newer")
+
+
+def _candidates() -> Iterator[str]:
+    yield sys.executable
+    if os.environ.get("NEWEST_PYTHON"):
+        yield os.environ["NEWEST_PYTHON"]
+    for minor in range(OLDEST[1], OLDEST[1] + 4):
+        name = f"python{OLDEST[0]}.{minor}"
+        found = shutil.which(name)
+        if found:
+            yield found
+        yield from map(str, Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/{name}"))
+
+
+def _make(folder: Path, base: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", f"trollmoves[server]=={VERSION}"]
+    for command in ([str(base), "-m", "venv", str(folder)], install):
+        try:
+            subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=True)
+        except subprocess.CalledProcessError as error:
+            last = (error.stderr or error.stdout).strip().rpartition("\n")[2]
+            raise Missing(f"trollmoves {VERSION} cannot be installed: {last}") from None
+        except subprocess.TimeoutExpired:
+            raise Missing(f"trollmoves {VERSION} is not installed within {INSTALL_SECONDS} s") from None
+    (folder / "complete").touch()

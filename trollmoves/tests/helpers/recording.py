@@ -1,0 +1,196 @@
+"""Hears what publishers say, and asks what servers are asked, as peers outside of this project do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+from posttroll.message import Message
+
+from trollmoves.tests.helpers.waiting import PATIENCE, until
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Heard:
+    """A message and when it came (monotonic)."""
+
+    message: Message
+    at: float
+
+    @property
+    def type(self) -> str:
+        """The type of the message."""
+        return str(self.message.type)
+
+    @property
+    def data(self) -> Any:
+        """The data of the message."""
+        return self.message.data
+
+    @property
+    def uid(self) -> str:
+        """The file that it is about, empty when there is none."""
+        return str(self.data.get("uid", "")) if isinstance(self.data, dict) else ""
+
+
+class Ear:
+    """Hears a publisher, in a thread, from when it is there; it need not be there yet."""
+
+    def __init__(self, port: int, topic: str = "", *, address: str = HOST) -> None:
+        self.heard: list[Heard] = []
+        self.texts: list[str] = []
+        self.unreadable: list[str] = []
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        for option, value in ((zmq.RCVHWM, 0), (zmq.LINGER, 0), (zmq.RECONNECT_IVL, 10), (zmq.RECONNECT_IVL_MAX, 10)):
+            self._socket.setsockopt(option, value)
+        self._socket.setsockopt_string(zmq.SUBSCRIBE, f"pytroll:/{topic}")
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._socket.connect(f"tcp://{address}:{port}")
+        self._stopping = threading.Event()
+        self.connections = 0
+        self.on_heard: Callable[[Heard], None] = lambda _: None  # called before a message is in ``heard``
+        self._thread = threading.Thread(target=self._run, name=f"ear on {port}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hear no more."""
+        self._stopping.set()
+        self._thread.join(5)
+        self._socket.disable_monitor()
+        self._socket.close(0)
+        self._context.destroy(0)
+        self._check()
+
+    def _check(self) -> None:
+        """Fail when something was heard that posttroll cannot read."""
+        assert self.unreadable == []
+
+    def of(self, *types: str) -> list[Heard]:
+        """Give the messages of these types that were heard."""
+        self._check()
+        return [one for one in list(self.heard) if one.type in types]
+
+    def about(self, name: str) -> list[Heard]:
+        """Give what was heard about one file."""
+        return [one for one in list(self.heard) if one.uid == name]
+
+    def receipts(self) -> list[str]:
+        """Give the names of the files that were told to be here."""
+        return [one.uid for one in self.of("file")]
+
+    def wait_for(self, count: int = 1, *types: str, seconds: float = 20) -> list[Heard]:
+        """Wait until so many messages of these types (by default receipts) were heard; give all of them."""
+        types = types or ("file",)
+        until(lambda: len(self.of(*types)) >= count, seconds, f"{count} messages {types}: {self.texts[-3:]}")
+        return self.of(*types)
+
+    def wait_for_receipts(self, wanted: Iterable[str], seconds: float = 30) -> None:
+        """Wait until each of these files was told to be here at least once."""
+        wanted = set(wanted)
+        until(lambda: wanted <= set(self.receipts()), seconds, f"receipts of {len(wanted)} files")
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        while not self._stopping.is_set():
+            ready = dict(poller.poll(50))
+            if self._monitor in ready:
+                self._monitor.recv_multipart()
+                self.connections += 1
+            while self._socket in ready and not self._stopping.is_set():
+                try:
+                    text = self._socket.recv_string(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                self.texts.append(text)
+                self._hear(text)
+
+    def _hear(self, text: str) -> None:
+        try:
+            heard = Heard(Message.decode(text), time.monotonic())
+        except Exception as error:  # whatever posttroll raises; who looks at what was heard fails
+            self.unreadable.append(f"{text!r:.1000}: {error!r}")
+            return
+        self.on_heard(heard)
+        self.heard.append(heard)
+
+
+class Line:
+    """A connection to a server that is kept, so that it shows when the server drops it."""
+
+    def __init__(self, port: int) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.REQ)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(f"tcp://{HOST}:{port}")
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.disable_monitor()
+        self._context.destroy(0)
+
+    def ping(self) -> str:
+        """Ask whether the server is there; return the type of its answer."""
+        self._socket.send_string(str(Message("/ping", "ping")))
+        assert self._socket.poll(10_000 * PATIENCE), "no answer to a ping"
+        return str(Message.decode(self._socket.recv_string()).type)
+
+    def dropped(self) -> bool:
+        """Tell whether the server ended the connection since the last look."""
+        dropped = False
+        while self._monitor.poll(0):
+            self._monitor.recv_multipart()
+            dropped = True
+        return dropped
+
+
+def ask(port: int, subject: str, kind: str, data: object = "", *, seconds: float = 10) -> Message:
+    """Ask a server as an older client does, through one REQ socket; return the answer."""
+    return Message.decode(ask_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
+
+
+def ask_at_once(port: int, requests: Mapping[bytes, bytes], *, seconds: float = 30) -> dict[bytes, Message]:
+    """Send requests by their tokens over one connection, as our own clients do; give the answers."""
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.DEALER) as peer:
+            peer.setsockopt(zmq.LINGER, 0)
+            peer.connect(f"tcp://{HOST}:{port}")
+            for token, request in requests.items():
+                peer.send_multipart([token, b"", request])
+            answers: dict[bytes, Message] = {}
+            while len(answers) < len(requests):
+                assert peer.poll(int(seconds * PATIENCE * 1000)), f"{len(answers)} of {len(requests)} answered"
+                token, empty, answer = peer.recv_multipart()
+                assert token not in answers
+                assert empty == b""
+                answers[token] = Message.decode(answer.decode())
+            return answers
+    finally:
+        context.destroy(0)
+
+
+def ask_frames(port: int, *frames: bytes, seconds: float = 10) -> str:
+    """Send any frames through a REQ socket; return the text of the answer, which has one frame."""
+    context = zmq.Context()
+    try:
+        with context.socket(zmq.REQ) as peer:
+            peer.setsockopt(zmq.LINGER, 0)
+            peer.connect(f"tcp://{HOST}:{port}")
+            peer.send_multipart(frames)
+            assert peer.poll(int(seconds * PATIENCE * 1000)), f"no answer to {frames!r:.200}"
+            (answer,) = peer.recv_multipart()
+            return str(answer.decode())
+    finally:
+        context.destroy(0)

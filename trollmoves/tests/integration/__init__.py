@@ -1,0 +1,1 @@
+"""Tests of one daemon, one command or one library boundary against real servers."""

@@ -1,0 +1,160 @@
+"""Clocks that are set while daemons run, or while they do not: nothing is lost, and nothing waits for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from trollmoves.journal import Journal
+from trollmoves.journal.clock import MonotonicWallClock
+from trollmoves.tests.helpers.daemons import Pair, Process, Site
+from trollmoves.tests.helpers.waiting import until
+
+HOUR, YEAR = 3600, 365 * 86_400
+
+
+# What a Python process runs first: from then on its wall clock is as far from the right time as a file says.
+# libfaketime, which would do that for all of a process, spoils the sleep of Python when its time is set.
+CUSTOM = """
+import time
+right = time.time
+
+def wall_clock():
+    with open({file!r}) as offset:
+        return right() + float(offset.read())
+
+time.time = wall_clock
+time.time_ns = lambda: int(wall_clock() * 1e9)
+"""
+
+
+class Clock:
+    """The wall clock of some processes; their monotonic clock goes on, as it does when somebody sets the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "offset"
+        self.set(0)
+        (folder / "sitecustomize.py").write_text(CUSTOM.format(file=str(self._file)))
+        self._path = str(folder)
+
+    def set(self, seconds: int) -> None:
+        """Set the clock to so many seconds from the right time."""
+        new = self._file.with_suffix(".new")
+        new.write_text(str(seconds))
+        new.replace(self._file)
+
+    def environment(self, others: Mapping[str, str]) -> dict[str, str]:
+        """Give an environment, with this clock, for a process of Python."""
+        return {**others, "PYTHONPATH": os.pathsep.join([self._path, others["PYTHONPATH"]])}
+
+    def of(self, *processes: Process) -> None:
+        """Give processes, which are not started yet, this clock."""
+        for process in processes:
+            process.environment = self.environment(process.environment)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A site."""
+    with Site(tmp_path) as site:
+        yield site
+
+
+@pytest.fixture
+def clock(site: Site) -> Clock:
+    """A clock that can be set."""
+    return Clock(site.folder("clock"))
+
+
+def once(pair: Pair) -> bool:
+    """Tell whether no file was told of twice."""
+    return set(Counter(pair.received.receipts()).values()) == {1}
+
+
+@pytest.mark.parametrize("jump", [-YEAR, -HOUR, HOUR, 10 * YEAR])
+def test_set_while_a_task_waits(site: Site, clock: Clock, jump: int) -> None:
+    """However the clock is set, a task that is due in seconds runs in seconds, and the same files are not had again."""
+    pair = Pair(site, {"delete": "True", "remove_delay": 5}, processing_delay=3, retry_for=600)
+    clock.of(pair.server, pair.client)
+    pair.start()
+    pair.feeder.feed(10)
+    pair.announced.wait_for(10, "file")
+    clock.set(jump)  # the fetches are noted, and due in three seconds
+    pair.feeder.feed(10)
+    pair.wait_until_done()
+    until(lambda: not list(pair.feeder.folder.iterdir()))
+    assert once(pair)
+
+
+@pytest.mark.parametrize("jump", [-YEAR, HOUR])
+def test_set_while_nothing_runs(site: Site, clock: Clock, jump: int) -> None:
+    """A server and a client that find another time at their start go on where they were, and repeat nothing."""
+    pair = Pair(site, processing_delay=3)
+    clock.of(pair.server, pair.client)
+    pair.start()
+    pair.feeder.feed(10)
+    pair.wait_until_done()
+    pair.feeder.feed(10)
+    pair.announced.wait_for(20, "file")
+    assert pair.client.terminate() == 0
+    assert pair.server.terminate() == 0
+    clock.set(jump)
+    pair.start()
+    pair.feeder.feed(10)
+    pair.wait_until_done()
+    assert once(pair)
+
+
+def test_retry_while_the_clock_is_set_back(site: Site, clock: Clock) -> None:
+    """A server that was away is asked again within the usual time although the clock went back by an hour meanwhile."""
+    pair = Pair(site, transfer_req_timeout=1, processing_delay=2)
+    clock.of(pair.client)
+    pair.start()
+    pair.feeder.feed(3)
+    pair.announced.wait_for(3, "file")
+    pair.server.kill()
+    pair.client.wait_for_line("not delivered")
+    clock.set(-HOUR)
+    pair.server.start()
+    pair.wait_until_done()
+    assert once(pair)
+
+
+def test_a_steady_clock() -> None:
+    """It begins at the wall clock's time, or at a later one that is known, and goes on from there."""
+    assert MonotonicWallClock().now() == pytest.approx(time.time(), abs=5)
+    future = time.time() + YEAR
+    clock = MonotonicWallClock(at_least=future)
+    readings = [clock.now() for _ in range(1000)]
+    assert readings == sorted(readings)
+    assert 0 <= readings[0] - future < 5
+
+
+CHILD = """
+import os, sys
+from trollmoves.journal import Journal, Task
+journal = Journal(sys.argv[1])
+journal.add_tasks([Task("chain", "kind", "key", "lane", "", due=journal.now() + 60)])
+if sys.argv[2] == "closed":
+    journal.close()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_a_journal_remembers_the_time(site: Site, clock: Clock, end: str) -> None:
+    """What was due in a minute is due within one after a start with a clock that was set back by a year."""
+    clock.set(YEAR)
+    path = str(site.root / "a.journal")
+    subprocess.run([sys.executable, "-c", CHILD, path, end], env=clock.environment(site.environment), check=True)
+    journal = Journal(path)
+    site.at_the_end(journal.close)
+    (task,) = journal.claim("chain", "lane", 1, time.time() + 2 * YEAR)
+    assert 0 < task.due - journal.now() < 61

@@ -1,0 +1,370 @@
+"""A daemon says in one line why it cannot start, runs what can run, and ends in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from trollmoves.tests.helpers.daemons import Pair, Process, Site, client_section, ini, script, server_section
+from trollmoves.tests.helpers.recording import ask
+from trollmoves.tests.helpers.waiting import PATIENCE, until
+
+COMMANDS = {"server": "move_it_server.py", "client": "move_it_client.py"}
+PASSWORD = "gehe1m"
+
+both = pytest.mark.parametrize("role", COMMANDS)
+
+
+def section(site: Site, role: str, **options: object) -> dict[str, object]:
+    """Give a section that can be used."""
+    if role == "server":
+        return server_section(site.folder("in"), site.port()) | options
+    return client_section(site.port(), site.folder("out"), site.port()) | options
+
+
+def port_option(role: str) -> str:
+    """Give the option for the port that a section of this role opens."""
+    return "request_port" if role == "server" else "publish_port"
+
+
+def taken_port(site: Site) -> int:
+    """Give a port on which somebody listens already."""
+    listener = site.keep(socket.socket())
+    listener.bind(("", 0))
+    listener.listen()
+    return int(listener.getsockname()[1])
+
+
+def refused(ended: subprocess.CompletedProcess[str], *parts: object) -> None:
+    """Check that a command ended with one line that says why."""
+    assert ended.returncode == 1, ended
+    assert not ended.stdout
+    assert "Traceback" not in ended.stderr
+    line = ended.stderr.splitlines()[-1]
+    assert all(str(part) in line for part in parts), line
+    assert ended.stderr.splitlines() == [line]
+
+
+# -- what keeps a daemon from starting
+
+
+@both
+def test_no_configuration(site: Site, role: str) -> None:
+    """A configuration file that is missing is told."""
+    refused(site.run(COMMANDS[role], site.root / "none.ini"), site.root / "none.ini", "No such file")
+
+
+@both
+def test_unreadable_configuration(site: Site, role: str) -> None:
+    """A configuration file that cannot be read is told."""
+    refused(site.run(COMMANDS[role], site.root), site.root, "Is a directory")
+
+
+UNUSABLE = {"empty": "", "no section": "topic = /x\n", "junk": "\x01\x02", "lacking": "[a]\ninfo = a=b\n"}
+
+
+@pytest.mark.parametrize("text", UNUSABLE)
+def test_unusable_configuration(site: Site, text: str) -> None:
+    """A configuration without a usable section is told, with the section where there is one."""
+    config = site.config(UNUSABLE[text])
+    refused(site.run("move_it_server.py", config), config, "[a]" if text == "lacking" else "")
+
+
+def test_publish_port_is_taken(site: Site) -> None:
+    """A server whose publish port is taken says which one."""
+    port = taken_port(site)
+    config = site.config({"hrit": section(site, "server")})
+    refused(site.run("move_it_server.py", config, "-p", str(port)), port, "Address already in use")
+
+
+@both
+def test_only_chain_cannot_start(site: Site, role: str) -> None:
+    """A daemon ends when none of its chains can be started, and says what was wrong with the last one."""
+    port = taken_port(site)
+    config = site.config({"hrit": section(site, role, **{port_option(role): port})})
+    arguments = ["-p", str(site.port())] if role == "server" else []
+    ended = site.run(COMMANDS[role], config, "-l", site.root / "log", *arguments)
+    refused(ended, "[hrit]", port, "Address already in use")
+    assert "Traceback" not in (site.root / "log").read_text()
+
+
+@both
+def test_no_place_for_the_journal(site: Site, role: str) -> None:
+    """A daemon that has no place for its journal says what to set."""
+    file = site.root / "file"
+    file.touch()
+    config = site.config({"DEFAULT": {"journal": file / "x.journal"}, "hrit": section(site, role)})
+    refused(site.run(COMMANDS[role], config), f"no place for the journal: {file}/x.journal", "set 'journal'")
+
+
+@both
+def test_journal_is_no_journal(site: Site, role: str) -> None:
+    """A daemon does not write into a file that is something else."""
+    file = site.root / "file"
+    file.write_text("something that somebody needs\n" * 100)
+    config = site.config({"DEFAULT": {"journal": file}, "hrit": section(site, role)})
+    refused(site.run(COMMANDS[role], config), f"the journal {file} cannot be used")
+    assert file.read_text().startswith("something that somebody needs\n")
+
+
+def test_journal_is_in_use(site: Site) -> None:
+    """A second process on the same configuration is refused, and the first one is not disturbed."""
+    pair = Pair(site)
+    pair.server.start()
+    ended = site.run("move_it_server.py", pair.server.config, "-p", str(site.port()))
+    refused(ended, "in use by another process")
+    assert ask(pair.request_port, "/", "ping").type == "pong"
+
+
+@both
+@pytest.mark.parametrize("argument", ["-l", "-c"])
+def test_log_cannot_be_written(site: Site, role: str, argument: str) -> None:
+    """A log file, or its configuration, that cannot be used is told."""
+    config = site.config({"hrit": section(site, role)})
+    refused(site.run(COMMANDS[role], config, argument, site.root / "none" / "x"), site.root / "none" / "x")
+
+
+@both
+def test_wrong_arguments(site: Site, role: str) -> None:
+    """Arguments that make no sense are told with the usage, with status 2."""
+    ended = site.run(COMMANDS[role], "--no-such-option")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("usage: ")
+
+
+# -- one chain and the others
+
+
+@both
+def test_one_broken_chain(site: Site, role: str) -> None:
+    """Chains that are broken, each in its own way, are told, and the others run."""
+    broken = section(site, role, **{port_option(role): taken_port(site)})
+    sections = {
+        "wrong": section(site, role) | {port_option(role): "many"},
+        "blocked": broken | ({"topic": "/blocked"} if role == "server" else {}),
+        "good": section(site, role),
+    }
+    process = _process(site, role, sections)
+    process.start()
+    process.wait_for_line("runs 1 chain")
+    assert f"{process.config}: [wrong] {port_option(role)}: " in process.lines()
+    assert "[blocked] cannot be started: cannot listen on" in process.lines()
+    assert "Traceback" not in process.lines()
+    assert process.terminate() == 0
+
+
+def _process(site: Site, role: str, sections: dict[str, dict[str, object]], *arguments: str) -> Process:
+    if role == "server":
+        return site.server(sections, site.port(), *arguments)
+    return site.client(sections, *arguments)
+
+
+# -- how it starts and ends
+
+
+@both
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_end(site: Site, role: str, number: signal.Signals) -> None:
+    """A signal ends an idle daemon at once, with status 0 and all ports given back."""
+    process = _process(site, role, {"hrit": section(site, role)})
+    for _ in range(2 if number == signal.SIGTERM else 1):
+        process.start()
+        process.send(number)
+        assert process.popen is not None
+        assert process.popen.wait(5 * PATIENCE) == 0
+        assert "stopped" in process.lines()
+        assert "Traceback" not in process.lines()
+
+
+@both
+def test_end_of_a_daemon_that_just_starts(site: Site, role: str) -> None:
+    """A signal that comes while a daemon starts ends it too, without a traceback."""
+    process = _process(site, role, {"hrit": section(site, role)})
+    process.start(wait=False)
+    until(lambda: "publishing as" in process.lines())
+    assert process.terminate() in (0, -signal.SIGTERM)
+    assert "Traceback" not in process.lines()
+
+
+@both
+def test_state_directory(site: Site, role: str) -> None:
+    """The journal is where systemd wants it, readable for its owner only, and with a file for each configuration."""
+    state = site.folder("systemd")
+    process = _process(site, role, {"hrit": section(site, role)})
+    process.environment = {**process.environment, "STATE_DIRECTORY": str(state)}
+    process.start()
+    (journal,) = state.glob("*.journal")
+    assert journal.name.startswith(role)
+    assert journal.stat().st_mode & 0o077 == 0
+    assert process.terminate() == 0
+
+
+# -- --check
+
+
+@both
+def test_check_of_a_good_configuration(site: Site, role: str) -> None:
+    """--check shows what would run, without the secrets, and opens nothing."""
+    login = {"login": f"sat:{PASSWORD}"} if role == "client" else {}
+    options = {port_option(role): taken_port(site), **login}
+    ended = site.run(COMMANDS[role], "--check", site.config({"hrit": section(site, role, **options)}))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "[hrit]" in ended.stdout
+    assert str(options[port_option(role)]) in ended.stdout
+    assert PASSWORD not in ended.stdout
+    assert not (site.root / "state").exists()
+
+
+@both
+def test_check_of_a_doubtful_configuration(site: Site, role: str) -> None:
+    """--check warns of an unknown option, asks whether another one was meant, and counts that as good."""
+    name = "request_adress" if role == "server" else "heartbeats"
+    ended = site.run(COMMANDS[role], "--check", site.config({"hrit": section(site, role, **{name: "5"})}))
+    assert ended.returncode == 0
+    assert f"did you mean {'request_address' if role == 'server' else 'heartbeat'}?" in ended.stdout
+
+
+@both
+def test_check_of_a_partly_broken_configuration(site: Site, role: str) -> None:
+    """--check tells what is wrong with one section, and ends with status 1 though the others would run."""
+    sections = {"good": section(site, role), "bad": section(site, role) | {port_option(role): "x"}}
+    config = site.config(sections)
+    ended = site.run(COMMANDS[role], "--check", config)
+    assert ended.returncode == 1
+    assert f"{config}: [bad] {port_option(role)}: " in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("text", UNUSABLE)
+def test_check_of_an_unusable_configuration(site: Site, text: str) -> None:
+    """--check tells in one line that nothing would run, with status 1."""
+    config = site.config(UNUSABLE[text])
+    refused(site.run("move_it_client.py", "--check", config), config)
+
+
+# -- the log
+
+LOG_CONFIG = """
+version: 1
+formatters:
+  own:
+    format: "OWN %(levelname)s %(message)s"
+handlers:
+  file:
+    class: logging.FileHandler
+    formatter: own
+    filename: {file}
+root:
+  level: INFO
+  handlers: [file]
+"""
+
+
+@both
+@pytest.mark.parametrize("verbose", [False, True])
+def test_log_options_together(site: Site, role: str, verbose: bool) -> None:
+    """-c, -l and -v work together: both files get every line, with -v the details too, and stderr gets none."""
+    own, log = site.root / "own.log", site.root / "l.log"
+    config = site.root / "log.yaml"
+    config.write_text(LOG_CONFIG.format(file=own))
+    arguments = ["-c", str(config), "-l", str(log), *(["-v"] if verbose else [])]
+    process = _process(site, role, {"hrit": section(site, role)}, *arguments)
+    process.start(wait=False)
+    until(lambda: log.exists() and " runs 1 chain" in log.read_text())
+    process.send(signal.SIGHUP)
+    until(lambda: "configuration read again" in log.read_text())
+    assert process.terminate() == 0
+    assert process.lines() == ""
+    for file in (own, log):
+        text = file.read_text()
+        assert "[hrit] started" in text
+        assert "[hrit] stopped" in text
+        assert ("DEBUG" in text) == verbose
+    assert own.read_text().startswith("OWN ")
+
+
+def policies(process: Process) -> set[int]:
+    """Give the scheduling policies of the threads of a daemon."""
+    found = set()
+    assert process.popen
+    for thread in os.listdir(f"/proc/{process.popen.pid}/task"):
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            found.add(os.sched_getscheduler(int(thread)))
+    return found
+
+
+def test_woken_threads_do_not_interrupt_while_files_come_fast(site: Site) -> None:
+    """All threads of a daemon are scheduled as a batch while there is much to do, and as usual before and after."""
+    pair = Pair(site)
+    pair.start()
+    assert policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}
+    seen = set()
+
+    def is_batch() -> bool:
+        pair.feeder.feed(200)
+        for name, process in (("server", pair.server), ("client", pair.client)):
+            if policies(process) == {os.SCHED_BATCH}:
+                seen.add(name)
+        return len(seen) == 2
+
+    until(is_batch, 20, "both are a batch at some time")
+    until(lambda: policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}, 60, "both are as usual again")
+
+
+def test_an_operators_choice_of_a_policy_stays(site: Site) -> None:
+    """A daemon that was started with a scheduling policy keeps it."""
+    pair = Pair(site)
+    pair.server.command = ["chrt", "--idle", "0", *pair.server.command]
+    pair.start()
+    pair.feeder.feed(50)
+    pair.wait_until_done()
+    assert policies(pair.server) == {os.SCHED_IDLE}
+
+
+def test_a_module_is_a_command_too(site: Site) -> None:
+    """``python -m trollmoves.server`` is the same as the command."""
+    shown = [
+        subprocess.run(
+            [sys.executable, *command, "--version"], env=site.environment, capture_output=True, text=True, check=True
+        ).stdout
+        for command in (["-m", "trollmoves.server"], [script("move_it_server.py")])
+    ]
+    assert shown[0] == shown[1]
+    assert shown[0].startswith("trollmoves ")
+
+
+def test_old_configuration_runs(site: Site) -> None:
+    """A section as it stands in old files, with old spellings and a percent sign, runs, and is warned of."""
+    old = server_section(site.folder("in"), site.port()) | {
+        "publisher_port": 9010,
+        "ssh_key_filename": "/home/x/.ssh/id_rsa",
+        "connection_uptime": 60,
+        "origin_inotify_base_dir_skip_levels": -2,
+        "info": "sensor=seviri;stream=low%;;x=a=b",
+        "Compression": "False",
+    }
+    process = site.server({"hrit": old}, site.port(), "--chain-check-interval", "5", "--max-notifier-restarts", "3")
+    process.start()
+    assert "is the old spelling of" in process.lines()
+    assert process.terminate() == 0
+
+
+def test_two_configurations_of_one_user(site: Site) -> None:
+    """Two configuration files of the same name in different folders have a journal each."""
+    processes = []
+    for number in range(2):
+        folder = site.folder(f"etc{number}")
+        config = folder / "server.ini"
+        config.write_text(ini({"hrit": server_section(site.folder(f"in{number}"), site.port())}))
+        command = [sys.executable, script("move_it_server.py"), str(config), "-p", str(site.port())]
+        processes.append(site.process(f"server{number}", command, config).start(wait=False))
+    for process in processes:
+        process.wait_until_ready()
+    journals = [name for name in os.listdir(site.root / "state" / "trollmoves") if name.endswith(".journal")]
+    assert len(journals) == 2

@@ -1,0 +1,156 @@
+"""``move_it_req.py`` asks a server, and says calmly what it heard, or that it heard nothing."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from trollmoves.tests.helpers import legacy_peer as earlier
+from trollmoves.tests.helpers.daemons import TOPIC, Pair, Site
+from trollmoves.tests.helpers.recording import HOST
+from trollmoves.tests.helpers.waiting import until
+
+REQ = "move_it_req.py"
+MILLISECONDS = r"\d+\.\d ms"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """A server that has announced three files."""
+    with Site(tmp_path_factory.mktemp("pair")) as site:
+        pair = Pair(site, {"station": "Norrköping"})
+        pair.server.start()
+        pair.feeder.feed(3)
+        pair.announced.wait_for(3)
+        yield pair
+
+
+def failed(ended: subprocess.CompletedProcess[str]) -> str:
+    """Check that a command ended with status 1 and one line; return that."""
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"{REQ}: ")
+    return line
+
+
+@pytest.mark.parametrize("form", ["tcp://{}:{}", "{}:{}"])
+def test_ping(pair: Pair, site: Site, form: str) -> None:
+    """A ping tells the station and how long the answer took."""
+    ended = site.run(REQ, "--ping", form.format(HOST, pair.request_port))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    address = f"tcp://{HOST}:{pair.request_port}"
+    assert re.fullmatch(rf"station Norrköping at {address} answered in {MILLISECONDS}\n", ended.stdout)
+
+
+def test_info(pair: Pair, site: Site) -> None:
+    """Info tells since when the server runs, then the files, the newest first, then how many."""
+    ended = site.run(REQ, "--info", TOPIC, f"{HOST}:{pair.request_port}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    first, *files, last = ended.stdout.splitlines()
+    assert re.fullmatch(rf"tcp://{HOST}:{pair.request_port} is up for 0:0.*", first)
+    assert files == [f"{TOPIC}/{name}" for name in reversed(pair.feeder.fed)]
+    assert last == "3 files"
+    assert site.run(REQ, "--info", "/another", f"{HOST}:{pair.request_port}").stdout.endswith("\n0 files\n")
+
+
+def test_extra(pair: Pair, site: Site) -> None:
+    """--extra adds keys to the request's data, whole numbers as such."""
+    ended = site.run(REQ, "--info", "/", "--extra", "max_count:1, note:x", "-v", f"{HOST}:{pair.request_port}")
+    assert ended.stdout.splitlines()[-1] == "1 file (it tells of 1 at most)"
+    assert '{"max_count": 1, "note": "x"}' in ended.stdout
+    assert site.run(REQ, "--ping", "--extra", "nonsense").returncode == 2
+
+
+def test_spam(pair: Pair, site: Site) -> None:
+    """--spam asks again and again, one line each, and Ctrl-C ends it with a summary."""
+    port = str(pair.request_port)
+    with interrupted(site, "--info", "/", "--spam", "0.05", f"{HOST}:{port}", after=3) as runs:
+        pass
+    (ended,) = runs
+    assert ended.returncode == 0
+    *lines, last = ended.stdout.splitlines()
+    assert len(lines) >= 3
+    line = rf"tcp://{HOST}:{port} answered info in {MILLISECONDS}, 3 files"
+    assert all(re.fullmatch(line, one) for one in lines)
+    times = r"\d+\.\d/\d+\.\d/\d+\.\d ms"
+    assert re.fullmatch(rf"\d+ sent, {len(lines)} answered; min/median/max {times}", last)
+
+
+@contextmanager
+def interrupted(site: Site, *arguments: str, after: int) -> Iterator[list[subprocess.CompletedProcess[str]]]:
+    """Run a command beside the block, then until it has printed so many lines; interrupt it, give what came of it."""
+    ended: list[subprocess.CompletedProcess[str]] = []
+    out = site.root / "out"
+    with out.open("wb") as stream:
+        command = site.command(REQ, *arguments)
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=site.environment)
+        try:
+            yield ended
+            until(lambda: len(out.read_text().splitlines()) >= after)
+            process.send_signal(signal.SIGINT)
+            process.wait(10)
+        finally:
+            process.kill()
+            process.wait()
+    assert "Traceback" not in out.read_text()
+    ended.append(subprocess.CompletedProcess(command, process.returncode, out.read_text()))
+
+
+def test_nobody_there(site: Site) -> None:
+    """Without an answer one line says so, with the reason, and the status is 1."""
+    port = site.port()
+    assert failed(site.run(REQ, "--ping", f"{HOST}:{port}")).endswith(
+        f"no answer from tcp://{HOST}:{port}: Connection refused"
+    )
+    assert "no answer" in failed(site.run(REQ, "--ping", "tcp://no-such-host.invalid:1"))
+
+
+def test_silent_server(site: Site) -> None:
+    """A port where somebody listens and says nothing is given up after some seconds; --spam goes on and tells so."""
+    listener = site.keep(socket.socket())
+    listener.bind((HOST, 0))
+    listener.listen()
+    address = f"{HOST}:{listener.getsockname()[1]}"
+    with interrupted(site, "--ping", "--spam", "0", address, after=1) as runs:
+        ended = site.run(REQ, "--info", "/", address)
+    assert failed(ended).endswith(f"no answer from tcp://{address} within 5 s")
+    (spam,) = runs
+    assert spam.returncode == 1
+    assert spam.stdout.splitlines()[0] == f"no answer from tcp://{address} within 5 s"
+    assert spam.stdout.splitlines()[-1].endswith(" sent, 0 answered")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://host:1/x", "host:99999", ""])
+def test_wrong_address(site: Site, address: str) -> None:
+    """An address that is none is told without asking anybody."""
+    assert failed(site.run(REQ, "--ping", address))
+
+
+def test_either_ping_or_info(site: Site) -> None:
+    """One of --ping and --info must be given, and not both."""
+    assert site.run(REQ).returncode == 2
+    assert site.run(REQ, "--ping", "--info", "/x").returncode == 2
+
+
+def test_old_server(site: Site) -> None:
+    """A server of the earlier implementation answers ping and info."""
+    pair = Pair(site)
+    pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    pair.server.start()
+    server = f"{HOST}:{pair.request_port}"
+    ended = site.run(REQ, "--ping", server)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(f"station unknown at tcp://{server} answered in ")
+    names = pair.feeder.feed(2)
+    until(lambda: names[-1] in site.run(REQ, "--info", TOPIC, server).stdout)
+    ended = site.run(REQ, "--info", TOPIC, "--extra", "max_count:5", server)
+    assert ended.returncode == 0
+    *files, count = ended.stdout.splitlines()[1:]
+    assert set(files) == {f"{TOPIC}/{name}" for name in names}
+    assert count == f"{len(files)} files"  # it may know a file twice that came while it started

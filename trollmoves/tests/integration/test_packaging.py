@@ -1,0 +1,118 @@
+"""What an installation of the project has."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+import trollmoves
+
+CHECKOUT = Path(__file__).parents[3]
+COMMANDS = sorted(path.name for path in (CHECKOUT / "bin").glob("*.py"))
+SERVER = """
+[hrit]
+origin = {folder}/{{name}}.dat
+topic = /hrit
+request_port = 9094
+"""
+CLIENT = """
+[hrit]
+providers = localhost:9010
+destination = file://{folder}
+topic = /hrit
+"""
+
+
+def pip(*arguments: str | Path) -> None:
+    """Run pip without network."""
+    command = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the package from a copy, so that the build leaves nothing in the checkout."""
+    pytest.importorskip("setuptools", minversion="71", reason="missing: setuptools")
+    with made_once(tmp_path_factory, "wheel") as (folder, made):
+        if not made:
+            source = folder / "source"
+            source.mkdir()
+            for name in ("trollmoves", "bin"):
+                shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+                shutil.copy(CHECKOUT / name, source)
+            pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, source)
+        return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the package without what it depends on; that is found where the tests have it."""
+    with made_once(tmp_path_factory, "installed") as (prefix, made):
+        if not made:
+            pip("install", "--no-deps", "--no-index", "--ignore-installed", "--prefix", prefix, wheel)
+        return prefix
+
+
+@contextmanager
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """Give a folder that the processes of a test run have together, to one at a time; and whether one has filled it."""
+    top = tmp_path_factory.getbasetemp()
+    folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / name
+    with folder.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        complete = folder.with_name(f"{name}.complete")
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        yield folder, complete.exists()
+        complete.touch()
+
+
+def run(prefix: Path, command: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run an installed command with the installed package."""
+    names = {"base": str(prefix), "platbase": str(prefix)}
+    environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib", "venv", names)}
+    script = Path(sysconfig.get_path("scripts", "venv", names), command)
+    words = [str(script), *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=prefix, env=environment)
+
+
+def test_every_package_is_there(wheel: Path) -> None:
+    """The package holds every module but the tests."""
+    modules = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "trollmoves").rglob("*.py")}
+    with ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("trollmoves/")}
+    assert held == {name for name in modules if not name.startswith("trollmoves/tests/")} | {"trollmoves/py.typed"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_runs(installed: Path, command: str) -> None:
+    """Each command of bin/ is installed under its name, and says what it is for."""
+    done = run(installed, command, "--help")
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "text"), [("move_it_server.py", SERVER), ("move_it_client.py", CLIENT)], ids=["server", "client"]
+)
+def test_installed_daemons_check_their_configuration(installed: Path, tmp_path: Path, command: str, text: str) -> None:
+    """An installed daemon says its version, and what its configuration would run."""
+    assert run(installed, command, "--version").stdout == f"trollmoves {trollmoves.__version__}\n"
+    config = tmp_path / "moves.ini"
+    config.write_text(text.format(folder=tmp_path))
+    done = run(installed, command, "--check", config)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[hrit]" in done.stdout

@@ -1,0 +1,483 @@
+"""What strangers ask of a server, as a real process: it gives them nothing that is not theirs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from posttroll.message import Message
+from posttroll.publisher import Publisher
+from zmq.auth import load_certificate
+
+from trollmoves.tests.helpers.curve import Keys
+from trollmoves.tests.helpers.daemons import TOPIC, Process, Site, server_section
+from trollmoves.tests.helpers.feeding import Feeder, content, names
+from trollmoves.tests.helpers.recording import HOST, Ear, ask
+from trollmoves.tests.helpers.waiting import PATIENCE, until
+
+ALLOWED = "127.0.0.2"  # an address of this host from which tests connect when they say so
+SECRET = b"s" * 1000
+REQUEST = {"id": "mallory/x/1", "timeout": 10}
+
+
+class Fort:
+    """One server with a chain for each defence, and an ear on what it announces."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.out = site.folder("out")
+        self.secret = site.folder("secret") / next(names(9000))
+        self.secret.write_bytes(SECRET)
+        self.ports = {name: site.port() for name in ("plain", "other", "delete", "none", "closed", "listen", "deep")}
+        self.feeders = {name: site.feeder(name, 300 * number) for number, name in enumerate(self.ports)}
+        self.names = names(5000)  # for files that are brought in by hand
+        self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
+        site.at_the_end(self.speaker.stop)
+        folder = {name: feeder.folder for name, feeder in self.feeders.items()}
+        bound: dict[str, object] = {"allowed_destinations": f"{self.out} sftp://good.invalid/in"}
+        sections: dict[str, dict[str, object]] = {
+            "DEFAULT": {"publisher_port": 9010},
+            "plain": server_section(folder["plain"], self.ports["plain"], **bound),
+            "other": server_section(folder["other"], self.ports["other"]),
+            "delete": server_section(folder["delete"], self.ports["delete"], delete="true", remove_delay=0.1),
+            "none": server_section(folder["none"], self.ports["none"], external_symlinks="none"),
+            "closed": server_section(folder["closed"], self.ports["closed"], allowed_clients=ALLOWED),
+            "deep": server_section(
+                Path(f"{folder['deep']}/{{place}}"), self.ports["deep"], delete="true", remove_delay=0.1
+            ),
+            "listen": {
+                "listen": "/spoken",
+                "topic": TOPIC,
+                "addresses": f"tcp://{HOST}:{self.speaker.port_number}",
+                "nameserver": "False",
+                "request_port": self.ports["listen"],
+                "request_address": HOST,
+            },
+        }
+        port = site.port()
+        self.server = site.server(sections, port)
+        self.ear = site.ear(port)
+        self.server.start()
+        until(lambda: self.ear.connections)
+
+    def announced(self, path: Path) -> dict[str, Any]:
+        """Wait until a file is announced; give the data of its newest announcement."""
+        until(lambda: self.ear.about(path.name), 20, f"an announcement of {path.name}: {self.server.lines()[-2000:]}")
+        data = dict(self.ear.about(path.name)[-1].data)
+        assert data["uri"] == str(path)
+        return data
+
+    def feed(self, chain: str = "plain") -> dict[str, Any]:
+        """Bring in a file; give the data of its announcement."""
+        feeder = self.feeders[chain]
+        (name,) = feeder.feed()
+        return self.announced(feeder.folder / name)
+
+    def push(self, data: dict[str, Any], chain: str = "plain", **changes: object) -> Message:
+        """Ask for a file."""
+        request = {**data, "destination": str(self.out), **changes}
+        return ask(self.ports[chain], TOPIC, "push", {key: one for key, one in request.items() if one is not None})
+
+    def has_nothing_of(self, name: str) -> bool:
+        """Tell whether nothing of that name, and no secret, came to where requests may have things sent."""
+        return not any(
+            path.name == name or path.read_bytes() == SECRET for path in self.out.rglob("*") if path.is_file()
+        )
+
+
+@pytest.fixture(scope="module")
+def fort(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fort]:
+    """A fort for the tests of this file."""
+    with Site(tmp_path_factory.mktemp("fort")) as site:
+        yield Fort(site)
+
+
+def older(data: dict[str, Any], **changes: object) -> dict[str, Any]:
+    """Give what an older peer, or a stranger, sends: a path without a number."""
+    return {key: value for key, value in data.items() if key != "announcement"} | changes
+
+
+# -- which files
+
+
+def names_of_secrets(fort: Fort, data: dict[str, Any]) -> dict[str, str]:
+    """Give paths that this chain has not announced, by the way in which they are told."""
+    folder = fort.feeders["plain"].folder
+    (folder / "way").unlink(missing_ok=True)
+    (folder / "way").symlink_to(fort.secret.parent)
+    return {
+        "absolute": str(fort.secret),
+        "climbing": f"{folder}/../secret/{fort.secret.name}",
+        "climbing, with an announced name": f"{folder}/../plain/{data['uid']}",
+        "dots": f"{folder}/./{data['uid']}",
+        "slashes": f"/{folder}//{data['uid']}",
+        "through a link": f"{folder}/way/{fort.secret.name}",
+        "url": f"file://{HOST}{fort.secret}",
+        "url of an announced one": f"file://{HOST}{data['uri']}",
+        "system": "/etc/passwd",
+        "empty": "",
+        "nul": f"{data['uri']}\0",
+        "line": f"{data['uri']}\n",
+        "of another chain": fort.feed("other")["uri"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["push", "ack"])
+def test_only_what_was_announced(fort: Fort, kind: str) -> None:
+    """No request is served about a path that the chain has not announced, letter by letter."""
+    data = fort.feed()
+    for way, uri in names_of_secrets(fort, data).items():
+        for changed in (older(data, uri=uri), {**data, "uri": uri}):
+            answer = ask(fort.ports["plain"], TOPIC, kind, {**changed, "destination": str(fort.out)})
+            assert (way, answer.type) == (way, "err")
+        nested = older(data, dataset=[{"uri": uri, "uid": "x"}])
+        assert ask(fort.ports["plain"], TOPIC, kind, {**nested, "destination": str(fort.out)}).type == "err"
+    assert fort.has_nothing_of(fort.secret.name)
+    assert fort.push(data).type == "file"
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**31, 2**63 - 1, 2**63, 2**200, 1.0, "1", None, [], {}, True])
+def test_number_must_fit(fort: Fort, number: object) -> None:
+    """A request of ours that names an announcement by a number that is not that of its files is refused."""
+    data, another = fort.feed(), fort.feed()
+    mark = {**data["announcement"], "number": number}
+    answer = fort.push({**data, "announcement": mark})
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63:
+        assert answer.type == "err"
+    else:
+        assert answer.type in ("err", "file")  # no number at all, so the path counts
+    assert fort.push({**data, "announcement": another["announcement"]}).type == "err"
+    assert fort.push(data).type == "file"
+
+
+def test_not_more_than_was_announced(fort: Fort) -> None:
+    """A request that names a file many times, so that one message would cause many transfers, is refused."""
+    data = fort.feed()
+    many = [{"uri": data["uri"], "uid": data["uid"], "path": f"d{number}"} for number in range(500)]
+    assert fort.push(older(data, dataset=many)).type == "err"
+    assert not list(fort.out.glob("d*"))
+
+
+def test_ack_removes_nothing_foreign(fort: Fort) -> None:
+    """Nobody can have a file removed by acknowledging what was not announced, or by a link put in its place."""
+    data = fort.feed("delete")
+    fort.secret.write_bytes(SECRET)
+    for uri in (str(fort.secret), f"{fort.feeders['delete'].folder}/../secret/{fort.secret.name}"):
+        assert ask(fort.ports["delete"], TOPIC, "ack", older(data, uri=uri)).type == "err"
+    assert ask(fort.ports["delete"], TOPIC, "ack", data).type == "ack"
+    until(lambda: not Path(data["uri"]).exists())
+    assert fort.secret.read_bytes() == SECRET
+
+
+def test_removal_in_a_swapped_directory(fort: Fort) -> None:
+    """Nothing is removed when the directory of a file has become a link to another one."""
+    name = next(fort.names)
+    folder = fort.feeders["deep"].folder / f"place of {name}"
+    folder.mkdir()
+    (folder / f".{name}").write_bytes(content(name))
+    (folder / f".{name}").rename(folder / name)
+    data = fort.announced(folder / name)
+    victim = fort.site.folder("victim") / name
+    shutil.copy2(folder / name, victim)
+    folder.rename(fort.site.folder("away") / name)
+    folder.symlink_to(victim.parent)
+    assert ask(fort.ports["deep"], TOPIC, "ack", data).type == "ack"
+    fort.server.wait_for_line(f"does not remove {folder / name}")
+    assert victim.exists()
+    assert fort.push(data, "deep").type == "err"
+
+
+# -- links
+
+
+def replace_by_link(path: Path, target: Path) -> None:
+    """Put a link in the place of a file, in one step."""
+    new = path.with_name(f".{path.name}")
+    new.symlink_to(target)
+    new.replace(path)
+
+
+@pytest.mark.parametrize("chain", ["plain", "none"])
+def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
+    """An announced file in whose place a link to somewhere else has come is not handed out under that announcement."""
+    data = fort.feed(chain)
+    replace_by_link(Path(data["uri"]), fort.secret)
+    if chain == "none":
+        answer = fort.push({**data, "request": REQUEST}, chain)
+        assert (answer.type, answer.data["temporary"]) == ("err", False)
+        assert "leads elsewhere" in answer.data["error"]
+        assert fort.push(older(data), chain).type == "err"
+    else:  # the link is ours, so it is announced itself; but the older announcement does not stand for it
+        until(lambda: len(fort.ear.about(data["uid"])) > 1)
+        assert fort.push(data, chain).type == "err"
+        assert fort.push(older(data), chain).type == "file"
+        (fort.out / data["uid"]).unlink()
+    assert fort.has_nothing_of(data["uid"])
+
+
+def test_link_of_the_owner(fort: Fort) -> None:
+    """A link out of the origin that we made ourselves is announced and followed, as ever, and so is a hard link."""
+    feeder = fort.feeders["plain"]
+    disk = Feeder(fort.site.folder("disk"), 7000)
+    soft, hard = (disk.folder / name for name in disk.feed(2))
+    (feeder.folder / soft.name).symlink_to(soft)
+    (feeder.folder / hard.name).hardlink_to(hard)
+    for one in (soft, hard):
+        data = fort.announced(feeder.folder / one.name)
+        assert fort.push(data).type == "file"
+        assert (fort.out / one.name).read_bytes() == one.read_bytes()
+
+
+def test_link_that_leads_elsewhere_later(fort: Fort) -> None:
+    """A link that is turned to another file is served again only when that has been announced anew."""
+    feeder = fort.feeders["plain"]
+    disk = Feeder(fort.site.folder("disk"), 7100)
+    first, second = (disk.folder / name for name in disk.feed(2))
+    os.utime(second, ns=(first.stat().st_atime_ns, first.stat().st_mtime_ns))
+    link = feeder.folder / first.name
+    link.symlink_to(first)
+    data = fort.announced(link)
+    replace_by_link(link, second)
+    until(lambda: len(fort.ear.about(link.name)) > 1)
+    assert fort.push(data).type == "err"
+    assert fort.push(fort.announced(link)).type == "file"
+    assert (fort.out / link.name).read_bytes() == second.read_bytes()
+
+
+def test_link_within_the_origin(fort: Fort) -> None:
+    """A link to a file of the same origin is announced and served whatever the option says."""
+    feeder = fort.feeders["none"]
+    data = fort.feed("none")
+    name = next(feeder.fresh_names())
+    (feeder.folder / name).symlink_to(data["uri"])
+    assert fort.push(fort.announced(feeder.folder / name), "none").type == "file"
+
+
+def test_no_links_out(fort: Fort) -> None:
+    """With ``external_symlinks = none`` a link out of the origin is not announced, and the log says why."""
+    feeder = fort.feeders["none"]
+    link = feeder.folder / fort.secret.name
+    link.symlink_to(fort.secret)
+    fort.server.wait_for_line(
+        f"{link} leads out of the origin, to {fort.secret}, and none is followed (external_symlinks): not announced"
+    )
+    assert not fort.ear.about(link.name) or fort.ear.about(link.name)[-1].data["uri"] != str(link)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links to others")
+def test_link_of_a_stranger(fort: Fort) -> None:
+    """A link that a stranger put into the origin leads nobody to what only we may read."""
+    folder = fort.feeders["plain"].folder
+    disk = Feeder(fort.site.folder("disk"), 7200)
+    ours, theirs = (disk.folder / name for name in disk.feed(2))
+    os.chown(theirs, 12345, 12345)
+    for target in (ours, theirs):
+        link = folder / target.name
+        new = folder / f".{link.name}"
+        new.symlink_to(target)
+        os.chown(new, 12345, 12345, follow_symlinks=False)
+        new.rename(link)
+    fort.announced(folder / theirs.name)  # they may show what is theirs
+    fort.server.wait_for_line(f"{folder / ours.name} leads out of the origin")
+    assert not fort.ear.about(ours.name)
+
+
+def test_heard_files(fort: Fort) -> None:
+    """A chain that listens hands out the very files that messages named, and not what takes their places."""
+    folder = fort.site.folder("heard")
+    feeder = Feeder(folder, 8000)
+    plain, swapped = (folder / name for name in feeder.feed(2))
+    (folder / "by-link").symlink_to(folder)
+    linked = folder / "by-link" / plain.name
+
+    def spoken(path: Path) -> dict[str, Any]:
+        def heard() -> list[Any]:
+            fort.speaker.send(str(Message("/spoken", "file", {"uri": str(path), "uid": path.name})))
+            return [one for one in fort.ear.about(path.name) if one.data["uri"] == str(path)]
+
+        return dict(until(heard)[-1].data)
+
+    assert fort.push(spoken(plain), "listen").type == "file"
+    assert fort.push(spoken(linked), "listen").type == "file"
+    data = spoken(swapped)
+    replace_by_link(swapped, fort.secret)
+    assert fort.push(data, "listen").type == "err"
+    assert fort.push(older(data, uri=str(fort.secret)), "listen").type == "err"
+    assert fort.has_nothing_of(swapped.name)
+
+
+# -- where to
+
+
+@pytest.mark.parametrize(
+    "destination",
+    [
+        "/tmp",
+        "{out}/../in",
+        "{out}/%2e%2e/in",
+        "{out}/..\\in",
+        "file://" + HOST + "/",
+        "sftp://evil.invalid/in",
+        "sftp://good.invalid@evil.invalid/in",
+        "sftp://good.invalid:23/in",
+        "sftp://good.invalid/other",
+        "ftp://good.invalid/in",
+        "sftp://[::ffff:127.0.0.1]/in",
+        "relative/path",
+        "",
+        5,
+        ["/"],
+    ],
+)
+def test_destination(fort: Fort, destination: object) -> None:
+    """A request for another destination than the allowed ones is refused for good, and nothing is done."""
+    data = fort.feed()
+    wanted = destination.format(out=fort.out) if isinstance(destination, str) else destination
+    answer = fort.push({**data, "request": REQUEST}, destination=wanted)
+    assert (answer.type, answer.data["temporary"]) == ("err", False)
+    answer = fort.push(older(data), destination=wanted)
+    assert answer.type == "err"
+    assert isinstance(answer.data, str)
+
+
+@pytest.mark.parametrize("path", ["../in", "/etc", "a/../../in", "a\\..\\..\\in", "%2e%2e/in", 5, ["a"]])
+def test_sub_path(fort: Fort, path: object) -> None:
+    """A sub-path that leads out of the destination is refused, in the file itself or in one of several."""
+    assert fort.push(fort.feed(), path=path).type == "err"
+
+
+@pytest.mark.parametrize("backups", [["evil.invalid"], ["good.invalid", "x@evil.invalid"], ["good.invalid:23"]])
+def test_backup_targets(fort: Fort, backups: list[str]) -> None:
+    """The hosts to try when the first does not answer are bounded as the first is."""
+    answer = fort.push(older(fort.feed()), destination="sftp://good.invalid/in", backup_targets=backups)
+    assert answer.type == "err"
+    assert "allowed destinations" in answer.data
+
+
+@pytest.mark.parametrize("backups", ["evil", [5], ["good.invalid"] * 17, {"good.invalid": 1}])
+def test_form_of_backup_targets(fort: Fort, backups: object) -> None:
+    """They are a list of a few hosts, or the request is refused."""
+    answer = fort.push(older(fort.feed()), destination="sftp://good.invalid/in", backup_targets=backups)
+    assert answer.type == "err"
+    assert "backup targets must be a list" in answer.data
+
+
+def test_allowed_destination(fort: Fort) -> None:
+    """What is allowed is done, also with dots in it, whose meaning is settled before."""
+    data = fort.feed()
+    assert fort.push(data, destination=f"{fort.out}/a/../b", path="c").type == "file"
+    assert (fort.out / "b" / "c" / data["uid"]).read_bytes() == content(data["uid"])
+    assert not (fort.out / "a").exists()
+
+
+def test_advice(fort: Fort) -> None:
+    """At the start one line says which chains send files anywhere, and names none that is bounded."""
+    lines = [line for line in fort.server.lines().splitlines() if "allowed_destinations" in line]
+    assert len(lines) == 1
+    assert "[other]" in lines[0]
+    assert "[plain]" not in lines[0]
+
+
+# -- who
+
+
+def ask_from(address: str, port: int, kind: str, data: object = "", payload: bytes = b"") -> Message:
+    """Ask from an address of this host."""
+    with zmq.Context() as context, context.socket(zmq.REQ) as peer:
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.connect(f"tcp://{address}:0;{HOST}:{port}")
+        peer.send(payload or str(Message(TOPIC, kind, data)).encode())
+        assert peer.poll(10_000 * PATIENCE), f"no answer to {kind}"
+        return Message.decode(peer.recv().decode())
+
+
+@pytest.mark.parametrize("kind", ["ping", "info", "replay", "push", "ack", "unheard-of"])
+def test_client_that_is_not_allowed(fort: Fort, kind: str) -> None:
+    """Whoever is not among the allowed clients learns and gets nothing, whatever the message says of its sender."""
+    data = fort.feed("closed")
+    wanted = {**data, "destination": str(fort.out), "log": data["announcement"]["log"], "after": 0}
+    claims = {"request_address": f"{ALLOWED}:1", "Peer-Address": ALLOWED, "request": REQUEST}
+    answer = ask(fort.ports["closed"], TOPIC, kind, {**wanted, **claims})
+    assert answer.type == "err"
+    assert answer.data == {"error": "this client is not allowed here", "temporary": False, "retry_after": 0.0}
+    assert ask_from("127.0.0.3", fort.ports["closed"], kind, older(wanted)).data == "this client is not allowed here"
+    assert fort.has_nothing_of(data["uid"])
+    good = ask_from(ALLOWED, fort.ports["closed"], kind, wanted)
+    assert good.type == {"ping": "pong", "push": "file", "unheard-of": "unknown"}.get(kind, kind)
+
+
+def test_nonsense_of_a_client_that_is_not_allowed(fort: Fort) -> None:
+    """It gets an answer to anything, also to what is no message or far too large, and the log says it once."""
+    for payload in (b"nonsense", b"pytroll://x", b"\xff" * 1_000_000):
+        assert ask_from("127.0.0.4", fort.ports["closed"], "", payload=payload).type == "err"
+    for _ in range(50):
+        assert ask_from("127.0.0.4", fort.ports["closed"], "ping").type == "err"
+    assert fort.server.lines().count("127.0.0.4 is not among the allowed clients") == 1
+
+
+def test_refusals_do_not_fill_the_log(fort: Fort) -> None:
+    """Of many refusals a few are told, then they are counted."""
+    before = fort.server.lines().count("] push refused:")
+    data = fort.feed("other")
+    for number in range(100):
+        assert fort.push(older(data, uri=f"/etc/{number}"), "other").type == "err"
+    assert fort.server.lines().count("] push refused:") - before <= 20
+    assert "more like this are counted only" in fort.server.lines()
+
+
+def test_who_may_hear(tmp_path: Path) -> None:
+    """Announcements go to allowed addresses only, when [DEFAULT] names them: others cannot connect."""
+    with Site(tmp_path) as site:
+        feeder = site.feeder()
+        port = site.port()
+        sections: dict[str, dict[str, object]] = {
+            "DEFAULT": {"allowed_clients": ALLOWED},
+            "hrit": server_section(feeder.folder, site.port()),
+        }
+        server: Process = site.server(sections, port)
+        stranger = site.ear(port)
+        friend = Ear(port, address=f"{ALLOWED}:0;{HOST}")
+        site.at_the_end(friend.stop)
+        server.start()
+        until(lambda: friend.connections)
+        fed = feeder.feed(3)
+        friend.wait_for_receipts(fed)
+        assert not stranger.texts
+        assert not stranger.connections
+
+
+def test_key_without_curve(tmp_path: Path) -> None:
+    """A name among the allowed clients that can be no key, since there are none, keeps the chain from starting."""
+    with Site(tmp_path) as site:
+        sections = {"hrit": server_section(site.folder("in"), site.port(), allowed_clients="friend.site.org")}
+        server = site.server(sections, site.port()).start(wait=False)
+        server.wait_for_line("'friend.site.org' is no address")
+        assert server.popen
+        assert server.popen.wait(20 * PATIENCE) == 1
+
+
+def test_keys(tmp_path: Path) -> None:
+    """With CURVE an invited client is answered only with a key that is allowed, by its name or as it is."""
+    with Site(tmp_path) as site:
+        keys = Keys(site.root / "keys")
+        for name in ("alice", "bob", "carol"):
+            keys.make(name)
+            keys.invite(name)
+        key = load_certificate(keys.folder / "carol.key")[0].decode()
+        ports = {"both": site.port(), "elsewhere": site.port(), "unknown": site.port()}
+        allowed = {"both": f"alice {key} localhost", "elsewhere": f"alice {ALLOWED}", "unknown": "mallory"}
+        folder = site.folder("in")
+        sections = {
+            name: server_section(folder / name, port, allowed_clients=allowed[name]) for name, port in ports.items()
+        }
+        server = keys.give(site.server(sections, site.port()), "server").start()
+        server.wait_for_line("[unknown] cannot be started: allowed_clients: there is no key mallory.key in")
+        assert " pong " in keys.ping(ports["both"], "alice")
+        assert " pong " in keys.ping(ports["both"], "carol")
+        assert "this client is not allowed here" in keys.ping(ports["both"], "bob")
+        assert "this client is not allowed here" in keys.ping(ports["elsewhere"], "alice")

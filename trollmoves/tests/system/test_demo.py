@@ -1,0 +1,61 @@
+"""The demo, which is also an example of server and client."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from trollmoves.tests.helpers.waiting import until
+
+DEMO = Path(__file__).parents[3] / "examples" / "demo" / "demo.py"
+
+
+@contextmanager
+def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the demo, with its temporary directory in a folder."""
+    (folder / "temporary").mkdir()
+    command = [sys.executable, str(DEMO), "--keep", str(folder / "kept"), *arguments]
+    environment = {**os.environ, "TMPDIR": str(folder / "temporary")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=100)
+
+
+def processes(folder: Path) -> list[bytes]:
+    """Give the command lines that name a folder."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            lines.append((process / "cmdline").read_bytes())
+    return [line for line in lines if os.fsencode(folder) in line]
+
+
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    """The demo delivers every file though its client is killed, says so, and leaves logs and configuration only."""
+    with demo(tmp_path, "--files", "300", "--seconds", "3") as process:
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+    assert re.search(r"^  delivered +300 ", text, re.MULTILINE), text
+    assert re.search(r"^  lost +0$", text, re.MULTILINE), text
+    assert "kill -9" in text
+    assert sorted(os.listdir(tmp_path / "kept")) == ["client.ini", "client.log", "server.ini", "server.log"]
+    assert (os.listdir(tmp_path / "temporary"), processes(tmp_path)) == ([], [])
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """An interrupted demo leaves no process, no file."""
+    with demo(tmp_path, "--files", "1000", "--seconds", "100") as process:
+        until(lambda: [*(tmp_path / "temporary").glob("*/arrived/*/*/H-*")], 60, "files arrive")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=300)
+        assert process.returncode == 130
+    assert (os.listdir(tmp_path), os.listdir(tmp_path / "temporary"), processes(tmp_path)) == (["temporary"], [], [])

@@ -1,0 +1,69 @@
+"""What a server and a client do when a destination cannot take files, and about what killed transfers left there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trollmoves.movers.partials import partial_path
+from trollmoves.tests.helpers.daemons import Pair, Site, client_section
+from trollmoves.tests.helpers.directories import FarEnd
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.integration.test_clock import Clock
+
+TWO_HOURS = 7200
+
+
+def test_a_destination_is_down(site: Site) -> None:
+    """What cannot be delivered now waits without holding up what can, and is delivered when its host is back."""
+    far = FarEnd(site, "ftp", site.folder("far"))
+    far.proxy.refuse()
+    pair = Pair(site)
+    port = site.port()
+    there = client_section(pair.publish_port, far.url, port)
+    pair.client.reconfigure({**pair.client_sections, "there": there})
+    told = site.ear(port)
+    pair.start()
+    pair.feeder.feed(20)
+    pair.wait_until_done()
+    assert told.receipts() == []
+    far.proxy.listen()
+    told.wait_for_receipts(pair.feeder.fed, 60)
+    assert pair.feeder.missing(far.folder) == []
+
+
+def test_a_destination_refuses_for_good(site: Site) -> None:
+    """What can never be delivered is told once for each file, and asked for no more; other sections go on."""
+    (site.root / "file").write_text("no directory")
+    pair = Pair(site)
+    wrong = client_section(
+        pair.publish_port, site.root / "file" / "below", site.port(), create_target_directory="false"
+    )
+    pair.client.reconfigure({**pair.client_sections, "wrong": wrong})
+    pair.start()
+    names = pair.feeder.feed(3)
+    pair.wait_until_done()
+    pair.client.wait_for_line("is refused for good", 3)
+    pair.feeder.feed(1)
+    pair.wait_until_done()
+    pair.client.wait_for_line("is refused for good", 4)
+    assert [pair.server.lines().count(f"{name} not delivered") for name in names] == [1, 1, 1]
+
+
+def test_partials_of_others_are_cleaned(site: Site) -> None:
+    """What a killed process left half-written in a directory, an hour ago, goes with the first delivery there."""
+    clock = Clock(site.folder("clock"))
+    clock.set(TWO_HOURS)
+    pair = Pair(site)
+    left = Path(partial_path(f"{pair.target}/half"))
+    left.write_bytes(b"half")
+    pair.start()
+    pair.feeder.feed(1)
+    pair.wait_until_done()
+    assert left.exists()
+    pair.server.kill()
+    clock.of(pair.server)
+    pair.server.start()
+    pair.feeder.feed(1)
+    pair.wait_until_done()
+    until(lambda: not left.exists(), what="it is removed")
+    pair.server.wait_for_line("left by a transfer that was killed")

@@ -1,0 +1,125 @@
+"""Whatever one host sends, and however much of it, the clients of others are served."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from trollmoves.tests.helpers.daemons import Pair, Site
+from trollmoves.tests.helpers.flooding import FLOODER, HALF_OPEN, KINDS
+from trollmoves.tests.helpers.recording import Line
+from trollmoves.tests.helpers.waiting import until
+
+SAMPLES = 25
+TIMES_SLOWER = 2.0
+ROOM = 0.02  # s more than that which a busy machine may take
+MEMORY = 500  # MB
+
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
+
+
+@pytest.fixture
+def processors() -> Iterator[set[int]]:
+    """Leave one processor to the flood, where there are two: one from elsewhere would not use those of the server."""
+    every = os.sched_getaffinity(0)
+    floods = {max(every)}
+    os.sched_setaffinity(0, every - floods or every)  # our children's too
+    yield floods
+    os.sched_setaffinity(0, every)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, processors: set[int]) -> Iterator[Pair]:
+    """A server and a client that have had a file."""
+    with Site(tmp_path) as site:
+        pair = Pair(site).start()
+        pair.feeder.feed(1)
+        pair.wait_until_done()
+        yield pair
+
+
+def latencies(pair: Pair) -> tuple[float, float]:
+    """Give the medians of the seconds in which a ping is answered, and a file is there and told of."""
+    pings, files = [], []
+    with Line(pair.request_port) as line:
+        line.ping()
+        for _ in range(SAMPLES):
+            asked = time.monotonic()
+            assert line.ping() == "pong"
+            pings.append(time.monotonic() - asked)
+            fed = time.monotonic()
+            names = pair.feeder.feed(1)
+            pair.received.wait_for_receipts(names, 20)
+            files.append(max(pair.received.about(name)[0].at for name in names) - fed)
+    return statistics.median(pings), statistics.median(files)
+
+
+@contextmanager
+def flood(kind: str, port: int, processors: set[int]) -> Iterator[None]:
+    """Flood a port meanwhile, from these processors."""
+    command = [sys.executable, "-m", "trollmoves.tests.helpers.flooding", kind, str(port)]
+    flooding = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    os.sched_setaffinity(flooding.pid, processors)
+    try:
+        yield
+        assert flooding.poll() is None, "it floods to the end"
+    finally:
+        flooding.kill()
+        flooding.wait()
+
+
+def memory(pair: Pair) -> float:
+    """Give the MB that the server has in memory."""
+    assert pair.server.popen
+    with open(f"/proc/{pair.server.popen.pid}/statm") as stream:
+        return int(stream.read().split()[1]) * 4096 / 1e6
+
+
+SAYS = {
+    "pings": f"requests of {FLOODER} refused: too many of them wait",
+    "many_pings": f"requests of {FLOODER} refused: too many of them wait",
+    "infos": f"requests of {FLOODER} refused: too many of them wait",
+    "pushes": f"requests of {FLOODER} refused: too many of them wait",
+    "nonsense": "request refused",
+    "large": f"the connection from {FLOODER} was cut: it sent a message of more than 16.8 MB",
+    "half_open": f"{FLOODER} did not get in: it did not go on",
+    "garbage": f"{FLOODER} did not get in",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flood_does_not_hold_up_others(kind: str, pair: Pair, processors: set[int]) -> None:
+    """Others are served within twice their usual time while one host floods a server.
+
+    It says so in a few lines, and keeps its memory small.
+    """
+    before = latencies(pair)
+    pair.server.mark()
+    with flood(kind, pair.request_port, processors):
+        time.sleep(2.0 if kind != "half_open" else 0)
+        if kind == "half_open":
+            until(lambda: connections(pair.request_port) > HALF_OPEN * 0.9, 60, "they are connected")
+        during = latencies(pair)
+        for what, usual, now in zip(("ping", "file"), before, during, strict=True):
+            print(f"{kind}: {what} {usual * 1000:.1f} ms, in the flood {now * 1000:.1f} ms, {now / usual:.1f} times")  # noqa: T201
+        until(lambda: SAYS[kind] in pair.server.lines(), 30, f"{SAYS[kind]!r} in\n{pair.server.lines()[-2000:]}")
+    assert memory(pair) < MEMORY
+    said = [line for line in pair.server.lines().splitlines() if "INFO" not in line]
+    assert len(said) < 100, said
+    for usual, now in zip(before, during, strict=True):
+        assert now < TIMES_SLOWER * usual + ROOM
+
+
+def connections(port: int) -> int:
+    """Count the established connections to a port."""
+    with open("/proc/net/tcp") as stream:
+        rows = [line.split() for line in stream.readlines()[1:]]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)

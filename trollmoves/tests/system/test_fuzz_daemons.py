@@ -1,0 +1,322 @@
+"""Garbage and changed messages, thrown at running daemons: each goes on, and does what it is for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from trollmoves.tests.helpers.daemons import (
+    TOPIC,
+    Pair,
+    Process,
+    Site,
+    client_section,
+    mirror_section,
+    server_section,
+)
+from trollmoves.tests.helpers.dispatching import Dispatching, Voice
+from trollmoves.tests.helpers.feeding import Feeder
+from trollmoves.tests.helpers.fuzzing import SCALE, Fuzz, scaled
+from trollmoves.tests.helpers.recording import HOST, Ear, ask
+from trollmoves.tests.helpers.waiting import until
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 200  # requests on their way
+PEERS = 8
+UNFORESEEN = ("Traceback", "internal error", "unexpected error")
+STAMP = "sat@elsewhere 2025-01-02T03:04:05.678 v1.01"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """Give a place for daemons."""
+    with Site(tmp_path) as found:
+        yield found
+
+
+def memory(process: Process) -> int:
+    """Give the resident memory of a process in MB."""
+    assert process.popen is not None
+    status = Path(f"/proc/{process.popen.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) // 1000
+
+
+def assert_sound(process: Process, tried: int, seconds: float) -> None:
+    """See that a daemon runs, and that nothing happened in it that nobody foresaw."""
+    assert process.runs()
+    lines = process.lines()
+    for word in UNFORESEEN:
+        at = lines.find(word)
+        assert at < 0, f"after {tried} inputs: {lines[max(0, at - 1500) : at + 3000]}"
+    log.info("%s: %d inputs, %.0f/s, %d MB", process.log.stem, tried, tried / seconds, memory(process))
+
+
+class Crowd:
+    """Peers of a server that send it anything; from time to time one goes and another comes."""
+
+    def __init__(self, port: int) -> None:
+        self._address = f"tcp://{HOST}:{port}"
+        self._context = zmq.Context()
+        self._peers = [self._peer() for _ in range(PEERS)]
+        self._sent = 0
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy(0)
+
+    def _peer(self) -> zmq.Socket[bytes]:
+        peer = self._context.socket(zmq.DEALER)
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.connect(self._address)
+        return peer
+
+    def send(self, frames: list[bytes]) -> None:
+        """Send frames through one of the peers."""
+        number = self._sent % PEERS
+        self._peers[number].send_multipart(frames)
+        self._sent += 1
+        if self._sent % AT_ONCE == 0:
+            self.drain()
+        if self._sent % 5000 == 0:
+            self._peers[number].close(0)
+            self._peers[number] = self._peer()
+
+    def drain(self) -> None:
+        """Wait until all that was sent has been looked at: each peer's ping, its last word, is answered."""
+        for peer in self._peers:
+            token = f"{time.monotonic_ns()}"
+            peer.send_multipart([b"", f"pytroll://{token} ping {STAMP}".encode()])
+            while True:
+                assert peer.poll(60_000), "a ping is not answered"
+                if f"pytroll://{token} pong" in peer.recv_multipart()[-1].decode(errors="replace"):
+                    break
+
+
+def heads(*kinds: str) -> list[str]:
+    """Give the beginnings of valid messages."""
+    return [f"pytroll:/{TOPIC} {kind} {STAMP}" for kind in kinds]
+
+
+def requests(announced: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """Give the data of valid requests for an announced file."""
+    mark = {"id": "fuzz/hrit/1", "timeout": 5.0, "unless_delivered_to": ["other/hrit"]}
+    plain = {key: value for key, value in announced.items() if key != "announcement"}
+    log = announced.get("announcement", {}).get("log", "")
+    return [
+        announced | {"destination": f"file://{HOST}{out}", "request": mark},
+        plain | {"destination": f"file://{HOST}{out}", "backup_targets": ["127.0.0.1"]},
+        announced | {"destination": f"sftp://sat:pw@{HOST}:1{out}", "request": mark | {"id": "fuzz/x/2"}},
+        announced,
+        {"max_count": 3},
+        {"log": log, "after": 0, "max_count": 10, "until": 5},
+    ]
+
+
+def attack(port: int, announced: dict[str, Any], out: Path, count: int, seed: int) -> None:
+    """Throw changed requests at a request port."""
+    fuzz, valid = Fuzz(seed), requests(announced, out)
+    kinds = heads("push", "push", "push", "ack", "info", "ping", "replay", "wait", "file", "pong")
+    with Crowd(port) as crowd:
+        for _ in range(count):
+            crowd.send(fuzz.frames(kinds, fuzz.random.choice(valid)))
+        crowd.drain()
+
+
+def preach(voice: Voice, announced: list[dict[str, Any]], count: int, seed: int) -> None:
+    """Publish changed announcements and heartbeats; who subscribed to their topic hears them."""
+    fuzz = Fuzz(seed)
+    beat = {"min_interval": 30, "logs": [{"log": "x/hrit", "number": 3, "request_address": f"{HOST}:1"}], "client": "x"}
+    keep = len(f"pytroll:/{TOPIC}")
+    for number in range(count):
+        if number % 10 == 0:
+            message = fuzz.message(
+                f"pytroll://heartbeat/move_it_server beat {STAMP}", beat, len("pytroll://heartbeat/")
+            )
+        else:
+            (head,) = heads(fuzz.random.choice(("file", "file", "file", "dataset", "collection", "push", "ack", "del")))
+            message = fuzz.message(head, fuzz.random.choice(announced), keep)
+        voice.say_bytes(message)
+
+
+def strange_announcements(address: str) -> list[dict[str, Any]]:
+    """Give the data of announcements by somebody whose request port is at ``address``."""
+    one = {
+        "uid": "strange",
+        "uri": f"file://{HOST}/nowhere/strange",
+        "request_address": address,
+        "start_time": "2025-01-02T03:04:05",
+        "announcement": {"log": "stranger/hrit", "number": 5, "size": 3, "mtime": 1},
+    }
+    dataset = [{"uid": f"part{n}", "uri": f"/nowhere/part{n}", "path": "below"} for n in range(3)]
+    rest = {key: value for key, value in one.items() if key not in ("uid", "uri")}
+    return [
+        one,
+        {key: value for key, value in one.items() if key != "announcement"},
+        rest | {"dataset": dataset},
+        rest | {"collection": [{"dataset": dataset, "time": "2025-01-02"}]},
+    ]
+
+
+@pytest.mark.slow
+def test_server(site: Site) -> None:
+    """A server that is asked for anything, in any form, still serves what it announced."""
+    count, out = scaled(20_000), site.folder("out")
+    pair = Pair(site, {"allowed_destinations": str(site.root), "station": "x"}, destination=out)
+    pair.start()
+    pair.feeder.feed(1)
+    pair.wait_until_done()
+    pair.announced.wait_for()
+    (announced,) = [json.loads(text.split(None, 6)[6]) for text in pair.announced.texts if " file " in text]
+    started = time.monotonic()
+    attack(pair.request_port, announced, out / "fuzz", count, 1)
+    pair.feeder.feed(1)
+    pair.wait_until_done(60)
+    assert_sound(pair.server, count, time.monotonic() - started)
+
+
+@pytest.mark.slow
+def test_client(site: Site) -> None:
+    """A client that is told anything, in any form, still fetches what is announced properly."""
+    count, stranger = scaled(20_000), site.port()
+    feeder, out = site.feeder(), site.folder("out")
+    published, request_port, told = site.port(), site.port(), site.port()
+    voice = site.keep(Voice(stranger))
+    server = site.server({"hrit": server_section(feeder.folder, request_port)}, published)
+    client = site.client({"hrit": client_section([published, stranger], out, told)})
+    ear = site.ear(told)
+    with ExitStack() as ending:
+        server.start()
+        client.start()
+        voice.wait_for_topics([TOPIC])
+        liar = ending.enter_context(Liar())
+        started = time.monotonic()
+        preach(voice, strange_announcements(f"{HOST}:{liar.port}"), count, 2)
+        wait_until_heard(voice, server, feeder, ear, client)
+        assert_sound(client, count, time.monotonic() - started)
+
+
+@pytest.mark.slow
+def test_mirror(site: Site) -> None:
+    """A mirror that is told and asked anything, in any form, still announces and hands on what it should."""
+    count, stranger = scaled(10_000), site.port()
+    feeder, out = site.feeder(), site.folder("out")
+    published, mirrored, request_port = site.port(), site.port(), site.port()
+    voice = site.keep(Voice(stranger))
+    server = site.server({"hrit": server_section(feeder.folder, site.port())}, published)
+    section = mirror_section(
+        [published, stranger], site.folder("copies"), request_port, allowed_destinations=str(site.root)
+    )
+    mirror = site.mirror({"hrit": section}, mirrored)
+    announced = site.ear(mirrored)
+    server.start()
+    mirror.start()
+    voice.wait_for_topics([TOPIC])
+    with Liar() as liar:
+        data = handed_on(feeder, announced, request_port, out)
+        started = time.monotonic()
+        attack(request_port, data, out / "fuzz", count, 3)
+        preach(voice, strange_announcements(f"{HOST}:{liar.port}"), count, 4)
+        handed_on(feeder, announced, request_port, out)
+        assert_sound(mirror, 2 * count, time.monotonic() - started)
+
+
+def handed_on(feeder: Feeder, announced: Ear, port: int, out: Path) -> dict[str, Any]:
+    """Feed a file, wait until a mirror announces it and ask for it; give what was announced."""
+    (name,) = feeder.feed(1)
+    until(lambda: announced.about(name), 100, "it is announced")
+    text = next(text for text in announced.texts if name in text)
+    data: dict[str, Any] = json.loads(text.split(None, 6)[6])
+    wanted = {key: value for key, value in data.items() if key != "announcement"}
+    answer = ask(port, TOPIC, "push", wanted | {"destination": f"file://{HOST}{out}"}, seconds=100)
+    assert answer.type == "file", answer
+    assert (out / name).exists()
+    return data
+
+
+@pytest.mark.slow
+def test_dispatcher(site: Site) -> None:
+    """A dispatcher that is told anything, in any form, still delivers what it should."""
+    count = scaled(20_000)
+    conditions = [{"sensor": ["viirs", "avhrr"], "orbit": ">5"}, {"except": {"platform_name": "NOAA-21"}}]
+    target = {
+        "directory": "OUT/all/{platform_name}/{time:%Y%m%d}",
+        "filepattern": "{uid}",
+        "publish_topic": "/sent/{platform_name}",
+        "aliases": {"platform_name": {"Suomi-NPP": "npp"}},
+        "dispatch_configs": [{"topics": ["/level2/viirs"], "conditions": conditions}],
+    }
+    plain = {"directory": "OUT/plain", "dispatch_configs": [{"topics": ["/level2/viirs"]}]}
+    dispatching = Dispatching(site, {"all": target, "plain": plain}).start()
+    strange = dispatching.file("strange")
+    one = {"uri": str(strange), "uid": "strange", "sensor": "viirs", "orbit": 7, "platform_name": "Suomi-NPP"}
+    told = [
+        one | {"time": "2025-01-02T03:04:05"},
+        {"dataset": [one, one], "sensor": ["viirs"], "time": "2025-01-02T03:04:05"},
+        {"collection": [{"dataset": [one]}], "orbit": "9"},
+    ]
+    fuzz, started = Fuzz(5), time.monotonic()
+    keep = len("pytroll://level2/viirs")
+    for _ in range(count):
+        kind = fuzz.random.choice(("file", "file", "dataset", "collection", "beat"))
+        message = fuzz.message(f"pytroll://level2/viirs {kind} {STAMP}", fuzz.random.choice(told), keep)
+        dispatching.voice.say_bytes(message)
+    dispatching.voice.tell(dispatching.file("proper"))
+    dispatching.wait_for("plain/proper", seconds=120)
+    assert_sound(dispatching.process, count, time.monotonic() - started)
+
+
+class Liar:
+    """A request port that answers with garbage, or not at all."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self.port = self._socket.bind_to_random_port(f"tcp://{HOST}")
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+        self.asked = 0
+
+    def __enter__(self) -> Liar:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(10)
+        self._context.destroy(0)
+
+    def _answer(self) -> None:
+        fuzz = Fuzz(6)
+        kinds = heads("file", "dataset", "err", "wait", "replay", "info", "pong", "collection", "unknown")
+        data = {"uid": "strange", "uri": "/nowhere/strange", "destination": "/x", "error": "no", "retry_after": 1.0}
+        numbers = {"log": "stranger/hrit", "numbers": [1, 2], "messages": ["pytroll://x file a@b 2025-01-01 v1.01"]}
+        while not self._stopping.is_set():
+            if not self._socket.poll(100):
+                continue
+            identity, *_ = self._socket.recv_multipart()
+            self.asked += 1
+            if fuzz.random.random() < 0.99:
+                self._socket.send_multipart([identity, *fuzz.frames(kinds, fuzz.random.choice((data, numbers)))])
+
+
+def wait_until_heard(voice: Voice, server: Process, feeder: Feeder, ear: Ear, fuzzed: Process) -> None:
+    """Wait until all that a stranger said was heard, and a proper file is fetched after it."""
+    mark = "that-was-it"
+    voice.say_bytes(f"pytroll:/{TOPIC} {mark}".encode())
+    fuzzed.wait_for_line(mark, seconds=60 * max(1, SCALE))
+    (name,) = feeder.feed(1)
+    ear.wait_for_receipts([name], 120)
+    assert server.runs()

@@ -1,0 +1,204 @@
+"""Two clients with sections of one name: one transfers, the other steps in when that one dies."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from trollmoves.tests.helpers import legacy_peer as earlier
+from trollmoves.tests.helpers.daemons import Process, Site, client_section, server_section
+from trollmoves.tests.helpers.feeding import content, names
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.servers import pyftpd
+from trollmoves.tests.servers.process import PROXY_HOST
+from trollmoves.tests.servers.proxy import Proxy
+from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
+
+DELAY = 2.0  # s, the spare's processing_delay
+TAKEOVER = 5.0  # s; the default of 30 would make the tests as slow
+SIZE = 300_000
+LONG = 2 * TAKEOVER  # s that a slow transfer takes
+
+
+class Spares:
+    """A server, a primary and a spare, each with an ear; the files go by FTP through a proxy to one place."""
+
+    def __init__(self, site: Site, *, old: str = "", apart: bool = False) -> None:
+        if why := pyftpd.missing():
+            pytest.skip(f"missing: {why}")
+        self.site = site
+        self.feeder = site.feeder()
+        self.target = site.folder("out")
+        ftp = PyFtpd(site.folder("ftp"), self.target)
+        site.enter(ftp)
+        self.proxy = site.enter(Proxy(ftp.port, *ftp.passive_ports))
+        publish_port, primary_port, spare_port = site.port(), site.port(), site.port()
+        self.server = site.server({"hrit": server_section(self.feeder.folder, site.port())}, publish_port)
+        destination = f"ftp://{PROXY_HOST}:{ftp.port}/"
+        login = f"{USER}:{PASSWORD}"
+
+        def client(name: str, port: int, peer: int, **options: object) -> Process:
+            place = destination + name if apart else destination
+            section = client_section([publish_port, peer], place, port, login=login, **options)
+            if old == name:
+                return earlier.client(site, {"hrit": section}, name)
+            return site.client({"hrit": section | {"takeover_after": TAKEOVER}}, name=name)
+
+        self.primary = client("primary", primary_port, spare_port)
+        self.spare = client("spare", spare_port, primary_port, processing_delay=DELAY)
+        self.announced = site.ear(publish_port)
+        self.by_primary, self.by_spare = site.ear(primary_port), site.ear(spare_port)
+
+    def start(self) -> Spares:
+        """Start all three, and see that each client hears the server and its peer."""
+        for process in (self.server, self.primary, self.spare):
+            process.start(wait=False)
+        for process in (self.server, self.primary, self.spare):
+            process.wait_until_ready()
+        time.sleep(1.5)  # subscriptions of old clients are seen by nobody
+        for name in names(100_000):
+            self.feeder.put(name)
+            try:
+                until(lambda name=name: name in self.receipts(), 5, patience=1)  # type: ignore[misc]
+                break
+            except AssertionError:
+                continue
+        return self
+
+    def receipts(self) -> list[str]:
+        """Give the names of the files that were told to be there, by either of the clients."""
+        return self.by_primary.receipts() + self.by_spare.receipts()
+
+    def slow_down(self) -> None:
+        """Let a file of ``SIZE`` take ``LONG`` seconds."""
+        self.proxy.rate = SIZE / LONG
+
+    def check(self, *fed: str) -> None:
+        """Check that each file is whole, and was told of once."""
+        for name in fed:
+            assert (self.target / name).read_bytes() == self.feeder.fed[name]
+            assert self.receipts().count(name) == 1, name
+
+
+def told(spares: Spares, *fed: str, seconds: float = 60) -> None:
+    """Wait until all of the files were told of."""
+    until(lambda: set(fed) <= set(spares.receipts()), seconds, "receipts")
+
+
+@pytest.mark.slow
+def test_the_primary_lives(site: Site) -> None:
+    """While the primary lives it alone asks, and the spare takes what it did as done, also when a transfer is long."""
+    spares = Spares(site).start()
+    quick = spares.feeder.feed(10)
+    told(spares, *quick)
+    spares.slow_down()
+    (slow,) = spares.feeder.feed(size=SIZE)
+    told(spares, slow)
+    assert spares.by_spare.of("push", "file") == []
+    time.sleep(TAKEOVER + DELAY)  # what is not done cannot be waited for
+    assert spares.by_spare.of("push", "file") == []
+    assert spares.server.lines().count(" delivered ") == len(spares.feeder.fed)
+    spares.check(*quick, slow)
+
+
+def test_killed_before_push(site: Site) -> None:
+    """A primary that is dead before it asks costs nothing, and gets nothing twice when it comes back."""
+    spares = Spares(site).start()
+    spares.primary.kill()
+    fed = spares.feeder.feed(10)
+    told(spares, *fed)
+    assert set(spares.by_spare.receipts()) >= set(fed)
+    come_back(spares)
+    spares.check(*fed)
+
+
+def test_each_has_a_place_of_its_own(site: Site) -> None:
+    """Clients that come back leave alone what their peer has had sent to a place of its own."""
+    spares = Spares(site, apart=True).start()
+    spares.primary.kill()
+    fed = spares.feeder.feed(10)
+    told(spares, *fed)
+    come_back(spares)
+    spares.spare.kill()
+    more = spares.feeder.feed(10)
+    told(spares, *more)
+    spares.spare.start()
+    spares.spare.wait_for_line(" received by a peer", len(more))
+    assert not set(fed) & set(spares.by_primary.receipts())
+    assert not set(more) & set(spares.by_spare.receipts())
+    assert sorted(path.name for path in (spares.target / "spare").iterdir()) == sorted(fed)
+
+
+def test_both_were_away(site: Site) -> None:
+    """What was announced while primary and spare were away is had, and told of, by one of them when they are back."""
+    spares = Spares(site).start()
+    assert spares.primary.terminate() == spares.spare.terminate() == 0
+    fed = spares.feeder.feed(20)
+    spares.announced.wait_for(21, "file")
+    spares.primary.start()
+    spares.spare.start()
+    told(spares, *fed)
+    spares.check(*fed)
+
+
+@pytest.mark.slow
+def test_killed_after_push_and_during_the_transfer(site: Site) -> None:
+    """A primary that dies while its file is under way is replaced, and the transfer is not made twice."""
+    spares = Spares(site).start()
+    spares.slow_down()
+    (name,) = spares.feeder.feed(size=SIZE)
+    spares.by_primary.wait_for(1, "push")
+    until(lambda: [one for one in spares.by_primary.about(name) if one.type == "push"], what="push")
+    spares.primary.kill()
+    told(spares, name)
+    assert name in spares.by_spare.receipts()
+    come_back(spares)
+    spares.check(name)
+    assert spares.server.lines().count(f"delivered {name}") == 1
+
+
+def test_killed_before_ack(site: Site) -> None:
+    """A primary that dies after the transfer and before it tells of it is replaced; back, it does not tell again."""
+    spares = Spares(site).start()
+    spares.slow_down()
+    (name,) = spares.feeder.feed(size=SIZE)
+    until(lambda: [one for one in spares.by_primary.about(name) if one.type == "push"], what="push")
+    spares.primary.send(signal.SIGSTOP)  # it does not hear the answer
+    spares.proxy.rate = 0
+    spares.server.wait_for_line(f"delivered {name}")
+    spares.primary.kill()
+    told(spares, name)
+    assert spares.by_primary.about(name)[-1].type == "push"
+    come_back(spares)
+    spares.check(name)
+    assert spares.server.lines().count(f"delivered {name}") == 1
+
+
+def come_back(spares: Spares) -> None:
+    """Start the primary again, and see that it takes its place."""
+    before = len(spares.by_spare.of("push"))
+    spares.primary.start()
+    spares.proxy.rate = 0
+    until(lambda: " caught up " in spares.primary.lines() or " received by a peer" in spares.primary.lines(), 10)
+    time.sleep(DELAY)
+    (name,) = spares.feeder.feed()
+    told(spares, name)
+    assert name in spares.by_primary.receipts()
+    assert len(spares.by_spare.of("push")) == before
+
+
+@pytest.mark.parametrize("old", ["primary", "spare"])
+def test_mixed_with_an_old_client(site: Site, old: str) -> None:
+    """With an old client as primary or spare the other one steps in when the primary is killed."""
+    spares = Spares(site, old=old).start()
+    fed = spares.feeder.feed(2)  # which an old client asks for long before its spare's turn, also when it is slow
+    told(spares, *fed)
+    time.sleep(2 * DELAY)
+    assert sorted(spares.receipts()[-2:]) == sorted(fed)
+    spares.check(*fed)
+    spares.primary.kill()
+    fed = spares.feeder.feed(5)
+    told(spares, *fed)
+    assert all((spares.target / name).read_bytes() == content(name) for name in fed)

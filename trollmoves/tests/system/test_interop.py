@@ -1,0 +1,180 @@
+"""Sites upgrade one host at a time: we work with the earlier implementation on either side, and faster than it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from trollmoves.tests.helpers import legacy_peer as earlier
+from trollmoves.tests.helpers.daemons import Pair, Site, client_section, server_section
+from trollmoves.tests.helpers.feeding import Feeder, content, names
+from trollmoves.tests.helpers.recording import HOST, Ear
+from trollmoves.tests.helpers.waiting import until
+
+COUNT = 50
+OLD_COUNT = 60  # files, to see how fast the old one is
+NEW_COUNT = 2000
+TIMES_FASTER = 50
+TRIES = 4
+
+
+def begin(pair: Pair) -> None:
+    """Start both, and move one file."""
+    pair.server.start()
+    pair.client.start()
+    connect(pair.feeder, pair.received)
+
+
+def connect(feeder: Feeder, received: Ear) -> None:
+    """Feed files until one arrives: an old server repeats nothing that it said before somebody had connected."""
+    for name in names(100_000):
+        feeder.put(name)
+        with suppress(AssertionError):
+            received.wait_for_receipts([name], seconds=0.5)
+            break
+    feeder.fed.clear()
+
+
+def test_old_server(site: Site) -> None:
+    """Our client gets every file from an old server, and tells of it as it does with ours."""
+    pair = Pair(site)
+    pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    begin(pair)
+    names = pair.feeder.feed(COUNT)
+    pair.wait_until_done(60)
+    for name in names:
+        announced = until(lambda name=name: pair.announced.about(name))[0].data  # type: ignore[misc]  # some come twice
+        heard = pair.received.about(name)
+        assert [one.type for one in heard] == ["push"] * (len(heard) - 2) + ["ack", "file"]  # more when it is slow
+        assert heard[-2].data == announced
+        receipt = announced | {"uri": str(pair.target / name), "origin": f"{HOST}:{pair.request_port}"}
+        del receipt["request_address"]
+        assert heard[-1].data == receipt
+
+
+def test_old_server_is_restarted(site: Site) -> None:
+    """Our client goes on with an old server that was restarted."""
+    pair = Pair(site, transfer_req_timeout=2)
+    pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    begin(pair)
+    pair.server.kill()
+    pair.server.start()
+    connect(pair.feeder, pair.received)
+    pair.feeder.feed(5)
+    pair.wait_until_done(60)
+
+
+def test_away_from_an_old_server(site: Site) -> None:
+    """What an old server announced while our client was away, which cannot be asked for, is named in the log."""
+    pair = Pair(site)
+    pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    begin(pair)
+    pair.client.wait_for_line("does not number its announcements")
+    assert pair.client.terminate() == 0
+    before = len(pair.announced.receipts())
+    missed = pair.feeder.feed(3)
+    pair.announced.wait_for(before + 3, "file")
+    until(lambda: time.monotonic() - pair.announced.of("file")[-1].at > 5)  # it may announce them once more
+    pair.client.start()
+    connect(pair.feeder, pair.received)
+    pair.client.wait_for_line("files unheard, which are not fetched: ")
+    named = pair.client.lines().partition("files unheard, which are not fetched: ")[2].partition("\n")[0].split()
+    assert set(missed) <= set(named)
+    assert len(set(named)) == len(named)
+
+
+def test_old_client(site: Site) -> None:
+    """An old client gets every file from our server, and tells of it."""
+    pair = Pair(site, login="sat:gehe1m")
+    pair.client = earlier.client(site, pair.client_sections)
+    begin(pair)
+    names = pair.feeder.feed(COUNT)
+    pair.wait_until_done(60)
+    for name in names:
+        assert [one.type for one in pair.received.about(name)] == ["push", "ack", "file"]
+    assert not [text for text in pair.received.texts if "gehe1m" in text]
+
+
+def test_old_client_of_a_server_that_is_restarted(site: Site) -> None:
+    """An old client goes on with our server that was restarted, and gets what it had not asked for."""
+    pair = Pair(site)
+    pair.client = earlier.client(site, pair.client_sections)
+    begin(pair)
+    pair.server.kill()
+    pair.feeder.feed(5)
+    pair.server.start()
+    pair.feeder.feed(5)
+    pair.wait_until_done(60)
+
+
+def test_old_and_new_server_of_the_same_files(site: Site) -> None:
+    """Our client fetches what an old and a new server announce once, and tells each one that it is not needed."""
+    target, client_port = site.folder("out"), site.port()
+    old_feeder, new_feeder = site.feeder("old"), site.feeder("new")
+    ports = [site.port(), site.port()]
+    options = {"delete": "true", "remove_delay": 0}
+    old = earlier.server(site, {"hrit": server_section(old_feeder.folder, site.port()) | options}, ports[0])
+    new = site.server({"hrit": server_section(new_feeder.folder, site.port()) | options}, ports[1])
+    client = site.client({"hrit": client_section(ports, target, client_port)})
+    received, old_ear, new_ear = site.ear(client_port), site.ear(ports[0]), site.ear(ports[1])
+    old.start(wait=False)
+    new.start(wait=False)
+    client.start()
+    old.wait_until_ready()
+    new.wait_until_ready()
+    connect(old_feeder, received)
+    fed = old_feeder.feed(COUNT)
+    assert new_feeder.feed(COUNT) == fed
+    received.wait_for_receipts(fed)
+    for ear in (old_ear, new_ear):
+        until(lambda ear=ear: {one.uid for one in ear.of("file")} >= set(fed))  # type: ignore[misc]
+    assert sorted(name for name in received.receipts() if name in fed) == sorted(fed)
+    assert all((target / name).read_bytes() == content(name) for name in fed)
+    until(lambda: not list(new_feeder.folder.iterdir()), what="the new server was told of each file")
+
+
+def test_two_clients_of_one_server(site: Site) -> None:
+    """An old and a new client of our server get every file, each where it wants it."""
+    pair = Pair(site)
+    target, port = site.folder("old-out"), site.port()
+    old = earlier.client(site, {"other": client_section(pair.publish_port, target, port)})
+    ear = site.ear(port)
+    old.start()
+    pair.start()
+    fed = pair.feeder.feed(10)
+    pair.wait_until_done(60)
+    ear.wait_for_receipts(fed)
+    assert pair.feeder.missing(target) == []
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_how_much_faster(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """Files that appear at once arrive at least 50 times as fast as with the earlier implementation."""
+    with Site(tmp_path) as site:
+        old = Pair(site)
+        old.server = earlier.server(site, old.server_sections, old.publish_port)
+        old.client = earlier.client(site, old.client_sections)
+        begin(old)
+        old_rate = rate(old, OLD_COUNT)
+    with Site(tmp_path) as site:
+        new = Pair(site)
+        begin(new)
+        new_rate = 0.0
+        for _ in range(TRIES):
+            if new_rate <= TIMES_FASTER * old_rate:
+                new_rate = max(new_rate, rate(new, NEW_COUNT))
+    record_property("ratio", f"{new_rate / old_rate:.0f}")
+    assert new_rate > TIMES_FASTER * old_rate, f"{new_rate:.0f} files/s against {old_rate:.1f}"
+
+
+def rate(pair: Pair, count: int) -> float:
+    """Give the files a second from the appearance of the first to the receipt of the last."""
+    started = time.monotonic()
+    pair.feeder.feed(count)
+    pair.wait_until_done(100)
+    return count / (pair.received.of("file")[-1].at - started)

@@ -1,0 +1,154 @@
+"""Nothing is lost when a daemon is killed, stopped or away, whatever it was doing."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trollmoves.tests.helpers.daemons import Pair, Process, Site
+from trollmoves.tests.helpers.directories import FarEnd
+from trollmoves.tests.helpers.waiting import until
+
+BURST = 1000
+BACKLOG = 300  # of which many are asked for at once
+ROUNDS = 3
+ASK_AGAIN = 1  # s after which a client asks again: a server that was killed answers nobody
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """A server and a client that runs."""
+    with Site(tmp_path) as site:
+        yield Pair(site, transfer_req_timeout=ASK_AGAIN).start()
+
+
+def kill_in_the_middle(pair: Pair, victim: Process) -> None:
+    """Feed bursts, and at a random moment of each kill the victim and start it again."""
+    for _ in range(ROUNDS):
+        before = len(set(pair.received.receipts()))
+        pair.feeder.feed(BURST)
+        moment = before + random.randrange(BURST)
+        until(lambda moment=moment: len(set(pair.received.receipts())) >= moment)  # type: ignore[misc]
+        victim.kill()
+        victim.start()
+    pair.wait_until_done(60)
+
+
+def test_server_is_killed(pair: Pair) -> None:
+    """After a server was killed in a burst every file is whole at the target and told of."""
+    kill_in_the_middle(pair, pair.server)
+
+
+def test_client_is_killed(pair: Pair) -> None:
+    """After a client was killed in a burst every file is whole at the target and told of."""
+    kill_in_the_middle(pair, pair.client)
+
+
+def test_server_is_killed_while_files_appear(pair: Pair) -> None:
+    """Files that appear while their server dies, and is away, are announced and delivered after its restart."""
+    pair.feeder.feed(200)
+    pair.server.kill()
+    pair.feeder.feed(200)
+    pair.server.start(wait=False)
+    pair.feeder.feed(200)
+    pair.wait_until_done()
+
+
+def test_both_are_killed(pair: Pair) -> None:
+    """After both were killed in a burst every file is whole at the target and told of."""
+    pair.feeder.feed(BURST)
+    pair.received.wait_for(random.randrange(1, BURST), "file")
+    pair.client.kill()
+    pair.server.kill()
+    pair.client.start(wait=False)
+    pair.server.start(wait=False)
+    pair.wait_until_done(60)
+
+
+@pytest.mark.parametrize("which", ["server", "client"])
+def test_stopped_in_a_burst(pair: Pair, which: str) -> None:
+    """SIGTERM in a burst ends a daemon in time with status 0, and the rest is done after the restart."""
+    process: Process = getattr(pair, which)
+    pair.feeder.feed(BURST)
+    pair.received.wait_for(random.randrange(1, BURST // 2), "file")
+    assert process.terminate(10) == 0  # stop_timeout
+    assert "Traceback" not in process.lines()
+    process.start()
+    pair.wait_until_done(60)
+
+
+def test_client_was_away(pair: Pair) -> None:
+    """A client that was away has everything fetched that was announced meanwhile, without any further file."""
+    pair.feeder.feed(10)
+    pair.wait_until_done()
+    assert pair.client.terminate() == 0
+    pair.feeder.feed(300)
+    pair.announced.wait_for(310, "file")
+    pair.client.start()
+    pair.wait_until_done()
+    assert pair.received.receipts().count(next(iter(pair.feeder.fed))) == 1
+
+
+def test_new_file_does_not_wait_behind_the_backlog(site: Site) -> None:
+    """While a client catches up, a file that is announced now is not the last to arrive."""
+    place = FarEnd(site, "ftp", site.folder("out"))
+    pair = Pair(site, destination=place.url).start()
+    pair.feeder.feed()
+    pair.wait_until_done()
+    assert pair.client.terminate() == 0
+    pair.feeder.feed(BACKLOG)
+    pair.announced.wait_for(1 + BACKLOG, "file")
+    place.proxy.stall_after(0)
+    pair.client.start()
+    until(lambda: site.to_do("fetch") == BACKLOG, what="it has caught up, and all of it waits")
+    (newest,) = pair.feeder.feed()
+    until(lambda: site.to_do("fetch") == BACKLOG + 1, what="so does the newest file")
+    place.proxy.heal()
+    pair.wait_until_done(60)
+    order = list(dict.fromkeys(pair.received.receipts()))
+    assert order.index(newest) < len(order) - BACKLOG // 3
+
+
+def test_server_restarts_while_the_client_stays(pair: Pair) -> None:
+    """A client goes on with a server that was restarted, misses nothing that it announces at once, and repeats none."""
+    pair.feeder.feed(20)
+    pair.wait_until_done()
+    assert pair.server.terminate() == 0
+    pair.feeder.feed(20)
+    pair.server.start()
+    pair.wait_until_done()
+    receipts = pair.received.receipts()
+    assert len(receipts) == len(set(receipts))
+
+
+def test_server_loses_its_journal(pair: Pair, tmp_path: Path) -> None:
+    """A server that has lost its journal announces what is there again, and new files arrive."""
+    pair.feeder.feed(20)
+    pair.wait_until_done()
+    pair.server.kill()
+    for file in (Path(pair.server.environment["XDG_STATE_HOME"]) / "trollmoves").glob("server-*"):
+        file.unlink()
+    pair.server.start()
+    pair.feeder.feed(20)
+    pair.wait_until_done()
+
+
+def test_nothing_half_is_seen(pair: Pair) -> None:
+    """Whoever looks at the target at any moment sees whole files only, also while the server is killed."""
+    size = 3_000_000
+    seen = 0
+    for _ in range(2):
+        pair.feeder.feed(10, size=size)
+        deadline = time.monotonic() + random.uniform(0.0, 0.05)
+        until(lambda: any(pair.target.iterdir()))
+        while time.monotonic() < deadline:
+            seen += sum(path.stat().st_size == size for path in pair.target.glob("H-*"))
+            assert {path.stat().st_size for path in pair.target.glob("H-*")} <= {size}
+        pair.server.kill()
+        assert {path.stat().st_size for path in pair.target.glob("H-*")} <= {size}
+        pair.server.start()
+    pair.wait_until_done()

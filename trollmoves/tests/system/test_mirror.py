@@ -1,0 +1,655 @@
+"""A mirror announces what it hears, and has the files when they are asked for, as real processes."""
+
+from __future__ import annotations
+
+import bz2
+import copy
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from posttroll.message import Message
+
+from trollmoves.tests.helpers import legacy_peer as earlier
+from trollmoves.tests.helpers.daemons import (
+    MIRROR_TOPIC,
+    TOPIC,
+    Process,
+    Site,
+    client_section,
+    ini,
+    mirror_section,
+    server_section,
+)
+from trollmoves.tests.helpers.feeding import PATTERN, Feeder, content, names
+from trollmoves.tests.helpers.recording import HOST, Ear, Heard, ask
+from trollmoves.tests.helpers.waiting import until
+
+ASK_AGAIN = 1  # s after which is asked again whoever was killed or stopped, and answers nobody
+BURST = 300
+
+Options = Mapping[str, object]
+
+
+class Outer:
+    """A client that hears a mirror."""
+
+    def __init__(self, site: Site, mirror_port: int, name: str = "client", **options: object) -> None:
+        self.target = site.folder(f"out-{name}")
+        port = site.port()
+        section = client_section(mirror_port, self.target, port, topic=MIRROR_TOPIC, transfer_req_timeout=ASK_AGAIN)
+        self.sections = {name: section | options}
+        self.process = site.client(self.sections, name=name)
+        self.received = site.ear(port)
+
+
+class Chain:
+    """Inner servers, each with a folder of its own, and a mirror that hears them all; nothing is started yet."""
+
+    def __init__(self, site: Site, server: Options | None = None, *, servers: int = 1, **mirror: object) -> None:
+        self.site = site
+        self.feeders = [site.feeder(f"in{n}") for n in range(servers)]
+        self.request_ports = [site.port() for _ in self.feeders]
+        self.publish_ports = [site.port() for _ in self.feeders]
+        self.server_sections = [
+            {"hrit": server_section(feeder.folder, port) | dict(server or {})}
+            for feeder, port in zip(self.feeders, self.request_ports, strict=True)
+        ]
+        self.servers = [
+            site.server(sections, port, name=f"server{n}")
+            for n, (sections, port) in enumerate(zip(self.server_sections, self.publish_ports, strict=True))
+        ]
+        self.copies = site.folder("copies")
+        self.port, self.request_port = site.port(), site.port()
+        options: dict[str, object] = {"transfer_req_timeout": ASK_AGAIN, **mirror}
+        self.sections = {"far": mirror_section(self.publish_ports, self.copies, self.request_port) | options}
+        self.mirror = site.mirror(self.sections, self.port)
+        self.heard = [site.ear(port) for port in self.publish_ports]
+        self.mirrored = site.ear(self.port)
+
+    @property
+    def feeder(self) -> Feeder:
+        """The feeder of the first server."""
+        return self.feeders[0]
+
+    @property
+    def server(self) -> Process:
+        """The first server."""
+        return self.servers[0]
+
+    def outer(self, name: str = "client", **options: object) -> Outer:
+        """Give a client of the mirror."""
+        return Outer(self.site, self.port, name, **options)
+
+    def start(self, *outer: Outer) -> Chain:
+        """Start all, and clients of the mirror."""
+        processes = [*self.servers, self.mirror, *(one.process for one in outer)]
+        for process in processes:
+            process.start(wait=False)
+        for process in processes:
+            process.wait_until_ready()
+        return self
+
+    def announcement(self, name: str, count: int = 1) -> Any:
+        """Wait until the mirror has announced a file so often; give the data of the newest announcement."""
+        until(lambda: len(self.mirrored.about(name)) >= count, what=f"{name} is announced by the mirror")
+        return copy.deepcopy(self.mirrored.about(name)[-1].data)
+
+    def push(self, name: str, destination: object, **changes: object) -> Message:
+        """Ask the mirror for a file as an older client does."""
+        data = {key: value for key, value in self.announcement(name).items() if key != "announcement"}
+        return ask(self.request_port, MIRROR_TOPIC, "push", {**data, "destination": str(destination), **changes})
+
+    def delivered(self, name: str) -> int:
+        """Count how often the servers have delivered a file."""
+        return sum(process.lines().count(f" delivered {name} ") for process in self.servers)
+
+    def files(self) -> list[Path]:
+        """Give the copies that are here, whatever their directory."""
+        return [path for path in self.copies.rglob("*") if path.is_file()]
+
+    def wait_until_done(self, *outer: Outer, seconds: float = 30) -> None:
+        """Wait until all that was fed is with each client, whole, and told of."""
+        for one in outer:
+            one.received.wait_for_receipts(self.feeder.fed, seconds)
+            assert self.feeder.missing(one.target) == []
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    """A server and a mirror that run, for tests that disturb neither."""
+    with Site(tmp_path_factory.mktemp("mirror")) as site:
+        yield Chain(site, info="sensor=seviri;place=far").start()
+
+
+# -- heard, announced, fetched
+
+
+def test_announced_but_not_fetched(chain: Chain) -> None:
+    """What is heard is announced as the mirror's own, with its topic and info; nothing is fetched unless asked for."""
+    fed = chain.feeder.feed(5)
+    for number, name in enumerate(fed, start=1):
+        data = chain.announcement(name)
+        inner = until(lambda name=name: chain.heard[0].about(name))[0].data  # type: ignore[misc]
+        assert data["request_address"] == f"{HOST}:{chain.request_port}"
+        assert (data["sensor"], data["place"]) == ("seviri", "far")
+        mark, inner_mark = data.pop("announcement"), inner.pop("announcement")
+        assert (mark["number"], mark["size"], mark["mtime"]) == (number, 1000, inner_mark["mtime"])
+        assert mark["log"] != inner_mark["log"]
+        assert data == inner | {key: data[key] for key in ("request_address", "sensor", "place")}
+    assert {one.message.subject for one in chain.mirrored.of("file")} == {MIRROR_TOPIC}
+    assert list(chain.copies.iterdir()) == []
+    assert " delivered " not in chain.server.lines()
+
+
+def test_two_clients(site: Site) -> None:
+    """What two clients ask for is fetched once, and kept; with new content it is handed on again."""
+    chain = Chain(site)
+    one, other = chain.outer("one"), chain.outer("other")
+    chain.start(one, other)
+    fed = chain.feeder.feed(20)
+    chain.wait_until_done(one, other)
+    assert [chain.delivered(name) for name in fed] == [1] * 20
+    assert [chain.mirror.lines().count(f" delivered {name} ") for name in fed] == [2] * 20
+    assert sorted(path.name for path in chain.files()) == sorted(fed)
+    receipt = one.received.about(fed[0])[-1].data
+    assert receipt["origin"] == f"{HOST}:{chain.request_port}"
+    assert receipt["uri"] == str(one.target / fed[0])
+    chain.feeder.put(fed[0], version=2, size=500)
+    for client in (one, other):
+        until(lambda client=client: client.received.receipts().count(fed[0]) == 2)  # type: ignore[misc]
+        assert (client.target / fed[0]).read_bytes() == content(fed[0], 2, 500)
+
+
+def test_delayed_and_removed(site: Site) -> None:
+    """A delay holds announcements back; with delete copies go some time later, also when they were fetched again."""
+    chain = Chain(site, delay=1, delete="true", remove_delay=3)
+    chain.start()
+    began = time.monotonic()
+    (name,) = chain.feeder.feed()
+    chain.announcement(name)
+    assert chain.mirrored.about(name)[0].at - began > 0.99
+    for count in (1, 2):
+        target = site.folder(f"target{count}")
+        assert chain.push(name, target).type == "file"
+        assert chain.files()
+        assert (target / name).read_bytes() == content(name)
+        until(lambda: not list(chain.copies.glob("*/*")), what="the copies are removed")
+        assert chain.delivered(name) == count
+    assert (chain.feeder.folder / name).exists()
+
+
+def test_same_name_in_another_directory(site: Site) -> None:
+    """Files of one name in two directories of a server are two files."""
+    chain = Chain(site)
+    folder = chain.feeder.folder
+    chain.server_sections[0]["hrit"]["origin"] = f"{folder}/{{place}}/{PATTERN}"
+    chain.server.reconfigure(chain.server_sections[0])
+    feeders = [Feeder(folder / place) for place in ("here", "there")]
+    outer = chain.outer(destination=f"{site.folder('places')}/{{place}}")
+    chain.start(outer)
+    (name,) = feeders[0].feed(size=1000)
+    chain.announcement(name)
+    feeders[1].feed(size=700)
+    for place, size in (("here", 1000), ("there", 700)):
+        path = site.folder("places") / place / name
+        until(path.exists, what=f"{path} arrives")
+        assert path.read_bytes() == content(name, size=size)
+
+
+class Publisher:
+    """A publisher of messages that are made up."""
+
+    def __init__(self, site: Site) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        site.at_the_end(lambda: context.destroy(0))
+        self._socket = context.socket(zmq.XPUB)
+        self.port = self._socket.bind_to_random_port(f"tcp://{HOST}")
+
+    def wait_for_subscriber(self) -> None:
+        """Wait until somebody subscribes."""
+        assert self._socket.poll(20_000)
+        self._socket.recv()
+
+    def tell(self, kind: str, data: object, topic: str = TOPIC) -> None:
+        """Publish a message."""
+        self._socket.send_string(str(Message(topic, kind, data)))
+
+
+def item(feeder: Feeder, name: str, **more: str) -> dict[str, str]:
+    """Give what a message says of a file."""
+    return {"uri": str(feeder.folder / name), "uid": name, **more}
+
+
+def test_datasets_and_collections(site: Site) -> None:
+    """Messages about several files, with sub-paths, are announced as they are, and all of their files handed on."""
+    publisher = Publisher(site)
+    section = {"listen": TOPIC, "addresses": f"{HOST}:{publisher.port}", "nameserver": "False", "origin": ""}
+    chain = Chain(site, section, delete="true", remove_delay=0)
+    outer = chain.outer()
+    chain.start(outer)
+    publisher.wait_for_subscriber()
+    one, two, three, four = chain.feeder.feed(4)
+    chain.mirror.wait_for_line("started")
+    publisher.tell("dataset", {"a": 1, "dataset": [item(chain.feeder, one, path="x/y"), item(chain.feeder, two)]})
+    outer.received.wait_for(1, "dataset")
+    inner = [{"dataset": [item(chain.feeder, three)]}, {"dataset": [item(chain.feeder, four)]}]
+    publisher.tell("collection", {"b": 2, "collection": inner})
+    outer.received.wait_for(1, "collection")
+    chain.mirrored.wait_for(1, "collection")
+    for path in (f"x/y/{one}", two, three, four):
+        assert (outer.target / path).read_bytes() == content(Path(path).name)
+    assert [one.type for one in chain.mirrored.of("dataset", "collection")] == ["dataset", "collection"]
+    until(lambda: not list(chain.copies.glob("*/*")), what="all copies and directories are removed")
+
+
+# -- several servers
+
+
+def test_topics_of_providers(site: Site) -> None:
+    """A provider may have a topic of its own; what others say under it is not heard."""
+    chain = Chain(site, servers=2)
+    ports = chain.publish_ports
+    chain.sections["far"]["providers"] = f"{HOST}:{ports[0]} {HOST}:{ports[1]}/other"
+    chain.server_sections[1]["hrit"]["topic"] = "/other/topic"
+    chain.servers[1].reconfigure(chain.server_sections[1])
+    chain.mirror.reconfigure(chain.sections)
+    chain.start()
+    (first,) = chain.feeders[0].feed()
+    (second,) = Feeder(chain.feeders[1].folder, 500).feed()
+    chain.announcement(first)
+    chain.announcement(second)
+    assert {one.message.subject for one in chain.mirrored.of("file")} == {MIRROR_TOPIC}
+
+
+def test_fail_over(site: Site) -> None:
+    """A file that two servers have is announced once, and fetched from the other when one refuses, or is gone."""
+    chain = Chain(site, servers=2).start()
+    for end in ((chain.feeders[0].folder / next(names())).unlink, chain.server.kill):
+        (name,) = chain.feeders[0].feed()
+        chain.announcement(name)
+        chain.feeders[1].feed()
+        until(lambda name=name: chain.heard[1].about(name))  # type: ignore[misc]
+        end()
+        push = partial(chain.push, name, site.folder("out"))
+        until(lambda push=push: push().type == "file", what="it is fetched from the other server")  # type: ignore[misc]
+        assert (site.folder("out") / name).read_bytes() == content(name)
+        assert len(chain.mirrored.about(name)) == 1
+        assert f" delivered {name} " in chain.servers[1].lines()
+
+
+def test_server_stops_during_the_fetch(site: Site) -> None:
+    """A server that stops answering while it is asked is given up for the other one."""
+    chain = Chain(site, servers=2)
+    outer = chain.outer()
+    chain.start(outer)
+    outer.process.send(signal.SIGSTOP)
+    (name,) = chain.feeders[0].feed()
+    chain.announcement(name)
+    chain.feeders[1].feed()
+    chain.heard[1].wait_for()
+    chain.server.send(signal.SIGSTOP)
+    outer.process.send(signal.SIGCONT)
+    chain.feeders[1].feed()
+    outer.received.wait_for_receipts(chain.feeders[1].fed)
+    assert chain.feeders[1].missing(outer.target) == []
+
+
+def test_others_are_told(site: Site) -> None:
+    """A server that announces what another one has delivered is told that its file is not needed."""
+    chain = Chain(site, {"delete": "true", "remove_delay": 0}, servers=2).start()
+    (name,) = chain.feeders[0].feed()
+    assert chain.push(name, site.folder("out")).type == "file"
+    chain.feeders[1].feed()
+    until(lambda: not list(chain.feeders[1].folder.iterdir()), what="the other server removes its file")
+
+
+# -- whatever dies
+
+
+def test_killed_while_it_fetches(site: Site) -> None:
+    """A client that asked is served though the mirror was killed while it fetched."""
+    chain = Chain(site)
+    outer = chain.outer()
+    chain.start(outer)
+    outer.process.send(signal.SIGSTOP)
+    (name,) = chain.feeder.feed()
+    chain.announcement(name)
+    chain.server.send(signal.SIGSTOP)
+    outer.process.send(signal.SIGCONT)
+    until(lambda: list(chain.copies.glob("*/1")), what="the mirror has begun to fetch")
+    chain.mirror.kill()
+    assert chain.files() == []
+    chain.server.send(signal.SIGCONT)
+    chain.mirror.start()
+    chain.wait_until_done(outer)
+    assert outer.received.receipts() == [name]
+
+
+def test_killed_in_a_burst(site: Site) -> None:
+    """After a mirror was killed in a burst every file is whole at the client and told of."""
+    chain = Chain(site, delete="true", remove_delay=0)
+    outer = chain.outer()
+    chain.start(outer)
+    chain.feeder.feed(BURST)
+    moment = random.randrange(BURST)
+    until(lambda: len(set(outer.received.receipts())) >= moment)
+    chain.mirror.kill()
+    chain.mirror.start()
+    chain.wait_until_done(outer, seconds=60)
+    until(lambda: not list(chain.copies.glob("*/*")), what="all copies are removed")
+
+
+def test_stopped_in_a_burst(site: Site) -> None:
+    """SIGTERM in a burst ends a mirror with status 0; the rest is handed on after the restart, told by heartbeats."""
+    chain = Chain(site)
+    outer = chain.outer()
+    chain.start(outer)
+    chain.feeder.feed(BURST)
+    chain.mirrored.wait_for(random.randrange(1, BURST // 2))
+    assert chain.mirror.terminate() == 0
+    assert "Traceback" not in chain.mirror.lines()
+    chain.mirror.start()
+    chain.wait_until_done(outer, seconds=60)
+    (log,) = until(lambda: [log for one in chain.mirrored.of("beat") for log in one.data["logs"] if log["number"]])[-1:]
+    assert {one.message.subject for one in chain.mirrored.of("beat")} == {"/heartbeat/move_it_mirror"}
+    assert (log["topic"], log["request_address"]) == (MIRROR_TOPIC, f"{HOST}:{chain.request_port}")
+    assert log["log"] == chain.mirrored.of("file")[0].data["announcement"]["log"]
+
+
+def test_catching_up(site: Site) -> None:
+    """What is announced while the mirror is away, and then while the client is, arrives by itself."""
+    chain = Chain(site)
+    outer = chain.outer()
+    chain.start(outer)
+    chain.feeder.feed(5)
+    chain.wait_until_done(outer)
+    chain.mirror.kill()
+    missed = chain.feeder.feed(50)
+    until(lambda: {one.uid for one in chain.heard[0].of("file")} >= set(missed))
+    chain.mirror.start()
+    chain.wait_until_done(outer)
+    outer.process.terminate()
+    missed = chain.feeder.feed(50)
+    until(lambda: {one.uid for one in chain.mirrored.of("file")} >= set(missed))
+    outer.process.start()
+    chain.wait_until_done(outer)
+
+
+def test_journal_is_lost(site: Site) -> None:
+    """Copies of a mirror that has lost its journal are not taken for those of another file."""
+    chain = Chain(site).start()
+    first, second = chain.feeder.feed(2)
+    assert chain.push(first, site.folder("out")).type == "file"
+    chain.mirror.kill()
+    for file in (site.root / "state" / "trollmoves").glob("mirror-*"):
+        file.unlink()
+    chain.feeder.put(first, version=2)
+    chain.mirrored.heard.clear()
+    chain.mirror.start()
+    chain.feeder.feed(1)
+    chain.feeder.put(second, version=2)
+    chain.feeder.put(first, version=3)
+    until(lambda: chain.push(first, site.folder("out")).type == "file")
+    assert (site.folder("out") / first).read_bytes() == content(first, 3)
+
+
+# -- what is refused
+
+
+def test_refusals(chain: Chain) -> None:
+    """Requests for what was not announced, or to lead out of a destination, are refused."""
+    (name,) = chain.feeder.feed()
+    out = chain.site.folder("out")
+    assert chain.push(name, out, uri="/etc/passwd").type == "err"
+    assert chain.push(name, out, path="../above").type == "err"
+    assert chain.push(name, out, path="/above").type == "err"
+    assert ask(chain.request_port, MIRROR_TOPIC, "ack", {"uri": "/etc/passwd", "uid": "passwd"}).type == "err"
+    assert ask(chain.request_port, MIRROR_TOPIC, "ping").type == "pong"
+    assert not (chain.site.root / "above").exists()
+
+
+def test_names_that_lead_elsewhere(site: Site) -> None:
+    """What a server announces with a name or path that leads out of the copies is not announced again."""
+    publisher = Publisher(site)
+    chain = Chain(site)
+    chain.sections["far"]["providers"] = f"{HOST}:{publisher.port}"
+    chain.mirror.reconfigure(chain.sections)
+    chain.mirror.start()
+    for _ in range(2):  # announcements and heartbeats
+        publisher.wait_for_subscriber()
+    bad: list[dict[str, object]] = [
+        {"uri": "/a/b", "uid": "b1", "path": "../../x"},
+        {"uri": "/a/b", "uid": "b2", "path": "/x"},
+        {"uri": "/a/b", "uid": "b3", "path": 5},
+        {"uri": "/a/..", "uid": "b4"},
+        {"uri": "/a/", "uid": "b5"},
+    ]
+    good: dict[str, object] = {"uri": "/a/good", "uid": "good"}
+    for one in [*bad, good]:
+        publisher.tell("file", {**one, "request_address": f"{HOST}:1"})
+    chain.announcement("good")
+    chain.mirror.wait_for_line("passed over", times=len(bad))
+    assert {one.uid for one in chain.mirrored.of("file")} == {"good"}
+
+
+def test_gone_for_good(chain: Chain) -> None:
+    """Whoever waits for a file that no server has any more is told so, and nothing is left of the attempt."""
+    (name,) = chain.feeder.feed()
+    number = chain.announcement(name)["announcement"]["number"]
+    (chain.feeder.folder / name).unlink()
+    answer = chain.push(name, chain.site.folder("out"))
+    assert (answer.type, str(answer.data)[:9]) == ("err", "127.0.0.1")
+    until(lambda: not list(chain.copies.glob(f"*/{number}")), what="no directory is left")
+
+
+def test_gone_for_now(site: Site) -> None:
+    """One of our clients that asks while no server answers is told to ask again, and is served when one does."""
+    chain = Chain(site)
+    outer = chain.outer()
+    chain.start()
+    (name,) = chain.feeder.feed()
+    data = chain.announcement(name)
+    chain.server.send(signal.SIGSTOP)
+    request = data | {"destination": str(outer.target), "request": {"id": "x/1", "timeout": 60}}
+    answer = ask(chain.request_port, MIRROR_TOPIC, "push", request, seconds=20)
+    assert answer.type == "err"
+    assert answer.data["temporary"] is True
+    chain.server.send(signal.SIGCONT)
+    ask_until_it_comes(chain, request)
+    assert (outer.target / name).read_bytes() == content(name)
+
+
+def ask_until_it_comes(chain: Chain, request: dict[str, object]) -> None:
+    """Ask again as a client does."""
+    until(lambda: ask(chain.request_port, MIRROR_TOPIC, "push", request, seconds=30).type == "file", 30)
+
+
+# -- packed files
+
+
+def test_bzip(site: Site) -> None:
+    """With compression a file is announced by its unpacked name, and handed on unpacked."""
+    chain = Chain(site, compression="bzip", delete="true", remove_delay=0)
+    chain.server_sections[0]["hrit"]["origin"] = f"{chain.feeder.folder}/{{name}}"
+    chain.server.reconfigure(chain.server_sections[0])
+    outer = chain.outer()
+    chain.start(outer)
+    staged = site.folder("staged")
+    for name, bytes_ in (("a.txt.bz2", bz2.compress(b"hello")), ("b.txt", b"plain"), ("c.bz2", b"damaged")):
+        (staged / name).write_bytes(bytes_)
+        (staged / name).rename(chain.feeder.folder / name)
+    outer.received.wait_for_receipts(["a.txt", "b.txt"])
+    assert sorted(path.name for path in outer.target.iterdir()) == ["a.txt", "b.txt"]
+    assert (outer.target / "a.txt").read_bytes() == b"hello"
+    chain.mirrored.wait_for_receipts(["a.txt", "b.txt", "c"])
+    assert {Path(one.data["uri"]).name for one in chain.mirrored.of("file")} == {"a.txt", "b.txt", "c"}
+    outer.process.wait_for_line("c is refused for good")
+    until(lambda: {path.name for path in chain.files()} <= {"c.bz2"}, what="what was handed on is removed")
+
+
+def test_xrit(site: Site) -> None:
+    """Segments are unpacked by the program that the section names."""
+    program = site.folder("bin") / "decompress"
+    program.write_text('#!/bin/sh\ntr a-z A-Z < "$1" > "$(basename "${1%C_}")__"\n')
+    program.chmod(0o755)
+    chain = Chain(site, compression="xrit", xritdecompressor=program)
+    chain.server_sections[0]["hrit"]["origin"] = f"{chain.feeder.folder}/H-{{name}}"
+    chain.server.reconfigure(chain.server_sections[0])
+    outer = chain.outer()
+    chain.start(outer)
+    staged = site.folder("staged") / "H-1-C_"
+    staged.write_bytes(b"segment")
+    staged.rename(chain.feeder.folder / staged.name)
+    outer.received.wait_for_receipts(["H-1-__"])
+    assert (outer.target / "H-1-__").read_bytes() == b"SEGMENT"
+    assert [path.name for path in chain.files()] == ["H-1-__"]
+
+
+# -- configuration
+
+
+def old_configuration(chain: Chain) -> str:
+    """Give a configuration of the earlier implementation: both halves mixed, no destination."""
+    return ini(
+        {
+            "DEFAULT": {"heartbeat": "True", "delete": "True"},
+            "eumetcast-hrit-0deg": {
+                "providers": f"{HOST}:{chain.publish_ports[0]}",
+                "client_topic": TOPIC,
+                "publish_port": "0",
+                "nameservers": "False",
+                "req_timeout": "2",
+                "transfer_req_timeout": "10",
+                "heartbeat_alarm_scale": "10",
+                "topic": MIRROR_TOPIC,
+                "station": "norrköping",
+                "request_port": chain.request_port,
+                "request_address": HOST,
+                "working_directory": chain.copies,
+                "info": "sensor=seviri;variant=0DEG",
+                "connection_uptime": "30",
+                "ssh_key_filename": "/home/sat/.ssh/id_rsa",
+            },
+        }
+    )
+
+
+def test_old_configuration(site: Site) -> None:
+    """A configuration file for the earlier implementation works, and --check says what it runs."""
+    chain = Chain(site)
+    chain.mirror.reconfigure(old_configuration(chain))
+    outer = chain.outer()
+    chain.start(outer)
+    chain.feeder.feed(3)
+    chain.wait_until_done(outer)
+    assert chain.mirrored.wait_for()[0].data["sensor"] == "seviri"
+    assert ask(chain.request_port, "/x", "ping").data == {"station": "norrköping"}
+    checked = site.run("move_it_mirror.py", chain.mirror.config, "--check")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "eumetcast-hrit-0deg" in checked.stdout
+
+
+def test_check(site: Site) -> None:
+    """--check tells what is missing and what has no effect, and fails."""
+    sections: dict[str, dict[str, object]] = {
+        "far": mirror_section(9010, "/tmp/x", 9094, origin="/a/b", compression="tar"),
+        "bad": {"topic": "/a"},
+    }
+    checked = site.run("move_it_mirror.py", site.config(sections), "--check")
+    assert checked.returncode == 1
+    for part in ("[far] origin: has no effect", "[far] compression: ", "[bad] request_port: ", "[bad] providers: "):
+        assert part in checked.stdout
+
+
+def test_reload(site: Site) -> None:
+    """A section that changes is begun anew, one that is added begins, and the others are not touched."""
+    chain = Chain(site)
+    chain.start()
+    (name,) = chain.feeder.feed()
+    chain.announcement(name)
+    port = site.port()
+    added = mirror_section(chain.publish_ports, site.folder("copies2"), port, topic="/added")
+    chain.mirror.reconfigure({**chain.sections, "second": added})
+    chain.mirror.wait_for_line("1 added, 0 changed, 0 removed, 1 as before")
+    chain.mirror.reconfigure({"far": chain.sections["far"], "second": added | {"topic": "/changed"}})
+    chain.mirror.wait_for_line("0 added, 1 changed, 0 removed, 1 as before")
+    (name,) = chain.feeder.feed()
+    until(lambda: {one.message.subject for one in chain.mirrored.about(name)} == {MIRROR_TOPIC, "/changed"})
+    assert chain.mirror.lines().count("[far] started") == 1
+    both: list[Heard] = chain.mirrored.about(name)
+    for one in both:
+        out = site.folder(f"out{one.data['request_address'][-5:]}".replace(":", ""))
+        data = one.data | {"destination": str(out)}
+        assert ask(int(one.data["request_address"].split(":")[1]), "/x", "push", data).type == "file"
+        assert (out / name).read_bytes() == content(name)
+
+
+# -- the earlier implementation
+
+
+def connect(chain: Chain, received: Ear) -> None:
+    """Feed files until one arrives: old ones repeat nothing that they said before somebody had connected."""
+    for _ in range(100):
+        (name,) = chain.feeder.feed()
+        with suppress(AssertionError):
+            received.wait_for_receipts([name], seconds=0.5)
+            chain.feeder.fed.clear()
+            return
+    raise AssertionError("nothing arrives")
+
+
+def test_old_server_and_client(site: Site) -> None:
+    """An old client of a mirror of an old server gets every file, each fetched once."""
+    chain = Chain(site, transfer_req_timeout=30)  # an old client that is not answered in time gives a file up
+    chain.servers[0] = earlier.server(site, chain.server_sections[0], chain.publish_ports[0])
+    outer = chain.outer(transfer_req_timeout=60)
+    outer.process = earlier.client(site, outer.sections)
+    chain.start(outer)
+    connect(chain, outer.received)
+    fed = chain.feeder.feed(10)
+    chain.wait_until_done(outer, seconds=60)
+    assert [chain.mirror.lines().count(f" fetched {name} ") for name in fed] == [1] * 10
+
+
+# -- the example
+
+
+def test_example(site: Site) -> None:
+    """The example hands on a file to both of its clients, with one delivery of the server, and keeps no copy."""
+    example = Path(__file__).parents[3] / "examples" / "mirror"
+    ports: dict[str, int] = {}
+
+    def port(match: re.Match[str]) -> str:
+        return str(ports.setdefault(match[0], site.port()))
+
+    def config(name: str) -> Path:
+        text = (example / name).read_text().replace("/tmp/trollmoves-mirror", str(site.root))
+        text = text.replace("remove_delay = 5", "remove_delay = 1")
+        return site.config(re.sub(r"\b19\d\d\d\b", port, text), name)
+
+    incoming = site.folder("incoming")
+    site.folder("copies")
+    configs = {role: config(f"{role}.ini") for role in ("server", "mirror", "client")}
+    processes = []
+    for role, publish_port in (("server", "19010"), ("mirror", "19011"), ("client", "")):
+        more = ["-p", str(ports.setdefault(publish_port, site.port()))] if publish_port else []
+        command = site.command(f"move_it_{role}.py", configs[role], *more)
+        processes.append(site.process(role, command, configs[role]).start())
+    (site.root / "H-MSG4-000001").write_text("segment\n")
+    (site.root / "H-MSG4-000001").rename(incoming / "H-MSG4-000001")
+    for place in ("forecast", "archive/MSG4"):
+        path = site.root / place / "H-MSG4-000001"
+        until(path.exists, what=f"{path} arrives")
+        assert path.read_text() == "segment\n"
+    assert processes[0].lines().count(" delivered ") == 1
+    until(lambda: not list(site.folder("copies").glob("*/*")), what="the copy is removed")
+    assert sorted(re.findall(r"\b19\d\d\d\b", (example / "README.md").read_text())) == ["19010", "19011"]

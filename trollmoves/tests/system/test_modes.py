@@ -1,0 +1,67 @@
+"""What the daemons make can be written by those who may, and by nobody else."""
+
+from __future__ import annotations
+
+import bz2
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from trollmoves.tests.helpers.daemons import MIRROR_TOPIC, Process, Site, client_section, mirror_section, server_section
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.system.test_options_server import put, tar
+
+
+def with_umask(process: Process, umask: int, log: Path) -> Process:
+    """Have a daemon run with a umask, and log to a file that it makes."""
+    shell = f'umask {umask:04o}; exec "$@"'
+    process.command = ["sh", "-c", shell, "sh", *process.command, "-l", str(log)]
+    process.ready = lambda _: log.exists() and " chains, journal " in log.read_text()
+    return process
+
+
+def modes(*roots: Path) -> Iterator[tuple[Path, int]]:
+    """Yield all below some directories, with the permissions."""
+    for root in roots:
+        for path in root.rglob("*"):
+            with suppress(FileNotFoundError):  # it is gone meanwhile
+                yield path, stat.S_IMODE(path.lstat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0, 0o027])
+def test_modes(tmp_path: Path, umask: int) -> None:
+    """What daemons make heeds the umask, and is never writable for everyone; the journal is private."""
+    with Site(tmp_path) as site:
+        (site.root / "in").mkdir()
+        work, copies, out = (site.root / name / "made" for name in ("work", "copies", "out"))
+        for folder in (work, copies, out):
+            folder.parent.mkdir(mode=0o755)
+        port, mirror_port, client_port = site.port(), site.port(), site.port()
+        section = {
+            **server_section(site.root / "in", site.port(), compression="bzip", working_directory=work),
+            "origin": f"{site.root}/in/{{name}}.bz2",
+        }
+        client = client_section(mirror_port, f"{out}/{{name}}/deep", client_port, compression="tar", topic=MIRROR_TOPIC)
+        logs = site.folder("logs")
+        daemons = [
+            site.server({"bzip": section}, port),
+            site.mirror({"m": mirror_section(port, copies, site.port())}, mirror_port),
+            site.client({"tar": client}),
+        ]
+        for number, daemon in enumerate(daemons):
+            with_umask(daemon, umask, logs / f"{number}.log").start()
+        ear = site.ear(client_port)
+        until(lambda: ear.connections)
+        put(site.root / "in" / "x.tar.bz2", bz2.compress(tar(member=b"content")))
+        ear.wait_for_receipts(["member"])
+        seen = dict(modes(*(folder.parent for folder in (work, copies, out)), site.root / "state", logs))
+        assert (out / "x.tar" / "deep" / "member") in seen
+        assert {path.suffix for path in seen} >= {".log"}
+        wrong = {str(path): oct(mode) for path, mode in seen.items() if mode & (0o002 | umask)}
+        assert wrong == {}
+        journals = {path: mode for path, mode in seen.items() if "state" in path.parts}
+        assert journals
+        assert all(mode == (0o700 if path.is_dir() else 0o600) for path, mode in journals.items()), journals

@@ -1,0 +1,239 @@
+"""What the network does between two hosts, and that all is well again by itself once it works.
+
+The deadlines are those that doc/reliability.md states.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trollmoves.tests.helpers.daemons import Process, Site, client_section, server_section
+from trollmoves.tests.helpers.feeding import Feeder, names
+from trollmoves.tests.helpers.network import Host, Network, SlowLine
+from trollmoves.tests.helpers.waiting import until
+
+SECONDS = 30.0  # that all has to be well again once the network works
+NOTICED = 25.0  # s that a peer has to be noticed that is gone without a word
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Sender:
+    """A host with a server, and what it announces."""
+
+    def __init__(self, site: Site, host: Host, address: str = "", **options: object) -> None:
+        self.host = host
+        self.feeder = site.feeder(f"in of {host.name}")
+        self.address = address or host.address
+        self.port, self.request_port = site.port(), site.port()
+        section = server_section(self.feeder.folder, self.request_port, request_address=self.address, **options)
+        self.server = host.runs(site.server({"hrit": section}, self.port, name=f"server on {host.name}"))
+
+
+class Receiver:
+    """A host with a client, an ear on it, and what it has."""
+
+    def __init__(
+        self, site: Site, host: Host, senders: list[Sender], *, names: Path | None = None, **options: object
+    ) -> None:
+        self.host = host
+        self.target = site.folder(f"out of {host.name}")
+        port = site.port()
+        providers = " ".join(f"{one.address}:{one.port}" for one in senders)
+        section = client_section([], self.target, port, transfer_req_timeout=3) | {"providers": providers} | options
+        self.client = host.runs(site.client({"hrit": section}, name=f"client on {host.name}"), names)
+        self.ear = host.ear(port)
+
+    def wait_for(self, feeder: Feeder, *, killed: bool = False) -> None:
+        """Wait until all that was fed is there and told of, each once; after a kill some may be told of again."""
+        self.ear.wait_for_receipts(feeder.fed, SECONDS)
+        assert feeder.missing(self.target) == []
+        assert killed or set(Counter(self.ear.receipts()).values()) == {1}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A site."""
+    with Site(tmp_path) as site:
+        yield site
+
+
+@pytest.fixture
+def network(site: Site) -> Network:
+    """A network, or a skip."""
+    return Network(site)
+
+
+def start(*processes: Process) -> None:
+    """Start processes together."""
+    for process in processes:
+        process.start(wait=False)
+    for process in processes:
+        process.wait_until_ready()
+
+
+def delivered(sender: Sender) -> int:
+    """Count the transfers of a server."""
+    return sender.server.lines().count("] delivered ")
+
+
+@pytest.fixture
+def sender(site: Site, network: Network) -> Sender:
+    """A host with a server."""
+    return Sender(site, network.host())
+
+
+@pytest.fixture
+def receiver(site: Site, network: Network, sender: Sender) -> Receiver:
+    """A host with a client of that server."""
+    return Receiver(site, network.host(), [sender])
+
+
+def in_touch(sender: Sender, receiver: Receiver) -> None:
+    """Start both, and see that files arrive."""
+    start(sender.server, receiver.client)
+    sender.feeder.feed(5)
+    receiver.wait_for(sender.feeder)
+
+
+def test_link_is_cut_for_seconds(sender: Sender, receiver: Receiver) -> None:
+    """What is announced and asked for while the link is cut arrives when it is back, each file transferred once."""
+    in_touch(sender, receiver)
+    sender.feeder.feed(100)
+    receiver.host.cut()
+    sender.feeder.feed(100)
+    time.sleep(3)
+    receiver.host.mend()
+    receiver.wait_for(sender.feeder)
+    assert delivered(sender) == 205
+
+
+def test_packets_are_lost(sender: Sender, receiver: Receiver) -> None:
+    """With 30 % of the packets lost in each direction everything arrives, each file transferred once."""
+    in_touch(sender, receiver)
+    receiver.host.loses(incoming=0.3, outgoing=0.3)
+    sender.feeder.feed(100)
+    receiver.wait_for(sender.feeder)
+    assert delivered(sender) == 105
+
+
+@pytest.mark.alone
+def test_slow_line(site: Site, network: Network) -> None:
+    """On a line with round trips of 200 ms files wait for the line, and not for one another."""
+    here, there = network.host(), network.host()
+    line = SlowLine(site, here, there, 0.1)
+    sender = Sender(site, here, address=line.ends[0])
+    receiver = Receiver(site, there, [sender])
+    in_touch(sender, receiver)
+    began = time.monotonic()
+    sender.feeder.feed(200)
+    receiver.wait_for(sender.feeder)
+    assert time.monotonic() - began < 200 * 0.2 / 2
+    assert delivered(sender) == 205
+
+
+@pytest.mark.slow
+def test_outage_longer_than_every_timeout(site: Site, network: Network, sender: Sender) -> None:
+    """Whether a link is cut, or lets nothing through in one direction, all is caught up with once it works again."""
+    cut, deaf, mute = receivers = [Receiver(site, network.host(), [sender]) for _ in range(3)]
+    start(sender.server, *(receiver.client for receiver in receivers))
+    sender.feeder.feed(5)
+    for receiver in receivers:
+        receiver.wait_for(sender.feeder)
+    sender.feeder.feed(50)
+    cut.host.cut()
+    deaf.host.loses(incoming=1.0)
+    mute.host.loses(outgoing=1.0)
+    sender.feeder.feed(50)
+    until(lambda: sender.host.connections(sender.port) == 0, NOTICED, "the server notices that its peers are gone")
+    sender.feeder.feed(50)
+    cut.host.mend()
+    deaf.host.loses()
+    mute.host.loses()
+    for receiver in receivers:
+        receiver.wait_for(sender.feeder)
+    assert delivered(sender) == 3 * 155
+
+
+@pytest.mark.slow
+def test_peer_vanishes(sender: Sender, receiver: Receiver) -> None:
+    """A client that is gone without a word is noticed; it may come back at another address, and gets what it missed."""
+    in_touch(sender, receiver)
+    receiver.host.cut()
+    receiver.client.kill()
+    sender.feeder.feed(50)
+    until(lambda: sender.host.connections(sender.port) == 0, NOTICED, "the server notices that its peer is gone")
+    receiver.host.move("10.77.0.99")
+    receiver.host.mend()
+    receiver.client.start()
+    sender.feeder.feed(50)
+    receiver.wait_for(sender.feeder, killed=True)
+    assert delivered(sender) == 105
+
+
+@pytest.mark.slow
+def test_client_is_stopped(sender: Sender, receiver: Receiver) -> None:
+    """A client that stood still so long that it was dropped, with all that was held for it, gets everything."""
+    in_touch(sender, receiver)
+    receiver.client.send(signal.SIGSTOP)
+    sender.feeder.feed(1000)
+    until(lambda: sender.host.connections(sender.port) == 0, NOTICED, "the server drops its peer")
+    sender.feeder.feed(1000)
+    receiver.client.send(signal.SIGCONT)
+    receiver.wait_for(sender.feeder)
+    assert delivered(sender) == 2005
+
+
+@pytest.mark.slow
+def test_name_moves_to_another_address(site: Site, network: Network) -> None:
+    """A server whose name comes to mean another address is found there, by clients that were never restarted."""
+    hosts_file = site.folder("etc") / "hosts"
+    source, there = network.host(), network.host()
+    hosts_file.write_text(f"127.0.0.1 localhost\n{source.address} source\n")
+    sender = Sender(site, source, address="source")
+    receiver = Receiver(site, there, [sender], names=hosts_file)
+    in_touch(sender, receiver)
+    source.move("10.77.0.99")
+    hosts_file.write_text(f"127.0.0.1 localhost\n{source.address} source\n")
+    sender.feeder.feed(50)
+    receiver.wait_for(sender.feeder)
+    assert delivered(sender) == 55
+
+
+def test_another_host_takes_the_address(site: Site, network: Network, sender: Sender, receiver: Receiver) -> None:
+    """Another host that takes over address, files and journal of a server that vanished is taken for that server."""
+    in_touch(sender, receiver)
+    sender.host.cut()
+    sender.server.kill()
+    sender.feeder.feed(50)
+    other = network.host()
+    other.move(sender.address)
+    other.greet(receiver.host)
+    sender.server.command = sender.server.command[len(sender.host.prefix) :]
+    other.runs(sender.server).start()
+    sender.feeder.feed(50)
+    receiver.wait_for(sender.feeder)
+
+
+def test_source_that_is_cut_off(site: Site, network: Network) -> None:
+    """What a cut off source has announced is fetched from another one that has it too; the rest when it is back."""
+    one, other = (Sender(site, network.host()) for _ in range(2))
+    receiver = Receiver(site, network.host(), [one, other], processing_delay=2)
+    heard = one.host.ear(one.port)
+    start(one.server, other.server, receiver.client)
+    one.feeder.feed(30)
+    heard.wait_for(30, "file")
+    one.host.cut()
+    other.feeder.feed(40)  # the same names, and ten more
+    for name in itertools.islice(names(1000), 10):
+        one.feeder.put(name)
+    receiver.wait_for(other.feeder)
+    one.host.mend()
+    receiver.wait_for(one.feeder)

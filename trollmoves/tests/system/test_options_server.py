@@ -1,0 +1,398 @@
+"""Every option of a server does through the daemon what its line in the reference says."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import os
+import socket
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from posttroll.message import Message
+from posttroll.publisher import Publisher
+
+from trollmoves.tests.helpers.daemons import TOPIC, Pair, Process, Site, server_section
+from trollmoves.tests.helpers.directories import FarEnd
+from trollmoves.tests.helpers.recording import HOST, Ear, Heard, ask
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.servers.process import ServerProcess, answers
+
+# A stand-in for EUMETSAT's program: it "unpacks" a C_ file into a __ file, which is larger.
+XRIT = """\
+#!{python}
+import pathlib, sys
+packed = pathlib.Path(sys.argv[1])
+name = packed.name[:-2] + "__"
+pathlib.Path(name).write_bytes(packed.read_bytes() * 2)
+print("Decompressed file:", name)
+"""
+
+
+def stand_in(folder: Path) -> Path:
+    """Write the stand-in for xRITDecompress; return its path."""
+    program = folder / "my-xrit"
+    program.write_text(XRIT.format(python=sys.executable))
+    program.chmod(0o755)
+    return program
+
+
+def put(path: Path, data: bytes) -> Path:
+    """Let a file appear at once under its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.parent / f".{path.name}"
+    staged.write_bytes(data)
+    return staged.rename(path)
+
+
+def tar(**members: bytes) -> bytes:
+    """Give an archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in members.items():
+            information = tarfile.TarInfo(name)
+            information.size = len(data)
+            archive.addfile(information, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def zipped(**members: bytes) -> bytes:
+    """Give an archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+class Everything:
+    """One server with a section for each group of options, and an ear on what it announces."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.ports = {name: site.port() for name in ("plain", "fields", "bzip", "xrit", "delete", "listen")}
+        self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
+        publish_port = site.port()
+        program = stand_in(site.root)
+        sections: dict[str, dict[str, object]] = {
+            "DEFAULT": {"request_address": HOST, "publisher_port": 9010, "publish_port": 9011},
+            "plain": {
+                "origin": f"{site.folder('plain')}/{{name}}.dat",
+                "topic": "/plain",
+                "info": "sensor=seviri;bands=a,b;;equation=a=b; ",
+                "station": "Oslo",
+                "origin_inotify_base_dir_skip_levels": -2,
+                "connection_uptime": 20,
+                "ssh_key_filename": "/no/such/key",
+                "ssh_connection_timeout": 5,
+                "ssh_private_key_file": "/no/such/key",
+                "connection_parameters__client_kwargs__endpoint_url": "http://127.0.0.1:1",
+            },
+            "fields": {"origin": f"{site.root}/fields/{{day:%Y%m%d}}/{{name}}.dat", "topic": "/fields"},
+            "bzip": {
+                "origin": f"{site.folder('bzip')}/{{name}}.bz2",
+                "topic": "/bzip",
+                "compression": "bzip",
+                "working_directory": site.folder("work"),
+                "delete": "true",
+                "remove_delay": 600,
+            },
+            "xrit": {
+                "origin": f"{site.folder('xrit')}/{{name}}-C_",
+                "topic": "/xrit",
+                "compression": "xrit",
+                "prog": program,
+                "working_directory": site.folder("work"),
+            },
+            "delete": {
+                "origin": f"{site.folder('delete')}/{{name}}.dat",
+                "topic": "/delete",
+                "delete": "true",
+                "remove_delay": 1,
+            },
+            "listen": {
+                "listen": "/spoken",
+                "topic": "/heard",
+                "addresses": f"{HOST}:{self.speaker.port_number}",
+                "nameserver": "False",
+                "services": "",
+                "addr_listener": "true",
+                "timeout": 1,
+                "translate": "false",
+                "info": "via=us",
+            },
+            "readable": {"origin": f"{site.folder('readable')}/{{name}}.dat", "topic": "/readable", "info": "a=b"},
+            "tar": {"origin": f"{site.folder('tar')}/{{name}}.tar", "topic": "/tar", "unpack": "tar"},
+            "zip": {"origin": f"{site.folder('zip')}/{{name}}.zip", "topic": "/zip", "unpack": "zip"},
+        }
+        for name, port in self.ports.items():
+            sections[name]["request_port"] = port
+        arguments = ["--chain-check-interval", "5", "--max-notifier-restarts", "3", "-l", str(site.root / "own.log")]
+        self.server: Process = site.server(sections, publish_port, *arguments)
+        self.server.ready = lambda _: " chains, journal " in self.log()
+        self.ear: Ear = site.ear(publish_port)
+        self.server.start()
+
+    def log(self) -> str:
+        """Give the log that the server writes into a file of its own."""
+        path = self.site.root / "own.log"
+        return path.read_text() if path.exists() else ""
+
+    def heard(self, topic: str, name: str = "") -> Heard:
+        """Wait for the announcement of a file under a topic; return it."""
+
+        def found() -> list[Heard]:
+            return [one for one in self.ear.heard if one.message.subject == topic and name in str(one.data)]
+
+        return until(found, what=f"{topic} {name} in {self.ear.texts[-5:]}")[0]
+
+    def push(self, section: str, heard: Heard, destination: object, kind: str = "push") -> Any:
+        """Ask a section for a file as an older client does."""
+        data = {key: value for key, value in heard.data.items() if key != "announcement"}
+        return ask(self.ports[section], heard.message.subject, kind, {**data, "destination": str(destination)})
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]:
+    """The server."""
+    with Site(tmp_path_factory.mktemp("server")) as site:
+        everything = Everything(site)
+        yield everything
+        everything.speaker.stop()
+
+
+def test_all_sections_run(everything: Everything) -> None:
+    """Sections of all kinds share one publish port, and options of old files stand in nobody's way."""
+    assert "runs 9 chains" in everything.log()
+    assert " ERROR" not in everything.log()
+
+
+def test_info_station_and_request_address(everything: Everything) -> None:
+    """``info`` is added to announcements, ``station`` answers a ping, ``request_address`` is told."""
+    put(everything.site.root / "plain" / "a.dat", b"a")
+    data = everything.heard("/plain").data
+    assert data["sensor"] == "seviri"
+    assert data["bands"] == ["a", "b"]
+    assert data["equation"] == "a=b"
+    assert data["name"] == "a"
+    assert data["request_address"] == f"{HOST}:{everything.ports['plain']}"
+    assert ask(everything.ports["plain"], "/ping", "ping").data == {"station": "Oslo"}
+    assert ask(everything.ports["bzip"], "/ping", "ping").data == {"station": "unknown"}
+
+
+def test_nothing_comes_of_an_empty_or_vanished_file(everything: Everything) -> None:
+    """A file is not announced while it is empty, and one that is gone before it is asked for is refused."""
+    folder = everything.site.root / "plain"
+    (folder / "empty.dat").touch()
+    gone = put(folder / "gone.dat", b"gone")
+    heard = everything.heard("/plain", "gone.dat")
+    gone.unlink()
+    assert everything.push("plain", heard, everything.site.folder("nowhere")).type == "err"
+    put(folder / "next.dat", b"next")
+    everything.heard("/plain", "next.dat")
+    assert not [one for one in everything.ear.heard if "empty.dat" in str(one.data)]
+
+
+def test_fields_in_the_directory(everything: Everything) -> None:
+    """``origin`` has fields in its directory too, and follows directories that come later."""
+    put(everything.site.root / "fields" / "20250102" / "a.dat", b"a")
+    data = everything.heard("/fields").data
+    assert data["day"].isoformat()[:10] == "2025-01-02"
+    assert data["name"] == "a"
+
+
+def test_bzip(everything: Everything) -> None:
+    """With ``compression = bzip`` what is announced is unpacked in ``working_directory``, and ``delete`` the packed."""
+    packed = put(everything.site.root / "bzip" / "a.bz2", bz2.compress(b"whole" * 100))
+    heard = everything.heard("/bzip")
+    assert heard.data["uri"] == str(everything.site.root / "work" / "a")
+    until(lambda: not packed.exists())
+    target = everything.site.folder("bzip-out")
+    assert everything.push("bzip", heard, target).type == "file"
+    assert (target / "a").read_bytes() == b"whole" * 100
+
+
+def test_xrit(everything: Everything) -> None:
+    """With ``compression = xrit`` the program named by ``prog`` unpacks; without ``delete`` the packed file stays."""
+    packed = put(everything.site.root / "xrit" / "a-C_", b"whole" * 100)
+    heard = everything.heard("/xrit")
+    assert heard.data["uid"] == "a-__"
+    assert (everything.site.root / "work" / "a-__").read_bytes() == b"whole" * 200
+    assert packed.exists()
+
+
+def test_delete(everything: Everything) -> None:
+    """With ``delete`` a file goes ``remove_delay`` after it was delivered, or after a client needs it no more."""
+    folder, target = everything.site.root / "delete", everything.site.folder("delete-out")
+    pushed, acked, kept = (put(folder / f"{name}.dat", name.encode()) for name in ("pushed", "acked", "kept"))
+    heard = {name: everything.heard("/delete", f"{name}.dat") for name in ("pushed", "acked", "kept")}
+    began = time.monotonic()
+    assert everything.push("delete", heard["pushed"], target).type == "file"
+    assert everything.push("delete", heard["acked"], target, "ack").type == "ack"
+    until(lambda: not pushed.exists() and not acked.exists())
+    assert time.monotonic() - began > 0.9
+    assert kept.exists()
+    assert (target / "pushed.dat").exists()
+
+
+def test_listen(everything: Everything) -> None:
+    """``listen`` announces again what messages tell of files on this host; other hosts' files are passed over."""
+    folder = everything.site.folder("spoken")
+    for name in ("a.dat", "b.dat", "c.dat"):
+        put(folder / name, name.encode())
+    host = socket.gethostname()
+    messages = [
+        Message("/spoken/other", "file", {"uri": "ssh://other.site.org/x/a.dat", "uid": "a.dat"}),
+        Message("/spoken/gone", "file", {"uri": str(folder / "gone.dat"), "uid": "gone.dat"}),
+        Message("/spoken/one", "file", {"uri": str(folder / "a.dat"), "uid": "a.dat", "orbit": 5}),
+        Message(
+            "/spoken/two",
+            "dataset",
+            {"dataset": [{"uri": f"ssh://{host}{folder / name}", "uid": name} for name in ("b.dat", "c.dat")]},
+        ),
+    ]
+
+    def heard() -> list[Heard]:
+        for message in messages:
+            everything.speaker.send(str(message))
+        time.sleep(0.2)
+        return [one for one in everything.ear.of("file", "dataset") if one.message.subject == "/heard"]
+
+    until(lambda: {one.type for one in heard()} == {"file", "dataset"})
+    one, both = (next(found for found in heard() if found.type == type_) for type_ in ("file", "dataset"))
+    assert (one.type, one.data["uri"], one.data["orbit"]) == ("file", str(folder / "a.dat"), 5)
+    assert one.data["via"] == "us"
+    assert both.type == "dataset"
+    target = everything.site.folder("listen-out")
+    assert everything.push("listen", both, target).type == "dataset"
+    assert sorted(os.listdir(target)) == ["b.dat", "c.dat"]
+    assert "other.site.org" not in "".join(everything.ear.texts)
+    assert "on another host" in everything.log()
+
+
+def test_where_a_file_can_be_read(everything: Everything) -> None:
+    """Without ``request_port`` a message tells where fsspec can read the file; ``unpack`` tells of each member."""
+    root = everything.site.root
+    put(root / "readable" / "a.dat", b"a")
+    put(root / "tar" / "a.tar", tar(one=b"1", two=b"22"))
+    put(root / "zip" / "a.zip", zipped(one=b"1", two=b"22"))
+    heard = everything.heard("/readable")
+    assert heard.type == "file"
+    assert heard.data["uri"] == f"ssh://{HOST}{root}/readable/a.dat"
+    assert heard.data["filesystem"]["host"] == HOST
+    assert (heard.data["a"], heard.data["name"]) == ("b", "a")
+    assert "request_address" not in heard.data
+    for kind in ("tar", "zip"):
+        heard = everything.heard(f"/{kind}")
+        assert heard.type == "dataset"
+        assert [item["uid"] for item in heard.data["dataset"]] == [f"{kind}://one", f"{kind}://two"]
+        assert open_member(heard.data["dataset"][1]) == b"22"
+
+
+def open_member(item: dict[str, Any]) -> bytes:
+    """Read a member of an archive with fsspec, as a reader on this host does."""
+    fsspec = pytest.importorskip("fsspec")
+    description = item["filesystem"]
+    filesystem = fsspec.filesystem(description["protocol"], fo=description["fo"])
+    data: bytes = filesystem.cat(item["uid"].partition("://")[2])
+    return data
+
+
+def test_listen_through_a_name_server(site: Site) -> None:
+    """``services`` are found at the ``nameserver``, also when they come later, and ``topics`` are heard of them."""
+    ports = {name: site.port() for name in ("nameserver", "broadcast", "address_publish")}
+    settings = {f"POSTTROLL_{name.upper()}_PORT": str(port) for name, port in ports.items()}
+    nameserver = ServerProcess(
+        ports["nameserver"],
+        [sys.executable, str(Path(sys.executable).with_name("nameserver")), "--no-multicast"],
+        site.root / "nameserver.log",
+        settings,
+    )
+    site.enter(nameserver)
+    publish_port = site.port()
+    section = {
+        "listen": "/not-this",
+        "topics": "/spoken",
+        "services": "speaker",
+        "nameserver": HOST,
+        "timeout": 1,
+        "topic": "/heard",
+        "request_port": site.port(),
+        "request_address": HOST,
+    }
+    server = site.server({"listen": section}, publish_port)
+    server.environment = {**server.environment, **settings}
+    ear = site.ear(publish_port)
+    server.start()
+    program = (
+        "import sys, time\n"
+        "from posttroll.message import Message\n"
+        "from posttroll.publisher import NoisyPublisher\n"
+        "publisher = NoisyPublisher('speaker', nameservers=['localhost'])\n"
+        "publisher.start()\n"
+        "while True:\n"
+        "    for topic in ('/not-this', '/spoken'):\n"
+        "        publisher.send(str(Message(topic, 'file', {'uri': sys.argv[1] + topic, 'uid': topic[1:]})))\n"
+        "    time.sleep(0.3)\n"
+    )
+    for name in ("not-this", "spoken"):
+        put(site.root / name, name.encode())
+    speaker_log = site.root / "speaker.log"
+    speaker = site.process("speaker", [sys.executable, "-c", program, str(site.root)], speaker_log, lambda _: True)
+    speaker.environment = {**speaker.environment, **settings}
+    speaker.start()
+    heard = ear.wait_for(1, "file", seconds=40)[0]
+    assert heard.uid == "spoken"
+    assert answers(ports["nameserver"])
+
+
+def test_removals_outlive_the_process(site: Site) -> None:
+    """A removal that waits when the server is killed is made after its restart."""
+    pair = Pair(site, {"delete": "true", "remove_delay": 5}).start()
+    (name,) = pair.feeder.feed()
+    pair.wait_until_done()
+    pair.server.kill()
+    assert (pair.feeder.folder / name).exists()
+    pair.server.start()
+    until(lambda: not (pair.feeder.folder / name).exists())
+    assert pair.feeder.arrived(pair.target)
+
+
+def test_nothing_is_removed_that_is_being_sent(site: Site) -> None:
+    """A file that was delivered stays as long as another client is still being sent it."""
+    place = FarEnd(site, "ftp", site.folder("far"))
+    pair = Pair(site, {"delete": "true", "remove_delay": 0})
+    place.proxy.stall_after(100_000)
+    section = {"far": {**pair.client_sections["hrit"], "destination": place.url}}
+    site.client(section, name="far").start()
+    pair.server.start()
+    (name,) = pair.feeder.feed(size=1_000_000)
+    data = pair.announced.wait_for()[0].data
+    until(lambda: place.proxy.sent > 100_000, what="the transfer is under way")
+    data = {key: value for key, value in data.items() if key != "announcement"}
+    assert ask(pair.request_port, TOPIC, "push", data | {"destination": str(pair.target)}).type == "file"
+    time.sleep(1.5)  # what is not removed cannot be waited for
+    assert (pair.feeder.folder / name).exists()
+    place.proxy.heal()
+    until(lambda: not (pair.feeder.folder / name).exists())
+    assert (place.folder / name).read_bytes() == pair.feeder.fed[name]
+
+
+def test_request_address_by_default(site: Site) -> None:
+    """Without ``request_address`` announcements name an address of this host; ``bind_address`` is where ports open."""
+    pair = Pair(site)
+    section = server_section(pair.feeder.folder, pair.request_port, bind_address=HOST)
+    del section["request_address"]
+    pair.server.reconfigure({"hrit": section})
+    pair.server.start()
+    pair.feeder.feed()
+    address, _, port = pair.announced.wait_for()[0].data["request_address"].rpartition(":")
+    assert int(port) == pair.request_port
+    socket.inet_aton(address)
+    assert ask(pair.request_port, "/ping", "ping").type == "pong"

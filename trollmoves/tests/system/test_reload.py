@@ -1,0 +1,287 @@
+"""A configuration that changes is taken over section by section, and nothing else is disturbed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trollmoves.tests.helpers.daemons import Pair, Process, Site, client_section, ini, server_section
+from trollmoves.tests.helpers.feeding import Feeder
+from trollmoves.tests.helpers.recording import HOST, Ear, Line, ask
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.servers.process import answers
+from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd, missing
+
+TAKEN_OVER = "configuration read again"
+REFUSED = "the configuration is not taken over, what runs goes on"
+
+
+class Two:
+    """A server with two sections, each with a feeder, and an ear on it."""
+
+    def __init__(self, site: Site, *, start: bool = True) -> None:
+        self.feeders = {"hrit": site.feeder("hrit"), "modis": site.feeder("modis", 1000)}
+        self.ports = {name: site.port() for name in ("hrit", "modis")}
+        self.sections = {
+            name: server_section(feeder.folder, self.ports[name], topic=f"/1b/{name}")
+            for name, feeder in self.feeders.items()
+        }
+        port = site.port()
+        self.server = site.server(self.sections, port)
+        self.ear = site.ear(port)
+        if start:
+            self.server.start()
+
+    def works(self, name: str, topic: str = "") -> None:
+        """Check that a section announces what comes."""
+        (fed,) = self.feeders[name].feed()
+        until(lambda: self.ear.about(fed), what=f"{fed} is announced by {name}")
+        assert self.ear.about(fed)[0].message.subject == (topic or f"/1b/{name}")
+
+
+@pytest.fixture
+def two(site: Site) -> Two:
+    """A server that runs two sections."""
+    return Two(site)
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    """A server that runs two sections, for tests that leave it as they find it."""
+    with Site(tmp_path_factory.mktemp("steady")) as site:
+        yield Two(site)
+
+
+def test_edited_in_place(two: Two) -> None:
+    """A file that is written in place is taken over."""
+    two.sections["hrit"]["topic"] = "/new"
+    two.server.config.write_text(ini(two.sections))
+    two.server.wait_for_line(TAKEN_OVER)
+    two.works("hrit", "/new")
+    two.works("modis")
+
+
+def test_replaced_by_rename(two: Two) -> None:
+    """A file that is replaced by another one is taken over, again and again."""
+    for number in range(1, 3):
+        two.sections["hrit"]["topic"] = f"/new/{number}"
+        two.server.reconfigure(two.sections)
+        two.server.wait_for_line(TAKEN_OVER, number)
+        two.works("hrit", f"/new/{number}")
+
+
+def test_changed_while_it_starts(site: Site) -> None:
+    """A file that is changed between its reading and the end of the start is taken over too."""
+    two = Two(site, start=False)
+    two.server.start(wait=False)
+    until(lambda: "publishing as" in two.server.lines())
+    two.sections["hrit"]["topic"] = "/new"
+    two.server.reconfigure(two.sections)
+    two.server.wait_for_line(TAKEN_OVER)
+    two.works("hrit", "/new")
+
+
+def test_sighup(steady: Two) -> None:
+    """SIGHUP has the file read again."""
+    steady.server.mark()
+    steady.server.send(signal.SIGHUP)
+    steady.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 0 removed, 2 as before")
+    steady.works("hrit")
+
+
+def test_written_slowly(two: Two) -> None:
+    """A file that is written in pieces is taken over when it is whole, and not before."""
+    two.sections["hrit"]["topic"] = "/new"
+    text = ini(two.sections)
+    with two.server.config.open("w") as stream:
+        for start in range(0, len(text), len(text) // 5):
+            stream.write(text[start : start + len(text) // 5])
+            stream.flush()
+            os.fsync(stream.fileno())
+    two.server.wait_for_line(TAKEN_OVER)
+    assert "[ERROR" not in two.server.lines()
+    two.works("hrit", "/new")
+
+
+def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, site: Site) -> None:
+    """A section is added, changed and removed, and one that stays as it is keeps its connections."""
+    added = site.feeder("added", 2000)
+    two.feeders["added"], two.ports["added"] = added, site.port()
+    moved_to = site.port()
+    until(lambda: two.ear.connections)
+    with Line(two.ports["hrit"]) as line:
+        line.ping()
+        two.sections["added"] = server_section(added.folder, two.ports["added"], topic="/1b/added")
+        two.server.reconfigure(two.sections)
+        two.server.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 2 as before")
+        two.works("added")
+        two.works("modis")
+
+        two.sections["added"]["request_port"] = moved_to
+        two.server.reconfigure(two.sections)
+        two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 2 as before")
+        assert ask(moved_to, "/", "ping").type == "pong"
+        until(lambda: not answers(two.ports["added"]), what="the port is given back")
+        two.works("added")
+
+        del two.sections["added"]
+        two.server.reconfigure(two.sections)
+        two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 1 removed, 2 as before")
+        until(lambda: not answers(moved_to), what="the port is given back")
+        added.feed()
+        two.works("modis")
+        two.works("hrit")
+        assert line.ping() == "pong"
+        assert not line.dropped()
+    assert not two.ear.about(list(added.fed)[-1])
+    assert two.ear.connections == 1
+
+
+BROKEN = {
+    "half an option": ("[hrit]\norigin = /x/{name}\ntopic = /a\nrequest_po", "in line 4"),
+    "no section": ("origin = /x/{name}\n", "line 1"),
+    "empty": ("", "no section"),
+    "junk": ("\0\1\2\3", "line 1"),
+    "a wrong port": ("[hrit]\norigin = /x/{name}\ntopic = /a\nrequest_port = lots\n", "[hrit] request_port: "),
+    "no topic": ("[hrit]\norigin = /x/{name}\nrequest_port = 9000\n", "[hrit] topic: "),
+    "a twin": ("[hrit]\ntopic = /a\ntopic = /b\n", "[hrit] topic: "),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_broken_file(steady: Two, text: str) -> None:
+    """A broken file is told with file, section and option and changes nothing; when it is mended it is taken over."""
+    broken, told = BROKEN[text]
+    server = steady.server
+    server.mark()
+    server.reconfigure(broken)
+    server.wait_for_line(REFUSED)
+    (line,) = [line for line in server.lines().splitlines() if REFUSED in line]
+    assert str(server.config) in line
+    assert told in line
+    assert "Traceback" not in server.lines()
+    steady.works("hrit")
+    steady.works("modis")
+    server.reconfigure(steady.sections)
+    server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 0 removed, 2 as before")
+
+
+def test_one_broken_section(two: Two) -> None:
+    """A section that is broken now goes on as it was, and what else the file changes is taken over."""
+    changed = {"hrit": two.sections["hrit"] | {"request_port": "none"}, "modis": two.sections["modis"]}
+    changed["modis"] = changed["modis"] | {"topic": "/new"}
+    two.server.reconfigure(changed)
+    two.server.wait_for_line(TAKEN_OVER)
+    assert re.search(rf"ERROR.*{two.server.config}: \[hrit\] request_port: ", two.server.lines())
+    two.works("hrit")
+    two.works("modis", "/new")
+
+
+def test_file_is_away_for_a_while(two: Two) -> None:
+    """A file that is removed changes nothing, and is taken over when it is back."""
+    two.server.config.unlink()
+    two.server.send(signal.SIGHUP)
+    two.server.wait_for_line(REFUSED)
+    two.works("hrit")
+    two.sections["hrit"]["topic"] = "/new"
+    two.server.reconfigure(two.sections)
+    two.server.wait_for_line(TAKEN_OVER)
+    two.works("hrit", "/new")
+
+
+def test_changed_section_that_cannot_start(two: Two) -> None:
+    """A section whose new port is taken by somebody else goes on as it was, and the others do not notice."""
+    two.sections["hrit"]["request_port"] = int(two.server.command[-1])  # where this server publishes
+    two.server.reconfigure(two.sections)
+    two.server.wait_for_line("[hrit] goes on as it was before")
+    assert "Traceback" not in two.server.lines()
+    two.works("hrit")
+    two.works("modis")
+    assert ask(two.ports["hrit"], "/", "ping").type == "pong"
+
+
+def test_nothing_is_left_of_old_sections(two: Two) -> None:
+    """Sections that are changed again and again leave no thread and no open file behind."""
+
+    def holds() -> tuple[int, int]:
+        assert two.server.popen is not None
+        of_process = f"/proc/{two.server.popen.pid}"
+        return len(os.listdir(f"{of_process}/task")), len(os.listdir(f"{of_process}/fd"))
+
+    two.works("hrit")
+    two.works("modis")
+    before = holds()
+    for number in range(1, 4):
+        two.sections["hrit"]["topic"] = f"/new/{number}"
+        two.server.reconfigure(two.sections)
+        two.server.wait_for_line(TAKEN_OVER, number)
+    two.works("hrit", "/new/3")
+    until(lambda: all(now <= then + 1 for now, then in zip(holds(), before, strict=True)), what=f"{before} {holds()}")
+
+
+def test_client_sections_come_and_go(site: Site) -> None:
+    """A client's section is added, changed and removed, and one that stays as it is keeps its subscribers."""
+    pair = Pair(site).start()
+    ears = {"hrit": pair.received}
+    targets = {"hrit": pair.target, "added": site.folder("added"), "changed": site.folder("changed")}
+    until(lambda: pair.received.connections)
+    port = site.port()
+    ears["added"] = site.ear(port)
+    sections = dict(pair.client_sections)
+
+    sections["added"] = client_section(pair.publish_port, targets["added"], port)
+    pair.client.reconfigure(sections)
+    pair.client.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 1 as before")
+    _moves(pair.feeder, ears["added"], targets["added"])
+
+    sections["added"] = client_section(pair.publish_port, targets["changed"], port)
+    pair.client.reconfigure(sections)
+    pair.client.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 1 as before")
+    _moves(pair.feeder, ears["added"], targets["changed"])
+
+    del sections["added"]
+    pair.client.reconfigure(sections)
+    pair.client.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 1 removed, 1 as before")
+    until(lambda: not answers(port), what="the port is given back")
+    _moves(pair.feeder, pair.received, pair.target)
+    pair.wait_until_done()
+    assert pair.received.connections == 1
+    assert len(pair.received.receipts()) == len(pair.feeder.fed)
+
+
+def _moves(feeder: Feeder, ear: Ear, target: Path) -> None:
+    (name,) = feeder.feed()
+    ear.wait_for_receipts([name])
+    assert (target / name).read_bytes() == feeder.fed[name]
+
+
+@pytest.mark.skipif(bool(missing()), reason=f"missing: {missing()}")
+@pytest.mark.parametrize("which", ["server", "client"])
+def test_transfer_in_flight(site: Site, which: str) -> None:
+    """A transfer of a section that stays as it is goes on through a reload, and ends as one transfer."""
+    root = site.folder("root")
+    with PyFtpd(site.logs, root) as ftp:
+        pair = Pair(site, login=f"{USER}:{PASSWORD}", destination=f"ftp://{HOST}:{ftp.port}/")
+        pair.start()
+        ftp.pause()
+        (name,) = pair.feeder.feed()
+        pair.received.wait_for(1, "push")
+        process: Process = getattr(pair, which)
+        sections = dict(pair.server_sections if process is pair.server else pair.client_sections)
+        sections["another"] = sections["hrit"] | {"origin": f"{site.root}/another/{{name}}", "topic": "/another"}
+        sections["another"] |= {"request_port" if process is pair.server else "publish_port": site.port()}
+        if process is pair.client:
+            del sections["another"]["origin"]
+        process.reconfigure(sections)
+        process.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 1 as before")
+        assert not pair.received.receipts()
+        ftp.resume()
+        pair.received.wait_for_receipts([name])
+        assert (root / name).read_bytes() == pair.feeder.fed[name]
+        assert pair.server.lines().count(" delivered ") == 1
+        assert "try 1" in pair.client.lines()

@@ -1,0 +1,207 @@
+"""What a client, and a mirror, do with what a server tells them that means them ill."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from posttroll.message import Message
+
+from trollmoves.tests.helpers.daemons import TOPIC, Site, client_section, mirror_section
+from trollmoves.tests.helpers.recording import HOST, Ear
+from trollmoves.tests.helpers.waiting import until
+
+
+class Rogue:
+    """A server that announces what it likes, and says that it has delivered whatever it is asked for."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._publisher = self._context.socket(zmq.PUB)
+        self._router = self._context.socket(zmq.ROUTER)
+        for one in (self._publisher, self._router):
+            one.setsockopt(zmq.LINGER, 0)
+        self.port = self._publisher.bind_to_random_port(f"tcp://{HOST}")
+        self.address = f"{HOST}:{self._router.bind_to_random_port(f'tcp://{HOST}')}"
+        self.asked: list[Any] = []
+        self.lie: dict[str, object] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._answer)
+        self._thread.start()
+
+    def announce(self, uri: str, **data: object) -> None:
+        """Announce a file."""
+        told = {"uri": uri, "uid": uri.rpartition("/")[2], "request_address": self.address, **data}
+        self._publisher.send_string(str(Message(TOPIC, "file", told)))
+
+    def _answer(self) -> None:
+        while not self._stopping.is_set():
+            if self._router.poll(50):
+                identity, empty, text = self._router.recv_multipart()
+                asked = Message.decode(text.decode())
+                self.asked.append(asked)
+                kind = "file" if asked.type == "push" else asked.type
+                answer = Message(asked.subject, kind, {**asked.data, **self.lie} if asked.data else {})
+                self._router.send_multipart([identity, empty, str(answer).encode()])
+
+    def close(self) -> None:
+        """End."""
+        self._stopping.set()
+        self._thread.join(5)
+        self._context.destroy(0)
+
+
+class Scene:
+    """A rogue, a client with a chain for each way of receiving, and ears on them; the client runs."""
+
+    def __init__(self, site: Site) -> None:
+        self.rogue = Rogue()
+        site.at_the_end(self.rogue.close)
+        self.target = site.folder("out")
+        self.outside = site.folder("outside")
+        ports = {name: site.port() for name in ("plain", "tar", "fields")}
+        self.client = site.client(
+            {
+                "plain": client_section(self.rogue.port, self.target, ports["plain"]),
+                "tar": client_section(self.rogue.port, self.target, ports["tar"], compression="tar", delete="true"),
+                "fields": client_section(self.rogue.port, f"{self.target}/{{place}}/x", ports["fields"]),
+            }
+        )
+        self.ears = {name: site.ear(port) for name, port in ports.items()}
+        self.client.start()
+        self.wait_for_client()
+
+    def wait_for_client(self) -> None:
+        """Announce something harmless until it is received by all."""
+
+        def received() -> bool:
+            self.rogue.announce("/a/harmless", place="here")
+            return all("harmless" in ear.receipts() for ear in self.ears.values())
+
+        until(received, 30, "the client hears")
+
+    def passed_over(self, times: int = 3) -> None:
+        """Wait until all chains have said that they pass something over."""
+        self.client.wait_for_line("passed over", times)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A scene for the tests of this file."""
+    with Site(tmp_path_factory.mktemp("rogue")) as site:
+        yield Scene(site)
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("/a/..", None),
+        ("/a/.", None),
+        ("/a/", None),
+        ("", None),
+        ("/a/b\0c", None),
+        ("/a/x1", "../outside"),
+        ("/a/x2", "/etc"),
+        ("/a/x3", "a\\..\\..\\b"),
+        ("/a/x4", ["a"]),
+    ],
+)
+def test_announced_names(scene: Scene, uri: str, path: object) -> None:
+    """A file whose name, or sub-path, is none below the destination is not asked for, and the log says so."""
+    scene.client.mark()
+    asked = len(scene.rogue.asked)
+    scene.rogue.announce(uri, place="here", **({} if path is None else {"path": path}))
+    scene.passed_over()
+    scene.rogue.announce(f"/a/after-{asked}", place="here")
+    scene.ears["plain"].wait_for_receipts([f"after-{asked}"])
+    assert not [one for one in scene.rogue.asked[asked:] if one.data["uri"] == uri]
+
+
+@pytest.mark.parametrize("place", ["../outside", "a/../../outside", "..", "a\\..\\..\\outside"])
+def test_metadata_in_the_destination(scene: Scene, place: str) -> None:
+    """Metadata cannot lead out of the destination that they are composed into."""
+    scene.client.mark()
+    scene.rogue.announce(f"/a/fields-{abs(hash(place))}", place=place)
+    scene.client.wait_for_line("metadata would lead out of the destination")
+    assert not list(scene.outside.iterdir())
+    assert not (scene.target.parent / "x").exists()
+
+
+def archive(path: Path) -> None:
+    """Write an archive with one file in it."""
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("member")
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+
+
+def test_lie_about_the_place(scene: Scene) -> None:
+    """What is unpacked, removed and told is what was asked for, wherever the server says that it has put it."""
+    victim = scene.outside / "victim.tar"
+    archive(victim)
+    archive(scene.target / victim.name)
+    scene.rogue.lie = {"destination": f"file://{HOST}{scene.outside}", "uri": str(victim)}
+    scene.rogue.announce(f"/a/{victim.name}", place="here")
+    scene.ears["tar"].wait_for_receipts(["member"])
+    scene.ears["plain"].wait_for_receipts([victim.name])
+    scene.rogue.lie = {}
+    assert victim.exists()
+    assert not (scene.outside / "member").exists()
+    assert (scene.target / "member").read_bytes() == b"x"
+    assert scene.ears["plain"].about(victim.name)[-1].data["uri"] == str(scene.target / victim.name)
+
+
+def test_control_characters_in_the_log(scene: Scene) -> None:
+    """A name that would end a line, or command a terminal, forges no line of the log."""
+    scene.client.mark()
+    name = "x\n[CRITICAL] forged\x1b[31m"
+    scene.rogue.announce(f"/a/{name}", place="here")
+    scene.ears["plain"].wait_for_receipts([name])
+    assert "\n[CRITICAL] forged" not in scene.client.lines()
+    assert "\x1b" not in scene.client.lines()
+
+
+def test_mirror(tmp_path: Path) -> None:
+    """A mirror hands out no copy that is a link out of the directory into which it was fetched."""
+    with Site(tmp_path) as site:
+        rogue = Rogue()
+        site.at_the_end(rogue.close)
+        port, request_port = site.port(), site.port()
+        copies, out, secret = site.folder("copies"), site.folder("out"), site.folder("secret") / "x"
+        secret.write_bytes(b"secret")
+        site.mirror({"m": mirror_section(rogue.port, copies, request_port)}, port).start(wait=False)
+        ear: Ear = site.ear(port)
+
+        def heard() -> bool:
+            rogue.announce("/a/x")
+            return bool(ear.about("x"))
+
+        until(heard, 30, "the mirror announces")
+        data = ear.about("x")[-1].data
+        answers: list[Message] = []
+        asking = threading.Thread(target=lambda: answers.append(_ask(request_port, {**data, "destination": str(out)})))
+        asking.start()
+        asked = until(lambda: [one for one in rogue.asked if one.type == "push"], 20, "the mirror asks")
+        until(lambda: list(copies.glob("*/*")), 20, "the directory of the copy")
+        directory = Path(next(iter(copies.glob("*/*"))))
+        assert str(directory) in asked[0].data["destination"]
+        (directory / "x").symlink_to(secret)
+        answers_or_link = _ask(request_port, {**data, "destination": str(out)})
+        asking.join(20)
+        assert answers_or_link.type == "err"
+        assert not list(out.iterdir())
+
+
+def _ask(port: int, data: dict[str, Any]) -> Message:
+    with zmq.Context() as context, context.socket(zmq.REQ) as peer:
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.connect(f"tcp://{HOST}:{port}")
+        peer.send_string(str(Message(TOPIC, "push", data)))
+        assert peer.poll(30_000), "no answer"
+        return Message.decode(peer.recv().decode())

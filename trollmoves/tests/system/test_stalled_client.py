@@ -1,0 +1,122 @@
+"""What is announced while a client stands still, although no buffer holds all of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trollmoves.journal import AnnouncementRecord, Journal
+from trollmoves.messaging import sockets
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.publisher import Publisher
+from trollmoves.messaging.replier import Replier, Request
+from trollmoves.provider.announcer import Announcement, Announcer
+from trollmoves.tests.helpers.daemons import TOPIC, Site, client_section
+from trollmoves.tests.helpers.recording import HOST
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.system.test_load import memory_of
+
+SIZE = 1000  # bytes of a message
+EVERY = 150  # messages of the publisher, of which one is an announcement
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+class Kept:
+    """Files that can be had as they were announced, as nobody looks at them."""
+
+    def unchanged(self, announced: AnnouncementRecord) -> bool:
+        """Tell that they can."""
+        return True
+
+
+class Source:
+    """The half of a server that announces, in this process; it says that it delivered, and delivers nothing.
+
+    It publishes what stands in its log faster than a server finds files: before the client is taken for dead. Most of
+    what it publishes under its topic is no announcement, so that the client need not have many thousand files sent.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.told: list[str] = []
+        self.caught_up = 0
+        self._journal = site.keep(Journal(str(site.root / "source.journal")))
+        self._replier = Replier("source", 0, self._handle, bind_address=HOST)
+        self.publisher = Publisher("move_it_server", nameservers=False, bind_address=HOST, beat_data=self._beat)
+        self._announcer = Announcer(
+            "hrit",
+            TOPIC,
+            self._journal,
+            self.publisher,
+            holdings=Kept(),  # type: ignore[arg-type]  # nothing else of it is needed
+            address=f"{HOST}:{self._replier.port}",
+        )
+        self._other = Message(TOPIC, "info", "x" * SIZE).encode()
+        self._replier.start()
+        self.publisher.start()
+        site.at_the_end(self._replier.stop)
+        site.at_the_end(self.publisher.stop)
+
+    def _beat(self) -> dict[str, Any]:
+        return {"logs": [self._announcer.heartbeat_data()]}
+
+    def publish(self, count: int) -> None:
+        """Publish at least so many messages, announcements among them."""
+        for _ in range(0, count, EVERY):
+            name = f"file {len(self.told)}"
+            self.told.append(name)
+            self.publisher.send_encoded([self._other] * (EVERY - 1))
+            self._announcer.announce([Announcement(f"/in/{name}", name, {"uri": f"/in/{name}", "uid": name}, 1, 1)])
+
+    def _handle(self, requests: list[Request]) -> None:
+        for request in requests:
+            message = request.message
+            if message.type == "replay":
+                answer = self._announcer.replay(message.data)
+                self.caught_up += len(answer["messages"])
+                request.reply("replay", answer)
+            else:
+                request.reply("file" if message.type == "push" else message.type, message.data)
+
+
+def buffered() -> int:
+    """Give how many messages fit into ZeroMQ's queue for one peer, and into the kernel's for a connection."""
+    room = sum(int(Path(f"/proc/sys/net/ipv4/tcp_{end}mem").read_text().split()[2]) for end in "rw")
+    return sockets.HIGH_WATER_MARK + room // SIZE
+
+
+def test_more_than_any_buffer_holds(site: Site) -> None:
+    """A stopped client catches up with the announcements that neither ZeroMQ nor the kernel could hold for it.
+
+    What is held for it is bounded.
+    """
+    source = Source(site)
+    port = site.port()
+    section = client_section(source.publisher.port, site.folder("out"), port)
+    client = site.client({"hrit": section})
+    ear = site.ear(port)
+    client.start()
+
+    def all_are_here() -> bool:
+        source.publisher.send_heartbeat()  # a server's next heartbeat comes within 30 s
+        time.sleep(0.2)
+        return set(source.told) <= set(ear.receipts())
+
+    source.publish(EVERY)
+    until(all_are_here, 20)
+    before, already = memory_of("self"), source.caught_up
+    client.send(signal.SIGSTOP)
+    source.publish(buffered() + 10 * EVERY)
+    held = memory_of("self") - before
+    client.send(signal.SIGCONT)
+    until(all_are_here, 100)
+    caught_up = source.caught_up - already
+    sys.stdout.write(f"\n{buffered()} messages: {held:.0f} MB held, {caught_up} announcements caught up with\n")
+    assert caught_up > 0
+    assert held < 2 * sockets.HIGH_WATER_MARK * SIZE / 1e6 + 50
+    assert len(ear.receipts()) == len(set(ear.receipts()))

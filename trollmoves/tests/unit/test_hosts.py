@@ -1,0 +1,119 @@
+"""Promises of what is known about hosts."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import netifaces
+import pytest
+
+from trollmoves.net import hosts
+from trollmoves.tests.helpers.waiting import until
+
+
+def test_this_host_is_known_by_all_its_names_and_addresses() -> None:
+    """No host, localhost, loopback, the host name and every interface's address mean this host."""
+    here = hosts.LocalHost(look_up=no_look_up)
+    names: list[str | None] = [
+        None,
+        "",
+        "localhost",
+        "LocalHost.",
+        "x.localhost",
+        "127.0.0.1",
+        "127.1.2.3",
+        "::1",
+        "[::1]",
+        "::ffff:127.0.0.1",
+    ]
+    names += [socket.gethostname(), socket.gethostname().upper(), socket.gethostname().partition(".")[0]]
+    for interface in netifaces.interfaces():
+        found = netifaces.ifaddresses(interface)
+        names += [
+            entry["addr"] for family in (netifaces.AF_INET, netifaces.AF_INET6) for entry in found.get(family, [])
+        ]
+    assert [name for name in names if not here.is_local(name)] == []
+    assert not here.is_local("203.0.113.7")
+    assert not here.is_local("2001:db8::7")
+    assert hosts.is_local("localhost")
+
+
+def no_look_up(name: str) -> set[str]:
+    """Stand for a name server that must not be asked."""
+    raise AssertionError(f"looked up {name}")
+
+
+def test_a_name_is_looked_up_once_in_a_lifetime() -> None:
+    """However many threads ask about a host, one look-up answers them until it is too old."""
+    asked: list[str] = []
+
+    def look_up(name: str) -> set[str]:
+        asked.append(name)
+        time.sleep(0.05)
+        return {"127.0.0.1"} if name == "alias" else {"203.0.113.7"}
+
+    here = hosts.LocalHost(lifetime=30, patience=20, look_up=look_up)
+    answers: list[bool] = []
+    threads = [threading.Thread(target=lambda: answers.append(here.is_local("Alias"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [True] * 8
+    assert [here.is_local("other") for _ in range(100)] == [False] * 100
+    assert asked == ["alias", "other"]
+
+    brief = hosts.LocalHost(lifetime=0.01, patience=20, look_up=look_up)
+    until(lambda: brief.is_local("alias") and asked.count("alias") >= 3, what="another look-up")
+
+
+@pytest.mark.parametrize("error", [socket.gaierror("no"), OSError("no"), UnicodeError("no"), ValueError("no")])
+def test_a_name_that_cannot_be_looked_up_is_another_host(error: Exception) -> None:
+    """A failing look-up says no, raises nothing, and is not tried again for each file."""
+    asked: list[str] = []
+
+    def look_up(name: str) -> set[str]:
+        asked.append(name)
+        raise error
+
+    here = hosts.LocalHost(patience=20, look_up=look_up)
+    assert [here.is_local("gone.example") for _ in range(10)] == [False] * 10
+    assert asked == ["gone.example"]
+    assert not hosts.LocalHost().is_local("a" * 300 + ".invalid")
+    assert not hosts.LocalHost().is_local("no such\x00host")
+
+
+def test_a_slow_look_up_is_not_waited_for() -> None:
+    """Without an answer in time the host counts as another one; the answer is used when it has come."""
+    go = threading.Event()
+
+    def look_up(name: str) -> set[str]:
+        go.wait(100)
+        return {"127.0.0.1"}
+
+    here = hosts.LocalHost(patience=0.05, look_up=look_up)
+    begin = time.monotonic()
+    assert [here.is_local("slow.example") for _ in range(100)] == [False] * 100
+    assert time.monotonic() - begin < 50
+    for number in range(2 * hosts.MAX_LOOKUPS):
+        assert not here.is_local(f"slow-{number}.example")
+    assert sum(thread.name == "look-up" for thread in threading.enumerate()) <= hosts.MAX_LOOKUPS
+    go.set()
+    until(lambda: here.is_local("slow.example"), what="the late answer")
+
+
+def test_answers_do_not_pile_up() -> None:
+    """Requests that name ever new hosts do not fill the memory."""
+    here = hosts.LocalHost(patience=20, look_up=lambda name: set())
+    for number in range(hosts.MAX_CACHED_ANSWERS + 50):
+        here.is_local(f"host-{number}.example")
+    assert len(here._answers) <= hosts.MAX_CACHED_ANSWERS
+
+
+def test_the_advertised_address_is_this_hosts() -> None:
+    """The address to advertise is one of this host's own, the same for some time."""
+    assert hosts.is_local(hosts.own_address())
+    assert hosts.own_address() == hosts.own_address()
+    assert ":" not in hosts.own_address()

@@ -1,0 +1,531 @@
+"""Tests that what was not heard of a source is asked for, once, and that nothing counts as had which is not."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from trollmoves.errors import JournalError
+from trollmoves.journal import Journal, SourcePosition
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.replier import Replier, Request
+from trollmoves.messaging.requester import Requester
+from trollmoves.receiver import replay
+from trollmoves.receiver.replay import ReplayClient
+from trollmoves.tests.helpers.waiting import until
+
+SOON = 20.0  # s; far more than anything here takes
+HOST = "127.0.0.1"
+
+
+class Server:
+    """A source: its numbered log, and a request port that answers ``replay`` from it."""
+
+    def __init__(self, stack: ExitStack, log: str = "log/a", port: int = 0, last: int = 0) -> None:
+        self.log = log
+        self.page = 100
+        self.last = last
+        self.recent = 0  # the number before the ones of the last seconds
+        self.forgotten = 0  # the number up to which the log was pruned
+        self.asked: list[dict[str, Any]] = []
+        self.hold = threading.Event()
+        self.hold.set()
+        self.instead: list[Any] = []  # what to answer instead, as (type, data)
+        self.replier = Replier("server", port, self._handle, bind_address=HOST)
+        self.replier.start()
+        stack.callback(self.replier.stop)
+        stack.callback(self.hold.set)
+        self.address = f"{HOST}:{self.replier.port}"
+
+    def _handle(self, requests: list[Request]) -> None:
+        for request in requests:
+            if request.message.type == "ping":
+                request.reply("pong")
+                continue
+            self.asked.append(request.message.data)
+            self.hold.wait(2 * SOON)
+            if self.instead:
+                request.reply(*self.instead.pop(0))
+            else:
+                request.reply("replay", self._replay(request.message.data))
+
+    def _replay(self, data: dict[str, Any]) -> dict[str, Any]:
+        answer = {"log": self.log, "last": self.last, "through": 0, "messages": []}
+        if data["log"] != self.log:
+            return answer
+        after = max(self.recent if "max_age" in data else data["after"], self.forgotten)
+        through = min(after + self.page, self.last)
+        return answer | {"through": through, "messages": [self.text(n) for n in range(after + 1, through + 1)]}
+
+    def text(self, number: int) -> str:
+        """Give an announcement, as an earlier process of the server made it, at an address of old."""
+        mark = {"log": self.log, "number": number}
+        data = {"uri": f"/in/{number}", "request_address": "of.old:1", "announcement": mark}
+        return Message("/a", "file", data).encode()
+
+
+class Client:
+    """A chain that catches up; what it missed is noted here as the rooms above do it."""
+
+    def __init__(self, stack: ExitStack, path: str) -> None:
+        self._own = stack.enter_context(ExitStack())
+        self.journal = Journal(path)
+        self._own.callback(self.journal.close)
+        self.requester = Requester("client")
+        self._own.callback(self.requester.stop)
+        self.missed: list[Message] = []
+        self.trouble: list[Exception] = []
+        self.catchup = ReplayClient("client", self.journal, self.requester, self._note)
+        self.requester.start()
+
+    def _note(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
+        if self.trouble:
+            raise self.trouble.pop(0)
+        self.journal.add_tasks([], sources)
+        self.missed += messages
+
+    def hear(self, server: Server, *numbers: int) -> None:
+        """Hear announcements, and note them."""
+        for number in numbers:
+            mark = self.catchup.on_announced(server.log, number, server.address)
+            self.journal.add_tasks([], [mark] if mark else [])
+            self.catchup.mark_saved()
+
+    def beat(self, server: Server, number: int | None = None) -> None:
+        """Hear a heartbeat."""
+        self.catchup.on_heartbeat(server.log, server.last if number is None else number, server.address)
+
+    def settle(self, server: Server) -> None:
+        """Wait until answers that came before are dealt with: they are, one after the other."""
+        answers: list[Any] = []
+        self.requester.send_request(server.address, Message("/a", "ping").encode(), 2 * SOON, answers.append)
+        until(lambda: answers, 2 * SOON)
+
+    def numbers(self) -> list[int]:
+        """Give the numbers of what came although it was not heard."""
+        return [message.data["announcement"]["number"] for message in self.missed]
+
+    def have(self) -> dict[str, int]:
+        """Give how far each log is had, as the journal says."""
+        return {source.log: source.received_through for source in self.journal.sources("client")}
+
+    def stop(self) -> None:
+        """End, as the process does."""
+        self._own.close()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Stop at the end whatever was started."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def path(stack: ExitStack) -> str:
+    """Give the path of a journal, in memory where that can be."""
+    folder = stack.enter_context(TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    return os.path.join(folder, "a.journal")
+
+
+@pytest.fixture
+def server(stack: ExitStack) -> Server:
+    """Give a source."""
+    return Server(stack)
+
+
+@pytest.fixture
+def client(stack: ExitStack, path: str) -> Client:
+    """Give a chain that never heard of anybody."""
+    return Client(stack, path)
+
+
+def in_touch(client: Client, server: Server, number: int = 5) -> None:
+    """Have a log up to a number, all of it heard."""
+    server.last = server.recent = number
+    client.beat(server)
+    until(lambda: client.have() == {server.log: number}, SOON)
+    client.settle(server)
+    server.asked.clear()
+
+
+def at_rest(client: Client, server: Server, asked: int) -> bool:
+    """Tell whether a source was asked so many times, and is not asked any more."""
+    until(lambda: len(server.asked) >= asked, SOON)
+    client.settle(server)
+    time.sleep(0.05)
+    return len(server.asked) == asked
+
+
+def gone(port: int) -> bool:
+    """Tell whether nobody listens on a port."""
+    with closing(socket.socket()) as one:
+        return one.connect_ex((HOST, port)) != 0
+
+
+# -- first contact
+
+
+@pytest.mark.parametrize("how", ["hear", "beat"])
+def test_first_contact(client: Client, server: Server, how: str) -> None:
+    """Of a source never heard of, only what it announced since shortly before our start is asked for."""
+    server.last, server.recent = 50, 47
+    if how == "hear":
+        client.hear(server, 50)
+    else:
+        client.beat(server)
+    until(lambda: client.have() == {server.log: 50}, SOON)
+    assert client.numbers() == [48, 49, 50]
+    assert at_rest(client, server, 1)
+    assert replay.FIRST_CONTACT_SLACK <= server.asked[0]["max_age"] < replay.FIRST_CONTACT_SLACK + 2 * SOON
+    assert server.asked[0]["log"] == server.log
+
+
+def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None:
+    """A source that announced nothing yet is known from then on, and its first announcement needs no question."""
+    client.beat(server)
+    until(lambda: client.have() == {server.log: 0}, SOON)
+    client.settle(server)
+    server.last = 1
+    client.hear(server, 1)
+    assert client.have() == {server.log: 1}
+    assert at_rest(client, server, 1)
+    assert client.missed == []
+
+
+# -- in touch
+
+
+def test_what_is_heard_in_order_needs_no_question(client: Client, server: Server) -> None:
+    """As long as no number is missing nothing is asked, and the journal is told how far the log is had."""
+    in_touch(client, server)
+    for number in range(6, 300):
+        server.last = number
+        client.hear(server, number)
+        client.beat(server)
+        assert client.have() == {server.log: number}
+    client.hear(server, 298, 7, 299)  # announced again
+    assert at_rest(client, server, 0)
+    assert client.missed == []
+
+
+def test_a_gap_is_filled(client: Client, server: Server) -> None:
+    """When a number is skipped what lies between is asked for, once, and then the log counts as had."""
+    in_touch(client, server)
+    server.last = 9
+    server.hold.clear()
+    client.hear(server, 9)
+    assert client.have() == {server.log: 5}
+    server.hold.set()
+    until(lambda: client.have() == {server.log: 9}, SOON)
+    assert client.numbers() == [6, 7, 8, 9]
+    assert at_rest(client, server, 1)
+    server.last = 10
+    client.hear(server, 10)
+    assert client.have() == {server.log: 10}
+    assert at_rest(client, server, 1)
+
+
+def test_a_heartbeat_tells_of_a_gap(client: Client, server: Server) -> None:
+    """When a heartbeat tells of more than was heard, it is asked for."""
+    in_touch(client, server)
+    server.last = 7
+    client.beat(server)
+    until(lambda: client.numbers() == [6, 7], SOON)
+    assert client.have() == {server.log: 7}
+    client.beat(server)
+    assert at_rest(client, server, 1)
+
+
+def test_missed_announcements_name_the_source_as_it_is_now(client: Client, server: Server) -> None:
+    """Old announcements come with the address at which their source takes requests now."""
+    in_touch(client, server)
+    server.last = 6
+    client.beat(server)
+    until(lambda: client.missed, SOON)
+    assert client.missed[0].data["request_address"] == server.address
+    assert "of.old" not in client.missed[0].raw
+
+
+def test_a_large_gap_comes_in_pages(client: Client, server: Server) -> None:
+    """More than fits into one answer comes in several, in order, each asked for once."""
+    in_touch(client, server)
+    server.last = 1005
+    client.hear(server, 1005)
+    until(lambda: len(client.missed) == 1000, 2 * SOON)
+    assert client.numbers() == list(range(6, 1006))
+    assert [data["after"] for data in server.asked] == list(range(5, 1005, 100))
+    assert at_rest(client, server, 10)
+
+
+def test_numbers_heard_while_asking(client: Client, server: Server) -> None:
+    """What is heard while the answer is awaited is not asked for again, and counts as had when the gap is closed."""
+    in_touch(client, server)
+    server.last = 8
+    server.hold.clear()
+    client.hear(server, 8)
+    until(lambda: server.asked, SOON)
+    for number in range(9, 200):
+        client.hear(server, number)
+    assert client.have() == {server.log: 5}
+    server.hold.set()
+    until(lambda: client.numbers() == [6, 7, 8], SOON)
+    assert at_rest(client, server, 1)
+    client.hear(server, 200)
+    assert client.have() == {server.log: 200}
+    assert at_rest(client, server, 1)
+
+
+def test_only_what_was_noted_counts_as_had(client: Client, server: Server) -> None:
+    """With the answer no more is written down as had than it brings: what was just heard may not be noted yet."""
+    in_touch(client, server)
+    server.last = 7
+    client.catchup.on_announced(server.log, 7, server.address)
+    server.hold.clear()
+    client.catchup.on_announced(server.log, 8, server.address)  # and not noted
+    server.hold.set()
+    until(lambda: client.numbers() == [6, 7], SOON)
+    assert client.have() == {server.log: 7}
+
+
+def test_two_gaps_at_once(client: Client, server: Server) -> None:
+    """A second number skipped while the first gap is asked for is noticed too, without a further sign."""
+    in_touch(client, server)
+    server.last = 8
+    server.hold.clear()
+    client.hear(server, 8)
+    until(lambda: server.asked, SOON)
+    client.hear(server, 9, 12, 13)
+    server.last = 13
+    server.page = 3
+    server.hold.set()
+    until(lambda: client.numbers()[-1:] >= [11], SOON)
+    client.settle(server)
+    client.hear(server, 14)
+    assert client.have() == {server.log: 14}
+
+
+def test_a_malformed_line_does_not_stop_the_rest(client: Client, server: Server) -> None:
+    """An announcement in the log that is none is left out, and what follows it is had."""
+    in_touch(client, server)
+    server.last = 9
+    messages = [server.text(6), "hello", 5, None, Message("/a", "file", "text").encode(), server.text(9)]
+    server.instead = [("replay", {"log": server.log, "last": 9, "through": 9, "messages": messages})]
+    client.beat(server)
+    until(lambda: client.have() == {server.log: 9}, SOON)
+    assert client.numbers() == [6, 9]
+
+
+# -- several sources
+
+
+def test_sources_are_apart(stack: ExitStack, client: Client, server: Server) -> None:
+    """The numbers of several sources are not mixed up."""
+    other = Server(stack, "log/b")
+    in_touch(client, server)
+    other.last = other.recent = 80
+    client.beat(other)
+    until(lambda: client.have() == {server.log: 5, other.log: 80}, SOON)
+    client.settle(other)
+    server.last, other.last = 6, 83
+    client.hear(server, 6)
+    client.hear(other, 83)
+    until(lambda: client.have() == {server.log: 6, other.log: 83}, SOON)
+    assert client.numbers() == [81, 82, 83]
+    assert server.asked == []
+
+
+# -- outages
+
+
+def test_after_a_restart_of_ours(stack: ExitStack, client: Client, server: Server, path: str) -> None:
+    """When we start, each source is asked for what it announced while we were away."""
+    in_touch(client, server)
+    client.stop()
+    server.last = 250
+    client = Client(stack, path)
+    client.catchup.start()
+    until(lambda: client.have() == {server.log: 250}, SOON)
+    assert client.numbers() == list(range(6, 251))
+    assert at_rest(client, server, 3)
+
+
+def test_a_source_that_is_down_and_comes_back(
+    stack: ExitStack, client: Client, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that does not answer is asked again when it is heard of later, and then all is filled."""
+    monkeypatch.setattr(replay, "REPLAY_TIMEOUT", 0.3)
+    monkeypatch.setattr(replay, "RETRY_DELAY", 0.1)
+    in_touch(client, server)
+    server.replier.stop()
+    until(lambda: gone(server.replier.port), SOON)
+    client.beat(server, 9)
+    time.sleep(0.6)
+    assert client.missed == []
+    back = Server(stack, port=server.replier.port, last=9)
+
+    def filled() -> bool:
+        client.beat(back)
+        return client.numbers() == [6, 7, 8, 9]
+
+    until(filled, 2 * SOON)
+
+
+def test_a_source_is_answered_when_it_comes_within_the_time(
+    stack: ExitStack, client: Client, server: Server, path: str
+) -> None:
+    """A source that comes back while we wait for its answer gives it, without a heartbeat."""
+    in_touch(client, server)
+    client.stop()
+    server.replier.stop()
+    until(lambda: gone(server.replier.port), SOON)
+    client = Client(stack, path)
+    client.catchup.start()
+    Server(stack, port=server.replier.port, last=8)
+    until(lambda: client.numbers() == [6, 7, 8], 2 * SOON)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ("err", "no replay here"),
+        ("unknown", ""),
+        ("replay", "text"),
+        ("replay", {"log": "log/a"}),
+        ("replay", {"log": "log/a", "through": "9", "last": 9, "messages": []}),
+        ("replay", {"log": "log/a", "through": 10**30, "last": 10**30, "messages": []}),
+        ("replay", {"log": "log/a", "through": -1, "last": 9, "messages": []}),
+        ("replay", {"log": 5, "through": 9, "last": 9, "messages": []}),
+        ("replay", {"log": "log/a", "through": 9, "last": 9, "messages": "text"}),
+        ("replay", {"log": "log/a", "through": 5, "last": 9, "messages": []}),
+    ],
+)
+def test_a_wrong_answer_is_not_asked_for_again_and_again(
+    client: Client, server: Server, answer: tuple[str, Any]
+) -> None:
+    """A source that cannot answer is left alone for a while, however much is heard of it."""
+    in_touch(client, server)
+    server.instead = [answer]
+    client.hear(server, 7)
+    until(lambda: server.asked, SOON)
+    client.settle(server)
+    client.hear(server, *range(8, 208))
+    client.beat(server, 207)
+    assert at_rest(client, server, 1)
+    assert client.have() == {server.log: 5}
+
+
+def test_after_a_wrong_answer_it_is_asked_once_more(
+    client: Client, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that could not answer is asked again a while later, and what was heard meanwhile then counts as had."""
+    monkeypatch.setattr(replay, "RETRY_DELAY", 0.2)
+    in_touch(client, server)
+    server.instead = [("err", "not now")]
+    client.hear(server, *range(7, 208))
+    server.last = 207
+
+    def filled() -> bool:
+        client.beat(server)
+        return 6 in client.numbers()
+
+    until(filled, SOON)
+    client.settle(server)
+    client.hear(server, 208)
+    assert client.have() == {server.log: 208}
+
+
+def test_a_journal_that_cannot_be_written(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be noted does not count as had, and is asked for again."""
+    monkeypatch.setattr(replay, "RETRY_DELAY", 0.1)
+    in_touch(client, server)
+    client.trouble = [JournalError("disk full"), RuntimeError("a bug")]
+    server.last = 8
+
+    def filled() -> bool:
+        client.beat(server)
+        return client.numbers() == [6, 7, 8]
+
+    until(filled, SOON)
+    assert client.have() == {server.log: 8}
+    assert at_rest(client, server, 3)
+
+
+def test_away_for_longer_than_the_log_goes_back(client: Client, server: Server) -> None:
+    """What a source has forgotten counts as had, so that it is not asked for again and again; the rest is brought."""
+    in_touch(client, server)
+    server.last, server.forgotten = 300, 250
+    client.beat(server)
+    until(lambda: client.numbers() == list(range(251, 301)), SOON)
+    client.settle(server)
+    client.beat(server)
+    assert client.have() == {server.log: 300}
+    assert at_rest(client, server, 1)
+
+
+# -- logs that are replaced
+
+
+def test_a_new_log_at_a_known_address_is_taken_whole(client: Client, server: Server) -> None:
+    """A source whose journal was lost begins to count anew: all of its new log is asked for."""
+    in_touch(client, server, 500)
+    server.log, server.last = "log/new", 3
+    client.hear(server, 3)
+    until(lambda: client.numbers() == [1, 2, 3], SOON)
+    assert client.have()["log/new"] == 3
+    assert at_rest(client, server, 1)
+
+
+def test_a_log_that_was_replaced_while_we_were_away(
+    stack: ExitStack, client: Client, server: Server, path: str
+) -> None:
+    """A source that answers from another log is asked for all of that, and the old one is forgotten for good."""
+    in_touch(client, server, 500)
+    client.stop()
+    server.log, server.last = "log/new", 4
+    client = Client(stack, path)
+    client.catchup.start()
+    until(lambda: client.numbers() == [1, 2, 3, 4], SOON)
+    assert client.have() == {"log/new": 4}
+    assert at_rest(client, server, 2)
+    client.stop()
+    client = Client(stack, path)
+    client.catchup.start()
+    assert at_rest(client, server, 3)
+    assert client.missed == []
+
+
+def test_two_servers_behind_one_address(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that answers from another log each time is not asked in a circle."""
+    monkeypatch.setattr(replay, "RETRY_DELAY", 0.5)
+    in_touch(client, server)
+    server.instead = [("replay", {"log": f"log/{n % 2}", "through": 0, "last": 9, "messages": []}) for n in range(1000)]
+    began = time.monotonic()
+    client.beat(server, 9)
+    until(lambda: server.asked, SOON)
+    time.sleep(0.3)  # what is not asked cannot be waited for
+    asked, pauses = len(server.asked), (time.monotonic() - began) / 0.5
+    assert asked <= 4 * (1 + int(pauses))
+    server.instead.clear()
+
+
+def test_stop_while_asking(client: Client, server: Server) -> None:
+    """Stopped while it waits for an answer it ends at once, and what it hears after that does no harm."""
+    in_touch(client, server)
+    server.last = 9
+    server.hold.clear()
+    client.hear(server, 9)
+    until(lambda: server.asked, SOON)
+    started = time.monotonic()
+    client.requester.stop()
+    assert time.monotonic() - started < SOON
+    client.beat(server, 20)
+    assert client.missed == []
