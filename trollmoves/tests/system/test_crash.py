@@ -56,7 +56,7 @@ def test_the_table_is_in_the_page() -> None:
 @pytest.mark.skipif(not PAGE.exists(), reason="no checkout")
 def test_the_tests_named_in_the_page_are_there() -> None:
     """Each test that doc/reliability.md names exists."""
-    sources = {path.name: path.read_text() for path in Path(__file__).parent.rglob("*.py")}
+    sources = {path.name: path.read_text() for path in Path(__file__).parents[1].rglob("*.py")}
     named = set(re.findall(r"`(test_\w+(?:\.py)?)`", PAGE.read_text()))
     assert len(named) > 20
     assert {n for n in named if n not in sources and not any(f"def {n}(" in text for text in sources.values())} == set()
