@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure, and show what came out; 1 when a promise was not kept."""
     asked = arguments()
-    if asked.old and isinstance(missing := earlier.python(), earlier.Missing):
+    if asked.old and isinstance(missing := earlier.python(), earlier.PeerUnavailable):
         print(f"without 0.19.0: {missing}", file=sys.stderr)
         asked.old = False
     figures: list[Figure] = []

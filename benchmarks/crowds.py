@@ -15,13 +15,13 @@ from benchmarks.flow import PATIENCE
 from benchmarks.witness import Cost, Receipts
 from trollmoves.tests.helpers.daemons import (
     MIRROR_TOPIC,
-    Site,
+    Testbed,
     client_section,
     mirror_section,
     server_section,
 )
 from trollmoves.tests.helpers.feeding import content, names
-from trollmoves.tests.helpers.network import Network, SlowLine
+from trollmoves.tests.helpers.network import Network, SlowLink
 from trollmoves.tests.helpers.waiting import until
 
 CLIENTS, SERVERS, HEALTHY = 10, 5, 9
@@ -52,15 +52,15 @@ def fan_out(logs: Path, *, count: int, most: int = CLIENTS) -> Iterator[Figure]:
     """
     took, cost = {}, {}
     for clients in (1, most):
-        with Site(logs) as site:
-            origin, port = site.folder("in"), site.port()
+        with Testbed(logs) as site:
+            origin, port = site.directory("in"), site.port()
             server = site.server({"hrit": server_section(origin, site.port())}, port).start(wait=False)
             ears, processes = [], []
             for number in range(clients):
                 published = site.port()
-                section = client_section(port, site.folder(f"out{number}"), published)
+                section = client_section(port, site.directory(f"out{number}"), published)
                 processes.append(site.client({"hrit": section}, name=f"client{number}").start(wait=False))
-                ears.append(site.keep(Receipts(published)))
+                ears.append(site.close_at_end(Receipts(published)))
             for process in (server, *processes):
                 process.wait_until_ready()
             fed = names()
@@ -82,17 +82,17 @@ def fan_out(logs: Path, *, count: int, most: int = CLIENTS) -> Iterator[Figure]:
 
 def fan_in(logs: Path, *, count: int) -> Iterator[Figure]:
     """Time five servers that have the same files, and a client that wants each once."""
-    with Site(logs) as site:
-        origins = [site.folder(f"in{number}") for number in range(SERVERS)]
+    with Testbed(logs) as site:
+        origins = [site.directory(f"in{number}") for number in range(SERVERS)]
         ports = [site.port() for _ in origins]
         servers = [
             site.server({"hrit": server_section(origin, site.port())}, port, name=f"server{port}").start(wait=False)
             for origin, port in zip(origins, ports, strict=True)
         ]
         published = site.port()
-        target = site.folder("out")
+        target = site.directory("out")
         client = site.client({"hrit": client_section(ports, target, published)}).start(wait=False)
-        ear = site.keep(Receipts(published))
+        ear = site.close_at_end(Receipts(published))
         for process in (*servers, client):
             process.wait_until_ready()
         fed = names()
@@ -105,14 +105,14 @@ def fan_in(logs: Path, *, count: int) -> Iterator[Figure]:
 
 def mirror(logs: Path, *, count: int) -> Iterator[Figure]:
     """Time files through a mirror."""
-    with Site(logs) as site:
-        origin, inner, outer, published = site.folder("in"), site.port(), site.port(), site.port()
+    with Testbed(logs) as site:
+        origin, inner, outer, published = site.directory("in"), site.port(), site.port(), site.port()
         processes = [
             site.server({"hrit": server_section(origin, site.port())}, inner),
-            site.mirror({"hrit": mirror_section(inner, site.folder("copies"), site.port())}, outer),
-            site.client({"hrit": client_section(outer, site.folder("out"), published, topic=MIRROR_TOPIC)}),
+            site.mirror({"hrit": mirror_section(inner, site.directory("copies"), site.port())}, outer),
+            site.client({"hrit": client_section(outer, site.directory("out"), published, topic=MIRROR_TOPIC)}),
         ]
-        ear = site.keep(Receipts(published))
+        ear = site.close_at_end(Receipts(published))
         for process in processes:
             process.start(wait=False)
         for process in processes:
@@ -128,7 +128,7 @@ def dead_host(logs: Path, *, count: int) -> Iterator[Figure]:
 
     Both stand side by side and work in turns, so that what else the machine does meets one as much as the other.
     """
-    with Site(logs) as site, socket.create_server(("127.0.0.99", 0), backlog=500) as hole:
+    with Testbed(logs) as site, socket.create_server(("127.0.0.99", 0), backlog=500) as hole:
         there = f"ftp://me:x@127.0.0.99:{hole.getsockname()[1]}/in/"
         crowds = {"with": _crowd(site, "with", there), "without": _crowd(site, "without")}
         fed = names()
@@ -148,14 +148,14 @@ def dead_host(logs: Path, *, count: int) -> Iterator[Figure]:
     )  # fmt: skip
 
 
-def _crowd(site: Site, name: str, dead: str = "") -> tuple[Path, list[Receipts]]:
+def _crowd(site: Testbed, name: str, dead: str = "") -> tuple[Path, list[Receipts]]:
     """Start a server and a client with nine targets, and one at ``dead``; give the origin, and the ears of the nine."""
-    origin, port = site.folder(f"{name}-in"), site.port()
+    origin, port = site.directory(f"{name}-in"), site.port()
     sections, ears = {}, []
     for number in range(HEALTHY):
         published = site.port()
-        sections[f"out{number}"] = client_section(port, site.folder(f"{name}-out{number}"), published)
-        ears.append(site.keep(Receipts(published)))
+        sections[f"out{number}"] = client_section(port, site.directory(f"{name}-out{number}"), published)
+        ears.append(site.close_at_end(Receipts(published)))
     if dead:
         sections["dead"] = client_section(port, dead, site.port())
     server = site.server({"hrit": server_section(origin, site.port())}, port, name=f"{name}-server").start(wait=False)
@@ -166,19 +166,19 @@ def _crowd(site: Site, name: str, dead: str = "") -> tuple[Path, list[Receipts]]
 
 def long_line(logs: Path, *, count: int) -> Iterator[Figure]:
     """Time a client that is 10 ms away from its server."""
-    with Site(logs) as site:
+    with Testbed(logs) as site:
         network = Network(site)
         here, there = network.host(), network.host()
-        line = SlowLine(site, here, there, DELAY)
-        origin, port, published = site.folder("in"), site.port(), site.port()
+        line = SlowLink(site, here, there, DELAY)
+        origin, port, published = site.directory("in"), site.port(), site.port()
         section = server_section(origin, site.port(), request_address=line.ends[0])
-        server = here.runs(site.server({"hrit": section}, port)).start()
-        wanted = client_section(port, site.folder("out"), published) | {"providers": f"{line.ends[0]}:{port}"}
-        client = there.runs(site.client({"hrit": wanted})).start()
+        server = here.run_inside(site.server({"hrit": section}, port)).start()
+        wanted = client_section(port, site.directory("out"), published) | {"providers": f"{line.ends[0]}:{port}"}
+        client = there.run_inside(site.client({"hrit": wanted})).start()
         with there.inside():
-            ear = site.keep(Receipts(published))
+            ear = site.close_at_end(Receipts(published))
         fed = names()
-        until(lambda: "hrit" in server.lines() and client.runs(), 10)
+        until(lambda: "hrit" in server.lines() and client.is_running(), 10)
         _timed([origin], [ear], list(itertools.islice(fed, 50)))
         took = _timed([origin], [ear], list(itertools.islice(fed, count)))
         rate, one_by_one = count / took, 1 / (2 * DELAY)

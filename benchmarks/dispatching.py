@@ -12,8 +12,8 @@ from posttroll.message import Message
 from benchmarks.figures import Figure
 from benchmarks.flow import PATIENCE
 from benchmarks.witness import Arrivals
-from trollmoves.tests.helpers.daemons import Site
-from trollmoves.tests.helpers.dispatching import TOPIC, Dispatching
+from trollmoves.tests.helpers.daemons import Testbed
+from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.feeding import content, names
 from trollmoves.tests.helpers.waiting import until
 
@@ -30,11 +30,11 @@ def dispatcher(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
 
 
 def _rates(logs: Path, count: int, *, old: bool = False) -> list[float]:
-    with Site(logs) as site:
-        one = Dispatching(site, TARGETS, old=old)
+    with Testbed(logs) as site:
+        one = DispatcherTestbed(site, TARGETS, old=old)
         target = one.out / "archive"
         target.mkdir(parents=True)
-        seen = site.keep(Arrivals(target))
+        seen = site.close_at_end(Arrivals(target))
         one.start()
         fed = names()
         rates = []
@@ -46,7 +46,7 @@ def _rates(logs: Path, count: int, *, old: bool = False) -> list[float]:
             texts = [str(Message(TOPIC, "file", one_file)) for one_file in data]
             began = time.monotonic()
             for text in texts:
-                one.voice.say_text(text)
+                one.voice.publish_text(text)
             until(lambda: all(name in seen.at for name in wanted), PATIENCE, "all are there")  # noqa: B023
             rates.append(count / (max(seen.at[name] for name in wanted) - began))
         return rates[1:]

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.figures import Figure
 from benchmarks.witness import Arrivals, Cost, Receipts, percentiles
 from trollmoves.tests.helpers import legacy_peer as earlier
-from trollmoves.tests.helpers.daemons import Couple, Site
+from trollmoves.tests.helpers.daemons import DaemonPair, Testbed
 from trollmoves.tests.helpers.feeding import content, names
 from trollmoves.tests.helpers.waiting import until
 
@@ -27,7 +27,7 @@ STEADY = 200  # files a second
 class Stage:
     """A server and a client at work, and who watches them."""
 
-    pair: Couple
+    pair: DaemonPair
     receipts: Receipts
     arrivals: Arrivals
     names: Iterator[str]
@@ -70,12 +70,14 @@ class Stage:
 @contextmanager
 def stage(logs: Path, *, old: bool = False, options: Mapping[str, object] | None = None) -> Iterator[Stage]:
     """Start a server and a client, ours or 0.19.0's, and move files until both are warm."""
-    with Site(logs) as site:
-        pair = Couple(site, options)
+    with Testbed(logs) as site:
+        pair = DaemonPair(site, options)
         if old:
             pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
             pair.client = earlier.client(site, pair.client_sections)
-        one = Stage(pair, site.keep(Receipts(pair.client_port)), site.keep(Arrivals(pair.target)), names())
+        one = Stage(
+            pair, site.close_at_end(Receipts(pair.client_port)), site.close_at_end(Arrivals(pair.target)), names()
+        )
         pair.start()
         if old:  # it repeats nothing that it said before somebody had connected
             until(lambda: _passes(one), 60, "a first file")
@@ -163,8 +165,8 @@ def _latency(one: Stage, count: int) -> float:
 
 def bare_rate(logs: Path, count: int = 5000) -> float:
     """Give the files a second of a loop that only renames each file and links it to a target."""
-    with Site(logs) as site:
-        staged, origin, target = (site.folder(name) for name in ("staged", "origin", "target"))
+    with Testbed(logs) as site:
+        staged, origin, target = (site.directory(name) for name in ("staged", "origin", "target"))
         fed = list(itertools.islice(names(), count))
         for name in fed:
             (staged / name).write_bytes(content(name))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure
 from trollmoves.tests.helpers import legacy_peer as earlier
-from trollmoves.tests.helpers.daemons import REPOSITORY, Site
+from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
 from trollmoves.tests.servers.openssh import OpenSsh
 from trollmoves.tests.servers.pyftpd import USER, PyFtpd
 
@@ -26,13 +26,13 @@ OLD_COUNT = {"sftp": 60, "scp": 30, "ftp": 200}
 class Place:
     """Servers, keys and files."""
 
-    def __init__(self, site: Site) -> None:
-        self.files, self.out, self.home = site.folder("files"), site.folder("out"), site.folder("home")
-        self._ssh = OpenSsh(site.folder("sshd"))
+    def __init__(self, site: Testbed) -> None:
+        self.files, self.out, self.home = site.directory("files"), site.directory("out"), site.directory("home")
+        self._ssh = OpenSsh(site.directory("sshd"))
         site.enter(self._ssh)
-        self._ftp = PyFtpd(site.folder("ftpd"), self.out, password=PASSWORD)
+        self._ftp = PyFtpd(site.directory("ftpd"), self.out, password=PASSWORD)
         site.enter(self._ftp)
-        keys = site.folder("home/.ssh")  # 0.19.0 looks nowhere else
+        keys = site.directory("home/.ssh")  # 0.19.0 looks nowhere else
         keys.chmod(0o700)
         shutil.copy(self._ssh.known_hosts, keys / "known_hosts")
         shutil.copy(self._ssh.user_key, keys / "id_ed25519")
@@ -95,7 +95,7 @@ class Place:
 def small(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
     """Time many small files to one host, four at once."""
     interpreter = earlier.python() if old else None
-    with Site(logs) as site:
+    with Testbed(logs) as site:
         place = Place(site)
         place.make(max(count, *OLD_COUNT.values()), SMALL)
         for scheme, promised in PROMISED.items():
@@ -116,7 +116,7 @@ def small(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
 
 def large(logs: Path, *, megabytes: int) -> Iterator[Figure]:
     """Time one large file by SFTP and SCP, beside OpenSSH's sftp with its own choice of cipher."""
-    with Site(logs) as site:
+    with Testbed(logs) as site:
         place = Place(site)
         place.make(1, megabytes * 1_000_000)
         rounds = 3

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.figures import Figure
 from benchmarks.flow import PATIENCE, stage
 from benchmarks.witness import Cost, Receipts
-from trollmoves.tests.helpers.daemons import Site, client_section, server_section
+from trollmoves.tests.helpers.daemons import Testbed, client_section, server_section
 from trollmoves.tests.helpers.feeding import content, names
 from trollmoves.tests.helpers.waiting import until
 
@@ -43,13 +43,13 @@ def long_run(logs: Path, *, count: int) -> Iterator[Figure]:
 
 def backlog(logs: Path, *, count: int) -> Iterator[Figure]:
     """Start a server and a client where many files lie already."""
-    with Site(logs) as site:
-        origin, port, published = site.folder("in"), site.port(), site.port()
+    with Testbed(logs) as site:
+        origin, port, published = site.directory("in"), site.port(), site.port()
         fed = list(itertools.islice(names(), count))
         for name in fed:
             (origin / name).write_bytes(content(name, size=100))
-        ear = site.keep(Receipts(published))
-        client = site.client({"hrit": client_section(port, site.folder("out"), published)}).start()
+        ear = site.close_at_end(Receipts(published))
+        client = site.client({"hrit": client_section(port, site.directory("out"), published)}).start()
         server = site.server({"hrit": server_section(origin, site.port())}, port)
         began = time.monotonic()
         server.start()
@@ -72,7 +72,7 @@ def backlog(logs: Path, *, count: int) -> Iterator[Figure]:
 
 def sections(logs: Path, *, count: int, most: int = SECTIONS) -> Iterator[Figure]:
     """Compare the cost of a file with one section in server and client, and with many: side by side, in turns."""
-    with Site(logs) as site:
+    with Testbed(logs) as site:
         one, many = _side(site, 1), _side(site, most)
         first = itertools.count(step=10_000)
         for origins, ears, _ in (one, many):
@@ -93,19 +93,19 @@ def sections(logs: Path, *, count: int, most: int = SECTIONS) -> Iterator[Figure
             )  # fmt: skip
 
 
-def _side(site: Site, number: int) -> tuple[list[Path], list[Receipts], list[int]]:
+def _side(site: Testbed, number: int) -> tuple[list[Path], list[Receipts], list[int]]:
     """Start a server and a client with so many sections; give the origins, who hears the receipts, and the pids."""
     port = site.port()
-    origins = [site.folder(f"{number}-in{n}") for n in range(number)]
+    origins = [site.directory(f"{number}-in{n}") for n in range(number)]
     ports = [site.port() for _ in origins]
     server = {
         f"chain{n}": server_section(origin, site.port(), topic=f"/chain/{n:03d}") for n, origin in enumerate(origins)
     }
     client = {
-        f"chain{n}": client_section(port, site.folder(f"{number}-out{n}"), published, topic=f"/chain/{n:03d}")
+        f"chain{n}": client_section(port, site.directory(f"{number}-out{n}"), published, topic=f"/chain/{n:03d}")
         for n, published in enumerate(ports)
     }
-    ears = [site.keep(Receipts(published)) for published in ports]
+    ears = [site.close_at_end(Receipts(published)) for published in ports]
     processes = [
         site.server(server, port, name=f"server-{number}").start(wait=False),
         site.client(client, name=f"client-{number}").start(wait=False),

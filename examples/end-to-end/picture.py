@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the daemons and helpers of this checkout
 
-from trollmoves.tests.helpers.daemons import Process, Site
-from trollmoves.tests.helpers.recording import Ear
+from trollmoves.tests.helpers.daemons import Process, Testbed
+from trollmoves.tests.helpers.recording import RecordingSubscriber
 from trollmoves.tests.servers import openssh, pyftpd, seaweed
 from trollmoves.tests.servers.process import ServerProcess, answers
 
@@ -36,14 +36,14 @@ class Picture:
         earlier: the folder of the commands of trollmoves 0.19.0.
     """
 
-    def __init__(self, site: Site, earlier: Path | None) -> None:
+    def __init__(self, site: Testbed, earlier: Path | None) -> None:
         self.site = site
         self.earlier = EARLIER if earlier else ()
         self.left_out = {name: why for name, why in zip(FAR, _missing(), strict=True) if why}
         self._ports: dict[str, str] = {}
         self.far = {name: self._far_end(name) for name in FAR if name not in self.left_out}
         for name in ("reception-a", "reception-b", "forecast", "archive", "sent/file", "sent/ftp", "sent/sftp"):
-            site.folder(name)
+            site.directory(name)
         self.daemons = {name: self._daemon(name, earlier if name in self.earlier else None) for name in DAEMONS}
 
     def start(self) -> None:
@@ -55,9 +55,9 @@ class Picture:
         for daemon in self.daemons.values():
             daemon.wait_until_ready()
 
-    def ear(self, port: str) -> Ear:
+    def ear(self, port: str) -> RecordingSubscriber:
         """Hear whoever publishes on this port of the configurations."""
-        return self.site.ear(int(self._port(port)))
+        return self.site.subscriber(int(self._port(port)))
 
     def stored(self) -> dict[str, bytes]:
         """Give what is in the bucket."""
@@ -89,22 +89,22 @@ class Picture:
 
     def _far_end(self, name: str) -> ServerProcess:
         """Give a server that is not started yet; what it takes to log in is left where the dispatcher looks for it."""
-        home = self.site.folder("home")
+        home = self.site.directory("home")
         if name == "ftp":
-            ftp = pyftpd.PyFtpd(self.site.folder("ftpd"), self.site.root)
+            ftp = pyftpd.PyFtpd(self.site.directory("ftpd"), self.site.root)
             self._ports["19021"] = str(ftp.port)
             _write(home / ".netrc", f"machine 127.0.0.1 login {pyftpd.USER} password {pyftpd.PASSWORD}\n")
             return ftp
         if name == "sftp":
-            ssh = openssh.OpenSsh(self.site.folder("sshd"))
+            ssh = openssh.OpenSsh(self.site.directory("sshd"))
             self._ports["19022"] = str(ssh.port)
             for file, as_name in ((ssh.user_key, "id_ed25519"), (ssh.known_hosts, "known_hosts")):
-                shutil.copy(file, self.site.folder("home/.ssh") / as_name)
+                shutil.copy(file, self.site.directory("home/.ssh") / as_name)
             return ssh
-        s3 = seaweed.Seaweed(self.site.folder("s3"))
+        s3 = seaweed.Seaweed(self.site.directory("s3"))
         self._ports["19333"] = str(s3.port)
         keys = f"[default]\naws_access_key_id = {seaweed.KEY}\naws_secret_access_key = {seaweed.SECRET}\n"
-        _write(self.site.folder("home/.aws") / "credentials", keys)
+        _write(self.site.directory("home/.aws") / "credentials", keys)
         return s3
 
 

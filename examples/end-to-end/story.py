@@ -20,7 +20,7 @@ from pathlib import Path
 import pyinotify
 from picture import Picture
 
-from trollmoves.tests.helpers.daemons import Site
+from trollmoves.tests.helpers.daemons import Testbed
 from trollmoves.tests.helpers.waiting import until
 
 PATIENCE = 90.0  # s that is waited for files to arrive
@@ -81,7 +81,7 @@ class Story:
         folders = {"client a": root / "forecast", "client b": root / "archive"}
         folders |= {name: root / "sent" / name for name in ("file", "ftp", "sftp") if name not in picture.left_out}
         self.ends = Ends(folders)
-        picture.site.at_the_end(self.ends.stop)
+        picture.site.call_at_end(self.ends.stop)
         self.told = {"client a": picture.ear("19013"), "client b": picture.ear("19014")}
         self.dispatched = picture.ear("19015")
 
@@ -244,7 +244,7 @@ class Story:
         if end in self.told:
             heard = self.told[end].receipts()
         else:
-            heard = [one.uid for one in self.dispatched.of("file") if one.message.subject == f"/sent/{end}"]
+            heard = [one.uid for one in self.dispatched.of_type("file") if one.message.subject == f"/sent/{end}"]
         return Counter(name for name in heard if name in self.fed)
 
 
@@ -285,7 +285,7 @@ def main() -> int:
     arguments.keep.mkdir(parents=True, exist_ok=True)
     for log in arguments.keep.glob("*.log"):
         log.unlink()
-    with Site(arguments.keep) as site:
+    with Testbed(arguments.keep) as site:
         try:
             story = Story(Picture(site, arguments.earlier), arguments.files)
             try:

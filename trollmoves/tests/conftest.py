@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Site
-from trollmoves.tests.helpers.machine_load import LOUD, Others
+from trollmoves.tests.helpers.daemons import Testbed
+from trollmoves.tests.helpers.machine_load import BUSY_SHARE, OtherLoad
 
 # Reasons of skips that an installation would have made unnecessary: "missing: vsftpd", "no vsftpd (Debian: vsftpd)".
 MISSING = re.compile(r"(Skipped: )?(missing:|could not import|no .*\((Debian|PyPI)\b)")
@@ -27,10 +27,10 @@ _ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def testbed(tmp_path: Path) -> Iterator[Testbed]:
     """A site for one test."""
-    with Site(tmp_path) as site:
-        yield site
+    with Testbed(tmp_path) as testbed:
+        yield testbed
 
 
 @pytest.hookimpl(wrapper=True)
@@ -77,11 +77,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """Draw no conclusion from what was measured while others, outside of these tests, kept the machine busy."""
     if not _marked(item, "alone"):
         return (yield)
-    others = Others()
+    others = OtherLoad()
     try:
         return (yield)
     except AssertionError:
-        if others.share() > LOUD:
+        if others.share() > BUSY_SHARE:
             pytest.skip(f"others used {others.share():.0%} of this machine during the measurement")
         raise
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trollmoves.movers import is_partial
-from trollmoves.tests.helpers.daemons import Pair, Process, Site, client_section, server_section
-from trollmoves.tests.helpers.directories import FarEnd
-from trollmoves.tests.helpers.dispatching import TOPIC, Dispatching
+from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed, client_section, server_section
+from trollmoves.tests.helpers.directories import RemoteDirectory
+from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.feeding import Feeder, content
-from trollmoves.tests.helpers.recording import HOST, Ear, Heard
+from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.seaweed import Seaweed
@@ -32,21 +32,21 @@ ASK_AGAIN = 1  # s after which a client asks again: who was killed answers nobod
 DEADLINE = 60.0  # s for a daemon to come to a step, and for all to be well afterwards, on a busy machine
 
 
-class Picture(ABC):
+class CrashScenario(ABC):
     """Daemons, what they are fed with, and where it is to go; nothing is started yet.
 
     ``processes`` are the daemons by their names, ``received`` hears whoever tells that files are at the target.
     """
 
     processes: dict[str, Process]
-    received: Ear
+    received: RecordingSubscriber
     feeder: Feeder
     target: Path
     size = 1000
     count = 1  # the victim dies when it comes to its step for this time
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, testbed: Testbed) -> None:
+        self.testbed = testbed
         self.too_early: list[str] = []
         self.set_up()
         self.received.on_heard = self._check_receipt
@@ -55,7 +55,7 @@ class Picture(ABC):
     def set_up(self) -> None:
         """Make the attributes."""
 
-    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+    def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
         """Do what leads the ``victim`` to its step; ``arm`` makes its next start its last."""
         arm()
         self.start()
@@ -82,7 +82,7 @@ class Picture(ABC):
         """Give the names of what is not at the target, or not whole."""
         return self.feeder.missing(self.target)
 
-    def debris(self) -> list[str]:
+    def stale_partials(self) -> list[str]:
         """Give what is at the target under names of partials, or of unpacking."""
         return [path.name for path in self.target.rglob("*") if is_partial(path.name) or path.name.endswith("ing")]
 
@@ -95,7 +95,7 @@ class Picture(ABC):
     def wait_until_removed(self) -> None:  # noqa: B027  (most remove nothing)
         """Wait until all is removed that is to be."""
 
-    def _check_receipt(self, heard: Heard) -> None:
+    def _check_receipt(self, heard: ReceivedMessage) -> None:
         if heard.type == "file" and heard.uid in self.missing():
             self.too_early.append(heard.uid)
 
@@ -103,7 +103,7 @@ class Picture(ABC):
         """Wait until every file is whole at the target, told of, and the rest is tidy."""
         self.received.wait_for_receipts(self.feeder.fed, DEADLINE)
         until(lambda: not self.missing(), 5, "the files are whole at the target")
-        until(lambda: not self.debris(), 5, "no partial is left")
+        until(lambda: not self.stale_partials(), 5, "no partial is left")
         self.wait_until_removed()
         self.check_removals()
         assert self.too_early == []
@@ -111,7 +111,7 @@ class Picture(ABC):
             assert "Traceback" not in process.log.read_text()
 
 
-class Plain(Picture):
+class PlainScenario(CrashScenario):
     """A server and a client."""
 
     server: Mapping[str, object] = {}
@@ -120,25 +120,29 @@ class Plain(Picture):
 
     def set_up(self) -> None:
         """Make a pair."""
-        pair = Pair(self.site, self.server, **{"transfer_req_timeout": ASK_AGAIN, **self.client, **self.place()})
+        pair = ServerClientPair(
+            self.testbed,
+            self.server,
+            **{"transfer_req_timeout": ASK_AGAIN, **self.client, **self.destination_options()},
+        )
         if self.origin:
             pair.server_sections["hrit"]["origin"] = f"{pair.feeder.folder}/{self.origin}"
             pair.server.reconfigure(pair.server_sections)
         self.processes = {"server": pair.server, "client": pair.client}
         self.received, self.feeder, self.target = pair.received, pair.feeder, pair.target
 
-    def place(self) -> Mapping[str, object]:
+    def destination_options(self) -> Mapping[str, object]:
         """Give the client's destination when it is not the usual directory."""
         return {}
 
 
-class Large(Plain):
+class LargeFileScenario(PlainScenario):
     """The same, with files that are sent in several pieces."""
 
     size = LARGE
 
 
-class Deleting(Plain):
+class DeletingScenario(PlainScenario):
     """A server that removes what was delivered."""
 
     server = {"delete": "true", "remove_delay": 0.2}
@@ -148,10 +152,10 @@ class Deleting(Plain):
         until(lambda: not list(self.feeder.folder.iterdir()), DEADLINE, "what was delivered is removed")
 
 
-class Missed(Plain):
+class MissedAnnouncementScenario(PlainScenario):
     """A client that was away when files were announced."""
 
-    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+    def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
         """Let it know the server, and be away."""
         self.start()
         self.feeder.feed()
@@ -163,37 +167,37 @@ class Missed(Plain):
         victim.start(wait=False)
 
 
-class KilledBefore(Plain):
+class KilledBeforeScenario(PlainScenario):
     """A client that was killed when it had just told of files."""
 
-    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+    def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
         """Kill it a first time."""
         self.start()
         self.feed()
         self.received.wait_for_receipts(self.feeder.fed)
-        until(lambda: not self.site.to_do("fetch"), what="it is written down that they are told of")
+        until(lambda: not self.testbed.pending_tasks("fetch"), what="it is written down that they are told of")
         victim.kill()
         arm()
         victim.start(wait=False)
 
 
-class Twins(Picture):
+class HotSpareScenario(CrashScenario):
     """Two servers that have the same files, the second one to come up when the client has them all."""
 
     def set_up(self) -> None:
         """Make a pair, and a second server, which removes what nobody needs."""
-        site = self.site
-        pair = Pair(site, transfer_req_timeout=ASK_AGAIN)
-        self.twin = site.feeder("in-too")
-        ports = site.port(), site.port()
+        testbed = self.testbed
+        pair = ServerClientPair(testbed, transfer_req_timeout=ASK_AGAIN)
+        self.twin = testbed.feeder("in-too")
+        ports = testbed.port(), testbed.port()
         section = server_section(self.twin.folder, ports[1], delete="true", remove_delay=0.2)
-        second = site.server({"hrit": section}, ports[0], name="second")
+        second = testbed.server({"hrit": section}, ports[0], name="second")
         client = client_section([pair.publish_port, ports[0]], pair.target, pair.client_port)
         pair.client.reconfigure({"hrit": client})
         self.first, self.processes = pair.server, {"server": second, "client": pair.client}
         self.received, self.feeder, self.target = pair.received, pair.feeder, pair.target
 
-    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+    def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
         """Have the files of the first server fetched, then begin with the second."""
         self.processes["client"].start()
         self.first.start(wait=False)
@@ -223,7 +227,7 @@ class PackingFeeder(Feeder):
 PACKED: Mapping[str, object] = {"compression": "bzip", "delete": "true"}
 
 
-class PackedHere(Plain):
+class UnpackingClientScenario(PlainScenario):
     """A server that unpacks."""
 
     server = {**PACKED, "remove_delay": 0.2}
@@ -231,23 +235,23 @@ class PackedHere(Plain):
 
     def set_up(self) -> None:
         """Make a pair for packed files."""
-        self.server = {**self.server, "working_directory": self.site.folder("work")}
+        self.server = {**self.server, "working_directory": self.testbed.directory("work")}
         super().set_up()
         self.feeder = PackingFeeder(self.feeder.folder)
 
     def check_removals(self) -> None:
         """Look for the packed file, and for the unpacked one."""
-        places = (self.feeder.folder, ".bz2"), (self.site.folder("work"), "")
+        places = (self.feeder.folder, ".bz2"), (self.testbed.directory("work"), "")
         missing = self.missing()
         assert [n for n in missing if not any((folder / f"{n}{end}").exists() for folder, end in places)] == []
 
     def wait_until_removed(self) -> None:
         """Wait until nothing is left at the server."""
-        folders = self.feeder.folder, self.site.folder("work")
+        folders = self.feeder.folder, self.testbed.directory("work")
         until(lambda: not any(list(folder.iterdir()) for folder in folders), DEADLINE, "all is removed")
 
 
-class PackedThere(Plain):
+class UnpackingServerScenario(PlainScenario):
     """A client that unpacks, and removes the archives."""
 
     client = PACKED
@@ -268,7 +272,7 @@ class PackedThere(Plain):
         until(lambda: not list(self.target.glob("*.bz2")), DEADLINE, "the archives are removed")
 
 
-class Mirrored(Picture):
+class MirrorScenario(CrashScenario):
     """A server, a mirror that removes what it handed on, and a client of the mirror."""
 
     mirror: Mapping[str, object] = {"delete": "true", "remove_delay": 0}
@@ -276,7 +280,7 @@ class Mirrored(Picture):
 
     def set_up(self) -> None:
         """Make a chain."""
-        self.chain = Chain(self.site, **self.mirror)  # type: ignore[arg-type]
+        self.chain = Chain(self.testbed, **self.mirror)  # type: ignore[arg-type]
         if self.origin:
             self.chain.server_sections[0]["hrit"]["origin"] = f"{self.chain.feeder.folder}/{self.origin}"
             self.chain.server.reconfigure(self.chain.server_sections[0])
@@ -284,15 +288,15 @@ class Mirrored(Picture):
         self.processes = {"server": self.chain.server, "mirror": self.chain.mirror, "client": outer.process}
         self.received, self.feeder, self.target = outer.received, self.chain.feeder, outer.target
 
-    def debris(self) -> list[str]:
+    def stale_partials(self) -> list[str]:
         """Look at the mirror, too."""
-        return super().debris() + [path.name for path in self.chain.copies.rglob("*") if is_partial(path.name)]
+        return super().stale_partials() + [path.name for path in self.chain.copies.rglob("*") if is_partial(path.name)]
 
 
-class MirroredPacked(Mirrored):
+class UnpackingMirrorScenario(MirrorScenario):
     """The same with packed files, which the mirror unpacks."""
 
-    mirror = {**Mirrored.mirror, "compression": "bzip"}
+    mirror = {**MirrorScenario.mirror, "compression": "bzip"}
     origin = "{name}"
 
     def set_up(self) -> None:
@@ -304,76 +308,76 @@ class MirroredPacked(Mirrored):
         """The server removes nothing."""
 
 
-class Told(Picture):
+class DispatcherScenario(CrashScenario):
     """A dispatcher that is told of files."""
 
     def set_up(self) -> None:
         """Make a dispatcher."""
         target = {"directory": "OUT", "topics": [TOPIC], "publish_topic": "/sent"}
-        self.dispatching = Dispatching(self.site, {"t": target})
+        self.dispatching = DispatcherTestbed(self.testbed, {"t": target})
         self.processes = {"dispatcher": self.dispatching.process}
         self.received, self.target = self.dispatching.ear, self.dispatching.out
         self.feeder = Feeder(self.dispatching.source)
 
-    def begin(self, victim: Process, arm: Callable[[], None]) -> None:
+    def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
         """Tell of files when it hears, one after the other: what it is told while it dies is lost."""
         arm()
         self.dispatching.start()
         self.feed()
         for number, name in enumerate(list(self.feeder.fed)[: self.count]):
             self.received.wait_for_receipts(list(self.feeder.fed)[:number], DEADLINE)
-            self.tell([name])
+            self.send_messages([name])
 
-    def tell(self, names: Iterable[str]) -> None:
+    def send_messages(self, names: Iterable[str]) -> None:
         """Tell of files."""
         for name in names:
-            self.dispatching.voice.tell(self.feeder.folder / name)
+            self.dispatching.voice.publish_file(self.feeder.folder / name)
 
     def restart(self, victim: Process) -> None:
         """Start it, wait until it hears, and tell of what it was not told of yet."""
         self.dispatching.restart()
-        self.tell(list(self.feeder.fed)[self.count :])
+        self.send_messages(list(self.feeder.fed)[self.count :])
 
 
-class ToldTwice(Told):
+class RepeatedMessageScenario(DispatcherScenario):
     """The same, with a sender that tells of all files again."""
 
     def restart(self, victim: Process) -> None:
         """Tell again when it is back."""
         self.dispatching.restart()
         assert len(self.missing()) == FILES
-        self.tell(self.feeder.fed)
+        self.send_messages(self.feeder.fed)
 
 
-class Far(Large):
+class RemoteScenario(LargeFileScenario):
     """A server that delivers to another host."""
 
     scheme = ""
 
-    def place(self) -> Mapping[str, object]:
+    def destination_options(self) -> Mapping[str, object]:
         """Make the far end."""
-        return {"destination": FarEnd(self.site, self.scheme, self.site.folder("out")).url}
+        return {"destination": RemoteDirectory(self.testbed, self.scheme, self.testbed.directory("out")).url}
 
 
-class FarSftp(Far):
+class SftpScenario(RemoteScenario):
     """By SFTP."""
 
     scheme = "sftp"
 
 
-class FarScp(Far):
+class ScpScenario(RemoteScenario):
     """By SCP."""
 
     scheme = "scp"
 
 
-class FarFtp(Far):
+class FtpScenario(RemoteScenario):
     """By FTP."""
 
     scheme = "ftp"
 
 
-class FarS3(Large):
+class S3Scenario(LargeFileScenario):
     """A server that delivers to a bucket, where an object appears whole."""
 
     scheme = "s3"
@@ -381,9 +385,9 @@ class FarS3(Large):
 
     def set_up(self) -> None:
         """Start a service, and tell the server its keys."""
-        service = self.site.enter(Seaweed(self.site.folder("s3")))
+        service = self.testbed.enter(Seaweed(self.testbed.directory("s3")))
         self.s3 = seaweed.client(service.port)
-        self.site.at_the_end(self.s3.close)
+        self.testbed.call_at_end(self.s3.close)
         self.server = {
             "connection_parameters__endpoint_url": f"http://{HOST}:{service.port}",
             "connection_parameters__key": seaweed.KEY,
@@ -392,7 +396,7 @@ class FarS3(Large):
         }
         super().set_up()
 
-    def place(self) -> Mapping[str, object]:
+    def destination_options(self) -> Mapping[str, object]:
         """Name the bucket."""
         return {"destination": f"s3://{seaweed.BUCKET}/out"}
 
@@ -412,7 +416,7 @@ class Case:
 
     daemon: str
     step: str
-    picture: type[Picture]
+    picture: type[CrashScenario]
     sees: str
     count: int = 1
 
@@ -425,64 +429,64 @@ DELIVERED_TWICE = "one file is sent a second time; it is whole all the while"
 TOLD_TWICE = "one receipt is published twice"
 
 CASES = (
-    Case("server", "found", Plain, "the files are announced when it is back"),
-    Case("server", "unpacked", PackedHere, "one file is unpacked a second time", count=2),
-    Case("server", "announcing", Plain, "the files are announced when it is back"),
-    Case("server", "announced", Plain, "the files are announced when it is back"),
-    Case("server", "published", Plain, "some files are announced twice"),
-    Case("server", "asked", Plain, "the client asks again"),
-    Case("server", "push-noted", Plain, "the client asks again"),
-    Case("server", "sending", Large, "a hidden partial, which the next try replaces", count=2),
-    Case("server", "sent", Large, "a hidden partial, which the next try replaces", count=2),
-    Case("server", "delivered", Deleting, DELIVERED_TWICE, count=2),
-    Case("server", "ended", Deleting, "the client asks again, and is told that the file is there"),
-    Case("server", "answered", Deleting, NOTHING, count=2),
-    Case("server", "ack-heard", Twins, "the file is announced again, and acknowledged again", count=2),
-    Case("server", "acknowledged", Twins, NOTHING, count=2),
-    Case("server", "removing", Deleting, "the file is removed when it is back", count=2),
-    Case("server", "removed", Deleting, NOTHING, count=2),
-    Case("client", "heard", Missed, "it catches up when it is back"),
-    Case("client", "noted", Plain, "it asks when it is back"),
-    Case("client", "asking", Plain, "it asks when it is back", count=2),
-    Case("client", "arrived", Plain, "it asks again, and is told that the file is there", count=2),
-    Case("client", "acked", PackedThere, "it asks again; the ack is published twice", count=2),
-    Case("client", "told", Plain, TOLD_TWICE, count=2),
-    Case("client", "ended", Plain, "what was told in the last half second is told twice"),
-    Case("client", "told-again", KilledBefore, "the same is told once more"),
-    Case("client", "unpacked", PackedThere, "one file is unpacked a second time", count=2),
-    Case("client", "discarding", PackedThere, "the archive is removed when it is back", count=2),
-    Case("client", "discarded", PackedThere, NOTHING, count=2),
-    Case("mirror", "heard", Mirrored, "it catches up when it is back"),
-    Case("mirror", "noted", Mirrored, "it announces when it is back"),
-    Case("mirror", "relaying", Mirrored, "it announces when it is back", count=2),
-    Case("mirror", "announced", Mirrored, "it announces when it is back", count=2),
-    Case("mirror", "asked", Mirrored, "the client asks again"),
-    Case("mirror", "copy-wanted", Mirrored, "it fetches when it is back", count=2),
-    Case("mirror", "copy-here", Mirrored, "one copy is fetched a second time", count=2),
-    Case("mirror", "unpacked", MirroredPacked, NOTHING, count=2),
-    Case("mirror", "delivered", Mirrored, DELIVERED_TWICE, count=2),
-    Case("mirror", "removed", Mirrored, NOTHING, count=2),
+    Case("server", "found", PlainScenario, "the files are announced when it is back"),
+    Case("server", "unpacked", UnpackingClientScenario, "one file is unpacked a second time", count=2),
+    Case("server", "announcing", PlainScenario, "the files are announced when it is back"),
+    Case("server", "announced", PlainScenario, "the files are announced when it is back"),
+    Case("server", "published", PlainScenario, "some files are announced twice"),
+    Case("server", "asked", PlainScenario, "the client asks again"),
+    Case("server", "push-noted", PlainScenario, "the client asks again"),
+    Case("server", "sending", LargeFileScenario, "a hidden partial, which the next try replaces", count=2),
+    Case("server", "sent", LargeFileScenario, "a hidden partial, which the next try replaces", count=2),
+    Case("server", "delivered", DeletingScenario, DELIVERED_TWICE, count=2),
+    Case("server", "ended", DeletingScenario, "the client asks again, and is told that the file is there"),
+    Case("server", "answered", DeletingScenario, NOTHING, count=2),
+    Case("server", "ack-heard", HotSpareScenario, "the file is announced again, and acknowledged again", count=2),
+    Case("server", "acknowledged", HotSpareScenario, NOTHING, count=2),
+    Case("server", "removing", DeletingScenario, "the file is removed when it is back", count=2),
+    Case("server", "removed", DeletingScenario, NOTHING, count=2),
+    Case("client", "heard", MissedAnnouncementScenario, "it catches up when it is back"),
+    Case("client", "noted", PlainScenario, "it asks when it is back"),
+    Case("client", "asking", PlainScenario, "it asks when it is back", count=2),
+    Case("client", "arrived", PlainScenario, "it asks again, and is told that the file is there", count=2),
+    Case("client", "acked", UnpackingServerScenario, "it asks again; the ack is published twice", count=2),
+    Case("client", "told", PlainScenario, TOLD_TWICE, count=2),
+    Case("client", "ended", PlainScenario, "what was told in the last half second is told twice"),
+    Case("client", "told-again", KilledBeforeScenario, "the same is told once more"),
+    Case("client", "unpacked", UnpackingServerScenario, "one file is unpacked a second time", count=2),
+    Case("client", "discarding", UnpackingServerScenario, "the archive is removed when it is back", count=2),
+    Case("client", "discarded", UnpackingServerScenario, NOTHING, count=2),
+    Case("mirror", "heard", MirrorScenario, "it catches up when it is back"),
+    Case("mirror", "noted", MirrorScenario, "it announces when it is back"),
+    Case("mirror", "relaying", MirrorScenario, "it announces when it is back", count=2),
+    Case("mirror", "announced", MirrorScenario, "it announces when it is back", count=2),
+    Case("mirror", "asked", MirrorScenario, "the client asks again"),
+    Case("mirror", "copy-wanted", MirrorScenario, "it fetches when it is back", count=2),
+    Case("mirror", "copy-here", MirrorScenario, "one copy is fetched a second time", count=2),
+    Case("mirror", "unpacked", UnpackingMirrorScenario, NOTHING, count=2),
+    Case("mirror", "delivered", MirrorScenario, DELIVERED_TWICE, count=2),
+    Case("mirror", "removed", MirrorScenario, NOTHING, count=2),
     Case(
         "dispatcher",
         "message-heard",
-        ToldTwice,
+        RepeatedMessageScenario,
         "**what it was told in that moment is not delivered**, unless it is told of again: a publisher cannot be asked",
     ),
-    Case("dispatcher", "message-noted", Told, NOTHING),
-    Case("dispatcher", "sending", Told, "a hidden partial, which the next try replaces", count=2),
-    Case("dispatcher", "sent", Told, "a hidden partial, which the next try replaces", count=2),
-    Case("dispatcher", "delivered", Told, DELIVERED_TWICE, count=2),
-    Case("dispatcher", "told", Told, f"{DELIVERED_TWICE}; {TOLD_TWICE}", count=2),
-    Case("dispatcher", "ended", Told, "what was told in the last half second is told twice"),
+    Case("dispatcher", "message-noted", DispatcherScenario, NOTHING),
+    Case("dispatcher", "sending", DispatcherScenario, "a hidden partial, which the next try replaces", count=2),
+    Case("dispatcher", "sent", DispatcherScenario, "a hidden partial, which the next try replaces", count=2),
+    Case("dispatcher", "delivered", DispatcherScenario, DELIVERED_TWICE, count=2),
+    Case("dispatcher", "told", DispatcherScenario, f"{DELIVERED_TWICE}; {TOLD_TWICE}", count=2),
+    Case("dispatcher", "ended", DispatcherScenario, "what was told in the last half second is told twice"),
 )
 
-FAR = (FarSftp, FarScp, FarFtp)
+FAR = (SftpScenario, ScpScenario, FtpScenario)
 MOVED = {"sending": 3, "sent": 2, "delivered": 2}  # the steps that a mover is part of, and when to die
 
 
-def crash(case: Case, site: Site) -> Picture:
+def crash(case: Case, testbed: Testbed) -> CrashScenario:
     """Have a daemon die at its step and start it again; return when all is well, and fail when it is not."""
-    picture = case.picture(site)
+    picture = case.picture(testbed)
     picture.count = case.count
     victim = picture.processes[case.daemon]
     normal = victim.environment
@@ -490,8 +494,8 @@ def crash(case: Case, site: Site) -> Picture:
     def arm() -> None:
         victim.environment = {**normal, ENV_VAR: f"{case.step}:{case.count}"}
 
-    picture.begin(victim, arm)
-    until(lambda: not victim.runs(), DEADLINE, f"{case.daemon} comes to {case.step}: {victim.lines()[-3000:]}")
+    picture.run_until_kill(victim, arm)
+    until(lambda: not victim.is_running(), DEADLINE, f"{case.daemon} comes to {case.step}: {victim.lines()[-3000:]}")
     assert victim.popen is not None
     assert victim.popen.returncode == -signal.SIGKILL, victim.lines()
     picture.check_removals()

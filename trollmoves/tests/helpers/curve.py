@@ -14,7 +14,7 @@ from zmq.auth import load_certificate
 
 from trollmoves.tests.helpers.daemons import Process
 from trollmoves.tests.helpers.recording import HOST
-from trollmoves.tests.helpers.waiting import PATIENCE
+from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR
 
 T = TypeVar("T", bound=Process)
 
@@ -59,7 +59,7 @@ class Keys:
         process.environment = {**process.environment, **self.settings(client), **changed}
         return process
 
-    def is_let_in(self, port: int, name: str | None, seconds: float = 5.0 * PATIENCE) -> bool:
+    def is_let_in(self, port: int, name: str | None, seconds: float = 5.0 * TIMEOUT_FACTOR) -> bool:
         """Tell whether somebody with the keys of this name, or without any, is connected to a port."""
         context = zmq.Context()
         try:
@@ -72,7 +72,7 @@ class Keys:
         finally:
             context.destroy(0)
 
-    def ping(self, port: int, name: str, seconds: float = 5.0 * PATIENCE) -> str:
+    def ping(self, port: int, name: str, seconds: float = 5.0 * TIMEOUT_FACTOR) -> str:
         """Ask on a port with the keys of this name; return the answer, empty when there is none."""
         context = zmq.Context()
         try:

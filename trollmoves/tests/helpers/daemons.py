@@ -22,8 +22,8 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from trollmoves.tests.helpers.feeding import PATTERN, Feeder
-from trollmoves.tests.helpers.recording import HOST, Ear
-from trollmoves.tests.helpers.waiting import PATIENCE, until
+from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber
+from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 
 REPOSITORY = Path(__file__).parents[3]
 TOPIC = "/1b/hrit-segment/0deg"
@@ -33,14 +33,14 @@ READY = 30.0  # s that a daemon has to come up on a busy machine
 S = TypeVar("S")
 
 
-class Closes(Protocol):
+class Closeable(Protocol):
     """What a site can keep."""
 
     def close(self) -> object:
         """End it."""
 
 
-T = TypeVar("T", bound=Closes)
+T = TypeVar("T", bound=Closeable)
 Sections = Mapping[str, Mapping[str, object]]
 
 
@@ -76,7 +76,7 @@ class Process:
         self._read_from = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
-                [*dies_with_us(), *self.command],
+                [*end_with_parent(), *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -94,7 +94,7 @@ class Process:
         until(lambda: popen.poll() is not None or self.ready(self), READY, f"{self.log.stem} is at work")
         assert popen.poll() is None, f"{self.log.stem} ended:\n{self.lines()}"
 
-    def mark(self) -> None:
+    def mark_log(self) -> None:
         """Leave out of ``lines`` what was logged until now."""
         self._read_from = self.log.stat().st_size
 
@@ -117,15 +117,15 @@ class Process:
         """End it as a power cut would: no step more."""
         self.send(signal.SIGKILL)
         assert self.popen is not None
-        assert self.popen.wait(10 * PATIENCE) == -signal.SIGKILL
+        assert self.popen.wait(10 * TIMEOUT_FACTOR) == -signal.SIGKILL
 
     def terminate(self, seconds: float = 20) -> int:
         """Ask it to end; return its exit status."""
         self.send(signal.SIGTERM)
         assert self.popen is not None
-        return self.popen.wait(seconds * PATIENCE)
+        return self.popen.wait(seconds * TIMEOUT_FACTOR)
 
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         """Tell whether it runs."""
         return self.popen is not None and self.popen.poll() is None
 
@@ -140,19 +140,19 @@ class Process:
         if self.popen is not None and self.popen.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.popen.pid, signal.SIGKILL)
-            self.popen.wait(10 * PATIENCE)
+            self.popen.wait(10 * TIMEOUT_FACTOR)
 
 
-def dies_with_us() -> list[str]:
+def end_with_parent() -> list[str]:
     """Give what stands before a command so that it does not outlive a killed test run."""
     return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
 
 
-def _says_that_it_runs(process: Process) -> bool:
+def _has_logged_start(process: Process) -> bool:
     return " chains, journal " in process.lines()
 
 
-class Site:
+class Testbed:
     """A folder, ports, processes and ears of one test; all of them end with the ``with`` block.
 
     Trees are on a tmpfs where there is one. Logs are in ``logs``, which pytest keeps.
@@ -167,7 +167,7 @@ class Site:
         self.root = Path(tempfile.mkdtemp(prefix="trollmoves-test-", dir=on))
         self._ending.callback(shutil.rmtree, self.root, ignore_errors=True)
 
-    def __enter__(self) -> Site:
+    def __enter__(self) -> Testbed:
         return self
 
     def __exit__(
@@ -180,17 +180,17 @@ class Site:
 
         The socket that holds it never listens, so another one may, as long as both allow that the address is reused.
         """
-        holder = self.keep(socket.socket())
+        holder = self.close_at_end(socket.socket())
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("", 0))
         return int(holder.getsockname()[1])
 
-    def keep(self, thing: T) -> T:
+    def close_at_end(self, thing: T) -> T:
         """Close something at the end."""
         self._ending.callback(thing.close)
         return thing
 
-    def at_the_end(self, end: Callable[[], object]) -> None:
+    def call_at_end(self, end: Callable[[], object]) -> None:
         """Call something at the end."""
         self._ending.callback(end)
 
@@ -198,7 +198,7 @@ class Site:
         """Begin something that ends with the site."""
         return self._ending.enter_context(thing)
 
-    def folder(self, name: str) -> Path:
+    def directory(self, name: str) -> Path:
         """Make a folder."""
         folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,15 +206,15 @@ class Site:
 
     def feeder(self, name: str = "in", first: int = 0) -> Feeder:
         """Give a feeder of a folder."""
-        return Feeder(self.folder(name), first)
+        return Feeder(self.directory(name), first)
 
-    def ear(self, port: int, topic: str = "") -> Ear:
+    def subscriber(self, port: int, topic: str = "") -> RecordingSubscriber:
         """Give an ear on a publisher."""
-        ear = Ear(port, topic)
+        ear = RecordingSubscriber(port, topic)
         self._ending.callback(ear.stop)
         return ear
 
-    def to_do(self, kind: str = "%") -> int:
+    def pending_tasks(self, kind: str = "%") -> int:
         """Count the tasks of one kind, or of all, that wait or run, as the journals of our daemons know them."""
         count = 0
         for journal in (self.root / "state").rglob("*.journal"):
@@ -227,13 +227,13 @@ class Site:
     def environment(self) -> dict[str, str]:
         """The environment of our daemons: their state is in this site's folder."""
         kept = {key: value for key, value in os.environ.items() if key != "STATE_DIRECTORY"}
-        home = self.folder("home")
+        home = self.directory("home")
         paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         return kept | {"XDG_STATE_HOME": str(self.root / "state"), "HOME": str(home), "PYTHONPATH": paths}
 
     def config(self, sections: Sections | str, name: str = "") -> Path:
         """Write a configuration file."""
-        path = self.folder("etc") / (name or f"{next(self._numbers)}.ini")
+        path = self.directory("etc") / (name or f"{next(self._numbers)}.ini")
         path.write_text(sections if isinstance(sections, str) else ini(sections))
         return path
 
@@ -242,7 +242,7 @@ class Site:
         name: str,
         command: Sequence[str],
         config: Path,
-        ready: Callable[[Process], bool] = _says_that_it_runs,
+        ready: Callable[[Process], bool] = _has_logged_start,
         environment: Mapping[str, str] | None = None,
     ) -> Process:
         """Give a process that is not started yet, and that ends with the site."""
@@ -271,7 +271,7 @@ class Site:
     @staticmethod
     def command(name: str, *arguments: str | Path) -> list[str]:
         """Give what runs one of our commands."""
-        return [*dies_with_us(), sys.executable, script(name), *map(str, arguments)]
+        return [*end_with_parent(), sys.executable, script(name), *map(str, arguments)]
 
     def run(self, command: str, *arguments: str | Path, seconds: float = 30) -> subprocess.CompletedProcess[str]:
         """Run one of our commands to its end."""
@@ -280,7 +280,7 @@ class Site:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=seconds * PATIENCE,
+            timeout=seconds * TIMEOUT_FACTOR,
             env=self.environment,
             check=False,
         )
@@ -328,17 +328,17 @@ def mirror_section(
     }
 
 
-class Couple:
+class DaemonPair:
     """One server and one client; nothing is started yet."""
 
-    def __init__(self, site: Site, server: Mapping[str, object] | None = None, **client: object) -> None:
-        self.feeder = site.feeder()
-        self.target = site.folder("out")
-        self.publish_port, self.request_port, self.client_port = site.port(), site.port(), site.port()
+    def __init__(self, testbed: Testbed, server: Mapping[str, object] | None = None, **client: object) -> None:
+        self.feeder = testbed.feeder()
+        self.target = testbed.directory("out")
+        self.publish_port, self.request_port, self.client_port = testbed.port(), testbed.port(), testbed.port()
         self.server_sections = {"hrit": server_section(self.feeder.folder, self.request_port, **(server or {}))}
         self.client_sections = {"hrit": client_section(self.publish_port, self.target, self.client_port) | client}
-        self.server = site.server(self.server_sections, self.publish_port)
-        self.client = site.client(self.client_sections)
+        self.server = testbed.server(self.server_sections, self.publish_port)
+        self.client = testbed.client(self.client_sections)
 
     def start(self) -> Self:
         """Start both."""
@@ -348,13 +348,13 @@ class Couple:
         return self
 
 
-class Pair(Couple):
+class ServerClientPair(DaemonPair):
     """The usual arrangement: one server, one client, and an ear on each; nothing is started yet."""
 
-    def __init__(self, site: Site, server: Mapping[str, object] | None = None, **client: object) -> None:
-        super().__init__(site, server, **client)
-        self.announced = site.ear(self.publish_port)
-        self.received = site.ear(self.client_port)
+    def __init__(self, testbed: Testbed, server: Mapping[str, object] | None = None, **client: object) -> None:
+        super().__init__(testbed, server, **client)
+        self.announced = testbed.subscriber(self.publish_port)
+        self.received = testbed.subscriber(self.client_port)
 
     def wait_until_done(self, seconds: float = 30) -> None:
         """Wait until all that was fed is at the target, whole, and told of."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Site
+from trollmoves.tests.helpers.daemons import Testbed
 from trollmoves.tests.servers import openssh, pyftpd
 from trollmoves.tests.servers.openssh import OpenSsh
 from trollmoves.tests.servers.process import PROXY_HOST
@@ -15,32 +15,32 @@ from trollmoves.tests.servers.proxy import Proxy
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
 
 
-class FarEnd:
+class RemoteDirectory:
     """Where files go: ``url`` is that of ``folder`` behind ``proxy``; no login need stand in it."""
 
-    def __init__(self, site: Site, scheme: str, folder: Path) -> None:
+    def __init__(self, testbed: Testbed, scheme: str, folder: Path) -> None:
         """Start a server for ``ftp``, ``scp`` or ``sftp``; skip the test when it is not installed."""
         why = pyftpd.missing() if scheme == "ftp" else openssh.missing()
         if why:
             pytest.skip(f"missing: {why}")
         self.folder = folder
-        home = site.folder("home")
+        home = testbed.directory("home")
         if scheme == "ftp":
-            ftp = PyFtpd(site.folder("ftpd"), folder)
-            site.enter(ftp)
+            ftp = PyFtpd(testbed.directory("ftpd"), folder)
+            testbed.enter(ftp)
             netrc = home / ".netrc"
             netrc.write_text(f"machine {PROXY_HOST} login {USER} password {PASSWORD}\n")
             netrc.chmod(0o600)
             self.port, ports, path = ftp.port, [ftp.port, *ftp.passive_ports], "/"
         else:
-            ssh = OpenSsh(site.folder("sshd"))
-            site.enter(ssh)
-            keys = site.folder("home/.ssh")
+            ssh = OpenSsh(testbed.directory("sshd"))
+            testbed.enter(ssh)
+            keys = testbed.directory("home/.ssh")
             keys.chmod(0o700)
             shutil.copy(ssh.user_key, keys / "id_ed25519")
             shutil.copy(ssh.user_key.with_suffix(".pub"), keys / "id_ed25519.pub")
             shutil.copy(ssh.known_hosts, keys / "known_hosts")
             self.port, ports, path = ssh.port, [ssh.port], f"{folder}/"
-        self.proxy = site.enter(Proxy(*ports))
+        self.proxy = testbed.enter(Proxy(*ports))
         self.address = f"{PROXY_HOST}:{self.port}"
         self.url = f"{scheme}://{self.address}{path}"

@@ -13,7 +13,7 @@ import zmq
 from posttroll.message import Message
 
 from trollmoves.tests.helpers import legacy_peer as earlier
-from trollmoves.tests.helpers.daemons import Site, script
+from trollmoves.tests.helpers.daemons import Testbed, script
 from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import answers
@@ -21,7 +21,7 @@ from trollmoves.tests.servers.process import answers
 TOPIC = "/level2/viirs"
 
 
-class Voice:
+class RecordedPublisher:
     """A publisher that knows whether anybody hears it."""
 
     def __init__(self, port: int) -> None:
@@ -39,7 +39,7 @@ class Voice:
         """Say nothing more."""
         self._context.destroy(0)
 
-    def wait_for_listeners(self, count: int = 1, seconds: float = 20) -> None:
+    def wait_for_subscribers(self, count: int = 1, seconds: float = 20) -> None:
         """Wait until there are so many subscriptions."""
 
         def look() -> bool:
@@ -58,50 +58,50 @@ class Voice:
         """Wait until messages about all of these are wanted by somebody."""
 
         def wanted() -> bool:
-            self.wait_for_listeners(1, seconds)
+            self.wait_for_subscribers(1, seconds)
             return all(f"pytroll:/{topic}".startswith(tuple(self.subscribed)) for topic in topics)
 
         until(wanted, seconds, f"{topics} are wanted, of which are {self.subscribed}")
 
-    def say(self, subject: str, kind: str, data: Any) -> None:
+    def publish(self, subject: str, kind: str, data: Any) -> None:
         """Publish a message."""
-        self.say_text(str(Message(subject, kind, data)))
+        self.publish_text(str(Message(subject, kind, data)))
 
-    def say_text(self, text: str) -> None:
+    def publish_text(self, text: str) -> None:
         """Publish a text."""
         self._socket.send_string(text)
 
-    def say_bytes(self, message: bytes) -> None:
+    def publish_bytes(self, message: bytes) -> None:
         """Publish anything."""
         self._socket.send(message)
 
-    def tell(self, path: Path, subject: str = TOPIC, **metadata: Any) -> None:
+    def publish_file(self, path: Path, subject: str = TOPIC, **metadata: Any) -> None:
         """Publish a message about a file."""
-        self.say(subject, "file", {"uri": str(path), "uid": path.name, **metadata})
+        self.publish(subject, "file", {"uri": str(path), "uid": path.name, **metadata})
 
 
-class Dispatching:
+class DispatcherTestbed:
     """A dispatcher that is not started yet, with a voice that it hears, files to tell of and an ear on it."""
 
-    def __init__(self, site: Site, targets: Mapping[str, Any], *arguments: str, old: bool = False) -> None:
-        self.site = site
-        self.voice = site.keep(Voice(site.port()))
-        self.source = site.folder("in")
-        self.out = site.folder("old-out" if old else "out")
-        self.port = site.port()
+    def __init__(self, testbed: Testbed, targets: Mapping[str, Any], *arguments: str, old: bool = False) -> None:
+        self.testbed = testbed
+        self.voice = testbed.close_at_end(RecordedPublisher(testbed.port()))
+        self.source = testbed.directory("in")
+        self.out = testbed.directory("old-out" if old else "out")
+        self.port = testbed.port()
         self.targets = targets
         name = "old-dispatcher" if old else "dispatcher"
-        self.config = site.config(self.text(targets), f"{name}.yaml")
+        self.config = testbed.config(self.text(targets), f"{name}.yaml")
         arguments = arguments or ("-p", str(self.port), *(() if old else ("-n", "false")))
         if old:
             command = [*earlier._command("dispatcher.py"), str(self.config), *arguments]
-            environment = earlier._environment(site)
-            self.process = site.process(name, command, self.config, lambda _: answers(self.port), environment)
+            environment = earlier._environment(testbed)
+            self.process = testbed.process(name, command, self.config, lambda _: answers(self.port), environment)
         else:
             command = [sys.executable, script("dispatcher.py"), str(self.config), *arguments]
-            self.process = site.process(name, command, self.config)
+            self.process = testbed.process(name, command, self.config)
         self._publishes = "-p" in arguments and str(self.port) in arguments
-        self.ear = site.ear(self.port)
+        self.ear = testbed.subscriber(self.port)
 
     def text(self, targets: Mapping[str, Any]) -> str:
         """Give the text of the configuration file; OUT in it is the folder for what is delivered."""
@@ -109,7 +109,7 @@ class Dispatching:
         text = yaml.safe_dump({"posttroll_subscriber": subscriber, **targets}, allow_unicode=True)
         return text.replace("OUT", str(self.out))
 
-    def start(self) -> Dispatching:
+    def start(self) -> DispatcherTestbed:
         """Start it, and wait until it hears."""
         connections = self.ear.connections
         self.process.start()
@@ -122,24 +122,24 @@ class Dispatching:
         configs = [one for target in self.targets.values() for one in (target, *target.get("dispatch_configs", ()))]
         return [topic for config in configs for topic in config.get("topics", ())]
 
-    def wait_until_told(self) -> None:
+    def wait_until_processed(self) -> None:
         """Wait until its ear hears what it publishes; its target for what is told last must publish."""
 
         def told() -> bool:
             name = f"first-{time.monotonic_ns()}"
-            self.voice.tell(self.file(name), "/last")
+            self.voice.publish_file(self.file(name), "/last")
             time.sleep(0.05)
-            return bool(self.ear.of("file"))
+            return bool(self.ear.of_type("file"))
 
         until(told, 20, "a publication")
 
     def restart(self) -> None:
         """Start it again after its end, and wait until it hears."""
-        until(self._is_unheard, 20, "nobody hears")
+        until(self._has_unread_messages, 20, "nobody hears")
         self.start()
 
-    def _is_unheard(self) -> bool:
-        self.voice.wait_for_listeners(0)
+    def _has_unread_messages(self) -> bool:
+        self.voice.wait_for_subscribers(0)
         return not self.voice.subscribed
 
     def reconfigure(self, targets: Mapping[str, Any]) -> None:
@@ -154,7 +154,7 @@ class Dispatching:
         path.write_text(content or f"content of {name}")
         return path
 
-    def arrived(self) -> dict[str, str]:
+    def delivered_files(self) -> dict[str, str]:
         """Give the files that were delivered, by their paths, with their content."""
         return {
             str(path.relative_to(self.out)): path.read_text()
@@ -164,15 +164,15 @@ class Dispatching:
 
     def wait_for(self, *names: str, seconds: float = 20) -> dict[str, str]:
         """Wait until these are delivered; give all that are."""
-        until(lambda: set(names) <= set(self.arrived()), seconds, f"{names} of {list(self.arrived())}")
-        return self.arrived()
+        until(lambda: set(names) <= set(self.delivered_files()), seconds, f"{names} of {list(self.delivered_files())}")
+        return self.delivered_files()
 
     def wait_until_idle(self) -> None:
         """Wait until what was said before is dealt with: noted, as a file shows that is told of last, and done."""
         name = f"last-{time.monotonic_ns()}"
-        self.voice.tell(self.file(name), "/last")
+        self.voice.publish_file(self.file(name), "/last")
         self.wait_for(f"last/{name}")
-        until(lambda: not self.site.to_do(), what="nothing waits any more")
+        until(lambda: not self.testbed.pending_tasks(), what="nothing waits any more")
 
 
 LAST = {"last": {"directory": "OUT/last", "dispatch_configs": [{"topics": ["/last"]}]}}

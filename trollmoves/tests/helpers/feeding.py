@@ -84,7 +84,7 @@ class Feeder:
             staged.write_bytes(self.fed[name])
         return staged.rename(path)
 
-    def arrived(self, target: Path) -> bool:
+    def all_delivered(self, target: Path) -> bool:
         """Tell whether all that was fed is at the target, whole."""
         return not self.missing(target)
 

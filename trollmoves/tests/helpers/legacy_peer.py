@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Process, Sections, Site
+from trollmoves.tests.helpers.daemons import Process, Sections, Testbed
 from trollmoves.tests.servers.process import answers
 
 VERSION = "0.19.0"
@@ -22,44 +22,44 @@ OLDEST = (3, 12)
 INSTALL_SECONDS = 300
 
 
-class Missing(Exception):
+class PeerUnavailable(Exception):
     """The earlier implementation is not here and cannot be had; the text says why."""
 
 
-def server(site: Site, sections: Sections, port: int, name: str = "old-server") -> Process:
+def server(testbed: Testbed, sections: Sections, port: int, name: str = "old-server") -> Process:
     """Give an old server, publishing on ``port``, not started yet."""
-    config = site.config(sections, f"{name}.ini")
+    config = testbed.config(sections, f"{name}.ini")
     command = [*_command("move_it_server.py"), str(config), "-p", str(port)]
     ports = [port, *(int(str(options["request_port"])) for options in sections.values())]
-    return site.process(name, command, config, lambda _: all(map(answers, ports)), _environment(site))
+    return testbed.process(name, command, config, lambda _: all(map(answers, ports)), _environment(testbed))
 
 
-def client(site: Site, sections: Sections, name: str = "old-client") -> Process:
+def client(testbed: Testbed, sections: Sections, name: str = "old-client") -> Process:
     """Give an old client, not started yet."""
-    config = site.config(sections, f"{name}.ini")
+    config = testbed.config(sections, f"{name}.ini")
     ports = [int(str(options["publish_port"])) for options in sections.values()]
     command = [*_command("move_it_client.py"), str(config)]
-    return site.process(name, command, config, lambda _: all(map(answers, ports)), _environment(site))
+    return testbed.process(name, command, config, lambda _: all(map(answers, ports)), _environment(testbed))
 
 
 def _command(script: str) -> list[str]:
     interpreter = python()
-    if isinstance(interpreter, Missing):
+    if isinstance(interpreter, PeerUnavailable):
         pytest.skip(f"missing: {interpreter}")
     return [str(interpreter), str(interpreter.with_name(script))]
 
 
-def _environment(site: Site) -> dict[str, str]:
-    return {key: value for key, value in site.environment.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+def _environment(testbed: Testbed) -> dict[str, str]:
+    return {key: value for key, value in testbed.environment.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 @functools.cache
-def python() -> Path | Missing:
+def python() -> Path | PeerUnavailable:
     """Give the python of the venv, which is made when there is none, or why that failed; the answer stays."""
     try:
         named = os.environ.get(VARIABLE)
         return _checked(Path(named) if named else _cached())
-    except Missing as missing:
+    except PeerUnavailable as missing:
         return missing
 
 
@@ -74,13 +74,13 @@ def _cached() -> Path:
             if not (folder / "complete").exists():
                 _make(folder, base)
     except OSError as error:
-        raise Missing(f"no place for a venv: {error}") from None
+        raise PeerUnavailable(f"no place for a venv: {error}") from None
     return folder / "bin" / "python"
 
 
 def _checked(interpreter: Path) -> Path:
     if not interpreter.with_name("move_it_server.py").exists():
-        raise Missing(f"trollmoves {VERSION} is not installed beside {interpreter}")
+        raise PeerUnavailable(f"trollmoves {VERSION} is not installed beside {interpreter}")
     return interpreter
 
 
@@ -93,7 +93,7 @@ def _base_python() -> Path:
             continue
         if tuple(map(int, told.stdout.split())) >= OLDEST:
             return Path(candidate)
-    raise Missing(f"trollmoves {VERSION} needs Python {OLDEST[0]}.{OLDEST[1]} or newer")
+    raise PeerUnavailable(f"trollmoves {VERSION} needs Python {OLDEST[0]}.{OLDEST[1]} or newer")
 
 
 def _candidates() -> Iterator[str]:
@@ -116,7 +116,7 @@ def _make(folder: Path, base: Path) -> None:
             subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=True)
         except subprocess.CalledProcessError as error:
             last = (error.stderr or error.stdout).strip().rpartition("\n")[2]
-            raise Missing(f"trollmoves {VERSION} cannot be installed: {last}") from None
+            raise PeerUnavailable(f"trollmoves {VERSION} cannot be installed: {last}") from None
         except subprocess.TimeoutExpired:
-            raise Missing(f"trollmoves {VERSION} is not installed within {INSTALL_SECONDS} s") from None
+            raise PeerUnavailable(f"trollmoves {VERSION} is not installed within {INSTALL_SECONDS} s") from None
     (folder / "complete").touch()

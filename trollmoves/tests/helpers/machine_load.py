@@ -7,11 +7,11 @@ import resource
 from collections import defaultdict
 from contextlib import suppress
 
-LOUD = 0.2  # the share from which on a measurement says nothing
+BUSY_SHARE = 0.2  # the share from which on a measurement says nothing
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
-class Others:
+class OtherLoad:
     """What others than this process and its descendants have used of all processors since this was made."""
 
     def __init__(self) -> None:

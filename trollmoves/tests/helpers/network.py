@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Process, Site, dies_with_us
-from trollmoves.tests.helpers.recording import Ear
+from trollmoves.tests.helpers.daemons import Process, Testbed, end_with_parent
+from trollmoves.tests.helpers.recording import RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
 
 PROGRAMS = {"ip": "iproute2", "iptables": "iptables", "unshare": "util-linux", "nsenter": "util-linux"}
@@ -48,10 +48,10 @@ def _why_not() -> str:
 class Namespace:
     """The network of one host. It ends with the process that holds it."""
 
-    def __init__(self, site: Site, name: str) -> None:
+    def __init__(self, testbed: Testbed, name: str) -> None:
         self.name = name
-        self._holder = subprocess.Popen([*dies_with_us(), "unshare", "--net", "sleep", "infinity"])
-        site.at_the_end(self._end)
+        self._holder = subprocess.Popen([*end_with_parent(), "unshare", "--net", "sleep", "infinity"])
+        testbed.call_at_end(self._end)
         ours = os.readlink("/proc/self/ns/net")
         until(lambda: os.readlink(f"/proc/{self.pid}/ns/net") != ours, 10, "a network namespace")
         self.run("ip", "link", "set", "lo", "up")
@@ -91,10 +91,10 @@ class Namespace:
 class Host(Namespace):
     """One host: a port of the switch, an address, and the processes that run on it."""
 
-    def __init__(self, site: Site, switch: Namespace, number: int) -> None:
-        super().__init__(site, f"host {number}")
+    def __init__(self, testbed: Testbed, switch: Namespace, number: int) -> None:
+        super().__init__(testbed, f"host {number}")
         self.address = f"10.77.0.{number}"
-        self._site = site
+        self._site = testbed
         self._switch = switch
         self._port = f"port{number}"
         switch.run(
@@ -105,25 +105,25 @@ class Host(Namespace):
         self.run("ip", "addr", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "link", "set", "eth0", "up")
 
-    def runs(self, process: Process, names: Path | None = None) -> Process:
+    def run_inside(self, process: Process, names: Path | None = None) -> Process:
         """Have a process, which is not started yet, run on this host; ``names`` is what it finds as /etc/hosts."""
         process.command = [*self.prefix, *(_finds(names) if names else ()), *process.command]
         return process
 
-    def ear(self, port: int) -> Ear:
+    def subscriber(self, port: int) -> RecordingSubscriber:
         """Give an ear, on this host, on a publisher of this host."""
         with self.inside():
-            return self._site.ear(port)
+            return self._site.subscriber(port)
 
     def cut(self) -> None:
         """Take its cable out of the switch: nobody is told."""
         self._switch.run("ip", "link", "set", self._port, "down")
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Put the cable back."""
         self._switch.run("ip", "link", "set", self._port, "up")
 
-    def loses(self, incoming: float = 0.0, outgoing: float = 0.0) -> None:
+    def drop_packets(self, incoming: float = 0.0, outgoing: float = 0.0) -> None:
         """Lose, from now on, this share of the packets that come in, and of those that go out."""
         self.run("iptables", "-w", "-F")
         for chain, device, share in (("INPUT", "-i", incoming), ("OUTPUT", "-o", outgoing)):
@@ -141,7 +141,7 @@ class Host(Namespace):
         self.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
         self.address = address
 
-    def greet(self, other: Host) -> None:
+    def wait_until_reachable(self, other: Host) -> None:
         """Reach another host, which learns by that where the address of this one is now."""
         with self.inside():
             until(lambda: _reaches(other.address), 10, f"{self.name} reaches {other.name}")
@@ -161,14 +161,14 @@ def _finds(names: Path) -> list[str]:
 class Network:
     """A switch, and the hosts on it."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, testbed: Testbed) -> None:
         """Skip the test where there can be none."""
         why = _why_not()
         if why:
             pytest.skip(why)
-        self._site = site
+        self._site = testbed
         self._numbers = iter(range(1, 200))
-        self._switch = Namespace(site, "switch")
+        self._switch = Namespace(testbed, "switch")
         self._switch.run("ip", "link", "add", "bridge", "type", "bridge")
         self._switch.run("ip", "link", "set", "bridge", "up")
 
@@ -177,20 +177,20 @@ class Network:
         return Host(self._site, self._switch, next(self._numbers))
 
 
-class SlowLine:
+class SlowLink:
     """A line of its own between two hosts, on which every packet takes its time; ``ends`` are their addresses on it.
 
     Two TUN devices, and a process that carries packets from one to the other: kernels in containers seldom have netem.
     """
 
-    def __init__(self, site: Site, one: Namespace, other: Namespace, delay: float) -> None:
+    def __init__(self, testbed: Testbed, one: Namespace, other: Namespace, delay: float) -> None:
         if not os.path.exists("/dev/net/tun"):
             pytest.skip("this machine has no TUN devices")
         self.ends = ("10.78.0.1", "10.78.0.2")
         command = [sys.executable, str(Path(__file__).with_name("slow_link.py")), str(delay)]
         command += [str(one.pid), *self.ends, str(other.pid), *reversed(self.ends)]
-        self._carrier = subprocess.Popen([*dies_with_us(), *command], stdout=subprocess.PIPE)
-        site.at_the_end(self._end)
+        self._carrier = subprocess.Popen([*end_with_parent(), *command], stdout=subprocess.PIPE)
+        testbed.call_at_end(self._end)
         assert self._carrier.stdout
         assert self._carrier.stdout.readline() == b"up\n"
 

@@ -11,13 +11,13 @@ from typing import Any
 import zmq
 from posttroll.message import Message
 
-from trollmoves.tests.helpers.waiting import PATIENCE, until
+from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 
 HOST = "127.0.0.1"
 
 
 @dataclass
-class Heard:
+class ReceivedMessage:
     """A message and when it came (monotonic)."""
 
     message: Message
@@ -39,11 +39,11 @@ class Heard:
         return str(self.data.get("uid", "")) if isinstance(self.data, dict) else ""
 
 
-class Ear:
+class RecordingSubscriber:
     """Hears a publisher, in a thread, from when it is there; it need not be there yet."""
 
     def __init__(self, port: int, topic: str = "", *, address: str = HOST) -> None:
-        self.heard: list[Heard] = []
+        self.heard: list[ReceivedMessage] = []
         self.texts: list[str] = []
         self.unreadable: list[str] = []
         self._context = zmq.Context()
@@ -55,7 +55,7 @@ class Ear:
         self._socket.connect(f"tcp://{address}:{port}")
         self._stopping = threading.Event()
         self.connections = 0
-        self.on_heard: Callable[[Heard], None] = lambda _: None  # called before a message is in ``heard``
+        self.on_heard: Callable[[ReceivedMessage], None] = lambda _: None  # called before a message is in ``heard``
         self._thread = threading.Thread(target=self._run, name=f"ear on {port}", daemon=True)
         self._thread.start()
 
@@ -72,24 +72,24 @@ class Ear:
         """Fail when something was heard that posttroll cannot read."""
         assert self.unreadable == []
 
-    def of(self, *types: str) -> list[Heard]:
+    def of_type(self, *types: str) -> list[ReceivedMessage]:
         """Give the messages of these types that were heard."""
         self._check()
         return [one for one in list(self.heard) if one.type in types]
 
-    def about(self, name: str) -> list[Heard]:
+    def of_file(self, name: str) -> list[ReceivedMessage]:
         """Give what was heard about one file."""
         return [one for one in list(self.heard) if one.uid == name]
 
     def receipts(self) -> list[str]:
         """Give the names of the files that were told to be here."""
-        return [one.uid for one in self.of("file")]
+        return [one.uid for one in self.of_type("file")]
 
-    def wait_for(self, count: int = 1, *types: str, seconds: float = 20) -> list[Heard]:
+    def wait_for(self, count: int = 1, *types: str, seconds: float = 20) -> list[ReceivedMessage]:
         """Wait until so many messages of these types (by default receipts) were heard; give all of them."""
         types = types or ("file",)
-        until(lambda: len(self.of(*types)) >= count, seconds, f"{count} messages {types}: {self.texts[-3:]}")
-        return self.of(*types)
+        until(lambda: len(self.of_type(*types)) >= count, seconds, f"{count} messages {types}: {self.texts[-3:]}")
+        return self.of_type(*types)
 
     def wait_for_receipts(self, wanted: Iterable[str], seconds: float = 30) -> None:
         """Wait until each of these files was told to be here at least once."""
@@ -111,11 +111,11 @@ class Ear:
                 except zmq.Again:
                     break
                 self.texts.append(text)
-                self._hear(text)
+                self._record(text)
 
-    def _hear(self, text: str) -> None:
+    def _record(self, text: str) -> None:
         try:
-            heard = Heard(Message.decode(text), time.monotonic())
+            heard = ReceivedMessage(Message.decode(text), time.monotonic())
         except Exception as error:  # whatever posttroll raises; who looks at what was heard fails
             self.unreadable.append(f"{text!r:.1000}: {error!r}")
             return
@@ -123,7 +123,7 @@ class Ear:
         self.heard.append(heard)
 
 
-class Line:
+class RequestSocket:
     """A connection to a server that is kept, so that it shows when the server drops it."""
 
     def __init__(self, port: int) -> None:
@@ -133,7 +133,7 @@ class Line:
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._socket.connect(f"tcp://{HOST}:{port}")
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> RequestSocket:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -143,7 +143,7 @@ class Line:
     def ping(self) -> str:
         """Ask whether the server is there; return the type of its answer."""
         self._socket.send_string(str(Message("/ping", "ping")))
-        assert self._socket.poll(10_000 * PATIENCE), "no answer to a ping"
+        assert self._socket.poll(10_000 * TIMEOUT_FACTOR), "no answer to a ping"
         return str(Message.decode(self._socket.recv_string()).type)
 
     def dropped(self) -> bool:
@@ -155,12 +155,12 @@ class Line:
         return dropped
 
 
-def ask(port: int, subject: str, kind: str, data: object = "", *, seconds: float = 10) -> Message:
+def send_request(port: int, subject: str, kind: str, data: object = "", *, seconds: float = 10) -> Message:
     """Ask a server as an older client does, through one REQ socket; return the answer."""
-    return Message.decode(ask_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
+    return Message.decode(send_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
 
 
-def ask_at_once(port: int, requests: Mapping[bytes, bytes], *, seconds: float = 30) -> dict[bytes, Message]:
+def send_requests(port: int, requests: Mapping[bytes, bytes], *, seconds: float = 30) -> dict[bytes, Message]:
     """Send requests by their tokens over one connection, as our own clients do; give the answers."""
     context = zmq.Context()
     try:
@@ -171,7 +171,7 @@ def ask_at_once(port: int, requests: Mapping[bytes, bytes], *, seconds: float = 
                 peer.send_multipart([token, b"", request])
             answers: dict[bytes, Message] = {}
             while len(answers) < len(requests):
-                assert peer.poll(int(seconds * PATIENCE * 1000)), f"{len(answers)} of {len(requests)} answered"
+                assert peer.poll(int(seconds * TIMEOUT_FACTOR * 1000)), f"{len(answers)} of {len(requests)} answered"
                 token, empty, answer = peer.recv_multipart()
                 assert token not in answers
                 assert empty == b""
@@ -181,7 +181,7 @@ def ask_at_once(port: int, requests: Mapping[bytes, bytes], *, seconds: float = 
         context.destroy(0)
 
 
-def ask_frames(port: int, *frames: bytes, seconds: float = 10) -> str:
+def send_frames(port: int, *frames: bytes, seconds: float = 10) -> str:
     """Send any frames through a REQ socket; return the text of the answer, which has one frame."""
     context = zmq.Context()
     try:
@@ -189,7 +189,7 @@ def ask_frames(port: int, *frames: bytes, seconds: float = 10) -> str:
             peer.setsockopt(zmq.LINGER, 0)
             peer.connect(f"tcp://{HOST}:{port}")
             peer.send_multipart(frames)
-            assert peer.poll(int(seconds * PATIENCE * 1000)), f"no answer to {frames!r:.200}"
+            assert peer.poll(int(seconds * TIMEOUT_FACTOR * 1000)), f"no answer to {frames!r:.200}"
             (answer,) = peer.recv_multipart()
             return str(answer.decode())
     finally:

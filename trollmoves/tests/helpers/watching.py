@@ -23,7 +23,7 @@ HELD = ("anon_inode:inotify", "anon_inode:[eventfd]")
 CHILD = Path(__file__).with_name("watching_child.py")
 
 
-class Told:
+class RecordedFiles:
     """Keeps what a Watch tells; may be called by any thread."""
 
     def __init__(self) -> None:
@@ -55,15 +55,15 @@ class Told:
 
         until(there, seconds, f"{sorted(wanted)[:3]} among {self.paths[-5:]}")
 
-    def of(self, path: str | Path) -> list[FoundFile]:
+    def of_path(self, path: str | Path) -> list[FoundFile]:
         """Return all that was told of one path."""
         return [file for file in list(self.files) if file.path == str(path)]
 
 
 @contextmanager
-def watching(pattern: str | Path, **options: Any) -> Iterator[Told]:
+def watching(pattern: str | Path, **options: Any) -> Iterator[RecordedFiles]:
     """Run a Watch and give what it tells."""
-    told = Told()
+    told = RecordedFiles()
     watch = DirectoryWatch(Origin(str(pattern)), told, **options)
     watch.start()
     try:
@@ -88,7 +88,7 @@ def move_in(path: str | Path, content: str = "content") -> str:
     return str(path)
 
 
-def sentinel(told: Told, path: str | Path) -> None:
+def sentinel(told: RecordedFiles, path: str | Path) -> None:
     """Bring a file in and wait until it is told of: what happened before it has then been dealt with."""
     told.wait_for(move_in(path))
 
@@ -107,7 +107,7 @@ def public_directory() -> Iterator[Path]:
         yield Path(path)
 
 
-def held() -> list[str]:
+def open_watches() -> list[str]:
     """Return the threads and the descriptors that a Watch or a FileWatch of this process holds, by name."""
     names = [thread.name for thread in threading.enumerate()]
     for fd in os.listdir("/proc/self/fd"):

@@ -14,7 +14,7 @@ import pytest
 
 from trollmoves.journal import Journal
 from trollmoves.journal.clock import MonotonicWallClock
-from trollmoves.tests.helpers.daemons import Pair, Process, Site
+from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
 from trollmoves.tests.helpers.waiting import until
 
 HOUR, YEAR = 3600, 365 * 86_400
@@ -61,27 +61,27 @@ class Clock:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def testbed(tmp_path: Path) -> Iterator[Testbed]:
     """A site."""
-    with Site(tmp_path) as site:
-        yield site
+    with Testbed(tmp_path) as testbed:
+        yield testbed
 
 
 @pytest.fixture
-def clock(site: Site) -> Clock:
+def clock(testbed: Testbed) -> Clock:
     """A clock that can be set."""
-    return Clock(site.folder("clock"))
+    return Clock(testbed.directory("clock"))
 
 
-def once(pair: Pair) -> bool:
+def once(pair: ServerClientPair) -> bool:
     """Tell whether no file was told of twice."""
     return set(Counter(pair.received.receipts()).values()) == {1}
 
 
 @pytest.mark.parametrize("jump", [-YEAR, -HOUR, HOUR, 10 * YEAR])
-def test_set_while_a_task_waits(site: Site, clock: Clock, jump: int) -> None:
+def test_set_while_a_task_waits(testbed: Testbed, clock: Clock, jump: int) -> None:
     """However the clock is set, a task that is due in seconds runs in seconds, and the same files are not had again."""
-    pair = Pair(site, {"delete": "True", "remove_delay": 5}, processing_delay=3, retry_for=600)
+    pair = ServerClientPair(testbed, {"delete": "True", "remove_delay": 5}, processing_delay=3, retry_for=600)
     clock.of(pair.server, pair.client)
     pair.start()
     pair.feeder.feed(10)
@@ -94,9 +94,9 @@ def test_set_while_a_task_waits(site: Site, clock: Clock, jump: int) -> None:
 
 
 @pytest.mark.parametrize("jump", [-YEAR, HOUR])
-def test_set_while_nothing_runs(site: Site, clock: Clock, jump: int) -> None:
+def test_set_while_nothing_runs(testbed: Testbed, clock: Clock, jump: int) -> None:
     """A server and a client that find another time at their start go on where they were, and repeat nothing."""
-    pair = Pair(site, processing_delay=3)
+    pair = ServerClientPair(testbed, processing_delay=3)
     clock.of(pair.server, pair.client)
     pair.start()
     pair.feeder.feed(10)
@@ -112,9 +112,9 @@ def test_set_while_nothing_runs(site: Site, clock: Clock, jump: int) -> None:
     assert once(pair)
 
 
-def test_retry_while_the_clock_is_set_back(site: Site, clock: Clock) -> None:
+def test_retry_while_the_clock_is_set_back(testbed: Testbed, clock: Clock) -> None:
     """A server that was away is asked again within the usual time although the clock went back by an hour meanwhile."""
-    pair = Pair(site, transfer_req_timeout=1, processing_delay=2)
+    pair = ServerClientPair(testbed, transfer_req_timeout=1, processing_delay=2)
     clock.of(pair.client)
     pair.start()
     pair.feeder.feed(3)
@@ -149,12 +149,12 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("end", ["closed", "killed"])
-def test_a_journal_remembers_the_time(site: Site, clock: Clock, end: str) -> None:
+def test_a_journal_remembers_the_time(testbed: Testbed, clock: Clock, end: str) -> None:
     """What was due in a minute is due within one after a start with a clock that was set back by a year."""
     clock.set(YEAR)
-    path = str(site.root / "a.journal")
-    subprocess.run([sys.executable, "-c", CHILD, path, end], env=clock.environment(site.environment), check=True)
+    path = str(testbed.root / "a.journal")
+    subprocess.run([sys.executable, "-c", CHILD, path, end], env=clock.environment(testbed.environment), check=True)
     journal = Journal(path)
-    site.at_the_end(journal.close)
+    testbed.call_at_end(journal.close)
     (task,) = journal.claim("chain", "lane", 1, time.time() + 2 * YEAR)
     assert 0 < task.due - journal.now() < 61

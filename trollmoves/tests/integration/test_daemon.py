@@ -11,9 +11,17 @@ from contextlib import suppress
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Pair, Process, Site, client_section, ini, script, server_section
-from trollmoves.tests.helpers.recording import ask
-from trollmoves.tests.helpers.waiting import PATIENCE, until
+from trollmoves.tests.helpers.daemons import (
+    Process,
+    ServerClientPair,
+    Testbed,
+    client_section,
+    ini,
+    script,
+    server_section,
+)
+from trollmoves.tests.helpers.recording import send_request
+from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 
 COMMANDS = {"server": "move_it_server.py", "client": "move_it_client.py"}
 PASSWORD = "gehe1m"
@@ -21,11 +29,11 @@ PASSWORD = "gehe1m"
 both = pytest.mark.parametrize("role", COMMANDS)
 
 
-def section(site: Site, role: str, **options: object) -> dict[str, object]:
+def section(testbed: Testbed, role: str, **options: object) -> dict[str, object]:
     """Give a section that can be used."""
     if role == "server":
-        return server_section(site.folder("in"), site.port()) | options
-    return client_section(site.port(), site.folder("out"), site.port()) | options
+        return server_section(testbed.directory("in"), testbed.port()) | options
+    return client_section(testbed.port(), testbed.directory("out"), testbed.port()) | options
 
 
 def port_option(role: str) -> str:
@@ -33,9 +41,9 @@ def port_option(role: str) -> str:
     return "request_port" if role == "server" else "publish_port"
 
 
-def taken_port(site: Site) -> int:
+def taken_port(testbed: Testbed) -> int:
     """Give a port on which somebody listens already."""
-    listener = site.keep(socket.socket())
+    listener = testbed.close_at_end(socket.socket())
     listener.bind(("", 0))
     listener.listen()
     return int(listener.getsockname()[1])
@@ -55,85 +63,85 @@ def refused(ended: subprocess.CompletedProcess[str], *parts: object) -> None:
 
 
 @both
-def test_no_configuration(site: Site, role: str) -> None:
+def test_no_configuration(testbed: Testbed, role: str) -> None:
     """A configuration file that is missing is told."""
-    refused(site.run(COMMANDS[role], site.root / "none.ini"), site.root / "none.ini", "No such file")
+    refused(testbed.run(COMMANDS[role], testbed.root / "none.ini"), testbed.root / "none.ini", "No such file")
 
 
 @both
-def test_unreadable_configuration(site: Site, role: str) -> None:
+def test_unreadable_configuration(testbed: Testbed, role: str) -> None:
     """A configuration file that cannot be read is told."""
-    refused(site.run(COMMANDS[role], site.root), site.root, "Is a directory")
+    refused(testbed.run(COMMANDS[role], testbed.root), testbed.root, "Is a directory")
 
 
 UNUSABLE = {"empty": "", "no section": "topic = /x\n", "junk": "\x01\x02", "lacking": "[a]\ninfo = a=b\n"}
 
 
 @pytest.mark.parametrize("text", UNUSABLE)
-def test_unusable_configuration(site: Site, text: str) -> None:
+def test_unusable_configuration(testbed: Testbed, text: str) -> None:
     """A configuration without a usable section is told, with the section where there is one."""
-    config = site.config(UNUSABLE[text])
-    refused(site.run("move_it_server.py", config), config, "[a]" if text == "lacking" else "")
+    config = testbed.config(UNUSABLE[text])
+    refused(testbed.run("move_it_server.py", config), config, "[a]" if text == "lacking" else "")
 
 
-def test_publish_port_is_taken(site: Site) -> None:
+def test_publish_port_is_taken(testbed: Testbed) -> None:
     """A server whose publish port is taken says which one."""
-    port = taken_port(site)
-    config = site.config({"hrit": section(site, "server")})
-    refused(site.run("move_it_server.py", config, "-p", str(port)), port, "Address already in use")
+    port = taken_port(testbed)
+    config = testbed.config({"hrit": section(testbed, "server")})
+    refused(testbed.run("move_it_server.py", config, "-p", str(port)), port, "Address already in use")
 
 
 @both
-def test_only_chain_cannot_start(site: Site, role: str) -> None:
+def test_only_chain_cannot_start(testbed: Testbed, role: str) -> None:
     """A daemon ends when none of its chains can be started, and says what was wrong with the last one."""
-    port = taken_port(site)
-    config = site.config({"hrit": section(site, role, **{port_option(role): port})})
-    arguments = ["-p", str(site.port())] if role == "server" else []
-    ended = site.run(COMMANDS[role], config, "-l", site.root / "log", *arguments)
+    port = taken_port(testbed)
+    config = testbed.config({"hrit": section(testbed, role, **{port_option(role): port})})
+    arguments = ["-p", str(testbed.port())] if role == "server" else []
+    ended = testbed.run(COMMANDS[role], config, "-l", testbed.root / "log", *arguments)
     refused(ended, "[hrit]", port, "Address already in use")
-    assert "Traceback" not in (site.root / "log").read_text()
+    assert "Traceback" not in (testbed.root / "log").read_text()
 
 
 @both
-def test_no_place_for_the_journal(site: Site, role: str) -> None:
+def test_no_place_for_the_journal(testbed: Testbed, role: str) -> None:
     """A daemon that has no place for its journal says what to set."""
-    file = site.root / "file"
+    file = testbed.root / "file"
     file.touch()
-    config = site.config({"DEFAULT": {"journal": file / "x.journal"}, "hrit": section(site, role)})
-    refused(site.run(COMMANDS[role], config), f"no place for the journal: {file}/x.journal", "set 'journal'")
+    config = testbed.config({"DEFAULT": {"journal": file / "x.journal"}, "hrit": section(testbed, role)})
+    refused(testbed.run(COMMANDS[role], config), f"no place for the journal: {file}/x.journal", "set 'journal'")
 
 
 @both
-def test_journal_is_no_journal(site: Site, role: str) -> None:
+def test_journal_is_no_journal(testbed: Testbed, role: str) -> None:
     """A daemon does not write into a file that is something else."""
-    file = site.root / "file"
+    file = testbed.root / "file"
     file.write_text("something that somebody needs\n" * 100)
-    config = site.config({"DEFAULT": {"journal": file}, "hrit": section(site, role)})
-    refused(site.run(COMMANDS[role], config), f"the journal {file} cannot be used")
+    config = testbed.config({"DEFAULT": {"journal": file}, "hrit": section(testbed, role)})
+    refused(testbed.run(COMMANDS[role], config), f"the journal {file} cannot be used")
     assert file.read_text().startswith("something that somebody needs\n")
 
 
-def test_journal_is_in_use(site: Site) -> None:
+def test_journal_is_in_use(testbed: Testbed) -> None:
     """A second process on the same configuration is refused, and the first one is not disturbed."""
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     pair.server.start()
-    ended = site.run("move_it_server.py", pair.server.config, "-p", str(site.port()))
+    ended = testbed.run("move_it_server.py", pair.server.config, "-p", str(testbed.port()))
     refused(ended, "in use by another process")
-    assert ask(pair.request_port, "/", "ping").type == "pong"
+    assert send_request(pair.request_port, "/", "ping").type == "pong"
 
 
 @both
 @pytest.mark.parametrize("argument", ["-l", "-c"])
-def test_log_cannot_be_written(site: Site, role: str, argument: str) -> None:
+def test_log_cannot_be_written(testbed: Testbed, role: str, argument: str) -> None:
     """A log file, or its configuration, that cannot be used is told."""
-    config = site.config({"hrit": section(site, role)})
-    refused(site.run(COMMANDS[role], config, argument, site.root / "none" / "x"), site.root / "none" / "x")
+    config = testbed.config({"hrit": section(testbed, role)})
+    refused(testbed.run(COMMANDS[role], config, argument, testbed.root / "none" / "x"), testbed.root / "none" / "x")
 
 
 @both
-def test_wrong_arguments(site: Site, role: str) -> None:
+def test_wrong_arguments(testbed: Testbed, role: str) -> None:
     """Arguments that make no sense are told with the usage, with status 2."""
-    ended = site.run(COMMANDS[role], "--no-such-option")
+    ended = testbed.run(COMMANDS[role], "--no-such-option")
     assert ended.returncode == 2
     assert ended.stderr.startswith("usage: ")
 
@@ -142,15 +150,15 @@ def test_wrong_arguments(site: Site, role: str) -> None:
 
 
 @both
-def test_one_broken_chain(site: Site, role: str) -> None:
+def test_one_broken_chain(testbed: Testbed, role: str) -> None:
     """Chains that are broken, each in its own way, are told, and the others run."""
-    broken = section(site, role, **{port_option(role): taken_port(site)})
+    broken = section(testbed, role, **{port_option(role): taken_port(testbed)})
     sections = {
-        "wrong": section(site, role) | {port_option(role): "many"},
+        "wrong": section(testbed, role) | {port_option(role): "many"},
         "blocked": broken | ({"topic": "/blocked"} if role == "server" else {}),
-        "good": section(site, role),
+        "good": section(testbed, role),
     }
-    process = _process(site, role, sections)
+    process = _process(testbed, role, sections)
     process.start()
     process.wait_for_line("runs 1 chain")
     assert f"{process.config}: [wrong] {port_option(role)}: " in process.lines()
@@ -159,10 +167,10 @@ def test_one_broken_chain(site: Site, role: str) -> None:
     assert process.terminate() == 0
 
 
-def _process(site: Site, role: str, sections: dict[str, dict[str, object]], *arguments: str) -> Process:
+def _process(testbed: Testbed, role: str, sections: dict[str, dict[str, object]], *arguments: str) -> Process:
     if role == "server":
-        return site.server(sections, site.port(), *arguments)
-    return site.client(sections, *arguments)
+        return testbed.server(sections, testbed.port(), *arguments)
+    return testbed.client(sections, *arguments)
 
 
 # -- how it starts and ends
@@ -170,22 +178,22 @@ def _process(site: Site, role: str, sections: dict[str, dict[str, object]], *arg
 
 @both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_end(site: Site, role: str, number: signal.Signals) -> None:
+def test_end(testbed: Testbed, role: str, number: signal.Signals) -> None:
     """A signal ends an idle daemon at once, with status 0 and all ports given back."""
-    process = _process(site, role, {"hrit": section(site, role)})
+    process = _process(testbed, role, {"hrit": section(testbed, role)})
     for _ in range(2 if number == signal.SIGTERM else 1):
         process.start()
         process.send(number)
         assert process.popen is not None
-        assert process.popen.wait(5 * PATIENCE) == 0
+        assert process.popen.wait(5 * TIMEOUT_FACTOR) == 0
         assert "stopped" in process.lines()
         assert "Traceback" not in process.lines()
 
 
 @both
-def test_end_of_a_daemon_that_just_starts(site: Site, role: str) -> None:
+def test_end_of_a_daemon_that_just_starts(testbed: Testbed, role: str) -> None:
     """A signal that comes while a daemon starts ends it too, without a traceback."""
-    process = _process(site, role, {"hrit": section(site, role)})
+    process = _process(testbed, role, {"hrit": section(testbed, role)})
     process.start(wait=False)
     until(lambda: "publishing as" in process.lines())
     assert process.terminate() in (0, -signal.SIGTERM)
@@ -193,10 +201,10 @@ def test_end_of_a_daemon_that_just_starts(site: Site, role: str) -> None:
 
 
 @both
-def test_state_directory(site: Site, role: str) -> None:
+def test_state_directory(testbed: Testbed, role: str) -> None:
     """The journal is where systemd wants it, readable for its owner only, and with a file for each configuration."""
-    state = site.folder("systemd")
-    process = _process(site, role, {"hrit": section(site, role)})
+    state = testbed.directory("systemd")
+    process = _process(testbed, role, {"hrit": section(testbed, role)})
     process.environment = {**process.environment, "STATE_DIRECTORY": str(state)}
     process.start()
     (journal,) = state.glob("*.journal")
@@ -209,43 +217,43 @@ def test_state_directory(site: Site, role: str) -> None:
 
 
 @both
-def test_check_of_a_good_configuration(site: Site, role: str) -> None:
+def test_check_of_a_good_configuration(testbed: Testbed, role: str) -> None:
     """--check shows what would run, without the secrets, and opens nothing."""
     login = {"login": f"sat:{PASSWORD}"} if role == "client" else {}
-    options = {port_option(role): taken_port(site), **login}
-    ended = site.run(COMMANDS[role], "--check", site.config({"hrit": section(site, role, **options)}))
+    options = {port_option(role): taken_port(testbed), **login}
+    ended = testbed.run(COMMANDS[role], "--check", testbed.config({"hrit": section(testbed, role, **options)}))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "[hrit]" in ended.stdout
     assert str(options[port_option(role)]) in ended.stdout
     assert PASSWORD not in ended.stdout
-    assert not (site.root / "state").exists()
+    assert not (testbed.root / "state").exists()
 
 
 @both
-def test_check_of_a_doubtful_configuration(site: Site, role: str) -> None:
+def test_check_of_a_doubtful_configuration(testbed: Testbed, role: str) -> None:
     """--check warns of an unknown option, asks whether another one was meant, and counts that as good."""
     name = "request_adress" if role == "server" else "heartbeats"
-    ended = site.run(COMMANDS[role], "--check", site.config({"hrit": section(site, role, **{name: "5"})}))
+    ended = testbed.run(COMMANDS[role], "--check", testbed.config({"hrit": section(testbed, role, **{name: "5"})}))
     assert ended.returncode == 0
     assert f"did you mean {'request_address' if role == 'server' else 'heartbeat'}?" in ended.stdout
 
 
 @both
-def test_check_of_a_partly_broken_configuration(site: Site, role: str) -> None:
+def test_check_of_a_partly_broken_configuration(testbed: Testbed, role: str) -> None:
     """--check tells what is wrong with one section, and ends with status 1 though the others would run."""
-    sections = {"good": section(site, role), "bad": section(site, role) | {port_option(role): "x"}}
-    config = site.config(sections)
-    ended = site.run(COMMANDS[role], "--check", config)
+    sections = {"good": section(testbed, role), "bad": section(testbed, role) | {port_option(role): "x"}}
+    config = testbed.config(sections)
+    ended = testbed.run(COMMANDS[role], "--check", config)
     assert ended.returncode == 1
     assert f"{config}: [bad] {port_option(role)}: " in ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("text", UNUSABLE)
-def test_check_of_an_unusable_configuration(site: Site, text: str) -> None:
+def test_check_of_an_unusable_configuration(testbed: Testbed, text: str) -> None:
     """--check tells in one line that nothing would run, with status 1."""
-    config = site.config(UNUSABLE[text])
-    refused(site.run("move_it_client.py", "--check", config), config)
+    config = testbed.config(UNUSABLE[text])
+    refused(testbed.run("move_it_client.py", "--check", config), config)
 
 
 # -- the log
@@ -268,13 +276,13 @@ root:
 
 @both
 @pytest.mark.parametrize("verbose", [False, True])
-def test_log_options_together(site: Site, role: str, verbose: bool) -> None:
+def test_log_options_together(testbed: Testbed, role: str, verbose: bool) -> None:
     """-c, -l and -v work together: both files get every line, with -v the details too, and stderr gets none."""
-    own, log = site.root / "own.log", site.root / "l.log"
-    config = site.root / "log.yaml"
+    own, log = testbed.root / "own.log", testbed.root / "l.log"
+    config = testbed.root / "log.yaml"
     config.write_text(LOG_CONFIG.format(file=own))
     arguments = ["-c", str(config), "-l", str(log), *(["-v"] if verbose else [])]
-    process = _process(site, role, {"hrit": section(site, role)}, *arguments)
+    process = _process(testbed, role, {"hrit": section(testbed, role)}, *arguments)
     process.start(wait=False)
     until(lambda: log.exists() and " runs 1 chain" in log.read_text())
     process.send(signal.SIGHUP)
@@ -299,9 +307,9 @@ def policies(process: Process) -> set[int]:
     return found
 
 
-def test_woken_threads_do_not_interrupt_while_files_come_fast(site: Site) -> None:
+def test_woken_threads_do_not_interrupt_while_files_come_fast(testbed: Testbed) -> None:
     """All threads of a daemon are scheduled as a batch while there is much to do, and as usual before and after."""
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     pair.start()
     assert policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}
     seen = set()
@@ -317,9 +325,9 @@ def test_woken_threads_do_not_interrupt_while_files_come_fast(site: Site) -> Non
     until(lambda: policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}, 60, "both are as usual again")
 
 
-def test_an_operators_choice_of_a_policy_stays(site: Site) -> None:
+def test_an_operators_choice_of_a_policy_stays(testbed: Testbed) -> None:
     """A daemon that was started with a scheduling policy keeps it."""
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     pair.server.command = ["chrt", "--idle", "0", *pair.server.command]
     pair.start()
     pair.feeder.feed(50)
@@ -327,11 +335,11 @@ def test_an_operators_choice_of_a_policy_stays(site: Site) -> None:
     assert policies(pair.server) == {os.SCHED_IDLE}
 
 
-def test_a_module_is_a_command_too(site: Site) -> None:
+def test_a_module_is_a_command_too(testbed: Testbed) -> None:
     """``python -m trollmoves.server`` is the same as the command."""
     shown = [
         subprocess.run(
-            [sys.executable, *command, "--version"], env=site.environment, capture_output=True, text=True, check=True
+            [sys.executable, *command, "--version"], env=testbed.environment, capture_output=True, text=True, check=True
         ).stdout
         for command in (["-m", "trollmoves.server"], [script("move_it_server.py")])
     ]
@@ -339,9 +347,9 @@ def test_a_module_is_a_command_too(site: Site) -> None:
     assert shown[0].startswith("trollmoves ")
 
 
-def test_old_configuration_runs(site: Site) -> None:
+def test_old_configuration_runs(testbed: Testbed) -> None:
     """A section as it stands in old files, with old spellings and a percent sign, runs, and is warned of."""
-    old = server_section(site.folder("in"), site.port()) | {
+    old = server_section(testbed.directory("in"), testbed.port()) | {
         "publisher_port": 9010,
         "ssh_key_filename": "/home/x/.ssh/id_rsa",
         "connection_uptime": 60,
@@ -349,22 +357,24 @@ def test_old_configuration_runs(site: Site) -> None:
         "info": "sensor=seviri;stream=low%;;x=a=b",
         "Compression": "False",
     }
-    process = site.server({"hrit": old}, site.port(), "--chain-check-interval", "5", "--max-notifier-restarts", "3")
+    process = testbed.server(
+        {"hrit": old}, testbed.port(), "--chain-check-interval", "5", "--max-notifier-restarts", "3"
+    )
     process.start()
     assert "is the old spelling of" in process.lines()
     assert process.terminate() == 0
 
 
-def test_two_configurations_of_one_user(site: Site) -> None:
+def test_two_configurations_of_one_user(testbed: Testbed) -> None:
     """Two configuration files of the same name in different folders have a journal each."""
     processes = []
     for number in range(2):
-        folder = site.folder(f"etc{number}")
+        folder = testbed.directory(f"etc{number}")
         config = folder / "server.ini"
-        config.write_text(ini({"hrit": server_section(site.folder(f"in{number}"), site.port())}))
-        command = [sys.executable, script("move_it_server.py"), str(config), "-p", str(site.port())]
-        processes.append(site.process(f"server{number}", command, config).start(wait=False))
+        config.write_text(ini({"hrit": server_section(testbed.directory(f"in{number}"), testbed.port())}))
+        command = [sys.executable, script("move_it_server.py"), str(config), "-p", str(testbed.port())]
+        processes.append(testbed.process(f"server{number}", command, config).start(wait=False))
     for process in processes:
         process.wait_until_ready()
-    journals = [name for name in os.listdir(site.root / "state" / "trollmoves") if name.endswith(".journal")]
+    journals = [name for name in os.listdir(testbed.root / "state" / "trollmoves") if name.endswith(".journal")]
     assert len(journals) == 2

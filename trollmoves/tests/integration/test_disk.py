@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Pair, Process, Site
-from trollmoves.tests.helpers.dispatching import TOPIC, Dispatching
+from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
+from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
 
 
-def mount(site: Site, folder: Path, *options: str) -> Path:
+def mount(testbed: Testbed, folder: Path, *options: str) -> Path:
     """Mount a small disk in memory until the test ends; skip where that is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     command: list[str | Path] = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", folder]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("missing: the right to mount")
-    site.at_the_end(lambda: subprocess.run(["umount", "--lazy", folder], check=True))
+    testbed.call_at_end(lambda: subprocess.run(["umount", "--lazy", folder], check=True))
     return folder
 
 
@@ -72,7 +72,7 @@ def calm(process: Process, most: int = 8) -> None:
 
     That a file was not delivered is told once for each file, by whoever asked for it.
     """
-    assert process.runs()
+    assert process.is_running()
     lines = process.lines().splitlines()
     trouble = [line for line in lines if line.startswith(("[WARNING", "[ERROR")) and "not delivered" not in line]
     assert "Traceback" not in process.lines()
@@ -80,14 +80,14 @@ def calm(process: Process, most: int = 8) -> None:
 
 
 @contextmanager
-def pair_on(tmp_path: Path, role: str, *options: str) -> Iterator[tuple[Site, Pair, Path]]:
+def pair_on(tmp_path: Path, role: str, *options: str) -> Iterator[tuple[Testbed, ServerClientPair, Path]]:
     """Give a pair of which one has its journal on a small disk."""
-    with Site(tmp_path) as site:
-        pair = Pair(site)
-        disk = mount(site, site.root / "disk", *options)
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed)
+        disk = mount(testbed, testbed.root / "disk", *options)
         sections = getattr(pair, f"{role}_sections")
         getattr(pair, role).reconfigure({"DEFAULT": {"journal": disk / "a.journal"}, **sections})
-        yield site, pair, disk
+        yield testbed, pair, disk
 
 
 # -- the journal's disk
@@ -141,9 +141,9 @@ def test_a_daemon_that_waits_for_room_can_be_stopped(tmp_path: Path) -> None:
 
 def test_the_target_is_full(tmp_path: Path) -> None:
     """On a full target nothing is half there and little is said; with room again all arrives by itself."""
-    with Site(tmp_path) as site:
-        pair = Pair(site)
-        mount(site, pair.target, "size=1m")
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed)
+        mount(testbed, pair.target, "size=1m")
         pair.start()
         pair.feeder.feed(3)
         pair.wait_until_done()
@@ -160,9 +160,9 @@ def test_the_target_is_full(tmp_path: Path) -> None:
 
 def test_the_target_takes_no_more_names(tmp_path: Path) -> None:
     """The same when the target has room but no inodes."""
-    with Site(tmp_path) as site:
-        pair = Pair(site)
-        mount(site, pair.target, "size=4m", "nr_inodes=40")
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed)
+        mount(testbed, pair.target, "size=4m", "nr_inodes=40")
         pair.start()
         pair.feeder.feed(3)
         pair.wait_until_done()
@@ -176,9 +176,9 @@ def test_the_target_takes_no_more_names(tmp_path: Path) -> None:
 
 def test_the_target_is_read_only(tmp_path: Path) -> None:
     """A target that is read-only is told of with its name; what comes when it can be written again arrives."""
-    with Site(tmp_path) as site:
-        pair = Pair(site)
-        mount(site, pair.target, "size=4m")
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed)
+        mount(testbed, pair.target, "size=4m")
         pair.start()
         pair.feeder.feed(3)
         pair.wait_until_done()
@@ -203,8 +203,8 @@ def heed_modes(process: Process) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """Files that the server may not read hold up no other to the same place, and arrive once it may."""
-    with Site(tmp_path) as site:
-        pair = Pair(site)
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed)
         heed_modes(pair.server)
         pair.start()
         pair.client.send(signal.SIGSTOP)
@@ -224,21 +224,21 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_dispatcher_may_not_read_files(tmp_path: Path) -> None:
     """The same of a dispatcher."""
-    with Site(tmp_path) as site:
+    with Testbed(tmp_path) as testbed:
         target = {"directory": "OUT", "dispatch_configs": [{"topics": [TOPIC]}]}
-        dispatching = Dispatching(site, {"target": target})
+        dispatching = DispatcherTestbed(testbed, {"target": target})
         heed_modes(dispatching.process)
         dispatching.start()
         bad = [dispatching.file(f"bad-{n}") for n in range(6)]
         for path in bad:
             path.chmod(0)
-            dispatching.voice.tell(path)
+            dispatching.voice.publish_file(path)
         dispatching.process.wait_for_line("Permission denied", 2 * len(bad))
         good = [dispatching.file(f"good-{n}") for n in range(20)]
         for path in good:
-            dispatching.voice.tell(path)
+            dispatching.voice.publish_file(path)
         dispatching.wait_for(*(path.name for path in good))
-        assert len(dispatching.arrived()) == len(good)
+        assert len(dispatching.delivered_files()) == len(good)
         for path in bad:
             path.chmod(0o644)
         dispatching.wait_for(*(path.name for path in bad))

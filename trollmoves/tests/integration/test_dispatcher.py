@@ -17,9 +17,9 @@ import pytest
 import yaml
 from posttroll.message import Message
 
-from trollmoves.tests.helpers.daemons import Site
-from trollmoves.tests.helpers.dispatching import LAST, TOPIC, Dispatching
-from trollmoves.tests.helpers.recording import ask_frames
+from trollmoves.tests.helpers.daemons import Testbed
+from trollmoves.tests.helpers.dispatching import LAST, TOPIC, DispatcherTestbed
+from trollmoves.tests.helpers.recording import send_frames
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import ServerProcess, answers
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd, missing
@@ -92,26 +92,26 @@ SAME: dict[str, Any] = {
 }
 
 
-def tell_of_all(dispatching: Dispatching) -> None:
+def tell_of_all(dispatching: DispatcherTestbed) -> None:
     """Say the same as to the other one."""
     a, b, c = (dispatching.file(name) for name in ("a.txt", "b.txt", "c.txt"))
     voice = dispatching.voice
-    voice.tell(a, f"{TOPIC}/x", platform_name="npp", start_time=START, product="green", num=5, lst=["x"])
-    voice.tell(b, platform_name="n20", start_time=START, product="green", num=5, none=None)
-    voice.tell(c, "/level1/avhrr", platform_name="n20", start_time=START, product="blue", num="7")
-    voice.tell(c, "/other", platform_name="npp", start_time=START, product="green", num=5)
-    voice.say(TOPIC, "info", {"uri": str(c), "uid": "c.txt", "product": "green", "num": 5})
+    voice.publish_file(a, f"{TOPIC}/x", platform_name="npp", start_time=START, product="green", num=5, lst=["x"])
+    voice.publish_file(b, platform_name="n20", start_time=START, product="green", num=5, none=None)
+    voice.publish_file(c, "/level1/avhrr", platform_name="n20", start_time=START, product="blue", num="7")
+    voice.publish_file(c, "/other", platform_name="npp", start_time=START, product="green", num=5)
+    voice.publish(TOPIC, "info", {"uri": str(c), "uid": "c.txt", "product": "green", "num": 5})
     data = {"product": "green", "num": 1, "platform_name": "npp", "start_time": START}
     members = [{"uri": str(dispatching.file(name)), "uid": name, "more": 1} for name in ("d.txt", "e.txt")]
-    voice.say("/level2/dataset", "dataset", {**data, "dataset": members})
+    voice.publish("/level2/dataset", "dataset", {**data, "dataset": members})
 
 
-def test_as_the_earlier_implementation(site: Site) -> None:
+def test_as_the_earlier_implementation(testbed: Testbed) -> None:
     """The same file and messages give the same files and the same publications as trollmoves 0.19.0."""
-    ours = Dispatching(site, SAME).start()
-    theirs = Dispatching(site, SAME, old=True).start()
+    ours = DispatcherTestbed(testbed, SAME).start()
+    theirs = DispatcherTestbed(testbed, SAME, old=True).start()
     for dispatching in (ours, theirs):
-        dispatching.wait_until_told()
+        dispatching.wait_until_processed()
         tell_of_all(dispatching)
         dispatching.wait_until_idle()
     wanted = {
@@ -127,7 +127,7 @@ def test_as_the_earlier_implementation(site: Site) -> None:
         "aliases/grün_five_n20": "content of b.txt",
     }
     for dispatching in (ours, theirs):
-        found = {name: text for name, text in dispatching.arrived().items() if not name.startswith("last/")}
+        found = {name: text for name, text in dispatching.delivered_files().items() if not name.startswith("last/")}
         assert found == wanted
     until(lambda: len(published(ours.ear)) == len(published(theirs.ear)) == len(wanted), what="all is told")
     for (subject, kind, data), (old_subject, old_kind, old_data) in zip(
@@ -140,46 +140,46 @@ def test_as_the_earlier_implementation(site: Site) -> None:
 # -- what each option does
 
 
-def test_two_dispatch_configs(site: Site) -> None:
+def test_two_dispatch_configs(testbed: Testbed) -> None:
     """Several matching dispatch configs of one target each deliver to where they say."""
     configs = [
         {"topics": ["/level2"], "filepattern": "1_{uid}"},
         {"topics": [TOPIC], "directory": "OUT/two", "filepattern": "2_{uid}"},
         {"topics": ["/level3"], "directory": "OUT/three"},
     ]
-    d = Dispatching(site, {"t": {"directory": "OUT/one", "dispatch_configs": configs}, **LAST}).start()
-    d.voice.tell(d.file("a"))
+    d = DispatcherTestbed(testbed, {"t": {"directory": "OUT/one", "dispatch_configs": configs}, **LAST}).start()
+    d.voice.publish_file(d.file("a"))
     d.wait_until_idle()
-    assert {"one/1_a", "two/2_a"} == {name for name in d.arrived() if not name.startswith("last")}
+    assert {"one/1_a", "two/2_a"} == {name for name in d.delivered_files() if not name.startswith("last")}
 
 
-def test_alias_name(site: Site) -> None:
+def test_alias_name(testbed: Testbed) -> None:
     """An alias may have a name of its own, beside the item, for one message as for the next."""
     aliases = {"product": [{"_alias_name": "short", "green": "gg"}, {"green": "g"}]}
-    d = Dispatching(site, one(filepattern="{short}_{product}_{uid}", aliases=aliases)).start()
+    d = DispatcherTestbed(testbed, one(filepattern="{short}_{product}_{uid}", aliases=aliases)).start()
     for name in ("a", "b"):
-        d.voice.tell(d.file(name), product="green")
+        d.voice.publish_file(d.file(name), product="green")
     d.wait_for("gg_g_a", "gg_g_b")
 
 
-def test_file_creation_time(site: Site) -> None:
+def test_file_creation_time(testbed: Testbed) -> None:
     """file_creation_time is the local time at which the file got its name, content and rights."""
-    d = Dispatching(site, one(filepattern="{file_creation_time:%Y%m%d%H%M%S}_{uid}")).start()
+    d = DispatcherTestbed(testbed, one(filepattern="{file_creation_time:%Y%m%d%H%M%S}_{uid}")).start()
     path = d.file("a")
     os.utime(path, (1e9, 1e9))
     when = dt.datetime.fromtimestamp(path.stat().st_ctime)  # noqa: DTZ006
-    d.voice.tell(path)
+    d.voice.publish_file(path)
     d.wait_for(f"{when:%Y%m%d%H%M%S}_a")
 
 
-def test_collection(site: Site) -> None:
+def test_collection(testbed: Testbed) -> None:
     """The files of a collection are delivered and told one by one, with the metadata of their part."""
-    d = Dispatching(site, one(publish_topic="/sent/{platform_name}")).start()
+    d = DispatcherTestbed(testbed, one(publish_topic="/sent/{platform_name}")).start()
     parts = [
         {"start_time": START, "dataset": [{"uri": str(d.file("a")), "uid": "a"}]},
         {"dataset": [{"uri": str(d.file("b")), "uid": "b"}, {"uri": str(d.file("c"))}]},
     ]
-    d.voice.say(TOPIC, "collection", {"collection": parts, "platform_name": "npp"})
+    d.voice.publish(TOPIC, "collection", {"collection": parts, "platform_name": "npp"})
     d.wait_for("a", "b", "c")
     d.ear.wait_for(3)
     assert published(d.ear) == [
@@ -189,11 +189,11 @@ def test_collection(site: Site) -> None:
     ]
 
 
-def test_topic_of_several_words(site: Site) -> None:
+def test_topic_of_several_words(testbed: Testbed) -> None:
     """A file is delivered although its metadata make a topic that nobody could read; that one is not published."""
-    d = Dispatching(site, {**one(publish_topic="/sent/{platform_name}"), **LAST}).start()
+    d = DispatcherTestbed(testbed, {**one(publish_topic="/sent/{platform_name}"), **LAST}).start()
     for name, platform in (("a", "Suomi NPP"), ("b", "npp\n"), ("c", " "), ("d", "npp")):
-        d.voice.tell(d.file(name), platform_name=platform)
+        d.voice.publish_file(d.file(name), platform_name=platform)
     d.wait_for("a", "b", "c", "d")
     d.ear.wait_for_receipts(["d"])
     d.wait_until_idle()
@@ -201,73 +201,75 @@ def test_topic_of_several_words(site: Site) -> None:
     assert "/a: its topic would be '/sent/Suomi NPP', which is not one word" in d.process.lines()
 
 
-def test_nothing_is_published_without_p(site: Site) -> None:
+def test_nothing_is_published_without_p(testbed: Testbed) -> None:
     """Without -p there is no publisher."""
-    d = Dispatching(site, one(publish_topic="/sent"), "-v").start()
-    d.voice.tell(d.file("a"))
+    d = DispatcherTestbed(testbed, one(publish_topic="/sent"), "-v").start()
+    d.voice.publish_file(d.file("a"))
     d.wait_for("a")
     assert "publishing as" not in d.process.lines()
 
 
-def test_any_publish_port(site: Site) -> None:
+def test_any_publish_port(testbed: Testbed) -> None:
     """A bare -p publishes on any port; -n without a host tells nobody."""
-    d = Dispatching(site, one(publish_topic="/sent"), "-p", "-n").start()
+    d = DispatcherTestbed(testbed, one(publish_topic="/sent"), "-p", "-n").start()
     line = next(line for line in d.process.lines().splitlines() if "publishing as dispatcher on port" in line)
-    ear = site.ear(int(line.rpartition(" ")[2]))
+    ear = testbed.subscriber(int(line.rpartition(" ")[2]))
     until(lambda: ear.connections, what="a connection")
-    d.voice.tell(d.file("a"))
+    d.voice.publish_file(d.file("a"))
     ear.wait_for(1)
 
 
-def test_bind_address(site: Site) -> None:
+def test_bind_address(testbed: Testbed) -> None:
     """bind_address says where the publish port is opened."""
-    d = Dispatching(site, {"DEFAULT": {"bind_address": "127.0.0.1"}, **one(publish_topic="/sent")}).start()
+    d = DispatcherTestbed(testbed, {"DEFAULT": {"bind_address": "127.0.0.1"}, **one(publish_topic="/sent")}).start()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", d.port), 5)
-    d.voice.tell(d.file("a"))
+    d.voice.publish_file(d.file("a"))
     d.ear.wait_for(1)
 
 
-def test_log_arguments(site: Site) -> None:
+def test_log_arguments(testbed: Testbed) -> None:
     """-l, -c and -v direct the log as for all daemons."""
-    file, other = site.root / "file.log", site.root / "other.log"
+    file, other = testbed.root / "file.log", testbed.root / "other.log"
     handlers = {"h": {"class": "logging.FileHandler", "filename": str(other)}}
-    config = site.config(yaml.safe_dump({"version": 1, "handlers": handlers, "root": {"handlers": ["h"]}}), "log.yaml")
-    d = Dispatching(site, one(), "-l", str(file), "-c", str(config), "-v")
+    config = testbed.config(
+        yaml.safe_dump({"version": 1, "handlers": handlers, "root": {"handlers": ["h"]}}), "log.yaml"
+    )
+    d = DispatcherTestbed(testbed, one(), "-l", str(file), "-c", str(config), "-v")
     d.process.start(wait=False)
-    d.voice.wait_for_listeners()
+    d.voice.wait_for_subscribers()
     for _ in range(2):
-        d.voice.tell(d.file("a") if not (d.source / "a").exists() else d.source / "a")
+        d.voice.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
     d.wait_for("a")
     until(lambda: "a to " in file.read_text() and "is known" in other.read_text(), what="both logs")
     assert d.process.lines() == ""
 
 
-def test_duplicates(site: Site) -> None:
+def test_duplicates(testbed: Testbed) -> None:
     """A file that is told of again is delivered once; one with new content is delivered again."""
-    d = Dispatching(site, {**one(publish_topic="/sent"), **LAST}).start()
+    d = DispatcherTestbed(testbed, {**one(publish_topic="/sent"), **LAST}).start()
     for _ in range(3):
-        d.voice.tell(d.file("a") if not (d.source / "a").exists() else d.source / "a")
+        d.voice.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
     d.wait_for("a")
-    d.voice.tell(d.file("a", "new and longer content"))
-    until(lambda: d.arrived().get("a") == "new and longer content", what="the new content")
+    d.voice.publish_file(d.file("a", "new and longer content"))
+    until(lambda: d.delivered_files().get("a") == "new and longer content", what="the new content")
     d.wait_until_idle()
     assert len(d.ear.wait_for(2)) == 2
 
 
-def test_to_one_name(site: Site) -> None:
+def test_to_one_name(testbed: Testbed) -> None:
     """Of files that go to one name the last one stays, however many come at once."""
-    d = Dispatching(site, {**one(filepattern="latest", max_transfers_per_host=8), **LAST}).start()
+    d = DispatcherTestbed(testbed, {**one(filepattern="latest", max_transfers_per_host=8), **LAST}).start()
     for number in range(40):
-        d.voice.tell(d.file(f"f{number}"))
-    until(lambda: d.arrived().get("latest") == "content of f39", what="the last one")
+        d.voice.publish_file(d.file(f"f{number}"))
+    until(lambda: d.delivered_files().get("latest") == "content of f39", what="the last one")
     until(lambda: d.process.lines().count("delivered") + d.process.lines().count("overtaken") >= 40, what="the rest")
-    assert d.arrived()["latest"] == "content of f39"
+    assert d.delivered_files()["latest"] == "content of f39"
 
 
-def test_nothing_that_is_said_ends_it(site: Site) -> None:
+def test_nothing_that_is_said_ends_it(testbed: Testbed) -> None:
     """Whatever a message says, the next one is delivered."""
-    d = Dispatching(site, {**one(directory="OUT/{platform_name}", conditions=[{"num": "<6"}]), **LAST}).start()
+    d = DispatcherTestbed(testbed, {**one(directory="OUT/{platform_name}", conditions=[{"num": "<6"}]), **LAST}).start()
     good = {"uri": str(d.file("a")), "uid": "a", "platform_name": "npp", "num": 5}
     remote = "ssh://elsewhere.site.invalid/a"
     odd = [
@@ -279,134 +281,134 @@ def test_nothing_that_is_said_ends_it(site: Site) -> None:
     ]  # fmt: skip
     for data in odd:
         for kind in ("file", "dataset"):
-            d.voice.say(TOPIC, kind, data)
-    d.voice.say_text(f"pytroll:/{TOPIC} file")
-    d.voice.say_text(f"pytroll:/{TOPIC} file me@here yesterday v1.01 application/json {{}}")
-    d.voice.say_text(f"pytroll:/{TOPIC} file me@here 2025-01-01T00:00:00 v1.01 application/json {{bad")
-    d.voice.say(TOPIC, "file", good)
+            d.voice.publish(TOPIC, kind, data)
+    d.voice.publish_text(f"pytroll:/{TOPIC} file")
+    d.voice.publish_text(f"pytroll:/{TOPIC} file me@here yesterday v1.01 application/json {{}}")
+    d.voice.publish_text(f"pytroll:/{TOPIC} file me@here 2025-01-01T00:00:00 v1.01 application/json {{bad")
+    d.voice.publish(TOPIC, "file", good)
     d.wait_for("npp/a")
     d.wait_until_idle()
     assert f"{remote} is on another host" in d.process.lines()
     assert "/no/such/file: No such file or directory" in d.process.lines()
     assert "no 'platform_name' to compose" in d.process.lines()
     assert "metadata would lead above the directory" in d.process.lines()
-    assert not (site.root / "up").exists()
+    assert not (testbed.root / "up").exists()
     assert "Traceback" not in d.process.lines()
 
 
-def test_file_urls(site: Site) -> None:
+def test_file_urls(testbed: Testbed) -> None:
     """A URL that names this host is a file here."""
-    d = Dispatching(site, one()).start()
+    d = DispatcherTestbed(testbed, one()).start()
     for name, prefix in (("a", "file://"), ("b", "ssh://localhost"), ("c", "ssh://127.0.0.1")):
-        d.voice.say(TOPIC, "file", {"uri": f"{prefix}{d.file(name)}", "uid": name})
+        d.voice.publish(TOPIC, "file", {"uri": f"{prefix}{d.file(name)}", "uid": name})
     d.wait_for("a", "b", "c")
 
 
-def test_permanent_failure(site: Site) -> None:
+def test_permanent_failure(testbed: Testbed) -> None:
     """What cannot be delivered for good is told once, and tried again when a message tells of it again."""
-    d = Dispatching(site, {**one(directory="OUT/file"), **LAST}).start()
+    d = DispatcherTestbed(testbed, {**one(directory="OUT/file"), **LAST}).start()
     (d.out / "file").write_text("in the way")
-    d.voice.tell(d.file("a"))
+    d.voice.publish_file(d.file("a"))
     d.process.wait_for_line("is not tried again")
     d.wait_until_idle()
     assert d.process.lines().count("is not tried again") == 1
     (d.out / "file").unlink()
-    d.voice.tell(d.source / "a")
+    d.voice.publish_file(d.source / "a")
     d.wait_for("file/a")
 
 
 @needs_ftp
-def test_killed_between_hearing_and_delivering(site: Site, tmp_path: Path) -> None:
+def test_killed_between_hearing_and_delivering(testbed: Testbed, tmp_path: Path) -> None:
     """What was heard for one target is delivered to all, although the process was killed before it could be."""
-    server = PyFtpd(tmp_path / "ftp", site.folder("out") / "far")
+    server = PyFtpd(tmp_path / "ftp", testbed.directory("out") / "far")
     server.root.mkdir()
     far = {"host": url(server), "directory": "/", "topics": [TOPIC], "publish_topic": "/far"}
-    d = Dispatching(site, {**one(directory="OUT/near"), "far": far}).start()
+    d = DispatcherTestbed(testbed, {**one(directory="OUT/near"), "far": far}).start()
     names = [f"f{number}" for number in range(100)]
     for name in names:
-        d.voice.tell(d.file(name))
-    until(lambda: len(d.arrived()) > 50, what="some are delivered to the one that is there")
+        d.voice.publish_file(d.file(name))
+    until(lambda: len(d.delivered_files()) > 50, what="some are delivered to the one that is there")
     d.process.kill()
-    near = {name.removeprefix("near/") for name in d.arrived()}
+    near = {name.removeprefix("near/") for name in d.delivered_files()}
     with server:
         d.restart()
         d.wait_for(*(f"far/{name}" for name in near), seconds=40)
         d.ear.wait_for_receipts(near)
-    arrived = d.arrived()
+    arrived = d.delivered_files()
     for name in near:
         assert arrived[f"near/{name}"] == arrived[f"far/{name}"] == f"content of {name}"
 
 
-def test_retry_for(site: Site) -> None:
+def test_retry_for(testbed: Testbed) -> None:
     """What fails for longer than retry_for is given up, and said so."""
-    port = site.port()
-    d = Dispatching(site, one(host=f"ftp://127.0.0.1:{port}", retry_for=0.5, directory="/x")).start()
-    d.voice.tell(d.file("a"))
+    port = testbed.port()
+    d = DispatcherTestbed(testbed, one(host=f"ftp://127.0.0.1:{port}", retry_for=0.5, directory="/x")).start()
+    d.voice.publish_file(d.file("a"))
     d.process.wait_for_line("is given up after", seconds=40)
 
 
-def test_stopped_in_a_burst(site: Site) -> None:
+def test_stopped_in_a_burst(testbed: Testbed) -> None:
     """SIGTERM ends it with 0, and what was heard is delivered after the next start."""
-    d = Dispatching(site, one()).start()
+    d = DispatcherTestbed(testbed, one()).start()
     for number in range(300):
-        d.voice.tell(d.file(f"f{number}"))
-    until(lambda: len(d.arrived()) > 10, what="some")
+        d.voice.publish_file(d.file(f"f{number}"))
+    until(lambda: len(d.delivered_files()) > 10, what="some")
     assert d.process.terminate() == 0
     d.restart()
-    d.voice.tell(d.file("more"))
+    d.voice.publish_file(d.file("more"))
     d.wait_for("more")
 
 
 # -- reload
 
 
-def test_reload(site: Site) -> None:
+def test_reload(testbed: Testbed) -> None:
     """Targets come, change and go with the file; messages for new topics are heard, and the others go on."""
-    d = Dispatching(site, one()).start()
-    d.voice.tell(d.file("a"))
+    d = DispatcherTestbed(testbed, one()).start()
+    d.voice.publish_file(d.file("a"))
     d.wait_for("a")
     d.reconfigure({**one(directory="OUT/changed"), "u": {"directory": "OUT/u", "topics": ["/new"]}})
-    d.voice.wait_for_listeners(2)
-    d.voice.tell(d.file("b"))
-    d.voice.tell(d.file("c"), "/new")
+    d.voice.wait_for_subscribers(2)
+    d.voice.publish_file(d.file("b"))
+    d.voice.publish_file(d.file("c"), "/new")
     d.wait_for("changed/b", "u/c")
     d.reconfigure({"u": {"directory": "OUT/u", "topics": ["/new"]}, **LAST})
-    d.voice.wait_for_listeners(3)
-    d.voice.tell(d.file("e"))
-    d.voice.tell(d.file("f"), "/new")
+    d.voice.wait_for_subscribers(3)
+    d.voice.publish_file(d.file("e"))
+    d.voice.publish_file(d.file("f"), "/new")
     d.wait_for("u/f")
     d.wait_until_idle()
-    assert not any(name.endswith("e") for name in d.arrived())
+    assert not any(name.endswith("e") for name in d.delivered_files())
 
 
-def test_no_message_is_lost_while_it_reloads(site: Site) -> None:
+def test_no_message_is_lost_while_it_reloads(testbed: Testbed) -> None:
     """Messages that come while targets change are delivered by the old ones or the new ones."""
-    d = Dispatching(site, one()).start()
+    d = DispatcherTestbed(testbed, one()).start()
     names = [f"f{number}" for number in range(300)]
     for number, name in enumerate(names):
         if number % 100 == 50:
             d.process.reconfigure(d.text(one(max_transfers_per_host=number)))
-        d.voice.tell(d.file(name))
+        d.voice.publish_file(d.file(name))
         time.sleep(0.002)
     d.wait_for(*names)
     d.process.wait_for_line("configuration read again", 1)
 
 
-def test_bad_file_on_reload(site: Site) -> None:
+def test_bad_file_on_reload(testbed: Testbed) -> None:
     """A file that cannot be used leaves what runs running, and is told with its line."""
-    d = Dispatching(site, one()).start()
+    d = DispatcherTestbed(testbed, one()).start()
     d.process.reconfigure("t: [x\nu: y\n")
     d.process.wait_for_line("is not taken over, what runs goes on")
     assert "line 2" in d.process.lines()
-    d.voice.tell(d.file("a"))
+    d.voice.publish_file(d.file("a"))
     d.wait_for("a")
     d.process.send(signal.SIGHUP)
     d.process.wait_for_line("is not taken over", 2)
 
 
-def test_subscriber_needs_a_restart(site: Site) -> None:
+def test_subscriber_needs_a_restart(testbed: Testbed) -> None:
     """A changed subscriber is said to need a restart."""
-    d = Dispatching(site, one()).start()
+    d = DispatcherTestbed(testbed, one()).start()
     d.process.reconfigure(d.text(one()).replace("nameserver: false", "nameserver: localhost"))
     d.process.wait_for_line("needs a restart to count: nameserver")
 
@@ -415,14 +417,14 @@ def test_subscriber_needs_a_restart(site: Site) -> None:
 
 
 @pytest.mark.parametrize("above", [False, True])
-def test_origin(site: Site, above: bool) -> None:
+def test_origin(testbed: Testbed, above: bool) -> None:
     """With an origin the files that appear are delivered, with the fields of their names, also after a restart."""
-    source = site.folder("watched")
+    source = testbed.directory("watched")
     origin = f"{source}/{{platform_name}}_{{num:d}}.dat"
     conditions = [{"num": "<6"}]
     options = {"directory": "OUT/{platform_name}", "publish_topic": "/sent/{platform_name}", "conditions": conditions}
     targets: dict[str, Any] = {"origin": origin, "t": options} if above else {"t": {**options, "origin": origin}}
-    d = Dispatching(site, targets)
+    d = DispatcherTestbed(testbed, targets)
     (source / "npp_1.dat").write_text("before")
     d.process.start()
     d.wait_for("npp/npp_1.dat")
@@ -434,9 +436,9 @@ def test_origin(site: Site, above: bool) -> None:
     (source / "n20_3.dat").write_text("while it was away")
     d.process.start()
     d.wait_for("n20/n20_3.dat")
-    assert set(d.arrived()) == {"npp/npp_1.dat", "n20/n20_2.dat", "n20/n20_3.dat"}
-    until(lambda: d.ear.about("n20_2.dat"), what="it is told")
-    told = d.ear.about("n20_2.dat")[0]  # there is a second one when the kill came before the journal had it
+    assert set(d.delivered_files()) == {"npp/npp_1.dat", "n20/n20_2.dat", "n20/n20_3.dat"}
+    until(lambda: d.ear.of_file("n20_2.dat"), what="it is told")
+    told = d.ear.of_file("n20_2.dat")[0]  # there is a second one when the kill came before the journal had it
     wanted = {"platform_name": "n20", "num": 2, "uid": "n20_2.dat", "uri": f"{d.out}/n20/n20_2.dat"}
     assert (told.message.subject, told.data) == ("/sent/n20", wanted)
 
@@ -444,33 +446,33 @@ def test_origin(site: Site, above: bool) -> None:
 # -- services of a nameserver
 
 
-def test_services(site: Site) -> None:
+def test_services(testbed: Testbed) -> None:
     """A dispatcher finds publishers by their services at a nameserver, and is found there itself."""
-    ports = {f"POSTTROLL_{name}_PORT": str(site.port()) for name in ("NAMESERVER", "BROADCAST", "ADDRESS_PUBLISH")}
-    environment = {**site.environment, **ports}
+    ports = {f"POSTTROLL_{name}_PORT": str(testbed.port()) for name in ("NAMESERVER", "BROADCAST", "ADDRESS_PUBLISH")}
+    environment = {**testbed.environment, **ports}
     nameserver = Path(sys.executable).with_name("nameserver")
     port = int(ports["POSTTROLL_NAMESERVER_PORT"])
-    site.process(
+    testbed.process(
         "nameserver", [str(nameserver), "--no-multicast"], nameserver, lambda _: answers(port), environment
     ).start()
-    first = Dispatching(site, one(directory="OUT/first", publish_topic="/sent"), "-p", "-n", "localhost")
+    first = DispatcherTestbed(testbed, one(directory="OUT/first", publish_topic="/sent"), "-p", "-n", "localhost")
     first.process.environment = environment
     second = {
         "posttroll_subscriber": {"nameserver": "localhost", "subscribe_services": ["dispatcher"]},
         "t": {"directory": f"{first.out}/second", "topics": ["/sent"]},
     }
-    config = site.config(yaml.safe_dump(second), "second.yaml")
-    process = site.process("second", site.command("dispatcher.py", config), config, environment=environment)
+    config = testbed.config(yaml.safe_dump(second), "second.yaml")
+    process = testbed.process("second", testbed.command("dispatcher.py", config), config, environment=environment)
     first.start()
     request = Message("/oper/ns", "request", {"service": "dispatcher"}).encode().encode()
-    until(lambda: Message.decode(ask_frames(port, request)).data, what="the first one is known")
+    until(lambda: Message.decode(send_frames(port, request)).data, what="the first one is known")
     process.start()
     process.wait_for_line("listening to")
 
     def arrives() -> bool:
-        first.voice.tell(first.file(f"f{time.monotonic_ns()}"))
+        first.voice.publish_file(first.file(f"f{time.monotonic_ns()}"))
         time.sleep(0.1)
-        return any(name.startswith("second/") for name in first.arrived())
+        return any(name.startswith("second/") for name in first.delivered_files())
 
     until(arrives, what="a file is delivered by the second one")
 
@@ -478,32 +480,32 @@ def test_services(site: Site) -> None:
 # -- INI, --check and --explain
 
 
-def test_ini(site: Site) -> None:
+def test_ini(testbed: Testbed) -> None:
     """An INI file runs as a YAML file does."""
-    d = Dispatching(site, {})
+    d = DispatcherTestbed(testbed, {})
     d.config.write_text(
         f"[posttroll_subscriber]\nsubscribe_addresses = {d.voice.address}\nnameserver = false\n"
         f"[t]\ntopics = {TOPIC}\ndirectory = {d.out}\nfilepattern = {{product}}_{{uid}}\n"
         "conditions__num = >5\naliases__product__green = gg\n"
     )
     d.start()
-    d.voice.tell(d.file("a"), num=6, product="green")
+    d.voice.publish_file(d.file("a"), num=6, product="green")
     d.wait_for("gg_a")
 
 
-def check(site: Site, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def check(testbed: Testbed, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the dispatcher to its end."""
-    return site.run("dispatcher.py", config, *arguments)
+    return testbed.run("dispatcher.py", config, *arguments)
 
 
-def test_check(site: Site) -> None:
+def test_check(testbed: Testbed) -> None:
     """--check says what would run, and whether something is wrong, without a secret."""
     text = "t: {host: 'ftp://u:geheim@h', directory: /d, topics: [/a]}\n"
-    found = check(site, site.config(text, "a.yaml"), "--check")
+    found = check(testbed, testbed.config(text, "a.yaml"), "--check")
     assert found.returncode == 0
     assert "1 dispatcher chain" in found.stdout
     assert "geheim" not in found.stdout
-    broken = check(site, site.config(text + "u: {directory: /d}\n", "b.yaml"), "--check")
+    broken = check(testbed, testbed.config(text + "u: {directory: /d}\n", "b.yaml"), "--check")
     assert broken.returncode == 1
     assert "[u] dispatch_configs: is missing" in broken.stdout
 
@@ -525,9 +527,9 @@ two: {directory: /d, origin: "/watched/{platform_name}.dat"}
 """
 
 
-def test_explain_a_message(site: Site) -> None:
+def test_explain_a_message(testbed: Testbed) -> None:
     """--explain says of a message where it goes, and why it does not go to the rest."""
-    config = site.config(EXPLAINED, "a.yaml")
+    config = testbed.config(EXPLAINED, "a.yaml")
     data = {"uri": "/no/such/a.txt", "uid": "a.txt", "platform_name": "npp", "product": "green", "num": 5}
     text = str(Message("/level2/viirs", "file", data))
     expected = [
@@ -541,41 +543,41 @@ def test_explain_a_message(site: Site) -> None:
         "[two]",
         "no: listens to no messages, but has an origin",
     ]
-    for given in (text, str(site.config(text, "message"))):
+    for given in (text, str(testbed.config(text, "message"))):
         for arguments in (("--explain", given), ("--check", "--explain", given)):
-            found = check(site, config, *arguments)
+            found = check(testbed, config, *arguments)
             assert [line.strip() for line in found.stdout.splitlines()] == expected
             assert found.returncode == 0
 
 
-def test_explain_a_file(site: Site) -> None:
+def test_explain_a_file(testbed: Testbed) -> None:
     """--explain says of a file name where it goes, or under which topics and conditions it would."""
-    config = site.config(EXPLAINED, "a.yaml")
-    found = check(site, config, "--explain", "/watched/npp.dat").stdout
+    config = testbed.config(EXPLAINED, "a.yaml")
+    found = check(testbed, config, "--explain", "/watched/npp.dat").stdout
     assert "/watched/npp.dat: there is no such file now" in found
     assert "when a message under /level3 or /level4 tells of it: to " in found
     assert "fulfils the conditions and tells of it: to " in found
     assert "to /d/npp.dat (but not now: /watched/npp.dat: No such file or directory)" in found
-    assert "no: takes files of /watched/{platform_name}.dat" in check(site, config, "--explain", "/x").stdout
+    assert "no: takes files of /watched/{platform_name}.dat" in check(testbed, config, "--explain", "/x").stdout
 
 
-def test_explain_nonsense(site: Site) -> None:
+def test_explain_nonsense(testbed: Testbed) -> None:
     """What is no message is refused in one line."""
-    config = site.config(EXPLAINED, "a.yaml")
-    found = check(site, config, "--explain", "pytroll://a b")
+    config = testbed.config(EXPLAINED, "a.yaml")
+    found = check(testbed, config, "--explain", "pytroll://a b")
     assert found.returncode == 1
     assert "cannot be explained" in found.stderr
     assert found.stderr.count("\n") == 1
-    no_dict = check(site, config, "--explain", str(Message("/level2", "file", "text")))
+    no_dict = check(testbed, config, "--explain", str(Message("/level2", "file", "text")))
     assert "no: its data is no dictionary" in no_dict.stdout
-    beat = check(site, config, "--explain", str(Message("/level2", "beat", {})))
+    beat = check(testbed, config, "--explain", str(Message("/level2", "beat", {})))
     assert "no: messages of type beat tell of no files" in beat.stdout
 
 
-def test_it_cannot_start(site: Site) -> None:
+def test_it_cannot_start(testbed: Testbed) -> None:
     """A dispatcher that cannot start says why in one line."""
     for text in ("", "t: {directory: /d}\n", "t: [x"):
-        found = check(site, site.config(text, "a.yaml"))
+        found = check(testbed, testbed.config(text, "a.yaml"))
         assert found.returncode == 1
         assert found.stderr.startswith("dispatcher.py: ")
         assert found.stderr.count("\n") == 1

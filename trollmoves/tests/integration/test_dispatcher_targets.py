@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Site
-from trollmoves.tests.helpers.directories import FarEnd
-from trollmoves.tests.helpers.dispatching import TOPIC, Dispatching
+from trollmoves.tests.helpers.daemons import Testbed
+from trollmoves.tests.helpers.directories import RemoteDirectory
+from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import openssh, pyftpd, seaweed
 from trollmoves.tests.servers.process import ServerProcess
@@ -32,31 +32,31 @@ class Far:
 
 
 @pytest.fixture(params=SCHEMES)
-def far(request: pytest.FixtureRequest, site: Site) -> Far:
+def far(request: pytest.FixtureRequest, testbed: Testbed) -> Far:
     """A server of each protocol."""
     scheme = str(request.param)
     why = {"ftp": pyftpd.missing, "s3": seaweed.missing}.get(scheme, openssh.missing)()
     if why:
         pytest.skip(f"missing: {why}")
     if scheme in ("ftp", "s3"):
-        return _ftp(site) if scheme == "ftp" else _s3(site)
-    return _ssh(site, scheme)
+        return _ftp(testbed) if scheme == "ftp" else _s3(testbed)
+    return _ssh(testbed, scheme)
 
 
-def _ftp(site: Site) -> Far:
-    root = site.folder("far")
-    server = pyftpd.PyFtpd(site.folder("ftpd"), root)
+def _ftp(testbed: Testbed) -> Far:
+    root = testbed.directory("far")
+    server = pyftpd.PyFtpd(testbed.directory("ftpd"), root)
     place = f"127.0.0.1:{server.port}"
     target = {"host": f"ftp://{pyftpd.USER}:{PASSWORD}@{place}", "directory": "/in/{platform_name}"}
     return Far(server, target, target | {"host": f"ftp://{pyftpd.USER}:wr0ng@{place}"}, lambda: _files(root / "in"))
 
 
-def _ssh(site: Site, scheme: str) -> Far:
-    root = site.folder("far")
-    server = openssh.OpenSsh(site.folder("sshd"))
+def _ssh(testbed: Testbed, scheme: str) -> Far:
+    root = testbed.directory("far")
+    server = openssh.OpenSsh(testbed.directory("sshd"))
     parameters = {"ssh_key_filename": str(server.user_key), "ssh_known_hosts": str(server.known_hosts)}
     host = {"host": f"{scheme}://{server.user}@127.0.0.1:{server.port}", "directory": f"{root}/in/{{platform_name}}"}
-    other = openssh.make_key(site.folder("keys") / "other")
+    other = openssh.make_key(testbed.directory("keys") / "other")
     refused = parameters | {"ssh_key_filename": str(other)}
     return Far(
         server,
@@ -66,9 +66,9 @@ def _ssh(site: Site, scheme: str) -> Far:
     )
 
 
-def _s3(site: Site) -> Far:
+def _s3(testbed: Testbed) -> Far:
     pytest.importorskip("boto3")
-    server = seaweed.Seaweed(site.folder("s3"))
+    server = seaweed.Seaweed(testbed.directory("s3"))
     parameters = {"endpoint_url": f"http://127.0.0.1:{server.port}", "key": seaweed.KEY, "secret": seaweed.SECRET}
     bucket = {"host": f"s3://{seaweed.BUCKET}", "directory": "in/{platform_name}"}
 
@@ -103,37 +103,37 @@ def taking(target: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {**target, "topics": [TOPIC], **more}
 
 
-def test_delivered_and_told(site: Site, far: Far) -> None:
+def test_delivered_and_told(testbed: Testbed, far: Far) -> None:
     """Files arrive whole under composed names, once, and are told with their place; no secret is logged or kept."""
     pattern = "{product}_{uid}"
     targets = {"far": taking(far.target, filepattern=pattern, aliases={"product": {"ash": "a"}}, publish_topic="/sent")}
     with far.server:
-        d = Dispatching(site, targets).start()
+        d = DispatcherTestbed(testbed, targets).start()
         names = [f"f {number}é" for number in range(20)]
         for name in (*names, *names):
-            d.voice.tell(
+            d.voice.publish_file(
                 d.file(name) if not (d.source / name).exists() else d.source / name, platform_name="n", product="ash"
             )
         wanted = {f"n/a_{name}": f"content of {name}" for name in names}
         until(lambda: far.arrived() == wanted, 40, "all files")
         d.ear.wait_for(len(names))
-    told = [one.message for one in d.ear.of("file")]
+    told = [one.message for one in d.ear.of_type("file")]
     assert sorted(message.data["uri"].rpartition("/")[2] for message in told) == sorted(f"a_{name}" for name in names)
     assert {message.data["product"] for message in told} == {"ash"}
     assert d.process.lines().count("[far] delivered ") == len(names)
     assert d.process.terminate() == 0
-    for path in [d.process.log, *(site.root / "state").rglob("*journal*")]:
+    for path in [d.process.log, *(testbed.root / "state").rglob("*journal*")]:
         assert not [one for one in (pyftpd.PASSWORD, PASSWORD, seaweed.SECRET) if one.encode() in path.read_bytes()]
 
 
-def test_refused(site: Site, far: Far) -> None:
+def test_refused(testbed: Testbed, far: Far) -> None:
     """A login that is refused is told once a file, without the password; the other targets get theirs, and the next."""
     targets = {"bad": taking(far.refused), "good": taking(far.target), "near": taking({"directory": "OUT"})}
     with far.server:
-        d = Dispatching(site, targets).start()
+        d = DispatcherTestbed(testbed, targets).start()
         names = [f"f{number}" for number in range(5)]
         for name in names:
-            d.voice.tell(d.file(name), platform_name="n")
+            d.voice.publish_file(d.file(name), platform_name="n")
         d.wait_for(*names)
         until(lambda: set(far.arrived()) == {f"n/{name}" for name in names}, 40, "all files")
         d.process.wait_for_line("] deliver of ", len(names), seconds=60)
@@ -145,12 +145,12 @@ def test_refused(site: Site, far: Far) -> None:
     assert "wr0ng" not in d.process.lines()
 
 
-def test_back(site: Site, far: Far) -> None:
+def test_back(testbed: Testbed, far: Far) -> None:
     """Files for a server that is away are told to be tried again, and are delivered once when it is back."""
-    d = Dispatching(site, {"far": taking(far.target), "near": taking({"directory": "OUT"})}).start()
+    d = DispatcherTestbed(testbed, {"far": taking(far.target), "near": taking({"directory": "OUT"})}).start()
     names = [f"f{number}" for number in range(5)]
     for name in names:
-        d.voice.tell(d.file(name), platform_name="n")
+        d.voice.publish_file(d.file(name), platform_name="n")
     d.wait_for(*names)
     d.process.wait_for_line("is tried again", seconds=60)
     with far.server:
@@ -159,20 +159,20 @@ def test_back(site: Site, far: Far) -> None:
     assert d.process.lines().count("[far] delivered ") == len(names)
 
 
-def test_lanes_and_stop(site: Site) -> None:
+def test_lanes_and_stop(testbed: Testbed) -> None:
     """``max_transfers_per_host`` bounds transfers to a host; ``stop_timeout`` bounds a stop; the rest comes later."""
-    end = FarEnd(site, "ftp", site.folder("far"))
+    end = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
     target = taking({"host": f"ftp://{end.address}", "directory": "/", "max_transfers_per_host": 1})
     process = {"stop_timeout": 1, "workers": 3, "synchronous": "full", "priority": 2}
-    d = Dispatching(site, {"far": target, "near": taking({"directory": "OUT"}), "DEFAULT": process}).start()
+    d = DispatcherTestbed(testbed, {"far": target, "near": taking({"directory": "OUT"}), "DEFAULT": process}).start()
     names = [f"f{number}" for number in range(30)]
     for name in names[:15]:
-        d.voice.tell(d.file(name))
+        d.voice.publish_file(d.file(name))
     until(lambda: set(_files(end.folder)) == set(names[:15]), what="the first files")
     assert end.proxy.connections[end.port] == 1
     end.proxy.stall_after(0)
     for name in names[15:]:
-        d.voice.tell(d.file(name))
+        d.voice.publish_file(d.file(name))
     d.wait_for(*names)  # so all are noted
     until(lambda: end.proxy.sent > 0, what="a transfer runs")
     assert d.process.terminate(9) == 0

@@ -26,8 +26,8 @@ from trollmoves.journal import (
     drop_body,
 )
 from trollmoves.server.daemon import Server
-from trollmoves.tests.helpers.daemons import TOPIC, Pair, Site
-from trollmoves.tests.helpers.recording import HOST, ask
+from trollmoves.tests.helpers.daemons import TOPIC, ServerClientPair, Testbed
+from trollmoves.tests.helpers.recording import HOST, send_request
 
 LATER = 4e9  # s since the epoch
 ALL = Retention(LATER, LATER, 10**9, 10**9)
@@ -338,27 +338,27 @@ def test_no_query_looks_at_everything(full: str, name: str) -> None:
 # -- what is left serves as well
 
 
-def journal_of(site: Site, role: str) -> str:
+def journal_of(testbed: Testbed, role: str) -> str:
     """Give the path of the journal of a daemon."""
-    (path,) = (site.root / "state" / "trollmoves").glob(f"{role}-*.journal")
+    (path,) = (testbed.root / "state" / "trollmoves").glob(f"{role}-*.journal")
     return str(path)
 
 
 def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
     """After the upkeep a push that is asked about again has the same answer, and no file is fetched or told twice."""
-    with Site(tmp_path) as site:
-        pair = Pair(site).start()
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed).start()
         pair.feeder.feed(3)
         pair.wait_until_done()
-        request = next(one.message for one in pair.announced.of("file"))
+        request = next(one.message for one in pair.announced.of_type("file"))
         destination = f"file://{HOST}{pair.target}"
         push = request.data | {"destination": destination, "request": {"id": "me/7", "timeout": 30}}
-        first = ask(pair.request_port, TOPIC, "push", push)
+        first = send_request(pair.request_port, TOPIC, "push", push)
         assert first.type == "file"
         remains = {"server": Server.compactors, "client": Client.compactors}
         for role, process in (("client", pair.client), ("server", pair.server)):
             assert process.terminate() == 0
-            journal = Journal(journal_of(site, role))
+            journal = Journal(journal_of(testbed, role))
             before = journal.count()
             assert sum(journal.prune(ALL, remains[role], -1.0)) > 0
             assert journal.count() == before
@@ -369,7 +369,7 @@ def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
         pair.client.start(wait=False)
         pair.server.start()
         pair.client.wait_until_ready()
-        again = ask(pair.request_port, TOPIC, "push", push)
+        again = send_request(pair.request_port, TOPIC, "push", push)
         assert (again.type, again.data) == (first.type, first.data)
         name = pair.feeder.feed(1)[0]
         pair.received.wait_for_receipts([name])

@@ -12,7 +12,7 @@ import pytest
 
 from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, AnnouncementRecord, Journal, Outcome, SourcePosition, Task
-from trollmoves.tests.helpers.daemons import Pair, Site
+from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 from trollmoves.tests.helpers.waiting import until
 
 LINES = 3000
@@ -131,22 +131,22 @@ def test_what_is_not_ours_is_left_alone(path: str) -> None:
 # -- daemons
 
 
-def journal_of(site: Site, role: str) -> Path:
+def journal_of(testbed: Testbed, role: str) -> Path:
     """Give the path of the journal of a daemon."""
-    (path,) = (site.root / "state" / "trollmoves").glob(f"{role}-*.journal")
+    (path,) = (testbed.root / "state" / "trollmoves").glob(f"{role}-*.journal")
     return path
 
 
 @pytest.mark.parametrize("role", ["server", "client"])
 def test_daemons_go_on_after_damage(tmp_path: Path, role: str) -> None:
     """With the journal of either destroyed between two starts, every file arrives, old and new, and the log is loud."""
-    with Site(tmp_path) as site:
-        pair = Pair(site).start()
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed).start()
         pair.feeder.feed(5)
         pair.wait_until_done()
         process = getattr(pair, role)
         assert process.terminate() == 0
-        journal_of(site, role).write_bytes(b"garbage" * 5000)
+        journal_of(testbed, role).write_bytes(b"garbage" * 5000)
         pair.feeder.feed(5)
         process.start()
         process.wait_for_line("is damaged")
@@ -160,12 +160,12 @@ def test_daemons_go_on_after_damage(tmp_path: Path, role: str) -> None:
 
 def test_a_daemon_goes_on_when_damage_is_found_at_work(tmp_path: Path) -> None:
     """A server whose journal is destroyed under it begins anew by itself: its client notices, and nothing is lost."""
-    with Site(tmp_path) as site:
-        pair = Pair(site).start()
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed).start()
         pair.feeder.feed(5)
         pair.wait_until_done()
         assert pair.server.terminate() == 0
-        path = journal_of(site, "server")
+        path = journal_of(testbed, "server")
         journal = Journal(str(path))  # more than SQLite has in memory
         lines = [AnnouncementRecord(n, f"/gone/{n}", str(n), 1, 1, "x" * 600) for n in range(6, 10_000)]
         journal.append_announcements("hrit", lines)
@@ -177,6 +177,6 @@ def test_a_daemon_goes_on_when_damage_is_found_at_work(tmp_path: Path) -> None:
         pair.server.wait_for_line("runs 1 chains", times=2)
         pair.feeder.feed(10)
         pair.wait_until_done()
-        assert pair.server.runs()
+        assert pair.server.is_running()
         assert "Traceback" not in pair.server.lines()
         assert len(aside(str(path))) == 1

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from trollmoves.tests.helpers import legacy_peer as earlier
-from trollmoves.tests.helpers.daemons import TOPIC, Pair, Site
+from trollmoves.tests.helpers.daemons import TOPIC, ServerClientPair, Testbed
 from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.waiting import until
 
@@ -21,10 +21,10 @@ MILLISECONDS = r"\d+\.\d ms"
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerClientPair]:
     """A server that has announced three files."""
-    with Site(tmp_path_factory.mktemp("pair")) as site:
-        pair = Pair(site, {"station": "Norrköping"})
+    with Testbed(tmp_path_factory.mktemp("pair")) as testbed:
+        pair = ServerClientPair(testbed, {"station": "Norrköping"})
         pair.server.start()
         pair.feeder.feed(3)
         pair.announced.wait_for(3)
@@ -40,37 +40,37 @@ def failed(ended: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("form", ["tcp://{}:{}", "{}:{}"])
-def test_ping(pair: Pair, site: Site, form: str) -> None:
+def test_ping(pair: ServerClientPair, testbed: Testbed, form: str) -> None:
     """A ping tells the station and how long the answer took."""
-    ended = site.run(REQ, "--ping", form.format(HOST, pair.request_port))
+    ended = testbed.run(REQ, "--ping", form.format(HOST, pair.request_port))
     assert (ended.returncode, ended.stderr) == (0, "")
     address = f"tcp://{HOST}:{pair.request_port}"
     assert re.fullmatch(rf"station Norrköping at {address} answered in {MILLISECONDS}\n", ended.stdout)
 
 
-def test_info(pair: Pair, site: Site) -> None:
+def test_info(pair: ServerClientPair, testbed: Testbed) -> None:
     """Info tells since when the server runs, then the files, the newest first, then how many."""
-    ended = site.run(REQ, "--info", TOPIC, f"{HOST}:{pair.request_port}")
+    ended = testbed.run(REQ, "--info", TOPIC, f"{HOST}:{pair.request_port}")
     assert (ended.returncode, ended.stderr) == (0, "")
     first, *files, last = ended.stdout.splitlines()
     assert re.fullmatch(rf"tcp://{HOST}:{pair.request_port} is up for 0:0.*", first)
     assert files == [f"{TOPIC}/{name}" for name in reversed(pair.feeder.fed)]
     assert last == "3 files"
-    assert site.run(REQ, "--info", "/another", f"{HOST}:{pair.request_port}").stdout.endswith("\n0 files\n")
+    assert testbed.run(REQ, "--info", "/another", f"{HOST}:{pair.request_port}").stdout.endswith("\n0 files\n")
 
 
-def test_extra(pair: Pair, site: Site) -> None:
+def test_extra(pair: ServerClientPair, testbed: Testbed) -> None:
     """--extra adds keys to the request's data, whole numbers as such."""
-    ended = site.run(REQ, "--info", "/", "--extra", "max_count:1, note:x", "-v", f"{HOST}:{pair.request_port}")
+    ended = testbed.run(REQ, "--info", "/", "--extra", "max_count:1, note:x", "-v", f"{HOST}:{pair.request_port}")
     assert ended.stdout.splitlines()[-1] == "1 file (it tells of 1 at most)"
     assert '{"max_count": 1, "note": "x"}' in ended.stdout
-    assert site.run(REQ, "--ping", "--extra", "nonsense").returncode == 2
+    assert testbed.run(REQ, "--ping", "--extra", "nonsense").returncode == 2
 
 
-def test_spam(pair: Pair, site: Site) -> None:
+def test_spam(pair: ServerClientPair, testbed: Testbed) -> None:
     """--spam asks again and again, one line each, and Ctrl-C ends it with a summary."""
     port = str(pair.request_port)
-    with interrupted(site, "--info", "/", "--spam", "0.05", f"{HOST}:{port}", after=3) as runs:
+    with interrupted(testbed, "--info", "/", "--spam", "0.05", f"{HOST}:{port}", after=3) as runs:
         pass
     (ended,) = runs
     assert ended.returncode == 0
@@ -83,13 +83,13 @@ def test_spam(pair: Pair, site: Site) -> None:
 
 
 @contextmanager
-def interrupted(site: Site, *arguments: str, after: int) -> Iterator[list[subprocess.CompletedProcess[str]]]:
+def interrupted(testbed: Testbed, *arguments: str, after: int) -> Iterator[list[subprocess.CompletedProcess[str]]]:
     """Run a command beside the block, then until it has printed so many lines; interrupt it, give what came of it."""
     ended: list[subprocess.CompletedProcess[str]] = []
-    out = site.root / "out"
+    out = testbed.root / "out"
     with out.open("wb") as stream:
-        command = site.command(REQ, *arguments)
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=site.environment)
+        command = testbed.command(REQ, *arguments)
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=testbed.environment)
         try:
             yield ended
             until(lambda: len(out.read_text().splitlines()) >= after)
@@ -102,23 +102,23 @@ def interrupted(site: Site, *arguments: str, after: int) -> Iterator[list[subpro
     ended.append(subprocess.CompletedProcess(command, process.returncode, out.read_text()))
 
 
-def test_nobody_there(site: Site) -> None:
+def test_nobody_there(testbed: Testbed) -> None:
     """Without an answer one line says so, with the reason, and the status is 1."""
-    port = site.port()
-    assert failed(site.run(REQ, "--ping", f"{HOST}:{port}")).endswith(
+    port = testbed.port()
+    assert failed(testbed.run(REQ, "--ping", f"{HOST}:{port}")).endswith(
         f"no answer from tcp://{HOST}:{port}: Connection refused"
     )
-    assert "no answer" in failed(site.run(REQ, "--ping", "tcp://no-such-host.invalid:1"))
+    assert "no answer" in failed(testbed.run(REQ, "--ping", "tcp://no-such-host.invalid:1"))
 
 
-def test_silent_server(site: Site) -> None:
+def test_silent_server(testbed: Testbed) -> None:
     """A port where somebody listens and says nothing is given up after some seconds; --spam goes on and tells so."""
-    listener = site.keep(socket.socket())
+    listener = testbed.close_at_end(socket.socket())
     listener.bind((HOST, 0))
     listener.listen()
     address = f"{HOST}:{listener.getsockname()[1]}"
-    with interrupted(site, "--ping", "--spam", "0", address, after=1) as runs:
-        ended = site.run(REQ, "--info", "/", address)
+    with interrupted(testbed, "--ping", "--spam", "0", address, after=1) as runs:
+        ended = testbed.run(REQ, "--info", "/", address)
     assert failed(ended).endswith(f"no answer from tcp://{address} within 5 s")
     (spam,) = runs
     assert spam.returncode == 1
@@ -127,29 +127,29 @@ def test_silent_server(site: Site) -> None:
 
 
 @pytest.mark.parametrize("address", ["nonsense", "http://host:1/x", "host:99999", ""])
-def test_wrong_address(site: Site, address: str) -> None:
+def test_wrong_address(testbed: Testbed, address: str) -> None:
     """An address that is none is told without asking anybody."""
-    assert failed(site.run(REQ, "--ping", address))
+    assert failed(testbed.run(REQ, "--ping", address))
 
 
-def test_either_ping_or_info(site: Site) -> None:
+def test_either_ping_or_info(testbed: Testbed) -> None:
     """One of --ping and --info must be given, and not both."""
-    assert site.run(REQ).returncode == 2
-    assert site.run(REQ, "--ping", "--info", "/x").returncode == 2
+    assert testbed.run(REQ).returncode == 2
+    assert testbed.run(REQ, "--ping", "--info", "/x").returncode == 2
 
 
-def test_old_server(site: Site) -> None:
+def test_old_server(testbed: Testbed) -> None:
     """A server of the earlier implementation answers ping and info."""
-    pair = Pair(site)
-    pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    pair = ServerClientPair(testbed)
+    pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     pair.server.start()
     server = f"{HOST}:{pair.request_port}"
-    ended = site.run(REQ, "--ping", server)
+    ended = testbed.run(REQ, "--ping", server)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith(f"station unknown at tcp://{server} answered in ")
     names = pair.feeder.feed(2)
-    until(lambda: names[-1] in site.run(REQ, "--info", TOPIC, server).stdout)
-    ended = site.run(REQ, "--info", TOPIC, "--extra", "max_count:5", server)
+    until(lambda: names[-1] in testbed.run(REQ, "--info", TOPIC, server).stdout)
+    ended = testbed.run(REQ, "--info", TOPIC, "--extra", "max_count:5", server)
     assert ended.returncode == 0
     *files, count = ended.stdout.splitlines()[1:]
     assert set(files) == {f"{TOPIC}/{name}" for name in names}

@@ -19,7 +19,7 @@ from trollmoves.errors import BadDestination, NoSpace, OriginChanged, OriginMiss
 from trollmoves.movers import MOVERS, FileMover, clean_partials, is_partial, move_it
 from trollmoves.movers.base import SourceFile, partial_path
 from trollmoves.movers.file import SMALL_FILE
-from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
+from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
 from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import ServerProcess
 from trollmoves.tests.servers.proxy import Proxy
@@ -294,13 +294,13 @@ class TestFileContract(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> MoverTarget:
         """Return a directory of this host."""
         root = tmp_path_factory.mktemp("file")
-        return LocalPlace("file", ServerProcess(0, [], root / "log"), FarFiles(root), str(root))
+        return LocalPlace("file", ServerProcess(0, [], root / "log"), RemoteFiles(root), str(root))
 
     @pytest.fixture
-    def proxy(self, place: Place) -> Iterator[Proxy]:
+    def proxy(self, place: MoverTarget) -> Iterator[Proxy]:
         """Skip what needs a connection."""
         pytest.skip("there is no connection")
 
@@ -309,7 +309,7 @@ class TestFileContract(MoverContract):
         """Nothing to restart."""
 
 
-class LocalPlace(Place):
+class LocalPlace(MoverTarget):
     """A place whose URLs name no port."""
 
     def url(self, path: str, host: str = "", login: str | None = None) -> str:

@@ -14,7 +14,7 @@ import pytest
 from trollmoves.errors import AuthenticationFailed
 from trollmoves.movers import move_it
 from trollmoves.tests.servers import pyftpd, vsftpd
-from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
+from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
 from trollmoves.tests.servers.process import PROXY_HOST
 from trollmoves.tests.servers.proxy import Proxy
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
@@ -32,7 +32,7 @@ class OnPyFtpd(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
         """Start the server."""
         tls = cls.scheme == "ftps"
         if why := pyftpd.missing(tls=tls):
@@ -41,10 +41,10 @@ class OnPyFtpd(MoverContract):
         (folder / "root").mkdir()
         with PyFtpd(folder / "server", folder / "root", tls=tls) as server:
             assert isinstance(server, PyFtpd)
-            yield Place(
+            yield MoverTarget(
                 cls.scheme,
                 server,
-                FarFiles(folder / "root"),
+                RemoteFiles(folder / "root"),
                 "",
                 attrs={"ftp_tls_ca_file": str(server.certificate)} if tls else {},
                 login=f"{USER}:{quote(PASSWORD, safe='')}",
@@ -53,7 +53,7 @@ class OnPyFtpd(MoverContract):
                 ports=tuple(server.passive_ports),
             )
 
-    def test_slow_line(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_slow_line(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
         origin.write_bytes(os.urandom(1_900_000))
         proxy.rate = 170_000
@@ -71,7 +71,7 @@ class OnVsftpd(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
         """Start the server, whose user must be able to come to its root."""
         tls = cls.scheme == "ftps"
         if why := vsftpd.missing():
@@ -84,10 +84,10 @@ class OnVsftpd(MoverContract):
         shutil.chown(top / "in", vsftpd.USER)  # for tests that make directories there, as root
         with Vsftpd(folder / "server", top, tls=tls) as server:
             assert isinstance(server, Vsftpd)
-            yield Place(
+            yield MoverTarget(
                 cls.scheme,
                 server,
-                FarFiles(top),
+                RemoteFiles(top),
                 "/up",
                 attrs={"ftp_tls_ca_file": str(server.certificate)} if tls else {},
                 ports=tuple(server.passive_ports),
@@ -99,12 +99,12 @@ class TestFtpOnPyFtpd(OnPyFtpd):
 
     scheme = "ftp"
 
-    def test_active_mode(self, place: Place, origin: Path, here: str) -> None:
+    def test_active_mode(self, place: MoverTarget, origin: Path, here: str) -> None:
         """The far end may be the one to open the connection for data."""
         move_it(origin, place.url(f"{here}/"), place.attrs | {"ftp_passive": "false"})
         assert place.files.read(f"{here}/{origin.name}") == origin.read_bytes()
 
-    def test_netrc(self, place: Place, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_netrc(self, place: MoverTarget, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a user in the URL, ``~/.netrc`` says who one is, else the login is anonymous."""
         monkeypatch.setenv("HOME", str(origin.parent))
         with pytest.raises(AuthenticationFailed):
@@ -121,7 +121,7 @@ class TestFtpsOnPyFtpd(OnPyFtpd):
 
     scheme = "ftps"
 
-    def test_unknown_certificate(self, place: Place, origin: Path, here: str) -> None:
+    def test_unknown_certificate(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A certificate that nobody vouches for is refused for good, unless that is not to be checked."""
         with pytest.raises(AuthenticationFailed, match="certificate") as caught:
             move_it(origin, place.url(f"{here}/"), {})

@@ -13,7 +13,7 @@ import pytest
 from trollmoves.errors import AuthenticationFailed, ConnectionFailed, PermanentTransferError
 from trollmoves.movers import move_it
 from trollmoves.tests.servers import seaweed
-from trollmoves.tests.servers.contract import MoverContract, Place
+from trollmoves.tests.servers.contract import MoverContract, MoverTarget
 from trollmoves.tests.servers.process import HOST, free_port
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed, client
 
@@ -44,7 +44,7 @@ class BucketFiles:
         return body
 
 
-class BucketPlace(Place):
+class BucketPlace(MoverTarget):
     """A place whose URLs name the bucket, and whose parameters name the server."""
 
     def url(self, path: str, host: str = HOST, login: str | None = None) -> str:
@@ -66,7 +66,7 @@ class TestS3OnSeaweed(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
         """Start the server."""
         pytest.importorskip("boto3", reason="no boto3 (PyPI)")
         if why := seaweed.missing():
@@ -97,7 +97,7 @@ class TestS3OnSeaweed(MoverContract):
     def test_restarted_server(self, *_: Any) -> None:
         """What a restart means to the mover is tested by cutting its connections."""
 
-    def test_multipart(self, place: Place, tmp_path: Path, here: str) -> None:
+    def test_multipart(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
         """A large object goes in parts of the size asked for, and as one when that is asked for."""
         origin = tmp_path / "big"
         origin.write_bytes(os.urandom(18 << 20))
@@ -112,14 +112,14 @@ class TestS3OnSeaweed(MoverContract):
         assert "-4" in tags["parts"]
         assert "-" not in tags["one"]
 
-    def test_bucket_alone(self, place: Place, origin: Path) -> None:
+    def test_bucket_alone(self, place: MoverTarget, origin: Path) -> None:
         """A URL of only a bucket takes the file in under its own name, with and without a slash."""
         for url in (f"s3://{BUCKET}", f"s3://{BUCKET}/"):
             move_it(origin, url, place.attrs)
             assert place.files.read(origin.name) == origin.read_bytes()
             place.files.s3.delete_object(Bucket=BUCKET, Key=origin.name)
 
-    def test_profile(self, place: Place, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_profile(self, place: MoverTarget, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A profile of the shared credentials file says who one is; a missing one is a permanent error."""
         credentials = origin.parent / "credentials"
         credentials.write_text(f"[site]\naws_access_key_id={KEY}\naws_secret_access_key={SECRET}\n")
@@ -130,7 +130,7 @@ class TestS3OnSeaweed(MoverContract):
         with pytest.raises(AuthenticationFailed):
             move_it(origin, place.url(f"{here}/"), attrs | {"profile": "nobody"})
 
-    def test_path_style_and_extra_arguments(self, place: Place, origin: Path, here: str) -> None:
+    def test_path_style_and_extra_arguments(self, place: MoverTarget, origin: Path, here: str) -> None:
         """The addressing style and what is said about each object can be given, as s3fs names them."""
         more = {
             "config_kwargs": {"s3": {"addressing_style": "path"}},
@@ -139,7 +139,9 @@ class TestS3OnSeaweed(MoverContract):
         move_it(origin, place.url(f"{here}/f"), place.attrs | more)
         assert place.files.s3.head_object(Bucket=BUCKET, Key=f"{here}/f")["ContentType"] == "application/x-hrit"
 
-    def test_session_token_is_not_told(self, place: Place, origin: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_session_token_is_not_told(
+        self, place: MoverTarget, origin: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """A session token, which boto3 shows among the headers of a request, stands in no log line."""
         for name in ("", "botocore", "botocore.auth", "botocore.endpoint", "botocore.hooks", "urllib3", "boto3"):
             caplog.set_level(1, name or None)
@@ -148,7 +150,7 @@ class TestS3OnSeaweed(MoverContract):
             move_it(origin, place.url("x/"), attrs)
         assert "t0ken" not in caplog.text + "".join(traceback.format_exception(caught.value))
 
-    def test_nonsense_arguments(self, place: Place, origin: Path, here: str) -> None:
+    def test_nonsense_arguments(self, place: MoverTarget, origin: Path, here: str) -> None:
         """Arguments that boto3 does not know are a permanent error."""
         with pytest.raises(PermanentTransferError):
             move_it(origin, place.url(f"{here}/f"), place.attrs | {"client_kwargs": {"nonsense": 1}})

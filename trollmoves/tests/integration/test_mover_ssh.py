@@ -19,19 +19,19 @@ from trollmoves.movers import close_connections, move_it
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import asyncsshd, openssh
 from trollmoves.tests.servers.asyncsshd import AsyncSshd
-from trollmoves.tests.servers.contract import FarFiles, MoverContract, Place
+from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
 from trollmoves.tests.servers.openssh import OpenSsh, make_key
 from trollmoves.tests.servers.process import PROXY_HOST
 from trollmoves.tests.servers.proxy import Proxy
 
 
-def _place(scheme: str, server: OpenSsh | AsyncSshd, folder: Path) -> Place:
+def _place(scheme: str, server: OpenSsh | AsyncSshd, folder: Path) -> MoverTarget:
     (folder / "root").mkdir()
     stranger = make_key(folder / "stranger")
-    return Place(
+    return MoverTarget(
         scheme,
         server,
-        FarFiles(folder / "root"),
+        RemoteFiles(folder / "root"),
         str(folder / "root"),
         attrs={"ssh_key_filename": str(server.user_key), "ssh_known_hosts": str(server.known_hosts)},
         login=server.user,
@@ -49,7 +49,7 @@ class OnOpenSsh(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
         """Start the server."""
         if why := openssh.missing():
             pytest.skip(why)
@@ -58,7 +58,7 @@ class OnOpenSsh(MoverContract):
             assert isinstance(server, OpenSsh)
             yield _place(cls.scheme, server, folder)
 
-    def test_slow_line(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_slow_line(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
         origin.write_bytes(os.urandom(1_900_000))  # the window that the server gives is larger
         proxy.rate = 170_000
@@ -73,7 +73,7 @@ class OnAsyncSsh(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
         """Start the server."""
         if why := asyncsshd.missing() or openssh.missing():
             pytest.skip(why)
@@ -144,14 +144,14 @@ class TestSftpOnOpenSsh(OnOpenSsh):
 
     scheme = "sftp"
 
-    def test_unknown_host_key(self, place: Place, origin: Path, here: str) -> None:
+    def test_unknown_host_key(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A host in no known_hosts file is refused, for good, before anybody logs in."""
         attrs = {key: value for key, value in place.attrs.items() if key != "ssh_known_hosts"}
         with pytest.raises(UnknownHostKey, match="ssh-keyscan") as caught:
             move_it(origin, place.url(f"{here}/"), attrs)
         assert not caught.value.temporary
 
-    def test_changed_host_key(self, place: Place, origin: Path, here: str, tmp_path: Path) -> None:
+    def test_changed_host_key(self, place: MoverTarget, origin: Path, here: str, tmp_path: Path) -> None:
         """A host that shows another key than the known one is refused, for good."""
         kind, key = make_key(tmp_path / "other").with_suffix(".pub").read_text().split()[:2]
         known = tmp_path / "known_hosts"
@@ -160,7 +160,7 @@ class TestSftpOnOpenSsh(OnOpenSsh):
             move_it(origin, place.url(f"{here}/"), place.attrs | {"ssh_known_hosts": str(known)})
 
     @pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
-    def test_key_types(self, place: Place, origin: Path, here: str, tmp_path: Path, kind: str) -> None:
+    def test_key_types(self, place: MoverTarget, origin: Path, here: str, tmp_path: Path, kind: str) -> None:
         """RSA, ECDSA and Ed25519 keys let one in, by either spelling of the option."""
         key = make_key(tmp_path / f"key_{kind}", kind)
         authorized = Path(place.attrs["ssh_key_filename"]).parent / "authorized_keys"
@@ -170,7 +170,7 @@ class TestSftpOnOpenSsh(OnOpenSsh):
         move_it(origin, place.url(f"{here}/"), attrs)
         assert set(place.files.tree(here)) == {origin.name}
 
-    def test_agent(self, place: Place, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_agent(self, place: MoverTarget, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A key of a running agent lets one in."""
         with tempfile.TemporaryDirectory() as folder:
             agent = subprocess.Popen(["ssh-agent", "-D", "-a", f"{folder}/agent"], stdout=subprocess.DEVNULL)
@@ -184,19 +184,19 @@ class TestSftpOnOpenSsh(OnOpenSsh):
                 agent.wait(5)
         assert set(place.files.tree(here)) == {origin.name}
 
-    def test_missing_key_file(self, place: Place, origin: Path, here: str) -> None:
+    def test_missing_key_file(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A key file that cannot be read is told by its name."""
         with pytest.raises(AuthenticationFailed, match="/nowhere/key"):
             move_it(origin, place.url(f"{here}/"), place.attrs | {"ssh_key_filename": "/nowhere/key"})
 
-    def test_checksum_and_fsync(self, place: Place, origin: Path, here: str) -> None:
+    def test_checksum_and_fsync(self, place: MoverTarget, origin: Path, here: str) -> None:
         """SHA-256 sums can be compared, and the far end's disk waited for."""
         for name in ("plain", "two\nlines", "back\\slash"):
             move_it(origin, place.url(f"{here}/"), place.attrs | {"verify_checksum": True, "fsync": True})
             origin = origin.rename(origin.with_name(name))
         assert len(place.files.tree(here)) == 3
 
-    def test_made_files_are_not_world_writable(self, place: Place, origin: Path, here: str) -> None:
+    def test_made_files_are_not_world_writable(self, place: MoverTarget, origin: Path, here: str) -> None:
         """Nobody else may write what was made at the far end."""
         origin.chmod(0o666)
         move_it(origin, place.url(f"{here}/new/"), place.attrs)
@@ -222,7 +222,7 @@ class TestSftpOnAsyncSsh(OnAsyncSsh):
 
     scheme = "sftp"
 
-    def test_password(self, place: Place, origin: Path, here: str) -> None:
+    def test_password(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A password in the URL lets one in, a wrong one is refused for good; neither is told."""
         attrs = {"ssh_known_hosts": place.attrs["ssh_known_hosts"]}
         login = f"{place.login}:{quote(asyncsshd.PASSWORD, safe='')}"

@@ -17,7 +17,7 @@ from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ClientOptions, ServerOptions, TargetOptions
 from trollmoves.errors import ConfigError
 from trollmoves.net import urls
-from trollmoves.tests.helpers.daemons import Pair, Site
+from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 
 SECRET = "s3cr3t/p@ss:w%rd"
 CLIENT = "[c]\nproviders = h:1\ntopic = /t\ndestination = sftp://h/in\nlogin = {}\n"
@@ -222,11 +222,11 @@ def test_options_hold_the_secret_itself() -> None:
 
 def test_reload_reads_secrets_again(tmp_path: Path) -> None:
     """SIGHUP has a client read its login again, and a file that has gone meanwhile leaves what runs running."""
-    with Site(tmp_path) as site:
-        login = site.folder("etc") / "login"
+    with Testbed(tmp_path) as testbed:
+        login = testbed.directory("etc") / "login"
         login.write_text("sat:first")
         login.chmod(0o600)
-        pair = Pair(site, destination=site.folder("out"), login=f"file:{login}").start()
+        pair = ServerClientPair(testbed, destination=testbed.directory("out"), login=f"file:{login}").start()
         pair.feeder.feed(1)
         pair.wait_until_done()
         login.write_text("sat:second")

@@ -21,10 +21,10 @@ from trollmoves.matching.patterns import Origin
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.helpers.watching import (
     Child,
-    Told,
+    RecordedFiles,
     age,
-    held,
     move_in,
+    open_watches,
     public_directory,
     sentinel,
     watching,
@@ -72,7 +72,7 @@ def test_file_written_and_closed_is_told_of(place: Path) -> None:
         told.wait_for(path)
         sentinel(told, place / "end-0.dat")
         status = os.stat(path)
-        assert told.of(path) == [
+        assert told.of_path(path) == [
             FoundFile(path, {"name": "abc", "number": 17}, 5, status.st_mtime_ns, status.st_ino, fresh=True)
         ]
 
@@ -109,7 +109,7 @@ def test_link_to_file_that_is_being_written_waits(place: Path, tmp_path: Path) -
             assert told.names == ["end.dat"]
             source.write(", whole")
         told.wait_for(place / "a.dat")
-        assert told.of(place / "a.dat")[0].size == 11
+        assert told.of_path(place / "a.dat")[0].size == 11
 
 
 def test_file_renamed_while_open_waits(place: Path) -> None:
@@ -123,7 +123,7 @@ def test_file_renamed_while_open_waits(place: Path) -> None:
             assert told.names == ["end.dat"]
             source.write(", whole")
         told.wait_for(place / "a.dat")
-        assert told.of(place / "a.dat")[0].size == 11
+        assert told.of_path(place / "a.dat")[0].size == 11
 
 
 def test_symbolic_link_is_told_of_with_its_target(place: Path, tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_symbolic_link_is_told_of_with_its_target(place: Path, tmp_path: Path) -
         told.wait_for(place / "file.dat")
         sentinel(told, place / "end.dat")
         assert sorted(told.names) == ["end.dat", "file.dat"]
-        assert told.of(place / "file.dat")[0].size == 9
-        assert told.of(place / "file.dat")[0].inode == os.stat(target).st_ino
+        assert told.of_path(place / "file.dat")[0].size == 9
+        assert told.of_path(place / "file.dat")[0].inode == os.stat(target).st_ino
 
 
 def test_file_written_again_is_told_of_again(place: Path) -> None:
@@ -252,7 +252,7 @@ def test_files_that_come_during_the_backlog_are_told_of_once(place: Path) -> Non
     old = link_many(place, 3000, "old")
     for path in old:
         os.link(path, path + ".x")  # further entries, that do not match
-    told = Told()
+    told = RecordedFiles()
     watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), told, batch=50)
     new = []
     starting = threading.Thread(target=watch.start)
@@ -271,7 +271,7 @@ def test_files_that_come_during_the_backlog_are_told_of_once(place: Path) -> Non
 def test_new_file_does_not_stand_behind_the_backlog(many: Path) -> None:
     """A file that appears while a long backlog is told of comes between two of its batches."""
     new = str(many / "new.dat")
-    told = Told()
+    told = RecordedFiles()
 
     def found(files: list[FoundFile]) -> None:
         if not told.files:
@@ -290,8 +290,8 @@ def test_new_file_does_not_stand_behind_the_backlog(many: Path) -> None:
 def test_stop_does_not_wait_for_the_backlog(many: Path) -> None:
     """A Watch can be stopped at once while it lists a large directory."""
     begun = threading.Event()
-    before = held()
-    told = Told()
+    before = open_watches()
+    told = RecordedFiles()
 
     def found(files: list[FoundFile]) -> None:
         told(files)
@@ -303,7 +303,7 @@ def test_stop_does_not_wait_for_the_backlog(many: Path) -> None:
     assert begun.wait(100)
     watch.stop()
     assert len(told.paths) < 40_000
-    assert held() == before
+    assert open_watches() == before
 
 
 def test_backlog_takes_little_memory(many: Path) -> None:
@@ -326,7 +326,7 @@ def test_file_that_is_being_written_at_the_start_is_not_told_of_half(place: Path
         file.write(", whole")
         file.close()
         told.wait_for(place / "a.dat")
-        assert [found.size for found in told.of(place / "a.dat")] == [11]
+        assert [found.size for found in told.of_path(place / "a.dat")] == [11]
 
 
 @pytest.mark.parametrize("sighting", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
@@ -472,7 +472,7 @@ def test_queue_keeps_no_more_than_its_limit(place: Path) -> None:
         kernel.close()
 
 
-class Failing(Told):
+class Failing(RecordedFiles):
     """Takes no files until it is allowed to."""
 
     def __init__(self, error: Exception) -> None:
@@ -549,25 +549,25 @@ def test_stop_does_not_wait_for_a_taker_that_fails(place: Path) -> None:
 
 def test_nothing_is_left_after_stop(place: Path) -> None:
     """After a stop no thread and no descriptor is left; stopping again, or before the start, does nothing."""
-    before = held()
+    before = open_watches()
     for options in {}, {"polling": 0.05}, {"backlog": False}:
         with watching(place / "{name}.dat", **options) as told:
             sentinel(told, place / f"{len(options)}.dat")
-    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), Told())
+    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), RecordedFiles())
     watch.stop()
     watch.start()
     watch.stop()
-    assert held() == before
+    assert open_watches() == before
 
 
 def test_taker_may_stop_the_watch(place: Path) -> None:
     """A Watch can be stopped from within the call that takes its files."""
-    before = held()
+    before = open_watches()
     watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), lambda files: watch.stop())
     watch.start()
-    assert held() != before
+    assert open_watches() != before
     move_in(place / "a.dat")
-    until(lambda: held() == before, what="no thread left")
+    until(lambda: open_watches() == before, what="no thread left")
     watch.stop()
 
 

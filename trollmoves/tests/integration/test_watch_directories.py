@@ -15,10 +15,10 @@ from trollmoves.matching.patterns import Origin
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.helpers.watching import (
     Child,
-    Told,
+    RecordedFiles,
     age,
-    held,
     move_in,
+    open_watches,
     public_directory,
     sentinel,
     watching,
@@ -231,7 +231,7 @@ def test_file_being_written_in_a_new_directory_is_not_told_of_half(tmp_path: Pat
             file.write(", whole")
         told.wait_for(file.name)
         sentinel(told, tmp_path / "day" / "end.dat")
-        assert [found.size for found in told.of(file.name)] == [11]
+        assert [found.size for found in told.of_path(file.name)] == [11]
 
 
 def test_new_directory_does_not_stand_behind_the_backlog(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_new_directory_does_not_stand_behind_the_backlog(tmp_path: Path) -> None
     for index in range(1, 20_000):
         os.link(first, tmp_path / "old" / f"{index}.dat")
     write(tmp_path / "made" / "new.dat")
-    told = Told()
+    told = RecordedFiles()
 
     def found(files: list[FoundFile]) -> None:
         if not told.files:
@@ -401,6 +401,6 @@ def test_polling_follows_directories(tmp_path: Path) -> None:
 
 def test_polling_uses_no_inotify(tmp_path: Path) -> None:
     """With polling no inotify instance is held."""
-    before = held().count("anon_inode:inotify")
+    before = open_watches().count("anon_inode:inotify")
     with watching(tmp_path / "{name}.dat", polling=0.05):
-        assert held().count("anon_inode:inotify") == before
+        assert open_watches().count("anon_inode:inotify") == before

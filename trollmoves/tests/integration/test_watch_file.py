@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.tests.helpers.watching import held, write
+from trollmoves.tests.helpers.watching import open_watches, write
 from trollmoves.watch import FileWatch
 
 
@@ -150,11 +150,11 @@ def test_error_of_the_callback_is_logged(file: Path, caplog: pytest.LogCaptureFi
 
 def test_nothing_is_left_of_following_a_file(file: Path) -> None:
     """After a stop no thread and no descriptor is left; stopping again, or from the callback, does no harm."""
-    before = held()
+    before = open_watches()
     watch = FileWatch(str(file), lambda: watch.stop())
     watch.start()
     write(file, "x")
-    until(lambda: held() == before)
+    until(lambda: open_watches() == before)
     watch.stop()
     FileWatch(str(file), lambda: None).stop()
-    assert held() == before
+    assert open_watches() == before

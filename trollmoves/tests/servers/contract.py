@@ -56,7 +56,7 @@ ODD_NAMES = (
 )
 
 
-class FarFiles:
+class RemoteFiles:
     """The files at the far end, seen on this host's disk."""
 
     def __init__(self, root: Path) -> None:
@@ -76,7 +76,7 @@ class FarFiles:
 
 
 @dataclass
-class Place:
+class MoverTarget:
     """A server, and how to deliver there."""
 
     scheme: str
@@ -131,36 +131,36 @@ class MoverContract:
         return f"in/{request.node.name[:40].translate(str.maketrans('[]', '__'))}"
 
     @pytest.fixture
-    def proxy(self, place: Place) -> Iterator[Proxy]:
+    def proxy(self, place: MoverTarget) -> Iterator[Proxy]:
         """Return a proxy in front of the server."""
         with Proxy(place.server.port, *place.ports) as running:
             yield running
             close_connections()
 
-    def through(self, place: Place, **more: Any) -> dict[str, Any]:
+    def through(self, place: MoverTarget, **more: Any) -> dict[str, Any]:
         """Return the connection parameters for the way through the proxy."""
         return place.attrs_at(PROXY_HOST) | dict.fromkeys(TIMEOUTS, PATIENT) | more
 
     # Where a file goes
 
-    def test_trailing_slash_keeps_the_name(self, place: Place, origin: Path, here: str) -> None:
+    def test_trailing_slash_keeps_the_name(self, place: MoverTarget, origin: Path, here: str) -> None:
         """With a trailing slash the file keeps its name, and missing directories are made."""
         result = move_it(origin, place.url(f"{here}/a/b c/"), place.attrs)
         assert result.path.endswith(f"/{here}/a/b c/")
         assert place.files.tree(here) == {f"a/b c/{origin.name}": origin.read_bytes()}
 
-    def test_last_part_is_the_new_name(self, place: Place, origin: Path, here: str) -> None:
+    def test_last_part_is_the_new_name(self, place: MoverTarget, origin: Path, here: str) -> None:
         """Without a trailing slash the last part is the new name."""
         move_it(origin, place.url(f"{here}/new/name"), place.attrs)
         assert place.files.tree(here) == {"new/name": origin.read_bytes()}
 
-    def test_existing_directory_takes_the_file_in(self, place: Place, origin: Path, here: str) -> None:
+    def test_existing_directory_takes_the_file_in(self, place: MoverTarget, origin: Path, here: str) -> None:
         """Without a trailing slash an existing directory takes the file in."""
         move_it(origin, place.url(f"{here}/first"), place.attrs)
         move_it(origin, place.url(here), place.attrs)
         assert set(place.files.tree(here)) == {"first", origin.name}
 
-    def test_existing_file_is_replaced(self, place: Place, origin: Path, here: str) -> None:
+    def test_existing_file_is_replaced(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A file under the final name is replaced, by a longer and by a shorter one."""
         for size in (10, 50_000, 0, 7):
             origin.write_bytes(os.urandom(size))
@@ -168,7 +168,7 @@ class MoverContract:
             assert place.files.tree(here) == {origin.name: origin.read_bytes()}
 
     @pytest.mark.parametrize("known", [True, False])
-    def test_partial_of_an_earlier_try(self, place: Place, origin: Path, here: str, known: bool) -> None:
+    def test_partial_of_an_earlier_try(self, place: MoverTarget, origin: Path, here: str, known: bool) -> None:
         """What an earlier try of the same delivery left is replaced; what one of another left is not touched."""
         if place.scheme == "s3":
             pytest.skip("there are no partials")
@@ -181,13 +181,13 @@ class MoverContract:
         assert sorted(place.files.tree(here)) == [left, "f"]
         assert place.files.tree(here)["f"] == origin.read_bytes()
 
-    def test_large_file(self, place: Place, origin: Path, here: str) -> None:
+    def test_large_file(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A file of many blocks arrives as it is."""
         origin.write_bytes(os.urandom(20_000_123))
         move_it(origin, place.url(f"{here}/"), place.attrs)
         assert place.files.read(f"{here}/{origin.name}") == origin.read_bytes()
 
-    def test_odd_names(self, place: Place, tmp_path: Path, here: str) -> None:
+    def test_odd_names(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
         """Any name that the protocol can say arrives letter by letter; others are refused for good."""
         sent = {}
         for number, name in enumerate(sorted(set(ODD_NAMES) - set(self.altered))):
@@ -202,13 +202,13 @@ class MoverContract:
                 sent[name] = path.read_bytes()
         assert place.files.tree(here) == sent
 
-    def test_odd_directories(self, place: Place, origin: Path, here: str) -> None:
+    def test_odd_directories(self, place: MoverTarget, origin: Path, here: str) -> None:
         """Directories may have odd names too."""
         for name in ("with space", "quote'", "$HOME", "a;b", "nämé", "-rf"):
             move_it(origin, place.url(f"{here}/{name}/sub/"), place.attrs)
             assert place.files.tree(f"{here}/{name}") == {f"sub/{origin.name}": origin.read_bytes()}
 
-    def test_copy_and_move(self, place: Place, origin: Path, here: str) -> None:
+    def test_copy_and_move(self, place: MoverTarget, origin: Path, here: str) -> None:
         """``copy`` keeps the origin, ``move`` removes it once the file is there."""
         content = origin.read_bytes()
         mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/copy"), place.attrs)
@@ -219,13 +219,13 @@ class MoverContract:
         assert not origin.exists()
         assert place.files.tree(here) == {"copy": content, "moved": content}
 
-    def test_missing_origin(self, place: Place, tmp_path: Path, here: str) -> None:
+    def test_missing_origin(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
         """A missing origin is told as such, and makes nothing at the far end."""
         with pytest.raises(OriginMissing):
             move_it(tmp_path / "none", place.url(f"{here}/"), place.attrs)
         assert place.files.tree(here) == {}
 
-    def test_unreadable_origin(self, place: Place, here: str) -> None:
+    def test_unreadable_origin(self, place: MoverTarget, here: str) -> None:
         """An origin that fails while it is read is told as such, whatever the protocol makes of that."""
         failing = "/sys/class/net/lo/speed"  # its size is 4096, and no byte can be read
         try:
@@ -238,7 +238,7 @@ class MoverContract:
             move_it(failing, place.url(f"{here}/"), place.attrs)
         assert all(map(is_partial, place.files.tree(here)))  # these are removed over the next connection
 
-    def test_attrs_are_only_read(self, place: Place, origin: Path, here: str) -> None:
+    def test_attrs_are_only_read(self, place: MoverTarget, origin: Path, here: str) -> None:
         """The connection parameters are the caller's, nested ones too."""
         given = place.attrs | {"client_kwargs": dict(place.attrs.get("client_kwargs", {})), "num_ssh_retries": "2"}
         before = copy.deepcopy(given)
@@ -247,7 +247,7 @@ class MoverContract:
 
     # Whole files only
 
-    def test_probe(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_probe(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A connection that stands answers when it is asked; one that stalls is found out."""
         attrs = self.through(place, stall_timeout=3)
         mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/", PROXY_HOST), attrs)
@@ -262,7 +262,7 @@ class MoverContract:
                 connection.probe()
         connection.close()
 
-    def test_ten_at_once(self, place: Place, tmp_path: Path, here: str, proxy: Proxy) -> None:
+    def test_ten_at_once(self, place: MoverTarget, tmp_path: Path, here: str, proxy: Proxy) -> None:
         """Ten transfers at once give ten whole files, over no more connections than allowed."""
         paths = [tmp_path / f"f{number}" for number in range(10)]
         for path in paths:
@@ -284,7 +284,7 @@ class MoverContract:
         assert place.files.tree(here) == {path.name: path.read_bytes() for path in paths}
         assert proxy.connections[place.server.port] <= 3
 
-    def test_readers_see_whole_files(self, place: Place, tmp_path: Path, here: str) -> None:
+    def test_readers_see_whole_files(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
         """Whoever reads the final name at any moment gets one version or another, whole."""
         versions = [bytes([number]) * 1_000_000 for number in range(2)]
         paths = [tmp_path / str(number) for number in range(2)]
@@ -309,7 +309,7 @@ class MoverContract:
         assert wrong == []
 
     @pytest.mark.parametrize("position", [0, 60, 1500, 5000, 20_000, 120_000, 390_000])
-    def test_cut_connection(self, place: Place, origin: Path, here: str, proxy: Proxy, position: int) -> None:
+    def test_cut_connection(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, position: int) -> None:
         """After a cut at any byte there is the old file or the new one, and the next try leaves nothing else."""
         url = place.url(f"{here}/f", PROXY_HOST)
         attrs = self.through(place)
@@ -328,7 +328,7 @@ class MoverContract:
         assert place.files.tree(here) == {"f": origin.read_bytes()}
 
     @pytest.mark.parametrize("position", [0, 200_000])
-    def test_stall(self, place: Place, origin: Path, here: str, proxy: Proxy, position: int) -> None:
+    def test_stall(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, position: int) -> None:
         """A far end that says nothing any more ends the try in time, for now."""
         origin.write_bytes(os.urandom(12_000_000))
         attrs = self.through(place) | dict.fromkeys(TIMEOUTS, 1.5)
@@ -345,7 +345,7 @@ class MoverContract:
         until(lambda: not _error_of(origin, place.url(f"{here}/f", PROXY_HOST), attrs), what="it is delivered")
         assert place.files.tree(here) == {"f": b"short"}
 
-    def test_longer_than_uptime(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_longer_than_uptime(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """``connection_uptime`` ends idle connections only, and does end those."""
         origin.write_bytes(os.urandom(1_000_000))
         proxy.rate = 1_000_000
@@ -355,14 +355,14 @@ class MoverContract:
 
     # What goes wrong
 
-    def test_nobody_answers(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_nobody_answers(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A far end that refuses connections is a temporary error."""
         proxy.refuse()
         with pytest.raises(ConnectionFailed) as caught:
             move_it(origin, place.url(f"{here}/", PROXY_HOST), self.through(place, num_ssh_retries=2))
         assert caught.value.temporary
 
-    def test_backup_target(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_backup_target(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A backup target gets the file, with user and port of the destination, when that does not answer."""
         proxy.refuse()
         url = place.url(f"{here}/", PROXY_HOST)
@@ -370,7 +370,7 @@ class MoverContract:
         assert result.netloc == place.url("").split("//")[1].split("/")[0]
         assert place.files.tree(here) == {origin.name: origin.read_bytes()}
 
-    def test_restarted_server(self, place: Place, origin: Path, here: str) -> None:
+    def test_restarted_server(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A server that was restarted between two transfers costs nobody a try."""
         move_it(origin, place.url(f"{here}/a"), place.attrs)
         place.server.stop()
@@ -378,7 +378,7 @@ class MoverContract:
         move_it(origin, place.url(f"{here}/b"), place.attrs)
         assert set(place.files.tree(here)) == {"a", "b"}
 
-    def test_idle_connection_is_lost(self, place: Place, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_idle_connection_is_lost(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A kept connection that was lost meanwhile, with or without a word, costs nobody a try."""
         url = place.url(f"{here}/", PROXY_HOST)
         move_it(origin, url, self.through(place))
@@ -388,7 +388,7 @@ class MoverContract:
         move_it(origin, url, self.through(place))
         assert set(place.files.tree(here)) == {origin.name}
 
-    def test_full_disk(self, place: Place, origin: Path, here: str) -> None:
+    def test_full_disk(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A full disk is a temporary error, keeps the old file, and leaves no partial."""
         if not self.on_a_disk:
             pytest.skip("the server keeps its files in its own way")
@@ -408,7 +408,7 @@ class MoverContract:
             close_connections()
             until(lambda: _unused(disk), 10, "the server leaves the disk")
 
-    def test_refusal(self, place: Place, origin: Path, here: str) -> None:
+    def test_refusal(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A directory where one may not write is an error that may pass, and tells nothing about its host."""
         if not self.on_a_disk:
             pytest.skip("the server keeps its files in its own way")
@@ -426,7 +426,7 @@ class MoverContract:
         finally:
             subprocess.run(["chattr", "-i", str(path)], check=True)
 
-    def test_a_file_where_a_directory_should_be(self, place: Place, origin: Path, here: str) -> None:
+    def test_a_file_where_a_directory_should_be(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A path through a file is a permanent error."""
         if not self.has_directories:
             pytest.skip("the protocol knows no directories")
@@ -436,7 +436,7 @@ class MoverContract:
         assert not caught.value.temporary
         assert set(place.files.tree(here)) == {"f"}
 
-    def test_wrong_login(self, place: Place, origin: Path, here: str) -> None:
+    def test_wrong_login(self, place: MoverTarget, origin: Path, here: str) -> None:
         """A wrong login is refused, for good."""
         if not self.checks_logins:
             pytest.skip("the server lets everybody in")
@@ -445,7 +445,7 @@ class MoverContract:
         assert not caught.value.temporary
 
     def test_no_secret_is_told(
-        self, place: Place, origin: Path, here: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
+        self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
         """No password or key stands in a log line of any level, nor in an error or its traceback."""
         caplog.set_level(1)
@@ -470,7 +470,7 @@ class MoverContract:
 
     # What is kept, and what stays
 
-    def test_one_connection_for_many_files(self, place: Place, tmp_path: Path, here: str, proxy: Proxy) -> None:
+    def test_one_connection_for_many_files(self, place: MoverTarget, tmp_path: Path, here: str, proxy: Proxy) -> None:
         """A connection is kept for the next file."""
         for number in range(10):
             path = tmp_path / str(number)
@@ -479,7 +479,7 @@ class MoverContract:
         assert len(place.files.tree(here)) == 10
         assert proxy.connections[place.server.port] == 1
 
-    def test_nothing_is_left_after_close(self, place: Place, origin: Path, here: str) -> None:
+    def test_nothing_is_left_after_close(self, place: MoverTarget, origin: Path, here: str) -> None:
         """After ``close_connections`` there is no thread and no socket more than before."""
         move_it(origin, place.url(f"{here}/a"), place.attrs)
         close_connections()

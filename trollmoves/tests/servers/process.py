@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 
-from trollmoves.tests.helpers.waiting import PATIENCE, until
+from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 
 HOST = "127.0.0.1"
 PROXY_HOST = "127.0.0.2"
@@ -129,7 +129,7 @@ class ServerProcess:
             return
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10 * PATIENCE)
+        self.process.wait(10 * TIMEOUT_FACTOR)
         self.process = None
 
     def pause(self) -> None:

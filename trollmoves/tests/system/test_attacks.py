@@ -15,10 +15,10 @@ from posttroll.publisher import Publisher
 from zmq.auth import load_certificate
 
 from trollmoves.tests.helpers.curve import Keys
-from trollmoves.tests.helpers.daemons import TOPIC, Process, Site, server_section
+from trollmoves.tests.helpers.daemons import TOPIC, Process, Testbed, server_section
 from trollmoves.tests.helpers.feeding import Feeder, content, names
-from trollmoves.tests.helpers.recording import HOST, Ear, ask
-from trollmoves.tests.helpers.waiting import PATIENCE, until
+from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber, send_request
+from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 
 ALLOWED = "127.0.0.2"  # an address of this host from which tests connect when they say so
 SECRET = b"s" * 1000
@@ -28,16 +28,16 @@ REQUEST = {"id": "mallory/x/1", "timeout": 10}
 class Fort:
     """One server with a chain for each defence, and an ear on what it announces."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.out = site.folder("out")
-        self.secret = site.folder("secret") / next(names(9000))
+    def __init__(self, testbed: Testbed) -> None:
+        self.testbed = testbed
+        self.out = testbed.directory("out")
+        self.secret = testbed.directory("secret") / next(names(9000))
         self.secret.write_bytes(SECRET)
-        self.ports = {name: site.port() for name in ("plain", "other", "delete", "none", "closed", "listen", "deep")}
-        self.feeders = {name: site.feeder(name, 300 * number) for number, name in enumerate(self.ports)}
+        self.ports = {name: testbed.port() for name in ("plain", "other", "delete", "none", "closed", "listen", "deep")}
+        self.feeders = {name: testbed.feeder(name, 300 * number) for number, name in enumerate(self.ports)}
         self.names = names(5000)  # for files that are brought in by hand
         self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
-        site.at_the_end(self.speaker.stop)
+        testbed.call_at_end(self.speaker.stop)
         folder = {name: feeder.folder for name, feeder in self.feeders.items()}
         bound: dict[str, object] = {"allowed_destinations": f"{self.out} sftp://good.invalid/in"}
         sections: dict[str, dict[str, object]] = {
@@ -59,16 +59,16 @@ class Fort:
                 "request_address": HOST,
             },
         }
-        port = site.port()
-        self.server = site.server(sections, port)
-        self.ear = site.ear(port)
+        port = testbed.port()
+        self.server = testbed.server(sections, port)
+        self.ear = testbed.subscriber(port)
         self.server.start()
         until(lambda: self.ear.connections)
 
     def announced(self, path: Path) -> dict[str, Any]:
         """Wait until a file is announced; give the data of its newest announcement."""
-        until(lambda: self.ear.about(path.name), 20, f"an announcement of {path.name}: {self.server.lines()[-2000:]}")
-        data = dict(self.ear.about(path.name)[-1].data)
+        until(lambda: self.ear.of_file(path.name), 20, f"an announcement of {path.name}: {self.server.lines()[-2000:]}")
+        data = dict(self.ear.of_file(path.name)[-1].data)
         assert data["uri"] == str(path)
         return data
 
@@ -81,7 +81,9 @@ class Fort:
     def push(self, data: dict[str, Any], chain: str = "plain", **changes: object) -> Message:
         """Ask for a file."""
         request = {**data, "destination": str(self.out), **changes}
-        return ask(self.ports[chain], TOPIC, "push", {key: one for key, one in request.items() if one is not None})
+        return send_request(
+            self.ports[chain], TOPIC, "push", {key: one for key, one in request.items() if one is not None}
+        )
 
     def has_nothing_of(self, name: str) -> bool:
         """Tell whether nothing of that name, and no secret, came to where requests may have things sent."""
@@ -93,8 +95,8 @@ class Fort:
 @pytest.fixture(scope="module")
 def fort(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fort]:
     """A fort for the tests of this file."""
-    with Site(tmp_path_factory.mktemp("fort")) as site:
-        yield Fort(site)
+    with Testbed(tmp_path_factory.mktemp("fort")) as testbed:
+        yield Fort(testbed)
 
 
 def older(data: dict[str, Any], **changes: object) -> dict[str, Any]:
@@ -133,10 +135,10 @@ def test_only_what_was_announced(fort: Fort, kind: str) -> None:
     data = fort.feed()
     for way, uri in names_of_secrets(fort, data).items():
         for changed in (older(data, uri=uri), {**data, "uri": uri}):
-            answer = ask(fort.ports["plain"], TOPIC, kind, {**changed, "destination": str(fort.out)})
+            answer = send_request(fort.ports["plain"], TOPIC, kind, {**changed, "destination": str(fort.out)})
             assert (way, answer.type) == (way, "err")
         nested = older(data, dataset=[{"uri": uri, "uid": "x"}])
-        assert ask(fort.ports["plain"], TOPIC, kind, {**nested, "destination": str(fort.out)}).type == "err"
+        assert send_request(fort.ports["plain"], TOPIC, kind, {**nested, "destination": str(fort.out)}).type == "err"
     assert fort.has_nothing_of(fort.secret.name)
     assert fort.push(data).type == "file"
 
@@ -168,8 +170,8 @@ def test_ack_removes_nothing_foreign(fort: Fort) -> None:
     data = fort.feed("delete")
     fort.secret.write_bytes(SECRET)
     for uri in (str(fort.secret), f"{fort.feeders['delete'].folder}/../secret/{fort.secret.name}"):
-        assert ask(fort.ports["delete"], TOPIC, "ack", older(data, uri=uri)).type == "err"
-    assert ask(fort.ports["delete"], TOPIC, "ack", data).type == "ack"
+        assert send_request(fort.ports["delete"], TOPIC, "ack", older(data, uri=uri)).type == "err"
+    assert send_request(fort.ports["delete"], TOPIC, "ack", data).type == "ack"
     until(lambda: not Path(data["uri"]).exists())
     assert fort.secret.read_bytes() == SECRET
 
@@ -182,11 +184,11 @@ def test_removal_in_a_swapped_directory(fort: Fort) -> None:
     (folder / f".{name}").write_bytes(content(name))
     (folder / f".{name}").rename(folder / name)
     data = fort.announced(folder / name)
-    victim = fort.site.folder("victim") / name
+    victim = fort.testbed.directory("victim") / name
     shutil.copy2(folder / name, victim)
-    folder.rename(fort.site.folder("away") / name)
+    folder.rename(fort.testbed.directory("away") / name)
     folder.symlink_to(victim.parent)
-    assert ask(fort.ports["deep"], TOPIC, "ack", data).type == "ack"
+    assert send_request(fort.ports["deep"], TOPIC, "ack", data).type == "ack"
     fort.server.wait_for_line(f"does not remove {folder / name}")
     assert victim.exists()
     assert fort.push(data, "deep").type == "err"
@@ -213,7 +215,7 @@ def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
         assert "leads elsewhere" in answer.data["error"]
         assert fort.push(older(data), chain).type == "err"
     else:  # the link is ours, so it is announced itself; but the older announcement does not stand for it
-        until(lambda: len(fort.ear.about(data["uid"])) > 1)
+        until(lambda: len(fort.ear.of_file(data["uid"])) > 1)
         assert fort.push(data, chain).type == "err"
         assert fort.push(older(data), chain).type == "file"
         (fort.out / data["uid"]).unlink()
@@ -223,7 +225,7 @@ def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
 def test_link_of_the_owner(fort: Fort) -> None:
     """A link out of the origin that we made ourselves is announced and followed, as ever, and so is a hard link."""
     feeder = fort.feeders["plain"]
-    disk = Feeder(fort.site.folder("disk"), 7000)
+    disk = Feeder(fort.testbed.directory("disk"), 7000)
     soft, hard = (disk.folder / name for name in disk.feed(2))
     (feeder.folder / soft.name).symlink_to(soft)
     (feeder.folder / hard.name).hardlink_to(hard)
@@ -236,14 +238,14 @@ def test_link_of_the_owner(fort: Fort) -> None:
 def test_link_that_leads_elsewhere_later(fort: Fort) -> None:
     """A link that is turned to another file is served again only when that has been announced anew."""
     feeder = fort.feeders["plain"]
-    disk = Feeder(fort.site.folder("disk"), 7100)
+    disk = Feeder(fort.testbed.directory("disk"), 7100)
     first, second = (disk.folder / name for name in disk.feed(2))
     os.utime(second, ns=(first.stat().st_atime_ns, first.stat().st_mtime_ns))
     link = feeder.folder / first.name
     link.symlink_to(first)
     data = fort.announced(link)
     replace_by_link(link, second)
-    until(lambda: len(fort.ear.about(link.name)) > 1)
+    until(lambda: len(fort.ear.of_file(link.name)) > 1)
     assert fort.push(data).type == "err"
     assert fort.push(fort.announced(link)).type == "file"
     assert (fort.out / link.name).read_bytes() == second.read_bytes()
@@ -266,14 +268,14 @@ def test_no_links_out(fort: Fort) -> None:
     fort.server.wait_for_line(
         f"{link} leads out of the origin, to {fort.secret}, and none is followed (external_symlinks): not announced"
     )
-    assert not fort.ear.about(link.name) or fort.ear.about(link.name)[-1].data["uri"] != str(link)
+    assert not fort.ear.of_file(link.name) or fort.ear.of_file(link.name)[-1].data["uri"] != str(link)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links to others")
 def test_link_of_a_stranger(fort: Fort) -> None:
     """A link that a stranger put into the origin leads nobody to what only we may read."""
     folder = fort.feeders["plain"].folder
-    disk = Feeder(fort.site.folder("disk"), 7200)
+    disk = Feeder(fort.testbed.directory("disk"), 7200)
     ours, theirs = (disk.folder / name for name in disk.feed(2))
     os.chown(theirs, 12345, 12345)
     for target in (ours, theirs):
@@ -284,12 +286,12 @@ def test_link_of_a_stranger(fort: Fort) -> None:
         new.rename(link)
     fort.announced(folder / theirs.name)  # they may show what is theirs
     fort.server.wait_for_line(f"{folder / ours.name} leads out of the origin")
-    assert not fort.ear.about(ours.name)
+    assert not fort.ear.of_file(ours.name)
 
 
 def test_heard_files(fort: Fort) -> None:
     """A chain that listens hands out the very files that messages named, and not what takes their places."""
-    folder = fort.site.folder("heard")
+    folder = fort.testbed.directory("heard")
     feeder = Feeder(folder, 8000)
     plain, swapped = (folder / name for name in feeder.feed(2))
     (folder / "by-link").symlink_to(folder)
@@ -298,7 +300,7 @@ def test_heard_files(fort: Fort) -> None:
     def spoken(path: Path) -> dict[str, Any]:
         def heard() -> list[Any]:
             fort.speaker.send(str(Message("/spoken", "file", {"uri": str(path), "uid": path.name})))
-            return [one for one in fort.ear.about(path.name) if one.data["uri"] == str(path)]
+            return [one for one in fort.ear.of_file(path.name) if one.data["uri"] == str(path)]
 
         return dict(until(heard)[-1].data)
 
@@ -392,7 +394,7 @@ def ask_from(address: str, port: int, kind: str, data: object = "", payload: byt
         peer.setsockopt(zmq.LINGER, 0)
         peer.connect(f"tcp://{address}:0;{HOST}:{port}")
         peer.send(payload or str(Message(TOPIC, kind, data)).encode())
-        assert peer.poll(10_000 * PATIENCE), f"no answer to {kind}"
+        assert peer.poll(10_000 * TIMEOUT_FACTOR), f"no answer to {kind}"
         return Message.decode(peer.recv().decode())
 
 
@@ -402,7 +404,7 @@ def test_client_that_is_not_allowed(fort: Fort, kind: str) -> None:
     data = fort.feed("closed")
     wanted = {**data, "destination": str(fort.out), "log": data["announcement"]["log"], "after": 0}
     claims = {"request_address": f"{ALLOWED}:1", "Peer-Address": ALLOWED, "request": REQUEST}
-    answer = ask(fort.ports["closed"], TOPIC, kind, {**wanted, **claims})
+    answer = send_request(fort.ports["closed"], TOPIC, kind, {**wanted, **claims})
     assert answer.type == "err"
     assert answer.data == {"error": "this client is not allowed here", "temporary": False, "retry_after": 0.0}
     assert ask_from("127.0.0.3", fort.ports["closed"], kind, older(wanted)).data == "this client is not allowed here"
@@ -432,17 +434,17 @@ def test_refusals_do_not_fill_the_log(fort: Fort) -> None:
 
 def test_who_may_hear(tmp_path: Path) -> None:
     """Announcements go to allowed addresses only, when [DEFAULT] names them: others cannot connect."""
-    with Site(tmp_path) as site:
-        feeder = site.feeder()
-        port = site.port()
+    with Testbed(tmp_path) as testbed:
+        feeder = testbed.feeder()
+        port = testbed.port()
         sections: dict[str, dict[str, object]] = {
             "DEFAULT": {"allowed_clients": ALLOWED},
-            "hrit": server_section(feeder.folder, site.port()),
+            "hrit": server_section(feeder.folder, testbed.port()),
         }
-        server: Process = site.server(sections, port)
-        stranger = site.ear(port)
-        friend = Ear(port, address=f"{ALLOWED}:0;{HOST}")
-        site.at_the_end(friend.stop)
+        server: Process = testbed.server(sections, port)
+        stranger = testbed.subscriber(port)
+        friend = RecordingSubscriber(port, address=f"{ALLOWED}:0;{HOST}")
+        testbed.call_at_end(friend.stop)
         server.start()
         until(lambda: friend.connections)
         fed = feeder.feed(3)
@@ -453,29 +455,29 @@ def test_who_may_hear(tmp_path: Path) -> None:
 
 def test_key_without_curve(tmp_path: Path) -> None:
     """A name among the allowed clients that can be no key, since there are none, keeps the chain from starting."""
-    with Site(tmp_path) as site:
-        sections = {"hrit": server_section(site.folder("in"), site.port(), allowed_clients="friend.site.org")}
-        server = site.server(sections, site.port()).start(wait=False)
+    with Testbed(tmp_path) as testbed:
+        sections = {"hrit": server_section(testbed.directory("in"), testbed.port(), allowed_clients="friend.site.org")}
+        server = testbed.server(sections, testbed.port()).start(wait=False)
         server.wait_for_line("'friend.site.org' is no address")
         assert server.popen
-        assert server.popen.wait(20 * PATIENCE) == 1
+        assert server.popen.wait(20 * TIMEOUT_FACTOR) == 1
 
 
 def test_keys(tmp_path: Path) -> None:
     """With CURVE an invited client is answered only with a key that is allowed, by its name or as it is."""
-    with Site(tmp_path) as site:
-        keys = Keys(site.root / "keys")
+    with Testbed(tmp_path) as testbed:
+        keys = Keys(testbed.root / "keys")
         for name in ("alice", "bob", "carol"):
             keys.make(name)
             keys.invite(name)
         key = load_certificate(keys.folder / "carol.key")[0].decode()
-        ports = {"both": site.port(), "elsewhere": site.port(), "unknown": site.port()}
+        ports = {"both": testbed.port(), "elsewhere": testbed.port(), "unknown": testbed.port()}
         allowed = {"both": f"alice {key} localhost", "elsewhere": f"alice {ALLOWED}", "unknown": "mallory"}
-        folder = site.folder("in")
+        folder = testbed.directory("in")
         sections = {
             name: server_section(folder / name, port, allowed_clients=allowed[name]) for name, port in ports.items()
         }
-        server = keys.give(site.server(sections, site.port()), "server").start()
+        server = keys.give(testbed.server(sections, testbed.port()), "server").start()
         server.wait_for_line("[unknown] cannot be started: allowed_clients: there is no key mallory.key in")
         assert " pong " in keys.ping(ports["both"], "alice")
         assert " pong " in keys.ping(ports["both"], "carol")

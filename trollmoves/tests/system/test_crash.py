@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.crashing import CASES, FAR, MOVED, Case, Far, FarS3, crash, table
-from trollmoves.tests.helpers.daemons import REPOSITORY, Site
-from trollmoves.tests.helpers.waiting import PATIENCE
+from trollmoves.tests.helpers.crashing import CASES, FAR, MOVED, Case, RemoteScenario, S3Scenario, crash, table
+from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
+from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR
 from trollmoves.tests.servers import seaweed
 from trollmoves.utils.failpoints import ENV_VAR, FAILPOINTS
 
@@ -21,25 +21,25 @@ PAGE = REPOSITORY / "doc" / "reliability.md"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_killed_at(case: Case, site: Site) -> None:
+def test_killed_at(case: Case, testbed: Testbed) -> None:
     """A daemon that dies at a step makes good after its restart: all whole, told, tidy, none removed too early."""
-    crash(case, site)
+    crash(case, testbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", MOVED)
 @pytest.mark.parametrize("place", FAR, ids=lambda place: place.scheme)
-def test_killed_while_delivering_to_another_host(place: type[Far], step: str, site: Site) -> None:
+def test_killed_while_delivering_to_another_host(place: type[RemoteScenario], step: str, testbed: Testbed) -> None:
     """A server that dies in the middle of a transfer by any protocol sends it again, and leaves no partial there."""
-    crash(Case("server", step, place, "", MOVED[step]), site)
+    crash(Case("server", step, place, "", MOVED[step]), testbed)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(seaweed.missing()), reason=f"missing: {seaweed.missing()}")
 @pytest.mark.parametrize("step", ["sending", "delivered"])
-def test_killed_while_delivering_to_a_bucket(step: str, site: Site) -> None:
+def test_killed_while_delivering_to_a_bucket(step: str, testbed: Testbed) -> None:
     """A server that dies in the middle of an upload sends the file again; the object there is whole or not there."""
-    crash(Case("server", step, FarS3, "", MOVED[step]), site)
+    crash(Case("server", step, S3Scenario, "", MOVED[step]), testbed)
 
 
 def test_every_step_is_tried() -> None:
@@ -63,13 +63,13 @@ def test_the_tests_named_in_the_page_are_there() -> None:
 
 
 @pytest.mark.parametrize("wish", ["nowhere", "sent:0", "sent:x", "sent:", ":1"])
-def test_unknown_step(wish: str, site: Site) -> None:
+def test_unknown_step(wish: str, testbed: Testbed) -> None:
     """A daemon that is to die at a step that there is not does not start, and lists those that there are."""
-    process = site.client({})
+    process = testbed.client({})
     process.environment = {**process.environment, ENV_VAR: wish}
     process.start(wait=False)
     assert process.popen is not None
-    assert process.popen.wait(20 * PATIENCE) == 1
+    assert process.popen.wait(20 * TIMEOUT_FACTOR) == 1
     assert all(step in process.lines() for step in FAILPOINTS)
     assert "Traceback" not in process.lines()
 

@@ -15,29 +15,29 @@ from trollmoves.tests.helpers import legacy_peer as earlier
 from trollmoves.tests.helpers.curve import Keys
 from trollmoves.tests.helpers.daemons import (
     MIRROR_TOPIC,
-    Pair,
     Process,
-    Site,
+    ServerClientPair,
+    Testbed,
     client_section,
     mirror_section,
     server_section,
 )
 from trollmoves.tests.helpers.recording import HOST
-from trollmoves.tests.helpers.waiting import PATIENCE, until
+from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 from trollmoves.tests.system.test_examples import EXAMPLES, Example
 
 
 @pytest.fixture
-def keys(site: Site) -> Keys:
+def keys(testbed: Testbed) -> Keys:
     """Keys for one test."""
-    return Keys(site.root / "keys")
+    return Keys(testbed.root / "keys")
 
 
-class SecuredPair(Pair):
+class SecuredPair(ServerClientPair):
     """A server and a client with keys; the client is a guest."""
 
-    def __init__(self, site: Site, keys: Keys, *, invited: bool = True) -> None:
-        super().__init__(site)
+    def __init__(self, testbed: Testbed, keys: Keys, *, invited: bool = True) -> None:
+        super().__init__(testbed)
         keys.give(self.server, "server")
         keys.give(self.client, "alice")
         if invited:
@@ -58,16 +58,16 @@ class SecuredPair(Pair):
 # -- who is served
 
 
-def test_server_and_client_with_keys(site: Site, keys: Keys) -> None:
+def test_server_and_client_with_keys(testbed: Testbed, keys: Keys) -> None:
     """A client whose key the server has gets its files."""
-    pair = SecuredPair(site, keys).start()
+    pair = SecuredPair(testbed, keys).start()
     pair.arrives()
     assert " cannot " not in pair.server.lines() + pair.client.lines()
 
 
-def test_whoever_has_no_key_hears_nothing_and_is_not_answered(site: Site, keys: Keys) -> None:
+def test_whoever_has_no_key_hears_nothing_and_is_not_answered(testbed: Testbed, keys: Keys) -> None:
     """Without a key, or with an unknown one, neither the publications nor the requests of a daemon can be reached."""
-    pair = SecuredPair(site, keys).start()
+    pair = SecuredPair(testbed, keys).start()
     keys.make("mallory")
     ports = (pair.publish_port, pair.request_port, pair.client_port)
     assert [keys.is_let_in(port, "alice") for port in ports] == [True] * 3
@@ -84,15 +84,15 @@ def test_whoever_has_no_key_hears_nothing_and_is_not_answered(site: Site, keys: 
 
 
 @pytest.mark.slow
-def test_every_daemon_and_command(site: Site, keys: Keys) -> None:
+def test_every_daemon_and_command(testbed: Testbed, keys: Keys) -> None:
     """Mirror, hot spare, dispatcher and move_it_req work with keys as without them."""
-    feeder, mirrored, out = site.feeder(), site.folder("mirrored"), site.folder("out")
-    publish, request, mirror_publish, mirror_request, primary_port, spare_port = (site.port() for _ in range(6))
+    feeder, mirrored, out = testbed.feeder(), testbed.directory("mirrored"), testbed.directory("out")
+    publish, request, mirror_publish, mirror_request, primary_port, spare_port = (testbed.port() for _ in range(6))
     for name in ("mirror", "alice", "spare", "dispatcher"):
         keys.make(name)
         keys.invite(name)
-    keys.give(site.server({"hrit": server_section(feeder.folder, request)}, publish), "server").start()
-    mirror = {"hrit": mirror_section(publish, site.folder("copies"), mirror_request)}
+    keys.give(testbed.server({"hrit": server_section(feeder.folder, request)}, publish), "server").start()
+    mirror = {"hrit": mirror_section(publish, testbed.directory("copies"), mirror_request)}
     primary = {"hrit": client_section([mirror_publish, spare_port], mirrored, primary_port, topic=MIRROR_TOPIC)}
     spare = {"hrit": client_section([mirror_publish, primary_port], mirrored, spare_port, topic=MIRROR_TOPIC)}
     spare["hrit"]["processing_delay"] = 1
@@ -100,43 +100,43 @@ def test_every_daemon_and_command(site: Site, keys: Keys) -> None:
         "posttroll_subscriber": {"subscribe_addresses": [f"tcp://{HOST}:{primary_port}"], "nameserver": False},
         "target": {"directory": str(out), "dispatch_configs": [{"topics": [MIRROR_TOPIC]}]},
     }
-    config = site.config(json.dumps(targets), "dispatcher.yaml")
-    dispatcher = site.process("dispatcher", site.command("dispatcher.py", config), config)
-    keys.give(site.mirror(mirror, mirror_publish), "mirror").start()
-    keys.give(site.client(primary, name="primary"), "alice").start()
-    keys.give(site.client(spare, name="spare"), "spare").start()
+    config = testbed.config(json.dumps(targets), "dispatcher.yaml")
+    dispatcher = testbed.process("dispatcher", testbed.command("dispatcher.py", config), config)
+    keys.give(testbed.mirror(mirror, mirror_publish), "mirror").start()
+    keys.give(testbed.client(primary, name="primary"), "alice").start()
+    keys.give(testbed.client(spare, name="spare"), "spare").start()
     keys.give(dispatcher, "dispatcher").start()
     for port in (publish, mirror_publish, primary_port, spare_port):
         assert keys.is_let_in(port, "alice")
     feeder.feed(3)
     until(lambda: not feeder.missing(mirrored), 30, "the files are mirrored")
     until(lambda: bool(feeder.feed(1, pause=0.2)) and any(out.iterdir()), 30, "the dispatcher delivers")
-    asked = move_it_req(site, mirror_request, keys.settings("alice"))
+    asked = move_it_req(testbed, mirror_request, keys.settings("alice"))
     assert asked.returncode == 0, asked.stderr
-    for log in site.logs.glob("*.log"):
+    for log in testbed.logs.glob("*.log"):
         assert "cannot" not in log.read_text(), log.read_text()
 
 
-def move_it_req(site: Site, port: int, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def move_it_req(testbed: Testbed, port: int, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Ask the server on a port how it is."""
     return subprocess.run(
-        site.command("move_it_req.py", "--ping", f"tcp://{HOST}:{port}"),
+        testbed.command("move_it_req.py", "--ping", f"tcp://{HOST}:{port}"),
         capture_output=True,
         text=True,
-        timeout=30 * PATIENCE,
-        env={**site.environment, **settings},
+        timeout=30 * TIMEOUT_FACTOR,
+        env={**testbed.environment, **settings},
         check=False,
     )
 
 
 @pytest.mark.parametrize("which", ["server", "client"])
-def test_earlier_peers_with_the_same_settings(site: Site, keys: Keys, which: str) -> None:
+def test_earlier_peers_with_the_same_settings(testbed: Testbed, keys: Keys, which: str) -> None:
     """A client or server of 0.19 takes part with the same keys, on either side."""
-    pair = SecuredPair(site, keys)
+    pair = SecuredPair(testbed, keys)
     if which == "server":
-        pair.server = keys.give(earlier.server(site, pair.server_sections, pair.publish_port), "server")
+        pair.server = keys.give(earlier.server(testbed, pair.server_sections, pair.publish_port), "server")
     else:
-        pair.client = keys.give(earlier.client(site, pair.client_sections), "alice")
+        pair.client = keys.give(earlier.client(testbed, pair.client_sections), "alice")
     pair.server.start(wait=False)
     pair.client.start(wait=False)
     until(lambda: pair.feeder.feed(1, pause=0.5) and any(pair.target.iterdir()), 60, "a file is there")
@@ -145,9 +145,9 @@ def test_earlier_peers_with_the_same_settings(site: Site, keys: Keys, which: str
 # -- what is said on both sides
 
 
-def test_an_unknown_client_is_told_of_on_both_sides_and_served_when_it_is_invited(site: Site, keys: Keys) -> None:
+def test_an_unknown_client_is_told_of_on_both_sides_and_served_when_it_is_invited(testbed: Testbed, keys: Keys) -> None:
     """Server and client say that a key is unknown; once it is added, both go on without a restart, nothing lost."""
-    pair = SecuredPair(site, keys, invited=False).start()
+    pair = SecuredPair(testbed, keys, invited=False).start()
     pair.feeder.feed(3)
     pair.server.wait_for_line(f"{HOST} did not get in: its key ")
     pair.client.wait_for_line("[hrit] cannot hear ")
@@ -160,11 +160,11 @@ def test_an_unknown_client_is_told_of_on_both_sides_and_served_when_it_is_invite
     until(lambda: not pair.feeder.missing(pair.target), 40, "the files are there")
 
 
-def ask_in_vain(site: Site, port: int, settings: dict[str, str], here: str, server: Process, there: str) -> None:
+def ask_in_vain(testbed: Testbed, port: int, settings: dict[str, str], here: str, server: Process, there: str) -> None:
     """Ask until the server says why not: whoever is gone at once has left it nothing to say."""
 
     def told() -> bool:
-        asked = move_it_req(site, port, settings)
+        asked = move_it_req(testbed, port, settings)
         assert asked.returncode == 1
         assert here in asked.stderr.splitlines()[-1], asked.stderr
         return f"did not get in: {there}" in server.lines()
@@ -172,9 +172,9 @@ def ask_in_vain(site: Site, port: int, settings: dict[str, str], here: str, serv
     until(told, what=f"{there!r} in the server's log")
 
 
-def test_a_request_with_the_wrong_keys_says_what_to_look_at(site: Site, keys: Keys) -> None:
+def test_a_request_with_the_wrong_keys_says_what_to_look_at(testbed: Testbed, keys: Keys) -> None:
     """move_it_req says in one line why it is not answered, and so does the server."""
-    pair = SecuredPair(site, keys)
+    pair = SecuredPair(testbed, keys)
     pair.server.start()
     keys.make("mallory")
     keys.make("other")
@@ -184,13 +184,13 @@ def test_a_request_with_the_wrong_keys_says_what_to_look_at(site: Site, keys: Ke
         (keys.settings("alice") | other, "server_public_key_file here holds its key", "it expects another key of ours"),
         ({"POSTTROLL_BACKEND": "unsecure_zmq"}, "wants a key", "it has no key"),
     ):
-        ask_in_vain(site, pair.request_port, settings, here, pair.server, there)
+        ask_in_vain(testbed, pair.request_port, settings, here, pair.server, there)
 
 
-def test_a_client_with_keys_says_that_the_server_has_none(site: Site, keys: Keys) -> None:
+def test_a_client_with_keys_says_that_the_server_has_none(testbed: Testbed, keys: Keys) -> None:
     """Keys on one side only are told of on both."""
-    pair = SecuredPair(site, keys)
-    pair.server.environment = site.environment
+    pair = SecuredPair(testbed, keys)
+    pair.server.environment = testbed.environment
     pair.start()
     pair.client.wait_for_line("it has no key: the backend of its posttroll must be secure_zmq")
     pair.server.wait_for_line("it wants a secured connection: the backend of our posttroll is unsecure_zmq")
@@ -203,23 +203,23 @@ def test_a_client_with_keys_says_that_the_server_has_none(site: Site, keys: Keys
         "POSTTROLL_CLIENTS_PUBLIC_KEYS_DIRECTORY",
     ],
 )
-def test_missing_or_unreadable_keys_end_a_daemon_with_one_line(site: Site, keys: Keys, missing: str) -> None:
+def test_missing_or_unreadable_keys_end_a_daemon_with_one_line(testbed: Testbed, keys: Keys, missing: str) -> None:
     """A setting that is missing, or names no key, is named, and the daemon does not start without it."""
-    pair = SecuredPair(site, keys)
-    for value, why in (("", "is missing"), (str(site.root / "none"), "")):
+    pair = SecuredPair(testbed, keys)
+    for value, why in (("", "is missing"), (str(testbed.root / "none"), "")):
         server = keys.give(pair.server, "server", **{missing: value})
         server.start(wait=False)
         assert server.popen is not None
-        assert server.popen.wait(20 * PATIENCE) == 1
+        assert server.popen.wait(20 * TIMEOUT_FACTOR) == 1
         (line,) = server.lines().splitlines()[-1:]
         assert f"posttroll's setting {missing.removeprefix('POSTTROLL_').lower()}" in line
         assert why in line
         assert "Traceback" not in server.lines()
 
 
-def test_a_secret_key_that_everybody_can_read_is_told_of(site: Site, keys: Keys) -> None:
+def test_a_secret_key_that_everybody_can_read_is_told_of(testbed: Testbed, keys: Keys) -> None:
     """posttroll-generate-keys leaves secret keys readable; the log says so, and never shows one."""
-    pair = SecuredPair(site, keys)
+    pair = SecuredPair(testbed, keys)
     keys.secret("server").chmod(0o644)
     pair.server.start()
     pair.server.wait_for_line(f"every user of this host can read the secret key in {keys.secret('server')}")
@@ -231,12 +231,12 @@ def test_a_secret_key_that_everybody_can_read_is_told_of(site: Site, keys: Keys)
 # -- for as long as the process lives
 
 
-def test_keys_are_asked_for_after_chains_and_publishers_have_gone(site: Site, keys: Keys) -> None:
+def test_keys_are_asked_for_after_chains_and_publishers_have_gone(testbed: Testbed, keys: Keys) -> None:
     """Whatever is reloaded, removed or added, an unknown key gets in nowhere."""
-    pair = SecuredPair(site, keys).start()
+    pair = SecuredPair(testbed, keys).start()
     keys.make("mallory")
-    more = site.port()
-    second = {"more": server_section(site.folder("more"), more)}
+    more = testbed.port()
+    second = {"more": server_section(testbed.directory("more"), more)}
     for sections in (pair.server_sections | second, pair.server_sections, second, pair.server_sections | second):
         before = pair.server.lines().count("configuration read again")
         pair.server.reconfigure(sections)
@@ -275,21 +275,21 @@ sys.stdin.read()
         running.communicate("")
 
 
-def test_a_key_that_is_removed_lets_nobody_in_any_more(site: Site, keys: Keys) -> None:
+def test_a_key_that_is_removed_lets_nobody_in_any_more(testbed: Testbed, keys: Keys) -> None:
     """Whose key is taken away cannot connect again."""
-    pair = SecuredPair(site, keys)
+    pair = SecuredPair(testbed, keys)
     pair.server.start()
     assert keys.is_let_in(pair.request_port, "alice")
     (keys.guests / "alice.key").unlink()
     until(lambda: not keys.is_let_in(pair.request_port, "alice", 0.5), 20)
 
 
-def test_only_authorized_addresses_connect(site: Site) -> None:
+def test_only_authorized_addresses_connect(testbed: Testbed) -> None:
     """Posttroll's authorized_client_addresses counts without keys too."""
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     pair.server.environment = {**pair.server.environment, "POSTTROLL_AUTHORIZED_CLIENT_ADDRESSES": "['127.0.0.9']"}
     pair.server.start()
-    asked = move_it_req(site, pair.request_port, {})
+    asked = move_it_req(testbed, pair.request_port, {})
     assert asked.returncode == 1
     assert "it refuses us: look at authorized_client_addresses there" in asked.stderr
     pair.server.wait_for_line(f"{HOST} did not get in: its address is none of authorized_client_addresses")
@@ -298,16 +298,16 @@ def test_only_authorized_addresses_connect(site: Site) -> None:
 # -- the example
 
 
-def test_the_example_does_what_its_page_says(site: Site) -> None:
+def test_the_example_does_what_its_page_says(testbed: Testbed) -> None:
     """The commands of the page make keys that work, and whoever has none is told of."""
-    example = Example(site, "curve")
+    example = Example(testbed, "curve")
     page = (EXAMPLES / "curve" / "README.md").read_text()
     commands = Path(sys.executable).parent
     for line in re.findall(r"^(?:posttroll-generate-keys|chmod|cp) .*$", page, re.MULTILINE):
         program, *arguments = example.moved(line).split()
         path = commands / program
         subprocess.run([str(path) if path.exists() else program, *arguments], check=True, timeout=30)
-    settings = site.config(example.moved((EXAMPLES / "curve" / "posttroll.yaml").read_text()), "posttroll.yaml")
+    settings = testbed.config(example.moved((EXAMPLES / "curve" / "posttroll.yaml").read_text()), "posttroll.yaml")
     for process in example.run.values():
         process.environment = {**process.environment, "POSTTROLL_CONFIG": str(settings)}
     example.start()
@@ -315,5 +315,5 @@ def test_the_example_does_what_its_page_says(site: Site) -> None:
     example.arrives("delivered/H-MSG4-000001")
     settings_of_none = {"POSTTROLL_CONFIG": os.devnull}
     ask_in_vain(
-        site, example.ports["19061"], settings_of_none, "wants a key", example.run["server.ini"], "it has no key"
+        testbed, example.ports["19061"], settings_of_none, "wants a key", example.run["server.ini"], "it has no key"
     )

@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from trollmoves.movers.partials import partial_path
-from trollmoves.tests.helpers.daemons import Pair, Site, client_section
-from trollmoves.tests.helpers.directories import FarEnd
+from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed, client_section
+from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.integration.test_clock import Clock
 
 TWO_HOURS = 7200
 
 
-def test_a_destination_is_down(site: Site) -> None:
+def test_a_destination_is_down(testbed: Testbed) -> None:
     """What cannot be delivered now waits without holding up what can, and is delivered when its host is back."""
-    far = FarEnd(site, "ftp", site.folder("far"))
+    far = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
     far.proxy.refuse()
-    pair = Pair(site)
-    port = site.port()
+    pair = ServerClientPair(testbed)
+    port = testbed.port()
     there = client_section(pair.publish_port, far.url, port)
     pair.client.reconfigure({**pair.client_sections, "there": there})
-    told = site.ear(port)
+    told = testbed.subscriber(port)
     pair.start()
     pair.feeder.feed(20)
     pair.wait_until_done()
@@ -31,12 +31,12 @@ def test_a_destination_is_down(site: Site) -> None:
     assert pair.feeder.missing(far.folder) == []
 
 
-def test_a_destination_refuses_for_good(site: Site) -> None:
+def test_a_destination_refuses_for_good(testbed: Testbed) -> None:
     """What can never be delivered is told once for each file, and asked for no more; other sections go on."""
-    (site.root / "file").write_text("no directory")
-    pair = Pair(site)
+    (testbed.root / "file").write_text("no directory")
+    pair = ServerClientPair(testbed)
     wrong = client_section(
-        pair.publish_port, site.root / "file" / "below", site.port(), create_target_directory="false"
+        pair.publish_port, testbed.root / "file" / "below", testbed.port(), create_target_directory="false"
     )
     pair.client.reconfigure({**pair.client_sections, "wrong": wrong})
     pair.start()
@@ -49,11 +49,11 @@ def test_a_destination_refuses_for_good(site: Site) -> None:
     assert [pair.server.lines().count(f"{name} not delivered") for name in names] == [1, 1, 1]
 
 
-def test_partials_of_others_are_cleaned(site: Site) -> None:
+def test_partials_of_others_are_cleaned(testbed: Testbed) -> None:
     """What a killed process left half-written in a directory, an hour ago, goes with the first delivery there."""
-    clock = Clock(site.folder("clock"))
+    clock = Clock(testbed.directory("clock"))
     clock.set(TWO_HOURS)
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     left = Path(partial_path(f"{pair.target}/half"))
     left.write_bytes(b"half")
     pair.start()

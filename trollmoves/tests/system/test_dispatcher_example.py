@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trollmoves.config.dispatcher_file import read_dispatcher_config
-from trollmoves.tests.helpers.daemons import REPOSITORY, Site, script
+from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed, script
 from trollmoves.tests.helpers.waiting import until
 
 PAGE = REPOSITORY / "doc" / "dispatcher.md"
@@ -41,15 +41,15 @@ def test_the_files_of_the_example_say_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", ["dispatch.yaml", "dispatch.ini"])
-def test_the_example(site: Site, name: str) -> None:
+def test_the_example(testbed: Testbed, name: str) -> None:
     """The example delivers what its README says, and explains what it does not deliver."""
-    folder = site.root / "example"
+    folder = testbed.root / "example"
     shutil.copytree(EXAMPLE, folder)
-    port = site.port()
+    port = testbed.port()
     config = folder / name
     config.write_text(config.read_text().replace("9040", str(port)))
     here = ["env", "-C", str(folder), sys.executable]
-    site.process("dispatcher", [*here, script("dispatcher.py"), name, "-p", "-n", "false"], config).start()
+    testbed.process("dispatcher", [*here, script("dispatcher.py"), name, "-p", "-n", "false"], config).start()
     subprocess.run([*here, "tell.py", "--port", str(port)], check=True, timeout=30, stdout=subprocess.DEVNULL)
     listing = re.search(r"```\n(delivered/.*?)```", (EXAMPLE / "README.md").read_text(), re.DOTALL)
     assert listing
@@ -57,5 +57,5 @@ def test_the_example(site: Site, name: str) -> None:
     until(lambda: all((folder / path).exists() for path in wanted), what=f"{wanted}")
     assert sorted(str(p.relative_to(folder)) for p in (folder / "delivered").rglob("*") if p.is_file()) == wanted
     given = folder / "products" / "20250102_0304_fog.message"
-    explained = site.run("dispatcher.py", "--explain", given, config).stdout
+    explained = testbed.run("dispatcher.py", "--explain", given, config).stdout
     assert "no: product is 'fog', not one of 'overview', 'natural_color'" in explained

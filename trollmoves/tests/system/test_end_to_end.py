@@ -71,7 +71,7 @@ def test_the_whole_picture(tmp_path: Path, old: bool) -> None:
     arguments = ["--files", str(FILES)]
     if old:
         interpreter = earlier.python()
-        if isinstance(interpreter, earlier.Missing):
+        if isinstance(interpreter, earlier.PeerUnavailable):
             pytest.skip(f"missing: {interpreter}")
         arguments += ["--earlier", str(interpreter.parent)]
     with story(tmp_path, *arguments) as process:

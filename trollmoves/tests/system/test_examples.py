@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import REPOSITORY, Process, Site
-from trollmoves.tests.helpers.directories import FarEnd
+from trollmoves.tests.helpers.daemons import REPOSITORY, Process, Testbed
+from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed
@@ -26,8 +26,8 @@ PORT = re.compile(r"\b19\d\d\d\b")
 class Example:
     """One example, moved to the site's folder and to ports that are free; ``run`` are its daemons by configuration."""
 
-    def __init__(self, site: Site, name: str, **ports: int) -> None:
-        self.site = site
+    def __init__(self, testbed: Testbed, name: str, **ports: int) -> None:
+        self.testbed = testbed
         self.name = name
         self.ports: dict[str, int] = {key.removeprefix("p"): port for key, port in ports.items()}
         self.run: dict[str, Process] = {}
@@ -37,17 +37,17 @@ class Example:
                 Path(one).mkdir(parents=True)
         for line in re.findall(r"^move_it_\w+\.py .*$", page, re.MULTILINE):
             script, config, *arguments = self.moved(line).split()
-            path = site.config(self.moved((EXAMPLES / name / config).read_text()), config)
-            self.run[config] = site.process(config, site.command(script, path, *arguments), path)
+            path = testbed.config(self.moved((EXAMPLES / name / config).read_text()), config)
+            self.run[config] = testbed.process(config, testbed.command(script, path, *arguments), path)
         assert self.run.keys() == {path.name for path in (EXAMPLES / name).glob("*.ini")}
 
     def moved(self, text: str) -> str:
         """Give a text of the example with the site's folder and ports."""
 
         def port(match: re.Match[str]) -> str:
-            return str(self.ports.setdefault(match[0], self.site.port()))
+            return str(self.ports.setdefault(match[0], self.testbed.port()))
 
-        return PORT.sub(port, text.replace(f"/tmp/trollmoves-{self.name}", str(self.site.root)))
+        return PORT.sub(port, text.replace(f"/tmp/trollmoves-{self.name}", str(self.testbed.root)))
 
     def start(self) -> Example:
         """Start all daemons."""
@@ -59,13 +59,13 @@ class Example:
 
     def put(self, name: str, data: bytes = b"segment\n") -> Path:
         """Let a file appear at once under its name."""
-        staged = self.site.root / "staged"
+        staged = self.testbed.root / "staged"
         staged.write_bytes(data)
-        return staged.rename(self.site.root / name)
+        return staged.rename(self.testbed.root / name)
 
     def arrives(self, name: str, data: bytes = b"segment\n") -> None:
         """Wait until a file is there."""
-        path = self.site.root / name
+        path = self.testbed.root / name
         until(path.exists, what=f"{name} arrives:\n" + "\n".join(p.lines()[-1000:] for p in self.run.values()))
         assert path.read_bytes() == data
 
@@ -74,16 +74,16 @@ class Example:
         self.run[config].wait_for_line(part)
 
 
-def test_protocols(site: Site) -> None:
+def test_protocols(testbed: Testbed) -> None:
     """A file arrives by every protocol."""
     if seaweed.missing() or importlib.util.find_spec("boto3") is None:
         pytest.skip(f"missing: {seaweed.missing() or 'boto3'}")
-    ssh, ftp = FarEnd(site, "sftp", site.root), FarEnd(site, "ftp", site.root)
-    s3 = Seaweed(site.folder("s3"))
-    site.enter(s3)
-    keys = site.folder("home/.aws") / "credentials"
+    ssh, ftp = RemoteDirectory(testbed, "sftp", testbed.root), RemoteDirectory(testbed, "ftp", testbed.root)
+    s3 = Seaweed(testbed.directory("s3"))
+    testbed.enter(s3)
+    keys = testbed.directory("home/.aws") / "credentials"
     keys.write_text(f"[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
-    example = Example(site, "protocols", p19022=ssh.port, p19021=ftp.port, p19333=s3.port)
+    example = Example(testbed, "protocols", p19022=ssh.port, p19021=ftp.port, p19333=s3.port)
     for place in (ssh, ftp):  # they are behind an address of their own
         path = example.run["client.ini"].config
         path.write_text(path.read_text().replace(f"127.0.0.1:{place.port}", place.address))
@@ -96,15 +96,15 @@ def test_protocols(site: Site) -> None:
     assert stored["Body"].read() == b"segment\n"
 
 
-def test_end_to_end(site: Site) -> None:
+def test_end_to_end(testbed: Testbed) -> None:
     """A file that two servers announce comes to both clients and, through the dispatcher, to a directory."""
-    example = Example(site, "end-to-end")
+    example = Example(testbed, "end-to-end")
     text = example.moved((EXAMPLES / "end-to-end" / "dispatch.yaml").read_text())
     for target in ("ftp", "sftp", "s3"):
         text = re.sub(rf"^{target}:\n(  .*\n)*", "", text, flags=re.MULTILINE)
-    config = site.config(text, "dispatch.yaml")
-    command = site.command("dispatcher.py", config, "-p", example.moved("19015"), "-n", "false")
-    example.run["dispatch.yaml"] = site.process("dispatcher", command, config)
+    config = testbed.config(text, "dispatch.yaml")
+    command = testbed.command("dispatcher.py", config, "-p", example.moved("19015"), "-n", "false")
+    example.run["dispatch.yaml"] = testbed.process("dispatcher", command, config)
     example.start()
     for reception in "ab":
         example.put(f"reception-{reception}/H-MSG4-000001")
@@ -112,9 +112,9 @@ def test_end_to_end(site: Site) -> None:
         example.arrives(f"{folder}/H-MSG4-000001")
 
 
-def test_several_servers(site: Site) -> None:
+def test_several_servers(testbed: Testbed) -> None:
     """Files of two servers arrive once and are removed on both sides; one server is enough."""
-    example = Example(site, "several-servers").start()
+    example = Example(testbed, "several-servers").start()
     both = [example.put(f"reception-{x}/H-MSG4-000001") for x in "ab"]
     example.arrives("arrived/H-MSG4-000001")
     until(lambda: not any(path.exists() for path in both), what="removal")
@@ -125,9 +125,9 @@ def test_several_servers(site: Site) -> None:
     example.arrives("arrived/H-MSG4-000002")
 
 
-def test_hot_spare(site: Site) -> None:
+def test_hot_spare(testbed: Testbed) -> None:
     """The primary delivers, the spare when that is killed, and the primary again when it is back."""
-    example = Example(site, "hot-spare").start()
+    example = Example(testbed, "hot-spare").start()
     primary = example.run["primary.ini"]
     for client in ("primary.ini", "spare.ini"):
         example.says(client, "shares its work with")
@@ -143,33 +143,33 @@ def test_hot_spare(site: Site) -> None:
     assert example.run["spare.ini"].lines().count(" received ") == 1
 
 
-def test_provider_topics(site: Site) -> None:
+def test_provider_topics(testbed: Testbed) -> None:
     """From each server arrives what is wanted of it."""
-    example = Example(site, "provider-topics").start()
+    example = Example(testbed, "provider-topics").start()
     for name in ("geo/quicklook-1", "polar/quicklook-1", "geo/hrit-1", "polar/viirs-1"):
         example.put(name)
     example.arrives("arrived/hrit-1")
     example.arrives("arrived/viirs-1")
-    assert len(list((site.root / "arrived").iterdir())) == 2
+    assert len(list((testbed.root / "arrived").iterdir())) == 2
 
 
-def test_unpacking(site: Site) -> None:
+def test_unpacking(testbed: Testbed) -> None:
     """One kind of file is unpacked by the server, the other one by the client; what was packed goes."""
-    example = Example(site, "unpacking").start()
+    example = Example(testbed, "unpacking").start()
     packed = example.put("incoming/single.bz2", bz2.compress(b"segment\n"))
     example.put("incoming/both.tar", archive("one", "two"))
     for name in ("single", "one", "two"):
         example.arrives(f"arrived/{name}")
-    until(lambda: not packed.exists() and not (site.root / "arrived" / "both.tar").exists())
+    until(lambda: not packed.exists() and not (testbed.root / "arrived" / "both.tar").exists())
 
 
-def test_remote_files(site: Site) -> None:
+def test_remote_files(testbed: Testbed) -> None:
     """It is told where a file, and each file in an archive, can be read."""
-    example = Example(site, "remote-files").start()
+    example = Example(testbed, "remote-files").start()
     page = (EXAMPLES / "remote-files" / "README.md").read_text()
     address = example.moved("127.0.0.1:19010")
     command = [sys.executable, str(EXAMPLES / "remote-files" / "listen.py"), address]
-    listener = site.process("listen", command, site.root / "none", lambda _: True).start()
+    listener = testbed.process("listen", command, testbed.root / "none", lambda _: True).start()
     wanted = [
         example.moved(line)
         for line in re.findall(r"^(?:file|dataset) .*$", page, re.MULTILINE)
@@ -195,19 +195,19 @@ def archive(*names: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_exposed_mirror(site: Site) -> None:
+def test_exposed_mirror(testbed: Testbed) -> None:
     """A customer gets what is agreed, another one who asks for more gets nothing, and no link leads out."""
-    example = Example(site, "exposed-mirror").start()
-    secret = site.root / "secret"
+    example = Example(testbed, "exposed-mirror").start()
+    secret = testbed.root / "secret"
     secret.write_text("secret")
-    (site.root / "incoming" / "H-MSG4-000002").symlink_to(secret)
+    (testbed.root / "incoming" / "H-MSG4-000002").symlink_to(secret)
     example.put("incoming/H-MSG4-000001")
     example.arrives("customers/a/in/MSG4/H-MSG4-000001")
     example.says("mirror.ini", "is not among the allowed destinations")
     example.says("client.ini", "is refused for good")
     example.says("server.ini", "H-MSG4-000002 leads out of the origin")
-    assert not (site.root / "elsewhere").exists()
-    assert not list((site.root / "customers").rglob("*000002"))
+    assert not (testbed.root / "elsewhere").exists()
+    assert not list((testbed.root / "customers").rglob("*000002"))
     port = example.ports["19195"]
     assert ask_from("127.0.0.9", port, "ping").type == "err"
     assert ask_from("127.0.0.1", port, "ping").type == "pong"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Pair, Site
+from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 from trollmoves.tests.helpers.flooding import FLOODER, HALF_OPEN, KINDS
-from trollmoves.tests.helpers.recording import Line
+from trollmoves.tests.helpers.recording import RequestSocket
 from trollmoves.tests.helpers.waiting import until
 
 SAMPLES = 25
@@ -37,19 +37,19 @@ def processors() -> Iterator[set[int]]:
 
 
 @pytest.fixture
-def pair(tmp_path: Path, processors: set[int]) -> Iterator[Pair]:
+def pair(tmp_path: Path, processors: set[int]) -> Iterator[ServerClientPair]:
     """A server and a client that have had a file."""
-    with Site(tmp_path) as site:
-        pair = Pair(site).start()
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed).start()
         pair.feeder.feed(1)
         pair.wait_until_done()
         yield pair
 
 
-def latencies(pair: Pair) -> tuple[float, float]:
+def latencies(pair: ServerClientPair) -> tuple[float, float]:
     """Give the medians of the seconds in which a ping is answered, and a file is there and told of."""
     pings, files = [], []
-    with Line(pair.request_port) as line:
+    with RequestSocket(pair.request_port) as line:
         line.ping()
         for _ in range(SAMPLES):
             asked = time.monotonic()
@@ -58,7 +58,7 @@ def latencies(pair: Pair) -> tuple[float, float]:
             fed = time.monotonic()
             names = pair.feeder.feed(1)
             pair.received.wait_for_receipts(names, 20)
-            files.append(max(pair.received.about(name)[0].at for name in names) - fed)
+            files.append(max(pair.received.of_file(name)[0].at for name in names) - fed)
     return statistics.median(pings), statistics.median(files)
 
 
@@ -76,7 +76,7 @@ def flood(kind: str, port: int, processors: set[int]) -> Iterator[None]:
         flooding.wait()
 
 
-def memory(pair: Pair) -> float:
+def memory(pair: ServerClientPair) -> float:
     """Give the MB that the server has in memory."""
     assert pair.server.popen
     with open(f"/proc/{pair.server.popen.pid}/statm") as stream:
@@ -96,13 +96,13 @@ SAYS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flood_does_not_hold_up_others(kind: str, pair: Pair, processors: set[int]) -> None:
+def test_a_flood_does_not_hold_up_others(kind: str, pair: ServerClientPair, processors: set[int]) -> None:
     """Others are served within twice their usual time while one host floods a server.
 
     It says so in a few lines, and keeps its memory small.
     """
     before = latencies(pair)
-    pair.server.mark()
+    pair.server.mark_log()
     with flood(kind, pair.request_port, processors):
         time.sleep(2.0 if kind != "half_open" else 0)
         if kind == "half_open":

@@ -16,17 +16,17 @@ import zmq
 
 from trollmoves.tests.helpers.daemons import (
     TOPIC,
-    Pair,
     Process,
-    Site,
+    ServerClientPair,
+    Testbed,
     client_section,
     mirror_section,
     server_section,
 )
-from trollmoves.tests.helpers.dispatching import Dispatching, Voice
+from trollmoves.tests.helpers.dispatching import DispatcherTestbed, RecordedPublisher
 from trollmoves.tests.helpers.feeding import Feeder
 from trollmoves.tests.helpers.fuzzing import SCALE, Fuzz, scaled
-from trollmoves.tests.helpers.recording import HOST, Ear, ask
+from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber, send_request
 from trollmoves.tests.helpers.waiting import until
 
 log = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ STAMP = "sat@elsewhere 2025-01-02T03:04:05.678 v1.01"
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def testbed(tmp_path: Path) -> Iterator[Testbed]:
     """Give a place for daemons."""
-    with Site(tmp_path) as found:
+    with Testbed(tmp_path) as found:
         yield found
 
 
@@ -53,7 +53,7 @@ def memory(process: Process) -> int:
 
 def assert_sound(process: Process, tried: int, seconds: float) -> None:
     """See that a daemon runs, and that nothing happened in it that nobody foresaw."""
-    assert process.runs()
+    assert process.is_running()
     lines = process.lines()
     for word in UNFORESEEN:
         at = lines.find(word)
@@ -134,7 +134,7 @@ def attack(port: int, announced: dict[str, Any], out: Path, count: int, seed: in
         crowd.drain()
 
 
-def preach(voice: Voice, announced: list[dict[str, Any]], count: int, seed: int) -> None:
+def preach(voice: RecordedPublisher, announced: list[dict[str, Any]], count: int, seed: int) -> None:
     """Publish changed announcements and heartbeats; who subscribed to their topic hears them."""
     fuzz = Fuzz(seed)
     beat = {"min_interval": 30, "logs": [{"log": "x/hrit", "number": 3, "request_address": f"{HOST}:1"}], "client": "x"}
@@ -147,7 +147,7 @@ def preach(voice: Voice, announced: list[dict[str, Any]], count: int, seed: int)
         else:
             (head,) = heads(fuzz.random.choice(("file", "file", "file", "dataset", "collection", "push", "ack", "del")))
             message = fuzz.message(head, fuzz.random.choice(announced), keep)
-        voice.say_bytes(message)
+        voice.publish_bytes(message)
 
 
 def strange_announcements(address: str) -> list[dict[str, Any]]:
@@ -170,10 +170,10 @@ def strange_announcements(address: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_server(site: Site) -> None:
+def test_server(testbed: Testbed) -> None:
     """A server that is asked for anything, in any form, still serves what it announced."""
-    count, out = scaled(20_000), site.folder("out")
-    pair = Pair(site, {"allowed_destinations": str(site.root), "station": "x"}, destination=out)
+    count, out = scaled(20_000), testbed.directory("out")
+    pair = ServerClientPair(testbed, {"allowed_destinations": str(testbed.root), "station": "x"}, destination=out)
     pair.start()
     pair.feeder.feed(1)
     pair.wait_until_done()
@@ -187,15 +187,15 @@ def test_server(site: Site) -> None:
 
 
 @pytest.mark.slow
-def test_client(site: Site) -> None:
+def test_client(testbed: Testbed) -> None:
     """A client that is told anything, in any form, still fetches what is announced properly."""
-    count, stranger = scaled(20_000), site.port()
-    feeder, out = site.feeder(), site.folder("out")
-    published, request_port, told = site.port(), site.port(), site.port()
-    voice = site.keep(Voice(stranger))
-    server = site.server({"hrit": server_section(feeder.folder, request_port)}, published)
-    client = site.client({"hrit": client_section([published, stranger], out, told)})
-    ear = site.ear(told)
+    count, stranger = scaled(20_000), testbed.port()
+    feeder, out = testbed.feeder(), testbed.directory("out")
+    published, request_port, told = testbed.port(), testbed.port(), testbed.port()
+    voice = testbed.close_at_end(RecordedPublisher(stranger))
+    server = testbed.server({"hrit": server_section(feeder.folder, request_port)}, published)
+    client = testbed.client({"hrit": client_section([published, stranger], out, told)})
+    ear = testbed.subscriber(told)
     with ExitStack() as ending:
         server.start()
         client.start()
@@ -208,18 +208,18 @@ def test_client(site: Site) -> None:
 
 
 @pytest.mark.slow
-def test_mirror(site: Site) -> None:
+def test_mirror(testbed: Testbed) -> None:
     """A mirror that is told and asked anything, in any form, still announces and hands on what it should."""
-    count, stranger = scaled(10_000), site.port()
-    feeder, out = site.feeder(), site.folder("out")
-    published, mirrored, request_port = site.port(), site.port(), site.port()
-    voice = site.keep(Voice(stranger))
-    server = site.server({"hrit": server_section(feeder.folder, site.port())}, published)
+    count, stranger = scaled(10_000), testbed.port()
+    feeder, out = testbed.feeder(), testbed.directory("out")
+    published, mirrored, request_port = testbed.port(), testbed.port(), testbed.port()
+    voice = testbed.close_at_end(RecordedPublisher(stranger))
+    server = testbed.server({"hrit": server_section(feeder.folder, testbed.port())}, published)
     section = mirror_section(
-        [published, stranger], site.folder("copies"), request_port, allowed_destinations=str(site.root)
+        [published, stranger], testbed.directory("copies"), request_port, allowed_destinations=str(testbed.root)
     )
-    mirror = site.mirror({"hrit": section}, mirrored)
-    announced = site.ear(mirrored)
+    mirror = testbed.mirror({"hrit": section}, mirrored)
+    announced = testbed.subscriber(mirrored)
     server.start()
     mirror.start()
     voice.wait_for_topics([TOPIC])
@@ -232,21 +232,21 @@ def test_mirror(site: Site) -> None:
         assert_sound(mirror, 2 * count, time.monotonic() - started)
 
 
-def handed_on(feeder: Feeder, announced: Ear, port: int, out: Path) -> dict[str, Any]:
+def handed_on(feeder: Feeder, announced: RecordingSubscriber, port: int, out: Path) -> dict[str, Any]:
     """Feed a file, wait until a mirror announces it and ask for it; give what was announced."""
     (name,) = feeder.feed(1)
-    until(lambda: announced.about(name), 100, "it is announced")
+    until(lambda: announced.of_file(name), 100, "it is announced")
     text = next(text for text in announced.texts if name in text)
     data: dict[str, Any] = json.loads(text.split(None, 6)[6])
     wanted = {key: value for key, value in data.items() if key != "announcement"}
-    answer = ask(port, TOPIC, "push", wanted | {"destination": f"file://{HOST}{out}"}, seconds=100)
+    answer = send_request(port, TOPIC, "push", wanted | {"destination": f"file://{HOST}{out}"}, seconds=100)
     assert answer.type == "file", answer
     assert (out / name).exists()
     return data
 
 
 @pytest.mark.slow
-def test_dispatcher(site: Site) -> None:
+def test_dispatcher(testbed: Testbed) -> None:
     """A dispatcher that is told anything, in any form, still delivers what it should."""
     count = scaled(20_000)
     conditions = [{"sensor": ["viirs", "avhrr"], "orbit": ">5"}, {"except": {"platform_name": "NOAA-21"}}]
@@ -258,7 +258,7 @@ def test_dispatcher(site: Site) -> None:
         "dispatch_configs": [{"topics": ["/level2/viirs"], "conditions": conditions}],
     }
     plain = {"directory": "OUT/plain", "dispatch_configs": [{"topics": ["/level2/viirs"]}]}
-    dispatching = Dispatching(site, {"all": target, "plain": plain}).start()
+    dispatching = DispatcherTestbed(testbed, {"all": target, "plain": plain}).start()
     strange = dispatching.file("strange")
     one = {"uri": str(strange), "uid": "strange", "sensor": "viirs", "orbit": 7, "platform_name": "Suomi-NPP"}
     told = [
@@ -271,8 +271,8 @@ def test_dispatcher(site: Site) -> None:
     for _ in range(count):
         kind = fuzz.random.choice(("file", "file", "dataset", "collection", "beat"))
         message = fuzz.message(f"pytroll://level2/viirs {kind} {STAMP}", fuzz.random.choice(told), keep)
-        dispatching.voice.say_bytes(message)
-    dispatching.voice.tell(dispatching.file("proper"))
+        dispatching.voice.publish_bytes(message)
+    dispatching.voice.publish_file(dispatching.file("proper"))
     dispatching.wait_for("plain/proper", seconds=120)
     assert_sound(dispatching.process, count, time.monotonic() - started)
 
@@ -312,11 +312,13 @@ class Liar:
                 self._socket.send_multipart([identity, *fuzz.frames(kinds, fuzz.random.choice((data, numbers)))])
 
 
-def wait_until_heard(voice: Voice, server: Process, feeder: Feeder, ear: Ear, fuzzed: Process) -> None:
+def wait_until_heard(
+    voice: RecordedPublisher, server: Process, feeder: Feeder, ear: RecordingSubscriber, fuzzed: Process
+) -> None:
     """Wait until all that a stranger said was heard, and a proper file is fetched after it."""
     mark = "that-was-it"
-    voice.say_bytes(f"pytroll:/{TOPIC} {mark}".encode())
+    voice.publish_bytes(f"pytroll:/{TOPIC} {mark}".encode())
     fuzzed.wait_for_line(mark, seconds=60 * max(1, SCALE))
     (name,) = feeder.feed(1)
     ear.wait_for_receipts([name], 120)
-    assert server.runs()
+    assert server.is_running()

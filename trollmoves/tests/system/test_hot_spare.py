@@ -8,7 +8,7 @@ import time
 import pytest
 
 from trollmoves.tests.helpers import legacy_peer as earlier
-from trollmoves.tests.helpers.daemons import Process, Site, client_section, server_section
+from trollmoves.tests.helpers.daemons import Process, Testbed, client_section, server_section
 from trollmoves.tests.helpers.feeding import content, names
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import pyftpd
@@ -25,17 +25,17 @@ LONG = 2 * TAKEOVER  # s that a slow transfer takes
 class Spares:
     """A server, a primary and a spare, each with an ear; the files go by FTP through a proxy to one place."""
 
-    def __init__(self, site: Site, *, old: str = "", apart: bool = False) -> None:
+    def __init__(self, testbed: Testbed, *, old: str = "", apart: bool = False) -> None:
         if why := pyftpd.missing():
             pytest.skip(f"missing: {why}")
-        self.site = site
-        self.feeder = site.feeder()
-        self.target = site.folder("out")
-        ftp = PyFtpd(site.folder("ftp"), self.target)
-        site.enter(ftp)
-        self.proxy = site.enter(Proxy(ftp.port, *ftp.passive_ports))
-        publish_port, primary_port, spare_port = site.port(), site.port(), site.port()
-        self.server = site.server({"hrit": server_section(self.feeder.folder, site.port())}, publish_port)
+        self.testbed = testbed
+        self.feeder = testbed.feeder()
+        self.target = testbed.directory("out")
+        ftp = PyFtpd(testbed.directory("ftp"), self.target)
+        testbed.enter(ftp)
+        self.proxy = testbed.enter(Proxy(ftp.port, *ftp.passive_ports))
+        publish_port, primary_port, spare_port = testbed.port(), testbed.port(), testbed.port()
+        self.server = testbed.server({"hrit": server_section(self.feeder.folder, testbed.port())}, publish_port)
         destination = f"ftp://{PROXY_HOST}:{ftp.port}/"
         login = f"{USER}:{PASSWORD}"
 
@@ -43,13 +43,13 @@ class Spares:
             place = destination + name if apart else destination
             section = client_section([publish_port, peer], place, port, login=login, **options)
             if old == name:
-                return earlier.client(site, {"hrit": section}, name)
-            return site.client({"hrit": section | {"takeover_after": TAKEOVER}}, name=name)
+                return earlier.client(testbed, {"hrit": section}, name)
+            return testbed.client({"hrit": section | {"takeover_after": TAKEOVER}}, name=name)
 
         self.primary = client("primary", primary_port, spare_port)
         self.spare = client("spare", spare_port, primary_port, processing_delay=DELAY)
-        self.announced = site.ear(publish_port)
-        self.by_primary, self.by_spare = site.ear(primary_port), site.ear(spare_port)
+        self.announced = testbed.subscriber(publish_port)
+        self.by_primary, self.by_spare = testbed.subscriber(primary_port), testbed.subscriber(spare_port)
 
     def start(self) -> Spares:
         """Start all three, and see that each client hears the server and its peer."""
@@ -88,24 +88,24 @@ def told(spares: Spares, *fed: str, seconds: float = 60) -> None:
 
 
 @pytest.mark.slow
-def test_the_primary_lives(site: Site) -> None:
+def test_the_primary_lives(testbed: Testbed) -> None:
     """While the primary lives it alone asks, and the spare takes what it did as done, also when a transfer is long."""
-    spares = Spares(site).start()
+    spares = Spares(testbed).start()
     quick = spares.feeder.feed(10)
     told(spares, *quick)
     spares.slow_down()
     (slow,) = spares.feeder.feed(size=SIZE)
     told(spares, slow)
-    assert spares.by_spare.of("push", "file") == []
+    assert spares.by_spare.of_type("push", "file") == []
     time.sleep(TAKEOVER + DELAY)  # what is not done cannot be waited for
-    assert spares.by_spare.of("push", "file") == []
+    assert spares.by_spare.of_type("push", "file") == []
     assert spares.server.lines().count(" delivered ") == len(spares.feeder.fed)
     spares.check(*quick, slow)
 
 
-def test_killed_before_push(site: Site) -> None:
+def test_killed_before_push(testbed: Testbed) -> None:
     """A primary that is dead before it asks costs nothing, and gets nothing twice when it comes back."""
-    spares = Spares(site).start()
+    spares = Spares(testbed).start()
     spares.primary.kill()
     fed = spares.feeder.feed(10)
     told(spares, *fed)
@@ -114,9 +114,9 @@ def test_killed_before_push(site: Site) -> None:
     spares.check(*fed)
 
 
-def test_each_has_a_place_of_its_own(site: Site) -> None:
+def test_each_has_a_place_of_its_own(testbed: Testbed) -> None:
     """Clients that come back leave alone what their peer has had sent to a place of its own."""
-    spares = Spares(site, apart=True).start()
+    spares = Spares(testbed, apart=True).start()
     spares.primary.kill()
     fed = spares.feeder.feed(10)
     told(spares, *fed)
@@ -131,9 +131,9 @@ def test_each_has_a_place_of_its_own(site: Site) -> None:
     assert sorted(path.name for path in (spares.target / "spare").iterdir()) == sorted(fed)
 
 
-def test_both_were_away(site: Site) -> None:
+def test_both_were_away(testbed: Testbed) -> None:
     """What was announced while primary and spare were away is had, and told of, by one of them when they are back."""
-    spares = Spares(site).start()
+    spares = Spares(testbed).start()
     assert spares.primary.terminate() == spares.spare.terminate() == 0
     fed = spares.feeder.feed(20)
     spares.announced.wait_for(21, "file")
@@ -144,13 +144,13 @@ def test_both_were_away(site: Site) -> None:
 
 
 @pytest.mark.slow
-def test_killed_after_push_and_during_the_transfer(site: Site) -> None:
+def test_killed_after_push_and_during_the_transfer(testbed: Testbed) -> None:
     """A primary that dies while its file is under way is replaced, and the transfer is not made twice."""
-    spares = Spares(site).start()
+    spares = Spares(testbed).start()
     spares.slow_down()
     (name,) = spares.feeder.feed(size=SIZE)
     spares.by_primary.wait_for(1, "push")
-    until(lambda: [one for one in spares.by_primary.about(name) if one.type == "push"], what="push")
+    until(lambda: [one for one in spares.by_primary.of_file(name) if one.type == "push"], what="push")
     spares.primary.kill()
     told(spares, name)
     assert name in spares.by_spare.receipts()
@@ -159,18 +159,18 @@ def test_killed_after_push_and_during_the_transfer(site: Site) -> None:
     assert spares.server.lines().count(f"delivered {name}") == 1
 
 
-def test_killed_before_ack(site: Site) -> None:
+def test_killed_before_ack(testbed: Testbed) -> None:
     """A primary that dies after the transfer and before it tells of it is replaced; back, it does not tell again."""
-    spares = Spares(site).start()
+    spares = Spares(testbed).start()
     spares.slow_down()
     (name,) = spares.feeder.feed(size=SIZE)
-    until(lambda: [one for one in spares.by_primary.about(name) if one.type == "push"], what="push")
+    until(lambda: [one for one in spares.by_primary.of_file(name) if one.type == "push"], what="push")
     spares.primary.send(signal.SIGSTOP)  # it does not hear the answer
     spares.proxy.rate = 0
     spares.server.wait_for_line(f"delivered {name}")
     spares.primary.kill()
     told(spares, name)
-    assert spares.by_primary.about(name)[-1].type == "push"
+    assert spares.by_primary.of_file(name)[-1].type == "push"
     come_back(spares)
     spares.check(name)
     assert spares.server.lines().count(f"delivered {name}") == 1
@@ -178,7 +178,7 @@ def test_killed_before_ack(site: Site) -> None:
 
 def come_back(spares: Spares) -> None:
     """Start the primary again, and see that it takes its place."""
-    before = len(spares.by_spare.of("push"))
+    before = len(spares.by_spare.of_type("push"))
     spares.primary.start()
     spares.proxy.rate = 0
     until(lambda: " caught up " in spares.primary.lines() or " received by a peer" in spares.primary.lines(), 10)
@@ -186,13 +186,13 @@ def come_back(spares: Spares) -> None:
     (name,) = spares.feeder.feed()
     told(spares, name)
     assert name in spares.by_primary.receipts()
-    assert len(spares.by_spare.of("push")) == before
+    assert len(spares.by_spare.of_type("push")) == before
 
 
 @pytest.mark.parametrize("old", ["primary", "spare"])
-def test_mixed_with_an_old_client(site: Site, old: str) -> None:
+def test_mixed_with_an_old_client(testbed: Testbed, old: str) -> None:
     """With an old client as primary or spare the other one steps in when the primary is killed."""
-    spares = Spares(site, old=old).start()
+    spares = Spares(testbed, old=old).start()
     fed = spares.feeder.feed(2)  # which an old client asks for long before its spare's turn, also when it is slow
     told(spares, *fed)
     time.sleep(2 * DELAY)

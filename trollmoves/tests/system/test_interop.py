@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from trollmoves.tests.helpers import legacy_peer as earlier
-from trollmoves.tests.helpers.daemons import Pair, Site, client_section, server_section
+from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed, client_section, server_section
 from trollmoves.tests.helpers.feeding import Feeder, content, names
-from trollmoves.tests.helpers.recording import HOST, Ear
+from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
 
 COUNT = 50
@@ -22,14 +22,14 @@ TIMES_FASTER = 50
 TRIES = 4
 
 
-def begin(pair: Pair) -> None:
+def begin(pair: ServerClientPair) -> None:
     """Start both, and move one file."""
     pair.server.start()
     pair.client.start()
     connect(pair.feeder, pair.received)
 
 
-def connect(feeder: Feeder, received: Ear) -> None:
+def connect(feeder: Feeder, received: RecordingSubscriber) -> None:
     """Feed files until one arrives: an old server repeats nothing that it said before somebody had connected."""
     for name in names(100_000):
         feeder.put(name)
@@ -39,16 +39,16 @@ def connect(feeder: Feeder, received: Ear) -> None:
     feeder.fed.clear()
 
 
-def test_old_server(site: Site) -> None:
+def test_old_server(testbed: Testbed) -> None:
     """Our client gets every file from an old server, and tells of it as it does with ours."""
-    pair = Pair(site)
-    pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    pair = ServerClientPair(testbed)
+    pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
     names = pair.feeder.feed(COUNT)
     pair.wait_until_done(60)
     for name in names:
-        announced = until(lambda name=name: pair.announced.about(name))[0].data  # type: ignore[misc]  # some come twice
-        heard = pair.received.about(name)
+        announced = until(lambda name=name: pair.announced.of_file(name))[0].data  # type: ignore[misc]  # some come twice
+        heard = pair.received.of_file(name)
         assert [one.type for one in heard] == ["push"] * (len(heard) - 2) + ["ack", "file"]  # more when it is slow
         assert heard[-2].data == announced
         receipt = announced | {"uri": str(pair.target / name), "origin": f"{HOST}:{pair.request_port}"}
@@ -56,10 +56,10 @@ def test_old_server(site: Site) -> None:
         assert heard[-1].data == receipt
 
 
-def test_old_server_is_restarted(site: Site) -> None:
+def test_old_server_is_restarted(testbed: Testbed) -> None:
     """Our client goes on with an old server that was restarted."""
-    pair = Pair(site, transfer_req_timeout=2)
-    pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    pair = ServerClientPair(testbed, transfer_req_timeout=2)
+    pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
     pair.server.kill()
     pair.server.start()
@@ -68,17 +68,17 @@ def test_old_server_is_restarted(site: Site) -> None:
     pair.wait_until_done(60)
 
 
-def test_away_from_an_old_server(site: Site) -> None:
+def test_away_from_an_old_server(testbed: Testbed) -> None:
     """What an old server announced while our client was away, which cannot be asked for, is named in the log."""
-    pair = Pair(site)
-    pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    pair = ServerClientPair(testbed)
+    pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
     pair.client.wait_for_line("does not number its announcements")
     assert pair.client.terminate() == 0
     before = len(pair.announced.receipts())
     missed = pair.feeder.feed(3)
     pair.announced.wait_for(before + 3, "file")
-    until(lambda: time.monotonic() - pair.announced.of("file")[-1].at > 5)  # it may announce them once more
+    until(lambda: time.monotonic() - pair.announced.of_type("file")[-1].at > 5)  # it may announce them once more
     pair.client.start()
     connect(pair.feeder, pair.received)
     pair.client.wait_for_line("files unheard, which are not fetched: ")
@@ -87,22 +87,22 @@ def test_away_from_an_old_server(site: Site) -> None:
     assert len(set(named)) == len(named)
 
 
-def test_old_client(site: Site) -> None:
+def test_old_client(testbed: Testbed) -> None:
     """An old client gets every file from our server, and tells of it."""
-    pair = Pair(site, login="sat:gehe1m")
-    pair.client = earlier.client(site, pair.client_sections)
+    pair = ServerClientPair(testbed, login="sat:gehe1m")
+    pair.client = earlier.client(testbed, pair.client_sections)
     begin(pair)
     names = pair.feeder.feed(COUNT)
     pair.wait_until_done(60)
     for name in names:
-        assert [one.type for one in pair.received.about(name)] == ["push", "ack", "file"]
+        assert [one.type for one in pair.received.of_file(name)] == ["push", "ack", "file"]
     assert not [text for text in pair.received.texts if "gehe1m" in text]
 
 
-def test_old_client_of_a_server_that_is_restarted(site: Site) -> None:
+def test_old_client_of_a_server_that_is_restarted(testbed: Testbed) -> None:
     """An old client goes on with our server that was restarted, and gets what it had not asked for."""
-    pair = Pair(site)
-    pair.client = earlier.client(site, pair.client_sections)
+    pair = ServerClientPair(testbed)
+    pair.client = earlier.client(testbed, pair.client_sections)
     begin(pair)
     pair.server.kill()
     pair.feeder.feed(5)
@@ -111,16 +111,20 @@ def test_old_client_of_a_server_that_is_restarted(site: Site) -> None:
     pair.wait_until_done(60)
 
 
-def test_old_and_new_server_of_the_same_files(site: Site) -> None:
+def test_old_and_new_server_of_the_same_files(testbed: Testbed) -> None:
     """Our client fetches what an old and a new server announce once, and tells each one that it is not needed."""
-    target, client_port = site.folder("out"), site.port()
-    old_feeder, new_feeder = site.feeder("old"), site.feeder("new")
-    ports = [site.port(), site.port()]
+    target, client_port = testbed.directory("out"), testbed.port()
+    old_feeder, new_feeder = testbed.feeder("old"), testbed.feeder("new")
+    ports = [testbed.port(), testbed.port()]
     options = {"delete": "true", "remove_delay": 0}
-    old = earlier.server(site, {"hrit": server_section(old_feeder.folder, site.port()) | options}, ports[0])
-    new = site.server({"hrit": server_section(new_feeder.folder, site.port()) | options}, ports[1])
-    client = site.client({"hrit": client_section(ports, target, client_port)})
-    received, old_ear, new_ear = site.ear(client_port), site.ear(ports[0]), site.ear(ports[1])
+    old = earlier.server(testbed, {"hrit": server_section(old_feeder.folder, testbed.port()) | options}, ports[0])
+    new = testbed.server({"hrit": server_section(new_feeder.folder, testbed.port()) | options}, ports[1])
+    client = testbed.client({"hrit": client_section(ports, target, client_port)})
+    received, old_ear, new_ear = (
+        testbed.subscriber(client_port),
+        testbed.subscriber(ports[0]),
+        testbed.subscriber(ports[1]),
+    )
     old.start(wait=False)
     new.start(wait=False)
     client.start()
@@ -137,12 +141,12 @@ def test_old_and_new_server_of_the_same_files(site: Site) -> None:
     until(lambda: not list(new_feeder.folder.iterdir()), what="the new server was told of each file")
 
 
-def test_two_clients_of_one_server(site: Site) -> None:
+def test_two_clients_of_one_server(testbed: Testbed) -> None:
     """An old and a new client of our server get every file, each where it wants it."""
-    pair = Pair(site)
-    target, port = site.folder("old-out"), site.port()
-    old = earlier.client(site, {"other": client_section(pair.publish_port, target, port)})
-    ear = site.ear(port)
+    pair = ServerClientPair(testbed)
+    target, port = testbed.directory("old-out"), testbed.port()
+    old = earlier.client(testbed, {"other": client_section(pair.publish_port, target, port)})
+    ear = testbed.subscriber(port)
     old.start()
     pair.start()
     fed = pair.feeder.feed(10)
@@ -155,14 +159,14 @@ def test_two_clients_of_one_server(site: Site) -> None:
 @pytest.mark.alone
 def test_how_much_faster(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Files that appear at once arrive at least 50 times as fast as with the earlier implementation."""
-    with Site(tmp_path) as site:
-        old = Pair(site)
-        old.server = earlier.server(site, old.server_sections, old.publish_port)
-        old.client = earlier.client(site, old.client_sections)
+    with Testbed(tmp_path) as testbed:
+        old = ServerClientPair(testbed)
+        old.server = earlier.server(testbed, old.server_sections, old.publish_port)
+        old.client = earlier.client(testbed, old.client_sections)
         begin(old)
         old_rate = rate(old, OLD_COUNT)
-    with Site(tmp_path) as site:
-        new = Pair(site)
+    with Testbed(tmp_path) as testbed:
+        new = ServerClientPair(testbed)
         begin(new)
         new_rate = 0.0
         for _ in range(TRIES):
@@ -172,9 +176,9 @@ def test_how_much_faster(tmp_path: Path, record_property: Callable[[str, object]
     assert new_rate > TIMES_FASTER * old_rate, f"{new_rate:.0f} files/s against {old_rate:.1f}"
 
 
-def rate(pair: Pair, count: int) -> float:
+def rate(pair: ServerClientPair, count: int) -> float:
     """Give the files a second from the appearance of the first to the receipt of the last."""
     started = time.monotonic()
     pair.feeder.feed(count)
     pair.wait_until_done(100)
-    return count / (pair.received.of("file")[-1].at - started)
+    return count / (pair.received.of_type("file")[-1].at - started)

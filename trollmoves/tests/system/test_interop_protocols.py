@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from trollmoves.tests.helpers import legacy_peer as earlier
-from trollmoves.tests.helpers.daemons import Pair, Site
-from trollmoves.tests.helpers.directories import FarEnd
+from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
+from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.system.test_interop import begin, connect
 
@@ -20,19 +20,19 @@ COUNT = 10
 @pytest.mark.parametrize("old", ["server", "client"])
 def test_old_peer(tmp_path: Path, old: str, scheme: str) -> None:
     """Every file arrives whole, and is told of with its place there."""
-    with Site(tmp_path) as site:
-        place = FarEnd(site, scheme, site.folder("out"))
-        pair = Pair(site, destination=place.url)
+    with Testbed(tmp_path) as testbed:
+        place = RemoteDirectory(testbed, scheme, testbed.directory("out"))
+        pair = ServerClientPair(testbed, destination=place.url)
         if old == "server":
-            pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+            pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
         else:
-            pair.client = earlier.client(site, pair.client_sections)
+            pair.client = earlier.client(testbed, pair.client_sections)
         begin(pair)
         names = pair.feeder.feed(COUNT)
         pair.wait_until_done(60)
-        told = {one.uid: one.data["uri"] for one in pair.received.of("file")}
+        told = {one.uid: one.data["uri"] for one in pair.received.of_type("file")}
         for name in names:
-            assert [one.type for one in pair.received.about(name)][-2:] == ["ack", "file"]
+            assert [one.type for one in pair.received.of_file(name)][-2:] == ["ack", "file"]
             assert pair.received.receipts().count(name) == 1
             path = name if scheme == "ftp" else f"{pair.target}/{name}".lstrip("/")
             assert told[name].endswith(f"/{path}")
@@ -40,18 +40,18 @@ def test_old_peer(tmp_path: Path, old: str, scheme: str) -> None:
 
 def test_old_server_tells_again_what_it_has(tmp_path: Path) -> None:
     """What an old server announces again when it is started again is not fetched again."""
-    with Site(tmp_path) as site:
-        pair = Pair(site)
-        pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed)
+        pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
         begin(pair)
         names = pair.feeder.feed(COUNT)
         pair.wait_until_done()
         for _ in range(10):  # until we, and so the client, have connected again before it begins
-            announced = len(pair.announced.of("file"))
+            announced = len(pair.announced.of_type("file"))
             pair.server.kill()
             pair.server.start()
             with suppress(AssertionError):
-                until(lambda: len(pair.announced.of("file")) >= announced + COUNT, 5, patience=1)  # noqa: B023
+                until(lambda: len(pair.announced.of_type("file")) >= announced + COUNT, 5, patience=1)  # noqa: B023
                 break
         else:
             raise AssertionError("it does not announce all of it again")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Pair, Process, Site
-from trollmoves.tests.helpers.directories import FarEnd
+from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
+from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
 
 BURST = 1000
@@ -20,13 +20,13 @@ ASK_AGAIN = 1  # s after which a client asks again: a server that was killed ans
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+def pair(tmp_path: Path) -> Iterator[ServerClientPair]:
     """A server and a client that runs."""
-    with Site(tmp_path) as site:
-        yield Pair(site, transfer_req_timeout=ASK_AGAIN).start()
+    with Testbed(tmp_path) as testbed:
+        yield ServerClientPair(testbed, transfer_req_timeout=ASK_AGAIN).start()
 
 
-def kill_in_the_middle(pair: Pair, victim: Process) -> None:
+def kill_in_the_middle(pair: ServerClientPair, victim: Process) -> None:
     """Feed bursts, and at a random moment of each kill the victim and start it again."""
     for _ in range(ROUNDS):
         before = len(set(pair.received.receipts()))
@@ -38,17 +38,17 @@ def kill_in_the_middle(pair: Pair, victim: Process) -> None:
     pair.wait_until_done(60)
 
 
-def test_server_is_killed(pair: Pair) -> None:
+def test_server_is_killed(pair: ServerClientPair) -> None:
     """After a server was killed in a burst every file is whole at the target and told of."""
     kill_in_the_middle(pair, pair.server)
 
 
-def test_client_is_killed(pair: Pair) -> None:
+def test_client_is_killed(pair: ServerClientPair) -> None:
     """After a client was killed in a burst every file is whole at the target and told of."""
     kill_in_the_middle(pair, pair.client)
 
 
-def test_server_is_killed_while_files_appear(pair: Pair) -> None:
+def test_server_is_killed_while_files_appear(pair: ServerClientPair) -> None:
     """Files that appear while their server dies, and is away, are announced and delivered after its restart."""
     pair.feeder.feed(200)
     pair.server.kill()
@@ -58,7 +58,7 @@ def test_server_is_killed_while_files_appear(pair: Pair) -> None:
     pair.wait_until_done()
 
 
-def test_both_are_killed(pair: Pair) -> None:
+def test_both_are_killed(pair: ServerClientPair) -> None:
     """After both were killed in a burst every file is whole at the target and told of."""
     pair.feeder.feed(BURST)
     pair.received.wait_for(random.randrange(1, BURST), "file")
@@ -70,7 +70,7 @@ def test_both_are_killed(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("which", ["server", "client"])
-def test_stopped_in_a_burst(pair: Pair, which: str) -> None:
+def test_stopped_in_a_burst(pair: ServerClientPair, which: str) -> None:
     """SIGTERM in a burst ends a daemon in time with status 0, and the rest is done after the restart."""
     process: Process = getattr(pair, which)
     pair.feeder.feed(BURST)
@@ -81,7 +81,7 @@ def test_stopped_in_a_burst(pair: Pair, which: str) -> None:
     pair.wait_until_done(60)
 
 
-def test_client_was_away(pair: Pair) -> None:
+def test_client_was_away(pair: ServerClientPair) -> None:
     """A client that was away has everything fetched that was announced meanwhile, without any further file."""
     pair.feeder.feed(10)
     pair.wait_until_done()
@@ -93,10 +93,10 @@ def test_client_was_away(pair: Pair) -> None:
     assert pair.received.receipts().count(next(iter(pair.feeder.fed))) == 1
 
 
-def test_new_file_does_not_wait_behind_the_backlog(site: Site) -> None:
+def test_new_file_does_not_wait_behind_the_backlog(testbed: Testbed) -> None:
     """While a client catches up, a file that is announced now is not the last to arrive."""
-    place = FarEnd(site, "ftp", site.folder("out"))
-    pair = Pair(site, destination=place.url).start()
+    place = RemoteDirectory(testbed, "ftp", testbed.directory("out"))
+    pair = ServerClientPair(testbed, destination=place.url).start()
     pair.feeder.feed()
     pair.wait_until_done()
     assert pair.client.terminate() == 0
@@ -104,16 +104,16 @@ def test_new_file_does_not_wait_behind_the_backlog(site: Site) -> None:
     pair.announced.wait_for(1 + BACKLOG, "file")
     place.proxy.stall_after(0)
     pair.client.start()
-    until(lambda: site.to_do("fetch") == BACKLOG, what="it has caught up, and all of it waits")
+    until(lambda: testbed.pending_tasks("fetch") == BACKLOG, what="it has caught up, and all of it waits")
     (newest,) = pair.feeder.feed()
-    until(lambda: site.to_do("fetch") == BACKLOG + 1, what="so does the newest file")
+    until(lambda: testbed.pending_tasks("fetch") == BACKLOG + 1, what="so does the newest file")
     place.proxy.heal()
     pair.wait_until_done(60)
     order = list(dict.fromkeys(pair.received.receipts()))
     assert order.index(newest) < len(order) - BACKLOG // 3
 
 
-def test_server_restarts_while_the_client_stays(pair: Pair) -> None:
+def test_server_restarts_while_the_client_stays(pair: ServerClientPair) -> None:
     """A client goes on with a server that was restarted, misses nothing that it announces at once, and repeats none."""
     pair.feeder.feed(20)
     pair.wait_until_done()
@@ -125,7 +125,7 @@ def test_server_restarts_while_the_client_stays(pair: Pair) -> None:
     assert len(receipts) == len(set(receipts))
 
 
-def test_server_loses_its_journal(pair: Pair, tmp_path: Path) -> None:
+def test_server_loses_its_journal(pair: ServerClientPair, tmp_path: Path) -> None:
     """A server that has lost its journal announces what is there again, and new files arrive."""
     pair.feeder.feed(20)
     pair.wait_until_done()
@@ -137,7 +137,7 @@ def test_server_loses_its_journal(pair: Pair, tmp_path: Path) -> None:
     pair.wait_until_done()
 
 
-def test_nothing_half_is_seen(pair: Pair) -> None:
+def test_nothing_half_is_seen(pair: ServerClientPair) -> None:
     """Whoever looks at the target at any moment sees whole files only, also while the server is killed."""
     size = 3_000_000
     seen = 0

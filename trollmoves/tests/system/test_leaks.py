@@ -16,13 +16,13 @@ from trollmoves.tests.helpers.daemons import (
     MIRROR_TOPIC,
     TOPIC,
     Process,
-    Site,
+    Testbed,
     client_section,
     mirror_section,
     server_section,
 )
-from trollmoves.tests.helpers.dispatching import Dispatching
-from trollmoves.tests.helpers.recording import HOST, Ear, ask, ask_frames
+from trollmoves.tests.helpers.dispatching import DispatcherTestbed
+from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber, send_frames, send_request
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import asyncsshd, openssh, pyftpd, seaweed
 from trollmoves.tests.servers.asyncsshd import AsyncSshd
@@ -82,25 +82,25 @@ def titles(processes: Iterable[Process]) -> dict[str, str]:
 class Far:
     """Far ends that let one in by a password, a key with a passphrase, or not at all; and who cannot be reached."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, testbed: Testbed) -> None:
         for why in (asyncsshd.missing(), openssh.missing(), pyftpd.missing()):
             if why:
                 pytest.skip(why)
-        self.folder = site.folder("far")
-        ssh = AsyncSshd(site.folder("sshd"))
-        ftp = PyFtpd(site.folder("ftpd"), self.folder)
-        keys = OpenSsh(site.folder("keys"))
+        self.folder = testbed.directory("far")
+        ssh = AsyncSshd(testbed.directory("sshd"))
+        ftp = PyFtpd(testbed.directory("ftpd"), self.folder)
+        keys = OpenSsh(testbed.directory("keys"))
         for server in (ssh, ftp, keys):
-            site.enter(server)
-        locked = make_key(site.folder("keys") / "locked", passphrase=PASSPHRASE)
-        (site.folder("keys") / "authorized_keys").write_text(locked.with_suffix(".pub").read_text())
-        known = site.folder("etc") / "known_hosts"
+            testbed.enter(server)
+        locked = make_key(testbed.directory("keys") / "locked", passphrase=PASSPHRASE)
+        (testbed.directory("keys") / "authorized_keys").write_text(locked.with_suffix(".pub").read_text())
+        known = testbed.directory("etc") / "known_hosts"
         known.write_text(ssh.known_hosts.read_text() + keys.known_hosts.read_text())
-        phrase = self.secret(site, "phrase", PASSPHRASE)
+        phrase = self.secret(testbed, "phrase", PASSPHRASE)
         self.known: dict[str, object] = {"ssh_known_hosts": str(known), "num_ssh_retries": 1}
         self.key = self.known | {"ssh_key_filename": str(locked), "ssh_key_passphrase": f"file:{phrase}"}
-        login = self.secret(site, "login", f"{ssh.user}:{asyncsshd.PASSWORD}")
-        wrong = self.secret(site, "wrong", f"{ssh.user}:{WRONG}")
+        login = self.secret(testbed, "login", f"{ssh.user}:{asyncsshd.PASSWORD}")
+        wrong = self.secret(testbed, "wrong", f"{ssh.user}:{WRONG}")
         refused = free_port()
         self.good = {
             "by-sftp": (f"sftp://{HOST}:{ssh.port}{self.folder}", f"file:{login}"),
@@ -117,9 +117,9 @@ class Far:
         }
 
     @staticmethod
-    def secret(site: Site, name: str, text: str) -> Path:
+    def secret(testbed: Testbed, name: str, text: str) -> Path:
         """Write a secret's file."""
-        path = site.folder("etc") / name
+        path = testbed.directory("etc") / name
         path.write_text(text)
         path.chmod(0o600)
         return path
@@ -130,16 +130,16 @@ class Far:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def testbed(tmp_path: Path) -> Iterator[Testbed]:
     """Give a place for daemons, with a configuration that logs all there is."""
-    with Site(tmp_path) as found:
+    with Testbed(tmp_path) as found:
         found.config(yaml.safe_dump(LOUD), "loud.yaml")
         yield found
 
 
-def loud(site: Site) -> tuple[str, ...]:
+def loud(testbed: Testbed) -> tuple[str, ...]:
     """Give the arguments of a daemon that logs all there is."""
-    return "-v", "-c", str(site.root / "etc" / "loud.yaml")
+    return "-v", "-c", str(testbed.root / "etc" / "loud.yaml")
 
 
 def in_ini(parameters: Mapping[str, object]) -> dict[str, object]:
@@ -147,40 +147,42 @@ def in_ini(parameters: Mapping[str, object]) -> dict[str, object]:
     return {f"connection_parameters__{name}": value for name, value in parameters.items()}
 
 
-def sections_of(far: Far, source: int, topic: str, site: Site) -> tuple[dict[str, Any], list[Ear]]:
+def sections_of(
+    far: Far, source: int, topic: str, testbed: Testbed
+) -> tuple[dict[str, Any], list[RecordingSubscriber]]:
     """Give a client's sections for all far ends, and ears on them."""
     sections, ears = {}, []
     for name, (destination, login) in (far.good | far.bad).items():
         if name != "no-scheme":  # for which a client does not start
-            port = site.port()
+            port = testbed.port()
             end = "" if name in far.bad else f"/{name}"
             own = f"{topic}/locked" if name == "by-key" else f"{topic}/open"
             sections[name] = client_section(source, f"{destination}{end}/", port, login=login, topic=own)
-            ears.append(site.ear(port))
+            ears.append(testbed.subscriber(port))
     return sections, ears
 
 
-def checked(site: Site, command: str, process: Process, *arguments: str) -> dict[str, str]:
+def checked(testbed: Testbed, command: str, process: Process, *arguments: str) -> dict[str, str]:
     """Give what ``--check`` says of a configuration."""
-    ran = site.run(command, process.config, "--check", *arguments)
+    ran = testbed.run(command, process.config, "--check", *arguments)
     return {f"{command} --check": ran.stdout + ran.stderr}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("daemon", ["server", "mirror"])
-def test_server_client_and_mirror(site: Site, daemon: str) -> None:
+def test_server_client_and_mirror(testbed: Testbed, daemon: str) -> None:
     """Logins, good and wrong, and a key's passphrase are in no log, message, answer, title or ``--check``."""
-    far, feeder = Far(site), site.feeder()
-    published, request_port = site.port(), site.port()
+    far, feeder = Far(testbed), testbed.feeder()
+    published, request_port = testbed.port(), testbed.port()
     servers = {
         "feed": server_section(feeder.folder, request_port, topic=f"{TOPIC}/open", **in_ini(far.known)),
-        "locked": server_section(feeder.folder, site.port(), topic=f"{TOPIC}/locked", **in_ini(far.key)),
+        "locked": server_section(feeder.folder, testbed.port(), topic=f"{TOPIC}/locked", **in_ini(far.key)),
     }
-    processes = {"server": site.server(servers, published, *loud(site))}
-    heard, topic, source = [site.ear(published)], TOPIC, published
+    processes = {"server": testbed.server(servers, published, *loud(testbed))}
+    heard, topic, source = [testbed.subscriber(published)], TOPIC, published
     if daemon == "mirror":
-        source, topic, request_port = site.port(), MIRROR_TOPIC, site.port()
-        copies = site.folder("copies")
+        source, topic, request_port = testbed.port(), MIRROR_TOPIC, testbed.port()
+        copies = testbed.directory("copies")
         mirrors = {
             "feed": mirror_section(
                 published,
@@ -194,16 +196,16 @@ def test_server_client_and_mirror(site: Site, daemon: str) -> None:
             "locked": mirror_section(
                 published,
                 copies,
-                site.port(),
+                testbed.port(),
                 client_topic=f"{TOPIC}/locked",
                 topic=f"{MIRROR_TOPIC}/locked",
                 **in_ini(far.key),
             ),
         }
-        processes["mirror"] = site.mirror(mirrors, source, *loud(site))
-        heard.append(site.ear(source))
-    sections, ears = sections_of(far, source, topic, site)
-    processes["client"] = site.client(sections, *loud(site))
+        processes["mirror"] = testbed.mirror(mirrors, source, *loud(testbed))
+        heard.append(testbed.subscriber(source))
+    sections, ears = sections_of(far, source, topic, testbed)
+    processes["client"] = testbed.client(sections, *loud(testbed))
     for process in processes.values():
         process.start()
     (name,) = feeder.feed(1)
@@ -217,9 +219,9 @@ def test_server_client_and_mirror(site: Site, daemon: str) -> None:
     said = {f"log of {process}": one.lines() for process, one in processes.items()}
     assert all(f"DEBUG {name}" in "".join(said.values()) for name in ("paramiko", "trollmoves"))
     assert_silent(said | answers | {"messages": "\n".join(t for ear in [*heard, *ears] for t in ear.texts)})
-    assert_silent(checked(site, "move_it_client.py", processes["client"]))
-    assert_silent(checked(site, "move_it_server.py", processes["server"]))
-    journals = [path for path in (site.root / "state").rglob("*") if path.is_file()]
+    assert_silent(checked(testbed, "move_it_client.py", processes["client"]))
+    assert_silent(checked(testbed, "move_it_server.py", processes["server"]))
+    journals = [path for path in (testbed.root / "state").rglob("*") if path.is_file()]
     assert all(path.stat().st_mode & 0o077 == 0 for path in journals)
     assert_silent({path.name: path.read_bytes().decode("latin-1") for path in journals if "client" in path.name})
 
@@ -245,22 +247,24 @@ def bad_requests(port: int, topic: str, name: str) -> dict[str, str]:
         destinations[1],
     ]
     answers = {
-        destination: str(ask(port, topic, "push", {"uid": name, "uri": f"/in/{name}", "destination": destination}))
+        destination: str(
+            send_request(port, topic, "push", {"uid": name, "uri": f"/in/{name}", "destination": destination})
+        )
         for destination in destinations
     }
     answers |= {
-        f"{kind} {number}": str(ask(port, topic, kind, data))
+        f"{kind} {number}": str(send_request(port, topic, kind, data))
         for kind in ("push", "info", "replay")
         for number, data in enumerate(odd)
     }
-    answers["no message"] = ask_frames(port, f"pytroll://x push {destinations[1]}".encode())
+    answers["no message"] = send_frames(port, f"pytroll://x push {destinations[1]}".encode())
     return {f"answer to {number}": text for number, text in enumerate(answers.values())}
 
 
 @pytest.mark.slow
-def test_dispatcher(site: Site) -> None:
+def test_dispatcher(testbed: Testbed) -> None:
     """A dispatcher's logins are in no log, message, title, journal, ``--check`` or explanation."""
-    far = Far(site)
+    far = Far(testbed)
     targets: dict[str, Any] = {}
     for name, (url, login) in (far.good | far.bad).items():
         host, _, directory = url.replace("://", "§").partition("/")
@@ -275,40 +279,40 @@ def test_dispatcher(site: Site) -> None:
     targets["in-url"] = targets["by-sftp"] | {
         "host": targets["by-sftp"]["host"].replace("://", f"://x:{quote(WRONG, safe='')}@"),
     }
-    dispatching = Dispatching(site, targets, "-p", str(port := site.port()), "-n", "false", *loud(site))
-    ear = site.ear(port)
+    dispatching = DispatcherTestbed(testbed, targets, "-p", str(port := testbed.port()), "-n", "false", *loud(testbed))
+    ear = testbed.subscriber(port)
     dispatching.start()
     path = dispatching.file("f")
-    dispatching.voice.tell(path)
+    dispatching.voice.publish_file(path)
     until(lambda: far.arrived(far.good, "f"), 60, "it has arrived where it can")
     process = dispatching.process
     told = [f"[{name}] deliver of f" for name in (*far.bad, "in-url") if name != "no-scheme"]
     until(lambda: all(one in process.lines() for one in told), 60, "what cannot arrive is told")
     assert_silent(titles([process]))
-    explained = site.run("dispatcher.py", process.config, "--explain", path)
+    explained = testbed.run("dispatcher.py", process.config, "--explain", path)
     assert explained.stdout
-    assert_silent({"explanation": explained.stdout + explained.stderr} | checked(site, "dispatcher.py", process))
+    assert_silent({"explanation": explained.stdout + explained.stderr} | checked(testbed, "dispatcher.py", process))
     assert process.terminate() == 0
     assert_silent({"log": process.lines(), "messages": "\n".join(ear.texts)})
-    journals = [path for path in (site.root / "state").rglob("*") if path.is_file()]
+    journals = [path for path in (testbed.root / "state").rglob("*") if path.is_file()]
     assert_silent({path.name: path.read_bytes().decode("latin-1") for path in journals})
 
 
 @pytest.mark.slow
-def test_s3(site: Site) -> None:
+def test_s3(testbed: Testbed) -> None:
     """A secret key, good or wrong, and a token are in no log, message or ``--check``."""
     if why := seaweed.missing():
         pytest.skip(why)
-    storage = Seaweed(site.folder("s3"))
-    site.enter(storage)
-    feeder, published = site.feeder(), site.port()
+    storage = Seaweed(testbed.directory("s3"))
+    testbed.enter(storage)
+    feeder, published = testbed.feeder(), testbed.port()
     common = {
         "connection_parameters__endpoint_url": f"http://{HOST}:{storage.port}",
         "connection_parameters__key": seaweed.KEY,
         "connection_parameters__client_kwargs__region_name": "us-east-1",
         "connection_parameters__config_kwargs__s3__addressing_style": "path",
     }
-    secret = Far.secret(site, "secret", seaweed.SECRET)
+    secret = Far.secret(testbed, "secret", seaweed.SECRET)
     ways = {
         "good": {"connection_parameters__secret": f"file:{secret}"},
         "wrong": {"connection_parameters__secret": WRONG},
@@ -317,12 +321,12 @@ def test_s3(site: Site) -> None:
     }
     servers, clients, ears = {}, {}, []
     for name, parameters in ways.items():
-        servers[name] = server_section(feeder.folder, site.port(), topic=f"/{name}", **common, **parameters)
-        port = site.port()
+        servers[name] = server_section(feeder.folder, testbed.port(), topic=f"/{name}", **common, **parameters)
+        port = testbed.port()
         clients[name] = client_section(published, f"s3://{seaweed.BUCKET}/{name}/", port, topic=f"/{name}")
-        ears.append(site.ear(port))
-    server = site.server(servers, published, *loud(site)).start()
-    client = site.client(clients, *loud(site)).start()
+        ears.append(testbed.subscriber(port))
+    server = testbed.server(servers, published, *loud(testbed)).start()
+    client = testbed.client(clients, *loud(testbed)).start()
     (name,) = feeder.feed(1)
     ears[0].wait_for_receipts([name], 60)
     for way in ("wrong", "token", "own"):
@@ -331,51 +335,51 @@ def test_s3(site: Site) -> None:
     assert server.terminate() == client.terminate() == 0
     assert_silent({"server": server.lines(), "client": client.lines()})
     assert_silent({"messages": "\n".join(text for ear in ears for text in ear.texts)})
-    assert_silent(checked(site, "move_it_server.py", server))
+    assert_silent(checked(testbed, "move_it_server.py", server))
 
 
-def test_netrc_and_profiles(site: Site) -> None:
+def test_netrc_and_profiles(testbed: Testbed) -> None:
     """A netrc that cannot be used, and a wrong profile, are told without what stands in them."""
     if why := pyftpd.missing():
         pytest.skip(why)
-    ftp = PyFtpd(site.folder("ftpd"), site.folder("far"))
-    site.enter(ftp)
-    netrc = site.folder("home") / ".netrc"
-    file = site.feeder().put("f")
+    ftp = PyFtpd(testbed.directory("ftpd"), testbed.directory("far"))
+    testbed.enter(ftp)
+    netrc = testbed.directory("home") / ".netrc"
+    file = testbed.feeder().put("f")
     target = f"ftp://{HOST}:{ftp.port}/"
     netrc.write_text(f"machine {HOST} login {pyftpd.USER} password {pyftpd.PASSWORD}\n")
     netrc.chmod(0o600)
-    assert site.run("move_file.py", file, target).returncode == 0
+    assert testbed.run("move_file.py", file, target).returncode == 0
     netrc.chmod(0o644)
-    open_to_all = site.run("move_file.py", file, target)
+    open_to_all = testbed.run("move_file.py", file, target)
     assert "~/.netrc access too permissive" in open_to_all.stderr
     netrc.write_text(f"machine {HOST} login {pyftpd.USER} {pyftpd.PASSWORD}\n")
-    broken = site.run("move_file.py", file, target)
+    broken = testbed.run("move_file.py", file, target)
     assert "~/.netrc is not used: line " in broken.stderr
-    aws = site.folder("home/.aws")
+    aws = testbed.directory("home/.aws")
     (aws / "credentials").write_text(f"[feed]\naws_access_key_id = x\naws_secret_access_key = {WRONG}\n")
-    profile = site.run("move_file.py", "-o", "profile=other", file, "s3://b/")
+    profile = testbed.run("move_file.py", "-o", "profile=other", file, "s3://b/")
     assert "other" in profile.stderr
     assert open_to_all.returncode == broken.returncode == profile.returncode == 1
     assert_silent({"said": "".join(one.stdout + one.stderr for one in (open_to_all, broken, profile))})
 
 
-def test_secrets_of_a_command(site: Site) -> None:
+def test_secrets_of_a_command(testbed: Testbed) -> None:
     """``move_file.py`` takes a password from a file or variable, and tells none, not in a traceback either."""
     if why := asyncsshd.missing():
         pytest.skip(why)
-    server = AsyncSshd(site.folder("sshd"))
-    site.enter(server)
-    file, phrase = site.feeder().put("f"), Far.secret(site, "password", asyncsshd.PASSWORD)
-    target = f"sftp://{server.user}@{HOST}:{server.port}{site.folder('far')}/"
+    server = AsyncSshd(testbed.directory("sshd"))
+    testbed.enter(server)
+    file, phrase = testbed.feeder().put("f"), Far.secret(testbed, "password", asyncsshd.PASSWORD)
+    target = f"sftp://{server.user}@{HOST}:{server.port}{testbed.directory('far')}/"
     known = f"ssh_known_hosts={server.known_hosts}"
-    good = site.run("move_file.py", "-o", known, "-o", f"password=file:{phrase}", file, target)
+    good = testbed.run("move_file.py", "-o", known, "-o", f"password=file:{phrase}", file, target)
     assert good.returncode == 0, good.stderr
     said = [good]
-    for value in (f"file:{Far.secret(site, 'bad', WRONG)}", "file:/nowhere", "env:NOT_SET"):
-        said.append(site.run("move_file.py", "-o", known, "-o", f"password={value}", file, target))
+    for value in (f"file:{Far.secret(testbed, 'bad', WRONG)}", "file:/nowhere", "env:NOT_SET"):
+        said.append(testbed.run("move_file.py", "-o", known, "-o", f"password={value}", file, target))
         assert said[-1].returncode in (1, 2)
     for url in (f"sftp://x:{WRONG}@{HOST}:1/", f"gopher://x:{WRONG}@{HOST}/", f"sftp://x:{WRONG}@h:99999/"):
-        said.append(site.run("move_file.py", file, url))
+        said.append(testbed.run("move_file.py", file, url))
         assert said[-1].returncode in (1, 2)
     assert_silent({"said": "".join(one.stdout + one.stderr for one in said)})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Pair, Process, Site
+from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
 from trollmoves.tests.helpers.feeding import names
 from trollmoves.tests.helpers.waiting import until
 
@@ -44,9 +44,9 @@ def descriptors(process: Process) -> int:
     return len(os.listdir(f"/proc/{process.popen.pid}/fd"))
 
 
-def journal_size(site: Site, role: str) -> float:
+def journal_size(testbed: Testbed, role: str) -> float:
     """Give the MB of a daemon's journal."""
-    return sum(path.stat().st_size for path in (site.root / "state" / "trollmoves").glob(f"{role}-*.journal*")) / 1e6
+    return sum(path.stat().st_size for path in (testbed.root / "state" / "trollmoves").glob(f"{role}-*.journal*")) / 1e6
 
 
 def count_of(folder: Path) -> int:
@@ -57,8 +57,8 @@ def count_of(folder: Path) -> int:
 
 def test_what_passes_through_leaves_nothing(tmp_path: Path) -> None:
     """While files pass through server and client, the memory of both stays as it was, and their descriptors are few."""
-    with Site(tmp_path) as site:
-        pair = Pair(site).start()
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed).start()
         marks = []
         batch = PASSED // 10
         wanted = names()
@@ -76,12 +76,12 @@ def test_what_passes_through_leaves_nothing(tmp_path: Path) -> None:
             both = (pair.server, pair.client)
             marks.append(
                 [f(p) for p in both for f in (memory, descriptors)]
-                + [journal_size(site, r) for r in ("server", "client")]
+                + [journal_size(testbed, r) for r in ("server", "client")]
             )
         seconds = time.monotonic() - started
         table = "\n".join("  ".join(f"{value:7.1f}" for value in mark) for mark in marks)
         told = f"{PASSED} files in {seconds:.0f} s; MB, descriptors of server, client; MB of journals\n{table}\n"
-        (site.logs / "figures").write_text(told)
+        (testbed.logs / "figures").write_text(told)
         sys.stdout.write(f"\n{told}")
         first, last = marks[0], marks[-1]
         for n in (0, 2):
@@ -92,7 +92,7 @@ def test_what_passes_through_leaves_nothing(tmp_path: Path) -> None:
         assert last[5] * 1e6 < 3000 * PASSED + 30e6
 
 
-def count_waiting(pair: Pair) -> bool:
+def count_waiting(pair: ServerClientPair) -> bool:
     """Tell whether a client still tells of something."""
     lines = pair.client.lines().count("received")
     time.sleep(0.2)
@@ -101,15 +101,15 @@ def count_waiting(pair: Pair) -> bool:
 
 def test_a_start_with_a_full_folder_and_a_full_journal(tmp_path: Path) -> None:
     """With very many files there, and as many announcements kept, a server soon answers, in little memory."""
-    with Site(tmp_path) as site:
-        pair = Pair(site)
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed)
         wanted = names()
         for _ in range(BACKLOG):
             (pair.feeder.folder / next(wanted)).write_bytes(b"x" * 100)
         started = time.monotonic()
         pair.server.start()
         up = time.monotonic() - started
-        (path,) = (site.root / "state" / "trollmoves").glob("server-*.journal")
+        (path,) = (testbed.root / "state" / "trollmoves").glob("server-*.journal")
         until(lambda: announced(path) == BACKLOG, 300)
         every = time.monotonic() - started
         first = memory(pair.server)
@@ -119,7 +119,8 @@ def test_a_start_with_a_full_folder_and_a_full_journal(tmp_path: Path) -> None:
         up_again = time.monotonic() - again
         sys.stdout.write(
             f"\n{BACKLOG} files: runs after {up:.1f} s, all announced after {every:.1f} s, {first:.0f} MB; "
-            f"again after {up_again:.1f} s, {memory(pair.server):.0f} MB, journal {journal_size(site, 'server'):.0f} MB"
+            f"again after {up_again:.1f} s, {memory(pair.server):.0f} MB, "
+            f"journal {journal_size(testbed, 'server'):.0f} MB"
         )
         assert first < 250
         assert descriptors(pair.server) < MOST_OPEN

@@ -23,14 +23,14 @@ from trollmoves.tests.helpers.daemons import (
     MIRROR_TOPIC,
     TOPIC,
     Process,
-    Site,
+    Testbed,
     client_section,
     ini,
     mirror_section,
     server_section,
 )
 from trollmoves.tests.helpers.feeding import PATTERN, Feeder, content, names
-from trollmoves.tests.helpers.recording import HOST, Ear, Heard, ask
+from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber, send_request
 from trollmoves.tests.helpers.waiting import until
 
 ASK_AGAIN = 1  # s after which is asked again whoever was killed or stopped, and answers nobody
@@ -42,38 +42,38 @@ Options = Mapping[str, object]
 class Outer:
     """A client that hears a mirror."""
 
-    def __init__(self, site: Site, mirror_port: int, name: str = "client", **options: object) -> None:
-        self.target = site.folder(f"out-{name}")
-        port = site.port()
+    def __init__(self, testbed: Testbed, mirror_port: int, name: str = "client", **options: object) -> None:
+        self.target = testbed.directory(f"out-{name}")
+        port = testbed.port()
         section = client_section(mirror_port, self.target, port, topic=MIRROR_TOPIC, transfer_req_timeout=ASK_AGAIN)
         self.sections = {name: section | options}
-        self.process = site.client(self.sections, name=name)
-        self.received = site.ear(port)
+        self.process = testbed.client(self.sections, name=name)
+        self.received = testbed.subscriber(port)
 
 
 class Chain:
     """Inner servers, each with a folder of its own, and a mirror that hears them all; nothing is started yet."""
 
-    def __init__(self, site: Site, server: Options | None = None, *, servers: int = 1, **mirror: object) -> None:
-        self.site = site
-        self.feeders = [site.feeder(f"in{n}") for n in range(servers)]
-        self.request_ports = [site.port() for _ in self.feeders]
-        self.publish_ports = [site.port() for _ in self.feeders]
+    def __init__(self, testbed: Testbed, server: Options | None = None, *, servers: int = 1, **mirror: object) -> None:
+        self.testbed = testbed
+        self.feeders = [testbed.feeder(f"in{n}") for n in range(servers)]
+        self.request_ports = [testbed.port() for _ in self.feeders]
+        self.publish_ports = [testbed.port() for _ in self.feeders]
         self.server_sections = [
             {"hrit": server_section(feeder.folder, port) | dict(server or {})}
             for feeder, port in zip(self.feeders, self.request_ports, strict=True)
         ]
         self.servers = [
-            site.server(sections, port, name=f"server{n}")
+            testbed.server(sections, port, name=f"server{n}")
             for n, (sections, port) in enumerate(zip(self.server_sections, self.publish_ports, strict=True))
         ]
-        self.copies = site.folder("copies")
-        self.port, self.request_port = site.port(), site.port()
+        self.copies = testbed.directory("copies")
+        self.port, self.request_port = testbed.port(), testbed.port()
         options: dict[str, object] = {"transfer_req_timeout": ASK_AGAIN, **mirror}
         self.sections = {"far": mirror_section(self.publish_ports, self.copies, self.request_port) | options}
-        self.mirror = site.mirror(self.sections, self.port)
-        self.heard = [site.ear(port) for port in self.publish_ports]
-        self.mirrored = site.ear(self.port)
+        self.mirror = testbed.mirror(self.sections, self.port)
+        self.heard = [testbed.subscriber(port) for port in self.publish_ports]
+        self.mirrored = testbed.subscriber(self.port)
 
     @property
     def feeder(self) -> Feeder:
@@ -87,7 +87,7 @@ class Chain:
 
     def outer(self, name: str = "client", **options: object) -> Outer:
         """Give a client of the mirror."""
-        return Outer(self.site, self.port, name, **options)
+        return Outer(self.testbed, self.port, name, **options)
 
     def start(self, *outer: Outer) -> Chain:
         """Start all, and clients of the mirror."""
@@ -100,13 +100,15 @@ class Chain:
 
     def announcement(self, name: str, count: int = 1) -> Any:
         """Wait until the mirror has announced a file so often; give the data of the newest announcement."""
-        until(lambda: len(self.mirrored.about(name)) >= count, what=f"{name} is announced by the mirror")
-        return copy.deepcopy(self.mirrored.about(name)[-1].data)
+        until(lambda: len(self.mirrored.of_file(name)) >= count, what=f"{name} is announced by the mirror")
+        return copy.deepcopy(self.mirrored.of_file(name)[-1].data)
 
     def push(self, name: str, destination: object, **changes: object) -> Message:
         """Ask the mirror for a file as an older client does."""
         data = {key: value for key, value in self.announcement(name).items() if key != "announcement"}
-        return ask(self.request_port, MIRROR_TOPIC, "push", {**data, "destination": str(destination), **changes})
+        return send_request(
+            self.request_port, MIRROR_TOPIC, "push", {**data, "destination": str(destination), **changes}
+        )
 
     def delivered(self, name: str) -> int:
         """Count how often the servers have delivered a file."""
@@ -126,8 +128,8 @@ class Chain:
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     """A server and a mirror that run, for tests that disturb neither."""
-    with Site(tmp_path_factory.mktemp("mirror")) as site:
-        yield Chain(site, info="sensor=seviri;place=far").start()
+    with Testbed(tmp_path_factory.mktemp("mirror")) as testbed:
+        yield Chain(testbed, info="sensor=seviri;place=far").start()
 
 
 # -- heard, announced, fetched
@@ -138,21 +140,21 @@ def test_announced_but_not_fetched(chain: Chain) -> None:
     fed = chain.feeder.feed(5)
     for number, name in enumerate(fed, start=1):
         data = chain.announcement(name)
-        inner = until(lambda name=name: chain.heard[0].about(name))[0].data  # type: ignore[misc]
+        inner = until(lambda name=name: chain.heard[0].of_file(name))[0].data  # type: ignore[misc]
         assert data["request_address"] == f"{HOST}:{chain.request_port}"
         assert (data["sensor"], data["place"]) == ("seviri", "far")
         mark, inner_mark = data.pop("announcement"), inner.pop("announcement")
         assert (mark["number"], mark["size"], mark["mtime"]) == (number, 1000, inner_mark["mtime"])
         assert mark["log"] != inner_mark["log"]
         assert data == inner | {key: data[key] for key in ("request_address", "sensor", "place")}
-    assert {one.message.subject for one in chain.mirrored.of("file")} == {MIRROR_TOPIC}
+    assert {one.message.subject for one in chain.mirrored.of_type("file")} == {MIRROR_TOPIC}
     assert list(chain.copies.iterdir()) == []
     assert " delivered " not in chain.server.lines()
 
 
-def test_two_clients(site: Site) -> None:
+def test_two_clients(testbed: Testbed) -> None:
     """What two clients ask for is fetched once, and kept; with new content it is handed on again."""
-    chain = Chain(site)
+    chain = Chain(testbed)
     one, other = chain.outer("one"), chain.outer("other")
     chain.start(one, other)
     fed = chain.feeder.feed(20)
@@ -160,7 +162,7 @@ def test_two_clients(site: Site) -> None:
     assert [chain.delivered(name) for name in fed] == [1] * 20
     assert [chain.mirror.lines().count(f" delivered {name} ") for name in fed] == [2] * 20
     assert sorted(path.name for path in chain.files()) == sorted(fed)
-    receipt = one.received.about(fed[0])[-1].data
+    receipt = one.received.of_file(fed[0])[-1].data
     assert receipt["origin"] == f"{HOST}:{chain.request_port}"
     assert receipt["uri"] == str(one.target / fed[0])
     chain.feeder.put(fed[0], version=2, size=500)
@@ -169,16 +171,16 @@ def test_two_clients(site: Site) -> None:
         assert (client.target / fed[0]).read_bytes() == content(fed[0], 2, 500)
 
 
-def test_delayed_and_removed(site: Site) -> None:
+def test_delayed_and_removed(testbed: Testbed) -> None:
     """A delay holds announcements back; with delete copies go some time later, also when they were fetched again."""
-    chain = Chain(site, delay=1, delete="true", remove_delay=3)
+    chain = Chain(testbed, delay=1, delete="true", remove_delay=3)
     chain.start()
     began = time.monotonic()
     (name,) = chain.feeder.feed()
     chain.announcement(name)
-    assert chain.mirrored.about(name)[0].at - began > 0.99
+    assert chain.mirrored.of_file(name)[0].at - began > 0.99
     for count in (1, 2):
-        target = site.folder(f"target{count}")
+        target = testbed.directory(f"target{count}")
         assert chain.push(name, target).type == "file"
         assert chain.files()
         assert (target / name).read_bytes() == content(name)
@@ -187,20 +189,20 @@ def test_delayed_and_removed(site: Site) -> None:
     assert (chain.feeder.folder / name).exists()
 
 
-def test_same_name_in_another_directory(site: Site) -> None:
+def test_same_name_in_another_directory(testbed: Testbed) -> None:
     """Files of one name in two directories of a server are two files."""
-    chain = Chain(site)
+    chain = Chain(testbed)
     folder = chain.feeder.folder
     chain.server_sections[0]["hrit"]["origin"] = f"{folder}/{{place}}/{PATTERN}"
     chain.server.reconfigure(chain.server_sections[0])
     feeders = [Feeder(folder / place) for place in ("here", "there")]
-    outer = chain.outer(destination=f"{site.folder('places')}/{{place}}")
+    outer = chain.outer(destination=f"{testbed.directory('places')}/{{place}}")
     chain.start(outer)
     (name,) = feeders[0].feed(size=1000)
     chain.announcement(name)
     feeders[1].feed(size=700)
     for place, size in (("here", 1000), ("there", 700)):
-        path = site.folder("places") / place / name
+        path = testbed.directory("places") / place / name
         until(path.exists, what=f"{path} arrives")
         assert path.read_bytes() == content(name, size=size)
 
@@ -208,9 +210,9 @@ def test_same_name_in_another_directory(site: Site) -> None:
 class Publisher:
     """A publisher of messages that are made up."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, testbed: Testbed) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        site.at_the_end(lambda: context.destroy(0))
+        testbed.call_at_end(lambda: context.destroy(0))
         self._socket = context.socket(zmq.XPUB)
         self.port = self._socket.bind_to_random_port(f"tcp://{HOST}")
 
@@ -229,11 +231,11 @@ def item(feeder: Feeder, name: str, **more: str) -> dict[str, str]:
     return {"uri": str(feeder.folder / name), "uid": name, **more}
 
 
-def test_datasets_and_collections(site: Site) -> None:
+def test_datasets_and_collections(testbed: Testbed) -> None:
     """Messages about several files, with sub-paths, are announced as they are, and all of their files handed on."""
-    publisher = Publisher(site)
+    publisher = Publisher(testbed)
     section = {"listen": TOPIC, "addresses": f"{HOST}:{publisher.port}", "nameserver": "False", "origin": ""}
-    chain = Chain(site, section, delete="true", remove_delay=0)
+    chain = Chain(testbed, section, delete="true", remove_delay=0)
     outer = chain.outer()
     chain.start(outer)
     publisher.wait_for_subscriber()
@@ -247,16 +249,16 @@ def test_datasets_and_collections(site: Site) -> None:
     chain.mirrored.wait_for(1, "collection")
     for path in (f"x/y/{one}", two, three, four):
         assert (outer.target / path).read_bytes() == content(Path(path).name)
-    assert [one.type for one in chain.mirrored.of("dataset", "collection")] == ["dataset", "collection"]
+    assert [one.type for one in chain.mirrored.of_type("dataset", "collection")] == ["dataset", "collection"]
     until(lambda: not list(chain.copies.glob("*/*")), what="all copies and directories are removed")
 
 
 # -- several servers
 
 
-def test_topics_of_providers(site: Site) -> None:
+def test_topics_of_providers(testbed: Testbed) -> None:
     """A provider may have a topic of its own; what others say under it is not heard."""
-    chain = Chain(site, servers=2)
+    chain = Chain(testbed, servers=2)
     ports = chain.publish_ports
     chain.sections["far"]["providers"] = f"{HOST}:{ports[0]} {HOST}:{ports[1]}/other"
     chain.server_sections[1]["hrit"]["topic"] = "/other/topic"
@@ -267,28 +269,28 @@ def test_topics_of_providers(site: Site) -> None:
     (second,) = Feeder(chain.feeders[1].folder, 500).feed()
     chain.announcement(first)
     chain.announcement(second)
-    assert {one.message.subject for one in chain.mirrored.of("file")} == {MIRROR_TOPIC}
+    assert {one.message.subject for one in chain.mirrored.of_type("file")} == {MIRROR_TOPIC}
 
 
-def test_fail_over(site: Site) -> None:
+def test_fail_over(testbed: Testbed) -> None:
     """A file that two servers have is announced once, and fetched from the other when one refuses, or is gone."""
-    chain = Chain(site, servers=2).start()
+    chain = Chain(testbed, servers=2).start()
     for end in ((chain.feeders[0].folder / next(names())).unlink, chain.server.kill):
         (name,) = chain.feeders[0].feed()
         chain.announcement(name)
         chain.feeders[1].feed()
-        until(lambda name=name: chain.heard[1].about(name))  # type: ignore[misc]
+        until(lambda name=name: chain.heard[1].of_file(name))  # type: ignore[misc]
         end()
-        push = partial(chain.push, name, site.folder("out"))
+        push = partial(chain.push, name, testbed.directory("out"))
         until(lambda push=push: push().type == "file", what="it is fetched from the other server")  # type: ignore[misc]
-        assert (site.folder("out") / name).read_bytes() == content(name)
-        assert len(chain.mirrored.about(name)) == 1
+        assert (testbed.directory("out") / name).read_bytes() == content(name)
+        assert len(chain.mirrored.of_file(name)) == 1
         assert f" delivered {name} " in chain.servers[1].lines()
 
 
-def test_server_stops_during_the_fetch(site: Site) -> None:
+def test_server_stops_during_the_fetch(testbed: Testbed) -> None:
     """A server that stops answering while it is asked is given up for the other one."""
-    chain = Chain(site, servers=2)
+    chain = Chain(testbed, servers=2)
     outer = chain.outer()
     chain.start(outer)
     outer.process.send(signal.SIGSTOP)
@@ -303,11 +305,11 @@ def test_server_stops_during_the_fetch(site: Site) -> None:
     assert chain.feeders[1].missing(outer.target) == []
 
 
-def test_others_are_told(site: Site) -> None:
+def test_others_are_told(testbed: Testbed) -> None:
     """A server that announces what another one has delivered is told that its file is not needed."""
-    chain = Chain(site, {"delete": "true", "remove_delay": 0}, servers=2).start()
+    chain = Chain(testbed, {"delete": "true", "remove_delay": 0}, servers=2).start()
     (name,) = chain.feeders[0].feed()
-    assert chain.push(name, site.folder("out")).type == "file"
+    assert chain.push(name, testbed.directory("out")).type == "file"
     chain.feeders[1].feed()
     until(lambda: not list(chain.feeders[1].folder.iterdir()), what="the other server removes its file")
 
@@ -315,9 +317,9 @@ def test_others_are_told(site: Site) -> None:
 # -- whatever dies
 
 
-def test_killed_while_it_fetches(site: Site) -> None:
+def test_killed_while_it_fetches(testbed: Testbed) -> None:
     """A client that asked is served though the mirror was killed while it fetched."""
-    chain = Chain(site)
+    chain = Chain(testbed)
     outer = chain.outer()
     chain.start(outer)
     outer.process.send(signal.SIGSTOP)
@@ -334,9 +336,9 @@ def test_killed_while_it_fetches(site: Site) -> None:
     assert outer.received.receipts() == [name]
 
 
-def test_killed_in_a_burst(site: Site) -> None:
+def test_killed_in_a_burst(testbed: Testbed) -> None:
     """After a mirror was killed in a burst every file is whole at the client and told of."""
-    chain = Chain(site, delete="true", remove_delay=0)
+    chain = Chain(testbed, delete="true", remove_delay=0)
     outer = chain.outer()
     chain.start(outer)
     chain.feeder.feed(BURST)
@@ -348,9 +350,9 @@ def test_killed_in_a_burst(site: Site) -> None:
     until(lambda: not list(chain.copies.glob("*/*")), what="all copies are removed")
 
 
-def test_stopped_in_a_burst(site: Site) -> None:
+def test_stopped_in_a_burst(testbed: Testbed) -> None:
     """SIGTERM in a burst ends a mirror with status 0; the rest is handed on after the restart, told by heartbeats."""
-    chain = Chain(site)
+    chain = Chain(testbed)
     outer = chain.outer()
     chain.start(outer)
     chain.feeder.feed(BURST)
@@ -359,38 +361,40 @@ def test_stopped_in_a_burst(site: Site) -> None:
     assert "Traceback" not in chain.mirror.lines()
     chain.mirror.start()
     chain.wait_until_done(outer, seconds=60)
-    (log,) = until(lambda: [log for one in chain.mirrored.of("beat") for log in one.data["logs"] if log["number"]])[-1:]
-    assert {one.message.subject for one in chain.mirrored.of("beat")} == {"/heartbeat/move_it_mirror"}
+    (log,) = until(
+        lambda: [log for one in chain.mirrored.of_type("beat") for log in one.data["logs"] if log["number"]]
+    )[-1:]
+    assert {one.message.subject for one in chain.mirrored.of_type("beat")} == {"/heartbeat/move_it_mirror"}
     assert (log["topic"], log["request_address"]) == (MIRROR_TOPIC, f"{HOST}:{chain.request_port}")
-    assert log["log"] == chain.mirrored.of("file")[0].data["announcement"]["log"]
+    assert log["log"] == chain.mirrored.of_type("file")[0].data["announcement"]["log"]
 
 
-def test_catching_up(site: Site) -> None:
+def test_catching_up(testbed: Testbed) -> None:
     """What is announced while the mirror is away, and then while the client is, arrives by itself."""
-    chain = Chain(site)
+    chain = Chain(testbed)
     outer = chain.outer()
     chain.start(outer)
     chain.feeder.feed(5)
     chain.wait_until_done(outer)
     chain.mirror.kill()
     missed = chain.feeder.feed(50)
-    until(lambda: {one.uid for one in chain.heard[0].of("file")} >= set(missed))
+    until(lambda: {one.uid for one in chain.heard[0].of_type("file")} >= set(missed))
     chain.mirror.start()
     chain.wait_until_done(outer)
     outer.process.terminate()
     missed = chain.feeder.feed(50)
-    until(lambda: {one.uid for one in chain.mirrored.of("file")} >= set(missed))
+    until(lambda: {one.uid for one in chain.mirrored.of_type("file")} >= set(missed))
     outer.process.start()
     chain.wait_until_done(outer)
 
 
-def test_journal_is_lost(site: Site) -> None:
+def test_journal_is_lost(testbed: Testbed) -> None:
     """Copies of a mirror that has lost its journal are not taken for those of another file."""
-    chain = Chain(site).start()
+    chain = Chain(testbed).start()
     first, second = chain.feeder.feed(2)
-    assert chain.push(first, site.folder("out")).type == "file"
+    assert chain.push(first, testbed.directory("out")).type == "file"
     chain.mirror.kill()
-    for file in (site.root / "state" / "trollmoves").glob("mirror-*"):
+    for file in (testbed.root / "state" / "trollmoves").glob("mirror-*"):
         file.unlink()
     chain.feeder.put(first, version=2)
     chain.mirrored.heard.clear()
@@ -398,8 +402,8 @@ def test_journal_is_lost(site: Site) -> None:
     chain.feeder.feed(1)
     chain.feeder.put(second, version=2)
     chain.feeder.put(first, version=3)
-    until(lambda: chain.push(first, site.folder("out")).type == "file")
-    assert (site.folder("out") / first).read_bytes() == content(first, 3)
+    until(lambda: chain.push(first, testbed.directory("out")).type == "file")
+    assert (testbed.directory("out") / first).read_bytes() == content(first, 3)
 
 
 # -- what is refused
@@ -408,19 +412,19 @@ def test_journal_is_lost(site: Site) -> None:
 def test_refusals(chain: Chain) -> None:
     """Requests for what was not announced, or to lead out of a destination, are refused."""
     (name,) = chain.feeder.feed()
-    out = chain.site.folder("out")
+    out = chain.testbed.directory("out")
     assert chain.push(name, out, uri="/etc/passwd").type == "err"
     assert chain.push(name, out, path="../above").type == "err"
     assert chain.push(name, out, path="/above").type == "err"
-    assert ask(chain.request_port, MIRROR_TOPIC, "ack", {"uri": "/etc/passwd", "uid": "passwd"}).type == "err"
-    assert ask(chain.request_port, MIRROR_TOPIC, "ping").type == "pong"
-    assert not (chain.site.root / "above").exists()
+    assert send_request(chain.request_port, MIRROR_TOPIC, "ack", {"uri": "/etc/passwd", "uid": "passwd"}).type == "err"
+    assert send_request(chain.request_port, MIRROR_TOPIC, "ping").type == "pong"
+    assert not (chain.testbed.root / "above").exists()
 
 
-def test_names_that_lead_elsewhere(site: Site) -> None:
+def test_names_that_lead_elsewhere(testbed: Testbed) -> None:
     """What a server announces with a name or path that leads out of the copies is not announced again."""
-    publisher = Publisher(site)
-    chain = Chain(site)
+    publisher = Publisher(testbed)
+    chain = Chain(testbed)
     chain.sections["far"]["providers"] = f"{HOST}:{publisher.port}"
     chain.mirror.reconfigure(chain.sections)
     chain.mirror.start()
@@ -438,7 +442,7 @@ def test_names_that_lead_elsewhere(site: Site) -> None:
         publisher.tell("file", {**one, "request_address": f"{HOST}:1"})
     chain.announcement("good")
     chain.mirror.wait_for_line("passed over", times=len(bad))
-    assert {one.uid for one in chain.mirrored.of("file")} == {"good"}
+    assert {one.uid for one in chain.mirrored.of_type("file")} == {"good"}
 
 
 def test_gone_for_good(chain: Chain) -> None:
@@ -446,21 +450,21 @@ def test_gone_for_good(chain: Chain) -> None:
     (name,) = chain.feeder.feed()
     number = chain.announcement(name)["announcement"]["number"]
     (chain.feeder.folder / name).unlink()
-    answer = chain.push(name, chain.site.folder("out"))
+    answer = chain.push(name, chain.testbed.directory("out"))
     assert (answer.type, str(answer.data)[:9]) == ("err", "127.0.0.1")
     until(lambda: not list(chain.copies.glob(f"*/{number}")), what="no directory is left")
 
 
-def test_gone_for_now(site: Site) -> None:
+def test_gone_for_now(testbed: Testbed) -> None:
     """One of our clients that asks while no server answers is told to ask again, and is served when one does."""
-    chain = Chain(site)
+    chain = Chain(testbed)
     outer = chain.outer()
     chain.start()
     (name,) = chain.feeder.feed()
     data = chain.announcement(name)
     chain.server.send(signal.SIGSTOP)
     request = data | {"destination": str(outer.target), "request": {"id": "x/1", "timeout": 60}}
-    answer = ask(chain.request_port, MIRROR_TOPIC, "push", request, seconds=20)
+    answer = send_request(chain.request_port, MIRROR_TOPIC, "push", request, seconds=20)
     assert answer.type == "err"
     assert answer.data["temporary"] is True
     chain.server.send(signal.SIGCONT)
@@ -470,20 +474,20 @@ def test_gone_for_now(site: Site) -> None:
 
 def ask_until_it_comes(chain: Chain, request: dict[str, object]) -> None:
     """Ask again as a client does."""
-    until(lambda: ask(chain.request_port, MIRROR_TOPIC, "push", request, seconds=30).type == "file", 30)
+    until(lambda: send_request(chain.request_port, MIRROR_TOPIC, "push", request, seconds=30).type == "file", 30)
 
 
 # -- packed files
 
 
-def test_bzip(site: Site) -> None:
+def test_bzip(testbed: Testbed) -> None:
     """With compression a file is announced by its unpacked name, and handed on unpacked."""
-    chain = Chain(site, compression="bzip", delete="true", remove_delay=0)
+    chain = Chain(testbed, compression="bzip", delete="true", remove_delay=0)
     chain.server_sections[0]["hrit"]["origin"] = f"{chain.feeder.folder}/{{name}}"
     chain.server.reconfigure(chain.server_sections[0])
     outer = chain.outer()
     chain.start(outer)
-    staged = site.folder("staged")
+    staged = testbed.directory("staged")
     for name, bytes_ in (("a.txt.bz2", bz2.compress(b"hello")), ("b.txt", b"plain"), ("c.bz2", b"damaged")):
         (staged / name).write_bytes(bytes_)
         (staged / name).rename(chain.feeder.folder / name)
@@ -491,22 +495,22 @@ def test_bzip(site: Site) -> None:
     assert sorted(path.name for path in outer.target.iterdir()) == ["a.txt", "b.txt"]
     assert (outer.target / "a.txt").read_bytes() == b"hello"
     chain.mirrored.wait_for_receipts(["a.txt", "b.txt", "c"])
-    assert {Path(one.data["uri"]).name for one in chain.mirrored.of("file")} == {"a.txt", "b.txt", "c"}
+    assert {Path(one.data["uri"]).name for one in chain.mirrored.of_type("file")} == {"a.txt", "b.txt", "c"}
     outer.process.wait_for_line("c is refused for good")
     until(lambda: {path.name for path in chain.files()} <= {"c.bz2"}, what="what was handed on is removed")
 
 
-def test_xrit(site: Site) -> None:
+def test_xrit(testbed: Testbed) -> None:
     """Segments are unpacked by the program that the section names."""
-    program = site.folder("bin") / "decompress"
+    program = testbed.directory("bin") / "decompress"
     program.write_text('#!/bin/sh\ntr a-z A-Z < "$1" > "$(basename "${1%C_}")__"\n')
     program.chmod(0o755)
-    chain = Chain(site, compression="xrit", xritdecompressor=program)
+    chain = Chain(testbed, compression="xrit", xritdecompressor=program)
     chain.server_sections[0]["hrit"]["origin"] = f"{chain.feeder.folder}/H-{{name}}"
     chain.server.reconfigure(chain.server_sections[0])
     outer = chain.outer()
     chain.start(outer)
-    staged = site.folder("staged") / "H-1-C_"
+    staged = testbed.directory("staged") / "H-1-C_"
     staged.write_bytes(b"segment")
     staged.rename(chain.feeder.folder / staged.name)
     outer.received.wait_for_receipts(["H-1-__"])
@@ -543,60 +547,60 @@ def old_configuration(chain: Chain) -> str:
     )
 
 
-def test_old_configuration(site: Site) -> None:
+def test_old_configuration(testbed: Testbed) -> None:
     """A configuration file for the earlier implementation works, and --check says what it runs."""
-    chain = Chain(site)
+    chain = Chain(testbed)
     chain.mirror.reconfigure(old_configuration(chain))
     outer = chain.outer()
     chain.start(outer)
     chain.feeder.feed(3)
     chain.wait_until_done(outer)
     assert chain.mirrored.wait_for()[0].data["sensor"] == "seviri"
-    assert ask(chain.request_port, "/x", "ping").data == {"station": "norrköping"}
-    checked = site.run("move_it_mirror.py", chain.mirror.config, "--check")
+    assert send_request(chain.request_port, "/x", "ping").data == {"station": "norrköping"}
+    checked = testbed.run("move_it_mirror.py", chain.mirror.config, "--check")
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "eumetcast-hrit-0deg" in checked.stdout
 
 
-def test_check(site: Site) -> None:
+def test_check(testbed: Testbed) -> None:
     """--check tells what is missing and what has no effect, and fails."""
     sections: dict[str, dict[str, object]] = {
         "far": mirror_section(9010, "/tmp/x", 9094, origin="/a/b", compression="tar"),
         "bad": {"topic": "/a"},
     }
-    checked = site.run("move_it_mirror.py", site.config(sections), "--check")
+    checked = testbed.run("move_it_mirror.py", testbed.config(sections), "--check")
     assert checked.returncode == 1
     for part in ("[far] origin: has no effect", "[far] compression: ", "[bad] request_port: ", "[bad] providers: "):
         assert part in checked.stdout
 
 
-def test_reload(site: Site) -> None:
+def test_reload(testbed: Testbed) -> None:
     """A section that changes is begun anew, one that is added begins, and the others are not touched."""
-    chain = Chain(site)
+    chain = Chain(testbed)
     chain.start()
     (name,) = chain.feeder.feed()
     chain.announcement(name)
-    port = site.port()
-    added = mirror_section(chain.publish_ports, site.folder("copies2"), port, topic="/added")
+    port = testbed.port()
+    added = mirror_section(chain.publish_ports, testbed.directory("copies2"), port, topic="/added")
     chain.mirror.reconfigure({**chain.sections, "second": added})
     chain.mirror.wait_for_line("1 added, 0 changed, 0 removed, 1 as before")
     chain.mirror.reconfigure({"far": chain.sections["far"], "second": added | {"topic": "/changed"}})
     chain.mirror.wait_for_line("0 added, 1 changed, 0 removed, 1 as before")
     (name,) = chain.feeder.feed()
-    until(lambda: {one.message.subject for one in chain.mirrored.about(name)} == {MIRROR_TOPIC, "/changed"})
+    until(lambda: {one.message.subject for one in chain.mirrored.of_file(name)} == {MIRROR_TOPIC, "/changed"})
     assert chain.mirror.lines().count("[far] started") == 1
-    both: list[Heard] = chain.mirrored.about(name)
+    both: list[ReceivedMessage] = chain.mirrored.of_file(name)
     for one in both:
-        out = site.folder(f"out{one.data['request_address'][-5:]}".replace(":", ""))
+        out = testbed.directory(f"out{one.data['request_address'][-5:]}".replace(":", ""))
         data = one.data | {"destination": str(out)}
-        assert ask(int(one.data["request_address"].split(":")[1]), "/x", "push", data).type == "file"
+        assert send_request(int(one.data["request_address"].split(":")[1]), "/x", "push", data).type == "file"
         assert (out / name).read_bytes() == content(name)
 
 
 # -- the earlier implementation
 
 
-def connect(chain: Chain, received: Ear) -> None:
+def connect(chain: Chain, received: RecordingSubscriber) -> None:
     """Feed files until one arrives: old ones repeat nothing that they said before somebody had connected."""
     for _ in range(100):
         (name,) = chain.feeder.feed()
@@ -607,12 +611,12 @@ def connect(chain: Chain, received: Ear) -> None:
     raise AssertionError("nothing arrives")
 
 
-def test_old_server_and_client(site: Site) -> None:
+def test_old_server_and_client(testbed: Testbed) -> None:
     """An old client of a mirror of an old server gets every file, each fetched once."""
-    chain = Chain(site, transfer_req_timeout=30)  # an old client that is not answered in time gives a file up
-    chain.servers[0] = earlier.server(site, chain.server_sections[0], chain.publish_ports[0])
+    chain = Chain(testbed, transfer_req_timeout=30)  # an old client that is not answered in time gives a file up
+    chain.servers[0] = earlier.server(testbed, chain.server_sections[0], chain.publish_ports[0])
     outer = chain.outer(transfer_req_timeout=60)
-    outer.process = earlier.client(site, outer.sections)
+    outer.process = earlier.client(testbed, outer.sections)
     chain.start(outer)
     connect(chain, outer.received)
     fed = chain.feeder.feed(10)
@@ -623,33 +627,33 @@ def test_old_server_and_client(site: Site) -> None:
 # -- the example
 
 
-def test_example(site: Site) -> None:
+def test_example(testbed: Testbed) -> None:
     """The example hands on a file to both of its clients, with one delivery of the server, and keeps no copy."""
     example = Path(__file__).parents[3] / "examples" / "mirror"
     ports: dict[str, int] = {}
 
     def port(match: re.Match[str]) -> str:
-        return str(ports.setdefault(match[0], site.port()))
+        return str(ports.setdefault(match[0], testbed.port()))
 
     def config(name: str) -> Path:
-        text = (example / name).read_text().replace("/tmp/trollmoves-mirror", str(site.root))
+        text = (example / name).read_text().replace("/tmp/trollmoves-mirror", str(testbed.root))
         text = text.replace("remove_delay = 5", "remove_delay = 1")
-        return site.config(re.sub(r"\b19\d\d\d\b", port, text), name)
+        return testbed.config(re.sub(r"\b19\d\d\d\b", port, text), name)
 
-    incoming = site.folder("incoming")
-    site.folder("copies")
+    incoming = testbed.directory("incoming")
+    testbed.directory("copies")
     configs = {role: config(f"{role}.ini") for role in ("server", "mirror", "client")}
     processes = []
     for role, publish_port in (("server", "19010"), ("mirror", "19011"), ("client", "")):
-        more = ["-p", str(ports.setdefault(publish_port, site.port()))] if publish_port else []
-        command = site.command(f"move_it_{role}.py", configs[role], *more)
-        processes.append(site.process(role, command, configs[role]).start())
-    (site.root / "H-MSG4-000001").write_text("segment\n")
-    (site.root / "H-MSG4-000001").rename(incoming / "H-MSG4-000001")
+        more = ["-p", str(ports.setdefault(publish_port, testbed.port()))] if publish_port else []
+        command = testbed.command(f"move_it_{role}.py", configs[role], *more)
+        processes.append(testbed.process(role, command, configs[role]).start())
+    (testbed.root / "H-MSG4-000001").write_text("segment\n")
+    (testbed.root / "H-MSG4-000001").rename(incoming / "H-MSG4-000001")
     for place in ("forecast", "archive/MSG4"):
-        path = site.root / place / "H-MSG4-000001"
+        path = testbed.root / place / "H-MSG4-000001"
         until(path.exists, what=f"{path} arrives")
         assert path.read_text() == "segment\n"
     assert processes[0].lines().count(" delivered ") == 1
-    until(lambda: not list(site.folder("copies").glob("*/*")), what="the copy is removed")
+    until(lambda: not list(testbed.directory("copies").glob("*/*")), what="the copy is removed")
     assert sorted(re.findall(r"\b19\d\d\d\b", (example / "README.md").read_text())) == ["19010", "19011"]

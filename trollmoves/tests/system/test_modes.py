@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import MIRROR_TOPIC, Process, Site, client_section, mirror_section, server_section
+from trollmoves.tests.helpers.daemons import (
+    MIRROR_TOPIC,
+    Process,
+    Testbed,
+    client_section,
+    mirror_section,
+    server_section,
+)
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.system.test_options_server import put, tar
 
@@ -34,30 +41,30 @@ def modes(*roots: Path) -> Iterator[tuple[Path, int]]:
 @pytest.mark.parametrize("umask", [0, 0o027])
 def test_modes(tmp_path: Path, umask: int) -> None:
     """What daemons make heeds the umask, and is never writable for everyone; the journal is private."""
-    with Site(tmp_path) as site:
-        (site.root / "in").mkdir()
-        work, copies, out = (site.root / name / "made" for name in ("work", "copies", "out"))
+    with Testbed(tmp_path) as testbed:
+        (testbed.root / "in").mkdir()
+        work, copies, out = (testbed.root / name / "made" for name in ("work", "copies", "out"))
         for folder in (work, copies, out):
             folder.parent.mkdir(mode=0o755)
-        port, mirror_port, client_port = site.port(), site.port(), site.port()
+        port, mirror_port, client_port = testbed.port(), testbed.port(), testbed.port()
         section = {
-            **server_section(site.root / "in", site.port(), compression="bzip", working_directory=work),
-            "origin": f"{site.root}/in/{{name}}.bz2",
+            **server_section(testbed.root / "in", testbed.port(), compression="bzip", working_directory=work),
+            "origin": f"{testbed.root}/in/{{name}}.bz2",
         }
         client = client_section(mirror_port, f"{out}/{{name}}/deep", client_port, compression="tar", topic=MIRROR_TOPIC)
-        logs = site.folder("logs")
+        logs = testbed.directory("logs")
         daemons = [
-            site.server({"bzip": section}, port),
-            site.mirror({"m": mirror_section(port, copies, site.port())}, mirror_port),
-            site.client({"tar": client}),
+            testbed.server({"bzip": section}, port),
+            testbed.mirror({"m": mirror_section(port, copies, testbed.port())}, mirror_port),
+            testbed.client({"tar": client}),
         ]
         for number, daemon in enumerate(daemons):
             with_umask(daemon, umask, logs / f"{number}.log").start()
-        ear = site.ear(client_port)
+        ear = testbed.subscriber(client_port)
         until(lambda: ear.connections)
-        put(site.root / "in" / "x.tar.bz2", bz2.compress(tar(member=b"content")))
+        put(testbed.root / "in" / "x.tar.bz2", bz2.compress(tar(member=b"content")))
         ear.wait_for_receipts(["member"])
-        seen = dict(modes(*(folder.parent for folder in (work, copies, out)), site.root / "state", logs))
+        seen = dict(modes(*(folder.parent for folder in (work, copies, out)), testbed.root / "state", logs))
         assert (out / "x.tar" / "deep" / "member") in seen
         assert {path.suffix for path in seen} >= {".log"}
         wrong = {str(path): oct(mode) for path, mode in seen.items() if mode & (0o002 | umask)}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Process, Site, client_section, server_section
+from trollmoves.tests.helpers.daemons import Process, Testbed, client_section, server_section
 from trollmoves.tests.helpers.feeding import Feeder, names
-from trollmoves.tests.helpers.network import Host, Network, SlowLine
+from trollmoves.tests.helpers.network import Host, Network, SlowLink
 from trollmoves.tests.helpers.waiting import until
 
 SECONDS = 30.0  # that all has to be well again once the network works
@@ -28,28 +28,28 @@ pytestmark = pytest.mark.timeout(300)
 class Sender:
     """A host with a server, and what it announces."""
 
-    def __init__(self, site: Site, host: Host, address: str = "", **options: object) -> None:
+    def __init__(self, testbed: Testbed, host: Host, address: str = "", **options: object) -> None:
         self.host = host
-        self.feeder = site.feeder(f"in of {host.name}")
+        self.feeder = testbed.feeder(f"in of {host.name}")
         self.address = address or host.address
-        self.port, self.request_port = site.port(), site.port()
+        self.port, self.request_port = testbed.port(), testbed.port()
         section = server_section(self.feeder.folder, self.request_port, request_address=self.address, **options)
-        self.server = host.runs(site.server({"hrit": section}, self.port, name=f"server on {host.name}"))
+        self.server = host.run_inside(testbed.server({"hrit": section}, self.port, name=f"server on {host.name}"))
 
 
 class Receiver:
     """A host with a client, an ear on it, and what it has."""
 
     def __init__(
-        self, site: Site, host: Host, senders: list[Sender], *, names: Path | None = None, **options: object
+        self, testbed: Testbed, host: Host, senders: list[Sender], *, names: Path | None = None, **options: object
     ) -> None:
         self.host = host
-        self.target = site.folder(f"out of {host.name}")
-        port = site.port()
+        self.target = testbed.directory(f"out of {host.name}")
+        port = testbed.port()
         providers = " ".join(f"{one.address}:{one.port}" for one in senders)
         section = client_section([], self.target, port, transfer_req_timeout=3) | {"providers": providers} | options
-        self.client = host.runs(site.client({"hrit": section}, name=f"client on {host.name}"), names)
-        self.ear = host.ear(port)
+        self.client = host.run_inside(testbed.client({"hrit": section}, name=f"client on {host.name}"), names)
+        self.ear = host.subscriber(port)
 
     def wait_for(self, feeder: Feeder, *, killed: bool = False) -> None:
         """Wait until all that was fed is there and told of, each once; after a kill some may be told of again."""
@@ -59,16 +59,16 @@ class Receiver:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def testbed(tmp_path: Path) -> Iterator[Testbed]:
     """A site."""
-    with Site(tmp_path) as site:
-        yield site
+    with Testbed(tmp_path) as testbed:
+        yield testbed
 
 
 @pytest.fixture
-def network(site: Site) -> Network:
+def network(testbed: Testbed) -> Network:
     """A network, or a skip."""
-    return Network(site)
+    return Network(testbed)
 
 
 def start(*processes: Process) -> None:
@@ -85,15 +85,15 @@ def delivered(sender: Sender) -> int:
 
 
 @pytest.fixture
-def sender(site: Site, network: Network) -> Sender:
+def sender(testbed: Testbed, network: Network) -> Sender:
     """A host with a server."""
-    return Sender(site, network.host())
+    return Sender(testbed, network.host())
 
 
 @pytest.fixture
-def receiver(site: Site, network: Network, sender: Sender) -> Receiver:
+def receiver(testbed: Testbed, network: Network, sender: Sender) -> Receiver:
     """A host with a client of that server."""
-    return Receiver(site, network.host(), [sender])
+    return Receiver(testbed, network.host(), [sender])
 
 
 def in_touch(sender: Sender, receiver: Receiver) -> None:
@@ -110,7 +110,7 @@ def test_link_is_cut_for_seconds(sender: Sender, receiver: Receiver) -> None:
     receiver.host.cut()
     sender.feeder.feed(100)
     time.sleep(3)
-    receiver.host.mend()
+    receiver.host.reconnect()
     receiver.wait_for(sender.feeder)
     assert delivered(sender) == 205
 
@@ -118,19 +118,19 @@ def test_link_is_cut_for_seconds(sender: Sender, receiver: Receiver) -> None:
 def test_packets_are_lost(sender: Sender, receiver: Receiver) -> None:
     """With 30 % of the packets lost in each direction everything arrives, each file transferred once."""
     in_touch(sender, receiver)
-    receiver.host.loses(incoming=0.3, outgoing=0.3)
+    receiver.host.drop_packets(incoming=0.3, outgoing=0.3)
     sender.feeder.feed(100)
     receiver.wait_for(sender.feeder)
     assert delivered(sender) == 105
 
 
 @pytest.mark.alone
-def test_slow_line(site: Site, network: Network) -> None:
+def test_slow_line(testbed: Testbed, network: Network) -> None:
     """On a line with round trips of 200 ms files wait for the line, and not for one another."""
     here, there = network.host(), network.host()
-    line = SlowLine(site, here, there, 0.1)
-    sender = Sender(site, here, address=line.ends[0])
-    receiver = Receiver(site, there, [sender])
+    line = SlowLink(testbed, here, there, 0.1)
+    sender = Sender(testbed, here, address=line.ends[0])
+    receiver = Receiver(testbed, there, [sender])
     in_touch(sender, receiver)
     began = time.monotonic()
     sender.feeder.feed(200)
@@ -140,23 +140,23 @@ def test_slow_line(site: Site, network: Network) -> None:
 
 
 @pytest.mark.slow
-def test_outage_longer_than_every_timeout(site: Site, network: Network, sender: Sender) -> None:
+def test_outage_longer_than_every_timeout(testbed: Testbed, network: Network, sender: Sender) -> None:
     """Whether a link is cut, or lets nothing through in one direction, all is caught up with once it works again."""
-    cut, deaf, mute = receivers = [Receiver(site, network.host(), [sender]) for _ in range(3)]
+    cut, deaf, mute = receivers = [Receiver(testbed, network.host(), [sender]) for _ in range(3)]
     start(sender.server, *(receiver.client for receiver in receivers))
     sender.feeder.feed(5)
     for receiver in receivers:
         receiver.wait_for(sender.feeder)
     sender.feeder.feed(50)
     cut.host.cut()
-    deaf.host.loses(incoming=1.0)
-    mute.host.loses(outgoing=1.0)
+    deaf.host.drop_packets(incoming=1.0)
+    mute.host.drop_packets(outgoing=1.0)
     sender.feeder.feed(50)
     until(lambda: sender.host.connections(sender.port) == 0, NOTICED, "the server notices that its peers are gone")
     sender.feeder.feed(50)
-    cut.host.mend()
-    deaf.host.loses()
-    mute.host.loses()
+    cut.host.reconnect()
+    deaf.host.drop_packets()
+    mute.host.drop_packets()
     for receiver in receivers:
         receiver.wait_for(sender.feeder)
     assert delivered(sender) == 3 * 155
@@ -171,7 +171,7 @@ def test_peer_vanishes(sender: Sender, receiver: Receiver) -> None:
     sender.feeder.feed(50)
     until(lambda: sender.host.connections(sender.port) == 0, NOTICED, "the server notices that its peer is gone")
     receiver.host.move("10.77.0.99")
-    receiver.host.mend()
+    receiver.host.reconnect()
     receiver.client.start()
     sender.feeder.feed(50)
     receiver.wait_for(sender.feeder, killed=True)
@@ -192,13 +192,13 @@ def test_client_is_stopped(sender: Sender, receiver: Receiver) -> None:
 
 
 @pytest.mark.slow
-def test_name_moves_to_another_address(site: Site, network: Network) -> None:
+def test_name_moves_to_another_address(testbed: Testbed, network: Network) -> None:
     """A server whose name comes to mean another address is found there, by clients that were never restarted."""
-    hosts_file = site.folder("etc") / "hosts"
+    hosts_file = testbed.directory("etc") / "hosts"
     source, there = network.host(), network.host()
     hosts_file.write_text(f"127.0.0.1 localhost\n{source.address} source\n")
-    sender = Sender(site, source, address="source")
-    receiver = Receiver(site, there, [sender], names=hosts_file)
+    sender = Sender(testbed, source, address="source")
+    receiver = Receiver(testbed, there, [sender], names=hosts_file)
     in_touch(sender, receiver)
     source.move("10.77.0.99")
     hosts_file.write_text(f"127.0.0.1 localhost\n{source.address} source\n")
@@ -207,7 +207,7 @@ def test_name_moves_to_another_address(site: Site, network: Network) -> None:
     assert delivered(sender) == 55
 
 
-def test_another_host_takes_the_address(site: Site, network: Network, sender: Sender, receiver: Receiver) -> None:
+def test_another_host_takes_the_address(testbed: Testbed, network: Network, sender: Sender, receiver: Receiver) -> None:
     """Another host that takes over address, files and journal of a server that vanished is taken for that server."""
     in_touch(sender, receiver)
     sender.host.cut()
@@ -215,18 +215,18 @@ def test_another_host_takes_the_address(site: Site, network: Network, sender: Se
     sender.feeder.feed(50)
     other = network.host()
     other.move(sender.address)
-    other.greet(receiver.host)
+    other.wait_until_reachable(receiver.host)
     sender.server.command = sender.server.command[len(sender.host.prefix) :]
-    other.runs(sender.server).start()
+    other.run_inside(sender.server).start()
     sender.feeder.feed(50)
     receiver.wait_for(sender.feeder)
 
 
-def test_source_that_is_cut_off(site: Site, network: Network) -> None:
+def test_source_that_is_cut_off(testbed: Testbed, network: Network) -> None:
     """What a cut off source has announced is fetched from another one that has it too; the rest when it is back."""
-    one, other = (Sender(site, network.host()) for _ in range(2))
-    receiver = Receiver(site, network.host(), [one, other], processing_delay=2)
-    heard = one.host.ear(one.port)
+    one, other = (Sender(testbed, network.host()) for _ in range(2))
+    receiver = Receiver(testbed, network.host(), [one, other], processing_delay=2)
+    heard = one.host.subscriber(one.port)
     start(one.server, other.server, receiver.client)
     one.feeder.feed(30)
     heard.wait_for(30, "file")
@@ -235,5 +235,5 @@ def test_source_that_is_cut_off(site: Site, network: Network) -> None:
     for name in itertools.islice(names(1000), 10):
         one.feeder.put(name)
     receiver.wait_for(other.feeder)
-    one.host.mend()
+    one.host.reconnect()
     receiver.wait_for(one.feeder)

@@ -11,9 +11,9 @@ import pytest
 from posttroll.message import Message
 from posttroll.publisher import Publisher
 
-from trollmoves.tests.helpers.daemons import Pair, Site
-from trollmoves.tests.helpers.directories import FarEnd
-from trollmoves.tests.helpers.recording import HOST, Ear, Heard
+from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
+from trollmoves.tests.helpers.directories import RemoteDirectory
+from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import PROXY_HOST, answers
 from trollmoves.tests.system.test_options_server import put, stand_in, tar
@@ -25,15 +25,20 @@ CHAINS = ("plain", "tar", "bzip", "xrit", "map", "beats", "topics", "listed", "f
 class Everything:
     """One server, and one client with a section for each group of options, each with an ear on what it publishes."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        publish_port, self.nameserver_port = site.port(), site.port()
+    def __init__(self, testbed: Testbed) -> None:
+        self.testbed = testbed
+        publish_port, self.nameserver_port = testbed.port(), testbed.port()
         self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
         folders = ("plain", "tar", "bzip", "xrit", "map", "ftp", "first", "second")
         server: dict[str, dict[str, object]] = {"DEFAULT": {"request_address": HOST}}
         for name in folders:
-            origin = f"{site.folder(f'in/{name}')}/{{name}}.{{end}}"
-            server[name] = {"origin": origin, "topic": f"/{name}", "request_port": site.port(), "info": "channel=VIS"}
+            origin = f"{testbed.directory(f'in/{name}')}/{{name}}.{{end}}"
+            server[name] = {
+                "origin": origin,
+                "topic": f"/{name}",
+                "request_port": testbed.port(),
+                "info": "channel=VIS",
+            }
         server["map"]["info"] = "satellite=G16;sensor=abi;bands=a,b;destination_name=x;area=euro"
         server["plain"]["info"] = f"channel=VIS;login={'kept'};topic=kept;timeliness=NRT"
         server["listed"] = {
@@ -41,13 +46,13 @@ class Everything:
             "addresses": f"{HOST}:{self.speaker.port_number}",
             "nameserver": "False",
             "topic": "/listed",
-            "request_port": site.port(),
+            "request_port": testbed.port(),
         }
-        self.server = site.server(server, publish_port)
-        place = FarEnd(site, "ftp", site.folder("far"))
+        self.server = testbed.server(server, publish_port)
+        place = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
         provider = f"{HOST}:{publish_port}"
-        program = stand_in(site.root)
-        out = site.root / "out"
+        program = stand_in(testbed.root)
+        out = testbed.root / "out"
         options: dict[str, dict[str, object]] = {
             "plain": {
                 "topic": "/plain",
@@ -79,31 +84,35 @@ class Everything:
                 "create_target_directory": "true",
             },
         }
-        self.ports = {name: site.port() for name in CHAINS}
+        self.ports = {name: testbed.port() for name in CHAINS}
         client: dict[str, dict[str, object]] = {"DEFAULT": {"nameservers": "False", "providers": provider}}
         for name, port in self.ports.items():
             client[name] = {"topic": f"/{name}", "publish_port": port, **options[name]}
-        self.client = site.client(client, "-v")
-        self.ears: dict[str, Ear] = {name: site.ear(port) for name, port in self.ports.items()}
+        self.client = testbed.client(client, "-v")
+        self.ears: dict[str, RecordingSubscriber] = {
+            name: testbed.subscriber(port) for name, port in self.ports.items()
+        }
         self.server.start(wait=False)
         self.client.start()
         self.server.wait_until_ready()
 
     def put(self, folder: str, name: str, data: bytes) -> Path:
         """Let a file appear on the server's side."""
-        return put(self.site.root / "in" / folder / name, data)
+        return put(self.testbed.root / "in" / folder / name, data)
 
-    def receipt(self, chain: str) -> Heard:
+    def receipt(self, chain: str) -> ReceivedMessage:
         """Wait for the first receipt of a section; return it."""
         types = ("file", "dataset", "collection")
-        return until(lambda: self.ears[chain].of(*types), what=f"receipt of {chain}: {self.client.lines()[-2000:]}")[0]
+        return until(
+            lambda: self.ears[chain].of_type(*types), what=f"receipt of {chain}: {self.client.lines()[-2000:]}"
+        )[0]
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]:
     """Both daemons."""
-    with Site(tmp_path_factory.mktemp("client")) as site:
-        everything = Everything(site)
+    with Testbed(tmp_path_factory.mktemp("client")) as testbed:
+        everything = Everything(testbed)
         yield everything
         everything.speaker.stop()
 
@@ -112,7 +121,7 @@ def test_destination_and_login(everything: Everything) -> None:
     """``destination`` is composed and made; ``login`` is told to nobody; options replace no metadata of their name."""
     everything.put("plain", "a.dat", b"a")
     data = everything.receipt("plain").data
-    target = everything.site.root / "out" / "plain" / "VIS"
+    target = everything.testbed.root / "out" / "plain" / "VIS"
     assert data["uri"] == str(target / "a.dat")
     assert (target / "a.dat").read_bytes() == b"a"
     assert (data["topic"], data["login"], data["timeliness"]) == ("kept", "kept", "NRT")
@@ -124,7 +133,7 @@ def test_tar(everything: Everything) -> None:
     """With ``compression = tar`` the members are told of, and with ``delete`` the archive goes."""
     everything.put("tar", "a.tar", tar(one=b"1", two=b"22"))
     heard = everything.receipt("tar")
-    target = everything.site.root / "out" / "tar"
+    target = everything.testbed.root / "out" / "tar"
     assert heard.type == "dataset"
     assert [item["uri"] for item in heard.data["dataset"]] == [str(target / "one"), str(target / "two")]
     until(lambda: sorted(os.listdir(target)) == ["one", "two"])
@@ -134,7 +143,7 @@ def test_bzip(everything: Everything) -> None:
     """With ``compression = bzip`` the unpacked file is told of; without ``delete`` the packed one stays."""
     everything.put("bzip", "a.bz2", bz2.compress(b"whole" * 100))
     heard = everything.receipt("bzip")
-    target = everything.site.root / "out" / "bzip"
+    target = everything.testbed.root / "out" / "bzip"
     assert (heard.type, heard.data["uid"]) == ("file", "a")
     assert (target / "a").read_bytes() == b"whole" * 100
     assert (target / "a.bz2").exists()
@@ -144,7 +153,7 @@ def test_xrit(everything: Everything) -> None:
     """With ``compression = xrit`` the program named by ``xritdecompressor`` unpacks."""
     everything.put("xrit", "a.b-C_", b"whole")
     assert everything.receipt("xrit").data["uid"] == "a.b-__"
-    assert (everything.site.root / "out" / "xrit" / "a.b-__").read_bytes() == b"wholewhole"
+    assert (everything.testbed.root / "out" / "xrit" / "a.b-__").read_bytes() == b"wholewhole"
 
 
 def test_replacements(everything: Everything) -> None:
@@ -160,28 +169,28 @@ def test_topics_of_providers(everything: Everything) -> None:
     everything.put("first", "a.dat", b"a")
     everything.put("second", "b.dat", b"b")
     everything.ears["topics"].wait_for_receipts(["a.dat", "b.dat"])
-    assert sorted(os.listdir(everything.site.root / "out" / "topics")) == ["a.dat", "b.dat"]
+    assert sorted(os.listdir(everything.testbed.root / "out" / "topics")) == ["a.dat", "b.dat"]
 
 
 def test_heartbeats_only(everything: Everything) -> None:
     """A section may have no topic at all: it runs, beats, and fetches nothing."""
     assert everything.ears["beats"].wait_for(1, "beat")
-    assert everything.ears["beats"].of("push", "file") == []
+    assert everything.ears["beats"].of_type("push", "file") == []
 
 
 def test_datasets_and_collections(everything: Everything) -> None:
     """All files of a dataset, or of a collection, are fetched and told of together, where each is now."""
-    folder, target = everything.site.folder("spoken"), everything.site.root / "out" / "listed"
+    folder, target = everything.testbed.directory("spoken"), everything.testbed.root / "out" / "listed"
     items = [{"uri": str(put(folder / name, name.encode())), "uid": name} for name in ("a", "b", "c", "d")]
     messages = [
         Message("/spoken", "dataset", {"dataset": items[:2]}),
         Message("/spoken", "collection", {"collection": [{"dataset": [items[2]]}, items[3] | {"path": "below"}]}),
     ]
 
-    def heard() -> list[Heard]:
+    def heard() -> list[ReceivedMessage]:
         for message in messages:
             everything.speaker.send(str(message))
-        return everything.ears["listed"].of("dataset", "collection")
+        return everything.ears["listed"].of_type("dataset", "collection")
 
     until(lambda: {one.type for one in heard()} == {"dataset", "collection"})
     told = {one.type: one.data for one in heard()}
@@ -195,16 +204,16 @@ def test_ftp_root(everything: Everything) -> None:
     """``ftp_root`` is where a destination that is not a file system's lies on this host; its directory is made."""
     everything.put("ftp", "a.dat", b"a")
     data = everything.receipt("ftp").data
-    assert (everything.site.root / "far" / "below" / "VIS" / "a.dat").read_bytes() == b"a"
+    assert (everything.testbed.root / "far" / "below" / "VIS" / "a.dat").read_bytes() == b"a"
     assert data["uri"].endswith("/below/VIS/a.dat")
 
 
-def test_backup_targets(site: Site) -> None:
+def test_backup_targets(testbed: Testbed) -> None:
     """When the destination's host does not answer the next of ``backup_targets`` gets the file, and is told."""
-    place = FarEnd(site, "sftp", site.folder("far"))
+    place = RemoteDirectory(testbed, "sftp", testbed.directory("far"))
     dead = place.url.replace(PROXY_HOST, "127.0.0.9")
-    pair = Pair(
-        site,
+    pair = ServerClientPair(
+        testbed,
         {"connection_parameters__num_ssh_retries": 1},
         destination=dead,
         backup_targets=f"127.0.0.8 {PROXY_HOST}",
@@ -214,44 +223,46 @@ def test_backup_targets(site: Site) -> None:
     assert (place.folder / name).exists()
     assert receipt.data["uri"] == f"{place.folder}/{name}"
     assert "backup_targets" not in receipt.data
-    assert pair.received.of("push")[0].data["backup_targets"] == ["127.0.0.8", PROXY_HOST]
+    assert pair.received.of_type("push")[0].data["backup_targets"] == ["127.0.0.8", PROXY_HOST]
 
 
-def test_directories_are_not_made(site: Site) -> None:
+def test_directories_are_not_made(testbed: Testbed) -> None:
     """Without ``create_target_directory`` a client makes no directory."""
-    place = FarEnd(site, "ftp", site.folder("far"))
-    root = site.folder("root")
-    pair = Pair(site, destination=f"{place.url}a/b", ftp_root=root, create_target_directory="False").start()
+    place = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
+    root = testbed.directory("root")
+    pair = ServerClientPair(
+        testbed, destination=f"{place.url}a/b", ftp_root=root, create_target_directory="False"
+    ).start()
     (name,) = pair.feeder.feed()
     pair.received.wait_for_receipts([name])
     assert os.listdir(root) == []
 
 
-def test_given_up(site: Site) -> None:
+def test_given_up(testbed: Testbed) -> None:
     """A file that cannot be delivered is asked for again, and given up after ``retry_for`` with one error."""
-    pair = Pair(site, {"retry_for": 1}, destination="sftp://127.0.0.9:1/x", retry_for=8).start()
+    pair = ServerClientPair(testbed, {"retry_for": 1}, destination="sftp://127.0.0.9:1/x", retry_for=8).start()
     pair.feeder.feed()
     pair.client.wait_for_line("is given up after", seconds=40)
-    assert len(pair.received.of("push")) > 1
+    assert len(pair.received.of_type("push")) > 1
     assert pair.client.lines().count(" ERROR") + pair.client.lines().count("[ERROR") == 1
     assert pair.received.receipts() == []
 
 
-def test_refused_for_good(site: Site) -> None:
+def test_refused_for_good(testbed: Testbed) -> None:
     """A permanent refusal is told once, and not asked for again."""
-    (site.root / "a-file").write_text("in the way")
-    pair = Pair(site, destination=f"{site.root}/a-file/below").start()
+    (testbed.root / "a-file").write_text("in the way")
+    pair = ServerClientPair(testbed, destination=f"{testbed.root}/a-file/below").start()
     (name,) = pair.feeder.feed()
     pair.client.wait_for_line("is refused for good")
     assert pair.server.lines().count(f"{name} not delivered") == 1
-    assert len(pair.received.of("push")) == 1
+    assert len(pair.received.of_type("push")) == 1
 
 
-def test_name_servers(site: Site) -> None:
+def test_name_servers(testbed: Testbed) -> None:
     """A client takes ``nameservers`` as a list, and none as multicast, and publishes all the same."""
     for number, nameservers in enumerate(("localhost 127.0.0.1", "")):
-        pair = Pair(site, nameservers=nameservers)
-        pair.feeder = site.feeder(f"in{number}", 100 * number)
+        pair = ServerClientPair(testbed, nameservers=nameservers)
+        pair.feeder = testbed.feeder(f"in{number}", 100 * number)
         pair.server_sections["hrit"]["origin"] = str(pair.server_sections["hrit"]["origin"]).replace(
             "/in/", f"/in{number}/"
         )
@@ -263,17 +274,17 @@ def test_name_servers(site: Site) -> None:
         pair.client.stop()
 
 
-def test_heartbeat_alarm(site: Site) -> None:
+def test_heartbeat_alarm(testbed: Testbed) -> None:
     """With ``heartbeat_alarm_scale`` a client connects anew to a provider that is silent, and hears it again."""
-    pair = Pair(site, heartbeat_alarm_scale=0.05).start()
+    pair = ServerClientPair(testbed, heartbeat_alarm_scale=0.05).start()
     pair.client.wait_for_line("connecting anew")
     pair.feeder.feed(3)
     pair.wait_until_done()
 
 
-def test_any_publish_port(site: Site) -> None:
+def test_any_publish_port(testbed: Testbed) -> None:
     """A ``publish_port`` of 0, or none, is any free port, which the log names."""
-    pair = Pair(site, publish_port=0, bind_address=HOST)
+    pair = ServerClientPair(testbed, publish_port=0, bind_address=HOST)
     pair.client.start()
     port = int(pair.client.lines().partition("publishing as move_it_hrit on port ")[2].split()[0])
     assert answers(port)

@@ -8,8 +8,8 @@ import os
 import pytest
 
 from trollmoves.config.options import NOT_OF_A_MIRROR, MirrorOptions, options_of
-from trollmoves.tests.helpers.daemons import Site, mirror_section
-from trollmoves.tests.helpers.directories import FarEnd
+from trollmoves.tests.helpers.daemons import Testbed, mirror_section
+from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import PROXY_HOST, answers
@@ -18,13 +18,13 @@ from trollmoves.tests.system.test_mirror import Chain
 
 
 @pytest.mark.parametrize("made", ["true", "false"])
-def test_copies_by_ftp(site: Site, made: str) -> None:
+def test_copies_by_ftp(testbed: Testbed, made: str) -> None:
     """Inner servers log in to ``destination`` with ``login``, told to nobody else; ``ftp_root`` says where that is."""
-    root = site.folder("ftp")
-    far = FarEnd(site, "ftp", root)
-    (site.root / "home" / ".netrc").unlink()
+    root = testbed.directory("ftp")
+    far = RemoteDirectory(testbed, "ftp", root)
+    (testbed.root / "home" / ".netrc").unlink()
     chain = Chain(
-        site, destination=f"{far.url}below", ftp_root=root, login=f"{USER}:{PASSWORD}", create_target_directory=made
+        testbed, destination=f"{far.url}below", ftp_root=root, login=f"{USER}:{PASSWORD}", create_target_directory=made
     )
     outer = chain.outer()
     chain.start(outer)
@@ -35,12 +35,16 @@ def test_copies_by_ftp(site: Site, made: str) -> None:
     assert PASSWORD[:6] not in said
 
 
-def test_backup_targets(site: Site) -> None:
+def test_backup_targets(testbed: Testbed) -> None:
     """Copies come through the next of ``backup_targets`` when the host of ``destination`` does not answer."""
-    far = FarEnd(site, "sftp", site.folder("copies"))
+    far = RemoteDirectory(testbed, "sftp", testbed.directory("copies"))
     dead = far.url.replace(PROXY_HOST, "127.0.0.9")
     chain = Chain(
-        site, {"connection_parameters__num_ssh_retries": 1}, destination=dead, ftp_root="/", backup_targets=PROXY_HOST
+        testbed,
+        {"connection_parameters__num_ssh_retries": 1},
+        destination=dead,
+        ftp_root="/",
+        backup_targets=PROXY_HOST,
     )
     outer = chain.outer()
     chain.start(outer)
@@ -49,9 +53,9 @@ def test_backup_targets(site: Site) -> None:
     assert far.proxy.connections[far.port] > 0
 
 
-def test_given_up(site: Site) -> None:
+def test_given_up(testbed: Testbed) -> None:
     """A copy that cannot be had is tried for again, and given up after ``retry_for`` with one error."""
-    chain = Chain(site, {"retry_for": 1}, destination="sftp://127.0.0.9:1/x", retry_for=4)
+    chain = Chain(testbed, {"retry_for": 1}, destination="sftp://127.0.0.9:1/x", retry_for=4)
     outer = chain.outer(retry_for=60)
     chain.start(outer)
     chain.feeder.feed()
@@ -59,31 +63,33 @@ def test_given_up(site: Site) -> None:
     assert outer.received.receipts() == []
 
 
-def test_unpacking_programs(site: Site) -> None:
+def test_unpacking_programs(testbed: Testbed) -> None:
     """``prog`` names xRITDecompress as it does for a server; with ``block_size`` in small pieces is unpacked too."""
-    program = site.folder("bin") / "decompress"
+    program = testbed.directory("bin") / "decompress"
     program.write_text('#!/bin/sh\ntr a-z A-Z < "$1" > "$(basename "${1%C_}")__"\n')
     program.chmod(0o755)
-    chain = Chain(site, compression="xrit", prog=program)
+    chain = Chain(testbed, compression="xrit", prog=program)
     chain.server_sections[0]["hrit"]["origin"] = f"{chain.feeder.folder}/{{name}}"
     chain.server.reconfigure(chain.server_sections[0])
-    bzip = mirror_section(chain.publish_ports, site.folder("more"), site.port(), compression="bzip", block_size=3)
+    bzip = mirror_section(
+        chain.publish_ports, testbed.directory("more"), testbed.port(), compression="bzip", block_size=3
+    )
     chain.mirror.reconfigure({**chain.sections, "bzip": bzip | {"topic": "/bzip"}})
     xrit, packed = chain.outer("xrit"), chain.outer("packed", topic="/bzip")
     chain.start(xrit, packed)
     for name, content in (("H-1-C_", b"segment"), ("a.bz2", bz2.compress(b"hello"))):
-        (site.root / name).write_bytes(content)
-        (site.root / name).rename(chain.feeder.folder / name)
+        (testbed.root / name).write_bytes(content)
+        (testbed.root / name).rename(chain.feeder.folder / name)
     xrit.received.wait_for_receipts(["H-1-__"])
     packed.received.wait_for_receipts(["a"])
     assert (xrit.target / "H-1-__").read_bytes() == b"SEGMENT"
     assert (packed.target / "a").read_bytes() == b"hello"
 
 
-def test_bind_address_and_lanes(site: Site) -> None:
+def test_bind_address_and_lanes(testbed: Testbed) -> None:
     """Ports are opened on ``bind_address`` only; a client's host gets ``max_transfers_per_host`` files at one time."""
-    far = FarEnd(site, "ftp", site.folder("far"))
-    chain = Chain(site, bind_address="127.0.0.1", max_transfers_per_host=1)
+    far = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
+    chain = Chain(testbed, bind_address="127.0.0.1", max_transfers_per_host=1)
     outer = chain.outer(destination=far.url, ftp_root=far.folder)
     outer.target = far.folder
     chain.start(outer)
@@ -101,10 +107,10 @@ def _answers_elsewhere(port: int) -> bool:
         return probe.connect_ex((PROXY_HOST, port)) == 0
 
 
-def test_a_stop_in_time(site: Site) -> None:
+def test_a_stop_in_time(testbed: Testbed) -> None:
     """``stop_timeout`` bounds a stop with transfers running; what they carried is handed on after the next start."""
-    far = FarEnd(site, "ftp", site.folder("far"))
-    chain = Chain(site)
+    far = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
+    chain = Chain(testbed)
     chain.mirror.reconfigure({"DEFAULT": {"stop_timeout": 1, "synchronous": "full", "workers": 2}, **chain.sections})
     outer = chain.outer(destination=far.url, ftp_root=far.folder)
     outer.target = far.folder
@@ -120,7 +126,7 @@ def test_a_stop_in_time(site: Site) -> None:
     chain.wait_until_done(outer, seconds=60)
 
 
-def test_without_effect(site: Site) -> None:
+def test_without_effect(testbed: Testbed) -> None:
     """``--check`` tells of each option that has no effect in a mirror, and of no other one."""
     values = {
         "origin": "/a/b",
@@ -131,10 +137,10 @@ def test_without_effect(site: Site) -> None:
         "timeout": 3,
     }
     given = {name: values.get(name, "1") for name in NOT_OF_A_MIRROR}
-    section = mirror_section(9010, site.folder("copies"), 9094)
-    checked = site.run("move_it_mirror.py", site.config({"far": section | given}), "--check")
+    section = mirror_section(9010, testbed.directory("copies"), 9094)
+    checked = testbed.run("move_it_mirror.py", testbed.config({"far": section | given}), "--check")
     assert checked.returncode == 0, checked.stdout
     told = [line.split("] ")[1].split(":")[0] for line in checked.stdout.splitlines() if "has no effect" in line]
     assert sorted(told) == sorted(given)
     assert set(given) < set(options_of(MirrorOptions))
-    assert os.listdir(site.root / "copies") == []
+    assert os.listdir(testbed.root / "copies") == []

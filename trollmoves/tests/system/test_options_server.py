@@ -18,9 +18,9 @@ import pytest
 from posttroll.message import Message
 from posttroll.publisher import Publisher
 
-from trollmoves.tests.helpers.daemons import TOPIC, Pair, Process, Site, server_section
-from trollmoves.tests.helpers.directories import FarEnd
-from trollmoves.tests.helpers.recording import HOST, Ear, Heard, ask
+from trollmoves.tests.helpers.daemons import TOPIC, Process, ServerClientPair, Testbed, server_section
+from trollmoves.tests.helpers.directories import RemoteDirectory
+from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber, send_request
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import ServerProcess, answers
 
@@ -74,16 +74,16 @@ def zipped(**members: bytes) -> bytes:
 class Everything:
     """One server with a section for each group of options, and an ear on what it announces."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.ports = {name: site.port() for name in ("plain", "fields", "bzip", "xrit", "delete", "listen")}
+    def __init__(self, testbed: Testbed) -> None:
+        self.testbed = testbed
+        self.ports = {name: testbed.port() for name in ("plain", "fields", "bzip", "xrit", "delete", "listen")}
         self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
-        publish_port = site.port()
-        program = stand_in(site.root)
+        publish_port = testbed.port()
+        program = stand_in(testbed.root)
         sections: dict[str, dict[str, object]] = {
             "DEFAULT": {"request_address": HOST, "publisher_port": 9010, "publish_port": 9011},
             "plain": {
-                "origin": f"{site.folder('plain')}/{{name}}.dat",
+                "origin": f"{testbed.directory('plain')}/{{name}}.dat",
                 "topic": "/plain",
                 "info": "sensor=seviri;bands=a,b;;equation=a=b; ",
                 "station": "Oslo",
@@ -94,24 +94,24 @@ class Everything:
                 "ssh_private_key_file": "/no/such/key",
                 "connection_parameters__client_kwargs__endpoint_url": "http://127.0.0.1:1",
             },
-            "fields": {"origin": f"{site.root}/fields/{{day:%Y%m%d}}/{{name}}.dat", "topic": "/fields"},
+            "fields": {"origin": f"{testbed.root}/fields/{{day:%Y%m%d}}/{{name}}.dat", "topic": "/fields"},
             "bzip": {
-                "origin": f"{site.folder('bzip')}/{{name}}.bz2",
+                "origin": f"{testbed.directory('bzip')}/{{name}}.bz2",
                 "topic": "/bzip",
                 "compression": "bzip",
-                "working_directory": site.folder("work"),
+                "working_directory": testbed.directory("work"),
                 "delete": "true",
                 "remove_delay": 600,
             },
             "xrit": {
-                "origin": f"{site.folder('xrit')}/{{name}}-C_",
+                "origin": f"{testbed.directory('xrit')}/{{name}}-C_",
                 "topic": "/xrit",
                 "compression": "xrit",
                 "prog": program,
-                "working_directory": site.folder("work"),
+                "working_directory": testbed.directory("work"),
             },
             "delete": {
-                "origin": f"{site.folder('delete')}/{{name}}.dat",
+                "origin": f"{testbed.directory('delete')}/{{name}}.dat",
                 "topic": "/delete",
                 "delete": "true",
                 "remove_delay": 1,
@@ -127,42 +127,46 @@ class Everything:
                 "translate": "false",
                 "info": "via=us",
             },
-            "readable": {"origin": f"{site.folder('readable')}/{{name}}.dat", "topic": "/readable", "info": "a=b"},
-            "tar": {"origin": f"{site.folder('tar')}/{{name}}.tar", "topic": "/tar", "unpack": "tar"},
-            "zip": {"origin": f"{site.folder('zip')}/{{name}}.zip", "topic": "/zip", "unpack": "zip"},
+            "readable": {
+                "origin": f"{testbed.directory('readable')}/{{name}}.dat",
+                "topic": "/readable",
+                "info": "a=b",
+            },
+            "tar": {"origin": f"{testbed.directory('tar')}/{{name}}.tar", "topic": "/tar", "unpack": "tar"},
+            "zip": {"origin": f"{testbed.directory('zip')}/{{name}}.zip", "topic": "/zip", "unpack": "zip"},
         }
         for name, port in self.ports.items():
             sections[name]["request_port"] = port
-        arguments = ["--chain-check-interval", "5", "--max-notifier-restarts", "3", "-l", str(site.root / "own.log")]
-        self.server: Process = site.server(sections, publish_port, *arguments)
+        arguments = ["--chain-check-interval", "5", "--max-notifier-restarts", "3", "-l", str(testbed.root / "own.log")]
+        self.server: Process = testbed.server(sections, publish_port, *arguments)
         self.server.ready = lambda _: " chains, journal " in self.log()
-        self.ear: Ear = site.ear(publish_port)
+        self.ear: RecordingSubscriber = testbed.subscriber(publish_port)
         self.server.start()
 
     def log(self) -> str:
         """Give the log that the server writes into a file of its own."""
-        path = self.site.root / "own.log"
+        path = self.testbed.root / "own.log"
         return path.read_text() if path.exists() else ""
 
-    def heard(self, topic: str, name: str = "") -> Heard:
+    def heard(self, topic: str, name: str = "") -> ReceivedMessage:
         """Wait for the announcement of a file under a topic; return it."""
 
-        def found() -> list[Heard]:
+        def found() -> list[ReceivedMessage]:
             return [one for one in self.ear.heard if one.message.subject == topic and name in str(one.data)]
 
         return until(found, what=f"{topic} {name} in {self.ear.texts[-5:]}")[0]
 
-    def push(self, section: str, heard: Heard, destination: object, kind: str = "push") -> Any:
+    def push(self, section: str, heard: ReceivedMessage, destination: object, kind: str = "push") -> Any:
         """Ask a section for a file as an older client does."""
         data = {key: value for key, value in heard.data.items() if key != "announcement"}
-        return ask(self.ports[section], heard.message.subject, kind, {**data, "destination": str(destination)})
+        return send_request(self.ports[section], heard.message.subject, kind, {**data, "destination": str(destination)})
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]:
     """The server."""
-    with Site(tmp_path_factory.mktemp("server")) as site:
-        everything = Everything(site)
+    with Testbed(tmp_path_factory.mktemp("server")) as testbed:
+        everything = Everything(testbed)
         yield everything
         everything.speaker.stop()
 
@@ -175,25 +179,25 @@ def test_all_sections_run(everything: Everything) -> None:
 
 def test_info_station_and_request_address(everything: Everything) -> None:
     """``info`` is added to announcements, ``station`` answers a ping, ``request_address`` is told."""
-    put(everything.site.root / "plain" / "a.dat", b"a")
+    put(everything.testbed.root / "plain" / "a.dat", b"a")
     data = everything.heard("/plain").data
     assert data["sensor"] == "seviri"
     assert data["bands"] == ["a", "b"]
     assert data["equation"] == "a=b"
     assert data["name"] == "a"
     assert data["request_address"] == f"{HOST}:{everything.ports['plain']}"
-    assert ask(everything.ports["plain"], "/ping", "ping").data == {"station": "Oslo"}
-    assert ask(everything.ports["bzip"], "/ping", "ping").data == {"station": "unknown"}
+    assert send_request(everything.ports["plain"], "/ping", "ping").data == {"station": "Oslo"}
+    assert send_request(everything.ports["bzip"], "/ping", "ping").data == {"station": "unknown"}
 
 
 def test_nothing_comes_of_an_empty_or_vanished_file(everything: Everything) -> None:
     """A file is not announced while it is empty, and one that is gone before it is asked for is refused."""
-    folder = everything.site.root / "plain"
+    folder = everything.testbed.root / "plain"
     (folder / "empty.dat").touch()
     gone = put(folder / "gone.dat", b"gone")
     heard = everything.heard("/plain", "gone.dat")
     gone.unlink()
-    assert everything.push("plain", heard, everything.site.folder("nowhere")).type == "err"
+    assert everything.push("plain", heard, everything.testbed.directory("nowhere")).type == "err"
     put(folder / "next.dat", b"next")
     everything.heard("/plain", "next.dat")
     assert not [one for one in everything.ear.heard if "empty.dat" in str(one.data)]
@@ -201,7 +205,7 @@ def test_nothing_comes_of_an_empty_or_vanished_file(everything: Everything) -> N
 
 def test_fields_in_the_directory(everything: Everything) -> None:
     """``origin`` has fields in its directory too, and follows directories that come later."""
-    put(everything.site.root / "fields" / "20250102" / "a.dat", b"a")
+    put(everything.testbed.root / "fields" / "20250102" / "a.dat", b"a")
     data = everything.heard("/fields").data
     assert data["day"].isoformat()[:10] == "2025-01-02"
     assert data["name"] == "a"
@@ -209,27 +213,27 @@ def test_fields_in_the_directory(everything: Everything) -> None:
 
 def test_bzip(everything: Everything) -> None:
     """With ``compression = bzip`` what is announced is unpacked in ``working_directory``, and ``delete`` the packed."""
-    packed = put(everything.site.root / "bzip" / "a.bz2", bz2.compress(b"whole" * 100))
+    packed = put(everything.testbed.root / "bzip" / "a.bz2", bz2.compress(b"whole" * 100))
     heard = everything.heard("/bzip")
-    assert heard.data["uri"] == str(everything.site.root / "work" / "a")
+    assert heard.data["uri"] == str(everything.testbed.root / "work" / "a")
     until(lambda: not packed.exists())
-    target = everything.site.folder("bzip-out")
+    target = everything.testbed.directory("bzip-out")
     assert everything.push("bzip", heard, target).type == "file"
     assert (target / "a").read_bytes() == b"whole" * 100
 
 
 def test_xrit(everything: Everything) -> None:
     """With ``compression = xrit`` the program named by ``prog`` unpacks; without ``delete`` the packed file stays."""
-    packed = put(everything.site.root / "xrit" / "a-C_", b"whole" * 100)
+    packed = put(everything.testbed.root / "xrit" / "a-C_", b"whole" * 100)
     heard = everything.heard("/xrit")
     assert heard.data["uid"] == "a-__"
-    assert (everything.site.root / "work" / "a-__").read_bytes() == b"whole" * 200
+    assert (everything.testbed.root / "work" / "a-__").read_bytes() == b"whole" * 200
     assert packed.exists()
 
 
 def test_delete(everything: Everything) -> None:
     """With ``delete`` a file goes ``remove_delay`` after it was delivered, or after a client needs it no more."""
-    folder, target = everything.site.root / "delete", everything.site.folder("delete-out")
+    folder, target = everything.testbed.root / "delete", everything.testbed.directory("delete-out")
     pushed, acked, kept = (put(folder / f"{name}.dat", name.encode()) for name in ("pushed", "acked", "kept"))
     heard = {name: everything.heard("/delete", f"{name}.dat") for name in ("pushed", "acked", "kept")}
     began = time.monotonic()
@@ -243,7 +247,7 @@ def test_delete(everything: Everything) -> None:
 
 def test_listen(everything: Everything) -> None:
     """``listen`` announces again what messages tell of files on this host; other hosts' files are passed over."""
-    folder = everything.site.folder("spoken")
+    folder = everything.testbed.directory("spoken")
     for name in ("a.dat", "b.dat", "c.dat"):
         put(folder / name, name.encode())
     host = socket.gethostname()
@@ -258,18 +262,18 @@ def test_listen(everything: Everything) -> None:
         ),
     ]
 
-    def heard() -> list[Heard]:
+    def heard() -> list[ReceivedMessage]:
         for message in messages:
             everything.speaker.send(str(message))
         time.sleep(0.2)
-        return [one for one in everything.ear.of("file", "dataset") if one.message.subject == "/heard"]
+        return [one for one in everything.ear.of_type("file", "dataset") if one.message.subject == "/heard"]
 
     until(lambda: {one.type for one in heard()} == {"file", "dataset"})
     one, both = (next(found for found in heard() if found.type == type_) for type_ in ("file", "dataset"))
     assert (one.type, one.data["uri"], one.data["orbit"]) == ("file", str(folder / "a.dat"), 5)
     assert one.data["via"] == "us"
     assert both.type == "dataset"
-    target = everything.site.folder("listen-out")
+    target = everything.testbed.directory("listen-out")
     assert everything.push("listen", both, target).type == "dataset"
     assert sorted(os.listdir(target)) == ["b.dat", "c.dat"]
     assert "other.site.org" not in "".join(everything.ear.texts)
@@ -278,7 +282,7 @@ def test_listen(everything: Everything) -> None:
 
 def test_where_a_file_can_be_read(everything: Everything) -> None:
     """Without ``request_port`` a message tells where fsspec can read the file; ``unpack`` tells of each member."""
-    root = everything.site.root
+    root = everything.testbed.root
     put(root / "readable" / "a.dat", b"a")
     put(root / "tar" / "a.tar", tar(one=b"1", two=b"22"))
     put(root / "zip" / "a.zip", zipped(one=b"1", two=b"22"))
@@ -304,18 +308,18 @@ def open_member(item: dict[str, Any]) -> bytes:
     return data
 
 
-def test_listen_through_a_name_server(site: Site) -> None:
+def test_listen_through_a_name_server(testbed: Testbed) -> None:
     """``services`` are found at the ``nameserver``, also when they come later, and ``topics`` are heard of them."""
-    ports = {name: site.port() for name in ("nameserver", "broadcast", "address_publish")}
+    ports = {name: testbed.port() for name in ("nameserver", "broadcast", "address_publish")}
     settings = {f"POSTTROLL_{name.upper()}_PORT": str(port) for name, port in ports.items()}
     nameserver = ServerProcess(
         ports["nameserver"],
         [sys.executable, str(Path(sys.executable).with_name("nameserver")), "--no-multicast"],
-        site.root / "nameserver.log",
+        testbed.root / "nameserver.log",
         settings,
     )
-    site.enter(nameserver)
-    publish_port = site.port()
+    testbed.enter(nameserver)
+    publish_port = testbed.port()
     section = {
         "listen": "/not-this",
         "topics": "/spoken",
@@ -323,12 +327,12 @@ def test_listen_through_a_name_server(site: Site) -> None:
         "nameserver": HOST,
         "timeout": 1,
         "topic": "/heard",
-        "request_port": site.port(),
+        "request_port": testbed.port(),
         "request_address": HOST,
     }
-    server = site.server({"listen": section}, publish_port)
+    server = testbed.server({"listen": section}, publish_port)
     server.environment = {**server.environment, **settings}
-    ear = site.ear(publish_port)
+    ear = testbed.subscriber(publish_port)
     server.start()
     program = (
         "import sys, time\n"
@@ -342,9 +346,11 @@ def test_listen_through_a_name_server(site: Site) -> None:
         "    time.sleep(0.3)\n"
     )
     for name in ("not-this", "spoken"):
-        put(site.root / name, name.encode())
-    speaker_log = site.root / "speaker.log"
-    speaker = site.process("speaker", [sys.executable, "-c", program, str(site.root)], speaker_log, lambda _: True)
+        put(testbed.root / name, name.encode())
+    speaker_log = testbed.root / "speaker.log"
+    speaker = testbed.process(
+        "speaker", [sys.executable, "-c", program, str(testbed.root)], speaker_log, lambda _: True
+    )
     speaker.environment = {**speaker.environment, **settings}
     speaker.start()
     heard = ear.wait_for(1, "file", seconds=40)[0]
@@ -352,31 +358,31 @@ def test_listen_through_a_name_server(site: Site) -> None:
     assert answers(ports["nameserver"])
 
 
-def test_removals_outlive_the_process(site: Site) -> None:
+def test_removals_outlive_the_process(testbed: Testbed) -> None:
     """A removal that waits when the server is killed is made after its restart."""
-    pair = Pair(site, {"delete": "true", "remove_delay": 5}).start()
+    pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 5}).start()
     (name,) = pair.feeder.feed()
     pair.wait_until_done()
     pair.server.kill()
     assert (pair.feeder.folder / name).exists()
     pair.server.start()
     until(lambda: not (pair.feeder.folder / name).exists())
-    assert pair.feeder.arrived(pair.target)
+    assert pair.feeder.all_delivered(pair.target)
 
 
-def test_nothing_is_removed_that_is_being_sent(site: Site) -> None:
+def test_nothing_is_removed_that_is_being_sent(testbed: Testbed) -> None:
     """A file that was delivered stays as long as another client is still being sent it."""
-    place = FarEnd(site, "ftp", site.folder("far"))
-    pair = Pair(site, {"delete": "true", "remove_delay": 0})
+    place = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
+    pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 0})
     place.proxy.stall_after(100_000)
     section = {"far": {**pair.client_sections["hrit"], "destination": place.url}}
-    site.client(section, name="far").start()
+    testbed.client(section, name="far").start()
     pair.server.start()
     (name,) = pair.feeder.feed(size=1_000_000)
     data = pair.announced.wait_for()[0].data
     until(lambda: place.proxy.sent > 100_000, what="the transfer is under way")
     data = {key: value for key, value in data.items() if key != "announcement"}
-    assert ask(pair.request_port, TOPIC, "push", data | {"destination": str(pair.target)}).type == "file"
+    assert send_request(pair.request_port, TOPIC, "push", data | {"destination": str(pair.target)}).type == "file"
     time.sleep(1.5)  # what is not removed cannot be waited for
     assert (pair.feeder.folder / name).exists()
     place.proxy.heal()
@@ -384,9 +390,9 @@ def test_nothing_is_removed_that_is_being_sent(site: Site) -> None:
     assert (place.folder / name).read_bytes() == pair.feeder.fed[name]
 
 
-def test_request_address_by_default(site: Site) -> None:
+def test_request_address_by_default(testbed: Testbed) -> None:
     """Without ``request_address`` announcements name an address of this host; ``bind_address`` is where ports open."""
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     section = server_section(pair.feeder.folder, pair.request_port, bind_address=HOST)
     del section["request_address"]
     pair.server.reconfigure({"hrit": section})
@@ -395,4 +401,4 @@ def test_request_address_by_default(site: Site) -> None:
     address, _, port = pair.announced.wait_for()[0].data["request_address"].rpartition(":")
     assert int(port) == pair.request_port
     socket.inet_aton(address)
-    assert ask(pair.request_port, "/ping", "ping").type == "pong"
+    assert send_request(pair.request_port, "/ping", "ping").type == "pong"

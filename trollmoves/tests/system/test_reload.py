@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Pair, Process, Site, client_section, ini, server_section
+from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed, client_section, ini, server_section
 from trollmoves.tests.helpers.feeding import Feeder
-from trollmoves.tests.helpers.recording import HOST, Ear, Line, ask
+from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber, RequestSocket, send_request
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import answers
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd, missing
@@ -24,37 +24,37 @@ REFUSED = "the configuration is not taken over, what runs goes on"
 class Two:
     """A server with two sections, each with a feeder, and an ear on it."""
 
-    def __init__(self, site: Site, *, start: bool = True) -> None:
-        self.feeders = {"hrit": site.feeder("hrit"), "modis": site.feeder("modis", 1000)}
-        self.ports = {name: site.port() for name in ("hrit", "modis")}
+    def __init__(self, testbed: Testbed, *, start: bool = True) -> None:
+        self.feeders = {"hrit": testbed.feeder("hrit"), "modis": testbed.feeder("modis", 1000)}
+        self.ports = {name: testbed.port() for name in ("hrit", "modis")}
         self.sections = {
             name: server_section(feeder.folder, self.ports[name], topic=f"/1b/{name}")
             for name, feeder in self.feeders.items()
         }
-        port = site.port()
-        self.server = site.server(self.sections, port)
-        self.ear = site.ear(port)
+        port = testbed.port()
+        self.server = testbed.server(self.sections, port)
+        self.ear = testbed.subscriber(port)
         if start:
             self.server.start()
 
     def works(self, name: str, topic: str = "") -> None:
         """Check that a section announces what comes."""
         (fed,) = self.feeders[name].feed()
-        until(lambda: self.ear.about(fed), what=f"{fed} is announced by {name}")
-        assert self.ear.about(fed)[0].message.subject == (topic or f"/1b/{name}")
+        until(lambda: self.ear.of_file(fed), what=f"{fed} is announced by {name}")
+        assert self.ear.of_file(fed)[0].message.subject == (topic or f"/1b/{name}")
 
 
 @pytest.fixture
-def two(site: Site) -> Two:
+def two(testbed: Testbed) -> Two:
     """A server that runs two sections."""
-    return Two(site)
+    return Two(testbed)
 
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     """A server that runs two sections, for tests that leave it as they find it."""
-    with Site(tmp_path_factory.mktemp("steady")) as site:
-        yield Two(site)
+    with Testbed(tmp_path_factory.mktemp("steady")) as testbed:
+        yield Two(testbed)
 
 
 def test_edited_in_place(two: Two) -> None:
@@ -75,9 +75,9 @@ def test_replaced_by_rename(two: Two) -> None:
         two.works("hrit", f"/new/{number}")
 
 
-def test_changed_while_it_starts(site: Site) -> None:
+def test_changed_while_it_starts(testbed: Testbed) -> None:
     """A file that is changed between its reading and the end of the start is taken over too."""
-    two = Two(site, start=False)
+    two = Two(testbed, start=False)
     two.server.start(wait=False)
     until(lambda: "publishing as" in two.server.lines())
     two.sections["hrit"]["topic"] = "/new"
@@ -88,7 +88,7 @@ def test_changed_while_it_starts(site: Site) -> None:
 
 def test_sighup(steady: Two) -> None:
     """SIGHUP has the file read again."""
-    steady.server.mark()
+    steady.server.mark_log()
     steady.server.send(signal.SIGHUP)
     steady.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 0 removed, 2 as before")
     steady.works("hrit")
@@ -108,13 +108,13 @@ def test_written_slowly(two: Two) -> None:
     two.works("hrit", "/new")
 
 
-def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, site: Site) -> None:
+def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, testbed: Testbed) -> None:
     """A section is added, changed and removed, and one that stays as it is keeps its connections."""
-    added = site.feeder("added", 2000)
-    two.feeders["added"], two.ports["added"] = added, site.port()
-    moved_to = site.port()
+    added = testbed.feeder("added", 2000)
+    two.feeders["added"], two.ports["added"] = added, testbed.port()
+    moved_to = testbed.port()
     until(lambda: two.ear.connections)
-    with Line(two.ports["hrit"]) as line:
+    with RequestSocket(two.ports["hrit"]) as line:
         line.ping()
         two.sections["added"] = server_section(added.folder, two.ports["added"], topic="/1b/added")
         two.server.reconfigure(two.sections)
@@ -125,7 +125,7 @@ def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, site: S
         two.sections["added"]["request_port"] = moved_to
         two.server.reconfigure(two.sections)
         two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 2 as before")
-        assert ask(moved_to, "/", "ping").type == "pong"
+        assert send_request(moved_to, "/", "ping").type == "pong"
         until(lambda: not answers(two.ports["added"]), what="the port is given back")
         two.works("added")
 
@@ -138,7 +138,7 @@ def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, site: S
         two.works("hrit")
         assert line.ping() == "pong"
         assert not line.dropped()
-    assert not two.ear.about(list(added.fed)[-1])
+    assert not two.ear.of_file(list(added.fed)[-1])
     assert two.ear.connections == 1
 
 
@@ -158,7 +158,7 @@ def test_broken_file(steady: Two, text: str) -> None:
     """A broken file is told with file, section and option and changes nothing; when it is mended it is taken over."""
     broken, told = BROKEN[text]
     server = steady.server
-    server.mark()
+    server.mark_log()
     server.reconfigure(broken)
     server.wait_for_line(REFUSED)
     (line,) = [line for line in server.lines().splitlines() if REFUSED in line]
@@ -202,7 +202,7 @@ def test_changed_section_that_cannot_start(two: Two) -> None:
     assert "Traceback" not in two.server.lines()
     two.works("hrit")
     two.works("modis")
-    assert ask(two.ports["hrit"], "/", "ping").type == "pong"
+    assert send_request(two.ports["hrit"], "/", "ping").type == "pong"
 
 
 def test_nothing_is_left_of_old_sections(two: Two) -> None:
@@ -224,14 +224,14 @@ def test_nothing_is_left_of_old_sections(two: Two) -> None:
     until(lambda: all(now <= then + 1 for now, then in zip(holds(), before, strict=True)), what=f"{before} {holds()}")
 
 
-def test_client_sections_come_and_go(site: Site) -> None:
+def test_client_sections_come_and_go(testbed: Testbed) -> None:
     """A client's section is added, changed and removed, and one that stays as it is keeps its subscribers."""
-    pair = Pair(site).start()
+    pair = ServerClientPair(testbed).start()
     ears = {"hrit": pair.received}
-    targets = {"hrit": pair.target, "added": site.folder("added"), "changed": site.folder("changed")}
+    targets = {"hrit": pair.target, "added": testbed.directory("added"), "changed": testbed.directory("changed")}
     until(lambda: pair.received.connections)
-    port = site.port()
-    ears["added"] = site.ear(port)
+    port = testbed.port()
+    ears["added"] = testbed.subscriber(port)
     sections = dict(pair.client_sections)
 
     sections["added"] = client_section(pair.publish_port, targets["added"], port)
@@ -254,7 +254,7 @@ def test_client_sections_come_and_go(site: Site) -> None:
     assert len(pair.received.receipts()) == len(pair.feeder.fed)
 
 
-def _moves(feeder: Feeder, ear: Ear, target: Path) -> None:
+def _moves(feeder: Feeder, ear: RecordingSubscriber, target: Path) -> None:
     (name,) = feeder.feed()
     ear.wait_for_receipts([name])
     assert (target / name).read_bytes() == feeder.fed[name]
@@ -262,19 +262,19 @@ def _moves(feeder: Feeder, ear: Ear, target: Path) -> None:
 
 @pytest.mark.skipif(bool(missing()), reason=f"missing: {missing()}")
 @pytest.mark.parametrize("which", ["server", "client"])
-def test_transfer_in_flight(site: Site, which: str) -> None:
+def test_transfer_in_flight(testbed: Testbed, which: str) -> None:
     """A transfer of a section that stays as it is goes on through a reload, and ends as one transfer."""
-    root = site.folder("root")
-    with PyFtpd(site.logs, root) as ftp:
-        pair = Pair(site, login=f"{USER}:{PASSWORD}", destination=f"ftp://{HOST}:{ftp.port}/")
+    root = testbed.directory("root")
+    with PyFtpd(testbed.logs, root) as ftp:
+        pair = ServerClientPair(testbed, login=f"{USER}:{PASSWORD}", destination=f"ftp://{HOST}:{ftp.port}/")
         pair.start()
         ftp.pause()
         (name,) = pair.feeder.feed()
         pair.received.wait_for(1, "push")
         process: Process = getattr(pair, which)
         sections = dict(pair.server_sections if process is pair.server else pair.client_sections)
-        sections["another"] = sections["hrit"] | {"origin": f"{site.root}/another/{{name}}", "topic": "/another"}
-        sections["another"] |= {"request_port" if process is pair.server else "publish_port": site.port()}
+        sections["another"] = sections["hrit"] | {"origin": f"{testbed.root}/another/{{name}}", "topic": "/another"}
+        sections["another"] |= {"request_port" if process is pair.server else "publish_port": testbed.port()}
         if process is pair.client:
             del sections["another"]["origin"]
         process.reconfigure(sections)

@@ -13,8 +13,8 @@ import pytest
 import zmq
 from posttroll.message import Message
 
-from trollmoves.tests.helpers.daemons import TOPIC, Site, client_section, mirror_section
-from trollmoves.tests.helpers.recording import HOST, Ear
+from trollmoves.tests.helpers.daemons import TOPIC, Testbed, client_section, mirror_section
+from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
 
 
@@ -60,20 +60,20 @@ class Rogue:
 class Scene:
     """A rogue, a client with a chain for each way of receiving, and ears on them; the client runs."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, testbed: Testbed) -> None:
         self.rogue = Rogue()
-        site.at_the_end(self.rogue.close)
-        self.target = site.folder("out")
-        self.outside = site.folder("outside")
-        ports = {name: site.port() for name in ("plain", "tar", "fields")}
-        self.client = site.client(
+        testbed.call_at_end(self.rogue.close)
+        self.target = testbed.directory("out")
+        self.outside = testbed.directory("outside")
+        ports = {name: testbed.port() for name in ("plain", "tar", "fields")}
+        self.client = testbed.client(
             {
                 "plain": client_section(self.rogue.port, self.target, ports["plain"]),
                 "tar": client_section(self.rogue.port, self.target, ports["tar"], compression="tar", delete="true"),
                 "fields": client_section(self.rogue.port, f"{self.target}/{{place}}/x", ports["fields"]),
             }
         )
-        self.ears = {name: site.ear(port) for name, port in ports.items()}
+        self.ears = {name: testbed.subscriber(port) for name, port in ports.items()}
         self.client.start()
         self.wait_for_client()
 
@@ -94,8 +94,8 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A scene for the tests of this file."""
-    with Site(tmp_path_factory.mktemp("rogue")) as site:
-        yield Scene(site)
+    with Testbed(tmp_path_factory.mktemp("rogue")) as testbed:
+        yield Scene(testbed)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 )
 def test_announced_names(scene: Scene, uri: str, path: object) -> None:
     """A file whose name, or sub-path, is none below the destination is not asked for, and the log says so."""
-    scene.client.mark()
+    scene.client.mark_log()
     asked = len(scene.rogue.asked)
     scene.rogue.announce(uri, place="here", **({} if path is None else {"path": path}))
     scene.passed_over()
@@ -126,7 +126,7 @@ def test_announced_names(scene: Scene, uri: str, path: object) -> None:
 @pytest.mark.parametrize("place", ["../outside", "a/../../outside", "..", "a\\..\\..\\outside"])
 def test_metadata_in_the_destination(scene: Scene, place: str) -> None:
     """Metadata cannot lead out of the destination that they are composed into."""
-    scene.client.mark()
+    scene.client.mark_log()
     scene.rogue.announce(f"/a/fields-{abs(hash(place))}", place=place)
     scene.client.wait_for_line("metadata would lead out of the destination")
     assert not list(scene.outside.iterdir())
@@ -154,12 +154,12 @@ def test_lie_about_the_place(scene: Scene) -> None:
     assert victim.exists()
     assert not (scene.outside / "member").exists()
     assert (scene.target / "member").read_bytes() == b"x"
-    assert scene.ears["plain"].about(victim.name)[-1].data["uri"] == str(scene.target / victim.name)
+    assert scene.ears["plain"].of_file(victim.name)[-1].data["uri"] == str(scene.target / victim.name)
 
 
 def test_control_characters_in_the_log(scene: Scene) -> None:
     """A name that would end a line, or command a terminal, forges no line of the log."""
-    scene.client.mark()
+    scene.client.mark_log()
     name = "x\n[CRITICAL] forged\x1b[31m"
     scene.rogue.announce(f"/a/{name}", place="here")
     scene.ears["plain"].wait_for_receipts([name])
@@ -169,21 +169,21 @@ def test_control_characters_in_the_log(scene: Scene) -> None:
 
 def test_mirror(tmp_path: Path) -> None:
     """A mirror hands out no copy that is a link out of the directory into which it was fetched."""
-    with Site(tmp_path) as site:
+    with Testbed(tmp_path) as testbed:
         rogue = Rogue()
-        site.at_the_end(rogue.close)
-        port, request_port = site.port(), site.port()
-        copies, out, secret = site.folder("copies"), site.folder("out"), site.folder("secret") / "x"
+        testbed.call_at_end(rogue.close)
+        port, request_port = testbed.port(), testbed.port()
+        copies, out, secret = testbed.directory("copies"), testbed.directory("out"), testbed.directory("secret") / "x"
         secret.write_bytes(b"secret")
-        site.mirror({"m": mirror_section(rogue.port, copies, request_port)}, port).start(wait=False)
-        ear: Ear = site.ear(port)
+        testbed.mirror({"m": mirror_section(rogue.port, copies, request_port)}, port).start(wait=False)
+        ear: RecordingSubscriber = testbed.subscriber(port)
 
         def heard() -> bool:
             rogue.announce("/a/x")
-            return bool(ear.about("x"))
+            return bool(ear.of_file("x"))
 
         until(heard, 30, "the mirror announces")
-        data = ear.about("x")[-1].data
+        data = ear.of_file("x")[-1].data
         answers: list[Message] = []
         asking = threading.Thread(target=lambda: answers.append(_ask(request_port, {**data, "destination": str(out)})))
         asking.start()

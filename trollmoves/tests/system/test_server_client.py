@@ -15,10 +15,17 @@ from typing import Any
 import pytest
 from posttroll.message import Message
 
-from trollmoves.tests.helpers.daemons import TOPIC, Pair, Site, client_section, server_section
+from trollmoves.tests.helpers.daemons import TOPIC, ServerClientPair, Testbed, client_section, server_section
 from trollmoves.tests.helpers.feeding import content
-from trollmoves.tests.helpers.recording import HOST, Ear, Line, ask, ask_at_once, ask_frames
-from trollmoves.tests.helpers.waiting import PATIENCE, until
+from trollmoves.tests.helpers.recording import (
+    HOST,
+    RecordingSubscriber,
+    RequestSocket,
+    send_frames,
+    send_request,
+    send_requests,
+)
+from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 
 SECRET = "gehe1m"
 STATION = "Norrköping"
@@ -27,11 +34,11 @@ ANNOUNCED = FIELDS | {"sensor", "bands", "uri", "uid", "request_address", "annou
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerClientPair]:
     """A server and a client that have had one file to move, and say all they can in their logs."""
-    with Site(tmp_path_factory.mktemp("pair")) as site:
-        pair = Pair(
-            site,
+    with Testbed(tmp_path_factory.mktemp("pair")) as testbed:
+        pair = ServerClientPair(
+            testbed,
             {"info": "sensor=seviri;bands=a,b", "station": STATION},
             login=f"sat:{SECRET}",
             sensor="abi",
@@ -46,28 +53,28 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield pair
 
 
-def first_name(pair: Pair) -> str:
+def first_name(pair: ServerClientPair) -> str:
     """Give the name of the file that was moved first."""
     return next(iter(pair.feeder.fed))
 
 
-def announcement(pair: Pair) -> Any:
+def announcement(pair: ServerClientPair) -> Any:
     """Give the data of the first file's announcement."""
-    return copy.deepcopy(pair.announced.about(first_name(pair))[0].data)
+    return copy.deepcopy(pair.announced.of_file(first_name(pair))[0].data)
 
 
-def push(pair: Pair, destination: object, **changes: object) -> Message:
+def push(pair: ServerClientPair, destination: object, **changes: object) -> Message:
     """Ask for the first file as an older client does."""
     data = {key: value for key, value in announcement(pair).items() if key != "announcement"}
-    return ask(pair.request_port, TOPIC, "push", {**data, "destination": destination, **changes})
+    return send_request(pair.request_port, TOPIC, "push", {**data, "destination": destination, **changes})
 
 
 # -- what is published
 
 
-def test_announcement(pair: Pair) -> None:
+def test_announcement(pair: ServerClientPair) -> None:
     """An announcement has the chain's topic, its info, the fields of the name, and where the file can be asked for."""
-    (heard,) = pair.announced.about(first_name(pair))
+    (heard,) = pair.announced.of_file(first_name(pair))
     assert (heard.message.subject, heard.type) == (TOPIC, "file")
     data = heard.data
     assert set(data) == ANNOUNCED
@@ -77,7 +84,7 @@ def test_announcement(pair: Pair) -> None:
     assert data["request_address"] == f"{HOST}:{pair.request_port}"
 
 
-def test_number(pair: Pair) -> None:
+def test_number(pair: ServerClientPair) -> None:
     """Our own peers are told the number of each announcement in the log, and the size and time of the file."""
     mark = announcement(pair)["announcement"]
     status = os.stat(pair.feeder.folder / first_name(pair))
@@ -86,17 +93,17 @@ def test_number(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(("whose", "name"), [("announced", "move_it_server"), ("received", "move_it_hrit")])
-def test_heartbeat(pair: Pair, whose: str, name: str) -> None:
+def test_heartbeat(pair: ServerClientPair, whose: str, name: str) -> None:
     """Server and client tell by a heartbeat that they live, and when the next one comes."""
-    ear: Ear = getattr(pair, whose)
+    ear: RecordingSubscriber = getattr(pair, whose)
     beat = ear.wait_for(1, "beat")[0]
     assert beat.message.subject == f"/heartbeat/{name}"
     assert beat.data["min_interval"] == 30
 
 
-def test_order_and_keys_of_what_a_client_publishes(pair: Pair) -> None:
+def test_order_and_keys_of_what_a_client_publishes(pair: ServerClientPair) -> None:
     """For each file a client publishes push, ack and file, in this order, under the subject of the announcement."""
-    heard = pair.received.about(first_name(pair))
+    heard = pair.received.of_file(first_name(pair))
     assert [one.type for one in heard] == ["push", "ack", "file"]
     assert {one.message.subject for one in heard} == {TOPIC}
     asked, acknowledged, receipt = (one.data for one in heard)
@@ -114,29 +121,29 @@ def test_order_and_keys_of_what_a_client_publishes(pair: Pair) -> None:
 # -- what a server answers
 
 
-def test_ping(pair: Pair) -> None:
+def test_ping(pair: ServerClientPair) -> None:
     """A ping is answered with the name of the station."""
-    answer = ask(pair.request_port, "/ping/pong", "ping")
+    answer = send_request(pair.request_port, "/ping/pong", "ping")
     assert (answer.subject, answer.type, answer.data) == ("/ping/pong", "pong", {"station": STATION})
 
 
-def test_info(pair: Pair) -> None:
+def test_info(pair: ServerClientPair) -> None:
     """Info tells the newest files of a topic first, no more than were asked for, and since when the server runs."""
     pair.feeder.feed(2)
     pair.wait_until_done()
     newest_first = [f"{TOPIC}/{name}" for name in reversed(pair.feeder.fed)]
-    answer = ask(pair.request_port, TOPIC[:6], "info")
+    answer = send_request(pair.request_port, TOPIC[:6], "info")
     assert (answer.type, set(answer.data)) == ("info", {"files", "max_count", "uptime"})
     assert (answer.data["files"], answer.data["max_count"]) == (newest_first, 2256)
     assert answer.data["uptime"].startswith("0:0")
-    assert ask(pair.request_port, TOPIC, "info", {"max_count": 2}).data["files"] == newest_first[:2]
-    assert ask(pair.request_port, "/another", "info").data["files"] == []
+    assert send_request(pair.request_port, TOPIC, "info", {"max_count": 2}).data["files"] == newest_first[:2]
+    assert send_request(pair.request_port, "/another", "info").data["files"] == []
 
 
 @pytest.mark.parametrize("end", ["", "/", "/below/that"])
-def test_push_of_an_older_client(pair: Pair, site: Site, end: str) -> None:
+def test_push_of_an_older_client(pair: ServerClientPair, testbed: Testbed, end: str) -> None:
     """A push delivers into the directory it names, there or not, and is answered with its data without the login."""
-    target = f"{site.root}/there{end}"
+    target = f"{testbed.root}/there{end}"
     if not end.endswith("that"):
         os.makedirs(target)
     answer = push(pair, f"file://sat:{SECRET}@{HOST}{target}")
@@ -147,23 +154,23 @@ def test_push_of_an_older_client(pair: Pair, site: Site, end: str) -> None:
     assert (answer.subject, answer.type, answer.data) == (TOPIC, "file", expected)
 
 
-def test_push_to_a_path_below(pair: Pair, site: Site) -> None:
+def test_push_to_a_path_below(pair: ServerClientPair, testbed: Testbed) -> None:
     """A path beside the uri is a directory below the destination."""
-    assert push(pair, str(site.root), path="a/b").type == "file"
-    assert (site.root / "a" / "b" / first_name(pair)).exists()
+    assert push(pair, str(testbed.root), path="a/b").type == "file"
+    assert (testbed.root / "a" / "b" / first_name(pair)).exists()
 
 
-def test_ack_request(pair: Pair) -> None:
+def test_ack_request(pair: ServerClientPair) -> None:
     """An ack of a file that was announced is answered with its data."""
     data = announcement(pair)
-    answer = ask(pair.request_port, TOPIC, "ack", data)
+    answer = send_request(pair.request_port, TOPIC, "ack", data)
     assert (answer.subject, answer.type, answer.data) == (TOPIC, "ack", data)
 
 
 @pytest.mark.parametrize("kind", ["gibtsnicht", "pong", "file", "beat"])
-def test_unknown_request(pair: Pair, kind: str) -> None:
+def test_unknown_request(pair: ServerClientPair, kind: str) -> None:
     """A request of an unknown type is answered as unknown, under its subject and without data."""
-    answer = ask(pair.request_port, "/some/thing", kind, {"uri": "/x"})
+    answer = send_request(pair.request_port, "/some/thing", kind, {"uri": "/x"})
     assert (answer.subject, answer.type, answer.data) == ("/some/thing", "unknown", "")
 
 
@@ -206,21 +213,21 @@ def test_unknown_request(pair: Pair, kind: str) -> None:
         ("ping", {"a": 1}),
     ],
 )
-def test_nonsense_in_a_request(pair: Pair, site: Site, kind: str, changes: dict[str, Any]) -> None:
+def test_nonsense_in_a_request(pair: ServerClientPair, testbed: Testbed, kind: str, changes: dict[str, Any]) -> None:
     """A request that makes no sense is answered, with an err where it cannot be served, and the next one is served."""
     name = first_name(pair)
-    data = announcement(pair) | {"destination": str(site.root / "target")}
+    data = announcement(pair) | {"destination": str(testbed.root / "target")}
     data |= {key: _filled(value, pair, name) for key, value in changes.items()}
-    answer = ask(pair.request_port, TOPIC, kind, data)
+    answer = send_request(pair.request_port, TOPIC, kind, data)
     assert kind not in ("push", "ack") or answer.type == "err" or "request" in changes
     if answer.type == "err":
         assert "\n" not in str(answer.data)
         assert str(answer.data)
-        assert not (site.root / "target").exists()
-    assert ask(pair.request_port, "/ping/pong", "ping").type == "pong"
+        assert not (testbed.root / "target").exists()
+    assert send_request(pair.request_port, "/ping/pong", "ping").type == "pong"
 
 
-def _filled(value: Any, pair: Pair, name: str) -> Any:
+def _filled(value: Any, pair: ServerClientPair, name: str) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], str):
         return [_filled(value[0], pair, name)]
     return value.format(folder=pair.feeder.folder, name=name) if isinstance(value, str) and "{" in value else value
@@ -228,11 +235,11 @@ def _filled(value: Any, pair: Pair, name: str) -> Any:
 
 @pytest.mark.parametrize("data", ["", "text", [], ["a"], [{"uri": "/etc/passwd"}], {"a": 1}, {"uri": {}}])
 @pytest.mark.parametrize("kind", ["push", "ack", "replay"])
-def test_other_data(pair: Pair, kind: str, data: object) -> None:
+def test_other_data(pair: ServerClientPair, kind: str, data: object) -> None:
     """A request with data of another shape is answered with an err."""
-    answer = ask(pair.request_port, TOPIC, kind, data)
+    answer = send_request(pair.request_port, TOPIC, kind, data)
     assert answer.type == "err" or kind == "replay"
-    assert ask(pair.request_port, "/ping/pong", "ping").type == "pong"
+    assert send_request(pair.request_port, "/ping/pong", "ping").type == "pong"
 
 
 @pytest.mark.parametrize(
@@ -255,15 +262,15 @@ def test_other_data(pair: Pair, kind: str, data: object) -> None:
     ],
     ids=lambda frames: repr(frames)[:40],
 )
-def test_junk_is_answered(pair: Pair, frames: list[bytes]) -> None:
+def test_junk_is_answered(pair: ServerClientPair, frames: list[bytes]) -> None:
     """Whatever is sent is answered with an err that is short, and the next request is served."""
-    text = ask_frames(pair.request_port, *frames)
+    text = send_frames(pair.request_port, *frames)
     assert Message.decode(text).type == "err"
     assert len(text) < 1000
-    assert ask(pair.request_port, "/ping/pong", "ping").type == "pong"
+    assert send_request(pair.request_port, "/ping/pong", "ping").type == "pong"
 
 
-def test_requests_of_one_connection(pair: Pair, site: Site) -> None:
+def test_requests_of_one_connection(pair: ServerClientPair, testbed: Testbed) -> None:
     """Each of many requests over one connection has its own answer, whatever stands in the others."""
     data = announcement(pair)
     mark = data["announcement"]
@@ -275,15 +282,15 @@ def test_requests_of_one_connection(pair: Pair, site: Site) -> None:
     ]
     asked: dict[bytes, bytes] = {b"junk": b"no message"}
     for n in range(20):
-        asked[b"good %d" % n] = pushed({**data, "destination": f"file://{site.folder(f'to-{n}')}"})
+        asked[b"good %d" % n] = pushed({**data, "destination": f"file://{testbed.directory(f'to-{n}')}"})
         asked[b"wrong %d" % n] = pushed({**data, "destination": "file:///nowhere", **wrong[n % len(wrong)]})
-    answers = ask_at_once(pair.request_port, asked)
+    answers = send_requests(pair.request_port, asked)
     assert {token: message.type for token, message in answers.items()} == {
         token: "file" if token.startswith(b"good") else "err" for token in asked
     }
     for n in range(20):
-        assert answers[b"good %d" % n].data["destination"] == f"file://{site.folder(f'to-{n}')}"
-        assert (site.folder(f"to-{n}") / first_name(pair)).read_bytes() == content(first_name(pair))
+        assert answers[b"good %d" % n].data["destination"] == f"file://{testbed.directory(f'to-{n}')}"
+        assert (testbed.directory(f"to-{n}") / first_name(pair)).read_bytes() == content(first_name(pair))
 
 
 def pushed(data: object) -> bytes:
@@ -291,7 +298,7 @@ def pushed(data: object) -> bytes:
     return str(Message(TOPIC, "push", data)).encode()
 
 
-def test_refusal_holds_no_secret(pair: Pair) -> None:
+def test_refusal_holds_no_secret(pair: ServerClientPair) -> None:
     """A transfer that fails is answered without the password of its destination."""
     answer = push(pair, f"sftp://sat:{SECRET}@{HOST}:1/x")
     assert answer.type == "err"
@@ -301,7 +308,7 @@ def test_refusal_holds_no_secret(pair: Pair) -> None:
     assert SECRET not in str(answer)
 
 
-def test_no_secret_is_told(pair: Pair) -> None:
+def test_no_secret_is_told(pair: ServerClientPair) -> None:
     """At -v neither a log line nor a published message holds the password of the destination."""
     pair.feeder.feed()
     pair.wait_until_done()
@@ -313,9 +320,9 @@ def test_no_secret_is_told(pair: Pair) -> None:
 # -- one file, several who have it or want it
 
 
-def test_awkward_names(site: Site) -> None:
+def test_awkward_names(testbed: Testbed) -> None:
     """A file arrives, and is told of, whatever bytes its name has."""
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     pair.server_sections["hrit"]["origin"] = f"{pair.feeder.folder}/{{name}}"
     pair.server.reconfigure(pair.server_sections)
     pair.start()
@@ -323,23 +330,23 @@ def test_awkward_names(site: Site) -> None:
     names += ["a%41b?c#d;e", "{braces}", "$(id)", "*", "back\\slash", os.fsdecode(b"latin-\xe9-\xff"), "20250101"]
     for name in names:
         pair.feeder.put(name)
-    until(lambda: pair.feeder.arrived(pair.target), what="files at the target")
+    until(lambda: pair.feeder.all_delivered(pair.target), what="files at the target")
     pair.received.wait_for(len(names), "file")
     assert sorted(os.listdir(pair.target)) == sorted(names)
-    assert {one.data["uri"] for one in pair.received.of("file")} == {str(pair.target / name) for name in names}
+    assert {one.data["uri"] for one in pair.received.of_type("file")} == {str(pair.target / name) for name in names}
 
 
-def test_three_servers_have_the_same_file(site: Site) -> None:
+def test_three_servers_have_the_same_file(testbed: Testbed) -> None:
     """A file that three servers announce is transferred once, and each other source hears that it is not needed."""
-    target, client_port = site.folder("out"), site.port()
-    feeders = [site.feeder(f"in{number}") for number in range(3)]
+    target, client_port = testbed.directory("out"), testbed.port()
+    feeders = [testbed.feeder(f"in{number}") for number in range(3)]
     servers, ports = [], []
     for number, feeder in enumerate(feeders):
-        section = server_section(feeder.folder, site.port(), delete="true", remove_delay=0)
-        ports.append(site.port())
-        servers.append(site.server({"hrit": section}, ports[-1], name=f"server{number}").start(wait=False))
-    client = site.client({"hrit": client_section(ports, target, client_port)})
-    received = site.ear(client_port)
+        section = server_section(feeder.folder, testbed.port(), delete="true", remove_delay=0)
+        ports.append(testbed.port())
+        servers.append(testbed.server({"hrit": section}, ports[-1], name=f"server{number}").start(wait=False))
+    client = testbed.client({"hrit": client_section(ports, target, client_port)})
+    received = testbed.subscriber(client_port)
     client.start()
     for server in servers:
         server.wait_until_ready()
@@ -352,13 +359,13 @@ def test_three_servers_have_the_same_file(site: Site) -> None:
     assert feeders[0].missing(target) == []
 
 
-def test_two_sections_want_the_same_file(site: Site) -> None:
+def test_two_sections_want_the_same_file(testbed: Testbed) -> None:
     """Two sections of one client that want the same file both get it, and both tell of it."""
-    pair = Pair(site)
-    other, other_port = site.folder("other"), site.port()
+    pair = ServerClientPair(testbed)
+    other, other_port = testbed.directory("other"), testbed.port()
     section = client_section(pair.publish_port, other, other_port)
     pair.client.reconfigure(pair.client_sections | {"other": section})
-    received = site.ear(other_port)
+    received = testbed.subscriber(other_port)
     pair.start()
     names = pair.feeder.feed(20)
     pair.wait_until_done()
@@ -366,9 +373,9 @@ def test_two_sections_want_the_same_file(site: Site) -> None:
     assert pair.feeder.missing(other) == []
 
 
-def test_a_file_comes_again(site: Site) -> None:
+def test_a_file_comes_again(testbed: Testbed) -> None:
     """A file that comes again under its name with new content is delivered again, as often as that happens."""
-    pair = Pair(site).start()
+    pair = ServerClientPair(testbed).start()
     (name,) = pair.feeder.feed()
     pair.wait_until_done()
     for version in range(2, 5):
@@ -380,11 +387,11 @@ def test_a_file_comes_again(site: Site) -> None:
     assert pair.feeder.missing(pair.target) == []
 
 
-def test_asked_twice_while_it_runs(site: Site) -> None:
+def test_asked_twice_while_it_runs(testbed: Testbed) -> None:
     """A request that is made again while it runs is one transfer, and every asker gets the answer."""
     import threading
 
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     pair.server.start()
     (name,) = pair.feeder.feed(size=150_000_000)
     data = pair.announced.wait_for()[0].data
@@ -392,52 +399,54 @@ def test_asked_twice_while_it_runs(site: Site) -> None:
 
     def ask_for_it() -> None:
         data_of_mine = {key: value for key, value in data.items() if key != "announcement"}
-        answers.append(ask(pair.request_port, TOPIC, "push", data_of_mine | {"destination": str(pair.target)}).type)
+        answers.append(
+            send_request(pair.request_port, TOPIC, "push", data_of_mine | {"destination": str(pair.target)}).type
+        )
 
     askers = [threading.Thread(target=ask_for_it) for _ in range(5)]
     for asker in askers:
         asker.start()
     for asker in askers:
-        asker.join(30 * PATIENCE)
+        asker.join(30 * TIMEOUT_FACTOR)
     assert answers == ["file"] * 5
     assert pair.server.lines().count(" delivered ") == 1
     assert (pair.target / name).stat().st_size == 150_000_000
 
 
-def test_destination_from_metadata(site: Site) -> None:
+def test_destination_from_metadata(testbed: Testbed) -> None:
     """A destination is composed from the message, and its directory is made where the client runs."""
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     pair.client_sections["hrit"]["destination"] = f"{pair.target}/{{nominal_time:%Y%m%d}}/{{channel}}"
     pair.client.reconfigure(pair.client_sections)
     pair.start()
     names = pair.feeder.feed(3)
     pair.received.wait_for_receipts(names)
-    for one in pair.received.of("file"):
+    for one in pair.received.of_type("file"):
         directory = pair.target / "20250101" / one.data["channel"]
         assert one.data["uri"] == str(directory / one.uid)
         assert (directory / one.uid).read_bytes() == content(one.uid)
 
 
-def test_backlog(site: Site) -> None:
+def test_backlog(testbed: Testbed) -> None:
     """What lies there at the start is announced; with --disable-backlog only what comes later is."""
-    pair = Pair(site)
+    pair = ServerClientPair(testbed)
     old = pair.feeder.feed(30)
     pair.start()
     pair.wait_until_done()
     pair.server.terminate()
-    shutil.rmtree(site.root / "state")
+    shutil.rmtree(testbed.root / "state")
     pair.server.command = [*pair.server.command, "--disable-backlog"]
     pair.server.start()
     new = pair.feeder.feed(3)
     pair.wait_until_done()
-    told = ask(pair.request_port, "/", "info").data["files"]
+    told = send_request(pair.request_port, "/", "info").data["files"]
     assert sorted(name.rpartition("/")[2] for name in told) == sorted(new)
     assert not set(old) & set(new)
 
 
-def test_polling(site: Site) -> None:
+def test_polling(testbed: Testbed) -> None:
     """With -w the server finds files without the help of the kernel."""
-    pair = Pair(site, {"watchdog_timeout": 0.2})
+    pair = ServerClientPair(testbed, {"watchdog_timeout": 0.2})
     pair.server.command = [*pair.server.command, "-w"]
     pair.start()
     pair.feeder.feed(20)
@@ -445,15 +454,15 @@ def test_polling(site: Site) -> None:
 
 
 @pytest.mark.alone
-def test_idle_latency(site: Site) -> None:
+def test_idle_latency(testbed: Testbed) -> None:
     """On an idle system half of the files are told of by the client within 10 ms of their appearance.
 
     On a machine that is not idle, or slow, they are within the time of 20 questions and answers.
     """
-    pair = Pair(site).start()
+    pair = ServerClientPair(testbed).start()
     pair.feeder.feed()
     pair.wait_until_done()
-    with Line(pair.request_port) as line:
+    with RequestSocket(pair.request_port) as line:
         line.ping()
         for _ in range(4):
             taken = [(latency(pair), round_trip(line)) for _ in range(50)]
@@ -464,16 +473,16 @@ def test_idle_latency(site: Site) -> None:
     pair.wait_until_done()
 
 
-def round_trip(line: Line) -> float:
+def round_trip(line: RequestSocket) -> float:
     """Give the seconds that a question and its answer take."""
     asked = time.monotonic()
     line.ping()
     return time.monotonic() - asked
 
 
-def latency(pair: Pair) -> float:
+def latency(pair: ServerClientPair) -> float:
     """Give the seconds from the appearance of a file to its receipt."""
     appeared = time.monotonic()
     (name,) = pair.feeder.feed()
     pair.received.wait_for_receipts([name])
-    return pair.received.of("file")[-1].at - appeared
+    return pair.received.of_type("file")[-1].at - appeared

@@ -16,7 +16,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.provider.announcer import Announcement, Announcer
-from trollmoves.tests.helpers.daemons import TOPIC, Site, client_section
+from trollmoves.tests.helpers.daemons import TOPIC, Testbed, client_section
 from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.system.test_load import memory_of
@@ -42,10 +42,10 @@ class Source:
     what it publishes under its topic is no announcement, so that the client need not have many thousand files sent.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, testbed: Testbed) -> None:
         self.told: list[str] = []
         self.caught_up = 0
-        self._journal = site.keep(Journal(str(site.root / "source.journal")))
+        self._journal = testbed.close_at_end(Journal(str(testbed.root / "source.journal")))
         self._replier = Replier("source", 0, self._handle, bind_address=HOST)
         self.publisher = Publisher("move_it_server", nameservers=False, bind_address=HOST, beat_data=self._beat)
         self._announcer = Announcer(
@@ -59,8 +59,8 @@ class Source:
         self._other = Message(TOPIC, "info", "x" * SIZE).encode()
         self._replier.start()
         self.publisher.start()
-        site.at_the_end(self._replier.stop)
-        site.at_the_end(self.publisher.stop)
+        testbed.call_at_end(self._replier.stop)
+        testbed.call_at_end(self.publisher.stop)
 
     def _beat(self) -> dict[str, Any]:
         return {"logs": [self._announcer.heartbeat_data()]}
@@ -90,16 +90,16 @@ def buffered() -> int:
     return sockets.HIGH_WATER_MARK + room // SIZE
 
 
-def test_more_than_any_buffer_holds(site: Site) -> None:
+def test_more_than_any_buffer_holds(testbed: Testbed) -> None:
     """A stopped client catches up with the announcements that neither ZeroMQ nor the kernel could hold for it.
 
     What is held for it is bounded.
     """
-    source = Source(site)
-    port = site.port()
-    section = client_section(source.publisher.port, site.folder("out"), port)
-    client = site.client({"hrit": section})
-    ear = site.ear(port)
+    source = Source(testbed)
+    port = testbed.port()
+    section = client_section(source.publisher.port, testbed.directory("out"), port)
+    client = testbed.client({"hrit": section})
+    ear = testbed.subscriber(port)
     client.start()
 
     def all_are_here() -> bool:
