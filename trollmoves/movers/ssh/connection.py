@@ -54,11 +54,6 @@ class SshMover(RemoteMover):
         """Seconds without a byte moving after which a transfer fails."""
         return float(self.option("stall_timeout"))
 
-    def copy(self) -> None:
-        """Deliver, beside the thread that hears the answers: each of a small file's is two hand-overs between them."""
-        with pinned_to_one_cpu():
-            super().copy()
-
     @abstractmethod
     def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Return a connection over new channels, which calls ``hang_up`` once when it is closed."""
@@ -232,22 +227,3 @@ def _close_client(client: paramiko.SSHClient) -> None:
 def _is_active(client: paramiko.SSHClient) -> bool:
     transport = client.get_transport()
     return transport is not None and bool(transport.is_active())
-
-
-@contextlib.contextmanager
-def pinned_to_one_cpu() -> Iterator[None]:
-    """Have the calling thread, and those it starts, run on the processor that all blocks of this process share.
-
-    The threads it started stay there afterwards. Where this cannot be had, nothing is changed.
-    """
-    try:
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {sorted(before)[os.getpid() % len(before)]})
-    except (AttributeError, OSError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, before)
