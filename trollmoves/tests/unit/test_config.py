@@ -276,7 +276,7 @@ connection_parameters____x = 1
             "[templates] connection_parameters__a__b: a has a value too: it cannot be both",
             "[templates] connection_parameters__c: c has names below it too: it cannot be both",
             "[templates] connection_parameters____x: a name is missing before or behind __",
-            "[templates] origin: '/data/{x' is no pattern: expected '}' before end of string",
+            "[templates] origin: invalid pattern '/data/{x': expected '}' before end of string",
         ]
         found = read(text + GOOD_SERVER, ServerOptions)
         assert [*found.sections] == ["good"]

@@ -333,8 +333,8 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
         ("directory: {a: b}\ntopics: /a", "[t] directory: is one value, with no names below it"),
         (f"{GOOD}\nhost: gopher://h", "[t] host: no mover knows gopher: use one of"),
         (f"{GOOD}\nhost: ftp://u:geheim@h:x", "[t] host: is no usable URL: ftp://"),
-        (f"{GOOD}\nfilepattern: '{{a'", "[t] filepattern: '{a' is no pattern"),
-        (f"{GOOD}\npublish_topic: '/{{a'", "[t] publish_topic: '/{a' is no pattern"),
+        (f"{GOOD}\nfilepattern: '{{a'", "[t] filepattern: invalid pattern '{a'"),
+        (f"{GOOD}\npublish_topic: '/{{a'", "[t] publish_topic: invalid pattern '/{a'"),
         (f"{GOOD}\npublish_topic: a b", "[t] publish_topic: a subject holds no blanks"),
         (f"{GOOD}\norigin: /in/", "[t] origin: "),
         (f"{GOOD}\nmax_transfers_per_host: many", "[t] max_transfers_per_host: no whole number"),
@@ -346,7 +346,7 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
         ("directory: /d\ndispatch_configs: [{topics: [/a], conditions: x}]", "[t] dispatch_configs 1 conditions: "),
         (
             "directory: /d\ndispatch_configs: [{topics: /a, conditions: [{n: '<x'}]}]",
-            "the condition of n compares with no number: '<x'",
+            "the condition of n must compare with a number: '<x'",
         ),
     ],
 )
