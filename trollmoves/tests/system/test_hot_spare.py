@@ -160,7 +160,7 @@ def test_killed_after_push_and_during_the_transfer(testbed: Testbed) -> None:
 
 
 def test_killed_before_ack(testbed: Testbed) -> None:
-    """A primary that dies after the transfer, before its receipt, is replaced, and publishes no second receipt later."""
+    """A primary that dies after the transfer, before its receipt, is replaced; it publishes no second receipt."""
     spares = Spares(testbed).start()
     spares.slow_down()
     (name,) = spares.feeder.feed(size=SIZE)
