@@ -59,7 +59,7 @@ class SecuredPair(ServerClientPair):
 
 
 def test_server_and_client_with_keys(testbed: Testbed, keys: Keys) -> None:
-    """A client whose key is known to the server gets its files."""
+    """A client with a key known to the server gets its files."""
     pair = SecuredPair(testbed, keys).start()
     pair.arrives()
     assert " cannot " not in pair.server.lines() + pair.client.lines()
@@ -276,7 +276,7 @@ sys.stdin.read()
 
 
 def test_removed_key_is_rejected(testbed: Testbed, keys: Keys) -> None:
-    """A client whose key was removed cannot connect again."""
+    """After the removal of its key, a client cannot connect again."""
     pair = SecuredPair(testbed, keys)
     pair.server.start()
     assert keys.is_let_in(pair.request_port, "alice")
