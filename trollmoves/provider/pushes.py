@@ -341,7 +341,7 @@ class PushService:
         if not error.outage or not pause:
             return
         for id_ in self._journal.fail_pending(
-            self.name, task.lane, but=self._workers.in_flight_ids(self.name, task.lane)
+            self.name, task.lane, exclude=self._workers.in_flight_ids(self.name, task.lane)
         ):
             self._shares.remove([id_])
             with self._waiting_lock:
