@@ -50,7 +50,7 @@ def test_the_example(testbed: Testbed, name: str) -> None:
     config.write_text(config.read_text().replace("9040", str(port)))
     here = ["env", "-C", str(folder), sys.executable]
     testbed.process("dispatcher", [*here, script("dispatcher.py"), name, "-p", "-n", "false"], config).start()
-    subprocess.run([*here, "tell.py", "--port", str(port)], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    subprocess.run([*here, "publish.py", "--port", str(port)], check=True, timeout=30, stdout=subprocess.DEVNULL)
     listing = re.search(r"```\n(delivered/.*?)```", (EXAMPLE / "README.md").read_text(), re.DOTALL)
     assert listing
     wanted = listing[1].split()

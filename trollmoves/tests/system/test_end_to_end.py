@@ -19,7 +19,7 @@ from trollmoves.tests.helpers.daemons import REPOSITORY
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import openssh, pyftpd, seaweed
 
-STORY = REPOSITORY / "examples" / "end-to-end" / "story.py"
+STORY = REPOSITORY / "examples" / "end-to-end" / "scenario.py"
 FILES = 200
 IN_HAND = 20  # files that a daemon may be at work with when it is killed
 MARK = "TROLLMOVES_STORY"  # in the environment of all processes of one run
@@ -57,7 +57,7 @@ def running(mark: str) -> Iterator[bytes]:
 
 def table(text: str) -> dict[str, dict[str, int]]:
     """Give the rows of the table: numbers by the end and the name of their column."""
-    columns = ("wanted", "whole", "lost", "delivered again", "told of", "again")
+    columns = ("expected", "complete", "lost", "delivered again", "receipts", "again")
     rows = re.findall(r"^(client [ab]|file|ftp|sftp|s3) +(\d[\d ]*)$", text, re.MULTILINE)
     return {end: dict(zip(columns, map(int, numbers.split()), strict=True)) for end, numbers in rows}
 
@@ -82,10 +82,10 @@ def test_the_whole_picture(tmp_path: Path, old: bool) -> None:
     for end, row in ends.items():
         behind_the_old_one = old and end in ("client b", "sftp", "s3")
         assert row["lost"] == 0, text
-        assert row["wanted"] == FILES or behind_the_old_one, text
+        assert row["expected"] == FILES or behind_the_old_one, text
         assert row["delivered again"] <= IN_HAND, text
         told_before_the_kill = end in ("file", "sftp", "s3") or behind_the_old_one
-        assert row["told of"] >= row["wanted"] - (IN_HAND if told_before_the_kill else 0), text
+        assert row["receipts"] >= row["expected"] - (IN_HAND if told_before_the_kill else 0), text
     assert ends["ftp"]["delivered again"] == 0, text  # though client a told of some twice
     logs = {log.stem: log.read_text() for log in tmp_path.glob("*.log")}
     ours = [name for name in logs if not (old and name in ("server-b", "client-b"))]
