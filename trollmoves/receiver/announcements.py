@@ -26,7 +26,6 @@ from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
 
-FILE_TYPES = ("file", "dataset", "collection")
 PEER = "peer"  # kind of the tasks that record known peers
 HEARTBEAT_PREFIX = "/heartbeat/move_it"  # prefix of the publisher names of servers, mirrors and clients
 
@@ -96,7 +95,7 @@ class AnnouncementReceiver:
             if message.type == "beat":
                 self._on_heartbeat(provider, data)
                 self._on_peer_heartbeat(message)
-            elif message.type in FILE_TYPES and isinstance(data, dict) and "request_address" in data:
+            elif message.type in payload.FILE_TYPES and isinstance(data, dict) and "request_address" in data:
                 announcements.append(message)
                 metadata = payload.announcement_metadata(data)
                 if metadata:
@@ -117,7 +116,7 @@ class AnnouncementReceiver:
 
     def _on_peer_message(self, message: Message) -> list[str]:
         """Record the activity of a peer client; return the key of a file that it has received, if any."""
-        if message.type not in ("push", "ack", *FILE_TYPES) or not isinstance(message.data, dict):
+        if message.type not in ("push", "ack", *payload.FILE_TYPES) or not isinstance(message.data, dict):
             return []
         try:
             key = file_key(message.data)
