@@ -1,33 +1,32 @@
-"""What can go wrong, as one tree of exceptions.
+"""All exceptions of this package, as one tree.
 
-Whoever decides about another try asks only ``error.temporary``: True means that the same thing may succeed later,
-False that it will not until somebody changes something. Whether others that go the same way are to wait meanwhile tells
-``error.outage``. The text of each error can be shown to anyone: no secret
-stands in it.
+``error.temporary`` decides about a retry: True if the same operation may succeed later, False if it fails until an
+operator changes something. ``error.outage`` decides whether other tasks of the same lane wait too. Error texts contain
+no secrets.
 """
 
 from __future__ import annotations
 
 
 class TrollmovesError(Exception):
-    """The root of all errors of this package."""
+    """Base class of all errors of this package."""
 
     temporary = False
-    blames_origin = False  # what was to be sent is to blame, which tells nothing about where it was to go
-    blames_directory = False  # one directory is to blame, which tells nothing about others on its host
+    blames_origin = False  # caused by the file to send: the destination may work
+    blames_directory = False  # caused by one directory: others on the same host may work
 
     @property
     def outage(self) -> bool:
-        """Whether others that go to the same place, or come from it, would fail as well for a while."""
+        """True if other transfers to or from the same host would probably fail too."""
         return self.temporary and not (self.blames_origin or self.blames_directory)
 
 
 class StartError(TrollmovesError):
-    """A daemon cannot start; the text says in one line why and what to do."""
+    """A daemon cannot start; the text gives the reason and the remedy in one line."""
 
 
 class ConfigError(StartError):
-    """A configuration cannot be used; the text names the file, the section and the option, as far as known."""
+    """A configuration is invalid; the text names the file, section and option as far as known."""
 
     def __init__(self, text: str, *, file: str = "", section: str = "", option: str = "") -> None:
         where = " ".join(filter(None, (file and f"{file}:", section and f"[{section}]", option and f"{option}:")))
@@ -38,39 +37,39 @@ class ConfigError(StartError):
 
 
 class JournalError(StartError):
-    """The journal cannot be opened, read or written; its disk may have room again later."""
+    """The journal cannot be opened, read or written; temporary, because its disk may get free space."""
 
     temporary = True
 
 
 class JournalFull(JournalError):
-    """The disk of the journal has no room."""
+    """The disk of the journal is full."""
 
 
 class MessageError(TrollmovesError):
-    """A text that arrived is no message."""
+    """A received text is not a valid message."""
 
 
 class RequestRejected(TrollmovesError):
-    """A request is not served; the text is the answer that the peer gets."""
+    """A request is rejected; the text is the reply to the peer."""
 
 
 class UnpackError(TrollmovesError):
-    """A packed file was not unpacked; nothing of it was left in the target directory."""
+    """A packed file was not unpacked; the target directory contains none of its files."""
 
 
 class TemporaryUnpackError(UnpackError):
-    """The same file may be unpacked later: the disk is full, the program is missing or took too long."""
+    """The same file may be unpacked later: the disk is full, or the program is missing or too slow."""
 
     temporary = True
 
 
 class UnpackFailed(UnpackError):
-    """The file is damaged, holds what is not safe to unpack, or may not be written where it should go."""
+    """The file is damaged or unsafe to unpack, or the target directory is not writable."""
 
 
 class TransferError(TrollmovesError):
-    """One try to deliver one file did not succeed."""
+    """One attempt to deliver one file failed."""
 
 
 class TemporaryTransferError(TransferError):
@@ -80,56 +79,56 @@ class TemporaryTransferError(TransferError):
 
 
 class ConnectionFailed(TemporaryTransferError):
-    """The far end cannot be reached, or went away."""
+    """The host cannot be reached, or closed the connection."""
 
 
 class TransferStalled(TemporaryTransferError):
-    """Nothing moved for longer than the time-out."""
+    """The transfer made no progress during the timeout."""
 
 
 class NoSpace(TemporaryTransferError):
-    """The far end has no room left."""
+    """The destination is full."""
 
 
 class TargetBusy(TemporaryTransferError):
-    """The far end asks to come again later."""
+    """The destination is busy."""
 
 
 class OriginChanged(TemporaryTransferError):
-    """Somebody wrote to the file while it was being sent."""
+    """The file was modified while it was sent."""
 
     blames_origin = True
 
 
 class OriginUnreadable(TemporaryTransferError):
-    """The file to deliver cannot be read: its permissions, or those of a directory, forbid it, or its disk fails."""
+    """The file to deliver cannot be read: permissions of the file or a directory, or a disk error."""
 
     blames_origin = True
 
 
 class PermanentTransferError(TransferError):
-    """The same transfer will fail again until somebody mends something."""
+    """The same transfer fails until an operator changes something."""
 
 
 class BadDestination(PermanentTransferError):
-    """The destination is no URL that a mover understands."""
+    """The destination is not a URL that a mover supports."""
 
 
 class OriginMissing(PermanentTransferError):
-    """The file to deliver does not exist, or is no regular file."""
+    """The file to deliver does not exist, or is not a regular file."""
 
     blames_origin = True
 
 
 class AuthenticationFailed(PermanentTransferError):
-    """The far end does not accept the user, password or key."""
+    """The server rejects the user, password or key."""
 
 
 class UnknownHostKey(PermanentTransferError):
-    """The SSH host is not in known_hosts, or shows another key than the one there."""
+    """The key of the SSH host is not in known_hosts, or differs from the key there."""
 
 
 class PermissionRefused(TemporaryTransferError):
-    """The far end does not allow to write there, until somebody gives the right to; other directories may be open."""
+    """Write permission is missing; temporary, because an operator may grant it. Other directories may be writable."""
 
     blames_directory = True

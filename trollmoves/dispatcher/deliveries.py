@@ -175,7 +175,7 @@ class Deliveries:
         url = order.url
         mark = PartialId.for_delivery(self._journal.identity, self.name, task.key, tried=task.may_have_run(self._began))
         try:
-            move_it(order.path, self._with_password(url), self._options.connection_parameters, mark=mark)
+            move_it(order.path, self._with_password(url), self._options.connection_parameters, partial_id=mark)
         except TransferError as error:
             if error.temporary and self._journal.now() - task.created > self._options.retry_for > 0:
                 what = task.key.partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Movers: one file, one try, one destination, one protocol each."""
+"""Movers: each makes one attempt to deliver one file by one protocol."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
     "move_it",
 ]
 
-# A new mover is one line here.
+# Register a new mover here.
 REGISTRY: Mapping[str, str] = {
     "": "file.FileMover",
     "file": "file.FileMover",
@@ -49,7 +49,7 @@ REGISTRY: Mapping[str, str] = {
 
 
 class _Movers(Mapping[str, type[Mover]]):
-    """The mover of each URL scheme; its module, with the library underneath, is imported when first asked for."""
+    """Mover classes by URL scheme; a module and its library are imported on first use."""
 
     def __getitem__(self, scheme: str) -> type[Mover]:
         return _mover_class(REGISTRY[scheme])
@@ -65,16 +65,16 @@ MOVERS: Mapping[str, type[Mover]] = _Movers()
 
 
 @functools.cache
-def _mover_class(place: str) -> type[Mover]:
-    module, _, name = place.rpartition(".")
-    found: type[Mover] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    return found
+def _mover_class(location: str) -> type[Mover]:
+    module, _, name = location.rpartition(".")
+    mover_class: type[Mover] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return mover_class
 
 
 def __getattr__(name: str) -> Any:
-    for place in REGISTRY.values():
-        if place.endswith(f".{name}"):
-            return _mover_class(place)
+    for location in REGISTRY.values():
+        if location.endswith(f".{name}"):
+            return _mover_class(location)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -85,43 +85,44 @@ def move_it(
     hook: Callable[[str, ParseResult], Any] | None = None,
     rel_path: str | None = None,
     backup_targets: Sequence[str] | None = None,
-    check: Callable[[int], None] | None = None,
-    mark: PartialId | None = None,
+    on_opened: Callable[[int], None] | None = None,
+    partial_id: PartialId | None = None,
 ) -> ParseResult:
-    """Deliver a copy of the file ``pathname``, and return the destination that took it; any thread may call.
+    """Deliver a copy of the file ``pathname`` and return the destination that received it; any thread may call.
 
     Args:
-        pathname: the file.
-        destination: URL, or ``ParseResult``. With a trailing ``/`` the file keeps its name; without it an existing
-            directory takes the file in, else the last part is the new name. Missing directories are made.
-        attrs: connection parameters, only read.
-        hook: called with the pathname and the destination when the file is there; what it raises is raised.
-        rel_path: a directory below the destination, which takes the file in.
-        backup_targets: hosts tried in turn when the destination's cannot be reached.
-        check: called with the descriptor of the open file before anything is sent; what it raises is raised.
-        mark: names the partial of this delivery, so that its next try replaces what a killed process left.
+        pathname: path of the file.
+        destination: URL or ``ParseResult``. With a trailing ``/``, or if it is an existing directory, the file keeps
+            its name in that directory; else the last part is the new name. Missing directories are created.
+        attrs: connection parameters; not modified.
+        hook: called with the pathname and the destination after the delivery; its exceptions propagate.
+        rel_path: a directory below the destination for the file.
+        backup_targets: hosts tried in order if the host of the destination cannot be reached.
+        on_opened: called with the descriptor of the open file before data is sent; its exceptions propagate.
+        partial_id: names the partial of this delivery, so that the next attempt replaces the partial of a killed
+            process.
 
     Raises:
-        TransferError: the file was not delivered; its ``temporary`` tells whether the same may succeed later.
-        ConfigError: a connection parameter makes no sense.
+        TransferError: the file was not delivered; ``temporary`` is True if the same delivery may succeed later.
+        ConfigError: a connection parameter is invalid.
     """
     target = parse_destination(destination)
     if rel_path:
         target = _with_subpath(target, rel_path)
-    place = REGISTRY.get(target.scheme)
-    if place is None:
+    location = REGISTRY.get(target.scheme)
+    if location is None:
         raise BadDestination(f"{urls.redacted(target)}: no mover knows the scheme {target.scheme!r}")
-    mover = _load_mover(target.scheme, place)(pathname, target, attrs, backup_targets, mark)
-    mover.on_opened = check
+    mover = _load_mover(target.scheme, location)(pathname, target, attrs, backup_targets, partial_id)
+    mover.on_opened = on_opened
     mover.copy()
     if hook is not None:
         hook(mover.origin, mover.destination)
     return mover.destination
 
 
-def _load_mover(scheme: str, place: str) -> type[Mover]:
+def _load_mover(scheme: str, location: str) -> type[Mover]:
     try:
-        return _mover_class(place)
+        return _mover_class(location)
     except ModuleNotFoundError as error:
         extra = "s3" if scheme == "s3" else "ssh"
         raise PermanentTransferError(
@@ -131,12 +132,14 @@ def _load_mover(scheme: str, place: str) -> type[Mover]:
 
 def _with_subpath(destination: ParseResult, rel_path: str) -> ParseResult:
     if rel_path.startswith(("/", "\\")) or ".." in rel_path.replace("\\", "/").split("/"):
-        raise BadDestination(f"{rel_path!r} is no path below the destination")
+        raise BadDestination(
+            f"{rel_path!r} is not a path below the destination: it must be relative and must not contain '..'"
+        )
     return destination._replace(path=f"{destination.path.rstrip('/')}/{rel_path.strip('/')}/")
 
 
 def close_connections() -> None:
-    """Close the connections that deliveries have left open for the next one; running transfers are not disturbed."""
+    """Close the idle connections; running transfers continue."""
     from trollmoves.movers.pool import shared_pool
 
     shared_pool().close()

@@ -1,7 +1,8 @@
-"""The way of one file to one destination, the same for every protocol.
+"""The delivery of one file to one destination, common to all protocols.
 
-A protocol is a ``FarEnd``: a handful of operations on paths there. A ``Mover`` tells the story with them: open the
-origin, find the final name, send to a partial beside it, verify, replace, and leave nothing behind on any error.
+A protocol implements ``Backend``: a few operations on paths of the destination. A ``Mover`` uses them to open the
+origin, find the final name, send to a partial in the same directory, verify and rename it; on errors it removes the
+partial.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _BY_ERRNO: dict[int, type[TransferError]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
     **dict.fromkeys((errno.EACCES, errno.EPERM), PermissionRefused),
     **dict.fromkeys((errno.EBUSY, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETXTBSY), TargetBusy),
-    errno.EROFS: TargetBusy,  # after an error of the disk the kernel makes it so, and people mend it
+    errno.EROFS: TargetBusy,  # the kernel remounts a disk read-only after an error; operators repair it
     **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL), BadDestination),
     **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EPIPE), ConnectionFailed),
     errno.ETIMEDOUT: TransferStalled,
@@ -61,48 +62,48 @@ _BY_ERRNO: dict[int, type[TransferError]] = {
 }
 
 
-DEFAULT_TEXTS: dict[type[OSError], str] = {TimeoutError: "no answer, or no progress, for too long"}
+DEFAULT_TEXTS: dict[type[OSError], str] = {TimeoutError: "no reply or no progress before the timeout"}
 
 
-def from_os_error(error: OSError, what: object) -> TransferError:
-    """Return ``error`` as one of ours; what is unknown counts as temporary, as trying again loses nothing."""
+def from_os_error(error: OSError, action: object) -> TransferError:
+    """Return the ``TransferError`` for ``error``; an unknown errno counts as temporary."""
     if isinstance(error, (ConnectionError, socket.gaierror)):
         kind: type[TransferError] = ConnectionFailed
     elif isinstance(error, TimeoutError):
         kind = TransferStalled
     else:
         kind = _BY_ERRNO.get(error.errno or 0, TemporaryTransferError)
-    return kind(f"{what}: {error.strerror or str(error) or DEFAULT_TEXTS.get(type(error), type(error).__name__)}")
+    return kind(f"{action}: {error.strerror or str(error) or DEFAULT_TEXTS.get(type(error), type(error).__name__)}")
 
 
-class translate_os_errors:  # noqa: N801  (read as a word: ``with translated(self):``)
-    """Turns an ``OSError`` of its block into one of our errors, which says ``what`` was being done.
+class translate_os_errors:  # noqa: N801  (used like a function in ``with``)
+    """Translates an ``OSError`` of its block into a ``TransferError`` whose text begins with ``action``.
 
-    A class rather than a generator, because it stands on the way of every file.
+    A class is faster than a generator here, and this runs for each file.
     """
 
-    __slots__ = ("what",)
+    __slots__ = ("action",)
 
-    def __init__(self, what: object) -> None:
-        self.what = what
+    def __init__(self, action: object) -> None:
+        self.action = action
 
     def __enter__(self) -> None:
-        """Begin the block."""
+        """Do nothing."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Translate, where there is something to translate."""
+        """Translate an ``OSError``."""
         if isinstance(error, OSError) and not isinstance(error, TrollmovesError):
-            raise from_os_error(error, self.what) from error
+            raise from_os_error(error, self.action) from error
 
 
-# There is nothing to send: no such file, or what has its name cannot be opened as one.
+# Errors of open() that mean that the file is missing, or that its name belongs to something else.
 MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 
 
 class SourceFile:
-    """The origin, open: what is read is one file, however its name fares meanwhile.
+    """The open origin: reads one file, even if its path is renamed or replaced.
 
-    ``trouble`` is why it could not be read on, None as long as it can; whatever came of that, it is the reason.
+    ``read_error`` is the first cause of a failed read, None without one; it is reported instead of later errors.
     """
 
     __slots__ = ("fd", "name", "path", "read_error", "size", "status")
@@ -111,14 +112,14 @@ class SourceFile:
         """Open ``path``.
 
         Raises:
-            OriginMissing: there is no such file, or it is no regular file.
-            OriginUnreadable: it cannot be opened now.
+            OriginMissing: the file does not exist, or is not a regular file.
+            OriginUnreadable: the file cannot be opened now.
         """
         self.path = path
         self.name = path.rpartition("/")[2]
         self.read_error: OriginUnreadable | None = None
         try:
-            # Non-blocking, because opening a named pipe would wait for its writer.
+            # Non-blocking: opening a named pipe would wait for its writer.
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except ValueError as error:
             raise OriginMissing(f"{path}: {error}") from error
@@ -129,23 +130,23 @@ class SourceFile:
         self.size = self.status.st_size
         if not stat.S_ISREG(self.status.st_mode):
             os.close(self.fd)
-            raise OriginMissing(f"{path}: is no regular file")
+            raise OriginMissing(f"{path}: must be a regular file")
 
     def __enter__(self) -> SourceFile:
-        """Hand out the open file."""
+        """Return the open file."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the file."""
         os.close(self.fd)
 
     def reader(self) -> BinaryIO:
-        """Return a file object at the beginning; closing it leaves the source open."""
+        """Return a file object positioned at the beginning; closing it keeps the source open."""
         os.lseek(self.fd, 0, os.SEEK_SET)
         return cast(BinaryIO, _Reader(self))
 
     def read(self, size: int) -> bytes:
-        """Read on."""
+        """Return the next bytes, up to ``size``."""
         try:
             return os.read(self.fd, size)
         except OSError as error:
@@ -153,12 +154,12 @@ class SourceFile:
             raise
 
     def record_read_error(self, error: OSError) -> None:
-        """Note that it could not be read on."""
-        self.read_error = OriginUnreadable(f"{self.path}: cannot be read: {error.strerror}")
+        """Store the cause of a failed read."""
+        self.read_error = OriginUnreadable(f"{self.path} cannot be read: {error.strerror}")
 
     @property
     def position(self) -> int:
-        """How many bytes have been read so far; any thread may ask, for a progress bar."""
+        """Number of bytes read so far, for a progress bar; any thread may call."""
         try:
             return os.lseek(self.fd, 0, os.SEEK_CUR)
         except OSError:
@@ -166,11 +167,11 @@ class SourceFile:
 
     @property
     def mode(self) -> int:
-        """The permissions a copy gets before the umask: the origin's, never writable for everyone."""
+        """Permissions of a copy before the umask: those of the origin, but not world-writable."""
         return self.status.st_mode & 0o775
 
     def is_at(self, path: str) -> bool:
-        """Tell whether ``path`` is this file, as it was when it was opened."""
+        """Return True if ``path`` is this file, unmodified since it was opened."""
         now, then = os.stat(path), self.status
         return (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) == (
             then.st_dev,
@@ -180,21 +181,21 @@ class SourceFile:
         )
 
     def check_unchanged(self) -> None:
-        """Raise ``OriginChanged`` when somebody wrote to the file since it was opened."""
+        """Raise ``OriginChanged`` if the file was modified since it was opened."""
         now = os.fstat(self.fd)
         if now.st_size != self.size or now.st_mtime_ns != self.status.st_mtime_ns:
-            raise OriginChanged(f"{self.path}: was written to while it was being sent")
+            raise OriginChanged(f"{self.path}: was modified while it was being sent")
 
 
 class _Reader(io.FileIO):
-    """Reads a source, and notes there when that fails: what stands above may make something else of the error."""
+    """Reads a source and stores read errors there: libraries may convert the exception."""
 
     def __init__(self, source: SourceFile) -> None:
         super().__init__(source.fd, closefd=False)
         self._source = source
 
     def read(self, size: int | None = -1) -> bytes | Any:
-        """Read on."""
+        """Return the next bytes, up to ``size``."""
         try:
             return super().read(-1 if size is None else size)
         except OSError as error:
@@ -203,44 +204,44 @@ class _Reader(io.FileIO):
 
 
 class Backend(ABC):
-    """A place that files are sent to: what a protocol can do there, by path, in one thread at a time.
+    """One destination with the file operations of its protocol; used by one thread at a time.
 
-    Each operation raises an ``OSError`` (of a fitting errno) or one of our own errors, nothing else.
+    Each operation raises only ``OSError`` (with errno) or ``TransferError``.
     """
 
     partials = True
-    """False where a file appears under its name only when it is whole; then ``replace`` is never called."""
+    """False if incomplete files are invisible; then ``replace`` is never called."""
 
     @abstractmethod
     def is_directory(self, path: str) -> bool:
-        """Tell whether ``path`` is a directory."""
+        """Return True if ``path`` is a directory."""
 
     @abstractmethod
     def make_directories(self, path: str) -> None:
-        """Make the directory ``path`` and those above it; one that exists is no error."""
+        """Create the directory ``path`` and its parents; existing ones are accepted."""
 
     @abstractmethod
     def send(self, source: SourceFile, path: str) -> None:
-        """Write ``source`` to ``path``; ``FileNotFoundError`` says that the directory is missing."""
+        """Write ``source`` to ``path``; raises ``FileNotFoundError`` if the directory is missing."""
 
     @abstractmethod
     def size(self, path: str) -> int | None:
-        """Return the bytes in the file ``path``, None when the far end cannot tell."""
+        """Return the size of the file ``path`` in bytes, None if the protocol cannot query it."""
 
     @abstractmethod
     def replace(self, partial: str, final: str) -> None:
-        """Give the file ``partial`` the name ``final``, in place of what has that name; at once where that can be."""
+        """Rename ``partial`` to ``final``, replacing an existing file; atomically if the protocol can."""
 
     @abstractmethod
     def remove(self, path: str) -> None:
-        """Remove the file ``path``; one that is missing is no error."""
+        """Remove the file ``path``; a missing file is accepted."""
 
-    def verify(self, source: SourceFile, path: str) -> None:  # noqa: B027  (most have nothing more to check)
-        """Check more than the size, when asked to; raises ``TemporaryTransferError`` on a difference."""
+    def verify(self, source: SourceFile, path: str) -> None:  # noqa: B027  (optional)
+        """Compare checksums if configured; raises ``TemporaryTransferError`` on a difference."""
 
 
 def _is_path(text: str) -> bool:
-    """Tell whether a text can be the name of a file: half a character of UTF-16, and NUL, cannot."""
+    """Return True if ``text`` can be a path: without NUL and lone surrogates."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -248,23 +249,23 @@ def _is_path(text: str) -> bool:
 
 
 def parse_destination(destination: str | ParseResult) -> ParseResult:
-    """Return the destination with all its path in ``path``; one that is so already costs next to nothing."""
+    """Return the destination with its complete path in ``path``; a parsed one is returned unchanged."""
     if isinstance(destination, ParseResult) and not any(destination[3:]):
         return destination
     return urls.parse(destination)
 
 
 class Mover(ABC):
-    """Delivers the file ``origin`` to the URL ``destination``, in the thread that calls; one object for one file.
+    """Delivers the file ``origin`` to the URL ``destination`` in the calling thread; one object a file.
 
     Args:
         origin: path of the file.
-        destination: URL or ``ParseResult``. With a trailing ``/`` the file keeps its name; without it an existing
-            directory takes the file in, else the last part is the new name. Missing directories are made.
-        attrs: connection parameters, see ``options.OPTIONS``; they are only read.
-        backup_targets: hosts that are tried in turn, with user and port of the destination, when the destination's
-            cannot be reached; ``destination`` then tells where the file went.
-        mark: names the partial, so that the next try replaces what this one may leave when the process is killed.
+        destination: URL or ``ParseResult``. With a trailing ``/``, or if it is an existing directory, the file keeps
+            its name in that directory; else the last part is the new name. Missing directories are created.
+        attrs: connection parameters, see ``options.OPTIONS``; not modified.
+        backup_targets: hosts tried in order, with user and port of the destination, if the host of the destination
+            cannot be reached; afterwards ``destination`` is the URL that received the file.
+        partial_id: names the partial, so that the next attempt replaces the partial of a killed process.
     """
 
     def __init__(
@@ -273,13 +274,13 @@ class Mover(ABC):
         destination: str | ParseResult,
         attrs: Mapping[str, Any] | None = None,
         backup_targets: Sequence[str] | None = None,
-        mark: PartialId | None = None,
+        partial_id: PartialId | None = None,
     ) -> None:
         self.origin = os.fspath(origin)
         self.destination = parse_destination(destination)
         self.attrs: Mapping[str, Any] = attrs or {}
         self.backup_targets = backup_targets or ()
-        self.partial_id = mark
+        self.partial_id = partial_id
         self.source: SourceFile | None = None
         self.on_opened: Callable[[int], None] | None = None
 
@@ -291,31 +292,31 @@ class Mover(ABC):
 
     @abstractmethod
     def copy(self) -> None:
-        """Deliver the file; when this returns, it is whole under its final name.
+        """Deliver the file; on return it is complete under its final name.
 
         Raises:
-            TransferError: it is not; ``temporary`` tells whether the same may succeed later.
-            ConfigError: a connection parameter makes no sense.
+            TransferError: the delivery failed; ``temporary`` is True if it may succeed later.
+            ConfigError: a connection parameter is invalid.
         """
 
     def move(self) -> None:
-        """Deliver the file, then remove the origin; one that was replaced meanwhile stays (``OriginChanged``).
+        """Deliver the file, then remove the origin, unless it was replaced (``OriginChanged``).
 
         Raises:
-            TransferError: as ``copy``; or the file was delivered, but its origin is still there.
+            TransferError: as ``copy``; or the file was delivered, but the origin was not removed.
         """
         self.copy()
         self.remove_origin()
 
     def remove_origin(self) -> None:
-        """Remove what was delivered, and nothing else."""
+        """Remove the origin if its path is still the delivered file."""
         with translate_os_errors(f"{self.origin} was delivered, but cannot be removed"):
             if self.source is not None and not self.source.is_at(self.origin):
-                raise OriginChanged(f"{self.origin} was delivered, but another file has its name now, which stays")
+                raise OriginChanged(f"{self.origin} was delivered, but not removed: the path is another file now")
             os.unlink(self.origin)
 
     def open(self) -> SourceFile:
-        """Open the origin, and have it checked; raises what ``Source`` does, and what the check raises."""
+        """Open the origin and call ``on_opened``; raises as ``SourceFile`` and ``on_opened``."""
         source = SourceFile(self.origin)
         if self.on_opened is not None:
             try:
@@ -331,78 +332,78 @@ class Mover(ABC):
 
     @property
     def path(self) -> str:
-        """The destination's path on the far end."""
+        """The path of the destination."""
         return self.destination.path
 
-    def deliver(self, far: Backend, source: SourceFile) -> None:
-        """Make one try to put ``source`` to its place at ``far``, whole."""
+    def deliver(self, backend: Backend, source: SourceFile) -> None:
+        """Make one attempt to deliver ``source`` by ``backend``."""
         self.source = source
-        final = self._final_path(far)
+        final = self._final_path(backend)
         if self.is_same_file(source, final):
             return
-        partial = self._partial(far, final) if far.partials else final
+        partial = self._partial(backend, final) if backend.partials else final
         try:
-            self._send(far, source, partial)
-            self._verify(far, source, partial)
-            if far.partials:
+            self._send(backend, source, partial)
+            self._verify(backend, source, partial)
+            if backend.partials:
                 failpoints.hit("sent")
-                far.replace(partial, final)
+                backend.replace(partial, final)
         except BaseException as error:
-            if far.partials:
-                self.remove_partial(far, partial, error)
+            if backend.partials:
+                self.remove_partial(backend, partial, error)
             if source.read_error:
                 raise source.read_error from error
             raise
 
-    def _partial(self, far: Backend, final: str) -> str:
-        """Give the name to send to; what an earlier try left there is removed.
+    def _partial(self, backend: Backend, final: str) -> str:
+        """Return the partial to send to, after removing that of an earlier attempt.
 
-        It is not written over, since the far end may still be at work on it for a process that is dead.
+        It is not overwritten: the server may still be writing it for a killed process.
         """
         if self.partial_id is None:
             return partial_path(final)
         partial = partial_path(final, self.partial_id.token)
         if self.partial_id.may_exist:
             try:
-                far.remove(partial)
-            except (PermissionError, PermissionRefused):  # who may only write leaves it there
+                backend.remove(partial)
+            except (PermissionError, PermissionRefused):  # without permission to delete, use another name
                 return partial_path(final)
         return partial
 
-    def is_same_file(self, source: SourceFile, final: str) -> bool:  # noqa: ARG002  (only the local file system can tell)
-        """Tell whether ``final`` is the source itself, so that nothing is to be done."""
+    def is_same_file(self, source: SourceFile, final: str) -> bool:  # noqa: ARG002  (only for local files)
+        """Return True if ``final`` is the source itself, so that nothing needs to be sent."""
         return False
 
-    def remove_partial(self, far: Backend, partial: str, error: BaseException) -> None:  # noqa: ARG002
-        """Remove what a try left that ended by ``error``, which is told; what goes wrong here is not."""
+    def remove_partial(self, backend: Backend, partial: str, error: BaseException) -> None:  # noqa: ARG002
+        """Remove the partial of an attempt that failed with ``error``; errors are ignored, as ``error`` is raised."""
         try:
-            far.remove(partial)
+            backend.remove(partial)
         except (OSError, TransferError):
             return
 
-    def _final_path(self, far: Backend) -> str:
+    def _final_path(self, backend: Backend) -> str:
         path = self.path
         if not _is_path(path):
-            raise BadDestination(f"{self}: the path cannot be the name of a file")
+            raise BadDestination(f"{self}: the path must not contain NUL or invalid characters")
         if path.endswith("/"):
             return path + os.path.basename(self.origin)
         if not path:
             raise BadDestination(f"{self}: the destination has no path")
-        return f"{path}/{os.path.basename(self.origin)}" if far.is_directory(path) else path
+        return f"{path}/{os.path.basename(self.origin)}" if backend.is_directory(path) else path
 
-    def _send(self, far: Backend, source: SourceFile, path: str) -> None:
+    def _send(self, backend: Backend, source: SourceFile, path: str) -> None:
         try:
-            far.send(source, path)
+            backend.send(source, path)
         except FileNotFoundError:
-            far.make_directories(path.rpartition("/")[0] or "/")
-            far.send(source, path)
-        except FileExistsError:  # of an earlier try that was not known of
-            far.remove(path)
-            far.send(source, path)
+            backend.make_directories(path.rpartition("/")[0] or "/")
+            backend.send(source, path)
+        except FileExistsError:  # left by an attempt that is not known
+            backend.remove(path)
+            backend.send(source, path)
 
-    def _verify(self, far: Backend, source: SourceFile, path: str) -> None:
+    def _verify(self, backend: Backend, source: SourceFile, path: str) -> None:
         source.check_unchanged()
-        size = far.size(path)
+        size = backend.size(path)
         if size is not None and size != source.size:
-            raise TemporaryTransferError(f"{self}: {size} bytes arrived of {source.size}")
-        far.verify(source, path)
+            raise TemporaryTransferError(f"{self}: {size} of {source.size} bytes arrived")
+        backend.verify(source, path)

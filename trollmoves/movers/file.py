@@ -1,7 +1,7 @@
-"""Delivers files on this host's own file systems.
+"""Delivers files on the file systems of this host.
 
-A copy is a real one: a hard link would share the inode with the origin, so that a producer that rewrites its file in
-place would change what was delivered. ``hard_link`` allows it for those who know that theirs do not.
+Files are copied by default: a hard link shares the inode with the origin, so that a producer that rewrites its file in
+place would also change the delivered file. ``hard_link`` allows links for producers that never do this.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from contextlib import suppress
 from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
 from trollmoves.utils import failpoints
 
-SMALL_FILE = 1 << 20  # bytes that are read and written at once, which is cheaper than asking the kernel for clever ways
+SMALL_FILE = 1 << 20  # bytes; up to this size one read and one write are faster than reflinks or copy_file_range
 BLOCK = 1 << 20
-COPY_RANGE_BYTES = 1 << 26  # bytes the kernel is asked to copy in one call
+COPY_RANGE_BYTES = 1 << 26  # bytes per call of copy_file_range
 _FICLONE = 0x40049409  # fcntl has no name for it before Python 3.12
 _NOT_OFFERED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
 DIRECTORY_MODE = 0o775  # before the umask
 
 
 class LocalBackend(Backend):
-    """This host's file systems as a far end."""
+    """Backend for the file systems of this host."""
 
     def __init__(self, *, hard_link: bool = False, fsync: bool = False) -> None:
         self.hard_link = hard_link
         self.fsync = fsync
 
     def is_directory(self, path: str) -> bool:
-        """Tell whether ``path`` is a directory."""
+        """Return True if ``path`` is a directory."""
         return os.path.isdir(path)
 
     def make_directories(self, path: str) -> None:
-        """Make ``path`` and those above it, none of them writable for everyone."""
+        """Create ``path`` and its parents, not world-writable."""
         try:
             os.mkdir(path, DIRECTORY_MODE)
         except FileExistsError:
@@ -42,7 +42,7 @@ class LocalBackend(Backend):
                 raise
         except FileNotFoundError:
             self.make_directories(os.path.dirname(path) or "/")
-            with suppress(FileExistsError):  # another delivery was quicker
+            with suppress(FileExistsError):  # created by a concurrent delivery
                 os.mkdir(path, DIRECTORY_MODE)
 
     def send(self, source: SourceFile, path: str) -> None:
@@ -60,11 +60,11 @@ class LocalBackend(Backend):
             os.close(target)
 
     def size(self, path: str) -> int:
-        """Return the bytes in ``path``."""
+        """Return the size of ``path`` in bytes."""
         return os.stat(path).st_size
 
     def replace(self, partial: str, final: str) -> None:
-        """Rename at once."""
+        """Rename atomically."""
         os.replace(partial, final)
         if self.fsync:
             _fsync_directory(os.path.dirname(final))
@@ -76,15 +76,15 @@ class LocalBackend(Backend):
 
 
 class FileMover(Mover):
-    """Delivers to a path on this host, whatever host stands in the URL."""
+    """Delivers to a path on this host; the host of the URL is ignored."""
 
     def copy(self) -> None:
-        """Deliver a copy; one system call less wherever there is a choice, as a server does this for each request."""
+        """Deliver a copy, with few system calls: a server runs this for each request."""
         with translate_os_errors(self), self.open() as source:
             self.deliver(self._files(), source)
 
     def move(self) -> None:
-        """Rename where one file system holds both, else copy, verify and remove the origin."""
+        """Rename within one file system, else copy, verify and remove the origin."""
         with translate_os_errors(self), self.open() as source:
             files = self._files()
             final = self._final_path(files)
@@ -95,12 +95,12 @@ class FileMover(Mover):
                 self.remove_origin()
 
     def is_same_file(self, source: SourceFile, final: str) -> bool:
-        """Tell whether ``final`` is the source's own inode."""
+        """Return True if ``final`` has the inode of the source."""
         try:
-            there = os.stat(final)
+            status = os.stat(final)
         except OSError:
             return False
-        return there.st_ino == source.status.st_ino and there.st_dev == source.status.st_dev
+        return status.st_ino == source.status.st_ino and status.st_dev == source.status.st_dev
 
     def _files(self) -> LocalBackend:
         if not self.attrs:
@@ -115,25 +115,25 @@ def _try_link(source: SourceFile, path: str) -> bool:
         if error.errno in (*_NOT_OFFERED, errno.EMLINK):
             return False
         raise
-    # The name may have been given to another file since the source was opened.
-    there = os.lstat(path)
-    if stat.S_ISREG(there.st_mode) and there.st_ino == source.status.st_ino:
+    # The path may be another file since the source was opened.
+    status = os.lstat(path)
+    if stat.S_ISREG(status.st_mode) and status.st_ino == source.status.st_ino:
         return True
     os.unlink(path)
     return False
 
 
-def _same_entry(one: str, other: str) -> bool:
-    """Tell whether two paths are one name in one directory: two names of one inode are not."""
-    if os.path.basename(one) != os.path.basename(other):
+def _same_entry(path: str, other: str) -> bool:
+    """Return True if two paths are the same directory entry; two hard links are not."""
+    if os.path.basename(path) != os.path.basename(other):
         return False
     with suppress(OSError):
-        return os.path.samefile(os.path.dirname(one) or ".", os.path.dirname(other) or ".")
+        return os.path.samefile(os.path.dirname(path) or ".", os.path.dirname(other) or ".")
     return False
 
 
 def _try_rename(source: SourceFile, final: str, files: LocalBackend) -> bool:
-    """Rename the source to ``final``; False where a rename cannot do that."""
+    """Rename the source to ``final``; return False across file systems."""
     try:
         os.replace(source.path, final)
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def _write(target: int, data: bytes) -> None:
 
 
 def _try_clone(source: SourceFile, target: int) -> bool:
-    """Share the blocks, where the file system can."""
+    """Clone the blocks (reflink); return False if the file system cannot."""
     import fcntl
 
     try:
@@ -194,9 +194,9 @@ def _try_clone(source: SourceFile, target: int) -> bool:
 
 
 def _copy_large(source: SourceFile, target: int) -> None:
-    """Copy in the kernel, else through this process."""
+    """Copy with copy_file_range, then the rest with read and write."""
     done = 0
-    with suppress(OSError):  # what a kernel, or a file system, does not offer the loop below does, or fails on clearly
+    with suppress(OSError):  # on errors, such as an unsupported call, the loop below copies the rest or raises
         while done < source.size:
             sent = os.copy_file_range(source.fd, target, min(COPY_RANGE_BYTES, source.size - done))
             if not sent:

@@ -1,7 +1,7 @@
 """Delivers by FTP, plain or under TLS.
 
-All paths are absolute, so that no directory is changed to or walked through; the control connection is kept. FTP
-says little about what went wrong: what can be found out by asking again is.
+All paths are absolute, so that the working directory does not matter; the control connection is kept. FTP replies are
+vague about errors: further commands find the cause where possible.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from trollmoves.movers.remote import Endpoint, RemoteMover
 from trollmoves.movers.tcp_progress import wait_readable
 from trollmoves.utils import failpoints
 
-LOG = logging.getLogger(__name__)
-BLOCK = 1 << 18  # bytes that are handed to the kernel at a time
-IMPLICIT_TLS_PORT = 990  # where TLS begins at once, instead of after AUTH TLS
-FINAL_REPLY_TIMEOUT = 2.0  # seconds to wait for an answer after the data connection broke
-TLS_CLOSE_TIMEOUT = 2.0  # seconds for the end of TLS on a data connection
+logger = logging.getLogger(__name__)
+BLOCK = 1 << 18  # bytes per call of send
+IMPLICIT_TLS_PORT = 990  # TLS starts with the connection, without AUTH TLS
+FINAL_REPLY_TIMEOUT = 2.0  # seconds to wait for a reply after the data connection broke
+TLS_CLOSE_TIMEOUT = 2.0  # seconds to shut down TLS on a data connection
 _BY_CODE: dict[str, type[TransferError]] = {
     "421": ConnectionFailed,
     "425": ConnectionFailed,
@@ -61,7 +61,7 @@ class FtpConnection(Connection):
         self._stall_timeout = stall_timeout
 
     def is_directory(self, path: str) -> bool:
-        """Tell whether one can change to ``path``."""
+        """Return True if CWD to ``path`` succeeds."""
         try:
             with self._translate_errors():
                 self._ftp.voidcmd(f"CWD {path}")
@@ -70,7 +70,7 @@ class FtpConnection(Connection):
         return True
 
     def make_directories(self, path: str) -> None:
-        """Make ``path``, from the first part on that is missing."""
+        """Create ``path`` and missing parents."""
         if path in ("", "/") or self.is_directory(path):
             return
         self.make_directories(path.rpartition("/")[0])
@@ -78,14 +78,14 @@ class FtpConnection(Connection):
             with self._translate_errors():
                 self._ftp.voidcmd(f"MKD {path}")
         except PermanentTransferError as error:
-            if self.is_directory(path):  # another delivery was quicker
+            if self.is_directory(path):  # created by a concurrent delivery
                 return
-            if self.size(path) is not None:  # a file is there, which no right to write would change
+            if self.size(path) is not None:  # an existing file, not a missing permission
                 raise
             raise PermissionRefused(str(error)) from error
 
     def send(self, source: SourceFile, path: str) -> None:
-        """Store by a data connection of its own."""
+        """Store over a new data connection."""
         try:
             data = self._start_stor(path)
         except PermanentTransferError as error:
@@ -108,14 +108,14 @@ class FtpConnection(Connection):
             return self._ftp.transfercmd(f"STOR {path}")
 
     def _retry_stor(self, path: str) -> socket.socket:
-        """Try again: the directory is there now, and may have been missing just before."""
+        """Repeat STOR: the directory exists now and may have been missing before."""
         try:
             return self._start_stor(path)
         except PermanentTransferError as error:
             raise PermissionRefused(str(error)) from error
 
     def _read_final_reply(self, broken: OSError | None) -> None:
-        """Wait for the answer to a transfer; who closes a data connection says why on the other one, or never."""
+        """Wait for the final reply; a server that closes the data connection may send the reason, or nothing."""
         control = self._ftp.sock
         assert control is not None  # noqa: S101  (it is connected)
         try:
@@ -135,7 +135,7 @@ class FtpConnection(Connection):
             raise ConnectionFailed(f"the data connection broke: {broken}") from broken
 
     def size(self, path: str) -> int | None:
-        """Ask for the size, which not every far end can tell."""
+        """Return the size in bytes, None if the server does not support SIZE."""
         try:
             with self._translate_errors():
                 return self._ftp.size(path)
@@ -143,7 +143,7 @@ class FtpConnection(Connection):
             return None
 
     def replace(self, partial: str, final: str) -> None:
-        """Rename; where that does not replace, remove what is there before."""
+        """Rename; if the server does not replace, remove the existing file first."""
         try:
             self._rename(partial, final)
         except PermanentTransferError:
@@ -157,12 +157,12 @@ class FtpConnection(Connection):
             self._ftp.rename(partial, final)
 
     def remove(self, path: str) -> None:
-        """Delete ``path``; the answer does not tell a missing file from a refusal."""
+        """Delete ``path``; a rejection is ignored, as it may mean a missing file."""
         with contextlib.suppress(PermanentTransferError), self._translate_errors():
             self._ftp.delete(path)
 
     def alive(self) -> bool:
-        """Tell whether the far end has said nothing: between commands it only speaks to say goodbye."""
+        """Return True if the server has sent nothing: between commands it only sends a goodbye."""
         if not self._in_step or self._ftp.sock is None:
             return False
         try:
@@ -180,31 +180,31 @@ class FtpConnection(Connection):
         control.settimeout(self._stall_timeout)
 
     def close(self) -> None:
-        """Close without a word, which every server must bear."""
+        """Close without QUIT."""
         self._ftp.close()
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Translate what ftplib raises."""
+        """Translate exceptions of ftplib."""
         try:
             yield
         except ftplib.Error as error:
             raise _to_transfer_error(error) from error
         except EOFError as error:
             self._in_step = False
-            raise ConnectionFailed("the far end closed the connection") from error
+            raise ConnectionFailed("the server closed the connection") from error
         except ssl.SSLError as error:
             self._in_step = False
             raise ConnectionFailed(f"TLS: {error.reason}") from error
         except OSError:
             self._in_step = False
             raise
-        except ValueError as error:  # a line break, or what is no text in the far end's encoding
-            raise BadDestination(f"FTP cannot name such a file: {error}") from error
+        except ValueError as error:  # a line break, or characters missing in the encoding of the server
+            raise BadDestination(f"FTP does not support this path: {error}") from error
 
 
 def _send_file(source: SourceFile, data: socket.socket) -> OSError | None:
-    """Send all of ``source``, say that it was all, and return what went wrong, if anything."""
+    """Send all of ``source`` and end the data; return the error, None without one."""
     try:
         _write(source, data)
         data.shutdown(socket.SHUT_WR)
@@ -221,27 +221,27 @@ def _write(source: SourceFile, data: socket.socket) -> None:
             failpoints.hit("sending")
     if isinstance(data, ssl.SSLSocket):
         data.settimeout(TLS_CLOSE_TIMEOUT)
-        with contextlib.suppress(OSError):  # some servers close at once; the size tells what arrived
+        with contextlib.suppress(OSError):  # some servers close immediately; the size is checked later
             data.unwrap()
 
 
 def _to_transfer_error(error: ftplib.Error) -> TransferError:
     text = str(error)
     code = text[:3]
-    if any(words in text.lower() for words in _NO_SPACE):
+    if any(phrase in text.lower() for phrase in _NO_SPACE):
         kind: type[TransferError] = NoSpace
     elif code in _BY_CODE:
         kind = _BY_CODE[code]
     else:
         kind = PermanentTransferError if code.startswith("5") else TemporaryTransferError
-    return kind(f"the far end answers {text!r}")
+    return kind(f"the server replied {text!r}")
 
 
 class _FtpTls(ftplib.FTP_TLS):
-    """FTP under TLS whose data connections resume the session of the control connection, as strict servers demand."""
+    """FTP over TLS; data connections resume the TLS session of the control connection, as strict servers require."""
 
     def connect(self, host: str = "", port: int = 0, timeout: float = -999, source_address: Any = None) -> str:
-        """Connect; on the port for that, TLS comes before the greeting."""
+        """Connect; on port 990 start TLS before the greeting."""
         if port != IMPLICIT_TLS_PORT:
             return super().connect(host, port, timeout, source_address)
         self.host, self.port, self.timeout = host, port, timeout
@@ -263,7 +263,7 @@ class _FtpTls(ftplib.FTP_TLS):
 class FtpMover(RemoteMover):
     """Delivers to ``ftp://[user[:password]@]host[:port]/path``.
 
-    Without a user, ``~/.netrc`` is asked for the host; else the login is anonymous.
+    Without a user, ``~/.netrc`` supplies the login of the host; else the login is anonymous.
     """
 
     def connect(self, login: Endpoint) -> Connection:
@@ -278,28 +278,30 @@ class FtpMover(RemoteMover):
         except ftplib.Error as error:
             raise _to_transfer_error(error) from None
         except EOFError as error:
-            raise ConnectionFailed("the far end closed the connection") from error
+            raise ConnectionFailed("the server closed the connection") from error
         finally:
             if not connected:
                 ftp.close()
         return FtpConnection(ftp, self.option("stall_timeout"))
 
     def _client(self) -> ftplib.FTP:
-        return ftplib.FTP()  # noqa: S321  (whether plain FTP will do, the URL says)
+        return ftplib.FTP()  # noqa: S321  (the URL selects plain FTP)
 
     def _log_in(self, ftp: ftplib.FTP, user: str, password: str) -> None:
         ftp.login(user, password)
 
 
 class FtpsMover(FtpMover):
-    """Delivers to ``ftps://...``: passwords and files go under TLS, begun by AUTH TLS, or at once on port 990."""
+    """Delivers to ``ftps://...``: passwords and files use TLS, after AUTH TLS, or implicitly on port 990."""
 
     def connect(self, login: Endpoint) -> Connection:
         """Connect, check the certificate and log in."""
         try:
             return super().connect(login)
         except ssl.SSLCertVerificationError as error:
-            raise AuthenticationFailed(f"the certificate is not accepted: {error.verify_message}") from error
+            raise AuthenticationFailed(
+                f"the certificate is rejected: {error.verify_message}; see ftp_tls_ca_file"
+            ) from error
 
     def _client(self) -> ftplib.FTP:
         context = ssl.create_default_context(cafile=self.option("ftp_tls_ca_file"))
@@ -318,18 +320,18 @@ def _credentials(login: Endpoint) -> tuple[str, str]:
     if login.user:
         return login.user, login.password or ""
     try:
-        found = netrc.netrc().authenticators(login.host)
+        entry = netrc.netrc().authenticators(login.host)
     except FileNotFoundError:
-        found = None
+        entry = None
     except OSError as error:
-        LOG.warning("~/.netrc cannot be read: %s", error.strerror)
-        found = None
+        logger.warning("ignored ~/.netrc, which cannot be read: %s", error.strerror)
+        entry = None
     except netrc.NetrcParseError as error:
-        # What it says of a line may hold the password that stands there.
-        why = error.msg if error.msg.startswith("~") else f"line {error.lineno}, or the one before, makes no sense"
-        LOG.warning("~/.netrc is not used: %s", why)
-        found = None
-    return (found[0], found[2] or "") if found else ("anonymous", "anonymous@")
+        # The message may contain a password of the file.
+        reason = error.msg if error.msg.startswith("~") else f"line {error.lineno}, or the line before, is invalid"
+        logger.warning("ignored ~/.netrc: %s", reason)
+        entry = None
+    return (entry[0], entry[2] or "") if entry else ("anonymous", "anonymous@")
 
 
 def _set_up(ftp: ftplib.FTP, stall_timeout: float, *, passive: bool) -> None:

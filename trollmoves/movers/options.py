@@ -1,4 +1,4 @@
-"""The connection parameters that movers understand, in one table."""
+"""Table of the connection parameters of the movers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY = ("", "file", *REMOTE)
 
 
 class Option(NamedTuple):
-    """One connection parameter: its type is that of ``kind``, ``None`` means "as the library has it"."""
+    """One connection parameter of type ``kind``; a default of None keeps the library's default."""
 
     name: str
     kind: type
@@ -23,18 +23,22 @@ class Option(NamedTuple):
     schemes: tuple[str, ...]
     help: str
     secret: bool = False
-    check: Callable[[str], object] | None = None  # raises ValueError, which says what is wrong
+    check: Callable[[str], object] | None = None  # raises ValueError with the rule
 
 
 OPTIONS: tuple[Option, ...] = (
     Option(
-        "connection_uptime", float, 30.0, REMOTE, "seconds an idle connection is kept; a running transfer never ends"
+        "connection_uptime",
+        float,
+        30.0,
+        REMOTE,
+        "seconds an idle connection is kept; running transfers are not affected",
     ),
-    Option("max_connections", int, 4, REMOTE, "connections to one host at a time; further transfers wait for one"),
+    Option("max_connections", int, 4, REMOTE, "connections to one host; further transfers wait"),
     Option("connection_timeout", float, 20.0, REMOTE, "seconds to connect and log in"),
-    Option("stall_timeout", float, 60.0, REMOTE, "seconds without a byte moving after which a transfer fails"),
-    Option("fsync", bool, False, ("", "file", "sftp"), "have the file on the far end's disk before it gets its name"),
-    Option("verify_checksum", bool, False, (*SSH, "s3"), "compare checksums before the file gets its name"),
+    Option("stall_timeout", float, 60.0, REMOTE, "seconds without progress after which a transfer fails"),
+    Option("fsync", bool, False, ("", "file", "sftp"), "sync the file to disk before it is renamed"),
+    Option("verify_checksum", bool, False, (*SSH, "s3"), "compare checksums before the file is renamed"),
     Option("hard_link", bool, False, ("", "file"), "link instead of copying when on one file system"),
     Option("ssh_key_filename", str, None, SSH, "private key file to log in with"),
     Option("ssh_private_key_file", str, None, SSH, "the same, old spelling"),
@@ -53,29 +57,27 @@ OPTIONS: tuple[Option, ...] = (
         str,
         None,
         SSH,
-        "names of weak algorithms that are allowed all the same, for an old server",
+        "names of weak algorithms to allow, for an old server",
         check=ssh_options.disabled_algorithms,
     ),
     Option("ssh_connection_timeout", float, None, SSH, "connection_timeout, old spelling"),
-    Option("num_ssh_retries", int, 3, SSH, "tries to connect before the next backup target is asked"),
+    Option("num_ssh_retries", int, 3, SSH, "attempts to connect before the next backup target is used"),
     Option("scpclient_timeout_seconds", float, None, ("scp",), "stall_timeout, old spelling"),
-    Option("ssh_known_hosts", str, None, SSH, "known hosts file besides the system's and the user's"),
-    Option("ftp_passive", bool, True, FTP, "the far end opens the port for data; false: this host does"),
-    Option(
-        "ftp_tls_ca_file", str, None, ("ftps",), "certificates to check the far end's against, instead of the system's"
-    ),
-    Option("ftp_tls_verify", bool, True, ("ftps",), "check the far end's certificate"),
+    Option("ssh_known_hosts", str, None, SSH, "known hosts file in addition to those of the system and the user"),
+    Option("ftp_passive", bool, True, FTP, "true: the server opens the data port; false: this host does"),
+    Option("ftp_tls_ca_file", str, None, ("ftps",), "file of CA certificates, instead of those of the system"),
+    Option("ftp_tls_verify", bool, True, ("ftps",), "check the certificate of the server"),
     Option("use_tmp_on_transfer", bool, True, EVERY, "accepted; a temporary name is always used"),
-    Option("tmp_prefix", str, None, EVERY, "accepted; partials have a name of their own"),
+    Option("tmp_prefix", str, None, EVERY, "accepted; partials have fixed names"),
     Option("s3_use_multipart", bool, True, ("s3",), "send large files in parts"),
-    Option("s3_use_copy", bool, False, ("s3",), "accepted; an object appears whole without being copied"),
-    Option("s3_multipart_chunksize", int, None, ("s3",), "bytes a part"),
+    Option("s3_use_copy", bool, False, ("s3",), "accepted; objects appear complete without a copy"),
+    Option("s3_multipart_chunksize", int, None, ("s3",), "bytes per part"),
     Option("anon", bool, False, ("s3",), "sign nothing"),
-    Option("endpoint_url", str, None, ("s3",), "address of the service, when it is not Amazon's"),
+    Option("endpoint_url", str, None, ("s3",), "address of the service, if not Amazon S3"),
     Option("key", str, None, ("s3",), "access key id", secret=True),
     Option("secret", str, None, ("s3",), "secret access key", secret=True),
     Option("token", str, None, ("s3",), "session token", secret=True),
-    Option("use_ssl", bool, True, ("s3",), "speak TLS"),
+    Option("use_ssl", bool, True, ("s3",), "use TLS"),
     Option("profile", str, None, ("s3",), "profile of the shared credentials and configuration files"),
     Option("client_kwargs", dict, None, ("s3",), "further arguments of the boto3 client"),
     Option("config_kwargs", dict, None, ("s3",), "further arguments of botocore's Config"),
@@ -101,21 +103,21 @@ _WORDS = {
 
 
 def value(attrs: Mapping[str, Any], name: str) -> Any:
-    """Return the option ``name`` of ``attrs`` in its type, or its default; a text from an INI file is read.
+    """Return the option ``name`` of ``attrs`` in its type, or its default; texts are converted.
 
     Raises:
-        ConfigError: the value has another type; its text names the option, never the value.
+        ConfigError: the value is invalid; the text names the option, never the value.
     """
-    given = attrs.get(name)
+    text = attrs.get(name)
     option = _BY_NAME[name]
-    if given is None:
+    if text is None:
         return option.default
     try:
         if option.kind is bool:
-            return _WORDS[given.strip().lower()] if isinstance(given, str) else bool(given)
-        return _checked(option, option.kind(given))
+            return _WORDS[text.strip().lower()] if isinstance(text, str) else bool(text)
+        return _checked(option, option.kind(text))
     except (KeyError, TypeError, ValueError):
-        raise ConfigError(f"is no {option.kind.__name__}", option=f"connection_parameters {name}") from None
+        raise ConfigError(f"must be of type {option.kind.__name__}", option=f"connection_parameters {name}") from None
 
 
 def _checked(option: Option, value: Any) -> Any:
@@ -128,7 +130,7 @@ def _checked(option: Option, value: Any) -> Any:
 
 
 def first_set(attrs: Mapping[str, Any], *names: str) -> Any:
-    """Return the first of several spellings of an option that is set, else the default of the last name."""
+    """Return the value of the first set option among ``names``, else the default of the last."""
     for name in names[:-1]:
         if attrs.get(name) is not None:
             return value(attrs, name)
@@ -136,5 +138,5 @@ def first_set(attrs: Mapping[str, Any], *names: str) -> Any:
 
 
 def unknown_names(attrs: Mapping[str, Any]) -> list[str]:
-    """Return the names in ``attrs`` that no mover understands, sorted."""
+    """Return the unknown names in ``attrs``, sorted."""
     return sorted(str(name) for name in attrs if name not in _BY_NAME)

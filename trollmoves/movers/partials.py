@@ -1,4 +1,4 @@
-"""The name under which a file travels, beside its final name and hidden."""
+"""Hidden temporary names of files that are being sent (partials), in the directory of the final name."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import re
 import time
 from dataclasses import dataclass
 
-NAME_MAX = 255  # bytes in one file name, on every file system that counts
+NAME_MAX = 255  # bytes, the limit of common file systems
 TOKEN_BYTES = 6
 SUFFIX = ".part"
 _PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{{2 * TOKEN_BYTES}}}\{SUFFIX}", re.DOTALL)
-_ODD = re.compile(r"[^\w.+=,@%-]")  # what some protocol or server cannot say, and a partial need not keep
+_ODD = re.compile(r"[^\w.+=,@%-]")  # characters that some protocols or servers do not support
 _ROOM = NAME_MAX - len(".") - len(".") - 2 * TOKEN_BYTES - len(SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)
 class PartialId:
-    """Whose a partial is: each try of one delivery has the same, by whichever process; no other delivery has it.
+    """Identifies the partial of one delivery: equal for all its attempts, in any process, and unique to it.
 
-    ``tried`` says that there may have been a try before, which may have left its partial.
+    ``may_exist`` is True if an earlier attempt may have left the partial.
     """
 
     token: str
@@ -29,15 +29,15 @@ class PartialId:
 
     @classmethod
     def for_delivery(cls, *identity: str, tried: bool) -> PartialId:
-        """Make the mark of what these texts together name, wherever that is sent from."""
+        """Return the id of the delivery that the texts ``identity`` name together."""
         digest = hashlib.sha256("\n".join(identity).encode("utf-8", "backslashreplace")).hexdigest()
         return cls(digest[: 2 * TOKEN_BYTES], tried)
 
 
 def partial_path(path: str, token: str = "") -> str:
-    """Return a name beside ``path`` that no other transfer uses, ``.NAME.TOKEN.part``; without a token a new one.
+    """Return ``.NAME.TOKEN.part`` in the directory of ``path``; with a random token if none is given.
 
-    NAME is cut to fit 255 bytes, and has ``_`` for what is no letter, digit or one of ``.+=,@%-``.
+    NAME is truncated to fit 255 bytes; characters except letters, digits and ``.+=,@%-`` become ``_``.
     """
     directory, slash, name = path.rpartition("/")
     name = _ODD.sub("_", name)
@@ -52,15 +52,14 @@ def _truncate(name: str) -> str:
 
 
 def is_partial(name: str) -> bool:
-    """Tell whether ``name``, with or without a directory, is one that ``partial_path`` makes."""
+    """Return True if ``name``, with or without a directory, has the form of ``partial_path``."""
     return name.endswith(SUFFIX) and _PARTIAL.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def clean_partials(directory: str, older_than: float) -> list[str]:
-    """Remove the partials in ``directory`` that nobody has written to for ``older_than`` seconds; return their paths.
+    """Remove partials in ``directory`` that were not written for ``older_than`` seconds; return their paths.
 
-    They are what a process leaves that was killed in the middle. A directory that is missing has none; a partial that
-    cannot be removed is left to the next time.
+    Killed processes leave them. A missing directory is accepted; a partial that cannot be removed is kept.
     """
     limit = time.time() - older_than
     removed = []
@@ -78,5 +77,5 @@ def _unused_since(entry: os.DirEntry[str], limit: float) -> bool:
         status = entry.stat(follow_symlinks=False)
     except OSError:
         return False
-    # The change time counts, as a partial may have been given the old modification time of its origin already.
+    # Use ctime: a partial may already have the old modification time of its origin.
     return entry.is_file(follow_symlinks=False) and status.st_ctime <= limit

@@ -1,7 +1,7 @@
-"""Keeps connections open for the next delivery, each in one hand at a time.
+"""Keeps connections open for later deliveries; each is used by one delivery at a time.
 
-``Pool`` owns the connections by key and is the only one who decides under its lock; connecting, probing and closing
-happen outside. ``Trunks`` owns what several connections may share, as the one login of several SSH channels.
+``Pool`` owns the connections by key and changes them under its lock; connecting, probing and closing happen without
+the lock. ``SharedHandles`` owns values that several connections share, such as the SSH login of several channels.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from trollmoves.errors import (
 )
 from trollmoves.movers.base import Backend
 
-PROBE_AFTER_IDLE = 5.0  # seconds idle after which a connection is asked before it is used
-PROBE_TIMEOUT = 5.0  # seconds a far end has for its sign of life, after which a new connection is made
-QUEUE_TIMEOUT = 600.0  # seconds a delivery waits for one of the connections to a host
-MAX_STALE_PARTIALS = 1000  # partials remembered a host, so that a host that stays away cannot fill the memory
-# Errors after which a connection is as good as before.
+PROBE_AFTER_IDLE = 5.0  # seconds; a connection idle longer is probed before reuse
+PROBE_TIMEOUT = 5.0  # seconds to wait for the reply to a probe; then a new connection is made
+QUEUE_TIMEOUT = 600.0  # seconds a delivery waits for a free connection to a host
+MAX_STALE_PARTIALS = 1000  # per host; bounds the memory for a host that stays down
+# Errors after which a connection can be reused.
 KEEPS_CONNECTION = (PermanentTransferError, PermissionRefused, NoSpace, OriginChanged)
 
 T = TypeVar("T")
 
 
 class Connection(Backend):
-    """A far end that one is connected to."""
+    """A backend over a connection."""
 
     @abstractmethod
     def alive(self) -> bool:
-        """Tell, without asking the far end, whether the connection still stands."""
+        """Return True if the connection is open, without a request to the server."""
 
     @abstractmethod
     def probe(self) -> None:
-        """Ask the far end for a sign of life; raises when there is none within ``PROBE_TIMEOUT`` seconds."""
+        """Send a request; raises if the server does not reply within ``PROBE_TIMEOUT`` seconds."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close; never raises, nor waits for a far end that does not answer."""
+        """Close; must not raise, nor wait for the server."""
 
 
 @dataclass(frozen=True)
 class PoolLimits:
-    """How many connections to one host there may be, and for how many seconds an idle one is kept."""
+    """Maximum number of connections to one host, and seconds that an idle one is kept."""
 
     connections: int
     uptime: float
@@ -64,7 +64,7 @@ class PoolLimits:
 
 @dataclass
 class Lease:
-    """A connection in one hand; ``reused`` when it was open before."""
+    """A connection in use; ``reused`` is True if it was open before."""
 
     connection: Connection
     reused: bool
@@ -79,45 +79,45 @@ class _Idle:
 
 
 class _HostPool:
-    """The connections to one host: the idle ones, and how many are in a hand or being made."""
+    """The idle connections to one host, and the number of those in use or being made."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self.free = threading.Condition(lock)
         self.idle: list[_Idle] = []
         self.busy = 0
         self.waiting = 0
-        self.debris: list[str] = []
+        self.stale_partials: list[str] = []
 
     @property
     def unused(self) -> bool:
-        return not (self.idle or self.busy or self.waiting or self.debris)
+        return not (self.idle or self.busy or self.waiting or self.stale_partials)
 
 
 class Pool:
-    """Connections by key; any thread may ask for one."""
+    """Connections by key; any thread may call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stations: dict[Hashable, _HostPool] = {}
+        self._host_pools: dict[Hashable, _HostPool] = {}
         self._expiry = threading.Condition(self._lock)
         self._reaper: threading.Thread | None = None
         self._generation = 0
 
     def __repr__(self) -> str:
         with self._lock:
-            idle = sum(len(station.idle) for station in self._stations.values())
-            busy = sum(station.busy for station in self._stations.values())
-            return f"<Pool: {len(self._stations)} hosts, {idle} idle, {busy} in use>"
+            idle = sum(len(host_pool.idle) for host_pool in self._host_pools.values())
+            busy = sum(host_pool.busy for host_pool in self._host_pools.values())
+            return f"<Pool: {len(self._host_pools)} hosts, {idle} idle, {busy} in use>"
 
     @contextmanager
     def lease(self, key: Hashable, connect: Callable[[], Connection], limits: PoolLimits) -> Iterator[Lease]:
-        """Hand out a connection for the block, an open one or else a new one by ``connect``.
+        """Yield an idle connection, or a new one made by ``connect``.
 
-        After an error that may have left it in any state it is closed, and else kept for the next one.
+        After the block it is kept for later deliveries, or closed if an error left it in an unknown state.
 
         Raises:
             TargetBusy: none became free within ``QUEUE_TIMEOUT`` seconds.
-            TrollmovesError: what ``connect`` raises.
+            TrollmovesError: raised by ``connect``.
         """
         lease = self._acquire(key, connect, limits)
         keep = False
@@ -131,56 +131,56 @@ class Pool:
             self._release(key, lease, limits, keep=keep)
 
     def close(self) -> None:
-        """Close what is idle, and let what is in use be closed when it is given back; the pool can be used on."""
+        """Close idle connections now and busy ones on release; the pool stays usable."""
         with self._lock:
             self._generation += 1
-            leftover = [idle.connection for station in self._stations.values() for idle in station.idle]
-            for station in self._stations.values():
-                station.idle.clear()
-                station.debris.clear()
+            idle_connections = [idle.connection for host_pool in self._host_pools.values() for idle in host_pool.idle]
+            for host_pool in self._host_pools.values():
+                host_pool.idle.clear()
+                host_pool.stale_partials.clear()
             self._forget_unused()
             reaper = self._reaper
             self._expiry.notify_all()
-        for connection in leftover:
+        for connection in idle_connections:
             connection.close()
         if reaper is not None and reaper is not threading.current_thread():
             reaper.join()
 
     def close_idle(self, key: Hashable) -> None:
-        """Close the idle connections of ``key``, as one of them was found dead."""
+        """Close the idle connections of ``key``, after one of them proved dead."""
         with self._lock:
-            station = self._stations.get(key)
-            leftover = [idle.connection for idle in station.idle] if station else []
-            if station:
-                station.idle.clear()
-        for connection in leftover:
+            host_pool = self._host_pools.get(key)
+            idle_connections = [idle.connection for idle in host_pool.idle] if host_pool else []
+            if host_pool:
+                host_pool.idle.clear()
+        for connection in idle_connections:
             connection.close()
 
     def remember_stale_partial(self, key: Hashable, path: str) -> None:
-        """Note a partial that could not be removed, for the next one who has a connection there."""
+        """Store a partial that could not be removed, for the next delivery to this host."""
         with self._lock:
-            debris = self._station(key).debris
-            if len(debris) < MAX_STALE_PARTIALS:
-                debris.append(path)
+            paths = self._host_pool(key).stale_partials
+            if len(paths) < MAX_STALE_PARTIALS:
+                paths.append(path)
 
     def take_stale_partials(self, key: Hashable) -> list[str]:
-        """Return the partials noted for ``key``, and forget them."""
+        """Return the stored partials of ``key`` and clear the list."""
         with self._lock:
-            station = self._stations.get(key)
-            if station is None or not station.debris:
+            host_pool = self._host_pools.get(key)
+            if host_pool is None or not host_pool.stale_partials:
                 return []
-            debris, station.debris = station.debris, []
-            return debris
+            paths, host_pool.stale_partials = host_pool.stale_partials, []
+            return paths
 
-    def _station(self, key: Hashable) -> _HostPool:
-        station = self._stations.get(key)
-        if station is None:
-            station = self._stations[key] = _HostPool(self._lock)
-        return station
+    def _host_pool(self, key: Hashable) -> _HostPool:
+        host_pool = self._host_pools.get(key)
+        if host_pool is None:
+            host_pool = self._host_pools[key] = _HostPool(self._lock)
+        return host_pool
 
     def _forget_unused(self) -> None:
-        for key in [key for key, station in self._stations.items() if station.unused]:
-            del self._stations[key]
+        for key in [key for key, host_pool in self._host_pools.items() if host_pool.unused]:
+            del self._host_pools[key]
 
     def _acquire(self, key: Hashable, connect: Callable[[], Connection], limits: PoolLimits) -> Lease:
         deadline = time.monotonic() + QUEUE_TIMEOUT
@@ -199,35 +199,37 @@ class Pool:
             raise
 
     def _acquire_slot(self, key: Hashable, limits: PoolLimits, deadline: float) -> tuple[_Idle | None, int]:
-        """Return an idle connection, or None when a new one may be made; either counts as busy from now on."""
+        """Return an idle connection, or None if a new one may be made; count it as busy."""
         with self._lock:
-            station = self._station(key)
-            while not station.idle and station.busy >= max(1, limits.connections):
-                station.waiting += 1
+            host_pool = self._host_pool(key)
+            while not host_pool.idle and host_pool.busy >= max(1, limits.connections):
+                host_pool.waiting += 1
                 try:
-                    if not station.free.wait(deadline - time.monotonic()):
-                        raise TargetBusy(f"all {limits.connections} connections to the host stay in use")
+                    if not host_pool.free.wait(deadline - time.monotonic()):
+                        raise TargetBusy(
+                            f"all {limits.connections} connections to the host are in use; see max_connections"
+                        )
                 finally:
-                    station.waiting -= 1
-            station.busy += 1
-            return (station.idle.pop() if station.idle else None), self._generation
+                    host_pool.waiting -= 1
+            host_pool.busy += 1
+            return (host_pool.idle.pop() if host_pool.idle else None), self._generation
 
     def _release_slot(self, key: Hashable) -> None:
         with self._lock:
-            station = self._stations[key]
-            station.busy -= 1
-            station.free.notify()
-            if station.unused:
-                del self._stations[key]
+            host_pool = self._host_pools[key]
+            host_pool.busy -= 1
+            host_pool.free.notify()
+            if host_pool.unused:
+                del self._host_pools[key]
 
     def _release(self, key: Hashable, lease: Lease, limits: PoolLimits, *, keep: bool) -> None:
         with self._lock:
             if keep and limits.uptime > 0 and lease.generation == self._generation:
-                station = self._stations[key]
+                host_pool = self._host_pools[key]
                 now = time.monotonic()
-                station.idle.append(_Idle(lease.connection, now, now + limits.uptime))
-                station.busy -= 1
-                station.free.notify()
+                host_pool.idle.append(_Idle(lease.connection, now, now + limits.uptime))
+                host_pool.busy -= 1
+                host_pool.free.notify()
                 self._start_reaper()
                 return
         lease.connection.close()
@@ -239,26 +241,26 @@ class Pool:
             self._reaper.start()
 
     def _reap(self) -> None:
-        """Close idle connections when their time is up, as long as there are any."""
+        """Close idle connections when they expire; return when none is left."""
         while True:
             with self._lock:
                 expired = self._expired(time.monotonic())
-                following = [idle.until for station in self._stations.values() for idle in station.idle]
-                if not expired and not following:
+                deadlines = [idle.until for host_pool in self._host_pools.values() for idle in host_pool.idle]
+                if not expired and not deadlines:
                     self._reaper = None
                     return
                 if not expired:
-                    self._expiry.wait(max(0.01, min(following) - time.monotonic()))
+                    self._expiry.wait(max(0.01, min(deadlines) - time.monotonic()))
             for connection in expired:
                 connection.close()
 
     def _expired(self, now: float) -> list[Connection]:
-        found = []
-        for station in self._stations.values():
-            found += [idle.connection for idle in station.idle if idle.until <= now]
-            station.idle = [idle for idle in station.idle if idle.until > now]
+        expired = []
+        for host_pool in self._host_pools.values():
+            expired += [idle.connection for idle in host_pool.idle if idle.until <= now]
+            host_pool.idle = [idle for idle in host_pool.idle if idle.until > now]
         self._forget_unused()
-        return found
+        return expired
 
 
 def _usable(idle: _Idle) -> bool:
@@ -274,7 +276,7 @@ def _usable(idle: _Idle) -> bool:
 
 
 def shared_pool() -> Pool:
-    """Return the pool of this process; a forked child has one of its own, as a connection cannot serve two."""
+    """Return the pool of this process; a forked child gets a new one, as processes cannot share a connection."""
     return _pool_of(os.getpid())
 
 

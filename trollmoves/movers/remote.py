@@ -1,4 +1,4 @@
-"""Deliveries to other hosts: over a kept connection, and to a backup target when the first does not answer."""
+"""Deliveries to other hosts over pooled connections, with backup targets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_erro
 from trollmoves.movers.pool import Connection, Lease, Pool, PoolLimits, shared_pool
 from trollmoves.net import urls
 
-LOG = logging.getLogger(__name__)
-RETRY_DELAY = 0.3  # seconds before the second try to connect, doubled before each further one
+logger = logging.getLogger(__name__)
+RETRY_DELAY = 0.3  # seconds before the second attempt to connect; doubled for each further one
 
 
 class Endpoint(NamedTuple):
-    """Whom to connect to, as whom. Never printed: it holds the password."""
+    """Scheme, host, port and credentials of a connection; ``repr`` omits the password."""
 
     scheme: str
     host: str
@@ -31,21 +31,21 @@ class Endpoint(NamedTuple):
     password: str | None
 
     def __repr__(self) -> str:
-        return f"<Login {self.scheme}://{self.host}>"
+        return f"<Endpoint {self.scheme}://{self.host}>"
 
 
 class RemoteMover(Mover):
-    """Delivers to another host; a protocol says how to ``connect``."""
+    """Delivers to another host; each protocol implements ``connect``."""
 
     tries = 1
-    """How often a connection is tried that is refused or reset, before the next backup target is."""
+    """Attempts to connect before the next backup target is used."""
 
     @abstractmethod
     def connect(self, login: Endpoint) -> Connection:
-        """Return a new connection, logged in; raises an ``OSError`` or one of our errors."""
+        """Return a new connection, logged in; raises ``OSError`` or ``TransferError``."""
 
     def copy(self) -> None:
-        """Deliver to the destination, or to the first backup target that answers."""
+        """Deliver to the destination, or to the first backup target that can be reached."""
         pool = shared_pool()
         first: TransferError | None = None
         with self.open() as source:
@@ -54,14 +54,18 @@ class RemoteMover(Mover):
                 try:
                     return self._deliver_to(pool, source)
                 except (ConnectionFailed, TransferStalled) as error:
-                    LOG.debug("%s: does not answer: %s", urls.redacted(destination), error)
+                    logger.debug(
+                        "%s is not available, trying the next backup target if any: %s",
+                        urls.redacted(destination),
+                        error,
+                    )
                     first = first or error
         assert first is not None  # noqa: S101  (there is always one destination)
         raise first
 
     def endpoint(self) -> Endpoint:
-        """Return whom to connect to, of the destination as it is now."""
-        return _login_of(self.destination._replace(path=""))
+        """Return the endpoint of the current destination."""
+        return _endpoint_of(self.destination._replace(path=""))
 
     def _destinations(self) -> Iterator[ParseResult]:
         first = self.destination
@@ -72,7 +76,7 @@ class RemoteMover(Mover):
             yield urls.with_host(first, target)
 
     def _deliver_to(self, pool: Pool, source: SourceFile) -> None:
-        """Make one try; a kept connection that proves to be dead is replaced by a new one, which is no try."""
+        """Make one attempt; a pooled connection that proves dead is replaced without counting as an attempt."""
         login = self.endpoint()
         key = (login[:], repr(sorted(self.attrs.items())))
         limits = PoolLimits(self.option("max_connections"), self.option("connection_uptime"))
@@ -88,49 +92,54 @@ class RemoteMover(Mover):
                 pool.close_idle(key)
 
     def _deliver_over(self, pool: Pool, key: Hashable, connection: Connection, source: SourceFile) -> None:
-        self._left: str | None = None
+        self._partial_left: str | None = None
         try:
             with translate_os_errors(self):
                 self.deliver(connection, source)
         finally:
-            if self._left:
-                pool.remember_stale_partial(key, self._left)
+            if self._partial_left:
+                pool.remember_stale_partial(key, self._partial_left)
 
-    def remove_partial(self, far: Backend, partial: str, error: BaseException) -> None:
-        """Remove what a try left, at once or when there is a connection that works."""
-        self._left = partial
-        if isinstance(far, Connection) and far.alive() and _connection_survives(error):
+    def remove_partial(self, backend: Backend, partial: str, error: BaseException) -> None:
+        """Remove a partial now, or keep it for the next delivery if the connection is broken."""
+        self._partial_left = partial
+        if isinstance(backend, Connection) and backend.alive() and _connection_survives(error):
             try:
-                far.remove(partial)
-            except (OSError, TransferError) as another:
-                LOG.debug("%s: %s stays for now: %s", urls.redacted(self.destination), partial, another)
+                backend.remove(partial)
+            except (OSError, TransferError) as removal_error:
+                logger.debug(
+                    "%s: cannot remove partial %s, will retry with the next delivery: %s",
+                    urls.redacted(self.destination),
+                    partial,
+                    removal_error,
+                )
             else:
-                self._left = None
+                self._partial_left = None
 
     def _remove_stale_partials(self, pool: Pool, key: Hashable, connection: Connection) -> None:
-        debris = pool.take_stale_partials(key)
-        while debris:
+        paths = pool.take_stale_partials(key)
+        while paths:
             try:
-                connection.remove(debris[-1])
+                connection.remove(paths[-1])
             except TransferError as error:
                 if error.outage:
-                    for path in debris:
+                    for path in paths:
                         pool.remember_stale_partial(key, path)
                     raise
             except OSError as error:
-                LOG.debug("%s: cannot remove %s: %s", urls.redacted(self.destination), debris[-1], error)
-            debris.pop()
+                logger.debug("%s: cannot remove %s: %s", urls.redacted(self.destination), paths[-1], error)
+            paths.pop()
 
     def _connect(self, login: Endpoint) -> Connection:
-        strange = options.unknown_names(self.attrs)
-        if strange:
-            LOG.warning("%s: connection parameters that mean nothing: %s", self._host_url, ", ".join(strange))
+        unknown = options.unknown_names(self.attrs)
+        if unknown:
+            logger.warning("%s: ignored unknown connection parameters: %s", self._host_url, ", ".join(unknown))
         for number in range(1, self.tries):
             try:
                 return self._connect_once(login)
             except ConnectionFailed as error:
-                LOG.debug("%s: try %d to connect failed: %s", self._host_url, number, error)
-                time.sleep(RETRY_DELAY * 2 ** (number - 1) * random.uniform(0.5, 1))  # noqa: S311  (no secret)
+                logger.debug("%s: attempt %d to connect failed: %s", self._host_url, number, error)
+                time.sleep(RETRY_DELAY * 2 ** (number - 1) * random.uniform(0.5, 1))  # noqa: S311  (not for cryptography)
         return self._connect_once(login)
 
     def _connect_once(self, login: Endpoint) -> Connection:
@@ -148,17 +157,17 @@ class RemoteMover(Mover):
 
 
 @functools.lru_cache(maxsize=64)
-def _login_of(destination: ParseResult) -> Endpoint:
-    """Read the URL of a host, which takes longer than a small file may."""
+def _endpoint_of(destination: ParseResult) -> Endpoint:
+    """Parse the URL of a host; cached, as parsing may cost more than a small file."""
     host = urls.host(destination)
     if not host:
-        raise BadDestination(f"{urls.redacted(destination)}: names no host")
+        raise BadDestination(f"{urls.redacted(destination)}: the URL has no host")
     return Endpoint(
         destination.scheme, host, urls.port(destination), urls.user(destination), urls.password(destination)
     )
 
 
 def _connection_survives(error: BaseException) -> bool:
-    """Tell whether a connection can still be talked over after ``error``."""
+    """Return True if a connection is usable after ``error``."""
     broken = (TimeoutError, ConnectionError, ConnectionFailed, TransferStalled)
     return isinstance(error, Exception) and not isinstance(error, broken)

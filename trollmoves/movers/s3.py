@@ -1,4 +1,4 @@
-"""Delivers to S3 and to what speaks its protocol: an object appears whole by nature, so that no partial is needed."""
+"""Delivers to S3 and compatible services; objects appear complete, so that partials are not needed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from trollmoves.movers.pool import Connection, SharedHandles
 from trollmoves.movers.remote import Endpoint, RemoteMover
 from trollmoves.utils import failpoints
 
-LOG = logging.getLogger(__name__)
-CLIENTS_SHARED_BY = 64  # deliveries over one client, which may be used by many threads
-MULTIPART_THRESHOLD = 16 << 20  # bytes from which an object is sent in parts, by several threads
-CHUNK = 8 << 20  # bytes a part
-MAX_SINGLE_PUT = 5 << 30  # bytes, the most that S3 takes at once
-TRIES = 2  # of one request by botocore itself, for a kept connection that the far end had closed
+logger = logging.getLogger(__name__)
+CLIENTS_SHARED_BY = 64  # deliveries over one client, which is thread-safe
+MULTIPART_THRESHOLD = 16 << 20  # bytes; larger objects are sent in parts by several threads
+CHUNK = 8 << 20  # bytes per part
+MAX_SINGLE_PUT = 5 << 30  # bytes, the limit of one PUT
+TRIES = 2  # of one request by botocore, for a kept connection that the server has closed
 _BY_CODE: dict[str, type[TransferError]] = {
     **dict.fromkeys(("403", "AccessDenied", "AllAccessDisabled", "MethodNotAllowed"), PermissionRefused),
     **dict.fromkeys(
@@ -58,7 +58,7 @@ _CHANGED = ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzCon
 
 
 class S3Connection(Connection):
-    """A kept client; the path of an object is ``/bucket/key``."""
+    """A shared client; the path of an object is ``/bucket/key``."""
 
     partials = False
 
@@ -70,7 +70,7 @@ class S3Connection(Connection):
         self._checksum = checksum
 
     def is_directory(self, path: str) -> bool:
-        """Tell whether there are objects below ``path``; who may not list is told no."""
+        """Return True if objects exist below ``path``; False without permission to list."""
         bucket, key = _split(path)
         if not key:
             return True
@@ -82,11 +82,11 @@ class S3Connection(Connection):
         return bool(found.get("KeyCount"))
 
     def make_directories(self, path: str) -> None:
-        """There are none to make; a missing bucket is not made, as whose it would be is not for us to say."""
-        raise BadDestination(f"the bucket of {path} does not exist")
+        """Raise: S3 has no directories, and a missing bucket is not created."""
+        raise BadDestination(f"the bucket of {path} does not exist; create it first")
 
     def send(self, source: SourceFile, path: str) -> None:
-        """Upload, in parts when it is large."""
+        """Upload, in parts if the file is large."""
         bucket, key = _split(path)
         with translate_s3_errors(path), source.reader() as reader:
             if source.size < self._transfer.multipart_threshold:
@@ -102,13 +102,13 @@ class S3Connection(Connection):
                 )
 
     def size(self, path: str) -> int:
-        """Ask for the length."""
+        """Return the length of the object in bytes."""
         bucket, key = _split(path)
         with translate_s3_errors(path):
             return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
 
     def replace(self, partial: str, final: str) -> None:
-        """Never called: there are no partials."""
+        """Raise: S3 needs no partials."""
         raise NotImplementedError
 
     def remove(self, path: str) -> None:
@@ -118,43 +118,43 @@ class S3Connection(Connection):
             self._client.delete_object(Bucket=bucket, Key=key)
 
     def verify(self, source: SourceFile, path: str) -> None:
-        """Compare the ETag, when asked to and when it is a plain MD5 sum."""
+        """Compare the ETag if ``verify_checksum`` is set and it is an MD5 sum."""
         if self._checksum:
             _compare_etag(self._client, source, path)
 
     def alive(self) -> bool:
-        """Tell that it is: the client connects again by itself."""
+        """Return True: the client reconnects automatically."""
         return True
 
     def probe(self) -> None:
-        """Do nothing, for the same reason."""
+        """Do nothing: the client reconnects automatically."""
 
     def close(self) -> None:
-        """Leave the client, which is closed with the last one."""
+        """Release the client."""
         self._hang_up()
 
 
 class S3Mover(RemoteMover):
-    """Delivers to ``s3://bucket/path``, as whom the connection parameters say, else boto3's own configuration."""
+    """Delivers to ``s3://bucket/path``; credentials come from connection parameters or boto3's configuration."""
 
     @property
     def path(self) -> str:
-        """Bucket and key: with the bucket alone the file keeps its name."""
+        """Bucket and key; with only a bucket the file keeps its name."""
         return f"/{self.destination.netloc}{self.destination.path or '/'}"
 
     def endpoint(self) -> Endpoint:
-        """Return the service; buckets share a client."""
+        """Return the endpoint of the service; buckets share a client."""
         if not self.destination.netloc:
             raise BadDestination("an S3 destination begins with s3://BUCKET/")
         return Endpoint("s3", self.option("endpoint_url") or "", None, None, None)
 
-    def connect(self, login: Endpoint) -> Connection:  # noqa: ARG002  (the parameters tell)
+    def connect(self, login: Endpoint) -> Connection:  # noqa: ARG002  (the connection parameters are used)
         """Return a connection over the client for these parameters."""
         clients = shared_clients()
-        trunk = clients.acquire(repr(sorted(self.attrs.items())), self._new_client, self.option("connection_timeout"))
+        handle = clients.acquire(repr(sorted(self.attrs.items())), self._new_client, self.option("connection_timeout"))
         return S3Connection(
-            trunk.value,
-            functools.partial(clients.release, trunk),
+            handle.value,
+            functools.partial(clients.release, handle),
             self._transfer(),
             self._extra(),
             checksum=self.option("verify_checksum"),
@@ -177,7 +177,7 @@ class S3Mover(RemoteMover):
         )
 
     def _client_arguments(self) -> dict[str, Any]:
-        given = dict(self.option("client_kwargs") or {})
+        arguments = dict(self.option("client_kwargs") or {})
         config = {
             "connect_timeout": self.option("connection_timeout"),
             "read_timeout": self.option("stall_timeout"),
@@ -187,10 +187,10 @@ class S3Mover(RemoteMover):
         }
         if self.option("anon"):
             config["signature_version"] = botocore.UNSIGNED
-        given.setdefault("endpoint_url", self.option("endpoint_url"))
-        given.setdefault("use_ssl", self.option("use_ssl"))
-        given.setdefault("config", botocore.config.Config(**config))
-        return given
+        arguments.setdefault("endpoint_url", self.option("endpoint_url"))
+        arguments.setdefault("use_ssl", self.option("use_ssl"))
+        arguments.setdefault("config", botocore.config.Config(**config))
+        return arguments
 
     def _transfer(self) -> TransferConfig:
         chunk = self.option("s3_multipart_chunksize") or CHUNK
@@ -207,17 +207,17 @@ class S3Mover(RemoteMover):
         return extra
 
 
-class translate_s3_errors:  # noqa: N801  (read as a word)
-    """Translates what boto3 raises."""
+class translate_s3_errors:  # noqa: N801  (used like a function in ``with``)
+    """Translates exceptions of boto3."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def __enter__(self) -> None:
-        """Begin the block."""
+        """Do nothing."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Translate, where there is something to translate."""
+        """Translate an exception of boto3."""
         translation = _translate(error, self._path) if error is not None else None
         if translation is not None:
             raise translation from error
@@ -244,7 +244,7 @@ def _translate(error: BaseException, path: str) -> Exception | None:
 def _to_transfer_error(error: botocore.exceptions.ClientError, path: str) -> Exception:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    text = f"{path}: S3 answers {status} {code}: {error.response.get('Error', {}).get('Message', '')}"
+    text = f"{path}: S3 replied {status} {code}: {error.response.get('Error', {}).get('Message', '')}"
     if code in _BY_CODE:
         return _BY_CODE[code](text)
     if code in _CHANGED or status >= 500 or status in (408, 429):
@@ -261,14 +261,14 @@ def _compare_etag(client: Any, source: SourceFile, path: str) -> None:
     with translate_s3_errors(path):
         tag = client.head_object(Bucket=bucket, Key=key).get("ETag", "").strip('"')
     if "-" in tag or len(tag) != 32:
-        LOG.debug("%s: its ETag is no MD5 sum; each part was checked by the far end when it arrived", path)
+        logger.debug("%s: skipped the MD5 comparison, as the ETag is not an MD5 sum; S3 has checked each part", path)
         return
     digest = hashlib.md5(usedforsecurity=False)
     with source.reader() as reader:
         while block := reader.read(CHUNK):
             digest.update(block)
     if tag != digest.hexdigest():
-        raise TemporaryTransferError(f"{path}: the MD5 sum there is another one")
+        raise TemporaryTransferError(f"{path}: the MD5 sum differs from that of the file")
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -289,5 +289,5 @@ def _clients_of(process: int) -> SharedHandles[Any]:  # noqa: ARG001  (the key)
 
 
 def _drop_debug(record: logging.LogRecord) -> bool:
-    """Keep back what would show the headers of a request, a session token among them."""
+    """Drop debug records: they show request headers with session tokens."""
     return record.levelno > logging.DEBUG

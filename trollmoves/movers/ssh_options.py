@@ -1,12 +1,11 @@
-"""What connection parameters may say about SSH: fingerprints of host keys, and names of weak algorithms."""
+"""Parsers of SSH connection parameters: fingerprints of host keys, and names of weak algorithms."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-# Broken, or about to be: SHA-1 and MD5, CBC, keys and groups that are too short. Libraries of different age offer
-# different ones of these.
+# Broken or deprecated: SHA-1 and MD5, CBC, short keys and groups. Versions of paramiko differ in which they offer.
 WEAK_ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "kex": (
         "diffie-hellman-group-exchange-sha1",
@@ -31,25 +30,25 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?")
 
 
 def disabled_algorithms(allowed: str) -> dict[str, list[str]]:
-    """Return the algorithms to switch off, as paramiko takes them: the weak ones but for those named in ``allowed``.
+    """Return the weak algorithms except those named in ``allowed``, in the form of paramiko.
 
     Raises:
-        ValueError: one of the names is no weak algorithm's.
+        ValueError: a name is not that of a weak algorithm.
     """
     names = _words(allowed)
     known = {name for weak in WEAK_ALGORITHMS.values() for name in weak}
-    strange = sorted(set(names) - known)
-    if strange:
-        raise ValueError(f"no weak algorithm that could be allowed: {', '.join(strange)[:200]}")
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise ValueError(f"not the name of a weak algorithm: {', '.join(unknown)[:200]}")
     return {kind: [name for name in weak if name not in names] for kind, weak in WEAK_ALGORITHMS.items()}
 
 
 def fingerprints(text: str) -> list[str]:
-    """Return the fingerprints in a list of such; ValueError when there is something else, or nothing."""
+    """Return the fingerprints in ``text``; ValueError if it is empty or contains anything else."""
     found = _words(text)
     if not found or not all(map(_FINGERPRINT.fullmatch, found)):
-        raise ValueError("must hold fingerprints as ssh-keygen -l shows them: SHA256:, then 43 characters")
-    return [one.rstrip("=") for one in found]
+        raise ValueError("must hold fingerprints in the form of ssh-keygen -l: SHA256:, then 43 characters")
+    return [fingerprint.rstrip("=") for fingerprint in found]
 
 
 def _words(text: str) -> list[str]:

@@ -267,8 +267,8 @@ class PushService:
                 self._parameters,
                 rel_path=item.get("path"),
                 backup_targets=push.backup_targets,
-                check=partial(self._check_opened, announced, uri, pathname),
-                mark=partial_id,
+                on_opened=partial(self._check_opened, announced, uri, pathname),
+                partial_id=partial_id,
             )
             if url.netloc != destination.directory.netloc:
                 delivered_to = urls.without_login(urls.parse(delivered_to)._replace(netloc=url.netloc))

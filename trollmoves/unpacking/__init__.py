@@ -1,7 +1,7 @@
-"""A packed file becomes the files that were in it.
+"""Unpacks archives and compressed files.
 
-They appear whole or not at all: all is unpacked in a hidden directory beside the target and renamed at the end, when
-nothing can be wrong any more. ``UNPACKERS`` is the registry; a new way to unpack is a line there.
+Files are unpacked in a hidden directory inside the target directory and renamed after all checks, so that they appear
+completely or not at all. ``UNPACKERS`` is the registry of unpackers.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from trollmoves.unpacking.xrit import unpack_xrit
 __all__ = ["UNPACKERS", "Unpacker", "applies", "unpack", "unpacked_name"]
 
 BLOCK = 1 << 20  # bytes
-PROGRAM_TIMEOUT = 300.0  # s; a segment takes well under one
+PROGRAM_TIMEOUT = 300.0  # seconds; a segment takes less than one
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a caller may say about the unpacking of one file."""
+    """Settings of the caller for one file."""
 
     program: str | None
     block_size: int
@@ -35,7 +35,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Unpacker:
-    """One way to unpack: for files whose names end in one of ``suffixes``."""
+    """An unpacker for file names that end in one of ``suffixes``."""
 
     suffixes: tuple[str, ...]
     unpack: Callable[[StagingDirectory, Settings], list[str]]
@@ -45,30 +45,30 @@ UNPACKERS: Mapping[str, Unpacker] = MappingProxyType(
     {
         "tar": Unpacker(
             (".tar", ".tar.gz", ".tgz", ".tar.bz2"),
-            lambda place, settings: unpack_archive("tar", place, settings.block_size),
+            lambda staging, settings: unpack_archive("tar", staging, settings.block_size),
         ),
-        "zip": Unpacker((".zip",), lambda place, settings: unpack_archive("zip", place, settings.block_size)),
+        "zip": Unpacker((".zip",), lambda staging, settings: unpack_archive("zip", staging, settings.block_size)),
         "xrit": Unpacker(
-            ("C_",), lambda place, settings: unpack_xrit(place, settings.program, settings.program_timeout)
+            ("C_",), lambda staging, settings: unpack_xrit(staging, settings.program, settings.program_timeout)
         ),
-        "bzip": Unpacker((".bz2",), lambda place, settings: unpack_bzip(place, settings.block_size)),
+        "bzip": Unpacker((".bz2",), lambda staging, settings: unpack_bzip(staging, settings.block_size)),
     }
 )
 
 
-_ENDS = MappingProxyType({"xrit": ("C_", "__"), "bzip": (".bz2", "")})  # of names, packed and unpacked
+_SUFFIXES = MappingProxyType({"xrit": ("C_", "__"), "bzip": (".bz2", "")})  # suffixes of packed and unpacked names
 
 
 def applies(name: str, path: str) -> bool:
-    """Tell by the file's name whether the unpacker ``name`` is for it; KeyError when there is no such unpacker."""
+    """Return True if the unpacker ``name`` handles this file name; KeyError for an unknown unpacker."""
     base = os.path.basename(path)
     return any(base.endswith(suffix) and base != suffix for suffix in UNPACKERS[name].suffixes)
 
 
 def unpacked_name(name: str, path: str) -> str:
-    """Give what the unpacker ``name`` makes of a name or path: the same when it is for others, or for archives."""
-    end = _ENDS.get(name)
-    return path.removesuffix(end[0]) + end[1] if end and applies(name, path) else path
+    """Return the name or path after unpacking; unchanged for other files and for archives."""
+    suffixes = _SUFFIXES.get(name)
+    return path.removesuffix(suffixes[0]) + suffixes[1] if suffixes and applies(name, path) else path
 
 
 def unpack(
@@ -80,31 +80,31 @@ def unpack(
     block_size: int = BLOCK,
     program_timeout: float = PROGRAM_TIMEOUT,
 ) -> list[str]:
-    """Unpack the file ``path`` into ``directory``, which is made when it is missing; blocks until that is done.
+    """Unpack the file ``path`` into ``directory``, which is created if missing; blocks until done.
 
-    Any thread may call this, and any number of them at once, for one directory too. The packed file stays. What has
-    the name of an unpacked file is replaced at once by it, so unpacking again gives the same.
+    Any number of threads may call this concurrently, also for the same directory. The packed file is kept. Existing
+    files of the same names are replaced atomically, so that unpacking again gives the same result.
 
     Args:
         name: one of ``UNPACKERS``.
-        path: the packed file; its name must be one that the unpacker is for.
-        directory: where the files go. Their permissions follow the umask, without writing for everyone; files of a
-            tar archive keep their modification times.
-        program: for xrit, the path of the program, or its name in ``$PATH``; ``xRITDecompress`` when None.
-        block_size: bytes that are unpacked at a time; a megabyte at most is used for archives.
-        program_timeout: seconds after which a program is ended.
+        path: the packed file; its name must match the unpacker.
+        directory: target directory. Permissions follow the umask and are never world-writable; files of a tar archive
+            keep their modification times.
+        program: for xrit, path of the program or its name in ``$PATH``; None: ``xRITDecompress``.
+        block_size: bytes unpacked at a time; for archives at most 1 MiB.
+        program_timeout: seconds after which the program is killed.
 
     Returns:
         Absolute paths of the files, in the archive's order; at least one.
 
     Raises:
-        TemporaryUnpackError: the same may succeed later.
-        UnpackFailed: it will not before somebody mends something; the text names the archive and its bad member.
-        KeyError: there is no such unpacker.
+        TemporaryUnpackError: the same call may succeed later.
+        UnpackFailed: it fails until an operator changes something; the text names the archive and member.
+        KeyError: the unpacker is unknown.
     """
     unpacker = UNPACKERS[name]
     if not applies(name, path):
         raise UnpackFailed(f"{path}: its name does not end in {' or '.join(unpacker.suffixes)}")
     check_is_file(path)
-    with translate_os_errors(f"{path} cannot be unpacked in {directory}"), StagingDirectory(path, directory) as place:
-        return unpacker.unpack(place, Settings(program or None, max(block_size, 1), program_timeout))
+    with translate_os_errors(f"{path} cannot be unpacked in {directory}"), StagingDirectory(path, directory) as staging:
+        return unpacker.unpack(staging, Settings(program or None, max(block_size, 1), program_timeout))

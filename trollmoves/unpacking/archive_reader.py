@@ -1,10 +1,9 @@
-"""Reads tar and zip archives, whoever made them.
+"""Reads untrusted tar and zip archives.
 
-Nothing is extracted here: an archive is a sequence of members, each with the name that its maker gave it and a way to
-its bytes. Whoever writes them somewhere decides which names are safe.
+This module only yields members with their names and data; the caller decides which names are safe to write.
 
-Wholeness is checked further than Python's own modules do: an archive that ends without its end marker, or in whose
-middle a header makes no sense, is damaged, not short. Memory is bounded, whatever a header claims.
+Completeness is checked more strictly than by Python's modules: an archive without its end marker, or with an invalid
+header in the middle, is damaged. Memory is bounded for any header.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from typing import IO, Any, cast
 
 from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed
 
-MAX_MEMBERS = 100_000  # a few hundred bytes of memory each
-MAX_LINK_DEPTH = 40  # from one to the next
-BLOCK = 1 << 20  # bytes that are read at one time at most
+MAX_MEMBERS = 100_000  # each takes a few hundred bytes of memory
+MAX_LINK_DEPTH = 40  # links in a chain
+BLOCK = 1 << 20  # maximum bytes read at a time
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -40,13 +39,16 @@ _DAMAGE = (
     lzma.LZMAError,
     struct.error,
     EOFError,
-    # What the parsers meet in fields that make no sense, in ciphers and methods they do not know, in endless nesting.
+    # Raised by the parsers for invalid fields, unknown ciphers and methods, and endless nesting.
     ValueError,
     LookupError,
     ArithmeticError,
     RuntimeError,
 )
-PARSER_ERRNOS = (None, errno.EINVAL)  # of an OSError: gzip and bz2 give no number; zipfile goes where it is led to
+PARSER_ERRNOS = (
+    None,
+    errno.EINVAL,
+)  # of an OSError for damaged data: gzip and bz2 set no errno; zipfile seeks to invalid offsets
 PERMANENT_ERRNOS = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -56,7 +58,7 @@ PERMANENT_ERRNOS = frozenset(
 
 
 class MemberKind(enum.Enum):
-    """What a member is."""
+    """Type of a member."""
 
     FILE = enum.auto()
     DIRECTORY = enum.auto()
@@ -66,20 +68,20 @@ class MemberKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry of an archive, as the archive tells of it: any of this may be wrong or meant to harm."""
+    """One entry of an archive; all fields come from the archive and are untrusted."""
 
-    name: str  # bytes that are no UTF-8 are decoded as os.fsdecode does
+    name: str  # invalid UTF-8 is decoded as by os.fsdecode
     kind: MemberKind
     size: int
-    mode: int = 0  # permission bits; 0 where the archive knows none
+    mode: int = 0  # permission bits; 0 if unknown
     mtime: float | None = None  # s since 1970
-    target: str = ""  # of a link: the name in the archive that it leads to; absolute or with ".." when it leads out
+    target: str = ""  # of a link: the member it points to; absolute or with ".." if it is outside
     open: Callable[[], IO[bytes] | None] = lambda: None
 
     def blocks(self, size: int = BLOCK) -> Iterator[bytes]:
-        """Yield the bytes of a file, ``size`` at a time; of a tar archive's member before the next one is asked for.
+        """Yield the data of a file in blocks of ``size`` bytes; for tar, before the next member is requested.
 
-        Damage is told as the parser does: use this in ``damage_told``.
+        Exceptions of the parser propagate: use this within ``translate_damage``.
         """
         file = self.open()
         if file is None:
@@ -90,50 +92,50 @@ class Member:
 
 
 @contextmanager
-def translate_damage(what: str) -> Iterator[None]:
-    """Raise what a parser says of damaged data as ``UnpackFailed``; an error of the disk passes."""
+def translate_damage(subject: str) -> Iterator[None]:
+    """Translate exceptions of the parsers to ``UnpackFailed``; disk errors propagate."""
     try:
         yield
     except OSError as error:
         if error.errno not in PARSER_ERRNOS:
             raise
-        raise UnpackFailed(f"{what} is damaged: {error}") from error
+        raise UnpackFailed(f"{subject} is damaged: {error}") from error
     except _DAMAGE as error:
-        raise UnpackFailed(f"{what} is damaged: {error or type(error).__name__}") from error
+        raise UnpackFailed(f"{subject} is damaged: {error or type(error).__name__}") from error
 
 
 @contextmanager
-def translate_os_errors(what: str) -> Iterator[None]:
-    """Raise an ``OSError`` as one of our errors; what may pass by itself, such as a full disk, is temporary."""
+def translate_os_errors(action: str) -> Iterator[None]:
+    """Translate ``OSError``; conditions that may end without a change, such as a full disk, are temporary."""
     try:
         yield
     except OSError as error:
         kind: type[UnpackError] = UnpackFailed if error.errno in PERMANENT_ERRNOS else TemporaryUnpackError
-        raise kind(f"{what}: {error.strerror or error}") from error
+        raise kind(f"{action}: {error.strerror or error}") from error
 
 
 def check_is_file(path: str) -> None:
-    """Raise ``UnpackFailed`` when ``path`` is missing, or no regular file."""
+    """Raise ``UnpackFailed`` if ``path`` is missing or not a regular file."""
     try:
         is_file = stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError) as error:
         raise UnpackFailed(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if not is_file:
-        raise UnpackFailed(f"{path} is no regular file")
+        raise UnpackFailed(f"{path} must be a regular file")
 
 
 def members(path: str, kind: str) -> Generator[Member, None, None]:
-    """Yield the members of the archive ``path``, in its order; any thread may call this.
+    """Yield the members of the archive ``path`` in order; any thread may call.
 
-    When the iteration comes to its end, the archive was whole. It is open until then, or until the iterator is closed.
+    If the iteration completes, the archive is undamaged. It stays open until then, or until the iterator is closed.
 
     Args:
-        path: the archive.
-        kind: ``tar``, also compressed by gzip or bzip2, or ``zip``.
+        path: path of the archive.
+        kind: ``tar``, optionally compressed by gzip or bzip2, or ``zip``.
 
     Raises:
-        UnpackFailed: the archive is damaged, or has more than ``MOST_MEMBERS`` members.
-        OSError: it cannot be read.
+        UnpackFailed: the archive is damaged, or has more than ``MAX_MEMBERS`` members.
+        OSError: the archive cannot be read.
     """
     with translate_damage(path), closing(_READERS[kind](path)) as found:
         for number, member in enumerate(found):
@@ -143,7 +145,7 @@ def members(path: str, kind: str) -> Generator[Member, None, None]:
 
 
 def resolve_link(name: str, links: Mapping[str, str]) -> str:
-    """Return where a link, or a chain of them, leads; of a longer chain than the kernel follows, one of its links."""
+    """Return the target of a chain of links; of one longer than ``MAX_LINK_DEPTH``, a link in it."""
     for _ in range(MAX_LINK_DEPTH):
         if name not in links:
             break
@@ -152,9 +154,9 @@ def resolve_link(name: str, links: Mapping[str, str]) -> str:
 
 
 def tar_compression(path: str) -> str | None:
-    """Return ``gzip`` or ``bz2`` for a tar archive that is compressed so, by its first bytes; OSError as ``open``."""
+    """Return ``gzip``, ``bz2`` or None by the first bytes of a tar archive; raises OSError as ``open``."""
     with open(path, "rb") as file:
-        return _compression(file.read(_LONGEST_MAGIC))
+        return _compression(file.read(_MAX_MAGIC))
 
 
 def _compression(start: bytes) -> str | None:
@@ -164,21 +166,21 @@ def _compression(start: bytes) -> str | None:
 def _tar_members(path: str) -> Generator[Member, None, None]:
     with ExitStack() as stack:
         file: Any = stack.enter_context(open(path, "rb"))
-        compression = _compression(file.read(_LONGEST_MAGIC))
+        compression = _compression(file.read(_MAX_MAGIC))
         file.seek(0)
         if compression:
             file = stack.enter_context(_DECOMPRESSORS[compression](file))
         forward = _ForwardOnlyFile(file)
         archive: Any = tarfile.TarFile(fileobj=cast("IO[bytes]", forward), encoding="utf-8", errors="surrogateescape")
         while (info := archive.next()) is not None:
-            archive.members.clear()  # it would keep them all
+            archive.members.clear()  # TarFile would keep all members in memory
             if info.size < 0:
                 raise tarfile.ReadError("a negative size")
             yield _tar_member(archive, info)
         if forward.last != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("its end is missing" if not forward.last else "a header makes no sense")
+            raise tarfile.ReadError("its end is missing" if not forward.last else "a header is invalid")
         while compression and file.read(BLOCK):
-            pass  # a checksum stands at the end
+            pass  # read to the end, which holds the checksum
 
 
 def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
@@ -206,7 +208,7 @@ def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
 def _zip_members(path: str) -> Generator[Member, None, None]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            mode = info.external_attr >> 16  # 0 unless it was made on a system with such modes
+            mode = info.external_attr >> 16  # 0 unless made on a Unix system
             kind = MemberKind.FILE if stat.S_IFMT(mode) in (0, stat.S_IFREG) else MemberKind.OTHER
             if info.is_dir():
                 kind = MemberKind.DIRECTORY
@@ -214,32 +216,32 @@ def _zip_members(path: str) -> Generator[Member, None, None]:
 
 
 class _ForwardOnlyFile:
-    """Keeps a tar archive's reader going forward, in small steps.
+    """A file object that makes the tar reader go forward, in small steps.
 
-    A header with a negative size would lead backwards, and so round in a circle; one of a gigabyte would be read into
-    memory. Both are refused. ``last`` is what was read last: where a sound archive ends that is a block of zeros.
+    A header with a negative size would seek backwards and loop; a header of a gigabyte would be read into memory. Both
+    are rejected. ``last`` is the block read last: a block of zeros at the end of an undamaged archive.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._at = 0
+        self._offset = 0
         self.last = b""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= BLOCK:
             raise tarfile.ReadError("a header is too long")
         self.last = self._stream.read(size)
-        self._at += len(self.last)
+        self._offset += len(self.last)
         return self.last
 
     def tell(self) -> int:
-        return self._at
+        return self._offset
 
     def seek(self, position: int) -> None:
-        if position < self._at:
-            raise tarfile.ReadError("a header leads backwards")
-        if position > self._at:
-            self._at = self._stream.seek(position)
+        if position < self._offset:
+            raise tarfile.ReadError("a header points backwards")
+        if position > self._offset:
+            self._offset = self._stream.seek(position)
 
 
 _READERS: Mapping[str, Callable[[str], Generator[Member, None, None]]] = MappingProxyType(
@@ -249,4 +251,4 @@ _DECOMPRESSORS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {"gzip": lambda file: gzip.GzipFile(fileobj=file), "bz2": bz2.BZ2File}
 )
 _MAGIC: Mapping[bytes, str] = MappingProxyType({b"\x1f\x8b": "gzip", b"BZh": "bz2"})
-_LONGEST_MAGIC = max(map(len, _MAGIC))
+_MAX_MAGIC = max(map(len, _MAGIC))

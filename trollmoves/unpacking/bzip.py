@@ -12,23 +12,23 @@ from trollmoves.unpacking.staging import StagingDirectory
 SUFFIX = ".bz2"
 
 
-def unpack_bzip(place: StagingDirectory, block_size: int) -> list[str]:
-    """Install the file in ``place.packed``, whose name ends in ``.bz2``, without that suffix.
+def unpack_bzip(staging: StagingDirectory, block_size: int) -> list[str]:
+    """Unpack the file ``staging.packed`` to its name without ``.bz2``.
 
-    All of it is unpacked when it is several compressed files, one after another.
+    A file of several concatenated bzip2 streams is unpacked completely.
 
     Args:
-        place: where, and of what.
-        block_size: bytes that are unpacked at a time; no more than some of them are in memory.
+        staging: the staging directory.
+        block_size: bytes unpacked at a time, which bounds the memory.
 
     Raises:
-        UnpackFailed: it is damaged.
-        OSError: it cannot be read, or the file not written.
+        UnpackFailed: the file is damaged.
+        OSError: the file cannot be read, or the result not written.
     """
-    packed = place.packed
+    packed = staging.packed
     if not os.stat(packed).st_size:
         raise UnpackFailed(f"{packed} is damaged: it is empty")
-    with place.new_file("0") as file, translate_damage(packed), bz2.BZ2File(packed) as source:
+    with staging.new_file("0") as file, translate_damage(packed), bz2.BZ2File(packed) as source:
         while block := source.read(block_size):
             file.write(block)
-    return place.commit({os.path.basename(packed).removesuffix(SUFFIX): file.name})
+    return staging.commit({os.path.basename(packed).removesuffix(SUFFIX): file.name})

@@ -1,8 +1,8 @@
-"""The hidden directory in which a file is unpacked, beside where it will appear.
+"""The hidden directory in which a file is unpacked, inside the target directory.
 
-It is on the same file system as the target directory, so that whole files get their names by renaming. Its name is
-made from that of the packed file, and while it is in use it is locked: when the same file is unpacked again after a
-``kill -9``, what that left is found, unlocked, and cleared.
+It is on the same file system as the target, so that complete files are renamed into place. Its name is derived from the
+packed file, and it is locked while in use: when the same file is unpacked again after a ``kill -9``, the unlocked
+directory of the killed process is found and cleared.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from trollmoves.errors import UnpackFailed
 SUFFIX = ".unpacking"
 FILE_MODE = 0o664  # before the umask
 DIRECTORY_MODE = 0o775  # before the umask
-TRIES = 10  # to rename a file into a directory that others take away
+TRIES = 10  # to rename a file into a directory that other threads may remove
 _LOCK = "lock"
-_LONGEST_NAME = 200  # bytes of the packed file's name; with all else it stays under the 255 that a name may have
+_MAX_NAME = 200  # bytes of the packed file's name; the complete name stays below 255 bytes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class StagingDirectory:
-    """A ``with`` block in which one file is unpacked; used by one thread, beside any number of others.
+    """Context manager for unpacking one file; used by one thread, concurrently with other instances.
 
     Attributes:
-        path: a new directory that nobody else can read, gone at the end of the block with all that is in it.
-        directory: where the files go, absolute; made when it is missing.
+        path: a new private directory, removed with its content at the end of the block.
+        directory: absolute path of the target directory; created if missing.
     """
 
     def __init__(self, packed: str, directory: str) -> None:
@@ -48,12 +48,12 @@ class StagingDirectory:
         self._lock = -1
 
     def __enter__(self) -> StagingDirectory:
-        """Claim a hidden directory; raises OSError."""
+        """Create or take over a hidden directory; raises OSError."""
         _make_directories(self.directory)
         try:
             self._claimed, self._lock = _acquire(os.path.join(self.directory, _hidden_name(self.packed)))
         except OSError:
-            # In use, somebody else's, or on a file system without locks: one that nobody has used before will do.
+            # In use, owned by another user, or a file system without locks: use a new directory.
             self._claimed = tempfile.mkdtemp(SUFFIX, ".", self.directory)
         try:
             # The program of a killed process may still be writing to an earlier one.
@@ -66,28 +66,28 @@ class StagingDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave nothing behind."""
+        """Remove the directory."""
         self._cleanup()
 
     def new_file(self, name: str) -> BinaryIO:
-        """Open a new file of that name in ``path`` for writing; its own ``name`` is then its path. Raises OSError."""
+        """Open a new file of that name in ``path`` for writing; its attribute ``name`` is its path. Raises OSError."""
         path = os.path.join(self.path, name)
         return open(path, "xb", opener=partial(os.open, mode=FILE_MODE))
 
     def check_free_space(self, size: int) -> None:
-        """Raise ``OSError`` (ENOSPC) when the disk has no room for so many bytes, rather than fill it first."""
+        """Raise ``OSError`` (ENOSPC) if the disk has less than ``size`` bytes free, instead of filling it."""
         disk = os.statvfs(self.path)
         if disk.f_blocks and disk.f_bavail * disk.f_frsize < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def commit(self, files: Mapping[str, str]) -> list[str]:
-        """Give whole files their names, each at once in place of what is there; return their paths, in that order.
+        """Rename complete files to their names, replacing existing ones atomically; return the paths in order.
 
         Args:
-            files: by its name below ``directory`` (relative, without ``..``) the path of each file in ``path``.
+            files: path of each file in ``path``, by its name relative to ``directory`` (without ``..``).
 
         Raises:
-            OSError, UnpackFailed: one cannot have its name; those that were new then are taken away again.
+            OSError, UnpackFailed: a file cannot be renamed; new files are removed again.
         """
         finals = {os.path.join(self.directory, name): path for name, path in files.items()}
         self._check(list(finals))
@@ -108,14 +108,14 @@ class StagingDirectory:
         root = os.path.join(os.path.realpath(self.directory), "")
         for parent in {os.path.dirname(final) for final in finals}:
             if not os.path.join(os.path.realpath(parent), "").startswith(root):
-                raise UnpackFailed(f"{self.packed}: {parent} is a link that leads out of {self.directory}")
+                raise UnpackFailed(f"{self.packed}: {parent} is a link to a directory outside of {self.directory}")
         for final in finals:
             with suppress(FileNotFoundError):
-                there = os.lstat(final)
-                if stat.S_ISDIR(there.st_mode):
+                status = os.lstat(final)
+                if stat.S_ISDIR(status.st_mode):
                     raise IsADirectoryError(errno.EISDIR, f"{final} is a directory")
-                if any(os.path.samestat(there, look(self.packed)) for look in (os.stat, os.lstat)):
-                    raise UnpackFailed(f"{self.packed}: what is in it would replace it")
+                if any(os.path.samestat(status, get_status(self.packed)) for get_status in (os.stat, os.lstat)):
+                    raise UnpackFailed(f"{self.packed}: a member would replace the packed file")
 
     def _cleanup(self) -> None:
         if self.path:
@@ -123,26 +123,26 @@ class StagingDirectory:
         if self._lock >= 0:
             with suppress(OSError):
                 os.unlink(os.path.join(self._claimed, _LOCK))
-            # Now, as some file systems keep an open file under another name in its directory.
+            # Close before rmdir: some file systems keep an open deleted file in its directory.
             os.close(self._lock)
             self._lock = -1
-        with suppress(OSError):  # somebody else may have claimed it already
+        with suppress(OSError):  # another process may have claimed it
             os.rmdir(self._claimed)
 
 
 def is_staging_name(name: str) -> bool:
-    """Tell whether a ``Place`` may have that name."""
+    """Return True if a ``StagingDirectory`` may have that name."""
     return name.startswith(".") and name.endswith(SUFFIX)
 
 
 def _hidden_name(packed: str) -> str:
-    name = os.fsencode(_CONTROL.sub("_", os.path.basename(packed)))[:_LONGEST_NAME].decode("utf-8", "ignore")
+    name = os.fsencode(_CONTROL.sub("_", os.path.basename(packed)))[:_MAX_NAME].decode("utf-8", "ignore")
     identity = os.fsencode(os.path.realpath(packed)) + b"/%d" % os.geteuid()
     return f".{name}.{hashlib.sha256(identity).hexdigest()[:12]}{SUFFIX}"
 
 
 def _acquire(path: str) -> tuple[str, int]:
-    """Make the directory ``path``, or take over what a killed process left there; return it and its lock."""
+    """Create the directory ``path``, or take over that of a killed process; return it and its lock."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -153,7 +153,7 @@ def _acquire(path: str) -> tuple[str, int]:
         lock = _locked(os.path.join(path, _LOCK))
     except OSError:
         with suppress(OSError):
-            os.rmdir(path)  # nothing to lock was made in it, as on a full disk
+            os.rmdir(path)  # no lock file was created, as on a full disk
         raise
     for name in set(os.listdir(path)) - {_LOCK}:
         shutil.rmtree(os.path.join(path, name), ignore_errors=True)
@@ -161,7 +161,7 @@ def _acquire(path: str) -> tuple[str, int]:
 
 
 def _locked(path: str) -> int:
-    """Lock the file ``path``, made when it is missing; ``OSError`` when that cannot be, or somebody else has it."""
+    """Lock the file ``path``, created if missing; ``OSError`` if another process holds it or locks are missing."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,7 +173,7 @@ def _locked(path: str) -> int:
         os.close(fd)
         raise
     try:
-        # Its last owner may have taken it away between the two calls, and somebody else may have made a new one.
+        # The last owner may have removed it between the two calls, and another process may have created a new one.
         still_there = os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
         still_there = False
@@ -184,7 +184,7 @@ def _locked(path: str) -> int:
 
 
 def _make_directories(path: str) -> list[str]:
-    """Make ``path`` and those above it, none of them writable for everyone; return those that were missing."""
+    """Create ``path`` and its parents, not world-writable; return those that were missing."""
     made: list[str] = []
     try:
         os.mkdir(path, DIRECTORY_MODE)
@@ -194,19 +194,19 @@ def _make_directories(path: str) -> list[str]:
         return made
     except FileNotFoundError:
         made = _make_directories(os.path.dirname(path))
-        with suppress(FileExistsError):  # somebody else was quicker
+        with suppress(FileExistsError):  # created by another thread or process
             os.mkdir(path, DIRECTORY_MODE)
     return [*made, path]
 
 
 def _rename(path: str, final: str, made: list[str]) -> None:
-    """Give the file its name, making missing directories, which are noted in ``made``."""
+    """Rename the file, creating missing directories, which are appended to ``made``."""
     for tries_left in reversed(range(TRIES)):
         try:
             made += _make_directories(os.path.dirname(final))
             os.replace(path, final)
             return
-        except FileNotFoundError:  # another unpacking, which failed, took away the directories that it had made
+        except FileNotFoundError:  # a concurrent unpacking failed and removed the directories it had created
             if not tries_left:
                 raise
 
@@ -216,5 +216,5 @@ def _roll_back(files: list[str], directories: list[str]) -> None:
         with suppress(OSError):
             os.unlink(file)
     for directory in reversed(directories):
-        with suppress(OSError):  # others may have put something there
+        with suppress(OSError):  # it may contain files of other unpackings
             os.rmdir(directory)

@@ -1,8 +1,8 @@
 """Unpacks one xRIT segment with EUMETSAT's program.
 
-The program takes the path of the packed file as its argument and writes its result to the directory in which it runs,
-under the name with ``C_`` at the end replaced by ``__``. It is run by an argument list, without a shell, in a new empty
-directory, so that whatever appears there is its result.
+The program takes the path of the packed file as its argument and writes the result to its working directory, under the
+name with the suffix ``C_`` replaced by ``__``. It runs without a shell in a new empty directory: each file there is a
+result.
 """
 
 from __future__ import annotations
@@ -22,52 +22,52 @@ PROGRAM = "xRITDecompress"
 SUFFIX = "C_"
 _UNPACKED_SUFFIX = "__"
 OUTPUT_PREFIX = b"Decompressed file:"
-_TAIL = 4096  # bytes of what the program printed that are looked at, and
-_LONGEST_SHOWN = 300  # characters of its last line that are repeated
-_ENDED_BY_OTHERS = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
+_TAIL = 4096  # bytes at the end of the program's output that are read
+_MAX_SHOWN = 300  # characters of its last line in an error text
+_EXTERNAL_SIGNALS = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 
-def unpack_xrit(place: StagingDirectory, program: str | None, timeout: float) -> list[str]:
-    """Install what the program makes of ``place.packed``.
+def unpack_xrit(staging: StagingDirectory, program: str | None, timeout: float) -> list[str]:
+    """Unpack ``staging.packed`` by the program; return the path of the result.
 
     Args:
-        place: where, and of what.
-        program: its path, or its name in ``$PATH``; ``xRITDecompress`` when None.
-        timeout: seconds after which it is ended, with all that it started.
+        staging: the staging directory.
+        program: its path, or its name in ``$PATH``; None: ``xRITDecompress``.
+        timeout: seconds after which it is killed, with its child processes.
 
     Raises:
-        TemporaryUnpackError: the program is missing, was ended, or left no room on the disk.
-        UnpackFailed: it refused the file, or made nothing of it.
-        OSError: the result cannot be installed.
+        TemporaryUnpackError: the program is missing or was killed, or the disk is full.
+        UnpackFailed: the program rejected the file, or wrote no result.
+        OSError: the result cannot be renamed.
     """
-    command = [_find_program(program), os.path.abspath(place.packed)]
-    work = os.path.join(place.path, "work")
+    command = [_find_program(program), os.path.abspath(staging.packed)]
+    work = os.path.join(staging.path, "work")
     os.mkdir(work)
     with (
-        open(os.path.join(place.path, "stdout"), "w+b") as said,
-        open(os.path.join(place.path, "stderr"), "w+b") as complained,
+        open(os.path.join(staging.path, "stdout"), "w+b") as stdout,
+        open(os.path.join(staging.path, "stderr"), "w+b") as stderr,
     ):
-        status = _run(command, work, said, complained, timeout)
-        last_line = _last_line(complained) or _last_line(said)
-        result = _result(work, os.path.basename(place.packed), _tail(said))
-    _check(place, status, result, f"{command[0]} on {place.packed}", last_line)
+        status = _run(command, work, stdout, stderr, timeout)
+        last_line = _last_line(stderr) or _last_line(stdout)
+        result = _result(work, os.path.basename(staging.packed), _tail(stdout))
+    _check(staging, status, result, f"{command[0]} on {staging.packed}", last_line)
     path = os.path.join(work, result)
     os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & FILE_MODE)
-    return place.commit({result: path})
+    return staging.commit({result: path})
 
 
 def _find_program(program: str | None) -> str:
     found = shutil.which(program or PROGRAM)
     if found is None:
-        where = "is no program" if program and "/" in program else "is not in $PATH"
+        where = "is not a program" if program and "/" in program else "is not in $PATH"
         raise TemporaryUnpackError(
-            f"{program or PROGRAM} {where}: the option prog (server) or xritdecompressor (client) tells where it is"
+            f"{program or PROGRAM} {where}: the option prog (server) or xritdecompressor (client) sets its path"
         )
     return os.path.abspath(found)
 
 
 def _run(command: list[str], directory: str, stdout: BinaryIO, stderr: BinaryIO, timeout: float) -> int:
-    """Return the exit status; files take the output, as a pipe that nobody reads would stop the program."""
+    """Return the exit status; the output goes to files, as an unread pipe would block the program."""
     try:
         process = subprocess.Popen(  # noqa: S603  (a list, no shell)
             command, cwd=directory, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
@@ -80,37 +80,37 @@ def _run(command: list[str], directory: str, stdout: BinaryIO, stderr: BinaryIO,
     try:
         return process.wait(timeout)
     except subprocess.TimeoutExpired:
-        raise TemporaryUnpackError(f"{command[0]} on {command[1]}: ended after {timeout:g} s") from None
+        raise TemporaryUnpackError(f"{command[0]} on {command[1]}: killed after {timeout:g} s") from None
     finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _result(directory: str, packed: str, said: bytes) -> str:
-    """Return the name of the file that the program made, "" without one."""
+def _result(directory: str, packed: str, output: bytes) -> str:
+    """Return the name of the result, "" without one."""
     with os.scandir(directory) as entries:
         made = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-    told = [os.path.basename(os.fsdecode(line.partition(OUTPUT_PREFIX)[2].strip())) for line in said.splitlines()]
+    reported = [os.path.basename(os.fsdecode(line.partition(OUTPUT_PREFIX)[2].strip())) for line in output.splitlines()]
     expected = packed.removesuffix(SUFFIX) + _UNPACKED_SUFFIX
-    likely = [name for name in (expected, *told) if name in made]
+    likely = [name for name in (expected, *reported) if name in made]
     return (likely or made or [""])[0]
 
 
-def _check(place: StagingDirectory, status: int, result: str, what: str, last_line: str) -> None:
-    if status == 0 and result and os.stat(os.path.join(place.path, "work", result)).st_size == 0:
+def _check(staging: StagingDirectory, status: int, result: str, action: str, last_line: str) -> None:
+    if status == 0 and result and os.stat(os.path.join(staging.path, "work", result)).st_size == 0:
         result = ""
     if status or not result:
-        # Programs often do not tell why they could not write.
-        place.check_free_space(os.stat(place.packed).st_size)
+        # Programs often do not report a full disk.
+        staging.check_free_space(os.stat(staging.packed).st_size)
     else:
-        place.check_free_space(1)  # on a full disk the result may have been cut, unnoticed
-    if status in _ENDED_BY_OTHERS:
-        raise TemporaryUnpackError(f"{what}: was ended by signal {-status}")
+        staging.check_free_space(1)  # on a full disk the result may be truncated without an error
+    if status in _EXTERNAL_SIGNALS:
+        raise TemporaryUnpackError(f"{action}: was killed by signal {-status}")
     if status:
-        raise UnpackFailed(f"{what}: {last_line or 'no reason given'} (exit status {status})")
+        raise UnpackFailed(f"{action}: {last_line or 'no reason given'} (exit status {status})")
     if not result:
-        raise UnpackFailed(f"{what}: made no file" + (f"; it said: {last_line}" if last_line else ""))
+        raise UnpackFailed(f"{action}: made no file" + (f"; its output: {last_line}" if last_line else ""))
 
 
 def _tail(file: BinaryIO) -> bytes:
@@ -120,5 +120,5 @@ def _tail(file: BinaryIO) -> bytes:
 
 
 def _last_line(file: BinaryIO) -> str:
-    lines = _tail(file).decode(errors="replace").strip().splitlines()
-    return redact_text(lines[-1].strip()[-_LONGEST_SHOWN:]) if lines else ""
+    lines = _tail(file).decode(errors="restaging").strip().splitlines()
+    return redact_text(lines[-1].strip()[-_MAX_SHOWN:]) if lines else ""

@@ -1,7 +1,7 @@
-"""Programs run at the far end of an SSH login, which get file names as data.
+"""Runs programs on an SSH server, with file names as data.
 
-A login shell reads what is to be run, so that no file name stands there: ``xargs -0`` takes the names from standard
-input. It is started once for all operations of a connection, because a login shell may take a second to start.
+The login shell parses the command, so that it must not contain file names: ``xargs -0`` reads them from standard input.
+It is started once for all operations of a connection, because a login shell may take a second to start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trollmoves.movers.base import SourceFile
 from trollmoves.movers.ssh.connection import translate_ssh_errors
 
 BLOCK = 1 << 20
-MOST_OUTPUT = 1 << 16  # bytes of a program's words that are kept
+MAX_OUTPUT = 1 << 16  # bytes of a program's output that are kept
 _LOOP = (
     "env LC_ALL=C xargs -0 -n 3 sh -c '"
     'case "$1" in'
@@ -38,7 +38,7 @@ _LOOP = (
     ' esac 2>&1; printf "\\0%d\\n" $?\' sh'
 )
 _END = re.compile(rb"\0(\d+)\n\Z")
-_BY_WORDS: tuple[tuple[str, type[TransferError] | int], ...] = (
+_BY_TEXT: tuple[tuple[str, type[TransferError] | int], ...] = (
     ("no space left", NoSpace),
     ("quota exceeded", NoSpace),
     ("permission denied", PermissionRefused),
@@ -52,16 +52,16 @@ _BY_WORDS: tuple[tuple[str, type[TransferError] | int], ...] = (
 
 
 def error_of(text: str) -> Exception:
-    """Return the error that a program's words mean."""
+    """Return the exception for the error text of a program or server."""
     lower = text.lower()
-    for words, kind in _BY_WORDS:
-        if words in lower:
-            return OSError(kind, text) if isinstance(kind, int) else kind(f"the far end answers {text!r}")
-    return TemporaryTransferError(f"the far end answers {text!r}")
+    for phrase, kind in _BY_TEXT:
+        if phrase in lower:
+            return OSError(kind, text) if isinstance(kind, int) else kind(f"the server replied {text!r}")
+    return TemporaryTransferError(f"the server replied {text!r}")
 
 
 class RemoteCommands:
-    """Runs one operation at a time through one channel of a login."""
+    """Runs operations, one at a time, over one channel of a login."""
 
     def __init__(self, transport: paramiko.Transport, timeout: float | None) -> None:
         self._transport = transport
@@ -69,46 +69,45 @@ class RemoteCommands:
         self._channel: paramiko.Channel | None = None
 
     def run(self, operation: str, path: str, other: str = "") -> str:
-        """Return what ``operation``, one of those in the loop above, prints about ``path``.
+        """Return the output of ``operation``, one of those in ``_LOOP``, on ``path``.
 
         Raises:
-            OSError: it failed, and said why.
-            TransferError: the same.
+            OSError, TransferError: the operation failed.
         """
-        whole = False
+        complete = False
         try:
             with translate_ssh_errors():
-                printed, code = self._exchange(operation, path, other)
-            whole = True
+                output, code = self._exchange(operation, path, other)
+            complete = True
         finally:
-            if not whole:
+            if not complete:
                 self.close()
         if code:
-            raise error_of(printed.strip() or f"{operation} ended with {code}")
-        return printed
+            raise error_of(output.strip() or f"{operation} ended with {code}")
+        return output
 
     def is_directory(self, path: str) -> bool:
-        """Tell whether ``path`` is a directory."""
+        """Return True if ``path`` is a directory."""
         try:
             self.run("is_directory", path)
         except ConnectionFailed:
             raise
-        except TemporaryTransferError:  # it says nothing, only no
+        except TemporaryTransferError:  # test -d prints nothing
             return False
         return True
 
     def compare_sha256(self, source: SourceFile, path: str) -> None:
-        """Raise ``TemporaryTransferError`` when ``path`` holds something else than ``source``."""
-        there = self.run("sha256", path).lstrip("\\").split(" ")[0]
+        """Raise ``TemporaryTransferError`` if the content of ``path`` differs from ``source``."""
+        remote_digest = self.run("sha256", path).lstrip("\\").split(" ")[0]
         digest = hashlib.sha256()
         with source.reader() as reader:
             while block := reader.read(BLOCK):
                 digest.update(block)
-        if there != digest.hexdigest():
-            raise TemporaryTransferError(f"{path}: the SHA-256 sum there is another one")
+        if remote_digest != digest.hexdigest():
+            raise TemporaryTransferError(f"{path}: the SHA-256 sum differs from that of the file")
 
     def close(self) -> None:
-        """End the loop."""
+        """Close the channel."""
         if self._channel is not None:
             with contextlib.suppress(Exception):
                 self._channel.close()
@@ -121,10 +120,12 @@ class RemoteCommands:
             self._channel.set_combine_stderr(True)
             self._channel.exec_command(_LOOP)
         self._channel.sendall(b"".join(os.fsencode(word) + b"\0" for word in words))
-        printed = b""
-        while not (end := _END.search(printed)):
+        output = b""
+        while not (end := _END.search(output)):
             more = self._channel.recv(BLOCK)
             if not more:
-                raise ConnectionFailed(f"no programs run there: {printed.decode('utf-8', 'replace').strip()!r}")
-            printed = printed[-MOST_OUTPUT:] + more
-        return printed[: end.start()].decode("utf-8", "replace"), int(end[1])
+                raise ConnectionFailed(
+                    f"the server does not run programs: {output.decode('utf-8', 'replace').strip()!r}"
+                )
+            output = output[-MAX_OUTPUT:] + more
+        return output[: end.start()].decode("utf-8", "replace"), int(end[1])

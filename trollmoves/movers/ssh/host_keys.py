@@ -1,4 +1,4 @@
-"""Which SSH hosts are who they say they are."""
+"""Verification of SSH host keys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
 
 
 def configure_host_keys(client: paramiko.SSHClient, pins: str | None, known_hosts: str | None) -> None:
-    """Have a client accept the hosts whose keys are known, or with ``pins`` only those with one of these keys.
+    """Configure a client to accept known host keys, or with ``pins`` only these fingerprints.
 
     Raises:
-        UnknownHostKey: a known_hosts file cannot be read, so that nobody is known.
+        UnknownHostKey: a known_hosts file cannot be read.
     """
     if pins is not None:
         client.set_missing_host_key_policy(PinnedHostKeys(ssh_options.fingerprints(pins)))
@@ -30,27 +30,27 @@ def configure_host_keys(client: paramiko.SSHClient, pins: str | None, known_host
 
 
 class RejectUnknownHost(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Lets nobody in who is not known."""
+    """Rejects hosts that are not in known_hosts."""
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
-        """Say who is not known, and what would make it so."""
+        """Raise with the key and the remedy."""
         raise UnknownHostKey(
-            f"{hostname} shows a {key.get_name()} key ({key.fingerprint}) that is in no known_hosts file; add it, "
-            "for instance by ssh-keyscan, when it is the right one"
+            f"{hostname} presents a {key.get_name()} key ({key.fingerprint}) that is not in known_hosts; verify it, "
+            "then add it, for instance by ssh-keyscan"
         )
 
 
 class PinnedHostKeys(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Lets those in who show one of certain keys; for a client that knows no hosts."""
+    """Accepts hosts with one of certain keys; for a client without known hosts."""
 
     def __init__(self, fingerprints: Sequence[str]) -> None:
         self._fingerprints = fingerprints
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
-        """Compare."""
+        """Raise if the fingerprint is not pinned."""
         if key.fingerprint.rstrip("=") not in self._fingerprints:
             raise UnknownHostKey(
-                f"{hostname} shows a {key.get_name()} key ({key.fingerprint}) that is not in ssh_host_key"
+                f"{hostname} presents a {key.get_name()} key ({key.fingerprint}) that is not in ssh_host_key"
             )
 
 
@@ -60,7 +60,7 @@ def _load(client: paramiko.SSHClient, path: str) -> None:
     except OSError as error:
         raise UnknownHostKey(f"{path} cannot be read: {error.strerror}") from error
     except (paramiko.hostkeys.InvalidHostKey, paramiko.SSHException, ValueError) as error:
-        raise UnknownHostKey(f"{path} holds a line that is no host's key: {_line_of(error)}") from error
+        raise UnknownHostKey(f"{path} contains a line that is not a host key: {_line_of(error)}") from error
 
 
 def _line_of(error: Exception) -> str:

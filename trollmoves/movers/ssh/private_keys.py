@@ -13,10 +13,10 @@ _KINDS = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
 
 
 def private_key(path: str, passphrase: str | None) -> paramiko.PKey:
-    """Return the private key in a file, with its certificate if one is beside it.
+    """Return the private key in a file, with the certificate ``PATH-cert.pub`` if it exists.
 
     Raises:
-        AuthenticationFailed: the file cannot be read, holds no such key, or has another passphrase.
+        AuthenticationFailed: the file cannot be read, is not a private key, or has another passphrase.
     """
     path = os.path.expanduser(path)
     if not os.access(path, os.R_OK):
@@ -27,14 +27,14 @@ def private_key(path: str, passphrase: str | None) -> paramiko.PKey:
         try:
             key.load_certificate(certificate)
         except (paramiko.SSHException, ValueError) as error:
-            raise AuthenticationFailed(f"{certificate} is no certificate of the key beside it") from error
+            raise AuthenticationFailed(f"{certificate} is not a certificate of the key") from error
     return key
 
 
 def _read(path: str, passphrase: str | None) -> paramiko.PKey:
     locked = False
     for kind in _KINDS:
-        # What goes wrong with another kind of key, or a wrong passphrase, paramiko says in many ways.
+        # paramiko raises various exceptions for another type of key or a wrong passphrase.
         with contextlib.suppress(paramiko.SSHException, ValueError, TypeError, IndexError):
             try:
                 return kind.from_private_key_file(path, passphrase)

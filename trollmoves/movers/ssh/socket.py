@@ -1,6 +1,6 @@
-"""The TCP connection under an SSH login, read and written with as few calls of the kernel as can be.
+"""The TCP socket of an SSH login, with few system calls.
 
-Each call hands Python's lock to another thread and has to get it back, which costs more than the call.
+Each call releases Python's GIL and must acquire it again, which costs more than the call.
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ import socket
 import struct
 from typing import Any
 
-READ_AHEAD = 65536  # bytes read in one call; paramiko asks for the head of each packet, then for its rest
+READ_AHEAD = 65536  # bytes read in one call; paramiko reads the header of each packet, then the rest
 
 
 class BufferedSocket(socket.socket):
-    """A socket that reads ahead, and waits in the kernel where Python would poll before each call.
+    """A socket that reads ahead and has its timeouts in the kernel, so that Python does not poll before each call.
 
-    One thread at a time may receive, and one send.
+    One thread at a time may receive, and one may send.
     """
 
     def __init__(self, plain: socket.socket) -> None:
-        """Take the connection of ``plain``, which is of no more use."""
+        """Take over the connection of ``plain``, which is detached."""
         super().__init__(plain.family, plain.type, plain.proto, plain.detach())
         self._ahead = b""
         self._position = 0
         self.settimeout(None)
 
     def settimeout(self, value: float | None) -> None:
-        """Have ``recv`` and ``send`` raise ``TimeoutError`` after so many seconds, None or 0 for never."""
+        """Set the seconds after which ``recv`` and ``send`` raise ``TimeoutError``; None or 0: never."""
         super().settimeout(None)
         seconds, rest = divmod(value or 0.0, 1)
-        span = struct.pack("@ll", int(seconds), int(rest * 1e6))
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
+        timeval = struct.pack("@ll", int(seconds), int(rest * 1e6))
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """Give up to ``bufsize`` bytes, none at the end."""
+        """Return up to ``bufsize`` bytes, none at the end."""
         if self._position == len(self._ahead):
             try:
                 ahead = super().recv(max(bufsize, READ_AHEAD), flags)
@@ -48,7 +48,7 @@ class BufferedSocket(socket.socket):
         return data
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send what fits; return how many bytes that were."""
+        """Send as much as fits; return the number of bytes sent."""
         try:
             return super().send(data, flags)
         except BlockingIOError as error:

@@ -97,7 +97,7 @@ def test_failures_are_told(files: Path) -> None:
     (files / "locked").mkdir()
     done = run("a.dat", "locked", "../out/", cwd=files)
     assert done.returncode == 1
-    assert "locked: is no regular file" in done.stderr
+    assert "locked: must be a regular file" in done.stderr
     assert "copied 1 of 2 files" in done.stdout
     assert "1 failed" in done.stdout
     assert "Traceback" not in done.stderr

@@ -355,7 +355,7 @@ def test_netrc_and_profiles(testbed: Testbed) -> None:
     assert "~/.netrc access too permissive" in open_to_all.stderr
     netrc.write_text(f"machine {HOST} login {pyftpd.USER} {pyftpd.PASSWORD}\n")
     broken = testbed.run("move_file.py", file, target)
-    assert "~/.netrc is not used: line " in broken.stderr
+    assert "ignored ~/.netrc: line " in broken.stderr
     aws = testbed.directory("home/.aws")
     (aws / "credentials").write_text(f"[feed]\naws_access_key_id = x\naws_secret_access_key = {WRONG}\n")
     profile = testbed.run("move_file.py", "-o", "profile=other", file, "s3://b/")

@@ -161,7 +161,7 @@ def test_missing_file(name: str, tmp_path: Path, target: Path) -> None:
     with pytest.raises(UnpackFailed, match="No such file"):
         unpack(name, str(path), str(target))
     path.mkdir()
-    with pytest.raises(UnpackFailed, match="no regular file"):
+    with pytest.raises(UnpackFailed, match="must be a regular file"):
         unpack(name, str(path), str(target))
     assert everything(target) == {}
 
@@ -442,7 +442,7 @@ def test_archive_in_itself(tmp_path: Path, target: Path) -> None:
     """A member never replaces its own archive."""
     path = make_tar(target / "x.tar", {"good": b"g", "x.tar": b"x"})
     content = path.read_bytes()
-    with pytest.raises(UnpackFailed, match="would replace it"):
+    with pytest.raises(UnpackFailed, match="would replace the packed file"):
         unpack("tar", str(path), str(target))
     assert everything(target) == {"x.tar": content}
 
@@ -779,7 +779,7 @@ def test_program_fails(segment: Path, target: Path, tmp_path: Path) -> None:
 
 def test_program_makes_nothing(segment: Path, target: Path, tmp_path: Path) -> None:
     """A program that ends well without a file, or with an empty one, has failed."""
-    assert "made no file; it said: sorry" in failed(
+    assert "made no file; its output: sorry" in failed(
         segment, target, make_program(tmp_path / "prog", "echo sorry"), UnpackFailed
     )
     assert "made no file" in failed(segment, target, make_program(tmp_path / "prog", ": > H-000-__"), UnpackFailed)
