@@ -1,4 +1,4 @@
-"""A process of its own that runs a Watch: writes the paths to its standard output, ends with its standard input."""
+"""A separate process that runs a DirectoryWatch: it prints the paths, and ends when its standard input is closed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trollmoves.watch import DirectoryWatch, FoundFile
 
 
 def say(*lines: object) -> None:
-    """Write lines at once."""
+    """Write lines and flush them."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
 
@@ -23,7 +23,7 @@ def peak() -> int:
 
 
 class Counter:
-    """Keeps nothing of the files but how many they are; says by how many kB the process has grown for them."""
+    """Counts files without storing them, and prints how many kB the process has grown by."""
 
     def __init__(self, wanted: int) -> None:
         self.left = wanted

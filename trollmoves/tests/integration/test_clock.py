@@ -51,7 +51,7 @@ class Clock:
         new.replace(self._file)
 
     def environment(self, others: Mapping[str, str]) -> dict[str, str]:
-        """Give an environment, with this clock, for a process of Python."""
+        """Return an environment, with this clock, for a process of Python."""
         return {**others, "PYTHONPATH": os.pathsep.join([self._path, others["PYTHONPATH"]])}
 
     def of(self, *processes: Process) -> None:
@@ -74,7 +74,7 @@ def clock(testbed: Testbed) -> Clock:
 
 
 def once(pair: ServerClientPair) -> bool:
-    """Tell whether no file was told of twice."""
+    """Return True if no file was told of twice."""
     return set(Counter(pair.received.receipts()).values()) == {1}
 
 

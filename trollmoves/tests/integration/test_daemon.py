@@ -30,19 +30,19 @@ both = pytest.mark.parametrize("role", COMMANDS)
 
 
 def section(testbed: Testbed, role: str, **options: object) -> dict[str, object]:
-    """Give a section that can be used."""
+    """Return a section that can be used."""
     if role == "server":
         return server_section(testbed.directory("in"), testbed.port()) | options
     return client_section(testbed.port(), testbed.directory("out"), testbed.port()) | options
 
 
 def port_option(role: str) -> str:
-    """Give the option for the port that a section of this role opens."""
+    """Return the option for the port that a section of this role opens."""
     return "request_port" if role == "server" else "publish_port"
 
 
 def taken_port(testbed: Testbed) -> int:
-    """Give a port on which somebody listens already."""
+    """Return a port on which somebody listens already."""
     listener = testbed.close_at_end(socket.socket())
     listener.bind(("", 0))
     listener.listen()
@@ -298,7 +298,7 @@ def test_log_options_together(testbed: Testbed, role: str, verbose: bool) -> Non
 
 
 def policies(process: Process) -> set[int]:
-    """Give the scheduling policies of the threads of a daemon."""
+    """Return the scheduling policies of the threads of a daemon."""
     found = set()
     assert process.popen
     for thread in os.listdir(f"/proc/{process.popen.pid}/task"):

@@ -81,7 +81,7 @@ def calm(process: Process, most: int = 8) -> None:
 
 @contextmanager
 def pair_on(tmp_path: Path, role: str, *options: str) -> Iterator[tuple[Testbed, ServerClientPair, Path]]:
-    """Give a pair of which one has its journal on a small disk."""
+    """Return a pair of which one has its journal on a small disk."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed)
         disk = mount(testbed, testbed.root / "disk", *options)

@@ -34,7 +34,7 @@ def one(**options: Any) -> dict[str, Any]:
 
 
 def url(server: ServerProcess) -> str:
-    """Give the host of a target."""
+    """Return the host of a target."""
     return f"ftp://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}"
 
 

@@ -99,7 +99,7 @@ def _files(root: Path) -> dict[str, str]:
 
 
 def taking(target: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Give a target that takes what is told of under the usual topic."""
+    """Return a target that takes what is told of under the usual topic."""
     return {**target, "topics": [TOPIC], **more}
 
 

@@ -37,14 +37,14 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    """Give the path of a journal that is not there yet, in memory where that can be."""
+    """Return the path of a journal that is not there yet, in memory where that can be."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         yield os.path.join(folder, "state", "a.journal")
 
 
 @pytest.fixture
 def journal(path: str) -> Iterator[Journal]:
-    """Give an open journal."""
+    """Return an open journal."""
     journal = Journal(path)
     yield journal
     journal.close()
@@ -61,7 +61,7 @@ def announced(number: int, uri: str = "", size: int | None = 5, mtime: int | Non
 
 
 def keys(tasks: list[Task]) -> list[str]:
-    """Give what identifies tasks within their kind."""
+    """Return what identifies tasks within their kind."""
     return [task.key for task in tasks]
 
 

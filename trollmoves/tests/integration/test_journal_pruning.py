@@ -35,14 +35,14 @@ ALL = Retention(LATER, LATER, 10**9, 10**9)
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    """Give the path of a journal that is not there yet, in memory where that can be."""
+    """Return the path of a journal that is not there yet, in memory where that can be."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         yield os.path.join(folder, "a.journal")
 
 
 @pytest.fixture
 def journal(path: str) -> Iterator[Journal]:
-    """Give an open journal."""
+    """Return an open journal."""
     journal = Journal(path)
     yield journal
     journal.close()
@@ -207,7 +207,7 @@ def test_a_body_that_cannot_be_read_stays(journal: Journal, caplog: pytest.LogCa
 
 
 def size(path: str) -> int:
-    """Give the bytes that a journal takes."""
+    """Return the bytes that a journal takes."""
     return sum(os.path.getsize(path + end) for end in ("", "-wal", "-shm") if os.path.exists(path + end))
 
 
@@ -295,7 +295,7 @@ QUERIES: dict[str, Callable[[Journal], object]] = {
 
 @pytest.fixture(scope="module")
 def full() -> Iterator[str]:
-    """Give a journal of a process that was killed, with thousands of lines of each sort."""
+    """Return a journal of a process that was killed, with thousands of lines of each sort."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         path = os.path.join(folder, "full.journal")
         journal = Journal(path)
@@ -339,7 +339,7 @@ def test_no_query_looks_at_everything(full: str, name: str) -> None:
 
 
 def journal_of(testbed: Testbed, role: str) -> str:
-    """Give the path of the journal of a daemon."""
+    """Return the path of the journal of a daemon."""
     (path,) = (testbed.root / "state" / "trollmoves").glob(f"{role}-*.journal")
     return str(path)
 

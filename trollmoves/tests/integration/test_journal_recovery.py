@@ -20,7 +20,7 @@ LINES = 3000
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    """Give the path of a journal that is not there yet, in memory where that can be."""
+    """Return the path of a journal that is not there yet, in memory where that can be."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         yield os.path.join(folder, "a.journal")
 
@@ -39,7 +39,7 @@ def fill(path: str) -> str:
 
 
 def aside(path: str) -> list[str]:
-    """Give what was set aside."""
+    """Return what was set aside."""
     folder, name = os.path.split(path)
     return sorted(one for one in os.listdir(folder) if one.startswith(f"{name}.damaged-"))
 
@@ -57,7 +57,7 @@ def truncate(path: str, part: float) -> None:
 
 
 def layout(path: str) -> None:
-    """Give a journal the mark of a later version."""
+    """Return a journal the mark of a later version."""
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 77")
     db.close()
@@ -132,7 +132,7 @@ def test_what_is_not_ours_is_left_alone(path: str) -> None:
 
 
 def journal_of(testbed: Testbed, role: str) -> Path:
-    """Give the path of the journal of a daemon."""
+    """Return the path of the journal of a daemon."""
     (path,) = (testbed.root / "state" / "trollmoves").glob(f"{role}-*.journal")
     return path
 

@@ -91,7 +91,7 @@ class Answers:
 
 
 def text(data: Any = "", type_: str = "ping") -> str:
-    """Give the text of a request."""
+    """Return the text of a request."""
     return Message("/a", type_, data).encode()
 
 
@@ -332,7 +332,7 @@ def test_each_open_request_has_a_connection(stack: ExitStack) -> None:
 
 
 def connections(port: int) -> set[str]:
-    """Give the far ends of the connections to a port of this host."""
+    """Return the far ends of the connections to a port of this host."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {line[2] for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"}
 
@@ -622,7 +622,7 @@ class Ear:
         self.heard += [(address, message) for message in messages]
 
     def of(self, type_: str, address: str = "") -> list[Any]:
-        """Give the data of what was heard of a type, from an address or all."""
+        """Return the data of what was heard of a type, from an address or all."""
         return [message.data for where, message in self.heard if message.type == type_ and address in (where, "")]
 
 
@@ -907,7 +907,7 @@ def test_a_wrong_provider_is_named() -> None:
 
 @pytest.fixture
 def nameserver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Give what starts posttroll's nameserver, on ports that this process knows too."""
+    """Return what starts posttroll's nameserver, on ports that this process knows too."""
     settings = {"nameserver_port": free_port(), "broadcast_port": free_port(), "address_publish_port": free_port()}
     environment = os.environ | {f"POSTTROLL_{name.upper()}": str(port) for name, port in settings.items()}
     for name, port in settings.items():

@@ -27,7 +27,7 @@ TARGET = "posttroll_subscriber: {subscribe_addresses: [tcp://h:1]}\nt:\n  host: 
 
 @pytest.fixture
 def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a file with a secret, which stands in the variable FEED_SECRET too."""
+    """Return a file with a secret, which stands in the variable FEED_SECRET too."""
     path = tmp_path / "secret"
     path.write_text(f"{SECRET}\n")
     path.chmod(0o600)

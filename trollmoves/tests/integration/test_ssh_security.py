@@ -43,7 +43,7 @@ class Far:
 
 @contextmanager
 def openssh_with(folder: Path, extra: str = "", host_key: str = "ed25519") -> Iterator[Far]:
-    """Give an OpenSSH server; skip the test without one."""
+    """Return an OpenSSH server; skip the test without one."""
     if why := openssh.missing():
         pytest.skip(why)
     with OpenSsh(folder / "server", extra=extra, host_key=host_key) as server:
@@ -54,7 +54,7 @@ def openssh_with(folder: Path, extra: str = "", host_key: str = "ed25519") -> It
 
 @pytest.fixture
 def far(tmp_path: Path) -> Iterator[Far]:
-    """Give an OpenSSH server of today."""
+    """Return an OpenSSH server of today."""
     with openssh_with(tmp_path) as found:
         yield found
 

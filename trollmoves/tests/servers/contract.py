@@ -1,4 +1,4 @@
-"""What every mover promises, as one suite that runs against a real server of its protocol."""
+"""The contract of all movers, as one suite that runs against a real server of each protocol."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess
 from trollmoves.tests.servers.proxy import Proxy
 
-PATIENT = 30.0  # s; a time-out for what is to succeed, on a machine with much else to do
+PATIENT = 30.0  # s; timeout for transfers that must succeed on a busy machine
 TIMEOUTS = ("stall_timeout", "connection_timeout")
 ODD_NAMES = (
     "with space",
@@ -57,18 +57,18 @@ ODD_NAMES = (
 
 
 class RemoteFiles:
-    """The files at the far end, seen on this host's disk."""
+    """The files of the server, read from this host's disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def tree(self, directory: str) -> dict[str, bytes]:
-        """Return all files below ``directory`` by their path there, partials too."""
+        """Return all files below ``directory``, with partials, by their relative path."""
         top = self.root / directory
         return {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
 
     def read(self, path: str) -> bytes | None:
-        """Return the content of a file, None when there is none."""
+        """Return the content of a file, or None if it does not exist."""
         try:
             return (self.root / path).read_bytes()
         except FileNotFoundError:
@@ -77,18 +77,18 @@ class RemoteFiles:
 
 @dataclass
 class MoverTarget:
-    """A server, and how to deliver there."""
+    """A server and its delivery URLs."""
 
     scheme: str
     server: ServerProcess
     files: Any
-    url_root: str  # what stands between the host and the paths of the tests
+    url_root: str  # part of the URL between the host and the path
     attrs: dict[str, Any] = field(default_factory=dict)
     login: str = ""
     wrong_login: str = ""
     wrong_attrs: dict[str, Any] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
-    ports: tuple[int, ...] = ()  # further ones that the protocol uses
+    ports: tuple[int, ...] = ()  # further ports of the protocol
 
     def url(self, path: str, host: str = HOST, login: str | None = None) -> str:
         """Return the URL of a path."""
@@ -102,7 +102,7 @@ class MoverTarget:
 
 
 class MoverContract:
-    """A subclass gives the fixture ``place``, and says what its protocol cannot do."""
+    """The tests of one mover: a subclass provides the fixture ``target`` and the limits of its protocol."""
 
     unnameable: ClassVar[tuple[str, ...]] = ()
     altered: ClassVar[tuple[str, ...]] = ()
@@ -141,7 +141,7 @@ class MoverContract:
         """Return the connection parameters for the way through the proxy."""
         return place.attrs_at(PROXY_HOST) | dict.fromkeys(TIMEOUTS, PATIENT) | more
 
-    # Where a file goes
+    # Final names
 
     def test_trailing_slash_keeps_the_name(self, place: MoverTarget, origin: Path, here: str) -> None:
         """With a trailing slash the file keeps its name, and missing directories are made."""
@@ -154,22 +154,22 @@ class MoverContract:
         move_it(origin, place.url(f"{here}/new/name"), place.attrs)
         assert place.files.tree(here) == {"new/name": origin.read_bytes()}
 
-    def test_existing_directory_takes_the_file_in(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """Without a trailing slash an existing directory takes the file in."""
+    def test_existing_directory_receives_the_file(self, place: MoverTarget, origin: Path, here: str) -> None:
+        """Without a trailing slash a file for an existing directory is placed inside it."""
         move_it(origin, place.url(f"{here}/first"), place.attrs)
         move_it(origin, place.url(here), place.attrs)
         assert set(place.files.tree(here)) == {"first", origin.name}
 
     def test_existing_file_is_replaced(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A file under the final name is replaced, by a longer and by a shorter one."""
+        """A file under the final name is replaced by a longer and by a shorter one."""
         for size in (10, 50_000, 0, 7):
             origin.write_bytes(os.urandom(size))
             move_it(origin, place.url(f"{here}/"), place.attrs)
             assert place.files.tree(here) == {origin.name: origin.read_bytes()}
 
     @pytest.mark.parametrize("known", [True, False])
-    def test_partial_of_an_earlier_try(self, place: MoverTarget, origin: Path, here: str, known: bool) -> None:
-        """What an earlier try of the same delivery left is replaced; what one of another left is not touched."""
+    def test_partial_of_earlier_attempt(self, place: MoverTarget, origin: Path, here: str, known: bool) -> None:
+        """The partial of an earlier attempt of the same delivery is replaced; those of others stay."""
         if place.scheme == "s3":
             pytest.skip("there are no partials")
         mark = PartialId.for_delivery("journal", "task", tried=known)
@@ -182,13 +182,13 @@ class MoverContract:
         assert place.files.tree(here)["f"] == origin.read_bytes()
 
     def test_large_file(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A file of many blocks arrives as it is."""
+        """A file of many blocks arrives unchanged."""
         origin.write_bytes(os.urandom(20_000_123))
         move_it(origin, place.url(f"{here}/"), place.attrs)
         assert place.files.read(f"{here}/{origin.name}") == origin.read_bytes()
 
     def test_odd_names(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
-        """Any name that the protocol can say arrives letter by letter; others are refused for good."""
+        """Names that the protocol can express arrive unchanged; others are permanently rejected."""
         sent = {}
         for number, name in enumerate(sorted(set(ODD_NAMES) - set(self.altered))):
             path = tmp_path / name
@@ -209,7 +209,7 @@ class MoverContract:
             assert place.files.tree(f"{here}/{name}") == {f"sub/{origin.name}": origin.read_bytes()}
 
     def test_copy_and_move(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """``copy`` keeps the origin, ``move`` removes it once the file is there."""
+        """``copy`` keeps the origin, ``move`` removes it after delivery."""
         content = origin.read_bytes()
         mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/copy"), place.attrs)
         mover.copy()
@@ -220,13 +220,13 @@ class MoverContract:
         assert place.files.tree(here) == {"copy": content, "moved": content}
 
     def test_missing_origin(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
-        """A missing origin is told as such, and makes nothing at the far end."""
+        """A missing origin raises ``OriginMissing``, and creates no file on the server."""
         with pytest.raises(OriginMissing):
             move_it(tmp_path / "none", place.url(f"{here}/"), place.attrs)
         assert place.files.tree(here) == {}
 
     def test_unreadable_origin(self, place: MoverTarget, here: str) -> None:
-        """An origin that fails while it is read is told as such, whatever the protocol makes of that."""
+        """An origin that fails during reading raises ``OriginUnreadable`` in every protocol."""
         failing = "/sys/class/net/lo/speed"  # its size is 4096, and no byte can be read
         try:
             Path(failing).read_bytes()
@@ -236,19 +236,19 @@ class MoverContract:
             pass
         with pytest.raises(OriginUnreadable, match=failing):
             move_it(failing, place.url(f"{here}/"), place.attrs)
-        assert all(map(is_partial, place.files.tree(here)))  # these are removed over the next connection
+        assert all(map(is_partial, place.files.tree(here)))  # removed over the next connection
 
-    def test_attrs_are_only_read(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """The connection parameters are the caller's, nested ones too."""
+    def test_attrs_are_not_changed(self, place: MoverTarget, origin: Path, here: str) -> None:
+        """The caller's connection parameters are not changed, nested ones included."""
         given = place.attrs | {"client_kwargs": dict(place.attrs.get("client_kwargs", {})), "num_ssh_retries": "2"}
         before = copy.deepcopy(given)
         move_it(origin, place.url(f"{here}/"), given)
         assert given == before
 
-    # Whole files only
+    # Complete files only
 
     def test_probe(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
-        """A connection that stands answers when it is asked; one that stalls is found out."""
+        """A working connection answers a probe; a stalled one is detected."""
         attrs = self.through(place, stall_timeout=3)
         mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/", PROXY_HOST), attrs)
         assert isinstance(mover, RemoteMover)
@@ -262,8 +262,8 @@ class MoverContract:
                 connection.probe()
         connection.close()
 
-    def test_ten_at_once(self, place: MoverTarget, tmp_path: Path, here: str, proxy: Proxy) -> None:
-        """Ten transfers at once give ten whole files, over no more connections than allowed."""
+    def test_ten_parallel_transfers(self, place: MoverTarget, tmp_path: Path, here: str, proxy: Proxy) -> None:
+        """Ten parallel transfers deliver ten complete files within the connection limit."""
         paths = [tmp_path / f"f{number}" for number in range(10)]
         for path in paths:
             path.write_bytes(os.urandom(300_000))
@@ -285,7 +285,7 @@ class MoverContract:
         assert proxy.connections[place.server.port] <= 3
 
     def test_readers_see_whole_files(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
-        """Whoever reads the final name at any moment gets one version or another, whole."""
+        """A reader of the final name always sees one complete version."""
         versions = [bytes([number]) * 1_000_000 for number in range(2)]
         paths = [tmp_path / str(number) for number in range(2)]
         for path, content in zip(paths, versions, strict=True):
@@ -310,7 +310,7 @@ class MoverContract:
 
     @pytest.mark.parametrize("position", [0, 60, 1500, 5000, 20_000, 120_000, 390_000])
     def test_cut_connection(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, position: int) -> None:
-        """After a cut at any byte there is the old file or the new one, and the next try leaves nothing else."""
+        """After a cut at any byte the old or the new file is complete, and the retry leaves no other file."""
         url = place.url(f"{here}/f", PROXY_HOST)
         attrs = self.through(place)
         old = origin.read_bytes()
@@ -329,7 +329,7 @@ class MoverContract:
 
     @pytest.mark.parametrize("position", [0, 200_000])
     def test_stall(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, position: int) -> None:
-        """A far end that says nothing any more ends the try in time, for now."""
+        """A server that stops responding ends the attempt within the timeout, as a temporary error."""
         origin.write_bytes(os.urandom(12_000_000))
         attrs = self.through(place) | dict.fromkeys(TIMEOUTS, 1.5)
         proxy.stall_after(position)
@@ -353,10 +353,10 @@ class MoverContract:
         assert place.files.read(f"{here}/f") == origin.read_bytes()
         until(lambda: proxy.open == 0, 5, "the idle connection is closed")
 
-    # What goes wrong
+    # Errors
 
-    def test_nobody_answers(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
-        """A far end that refuses connections is a temporary error."""
+    def test_connection_refused(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+        """A server that refuses connections is a temporary error."""
         proxy.refuse()
         with pytest.raises(ConnectionFailed) as caught:
             move_it(origin, place.url(f"{here}/", PROXY_HOST), self.through(place, num_ssh_retries=2))
@@ -371,7 +371,7 @@ class MoverContract:
         assert place.files.tree(here) == {origin.name: origin.read_bytes()}
 
     def test_restarted_server(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A server that was restarted between two transfers costs nobody a try."""
+        """A server restart between two transfers does not cost an attempt."""
         move_it(origin, place.url(f"{here}/a"), place.attrs)
         place.server.stop()
         place.server.start()
@@ -379,7 +379,7 @@ class MoverContract:
         assert set(place.files.tree(here)) == {"a", "b"}
 
     def test_idle_connection_is_lost(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
-        """A kept connection that was lost meanwhile, with or without a word, costs nobody a try."""
+        """The loss of an idle connection, with or without a reset, does not cost an attempt."""
         url = place.url(f"{here}/", PROXY_HOST)
         move_it(origin, url, self.through(place))
         proxy.cut()
@@ -408,8 +408,8 @@ class MoverContract:
             close_connections()
             until(lambda: _unused(disk), 10, "the server leaves the disk")
 
-    def test_refusal(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A directory where one may not write is an error that may pass, and tells nothing about its host."""
+    def test_unwritable_directory(self, place: MoverTarget, origin: Path, here: str) -> None:
+        """An unwritable directory is a temporary error that does not block other transfers to its host."""
         if not self.on_a_disk:
             pytest.skip("the server keeps its files in its own way")
         path = place.files.root / here / "locked"
@@ -437,17 +437,17 @@ class MoverContract:
         assert set(place.files.tree(here)) == {"f"}
 
     def test_wrong_login(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A wrong login is refused, for good."""
+        """A wrong login is permanently rejected."""
         if not self.checks_logins:
             pytest.skip("the server lets everybody in")
         with pytest.raises(AuthenticationFailed) as caught:
             move_it(origin, place.url(f"{here}/", login=place.wrong_login), place.attrs | place.wrong_attrs)
         assert not caught.value.temporary
 
-    def test_no_secret_is_told(
+    def test_no_secret_is_logged(
         self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """No password or key stands in a log line of any level, nor in an error or its traceback."""
+        """No password or key appears in a log line of any level, an error or its traceback."""
         caplog.set_level(1)
         for name in ("trollmoves", "paramiko", "paramiko.transport", "botocore", "boto3", "urllib3", "s3transfer"):
             caplog.set_level(1, name)
@@ -468,10 +468,10 @@ class MoverContract:
         text = "\n".join(told)
         assert [secret for secret in place.secrets if secret in text] == []
 
-    # What is kept, and what stays
+    # Connection reuse
 
     def test_one_connection_for_many_files(self, place: MoverTarget, tmp_path: Path, here: str, proxy: Proxy) -> None:
-        """A connection is kept for the next file."""
+        """A connection is reused for the next file."""
         for number in range(10):
             path = tmp_path / str(number)
             path.write_bytes(b"x" * number)
@@ -480,7 +480,7 @@ class MoverContract:
         assert proxy.connections[place.server.port] == 1
 
     def test_nothing_is_left_after_close(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """After ``close_connections`` there is no thread and no socket more than before."""
+        """``close_connections`` leaves no additional thread or socket."""
         move_it(origin, place.url(f"{here}/a"), place.attrs)
         close_connections()
         before = _threads_and_sockets()
@@ -497,7 +497,7 @@ class MoverContract:
 
 
 def _error_of(origin: Path, url: str, attrs: dict[str, Any]) -> TransferError | None:
-    """Deliver; return what went wrong, if anything."""
+    """Deliver a file; return the error, or None."""
     try:
         move_it(origin, url, attrs)
     except TransferError as error:
@@ -506,7 +506,7 @@ def _error_of(origin: Path, url: str, attrs: dict[str, Any]) -> TransferError | 
 
 
 def _unused(directory: Path) -> bool:
-    """Tell whether no process has a file open or its working directory there."""
+    """Return True if no process has an open file or its working directory below ``directory``."""
     for process in Path("/proc").glob("[0-9]*"):
         for link in (process / "cwd", *process.glob("fd/*")):
             with suppress(OSError):

@@ -68,7 +68,7 @@ def connect(stack: ExitStack, port: int) -> socket.socket:
 
 
 def was_cut(line: socket.socket) -> bool:
-    """Tell whether the other side has closed a connection."""
+    """Return True if the other side has closed a connection."""
     line.setblocking(False)
     try:
         while line.recv(1_000):
@@ -113,7 +113,7 @@ def test_a_connection_too_many_is_cut(
 
 
 def was_cut_soon(stack: ExitStack, port: int) -> bool:
-    """Tell whether a new connection is cut before it is greeted and told from one too many."""
+    """Return True if a new connection is cut before it is greeted and told from one too many."""
     line = connect(stack, port)
     line.settimeout(1.0)
     try:

@@ -104,13 +104,13 @@ def target(folder: Path, text: str) -> TargetOptions:
 
 
 def warnings(folder: Path, text: str) -> list[str]:
-    """Give the warnings about a file, without its name."""
+    """Return the warnings about a file, without its name."""
     path = written(folder, text)
     return [one.removeprefix(f"{path}: ") for one in read_dispatcher_config(path).warnings]
 
 
 def problem(folder: Path, text: str) -> str:
-    """Give what is wrong with a file of which nothing can be used."""
+    """Return what is wrong with a file of which nothing can be used."""
     path = written(folder, text)
     with pytest.raises(ConfigError) as caught:
         read_dispatcher_config(path)
@@ -118,7 +118,7 @@ def problem(folder: Path, text: str) -> str:
 
 
 def with_target(lines: str, indent: str = "  ") -> str:
-    """Give a YAML file with one target that hears of everything."""
+    """Return a YAML file with one target that hears of everything."""
     body = "\n".join(f"{indent}{line}" for line in lines.splitlines())
     return f"posttroll_subscriber: {{subscribe_addresses: [tcp://h:1]}}\nt:\n{body}\n"
 

@@ -82,7 +82,7 @@ def ours(data: Any, version: str | None = None, *, binary: bool = False) -> Mess
 
 
 def theirs(data: Any, version: str | None = None, *, binary: bool = False) -> str:
-    """Give the text of the same message of posttroll's."""
+    """Return the text of the same message of posttroll's."""
     message = posttroll.message.Message("/1b/hrit/0deg", "file", data, binary=binary)
     message.sender, message.time = "user@host", WHEN
     if version:
@@ -387,7 +387,7 @@ def test_random_bytes_raise_nothing_else() -> None:
 
 
 def times_faster(ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
-    """Give how many times faster one is than the other; in turns, least times: the machine only adds to them."""
+    """Return how many times faster one is than the other; in turns, least times: the machine only adds to them."""
 
     def once(work: Callable[[], Any]) -> float:
         started = time.thread_time()

@@ -216,7 +216,7 @@ def test_a_trunk_is_made_once_and_closed_by_the_last() -> None:
 
 
 def waits(thread: threading.Thread) -> bool:
-    """Tell whether a thread waits for another one."""
+    """Return True if a thread waits for another one."""
     frame = sys._current_frames().get(thread.ident or 0)
     return frame is not None and frame.f_code.co_name == "wait"
 

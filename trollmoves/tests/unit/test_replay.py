@@ -66,7 +66,7 @@ class Server:
         return answer | {"through": through, "messages": [self.text(n) for n in range(after + 1, through + 1)]}
 
     def text(self, number: int) -> str:
-        """Give an announcement, as an earlier process of the server made it, at an address of old."""
+        """Return an announcement, as an earlier process of the server made it, at an address of old."""
         mark = {"log": self.log, "number": number}
         data = {"uri": f"/in/{number}", "request_address": "of.old:1", "announcement": mark}
         return Message("/a", "file", data).encode()
@@ -110,11 +110,11 @@ class Client:
         until(lambda: answers, 2 * SOON)
 
     def numbers(self) -> list[int]:
-        """Give the numbers of what came although it was not heard."""
+        """Return the numbers of what came although it was not heard."""
         return [message.data["announcement"]["number"] for message in self.missed]
 
     def have(self) -> dict[str, int]:
-        """Give how far each log is had, as the journal says."""
+        """Return how far each log is had, as the journal says."""
         return {source.log: source.received_through for source in self.journal.sources("client")}
 
     def stop(self) -> None:
@@ -131,20 +131,20 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def path(stack: ExitStack) -> str:
-    """Give the path of a journal, in memory where that can be."""
+    """Return the path of a journal, in memory where that can be."""
     folder = stack.enter_context(TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     return os.path.join(folder, "a.journal")
 
 
 @pytest.fixture
 def server(stack: ExitStack) -> Server:
-    """Give a source."""
+    """Return a source."""
     return Server(stack)
 
 
 @pytest.fixture
 def client(stack: ExitStack, path: str) -> Client:
-    """Give a chain that never heard of anybody."""
+    """Return a chain that never heard of anybody."""
     return Client(stack, path)
 
 
@@ -158,7 +158,7 @@ def in_touch(client: Client, server: Server, number: int = 5) -> None:
 
 
 def at_rest(client: Client, server: Server, asked: int) -> bool:
-    """Tell whether a source was asked so many times, and is not asked any more."""
+    """Return True if a source was asked so many times, and is not asked any more."""
     until(lambda: len(server.asked) >= asked, SOON)
     client.settle(server)
     time.sleep(0.05)
@@ -166,7 +166,7 @@ def at_rest(client: Client, server: Server, asked: int) -> bool:
 
 
 def gone(port: int) -> bool:
-    """Tell whether nobody listens on a port."""
+    """Return True if nobody listens on a port."""
     with closing(socket.socket()) as one:
         return one.connect_ex((HOST, port)) != 0
 

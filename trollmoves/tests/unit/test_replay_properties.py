@@ -79,7 +79,7 @@ class Server:
         return Message.decode(Message("/a", "replay", answer).encode())
 
     def text(self, number: int) -> str:
-        """Give an announcement."""
+        """Return an announcement."""
         mark = {"log": self.log, "number": number}
         data = {"uri": f"/in/{number}", "request_address": self.address, "announcement": mark}
         return Message("/a", "file", data).encode()
@@ -135,7 +135,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.files.journal.add_tasks(tasks, sources)
 
     def noted(self, log: str, number: int) -> bool:
-        """Tell whether an announcement stands in the journal, or nobody may expect that."""
+        """Return True if an announcement stands in the journal, or nobody may expect that."""
         return (log, number) in self.excused or self.files.journal.find(CHAIN, "fetch", f"{log} {number}") is not None
 
     # -- what happens
@@ -201,11 +201,11 @@ class CatchUpMachine(RuleBasedStateMachine):
         question.answer = wrong.get(how) or server.answer(question.data, self.excused)
 
     def unanswered(self) -> list[Question]:
-        """Give the questions that no server has answered yet."""
+        """Return the questions that no server has answered yet."""
         return [one for one in self.wire.questions if one.answer is None]
 
     def answered(self) -> list[Question]:
-        """Give the questions whose answers are on their way."""
+        """Return the questions whose answers are on their way."""
         return [one for one in self.wire.questions if one.answer is not None]
 
     @precondition(lambda self: self.answered())

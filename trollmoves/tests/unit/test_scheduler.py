@@ -59,7 +59,7 @@ class House:
         return new
 
     def state(self, key: str, kind: str = "work") -> int | None:
-        """Give the state of a task in the journal, None when it is not there."""
+        """Return the state of a task in the journal, None when it is not there."""
         found = self.journal.find("chain", kind, key)
         return found.state if found else None
 
@@ -72,7 +72,7 @@ class House:
 
 @pytest.fixture
 def house() -> Iterator[House]:
-    """Give a journal with workers, in memory where that can be."""
+    """Return a journal with workers, in memory where that can be."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         house = House(folder)
         yield house

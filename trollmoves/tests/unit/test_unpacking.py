@@ -43,7 +43,7 @@ SUFFIXES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2"}
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """Give an empty directory to unpack in."""
+    """Return an empty directory to unpack in."""
     path = tmp_path / "target"
     path.mkdir()
     return path
@@ -690,7 +690,7 @@ def test_kill_with_program_running(tmp_path: Path, target: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether there is such a process that has not ended."""
+    """Return True if there is such a process that has not ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -730,7 +730,7 @@ def test_memory(tmp_path: Path, target: Path) -> None:
 
 @pytest.fixture
 def segment(tmp_path: Path) -> Path:
-    """Give a packed segment."""
+    """Return a packed segment."""
     path = tmp_path / "H-000-C_"
     path.write_bytes(b"segment")
     return path
