@@ -1,31 +1,48 @@
-# make            what there is
-# make demo       see it work
-# make test       run all tests
-# make bench      time it beside 0.19.0
+# make            list the targets
+# make demo       a server and a client at work
+# make test       all tests
+# make test-fast  unit and integration tests
+# make coverage   all tests with coverage, child processes included
+# make bench      measure the speed, compared with 0.19.0
 
 VENV = .venv
-PYTHON =#       the newest that is found; make PYTHON=/usr/bin/python3.11 takes another one for a new venv
-BENCH = --old#  what to measure: see python -m benchmarks --help
+PYTHON =#       default: the newest one; make PYTHON=/usr/bin/python3.11 uses another one for a new venv
+BENCH = --old#  benchmarks to run: see python -m benchmarks --help
 PYTEST =#       arguments for pytest: make test PYTEST="-k journal -x"
-JOBS = 4#       tests at once: they wait more than they work; make test JOBS=0 runs them in one process, for a debugger
+JOBS = 4#       concurrent tests, which mostly wait; make test JOBS=0 runs them in one process, for a debugger
+FAST = trollmoves/tests/unit trollmoves/tests/integration
+PROSE = docs#   parts that make lint checks: code docs tests
 
 DEFINES = pyproject.toml setup.py trollmoves/__init__.py $(wildcard bin/*.py)
+RUN_TESTS = -m pytest -n $(JOBS) --dist worksteal
 .DEFAULT_GOAL = help
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test test-fast coverage bench lint clean
 
 help:
-	@echo "make demo    a server, a client and 1,500 satellite files on this machine, half a minute"
-	@echo "make test    all tests;  make test PYTEST='-k journal'  some of them"
-	@echo "make bench   how fast it is on this machine, beside 0.19.0; make bench BENCH='burst steady'  some of it"
-	@echo "make lint    format, style and types"
-	@echo "make clean   remove what these made"
+	@echo "make demo       a server, a client and 1,500 satellite files on this machine, half a minute"
+	@echo "make test       all tests;  make test PYTEST='-k journal'  some tests"
+	@echo "make test-fast  unit and integration tests"
+	@echo "make coverage   all tests with branch coverage, child processes included; prints the report"
+	@echo "make bench      speed on this machine, compared with 0.19.0;  make bench BENCH='burst steady'  some benchmarks"
+	@echo "make lint       format, style, types and prose"
+	@echo "make clean      remove the files that these targets create"
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/python examples/demo/demo.py
 
 test: $(VENV)/.dev
 	@.ci/setup packages
-	@NEWEST_PYTHON="$$(.ci/setup python newest)" $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST)
+	@NEWEST_PYTHON="$$(.ci/setup python newest)" $(VENV)/bin/python $(RUN_TESTS) $(PYTEST)
+
+test-fast: $(VENV)/.dev
+	@.ci/setup packages
+	@NEWEST_PYTHON="$$(.ci/setup python newest)" $(VENV)/bin/python $(RUN_TESTS) $(FAST) $(PYTEST)
+
+coverage: $(VENV)/.dev
+	@.ci/setup packages
+	@rm -rf .coverage && mkdir .coverage
+	@NEWEST_PYTHON="$$(.ci/setup python newest)" $(VENV)/bin/coverage run $(RUN_TESTS) $(PYTEST); status=$$?; \
+		$(VENV)/bin/coverage combine -q && $(VENV)/bin/coverage report && exit $$status
 
 bench: $(VENV)/.bench
 	@.ci/setup packages
@@ -35,12 +52,13 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python .ci/check_prose.py $(PROSE)
 
 clean:
-	rm -rf .venv* .demo .end-to-end .tox build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv* .demo .end-to-end .tox .coverage build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# A stamp is as old as the last installation with these extras.
+# The age of a stamp is that of the last installation with these extras.
 $(VENV)/.demo: $(DEFINES)
 	@.ci/setup venv $(VENV) all $(PYTHON)
 	@touch $@

@@ -1,4 +1,4 @@
-"""The commands in bin/ are installed under their own names; everything else stands in pyproject.toml."""
+"""Install the commands in bin/ under their own names; pyproject.toml contains everything else."""
 
 from glob import glob
 

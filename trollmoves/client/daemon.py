@@ -95,7 +95,7 @@ class Client(Daemon[ClientOptions]):
 
     role = "client"
     options = ClientOptions
-    compact_body = {KIND: compact_body, "republish": drop_body, "unpack": drop_body}
+    compactors = {KIND: compact_body, "republish": drop_body, "unpack": drop_body}
 
     def make_chain(self, options: ClientOptions, house: Runtime) -> Chain:
         """Make the chain of one section."""

@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 
 from trollmoves.config import options, secrets
 from trollmoves.config.options import PREFIX, ChainOptions, Option, ProcessOptions, SharedOptions
-from trollmoves.config.secrets import MASK
 from trollmoves.config.sections import DEFAULT, Diagnostics, read_process, read_section
 from trollmoves.errors import ConfigError
 from trollmoves.net import urls
+from trollmoves.net.urls import MASK
 
 MAX_FILE_SIZE = 2**22  # bytes of a configuration file; what is larger is something else
 

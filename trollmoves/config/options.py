@@ -1,11 +1,11 @@
-"""The options of every daemon, declared once.
+"""The options of all daemons.
 
-Each field of the classes below is one option: its name, how its text is read, its default as it would stand in a file,
-and what it means. From this table come the reading of files, the warnings about unknown names, and the reference page
+Each field of the classes below is one option: its name, parser, default (as text in a file) and help. These tables are
+used to parse files, to warn about unknown names, and to write the reference page
 (``python -m trollmoves.config.options > doc/options.md``).
 
-An instance is one section of a file, read and checked. None of them is ever changed, so any thread may use it. Their
-``repr`` shows no value, since some are secrets.
+An instance is one validated section of a file. Instances are immutable, so thread-safe. Their ``repr`` shows no
+values, since some are secrets.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ PREFIX = "connection_parameters__"
 
 
 class Option(NamedTuple):
-    """What is known about one option."""
+    """The declaration of one option."""
 
     parse: Callable[[str], object]
-    default: str | None  # as it would stand in a file; None when there is none
+    default: str | None  # as text in a file; None without a default
     help: str
     required: bool = False
     secret: bool = False
 
 
-def _option(parse: Callable[[str], T], default: str, meaning: str, *, secret: bool = False) -> T:
-    return cast(T, _field(Option(parse, default, meaning, secret=secret)))
+def _option(parse: Callable[[str], T], default: str, help_text: str, *, secret: bool = False) -> T:
+    return cast(T, _field(Option(parse, default, help_text, secret=secret)))
 
 
-def _required(parse: Callable[[str], T], meaning: str) -> T:
-    return cast(T, _field(Option(parse, "", meaning, required=True)))
+def _required(parse: Callable[[str], T], help_text: str) -> T:
+    return cast(T, _field(Option(parse, "", help_text, required=True)))
 
 
-def _optional(parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T | None:
-    return cast(T | None, _field(Option(parse, None, meaning, secret=secret)))
+def _optional(parse: Callable[[str], T], help_text: str, *, secret: bool = False) -> T | None:
+    return cast(T | None, _field(Option(parse, None, help_text, secret=secret)))
 
 
 def _field(option: Option) -> object:
@@ -58,72 +58,68 @@ def _field(option: Option) -> object:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SharedOptions:
-    """What [DEFAULT] says for the process, and a section may say for itself."""
+    """Options of the process that a section may override."""
 
-    bind_address: str = _option(parsers.host, "*", "address that the ports are opened on; `*` is every address")
-    allowed_clients: client_allowlist.ClientAllowlist = _option(  # noqa: RUF009  (it makes a field)
+    bind_address: str = _option(parsers.host, "*", "address to listen on; `*` is all addresses")
+    allowed_clients: client_allowlist.ClientAllowlist = _option(  # noqa: RUF009  (returns a field)
         lambda value: client_allowlist.parse_allowlist(parsers.word_list(value)),
         "",
-        "who may ask: addresses, networks (`192.0.2.0/24`) and, with CURVE, names of keys or public keys; an address "
-        "must be one of them, and where keys stand, the key too; without it anyone may",
+        "clients that may send requests: addresses, networks (`192.0.2.0/24`) and, with CURVE, names of keys or public "
+        "keys; with addresses and keys a client must match one of each; without it all clients",
     )
-    max_transfers_per_host: int = _option(
-        parsers.integer(1, 1000), "4", "transfers at one time to one destination host"
-    )
+    max_transfers_per_host: int = _option(parsers.integer(1, 1000), "4", "concurrent transfers to one destination host")
     retry_for: float = _option(
         parsers.seconds,
         "604800",
-        "seconds for which a file that cannot be had is asked for again; the default is 7 days",
+        "seconds during which a failed file is retried; the default is 7 days",
     )
 
     def details(self) -> Iterable[tuple[str, object]]:
-        """Give what ``--check`` shows beside the options in the table: a name and a value for each line."""
+        """Return names and values that ``--check`` shows in addition to the options."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions(SharedOptions):
-    """What stands in [DEFAULT] for the whole process."""
+    """Options in [DEFAULT] for the whole process."""
 
     journal: str = _option(
         parsers.text,
         "",
-        "file that remembers what is done and what is still to do; without it a file for each configuration in "
+        "database of pending and finished tasks; without it one file per configuration in "
         "`$STATE_DIRECTORY`, `$XDG_STATE_HOME/trollmoves` or `~/.local/state/trollmoves`",
     )
     synchronous: str = _option(
         parsers.choice("normal", "full"),
         "normal",
-        "`full`: what is noted in the journal survives a power cut too, and is written more slowly",
+        "`full`: the journal survives a power failure too, but writes are slower",
     )
-    keep_finished: float = _option(parsers.days, "7", "days for which the journal keeps what is done")
+    keep_finished: float = _option(parsers.days, "7", "days that finished tasks are kept in the journal")
     max_finished: int = _option(
         parsers.integer(1000, 1_000_000_000),
         "5000000",
-        "tasks that are done kept at most in the journal, whatever their age; up to five for each file",
+        "maximum number of finished tasks in the journal, of any age; up to five per file",
     )
-    keep_announcements: float = _option(
-        parsers.days, "7", "days for which announcements are kept for peers to catch up"
-    )
+    keep_announcements: float = _option(parsers.days, "7", "days that announcements are kept for clients to catch up")
     max_announcements: int = _option(
-        parsers.integer(0, 1_000_000_000), "1000000", "announcements of a section kept at most, whatever their age"
+        parsers.integer(0, 1_000_000_000), "1000000", "maximum number of announcements kept per section, of any age"
     )
     stop_timeout: float = _option(
         parsers.seconds,
         "10",
-        "seconds that running transfers are given at a stop; the rest is done after the next start",
+        "seconds to wait for running transfers at shutdown; unfinished ones are repeated after the next start",
     )
-    workers: int = _option(parsers.integer(1, 1000), "16", "transfers at one time")
+    workers: int = _option(parsers.integer(1, 1000), "16", "concurrent transfers")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ChainOptions(SharedOptions):
-    """What every section has."""
+    """Options of every section."""
 
     role: ClassVar[str]
     name: str
     priority: int = _option(
-        parsers.integer(-1000, 1000), "0", "what waits for a worker goes before that of sections with a lower priority"
+        parsers.integer(-1000, 1000), "0", "pending tasks run before those of sections with a lower priority"
     )
 
     def __repr__(self) -> str:
@@ -132,64 +128,66 @@ class ChainOptions(SharedOptions):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ServerOptions(ChainOptions):
-    """One chain of a server: the files it announces, and how it hands them out."""
+    """One chain of a server: the files it announces, and how it delivers them."""
 
     role = "server"
     topic: str = _required(parsers.subject, "subject of the announcements")
     origin: str | None = _optional(
         parsers.text,
-        "files to announce: directory and file name, with fields in trollsift's syntax, in the directory too; "
+        "files to announce: directory and file name; both may contain fields in trollsift's syntax; "
         "this or `listen` is required",
     )
     listen: str | None = _optional(
-        parsers.subject, "instead of `origin`: subject of messages about files on this host, which are announced again"
+        parsers.subject, "instead of `origin`: subject of messages about files on this host, to announce these files"
     )
     services: tuple[str, ...] = _option(
-        parsers.word_list, "", "with `listen`: the services to listen to; without it any"
+        parsers.word_list, "", "with `listen`: services to subscribe to; without it all"
     )
     topics: tuple[str, ...] = _option(
-        parsers.word_list, "", "with `listen`: the subjects to listen to, instead of its value"
+        parsers.word_list, "", "with `listen`: subjects to subscribe to, instead of its value"
     )
-    addresses: tuple[str, ...] = _option(parsers.word_list, "", "with `listen`: the publishers, as `tcp://host:port`")
+    addresses: tuple[str, ...] = _option(
+        parsers.word_list, "", "with `listen`: publishers to connect to, as `tcp://host:port`"
+    )
     nameserver: str | Literal[False] = _option(
-        parsers.nameserver, "localhost", "with `listen`: host of the name server; `False` is none"
+        parsers.nameserver, "localhost", "with `listen`: host of the name server; `False` disables it"
     )
-    addr_listener: bool = _option(parsers.boolean, "true", "with `listen`: follow services that come later")
+    addr_listener: bool = _option(parsers.boolean, "true", "with `listen`: subscribe to services that start later")
     timeout: float = _option(parsers.seconds, "10", "with `listen`: seconds to wait for the name server")
     translate: bool = _option(
         parsers.boolean,
         "false",
-        "with `listen`: accepted; where a file is, its `uri` says, and not the sender of the message",
+        "with `listen`: accepted, without effect: the location of a file is its `uri`, not the sender of the message",
     )
     request_port: int | None = _optional(
         parsers.port,
-        "port for requests; without it a message tells where the file can be read (remote file system mode)",
+        "port for requests; without it messages contain the location of the file (remote file system mode)",
     )
     request_address: str | None = _optional(
-        parsers.host, "host that announcements name for requests; without it this host's address"
+        parsers.host, "host in announcements to send requests to; without it the address of this host"
     )
     allowed_destinations: tuple[destination_allowlist.DestinationPattern, ...] = _option(
         lambda value: tuple(map(destination_allowlist.parse_pattern, parsers.word_list(value))),
         "",
-        "where requests may have files sent: `scheme://host[:port]/path` or a path on this host, and all below; `*` in "
-        "host or path; without it anywhere that this host can reach",
+        "destinations that requests may name: `scheme://host[:port]/path` or a path on this host, including all "
+        "directories below; `*` is allowed in host and path; without it all destinations",
     )
     external_symlinks: str = _option(
         parsers.choice("owned", "all", "none"),
         "owned",
-        "with `origin`: symbolic links in it that lead out of it: `all` are announced, `none` is, or those `owned` by "
-        "the server's user, by root, or by the owner of the file",
+        "with `origin`: symbolic links to files outside it to announce: `all`, `none`, or those `owned` by the user of "
+        "the server, by root, or by the owner of the file",
     )
-    station: str = _option(parsers.text, "unknown", "what the answer to a `ping` tells")
-    info: dict[str, str | list[str]] = _option(  # noqa: RUF009  (it makes a field)
+    station: str = _option(parsers.text, "unknown", "station name in the reply to a `ping`")
+    info: dict[str, str | list[str]] = _option(  # noqa: RUF009  (returns a field)
         parsers.info, "", "metadata to add to announcements: `key=value;key2=a,b`; a comma makes a list"
     )
     compression: str | None = _optional(
-        parsers.choice_or_none("xrit", "bzip"), "unpack files before they are announced: `xrit` or `bzip`"
+        parsers.choice_or_none("xrit", "bzip"), "unpack files before announcing them: `xrit` or `bzip`"
     )
     prog: str | None = _optional(parsers.text, "path of xRITDecompress; without it that in `$PATH`")
     working_directory: str | None = _optional(
-        parsers.text, "where unpacked files go; without it the system's temporary directory"
+        parsers.text, "directory for unpacked files; without it the temporary directory of the system"
     )
     unpack: str | None = _optional(
         parsers.choice_or_none("tar", "zip"),
@@ -198,103 +196,106 @@ class ServerOptions(ChainOptions):
     delete: bool = _option(
         parsers.boolean,
         "false",
-        "remove a file when it was delivered or a client said that it needs it no more; with `compression` the packed "
-        "file goes when it is unpacked",
+        "remove a file after its delivery or when a client no longer needs it; with `compression` the packed file is "
+        "removed after unpacking",
     )
     remove_delay: float = _option(parsers.seconds, "30", "seconds before a file is removed")
     watchdog_timeout: float = _option(
-        parsers.positive_seconds, "1.0", "seconds between two looks at a polled directory (`-w`)"
+        parsers.positive_seconds, "1.0", "seconds between scans of a polled directory (`-w`)"
     )
     connection_parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ClientOptions(ChainOptions):
-    """One chain of a client: whom it hears, and where its files go."""
+    """One chain of a client: its providers and its destination."""
 
     role = "client"
     providers: tuple[parsers.ProviderAddress, ...] = _required(
         parsers.providers,
-        "servers, mirrors and peer clients: `host:port`, or `host:port/topic` for one with a topic of its own",
+        "servers, mirrors and peer clients: `host:port`, or `host:port/topic` with another topic than `topic`",
     )
     destination: str = _required(
         parsers.text,
-        "URL of the directory that files are sent to, with fields of the metadata in it; schemes: none or `file`, "
-        "`ftp`, `ftps`, `scp`, `sftp`, `s3`",
+        "URL of the directory to deliver files to; it may contain metadata fields; schemes: none or `file`, `ftp`, "
+        "`ftps`, `scp`, `sftp`, `s3`",
     )
-    topic: str = _option(
-        parsers.subject, "", "start of the subjects to take from all providers without a topic of their own"
-    )
+    topic: str = _option(parsers.subject, "", "prefix of the subjects to accept, for providers without `/topic`")
     login: str | None = _optional(
-        secrets.resolve, "`user[:password]` for the destination; stands in requests only", secret=True
+        secrets.resolve, "`user[:password]` for the destination; only sent in requests", secret=True
     )
-    publish_port: int = _option(parsers.integer(0, 65535), "0", "port for the messages this chain publishes; 0 is any")
-    nameservers: Nameservers = _optional(  # noqa: RUF009  (it makes a field)
-        parsers.nameservers, "hosts of the name servers to tell of that port; `False` is none, without it multicast"
+    publish_port: int = _option(parsers.integer(0, 65535), "0", "port to publish messages on; 0 is any free port")
+    nameservers: Nameservers = _optional(  # noqa: RUF009  (returns a field)
+        parsers.nameservers,
+        "hosts of the name servers for that port; `False` disables them, without it multicast",
     )
-    heartbeat: bool = _option(parsers.boolean, "true", "follow the heartbeats of the providers")
+    heartbeat: bool = _option(parsers.boolean, "true", "process the heartbeats of the providers")
     heartbeat_alarm_scale: float = _option(
-        parsers.number, "0", "connect again after so many intervals without a heartbeat; 0 is never"
+        parsers.number, "0", "reconnect after this number of heartbeat intervals without a heartbeat; 0 is never"
     )
     compression: str | None = _optional(
         parsers.choice_or_none("tar", "xrit", "bzip"),
-        "unpack files that arrived: `tar`, `xrit` or `bzip`, by their names",
+        "unpack received files with matching names: `tar`, `xrit` or `bzip`",
     )
     xritdecompressor: str | None = _optional(parsers.text, "path of xRITDecompress; without it that in `$PATH`")
-    block_size: int = _option(parsers.integer(1, 2**30), "4096", "bytes that are unpacked at a time")
-    delete: bool = _option(parsers.boolean, "false", "remove the archive after it was unpacked")
-    req_timeout: float = _option(parsers.positive_seconds, "1", "seconds to wait for a short answer of a server")
+    block_size: int = _option(parsers.integer(1, 2**30), "4096", "block size in bytes for unpacking")
+    delete: bool = _option(parsers.boolean, "false", "remove archives after unpacking")
+    req_timeout: float = _option(parsers.positive_seconds, "1", "seconds to wait for a short reply of a server")
     transfer_req_timeout: float = _option(
         parsers.positive_seconds,
         "10",
-        "seconds to wait for the answer to a request; a longer transfer is delivered all the same",
+        "seconds to wait for the reply to a request; longer transfers are delivered nevertheless",
     )
-    create_target_directory: bool = _option(parsers.boolean, "true", "make a destination directory on this host")
-    ftp_root: str = _option(parsers.text, "/", "what stands on this host before the destination's path")
+    create_target_directory: bool = _option(parsers.boolean, "true", "create a destination directory on this host")
+    ftp_root: str = _option(parsers.text, "/", "path on this host that precedes the path of the destination")
     backup_targets: tuple[str, ...] = _option(
-        parsers.word_list, "", "hosts to try when the destination's own does not answer, with its user and port"
+        parsers.word_list, "", "hosts to try if the host of the destination is unavailable, with the same user and port"
     )
     processing_delay: float = _option(parsers.seconds, "0", "seconds that a hot spare waits for its peer")
     takeover_after: float = _option(
-        parsers.positive_seconds, "30", "seconds after a peer's last word about a file until a hot spare takes it over"
+        parsers.positive_seconds,
+        "30",
+        "seconds without a message of the peer about a file before a hot spare takes over",
     )
     replacements: dict[str, parsers.MetadataReplacement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MirrorOptions(ClientOptions, ServerOptions):
-    """One chain of a mirror: a client's and a server's options in one section."""
+    """One chain of a mirror: options of a client and of a server in one section."""
 
     role = "mirror"
     topic: str = _required(parsers.subject, "subject of the announcements")
     client_topic: str = _option(
-        parsers.subject, "", "start of the subjects to take from the providers; without it that of `topic`"
+        parsers.subject, "", "prefix of the subjects to accept from the providers; without it `topic`"
     )
     request_port: int | None = cast(
         "int | None", _field(Option(parsers.port, None, "port for requests", required=True))
     )
     destination: str = _option(
-        parsers.text, "", "URL of the directory that files are fetched to; without it one in the working directory"
+        parsers.text, "", "URL of the directory to fetch files to; without it a directory in the working directory"
     )
-    delay: float = _option(parsers.seconds, "0", "seconds before something heard is announced again")
+    delay: float = _option(parsers.seconds, "0", "seconds between receiving and republishing an announcement")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DispatcherOptions(ProcessOptions):
-    """What a dispatcher has beside: whom all its targets hear."""
+    """Options of a dispatcher process: the publishers for all its targets."""
 
-    subscribe_addresses: tuple[str, ...] = _option(parsers.word_list, "", "publishers to hear, as `tcp://host:port`")
+    subscribe_addresses: tuple[str, ...] = _option(
+        parsers.word_list, "", "publishers to connect to, as `tcp://host:port`"
+    )
     nameserver: str | Literal[False] = _option(
-        parsers.nameserver, "localhost", "host of the name server that knows the publishers; `False` is none"
+        parsers.nameserver, "localhost", "host of the name server to ask for publishers; `False` disables it"
     )
     subscribe_services: tuple[str, ...] = _option(
-        parsers.word_list, "", "services to hear of those that the name server knows; without it all"
+        parsers.word_list, "", "services of the name server to subscribe to; without it all"
     )
 
 
 @dataclass(frozen=True)
 class Alias:
-    """What stands for the values of a metadata item when names are composed, under this name."""
+    """Replacements for the values of metadata item ``key``, available under ``name`` when paths are composed."""
 
     key: str
     name: str
@@ -303,7 +304,7 @@ class Alias:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DispatchConfig:
-    """One way to a target: which messages take it, and where it leads. ``host`` has no fields, the others may."""
+    """One route of a target: its messages and its destination. ``directory`` and ``filepattern`` may have fields."""
 
     topics: tuple[str, ...] = ()
     conditions: Conditions | None = None
@@ -315,36 +316,36 @@ class DispatchConfig:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TargetOptions(ChainOptions):
-    """One target of a dispatcher. Host, directory and name are in each of its ``dispatch_configs`` as they count."""
+    """One target of a dispatcher. Its ``dispatch_configs`` have the effective host, directory and file pattern."""
 
     role = "dispatcher"
     host: str = _option(
         parsers.text,
         "",
-        "URL of the host, as `sftp://user@host:22`, without directory; without it, or with a host that has no "
-        "`scheme://`, files go to this host",
+        "URL of the host, as `sftp://user@host:22`, without directory; without it, or without `scheme://`, files are "
+        "delivered to this host",
     )
-    login: str | None = _optional(secrets.resolve, "`user[:password]` for hosts whose URL names no user", secret=True)
-    directory: str = _option(parsers.text, "", "directory there, with fields of the metadata in it")
+    login: str | None = _optional(secrets.resolve, "`user[:password]` for hosts without a user in the URL", secret=True)
+    directory: str = _option(parsers.text, "", "directory on the host; it may contain metadata fields")
     filepattern: str = _option(
-        parsers.text, "", "name that a file gets there, with fields of the metadata in it; without it its own"
+        parsers.text, "", "file name on the host; it may contain metadata fields; without it the name is kept"
     )
     publish_topic: str = _option(
         parsers.subject,
         "",
-        "with `-p`: subject, with fields of the metadata in it, of the messages about delivered files",
+        "with `-p`: subject of the messages about delivered files; it may contain metadata fields",
     )
     origin: str = _option(
         parsers.text,
         "",
-        "files to deliver as they appear, instead of listening to messages: directory and file name, with fields in "
-        "trollsift's syntax",
+        "new files to deliver, instead of subscribing to messages: directory and file name, with fields in trollsift's "
+        "syntax",
     )
     connection_parameters: dict[str, Any] = field(default_factory=dict)
     dispatch_configs: tuple[DispatchConfig, ...] = ()
 
     def details(self) -> Iterable[tuple[str, object]]:
-        """Give what each dispatch config takes."""
+        """Return the topics of each dispatch config."""
         for number, config in enumerate(self.dispatch_configs, start=1):
             when = "" if config.conditions is None else ", under conditions"
             yield f"dispatch_configs {number}", f"{'every file' if self.origin else ' '.join(config.topics)}{when}"
@@ -360,13 +361,13 @@ _BY_KIND: Mapping[type, Callable[[str], object]] = MappingProxyType(
     }
 )
 
-# Spellings from before connection_parameters; each is read as the parameter of its name.
+# Spellings from before connection_parameters; each sets the parameter of the same name.
 LEGACY_SPELLINGS = ("connection_uptime", "ssh_key_filename", "ssh_connection_timeout", "ssh_private_key_file")
 
-# They stand in old files and have no effect: the publishing port of a server is an argument of its command.
+# Options of old files, without effect: the publishing port of a server is an argument of its command.
 LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_skip_levels")
 
-# Of a server or a client, and nothing for a mirror: it hears its providers only, and publishes on one port for all.
+# Without effect in a mirror: it subscribes to its providers only and publishes on one port for all chains.
 NOT_OF_A_MIRROR = (
     *("origin", "listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "translate"),
     *("unpack", "watchdog_timeout", "processing_delay", "takeover_after", "publish_port", "nameservers"),
@@ -374,19 +375,19 @@ NOT_OF_A_MIRROR = (
 
 
 def options_of(role: type[SharedOptions]) -> dict[str, Option]:
-    """Return the options of a role by their names, its own before those it has from others."""
+    """Return the options of a role by name, those of the class before inherited ones."""
     found = {item.name: item.metadata["option"] for item in fields(role) if "option" in item.metadata}
     own = [name for name in found if name in inspect.get_annotations(role)]
     return {name: found[name] for name in [*own, *(name for name in found if name not in own)]}
 
 
 def takes_parameters(role: type[SharedOptions]) -> bool:
-    """Tell whether a section of this role has connection parameters."""
+    """Return True if sections of this role have connection parameters."""
     return "connection_parameters" in {item.name for item in fields(role)}
 
 
 def parameters() -> dict[str, Option]:
-    """Return the connection parameters by their names: the movers' own table, read as a file is."""
+    """Return the connection parameters by name, from the option table of the movers."""
     return {
         item.name: Option(
             secrets.resolve if item.secret else _checked(item.check) if item.check else _BY_KIND[item.kind],
@@ -399,21 +400,21 @@ def parameters() -> dict[str, Option]:
 
 
 def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
-    """Return a function that reads a text that a check raises no ValueError about."""
+    """Return a parser that returns the text if ``check`` raises no ValueError."""
 
-    def read(value: str) -> str:
+    def parse(value: str) -> str:
         check(value)
         return value
 
-    return read
+    return parse
 
 
 def reference_page() -> str:
     """Return the reference page of all options, as Markdown."""
     lines = [_INTRODUCTION]
-    for title, text, role, shown_elsewhere in _CHAPTERS:
+    for title, text, role, other_chapters in _CHAPTERS:
         lines += [f"## {title}", "", text, ""]
-        skipped = {name for other in shown_elsewhere for name in options_of(other)} - set(inspect.get_annotations(role))
+        skipped = {name for other in other_chapters for name in options_of(other)} - set(inspect.get_annotations(role))
         lines += _rows((name, option) for name, option in options_of(role).items() if name not in skipped)
     lines += ["## Connection parameters", "", _PARAMETERS_TEXT, ""]
     lines += _rows(parameters().items())
@@ -439,14 +440,14 @@ _INTRODUCTION = """\
 
 <!-- Written by `python -m trollmoves.config.options > doc/options.md`; change the table in that module instead. -->
 
-Server, client and mirror read an INI file, the dispatcher that or YAML: one section is one chain, and `[DEFAULT]`
-holds what is the same for all. Names are not case-sensitive. There is no interpolation: a `%` is a `%`. A comment has
-a line of its own that starts with `#` or `;`. An option without a value counts as absent. Truth is `true`, `yes`,
-`on`, `1` or `false`, `no`, `off`, `0`; lists are cut at blanks and commas; times are in seconds unless the table says
-otherwise.
+Server, client and mirror read an INI file, the dispatcher reads INI or YAML. Each section is one chain; `[DEFAULT]`
+contains values for all sections. Names are not case-sensitive. `%` has no special meaning. Comments are
+separate lines that start with `#` or `;`. An option without a value counts as absent. Booleans are `true`, `yes`,
+`on`, `1` or `false`, `no`, `off`, `0`. Lists are separated by blanks and commas. Times are in seconds unless the table
+says otherwise.
 
-A section that cannot be used is told with its file, section and option, and does not keep the others from running. An
-unknown option is told too, with the one that was probably meant. `--check` prints what would run.
+An invalid section is reported with its file, section and option; the other sections run. An unknown option is reported
+with the most similar known name. `--check` prints the resulting configuration.
 """
 
 
@@ -458,24 +459,24 @@ _CHAPTERS: tuple[tuple[str, str, type[SharedOptions], tuple[type[SharedOptions],
     ("The process", "In `[DEFAULT]`, for the whole process.", ProcessOptions, (SharedOptions,)),
     (
         "The process, or one section",
-        "In `[DEFAULT]` for all, or in a section for itself.",
+        "In `[DEFAULT]` for all sections, or in one section.",
         SharedOptions,
         (),
     ),
     ("Server", "A section of `move_it_server.py`.", ServerOptions, (SharedOptions,)),
     (
         "Client",
-        "A section of `move_it_client.py`. **Any other name** replaces the metadata item of that name in what the "
-        "client publishes, where the message has it: `sensor = abi` by a text, `satellite = G16:GOES-16|G17:GOES-17` "
-        "by a map. A value that is not in the map stays. A list is never looked up in a map. The options of this table "
-        "replace nothing.",
+        "A section of `move_it_client.py`. **Any other name** replaces the metadata item of that name in the messages "
+        "that the client publishes, if the message has it: `sensor = abi` by a text, "
+        "`satellite = G16:GOES-16|G17:GOES-17` by a map. Values that are not in the map, and lists, are kept. The "
+        "options of this table replace nothing.",
         ClientOptions,
         (SharedOptions,),
     ),
     (
         "Mirror",
-        "A section of `move_it_mirror.py` takes the client's options and the server's; what both have means what it "
-        f"means for the client. Without effect are {_listed(NOT_OF_A_MIRROR)}. These are its own, or differ:",
+        "A section of `move_it_mirror.py` has the options of client and server; an option of both means the same as "
+        f"for the client. Without effect are {_listed(NOT_OF_A_MIRROR)}. Additional or different options:",
         MirrorOptions,
         (ClientOptions, ServerOptions),
     ),
@@ -495,18 +496,18 @@ _CHAPTERS: tuple[tuple[str, str, type[SharedOptions], tuple[type[SharedOptions],
 )
 
 _PARAMETERS_TEXT = """\
-For the transfers of servers, mirrors and dispatchers. In a file each stands with `connection_parameters__` before
-its name, as in `connection_parameters__ssh_key_filename = /home/sat/.ssh/id_ed25519`; a further `__` leads into a
+For the transfers of servers, mirrors and dispatchers. In a file, each name has the prefix `connection_parameters__`,
+as in `connection_parameters__ssh_key_filename = /home/sat/.ssh/id_ed25519`; a further `__` separates the names of a
 group, as in `connection_parameters__client_kwargs__endpoint_url = https://s3.site.org`. Names that are not listed
-are told, and handed on: `0`, `false`, `1` and `true` as booleans, all else as text.
+cause a warning and are passed to the mover: `0`, `false`, `1` and `true` as booleans, all other values as text.
 
-A secret may stand elsewhere: the value of `login`, `password`, `ssh_key_passphrase`, `key`, `secret`, `token`, and of
-any name that sounds like one of these, may be `file:/path` or `env:NAME`; see [security](security.md)."""
+Secrets may be kept outside the file: the value of `login`, `password`, `ssh_key_passphrase`, `key`, `secret`, `token`,
+and of similar names, may be `file:/path` or `env:NAME`; see [security](security.md)."""
 
 _OLD_TEXT = """\
-Without `connection_parameters__` before them, these are still read as the parameters of these names: {folded}.
+These connection parameters are also accepted without the prefix `connection_parameters__`: {folded}.
 
-These stand in old files and have no effect on a server: {ignored}."""
+These options of old files have no effect on a server: {ignored}."""
 
 
 if __name__ == "__main__":

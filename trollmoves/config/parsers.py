@@ -1,7 +1,7 @@
-"""The text of an option becomes a value.
+"""Parsers for the text of options.
 
-Each function takes the text as it stands in the file, without the blanks around it. It raises ``ValueError`` when the
-text cannot be read; the error is the end of a sentence that the reader of the file starts with section and option.
+Each function takes the text from the file, without leading and trailing blanks. It raises ``ValueError`` for invalid
+text; the text of the error follows the names of section and option.
 """
 
 from __future__ import annotations
@@ -14,53 +14,53 @@ from typing import Literal
 
 from trollmoves.net import urls
 
-MAX_SECONDS = 1e9  # seconds, about 31 years: what every clock and every wait of Python takes
-NO = ("none", "false", "no", "off", "0")
+MAX_SECONDS = 1e9  # seconds, about 31 years: accepted by every clock and timeout of Python
+FALSE_WORDS = ("none", "false", "no", "off", "0")
 
 
 def quoted(value: str) -> str:
-    """Return the text as an error shows it: in quotes, on one line, not too long."""
+    """Return the text for an error: quoted, on one line, shortened, without secrets of URLs."""
     return repr(urls.excerpt(value))
 
 
 def text(value: str) -> str:
-    """Return the text as it is."""
+    """Return the text unchanged."""
     return value
 
 
 def subject(value: str) -> str:
-    """Return the subject of messages; it stands between blanks in a message, so none may be in it."""
+    """Return the subject of messages; it must not contain blanks, which separate the parts of a message."""
     if value.split() != ([value] if value else []):
-        raise ValueError(f"a subject holds no blanks: {quoted(value)}")
+        raise ValueError(f"a subject must not contain blanks: {quoted(value)}")
     return value
 
 
 def boolean(value: str) -> bool:
-    """Read ``true``, ``yes``, ``on``, ``1`` and their opposites, in any case."""
+    """Parse ``true``, ``yes``, ``on``, ``1`` and their opposites, in any case."""
     try:
         return configparser.RawConfigParser.BOOLEAN_STATES[value.lower()]
     except KeyError:
-        raise ValueError(f"neither true nor false: {quoted(value)}") from None
+        raise ValueError(f"must be true or false: {quoted(value)}") from None
 
 
 def number(value: str) -> float:
-    """Read a number that is finite and not negative."""
+    """Parse a finite number, 0 or more."""
     try:
         found = float(value)
     except ValueError:
-        raise ValueError(f"no number: {quoted(value)}") from None
+        raise ValueError(f"must be a number: {quoted(value)}") from None
     if not math.isfinite(found) or found < 0:
         raise ValueError(f"must be a finite number, 0 or more: {quoted(value)}")
     return found
 
 
 def seconds(value: str) -> float:
-    """Read a time in seconds."""
+    """Parse a time in seconds."""
     return _check_max(number(value), MAX_SECONDS, value)
 
 
 def positive_seconds(value: str) -> float:
-    """Read a time in seconds that is not 0."""
+    """Parse a time in seconds greater than 0."""
     found = seconds(value)
     if not found:
         raise ValueError("must be more than 0")
@@ -68,83 +68,83 @@ def positive_seconds(value: str) -> float:
 
 
 def days(value: str) -> float:
-    """Read a time in days."""
+    """Parse a time in days."""
     return _check_max(number(value), MAX_SECONDS // 86400, value)
 
 
 def integer(lowest: int, highest: int) -> Callable[[str], int]:
-    """Return a function that reads a whole number between two bounds, both allowed."""
+    """Return a parser of integers from ``lowest`` to ``highest``."""
 
-    def read(value: str) -> int:
+    def parse(value: str) -> int:
         if not value.isascii() or not value.removeprefix("-").isdigit() or len(value) > 20:
-            raise ValueError(f"no whole number: {quoted(value)}")
+            raise ValueError(f"must be an integer: {quoted(value)}")
         if not lowest <= int(value) <= highest:
             raise ValueError(f"must be between {lowest} and {highest}: {quoted(value)}")
         return int(value)
 
-    return read
+    return parse
 
 
 port = integer(1, 65535)
 
 
 def choice(*allowed: str) -> Callable[[str], str]:
-    """Return a function that reads one word of those allowed."""
+    """Return a parser of one of the allowed words."""
 
-    def read(value: str) -> str:
+    def parse(value: str) -> str:
         if value.lower() not in allowed:
             raise ValueError(f"must be one of {', '.join(allowed)}: {quoted(value)}")
         return value.lower()
 
-    return read
+    return parse
 
 
 def choice_or_none(*allowed: str) -> Callable[[str], str | None]:
-    """Return a function that reads one word of those allowed; ``none`` and all words for no are none."""
-    one = choice(*allowed, "none")
+    """Return a parser of one of the allowed words; ``none`` and all words for false are None."""
+    parse_choice = choice(*allowed, "none")
 
-    def read(value: str) -> str | None:
-        return None if value.lower() in NO else one(value)
+    def parse(value: str) -> str | None:
+        return None if value.lower() in FALSE_WORDS else parse_choice(value)
 
-    return read
+    return parse
 
 
 def word_list(value: str) -> tuple[str, ...]:
-    """Cut a list at blanks, line ends and commas."""
+    """Split a list at blanks, line ends and commas."""
     return tuple(value.replace(",", " ").split())
 
 
 def host(value: str) -> str:
-    """Read one host name or address."""
+    """Parse a host name or address."""
     if len(word_list(value)) != 1 or "/" in value:
-        raise ValueError(f"no host: {quoted(value)}")
+        raise ValueError(f"must be one host: {quoted(value)}")
     return value
 
 
 def nameserver(value: str) -> str | Literal[False]:
-    """Read the host of a name server; ``False`` is none."""
-    return False if value.lower() in NO else host(value)
+    """Parse the host of a name server; words for false disable it."""
+    return False if value.lower() in FALSE_WORDS else host(value)
 
 
 def nameservers(value: str) -> tuple[str, ...] | Literal[False]:
-    """Read a list of name server hosts; ``False`` is none."""
-    return False if value.lower() in NO else tuple(host(word) for word in word_list(value))
+    """Parse a list of name server hosts; words for false disable them."""
+    return False if value.lower() in FALSE_WORDS else tuple(host(word) for word in word_list(value))
 
 
 def info(value: str) -> dict[str, str | list[str]]:
-    """Read ``key=value;key=a,b``: a comma makes a list, an empty item is nothing, further ``=`` belong to the value."""
+    """Parse ``key=value;key=a,b``: a comma makes a list, empty items are ignored, values may contain ``=``."""
     found: dict[str, str | list[str]] = {}
     for item in filter(None, map(str.strip, value.split(";"))):
-        key, mark, content = map(str.strip, item.partition("="))
-        if not mark or not key:
-            raise ValueError(f"each item must read key=value: {quoted(item)}")
+        key, equals, content = map(str.strip, item.partition("="))
+        if not equals or not key:
+            raise ValueError(f"each item must be key=value: {quoted(item)}")
         found[key] = [part.strip() for part in content.split(",")] if "," in content else content
     return found
 
 
 @dataclass(frozen=True)
 class ProviderAddress:
-    """One publisher that a chain listens to, with the topic to take from it, if it has one of its own."""
+    """A publisher that a chain subscribes to, and the topic for it if it differs from that of the chain."""
 
     host: str
     port: int
@@ -152,7 +152,7 @@ class ProviderAddress:
 
     @property
     def address(self) -> str:
-        """Where to connect to, as ZeroMQ has it."""
+        """The ZeroMQ address to connect to."""
         return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
 
     def __str__(self) -> str:
@@ -160,58 +160,58 @@ class ProviderAddress:
 
 
 def provider(word: str) -> ProviderAddress:
-    """Read ``host:port`` or ``host:port/topic``, also behind ``tcp://``; an IPv6 address stands in brackets."""
-    place, _, topic = word.removeprefix("tcp://").partition("/")
-    name, colon, port_text = place.rpartition(":")
+    """Parse ``host:port`` or ``host:port/topic``, optionally after ``tcp://``; an IPv6 address must be in brackets."""
+    address, _, topic = word.removeprefix("tcp://").partition("/")
+    name, colon, port_text = address.rpartition(":")
     if name.startswith("[") and name.endswith("]"):
         name = name[1:-1]
-        name_fits = ":" in name
+        is_name_valid = ":" in name
     else:
-        name_fits = bool(name) and not set(name) & set(":[]@")
-    if not colon or not name_fits:
-        raise ValueError(f"a provider must read host:port or host:port/topic: {quoted(word)}")
+        is_name_valid = bool(name) and not set(name) & set(":[]@")
+    if not colon or not is_name_valid:
+        raise ValueError(f"a provider must be host:port or host:port/topic: {quoted(word)}")
     try:
         found = port(port_text)
     except ValueError as error:
-        raise ValueError(f"the port of {quoted(word)}: {error}") from None
+        raise ValueError(f"port of {quoted(word)}: {error}") from None
     topic = topic.lstrip("/")
     return ProviderAddress(name, found, f"/{topic}" if topic else None)
 
 
 def providers(value: str) -> tuple[ProviderAddress, ...]:
-    """Read a list of providers."""
+    """Parse a list of providers."""
     return tuple(map(provider, word_list(value)))
 
 
 @dataclass(frozen=True)
 class MetadataReplacement:
-    """What a metadata item becomes: the same text always, or what its value stands for in a map."""
+    """Replacement of a metadata item: a fixed text, or a map of its values."""
 
     text: str
     mapping: Mapping[str, str] | None = None
 
     def apply(self, value: object) -> object:
-        """Return what replaces ``value``. A value that is not in the map stays, a list with it; nothing is changed."""
+        """Return the replacement of ``value``, which is not modified. Lists and values not in the map are returned."""
         if self.mapping is None:
             return self.text
         return self.mapping.get(str(value), value) if isinstance(value, str | int | float) else value
 
 
 def replacement(value: str) -> MetadataReplacement:
-    """Read ``a:b|c:d`` as a map, and anything else as a text."""
+    """Parse ``a:b|c:d`` as a map, and any other value as a fixed text."""
     pairs = [[part.strip() for part in item.split(":")] for item in value.split("|")]
     if "://" in value or any(len(pair) != 2 for pair in pairs):
         return MetadataReplacement(value)
     return MetadataReplacement(value, dict(pairs))
 
 
-def group(value: str) -> object:  # noqa: ARG001  (it may hold a secret, so it is not shown)
-    """Refuse a text where a group of connection parameters is meant."""
-    raise ValueError("is a group: give each of its names a line of its own, with __ and that name behind this one")
+def group(value: str) -> object:  # noqa: ARG001  (not shown: it may contain a secret)
+    """Reject a text for a group of connection parameters."""
+    raise ValueError("is a group: write one line for each name in it, with __ and that name appended to this one")
 
 
 def parameter(value: str) -> str | bool:
-    """Read a connection parameter whose type nobody knows: ``0``, ``false``, ``1`` and ``true`` are booleans."""
+    """Parse a connection parameter of unknown type: ``0``, ``false``, ``1`` and ``true`` are booleans."""
     return {"0": False, "false": False, "1": True, "true": True}.get(value.lower(), value)
 
 

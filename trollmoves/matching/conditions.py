@@ -1,7 +1,7 @@
-"""Does this message match?
+"""Conditions on the metadata of messages.
 
-Conditions are read once, from what a configuration holds (dictionaries, lists, values), and are then asked about the
-metadata of each message. Nothing in them is ever run as a program.
+Conditions are parsed once, from the dictionaries, lists and values of a configuration, and evaluated for each message.
+Nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ _OPERATORS: Mapping[str, Compare] = {
     "!=": operator.ne,
 }
 _COMPARISON = re.compile(r"([<>=!]+)\s*(.*)", re.DOTALL)
-_LONGEST_SHOWN = 80  # characters of a value: a message may hold anything
+_MAX_REPR = 80  # characters of a value in a text; messages may contain long ones
 
 
 class MissingKey(Exception):
-    """A condition cannot be judged, since a key is missing or its value is no number; so it does not match."""
+    """A condition cannot be evaluated, because a key is missing or its value is not a number: it does not match."""
 
 
 class Condition(Protocol):
-    """Something that metadata fulfil or not."""
+    """A condition on metadata."""
 
     def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
-        """Give the reason why it is not fulfilled, empty when it is; Undecided when that cannot be told."""
+        """Return the reason of a mismatch, empty for a match. Raises MissingKey if it cannot be evaluated."""
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """A value is equal to one of these."""
+    """The value is equal to one of these."""
 
     key: str
-    wanted: tuple[object, ...]
+    values: tuple[object, ...]
 
     def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Compare."""
         value = _value(metadata, self.key)
-        if value in self.wanted:
+        if value in self.values:
             return ""
-        listed = ", ".join(map(_shown, self.wanted))
-        return f"{self.key} is {_shown(value)}, not {f'one of {listed}' if len(self.wanted) != 1 else listed}"
+        listed = ", ".join(map(_short_repr, self.values))
+        return f"{self.key} is {_short_repr(value)}, not {f'one of {listed}' if len(self.values) != 1 else listed}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A number stands in a relation to another one."""
+    """The value, a number, compares to ``number`` by an operator such as ``<``."""
 
     key: str
-    relation: str
+    operator: str
     number: float
 
     def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
@@ -71,37 +71,37 @@ class Comparison:
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
-            raise MissingKey(f"{self.key} is {_shown(value)}, which is no number") from None
-        if _OPERATORS[self.relation](number, self.number):
+            raise MissingKey(f"{self.key} is {_short_repr(value)}, not a number") from None
+        if _OPERATORS[self.operator](number, self.number):
             return ""
-        return f"{self.key} is {_shown(value)}, not {self.relation} {self.number:g}"
+        return f"{self.key} is {_short_repr(value)}, not {self.operator} {self.number:g}"
 
 
 @dataclass(frozen=True)
 class AllOf:
-    """All of these hold, looked at in their order."""
+    """All of these match; evaluated in order."""
 
     conditions: tuple[Condition, ...]
 
     def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
-        """Look for the first one that does not hold."""
+        """Return the reason of the first mismatch."""
         return next(filter(None, (condition.mismatch_reason(metadata) for condition in self.conditions)), "")
 
 
 @dataclass(frozen=True)
 class Not:
-    """This does not hold, although all that it asks for is known."""
+    """The condition does not match, although all its keys exist."""
 
     condition: Condition
 
     def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
-        """Turn it round."""
-        return "" if self.condition.mismatch_reason(metadata) else f"all of what {EXCEPT} asks for is so"
+        """Negate."""
+        return "" if self.condition.mismatch_reason(metadata) else f"the conditions of {EXCEPT} match"
 
 
 @dataclass(frozen=True)
 class AnyOfKnown:
-    """At least one of these holds, and nothing before it is undecided."""
+    """At least one of these matches, and all of them can be evaluated."""
 
     conditions: tuple[Condition, ...]
 
@@ -113,7 +113,7 @@ class AnyOfKnown:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """At least one of these holds; what cannot be decided does not hold."""
+    """At least one of these matches; a condition that cannot be evaluated does not match."""
 
     conditions: tuple[Condition, ...]
 
@@ -123,8 +123,8 @@ class AnyOf:
         for condition in self.conditions:
             try:
                 reason = condition.mismatch_reason(metadata)
-            except MissingKey as undecided:
-                reason = str(undecided)
+            except MissingKey as error:
+                reason = str(error)
             if not reason:
                 return ""
             reasons.append(reason)
@@ -133,45 +133,45 @@ class AnyOf:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions of a configuration; those of two configurations can be compared. Any thread may ask."""
+    """The conditions of a configuration. Comparable, immutable and thread-safe."""
 
     condition: AnyOf
 
     def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
-        """Give the reason why metadata do not match, empty when they do. Never raises."""
+        """Return the reason why metadata do not match, empty if they match. Never raises."""
         return self.condition.mismatch_reason(metadata)
 
     def match(self, metadata: Mapping[str, Any]) -> bool:
-        """Tell whether metadata match."""
+        """Return True if metadata match."""
         return not self.mismatch_reason(metadata)
 
 
-def parse_conditions(given: object) -> Conditions:
-    """Read what a configuration gives as conditions.
+def parse_conditions(value: object) -> Conditions:
+    """Parse the conditions of a configuration.
 
-    A list means any of, a dictionary all of. In a dictionary a list means one of its values, a text that begins with
-    one of ``< > = !`` is compared as a number, ``except`` turns what is in it round, and any other value is to be
-    equal, with its type.
+    A list means any of its items, a dictionary all of its items. In a dictionary, a list means one of its values, a
+    text that begins with one of ``< > = !`` compares numbers, ``except`` negates the conditions in it, and any other
+    value must be equal, including its type.
 
     Raises:
-        ValueError: when they make no sense; says which and why.
+        ValueError: a condition is invalid; the error names it and the reason.
     """
-    if isinstance(given, list):
-        return Conditions(AnyOf(tuple(map(_all_of, given))))
-    if isinstance(given, dict):
-        return Conditions(AnyOf((_all_of(given),) if given else ()))
-    raise ValueError(f"conditions must be a list or keys with values, not {_shown(given)}")
+    if isinstance(value, list):
+        return Conditions(AnyOf(tuple(map(_all_of, value))))
+    if isinstance(value, dict):
+        return Conditions(AnyOf((_all_of(value),) if value else ()))
+    raise ValueError(f"conditions must be a list or keys with values, not {_short_repr(value)}")
 
 
 def is_comparison(text: object) -> bool:
-    """Tell whether a value of a configuration reads as a comparison of numbers."""
+    """Return True if a value of a configuration is a comparison of numbers."""
     return isinstance(text, str) and bool(_COMPARISON.match(text))
 
 
-def _all_of(given: object) -> Condition:
-    if not isinstance(given, dict):
-        raise ValueError(f"a condition must be keys with values, not {_shown(given)}")
-    return AllOf(tuple(_condition(key, value) for key, value in given.items()))
+def _all_of(value: object) -> Condition:
+    if not isinstance(value, dict):
+        raise ValueError(f"a condition must be keys with values, not {_short_repr(value)}")
+    return AllOf(tuple(_condition(key, item) for key, item in value.items()))
 
 
 def _condition(key: object, value: object) -> Condition:
@@ -184,26 +184,27 @@ def _condition(key: object, value: object) -> Condition:
     return _comparison(name, found[1], found[2]) if found else OneOf(name, (value,))
 
 
-def _comparison(key: str, relation: str, text: str) -> Comparison:
-    if relation not in _OPERATORS:
-        meant = f"; use one of {' '.join(_OPERATORS)}"
-        raise ValueError(f"the condition of {key} begins with {relation!r}, which compares nothing{meant}")
+def _comparison(key: str, symbol: str, text: str) -> Comparison:
+    if symbol not in _OPERATORS:
+        raise ValueError(
+            f"the condition of {key} begins with the unknown operator {symbol!r}; use one of {' '.join(_OPERATORS)}"
+        )
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise ValueError(f"the condition of {key} compares with no number: {_shown(relation + text)}")
-    return Comparison(key, relation, number)
+        raise ValueError(f"the condition of {key} must compare with a number: {_short_repr(symbol + text)}")
+    return Comparison(key, symbol, number)
 
 
 def _value(metadata: Mapping[str, Any], key: str) -> Any:
     try:
         return metadata[key]
     except KeyError:
-        raise MissingKey(f"there is no {key}") from None
+        raise MissingKey(f"{key} is missing") from None
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+    return text if len(text) <= _MAX_REPR else f"{text[: _MAX_REPR - 3]}..."

@@ -1,11 +1,11 @@
-"""File name patterns, on trollsift, compiled once.
+"""File name patterns, based on trollsift, compiled once.
 
-A pattern is trollsift's: ``H-000-{series:_<6s}-{nominal_time:%Y%m%d%H%M}``. Beyond trollsift, ``*`` and ``?`` in its
-literal text are wildcards for anything but ``/``, and one field may stand in it several times in different formats
-(``{time:%Y}/{time:%m}/x{time:%d}.nc``), which are then read together.
+A pattern has trollsift's syntax: ``H-000-{series:_<6s}-{nominal_time:%Y%m%d%H%M}``. In addition, ``*`` and ``?`` in
+its literal text match anything but ``/``, and a field may occur several times in different formats
+(``{time:%Y}/{time:%m}/x{time:%d}.nc``), which are then parsed together.
 
-trollsift reads the pattern anew for each name; here a pattern becomes one regular expression, and a converted value
-is remembered, since most values of one file name stand in the next one too. The conversions are trollsift's own.
+trollsift parses the pattern again for each name; here a pattern is compiled to one regular expression. Converted
+values are cached, since consecutive file names share most values. The conversions are those of trollsift.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from trollsift import parser as trollsift
 from trollmoves.errors import TrollmovesError
 from trollmoves.net.urls import redact_text
 
-CACHE_SIZE = 64  # converted values kept for each field of a pattern
+CACHE_SIZE = 64  # converted values for each field of a pattern
 
-# Stand for * and ? while trollsift makes the regular expression: no file name and no option can hold them.
+# Placeholders of * and ? while trollsift makes the regular expression; invalid in file names and options.
 _ANY = "\ud800"
 _ONE = "\ud801"
 _WILDCARDS = {ord("*"): _ANY, ord("?"): _ONE}
@@ -34,7 +34,7 @@ _SAMPLE = datetime(2024, 3, 15, 13, 30, 15, tzinfo=UTC)
 
 
 class ComposeError(TrollmovesError):
-    """A name cannot be composed from these fields; ``field`` is the first one that is missing or does not fit."""
+    """A name cannot be composed from these fields; ``field`` is the first one that is missing or invalid."""
 
     def __init__(self, text: str, field: str = "") -> None:
         super().__init__(text)
@@ -42,7 +42,7 @@ class ComposeError(TrollmovesError):
 
 
 class _Segment(NamedTuple):
-    """A piece of literal text, as it is, with the field that follows it, if any."""
+    """Literal text with the field after it, if any."""
 
     literal: str
     name: str | None = None
@@ -53,46 +53,46 @@ class _Segment(NamedTuple):
 class Pattern:
     """A file name pattern.
 
-    Any thread may use it. :meth:`parse` gives what ``trollsift.Parser(text).parse(name)`` gives wherever that matches,
-    but for a line feed at the end of a name, which is no part of the pattern.
+    Thread-safe. :meth:`parse` returns the same as ``trollsift.Parser(text).parse(name)`` if that matches, except that
+    it never ignores a line feed at the end of a name.
 
     Args:
         text: the pattern.
-        compose_only: leaves out what only :meth:`parse` and :meth:`matches` need, and the limits that it sets:
-            ``{a.b}``, ``{a[0]}`` and dates in formats that cannot be read back may then stand in the pattern.
+        compose_only: do not compile for :meth:`parse` and :meth:`matches`. The pattern may then contain ``{a.b}``,
+            ``{a[0]}`` and dates in formats that cannot be parsed.
 
     Raises:
-        ValueError: when the text is no pattern; says what is wrong with it.
+        ValueError: the pattern is invalid; the error says why.
     """
 
     def __init__(self, text: str, *, compose_only: bool = False) -> None:
         self.text = text
-        self._pieces = _pieces(text)
-        self._reader = None if compose_only else _compile(text, self._pieces)
+        self._segments = _segments(text)
+        self._reader = None if compose_only else _compile(text, self._segments)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({_shown(self.text)})"
+        return f"{type(self).__name__}({_redacted_repr(self.text)})"
 
     @property
     def fields(self) -> list[str]:
-        """The names of the fields, each once, in the order in which they stand in the pattern."""
-        return list(dict.fromkeys(piece.name for piece in self._pieces if piece.name is not None))
+        """The names of the fields, each once, in the order of the pattern."""
+        return list(dict.fromkeys(segment.name for segment in self._segments if segment.name is not None))
 
     def parse(self, name: str) -> dict[str, Any] | None:
-        """Return the values of the fields; None when the name does not match or a value cannot be converted."""
+        """Return the values of the fields; None if the name does not match or a value cannot be converted."""
         if self._reader is None:
-            raise ValueError(f"the pattern {_shown(self.text)} is for composing only")
+            raise ValueError(f"the pattern {_redacted_repr(self.text)} is for composing only")
         return self._reader.read(name)
 
     def matches(self, name: str) -> bool:
-        """Tell whether :meth:`parse` would find the fields."""
+        """Return True if the name matches and :meth:`parse` can convert its values."""
         return self.parse(name) is not None
 
     def compose(self, fields: Mapping[str, Any]) -> str:
-        """Return the name that these fields make; fields that are not in the pattern do not matter.
+        """Return the name composed from these fields; other fields are ignored.
 
         Raises:
-            ComposeError: when a field is missing, or its value does not fit its format.
+            ComposeError: a field is missing, or its value does not fit its format.
         """
         try:
             return str(trollsift.formatter.vformat(self.text, (), fields))
@@ -100,72 +100,72 @@ class Pattern:
             raise self._compose_error(fields) from None
 
     def globify(self) -> str:
-        """Return the pattern for ``glob.glob``, as trollsift makes it."""
-        return str(trollsift.globify(_format(piece._replace(conversion="") for piece in self._pieces)))
+        """Return the pattern for ``glob.glob``, by trollsift."""
+        return str(trollsift.globify(_format(segment._replace(conversion="") for segment in self._segments)))
 
     def _compose_error(self, fields: Mapping[str, Any]) -> ComposeError:
-        for piece in self._pieces:
-            if piece.name is None:
+        for segment in self._segments:
+            if segment.name is None:
                 continue
             try:
-                trollsift.formatter.vformat(_format([piece]), (), fields)
+                trollsift.formatter.vformat(_format([segment]), (), fields)
             except (KeyError, IndexError):
-                return ComposeError(f"no {piece.name!r} to compose {_shown(self.text)} with", piece.name)
+                return ComposeError(f"missing field {segment.name!r} for {_redacted_repr(self.text)}", segment.name)
             except (ValueError, TypeError, AttributeError, OverflowError) as error:
-                kind = type(fields.get(piece.name)).__name__
+                kind = type(fields.get(segment.name)).__name__
                 return ComposeError(
-                    f"the {piece.name!r} does not fit {_shown(self.text)}: {error} ({kind})", piece.name
+                    f"field {segment.name!r} does not fit {_redacted_repr(self.text)}: {error} ({kind})", segment.name
                 )
         return ComposeError(
-            f"cannot compose {_shown(self.text)}"
-        )  # pragma: no cover  (something fitted only on its own)
+            f"cannot compose {_redacted_repr(self.text)}"
+        )  # pragma: no cover  (each field fits when formatted separately)
 
 
 class Origin:
-    """A directory and a file name pattern, from an ``origin`` option; fields may stand in the directory part too.
+    """A directory and a file name pattern, from an ``origin`` option; the directory may contain fields too.
 
-    Any thread may use it. The path is made absolute and normal once, here; nothing is looked up on the disk.
+    Thread-safe. The path is made absolute and normalized here, without access to the disk.
 
     Attributes:
         text: the option.
-        root: the longest leading directory without field or wildcard, absolute, without a slash at its end.
-        depth: how many directory levels below ``root`` the files stand; 0 when they stand in it.
-        pattern: the pattern of the part below ``root``.
+        root: the longest leading directory without field or wildcard, absolute, without a trailing slash.
+        depth: the number of directory levels between ``root`` and the files; 0 if the files are directly in it.
+        pattern: the pattern of the path below ``root``.
 
     Raises:
-        ValueError: when the text is no pattern of a file's path; says what is wrong with it.
+        ValueError: the text is not a pattern of a file path; the error says why.
     """
 
     def __init__(self, text: str) -> None:
-        first, *others = _pieces(text)
+        first, *others = _segments(text)
         fixed = re.split(r"[*?]", first.literal)[0].rpartition("/")
         head = fixed[0] + fixed[1]
         first = first._replace(literal=first.literal[len(head) :])
-        below = [piece._replace(literal=_normal(piece.literal)) for piece in (first, *others)]
+        below = [segment._replace(literal=_normal(segment.literal)) for segment in (first, *others)]
         self.text = text
         self.root = _absolute(head or ".")
         self.pattern = Pattern(_format(below))
         if self.pattern.text.endswith("/") or not self.pattern.text:
-            raise ValueError(f"{_shown(text)} has no file name pattern behind its directory")
+            raise ValueError(f"{_redacted_repr(text)} has no file name pattern after its directory")
         if ".." in self.pattern.text.split("/"):
-            raise ValueError(f"{_shown(text)} has a '..' behind a field")
-        # A date that lacks its year (of a 29 February) may be completed further down: directories are only matched.
+            raise ValueError(f"{_redacted_repr(text)} has a '..' after a field")
+        # Directories are only matched: a 29 February in one may get its year from a lower level.
         self._directories = [_compile(text, level).match for level in _levels(below)]
         self.depth = len(self._directories)
         self._start = self.root.rstrip("/") + "/"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({_shown(self.text)})"
+        return f"{type(self).__name__}({_redacted_repr(self.text)})"
 
     def parse(self, path: str) -> dict[str, Any] | None:
-        """Return the values of the fields in an absolute path, directory and name; None when it does not match."""
+        """Return the values of the fields in an absolute path; None if it does not match."""
         below = self._below(path)
-        if below is None or below.count("/") != self.depth:  # as many as in the pattern: no field can hold one
+        if below is None or below.count("/") != self.depth:  # a field cannot contain a slash
             return None
         return self.pattern.parse(below)
 
     def directory_may_match(self, relative_dir: str) -> bool:
-        """Tell whether files of this origin may stand in or below a directory, given relative to the root."""
+        """Return True if a directory, relative to the root, may contain files of this origin at any depth."""
         relative_dir = relative_dir.strip("/")
         if relative_dir in ("", "."):
             return True
@@ -173,7 +173,7 @@ class Origin:
         return level < self.depth and self._directories[level](relative_dir) is not None
 
     def expects_directory(self, path: str) -> bool:
-        """Tell whether an absolute path is the root, or a directory below it in or below which files may stand."""
+        """Return True if an absolute path is the root or a directory below it that may contain files at any depth."""
         below = self._below(path.rstrip("/") + "/")
         return below is not None and self.directory_may_match(below)
 
@@ -184,7 +184,7 @@ class Origin:
 
 
 class _CompiledPattern(NamedTuple):
-    """A compiled pattern: which groups of the regular expression make which field, and how."""
+    """A compiled pattern: the groups of the regular expression and the converter of each field."""
 
     match: Callable[[str], re.Match[str] | None]
     names: tuple[str, ...]
@@ -208,18 +208,18 @@ class _CompiledPattern(NamedTuple):
         return fields
 
 
-def _compile(text: str, pieces: list[_Segment]) -> _CompiledPattern:
+def _compile(text: str, segments: list[_Segment]) -> _CompiledPattern:
     specs: dict[str, list[str]] = {}
     renamed = []
-    for piece in pieces:
-        if piece.name is None:
-            renamed.append(piece)
+    for segment in segments:
+        if segment.name is None:
+            renamed.append(segment)
             continue
-        _check_name(text, piece)
-        known = specs.setdefault(piece.name, [])
-        if piece.spec not in known:
-            known.append(piece.spec)
-        renamed.append(piece._replace(name=_group(piece.name, known.index(piece.spec)), conversion=""))
+        _check_name(text, segment)
+        known = specs.setdefault(segment.name, [])
+        if segment.spec not in known:
+            known.append(segment.spec)
+        renamed.append(segment._replace(name=_group(segment.name, known.index(segment.spec)), conversion=""))
     for name, known in specs.items():
         _check_specs(text, name, known)
     expression = _expression(text, renamed)
@@ -242,16 +242,16 @@ def _compile(text: str, pieces: list[_Segment]) -> _CompiledPattern:
     )
 
 
-def _expression(text: str, pieces: Iterable[_Segment]) -> re.Pattern[str]:
-    template = _format(piece._replace(literal=piece.literal.translate(_WILDCARDS)) for piece in pieces)
+def _expression(text: str, segments: Iterable[_Segment]) -> re.Pattern[str]:
+    template = _format(segment._replace(literal=segment.literal.translate(_WILDCARDS)) for segment in segments)
     try:
         regex = trollsift.regex_format(template)
-        # With DOTALL a field takes a line feed in a name as any other character.
+        # With DOTALL a field also matches a line feed in a name.
         return re.compile(regex.replace(_ANY, "[^/]*?").replace(_ONE, "[^/]"), re.DOTALL)
     except KeyError as error:
-        raise ValueError(f"{_shown(text)} is no pattern: trollsift knows no format {error}") from None
+        raise ValueError(f"invalid pattern {_redacted_repr(text)}: unknown trollsift format {error}") from None
     except (ValueError, OverflowError, re.error) as error:
-        raise ValueError(f"{_shown(text)} is no pattern: {error}") from None
+        raise ValueError(f"invalid pattern {_redacted_repr(text)}: {error}") from None
 
 
 def _converter(spec: str) -> Callable[[str], Any]:
@@ -259,35 +259,35 @@ def _converter(spec: str) -> Callable[[str], Any]:
 
 
 def _make_combiner(text: str, name: str, specs: list[str]) -> Callable[[tuple[str, ...]], Any]:
-    """Return what makes one value of several texts of one field; raises ValueError when they contradict."""
+    """Return a function that converts several texts of a field to one value; it raises ValueError if they disagree."""
     if not all("%" in spec for spec in specs):
         return functools.partial(_require_equal, [_converter(spec) for spec in specs])
-    taken: list[int] = []
+    needed: list[int] = []
     seen: set[str] = set()
     for number in sorted(range(len(specs)), key=lambda number: -len(_directives(specs[number]))):
         directives = _directives(specs[number])
         if directives <= seen:
             continue
         if directives & seen:
-            raise ValueError(f"{_shown(text)} is no pattern: the formats of {name!r} overlap in part")
-        taken.append(number)
+            raise ValueError(f"invalid pattern {_redacted_repr(text)}: the formats of {name!r} overlap partly")
+        needed.append(number)
         seen |= directives
-    return functools.lru_cache(maxsize=CACHE_SIZE)(functools.partial(_joined_time, specs, sorted(taken)))
+    return functools.lru_cache(maxsize=CACHE_SIZE)(functools.partial(_joined_time, specs, sorted(needed)))
 
 
 def _require_equal(converters: list[Callable[[str], Any]], texts: tuple[str, ...]) -> Any:
     values = [convert(text) for convert, text in zip(converters, texts, strict=True)]
     if any(value != values[0] for value in values):
-        raise ValueError("one field, several values")
+        raise ValueError("the field has several values")
     return values[0]
 
 
-def _joined_time(specs: list[str], taken: list[int], texts: tuple[str, ...]) -> datetime:
-    # Read in one go: a 29 February needs its year, a %I its %p.
-    time = datetime.strptime("|".join(texts[n] for n in taken), "|".join(specs[n] for n in taken))  # noqa: DTZ007
-    left = (number for number in range(len(specs)) if number not in taken)
-    if any(time.strftime(specs[number]).lower() != texts[number].lower() for number in left):
-        raise ValueError("one field, several times")
+def _joined_time(specs: list[str], needed: list[int], texts: tuple[str, ...]) -> datetime:
+    # Parsed together: a 29 February needs its year, %I needs %p.
+    time = datetime.strptime("|".join(texts[n] for n in needed), "|".join(specs[n] for n in needed))  # noqa: DTZ007
+    others = (number for number in range(len(specs)) if number not in needed)
+    if any(time.strftime(specs[number]).lower() != texts[number].lower() for number in others):
+        raise ValueError("the field has several times")
     return time
 
 
@@ -295,75 +295,77 @@ def _directives(spec: str) -> set[str]:
     return set(_DIRECTIVE.findall(spec)) - {"%"}
 
 
-def _check_name(text: str, piece: _Segment) -> None:
-    if not (piece.name or "").isidentifier():
-        raise ValueError(f"{_shown(text)} is no pattern: {piece.name!r} is no name for a field")
-    if "{" in piece.spec:
-        raise ValueError(f"{_shown(text)} is no pattern: {piece.name!r} has a field in its format")
+def _check_name(text: str, segment: _Segment) -> None:
+    if not (segment.name or "").isidentifier():
+        raise ValueError(f"invalid pattern {_redacted_repr(text)}: {segment.name!r} is not a valid field name")
+    if "{" in segment.spec:
+        raise ValueError(f"invalid pattern {_redacted_repr(text)}: {segment.name!r} has a field in its format")
 
 
 def _check_specs(text: str, name: str, specs: list[str]) -> None:
     for spec in specs:
         if "%" in spec:
-            sample = spec if _directives(spec) & _WITH_YEAR else f"%Y|{spec}"  # Python warns of dates without a year
+            sample = spec if _directives(spec) & _WITH_YEAR else f"%Y|{spec}"  # Python warns about dates without a year
             try:
                 datetime.strptime(_SAMPLE.strftime(sample), sample)  # noqa: DTZ007
             except (ValueError, re.error) as error:
-                raise ValueError(f"{_shown(text)} is no pattern: {name!r} cannot be read back: {error}") from None
+                raise ValueError(
+                    f"invalid pattern {_redacted_repr(text)}: {name!r} cannot be parsed: {error}"
+                ) from None
 
 
 def _group(name: str, number: int) -> str:
     return f"{name}__{number}" if number else name
 
 
-def _shown(text: object) -> str:
-    return redact_text(repr(text))  # a destination with fields in it is a pattern too
+def _redacted_repr(text: object) -> str:
+    return redact_text(repr(text))  # destinations are patterns too and may contain a login
 
 
-def _pieces(text: str) -> list[_Segment]:
+def _segments(text: str) -> list[_Segment]:
     if not isinstance(text, str):
-        raise ValueError(f"{_shown(text)} is no pattern, but a {type(text).__name__}")
+        raise ValueError(f"a pattern must be a text, not {type(text).__name__}: {_redacted_repr(text)}")
     if not text or "\0" in text:
-        raise ValueError(f"{_shown(text)} is no pattern: it is empty or holds a NUL character")
-    pieces: list[_Segment] = []
+        raise ValueError(f"invalid pattern {_redacted_repr(text)}: it is empty or contains a NUL character")
+    segments: list[_Segment] = []
     literal = ""
     try:
-        for more, name, spec, conversion in trollsift.formatter.parse(text):
-            literal += more
+        for text_before, name, spec, conversion in trollsift.formatter.parse(text):
+            literal += text_before
             if name is not None:
-                pieces.append(_Segment(literal, name, spec or "", conversion or ""))
+                segments.append(_Segment(literal, name, spec or "", conversion or ""))
                 literal = ""
     except ValueError as error:
-        raise ValueError(f"{_shown(text)} is no pattern: {error}") from None
-    return [*pieces, _Segment(literal)]
+        raise ValueError(f"invalid pattern {_redacted_repr(text)}: {error}") from None
+    return [*segments, _Segment(literal)]
 
 
-def _format(pieces: Iterable[_Segment]) -> str:
+def _format(segments: Iterable[_Segment]) -> str:
     return "".join(
-        piece.literal.replace("{", "{{").replace("}", "}}") + ("" if piece.name is None else _format_field(piece))
-        for piece in pieces
+        segment.literal.replace("{", "{{").replace("}", "}}") + ("" if segment.name is None else _format_field(segment))
+        for segment in segments
     )
 
 
-def _format_field(piece: _Segment) -> str:
-    conversion = f"!{piece.conversion}" if piece.conversion else ""
-    return f"{{{piece.name}{conversion}:{piece.spec}}}" if piece.spec else f"{{{piece.name}{conversion}}}"
+def _format_field(segment: _Segment) -> str:
+    conversion = f"!{segment.conversion}" if segment.conversion else ""
+    return f"{{{segment.name}{conversion}:{segment.spec}}}" if segment.spec else f"{{{segment.name}{conversion}}}"
 
 
 def _absolute(path: str) -> str:
-    return "/" + os.path.abspath(path).lstrip("/")  # POSIX leaves two slashes at the start alone
+    return "/" + os.path.abspath(path).lstrip("/")  # POSIX keeps two leading slashes
 
 
 def _normal(literal: str) -> str:
     return re.sub(r"/(?:\.?/)+", "/", literal)
 
 
-def _levels(pieces: list[_Segment]) -> Iterator[list[_Segment]]:
-    """Yield for each directory level the pattern of the path down to it."""
-    for number, piece in enumerate(pieces):
-        before = pieces[:number]
-        for slash in re.finditer("/", piece.literal):
-            yield [*before, _Segment(piece.literal[: slash.start()])]
-        if "%" in piece.spec:  # {time:%Y/%m} spans levels
-            for slash in re.finditer("/", piece.spec):
-                yield [*before, piece._replace(spec=piece.spec[: slash.start()])]
+def _levels(segments: list[_Segment]) -> Iterator[list[_Segment]]:
+    """Yield the pattern of the path to each directory level."""
+    for number, segment in enumerate(segments):
+        before = segments[:number]
+        for slash in re.finditer("/", segment.literal):
+            yield [*before, _Segment(segment.literal[: slash.start()])]
+        if "%" in segment.spec:  # {time:%Y/%m} spans several levels
+            for slash in re.finditer("/", segment.spec):
+                yield [*before, segment._replace(spec=segment.spec[: slash.start()])]

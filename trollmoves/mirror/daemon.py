@@ -150,7 +150,7 @@ class MirrorChain:
             error = NotDelivered(f"{attempt.source} says that it delivered {missing}, which is not there")
             return Result(error=error, on_committed=lambda: self._on_fetch_failed(attempt.task, error))
         log.info("[%s] fetched %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source)
-        removals = self._provider.removals.tasks_for(number, later=CLIENT_RETRY_WINDOW)
+        removals = self._provider.removals.tasks_for(number, extra_delay=CLIENT_RETRY_WINDOW)
         if self._copies.packed_files(number):
             unpack = Task(
                 self.name, UNPACK, f"{number} {self._journal.now():.3f}", UNPACK, "", announcement_number=number

@@ -1,4 +1,4 @@
-"""Who may ask: addresses and networks, and with CURVE the keys of clients."""
+"""Allowlist of clients: addresses, networks and, with CURVE, client keys."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-KEY_LENGTH = 40  # characters of a public key in Z85, which may be slashes
+KEY_LENGTH = 40  # characters of a public key in Z85; some of them may be slashes
 LOOPBACK = ("127.0.0.0/8", "::1/128")
-_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses as IPv6 has them
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4-mapped IPv6 addresses
 
 
 @dataclass(frozen=True)
 class ClientAllowlist:
-    """Those who are allowed. Without networks any address is, without keys any key."""
+    """Allowed clients. Without networks any address is allowed, without keys any key."""
 
     networks: tuple[Network, ...] = ()
     keys: tuple[str, ...] = ()
-    """Names of keys, or public keys themselves."""
+    """Names of keys, or public keys."""
 
     def __bool__(self) -> bool:
         return bool(self.networks or self.keys)
@@ -28,7 +28,7 @@ class ClientAllowlist:
         return " ".join((*map(str, self.networks), *self.keys))
 
     def allows_address(self, text: str) -> bool:
-        """Tell whether a peer at this address is allowed; one whose address is not known is not."""
+        """Return True if clients at this address are allowed; with networks, an invalid address is not allowed."""
         if not self.networks:
             return True
         try:
@@ -42,7 +42,11 @@ ANYONE = ClientAllowlist()
 
 
 def parse_allowlist(words: tuple[str, ...]) -> ClientAllowlist:
-    """Read a list of addresses, networks (``192.0.2.0/24``), ``localhost`` and keys; ValueError when one is wrong."""
+    """Return the allowlist of addresses, networks (``192.0.2.0/24``), ``localhost`` and keys.
+
+    Raises:
+        ValueError: a word is an invalid address or network.
+    """
     networks: list[Network] = []
     keys: list[str] = []
     for word in words:
@@ -51,7 +55,7 @@ def parse_allowlist(words: tuple[str, ...]) -> ClientAllowlist:
         elif network := _network(word):
             networks.append(network)
         elif len(word) != KEY_LENGTH and ("/" in word or word.replace(".", "").isdigit()):
-            raise ValueError(f"no address or network: {word[:60]!r}")
+            raise ValueError(f"invalid address or network: {word[:60]!r}")
         else:
             keys.append(word)
     return ClientAllowlist(tuple(networks), tuple(keys))

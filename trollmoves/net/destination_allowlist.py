@@ -1,7 +1,7 @@
-"""Which destinations requests may name: URL patterns, with scheme, host and path.
+"""Allowlist of destinations in requests: URL patterns with scheme, host and path.
 
-A destination is compared as the movers will use it: the same parts of the same parsed URL. User and password play no
-part. What can be read in two ways (``%2e%2e``, a backslash) is allowed only if no reading of it climbs.
+The comparison uses the same parts of the same parsed URL as the movers. User and password are ignored. A path that can
+be read in two ways (``%2e%2e``, a backslash) is allowed only if neither reading leaves the allowed directory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from trollmoves.net import hosts, urls
 
 DEFAULT_PORTS = {"ftp": 21, "ftps": 21, "scp": 22, "sftp": 22}
 ANY_PORT = -1
-LOCAL_SCHEMES = ("", "file")  # schemes that lead to this host, whatever host stands in the URL
-MAX_DECODE_ROUNDS = 3  # times that %25 may hide another %
+LOCAL_SCHEMES = ("", "file")  # schemes of this host; the host in the URL is ignored
+MAX_DECODE_ROUNDS = 3  # nested encodings (%25) that are decoded
 
 _FORM = re.compile(r"(?P<scheme>\*|[A-Za-z][A-Za-z0-9+.-]*)://(?P<place>[^/]*)(?P<path>/.*)?", re.DOTALL)
 _PLACE = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[\w.*?~-]*)(?::(?P<port>\*|[0-9]{1,5}))?")
@@ -28,10 +28,10 @@ _ADDRESSES_ONLY = re.compile(r"[0-9.*?]*[0-9][0-9.*?]*")
 
 @dataclass(frozen=True)
 class DestinationPattern:
-    """One pattern: a directory, and all that is below it.
+    """One pattern: a directory and everything below it.
 
-    ``*`` and ``?`` stand for any characters of a host, or of one directory's name. A ``port`` of None is the scheme's
-    own. An empty ``host`` is any, as is an empty ``path``.
+    ``*`` and ``?`` match any characters of a host or of one directory name. A ``port`` of None is the default port of
+    the scheme. An empty ``host`` or ``path`` matches any.
     """
 
     scheme: str
@@ -45,46 +45,54 @@ class DestinationPattern:
         return f"{self.scheme}://{host}{port}{self.path or '/'}"
 
     def matches(self, url: ParseResult) -> bool:
-        """Tell whether a parsed destination is this place, or below it; its path has no ``..``. Raises BadDestination.
+        """Return True if a parsed destination is this directory or below it.
 
-        ``url`` is as the movers get it.
+        Args:
+            url: the URL as the movers get it, without ``..`` in its path.
+
+        Raises:
+            BadDestination: the URL is invalid.
         """
         if self.scheme not in ("*", url.scheme or "file"):
             return False
         return (url.scheme in LOCAL_SCHEMES or self._matches_host(url)) and self._matches_path(url.path)
 
     def _matches_host(self, url: ParseResult) -> bool:
-        if url.scheme == "s3":  # its bucket, with whatever stands there, is what the mover uses
+        if url.scheme == "s3":  # the mover uses the whole netloc as bucket
             return self.port in (None, ANY_PORT) and fnmatch.fnmatchcase(url.netloc, self.host or "*")
-        bare = url._replace(path="")  # as the movers read host and port
+        bare = url._replace(path="")  # so that host and port are parsed as in the movers
         host = hosts.canonical(urls.host(bare) or "")
         if not self.host or self.host == "*":
             fits = True
         elif _ADDRESSES_ONLY.fullmatch(self.host) and not hosts.is_address(host):
-            fits = False  # 10.* is no 10.example.org
+            fits = False  # 10.* must not match 10.example.org
         else:
             fits = fnmatch.fnmatchcase(host, self.host)
         own = DEFAULT_PORTS.get(url.scheme)
         return fits and (self.port == ANY_PORT or (urls.port(bare) or own) == (self.port or own))
 
     def _matches_path(self, path: str) -> bool:
-        wanted, found = _parts(self.path), _parts(path)
-        return len(found) >= len(wanted) and all(
-            map(fnmatch.fnmatchcase, found, (part.replace("[", "[[]") for part in wanted))
+        expected, found = _parts(self.path), _parts(path)
+        return len(found) >= len(expected) and all(
+            map(fnmatch.fnmatchcase, found, (part.replace("[", "[[]") for part in expected))
         )
 
 
 def parse_pattern(word: str) -> DestinationPattern:
-    """Read one pattern: ``scheme://host[:port]/path``, or a path on this host. ValueError, which shows no login."""
+    """Return the pattern of a text: ``scheme://host[:port]/path``, or a path on this host.
+
+    Raises:
+        ValueError: the text is invalid; the error shows no login.
+    """
     text = word if "://" in word else f"file://{word}"
     found = _FORM.fullmatch(text)
     place = _PLACE.fullmatch(found["place"].rpartition("@")[2]) if found else None
     if not found or not place or ("://" not in word and not word.startswith("/")):
         shown = urls.redacted(word)
-        raise ValueError(f"a destination must read scheme://host/path, or be an absolute path: {shown!r}")
+        raise ValueError(f"a destination must be scheme://host/path or an absolute path: {shown!r}")
     port = None if place["port"] is None else ANY_PORT if place["port"] == "*" else int(place["port"])
     if port is not None and port > 65535:
-        raise ValueError(f"no port: {port}")
+        raise ValueError(f"port must be at most 65535: {port}")
     path = posixpath.normpath("/" + (found["path"] or "").lstrip("/"))
     return DestinationPattern(
         found["scheme"].lower(), hosts.canonical(place["host"]), port, "" if path == "/" else path
@@ -92,9 +100,15 @@ def parse_pattern(word: str) -> DestinationPattern:
 
 
 def check_allowed(allowed: Iterable[DestinationPattern], url: ParseResult, below: Iterable[str] = ()) -> ParseResult:
-    """Give a destination as it may be used: with its ``..`` resolved, if anything is bounded at all.
+    """Return an allowed destination, with its ``..`` resolved unless every destination is allowed.
 
-    ``below`` are the sub-paths that the request names beside. RequestRefused when it is not allowed.
+    Args:
+        allowed: the patterns; without any, every destination is allowed.
+        url: the destination of the request.
+        below: the sub-paths below it that the request names.
+
+    Raises:
+        RequestRejected: the destination is not allowed.
     """
     allowed = tuple(allowed)
     if not allowed:

@@ -1,9 +1,9 @@
-"""Destinations: parsed, and printed without secrets.
+"""Destination URLs: parsing, and formatting without secrets.
 
 A destination is ``scheme://[user[:password]@]host[:port]/path``, or only a path. It has neither query nor fragment:
-all that follows the host belongs to the path, letter by letter, since file names may hold ``?``, ``#``, ``;``, ``%``
-and ``@``. User and password are percent-encoded where they must be; older clients write them as they are, and such
-destinations are understood too, as far as they can be read in one way only.
+everything after the host is the path, unchanged, since file names may contain ``?``, ``#``, ``;``, ``%`` and ``@``.
+User and password are percent-encoded where necessary. Older clients do not encode them; such destinations are accepted
+if they are unambiguous.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trollmoves.errors import BadDestination
 from trollmoves.net import hosts
 
 MASK = "***"
-MAX_SHOWN = 300  # characters of a refused URL that are repeated: it may have come from anyone
-CACHE_SIZE = 1000  # URLs of which it is remembered what they mean; the same few come again and again
-MAX_CACHED_LENGTH = 1000  # characters
+MAX_SHOWN = 300  # characters of a rejected URL in an error; its sender is not trusted
+CACHE_SIZE = 1000  # parsed URLs; few distinct ones are in use
+MAX_CACHED_LENGTH = 1000  # characters of a URL
 
-_EXCERPT_FROM = 4000  # characters that are looked through for an excerpt
+_MAX_EXCERPT_INPUT = 4000  # characters of a text that are redacted for an excerpt
 
 Url = str | ParseResult
 
@@ -32,17 +32,17 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]*)(?::([0-9]{0,5}))?")
 _LOGIN_END = re.compile(r"@(?=(?:\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.~-]+)(?::[0-9]{0,5})?(?:/|\Z))")
 _LOOKS_ENCODED = re.compile(r"%(?=[0-9A-Fa-f]{2})")
-# Where what parse() would cut begins, or what was meant as that: one slash too few or too many is soon written.
+# Start of the part that parse() splits; also with one slash too few or too many, a common mistake.
 _START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+|//")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _QUERY = re.compile(r"[?#&;][^?#&;=/]*=.*", re.DOTALL)
-# A URL inside a text ends at white space; a password written as it is may hold a blank in front of its "@".
+# A URL inside a text ends at white space; an unencoded password may contain a blank before its "@".
 _IN_TEXT = re.compile(r"(?<=://)(?:[^\s:/@\[\]]+:(?!\d+\b)[^@\n]{0,200}@)?\S*[^\s.,;:!?'\")\]}>]")
 _NETLOC_IN_TEXT = re.compile(r"(?<=netloc=)(['\"])(.{0,500}?)@(?=[^@'\"]*\1)")
 
 
 class _Parts(NamedTuple):
-    """What stands behind ``://``, cut but not checked."""
+    """Parts of the text after ``://``, not validated."""
 
     login: str
     host_and_port: str
@@ -50,18 +50,18 @@ class _Parts(NamedTuple):
 
 
 def parse(text: Url, default_scheme: str = "file") -> ParseResult:
-    """Read a destination.
+    """Parse a destination.
 
-    The result's ``path`` holds all that follows the host; ``params``, ``query`` and ``fragment`` are empty. User and
-    password in its ``netloc`` are percent-encoded where they must be and else as written: ask :func:`user` and
-    :func:`password` for what they mean.
+    The ``path`` of the result is everything after the host; ``params``, ``query`` and ``fragment`` are empty. User and
+    password in its ``netloc`` are percent-encoded where necessary and otherwise unchanged: :func:`user` and
+    :func:`password` decode them.
 
     Args:
-        text: the URL, or a path on this host. A ``ParseResult`` is taken too, and brought into the same form.
+        text: the URL, or a path on this host. A ``ParseResult`` is normalized to the same form.
         default_scheme: the scheme of a text without one.
 
     Raises:
-        BadDestination: for all that is no usable URL. Its text shows no password.
+        BadDestination: the URL is invalid. The error shows no password.
     """
     if isinstance(text, ParseResult):
         text = _text(text)
@@ -74,7 +74,9 @@ def parse(text: Url, default_scheme: str = "file") -> ParseResult:
 def _parsed(text: str, default_scheme: str) -> ParseResult:
     stripped = text.lstrip(" \t\r\n")
     if not stripped or "\0" in stripped:
-        raise BadDestination("a destination must not hold a NUL character" if stripped else "the destination is empty")
+        raise BadDestination(
+            "a destination must not contain a NUL character" if stripped else "the destination is empty"
+        )
     scheme, rest = _scheme(stripped)
     scheme = scheme or default_scheme
     if not rest.startswith("//"):
@@ -91,11 +93,11 @@ def _parsed(text: str, default_scheme: str) -> ParseResult:
 def redacted(url: object) -> str:
     """Return the URL for a log line: with its user, without password, key or token.
 
-    Never raises, whatever it is given. When it cannot be told where a password ends (a password as it is, with both
-    ``@`` and ``/``, or a path with an ``@`` behind a login) all that might be part of it is replaced by ``***``.
+    Never raises, for any argument. If the end of a password is ambiguous (an unencoded password with both ``@`` and
+    ``/``, or a path with an ``@`` after a login) everything that may be part of it is replaced by ``***``.
     """
     if isinstance(url, str) and "@" not in url and "//" not in url and url.isprintable():
-        return url  # most are paths
+        return url  # fast path: most are paths
     try:
         if isinstance(url, ParseResult):
             text = _text(url)
@@ -103,20 +105,20 @@ def redacted(url: object) -> str:
             text = os.fsdecode(bytes(url))
         else:
             text = str(url)
-    except Exception:  # whatever an object's __str__ may raise
+    except Exception:  # __str__ may raise anything
         return f"<{type(url).__name__}>"
     if not isinstance(url, (str, bytes, bytearray, ParseResult)):
         return redact_text(text)
-    return (_printable_text if len(text) <= MAX_CACHED_LENGTH else _printable_text.__wrapped__)(text)
+    return (_redacted_line if len(text) <= MAX_CACHED_LENGTH else _redacted_line.__wrapped__)(text)
 
 
 @functools.lru_cache(maxsize=CACHE_SIZE)
-def _printable_text(text: str) -> str:
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _printable(text))
+def _redacted_line(text: str) -> str:
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _redacted_url(text))
 
 
 def redact_text(text: str) -> str:
-    """Return any text with the secrets of all URLs in it left out; quick when it holds none."""
+    """Return a text without the secrets of the URLs in it; fast for a text without URLs."""
     if "@" in text:
         if "://" in text:
             text = _IN_TEXT.sub(lambda found: _redacted_rest(found[0]), text)
@@ -127,17 +129,17 @@ def redact_text(text: str) -> str:
     return text
 
 
-def excerpt(text: str, longest: int = 60) -> str:
-    """Return the beginning of any text, for an error about it; secrets of URLs go before, lest one be cut in two."""
-    shown = redact_text(text[:_EXCERPT_FROM])
-    return shown if len(shown) <= longest and len(text) <= _EXCERPT_FROM else f"{shown[: longest - 3]}..."
+def excerpt(text: str, max_length: int = 60) -> str:
+    """Return the start of a text for an error; secrets are removed first, so that none is cut and shown in part."""
+    shown = redact_text(text[:_MAX_EXCERPT_INPUT])
+    return shown if len(shown) <= max_length and len(text) <= _MAX_EXCERPT_INPUT else f"{shown[: max_length - 3]}..."
 
 
 def without_login(url: Url) -> str:
-    """Return the URL without user and password, as it stands in replies and published messages.
+    """Return the URL without user and password, for replies and published messages.
 
     Raises:
-        BadDestination: when it is no usable URL.
+        BadDestination: the URL is invalid.
     """
     return _without_login(parse(url))
 
@@ -148,23 +150,23 @@ def _without_login(parsed: ParseResult) -> str:
 
 
 def with_login(url: Url, login: str) -> str:
-    """Return the URL with ``login`` (``user[:password]``, as it is) in place of the one it has, if any.
+    """Return the URL with ``login`` (``user[:password]``, not encoded) instead of its login, if any.
 
-    Only what could not be read back is percent-encoded, since older servers decode nothing. A URL without a host
-    takes no login.
+    Only characters that would be misread are percent-encoded, since older servers decode nothing. A URL without a host
+    is returned without the login.
 
     Raises:
-        BadDestination: when it is no usable URL.
+        BadDestination: the URL is invalid.
     """
     parsed = parse(url)
-    place = parsed.netloc.rpartition("@")[2]
-    if not login or not place:
+    host_and_port = parsed.netloc.rpartition("@")[2]
+    if not login or not host_and_port:
         return _text(parsed)
-    return _text(parsed._replace(netloc=f"{_encoded(_LOOKS_ENCODED.sub('%25', login))}@{place}"))
+    return _text(parsed._replace(netloc=f"{_encoded(_LOOKS_ENCODED.sub('%25', login))}@{host_and_port}"))
 
 
 def user(url: Url) -> str | None:
-    """Return the user, decoded; None without one. Raises BadDestination."""
+    """Return the user, decoded; None without one. Raises BadDestination for an invalid URL."""
     login, at, _ = parse(url).netloc.rpartition("@")
     return _decoded(login.partition(":")[0]) or None if at else None
 
@@ -189,9 +191,9 @@ def port(url: Url) -> int | None:
 
 
 def with_host(url: Url, target: str) -> ParseResult:
-    """Return the URL with another host, and port if ``target`` has one; user, password and path stay.
+    """Return the URL with another host, and port if ``target`` has one; user, password and path are kept.
 
-    An IPv6 address may come without brackets. Raises BadDestination.
+    The brackets of an IPv6 address are optional. Raises BadDestination.
     """
     parsed = parse(url)
     login, at, _ = parsed.netloc.rpartition("@")
@@ -202,13 +204,13 @@ def with_host(url: Url, target: str) -> ParseResult:
 
 
 def join(url: ParseResult, *parts: str) -> ParseResult:
-    """Return the URL with ``parts`` below its path; a leading ``/`` of a part does not lead back to the root."""
+    """Return the URL with ``parts`` below its path; a leading ``/`` of a part is ignored."""
     path = url.path or ("/" if url.netloc else "")
     return url._replace(path=posixpath.join(path, *(part.lstrip("/") for part in parts)))
 
 
 def _text(url: ParseResult) -> str:
-    """Return the URL as :func:`parse` reads it back; also one that another parser cut."""
+    """Return the URL as a text for :func:`parse`; also for a result of another parser."""
     path = url.path
     if url.netloc and path and not path.startswith("/"):
         path = "/" + path
@@ -225,7 +227,7 @@ def _scheme(text: str) -> tuple[str, str]:
 
 
 def _split(rest: str) -> _Parts:
-    """Cut what stands behind ``://``, by the rule of URLs if that gives a host, else with a login as it is."""
+    """Split the text after ``://`` by the rules of URLs; if that gives no valid host, assume an unencoded login."""
     authority, slash, path = rest.partition("/")
     login, at, place = authority.rpartition("@")
     if "@" in path and (not _is_host_and_port(place) or (not at and place.endswith(":"))):
@@ -245,23 +247,23 @@ def _is_host_and_port(text: str) -> bool:
 
 
 def _encoded(login: str) -> str:
-    """Encode what would end the login too early, or change when it is decoded; keep all else as it is."""
+    """Encode the characters that would end the login early or change when it is decoded."""
     return "".join(map(_encoded_character, login))
 
 
-def _encoded_character(one: str) -> str:
-    if one.isascii() and one.isprintable() and one not in " /?#[]":
-        return one
-    if not one.isascii() and one.isprintable() and unicodedata.normalize("NFKC", one) == one:
-        return one
-    return quote(one, safe="", errors="surrogateescape")
+def _encoded_character(char: str) -> str:
+    if char.isascii() and char.isprintable() and char not in " /?#[]":
+        return char
+    if not char.isascii() and char.isprintable() and unicodedata.normalize("NFKC", char) == char:
+        return char
+    return quote(char, safe="", errors="surrogateescape")
 
 
 def _decoded(text: str) -> str:
     return unquote(text, errors="surrogateescape")
 
 
-def _printable(text: str) -> str:
+def _redacted_url(text: str) -> str:
     start = _START.match(text)
     if start:
         return start[0] + _redacted_rest(text[start.end() :])
@@ -272,7 +274,7 @@ def _printable(text: str) -> str:
 
 
 def _redacted_rest(rest: str) -> str:
-    """Return what stands behind ``://`` without its secrets; the same again for what it returned."""
+    """Return the text after ``://`` without its secrets (idempotent)."""
     login, place, path = _split(rest)
     name, colon, _ = login.partition(":")
     if "@" in path:

@@ -290,7 +290,7 @@ def test_nothing_that_is_said_ends_it(testbed: Testbed) -> None:
     d.wait_until_idle()
     assert f"{remote} is on another host" in d.process.lines()
     assert "/no/such/file: No such file or directory" in d.process.lines()
-    assert "no 'platform_name' to compose" in d.process.lines()
+    assert "missing field 'platform_name' for" in d.process.lines()
     assert "metadata would lead above the directory" in d.process.lines()
     assert not (testbed.root / "up").exists()
     assert "Traceback" not in d.process.lines()
@@ -537,7 +537,7 @@ def test_explain_a_message(testbed: Testbed) -> None:
         "[one]",
         "dispatch config 1: no: product is 'green', not one of 'red', 'blue'; num is 5, not > 5",
         "dispatch config 2: no: its subject does not begin with /level3 or /level4",
-        "dispatch config 3: no: no 'nothere' to compose '/in/{platform_name}/{nothere}' with",
+        "dispatch config 3: no: missing field 'nothere' for '/in/{platform_name}/{nothere}'",
         "dispatch config 4: to ftp://u@h:21/in/npp/green.txt, published as /sent/npp "
         "(but not now: /no/such/a.txt: No such file or directory)",
         "[two]",

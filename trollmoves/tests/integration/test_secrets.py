@@ -70,12 +70,12 @@ BAD = {
     "env:": "name of an environment variable",
     "env:a b": "name of an environment variable",
     "env:TWO_LINES": "more than one line",
-    "file:/dev/null": "no regular file",
-    "file:$FOLDER": "no regular file",
-    "file:$FOLDER/empty": "must hold one line",
-    "file:$FOLDER/lines": "must hold one line",
-    "file:$FOLDER/large": "must hold one line",
-    "file:$FOLDER/bytes": "no UTF-8 text",
+    "file:/dev/null": "must be a regular file",
+    "file:$FOLDER": "must be a regular file",
+    "file:$FOLDER/empty": "must contain one line",
+    "file:$FOLDER/lines": "must contain one line",
+    "file:$FOLDER/large": "must contain one line",
+    "file:$FOLDER/bytes": "must contain UTF-8 text",
     "file:$FOLDER/\0": "cannot be read",
 }
 
@@ -95,7 +95,7 @@ def test_no_secret_there(secret: Path, monkeypatch: pytest.MonkeyPatch, value: s
 def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
     """A named pipe is no secret's file, and nobody waits for its writer."""
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="must be a regular file"):
         secrets.resolve(f"file:{tmp_path}/pipe")
 
 
@@ -191,12 +191,12 @@ def test_file_that_others_can_read(tmp_path: Path, secret: Path) -> None:
     secret.chmod(0o644)
     found = config_file.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions)
     (warning,) = found.warnings
-    assert f"[c] login: everybody here can read {secret}" in warning
+    assert f"[c] login: the file {secret} is world-readable" in warning
     assert found.sections["c"].login == SECRET
     text = f"{TARGET}  topics: [/a]\n  connection_parameters: {{password: 'file:{secret}'}}\n"
     assert (
         sum(
-            "everybody" in one
+            "world-readable" in one
             for one in dispatch_config.read_dispatcher_config(written(tmp_path, text, "c.yaml")).warnings
         )
         == 1

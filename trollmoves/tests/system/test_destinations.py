@@ -66,4 +66,4 @@ def test_partials_of_others_are_cleaned(testbed: Testbed) -> None:
     pair.feeder.feed(1)
     pair.wait_until_done()
     until(lambda: not left.exists(), what="it is removed")
-    pair.server.wait_for_line("left by a transfer that was killed")
+    pair.server.wait_for_line("removed stale partial file")

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 class Kept:
     """Files that can be had as they were announced, as nobody looks at them."""
 
-    def unchanged(self, announced: AnnouncementRecord) -> bool:
+    def is_unchanged(self, announced: AnnouncementRecord) -> bool:
         """Tell that they can."""
         return True
 
@@ -53,7 +53,7 @@ class Source:
             TOPIC,
             self._journal,
             self.publisher,
-            holdings=Kept(),  # type: ignore[arg-type]  # nothing else of it is needed
+            file_store=Kept(),  # type: ignore[arg-type]  # nothing else of it is needed
             address=f"{HOST}:{self._replier.port}",
         )
         self._other = Message(TOPIC, "info", "x" * SIZE).encode()

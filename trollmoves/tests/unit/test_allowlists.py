@@ -193,7 +193,7 @@ def test_addresses(clients: str, address: str, allowed: bool) -> None:
 @pytest.mark.parametrize("word", ["192.0.2.300", "192.0.2.0/33", "host/24", "1.2.3"])
 def test_no_address(word: str) -> None:
     """What looks like an address and is none is told as that, rather than taken for the name of a key."""
-    with pytest.raises(ValueError, match="no address or network"):
+    with pytest.raises(ValueError, match="invalid address or network"):
         client_allowlist.parse_allowlist((word,))
 
 

@@ -265,18 +265,18 @@ connection_parameters____x = 1
             "[empty] origin: is missing: say which files to announce, by origin, or by listen for messages",
             "[numbers] request_port: must be between 1 and 65535: '90940'",
             "[numbers] compression: must be one of xrit, bzip, none: 'gzip'",
-            "[numbers] delete: neither true nor false: 'maybe'",
-            "[numbers] remove_delay: no number: 'soon'",
-            "[templates] topic: a subject holds no blanks: '/a b'",
-            "[templates] info: each item must read key=value: 'sensor'",
-            "[templates] connection_parameters__num_ssh_retries: no whole number: 'few'",
-            "[templates] connection_parameters__client_kwargs: is a group: give each of its names a line of its own, "
-            "with __ and that name behind this one",
+            "[numbers] delete: must be true or false: 'maybe'",
+            "[numbers] remove_delay: must be a number: 'soon'",
+            "[templates] topic: a subject must not contain blanks: '/a b'",
+            "[templates] info: each item must be key=value: 'sensor'",
+            "[templates] connection_parameters__num_ssh_retries: must be an integer: 'few'",
+            "[templates] connection_parameters__client_kwargs: is a group: write one line for each name in it, "
+            "with __ and that name appended to this one",
             "[templates] connection_parameters__key__id: key is one value, with no names below it",
             "[templates] connection_parameters__a__b: a has a value too: it cannot be both",
             "[templates] connection_parameters__c: c has names below it too: it cannot be both",
             "[templates] connection_parameters____x: a name is missing before or behind __",
-            "[templates] origin: '/data/{x' is no pattern: expected '}' before end of string",
+            "[templates] origin: invalid pattern '/data/{x': expected '}' before end of string",
         ]
         found = read(text + GOOD_SERVER, ServerOptions)
         assert [*found.sections] == ["good"]
@@ -408,8 +408,8 @@ class TestClient:
             "one with a topic of its own",
             "[empty] destination: is missing: URL of the directory that files are sent to, with fields of the metadata "
             "in it; schemes: none or `file`, `ftp`, `ftps`, `scp`, `sftp`, `s3`",
-            "[bad] providers: a provider must read host:port or host:port/topic: 'b'",
-            "[bad] nameservers: no host: 'tcp://x'",
+            "[bad] providers: a provider must be host:port or host:port/topic: 'b'",
+            "[bad] nameservers: must be one host: 'tcp://x'",
         ]
 
     def test_nothing_to_hear(self, read: Read[ClientOptions]) -> None:
@@ -482,12 +482,12 @@ class TestFile:
             (b"[a]\ntopic = /a\n\0\0\0\0", "line 3 holds a control character"),
             (b"[a]\n" + b"#" * config_file.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
             (b"[DEFAULT]\nworkers = many\nmax_transfers_per_host = 0\n[a]\norigin = /x\ntopic = /a\n",
-             "[DEFAULT] workers: no whole number: 'many'; max_transfers_per_host: must be between 1 and 1000: '0'"),
+             "[DEFAULT] workers: must be an integer: 'many'; max_transfers_per_host: must be between 1 and 1000: '0'"),
             (b"[a]\ntopic = /a\n[b]\norigin = /b\n",
              "[a] origin: is missing: say which files to announce, by origin, or by listen for messages; "
              "[b] topic: is missing: subject of the announcements"),
             (b"[DEFAULT]\ndelete = perhaps\n[a]\ntopic = /a\norigin = /b\n",
-             "[a] delete: neither true nor false: 'perhaps' (in [DEFAULT])"),
+             "[a] delete: must be true or false: 'perhaps' (in [DEFAULT])"),
         ],
         ids=range(12),
     )  # fmt: skip

@@ -54,7 +54,7 @@ def test_a_name_is_looked_up_once_in_a_lifetime() -> None:
         time.sleep(0.05)
         return {"127.0.0.1"} if name == "alias" else {"203.0.113.7"}
 
-    here = hosts.LocalHost(lifetime=30, patience=20, look_up=look_up)
+    here = hosts.LocalHost(lifetime=30, timeout=20, look_up=look_up)
     answers: list[bool] = []
     threads = [threading.Thread(target=lambda: answers.append(here.is_local("Alias"))) for _ in range(8)]
     for thread in threads:
@@ -65,7 +65,7 @@ def test_a_name_is_looked_up_once_in_a_lifetime() -> None:
     assert [here.is_local("other") for _ in range(100)] == [False] * 100
     assert asked == ["alias", "other"]
 
-    brief = hosts.LocalHost(lifetime=0.01, patience=20, look_up=look_up)
+    brief = hosts.LocalHost(lifetime=0.01, timeout=20, look_up=look_up)
     until(lambda: brief.is_local("alias") and asked.count("alias") >= 3, what="another look-up")
 
 
@@ -78,7 +78,7 @@ def test_a_name_that_cannot_be_looked_up_is_another_host(error: Exception) -> No
         asked.append(name)
         raise error
 
-    here = hosts.LocalHost(patience=20, look_up=look_up)
+    here = hosts.LocalHost(timeout=20, look_up=look_up)
     assert [here.is_local("gone.example") for _ in range(10)] == [False] * 10
     assert asked == ["gone.example"]
     assert not hosts.LocalHost().is_local("a" * 300 + ".invalid")
@@ -93,20 +93,20 @@ def test_a_slow_look_up_is_not_waited_for() -> None:
         go.wait(100)
         return {"127.0.0.1"}
 
-    here = hosts.LocalHost(patience=0.05, look_up=look_up)
+    here = hosts.LocalHost(timeout=0.05, look_up=look_up)
     begin = time.monotonic()
     assert [here.is_local("slow.example") for _ in range(100)] == [False] * 100
     assert time.monotonic() - begin < 50
     for number in range(2 * hosts.MAX_LOOKUPS):
         assert not here.is_local(f"slow-{number}.example")
-    assert sum(thread.name == "look-up" for thread in threading.enumerate()) <= hosts.MAX_LOOKUPS
+    assert sum(thread.name == "dns-lookup" for thread in threading.enumerate()) <= hosts.MAX_LOOKUPS
     go.set()
     until(lambda: here.is_local("slow.example"), what="the late answer")
 
 
 def test_answers_do_not_pile_up() -> None:
     """Requests that name ever new hosts do not fill the memory."""
-    here = hosts.LocalHost(patience=20, look_up=lambda name: set())
+    here = hosts.LocalHost(timeout=20, look_up=lambda name: set())
     for number in range(hosts.MAX_CACHED_ANSWERS + 50):
         here.is_local(f"host-{number}.example")
     assert len(here._answers) <= hosts.MAX_CACHED_ANSWERS
