@@ -49,7 +49,7 @@ class CrashScenario(ABC):
         self.testbed = testbed
         self.too_early: list[str] = []
         self.set_up()
-        self.received.on_heard = self._check_receipt
+        self.received.on_message = self._check_receipt
 
     @abstractmethod
     def set_up(self) -> None:
@@ -316,7 +316,7 @@ class DispatcherScenario(CrashScenario):
         target = {"directory": "OUT", "topics": [TOPIC], "publish_topic": "/sent"}
         self.dispatching = DispatcherTestbed(self.testbed, {"t": target})
         self.processes = {"dispatcher": self.dispatching.process}
-        self.received, self.target = self.dispatching.ear, self.dispatching.out
+        self.received, self.target = self.dispatching.subscriber, self.dispatching.out
         self.feeder = Feeder(self.dispatching.source)
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
@@ -331,7 +331,7 @@ class DispatcherScenario(CrashScenario):
     def send_messages(self, names: Iterable[str]) -> None:
         """Publish messages about files."""
         for name in names:
-            self.dispatching.voice.publish_file(self.feeder.folder / name)
+            self.dispatching.publisher.publish_file(self.feeder.folder / name)
 
     def restart(self, victim: Process) -> None:
         """Start it, wait until it is subscribed, and publish the remaining messages."""
@@ -404,7 +404,7 @@ class S3Scenario(LargeFileScenario):
         """Compare the objects in the bucket."""
         found = self.s3.list_objects_v2(Bucket=seaweed.BUCKET, Prefix="out/").get("Contents", ())
         keys = {one["Key"].rpartition("/")[2]: one["Key"] for one in found}
-        return [name for name, wanted in self.feeder.fed.items() if self._read(keys.get(name, "")) != wanted]
+        return [name for name, expected in self.feeder.fed.items() if self._read(keys.get(name, "")) != expected]
 
     def _read(self, key: str) -> bytes:
         return bytes(self.s3.get_object(Bucket=seaweed.BUCKET, Key=key)["Body"].read()) if key else b""

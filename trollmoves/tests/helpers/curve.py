@@ -24,8 +24,8 @@ class Keys:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.guests = folder / "guests"
-        self.guests.mkdir(parents=True)
+        self.clients = folder / "clients"
+        self.clients.mkdir(parents=True)
         self.make("server")
 
     def make(self, name: str) -> None:
@@ -38,9 +38,9 @@ class Keys:
         """Return the file with the secret key of this name."""
         return self.folder / f"{name}.key_secret"
 
-    def invite(self, name: str) -> None:
+    def authorize(self, name: str) -> None:
         """Allow connections with the keys of this name."""
-        shutil.copy(self.folder / f"{name}.key", self.guests)
+        shutil.copy(self.folder / f"{name}.key", self.clients)
 
     def settings(self, client: str) -> dict[str, str]:
         """Return posttroll's settings, as environment, of a process that connects under this name."""
@@ -49,7 +49,7 @@ class Keys:
         return {
             "POSTTROLL_BACKEND": "secure_zmq",
             "POSTTROLL_SERVER_SECRET_KEY_FILE": str(self.secret("server")),
-            "POSTTROLL_CLIENTS_PUBLIC_KEYS_DIRECTORY": str(self.guests),
+            "POSTTROLL_CLIENTS_PUBLIC_KEYS_DIRECTORY": str(self.clients),
             "POSTTROLL_CLIENT_SECRET_KEY_FILE": str(self.secret(client)),
             "POSTTROLL_SERVER_PUBLIC_KEY_FILE": str(self.folder / "server.key"),
         }
@@ -59,7 +59,7 @@ class Keys:
         process.environment = {**process.environment, **self.settings(client), **changed}
         return process
 
-    def is_let_in(self, port: int, name: str | None, seconds: float = 5.0 * TIMEOUT_FACTOR) -> bool:
+    def can_connect(self, port: int, name: str | None, seconds: float = 5.0 * TIMEOUT_FACTOR) -> bool:
         """Return True if a peer with the keys of this name, or with none, can connect to a port."""
         context = zmq.Context()
         try:

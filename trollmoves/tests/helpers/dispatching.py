@@ -57,11 +57,11 @@ class RecordedPublisher:
     def wait_for_topics(self, topics: Iterable[str], seconds: float = 20) -> None:
         """Wait until each of these topics has a subscriber."""
 
-        def wanted() -> bool:
+        def expected() -> bool:
             self.wait_for_subscribers(1, seconds)
             return all(f"pytroll:/{topic}".startswith(tuple(self.subscribed)) for topic in topics)
 
-        until(wanted, seconds, f"{topics} are wanted, of which are {self.subscribed}")
+        until(expected, seconds, f"{topics} are wanted, of which are {self.subscribed}")
 
     def publish(self, subject: str, kind: str, data: Any) -> None:
         """Publish a message."""
@@ -85,7 +85,7 @@ class DispatcherTestbed:
 
     def __init__(self, testbed: Testbed, targets: Mapping[str, Any], *arguments: str, old: bool = False) -> None:
         self.testbed = testbed
-        self.voice = testbed.close_at_end(RecordedPublisher(testbed.port()))
+        self.publisher = testbed.close_at_end(RecordedPublisher(testbed.port()))
         self.source = testbed.directory("in")
         self.out = testbed.directory("old-out" if old else "out")
         self.port = testbed.port()
@@ -101,21 +101,21 @@ class DispatcherTestbed:
             command = [sys.executable, script("dispatcher.py"), str(self.config), *arguments]
             self.process = testbed.process(name, command, self.config)
         self._publishes = "-p" in arguments and str(self.port) in arguments
-        self.ear = testbed.subscriber(self.port)
+        self.subscriber = testbed.subscriber(self.port)
 
     def text(self, targets: Mapping[str, Any]) -> str:
         """Return the text of the configuration file; OUT in it is replaced by the delivery folder."""
-        subscriber = {"subscribe_addresses": [self.voice.address], "nameserver": False}
+        subscriber = {"subscribe_addresses": [self.publisher.address], "nameserver": False}
         text = yaml.safe_dump({"posttroll_subscriber": subscriber, **targets}, allow_unicode=True)
         return text.replace("OUT", str(self.out))
 
     def start(self) -> DispatcherTestbed:
         """Start it, and wait until it is subscribed."""
-        connections = self.ear.connections
+        connections = self.subscriber.connections
         self.process.start()
-        self.voice.wait_for_topics(self._topics())
+        self.publisher.wait_for_topics(self._topics())
         if self._publishes:
-            until(lambda: self.ear.connections > connections, 20, "an ear on it")
+            until(lambda: self.subscriber.connections > connections, 20, "an ear on it")
         return self
 
     def _topics(self) -> list[str]:
@@ -125,13 +125,13 @@ class DispatcherTestbed:
     def wait_until_processed(self) -> None:
         """Wait until the subscriber receives its messages; the target for "/last" must publish."""
 
-        def told() -> bool:
+        def recorded() -> bool:
             name = f"first-{time.monotonic_ns()}"
-            self.voice.publish_file(self.file(name), "/last")
+            self.publisher.publish_file(self.file(name), "/last")
             time.sleep(0.05)
-            return bool(self.ear.of_type("file"))
+            return bool(self.subscriber.of_type("file"))
 
-        until(told, 20, "a publication")
+        until(recorded, 20, "a publication")
 
     def restart(self) -> None:
         """Restart it after its end, and wait until it is subscribed."""
@@ -139,8 +139,8 @@ class DispatcherTestbed:
         self.start()
 
     def _has_unread_messages(self) -> bool:
-        self.voice.wait_for_subscribers(0)
-        return not self.voice.subscribed
+        self.publisher.wait_for_subscribers(0)
+        return not self.publisher.subscribed
 
     def reconfigure(self, targets: Mapping[str, Any]) -> None:
         """Replace its configuration, and wait until it is applied."""
@@ -170,7 +170,7 @@ class DispatcherTestbed:
     def wait_until_idle(self) -> None:
         """Wait until all earlier messages are processed: a last file is delivered, and no task is pending."""
         name = f"last-{time.monotonic_ns()}"
-        self.voice.publish_file(self.file(name), "/last")
+        self.publisher.publish_file(self.file(name), "/last")
         self.wait_for(f"last/{name}")
         until(lambda: not self.testbed.pending_tasks(), what="nothing waits any more")
 

@@ -90,11 +90,11 @@ class Feeder:
 
     def missing(self, target: Path) -> list[str]:
         """Return the names of the files that are missing or incomplete at the target."""
-        return [name for name, wanted in self.fed.items() if not _holds(target / name, wanted)]
+        return [name for name, expected in self.fed.items() if not _holds(target / name, expected)]
 
 
-def _holds(path: Path, wanted: bytes) -> bool:
+def _holds(path: Path, expected: bytes) -> bool:
     try:
-        return path.read_bytes() == wanted
+        return path.read_bytes() == expected
     except FileNotFoundError:
         return False

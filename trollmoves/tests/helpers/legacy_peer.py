@@ -88,10 +88,10 @@ def _base_python() -> Path:
     for candidate in _candidates():
         shows = "import sys; print(*sys.version_info[:2])"
         try:
-            told = subprocess.run([candidate, "-c", shows], capture_output=True, text=True, timeout=30, check=True)
+            recorded = subprocess.run([candidate, "-c", shows], capture_output=True, text=True, timeout=30, check=True)
         except (OSError, subprocess.SubprocessError):
             continue
-        if tuple(map(int, told.stdout.split())) >= OLDEST:
+        if tuple(map(int, recorded.stdout.split())) >= OLDEST:
             return Path(candidate)
     raise PeerUnavailable(f"trollmoves {VERSION} needs Python {OLDEST[0]}.{OLDEST[1]} or newer")
 

@@ -94,7 +94,7 @@ class Host(Namespace):
     def __init__(self, testbed: Testbed, switch: Namespace, number: int) -> None:
         super().__init__(testbed, f"host {number}")
         self.address = f"10.77.0.{number}"
-        self._site = testbed
+        self._testbed = testbed
         self._switch = switch
         self._port = f"port{number}"
         switch.run(
@@ -113,7 +113,7 @@ class Host(Namespace):
     def subscriber(self, port: int) -> RecordingSubscriber:
         """Return a subscriber, on this host, to a publisher of this host."""
         with self.inside():
-            return self._site.subscriber(port)
+            return self._testbed.subscriber(port)
 
     def cut(self) -> None:
         """Unplug its cable: no peer is notified."""
@@ -166,7 +166,7 @@ class Network:
         why = _why_not()
         if why:
             pytest.skip(why)
-        self._site = testbed
+        self._testbed = testbed
         self._numbers = iter(range(1, 200))
         self._switch = Namespace(testbed, "switch")
         self._switch.run("ip", "link", "add", "bridge", "type", "bridge")
@@ -174,7 +174,7 @@ class Network:
 
     def host(self) -> Host:
         """Add a host."""
-        return Host(self._site, self._switch, next(self._numbers))
+        return Host(self._testbed, self._switch, next(self._numbers))
 
 
 class SlowLink:

@@ -43,7 +43,7 @@ class RecordingSubscriber:
     """Records the messages of a publisher in a thread; the publisher may start later."""
 
     def __init__(self, port: int, topic: str = "", *, address: str = HOST) -> None:
-        self.heard: list[ReceivedMessage] = []
+        self.messages: list[ReceivedMessage] = []
         self.texts: list[str] = []
         self.unreadable: list[str] = []
         self._context = zmq.Context()
@@ -76,11 +76,11 @@ class RecordingSubscriber:
     def of_type(self, *types: str) -> list[ReceivedMessage]:
         """Return the received messages of these types."""
         self._check()
-        return [one for one in list(self.heard) if one.type in types]
+        return [one for one in list(self.messages) if one.type in types]
 
     def of_file(self, name: str) -> list[ReceivedMessage]:
         """Return the messages about one file."""
-        return [one for one in list(self.heard) if one.uid == name]
+        return [one for one in list(self.messages) if one.uid == name]
 
     def receipts(self) -> list[str]:
         """Return the names of the files that receipts were received for."""
@@ -92,10 +92,10 @@ class RecordingSubscriber:
         until(lambda: len(self.of_type(*types)) >= count, seconds, f"{count} messages {types}: {self.texts[-3:]}")
         return self.of_type(*types)
 
-    def wait_for_receipts(self, wanted: Iterable[str], seconds: float = 30) -> None:
+    def wait_for_receipts(self, expected: Iterable[str], seconds: float = 30) -> None:
         """Wait for a receipt for each of these files."""
-        wanted = set(wanted)
-        until(lambda: wanted <= set(self.receipts()), seconds, f"receipts of {len(wanted)} files")
+        expected = set(expected)
+        until(lambda: expected <= set(self.receipts()), seconds, f"receipts of {len(expected)} files")
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -116,12 +116,12 @@ class RecordingSubscriber:
 
     def _record(self, text: str) -> None:
         try:
-            heard = ReceivedMessage(Message.decode(text), time.monotonic())
+            received = ReceivedMessage(Message.decode(text), time.monotonic())
         except Exception as error:  # posttroll raises various errors; the next check fails on them
             self.unreadable.append(f"{text!r:.1000}: {error!r}")
             return
-        self.on_heard(heard)
-        self.heard.append(heard)
+        self.on_message(received)
+        self.messages.append(received)
 
 
 class RequestSocket:

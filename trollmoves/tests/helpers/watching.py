@@ -47,13 +47,13 @@ class RecordedFiles:
 
     def wait_for(self, *paths: str | Path, times: int = 1, seconds: float = 20) -> None:
         """Wait until each of these was reported at least ``times`` times."""
-        wanted = {str(path) for path in paths}
+        expected = {str(path) for path in paths}
 
         def there() -> bool:
             count = Counter(self.paths)
-            return all(count[path] >= times for path in wanted)
+            return all(count[path] >= times for path in expected)
 
-        until(there, seconds, f"{sorted(wanted)[:3]} among {self.paths[-5:]}")
+        until(there, seconds, f"{sorted(expected)[:3]} among {self.paths[-5:]}")
 
     def of_path(self, path: str | Path) -> list[FoundFile]:
         """Return all reports of one path."""
@@ -63,11 +63,11 @@ class RecordedFiles:
 @contextmanager
 def watching(pattern: str | Path, **options: Any) -> Iterator[RecordedFiles]:
     """Run a DirectoryWatch and yield the reported files."""
-    told = RecordedFiles()
-    watch = DirectoryWatch(Origin(str(pattern)), told, **options)
+    recorded = RecordedFiles()
+    watch = DirectoryWatch(Origin(str(pattern)), recorded, **options)
     watch.start()
     try:
-        yield told
+        yield recorded
     finally:
         watch.stop()
 
@@ -88,9 +88,9 @@ def move_in(path: str | Path, content: str = "content") -> str:
     return str(path)
 
 
-def sentinel(told: RecordedFiles, path: str | Path) -> None:
+def sentinel(recorded: RecordedFiles, path: str | Path) -> None:
     """Add a file and wait until it is reported: all earlier events have then been processed."""
-    told.wait_for(move_in(path))
+    recorded.wait_for(move_in(path))
 
 
 def age(path: str | Path, seconds: float) -> None:
@@ -163,8 +163,8 @@ class Child:
 
     def wait_for(self, *paths: str | Path, seconds: float = 30) -> None:
         """Wait until each of these was reported to the child."""
-        wanted = {str(path) for path in paths}
-        until(lambda: wanted <= set(self.paths), seconds, f"{len(wanted)} files, {self.log[-5:]}")
+        expected = {str(path) for path in paths}
+        until(lambda: expected <= set(self.paths), seconds, f"{len(expected)} files, {self.log[-5:]}")
 
     def _read_paths(self) -> None:
         assert self.process.stdout is not None

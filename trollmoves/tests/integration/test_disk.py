@@ -232,11 +232,11 @@ def test_a_dispatcher_may_not_read_files(tmp_path: Path) -> None:
         bad = [dispatching.file(f"bad-{n}") for n in range(6)]
         for path in bad:
             path.chmod(0)
-            dispatching.voice.publish_file(path)
+            dispatching.publisher.publish_file(path)
         dispatching.process.wait_for_line("Permission denied", 2 * len(bad))
         good = [dispatching.file(f"good-{n}") for n in range(20)]
         for path in good:
-            dispatching.voice.publish_file(path)
+            dispatching.publisher.publish_file(path)
         dispatching.wait_for(*(path.name for path in good))
         assert len(dispatching.delivered_files()) == len(good)
         for path in bad:

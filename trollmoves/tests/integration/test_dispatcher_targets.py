@@ -111,15 +111,17 @@ def test_delivered_and_told(testbed: Testbed, far: Far) -> None:
         d = DispatcherTestbed(testbed, targets).start()
         names = [f"f {number}é" for number in range(20)]
         for name in (*names, *names):
-            d.voice.publish_file(
+            d.publisher.publish_file(
                 d.file(name) if not (d.source / name).exists() else d.source / name, platform_name="n", product="ash"
             )
-        wanted = {f"n/a_{name}": f"content of {name}" for name in names}
-        until(lambda: far.arrived() == wanted, 40, "all files")
-        d.ear.wait_for(len(names))
-    told = [one.message for one in d.ear.of_type("file")]
-    assert sorted(message.data["uri"].rpartition("/")[2] for message in told) == sorted(f"a_{name}" for name in names)
-    assert {message.data["product"] for message in told} == {"ash"}
+        expected = {f"n/a_{name}": f"content of {name}" for name in names}
+        until(lambda: far.arrived() == expected, 40, "all files")
+        d.subscriber.wait_for(len(names))
+    recorded = [one.message for one in d.subscriber.of_type("file")]
+    assert sorted(message.data["uri"].rpartition("/")[2] for message in recorded) == sorted(
+        f"a_{name}" for name in names
+    )
+    assert {message.data["product"] for message in recorded} == {"ash"}
     assert d.process.lines().count("[far] delivered ") == len(names)
     assert d.process.terminate() == 0
     for path in [d.process.log, *(testbed.root / "state").rglob("*journal*")]:
@@ -133,7 +135,7 @@ def test_refused(testbed: Testbed, far: Far) -> None:
         d = DispatcherTestbed(testbed, targets).start()
         names = [f"f{number}" for number in range(5)]
         for name in names:
-            d.voice.publish_file(d.file(name), platform_name="n")
+            d.publisher.publish_file(d.file(name), platform_name="n")
         d.wait_for(*names)
         until(lambda: set(far.arrived()) == {f"n/{name}" for name in names}, 40, "all files")
         d.process.wait_for_line("] deliver of ", len(names), seconds=60)
@@ -150,7 +152,7 @@ def test_back(testbed: Testbed, far: Far) -> None:
     d = DispatcherTestbed(testbed, {"far": taking(far.target), "near": taking({"directory": "OUT"})}).start()
     names = [f"f{number}" for number in range(5)]
     for name in names:
-        d.voice.publish_file(d.file(name), platform_name="n")
+        d.publisher.publish_file(d.file(name), platform_name="n")
     d.wait_for(*names)
     d.process.wait_for_line("is tried again", seconds=60)
     with far.server:
@@ -167,12 +169,12 @@ def test_lanes_and_stop(testbed: Testbed) -> None:
     d = DispatcherTestbed(testbed, {"far": target, "near": taking({"directory": "OUT"}), "DEFAULT": process}).start()
     names = [f"f{number}" for number in range(30)]
     for name in names[:15]:
-        d.voice.publish_file(d.file(name))
+        d.publisher.publish_file(d.file(name))
     until(lambda: set(_files(end.folder)) == set(names[:15]), what="the first files")
     assert end.proxy.connections[end.port] == 1
     end.proxy.stall_after(0)
     for name in names[15:]:
-        d.voice.publish_file(d.file(name))
+        d.publisher.publish_file(d.file(name))
     d.wait_for(*names)  # so all are noted
     until(lambda: end.proxy.sent > 0, what="a transfer runs")
     assert d.process.terminate(9) == 0

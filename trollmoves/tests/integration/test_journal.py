@@ -80,8 +80,8 @@ def test_what_was_noted_is_known(journal: Journal) -> None:
 def test_what_was_noted_is_known_after_reopening(path: str) -> None:
     """A task is known in the next process too, in whatever state it is."""
     journal = Journal(path)
-    noted = [one for one, _ in journal.add_tasks([task("waits"), task("is done"), task("failed")])]
-    journal.finish([Outcome(noted[1], DONE, "the reply"), Outcome(noted[2], FAILED)])
+    added = [one for one, _ in journal.add_tasks([task("waits"), task("is done"), task("failed")])]
+    journal.finish([Outcome(added[1], DONE, "the reply"), Outcome(added[2], FAILED)])
     journal.close()
     journal = Journal(path)
     again = journal.add_tasks([task("waits"), task("is done"), task("failed"), task("new")])
@@ -113,10 +113,10 @@ def test_a_task_may_be_noted_as_done(journal: Journal) -> None:
 
 def test_all_of_a_task_is_found_again(journal: Journal) -> None:
     """What was noted is found with everything it had."""
-    noted = Task("chain", "push", "k", "lane", "body", 12.5, BACKLOG, 3)
-    journal.add_tasks([noted])
+    added = Task("chain", "push", "k", "lane", "body", 12.5, BACKLOG, 3)
+    journal.add_tasks([added])
     found = journal.find("chain", "push", "k")
-    assert found == noted
+    assert found == added
     assert found is not None
     assert found.created == pytest.approx(time.time(), abs=60)
     assert journal.find("chain", "push", "other") is None
@@ -134,11 +134,11 @@ def test_strange_names_are_kept_apart(journal: Journal) -> None:
 def test_no_text_can_make_the_journal_fail(journal: Journal) -> None:
     """Bytes that are no UTF-8 may stand in every text, and a task with such a lane is claimed from it."""
     bad = "\udcff"
-    ((noted, _),) = journal.add_tasks(
+    ((added, _),) = journal.add_tasks(
         [task("a", f"fetch {bad}", body=bad)], [("chain", SourcePosition(f"log{bad}", bad, 5))]
     )
-    ((claimed),) = journal.claim("chain", noted.lane, 5, LATER)
-    assert claimed.id == noted.id
+    ((claimed),) = journal.claim("chain", added.lane, 5, LATER)
+    assert claimed.id == added.id
     claimed.lane = claimed.body = bad
     journal.reset_tasks([claimed])
     journal.update_bodies([claimed])
@@ -263,11 +263,11 @@ def test_a_task_can_wait_again(journal: Journal) -> None:
 
 def test_failing_what_waits(journal: Journal) -> None:
     """All that waits in a lane can be ended as failed, without what is in hand."""
-    noted = [one for one, _ in journal.add_tasks([task("a"), task("b"), task("in hand"), task("d", "other")])]
-    assert journal.fail_pending("chain", "lane", but={noted[2].id}) == [noted[0].id, noted[1].id]
+    added = [one for one, _ in journal.add_tasks([task("a"), task("b"), task("in hand"), task("d", "other")])]
+    assert journal.fail_pending("chain", "lane", but={added[2].id}) == [added[0].id, added[1].id]
     assert keys(journal.claim("chain", "lane", 5, LATER)) == ["in hand"]
     assert journal.count("chain") == {"waiting": 2, "done": 0, "failed": 2}
-    assert journal.fail_pending("chain", "lane", but={noted[2].id}) == []
+    assert journal.fail_pending("chain", "lane", but={added[2].id}) == []
 
 
 def test_rewriting_makes_it_wait_again(journal: Journal) -> None:
@@ -574,18 +574,18 @@ def test_a_full_disk(tmp_path: Path) -> None:
         with pytest.raises(JournalError, match=r"a\.journal cannot be written: .*full") as refusal:
             all(map(journal.add_tasks, groups))
         assert refusal.value.temporary
-        noted = journal.count()["waiting"]
-        assert noted % 20 == 0
+        added = journal.count()["waiting"]
+        assert added % 20 == 0
         (one, *_) = journal.claim("chain", "lane", 1, LATER)
         with pytest.raises(JournalError, match="full"):
             journal.finish([Outcome(one, DONE, "x" * 600_000)])
         ballast.unlink()
         journal.add_tasks([task("room again")])
         journal.finish([Outcome(one, DONE, "reply")])
-        assert journal.count() == {"waiting": noted, "done": 1, "failed": 0}
+        assert journal.count() == {"waiting": added, "done": 1, "failed": 0}
         journal.close()
         journal = Journal(str(disk / "a.journal"))
-        assert journal.count() == {"waiting": noted, "done": 1, "failed": 0}
+        assert journal.count() == {"waiting": added, "done": 1, "failed": 0}
         journal.close()
 
 
@@ -648,9 +648,9 @@ def test_the_last_number_is_never_an_old_one(path: str) -> None:
         journal.close()
         journal = Journal(path)
         with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(journal.last_number, "chain") for _ in range(3)]
+            requested = [pool.submit(journal.last_number, "chain") for _ in range(3)]
             journal.append_announcements("chain", [announced(number + 1)])
-            assert {one.result() for one in asked} <= {number, number + 1}
+            assert {one.result() for one in requested} <= {number, number + 1}
         assert journal.last_number("chain") == number + 1
         journal.close()
 
@@ -683,8 +683,8 @@ def test_a_kill_leaves_every_transaction_whole(path: str, rounds: int) -> None:
                     break
         finally:
             child.kill()
-        told = [int(line) for line in child.stdout.read().split(b"\n")[:-1]]
-    last_told = told[-1] if told else rounds
+        recorded = [int(line) for line in child.stdout.read().split(b"\n")[:-1]]
+    last_told = recorded[-1] if recorded else rounds
     journal = Journal(path)
     for number in range(last_told + 3):
         first = [journal.find("chain", "fetch", f"{number} {n}") for n in range(10)]

@@ -83,9 +83,9 @@ def test_what_is_over_and_old_goes(journal: Journal) -> None:
 
 def test_what_is_over_and_too_much_goes(journal: Journal) -> None:
     """Of what is over no more than the given number is kept, those that ended last, and what waits is not counted."""
-    noted = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(1000)])]
+    tasks = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(1000)])]
     for n in range(0, 900, 10):
-        journal.finish([Outcome(one, DONE) for one in noted[n : n + 10]])
+        journal.finish([Outcome(one, DONE) for one in tasks[n : n + 10]])
     steps = keep_up(journal, Retention(LATER, LATER, 50, 10**9))
     assert journal.count() == {"waiting": 100, "done": 50, "failed": 0}
     assert journal.find("chain", "fetch", "850") is not None
@@ -108,8 +108,8 @@ def test_it_is_known_what_was_forgotten(path: str) -> None:
     """The time is known up to which what was done may have been forgotten; in the next process, too."""
     journal = Journal(path)
     assert journal.history_seconds() == float("inf")
-    noted = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(20)])]
-    for one in noted:
+    tasks = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(20)])]
+    for one in tasks:
         journal.finish([Outcome(one, DONE)])
     keep_up(journal, Retention(LATER, LATER, 10, 10**9))
     last = journal.find("chain", "fetch", "10")
@@ -155,20 +155,20 @@ def test_numbers_go_on_after_upkeep_and_reopening(path: str) -> None:
 
 def test_what_is_done_is_shortened(journal: Journal) -> None:
     """What was done loses its reply and most of its body, once; what failed, waits, or is of another kind does not."""
-    noted = [one for one, _ in journal.add_tasks([task(n, body=f"body {n}") for n in ("done", "failed", "waits")])]
-    noted += [one for one, _ in journal.add_tasks([task("other", kind="relay", body="body")])]
-    journal.finish([Outcome(noted[n], state, "reply") for n, state in ((0, DONE), (1, FAILED), (3, DONE))])
-    asked = []
+    tasks = [one for one, _ in journal.add_tasks([task(n, body=f"body {n}") for n in ("done", "failed", "waits")])]
+    tasks += [one for one, _ in journal.add_tasks([task("other", kind="relay", body="body")])]
+    journal.finish([Outcome(tasks[n], state, "reply") for n, state in ((0, DONE), (1, FAILED), (3, DONE))])
+    requested = []
 
     def remains(one: Task) -> str:
-        asked.append(one.key)
+        requested.append(one.key)
         return one.body.removeprefix("body ")
 
     keep_up(journal, ALL, fetch=remains)
     keep_up(journal, ALL, fetch=remains)
-    assert asked == ["done"]
+    assert requested == ["done"]
     assert [
-        (one.body, one.reply) for one in filter(None, [journal.find("chain", one.kind, one.key) for one in noted])
+        (one.body, one.reply) for one in filter(None, [journal.find("chain", one.kind, one.key) for one in tasks])
     ] == [
         ("done", None),
         ("body failed", "reply"),
@@ -182,8 +182,8 @@ def test_what_is_done_is_shortened(journal: Journal) -> None:
 def test_many_that_ended_at_once_are_all_shortened(path: str) -> None:
     """Tasks whose ends were written at one time are all shortened, over several steps and processes."""
     journal = Journal(path)
-    noted = [one for one, _ in journal.add_tasks([task(str(n), body="body") for n in range(1000)])]
-    journal.finish([Outcome(one, DONE, "reply") for one in noted])
+    tasks = [one for one, _ in journal.add_tasks([task(str(n), body="body") for n in range(1000)])]
+    journal.finish([Outcome(one, DONE, "reply") for one in tasks])
     steps = journal.prune(ALL, {"fetch": drop_body}, -1.0)
     assert next(steps) == 200
     journal.close()
@@ -195,8 +195,8 @@ def test_many_that_ended_at_once_are_all_shortened(path: str) -> None:
 
 def test_a_body_that_cannot_be_read_stays(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
     """What cannot be shortened is named in the log, once, stays, and does not keep the rest from it."""
-    noted = [one for one, _ in journal.add_tasks([task("bad", body="x"), task("good", body="1")])]
-    journal.finish([Outcome(one, DONE) for one in noted])
+    tasks = [one for one, _ in journal.add_tasks([task("bad", body="x"), task("good", body="1")])]
+    journal.finish([Outcome(one, DONE) for one in tasks])
     for _ in range(2):
         keep_up(journal, ALL, fetch=lambda one: str(int(one.body) + 1))
     assert [one.body for n in ("bad", "good") if (one := journal.find("chain", "fetch", n))] == ["x", "2"]
@@ -217,8 +217,8 @@ def pass_through(journal: Journal, first: int, count: int) -> None:
         numbers = range(start, start + 500)
         journal.append_announcements("chain", [announced(n) for n in numbers])
         pushes = [task(f"{n} file://host/out", kind="push", body="x" * 800, about=n) for n in numbers]
-        noted = journal.add_tasks(pushes)
-        journal.finish([Outcome(one, DONE, "r" * 700) for one, _ in noted])
+        tasks = journal.add_tasks(pushes)
+        journal.finish([Outcome(one, DONE, "r" * 700) for one, _ in tasks])
 
 
 def test_the_size_is_bounded(path: str) -> None:
@@ -365,7 +365,7 @@ def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
             journal.close()
         for path in pair.target.iterdir():
             path.unlink()
-        told = len(pair.received.receipts())
+        recorded = len(pair.received.receipts())
         pair.client.start(wait=False)
         pair.server.start()
         pair.client.wait_until_ready()
@@ -374,4 +374,4 @@ def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
         name = pair.feeder.feed(1)[0]
         pair.received.wait_for_receipts([name])
         assert [path.name for path in pair.target.iterdir()] == [name]
-        assert len(pair.received.receipts()) == told + 1
+        assert len(pair.received.receipts()) == recorded + 1

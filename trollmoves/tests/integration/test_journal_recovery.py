@@ -29,8 +29,8 @@ def fill(path: str) -> str:
     """Make a journal with thousands of lines; give its identity."""
     journal = Journal(path)
     tasks = [Task("chain", "fetch", str(n), "lane", f"body {n} {'x' * 300}") for n in range(LINES)]
-    noted = journal.add_tasks(tasks, [("chain", SourcePosition("log", "host:1", 7))])
-    journal.finish([Outcome(one, DONE, "reply") for one, _ in noted[::2]])
+    added = journal.add_tasks(tasks, [("chain", SourcePosition("log", "host:1", 7))])
+    journal.finish([Outcome(one, DONE, "reply") for one, _ in added[::2]])
     journal.append_announcements(
         "chain", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 300) for n in range(1, LINES + 1)]
     )
@@ -99,8 +99,8 @@ def test_a_damaged_journal_is_set_aside(path: str, kind: str, caplog: pytest.Log
 def test_damage_that_is_found_later(path: str) -> None:
     """Damage that is met while the journal is used is told once, and opened again the journal is a new, whole one."""
     fill(path)
-    told: list[bool] = []
-    journal = Journal(path, on_damage=lambda: told.append(True))
+    recorded: list[bool] = []
+    journal = Journal(path, on_damage=lambda: recorded.append(True))
     for where in (0.2, 0.4, 0.6, 0.8):
         overwrite(path, where, 100_000)
     with pytest.raises(JournalError, match=r"a\.journal cannot be read: .*malformed"):
@@ -110,7 +110,7 @@ def test_damage_that_is_found_later(path: str) -> None:
     with pytest.raises(JournalError, match="is damaged"):
         journal.find("chain", "fetch", "1")
     journal.close()
-    assert told == [True]
+    assert recorded == [True]
     journal = Journal(path, damage=journal.damage)
     assert len(aside(path)) == 1
     assert sum(journal.count().values()) > 100

@@ -39,7 +39,7 @@ def said(more: str = "", before: str = "", **arguments: Any) -> list[str]:
     return run.stderr.splitlines()
 
 
-def heard(lines: list[str], name: str) -> list[str]:
+def received(lines: list[str], name: str) -> list[str]:
     """Return the levels at which a logger was heard."""
     return [found[1] for line in lines if (found := re.search(rf"(\w+) to ftp://me@host/in by {name}$", line))]
 
@@ -62,18 +62,18 @@ def test_lines_go_to_stderr_from_info_on() -> None:
     lines = said()
     assert all(LINE.match(line) for line in lines)
     for name in ("trollmoves.server", "trollmoves.early"):
-        assert heard(lines, name) == ["info", "warning", "error"]
+        assert received(lines, name) == ["info", "warning", "error"]
     for name in ("posttroll", "paramiko.transport", "botocore", "pyinotify"):
-        assert heard(lines, name) == ["warning", "error"]
+        assert received(lines, name) == ["warning", "error"]
 
 
 def test_verbose_opens_all_but_the_loud() -> None:
     """-v shows DEBUG lines, but not those of packages that would show packets and keys."""
     lines = said(verbose=True)
     for name in ("trollmoves.server", "trollmoves.early", "posttroll"):
-        assert heard(lines, name) == ["debug", "info", "warning", "error"]
+        assert received(lines, name) == ["debug", "info", "warning", "error"]
     for name in ("paramiko.transport", "botocore", "pyinotify"):
-        assert heard(lines, name) == ["info", "warning", "error"]
+        assert received(lines, name) == ["info", "warning", "error"]
 
 
 def test_lines_go_to_a_file(tmp_path: Path) -> None:
@@ -83,11 +83,11 @@ def test_lines_go_to_a_file(tmp_path: Path) -> None:
     assert said(file=str(file)) == []
     lines = file.read_text().splitlines()
     assert lines[0] == "before"
-    assert heard(lines, "trollmoves.server") == ["info", "warning", "error"]
+    assert received(lines, "trollmoves.server") == ["info", "warning", "error"]
     more = "logging.getLogger('x').info('é %s', '\\udcff')"
     assert said(more, file=str(file), verbose=True) == []
     lines = file.read_text("utf-8").splitlines()[len(lines) :]
-    assert heard(lines, "trollmoves.server") == ["debug", "info", "warning", "error"]
+    assert received(lines, "trollmoves.server") == ["debug", "info", "warning", "error"]
     assert lines[-1].endswith("] é \\udcff")
 
 
@@ -126,11 +126,11 @@ def test_a_configuration_says_where_lines_go(tmp_path: Path, handler: str) -> No
     config = configuration(tmp_path / "log.yaml", text)
     lines = said(config=config)
     assert lines[0] == "INFO|info to ftp://me@host/in by trollmoves.server"
-    assert heard(lines, "trollmoves.server") == ["info", "warning", "error"]
-    assert heard(lines, "trollmoves.early") == ["warning", "error"]
-    assert heard(lines, "posttroll") == ["error"]
-    assert heard(lines, "pyinotify") == ["warning", "error"]
-    assert heard(errors.read_text().splitlines(), "trollmoves.server") == ["error"]
+    assert received(lines, "trollmoves.server") == ["info", "warning", "error"]
+    assert received(lines, "trollmoves.early") == ["warning", "error"]
+    assert received(lines, "posttroll") == ["error"]
+    assert received(lines, "pyinotify") == ["warning", "error"]
+    assert received(errors.read_text().splitlines(), "trollmoves.server") == ["error"]
     assert "s3cret" not in errors.read_text()
 
 
@@ -141,9 +141,9 @@ def test_all_options_work_together(tmp_path: Path) -> None:
     lines = said(config=configuration(tmp_path / "log.yaml", text), file=str(file), verbose=True)
     for place in (lines, file.read_text().splitlines()):
         for name in ("trollmoves.server", "trollmoves.early"):
-            assert heard(place, name) == ["debug", "info", "warning", "error"]
-        assert heard(place, "posttroll") == ["error"]
-    assert heard(errors.read_text().splitlines(), "trollmoves.server") == ["error"]
+            assert received(place, name) == ["debug", "info", "warning", "error"]
+        assert received(place, "posttroll") == ["error"]
+    assert received(errors.read_text().splitlines(), "trollmoves.server") == ["error"]
 
 
 QUEUE = """
@@ -169,7 +169,7 @@ def test_lines_through_a_queue_are_masked(tmp_path: Path) -> None:
     more += "queue.listener.start()\nqueue.listener.stop()"
     lines = said(more, before=QUEUE_FACTORY, config=configuration(tmp_path / "log.yaml", QUEUE))
     assert lines[-1] == "INFO|a\\nftp://u@h"
-    assert heard(lines, "trollmoves.server") == ["info", "warning", "error"]
+    assert received(lines, "trollmoves.server") == ["info", "warning", "error"]
 
 
 @pytest.mark.parametrize(

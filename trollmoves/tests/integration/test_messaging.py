@@ -344,12 +344,12 @@ def test_requests_in_sequence_share_a_connection(stack: ExitStack) -> None:
     asking = requester(stack)
     left = itertools.count(1)
     done = threading.Event()
-    answered: list[int] = []
+    replied: list[int] = []
 
     def next_(answer: Message | TrollmovesError) -> None:
         assert isinstance(answer, Message)
-        answered.append(answer.data)
-        if len(answered) % 200 == 0:
+        replied.append(answer.data)
+        if len(replied) % 200 == 0:
             seen.update(connections(port))
         n = next(left)
         if n > 2000:
@@ -359,7 +359,7 @@ def test_requests_in_sequence_share_a_connection(stack: ExitStack) -> None:
 
     asking.send_request(f"{HOST}:{port}", text(next(left)), SOON, next_)
     assert done.wait(4 * SOON)
-    assert answered == list(range(1, 2001))
+    assert replied == list(range(1, 2001))
     assert len(seen) == 1
 
 
@@ -608,7 +608,7 @@ class Ear:
     """What a listener heard."""
 
     def __init__(self, stack: ExitStack, *providers: PublisherEndpoint, alarm_scale: float = 0.0) -> None:
-        self.heard: list[tuple[str, Message]] = []
+        self.received: list[tuple[str, Message]] = []
         self.trouble: list[Exception] = []  # to raise, before anything is taken
         self.offered: list[list[Message]] = []
         self.listener = Subscriber("client", providers, self._hear, alarm_scale=alarm_scale)
@@ -619,11 +619,11 @@ class Ear:
         self.offered.append(messages)
         if self.trouble:
             raise self.trouble.pop(0)
-        self.heard += [(address, message) for message in messages]
+        self.received += [(address, message) for message in messages]
 
     def of(self, type_: str, address: str = "") -> list[Any]:
         """Return the data of what was heard of a type, from an address or all."""
-        return [message.data for where, message in self.heard if message.type == type_ and address in (where, "")]
+        return [message.data for where, message in self.received if message.type == type_ and address in (where, "")]
 
 
 def published(stack: ExitStack, port: int = 0, **options: Any) -> Publisher:
@@ -639,13 +639,13 @@ def at(publisher: Publisher, *topics: str) -> PublisherEndpoint:
     return PublisherEndpoint(f"tcp://{HOST}:{publisher.port}", topics or ("",))
 
 
-def connected(ear: Ear, publisher: Publisher, address: str = "") -> None:
+def connected(recorder: Ear, publisher: Publisher, address: str = "") -> None:
     """Wait until a listener hears a publisher."""
-    before = len(ear.of("hello", address))
+    before = len(recorder.of("hello", address))
 
     def hears() -> bool:
         publisher.send(Message("/hello", "hello"))
-        return len(ear.of("hello", address)) > before
+        return len(recorder.of("hello", address)) > before
 
     until(hears, 2 * SOON, "hears the publisher")
 
@@ -653,16 +653,16 @@ def connected(ear: Ear, publisher: Publisher, address: str = "") -> None:
 def test_connections_are_told(stack: ExitStack) -> None:
     """A listener says which publisher it has come to hear, for the first time and again."""
     port = free_port()
-    told: list[str] = []
+    recorded: list[str] = []
     provider = PublisherEndpoint(f"tcp://{HOST}:{port}", ("",))
-    listener = Subscriber("client", [provider], lambda *_: None, connected=told.append)
+    listener = Subscriber("client", [provider], lambda *_: None, connected=recorded.append)
     listener.start()
     stack.callback(listener.stop)
     first = published(stack, port)
-    until(lambda: told == [provider.address], 2 * SOON)
+    until(lambda: recorded == [provider.address], 2 * SOON)
     first.stop()
     published(stack, port)
-    until(lambda: told == [provider.address] * 2, 2 * SOON)
+    until(lambda: recorded == [provider.address] * 2, 2 * SOON)
 
 
 def test_a_heartbeat_comes_first(stack: ExitStack) -> None:
@@ -675,9 +675,9 @@ def test_a_heartbeat_comes_first(stack: ExitStack) -> None:
     subscriber.connect(f"tcp://{HOST}:{port}")
     published(stack, port, beat_data=lambda: {"logs": [1]})
     assert subscriber.poll(int(2 * SOON * 1000))
-    beat = posttroll.message.Message.decode(subscriber.recv())
-    assert (beat.subject, beat.type) == ("/heartbeat/move_it_server", "beat")
-    assert beat.data == {"min_interval": 30, "logs": [1]}
+    heartbeat = posttroll.message.Message.decode(subscriber.recv())
+    assert (heartbeat.subject, heartbeat.type) == ("/heartbeat/move_it_server", "beat")
+    assert heartbeat.data == {"min_interval": 30, "logs": [1]}
 
 
 def test_heartbeats_come_at_their_interval(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -689,16 +689,16 @@ def test_heartbeats_come_at_their_interval(stack: ExitStack, monkeypatch: pytest
         raise RuntimeError("nobody knows")
 
     one = published(stack, beat_data=trouble)
-    ear = Ear(stack, at(one))
-    until(lambda: len(ear.of("beat")) >= 5, SOON)
-    assert ear.of("beat")[0] == {"min_interval": 0.1}
+    recorder = Ear(stack, at(one))
+    until(lambda: len(recorder.of("beat")) >= 5, SOON)
+    assert recorder.of("beat")[0] == {"min_interval": 0.1}
 
 
 def test_threads_may_publish_at_once(stack: ExitStack) -> None:
     """What several threads publish is heard whole, and in order for each thread."""
     one = published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
 
     def publish(thread: int) -> None:
         for n in range(0, 1000, 2):
@@ -707,19 +707,19 @@ def test_threads_may_publish_at_once(stack: ExitStack) -> None:
     threads = [threading.Thread(target=publish, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
-    until(lambda: len(ear.of("file")) == 4000, 2 * SOON)
+    until(lambda: len(recorder.of("file")) == 4000, 2 * SOON)
     for thread_number in range(4):
-        assert [n for thread, n in ear.of("file") if thread == thread_number] == list(range(1000))
+        assert [n for thread, n in recorder.of("file") if thread == thread_number] == list(range(1000))
 
 
 def test_a_burst_arrives_whole(stack: ExitStack) -> None:
     """50,000 messages published at once arrive, all and in order, although their reader is slower."""
     one = published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
     one.send_encoded([Message("/a", "file", {"n": n}).encode() for n in range(50_000)])
-    until(lambda: len(ear.of("file")) == 50_000, 4 * SOON)
-    assert [data["n"] for data in ear.of("file")] == list(range(50_000))
+    until(lambda: len(recorder.of("file")) == 50_000, 4 * SOON)
+    assert [data["n"] for data in recorder.of("file")] == list(range(50_000))
 
 
 def test_what_was_sent_before_the_stop_arrives(stack: ExitStack) -> None:
@@ -740,60 +740,60 @@ publisher.send(*(Message("/a", "file", [n]) for n in range(5000)))
 publisher.stop()
 """
     port = free_port()
-    ear = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("/a",)))
+    recorder = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("/a",)))
     with subprocess.Popen(
         [sys.executable, "-c", code, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        while not ear.of("hello"):
+        while not recorder.of("hello"):
             child.stdin.write("hello\n")
             child.stdout.readline()
             time.sleep(0.02)
         child.stdin.write("go\n")
         child.stdin.close()
         assert child.wait(2 * SOON) == 0
-    until(lambda: len(ear.of("file")) == 5000, SOON)
+    until(lambda: len(recorder.of("file")) == 5000, SOON)
 
 
 def test_each_provider_has_its_topics(stack: ExitStack) -> None:
     """From each of several publishers only its own topics are heard, and it is told who said what."""
     one, two = published(stack), published(stack)
-    ear = Ear(stack, at(one, "/1", "/hello"), at(two, "2/b", "/hello"))
+    recorder = Ear(stack, at(one, "/1", "/hello"), at(two, "2/b", "/hello"))
     for publisher_ in (one, two):
-        connected(ear, publisher_, at(publisher_).address)
+        connected(recorder, publisher_, at(publisher_).address)
         publisher_.send(*(Message(subject, "file", publisher_.port) for subject in ("/1/a", "/2/a", "/2/b", "/3")))
         publisher_.send(Message("/hello", "last"))
-    until(lambda: len(ear.of("last")) == 2, SOON)
-    subjects = [(where, message.subject) for where, message in ear.heard if message.type == "file"]
+    until(lambda: len(recorder.of("last")) == 2, SOON)
+    subjects = [(where, message.subject) for where, message in recorder.received if message.type == "file"]
     assert sorted(subjects) == sorted([(at(one).address, "/1/a"), (at(two).address, "/2/b")])
 
 
 def test_a_publisher_may_restart(stack: ExitStack) -> None:
     """A publisher that comes back on its port is heard again."""
     port = free_port()
-    ear = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)))
+    recorder = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)))
     for n in range(3):
         one = published(stack, port)
-        connected(ear, one)
+        connected(recorder, one)
         one.send(Message("/a", "file", n + 1))
-        until(lambda n=n: n + 1 in ear.of("file"), SOON)  # type: ignore[misc]
+        until(lambda n=n: n + 1 in recorder.of("file"), SOON)  # type: ignore[misc]
         one.stop()
         one.send(Message("/a", "file", "dropped"))
-    assert ear.of("file") == [1, 2, 3]
+    assert recorder.of("file") == [1, 2, 3]
 
 
 def test_a_publisher_can_be_followed_later(stack: ExitStack) -> None:
     """A publisher that becomes known later is heard too, once, and a wrong address does not harm."""
     one, two = published(stack), published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
-    ear.listener.add_publishers([PublisherEndpoint("tcp://no port", ("",)), at(two), at(one)])
-    connected(ear, two, at(two).address)
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
+    recorder.listener.add_publishers([PublisherEndpoint("tcp://no port", ("",)), at(two), at(one)])
+    connected(recorder, two, at(two).address)
     one.send(Message("/a", "file", "once"))
-    until(lambda: ear.of("file"), SOON)
-    connected(ear, one, at(one).address)
-    assert ear.of("file") == ["once"]
+    until(lambda: recorder.of("file"), SOON)
+    connected(recorder, one, at(one).address)
+    assert recorder.of("file") == ["once"]
 
 
 def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -804,8 +804,8 @@ def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.Mon
     socket = context.socket(zmq.XPUB)
     socket.setsockopt(zmq.XPUB_VERBOSE, 1)
     port = socket.bind_to_random_port(f"tcp://{HOST}")
-    ear = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)), alarm_scale=3)
-    beat = Message("/heartbeat/x", "beat", {"min_interval": 0.1}).encode()
+    recorder = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)), alarm_scale=3)
+    heartbeat = Message("/heartbeat/x", "beat", {"min_interval": 0.1}).encode()
 
     def subscribed() -> None:
         while True:
@@ -817,11 +817,11 @@ def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.Mon
     assert not socket.poll(500), "silent from the start: there is no interval yet"
     for _ in range(3):
         started = time.monotonic()
-        socket.send_string(beat)
+        socket.send_string(heartbeat)
         subscribed()
         assert time.monotonic() - started > 0.25
     socket.send_string(Message("/a", "file").encode())
-    until(lambda: ear.of("file"), SOON)
+    until(lambda: recorder.of("file"), SOON)
 
 
 def test_a_busy_listener_drops_nothing_for_silence(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -829,30 +829,34 @@ def test_a_busy_listener_drops_nothing_for_silence(stack: ExitStack, monkeypatch
     monkeypatch.setattr(subscriber, "POLL_INTERVAL", 0.05)
     monkeypatch.setattr(subscriber, "RETRY", 0.8)
     one = published(stack)
-    ear = Ear(stack, at(one), alarm_scale=1)
-    connected(ear, one)
-    ear.trouble = [TemporaryTransferError("disk full")] * 3
-    beat = Message("/heartbeat/x", "beat", {"min_interval": 1})
-    one.send(beat, *(Message("/a", "file", {"n": n}) for n in range(3000)))
-    until(lambda: len(ear.of("file")) == 3000, SOON)
-    assert [data["n"] for data in ear.of("file")] == list(range(3000))
+    recorder = Ear(stack, at(one), alarm_scale=1)
+    connected(recorder, one)
+    recorder.trouble = [TemporaryTransferError("disk full")] * 3
+    heartbeat = Message("/heartbeat/x", "beat", {"min_interval": 1})
+    one.send(heartbeat, *(Message("/a", "file", {"n": n}) for n in range(3000)))
+    until(lambda: len(recorder.of("file")) == 3000, SOON)
+    assert [data["n"] for data in recorder.of("file")] == list(range(3000))
 
 
 def test_what_could_not_be_taken_is_offered_again(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """When messages cannot be taken the same ones come again, as often as needed, and none is lost or out of order."""
     monkeypatch.setattr(subscriber, "RETRY", 0.02)
     one = published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
     one.send(Message("/hello", "mark"))
-    until(lambda: any(message.type == "mark" for _, message in ear.heard), SOON, "all that was said to connect is over")
-    ear.offered.clear()
-    ear.trouble = [TemporaryTransferError("disk full")] * 10
+    until(
+        lambda: any(message.type == "mark" for _, message in recorder.received),
+        SOON,
+        "all that was said to connect is over",
+    )
+    recorder.offered.clear()
+    recorder.trouble = [TemporaryTransferError("disk full")] * 10
     for n in range(1000):
         one.send(Message("/a", "file", n + 1))
-    until(lambda: len(ear.of("file")) == 1000, SOON)
-    assert ear.of("file") == list(range(1, 1001))
-    assert [messages is ear.offered[0] for messages in ear.offered[:11]] == [True] * 11
+    until(lambda: len(recorder.of("file")) == 1000, SOON)
+    assert recorder.of("file") == list(range(1, 1001))
+    assert [messages is recorder.offered[0] for messages in recorder.offered[:11]] == [True] * 11
 
 
 def test_one_message_does_not_make_it_deaf(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -884,12 +888,12 @@ def test_one_message_does_not_make_it_deaf(stack: ExitStack, monkeypatch: pytest
 def test_malformed_messages_are_skipped(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
     """What is no message is skipped with a warning, however much of it there is, and what follows is heard."""
     one = published(stack)
-    ear = Ear(stack, at(one, ""))
-    connected(ear, one)
+    recorder = Ear(stack, at(one, ""))
+    connected(recorder, one)
     bad = ["pytroll:/", "pytroll://a file x@y now v1.01", "pytroll://a file x@y 2025-01-01 v1.01 application/json {"]
     with caplog.at_level(logging.WARNING):
         one.send_encoded([*bad * 200, Message("/a", "file", "good").encode()])
-        until(lambda: ear.of("file") == ["good"], SOON)
+        until(lambda: recorder.of("file") == ["good"], SOON)
     warnings = [record.getMessage() for record in caplog.records if record.name.endswith("subscriber")]
     assert len(warnings) == 600
     assert at(one).address in warnings[0]
@@ -989,8 +993,8 @@ def a_life() -> None:
     """Start one of each, use them, stop them."""
     with ExitStack() as stack:
         one, port = published(stack, nameservers=["localhost"]), replier(stack).port
-        ear = Ear(stack, at(one), alarm_scale=2)
-        connected(ear, one)
+        recorder = Ear(stack, at(one), alarm_scale=2)
+        connected(recorder, one)
         asking, answers = requester(stack), Answers()
         for n in range(20):
             asking.send_request(f"{HOST}:{port}", text(n + 1), SOON, answers)
@@ -1035,13 +1039,13 @@ def test_what_never_started_can_be_stopped() -> None:
 def test_a_listener_whose_reader_is_stuck_can_be_stopped(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener that waits to offer messages again stops at once."""
     one = published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
-    ear.trouble = [TemporaryTransferError("disk full")] * 100
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
+    recorder.trouble = [TemporaryTransferError("disk full")] * 100
     one.send(Message("/a", "file"))
-    until(lambda: len(ear.trouble) < 100, SOON)
+    until(lambda: len(recorder.trouble) < 100, SOON)
     started = time.monotonic()
-    ear.listener.stop()
+    recorder.listener.stop()
     assert time.monotonic() - started < SOON
 
 

@@ -167,11 +167,11 @@ def test_what_is_no_destination_is_refused(origin: Path, destination: object) ->
 
 def test_rel_path_is_a_directory_below_the_destination(origin: Path, tmp_path: Path) -> None:
     """``rel_path`` takes the file in, and cannot lead out of the destination; the hook hears where the file went."""
-    heard = []
-    result = move_it(origin, f"file://{tmp_path}/out", rel_path="a/b", hook=lambda *given: heard.append(given))
+    received = []
+    result = move_it(origin, f"file://{tmp_path}/out", rel_path="a/b", hook=lambda *given: received.append(given))
     assert (tmp_path / "out/a/b" / origin.name).exists()
     assert result.path == f"{tmp_path}/out/a/b/"
-    assert heard == [(str(origin), result)]
+    assert received == [(str(origin), result)]
     for path in ("../x", "/etc", "a/../../x"):
         with pytest.raises(BadDestination):
             move_it(origin, f"{tmp_path}/out/", rel_path=path)

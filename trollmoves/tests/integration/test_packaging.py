@@ -67,7 +67,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
-    """Return a folder that the processes of a test run have together, to one at a time; and whether one has filled it."""
+    """Return a folder shared by the workers of a test run, under a lock, and whether a worker has filled it."""
     top = tmp_path_factory.getbasetemp()
     folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / name
     with folder.with_name(f"{name}.lock").open("w") as lock:

@@ -126,8 +126,8 @@ def test_metadata_hides_nothing() -> None:
     mine = {"uri": "x", "uid": "x", "filesystem": "x", "dataset": "x", "more": 1}
     assert describe("/x", "vm", mine) == describe("/x", "vm") | {"dataset": "x", "more": 1}
     contents = ArchiveContents("tar", ["a"], None)
-    told = describe_members("/x.tar", "vm", contents, mine)
-    assert told["dataset"] == describe_members("/x.tar", "vm", contents)["dataset"]
+    recorded = describe_members("/x.tar", "vm", contents, mine)
+    assert recorded["dataset"] == describe_members("/x.tar", "vm", contents)["dataset"]
     assert mine["dataset"] == "x"
 
 
@@ -183,9 +183,9 @@ def test_damage(suffix: str, tmp_path: Path) -> None:
     end = whole.rstrip(b"\0") if suffix == ".tar" else whole
     for length in range(0, len(end), 97):
         path.write_bytes(whole[:length])
-        with pytest.raises(UnpackFailed, match="damaged") as told:
+        with pytest.raises(UnpackFailed, match="damaged") as recorded:
             read_archive_contents(str(path), kind(suffix))
-        assert str(path) in str(told.value)
+        assert str(path) in str(recorded.value)
 
 
 def test_nothing_to_tell(tmp_path: Path) -> None:
@@ -216,10 +216,10 @@ def test_large_archive(tmp_path: Path) -> None:
 # -- read by fsspec
 
 
-def read(told: dict[str, Any], path: str) -> bytes:
+def read(recorded: dict[str, Any], path: str) -> bytes:
     """Read a file by the file system that is told."""
     fsspec = pytest.importorskip("fsspec")
-    far = fsspec.AbstractFileSystem.from_dict(json.loads(json.dumps(told)))  # it closes its files when it goes away
+    far = fsspec.AbstractFileSystem.from_dict(json.loads(json.dumps(recorded)))  # it closes its files when it goes away
     with far.open(path) as file:
         content: bytes = file.read()
     return content
@@ -229,20 +229,20 @@ def read_locally(data: dict[str, Any]) -> dict[str, bytes]:
     """Read what a dataset tells of as if this host were the far one; return it by the members' names."""
     found = {}
     for item in data["dataset"]:
-        told = item["filesystem"]
-        told["target_protocol"], told["target_options"] = "file", {}
+        recorded = item["filesystem"]
+        recorded["target_protocol"], recorded["target_options"] = "file", {}
         name = item["uid"].partition("://")[2]
-        found[name] = read(told, item["uid"])
+        found[name] = read(recorded, item["uid"])
         # Somebody may rather open the chained URI, as far as fsspec can tell there how it is compressed.
         uri = item["uri"].replace("::ssh://vm", "::file://")
-        with pytest.importorskip("fsspec").open(uri, **{told["protocol"]: arguments(told)}) as file:
+        with pytest.importorskip("fsspec").open(uri, **{recorded["protocol"]: arguments(recorded)}) as file:
             assert file.read() == found[name]
     return found
 
 
-def arguments(told: dict[str, Any]) -> dict[str, Any]:
+def arguments(recorded: dict[str, Any]) -> dict[str, Any]:
     """Return what the chained URI does not say."""
-    return {key: value for key, value in told.items() if key == "compression"}
+    return {key: value for key, value in recorded.items() if key == "compression"}
 
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".zip"])
@@ -287,9 +287,9 @@ def test_members_by_ssh(suffix: str, sshd: openssh.OpenSsh, tmp_path: Path) -> N
     """Each member that is told can be read over SSH."""
     path = make_archive(tmp_path, suffix)
     for item in describe_members(str(path), HOST, read_archive_contents(str(path), kind(suffix)))["dataset"]:
-        told = item["filesystem"]
-        told["target_options"] |= login(sshd)
-        assert read(told, item["uid"]) == FILES[item["uid"].partition("://")[2]]
+        recorded = item["filesystem"]
+        recorded["target_options"] |= login(sshd)
+        assert read(recorded, item["uid"]) == FILES[item["uid"].partition("://")[2]]
 
 
 def test_compression_is_told_by_content(tmp_path: Path) -> None:

@@ -137,7 +137,11 @@ def test_who_sends_too_much_waits_for_the_others() -> None:
     assert [name for name, _ in box.take(100)] == ["loud"] * fair_queue.THROTTLED_BATCH
     for _ in range(50):
         box.put("quiet", [b"ping"])
-    until(lambda: (taken := box.take(100)) and {name for name, _ in taken} == {"quiet"}, 5, "the quiet one is served")
+    until(
+        lambda: (accepted := box.take(100)) and {name for name, _ in accepted} == {"quiet"},
+        5,
+        "the quiet one is served",
+    )
     assert box.only_throttled_pending()
 
 

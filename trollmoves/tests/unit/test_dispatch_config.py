@@ -303,9 +303,9 @@ def test_warnings_about_dispatch_configs(tmp_path: Path, given: str, warning: st
 def test_deaf(tmp_path: Path) -> None:
     """A dispatcher that can hear nobody is told so, unless it looks for files."""
     text = "posttroll_subscriber: {nameserver: false, adresses: x}\nt: {directory: /d, topics: [/a]}\n"
-    told = warnings(tmp_path, text)
-    assert "nothing will be heard" in told[1]
-    assert "did you mean" in told[0]
+    recorded = warnings(tmp_path, text)
+    assert "nothing will be heard" in recorded[1]
+    assert "did you mean" in recorded[0]
     assert warnings(tmp_path, "posttroll_subscriber: {nameserver: false}\nt: {directory: /d, origin: '/i/{a}'}\n") == []
 
 
@@ -350,10 +350,10 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_problems(tmp_path: Path, lines: str, told: str) -> None:
+def test_problems(tmp_path: Path, lines: str, recorded: str) -> None:
     """What makes a target unusable is told with its name and the option, and without a secret."""
     text = problem(tmp_path, with_target(lines))
-    assert told in text
+    assert recorded in text
     assert "geheim" not in text
 
 
@@ -385,10 +385,10 @@ def test_problems(tmp_path: Path, lines: str, told: str) -> None:
         ("? [a]\n: b\n", ""),
     ],
 )
-def test_unusable_files(tmp_path: Path, text: str, told: str) -> None:
+def test_unusable_files(tmp_path: Path, text: str, recorded: str) -> None:
     """A file that cannot be used at all is refused in one line that says why."""
     found = problem(tmp_path, text)
-    assert told in found
+    assert recorded in found
     assert "\n" not in found
 
 

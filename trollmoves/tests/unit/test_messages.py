@@ -476,8 +476,8 @@ def test_a_failure_is_told_in_the_language_of_the_peer() -> None:
     """Our own clients hear whether to try again, others a text."""
     error = TransferError("no room")
     assert payload.error_payload({"uri": "/a"}, error) == "no room"
-    told = payload.error_payload({"request": {"id": "a"}}, error, 5.0)
-    assert told == {"error": "no room", "temporary": False, "retry_after": 5.0}
+    recorded = payload.error_payload({"request": {"id": "a"}}, error, 5.0)
+    assert recorded == {"error": "no room", "temporary": False, "retry_after": 5.0}
 
 
 def test_files_of_a_message() -> None:
