@@ -444,7 +444,7 @@ class MoverContract:
             move_it(origin, target.url(f"{here}/", login=target.wrong_login), target.attrs | target.wrong_attrs)
         assert not caught.value.temporary
 
-    def test_no_secret_is_logged(
+    def test_no_secret_in_log_or_messages(
         self, target: MoverTarget, origin: Path, here: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
         """No password or key appears in a log line of any level, an error or its traceback."""

@@ -323,7 +323,7 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "recorded"),
     [
         ("directory: /d", "[t] dispatch_configs: is missing: say which messages this target gets, by topics"),
         ("dispatch_configs: [{topics: [/a]}]", "[t] directory: is missing: say where the files go"),
@@ -358,7 +358,7 @@ def test_problems(tmp_path: Path, lines: str, recorded: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "recorded"),
     [
         ("", "is empty, so there is nothing to run"),
         ("# nothing\n", "is empty"),
