@@ -1,4 +1,4 @@
-"""The dispatcher as a process: what is heard is delivered to whom it concerns, whatever happens."""
+"""The dispatcher as a process: received files are delivered to all matching targets after any failure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_ftp = pytest.mark.skipif(bool(missing()), reason=f"missing: {missing()}")
 
 
 def one(**options: Any) -> dict[str, Any]:
-    """Give targets of which one takes what is told of under the usual topic."""
+    """Return targets with one that matches files under the usual topic."""
     return {"t": {"directory": "OUT", "topics": [TOPIC], **options}}
 
 
@@ -39,12 +39,12 @@ def url(server: ServerProcess) -> str:
 
 
 def published(subscriber: Any) -> list[tuple[str, str, Any]]:
-    """Give subject, type and data of what was published about files, in the order of their places."""
+    """Return subject, type and data of the published messages about files, ordered by path."""
     found = [one.message for one in list(subscriber.messages) if one.type != "beat" and one.message.subject != "/last"]
     return sorted(((m.subject, m.type, m.data) for m in found), key=lambda recorded: str(recorded[2]["uri"]))
 
 
-# -- beside the earlier implementation
+# -- comparison with the earlier implementation
 
 SAME: dict[str, Any] = {
     "plain": {
@@ -156,7 +156,7 @@ def test_two_dispatch_configs(testbed: Testbed) -> None:
 
 
 def test_alias_name(testbed: Testbed) -> None:
-    """An alias may have a name of its own, beside the item, for one message as for the next."""
+    """An alias may have its own name, next to the item, in each message."""
     aliases = {"product": [{"_alias_name": "short", "green": "gg"}, {"green": "g"}]}
     d = DispatcherTestbed(testbed, one(filepattern="{short}_{product}_{uid}", aliases=aliases)).start()
     for name in ("a", "b"):
@@ -175,7 +175,7 @@ def test_file_creation_time(testbed: Testbed) -> None:
 
 
 def test_collection(testbed: Testbed) -> None:
-    """The files of a collection are delivered and told one by one, with the metadata of their part."""
+    """The files of a collection are delivered and published one by one, with the metadata of their part."""
     d = DispatcherTestbed(testbed, one(publish_topic="/sent/{platform_name}")).start()
     parts = [
         {"start_time": START, "dataset": [{"uri": str(d.file("a")), "uid": "a"}]},
@@ -192,7 +192,7 @@ def test_collection(testbed: Testbed) -> None:
 
 
 def test_topic_of_several_words(testbed: Testbed) -> None:
-    """A file is delivered although its metadata make a topic that nobody could read; that one is not published."""
+    """A file is delivered even if its metadata make an unreadable topic; no message with that topic is published."""
     d = DispatcherTestbed(testbed, {**one(publish_topic="/sent/{platform_name}"), **LAST}).start()
     for name, platform in (("a", "Suomi NPP"), ("b", "npp\n"), ("c", " "), ("d", "npp")):
         d.publisher.publish_file(d.file(name), platform_name=platform)
@@ -212,7 +212,7 @@ def test_nothing_is_published_without_p(testbed: Testbed) -> None:
 
 
 def test_any_publish_port(testbed: Testbed) -> None:
-    """A bare -p publishes on any port; -n without a host tells nobody."""
+    """A bare -p publishes on any port; -n without a host registers with no nameserver."""
     d = DispatcherTestbed(testbed, one(publish_topic="/sent"), "-p", "-n").start()
     line = next(line for line in d.process.lines().splitlines() if "publishing as dispatcher on port" in line)
     subscriber = testbed.subscriber(int(line.rpartition(" ")[2]))
@@ -248,7 +248,7 @@ def test_log_arguments(testbed: Testbed) -> None:
 
 
 def test_duplicates(testbed: Testbed) -> None:
-    """A file that is told of again is delivered once; one with new content is delivered again."""
+    """A file in a repeated message is delivered once; a file with new content is delivered again."""
     d = DispatcherTestbed(testbed, {**one(publish_topic="/sent"), **LAST}).start()
     for _ in range(3):
         d.publisher.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
@@ -260,7 +260,7 @@ def test_duplicates(testbed: Testbed) -> None:
 
 
 def test_to_one_name(testbed: Testbed) -> None:
-    """Of files that go to one name the last one stays, however many come at once."""
+    """Of several files with the same final name the last one stays."""
     d = DispatcherTestbed(testbed, {**one(filepattern="latest", max_transfers_per_host=8), **LAST}).start()
     for number in range(40):
         d.publisher.publish_file(d.file(f"f{number}"))
@@ -307,7 +307,7 @@ def test_file_urls(testbed: Testbed) -> None:
 
 
 def test_permanent_failure(testbed: Testbed) -> None:
-    """What cannot be delivered for good is told once, and tried again when a message tells of it again."""
+    """A permanent failure is logged once, and retried when a new message names the file."""
     d = DispatcherTestbed(testbed, {**one(directory="OUT/file"), **LAST}).start()
     (d.out / "file").write_text("in the way")
     d.publisher.publish_file(d.file("a"))
@@ -320,8 +320,8 @@ def test_permanent_failure(testbed: Testbed) -> None:
 
 
 @needs_ftp
-def test_killed_between_hearing_and_delivering(testbed: Testbed, tmp_path: Path) -> None:
-    """What was heard for one target is delivered to all, although the process was killed before it could be."""
+def test_killed_before_delivery(testbed: Testbed, tmp_path: Path) -> None:
+    """A file received for several targets is delivered to all after a kill."""
     server = PyFtpd(tmp_path / "ftp", testbed.directory("out") / "far")
     server.root.mkdir()
     far = {"host": url(server), "directory": "/", "topics": [TOPIC], "publish_topic": "/far"}
@@ -350,7 +350,7 @@ def test_retry_for(testbed: Testbed) -> None:
 
 
 def test_stopped_in_a_burst(testbed: Testbed) -> None:
-    """SIGTERM ends it with 0, and what was heard is delivered after the next start."""
+    """SIGTERM ends it with status 0, and received files are delivered after the next start."""
     d = DispatcherTestbed(testbed, one()).start()
     for number in range(300):
         d.publisher.publish_file(d.file(f"f{number}"))
@@ -365,7 +365,7 @@ def test_stopped_in_a_burst(testbed: Testbed) -> None:
 
 
 def test_reload(testbed: Testbed) -> None:
-    """Targets come, change and go with the file; messages for new topics are heard, and the others go on."""
+    """A reload adds, changes and removes targets; new topics are subscribed to, and other targets continue."""
     d = DispatcherTestbed(testbed, one()).start()
     d.publisher.publish_file(d.file("a"))
     d.wait_for("a")
@@ -397,7 +397,7 @@ def test_no_message_is_lost_while_it_reloads(testbed: Testbed) -> None:
 
 
 def test_bad_file_on_reload(testbed: Testbed) -> None:
-    """A file that cannot be used leaves what runs running, and is told with its line."""
+    """An unusable file on reload keeps the running configuration, and is reported with the line."""
     d = DispatcherTestbed(testbed, one()).start()
     d.process.reconfigure("t: [x\nu: y\n")
     d.process.wait_for_line("is not taken over, what runs goes on")
@@ -566,7 +566,7 @@ def test_explain_a_file(testbed: Testbed) -> None:
 
 
 def test_explain_nonsense(testbed: Testbed) -> None:
-    """What is no message is refused in one line."""
+    """--explain rejects an invalid message in one line."""
     config = testbed.config(EXPLAINED, "a.yaml")
     found = check(testbed, config, "--explain", "pytroll://a b")
     assert found.returncode == 1

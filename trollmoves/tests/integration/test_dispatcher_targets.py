@@ -23,7 +23,7 @@ PASSWORD = quote(pyftpd.PASSWORD, safe="")
 
 @dataclass
 class Far:
-    """A server that is not started yet: a target for it, one with which it lets nobody in, and what it has."""
+    """A server that is not started yet, with a valid target, a target with a wrong login, and its files."""
 
     server: ServerProcess
     target: dict[str, Any]
@@ -99,12 +99,12 @@ def _files(root: Path) -> dict[str, str]:
 
 
 def taking(target: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Return a target that takes what is told of under the usual topic."""
+    """Return a target that matches files under the usual topic."""
     return {**target, "topics": [TOPIC], **more}
 
 
-def test_delivered_and_told(testbed: Testbed, far: Far) -> None:
-    """Files arrive whole under composed names, once, and are told with their place; no secret is logged or kept."""
+def test_delivered_and_published(testbed: Testbed, far: Far) -> None:
+    """Files arrive once, complete, under composed names, and are published with their path; no secret is logged."""
     pattern = "{product}_{uid}"
     targets = {"far": taking(far.target, filepattern=pattern, aliases={"product": {"ash": "a"}}, publish_topic="/sent")}
     with far.server:
@@ -128,8 +128,8 @@ def test_delivered_and_told(testbed: Testbed, far: Far) -> None:
         assert not [one for one in (pyftpd.PASSWORD, PASSWORD, seaweed.SECRET) if one.encode() in path.read_bytes()]
 
 
-def test_refused(testbed: Testbed, far: Far) -> None:
-    """A login that is refused is told once a file, without the password; the other targets get theirs, and the next."""
+def test_rejected_login(testbed: Testbed, far: Far) -> None:
+    """A rejected login is logged once per file without the password; other targets receive their files."""
     targets = {"bad": taking(far.refused), "good": taking(far.target), "near": taking({"directory": "OUT"})}
     with far.server:
         d = DispatcherTestbed(testbed, targets).start()
@@ -147,8 +147,8 @@ def test_refused(testbed: Testbed, far: Far) -> None:
     assert "wr0ng" not in d.process.lines()
 
 
-def test_back(testbed: Testbed, far: Far) -> None:
-    """Files for a server that is away are told to be tried again, and are delivered once when it is back."""
+def test_server_returns(testbed: Testbed, far: Far) -> None:
+    """Files for an absent server are logged as retried, and delivered once when it is back."""
     d = DispatcherTestbed(testbed, {"far": taking(far.target), "near": taking({"directory": "OUT"})}).start()
     names = [f"f{number}" for number in range(5)]
     for name in names:

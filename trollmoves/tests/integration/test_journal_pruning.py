@@ -66,8 +66,8 @@ def keep_up(journal: Journal, keep: Retention, settled: float = -1.0, **remains:
 # -- what goes
 
 
-def test_what_is_over_and_old_goes(journal: Journal) -> None:
-    """What is over and old goes, never what waits, and never the newest task."""
+def test_old_finished_tasks_are_pruned(journal: Journal) -> None:
+    """Old finished tasks are pruned, never pending ones, and never the newest task."""
     over, failed, waits, reopened, newest = (one for one, _ in journal.add_tasks([task(n) for n in "abcde"]))
     journal.finish([Outcome(over, DONE), Outcome(failed, FAILED), Outcome(reopened, FAILED), Outcome(newest, DONE)])
     reopened.state = WAITING
@@ -81,8 +81,8 @@ def test_what_is_over_and_old_goes(journal: Journal) -> None:
     assert again.id == newest.id + 1
 
 
-def test_what_is_over_and_too_much_goes(journal: Journal) -> None:
-    """Of what is over no more than the given number is kept, those that ended last, and what waits is not counted."""
+def test_surplus_finished_tasks_are_pruned(journal: Journal) -> None:
+    """Only the given number of finished tasks is kept, the latest ones; pending tasks do not count."""
     tasks = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(1000)])]
     for n in range(0, 900, 10):
         journal.finish([Outcome(one, DONE) for one in tasks[n : n + 10]])
@@ -92,8 +92,8 @@ def test_what_is_over_and_too_much_goes(journal: Journal) -> None:
     assert max(steps) <= 200
 
 
-def test_what_has_just_ended_stays(journal: Journal) -> None:
-    """What ended a moment ago stays as it was, whatever the limits say: somebody may ask again."""
+def test_recently_finished_tasks_stay(journal: Journal) -> None:
+    """A recently finished task is never pruned: a client may request it again."""
     journal.finish(
         [Outcome(one, DONE, "reply") for one, _ in journal.add_tasks([task(str(n), body="b") for n in range(30)])]
     )
@@ -104,8 +104,8 @@ def test_what_has_just_ended_stays(journal: Journal) -> None:
     assert (found.body, found.reply) == ("b", "reply")
 
 
-def test_it_is_known_what_was_forgotten(path: str) -> None:
-    """The time is known up to which what was done may have been forgotten; in the next process, too."""
+def test_pruned_until_is_known(path: str) -> None:
+    """The time up to which finished tasks may have been pruned is known, also in the next process."""
     journal = Journal(path)
     assert journal.history_seconds() == float("inf")
     tasks = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(20)])]
@@ -150,11 +150,11 @@ def test_numbers_go_on_after_upkeep_and_reopening(path: str) -> None:
     journal.close()
 
 
-# -- what is shortened
+# -- compaction
 
 
-def test_what_is_done_is_shortened(journal: Journal) -> None:
-    """What was done loses its reply and most of its body, once; what failed, waits, or is of another kind does not."""
+def test_finished_tasks_are_compacted(journal: Journal) -> None:
+    """Finished tasks lose their reply and most of their body, once; failed, pending and other tasks do not."""
     tasks = [one for one, _ in journal.add_tasks([task(n, body=f"body {n}") for n in ("done", "failed", "waits")])]
     tasks += [one for one, _ in journal.add_tasks([task("other", kind="relay", body="body")])]
     journal.finish([Outcome(tasks[n], state, "reply") for n, state in ((0, DONE), (1, FAILED), (3, DONE))])
@@ -179,8 +179,8 @@ def test_what_is_done_is_shortened(journal: Journal) -> None:
     assert (known.state, new) == (DONE, False)
 
 
-def test_many_that_ended_at_once_are_all_shortened(path: str) -> None:
-    """Tasks whose ends were written at one time are all shortened, over several steps and processes."""
+def test_many_tasks_are_compacted(path: str) -> None:
+    """Tasks that end at the same time are all compacted, over several steps and processes."""
     journal = Journal(path)
     tasks = [one for one, _ in journal.add_tasks([task(str(n), body="body") for n in range(1000)])]
     journal.finish([Outcome(one, DONE, "reply") for one in tasks])
@@ -200,7 +200,7 @@ def test_a_body_that_cannot_be_read_stays(journal: Journal, caplog: pytest.LogCa
     for _ in range(2):
         keep_up(journal, ALL, fetch=lambda one: str(int(one.body) + 1))
     assert [one.body for n in ("bad", "good") if (one := journal.find("chain", "fetch", n))] == ["x", "2"]
-    assert caplog.text.count("bad: not shortened") == 1
+    assert caplog.text.count("bad: cannot compact its body") == 1
 
 
 # -- the size of the file
@@ -221,8 +221,8 @@ def pass_through(journal: Journal, first: int, count: int) -> None:
         journal.finish([Outcome(one, DONE, "r" * 700) for one, _ in tasks])
 
 
-def test_the_size_is_bounded(path: str) -> None:
-    """However many files pass through, the journal is no larger than what it is to keep; what is done takes little."""
+def test_size_is_bounded(path: str) -> None:
+    """The journal's size depends only on what it must keep, however many files pass; finished tasks take little."""
     journal = Journal(path)
     keep = Retention(LATER, LATER, 2000, 2000)
     sizes = []
@@ -301,7 +301,7 @@ def full() -> Iterator[str]:
         journal = Journal(path)
         pass_through(journal, 1, 3000)
         over = journal.add_tasks([task(f"done {n}") for n in range(3000)])
-        time.sleep(0.6)  # what is done in the last half second before a kill is looked at
+        time.sleep(0.6)  # tasks finished in the last half second before a kill are checked
         journal.finish([Outcome(one, DONE) for one, _ in over])
         time.sleep(0.6)
         journal.finish([Outcome(one, DONE) for one, _ in journal.add_tasks([task("the last one")])])
@@ -324,7 +324,7 @@ def test_no_query_looks_at_everything(full: str, name: str) -> None:
         steps += 1
         return 0
 
-    QUERIES[name](journal)  # what is read once a process is read
+    QUERIES[name](journal)  # tasks that one process reads once
     with journal._lock:
         journal._db.set_progress_handler(step, 10)
     try:
@@ -335,7 +335,7 @@ def test_no_query_looks_at_everything(full: str, name: str) -> None:
     assert steps * 10 < 2500
 
 
-# -- what is left serves as well
+# -- compacted tasks
 
 
 def journal_of(testbed: Testbed, role: str) -> str:
@@ -344,8 +344,8 @@ def journal_of(testbed: Testbed, role: str) -> str:
     return str(path)
 
 
-def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
-    """After the upkeep a push that is asked about again has the same answer, and no file is fetched or told twice."""
+def test_compacted_tasks_suffice(tmp_path: Path) -> None:
+    """After pruning a repeated push gets the same reply, and no file is fetched or published twice."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed).start()
         pair.feeder.feed(3)

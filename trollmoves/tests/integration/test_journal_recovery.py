@@ -39,7 +39,7 @@ def fill(path: str) -> str:
 
 
 def aside(path: str) -> list[str]:
-    """Return what was set aside."""
+    """Return the quarantined files."""
     folder, name = os.path.split(path)
     return sorted(one for one in os.listdir(folder) if one.startswith(f"{name}.damaged-"))
 
@@ -96,8 +96,8 @@ def test_a_damaged_journal_is_set_aside(path: str, kind: str, caplog: pytest.Log
     assert len(aside(path)) == 1
 
 
-def test_damage_that_is_found_later(path: str) -> None:
-    """Damage that is met while the journal is used is told once, and opened again the journal is a new, whole one."""
+def test_corruption_found_later(path: str) -> None:
+    """Corruption found during use is logged once; the next start makes a new, valid journal."""
     fill(path)
     recorded: list[bool] = []
     journal = Journal(path, on_damage=lambda: recorded.append(True))
@@ -118,8 +118,8 @@ def test_damage_that_is_found_later(path: str) -> None:
     journal.close()
 
 
-def test_what_is_not_ours_is_left_alone(path: str) -> None:
-    """A file that was never a journal is refused each time, not moved, not changed, and nothing is left beside it."""
+def test_foreign_file_is_not_changed(path: str) -> None:
+    """A file that was never a journal is always rejected, not moved or changed, and no file is left next to it."""
     Path(path).write_bytes(b"precious\n" * 999)
     for _ in range(2):
         with pytest.raises(JournalError, match="not a database"):
@@ -151,15 +151,15 @@ def test_daemons_go_on_after_damage(tmp_path: Path, role: str) -> None:
         process.start()
         process.wait_for_line("is damaged")
         pair.feeder.feed(5)
-        if role == "client":  # what came while it was away, and its journal with it: that is not known any more
+        if role == "client":  # announced while the client was away, and lost with the journal
             until(lambda: len(pair.feeder.missing(pair.target)) <= 5, 30)
         else:
             pair.wait_until_done()
         assert "Traceback" not in process.lines()
 
 
-def test_a_daemon_goes_on_when_damage_is_found_at_work(tmp_path: Path) -> None:
-    """A server whose journal is destroyed under it begins anew by itself: its client notices, and nothing is lost."""
+def test_daemon_recovers_from_corruption(tmp_path: Path) -> None:
+    """A server with a destroyed journal starts a new one: its client notices, and no file is lost."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed).start()
         pair.feeder.feed(5)

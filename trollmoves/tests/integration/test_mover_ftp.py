@@ -72,7 +72,7 @@ class OnVsftpd(MoverContract):
     @pytest.fixture(scope="class")
     @classmethod
     def target(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
-        """Start the server, whose user must be able to come to its root."""
+        """Start the server; its user must be able to enter its root."""
         tls = cls.scheme == "ftps"
         if why := vsftpd.missing():
             pytest.skip(why)
@@ -122,7 +122,7 @@ class TestFtpsOnPyFtpd(OnPyFtpd):
     scheme = "ftps"
 
     def test_unknown_certificate(self, target: MoverTarget, origin: Path, here: str) -> None:
-        """A certificate that nobody vouches for is refused for good, unless that is not to be checked."""
+        """An untrusted certificate is permanently rejected, unless verification is off."""
         with pytest.raises(AuthenticationFailed, match="certificate") as caught:
             move_it(origin, target.url(f"{here}/"), {})
         assert not caught.value.temporary

@@ -45,7 +45,7 @@ class BucketFiles:
 
 
 class BucketPlace(MoverTarget):
-    """A place whose URLs name the bucket, and whose parameters name the server."""
+    """A target with the bucket in its URLs and the server in its parameters."""
 
     def url(self, path: str, host: str = HOST, login: str | None = None) -> str:
         """Return the URL of a key."""
@@ -61,7 +61,7 @@ class TestS3OnSeaweed(MoverContract):
 
     has_directories = False
     on_a_disk = False
-    probes = False  # the client connects again by itself
+    probes = False  # the client reconnects automatically
     altered = ("back\\slash",)  # SeaweedFS makes it a slash
 
     @pytest.fixture(scope="class")
@@ -95,7 +95,7 @@ class TestS3OnSeaweed(MoverContract):
 
     @pytest.mark.skip(reason="SeaweedFS takes 20 s to start again; see test_idle_connection_is_lost")
     def test_restarted_server(self, *_: Any) -> None:
-        """What a restart means to the mover is tested by cutting its connections."""
+        """A restart is equivalent to cut connections for this mover."""
 
     def test_multipart(self, target: MoverTarget, tmp_path: Path, here: str) -> None:
         """A large object goes in parts of the size asked for, and as one when that is asked for."""
@@ -131,7 +131,7 @@ class TestS3OnSeaweed(MoverContract):
             move_it(origin, target.url(f"{here}/"), attrs | {"profile": "nobody"})
 
     def test_path_style_and_extra_arguments(self, target: MoverTarget, origin: Path, here: str) -> None:
-        """The addressing style and what is said about each object can be given, as s3fs names them."""
+        """The addressing style and extra arguments of objects can be set, by the names of s3fs."""
         more = {
             "config_kwargs": {"s3": {"addressing_style": "path"}},
             "s3_additional_kwargs": {"ContentType": "application/x-hrit"},
@@ -139,10 +139,10 @@ class TestS3OnSeaweed(MoverContract):
         move_it(origin, target.url(f"{here}/f"), target.attrs | more)
         assert target.files.s3.head_object(Bucket=BUCKET, Key=f"{here}/f")["ContentType"] == "application/x-hrit"
 
-    def test_session_token_is_not_told(
+    def test_session_token_is_not_logged(
         self, target: MoverTarget, origin: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A session token, which boto3 shows among the headers of a request, stands in no log line."""
+        """A session token, which boto3 shows among the headers of a request, is not logged."""
         for name in ("", "botocore", "botocore.auth", "botocore.endpoint", "botocore.hooks", "urllib3", "boto3"):
             caplog.set_level(1, name or None)
         attrs = target.attrs | {"token": "t0ken/t0ken", "endpoint_url": f"http://{HOST}:{free_port()}"}

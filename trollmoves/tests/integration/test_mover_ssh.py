@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from trollmoves.errors import AuthenticationFailed, UnknownHostKey
+from trollmoves.errors import AuthenticationFailed, BadDestination, UnknownHostKey
 from trollmoves.movers import close_connections, move_it
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import asyncsshd, openssh
@@ -120,8 +120,27 @@ def test_few_channels_for_each_login(scheme: str, tmp_path: Path) -> None:
     assert target.files.tree("in") == {path.name: path.read_bytes() for path in paths}
 
 
-def test_rename_that_replaces_nothing(tmp_path: Path, origin: Path) -> None:
-    """Where the far end cannot replace at once, what is there is removed before."""
+@pytest.mark.parametrize("subsystem", ["internal-sftp", "/nonexistent"])
+def test_scp_over_a_single_channel(subsystem: str, tmp_path: Path, origin: Path) -> None:
+    """SCP delivers to a server that allows one channel for each login, also with a name to quote and a checksum."""
+    if why := openssh.missing():
+        pytest.skip(why)
+    with OpenSsh(tmp_path / "server", extra="MaxSessions 1", subsystem=subsystem) as server:
+        assert isinstance(server, OpenSsh)
+        place = _place("scp", server, tmp_path)
+        for name in ("f", "it's; $(x)", "empty"):
+            origin = origin.rename(origin.with_name(name))
+            if name == "empty":
+                origin.write_bytes(b"")
+            move_it(origin, place.url("new/in/"), place.attrs | {"verify_checksum": True})
+            assert place.files.tree("new/in")[name] == origin.read_bytes()
+        with pytest.raises(BadDestination):
+            move_it(origin, place.url("new/in/f/under"), place.attrs)
+        close_connections()
+
+
+def test_rename_without_replacement(tmp_path: Path, origin: Path) -> None:
+    """If the server cannot replace a file by rename, the old file is removed first."""
     if why := asyncsshd.missing():
         pytest.skip(why)
     with AsyncSshd(tmp_path / "server", extensions=False) as server:
@@ -145,14 +164,14 @@ class TestSftpOnOpenSsh(OnOpenSsh):
     scheme = "sftp"
 
     def test_unknown_host_key(self, target: MoverTarget, origin: Path, here: str) -> None:
-        """A host in no known_hosts file is refused, for good, before anybody logs in."""
+        """A host that is missing from known_hosts is permanently rejected before the login."""
         attrs = {key: value for key, value in target.attrs.items() if key != "ssh_known_hosts"}
         with pytest.raises(UnknownHostKey, match="ssh-keyscan") as caught:
             move_it(origin, target.url(f"{here}/"), attrs)
         assert not caught.value.temporary
 
     def test_changed_host_key(self, target: MoverTarget, origin: Path, here: str, tmp_path: Path) -> None:
-        """A host that shows another key than the known one is refused, for good."""
+        """A host with another key than the known one is permanently rejected."""
         kind, key = make_key(tmp_path / "other").with_suffix(".pub").read_text().split()[:2]
         known = tmp_path / "known_hosts"
         known.write_text(f"[127.0.0.1]:{target.server.port} {kind} {key}\n")
@@ -185,7 +204,7 @@ class TestSftpOnOpenSsh(OnOpenSsh):
         assert set(target.files.tree(here)) == {origin.name}
 
     def test_missing_key_file(self, target: MoverTarget, origin: Path, here: str) -> None:
-        """A key file that cannot be read is told by its name."""
+        """An unreadable key file is named in the error."""
         with pytest.raises(AuthenticationFailed, match="/nowhere/key"):
             move_it(origin, target.url(f"{here}/"), target.attrs | {"ssh_key_filename": "/nowhere/key"})
 
@@ -196,8 +215,8 @@ class TestSftpOnOpenSsh(OnOpenSsh):
             origin = origin.rename(origin.with_name(name))
         assert len(target.files.tree(here)) == 3
 
-    def test_made_files_are_not_world_writable(self, target: MoverTarget, origin: Path, here: str) -> None:
-        """Nobody else may write what was made at the far end."""
+    def test_created_files_are_not_world_writable(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """Created files on the server are not world-writable."""
         origin.chmod(0o666)
         move_it(origin, target.url(f"{here}/new/"), target.attrs)
         for path in (target.files.root / here, *(target.files.root / here).rglob("*")):
@@ -223,7 +242,7 @@ class TestSftpOnAsyncSsh(OnAsyncSsh):
     scheme = "sftp"
 
     def test_password(self, target: MoverTarget, origin: Path, here: str) -> None:
-        """A password in the URL lets one in, a wrong one is refused for good; neither is told."""
+        """A correct password in the URL is accepted, a wrong one is permanently rejected; neither is logged."""
         attrs = {"ssh_known_hosts": target.attrs["ssh_known_hosts"]}
         login = f"{target.login}:{quote(asyncsshd.PASSWORD, safe='')}"
         move_it(origin, target.url(f"{here}/", login=login), attrs)

@@ -1,4 +1,4 @@
-"""What an installation of the project has."""
+"""The content of an installed package."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the package without what it depends on; that is found where the tests have it."""
+    """Install the package without its dependencies, which are found in the test environment."""
     with made_once(tmp_path_factory, "installed") as (prefix, made):
         if not made:
             pip("install", "--no-deps", "--no-index", "--ignore-installed", "--prefix", prefix, wheel)
@@ -99,7 +99,7 @@ def test_every_package_is_there(wheel: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_runs(installed: Path, command: str) -> None:
-    """Each command of bin/ is installed under its name, and says what it is for."""
+    """Each command of bin/ is installed under its name, and describes its purpose."""
     done = run(installed, command, "--help")
     assert (done.stderr, done.returncode) == ("", 0)
     assert command in done.stdout

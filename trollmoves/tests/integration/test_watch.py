@@ -66,7 +66,7 @@ def link_many(directory: Path, number: int, prefix: str = "f") -> list[str]:
 
 
 def test_file_written_and_closed_is_told_of(directory: Path) -> None:
-    """A file that was written and closed is told of once, with its fields, size, time and inode."""
+    """A file that was written and closed is reported once, with its fields, size, time and inode."""
     with watching(directory / "{name:3s}-{number:d}.dat") as recorded:
         path = write(directory / "abc-17.dat", "12345")
         recorded.wait_for(path)
@@ -78,7 +78,7 @@ def test_file_written_and_closed_is_told_of(directory: Path) -> None:
 
 
 def test_file_moved_in_is_told_of(directory: Path) -> None:
-    """A file that was renamed to its name is told of once."""
+    """A file that was renamed to its name is reported once."""
     with watching(directory / "{name}.dat") as recorded:
         path = move_in(directory / "a.dat")
         sentinel(recorded, directory / "end.dat")
@@ -86,7 +86,7 @@ def test_file_moved_in_is_told_of(directory: Path) -> None:
 
 
 def test_hard_link_is_told_of(directory: Path, tmp_path: Path) -> None:
-    """A file that is linked into the directory is told of, whether its other name stays or goes."""
+    """A file that is linked into the directory is reported, whether its other name stays or not."""
     with watching(directory / "{name}.dat") as recorded:
         for name in "stays", "goes":
             source = write(tmp_path / name)
@@ -98,8 +98,8 @@ def test_hard_link_is_told_of(directory: Path, tmp_path: Path) -> None:
         assert sorted(recorded.names) == ["end.dat", "goes.dat", "stays.dat"]
 
 
-def test_link_to_file_that_is_being_written_waits(directory: Path, tmp_path: Path) -> None:
-    """A file that is linked in while somebody still writes it is told of when it is whole, though no event says so."""
+def test_link_to_open_file_waits(directory: Path, tmp_path: Path) -> None:
+    """A file that is linked in while it is open for writing is reported when complete, though no event follows."""
     with watching(directory / "{name}.dat") as recorded:
         with open(tmp_path / "source", "w") as source:
             source.write("half")
@@ -113,7 +113,7 @@ def test_link_to_file_that_is_being_written_waits(directory: Path, tmp_path: Pat
 
 
 def test_file_renamed_while_open_waits(directory: Path) -> None:
-    """A file that gets its name before its writer has closed it is told of when that has happened."""
+    """A file that is renamed while open is reported after it is closed."""
     with watching(directory / "{name}.dat") as recorded:
         with open(directory / ".a", "w") as source:
             source.write("half")
@@ -127,7 +127,7 @@ def test_file_renamed_while_open_waits(directory: Path) -> None:
 
 
 def test_symbolic_link_is_told_of_with_its_target(directory: Path, tmp_path: Path) -> None:
-    """A symbolic link to a file is told of with the size of that file; one that leads nowhere or to no file is not."""
+    """A symbolic link to a file is reported with the size of its target; other symbolic links are not."""
     target = write(tmp_path / "target", "123456789")
     with watching(directory / "{name}.dat") as recorded:
         (directory / "nowhere.dat").symlink_to(tmp_path / "missing")
@@ -141,7 +141,7 @@ def test_symbolic_link_is_told_of_with_its_target(directory: Path, tmp_path: Pat
 
 
 def test_file_written_again_is_told_of_again(directory: Path) -> None:
-    """A file that is written again under its name is told of again, with its new size."""
+    """A file that is rewritten under its name is reported again, with its new size."""
     with watching(directory / "{name}.dat") as recorded:
         for times, content in enumerate(["1", "12", "123"], 1):
             path = write(directory / "a.dat", content) if times < 3 else move_in(directory / "a.dat", content)
@@ -149,8 +149,8 @@ def test_file_written_again_is_told_of_again(directory: Path) -> None:
         assert [file.size for file in recorded.files] == [1, 2, 3]
 
 
-def test_what_is_no_whole_visible_file_is_left_alone(directory: Path) -> None:
-    """Hidden files, empty ones, other names, directories, sockets and pipes are not told of."""
+def test_other_entries_are_ignored(directory: Path) -> None:
+    """Hidden files, empty ones, other names, directories, sockets and pipes are not reported."""
     with watching(directory / "{name}.dat") as recorded:
         write(directory / ".hidden.dat")
         write(directory / "empty.dat", "")
@@ -167,7 +167,7 @@ def test_what_is_no_whole_visible_file_is_left_alone(directory: Path) -> None:
 
 
 def test_empty_file_is_told_of_when_it_is_filled(directory: Path) -> None:
-    """A file that was empty is told of as soon as somebody has written to it."""
+    """An empty file is reported as soon as it has content."""
     path = write(directory / "a.dat", "")
     with watching(directory / "{name}.dat") as recorded:
         write(path)
@@ -175,7 +175,7 @@ def test_empty_file_is_told_of_when_it_is_filled(directory: Path) -> None:
 
 
 def test_names_may_be_anything(directory: Path) -> None:
-    """Names with line feeds, bytes that are no text, spaces, quotes and 240 characters are told of as they are."""
+    """Names with line feeds, invalid UTF-8, spaces, quotes and 240 characters are reported unchanged."""
     names = [b"line\nfeed.dat", b"\xff\xfe\x80.dat", "pâté 'x\" \\.dat".encode(), b"n" * 240 + b".dat", b"-rf.dat"]
     with watching(directory / "{name}.dat") as recorded:
         for name in names:
@@ -186,8 +186,8 @@ def test_names_may_be_anything(directory: Path) -> None:
         recorded.wait_for(*[os.path.join(directory, os.fsdecode(name)) for name in names])
 
 
-def test_file_that_vanishes_before_its_turn_is_no_error(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Files that are removed at once do not disturb the others."""
+def test_vanished_file_is_ignored(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Files that are removed immediately do not affect the others."""
     with watching(directory / "{name}.dat") as recorded:
         for index in range(200):
             os.unlink(move_in(directory / f"{index}.dat"))
@@ -196,8 +196,8 @@ def test_file_that_vanishes_before_its_turn_is_no_error(directory: Path, caplog:
 
 
 @pytest.mark.alone
-def test_file_is_told_of_at_once(directory: Path) -> None:
-    """On an idle system a file is told of within milliseconds of its appearance."""
+def test_file_is_reported_quickly(directory: Path) -> None:
+    """On an idle system a file is reported within milliseconds of its appearance."""
     took = []
     came = threading.Event()
 
@@ -224,8 +224,8 @@ def test_file_is_told_of_at_once(directory: Path) -> None:
 # --- the backlog
 
 
-def test_backlog_is_told_of_once_oldest_first_in_batches(directory: Path) -> None:
-    """Files that exist at the start are told of once each, the oldest first, in batches, as not fresh."""
+def test_backlog_is_reported_in_batches(directory: Path) -> None:
+    """Files that exist at the start are reported once each, the oldest first, in batches, as not fresh."""
     paths = [write(directory / f"{index}.dat") for index in range(50)]
     for index, path in enumerate(paths):
         age(path, 100 + (index * 7) % 50)
@@ -239,7 +239,7 @@ def test_backlog_is_told_of_once_oldest_first_in_batches(directory: Path) -> Non
 
 
 def test_backlog_can_be_left_out(directory: Path) -> None:
-    """Without backlog the files that exist at the start are not told of, but those that come are."""
+    """Without backlog existing files are not reported at the start, but new ones are."""
     write(directory / "old.dat")
     with watching(directory / "{name}.dat", backlog=False) as recorded:
         new = write(directory / "new.dat")
@@ -248,7 +248,7 @@ def test_backlog_can_be_left_out(directory: Path) -> None:
 
 
 def test_files_that_come_during_the_backlog_are_told_of_once(directory: Path) -> None:
-    """Each file is told of once, whether the listing or an event comes to it first."""
+    """Each file is reported once, whether the listing or an event finds it first."""
     old = link_many(directory, 3000, "old")
     for path in old:
         os.link(path, path + ".x")  # further entries, that do not match
@@ -269,7 +269,7 @@ def test_files_that_come_during_the_backlog_are_told_of_once(directory: Path) ->
 
 
 def test_new_file_does_not_stand_behind_the_backlog(many: Path) -> None:
-    """A file that appears while a long backlog is told of comes between two of its batches."""
+    """A file that appears during a long backlog is reported between two batches."""
     new = str(many / "new.dat")
     recorded = RecordedFiles()
 
@@ -288,7 +288,7 @@ def test_new_file_does_not_stand_behind_the_backlog(many: Path) -> None:
 
 
 def test_stop_does_not_wait_for_the_backlog(many: Path) -> None:
-    """A Watch can be stopped at once while it lists a large directory."""
+    """A Watch stops without delay while it lists a large directory."""
     begun = threading.Event()
     before = open_watches()
     recorded = RecordedFiles()
@@ -314,8 +314,8 @@ def test_backlog_takes_little_memory(many: Path) -> None:
         assert int(child.paths[-1].split()[1]) < 25_000
 
 
-def test_file_that_is_being_written_at_the_start_is_not_told_of_half(directory: Path) -> None:
-    """Of a file that somebody has open for writing at the start, however old, only the whole is told."""
+def test_open_file_at_start_is_reported_complete(directory: Path) -> None:
+    """A file that is open for writing at the start, however old, is reported only when complete."""
     file = open(directory / "a.dat", "w")  # noqa: SIM115
     file.write("half")
     file.flush()
@@ -330,8 +330,8 @@ def test_file_that_is_being_written_at_the_start_is_not_told_of_half(directory: 
 
 
 @pytest.mark.parametrize("sighting", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
-def test_file_that_nobody_closes_is_whole_in_the_end(directory: Path, sighting: Trigger) -> None:
-    """A file that stays open though nobody writes, by a process that has inherited it, is whole after some patience."""
+def test_file_that_stays_open_is_complete_in_the_end(directory: Path, sighting: Trigger) -> None:
+    """A file kept open by a process that inherited it is complete after a timeout."""
     judge = CompletenessChecker(quiet=0.2, patience=0.4)
     begun = time.monotonic() - 0.02  # files are dated by the last tick of the system's clock
     with open(directory / "a.dat", "w") as file:
@@ -357,7 +357,7 @@ def test_few_files_are_put_aside(directory: Path) -> None:
     assert not judge.overflowed_directories()
 
 
-# --- another user's files: the kernel does not tell whether they are open
+# --- another user's files: the kernel does not show whether they are open
 
 
 @pytest.fixture
@@ -367,8 +367,8 @@ def public() -> Iterator[Path]:
         yield path
 
 
-def test_whether_a_file_is_open_for_writing_is_known(directory: Path) -> None:
-    """The kernel tells exactly whether somebody has a file open for writing, by whatever name, or mapped."""
+def test_open_for_writing_is_detected(directory: Path) -> None:
+    """A file that is open for writing is detected, by any name, or mapped."""
     path = write(directory / "a.dat")
     os.link(path, directory / "b.dat")
     with open(path):
@@ -393,8 +393,8 @@ def test_writer_is_not_disturbed_by_the_question(public: Path) -> None:
 
 
 @ROOT_ONLY
-def test_backlog_of_another_user_is_told_of_when_it_is_quiet(public: Path) -> None:
-    """Where nobody knows whether files are open, old ones are told of at once, and young ones after a while."""
+def test_backlog_of_another_user(public: Path) -> None:
+    """If open files cannot be detected, old files are reported immediately, and young ones after a delay."""
     path = write(public / "a.dat")
     assert_unknown(path)
     with Child(public / "{name}.dat", user=1) as child:
@@ -404,8 +404,8 @@ def test_backlog_of_another_user_is_told_of_when_it_is_quiet(public: Path) -> No
 
 
 @ROOT_ONLY
-def test_link_to_a_file_of_another_user_is_told_of_when_it_is_quiet(public: Path) -> None:
-    """A link to a file that may be open or not is told of; a file that is being written is not mistaken for one."""
+def test_link_to_a_file_of_another_user(public: Path) -> None:
+    """A link to a possibly open file is reported; a file that is being written is not mistaken for one."""
     source = write(public / "source")
     slow = open(public / "slow.dat", "w")  # noqa: SIM115
     with Child(public / "{name}.dat", user=1) as child:
@@ -450,7 +450,7 @@ def test_nothing_is_missed_when_the_kernel_loses_events(directory: Path) -> None
 
 
 def test_queue_keeps_no_more_than_its_limit(directory: Path) -> None:
-    """What waits in memory is bounded: beyond that it is dropped, and the taker is told so."""
+    """The queue in memory is bounded: surplus files are dropped, and the handler is notified."""
     kernel = Inotify()
     kernel.add(str(directory), CREATE)
     queue = EventQueue(kernel, "test", limit=1000)
@@ -492,7 +492,7 @@ class Failing(RecordedFiles):
 
 @pytest.mark.parametrize("error", [TemporaryTransferError("not now"), ValueError("a mistake")])
 def test_files_are_offered_again(directory: Path, error: Exception) -> None:
-    """Files that could not be taken are offered again, and those that come meanwhile are not lost."""
+    """Files that the handler failed to process are offered again, and new ones are not lost."""
     failing = Failing(error)
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
     watch.start()
@@ -534,8 +534,8 @@ def test_one_bad_file_costs_no_other(directory: Path, caplog: pytest.LogCaptureF
         watch.stop()
 
 
-def test_stop_does_not_wait_for_a_taker_that_fails(directory: Path) -> None:
-    """A Watch whose files nobody takes can be stopped."""
+def test_stop_with_failing_handler(directory: Path) -> None:
+    """A Watch with a failing handler can be stopped."""
     failing = Failing(TemporaryTransferError("never"))
     failing.fails = 10**9
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
@@ -572,7 +572,7 @@ def test_taker_may_stop_the_watch(directory: Path) -> None:
 
 
 def test_import_gives_no_warning() -> None:
-    """Nobody who starts a daemon sees that an old module of the standard library is going away."""
+    """Importing the daemons shows no deprecation warning of a standard library module."""
     top = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:pyinotify", "-c", "import trollmoves.watch"],

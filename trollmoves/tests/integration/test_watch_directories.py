@@ -42,7 +42,7 @@ def limited(what: str, number: int) -> tuple[str, ...]:
 
 
 def test_directory_that_does_not_exist_is_waited_for(tmp_path: Path) -> None:
-    """A directory that is made after the start, with those above it, and filled at once, is found with its files."""
+    """A directory that is made and filled after the start, with its parents, is found with its files."""
     root = tmp_path / "a" / "b" / "c"
     with watching(root / "{name}.dat") as recorded:
         root.mkdir(parents=True)
@@ -64,7 +64,7 @@ def test_waiting_costs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backlog", [True, False])
 def test_directories_that_match_are_followed(tmp_path: Path, backlog: bool) -> None:
-    """Directories that fields stand for are found at every level, when they are made and when they are moved in."""
+    """Directories that match fields are found at every level, when created and when moved in."""
     pattern = tmp_path / "in" / "{satellite:4s}" / "x" / "{day:%Y%m%d}" / "{name}.dat"
     (tmp_path / "in").mkdir()
     with watching(pattern, backlog=backlog) as recorded:
@@ -87,7 +87,7 @@ def test_directories_that_match_are_followed(tmp_path: Path, backlog: bool) -> N
 
 
 def test_directories_that_do_not_match_are_not_watched(tmp_path: Path) -> None:
-    """No watch is spent on directories in which no file of the pattern can stand, nor on those that are gone."""
+    """Directories that cannot contain matching files are not watched, nor are removed ones."""
     for name in "MSG4", "toolong", ".dot", "MSG3":
         (tmp_path / name / "deeper").mkdir(parents=True)
     kernel = Inotify()
@@ -135,7 +135,7 @@ def test_directory_may_be_made_again_without_a_pause(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("which", ["root", "parent"])
 def test_directory_may_be_renamed_away_and_back(tmp_path: Path, which: str) -> None:
-    """What appears in a directory while it has another name is told of when it is back, and not before."""
+    """Files that appear in a renamed directory are reported when it has its name again, and not before."""
     root = tmp_path / "parent" / "root"
     root.mkdir(parents=True)
     away = tmp_path / "away"
@@ -193,7 +193,7 @@ def test_directory_renamed_within_the_tree_is_followed(tmp_path: Path) -> None:
 
 
 def test_symbolic_links_to_directories_are_followed(tmp_path: Path) -> None:
-    """The root may be a symbolic link that is led elsewhere, and links below it stand for directories."""
+    """The root may be a symbolic link that changes, and links below it count as directories."""
     for name in "first", "second", "else":
         (tmp_path / name).mkdir()
     root = tmp_path / "root"
@@ -210,7 +210,7 @@ def test_symbolic_links_to_directories_are_followed(tmp_path: Path) -> None:
 
 
 def test_directory_names_may_be_anything(tmp_path: Path) -> None:
-    """Directories whose names are no text are watched like any other."""
+    """Directories with undecodable names are watched like any other."""
     root = os.path.join(os.fsencode(tmp_path), b"\xff in\n")
     os.mkdir(root)
     with watching(os.fsdecode(root) + "/{day}/{name}.dat") as recorded:
@@ -221,8 +221,8 @@ def test_directory_names_may_be_anything(tmp_path: Path) -> None:
         assert recorded.files[-1].fresh
 
 
-def test_file_being_written_in_a_new_directory_is_not_told_of_half(tmp_path: Path) -> None:
-    """A directory is made and a file in it begun: only the whole file is told of."""
+def test_file_being_written_in_a_new_directory(tmp_path: Path) -> None:
+    """A file being written in a new directory is reported only when complete."""
     with watching(tmp_path / "{day}" / "{name}.dat") as recorded:
         (tmp_path / "day").mkdir()
         with open(tmp_path / "day" / "a.dat", "w") as file:
@@ -334,7 +334,7 @@ def test_mounted_directory_is_noticed(tmp_path: Path) -> None:
 
 
 def test_listing_gives_windows_of_the_oldest_first(tmp_path: Path) -> None:
-    """A listing gives each visible file once, sorted by age within windows, with pauses, and leaves out what is old."""
+    """A listing returns each visible file once, sorted by age within windows, with pauses, without old ones."""
     for index in range(1200):
         age(write(tmp_path / f"{index}"), 5000 - index * 7 % 1200)
     write(tmp_path / ".hidden")
@@ -353,7 +353,7 @@ def test_listing_gives_windows_of_the_oldest_first(tmp_path: Path) -> None:
 
 
 def test_polling_finds_files_that_have_settled(tmp_path: Path) -> None:
-    """With polling, a file is told of when two listings have shown the same, once, and again when it has changed."""
+    """With polling, a file is reported when two listings agree, once, and again when it has changed."""
     root = tmp_path / "in"
     old = root / "old.dat"
     with watching(root / "{name}.dat", polling=0.05) as recorded:
@@ -382,7 +382,7 @@ def test_polling_does_not_tell_of_a_growing_file(tmp_path: Path) -> None:
 
 
 def test_polling_without_backlog(tmp_path: Path) -> None:
-    """With polling and without backlog, the files of the start are not told of until they change."""
+    """With polling and without backlog, existing files are not reported until they change."""
     old = write(tmp_path / "old.dat")
     with watching(tmp_path / "{name}.dat", polling=0.05, backlog=False) as recorded:
         sentinel(recorded, tmp_path / "new.dat")
