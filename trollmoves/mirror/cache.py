@@ -88,9 +88,8 @@ class MirrorCache:
 
     # -- how they come and go
 
-    def ensure_local(self, push: Task) -> bool:
+    def ensure_local(self, number: int) -> bool:
         """Tell whether all copies for a push are here; have them fetched, once for all who ask, when not."""
-        number = push.announcement_number or 0
         announced = self._journal.get_announcement(self.name, number)
         if announced is None:
             return True  # the push itself will say that it is gone

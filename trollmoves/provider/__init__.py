@@ -1,1 +1,1 @@
-"""The giving half of a conversation: announces the files of a chain, and delivers them to those who ask."""
+"""The providing half of a conversation: announces the files of a chain, and pushes them on request."""

@@ -1,4 +1,4 @@
-"""The log of a chain: files are announced through it, and told again to whoever missed them."""
+"""The announcement log of a chain: stores, publishes and replays announcements."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.publisher import Publisher
+from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
 from trollmoves.utils import failpoints
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-MAX_INFO_FILES = 2256  # files in one answer to `info`, what peers are used to
-MAX_REPLAY = 500  # announcements in one answer to `replay`
-SUBSCRIBER_GRACE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
-RETRY_DELAY = 60.0  # s after which a journal is read again that could not be read
-PAGE_SIZE = 500  # announcements read at one time when many are looked through
+MAX_INFO_FILES = 2256  # files in a reply to `info`, as in trollmoves 0.19
+MAX_REPLAY = 500  # announcements in a reply to `replay`
+RETRY_DELAY = 60.0  # s before the next attempt after a journal error
+PAGE_SIZE = 500  # announcements per query
 
 
 @dataclass(slots=True)
 class Announcement:
-    """A file, or several in one message, to announce.
+    """One or several files to announce in one message.
 
-    The size is in bytes, all together, None when it is not known; the time is the newest, in ns. ``also`` stands in the
-    mark of the announcement.
+    ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns.
+    ``extra_metadata`` is added to the metadata of the announcement.
     """
 
     uri: str
@@ -46,11 +46,10 @@ class Announcement:
 
 
 class Announcer:
-    """One chain's log; all of it may be used by any thread.
+    """The announcement log of one chain. Any thread.
 
-    With a request address, announcements say where to ask for the file, and are numbered so that peers notice what they
-    missed. Without one, ``describe`` makes of an announcement the type and data of a message that tells where the file
-    can be read.
+    With a request address, announcements contain it and are numbered, so that clients can detect missed announcements.
+    Without one, ``describe`` returns the type and data of a message from which readers can open the file remotely.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class Announcer:
         journal: Journal,
         publisher: Publisher,
         *,
-        holdings: FileStore,
+        file_store: FileStore,
         address: str | None,
         describe: Callable[[Announcement], tuple[str, dict[str, Any]]] | None = None,
     ) -> None:
@@ -68,36 +67,38 @@ class Announcer:
         self._topic = topic
         self._journal = journal
         self._publisher = publisher
-        self._holdings = holdings
+        self._file_store = file_store
         self._address = address
         self._describe = describe
         self._log_name = f"{journal.identity}/{name}"
         self._started = time.monotonic()
-        self._before = 0  # the number up to which earlier processes have announced
-        self._announcing = threading.Lock()
+        self._last_previous = 0  # the last number that earlier processes announced
+        self._announce_lock = threading.Lock()
         self._stopping = threading.Event()
-        self._settler = threading.Thread(target=self._republish_undelivered, name=f"republisher-{name}", daemon=True)
+        self._republisher = threading.Thread(
+            target=self._republish_undelivered, name=f"republisher-{name}", daemon=True
+        )
 
-    def start(self, *, again: bool) -> None:
-        """Begin; with ``again`` publish anew what an earlier process announced and nobody has had."""
+    def start(self, *, republish: bool) -> None:
+        """Start; with ``republish`` also publish the undelivered announcements of earlier processes."""
         self._started = time.monotonic()
-        if again:
-            self._before = self._journal.last_number(self.name)
-            self._settler.start()
+        if republish:
+            self._last_previous = self._journal.last_number(self.name)
+            self._republisher.start()
 
     def stop(self) -> None:
-        """Announce nothing more."""
+        """Stop announcing."""
         self._stopping.set()
-        if self._settler.is_alive():
-            self._settler.join(5.0)
+        if self._republisher.is_alive():
+            self._republisher.join(5.0)
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it announces nothing more."""
+        """True after ``stop``."""
         return self._stopping.is_set()
 
     def heartbeat_data(self) -> dict[str, Any]:
-        """Say how far the log goes, for the heartbeat."""
+        """Return the position of the log, for the heartbeat."""
         return {
             "log": self._log_name,
             "number": self._journal.last_number(self.name),
@@ -106,13 +107,13 @@ class Announcer:
         }
 
     def announce(self, announcements: Sequence[Announcement]) -> int:
-        """Write to the log and publish; give how many. One whose file stands there unchanged is passed over.
+        """Store and publish announcements, except those of unchanged files; return their number.
 
-        Any thread. In the first second it waits, so that subscribers find the time to connect.
+        Any thread. Blocks until SUBSCRIBER_GRACE seconds after the start, so that subscribers can connect.
         """
         if self._stopping.wait(max(0.0, self._started + SUBSCRIBER_GRACE - time.monotonic())):
             return 0
-        with self._announcing:
+        with self._announce_lock:
             known = self._journal.latest_versions(self.name, {a.uri for a in announcements})
             new = [a for a in announcements if known.get(a.uri) != (a.size, a.mtime) or self._link_target_changed(a)]
             new, texts = self._encode_all(new)
@@ -131,77 +132,78 @@ class Announcer:
             self._publisher.send_encoded(texts)
         if new:
             failpoints.hit("published")
-            more = f" and {len(new) - 1} more" if len(new) > 1 else ""
-            log.info("[%s] announced %s%s", self.name, new[0].uid, more)
+            suffix = f" and {len(new) - 1} more" if len(new) > 1 else ""
+            logger.info("[%s] announced %s%s", self.name, new[0].uid, suffix)
         return len(new)
 
     def _link_target_changed(self, a: Announcement) -> bool:
-        """Tell whether a link, to a file that seems unchanged, was announced when it led to another one."""
+        """Return True if the link target differs from that of the last announcement."""
         if LINK_DIGESTS not in a.extra_metadata:
             return False
-        before = self._journal.latest_announcement(self.name, a.uri)
-        mark = payload.announcement_metadata(Message.decode(before.message).data) if before else {}
-        return bool(mark.get(LINK_DIGESTS) != a.extra_metadata[LINK_DIGESTS])
+        previous = self._journal.latest_announcement(self.name, a.uri)
+        metadata = payload.announcement_metadata(Message.decode(previous.message).data) if previous else {}
+        return bool(metadata.get(LINK_DIGESTS) != a.extra_metadata[LINK_DIGESTS])
 
     def _encode_all(self, announcements: Sequence[Announcement]) -> tuple[list[Announcement], list[str]]:
-        """Give the announcements that can be written, and their messages."""
+        """Return the announcements that can be encoded, and their messages."""
         number = self._journal.last_number(self.name)
-        written: list[Announcement] = []
+        encoded: list[Announcement] = []
         texts: list[str] = []
         for a in announcements:
             try:
                 texts.append(self._message(a, number + len(texts) + 1).encode())
-                written.append(a)
+                encoded.append(a)
             except TrollmovesError as error:
                 if error.temporary:
                     raise
-                log.error("[%s] cannot announce %s: %s", self.name, a.uid, error)
-        return written, texts
+                logger.error("[%s] cannot announce %s: %s", self.name, a.uid, error)
+        return encoded, texts
 
     def _message(self, a: Announcement, number: int) -> Message:
         subject = a.subject or self._topic
         if self._describe:
             return Message(subject, *self._describe(a))
-        mark = {**a.extra_metadata, "log": self._log_name, "number": number, "mtime": a.mtime}
+        metadata = {**a.extra_metadata, "log": self._log_name, "number": number, "mtime": a.mtime}
         if a.size is not None:
-            mark["size"] = a.size
-        return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": mark})
+            metadata["size"] = a.size
+        return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": metadata})
 
     def _republish_undelivered(self) -> None:
-        """Publish again what was announced, and is still there, but was never delivered: nobody may have heard it."""
+        """Publish the undelivered announcements of unchanged files again: clients may have missed them."""
         self._stopping.wait(SUBSCRIBER_GRACE)
         number = count = 0
         while not self._stopping.is_set():
             try:
                 page = self._journal.undelivered_announcements(self.name, ("push", "ack"), number, PAGE_SIZE)
             except JournalError as error:
-                log.warning("[%s] what nobody has had is announced again later: %s", self.name, error)
+                logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
                 self._stopping.wait(RETRY_DELAY)
                 continue
-            page = [announced for announced in page if announced.number <= self._before]
+            page = [a for a in page if a.number <= self._last_previous]
             if not page:
                 break
             number = page[-1].number
-            texts = [self._with_address(a.message) for a in page if self._holdings.is_unchanged(a)]
+            texts = [self._with_address(a.message) for a in page if self._file_store.is_unchanged(a)]
             self._publisher.send_encoded(texts)
             count += len(texts)
         if count:
-            log.info("[%s] announced %d files again that nobody had asked for", self.name, count)
+            plural = "s" if count > 1 else ""
+            logger.info("[%s] republished %d announcement%s that no client had requested", self.name, count, plural)
 
     def _with_address(self, text: str) -> str:
-        """Give an announcement of an earlier start with the request address of this one."""
+        """Return an announcement with the current request address."""
         if f'"{self._address}"' in text:
             return text
         message = Message.decode(text)
         message.data["request_address"] = self._address
         return message.encode()
 
-    # -- told again
+    # -- info and replay
 
     def info(self, subject: str, data: Any) -> dict[str, Any]:
-        """Give the files that were announced under a subject, newest first: what an ``info`` is answered."""
-        wanted = data.get("max_count") if isinstance(data, dict) else None
-        count = min(wanted, MAX_INFO_FILES) if isinstance(wanted, int) and wanted >= 0 else MAX_INFO_FILES
+        """Return the data of the reply to ``info``: the files announced under a subject, newest first."""
+        limit = data.get("max_count") if isinstance(data, dict) else None
+        count = min(limit, MAX_INFO_FILES) if isinstance(limit, int) and limit >= 0 else MAX_INFO_FILES
         files: list[str] = []
         for announced in self._journal.newest_announcements(self.name, count):
             topic = announced.message.split(" ", 1)[0].removeprefix("pytroll:/")
@@ -211,55 +213,51 @@ class Announcer:
         return {"files": files, "max_count": count, "uptime": str(uptime)}
 
     def replay(self, data: Any) -> dict[str, Any]:
-        """Give the announcements ``after`` a number, or of the last ``max_age`` seconds, to a peer that missed some.
+        """Return the announcements ``after`` a number, or of the last ``max_age`` seconds.
 
-        ``through`` is the number up to which nothing is left untold. A peer that names another log hears of this one.
+        The reply is complete up to the number ``through``. A client that names another log gets the name of this one.
         """
         data = data if isinstance(data, dict) else {}
         after, age = data.get("after"), data.get("max_age")
         last = self._journal.last_number(self.name)
-        answer = {"log": self._log_name, "last": last}
+        reply = {"log": self._log_name, "last": last}
         if data.get("log") != self._log_name:
-            return answer | {"through": 0, "messages": []}
+            return reply | {"through": 0, "messages": []}
         if payload.is_seconds(age):
             after = self._journal.number_before(self.name, self._journal.now() - age)
         if not payload.is_number(after):
-            raise RequestRejected("a replay needs a number in 'after', or seconds in 'max_age'")
+            raise RequestRejected("a replay request must contain a number in 'after', or seconds in 'max_age'")
         found = self._journal.announcements_after(self.name, after, MAX_REPLAY)
-        messages = [self._with_address(a.message) for a in found if self._holdings.is_unchanged(a)]
-        return answer | {"through": found[-1].number if found else last, "messages": messages}
+        messages = [self._with_address(a.message) for a in found if self._file_store.is_unchanged(a)]
+        return reply | {"through": found[-1].number if found else last, "messages": messages}
 
-    def look_up(self, requests: Iterable[Any]) -> dict[int, AnnouncementRecord]:
-        """Look up together what the data of several requests name by number, for ``find``."""
-        marks = map(payload.announcement_metadata, requests)
-        numbers = {mark["number"] for mark in marks if mark.get("log") == self._log_name}
+    def look_up(self, references: Iterable[Mapping[str, Any]]) -> dict[int, AnnouncementRecord]:
+        """Return, by number, the announcements to which the metadata of several requests refer, for prefetching."""
+        numbers = {metadata["number"] for metadata in references if metadata.get("log") == self._log_name}
         return self._journal.get_announcements(self.name, numbers) if numbers else {}
 
     def find_announcement(
-        self, data: Any, at_hand: Mapping[int, AnnouncementRecord] | None = None
+        self,
+        uris: list[str],
+        metadata: Mapping[str, Any],
+        prefetched: Mapping[int, AnnouncementRecord] = MappingProxyType({}),
     ) -> AnnouncementRecord:
-        """Give the announcement that a request is about; RequestRefused when this chain made none of these files.
+        """Return the announcement of requested files; raise RequestRejected if this chain did not announce them.
 
-        What is ``at_hand`` by its number is not looked up.
+        ``metadata`` is the announcement metadata of the request; {} from legacy clients.
         """
-        if not isinstance(data, dict):
-            raise RequestRejected("the data of a request must be a dictionary")
-        uris = payload.file_uris(data)
-        if not uris or not all(isinstance(uri, str) for uri in uris):
-            raise RequestRejected("the request names no file")
-        mark = payload.announcement_metadata(data)
-        if mark.get("log") == self._log_name:  # one of our own peers: the number says which, and its files must fit
-            number = mark["number"]
-            announced = (at_hand or {}).get(number) or self._journal.get_announcement(self.name, number)
+        if metadata.get("log") == self._log_name:
+            number = metadata["number"]
+            announced = prefetched.get(number) or self._journal.get_announcement(self.name, number)
         else:
             announced = self._journal.latest_announcement(self.name, uris[0])
         if announced is None or not _covers(announced, uris):
-            raise RequestRejected(f"not announced here: {payload.file_name(uris[0])}")
+            raise RequestRejected(f"not announced by this chain: {payload.file_name(uris[0])}")
         return announced
 
 
 def _covers(announced: AnnouncementRecord, uris: list[str]) -> bool:
-    """Tell whether an announcement is about these files, and names them as often as they are asked for."""
+    """Return True if the announcement contains the files, each at least as often as the request does."""
     if uris == [announced.uri]:
         return True
     own = payload.file_uris(Message.decode(announced.message).data)

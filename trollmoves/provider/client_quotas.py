@@ -1,4 +1,4 @@
-"""Sees to it that nobody's pushes crowd out those of others."""
+"""Limits pending pushes per client."""
 
 from __future__ import annotations
 
@@ -8,41 +8,39 @@ from collections.abc import Iterable
 
 from trollmoves.journal import BACKLOG, FRESH
 
-MAX_PENDING = 2_000  # pushes of one sender that wait in the journal; what it asks for beyond is refused for now
-FAIR_SHARE = (
-    300  # up to which its pushes go before those of whoever has more; a chain of our clients has up to 256 open
-)
+MAX_PENDING = 2_000  # pushes of one client in the journal; further requests are temporarily rejected
+FAIR_SHARE = 300  # pending pushes of one client that keep the rank FRESH; a client chain has up to 256 open requests
 
 
 class ClientQuotas:
-    """Whose the pushes are that wait, of those that this process was asked for. Any thread."""
+    """The pending pushes of each client, as requested from this process. Any thread."""
 
     def __init__(self) -> None:
-        self._owners: dict[int, str] = {}  # by task
+        self._owners: dict[int, str] = {}  # by task id
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def is_full(self, sender: str) -> bool:
-        """Tell whether a sender has as many waiting as it may."""
-        return self._counts[sender] >= MAX_PENDING
+    def is_full(self, client: str) -> bool:
+        """Return True if a client has the maximum number of pending pushes."""
+        return self._counts[client] >= MAX_PENDING
 
-    def rank(self, sender: str) -> int:
-        """Give the rank of another push of a sender."""
-        return FRESH if self._counts[sender] < FAIR_SHARE else BACKLOG
+    def rank(self, client: str) -> int:
+        """Return the rank of the next push of a client."""
+        return FRESH if self._counts[client] < FAIR_SHARE else BACKLOG
 
-    def add(self, task: int, sender: str) -> None:
-        """Count a push that waits from now on."""
+    def add(self, task: int, client: str) -> None:
+        """Count a pending push."""
         with self._lock:
             if task not in self._owners:
-                self._owners[task] = sender
-                self._counts[sender] += 1
+                self._owners[task] = client
+                self._counts[client] += 1
 
     def remove(self, tasks: Iterable[int]) -> None:
-        """Count pushes no more."""
+        """Stop counting pushes."""
         with self._lock:
             for task in tasks:
-                sender = self._owners.pop(task, None)
-                if sender is not None:
-                    self._counts[sender] -= 1
-                    if not self._counts[sender]:
-                        del self._counts[sender]
+                client = self._owners.pop(task, None)
+                if client is not None:
+                    self._counts[client] -= 1
+                    if not self._counts[client]:
+                        del self._counts[client]

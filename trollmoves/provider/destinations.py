@@ -1,67 +1,56 @@
-"""Where requests want their files, and whether they may go there."""
+"""Destinations of push requests, checked against the allowed destinations."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 from urllib.parse import ParseResult
 
 from trollmoves.errors import RequestRejected
-from trollmoves.messaging import payload
 from trollmoves.net import hosts, urls
 from trollmoves.net.destination_allowlist import DestinationPattern, check_allowed
-
-MAX_BACKUP_TARGETS = 16  # hosts of one request, each of which may be tried
 
 
 @dataclass(frozen=True, slots=True)
 class PushDestination:
-    """A destination, and what is made of it for each request."""
+    """A destination directory, with the values derived from its URL."""
 
     directory: ParseResult
     without_login: str
     lane: str
-    local_directory: str  # the directory on this host; empty when it is on another one
+    local_directory: str  # the path on this host; empty for a remote destination
 
 
-def parse_destination(data: dict[str, Any], allowed: tuple[DestinationPattern, ...]) -> PushDestination:
-    """Read where a request wants its files; RequestRefused, or BadDestination, when they may not go there."""
-    destination = data.get("destination")
-    if not isinstance(destination, str):
-        raise RequestRejected("a push needs a destination")
-    target = _target(destination, allowed)
-    below = [item["path"] for item in payload.file_items(data) if item.get("path") is not None]
-    for path in below:
-        if not isinstance(path, str) or payload.escapes_directory(path):
-            raise RequestRejected(f"{path!r:.100} is no path below the destination")
-    if below:
-        check_allowed(allowed, target.directory, below)
-    for backup in backup_targets(data):
-        check_allowed(allowed, urls.with_host(target.directory, backup), below)
-    return target
+def resolve_destination(
+    destination: str,
+    allowed: tuple[DestinationPattern, ...],
+    subpaths: Iterable[str] = (),
+    backup_targets: Iterable[str] = (),
+) -> PushDestination:
+    """Return the destination for a URL; raise RequestRejected or BadDestination if it is invalid or not allowed.
+
+    Each of the ``backup_targets``, hosts that replace the host of the URL, must be allowed as well.
+    """
+    resolved = _resolve(destination, allowed)
+    if subpaths:
+        check_allowed(allowed, resolved.directory, subpaths)
+    for host in backup_targets:
+        check_allowed(allowed, urls.with_host(resolved.directory, host), subpaths)
+    return resolved
 
 
-def backup_targets(data: dict[str, Any]) -> list[str]:
-    """Give the hosts that a request names beside that of its destination; RequestRefused when these are none."""
-    found = data.get("backup_targets") or []
-    if not isinstance(found, list) or len(found) > MAX_BACKUP_TARGETS or not all(isinstance(one, str) for one in found):
-        raise RequestRejected(f"the backup targets must be a list of at most {MAX_BACKUP_TARGETS} hosts")
-    return found
-
-
-@lru_cache(maxsize=256)
-def _target(destination: str, allowed: tuple[DestinationPattern, ...]) -> PushDestination:
-    """Read a destination: the same few come with every request. BadDestination when it is none, or RequestRefused."""
+@lru_cache(maxsize=256)  # clients send the same few URLs with every request
+def _resolve(destination: str, allowed: tuple[DestinationPattern, ...]) -> PushDestination:
     url = urls.parse(destination)
     if not url.path.startswith("/"):
-        raise RequestRejected(f"the destination {urls.redacted(url)} is no absolute path")
+        raise RequestRejected(f"the path of the destination {urls.redacted(url)} must be absolute")
     url = check_allowed(allowed, url)
     host = url.hostname or ""
-    here = url.scheme == "file" and hosts.is_local(host)
+    is_local = url.scheme == "file" and hosts.is_local(host)
     return PushDestination(
-        url._replace(path=url.path.rstrip("/") + "/"),  # a push always names a directory
+        url._replace(path=url.path.rstrip("/") + "/"),  # the destination of a push is always a directory
         urls.without_login(url),
-        f"push {'this host' if here else host}",
-        url.path if here else "",
+        f"push {'this host' if is_local else host}",
+        url.path if is_local else "",
     )

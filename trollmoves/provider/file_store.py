@@ -1,4 +1,4 @@
-"""Where the files of a chain are on this host."""
+"""The files that a chain has announced: interface and helpers."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import os
 from collections.abc import Iterable
 from typing import Protocol
 
-from trollmoves.journal import AnnouncementRecord, Task
+from trollmoves.journal import AnnouncementRecord
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.net import urls
 
-LINK_DIGESTS = "link_digests"  # in the mark of an announcement: digests of where links led when it was made
+LINK_DIGESTS = "link_digests"  # key in the metadata of an announcement: digests of the link targets at that time
 
 
 class FileStore(Protocol):
     """The files that a chain has announced."""
 
     def path(self, number: int, uri: str) -> str:
-        """Give the path here of a file that was announced under this number."""
+        """Return the path on this host of a file of announcement ``number``."""
 
     def check_access(self, announced: AnnouncementRecord, uri: str, real: str) -> None:
-        """Check that a file may be handed out that lies at ``real`` now, links followed; RequestRefused when not."""
+        """Raise RequestRejected if ``real``, the path of the file with links resolved, must not be served."""
 
     def delete(self, number: int, uri: str) -> None:
-        """Remove a file that is here; OSError when that fails, BlockingIOError when it is wanted just now."""
+        """Remove a local file; raise OSError on failure, BlockingIOError if a pending push needs the file."""
 
     def is_unchanged(self, announced: AnnouncementRecord) -> bool:
-        """Tell whether the files of an announcement can still be had as they were announced."""
+        """Return True if the files of an announcement are still available as announced."""
 
-    def ensure_local(self, push: Task) -> bool:
-        """Tell whether the files for a push are here; if not, have them brought, and the push run again then."""
+    def ensure_local(self, number: int) -> bool:
+        """Return True if the files of an announcement are local; else start fetching them and resume the pushes."""
 
 
 def local_path(uri: str) -> str:
-    """Give the path of a file on this host."""
+    """Return the path of a file on this host."""
     return urls.parse(uri).path if "://" in uri else uri
 
 
 def announced_uris(announced: AnnouncementRecord) -> set[str]:
-    """Give the files that an announcement is about."""
+    """Return the URIs of the files of an announcement."""
     return set(payload.file_uris(Message.decode(announced.message).data))
 
 
 def size_and_mtime(uris: Iterable[str]) -> tuple[int, int] | None:
-    """Give the size of files in bytes, all together, and the newest of their times in ns; None when one is gone."""
+    """Return the total size in bytes and the newest modification time in ns; None if a file is missing."""
     size = mtime = 0
     for uri in uris:
         try:

@@ -1,4 +1,4 @@
-"""Removes files that were delivered, when nobody wants them any more."""
+"""Removes delivered files that no client needs any longer."""
 
 from __future__ import annotations
 
@@ -12,45 +12,46 @@ from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Removals:
-    """The removals of one chain, ``delay`` seconds after a delivery; None at all when not ``wanted``."""
+    """The removals of one chain, ``delay`` seconds after a delivery, if ``enabled``."""
 
     def __init__(
-        self, name: str, journal: Journal, workers: Scheduler, holdings: FileStore, *, wanted: bool, delay: float
+        self, name: str, journal: Journal, scheduler: Scheduler, file_store: FileStore, *, enabled: bool, delay: float
     ) -> None:
         self.name = name
         self._journal = journal
-        self._workers = workers
-        self._holdings = holdings
-        self._wanted = wanted
+        self._scheduler = scheduler
+        self._file_store = file_store
+        self._enabled = enabled
         self._delay = delay
 
     def start(self) -> None:
-        """Remove what is due, also of an earlier process."""
-        self._workers.register(self.name, "remove", limit=1, handler=self._remove)
+        """Run due removals, including those of an earlier process."""
+        self._scheduler.register(self.name, "remove", limit=1, handler=self._remove)
 
-    def tasks_for(self, number: int, later: float = 0.0) -> Sequence[Task]:
-        """Give the task that removes the files of an announcement, if any does; ``later`` than usual by so many s."""
-        if not self._wanted:
+    def tasks_for(self, number: int, extra_delay: float = 0.0) -> Sequence[Task]:
+        """Return the task that removes the files of an announcement, if removals are enabled."""
+        if not self._enabled:
             return ()
         key, now = str(number), self._journal.now()
         known = self._journal.find(self.name, "remove", key)
-        if later or (known and known.state != WAITING):  # they were removed before, and have been brought again
+        if extra_delay or (known and known.state != WAITING):  # removed earlier, and fetched again since
             key = f"{number} {now:.3f}"
-        return (Task(self.name, "remove", key, "remove", "", now + self._delay + later, announcement_number=number),)
+        due = now + self._delay + extra_delay
+        return (Task(self.name, "remove", key, "remove", "", due, announcement_number=number),)
 
     def _remove(self, task: Task) -> Result:
-        """Remove a file that was delivered, unless it is wanted or has become another one; runs on a worker."""
+        """Remove the delivered files of an announcement, unless a push needs them or they changed. Worker thread."""
         number = task.announcement_number or 0
         announced = self._journal.get_announcement(self.name, number)
         if announced is None:
             return Result()
         if self._journal.has_pending_for(self.name, "push", number):
             return Result(retry_in=max(1.0, self._delay))
-        if not self._holdings.is_unchanged(announced):
+        if not self._file_store.is_unchanged(announced):
             return Result()
         busy = False
         for uri in announced_uris(announced):
@@ -58,19 +59,19 @@ class Removals:
         return Result(retry_in=max(1.0, self._delay)) if busy else Result()
 
     def _delete(self, number: int, uri: str) -> bool:
-        """Remove a file; False when it is wanted just now."""
-        path = self._holdings.path(number, uri)
+        """Remove a file; return False if a pending push needs it."""
+        path = self._file_store.path(number, uri)
         failpoints.hit("removing")
         try:
-            self._holdings.delete(number, uri)
+            self._file_store.delete(number, uri)
             failpoints.hit("removed")
-            log.info("[%s] removed %s", self.name, path)
+            logger.info("[%s] removed %s", self.name, path)
         except FileNotFoundError:
             pass
         except BlockingIOError:
             return False
         except RequestRejected as error:
-            log.warning("[%s] does not remove %s: %s", self.name, path, error)
+            logger.warning("[%s] kept %s: %s", self.name, path, error)
         except OSError as error:
-            log.warning("[%s] cannot remove %s: %s", self.name, path, error.strerror)
+            logger.warning("[%s] cannot remove %s: %s", self.name, path, error.strerror)
         return True

@@ -1,48 +1,46 @@
-"""Answers the requests for the files of a chain.
+"""Handles the requests for the files of a chain.
 
-The giving half of a conversation, for server and mirror alike: what is announced stands in the log (``announcer``),
-what is asked for is delivered once (``pushes``), and what nobody wants any more is removed (``removals``).
+Used by server and mirror: ``announcer`` keeps the announcement log, ``pushes`` delivers each requested file once, and
+``removals`` removes delivered files.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 from trollmoves.config.options import ServerOptions
-from trollmoves.errors import TrollmovesError
 from trollmoves.journal import DONE, Journal, Task
-from trollmoves.messaging import sockets
+from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.net import hosts
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.file_store import FileStore
-from trollmoves.provider.pushes import PushService, reject
+from trollmoves.provider.push_request import requested_files
+from trollmoves.provider.pushes import PushService, rejecting
 from trollmoves.provider.removals import Removals
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 
-log = logging.getLogger(__name__)
-
-MAX_NAMED = 5  # chains in one line
+MAX_LISTED_CHAINS = 5  # chains named in the security warning
 
 
 def security_warning(chains: Iterable[ServerOptions]) -> str:
-    """Give what whoever runs these chains should know, in one line; empty when there is nothing."""
+    """Return the security warning for the configuration of these chains; empty if there is none."""
     names = [f"[{one.name}]" for one in chains if one.request_port is not None and not one.allowed_destinations]
     if not names:
         return ""
-    shown = " ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
+    more = len(names) - MAX_LISTED_CHAINS
+    listed = " ".join(names[:MAX_LISTED_CHAINS]) + (f" and {more} more" if more > 0 else "")
     return (
-        f"without allowed_destinations, {shown} will send the files they announce wherever a request says, and write "
-        "over what is there with the rights of this process; see doc/security.md"
+        f"without allowed_destinations, {listed} will send announced files to any destination that a request names, "
+        "and overwrite files there with the permissions of this process; see doc/security.md"
     )
 
 
 class RequestHandler:
-    """One chain's request port. A request is served only for what this chain announced."""
+    """The request port of one chain. It serves only files that this chain has announced."""
 
     def __init__(
         self,
@@ -50,25 +48,25 @@ class RequestHandler:
         port: int,
         journal: Journal,
         publisher: Publisher,
-        workers: Scheduler,
-        holdings: FileStore,
+        scheduler: Scheduler,
+        file_store: FileStore,
     ) -> None:
-        """Bind the request port; StartError when it is taken."""
+        """Bind the request port; raise StartError if it is in use."""
         self.name = options.name
         self._station = options.station
         self._journal = journal
-        self._workers = workers
+        self._scheduler = scheduler
         address = sockets.tcp(options.request_address or hosts.own_address(), port).removeprefix("tcp://")
-        self.announcer = Announcer(self.name, options.topic, journal, publisher, holdings=holdings, address=address)
+        self.announcer = Announcer(self.name, options.topic, journal, publisher, file_store=file_store, address=address)
         self.removals = Removals(
-            self.name, journal, workers, holdings, wanted=options.delete, delay=options.remove_delay
+            self.name, journal, scheduler, file_store, enabled=options.delete, delay=options.remove_delay
         )
         self.pushes = PushService(
             self.name,
             journal,
-            workers,
+            scheduler,
             self.announcer,
-            holdings,
+            file_store,
             limit=options.max_transfers_per_host,
             parameters=options.connection_parameters,
             allowed=options.allowed_destinations,
@@ -83,17 +81,17 @@ class RequestHandler:
             tick=self.pushes.send_keepalives,
         )
 
-    def start(self, *, again: bool = True) -> None:
-        """Answer requests, push what was asked for; with ``again`` also announce anew what nobody has had yet."""
+    def start(self, *, republish: bool = True) -> None:
+        """Reply to requests and run pushes; with ``republish`` also publish undelivered announcements again."""
         self.pushes.start()
         self.removals.start()
         self._replier.start()
-        self.announcer.start(again=again)
+        self.announcer.start(republish=republish)
 
     def stop(self) -> None:
-        """Hear no requests any more. What runs goes on, and whoever waits for it asks again."""
+        """Stop receiving requests. Running pushes go on; clients that wait for a reply repeat their requests."""
         self.announcer.stop()
-        self._workers.unregister(self.name)
+        self._scheduler.unregister(self.name)
         self._replier.stop()
 
     def _handle(self, requests: list[Request]) -> None:
@@ -102,17 +100,12 @@ class RequestHandler:
             if request.message.type == "push":
                 pushes.append(request)
                 continue
-            try:
-                self._answer(request)
-            except TrollmovesError as error:
-                reject(self.name, request, error)
-            except Exception:
-                log.exception("[%s] cannot answer %s", self.name, request.message.type)
-                request.reject("internal error")
+            with rejecting(self.name, request):
+                self._reply(request)
         if pushes:
             self.pushes.accept(pushes)
 
-    def _answer(self, request: Request) -> None:
+    def _reply(self, request: Request) -> None:
         kind, data = request.message.type, request.message.data
         if kind == "ping":
             request.reply("pong", {"station": self._station})
@@ -127,10 +120,11 @@ class RequestHandler:
             request.reply("unknown")
 
     def _acknowledge(self, data: Any) -> None:
-        """Take note that a client needs nothing (more) of an announcement."""
-        number = self.announcer.find_announcement(data).number
+        """Record that a client does not need (more) files of an announcement."""
+        uris = [item["uri"] for item in requested_files(data)]
+        number = self.announcer.find_announcement(uris, payload.announcement_metadata(data)).number
         failpoints.hit("ack-heard")
-        note = Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
-        noted = self._journal.add_tasks([note, *self.removals.tasks_for(number)])
+        ack = Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
+        stored = self._journal.add_tasks([ack, *self.removals.tasks_for(number)])
         failpoints.hit("acknowledged")
-        self._workers.submit([task for task, new in noted[1:] if new])
+        self._scheduler.submit([task for task, created in stored[1:] if created])

@@ -52,7 +52,7 @@ class ServerChain:
                 options.topic,
                 house.journal,
                 publisher,
-                holdings=holdings,
+                file_store=holdings,
                 address=None,
                 describe=show.describe,
             )
@@ -76,9 +76,9 @@ class ServerChain:
     def start(self) -> None:
         """Answer requests, then announce."""
         if self._provider:
-            self._provider.start(again=self._backlog)
+            self._provider.start(republish=self._backlog)
         else:
-            self.announcer.start(again=False)
+            self.announcer.start(republish=False)
         self._inlet.start()
 
     def stop(self) -> None:

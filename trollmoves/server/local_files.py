@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from trollmoves.journal import AnnouncementRecord, Journal, Task
+from trollmoves.journal import AnnouncementRecord, Journal
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.provider.file_store import LINK_DIGESTS, announced_uris, local_path, size_and_mtime
@@ -49,6 +49,6 @@ class LocalFileStore:
             version = size_and_mtime(announced_uris(announced))
         return version == (announced.size, announced.mtime)
 
-    def ensure_local(self, push: Task) -> bool:  # noqa: ARG002
+    def ensure_local(self, number: int) -> bool:  # noqa: ARG002
         """Tell that they are here."""
         return True
