@@ -20,7 +20,8 @@ from queue import Empty, SimpleQueue
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.scheduler.lanes import NEVER, Lane, LaneQueue, Result, TaskKind, backoff
+from trollmoves.scheduler.circuit_breaker import backoff
+from trollmoves.scheduler.lanes import NEVER, Lane, LaneQueue, Result, TaskKind
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
@@ -74,8 +75,7 @@ class Scheduler:
         """End the pause of a lane, if it has one: there is a sign that it works again. Any thread."""
         with self._lock:
             known = self._lanes.get((chain, lane))
-        if known and known.paused_until:
-            known.paused_until = 0.0
+        if known and known.breaker.resume():
             self._wake()
 
     def set_priority(self, chain: str, priority: int) -> None:
@@ -133,7 +133,7 @@ class Scheduler:
         """Give the seconds for which a lane is held back after tries that failed, 0 when it is not."""
         with self._lock:
             known = self._lanes.get((chain, lane))
-        return known.pause_remaining() if known and known.failures > 1 else 0.0
+        return known.breaker.pause_remaining() if known and known.breaker.failures > 1 else 0.0
 
     def in_flight_ids(self, chain: str, lane: str) -> set[int]:
         """Give the ids of the tasks of a lane that are in hand."""
@@ -289,7 +289,7 @@ class Scheduler:
                 lane.workers -= 1
                 continue
             lane.in_flight.pop(task.id, None)
-            lane.pace.record(1)
+            lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
                 log.info("[%s] %s: works again", lane.chain, lane.name)
             self._run_callback(task, result)
@@ -307,7 +307,7 @@ class Scheduler:
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        self._unproven = sum(lane.workers for lane in lanes if not lane.healthy)
+        self._unproven = sum(lane.workers for lane in lanes if not lane.breaker.healthy)
         if any(self._priorities.values()):
             lanes.sort(key=lambda lane: lane.priority, reverse=True)
         for lane in lanes:
@@ -330,7 +330,7 @@ class Scheduler:
         """
         lane.starved = False
         if lane.workers < min(kind.limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
-            if not lane.healthy:
+            if not lane.breaker.healthy:
                 lane.starved = self._unproven >= self._probing_limit(lane)
                 if lane.starved:
                     return
@@ -346,7 +346,7 @@ class Scheduler:
         to be down, and the very last for lanes that are at work. Of few workers none can be spared for those.
         """
         threads = len(self._threads)
-        if not lane.workers and not lane.failures:
+        if not lane.workers and not lane.breaker.failures:
             return threads - 1 if threads >= RESERVE_FROM else sys.maxsize
         return threads - max(1, threads // 4)
 
