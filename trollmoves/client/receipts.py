@@ -67,7 +67,7 @@ class ReceiptPublisher:
 
     def on_delivered(self, attempt: FetchAttempt, answer: Message) -> Result:
         """Publish that the source is done with, then where the files are now; packed ones are unpacked before."""
-        failpoints.hit("arrived")
+        failpoints.hit("delivery-reported")
         message = attempt.message
         url = self._actual_destination(attempt, answer)
         ack = message.derive("ack")
@@ -86,7 +86,7 @@ class ReceiptPublisher:
             self._log(attempt)
             return Result(follow_ups=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
         self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
-        failpoints.hit("told")
+        failpoints.hit("receipt-published")
         self._log(attempt)
         return Result(reply=json.dumps([attempt.source, base]))
 
@@ -134,7 +134,7 @@ class ReceiptPublisher:
     def _republish(self, task: Task) -> None:
         """Publish what may have been lost with the process that was killed; runs on a worker."""
         self._publisher.send_encoded(json.loads(task.body))
-        failpoints.hit("told-again")
+        failpoints.hit("receipt-republished")
 
     # -- packed files
 
@@ -160,7 +160,7 @@ class ReceiptPublisher:
         receipt = self._receipt(message.subject, _unpacked(message.data, unpack))
         failpoints.hit("unpacked")
         self._publisher.send_encoded([receipt])
-        failpoints.hit("told")
+        failpoints.hit("receipt-published")
         discards = [Task(self.name, "delete_archive", f"{task.key}\n{path}", "delete_archive", path) for path in packed]
         return Result(reply=receipt, follow_ups=discards if self._options.delete else ())
 

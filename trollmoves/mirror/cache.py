@@ -108,7 +108,7 @@ class MirrorCache:
                 announcement_number=number,
             )
             noted = self._journal.add_tasks([wanted])
-            failpoints.hit("copy-wanted")
+            failpoints.hit("copy-requested")
         self._workers.submit([task for task, new in noted if new])
         return False
 

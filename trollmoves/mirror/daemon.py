@@ -143,7 +143,7 @@ class MirrorChain:
     # -- fetched, and handed on
 
     def _on_fetched(self, attempt: FetchAttempt, answer: Message) -> Result:  # noqa: ARG002
-        failpoints.hit("copy-here")
+        failpoints.hit("copy-fetched")
         number = attempt.task.announcement_number or 0
         missing = self._copies.missing_path(number)
         if missing:

@@ -152,10 +152,10 @@ class AnnouncementReceiver:
         self._record(messages, sources, BACKLOG)
 
     def _record(self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int) -> None:
-        failpoints.hit("heard")
+        failpoints.hit("announcement-received")
         new = self._fetches.record_announcements(messages, sources, rank)
         if new:
-            failpoints.hit("noted")
+            failpoints.hit("announcement-stored")
             self._workers.submit(new)
         for source in {str(message.data.get("request_address")) for message in messages}:
             self._workers.resume_lane(self.name, f"{KIND} {source}")  # it is there again, if it was not

@@ -200,7 +200,7 @@ class Fetcher:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("[%s] asking %s for %s", self.name, attempt.source, payload.file_names(attempt.message.data))
         self._asking(attempt)
-        failpoints.hit("asking")
+        failpoints.hit("requesting")
         self._send_request(attempt, answered)
 
     def _on_serial_reply(self, attempt: FetchAttempt, answer: Message | TrollmovesError) -> None:
@@ -350,7 +350,7 @@ class Fetcher:
 
     def _mark_source_down(self, source: str) -> None:
         failures = self._down.get(source, (0.0, 0))[1] + 1
-        self._down[source] = (time.monotonic() + backoff(failures, first=5.0), failures)
+        self._down[source] = (time.monotonic() + backoff(failures, initial=5.0), failures)
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()

@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
 from trollmoves.scheduler.circuit_breaker import backoff
-from trollmoves.scheduler.lanes import NEVER, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.lanes import Lane, LaneQueue, Result, TaskKind
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
@@ -37,11 +37,8 @@ TIME_SLICE = 0.02  # s that a worker stays with a lane while others wait for one
 class Scheduler:
     """The threads of a process that run tasks, and the state of every lane."""
 
-    def __init__(self, journal: Journal, threads: int = 16, follow: Callable[[bool], float] = lambda _: NEVER) -> None:
-        """``follow`` is told, by the clerk, whether tasks come or end fast, again after as many seconds as it gives."""
+    def __init__(self, journal: Journal, threads: int = 16) -> None:
         self._journal = journal
-        self._follow = follow
-        self._expected = 0  # tasks so far
         self._kinds: dict[tuple[str, str], TaskKind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
@@ -144,7 +141,6 @@ class Scheduler:
     def submit(self, tasks: Sequence[Task]) -> None:
         """Hand over tasks that were noted as new just now, so that they run when due. Any thread."""
         with self._lock:
-            self._expected += len(tasks)
             for task in tasks:
                 kind = self._kinds.get((task.chain, task.kind))
                 if kind:
@@ -240,11 +236,10 @@ class Scheduler:
 
     def _scheduler_loop(self) -> None:
         seldom = LogThrottle(burst=1)
-        pace, coming = RateMeter(), RateMeter()
-        look, expected = NEVER, 0
+        pace = RateMeter()
         while self._finished or not self._closing.is_set():
             with suppress(Empty):
-                self._bell.get(timeout=min(look, self._sleep_seconds()))
+                self._bell.get(timeout=self._sleep_seconds())
             self._rung = False
             try:
                 stopping = self._stopping
@@ -253,9 +248,6 @@ class Scheduler:
                 if stopping:
                     self._gave_back.set()
                 pace.throttle(ended)
-                before, expected = expected, self._expected
-                coming.record(expected - before)
-                look = self._follow(pace.is_high() or coming.is_high())
             except JournalError as error:
                 if self._closing.is_set():
                     log.error("%s; what ended unwritten is done again at the next start", error)
@@ -279,7 +271,7 @@ class Scheduler:
         outcomes = [(lane, _to_outcome(task, result, now)) for lane, task, result in ended if task is not None]
         new = self._journal.finish([outcome for _, outcome in outcomes]) if outcomes else []
         if outcomes:
-            failpoints.hit("ended")
+            failpoints.hit("committed")
         for lane, outcome in outcomes:
             if outcome.state == WAITING:
                 lane.note_due(outcome.due)
