@@ -170,7 +170,7 @@ class Lane:
 
     def _claim_from_journal(self, journal: Journal, slots: int, now: float, submitted: list[Task]) -> list[Task]:
         in_flight = self.in_flight.keys() | {task.id for task in submitted}
-        read = journal.claim(self.chain, self.name, slots - len(submitted), now, taken=in_flight)
+        read = journal.claim(self.chain, self.name, slots - len(submitted), now, in_flight=in_flight)
         for task in read:
             kept = self._contexts.pop(task.id, None)
             if kept and kept.body == task.body:
