@@ -35,8 +35,8 @@ class ServerChain:
         self._backlog = backlog
         self._request_handler = None
         root = Origin(options.origin).root if options.origin else None
-        self._symlink_policy = SymlinkPolicy(self.name, root, options.external_symlinks)
-        file_store = LocalFileStore(self.name, runtime.journal, self._symlink_policy)
+        policy = SymlinkPolicy(self.name, root, options.external_symlinks)
+        file_store = LocalFileStore(self.name, runtime.journal, policy)
         if options.request_port is not None:
             self._request_handler = RequestHandler(
                 options, options.request_port, runtime.journal, publisher, runtime.workers, file_store
@@ -52,17 +52,14 @@ class ServerChain:
                 address=None,
                 describe=RemoteFileDescriber(options).describe,
             )
-        self._source = self._make_source(options, runtime, backlog, polling)
-
-    def _make_source(
-        self, options: ServerOptions, runtime: Runtime, backlog: bool, polling: bool
-    ) -> DirectorySource | MessageSource:
-        announce, policy = self.announcer.announce, self._symlink_policy
+        announce = self.announcer.announce
+        self._source: DirectorySource | MessageSource
         if options.origin is None:
-            return MessageSource(options, policy, announce)
-        return DirectorySource(
-            options, runtime.journal, runtime.workers, policy, announce, backlog=backlog, polling=polling
-        )
+            self._source = MessageSource(options, policy, announce)
+        else:
+            self._source = DirectorySource(
+                options, runtime.journal, runtime.workers, policy, announce, backlog=backlog, polling=polling
+            )
 
     @property
     def takes_requests(self) -> bool:
