@@ -1,1 +1,1 @@
-"""Times the whole suite on this machine, beside an installed 0.19.0 and beside the bare limit."""
+"""Benchmarks of all daemons on this machine, compared with an installed 0.19.0 and with the bare limit."""

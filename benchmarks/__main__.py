@@ -1,4 +1,4 @@
-"""Run it with ``make bench``."""
+"""The command line of the benchmarks: ``make bench``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import crowds, dispatching, flow, movers, plot, scale
+from benchmarks import dispatching, flow, movers, plot, scale, topologies
 from benchmarks.figures import Figure, as_data, table
 from trollmoves.tests.helpers import legacy_peer as earlier
 
@@ -19,7 +19,7 @@ Work = Callable[[Path], Iterator[Figure]]
 
 
 def works(*, full: bool, old: bool) -> dict[str, Work]:
-    """Give all there is to measure, by name, in its order."""
+    """Return all benchmarks by name, in their order."""
     times = 5 if full else 1
     return {
         "burst": partial(flow.burst, count=5000, old=old),
@@ -28,13 +28,13 @@ def works(*, full: bool, old: bool) -> dict[str, Work]:
         "idle": partial(flow.idle, count=300 * times, old=old),
         "small": partial(movers.small, count=500, old=old),
         "large": partial(movers.large, megabytes=200 * times),
-        "fan-out": partial(crowds.fan_out, count=200 * times),
-        "clients": partial(crowds.fan_out, count=100 * times, most=50),
-        "fan-in": partial(crowds.fan_in, count=500 * times),
-        "mirror": partial(crowds.mirror, count=1000 * times),
+        "fan-out": partial(topologies.fan_out, count=200 * times),
+        "clients": partial(topologies.fan_out, count=100 * times, most=50),
+        "fan-in": partial(topologies.fan_in, count=500 * times),
+        "mirror": partial(topologies.mirror, count=1000 * times),
         "dispatcher": partial(dispatching.dispatcher, count=1000 * times, old=old),
-        "dead-host": partial(crowds.dead_host, count=300 * times),
-        "line": partial(crowds.long_line, count=500 * times),
+        "dead-host": partial(topologies.dead_host, count=300 * times),
+        "slow-link": partial(topologies.slow_link, count=500 * times),
         "sections": partial(scale.sections, count=7000 * times),
         "backlog": partial(scale.backlog, count=20_000 * times),
         "long": partial(scale.long_run, count=20_000 * times),
@@ -42,30 +42,32 @@ def works(*, full: bool, old: bool) -> dict[str, Work]:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     names = ", ".join(works(full=False, old=False))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
-    parser.add_argument("work", nargs="*", help=f"what to measure, by default all: {names}")
-    parser.add_argument("--old", action="store_true", help="beside 0.19.0, which is installed into a venv of its own")
-    parser.add_argument("--full", action="store_true", help="five times as much of everything; half an hour")
+    parser.add_argument("work", nargs="*", help=f"benchmarks to run, by default all: {names}")
+    parser.add_argument(
+        "--old", action="store_true", help="compare with 0.19.0, which is installed into a separate venv"
+    )
+    parser.add_argument("--full", action="store_true", help="five times as many files; half an hour")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--plot", type=Path, help="draw the ratios to 0.19.0 into this file (SVG)")
     found = parser.parse_args()
     unknown = set(found.work) - works(full=False, old=False).keys()
     if unknown:
-        parser.error(f"no such work: {', '.join(sorted(unknown))}; there is {names}")
+        parser.error(f"unknown benchmarks: {', '.join(sorted(unknown))}; choose from {names}")
     return found
 
 
 def main() -> int:
-    """Measure, and show what came out; 1 when a promise was not kept."""
-    asked = arguments()
-    if asked.old and isinstance(missing := earlier.python(), earlier.PeerUnavailable):
+    """Measure and print the figures; return 1 if a promise was not kept."""
+    options = arguments()
+    if options.old and isinstance(missing := earlier.python(), earlier.PeerUnavailable):
         print(f"without 0.19.0: {missing}", file=sys.stderr)
-        asked.old = False
+        options.old = False
     figures: list[Figure] = []
-    for name, work in works(full=asked.full, old=asked.old).items():
-        if asked.work and name not in asked.work:
+    for name, work in works(full=options.full, old=options.old).items():
+        if options.work and name not in options.work:
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="trollmoves-bench-") as logs:
@@ -75,10 +77,10 @@ def main() -> int:
                 print(f"{cells[0]}: {', '.join(cells[1:])}", flush=True)
         print(f"    ({name}: {time.monotonic() - began:.0f} s)", flush=True)
     print(f"\n{table(figures)}")
-    if asked.json:
-        asked.json.write_text(json.dumps(as_data(figures), indent=1) + "\n")
-    if asked.plot and not plot.draw(figures, asked.plot):
-        print("no picture: it needs matplotlib, and figures of 0.19.0 (--old)", file=sys.stderr)
+    if options.json:
+        options.json.write_text(json.dumps(as_data(figures), indent=1) + "\n")
+    if options.plot and not plot.draw(figures, options.plot):
+        print("no picture: matplotlib and figures of 0.19.0 (--old) are required", file=sys.stderr)
     return int(any(figure.kept is False for figure in figures))
 
 

@@ -1,4 +1,4 @@
-"""Files that messages tell of, through a dispatcher to a directory on this host."""
+"""Files from messages through a dispatcher to a directory on this host."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from posttroll.message import Message
 
 from benchmarks.figures import Figure
-from benchmarks.flow import PATIENCE
-from benchmarks.witness import Arrivals
+from benchmarks.flow import WORK_TIMEOUT
+from benchmarks.observers import Arrivals
 from trollmoves.tests.helpers.daemons import Testbed
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.feeding import content, names
@@ -22,23 +22,23 @@ ROUNDS = 3
 
 
 def dispatcher(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
-    """Time many messages at once."""
+    """Time a burst of messages."""
     before = max(_rates(logs, count, old=True)) if old else None
     yield Figure(
-        f"dispatcher: {count:,} messages at once, to a directory", max(_rates(logs, count)), "files/s", old=before
+        f"dispatcher: burst of {count:,} messages, to a directory", max(_rates(logs, count)), "files/s", old=before
     )
 
 
 def _rates(logs: Path, count: int, *, old: bool = False) -> list[float]:
-    with Testbed(logs) as site:
-        one = DispatcherTestbed(site, TARGETS, old=old)
+    with Testbed(logs) as testbed:
+        one = DispatcherTestbed(testbed, TARGETS, old=old)
         target = one.out / "archive"
         target.mkdir(parents=True)
-        seen = site.close_at_end(Arrivals(target))
+        seen = testbed.close_at_end(Arrivals(target))
         one.start()
         fed = names()
         rates = []
-        for _ in range(1 + ROUNDS):  # the first is to warm up
+        for _ in range(1 + ROUNDS):  # the first round warms up
             wanted = list(itertools.islice(fed, count))
             for name in wanted:
                 (one.source / name).write_bytes(content(name))
@@ -47,6 +47,6 @@ def _rates(logs: Path, count: int, *, old: bool = False) -> list[float]:
             began = time.monotonic()
             for text in texts:
                 one.voice.publish_text(text)
-            until(lambda: all(name in seen.at for name in wanted), PATIENCE, "all are there")  # noqa: B023
+            until(lambda: all(name in seen.at for name in wanted), WORK_TIMEOUT, "all files arrive")  # noqa: B023
             rates.append(count / (max(seen.at[name] for name in wanted) - began))
         return rates[1:]

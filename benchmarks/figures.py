@@ -1,4 +1,4 @@
-"""What was measured: one figure a line, beside 0.19.0, beside the bare limit, beside what is promised."""
+"""The measured figures, one per line, with those of 0.19.0, the bare limit and the promised value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADS = ("work", "ours", "0.19.0", "ratio", "bare limit", "promised", "")
 
 @dataclass(slots=True)
 class Figure:
-    """One figure. ``more`` tells whether more of it is better; ``limit`` is what the machine does without us."""
+    """One figure. ``more``: higher is better; ``limit``: the figure of the machine without trollmoves."""
 
     work: str
     value: float
@@ -26,13 +26,13 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """How many times better than 0.19.0; None where there is nothing to compare with."""
+        """The ratio to 0.19.0, above 1 if better; None without a figure of 0.19.0."""
         if not self.old or not self.value:
             return None
         return self.value / self.old if self.more else self.old / self.value
 
     def cells(self) -> tuple[str, ...]:
-        """Give the line of the table."""
+        """Return the cells of the line in the table."""
         return (
             self.work,
             f"{short(self.value)} {self.unit}",
@@ -45,7 +45,7 @@ class Figure:
 
 
 def short(number: float | None) -> str:
-    """Give a number as people read it: two or three figures."""
+    """Return a number with two or three significant figures."""
     if number is None:
         return "-"
     if abs(number) >= 1000:
@@ -54,7 +54,7 @@ def short(number: float | None) -> str:
 
 
 def table(figures: list[Figure]) -> str:
-    """Give the table as Markdown, which is also calm to read in a terminal."""
+    """Return the table as Markdown, aligned for a terminal."""
     rows = [HEADS, *(figure.cells() for figure in figures)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(HEADS))]
     lines = [
@@ -65,7 +65,7 @@ def table(figures: list[Figure]) -> str:
 
 
 def as_data(figures: list[Figure]) -> dict[str, Any]:
-    """Give all of it for a file: figures, and what the machine is."""
+    """Return figures and machine as data for a file."""
     return {
         "machine": {
             "processors": os.cpu_count(),

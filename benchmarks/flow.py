@@ -1,4 +1,4 @@
-"""Files through a server and a client: at once, at a steady rate, one now and then."""
+"""Files through a server and a client: in a burst, at a steady rate, one at a time."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.figures import Figure
-from benchmarks.witness import Arrivals, Cost, Receipts, percentiles
+from benchmarks.observers import Arrivals, Cost, Receipts, percentiles
 from trollmoves.tests.helpers import legacy_peer as earlier
 from trollmoves.tests.helpers.daemons import DaemonPair, Testbed
 from trollmoves.tests.helpers.feeding import content, names
 from trollmoves.tests.helpers.waiting import until
 
-PATIENCE = 600.0  # s for any one piece of work
-WARM = 200  # files before anything is timed
-OLD_BURST = 100  # files; it moves some ten a second
-STEADY = 200  # files a second
+WORK_TIMEOUT = 600.0  # s for each measurement
+WARM_UP = 200  # files before the first measurement
+OLD_BURST = 100  # files; 0.19.0 moves about ten per second
+STEADY = 200  # files per second
 
 
 @dataclass
-class Stage:
-    """A server and a client at work, and who watches them."""
+class Bench:
+    """A running server and client, and their observers."""
 
     pair: DaemonPair
     receipts: Receipts
@@ -33,7 +33,7 @@ class Stage:
     names: Iterator[str]
 
     def put(self, count: int, *, pause: float = 0.0) -> dict[str, float]:
-        """Have files appear, made beforehand; give when each did."""
+        """Create files by renaming prepared ones; return the time of each."""
         staging = self.pair.feeder.folder.with_name("ready")
         staging.mkdir(exist_ok=True)
         fed = list(itertools.islice(self.names, count))
@@ -50,11 +50,11 @@ class Stage:
         return appeared
 
     def wait_for(self, appeared: Mapping[str, float]) -> None:
-        """Wait until all of these were told of."""
-        self.receipts.wait_for(appeared, PATIENCE)
+        """Wait for the receipts of these files."""
+        self.receipts.wait_for(appeared, WORK_TIMEOUT)
 
     def rate(self, count: int) -> float:
-        """Give the files a second from the first appearance to the last receipt, of so many at once."""
+        """Return the files per second of a burst, from the first file to the last receipt."""
         appeared = self.put(count)
         self.wait_for(appeared)
         return count / (max(self.receipts.at[name] for name in appeared) - min(appeared.values()))
@@ -68,25 +68,25 @@ class Stage:
 
 
 @contextmanager
-def stage(logs: Path, *, old: bool = False, options: Mapping[str, object] | None = None) -> Iterator[Stage]:
-    """Start a server and a client, ours or 0.19.0's, and move files until both are warm."""
-    with Testbed(logs) as site:
-        pair = DaemonPair(site, options)
+def stage(logs: Path, *, old: bool = False, options: Mapping[str, object] | None = None) -> Iterator[Bench]:
+    """Start a server and a client, ours or those of 0.19.0, and move files to warm them up."""
+    with Testbed(logs) as testbed:
+        pair = DaemonPair(testbed, options)
         if old:
-            pair.server = earlier.server(site, pair.server_sections, pair.publish_port)
-            pair.client = earlier.client(site, pair.client_sections)
-        one = Stage(
-            pair, site.close_at_end(Receipts(pair.client_port)), site.close_at_end(Arrivals(pair.target)), names()
+            pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
+            pair.client = earlier.client(testbed, pair.client_sections)
+        one = Bench(
+            pair, testbed.close_at_end(Receipts(pair.client_port)), testbed.close_at_end(Arrivals(pair.target)), names()
         )
         pair.start()
-        if old:  # it repeats nothing that it said before somebody had connected
-            until(lambda: _passes(one), 60, "a first file")
+        if old:  # it does not repeat messages from before the connection
+            until(lambda: _arrives(one), 60, "a first file")
         else:
-            one.rate(WARM)
+            one.rate(WARM_UP)
         yield one
 
 
-def _passes(one: Stage) -> bool:
+def _arrives(one: Bench) -> bool:
     (name,) = one.put(1)
     try:
         one.receipts.wait_for([name], 1)
@@ -96,7 +96,7 @@ def _passes(one: Stage) -> bool:
 
 
 def burst(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
-    """Time files that appear at once."""
+    """Time a burst of files."""
     before = None
     if old:
         with stage(logs, old=True) as one:
@@ -107,27 +107,29 @@ def burst(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
         server, client = Cost(one.processes[0]), Cost(one.processes[1])
         rate = one.rate(count)
         yield Figure(
-            f"{count:,} files of 1 kB at once", rate, "files/s", old=before, limit=bare_rate(logs),
+            f"burst of {count:,} files of 1 kB", rate, "files/s", old=before, limit=bare_rate(logs),
             limit_of="rename and link", promise=">= 1,000 files/s", kept=rate >= 1000,
         )  # fmt: skip
         times = (count / rate) / (count // 2 / half)
-        yield Figure("its time to that of half the number", times, "times", more=False, promise="<= 3", kept=times <= 3)
-        yield Figure("CPU of the server a file", server.cpu() / count * 1e6, "us", more=False)
-        yield Figure("CPU of the client a file", client.cpu() / count * 1e6, "us", more=False)
+        yield Figure(
+            "its time relative to half the number", times, "times", more=False, promise="<= 3", kept=times <= 3
+        )
+        yield Figure("CPU of the server per file", server.cpu() / count * 1e6, "us", more=False)
+        yield Figure("CPU of the client per file", client.cpu() / count * 1e6, "us", more=False)
         yield Figure("memory of both", cost.memory(), "MB", more=False)
 
 
 def steady(logs: Path, *, seconds: int) -> Iterator[Figure]:
-    """Time files that appear at a steady rate."""
+    """Time files that are created at a steady rate."""
     with stage(logs) as one:
         appeared = one.put(STEADY * seconds, pause=1 / STEADY)
         one.wait_for(appeared)
-        until(lambda: appeared.keys() <= one.arrivals.at.keys(), 30, "all files were seen to arrive")
-        whole = percentiles(one.arrivals.at[name] - at for name, at in appeared.items())
-        told = percentiles(one.receipts.at[name] - at for name, at in appeared.items())
-        for what, (p50, p95, p99) in (("whole file", whole), ("receipt", told)):
-            promised = what == "whole file"
-            work = f"{STEADY} files/s, appearance to {what}"
+        until(lambda: appeared.keys() <= one.arrivals.at.keys(), 30, "all files arrive")
+        complete = percentiles(one.arrivals.at[name] - at for name, at in appeared.items())
+        receipt = percentiles(one.receipts.at[name] - at for name, at in appeared.items())
+        for what, (p50, p95, p99) in (("complete file", complete), ("receipt", receipt)):
+            promised = what == "complete file"
+            work = f"{STEADY} files/s, creation to {what}"
             yield Figure(
                 f"{work}, p50", p50, "ms", more=False,
                 promise="<= 5 ms" if promised else "", kept=p50 <= 5 if promised else None,
@@ -140,7 +142,7 @@ def steady(logs: Path, *, seconds: int) -> Iterator[Figure]:
 
 
 def idle(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
-    """Time single files on a system that has nothing else to do."""
+    """Time single files on an idle system."""
     before = None
     if old:
         with stage(logs, old=True) as one:
@@ -148,25 +150,25 @@ def idle(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
     with stage(logs) as one:
         p50 = _latency(one, count)
         yield Figure(
-            "one file, appearance to receipt, p50", p50, "ms", more=False, old=before, limit=round_trip(),
+            "one file, creation to receipt, p50", p50, "ms", more=False, old=before, limit=round_trip(),
             limit_of="ZeroMQ round trip", promise="<= 5 ms", kept=p50 <= 5,
         )  # fmt: skip
 
 
-def _latency(one: Stage, count: int) -> float:
+def _latency(one: Bench, count: int) -> float:
     took = []
     for _ in range(count):
         ((name, appeared),) = one.put(1).items()
         one.wait_for({name: appeared})
         took.append(one.receipts.at[name] - appeared)
-        time.sleep(0.02)  # so that nothing is left of the last one
+        time.sleep(0.02)  # until the daemons are idle again
     return percentiles(took)[0]
 
 
 def bare_rate(logs: Path, count: int = 5000) -> float:
-    """Give the files a second of a loop that only renames each file and links it to a target."""
-    with Testbed(logs) as site:
-        staged, origin, target = (site.directory(name) for name in ("staged", "origin", "target"))
+    """Return the files per second of a loop that only renames each file and links it to a target."""
+    with Testbed(logs) as testbed:
+        staged, origin, target = (testbed.directory(name) for name in ("staged", "origin", "target"))
         fed = list(itertools.islice(names(), count))
         for name in fed:
             (staged / name).write_bytes(content(name))
@@ -179,7 +181,7 @@ def bare_rate(logs: Path, count: int = 5000) -> float:
 
 
 def round_trip(count: int = 2000) -> float:
-    """Give the milliseconds of one bare request and answer between two threads, p50."""
+    """Return the milliseconds of a bare request and reply between two threads, p50."""
     import threading
 
     import zmq
@@ -188,11 +190,11 @@ def round_trip(count: int = 2000) -> float:
     server, client = context.socket(zmq.REP), context.socket(zmq.REQ)
     client.connect(f"tcp://127.0.0.1:{server.bind_to_random_port('tcp://127.0.0.1')}")
 
-    def answer() -> None:
+    def reply() -> None:
         for _ in range(count):
             server.send(server.recv())
 
-    thread = threading.Thread(target=answer, daemon=True)
+    thread = threading.Thread(target=reply, daemon=True)
     thread.start()
     took = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""The movers: many small files to one host, and one large one."""
+"""The movers: many small files to one host, and one large file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from trollmoves.tests.servers.pyftpd import USER, PyFtpd
 
 THREADS = 4
 SMALL = 10_000  # bytes
-PASSWORD = "plain"  # noqa: S105  (of a server that lives for seconds; 0.19.0 takes none that a URL must encode)
-PROMISED = {"sftp": 40.0, "scp": 3.0, "ftp": 1.0}  # times the rate of 0.19.0; of ftp that of its one thread
+PASSWORD = "plain"  # noqa: S105  (of a temporary server; 0.19.0 does not support encoded characters)
+PROMISED = {"sftp": 40.0, "scp": 3.0, "ftp": 1.0}  # times the rate of 0.19.0; for ftp, with its single thread
 OLD_COUNT = {"sftp": 60, "scp": 30, "ftp": 200}
 
 
-class Place:
+class MoverBench:
     """Servers, keys and files."""
 
-    def __init__(self, site: Testbed) -> None:
-        self.files, self.out, self.home = site.directory("files"), site.directory("out"), site.directory("home")
-        self._ssh = OpenSsh(site.directory("sshd"))
-        site.enter(self._ssh)
-        self._ftp = PyFtpd(site.directory("ftpd"), self.out, password=PASSWORD)
-        site.enter(self._ftp)
-        keys = site.directory("home/.ssh")  # 0.19.0 looks nowhere else
+    def __init__(self, testbed: Testbed) -> None:
+        self.files, self.out, self.home = (
+            testbed.directory("files"),
+            testbed.directory("out"),
+            testbed.directory("home"),
+        )
+        self._ssh = OpenSsh(testbed.directory("sshd"))
+        testbed.enter(self._ssh)
+        self._ftp = PyFtpd(testbed.directory("ftpd"), self.out, password=PASSWORD)
+        testbed.enter(self._ftp)
+        keys = testbed.directory("home/.ssh")  # the only directory that 0.19.0 reads
         keys.chmod(0o700)
         shutil.copy(self._ssh.known_hosts, keys / "known_hosts")
         shutil.copy(self._ssh.user_key, keys / "id_ed25519")
@@ -40,25 +44,25 @@ class Place:
 
     @property
     def key(self) -> Path:
-        """The key file to log in with."""
+        """The private key file."""
         return self._ssh.user_key
 
     def url(self, scheme: str, folder: str) -> str:
-        """Give the URL of a directory, which is made."""
+        """Create a directory and return its URL."""
         (self.out / folder).mkdir(exist_ok=True)
         if scheme == "ftp":
             return f"ftp://{USER}:{PASSWORD}@127.0.0.1:{self._ftp.port}/{folder}/"
         return f"{scheme}://{self._ssh.user}@127.0.0.1:{self._ssh.port}{self.out}/{folder}/"
 
     def make(self, count: int, size: int) -> None:
-        """Make the files to move."""
+        """Create the files to move."""
         for number in range(count):
             with (self.files / f"f{number}").open("wb") as file:
                 for _ in range(max(1, size // 1_000_000)):
                     file.write(os.urandom(min(size, 1_000_000)))
 
     def seconds(self, python: str, scheme: str, count: int, threads: int) -> float | None:
-        """Give the seconds that it took; None when most of it failed."""
+        """Return the seconds for all files; None if a file failed."""
         url = self.url(scheme, f"{scheme}-{Path(python).parent.parent.name}-{threads}")
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
             "HOME": str(self.home)
@@ -81,7 +85,7 @@ class Place:
         return float(took) if int(failed) == 0 else None
 
     def openssh(self, cipher: str | None = None) -> float:
-        """Give the seconds that OpenSSH's own sftp takes for the first of the files."""
+        """Return the seconds that OpenSSH's sftp takes for the first file."""
         options = ["-q", "-o", f"UserKnownHostsFile={self._ssh.known_hosts}", "-o", "IdentitiesOnly=yes"]
         options += ["-i", str(self.key), *(["-c", cipher] if cipher else [])]
         command = ["sftp", *options, "-b", "-", "-P", str(self._ssh.port), f"{self._ssh.user}@127.0.0.1"]
@@ -93,37 +97,37 @@ class Place:
 
 
 def small(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
-    """Time many small files to one host, four at once."""
+    """Time many small files to one host, four concurrently."""
     interpreter = earlier.python() if old else None
-    with Testbed(logs) as site:
-        place = Place(site)
-        place.make(max(count, *OLD_COUNT.values()), SMALL)
+    with Testbed(logs) as testbed:
+        bench = MoverBench(testbed)
+        bench.make(max(count, *OLD_COUNT.values()), SMALL)
         for scheme, promised in PROMISED.items():
             before = None
             if isinstance(interpreter, Path):
                 threads = 1 if scheme == "ftp" else THREADS
-                took = place.seconds(str(interpreter), scheme, OLD_COUNT[scheme], threads)
+                took = bench.seconds(str(interpreter), scheme, OLD_COUNT[scheme], threads)
                 before = OLD_COUNT[scheme] / took if took else None
-            took = place.seconds(sys.executable, scheme, count, THREADS)
+            took = bench.seconds(sys.executable, scheme, count, THREADS)
             rate = count / took if took else 0.0
             of_one = " (1 thread)" if scheme == "ftp" else ""
             yield Figure(
-                f"{scheme}: {count} files of 10 kB, {THREADS} at once", rate, "files/s", old=before,
+                f"{scheme}: {count} files of 10 kB, {THREADS} concurrent", rate, "files/s", old=before,
                 promise=f">= {promised:.0f}x{of_one}" if before else "",
                 kept=rate >= promised * before if before else None,
             )  # fmt: skip
 
 
 def large(logs: Path, *, megabytes: int) -> Iterator[Figure]:
-    """Time one large file by SFTP and SCP, beside OpenSSH's sftp with its own choice of cipher."""
-    with Testbed(logs) as site:
-        place = Place(site)
-        place.make(1, megabytes * 1_000_000)
+    """Time one large file by SFTP and SCP, compared with OpenSSH's sftp and its default cipher."""
+    with Testbed(logs) as testbed:
+        bench = MoverBench(testbed)
+        bench.make(1, megabytes * 1_000_000)
         rounds = 3
-        limit = min(place.openssh() for _ in range(rounds))
-        gcm = min(place.openssh("aes128-gcm@openssh.com") for _ in range(rounds))
+        limit = min(bench.openssh() for _ in range(rounds))
+        gcm = min(bench.openssh("aes128-gcm@openssh.com") for _ in range(rounds))
         for scheme in ("sftp", "scp"):
-            took = [place.seconds(sys.executable, scheme, 1, 1) for _ in range(rounds)]
+            took = [bench.seconds(sys.executable, scheme, 1, 1) for _ in range(rounds)]
             best = min((one for one in took if one), default=float("inf"))
             yield Figure(
                 f"{scheme}: one file of {megabytes} MB", megabytes / best, "MB/s", limit=megabytes / limit,

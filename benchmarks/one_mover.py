@@ -1,9 +1,9 @@
-"""Moves files with ``move_it``, ours or 0.19.0's: whichever this Python has. Run as a program of its own.
+"""Move files with the ``move_it`` of the trollmoves that is installed for this Python: ours or 0.19.0. A program.
 
-Arguments: URL of a directory, folder with the files f0, f1, ..., how many of them, threads, key file or "-", and
-"named" if each destination is to end with the name of the file: 0.19.0 does not take a directory from every protocol.
-Prints the seconds it took, and how many failed. Before many files goes one that is not timed: with it ours imports what
-the protocol needs, which 0.19.0 has done by then.
+Arguments: URL of a directory, folder with the files f0, f1, ..., their number, number of threads, key file or "-", and
+"named" if each destination must end with the name of the file: 0.19.0 does not support directories with all protocols.
+Prints the seconds and the number of failed files. If there are many files, one more is moved before the measurement:
+ours imports the library of the protocol then, 0.19.0 at its start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _numbered(count: int) -> queue.SimpleQueue[str]:
 
 
 def main() -> None:
-    """Move, and say how it went."""
+    """Move the files and print the result."""
     url, folder, count, threads, key, *named = sys.argv[1:]
     logging.basicConfig(level=logging.CRITICAL)
     attributes = {"ssh_key_filename": key, "connection_uptime": 30} if key != "-" else {}

@@ -1,4 +1,4 @@
-"""Draws how many times better than 0.19.0 each figure is."""
+"""Draws the ratio of each figure to that of 0.19.0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.figures import Figure
 
 
 def draw(figures: list[Figure], file: Path) -> bool:
-    """Write a picture of the ratios; False when there is nothing to draw, or nothing to draw with."""
+    """Write a picture of the ratios; return False without ratios or without matplotlib."""
     compared = [(figure.work, figure.ratio) for figure in figures if figure.ratio]
     try:
         import matplotlib as mpl

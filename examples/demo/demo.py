@@ -1,8 +1,8 @@
-"""Sends satellite files from a server to a client, and kills the client on the way.
+"""Send satellite files from a server to a client, and kill the client during the transfers.
 
-A real server and a real client run as processes on this host. Whether every file arrived whole is judged from outside:
-by the checksums of what lies in the client's directories, and by what the client publishes. The exit status is 0 when
-nothing was lost, 130 after a Ctrl-C, else 1.
+A real server and a real client run as processes on this host. The demo checks the deliveries independently: by the
+checksums of the files in the client's directories, and by the receipts of the client. The exit status is 0 if no file
+was lost, 130 after a Ctrl-C, otherwise 1.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from string import Template
 
 import report
 from feeder import Feeder
+from observers import Arrivals, Receipts
 from processes import HOST, NotRunning, Process, free_ports
 from screen import Screen
 from segments import Segment, segments
-from witness import Arrivals, Receipts
 
 HERE = Path(__file__).resolve().parent
 
-DIES_AT = 0.45  # of the files
-AWAY = 2.0  # s
-PATIENCE = 30.0  # s without a new file after which no more are waited for
-RECEIPT_PATIENCE = 2.0  # s that receipts are waited for when all files are there
-ON_THEIR_WAY = 5  # files that are just being delivered, whenever one looks
-SETTLING = 1.5  # s; a daemon gives its subscribers a second to connect, which is not to be measured
+KILL_AT = 0.45  # fraction of the delivered files at which the client is killed
+DOWNTIME = 2.0  # s until the client is started again
+DELIVERY_TIMEOUT = 30.0  # s without a new file after which the demo stops waiting
+RECEIPT_TIMEOUT = 2.0  # s to wait for receipts after all files were delivered
+IN_FLIGHT = 5  # files in flight at any time; the client has caught up with this number left
+SETTLE_TIME = 1.5  # s; daemons give subscribers a second to connect, which must not be measured
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
-    """The user wants it to end."""
+    """The user has interrupted the demo."""
 
 
 class Demo:
-    """One run, in a folder that is empty when it begins; logs and configuration are copied to ``keep`` at its end."""
+    """One run in an empty folder; at its end logs and configuration are copied to ``keep``."""
 
     def __init__(
         self, folder: Path, keep: Path, files: Sequence[Segment], seconds: float, interrupted: Callable[[], bool]
@@ -64,13 +64,13 @@ class Demo:
         self._killed_at = self._back_at = 0.0
 
     def run(self) -> int:
-        """Run to the end; give the exit status."""
+        """Run the demo; return the exit status."""
         with ExitStack() as stack:
             for stop in (self._server.stop, self._client.stop, self._receipts.close, self._feeder.stop):
                 stack.callback(stop)
             stack.callback(self._screen.end)
             try:
-                self._tell()
+                self._run_scenario()
                 status = self._report()
             except Interrupted:
                 self._screen.say("interrupted: ending the processes, removing the files")
@@ -82,47 +82,49 @@ class Demo:
         self._point()
         return status
 
-    # -- the story
+    # -- the sequence of events
 
-    def _tell(self) -> None:
+    def _run_scenario(self) -> None:
         screen = self._screen
         screen.title("trollmoves: satellite files go from a server to a client on this machine")
         for process in (self._server, self._client):
             process.start(self._pause)
         screen.say(f"server  process {self._server.pid}, watches {self._incoming}")
-        screen.say(f"client  process {self._client.pid}, has files sent to {self._arrived}")
+        screen.say(f"client  process {self._client.pid}, destination {self._arrived}")
         screen.say()
-        self._pause(SETTLING)
-        screen.event(f"{len(self._files):,} files begin to appear, over {self._seconds:.0f} s")
+        self._pause(SETTLE_TIME)
+        screen.event(f"{len(self._files):,} files are being created within {self._seconds:.0f} s")
         self._feeder.start()
-        self._follow(self._due_to_die, self._server, self._client)
+        self._follow(self._kill_due, self._server, self._client)
         self._kill_client()
-        self._follow(lambda: time.monotonic() > self._killed_at + AWAY, self._server)
+        self._follow(lambda: time.monotonic() > self._killed_at + DOWNTIME, self._server)
         self._start_client()
         self._follow(self._caught_up, self._server, self._client)
-        self._tell_of_catching_up()
+        self._report_recovery()
         self._follow(self._complete, self._server, self._client)
         self._screen.progress(*self._progress(), final=True)
 
     def _configure(self) -> tuple[Process, Process, list[str]]:
-        """Write the configurations; give server, client, and the addresses of what the client publishes."""
+        """Write the configurations; return server, client, and the addresses of the receipts."""
         names = ("announcements", "seviri_requests", "viirs_requests", "seviri_receipts", "viirs_receipts")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         values = {"incoming": self._incoming, "arrived": self._arrived, "state": self._state, **ports}
         for name in ("server.ini", "client.ini"):
             (self._daemons / name).write_text(Template((HERE / name).read_text()).substitute(values))
-        asked, told = [ports[name] for name in names[:3]], [ports[name] for name in names[3:]]
-        server = Process("move_it_server.py", self._daemons, "server", ["-p", str(ports["announcements"])], asked)
-        client = Process("move_it_client.py", self._daemons, "client", [], told)
-        return server, client, [f"tcp://{HOST}:{port}" for port in told]
+        server_ports, client_ports = [ports[name] for name in names[:3]], [ports[name] for name in names[3:]]
+        server = Process(
+            "move_it_server.py", self._daemons, "server", ["-p", str(ports["announcements"])], server_ports
+        )
+        client = Process("move_it_client.py", self._daemons, "client", [], client_ports)
+        return server, client, [f"tcp://{HOST}:{port}" for port in client_ports]
 
-    def _due_to_die(self) -> bool:
-        return self._arrivals.count() >= DIES_AT * len(self._files)
+    def _kill_due(self) -> bool:
+        return self._arrivals.count() >= KILL_AT * len(self._files)
 
     def _kill_client(self) -> None:
         self._client.kill()
         self._killed_at = time.monotonic()
-        self._screen.event(f"client killed with kill -9 after {self._arrivals.count():,} files; more keep appearing")
+        self._screen.event(f"client killed with kill -9 after {self._arrivals.count():,} files; more are being created")
 
     def _start_client(self) -> None:
         self._client.start(self._pause)
@@ -131,31 +133,31 @@ class Demo:
         self._screen.event(f"client started again as process {self._client.pid}; it missed {missed:,} files")
 
     def _caught_up(self) -> bool:
-        return self._arrivals.count() >= len(self._feeder.appeared) - ON_THEIR_WAY
+        return self._arrivals.count() >= len(self._feeder.appeared) - IN_FLIGHT
 
-    def _tell_of_catching_up(self) -> None:
+    def _report_recovery(self) -> None:
         if self._caught_up():
             seconds = time.monotonic() - self._back_at
-            self._screen.event(f"client has caught up by itself within {seconds:.1f} s")
+            self._screen.event(f"client has fetched the missed files within {seconds:.1f} s")
 
     def _complete(self) -> bool:
-        """Tell whether all files are there and told of, or all are there and no more is told."""
+        """Return True if all files were delivered and have receipts, or no further receipt arrives."""
         wanted = len(self._files)
         if not self._feeder.done() or self._arrivals.count() < wanted:
             return False
-        heard = self._receipts.heard()
-        quiet_since = max([self._back_at, *(times[-1] for times in heard.values())])
-        return len(heard) == wanted or time.monotonic() > quiet_since + RECEIPT_PATIENCE
+        received = self._receipts.times()
+        last_receipt = max([self._back_at, *(times[-1] for times in received.values())])
+        return len(received) == wanted or time.monotonic() > last_receipt + RECEIPT_TIMEOUT
 
     def _follow(self, reached: Callable[[], bool], *alive: Process) -> None:
-        """Show the progress until it is reached, or nothing comes any more; NotRunning when a process ends."""
+        """Show the progress until ``reached()``, or until no new file arrives; raise NotRunning if a process ends."""
         most, deadline = -1, 0.0
         while not reached():
             for process in alive:
                 process.check()
             count, total, rate, last = self._progress()
             if count > most:
-                most, deadline = count, time.monotonic() + PATIENCE
+                most, deadline = count, time.monotonic() + DELIVERY_TIMEOUT
             elif time.monotonic() > deadline:
                 return
             self._screen.progress(count, total, rate, last)
@@ -165,21 +167,21 @@ class Demo:
         return self._arrivals.count(), len(self._files), self._arrivals.rate(), self._receipts.last
 
     def _pause(self, seconds: float) -> None:
-        """Wait; Interrupted when the user wants it to end."""
+        """Sleep; raise Interrupted if the user interrupts."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if self._interrupted():
                 raise Interrupted
             time.sleep(min(left, 0.05))
 
-    # -- its end
+    # -- the results
 
     def _report(self) -> int:
-        """Tell what became of the files; give the exit status."""
+        """Print the results; return the exit status."""
         outcome = self._arrivals.compare({file.name: hashlib.sha256(file.content).hexdigest() for file in self._files})
         size = sum(len(file.content) for file in self._files)
-        self._screen.title("What became of the files")
-        self._screen.table(report.rows(outcome, size, self._feeder.appeared, self._receipts.heard(), self._killed_at))
+        self._screen.title("Results")
+        self._screen.table(report.rows(outcome, size, self._feeder.appeared, self._receipts.times(), self._killed_at))
         return 0 if len(outcome.whole) == len(self._files) else 1
 
     def _keep(self) -> None:
@@ -192,20 +194,20 @@ class Demo:
         self._screen.title("Where to look next")
         self._screen.table(
             [
-                (f"{self._keep_in}/", "", "what server and client logged, with their configuration"),
-                ("examples/demo/", "", "how this was made"),
-                ("README.md", "", "a first configuration of your own"),
-                ("doc/", "", "how it works, what is said on the wire, every option"),
+                (f"{self._keep_in}/", "", "logs and configuration of server and client"),
+                ("examples/demo/", "", "the source of this demo"),
+                ("README.md", "", "a first configuration"),
+                ("doc/", "", "architecture, protocol, all options"),
             ]
         )
         self._screen.say()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; give its exit status."""
+    """Run the demo; return its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--files", type=int, default=1_500, help="how many (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=12.0, help="over which they appear (%(default)s)")
+    parser.add_argument("--files", type=int, default=1_500, help="number of files (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="in which they are created (%(default)s)")
     parser.add_argument(
         "--keep", type=Path, default=Path(".demo"), help="folder for the logs and the configuration (%(default)s)"
     )
@@ -213,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted: list[int] = []
     for number in SIGNALS:
         signal.signal(number, lambda number, _: interrupted.append(number))
-    sys.setswitchinterval(0.001)  # s; feeder and receipts are clocks
+    sys.setswitchinterval(0.001)  # s; feeder and receipts measure times
     with tempfile.TemporaryDirectory(prefix="trollmoves-demo-") as folder:
         files = [*segments(arguments.files)]
         return Demo(Path(folder), arguments.keep, files, arguments.seconds, lambda: bool(interrupted)).run()

@@ -1,4 +1,4 @@
-"""Makes files appear in a directory, one after the other."""
+"""Creates files in a directory, one after the other."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from segments import Segment
 
 
 class Feeder:
-    """Writes files at an even pace on a thread of its own.
+    """Writes files at a constant rate on a thread.
 
-    ``appeared`` says, by name, when a file was complete, on the clock of time.monotonic; only that thread writes it.
+    ``appeared`` contains, by name, the time of completion (``time.monotonic``); only that thread writes it.
     """
 
     def __init__(self, folder: Path, files: Sequence[Segment], seconds: float) -> None:
         self.appeared: dict[str, float] = {}
         self._folder = folder
         self._files = files
-        self._pace = seconds / len(files)
+        self._interval = seconds / len(files)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._feed, name="feeder", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Make no more files."""
+        """Stop writing files, and wait for the thread."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def done(self) -> bool:
-        """Tell whether all files have appeared."""
+        """Return True if all files were written."""
         return len(self.appeared) == len(self._files)
 
     def _feed(self) -> None:
         start = time.monotonic()
         for number, segment in enumerate(self._files):
-            if self._ended.wait(max(0.0, start + number * self._pace - time.monotonic())):
+            if self._ended.wait(max(0.0, start + number * self._interval - time.monotonic())):
                 return
             with open(self._folder / segment.name, "wb", buffering=0) as file:
                 file.write(segment.content)
-                # It is complete now; the server learns it when the file is closed.
+                # The file is complete now; the server detects it when the file is closed.
                 self.appeared[segment.name] = time.monotonic()

@@ -1,4 +1,4 @@
-"""Starts the daemons of the demo as processes of their own."""
+"""Starts the daemons of the demo as processes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[2]  # its own daemons run, whatever is installed
+CHECKOUT = Path(__file__).resolve().parents[2]  # runs the daemons of this checkout, not installed ones
 HOST = "127.0.0.1"
 START_TIMEOUT = 20.0  # s until a daemon listens
-STOP_TIMEOUT = 15.0  # s until it has ended after it was told to
+STOP_TIMEOUT = 15.0  # s from SIGTERM until a daemon has ended
 
 
 class NotRunning(Exception):
-    """A daemon did not start, or ended by itself."""
+    """A daemon did not start, or has ended unexpectedly."""
 
 
 class Process:
-    """One daemon, with its configuration and log as NAME.ini and NAME.log in a folder; ``ports`` are what it opens."""
+    """One daemon, with NAME.ini and NAME.log in a folder; it opens ``ports``."""
 
     def __init__(self, command: str, folder: Path, name: str, arguments: list[str], ports: list[int]) -> None:
         self.name = name
@@ -33,9 +33,9 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, pause: Callable[[float], None]) -> None:
-        """Start it, and wait by ``pause(seconds)`` until it listens; NotRunning when it does not."""
+        """Start the daemon, and call ``pause(seconds)`` until it listens; raise NotRunning if it does not."""
         with self._output.open("ab") as output:
-            # A session of its own: a Ctrl-C is for the demo, which then ends its daemons in order.
+            # In a new session, Ctrl-C reaches the demo only, which then stops its daemons in order.
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -53,25 +53,25 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The process id; 0 while there is none."""
+        """The process id; 0 if it is not running."""
         return self._process.pid if self._process else 0
 
     def check(self) -> None:
-        """Raise NotRunning with its last words when it has ended."""
+        """Raise NotRunning, with the last lines of output, if the daemon has ended."""
         if self._process is None or self._process.poll() is None:
             return
-        words = [path.read_text(errors="replace") for path in (self._log, self._output) if path.exists()]
-        last = "".join(words).strip().splitlines()[-5:]
+        output = [path.read_text(errors="replace") for path in (self._log, self._output) if path.exists()]
+        last = "".join(output).strip().splitlines()[-5:]
         raise NotRunning("\n".join([f"the {self.name} ended with status {self._process.returncode}:", *last]))
 
     def kill(self) -> None:
-        """End it as ``kill -9`` does."""
+        """Kill the daemon by SIGKILL."""
         if self._process:
             self._process.kill()
             self._process.wait()
 
     def stop(self) -> int:
-        """Tell it to end, by force when it does not; give its exit status."""
+        """Stop the daemon by SIGTERM, after a timeout by SIGKILL; return its exit status."""
         if self._process is None:
             return 0
         self._process.terminate()
@@ -83,7 +83,7 @@ class Process:
 
 
 def free_ports(count: int) -> list[int]:
-    """Give so many ports of this host on which nobody listens now."""
+    """Return the given number of ports of this host without a listener."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
         for one in sockets:

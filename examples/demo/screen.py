@@ -1,4 +1,4 @@
-"""What the demo shows: sentences, one line of progress, a table."""
+"""The output of the demo: sentences, one line of progress, a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 BAR = 16  # columns
-_REDRAW, _LINE = 0.1, 1.0  # s between two states of the progress: on a terminal, elsewhere
+_REDRAW, _LINE = 0.1, 1.0  # s between two updates of the progress: on a terminal, elsewhere
 
 
 class Screen:
@@ -28,15 +28,15 @@ class Screen:
         self._write(f"\n{self.style(text, '1')}\n")
 
     def say(self, text: str = "") -> None:
-        """Write a sentence of its own."""
+        """Write a sentence."""
         self._write(f"  {text}" if text else "")
 
     def event(self, text: str) -> None:
-        """Write what happens now, with the time since the start."""
+        """Write an event, with the time since the start."""
         self._write(f"  {self.style(self._clock(), '2')}  {text}")
 
     def progress(self, done: int, total: int, rate: float, last: str, *, final: bool = False) -> None:
-        """Show how far it is; may be called at any rate. What is ``final`` stays."""
+        """Show the progress; may be called at any rate. A ``final`` line is not overwritten."""
         now = time.monotonic()
         if now < self._next_progress and not final:
             return
@@ -52,7 +52,7 @@ class Screen:
         self._line_open = not final
 
     def table(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        """Write rows of what, how much, and a remark."""
+        """Write rows of name, value and remark."""
         rows = list(rows)
         names = max(len(name) for name, _, _ in rows)
         values = max(len(value) for _, value, _ in rows)
@@ -62,11 +62,11 @@ class Screen:
             )
 
     def style(self, text: str, code: str) -> str:
-        """Give the text in a colour or weight where the terminal has them."""
+        """Return the text with a colour or weight if the terminal supports it."""
         return f"\x1b[{code}m{text}\x1b[0m" if self._colours and text else text
 
     def end(self) -> None:
-        """Leave the terminal at the start of an empty line."""
+        """End the progress line."""
         if self._line_open:
             self._write("", end="")
 
@@ -83,7 +83,7 @@ class Screen:
 
 
 def _shortened(text: str, room: int) -> str:
-    """Give the text, without its middle where there is no room for all of it."""
+    """Return the text, without its middle if it is too long."""
     if len(text) <= room:
         return text
     half = max(room - 2, 0) // 2

@@ -1,4 +1,4 @@
-"""Names and contents of satellite files, as a receiving station gets them."""
+"""Names and contents of satellite files, as at a receiving station."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import NamedTuple
 
-SMALLEST, LARGEST = 1_000, 50_000  # bytes
+MIN_SIZE, MAX_SIZE = 1_000, 50_000  # bytes
 SLOT = timedelta(minutes=15)
 GRANULE = timedelta(seconds=85.4)
 
@@ -19,17 +19,17 @@ _VIIRS_DATASETS = (*(f"SVI{n:02d}" for n in range(1, 6)), *(f"SVM{n:02d}" for n 
 
 
 class Segment(NamedTuple):
-    """A file that will appear."""
+    """A file to create."""
 
     name: str
     content: bytes
 
 
 def segments(count: int, seed: int = 20) -> Iterator[Segment]:
-    """Give so many files: slots of SEVIRI, each followed by a granule of VIIRS; the same contents for the same seed."""
+    """Yield files: SEVIRI slots, each followed by a VIIRS granule; the same contents for the same seed."""
     chance = random.Random(seed)  # noqa: S311  (contents, not secrets)
     for name in islice(_names(datetime.now(UTC)), count):
-        yield Segment(name, chance.randbytes(chance.randint(SMALLEST, LARGEST)))
+        yield Segment(name, chance.randbytes(chance.randint(MIN_SIZE, MAX_SIZE)))
 
 
 def _names(now: datetime) -> Iterator[str]:
@@ -44,7 +44,7 @@ def _names(now: datetime) -> Iterator[str]:
 
 
 def _seviri_slot(time: datetime) -> Iterator[str]:
-    """Give the 114 files of one repeat cycle: prologue, segments of every channel, epilogue."""
+    """Yield the 114 files of one repeat cycle: prologue, segments of every channel, epilogue."""
     yield _seviri("_", "PRO", time)
     for segment in range(1, 9):
         for channel in _SEVIRI_CHANNELS:

@@ -1,4 +1,4 @@
-"""Prints what the server tells: where each file can be read, as fsspec sees it."""
+"""Print the fsspec URL of each file in the messages of the server."""
 
 import sys
 

@@ -35,10 +35,7 @@ PUBLISH_PORT = 9010
 RELAY_CONCURRENCY = 1  # keeps the order of the announcements
 RELAY = "relay"
 UNPACK_CONCURRENCY = 4
-CLIENT_RETRY_WINDOW = (
-    300.0  # s in which clients repeat requests; cached files are kept at least this long after a fetch
-)
-TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
+CLIENT_RETRY_WINDOW = 300.0  # s in which clients repeat requests; fetched files are kept for at least this long
 
 
 class MirrorChain:
@@ -110,7 +107,7 @@ class MirrorChain:
         failpoints.hit("relaying")
         announcements = self._relays.announcements_after_fetch(task)
         message = task.context or Message.decode(next(iter(announcements.values())))
-        upstream_data = {key: value for key, value in message.data.items() if key not in TRANSPORT_KEYS}
+        upstream_data = {key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS}
         data = self._cache.with_unpacked_names(upstream_data) | self._info
         uris = payload.file_uris(data)
         if not uris:

@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 Announce = Callable[[Sequence[Announcement]], object]
 
 UNPACK_CONCURRENCY = 4
-FILE_TYPES = ("file", "dataset", "collection")
-TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
 
 
 class DirectorySource:
@@ -168,7 +166,7 @@ class MessageSource:
     def _on_messages(self, _: str, messages: list[Message]) -> None:
         announcements = []
         for message in messages:
-            if message.type not in FILE_TYPES:
+            if message.type not in payload.FILE_TYPES:
                 continue
             try:
                 announcements.append(self._announcement(message))
@@ -181,7 +179,7 @@ class MessageSource:
         """Return an announcement for a message; raise MessageError if its files are not on this host."""
         if not isinstance(message.data, dict):
             raise MessageError("its data must be a dictionary")
-        data = copy.deepcopy({key: value for key, value in message.data.items() if key not in TRANSPORT_KEYS})
+        data = copy.deepcopy({key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS})
         items = payload.file_items(data)
         if not items:
             raise MessageError("it names no file")

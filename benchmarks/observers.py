@@ -1,4 +1,4 @@
-"""Sees when files appear, when they are whole at their target, and when a client tells of them."""
+"""Observes when files are complete at their target, and when a client publishes their receipts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import zmq
 from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.waiting import until
 
-FLOOD = 1_500  # messages a second from which on a witness lets them gather: it is not to take a processor itself
-REST = 0.003  # s that it does, and may be late by
+BATCH_RATE = 1_500  # messages per second above which an observer reads in batches, to save processor time
+BATCH_DELAY = 0.003  # s between two batches; also the error of the times
 
 _EVENT = struct.Struct("iIII")
 _UID = re.compile(rb'"uid": ?"([^"]+)"')
@@ -27,7 +27,7 @@ _FILE = re.compile(rb"^[^ ]+ file ")
 
 
 class Receipts:
-    """When each file was told of by a publisher on this host (monotonic seconds, by name); a thread of its own."""
+    """The time of each receipt of a client (monotonic seconds, by name); runs a thread."""
 
     def __init__(self, port: int) -> None:
         self.at: dict[str, float] = {}
@@ -43,29 +43,29 @@ class Receipts:
         self._thread.start()
 
     def close(self) -> None:
-        """Hear no more."""
+        """Stop the thread."""
         self._stopping.set()
         self._thread.join(5)
         self._context.destroy(0)
 
     def wait_for(self, names: Iterable[str], seconds: float) -> None:
-        """Wait until each of these files was told of."""
+        """Wait until each of these files has a receipt."""
         missing = list(names)
 
-        def all_told() -> bool:
+        def all_received() -> bool:
             while missing and missing[-1] in self.at:
                 missing.pop()
             return not missing
 
-        until(all_told, seconds, f"receipts of {len(missing)} files")
+        until(all_received, seconds, f"receipts of {len(missing)} files")
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            if self._socket.poll(100) and self._take_all() > FLOOD:
-                time.sleep(REST)
+            if self._socket.poll(100) and self._read_all() > BATCH_RATE:
+                time.sleep(BATCH_DELAY)
 
-    def _take_all(self) -> float:
-        """Take what is at hand; give the messages a second, of late."""
+    def _read_all(self) -> float:
+        """Read all available messages; return the recent rate in messages per second."""
         with suppress(zmq.Again):
             while True:
                 text, now = self._socket.recv(zmq.NOBLOCK), time.monotonic()
@@ -77,9 +77,9 @@ class Receipts:
 
 
 class Arrivals:
-    """When each file stood whole in a folder under its final name (monotonic seconds, by name); its own thread.
+    """The time at which each file was complete under its final name (monotonic seconds, by name); runs a thread.
 
-    A file is whole when it is moved or linked to its name, or closed by its writer.
+    A file is complete when it is moved or linked to its name, or closed by its writer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class Arrivals:
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop the thread."""
         self._stopping = True
         (self._folder / ".end").touch()
         self._thread.join(5)
@@ -110,12 +110,12 @@ class Arrivals:
                 name = data[at - length : at].rstrip(b"\0").decode()
                 if name.startswith("."):
                     continue
-                if mask & pyinotify.IN_CREATE and not self._is_whole(name):
+                if mask & pyinotify.IN_CREATE and not self._is_complete(name):
                     continue
                 self.at.setdefault(name, now)
 
-    def _is_whole(self, name: str) -> bool:
-        """Tell whether a file that was made is a link to a whole one."""
+    def _is_complete(self, name: str) -> bool:
+        """Return True if a new file is a link to a complete one."""
         try:
             return os.stat(self._folder / name).st_nlink > 1
         except OSError:
@@ -123,14 +123,14 @@ class Arrivals:
 
 
 class Cost:
-    """What a process uses: CPU seconds since this was made, and memory now."""
+    """The resources of processes: CPU seconds since the creation of this object, and memory now."""
 
     def __init__(self, *pids: int) -> None:
         self._pids = pids
         self._from = self._cpu()
 
     def cpu(self) -> float:
-        """Give the CPU seconds used since."""
+        """Return the CPU seconds since the creation of this object."""
         return self._cpu() - self._from
 
     def _cpu(self) -> float:
@@ -141,12 +141,12 @@ class Cost:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> float:
-        """Give the resident MB."""
+        """Return the resident memory in MB."""
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids)
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def percentiles(values: Iterable[float], scale: Callable[[float], float] = lambda s: s * 1000) -> tuple[float, ...]:
-    """Give the 50th, 95th and 99th percentile, in milliseconds by default."""
+    """Return the 50th, 95th and 99th percentile, in milliseconds by default."""
     ordered = sorted(values)
     return tuple(scale(ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))]) for p in (50, 95, 99))

@@ -1,4 +1,4 @@
-"""Makes three files and tells of them, as a processing chain does."""
+"""Create three files and publish messages about them, as a processing chain does."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import zmq
 from posttroll.message import Message
 
 PRODUCTS = Path("products")
-START = dt.datetime(2025, 1, 2, 3, 4)  # noqa: DTZ001  (messages hold the time in UTC, without saying so)
+START = dt.datetime(2025, 1, 2, 3, 4)  # noqa: DTZ001  (messages contain UTC times without a time zone)
 
 
 def main() -> None:
-    """Make files, wait for a dispatcher, and tell it of them."""
+    """Create files, wait for a dispatcher, and publish the messages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=9040, help="port to publish on (%(default)s)")
     arguments = parser.parse_args()
@@ -27,11 +27,11 @@ def main() -> None:
     for message in messages:
         print(message)
         publisher.send_string(message)
-    time.sleep(1)  # until they are on their way
+    time.sleep(1)  # so that ZeroMQ sends the messages before the exit
 
 
 def make(product: str) -> str:
-    """Make a file; give the message about it."""
+    """Create a file; return the message about it."""
     PRODUCTS.mkdir(exist_ok=True)
     path = PRODUCTS.absolute() / f"{START:%Y%m%d_%H%M}_{product}.png"
     if not path.exists():

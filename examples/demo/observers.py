@@ -1,4 +1,4 @@
-"""Sees from outside what the client delivers: the files in its directories, and what it publishes."""
+"""Observes the results of the client: the files in its directories, and its receipts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RECEIPTS = ("file", "dataset", "collection")
 
 
 class Outcome(NamedTuple):
-    """What became of the files: names."""
+    """The names of the files, by result."""
 
     whole: list[str]
     damaged: list[str]
@@ -27,14 +27,14 @@ class Outcome(NamedTuple):
 
 
 class Arrivals:
-    """The files that are in a directory and those below it."""
+    """The files in a directory and its subdirectories."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen: deque[tuple[float, int]] = deque()  # (when, how many), for as long as the rate looks back
+        self._seen: deque[tuple[float, int]] = deque()  # (time, count) within the window of the rate
 
     def count(self) -> int:
-        """Count the files that are there now under their final names."""
+        """Return the number of files under their final names."""
         count, now = sum(1 for _ in self._paths()), time.monotonic()
         self._seen.append((now, count))
         while self._seen[0][0] < now - RATE_WINDOW:
@@ -42,17 +42,17 @@ class Arrivals:
         return count
 
     def rate(self) -> float:
-        """Give the files per second between the counts of the last second."""
+        """Return the files per second within the last second."""
         (start, first), (end, last) = self._seen[0], self._seen[-1]
         return (last - first) / (end - start) if end > start else 0.0
 
     def compare(self, digests: Mapping[str, str]) -> Outcome:
-        """Compare what is there with the SHA-256 that each name should have."""
+        """Compare the files with the expected SHA-256 of each name."""
         there = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self._paths()}
         outcome = Outcome([], [], [])
         for name, digest in digests.items():
-            fate = outcome.lost if name not in there else outcome.whole if there[name] == digest else outcome.damaged
-            fate.append(name)
+            result = outcome.lost if name not in there else outcome.whole if there[name] == digest else outcome.damaged
+            result.append(name)
         return outcome
 
     def _paths(self) -> Iterator[Path]:
@@ -61,13 +61,10 @@ class Arrivals:
 
 
 class Receipts:
-    """What the client publishes about files that arrived, heard as any program that uses posttroll hears it.
-
-    ``last`` is the name of the last one. A thread of its own listens.
-    """
+    """The receipts of the client, received on a thread; ``last`` is the file name of the last one."""
 
     def __init__(self, addresses: list[str]) -> None:
-        """Connect; what is published from then on is heard."""
+        """Connect to the publishers at these addresses."""
         self.last = ""
         self._times: defaultdict[str, list[float]] = defaultdict(list)
         self._lock = threading.Lock()  # _times
@@ -77,27 +74,27 @@ class Receipts:
         self._socket.setsockopt_string(zmq.SUBSCRIBE, "")
         for address in addresses:
             self._socket.connect(address)
-        self._thread = threading.Thread(target=self._listen, name="receipts", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="receipts", daemon=True)
         self._thread.start()
 
-    def heard(self) -> dict[str, list[float]]:
-        """Say by file name when it was told of, on the clock of time.monotonic; any thread may call."""
+    def times(self) -> dict[str, list[float]]:
+        """Return the times of the receipts (``time.monotonic``) by file name; any thread may call this."""
         with self._lock:
             return {name: [*times] for name, times in self._times.items()}
 
     def close(self) -> None:
-        """Hear nothing more."""
+        """Stop the thread and close the socket."""
         self._ended.set()
         self._thread.join()
         self._socket.close(linger=0)
 
-    def _listen(self) -> None:
+    def _run(self) -> None:
         while not self._ended.is_set():
             if self._socket.poll(100):
                 text = self._socket.recv_string()
-                heard = time.monotonic()
+                received = time.monotonic()
                 message = Message.decode(text)
                 if message.type in _RECEIPTS:
                     self.last = message.data["uid"]
                     with self._lock:
-                        self._times[self.last].append(heard)
+                        self._times[self.last].append(received)
