@@ -71,9 +71,9 @@ class MirrorChain:
             self._cache,
             peers,
             prepare=self._cache.url,
-            asking=lambda _: None,
-            arrived=self._on_fetched,
-            lost=self._on_fetch_failed,
+            on_request=lambda _: None,
+            on_delivered=self._on_fetched,
+            on_failed=self._on_fetch_failed,
         )
         self._receiver = AnnouncementReceiver(
             options,
