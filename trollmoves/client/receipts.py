@@ -17,11 +17,11 @@ from trollmoves.errors import BadDestination
 from trollmoves.journal import UNFLUSHED_SECONDS, Journal, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.publisher import Publisher
+from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.net import hosts, urls
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_tasks import KIND, Fetch
-from trollmoves.receiver.fetcher import SUBSCRIBER_GRACE, FetchAttempt
+from trollmoves.receiver.fetcher import FetchAttempt
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
@@ -29,7 +29,7 @@ from trollmoves.utils import failpoints
 log = logging.getLogger(__name__)
 
 UNPACK_CONCURRENCY = 4
-TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request", "backup_targets")
+_PRIVATE_KEYS = (*payload.TRANSPORT_KEYS, "backup_targets")  # not published in receipts
 
 
 class ReceiptPublisher:
@@ -111,7 +111,7 @@ class ReceiptPublisher:
         return asked
 
     def _receipt(self, subject: str, data: dict[str, Any]) -> str:
-        data = {key: value for key, value in data.items() if key not in TRANSPORT_KEYS}
+        data = {key: value for key, value in data.items() if key not in _PRIVATE_KEYS}
         for key, replacement in self._options.replacements.items():
             if key in data:
                 data[key] = replacement.apply(data[key])

@@ -20,7 +20,7 @@ from trollmoves.errors import MessageError, TransferError, TrollmovesError
 from trollmoves.journal import FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.publisher import Publisher
+from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.movers import PartialId, move_it
 from trollmoves.net import urls
 from trollmoves.scheduler.lanes import Result
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 KIND = "deliver"
 REPUBLISH = "republish"
-SUBSCRIBER_GRACE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
 RECHECK_DELAY = 0.2  # s after which a delivery looks again whether the one before it to the same name is over
 CACHE_SIZE = 10_000  # names that were delivered to lately
 

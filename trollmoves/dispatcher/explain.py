@@ -12,6 +12,7 @@ from trollmoves.dispatcher.files import LocalFile
 from trollmoves.dispatcher.routes import Route, format_destination, routes
 from trollmoves.errors import ConfigError, MessageError, TrollmovesError
 from trollmoves.matching.patterns import Origin, Pattern
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import MAGIC, Message
 
 LARGEST = 2**22  # bytes of a file that is looked into for a message
@@ -64,7 +65,7 @@ def _names(message: Message) -> str:
 
 
 def _explain_target(target: TargetOptions, message: Message, path: str | None) -> Iterator[str]:
-    if message.type not in files.FILE_TYPES:
+    if message.type not in payload.FILE_TYPES:
         yield f"no: messages of type {message.type} tell of no files"
         return
     if target.origin:

@@ -11,7 +11,6 @@ from trollmoves.errors import BadDestination, MessageError
 from trollmoves.messaging.messages import Message
 from trollmoves.net import hosts, urls
 
-FILE_TYPES = ("file", "dataset", "collection")
 _GROUPS = ("dataset", "collection")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from trollmoves.config.options import DispatcherOptions
-from trollmoves.dispatcher.files import FILE_TYPES
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.nameserver import ServiceDiscovery
 from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
@@ -73,7 +73,7 @@ class Subscription:
                 self._listener.add_publishers([PublisherEndpoint(address, self._topics) for address in new])
 
     def _on_messages(self, _: str, messages: list[Message]) -> None:
-        wanted = [message for message in messages if message.type in FILE_TYPES]
+        wanted = [message for message in messages if message.type in payload.FILE_TYPES]
         if not wanted:
             return
         while not self._gate.acquire(timeout=POLL_INTERVAL):

@@ -10,6 +10,9 @@ from typing import Any
 from trollmoves.errors import MessageError, TrollmovesError
 from trollmoves.net import urls
 
+FILE_TYPES = ("file", "dataset", "collection")  # message types that announce or confirm files
+# Keys with which servers and clients coordinate a transfer; they mean nothing to other receivers of a message.
+TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
 _NUMBERS = ("size", "mtime")  # of an announcement; what the journal cannot hold is left out
 MAX_INT64 = 2**63 - 1  # what the journal, and most of the world, can hold
 

@@ -21,6 +21,7 @@ from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
 log = logging.getLogger(__name__)
 
+SUBSCRIBER_GRACE = 1.0  # s after a start in which subscribers of the previous process reconnect
 HEARTBEAT_INTERVAL = 30  # s
 INITIAL_HEARTBEAT_DELAYS = (
     1.0,

@@ -36,7 +36,6 @@ RELAY_CONCURRENCY = 1  # announcements go on in the order in which they came
 RELAY = "relay"
 UNPACK_CONCURRENCY = 4
 CLIENT_RETRY_WINDOW = 300.0  # s in which a client asks again; copies that nobody was given are kept as long
-TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
 
 
 class MirrorChain:
@@ -108,7 +107,7 @@ class MirrorChain:
         failpoints.hit("relaying")
         told = self._relays.announcements_after_fetch(task)
         message = task.context or Message.decode(next(iter(told.values())))
-        heard = {key: value for key, value in message.data.items() if key not in TRANSPORT_KEYS}
+        heard = {key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS}
         data = self._copies.with_unpacked_names(heard) | self._info
         if not payload.file_uris(data):
             raise MessageError("it names no file but where a name means nothing")

@@ -15,7 +15,7 @@ from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.publisher import Publisher
+from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
 from trollmoves.utils import failpoints
 
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 MAX_INFO_FILES = 2256  # files in a reply to `info`, as in trollmoves 0.19
 MAX_REPLAY = 500  # announcements in a reply to `replay`
-SUBSCRIBER_GRACE = 1.0  # s in which subscribers of an earlier process can reconnect
 RETRY_DELAY = 60.0  # s before the next attempt after a journal error
 PAGE_SIZE = 500  # announcements per query
 

@@ -26,7 +26,6 @@ from trollmoves.utils import failpoints
 
 log = logging.getLogger(__name__)
 
-FILE_TYPES = ("file", "dataset", "collection")
 PEER = "peer"  # the kind of the notes of peers
 HEARTBEAT_PREFIX = "/heartbeat/move_it"  # the names of servers, mirrors and clients begin so
 
@@ -94,7 +93,7 @@ class AnnouncementReceiver:
             if message.type == "beat":
                 self._on_heartbeat(provider, data)
                 self._on_peer_heartbeat(message)
-            elif message.type in FILE_TYPES and isinstance(data, dict) and "request_address" in data:
+            elif message.type in payload.FILE_TYPES and isinstance(data, dict) and "request_address" in data:
                 announcements.append(message)
                 mark = payload.announcement_metadata(data)
                 if mark:
@@ -113,7 +112,7 @@ class AnnouncementReceiver:
 
     def _on_peer_message(self, message: Message) -> list[str]:
         """Take note of what a peer client does; give the key of a file that it is done with."""
-        if message.type not in ("push", "ack", *FILE_TYPES) or not isinstance(message.data, dict):
+        if message.type not in ("push", "ack", *payload.FILE_TYPES) or not isinstance(message.data, dict):
             return []
         try:
             key = file_key(message.data)

@@ -16,6 +16,7 @@ from trollmoves.errors import TrollmovesError
 from trollmoves.journal import BACKLOG, Journal, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
+from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
@@ -26,11 +27,9 @@ from trollmoves.utils import failpoints
 log = logging.getLogger(__name__)
 
 REQUESTS_PER_SOURCE = 32  # to one source
-SUBSCRIBER_GRACE = 1.0  # s for subscribers of an earlier process of ours to connect to this one
 MAX_TRANSFER_SECONDS = 3600.0  # s that an old server is given for one transfer
 ACK_TRIES = 5  # times that a source is told that its file is not needed, when it does not answer
 UPTIME_SLACK = 0.2  # s that the answer may have been on its way
-FILE_TYPES = ("file", "dataset", "collection")  # types of a good answer
 
 
 class RetryPeriodExpired(TrollmovesError):
@@ -285,7 +284,7 @@ class Fetcher:
             self._failed(attempt, answer)
             return
         self._down.pop(attempt.source, None)
-        if answer.type in FILE_TYPES:
+        if answer.type in payload.FILE_TYPES:
             attempt.finish(Result() if self._peer_has_received(attempt, answer) else self._arrived(attempt, answer))
             self._acknowledge_others(attempt)
         elif answer.type == "wait":

@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 Announce = Callable[[Sequence[Announcement]], object]
 
 UNPACK_CONCURRENCY = 4
-FILE_TYPES = ("file", "dataset", "collection")
-TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
 
 
 class DirectorySource:
@@ -167,7 +165,7 @@ class MessageSource:
     def _on_messages(self, _: str, messages: list[Message]) -> None:
         announcements = []
         for message in messages:
-            if message.type not in FILE_TYPES:
+            if message.type not in payload.FILE_TYPES:
                 continue
             try:
                 announcements.append(self._announcement(message))
@@ -180,7 +178,7 @@ class MessageSource:
         """Make an announcement of a message; MessageError when its files are not here."""
         if not isinstance(message.data, dict):
             raise MessageError("its data is no dictionary")
-        data = copy.deepcopy({key: value for key, value in message.data.items() if key not in TRANSPORT_KEYS})
+        data = copy.deepcopy({key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS})
         items = payload.file_items(data)
         if not items:
             raise MessageError("it names no file")

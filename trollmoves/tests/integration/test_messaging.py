@@ -20,7 +20,6 @@ import posttroll.message
 import pytest
 import zmq
 
-from trollmoves.dispatcher import deliveries
 from trollmoves.errors import MessageError, RequestRejected, StartError, TemporaryTransferError, TrollmovesError
 from trollmoves.messaging import publisher, sockets, subscriber
 from trollmoves.messaging.messages import Message
@@ -28,8 +27,6 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
-from trollmoves.provider import announcer
-from trollmoves.receiver import fetcher
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import free_port
 
@@ -1076,4 +1073,4 @@ for settings in ({{}}, {{name: {str(tmp_path / "no such")!r} for name in (
 def test_back_before_it_begins() -> None:
     """Whoever hears a publisher tries to connect again more often than one that starts waits before it tells."""
     between_tries = (sockets.RECONNECT + sockets.RECONNECT_MAX) / 1000  # ZeroMQ adds up to the first to the second
-    assert between_tries < min(announcer.SUBSCRIBER_GRACE, fetcher.SUBSCRIBER_GRACE, deliveries.SUBSCRIBER_GRACE)
+    assert between_tries < publisher.SUBSCRIBER_GRACE

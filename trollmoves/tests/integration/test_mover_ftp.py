@@ -53,7 +53,7 @@ class OnPyFtpd(MoverContract):
                 ports=tuple(server.passive_ports),
             )
 
-    def test_slow_line(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_slow_link(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
         origin.write_bytes(os.urandom(1_900_000))
         proxy.rate = 170_000

@@ -58,7 +58,7 @@ class OnOpenSsh(MoverContract):
             assert isinstance(server, OpenSsh)
             yield _place(cls.scheme, server, folder)
 
-    def test_slow_line(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_slow_link(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
         origin.write_bytes(os.urandom(1_900_000))  # the window that the server gives is larger
         proxy.rate = 170_000

@@ -444,7 +444,7 @@ class MoverContract:
             move_it(origin, place.url(f"{here}/", login=place.wrong_login), place.attrs | place.wrong_attrs)
         assert not caught.value.temporary
 
-    def test_no_secret_is_told(
+    def test_no_secret_in_log_or_messages(
         self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
         """No password or key stands in a log line of any level, nor in an error or its traceback."""

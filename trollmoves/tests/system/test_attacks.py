@@ -1,4 +1,4 @@
-"""What strangers ask of a server, as a real process: it gives them nothing that is not theirs."""
+"""Attacks on a running server: unauthorized requests get no file and change nothing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trollmoves.tests.helpers.feeding import Feeder, content, names
 from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber, send_request
 from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 
-ALLOWED = "127.0.0.2"  # an address of this host from which tests connect when they say so
+ALLOWED = "127.0.0.2"  # an address of this host that tests bind to on request
 SECRET = b"s" * 1000
 REQUEST = {"id": "mallory/x/1", "timeout": 10}
 
 
 class Fort:
-    """One server with a chain for each defence, and an ear on what it announces."""
+    """One server with a chain for each defence, and a subscriber to its announcements."""
 
     def __init__(self, testbed: Testbed) -> None:
         self.testbed = testbed
@@ -35,7 +35,7 @@ class Fort:
         self.secret.write_bytes(SECRET)
         self.ports = {name: testbed.port() for name in ("plain", "other", "delete", "none", "closed", "listen", "deep")}
         self.feeders = {name: testbed.feeder(name, 300 * number) for number, name in enumerate(self.ports)}
-        self.names = names(5000)  # for files that are brought in by hand
+        self.names = names(5000)  # for files that are announced by messages
         self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
         testbed.call_at_end(self.speaker.stop)
         folder = {name: feeder.folder for name, feeder in self.feeders.items()}
@@ -66,27 +66,27 @@ class Fort:
         until(lambda: self.ear.connections)
 
     def announced(self, path: Path) -> dict[str, Any]:
-        """Wait until a file is announced; give the data of its newest announcement."""
+        """Wait until a file is announced; return the data of its newest announcement."""
         until(lambda: self.ear.of_file(path.name), 20, f"an announcement of {path.name}: {self.server.lines()[-2000:]}")
         data = dict(self.ear.of_file(path.name)[-1].data)
         assert data["uri"] == str(path)
         return data
 
     def feed(self, chain: str = "plain") -> dict[str, Any]:
-        """Bring in a file; give the data of its announcement."""
+        """Publish a message about a file; return the data of its announcement."""
         feeder = self.feeders[chain]
         (name,) = feeder.feed()
         return self.announced(feeder.folder / name)
 
     def push(self, data: dict[str, Any], chain: str = "plain", **changes: object) -> Message:
-        """Ask for a file."""
+        """Request a file."""
         request = {**data, "destination": str(self.out), **changes}
         return send_request(
             self.ports[chain], TOPIC, "push", {key: one for key, one in request.items() if one is not None}
         )
 
     def has_nothing_of(self, name: str) -> bool:
-        """Tell whether nothing of that name, and no secret, came to where requests may have things sent."""
+        """Return True if no file of that name and no secret reached the requested destination."""
         return not any(
             path.name == name or path.read_bytes() == SECRET for path in self.out.rglob("*") if path.is_file()
         )
@@ -94,21 +94,21 @@ class Fort:
 
 @pytest.fixture(scope="module")
 def fort(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fort]:
-    """A fort for the tests of this file."""
+    """The server of this module's tests."""
     with Testbed(tmp_path_factory.mktemp("fort")) as testbed:
         yield Fort(testbed)
 
 
 def older(data: dict[str, Any], **changes: object) -> dict[str, Any]:
-    """Give what an older peer, or a stranger, sends: a path without a number."""
+    """Return the data as an older or hostile client sends it: a path without an announcement number."""
     return {key: value for key, value in data.items() if key != "announcement"} | changes
 
 
-# -- which files
+# -- files
 
 
 def names_of_secrets(fort: Fort, data: dict[str, Any]) -> dict[str, str]:
-    """Give paths that this chain has not announced, by the way in which they are told."""
+    """Return paths that the chain has not announced, by the kind of attack."""
     folder = fort.feeders["plain"].folder
     (folder / "way").unlink(missing_ok=True)
     (folder / "way").symlink_to(fort.secret.parent)
@@ -131,7 +131,7 @@ def names_of_secrets(fort: Fort, data: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["push", "ack"])
 def test_only_what_was_announced(fort: Fort, kind: str) -> None:
-    """No request is served about a path that the chain has not announced, letter by letter."""
+    """Requests for paths that the chain has not announced, byte by byte, are rejected."""
     data = fort.feed()
     for way, uri in names_of_secrets(fort, data).items():
         for changed in (older(data, uri=uri), {**data, "uri": uri}):
@@ -145,28 +145,28 @@ def test_only_what_was_announced(fort: Fort, kind: str) -> None:
 
 @pytest.mark.parametrize("number", [0, -1, 2**31, 2**63 - 1, 2**63, 2**200, 1.0, "1", None, [], {}, True])
 def test_number_must_fit(fort: Fort, number: object) -> None:
-    """A request of ours that names an announcement by a number that is not that of its files is refused."""
+    """A numbered request is rejected if the number belongs to another announcement."""
     data, another = fort.feed(), fort.feed()
     mark = {**data["announcement"], "number": number}
     answer = fort.push({**data, "announcement": mark})
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63:
         assert answer.type == "err"
     else:
-        assert answer.type in ("err", "file")  # no number at all, so the path counts
+        assert answer.type in ("err", "file")  # without a number, the path is checked
     assert fort.push({**data, "announcement": another["announcement"]}).type == "err"
     assert fort.push(data).type == "file"
 
 
 def test_not_more_than_was_announced(fort: Fort) -> None:
-    """A request that names a file many times, so that one message would cause many transfers, is refused."""
+    """A request that repeats a file, to cause many transfers with one message, is rejected."""
     data = fort.feed()
     many = [{"uri": data["uri"], "uid": data["uid"], "path": f"d{number}"} for number in range(500)]
     assert fort.push(older(data, dataset=many)).type == "err"
     assert not list(fort.out.glob("d*"))
 
 
-def test_ack_removes_nothing_foreign(fort: Fort) -> None:
-    """Nobody can have a file removed by acknowledging what was not announced, or by a link put in its place."""
+def test_ack_removes_no_unannounced_file(fort: Fort) -> None:
+    """An ack removes neither an unannounced file nor the target of a link that replaced an announced file."""
     data = fort.feed("delete")
     fort.secret.write_bytes(SECRET)
     for uri in (str(fort.secret), f"{fort.feeders['delete'].folder}/../secret/{fort.secret.name}"):
@@ -177,7 +177,7 @@ def test_ack_removes_nothing_foreign(fort: Fort) -> None:
 
 
 def test_removal_in_a_swapped_directory(fort: Fort) -> None:
-    """Nothing is removed when the directory of a file has become a link to another one."""
+    """A file is not removed if its directory has been replaced by a link."""
     name = next(fort.names)
     folder = fort.feeders["deep"].folder / f"place of {name}"
     folder.mkdir()
@@ -198,7 +198,7 @@ def test_removal_in_a_swapped_directory(fort: Fort) -> None:
 
 
 def replace_by_link(path: Path, target: Path) -> None:
-    """Put a link in the place of a file, in one step."""
+    """Replace a file by a link, atomically."""
     new = path.with_name(f".{path.name}")
     new.symlink_to(target)
     new.replace(path)
@@ -206,7 +206,7 @@ def replace_by_link(path: Path, target: Path) -> None:
 
 @pytest.mark.parametrize("chain", ["plain", "none"])
 def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
-    """An announced file in whose place a link to somewhere else has come is not handed out under that announcement."""
+    """An announced file that was replaced by a link to another file is not served under the old announcement."""
     data = fort.feed(chain)
     replace_by_link(Path(data["uri"]), fort.secret)
     if chain == "none":
@@ -214,7 +214,7 @@ def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
         assert (answer.type, answer.data["temporary"]) == ("err", False)
         assert "leads elsewhere" in answer.data["error"]
         assert fort.push(older(data), chain).type == "err"
-    else:  # the link is ours, so it is announced itself; but the older announcement does not stand for it
+    else:  # our own link is announced; the older announcement does not cover it
         until(lambda: len(fort.ear.of_file(data["uid"])) > 1)
         assert fort.push(data, chain).type == "err"
         assert fort.push(older(data), chain).type == "file"
@@ -223,7 +223,7 @@ def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
 
 
 def test_link_of_the_owner(fort: Fort) -> None:
-    """A link out of the origin that we made ourselves is announced and followed, as ever, and so is a hard link."""
+    """A link out of the origin that our own user made is announced and followed, and so is a hard link."""
     feeder = fort.feeders["plain"]
     disk = Feeder(fort.testbed.directory("disk"), 7000)
     soft, hard = (disk.folder / name for name in disk.feed(2))
@@ -235,8 +235,8 @@ def test_link_of_the_owner(fort: Fort) -> None:
         assert (fort.out / one.name).read_bytes() == one.read_bytes()
 
 
-def test_link_that_leads_elsewhere_later(fort: Fort) -> None:
-    """A link that is turned to another file is served again only when that has been announced anew."""
+def test_retargeted_link(fort: Fort) -> None:
+    """A link whose target changed is served only after the new target has been announced."""
     feeder = fort.feeders["plain"]
     disk = Feeder(fort.testbed.directory("disk"), 7100)
     first, second = (disk.folder / name for name in disk.feed(2))
@@ -252,7 +252,7 @@ def test_link_that_leads_elsewhere_later(fort: Fort) -> None:
 
 
 def test_link_within_the_origin(fort: Fort) -> None:
-    """A link to a file of the same origin is announced and served whatever the option says."""
+    """A link within the origin is announced and served with any value of the option."""
     feeder = fort.feeders["none"]
     data = fort.feed("none")
     name = next(feeder.fresh_names())
@@ -261,7 +261,7 @@ def test_link_within_the_origin(fort: Fort) -> None:
 
 
 def test_no_links_out(fort: Fort) -> None:
-    """With ``external_symlinks = none`` a link out of the origin is not announced, and the log says why."""
+    """With ``external_symlinks = none`` a link out of the origin is not announced, and the log gives the reason."""
     feeder = fort.feeders["none"]
     link = feeder.folder / fort.secret.name
     link.symlink_to(fort.secret)
@@ -273,7 +273,7 @@ def test_no_links_out(fort: Fort) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links to others")
 def test_link_of_a_stranger(fort: Fort) -> None:
-    """A link that a stranger put into the origin leads nobody to what only we may read."""
+    """A link that another user put into the origin does not expose files that only our user can read."""
     folder = fort.feeders["plain"].folder
     disk = Feeder(fort.testbed.directory("disk"), 7200)
     ours, theirs = (disk.folder / name for name in disk.feed(2))
@@ -284,13 +284,13 @@ def test_link_of_a_stranger(fort: Fort) -> None:
         new.symlink_to(target)
         os.chown(new, 12345, 12345, follow_symlinks=False)
         new.rename(link)
-    fort.announced(folder / theirs.name)  # they may show what is theirs
+    fort.announced(folder / theirs.name)  # they may publish their own files
     fort.server.wait_for_line(f"{folder / ours.name} leads out of the origin")
     assert not fort.ear.of_file(ours.name)
 
 
-def test_heard_files(fort: Fort) -> None:
-    """A chain that listens hands out the very files that messages named, and not what takes their places."""
+def test_files_from_messages(fort: Fort) -> None:
+    """A chain that listens serves the files that messages named, and not replacements under the same paths."""
     folder = fort.testbed.directory("heard")
     feeder = Feeder(folder, 8000)
     plain, swapped = (folder / name for name in feeder.feed(2))
@@ -313,7 +313,7 @@ def test_heard_files(fort: Fort) -> None:
     assert fort.has_nothing_of(swapped.name)
 
 
-# -- where to
+# -- destinations
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_heard_files(fort: Fort) -> None:
     ],
 )
 def test_destination(fort: Fort, destination: object) -> None:
-    """A request for another destination than the allowed ones is refused for good, and nothing is done."""
+    """A request for a destination that is not allowed is permanently rejected, and nothing is written."""
     data = fort.feed()
     wanted = destination.format(out=fort.out) if isinstance(destination, str) else destination
     answer = fort.push({**data, "request": REQUEST}, destination=wanted)
@@ -349,13 +349,13 @@ def test_destination(fort: Fort, destination: object) -> None:
 
 @pytest.mark.parametrize("path", ["../in", "/etc", "a/../../in", "a\\..\\..\\in", "%2e%2e/in", 5, ["a"]])
 def test_sub_path(fort: Fort, path: object) -> None:
-    """A sub-path that leads out of the destination is refused, in the file itself or in one of several."""
+    """A sub-path that leads out of the destination is rejected, for one file or for one of several."""
     assert fort.push(fort.feed(), path=path).type == "err"
 
 
 @pytest.mark.parametrize("backups", [["evil.invalid"], ["good.invalid", "x@evil.invalid"], ["good.invalid:23"]])
 def test_backup_targets(fort: Fort, backups: list[str]) -> None:
-    """The hosts to try when the first does not answer are bounded as the first is."""
+    """Backup targets are checked against the same allow list as the destination."""
     answer = fort.push(older(fort.feed()), destination="sftp://good.invalid/in", backup_targets=backups)
     assert answer.type == "err"
     assert "allowed destinations" in answer.data
@@ -363,22 +363,22 @@ def test_backup_targets(fort: Fort, backups: list[str]) -> None:
 
 @pytest.mark.parametrize("backups", ["evil", [5], ["good.invalid"] * 17, {"good.invalid": 1}])
 def test_form_of_backup_targets(fort: Fort, backups: object) -> None:
-    """They are a list of a few hosts, or the request is refused."""
+    """Backup targets must be a short list of hosts, otherwise the request is rejected."""
     answer = fort.push(older(fort.feed()), destination="sftp://good.invalid/in", backup_targets=backups)
     assert answer.type == "err"
     assert "backup targets must be a list" in answer.data
 
 
 def test_allowed_destination(fort: Fort) -> None:
-    """What is allowed is done, also with dots in it, whose meaning is settled before."""
+    """An allowed destination is served, also with dot segments, which are resolved before the check."""
     data = fort.feed()
     assert fort.push(data, destination=f"{fort.out}/a/../b", path="c").type == "file"
     assert (fort.out / "b" / "c" / data["uid"]).read_bytes() == content(data["uid"])
     assert not (fort.out / "a").exists()
 
 
-def test_advice(fort: Fort) -> None:
-    """At the start one line says which chains send files anywhere, and names none that is bounded."""
+def test_startup_warning(fort: Fort) -> None:
+    """At the start one line names the chains that send files to any destination, and no other chain."""
     lines = [line for line in fort.server.lines().splitlines() if "allowed_destinations" in line]
     assert len(lines) == 1
     assert "[other]" in lines[0]
@@ -389,7 +389,7 @@ def test_advice(fort: Fort) -> None:
 
 
 def ask_from(address: str, port: int, kind: str, data: object = "", payload: bytes = b"") -> Message:
-    """Ask from an address of this host."""
+    """Send a request from an address of this host."""
     with zmq.Context() as context, context.socket(zmq.REQ) as peer:
         peer.setsockopt(zmq.LINGER, 0)
         peer.connect(f"tcp://{address}:0;{HOST}:{port}")
@@ -400,7 +400,7 @@ def ask_from(address: str, port: int, kind: str, data: object = "", payload: byt
 
 @pytest.mark.parametrize("kind", ["ping", "info", "replay", "push", "ack", "unheard-of"])
 def test_client_that_is_not_allowed(fort: Fort, kind: str) -> None:
-    """Whoever is not among the allowed clients learns and gets nothing, whatever the message says of its sender."""
+    """A client that is not allowed gets no information and no file, whatever sender its message claims."""
     data = fort.feed("closed")
     wanted = {**data, "destination": str(fort.out), "log": data["announcement"]["log"], "after": 0}
     claims = {"request_address": f"{ALLOWED}:1", "Peer-Address": ALLOWED, "request": REQUEST}
@@ -413,8 +413,8 @@ def test_client_that_is_not_allowed(fort: Fort, kind: str) -> None:
     assert good.type == {"ping": "pong", "push": "file", "unheard-of": "unknown"}.get(kind, kind)
 
 
-def test_nonsense_of_a_client_that_is_not_allowed(fort: Fort) -> None:
-    """It gets an answer to anything, also to what is no message or far too large, and the log says it once."""
+def test_malformed_requests_of_a_client_that_is_not_allowed(fort: Fort) -> None:
+    """Malformed and oversized requests of such a client get a reply, and are logged once."""
     for payload in (b"nonsense", b"pytroll://x", b"\xff" * 1_000_000):
         assert ask_from("127.0.0.4", fort.ports["closed"], "", payload=payload).type == "err"
     for _ in range(50):
@@ -422,8 +422,8 @@ def test_nonsense_of_a_client_that_is_not_allowed(fort: Fort) -> None:
     assert fort.server.lines().count("127.0.0.4 is not among the allowed clients") == 1
 
 
-def test_refusals_do_not_fill_the_log(fort: Fort) -> None:
-    """Of many refusals a few are told, then they are counted."""
+def test_rejections_do_not_fill_the_log(fort: Fort) -> None:
+    """The first rejections are logged, the rest is counted."""
     before = fort.server.lines().count("] rejected push from")
     data = fort.feed("other")
     for number in range(100):
@@ -432,8 +432,8 @@ def test_refusals_do_not_fill_the_log(fort: Fort) -> None:
     assert "more like this are counted only" in fort.server.lines()
 
 
-def test_who_may_hear(tmp_path: Path) -> None:
-    """Announcements go to allowed addresses only, when [DEFAULT] names them: others cannot connect."""
+def test_allowed_subscribers(tmp_path: Path) -> None:
+    """With allow lists in [DEFAULT], other addresses cannot connect to the publish port."""
     with Testbed(tmp_path) as testbed:
         feeder = testbed.feeder()
         port = testbed.port()
@@ -454,7 +454,7 @@ def test_who_may_hear(tmp_path: Path) -> None:
 
 
 def test_key_without_curve(tmp_path: Path) -> None:
-    """A name among the allowed clients that can be no key, since there are none, keeps the chain from starting."""
+    """A name in ``allowed_clients`` that would be a key keeps the chain from starting if CURVE is off."""
     with Testbed(tmp_path) as testbed:
         sections = {"hrit": server_section(testbed.directory("in"), testbed.port(), allowed_clients="friend.site.org")}
         server = testbed.server(sections, testbed.port()).start(wait=False)
@@ -464,7 +464,7 @@ def test_key_without_curve(tmp_path: Path) -> None:
 
 
 def test_keys(tmp_path: Path) -> None:
-    """With CURVE an invited client is answered only with a key that is allowed, by its name or as it is."""
+    """With CURVE, a client with a known key is served only if the chain allows that key, by name or by value."""
     with Testbed(tmp_path) as testbed:
         keys = Keys(testbed.root / "keys")
         for name in ("alice", "bob", "carol"):

@@ -1,4 +1,4 @@
-"""Whatever step a daemon dies at, nothing is lost, nothing half, and nothing told that is not so."""
+"""A daemon killed at any failpoint: nothing is lost or partial, and no false receipt is published."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = REPOSITORY / "doc" / "reliability.md"
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_killed_at(case: Case, testbed: Testbed) -> None:
-    """A daemon that dies at a step makes good after its restart: all whole, told, tidy, none removed too early."""
+    """After a kill at a failpoint and a restart: files complete and published, no leftovers, none removed too early."""
     crash(case, testbed)
 
 
@@ -30,7 +30,7 @@ def test_killed_at(case: Case, testbed: Testbed) -> None:
 @pytest.mark.parametrize("step", MOVED)
 @pytest.mark.parametrize("place", FAR, ids=lambda place: place.scheme)
 def test_killed_while_delivering_to_another_host(place: type[RemoteScenario], step: str, testbed: Testbed) -> None:
-    """A server that dies in the middle of a transfer by any protocol sends it again, and leaves no partial there."""
+    """A server killed during a transfer repeats it and leaves no partial at the destination."""
     crash(Case("server", step, place, "", MOVED[step]), testbed)
 
 
@@ -38,23 +38,23 @@ def test_killed_while_delivering_to_another_host(place: type[RemoteScenario], st
 @pytest.mark.skipif(bool(seaweed.missing()), reason=f"missing: {seaweed.missing()}")
 @pytest.mark.parametrize("step", ["sending", "delivered"])
 def test_killed_while_delivering_to_a_bucket(step: str, testbed: Testbed) -> None:
-    """A server that dies in the middle of an upload sends the file again; the object there is whole or not there."""
+    """A server killed during an upload repeats it; the object is complete or absent."""
     crash(Case("server", step, S3Scenario, "", MOVED[step]), testbed)
 
 
-def test_every_step_is_tried() -> None:
-    """There is a case for each step."""
+def test_every_failpoint_has_a_case() -> None:
+    """Each failpoint has a test case."""
     assert {case.step for case in CASES} == set(FAILPOINTS)
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="no checkout")
-def test_the_table_is_in_the_page() -> None:
-    """What a user sees of each kill is told in doc/reliability.md: python -m trollmoves.tests.helpers.crashing."""
+def test_table_in_reliability_page() -> None:
+    """doc/reliability.md contains the output of python -m trollmoves.tests.helpers.crashing."""
     assert table() in PAGE.read_text()
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="no checkout")
-def test_the_tests_named_in_the_page_are_there() -> None:
+def test_tests_named_in_reliability_page_exist() -> None:
     """Each test that doc/reliability.md names exists."""
     sources = {path.name: path.read_text() for path in Path(__file__).parents[1].rglob("*.py")}
     named = set(re.findall(r"`(test_\w+(?:\.py)?)`", PAGE.read_text()))
@@ -63,8 +63,8 @@ def test_the_tests_named_in_the_page_are_there() -> None:
 
 
 @pytest.mark.parametrize("wish", ["nowhere", "sent:0", "sent:x", "sent:", ":1"])
-def test_unknown_step(wish: str, testbed: Testbed) -> None:
-    """A daemon that is to die at a step that there is not does not start, and lists those that there are."""
+def test_unknown_failpoint(wish: str, testbed: Testbed) -> None:
+    """An unknown failpoint is an error that lists the known ones."""
     process = testbed.client({})
     process.environment = {**process.environment, ENV_VAR: wish}
     process.start(wait=False)
@@ -74,14 +74,14 @@ def test_unknown_step(wish: str, testbed: Testbed) -> None:
     assert "Traceback" not in process.lines()
 
 
-def test_without_the_variable_a_step_does_nothing() -> None:
-    """Where nobody asks for it, a step is one function that is called and returns."""
+def test_failpoints_are_off_by_default() -> None:
+    """Without the variable, a failpoint is a function that does nothing."""
     code = "from trollmoves.utils import failpoints as f; assert f.hit is f._do_nothing; f.check_environment()"
     environment = {key: value for key, value in os.environ.items() if key != ENV_VAR}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=REPOSITORY)
 
 
-def test_cases_have_names_of_their_own() -> None:
-    """No two cases are one."""
+def test_case_names_are_unique() -> None:
+    """Each case has a unique name."""
     assert len({str(case) for case in CASES}) == len(CASES)
     assert all(dataclasses.is_dataclass(case) for case in CASES)

@@ -1,4 +1,4 @@
-"""With posttroll's CURVE keys everybody who has one is served, and nobody else; and it is said who was not."""
+"""Posttroll's CURVE keys: clients with a key are served, others are rejected, and rejections are logged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def keys(testbed: Testbed) -> Keys:
 
 
 class SecuredPair(ServerClientPair):
-    """A server and a client with keys; the client is a guest."""
+    """A server and a client with keys; the server knows the client's key."""
 
     def __init__(self, testbed: Testbed, keys: Keys, *, invited: bool = True) -> None:
         super().__init__(testbed)
@@ -44,29 +44,29 @@ class SecuredPair(ServerClientPair):
             keys.invite("alice")
 
     def start(self) -> SecuredPair:
-        """Start both; the ears on them have no keys."""
+        """Start both; the subscribers of the test have no keys."""
         self.server.start()
         self.client.start()
         return self
 
     def arrives(self) -> None:
-        """Feed a file and wait until it is there."""
+        """Feed a file and wait for its delivery."""
         self.feeder.feed(3)
         until(lambda: not self.feeder.missing(self.target), 30, "the files are there")
 
 
-# -- who is served
+# -- accepted
 
 
 def test_server_and_client_with_keys(testbed: Testbed, keys: Keys) -> None:
-    """A client whose key the server has gets its files."""
+    """A client with a key known to the server gets its files."""
     pair = SecuredPair(testbed, keys).start()
     pair.arrives()
     assert " cannot " not in pair.server.lines() + pair.client.lines()
 
 
-def test_whoever_has_no_key_hears_nothing_and_is_not_answered(testbed: Testbed, keys: Keys) -> None:
-    """Without a key, or with an unknown one, neither the publications nor the requests of a daemon can be reached."""
+def test_clients_without_a_key_are_rejected(testbed: Testbed, keys: Keys) -> None:
+    """Without a key, or with an unknown key, neither publications nor requests of a daemon are reachable."""
     pair = SecuredPair(testbed, keys).start()
     keys.make("mallory")
     ports = (pair.publish_port, pair.request_port, pair.client_port)
@@ -85,7 +85,7 @@ def test_whoever_has_no_key_hears_nothing_and_is_not_answered(testbed: Testbed, 
 
 @pytest.mark.slow
 def test_every_daemon_and_command(testbed: Testbed, keys: Keys) -> None:
-    """Mirror, hot spare, dispatcher and move_it_req work with keys as without them."""
+    """Mirror, hot spare, dispatcher and move_it_req work with keys."""
     feeder, mirrored, out = testbed.feeder(), testbed.directory("mirrored"), testbed.directory("out")
     publish, request, mirror_publish, mirror_request, primary_port, spare_port = (testbed.port() for _ in range(6))
     for name in ("mirror", "alice", "spare", "dispatcher"):
@@ -118,7 +118,7 @@ def test_every_daemon_and_command(testbed: Testbed, keys: Keys) -> None:
 
 
 def move_it_req(testbed: Testbed, port: int, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Ask the server on a port how it is."""
+    """Ping the server on a port."""
     return subprocess.run(
         testbed.command("move_it_req.py", "--ping", f"tcp://{HOST}:{port}"),
         capture_output=True,
@@ -131,7 +131,7 @@ def move_it_req(testbed: Testbed, port: int, settings: dict[str, str]) -> subpro
 
 @pytest.mark.parametrize("which", ["server", "client"])
 def test_earlier_peers_with_the_same_settings(testbed: Testbed, keys: Keys, which: str) -> None:
-    """A client or server of 0.19 takes part with the same keys, on either side."""
+    """A client or server of 0.19 works with the same keys, on either side."""
     pair = SecuredPair(testbed, keys)
     if which == "server":
         pair.server = keys.give(earlier.server(testbed, pair.server_sections, pair.publish_port), "server")
@@ -142,11 +142,11 @@ def test_earlier_peers_with_the_same_settings(testbed: Testbed, keys: Keys, whic
     until(lambda: pair.feeder.feed(1, pause=0.5) and any(pair.target.iterdir()), 60, "a file is there")
 
 
-# -- what is said on both sides
+# -- log lines on both sides
 
 
-def test_an_unknown_client_is_told_of_on_both_sides_and_served_when_it_is_invited(testbed: Testbed, keys: Keys) -> None:
-    """Server and client say that a key is unknown; once it is added, both go on without a restart, nothing lost."""
+def test_unknown_client_is_logged_and_can_be_added(testbed: Testbed, keys: Keys) -> None:
+    """Server and client log an unknown key; once it is added, both continue without a restart and without loss."""
     pair = SecuredPair(testbed, keys, invited=False).start()
     pair.feeder.feed(3)
     pair.server.wait_for_line(f"{HOST} did not get in: its key ")
@@ -161,7 +161,7 @@ def test_an_unknown_client_is_told_of_on_both_sides_and_served_when_it_is_invite
 
 
 def ask_in_vain(testbed: Testbed, port: int, settings: dict[str, str], here: str, server: Process, there: str) -> None:
-    """Ask until the server says why not: whoever is gone at once has left it nothing to say."""
+    """Send requests until the server has logged the reason: a connection that closes early leaves none."""
 
     def told() -> bool:
         asked = move_it_req(testbed, port, settings)
@@ -172,8 +172,8 @@ def ask_in_vain(testbed: Testbed, port: int, settings: dict[str, str], here: str
     until(told, what=f"{there!r} in the server's log")
 
 
-def test_a_request_with_the_wrong_keys_says_what_to_look_at(testbed: Testbed, keys: Keys) -> None:
-    """move_it_req says in one line why it is not answered, and so does the server."""
+def test_request_with_wrong_keys_explains_the_cause(testbed: Testbed, keys: Keys) -> None:
+    """move_it_req explains in one line why it gets no reply, and so does the server's log."""
     pair = SecuredPair(testbed, keys)
     pair.server.start()
     keys.make("mallory")
@@ -187,8 +187,8 @@ def test_a_request_with_the_wrong_keys_says_what_to_look_at(testbed: Testbed, ke
         ask_in_vain(testbed, pair.request_port, settings, here, pair.server, there)
 
 
-def test_a_client_with_keys_says_that_the_server_has_none(testbed: Testbed, keys: Keys) -> None:
-    """Keys on one side only are told of on both."""
+def test_keys_on_one_side_only_are_logged(testbed: Testbed, keys: Keys) -> None:
+    """Keys on one side only are logged on both sides."""
     pair = SecuredPair(testbed, keys)
     pair.server.environment = testbed.environment
     pair.start()
@@ -204,7 +204,7 @@ def test_a_client_with_keys_says_that_the_server_has_none(testbed: Testbed, keys
     ],
 )
 def test_missing_or_unreadable_keys_end_a_daemon_with_one_line(testbed: Testbed, keys: Keys, missing: str) -> None:
-    """A setting that is missing, or names no key, is named, and the daemon does not start without it."""
+    """A missing or unusable key setting is named, and the daemon does not start."""
     pair = SecuredPair(testbed, keys)
     for value, why in (("", "is missing"), (str(testbed.root / "none"), "")):
         server = keys.give(pair.server, "server", **{missing: value})
@@ -217,22 +217,22 @@ def test_missing_or_unreadable_keys_end_a_daemon_with_one_line(testbed: Testbed,
         assert "Traceback" not in server.lines()
 
 
-def test_a_secret_key_that_everybody_can_read_is_told_of(testbed: Testbed, keys: Keys) -> None:
-    """posttroll-generate-keys leaves secret keys readable; the log says so, and never shows one."""
+def test_readable_secret_key_is_logged(testbed: Testbed, keys: Keys) -> None:
+    """A secret key that other users can read is logged, without its value."""
     pair = SecuredPair(testbed, keys)
     keys.secret("server").chmod(0o644)
     pair.server.start()
     pair.server.wait_for_line(f"every user of this host can read the secret key in {keys.secret('server')}")
-    secret = keys.secret("server").read_text().rpartition("secret-key")[2].split('"')[1]  # which may end with =
+    secret = keys.secret("server").read_text().rpartition("secret-key")[2].split('"')[1]  # which may end with "="
     assert len(secret) == 40
     assert secret not in pair.server.lines()
 
 
-# -- for as long as the process lives
+# -- for the whole life of the process
 
 
-def test_keys_are_asked_for_after_chains_and_publishers_have_gone(testbed: Testbed, keys: Keys) -> None:
-    """Whatever is reloaded, removed or added, an unknown key gets in nowhere."""
+def test_keys_are_required_after_reloads(testbed: Testbed, keys: Keys) -> None:
+    """After chains and publishers are reloaded, removed and added, an unknown key is still rejected everywhere."""
     pair = SecuredPair(testbed, keys).start()
     keys.make("mallory")
     more = testbed.port()
@@ -247,8 +247,8 @@ def test_keys_are_asked_for_after_chains_and_publishers_have_gone(testbed: Testb
     pair.arrives()
 
 
-def test_posttrolls_own_publishers_in_the_process_do_not_open_the_gate(keys: Keys) -> None:
-    """Posttroll's publisher ends its one authenticator when it stops; our sockets go on asking for keys."""
+def test_posttroll_publishers_do_not_disable_authentication(keys: Keys) -> None:
+    """Stopping a posttroll publisher, which stops posttroll's authenticator, leaves our sockets authenticated."""
     code = f"""
 import sys
 from posttroll.publisher import Publisher
@@ -275,8 +275,8 @@ sys.stdin.read()
         running.communicate("")
 
 
-def test_a_key_that_is_removed_lets_nobody_in_any_more(testbed: Testbed, keys: Keys) -> None:
-    """Whose key is taken away cannot connect again."""
+def test_removed_key_is_rejected(testbed: Testbed, keys: Keys) -> None:
+    """After the removal of its key, a client cannot connect again."""
     pair = SecuredPair(testbed, keys)
     pair.server.start()
     assert keys.is_let_in(pair.request_port, "alice")
@@ -285,7 +285,7 @@ def test_a_key_that_is_removed_lets_nobody_in_any_more(testbed: Testbed, keys: K
 
 
 def test_only_authorized_addresses_connect(testbed: Testbed) -> None:
-    """Posttroll's authorized_client_addresses counts without keys too."""
+    """Posttroll's authorized_client_addresses is applied without keys too."""
     pair = ServerClientPair(testbed)
     pair.server.environment = {**pair.server.environment, "POSTTROLL_AUTHORIZED_CLIENT_ADDRESSES": "['127.0.0.9']"}
     pair.server.start()
@@ -298,8 +298,8 @@ def test_only_authorized_addresses_connect(testbed: Testbed) -> None:
 # -- the example
 
 
-def test_the_example_does_what_its_page_says(testbed: Testbed) -> None:
-    """The commands of the page make keys that work, and whoever has none is told of."""
+def test_curve_example(testbed: Testbed) -> None:
+    """The commands of the example's page create working keys, and a client without one is logged."""
     example = Example(testbed, "curve")
     page = (EXAMPLES / "curve" / "README.md").read_text()
     commands = Path(sys.executable).parent

@@ -18,7 +18,7 @@ DEMO = Path(__file__).parents[3] / "examples" / "demo" / "demo.py"
 
 @contextmanager
 def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the demo, with its temporary directory in a folder."""
+    """Run the demo with its temporary directory in a folder."""
     (folder / "temporary").mkdir()
     command = [sys.executable, str(DEMO), "--keep", str(folder / "kept"), *arguments]
     environment = {**os.environ, "TMPDIR": str(folder / "temporary")}
@@ -31,16 +31,16 @@ def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def processes(folder: Path) -> list[bytes]:
-    """Give the command lines that name a folder."""
+    """Return the command lines of processes that name a folder."""
     lines = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended
             lines.append((process / "cmdline").read_bytes())
     return [line for line in lines if os.fsencode(folder) in line]
 
 
 def test_nothing_is_lost(tmp_path: Path) -> None:
-    """The demo delivers every file though its client is killed, says so, and leaves logs and configuration only."""
+    """The demo delivers every file although its client is killed, reports it, and leaves logs and settings only."""
     with demo(tmp_path, "--files", "300", "--seconds", "3") as process:
         text, _ = process.communicate(timeout=300)
         assert process.returncode == 0, text
@@ -52,7 +52,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    """An interrupted demo leaves no process, no file."""
+    """An interrupted demo leaves no process and no file."""
     with demo(tmp_path, "--files", "1000", "--seconds", "100") as process:
         until(lambda: [*(tmp_path / "temporary").glob("*/arrived/*/*/H-*")], 60, "files arrive")
         process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What a server and a client do when a destination cannot take files, and about what killed transfers left there."""
+"""Destinations that cannot take files, and stale partials of killed transfers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trollmoves.tests.integration.test_clock import Clock
 TWO_HOURS = 7200
 
 
-def test_a_destination_is_down(testbed: Testbed) -> None:
-    """What cannot be delivered now waits without holding up what can, and is delivered when its host is back."""
+def test_destination_is_down(testbed: Testbed) -> None:
+    """Files for a destination that is down do not delay others, and are delivered when it is back."""
     far = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
     far.proxy.refuse()
     pair = ServerClientPair(testbed)
@@ -31,8 +31,8 @@ def test_a_destination_is_down(testbed: Testbed) -> None:
     assert pair.feeder.missing(far.folder) == []
 
 
-def test_a_destination_refuses_for_good(testbed: Testbed) -> None:
-    """What can never be delivered is told once for each file, and asked for no more; other sections go on."""
+def test_destination_rejects_permanently(testbed: Testbed) -> None:
+    """A permanent failure is logged once per file and not retried; other sections continue."""
     (testbed.root / "file").write_text("no directory")
     pair = ServerClientPair(testbed)
     wrong = client_section(
@@ -49,8 +49,8 @@ def test_a_destination_refuses_for_good(testbed: Testbed) -> None:
     assert [pair.server.lines().count(f"{name} not delivered") for name in names] == [1, 1, 1]
 
 
-def test_partials_of_others_are_cleaned(testbed: Testbed) -> None:
-    """What a killed process left half-written in a directory, an hour ago, goes with the first delivery there."""
+def test_stale_partials_are_removed(testbed: Testbed) -> None:
+    """Partials of killed processes, older than an hour, are removed with the first delivery to their directory."""
     clock = Clock(testbed.directory("clock"))
     clock.set(TWO_HOURS)
     pair = ServerClientPair(testbed)

@@ -1,4 +1,4 @@
-"""What stands in the documents about the dispatcher is so."""
+"""The dispatcher's documents match its behaviour."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ EXAMPLE = REPOSITORY / "examples" / "dispatcher"
 pytestmark = pytest.mark.skipif(not EXAMPLE.exists(), reason="the examples are not installed with the package")
 
 
-def test_the_page(tmp_path: Path) -> None:
-    """The YAML and the INI file on the page can be used, and say the same."""
+def test_dispatcher_page(tmp_path: Path) -> None:
+    """The YAML and the INI file on the page are valid and equivalent."""
     blocks = [re.search(f"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL) for kind in ("yaml", "ini")]
     found = []
     for number, block in enumerate(blocks):
@@ -32,8 +32,8 @@ def test_the_page(tmp_path: Path) -> None:
     assert found[0].warnings == found[1].warnings == ()
 
 
-def test_the_files_of_the_example_say_the_same() -> None:
-    """The two configurations of the example are one."""
+def test_example_files_are_equivalent() -> None:
+    """The two configurations of the example are equivalent."""
     yaml, ini = read_dispatcher_config(EXAMPLE / "dispatch.yaml"), read_dispatcher_config(EXAMPLE / "dispatch.ini")
     assert yaml.sections == ini.sections
     assert yaml.process == ini.process
@@ -41,8 +41,8 @@ def test_the_files_of_the_example_say_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", ["dispatch.yaml", "dispatch.ini"])
-def test_the_example(testbed: Testbed, name: str) -> None:
-    """The example delivers what its README says, and explains what it does not deliver."""
+def test_dispatcher_example(testbed: Testbed, name: str) -> None:
+    """The example delivers the files that its README lists, and explains the others."""
     folder = testbed.root / "example"
     shutil.copytree(EXAMPLE, folder)
     port = testbed.port()

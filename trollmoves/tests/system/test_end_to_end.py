@@ -1,4 +1,4 @@
-"""The whole picture: two servers, a mirror, two clients, a dispatcher, four kinds of targets; each daemon is killed."""
+"""The complete arrangement: two servers, a mirror, two clients and a dispatcher, each of which is killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trollmoves.tests.servers import openssh, pyftpd, seaweed
 
 STORY = REPOSITORY / "examples" / "end-to-end" / "scenario.py"
 FILES = 200
-IN_HAND = 20  # files that a daemon may be at work with when it is killed
+IN_HAND = 20  # files that a daemon may be working on when it is killed
 MARK = "TROLLMOVES_STORY"  # in the environment of all processes of one run
 
 needs_all = pytest.mark.skipif(
@@ -32,7 +32,7 @@ needs_all = pytest.mark.skipif(
 
 @contextmanager
 def story(keep: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the story, and see that it leaves no process and no file."""
+    """Run the story, and check that it leaves no process and no file."""
     mark = str(uuid.uuid4())
     command = [sys.executable, str(STORY), "--keep", str(keep), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, MARK: mark})
@@ -48,15 +48,15 @@ def story(keep: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def running(mark: str) -> Iterator[bytes]:
-    """Give the command lines of the processes of a run."""
+    """Return the command lines of the processes of a run."""
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it is another user's, or has ended meanwhile
+        with suppress(OSError):  # it belongs to another user, or has ended
             if f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
                 yield (process / "cmdline").read_bytes()
 
 
 def table(text: str) -> dict[str, dict[str, int]]:
-    """Give the rows of the table: numbers by the end and the name of their column."""
+    """Return the rows of the table: numbers by destination, and the name of their column."""
     columns = ("expected", "complete", "lost", "delivered again", "receipts", "again")
     rows = re.findall(r"^(client [ab]|file|ftp|sftp|s3) +(\d[\d ]*)$", text, re.MULTILINE)
     return {end: dict(zip(columns, map(int, numbers.split()), strict=True)) for end, numbers in rows}
@@ -66,8 +66,8 @@ def table(text: str) -> dict[str, dict[str, int]]:
 @pytest.mark.timeout(400)
 @needs_all
 @pytest.mark.parametrize("old", [False, True], ids=["ours", "with 0.19.0"])
-def test_the_whole_picture(tmp_path: Path, old: bool) -> None:
-    """All files are whole at every end though each daemon is killed, and none comes twice but what was in hand."""
+def test_end_to_end_story(tmp_path: Path, old: bool) -> None:
+    """All files are complete at every destination although each daemon is killed; only files in flight come twice."""
     arguments = ["--files", str(FILES)]
     if old:
         interpreter = earlier.python()
@@ -86,14 +86,14 @@ def test_the_whole_picture(tmp_path: Path, old: bool) -> None:
         assert row["delivered again"] <= IN_HAND, text
         told_before_the_kill = end in ("file", "sftp", "s3") or behind_the_old_one
         assert row["receipts"] >= row["expected"] - (IN_HAND if told_before_the_kill else 0), text
-    assert ends["ftp"]["delivered again"] == 0, text  # though client a told of some twice
+    assert ends["ftp"]["delivered again"] == 0, text  # although client a published some twice
     logs = {log.stem: log.read_text() for log in tmp_path.glob("*.log")}
     ours = [name for name in logs if not (old and name in ("server-b", "client-b"))]
     assert [name for name in ours if "Traceback" in logs[name]] == []
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    """A Ctrl-C ends the story and leaves nothing."""
+    """Ctrl-C ends the story without leftovers."""
     with story(tmp_path) as process:
         until(
             lambda: (tmp_path / "mirror.log").exists() and " chains, journal " in (tmp_path / "mirror.log").read_text(),

@@ -1,4 +1,4 @@
-"""The examples do what their pages tell, started by the very commands that stand there."""
+"""The examples behave as their pages say, started by the commands on the pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PORT = re.compile(r"\b19\d\d\d\b")
 
 
 class Example:
-    """One example, moved to the site's folder and to ports that are free; ``run`` are its daemons by configuration."""
+    """One example, copied to the testbed with free ports; ``run`` are its daemons by configuration."""
 
     def __init__(self, testbed: Testbed, name: str, **ports: int) -> None:
         self.testbed = testbed
@@ -42,7 +42,7 @@ class Example:
         assert self.run.keys() == {path.name for path in (EXAMPLES / name).glob("*.ini")}
 
     def moved(self, text: str) -> str:
-        """Give a text of the example with the site's folder and ports."""
+        """Return a text of the example with the testbed's folder and ports."""
 
         def port(match: re.Match[str]) -> str:
             return str(self.ports.setdefault(match[0], self.testbed.port()))
@@ -58,24 +58,24 @@ class Example:
         return self
 
     def put(self, name: str, data: bytes = b"segment\n") -> Path:
-        """Let a file appear at once under its name."""
+        """Create a file under its final name atomically."""
         staged = self.testbed.root / "staged"
         staged.write_bytes(data)
         return staged.rename(self.testbed.root / name)
 
     def arrives(self, name: str, data: bytes = b"segment\n") -> None:
-        """Wait until a file is there."""
+        """Wait until a file exists."""
         path = self.testbed.root / name
         until(path.exists, what=f"{name} arrives:\n" + "\n".join(p.lines()[-1000:] for p in self.run.values()))
         assert path.read_bytes() == data
 
     def says(self, config: str, part: str) -> None:
-        """Wait until the log of a daemon says this."""
+        """Wait until the log of a daemon contains a text."""
         self.run[config].wait_for_line(part)
 
 
 def test_protocols(testbed: Testbed) -> None:
-    """A file arrives by every protocol."""
+    """A file is delivered by every protocol."""
     if seaweed.missing() or importlib.util.find_spec("boto3") is None:
         pytest.skip(f"missing: {seaweed.missing() or 'boto3'}")
     ssh, ftp = RemoteDirectory(testbed, "sftp", testbed.root), RemoteDirectory(testbed, "ftp", testbed.root)
@@ -84,7 +84,7 @@ def test_protocols(testbed: Testbed) -> None:
     keys = testbed.directory("home/.aws") / "credentials"
     keys.write_text(f"[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
     example = Example(testbed, "protocols", p19022=ssh.port, p19021=ftp.port, p19333=s3.port)
-    for place in (ssh, ftp):  # they are behind an address of their own
+    for place in (ssh, ftp):  # their servers have an address that is not used by others
         path = example.run["client.ini"].config
         path.write_text(path.read_text().replace(f"127.0.0.1:{place.port}", place.address))
     example.start()
@@ -97,7 +97,7 @@ def test_protocols(testbed: Testbed) -> None:
 
 
 def test_end_to_end(testbed: Testbed) -> None:
-    """A file that two servers announce comes to both clients and, through the dispatcher, to a directory."""
+    """A file that two servers announce reaches both clients and, through the dispatcher, a directory."""
     example = Example(testbed, "end-to-end")
     text = example.moved((EXAMPLES / "end-to-end" / "dispatch.yaml").read_text())
     for target in ("ftp", "sftp", "s3"):
@@ -113,7 +113,7 @@ def test_end_to_end(testbed: Testbed) -> None:
 
 
 def test_several_servers(testbed: Testbed) -> None:
-    """Files of two servers arrive once and are removed on both sides; one server is enough."""
+    """Files of two servers arrive once and are removed on both; one server is enough."""
     example = Example(testbed, "several-servers").start()
     both = [example.put(f"reception-{x}/H-MSG4-000001") for x in "ab"]
     example.arrives("arrived/H-MSG4-000001")
@@ -126,7 +126,7 @@ def test_several_servers(testbed: Testbed) -> None:
 
 
 def test_hot_spare(testbed: Testbed) -> None:
-    """The primary delivers, the spare when that is killed, and the primary again when it is back."""
+    """The primary delivers, the spare while the primary is dead, and the primary again after its restart."""
     example = Example(testbed, "hot-spare").start()
     primary = example.run["primary.ini"]
     for client in ("primary.ini", "spare.ini"):
@@ -144,7 +144,7 @@ def test_hot_spare(testbed: Testbed) -> None:
 
 
 def test_provider_topics(testbed: Testbed) -> None:
-    """From each server arrives what is wanted of it."""
+    """From each server the files of its topic arrive."""
     example = Example(testbed, "provider-topics").start()
     for name in ("geo/quicklook-1", "polar/quicklook-1", "geo/hrit-1", "polar/viirs-1"):
         example.put(name)
@@ -154,7 +154,7 @@ def test_provider_topics(testbed: Testbed) -> None:
 
 
 def test_unpacking(testbed: Testbed) -> None:
-    """One kind of file is unpacked by the server, the other one by the client; what was packed goes."""
+    """One kind of file is unpacked by the server, another by the client; archives are removed."""
     example = Example(testbed, "unpacking").start()
     packed = example.put("incoming/single.bz2", bz2.compress(b"segment\n"))
     example.put("incoming/both.tar", archive("one", "two"))
@@ -164,7 +164,7 @@ def test_unpacking(testbed: Testbed) -> None:
 
 
 def test_remote_files(testbed: Testbed) -> None:
-    """It is told where a file, and each file in an archive, can be read."""
+    """Messages say where a file, and each file in an archive, can be read."""
     example = Example(testbed, "remote-files").start()
     page = (EXAMPLES / "remote-files" / "README.md").read_text()
     address = example.moved("127.0.0.1:19010")
@@ -185,7 +185,7 @@ def test_remote_files(testbed: Testbed) -> None:
 
 
 def archive(*names: str) -> bytes:
-    """Give a tar archive."""
+    """Return a tar archive."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name in names:
@@ -196,7 +196,7 @@ def archive(*names: str) -> bytes:
 
 
 def test_exposed_mirror(testbed: Testbed) -> None:
-    """A customer gets what is agreed, another one who asks for more gets nothing, and no link leads out."""
+    """A customer gets the agreed files, a client that requests more gets none, and links cannot lead out."""
     example = Example(testbed, "exposed-mirror").start()
     secret = testbed.root / "secret"
     secret.write_text("secret")

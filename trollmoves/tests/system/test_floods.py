@@ -1,4 +1,4 @@
-"""Whatever one host sends, and however much of it, the clients of others are served."""
+"""A host that floods a server does not stop other clients from being served."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trollmoves.tests.helpers.waiting import until
 
 SAMPLES = 25
 TIMES_SLOWER = 2.0
-ROOM = 0.02  # s more than that which a busy machine may take
+ROOM = 0.02  # s of tolerance on a busy machine
 MEMORY = 500  # MB
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow]
@@ -28,17 +28,17 @@ pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 @pytest.fixture
 def processors() -> Iterator[set[int]]:
-    """Leave one processor to the flood, where there are two: one from elsewhere would not use those of the server."""
+    """Reserve one processor for the flood, if there are two: a remote flood would not use the server's processors."""
     every = os.sched_getaffinity(0)
     floods = {max(every)}
-    os.sched_setaffinity(0, every - floods or every)  # our children's too
+    os.sched_setaffinity(0, every - floods or every)  # including child processes
     yield floods
     os.sched_setaffinity(0, every)
 
 
 @pytest.fixture
 def pair(tmp_path: Path, processors: set[int]) -> Iterator[ServerClientPair]:
-    """A server and a client that have had a file."""
+    """A server and a client that have moved one file."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed).start()
         pair.feeder.feed(1)
@@ -47,7 +47,7 @@ def pair(tmp_path: Path, processors: set[int]) -> Iterator[ServerClientPair]:
 
 
 def latencies(pair: ServerClientPair) -> tuple[float, float]:
-    """Give the medians of the seconds in which a ping is answered, and a file is there and told of."""
+    """Return the median seconds of a ping, and of a file up to its receipt."""
     pings, files = [], []
     with RequestSocket(pair.request_port) as line:
         line.ping()
@@ -64,7 +64,7 @@ def latencies(pair: ServerClientPair) -> tuple[float, float]:
 
 @contextmanager
 def flood(kind: str, port: int, processors: set[int]) -> Iterator[None]:
-    """Flood a port meanwhile, from these processors."""
+    """Flood a port during the block, from these processors."""
     command = [sys.executable, "-m", "trollmoves.tests.helpers.flooding", kind, str(port)]
     flooding = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     os.sched_setaffinity(flooding.pid, processors)
@@ -77,7 +77,7 @@ def flood(kind: str, port: int, processors: set[int]) -> Iterator[None]:
 
 
 def memory(pair: ServerClientPair) -> float:
-    """Give the MB that the server has in memory."""
+    """Return the resident memory of the server in MB."""
     assert pair.server.popen
     with open(f"/proc/{pair.server.popen.pid}/statm") as stream:
         return int(stream.read().split()[1]) * 4096 / 1e6
@@ -96,10 +96,10 @@ SAYS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flood_does_not_hold_up_others(kind: str, pair: ServerClientPair, processors: set[int]) -> None:
+def test_flood_does_not_delay_others(kind: str, pair: ServerClientPair, processors: set[int]) -> None:
     """Others are served within twice their usual time while one host floods a server.
 
-    It says so in a few lines, and keeps its memory small.
+    The server logs the flood in a few lines and keeps its memory small.
     """
     before = latencies(pair)
     pair.server.mark_log()

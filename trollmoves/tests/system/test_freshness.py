@@ -1,4 +1,4 @@
-"""New files do not wait behind those that an outage has held up."""
+"""New files do not wait behind a backlog from an outage."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
 
 COUNT = 100
-SOME = 15_000  # bytes that the far end takes at first
+SOME = 15_000  # bytes that the remote server accepts at first
 
 
 def test_after_an_outage_of_the_destination(testbed: Testbed) -> None:
-    """When a destination is back, what appears now is there before most of what could not be delivered."""
+    """After an outage of the destination, new files arrive before most of the backlog."""
     place = RemoteDirectory(testbed, "ftp", testbed.directory("out"))
     pair = ServerClientPair(testbed, destination=place.url).start()
     place.proxy.refuse()
@@ -36,7 +36,7 @@ def test_after_an_outage_of_the_destination(testbed: Testbed) -> None:
 
 
 def test_priority(testbed: Testbed) -> None:
-    """Of sections that wait for a worker, that with the higher priority is done first."""
+    """Of sections that wait for a worker, the one with the highest priority is served first."""
     place = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
     place.proxy.stall_after(0)
     priorities = {"keeps the worker": 9, "usual": 0, "urgent": 5}
@@ -51,7 +51,9 @@ def test_priority(testbed: Testbed) -> None:
     server_process = testbed.server(server, publish_port).start(wait=False)
     testbed.client(client).start()
     server_process.wait_until_ready()
-    feeders["keeps the worker"].feed(2 * PREFETCH)  # more than is in hand: what waits is looked at before all are done
+    feeders["keeps the worker"].feed(
+        2 * PREFETCH
+    )  # more than fit in flight: the journal is read again before all are done
     until(lambda: place.proxy.open, what="the worker is kept")
     for name in ("usual", "urgent"):
         feeders[name].feed(8)

@@ -1,4 +1,4 @@
-"""Garbage and changed messages, thrown at running daemons: each goes on, and does what it is for."""
+"""Fuzzing of running daemons: malformed and mutated messages stop no daemon and no delivery."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from trollmoves.tests.helpers.waiting import until
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 200  # requests on their way
+AT_ONCE = 200  # requests in transit
 PEERS = 8
 UNFORESEEN = ("Traceback", "internal error", "unexpected error")
 STAMP = "sat@elsewhere 2025-01-02T03:04:05.678 v1.01"
@@ -39,20 +39,20 @@ STAMP = "sat@elsewhere 2025-01-02T03:04:05.678 v1.01"
 
 @pytest.fixture
 def testbed(tmp_path: Path) -> Iterator[Testbed]:
-    """Give a place for daemons."""
+    """A testbed for daemons."""
     with Testbed(tmp_path) as found:
         yield found
 
 
 def memory(process: Process) -> int:
-    """Give the resident memory of a process in MB."""
+    """Return the resident memory of a process in MB."""
     assert process.popen is not None
     status = Path(f"/proc/{process.popen.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) // 1000
 
 
 def assert_sound(process: Process, tried: int, seconds: float) -> None:
-    """See that a daemon runs, and that nothing happened in it that nobody foresaw."""
+    """Check that a daemon runs and has logged no unexpected error."""
     assert process.is_running()
     lines = process.lines()
     for word in UNFORESEEN:
@@ -62,7 +62,7 @@ def assert_sound(process: Process, tried: int, seconds: float) -> None:
 
 
 class Crowd:
-    """Peers of a server that send it anything; from time to time one goes and another comes."""
+    """Clients that send random data to a server; from time to time one disconnects and another connects."""
 
     def __init__(self, port: int) -> None:
         self._address = f"tcp://{HOST}:{port}"
@@ -83,7 +83,7 @@ class Crowd:
         return peer
 
     def send(self, frames: list[bytes]) -> None:
-        """Send frames through one of the peers."""
+        """Send frames through one of the clients."""
         number = self._sent % PEERS
         self._peers[number].send_multipart(frames)
         self._sent += 1
@@ -94,7 +94,7 @@ class Crowd:
             self._peers[number] = self._peer()
 
     def drain(self) -> None:
-        """Wait until all that was sent has been looked at: each peer's ping, its last word, is answered."""
+        """Wait until everything sent has been processed: the ping that each client sends last is answered."""
         for peer in self._peers:
             token = f"{time.monotonic_ns()}"
             peer.send_multipart([b"", f"pytroll://{token} ping {STAMP}".encode()])
@@ -105,12 +105,12 @@ class Crowd:
 
 
 def heads(*kinds: str) -> list[str]:
-    """Give the beginnings of valid messages."""
+    """Return prefixes of valid messages."""
     return [f"pytroll:/{TOPIC} {kind} {STAMP}" for kind in kinds]
 
 
 def requests(announced: dict[str, Any], out: Path) -> list[dict[str, Any]]:
-    """Give the data of valid requests for an announced file."""
+    """Return the data of valid requests for an announced file."""
     mark = {"id": "fuzz/hrit/1", "timeout": 5.0, "unless_delivered_to": ["other/hrit"]}
     plain = {key: value for key, value in announced.items() if key != "announcement"}
     log = announced.get("announcement", {}).get("log", "")
@@ -125,7 +125,7 @@ def requests(announced: dict[str, Any], out: Path) -> list[dict[str, Any]]:
 
 
 def attack(port: int, announced: dict[str, Any], out: Path, count: int, seed: int) -> None:
-    """Throw changed requests at a request port."""
+    """Send mutated requests to a request port."""
     fuzz, valid = Fuzz(seed), requests(announced, out)
     kinds = heads("push", "push", "push", "ack", "info", "ping", "replay", "wait", "file", "pong")
     with Crowd(port) as crowd:
@@ -135,7 +135,7 @@ def attack(port: int, announced: dict[str, Any], out: Path, count: int, seed: in
 
 
 def preach(voice: RecordedPublisher, announced: list[dict[str, Any]], count: int, seed: int) -> None:
-    """Publish changed announcements and heartbeats; who subscribed to their topic hears them."""
+    """Publish mutated announcements and heartbeats to the subscribers of their topic."""
     fuzz = Fuzz(seed)
     beat = {"min_interval": 30, "logs": [{"log": "x/hrit", "number": 3, "request_address": f"{HOST}:1"}], "client": "x"}
     keep = len(f"pytroll:/{TOPIC}")
@@ -151,7 +151,7 @@ def preach(voice: RecordedPublisher, announced: list[dict[str, Any]], count: int
 
 
 def strange_announcements(address: str) -> list[dict[str, Any]]:
-    """Give the data of announcements by somebody whose request port is at ``address``."""
+    """Return the data of announcements of a server whose request port is at ``address``."""
     one = {
         "uid": "strange",
         "uri": f"file://{HOST}/nowhere/strange",
@@ -171,7 +171,7 @@ def strange_announcements(address: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_server(testbed: Testbed) -> None:
-    """A server that is asked for anything, in any form, still serves what it announced."""
+    """A server that receives arbitrary requests still serves its announced files."""
     count, out = scaled(20_000), testbed.directory("out")
     pair = ServerClientPair(testbed, {"allowed_destinations": str(testbed.root), "station": "x"}, destination=out)
     pair.start()
@@ -188,7 +188,7 @@ def test_server(testbed: Testbed) -> None:
 
 @pytest.mark.slow
 def test_client(testbed: Testbed) -> None:
-    """A client that is told anything, in any form, still fetches what is announced properly."""
+    """A client that receives arbitrary messages still fetches valid announcements."""
     count, stranger = scaled(20_000), testbed.port()
     feeder, out = testbed.feeder(), testbed.directory("out")
     published, request_port, told = testbed.port(), testbed.port(), testbed.port()
@@ -209,7 +209,7 @@ def test_client(testbed: Testbed) -> None:
 
 @pytest.mark.slow
 def test_mirror(testbed: Testbed) -> None:
-    """A mirror that is told and asked anything, in any form, still announces and hands on what it should."""
+    """A mirror that receives arbitrary messages and requests still announces and relays files."""
     count, stranger = scaled(10_000), testbed.port()
     feeder, out = testbed.feeder(), testbed.directory("out")
     published, mirrored, request_port = testbed.port(), testbed.port(), testbed.port()
@@ -233,7 +233,7 @@ def test_mirror(testbed: Testbed) -> None:
 
 
 def handed_on(feeder: Feeder, announced: RecordingSubscriber, port: int, out: Path) -> dict[str, Any]:
-    """Feed a file, wait until a mirror announces it and ask for it; give what was announced."""
+    """Feed a file, wait until a mirror announces it, and request it; return its announcement."""
     (name,) = feeder.feed(1)
     until(lambda: announced.of_file(name), 100, "it is announced")
     text = next(text for text in announced.texts if name in text)
@@ -247,7 +247,7 @@ def handed_on(feeder: Feeder, announced: RecordingSubscriber, port: int, out: Pa
 
 @pytest.mark.slow
 def test_dispatcher(testbed: Testbed) -> None:
-    """A dispatcher that is told anything, in any form, still delivers what it should."""
+    """A dispatcher that receives arbitrary messages still delivers."""
     count = scaled(20_000)
     conditions = [{"sensor": ["viirs", "avhrr"], "orbit": ">5"}, {"except": {"platform_name": "NOAA-21"}}]
     target = {
@@ -278,7 +278,7 @@ def test_dispatcher(testbed: Testbed) -> None:
 
 
 class Liar:
-    """A request port that answers with garbage, or not at all."""
+    """A request port that replies with random data, or not at all."""
 
     def __init__(self) -> None:
         self._context = zmq.Context()
@@ -315,7 +315,7 @@ class Liar:
 def wait_until_heard(
     voice: RecordedPublisher, server: Process, feeder: Feeder, ear: RecordingSubscriber, fuzzed: Process
 ) -> None:
-    """Wait until all that a stranger said was heard, and a proper file is fetched after it."""
+    """Wait until all fuzzed messages are processed, and a valid file sent after them is fetched."""
     mark = "that-was-it"
     voice.publish_bytes(f"pytroll:/{TOPIC} {mark}".encode())
     fuzzed.wait_for_line(mark, seconds=60 * max(1, SCALE))

@@ -1,4 +1,4 @@
-"""Two clients with sections of one name: one transfers, the other steps in when that one dies."""
+"""Two clients with sections of one name: a primary that transfers, and a spare that takes over when it dies."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trollmoves.tests.servers.proxy import Proxy
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
 
 DELAY = 2.0  # s, the spare's processing_delay
-TAKEOVER = 5.0  # s; the default of 30 would make the tests as slow
+TAKEOVER = 5.0  # s; with the default of 30 the tests would be slow
 SIZE = 300_000
-LONG = 2 * TAKEOVER  # s that a slow transfer takes
+LONG = 2 * TAKEOVER  # s of a slow transfer
 
 
 class Spares:
-    """A server, a primary and a spare, each with an ear; the files go by FTP through a proxy to one place."""
+    """A server, a primary and a spare, each with a subscriber; files go by FTP through a proxy to one directory."""
 
     def __init__(self, testbed: Testbed, *, old: str = "", apart: bool = False) -> None:
         if why := pyftpd.missing():
@@ -52,12 +52,12 @@ class Spares:
         self.by_primary, self.by_spare = testbed.subscriber(primary_port), testbed.subscriber(spare_port)
 
     def start(self) -> Spares:
-        """Start all three, and see that each client hears the server and its peer."""
+        """Start all three, and check that each client is connected to the server and its peer."""
         for process in (self.server, self.primary, self.spare):
             process.start(wait=False)
         for process in (self.server, self.primary, self.spare):
             process.wait_until_ready()
-        time.sleep(1.5)  # subscriptions of old clients are seen by nobody
+        time.sleep(1.5)  # subscriptions of old clients are not visible
         for name in names(100_000):
             self.feeder.put(name)
             try:
@@ -68,28 +68,28 @@ class Spares:
         return self
 
     def receipts(self) -> list[str]:
-        """Give the names of the files that were told to be there, by either of the clients."""
+        """Return the names in the receipts of both clients."""
         return self.by_primary.receipts() + self.by_spare.receipts()
 
     def slow_down(self) -> None:
-        """Let a file of ``SIZE`` take ``LONG`` seconds."""
+        """Slow the proxy down so that a file of ``SIZE`` takes ``LONG`` seconds."""
         self.proxy.rate = SIZE / LONG
 
     def check(self, *fed: str) -> None:
-        """Check that each file is whole, and was told of once."""
+        """Check that each file is complete and has one receipt."""
         for name in fed:
             assert (self.target / name).read_bytes() == self.feeder.fed[name]
             assert self.receipts().count(name) == 1, name
 
 
 def told(spares: Spares, *fed: str, seconds: float = 60) -> None:
-    """Wait until all of the files were told of."""
+    """Wait until all files have a receipt."""
     until(lambda: set(fed) <= set(spares.receipts()), seconds, "receipts")
 
 
 @pytest.mark.slow
-def test_the_primary_lives(testbed: Testbed) -> None:
-    """While the primary lives it alone asks, and the spare takes what it did as done, also when a transfer is long."""
+def test_living_primary_transfers_alone(testbed: Testbed) -> None:
+    """While the primary lives, it alone sends requests, and the spare records its files as done."""
     spares = Spares(testbed).start()
     quick = spares.feeder.feed(10)
     told(spares, *quick)
@@ -97,14 +97,14 @@ def test_the_primary_lives(testbed: Testbed) -> None:
     (slow,) = spares.feeder.feed(size=SIZE)
     told(spares, slow)
     assert spares.by_spare.of_type("push", "file") == []
-    time.sleep(TAKEOVER + DELAY)  # what is not done cannot be waited for
+    time.sleep(TAKEOVER + DELAY)  # an absent event cannot be awaited
     assert spares.by_spare.of_type("push", "file") == []
     assert spares.server.lines().count(" delivered ") == len(spares.feeder.fed)
     spares.check(*quick, slow)
 
 
 def test_killed_before_push(testbed: Testbed) -> None:
-    """A primary that is dead before it asks costs nothing, and gets nothing twice when it comes back."""
+    """A primary that dies before its request causes no loss, and no duplicate after its restart."""
     spares = Spares(testbed).start()
     spares.primary.kill()
     fed = spares.feeder.feed(10)
@@ -114,8 +114,8 @@ def test_killed_before_push(testbed: Testbed) -> None:
     spares.check(*fed)
 
 
-def test_each_has_a_place_of_its_own(testbed: Testbed) -> None:
-    """Clients that come back leave alone what their peer has had sent to a place of its own."""
+def test_each_client_has_its_own_directory(testbed: Testbed) -> None:
+    """After a restart, a client leaves its peer's files in the peer's directory alone."""
     spares = Spares(testbed, apart=True).start()
     spares.primary.kill()
     fed = spares.feeder.feed(10)
@@ -132,7 +132,7 @@ def test_each_has_a_place_of_its_own(testbed: Testbed) -> None:
 
 
 def test_both_were_away(testbed: Testbed) -> None:
-    """What was announced while primary and spare were away is had, and told of, by one of them when they are back."""
+    """Files announced while primary and spare were down are fetched and published by one of them."""
     spares = Spares(testbed).start()
     assert spares.primary.terminate() == spares.spare.terminate() == 0
     fed = spares.feeder.feed(20)
@@ -145,7 +145,7 @@ def test_both_were_away(testbed: Testbed) -> None:
 
 @pytest.mark.slow
 def test_killed_after_push_and_during_the_transfer(testbed: Testbed) -> None:
-    """A primary that dies while its file is under way is replaced, and the transfer is not made twice."""
+    """A primary that dies during its transfer is replaced, and the transfer is not repeated."""
     spares = Spares(testbed).start()
     spares.slow_down()
     (name,) = spares.feeder.feed(size=SIZE)
@@ -160,12 +160,12 @@ def test_killed_after_push_and_during_the_transfer(testbed: Testbed) -> None:
 
 
 def test_killed_before_ack(testbed: Testbed) -> None:
-    """A primary that dies after the transfer and before it tells of it is replaced; back, it does not tell again."""
+    """A primary that dies after the transfer, before its receipt, is replaced; it publishes no second receipt."""
     spares = Spares(testbed).start()
     spares.slow_down()
     (name,) = spares.feeder.feed(size=SIZE)
     until(lambda: [one for one in spares.by_primary.of_file(name) if one.type == "push"], what="push")
-    spares.primary.send(signal.SIGSTOP)  # it does not hear the answer
+    spares.primary.send(signal.SIGSTOP)  # it does not receive the reply
     spares.proxy.rate = 0
     spares.server.wait_for_line(f"delivered {name}")
     spares.primary.kill()
@@ -177,7 +177,7 @@ def test_killed_before_ack(testbed: Testbed) -> None:
 
 
 def come_back(spares: Spares) -> None:
-    """Start the primary again, and see that it takes its place."""
+    """Start the primary again, and check that it takes over."""
     before = len(spares.by_spare.of_type("push"))
     spares.primary.start()
     spares.proxy.rate = 0
@@ -191,9 +191,9 @@ def come_back(spares: Spares) -> None:
 
 @pytest.mark.parametrize("old", ["primary", "spare"])
 def test_mixed_with_an_old_client(testbed: Testbed, old: str) -> None:
-    """With an old client as primary or spare the other one steps in when the primary is killed."""
+    """With an old client as primary or spare, the other takes over when the primary is killed."""
     spares = Spares(testbed, old=old).start()
-    fed = spares.feeder.feed(2)  # which an old client asks for long before its spare's turn, also when it is slow
+    fed = spares.feeder.feed(2)  # an old client requests it long before its spare, also when it is slow
     told(spares, *fed)
     time.sleep(2 * DELAY)
     assert sorted(spares.receipts()[-2:]) == sorted(fed)

@@ -1,4 +1,4 @@
-"""Sites upgrade one host at a time: we work with the earlier implementation on either side, and faster than it."""
+"""Interoperation with the earlier implementation on either side, and the speed ratio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
 
 COUNT = 50
-OLD_COUNT = 60  # files, to see how fast the old one is
+OLD_COUNT = 60  # files, to measure the speed of the earlier implementation
 NEW_COUNT = 2000
 TIMES_FASTER = 50
 TRIES = 4
@@ -30,7 +30,7 @@ def begin(pair: ServerClientPair) -> None:
 
 
 def connect(feeder: Feeder, received: RecordingSubscriber) -> None:
-    """Feed files until one arrives: an old server repeats nothing that it said before somebody had connected."""
+    """Feed files until one arrives: an old server does not repeat announcements made before the subscription."""
     for name in names(100_000):
         feeder.put(name)
         with suppress(AssertionError):
@@ -40,7 +40,7 @@ def connect(feeder: Feeder, received: RecordingSubscriber) -> None:
 
 
 def test_old_server(testbed: Testbed) -> None:
-    """Our client gets every file from an old server, and tells of it as it does with ours."""
+    """Our client gets every file from an old server, and publishes the same receipts."""
     pair = ServerClientPair(testbed)
     pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
@@ -49,7 +49,7 @@ def test_old_server(testbed: Testbed) -> None:
     for name in names:
         announced = until(lambda name=name: pair.announced.of_file(name))[0].data  # type: ignore[misc]  # some come twice
         heard = pair.received.of_file(name)
-        assert [one.type for one in heard] == ["push"] * (len(heard) - 2) + ["ack", "file"]  # more when it is slow
+        assert [one.type for one in heard] == ["push"] * (len(heard) - 2) + ["ack", "file"]  # more if it is slow
         assert heard[-2].data == announced
         receipt = announced | {"uri": str(pair.target / name), "origin": f"{HOST}:{pair.request_port}"}
         del receipt["request_address"]
@@ -57,7 +57,7 @@ def test_old_server(testbed: Testbed) -> None:
 
 
 def test_old_server_is_restarted(testbed: Testbed) -> None:
-    """Our client goes on with an old server that was restarted."""
+    """Our client continues with an old server that was restarted."""
     pair = ServerClientPair(testbed, transfer_req_timeout=2)
     pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
@@ -68,8 +68,8 @@ def test_old_server_is_restarted(testbed: Testbed) -> None:
     pair.wait_until_done(60)
 
 
-def test_away_from_an_old_server(testbed: Testbed) -> None:
-    """What an old server announced while our client was away, which cannot be asked for, is named in the log."""
+def test_missed_announcements_of_an_old_server(testbed: Testbed) -> None:
+    """Announcements of an old server that our client missed, and cannot request, are named in the log."""
     pair = ServerClientPair(testbed)
     pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
@@ -88,7 +88,7 @@ def test_away_from_an_old_server(testbed: Testbed) -> None:
 
 
 def test_old_client(testbed: Testbed) -> None:
-    """An old client gets every file from our server, and tells of it."""
+    """An old client gets every file from our server, and publishes receipts."""
     pair = ServerClientPair(testbed, login="sat:gehe1m")
     pair.client = earlier.client(testbed, pair.client_sections)
     begin(pair)
@@ -100,7 +100,7 @@ def test_old_client(testbed: Testbed) -> None:
 
 
 def test_old_client_of_a_server_that_is_restarted(testbed: Testbed) -> None:
-    """An old client goes on with our server that was restarted, and gets what it had not asked for."""
+    """An old client continues with our server after its restart, and gets the files it had not requested."""
     pair = ServerClientPair(testbed)
     pair.client = earlier.client(testbed, pair.client_sections)
     begin(pair)
@@ -112,7 +112,7 @@ def test_old_client_of_a_server_that_is_restarted(testbed: Testbed) -> None:
 
 
 def test_old_and_new_server_of_the_same_files(testbed: Testbed) -> None:
-    """Our client fetches what an old and a new server announce once, and tells each one that it is not needed."""
+    """Our client fetches files that an old and a new server announce once, and acks the other server."""
     target, client_port = testbed.directory("out"), testbed.port()
     old_feeder, new_feeder = testbed.feeder("old"), testbed.feeder("new")
     ports = [testbed.port(), testbed.port()]
@@ -142,7 +142,7 @@ def test_old_and_new_server_of_the_same_files(testbed: Testbed) -> None:
 
 
 def test_two_clients_of_one_server(testbed: Testbed) -> None:
-    """An old and a new client of our server get every file, each where it wants it."""
+    """An old and a new client of our server get every file, each at its destination."""
     pair = ServerClientPair(testbed)
     target, port = testbed.directory("old-out"), testbed.port()
     old = earlier.client(testbed, {"other": client_section(pair.publish_port, target, port)})
@@ -158,7 +158,7 @@ def test_two_clients_of_one_server(testbed: Testbed) -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_how_much_faster(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """Files that appear at once arrive at least 50 times as fast as with the earlier implementation."""
+    """Files that appear together arrive at least 50 times as fast as with the earlier implementation."""
     with Testbed(tmp_path) as testbed:
         old = ServerClientPair(testbed)
         old.server = earlier.server(testbed, old.server_sections, old.publish_port)
@@ -177,7 +177,7 @@ def test_how_much_faster(tmp_path: Path, record_property: Callable[[str, object]
 
 
 def rate(pair: ServerClientPair, count: int) -> float:
-    """Give the files a second from the appearance of the first to the receipt of the last."""
+    """Return the files per second between the first appearance and the last receipt."""
     started = time.monotonic()
     pair.feeder.feed(count)
     pair.wait_until_done(100)

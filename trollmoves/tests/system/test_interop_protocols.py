@@ -1,4 +1,4 @@
-"""We work with the earlier implementation on either side also where files go over the network."""
+"""Interoperation with the earlier implementation over network protocols."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNT = 10
 @pytest.mark.parametrize("scheme", ["ftp", "scp"])
 @pytest.mark.parametrize("old", ["server", "client"])
 def test_old_peer(tmp_path: Path, old: str, scheme: str) -> None:
-    """Every file arrives whole, and is told of with its place there."""
+    """Every file arrives complete, with its destination in the receipt."""
     with Testbed(tmp_path) as testbed:
         place = RemoteDirectory(testbed, scheme, testbed.directory("out"))
         pair = ServerClientPair(testbed, destination=place.url)
@@ -38,15 +38,15 @@ def test_old_peer(tmp_path: Path, old: str, scheme: str) -> None:
             assert told[name].endswith(f"/{path}")
 
 
-def test_old_server_tells_again_what_it_has(tmp_path: Path) -> None:
-    """What an old server announces again when it is started again is not fetched again."""
+def test_repeated_announcements_of_an_old_server(tmp_path: Path) -> None:
+    """Announcements that an old server repeats after its restart are not fetched again."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed)
         pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
         begin(pair)
         names = pair.feeder.feed(COUNT)
         pair.wait_until_done()
-        for _ in range(10):  # until we, and so the client, have connected again before it begins
+        for _ in range(10):  # until the test, and therefore the client, has reconnected
             announced = len(pair.announced.of_type("file"))
             pair.server.kill()
             pair.server.start()

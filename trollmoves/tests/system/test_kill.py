@@ -1,4 +1,4 @@
-"""Nothing is lost when a daemon is killed, stopped or away, whatever it was doing."""
+"""Kills, stops and outages of daemons under load: nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
 
 BURST = 1000
-BACKLOG = 300  # of which many are asked for at once
+BACKLOG = 300  # of which many are requested concurrently
 ROUNDS = 3
-ASK_AGAIN = 1  # s after which a client asks again: a server that was killed answers nobody
+ASK_AGAIN = 1  # s after which a client repeats a request to a killed server
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[ServerClientPair]:
-    """A server and a client that runs."""
+    """A server and a running client."""
     with Testbed(tmp_path) as testbed:
         yield ServerClientPair(testbed, transfer_req_timeout=ASK_AGAIN).start()
 
 
 def kill_in_the_middle(pair: ServerClientPair, victim: Process) -> None:
-    """Feed bursts, and at a random moment of each kill the victim and start it again."""
+    """Feed bursts; at a random moment of each, kill the victim and start it again."""
     for _ in range(ROUNDS):
         before = len(set(pair.received.receipts()))
         pair.feeder.feed(BURST)
@@ -39,17 +39,17 @@ def kill_in_the_middle(pair: ServerClientPair, victim: Process) -> None:
 
 
 def test_server_is_killed(pair: ServerClientPair) -> None:
-    """After a server was killed in a burst every file is whole at the target and told of."""
+    """After a server was killed in a burst, every file is complete and published."""
     kill_in_the_middle(pair, pair.server)
 
 
 def test_client_is_killed(pair: ServerClientPair) -> None:
-    """After a client was killed in a burst every file is whole at the target and told of."""
+    """After a client was killed in a burst, every file is complete and published."""
     kill_in_the_middle(pair, pair.client)
 
 
 def test_server_is_killed_while_files_appear(pair: ServerClientPair) -> None:
-    """Files that appear while their server dies, and is away, are announced and delivered after its restart."""
+    """Files that appear while their server is down are announced and delivered after its restart."""
     pair.feeder.feed(200)
     pair.server.kill()
     pair.feeder.feed(200)
@@ -59,7 +59,7 @@ def test_server_is_killed_while_files_appear(pair: ServerClientPair) -> None:
 
 
 def test_both_are_killed(pair: ServerClientPair) -> None:
-    """After both were killed in a burst every file is whole at the target and told of."""
+    """After both were killed in a burst, every file is complete and published."""
     pair.feeder.feed(BURST)
     pair.received.wait_for(random.randrange(1, BURST), "file")
     pair.client.kill()
@@ -81,8 +81,8 @@ def test_stopped_in_a_burst(pair: ServerClientPair, which: str) -> None:
     pair.wait_until_done(60)
 
 
-def test_client_was_away(pair: ServerClientPair) -> None:
-    """A client that was away has everything fetched that was announced meanwhile, without any further file."""
+def test_client_was_down(pair: ServerClientPair) -> None:
+    """A client that was down fetches all missed files, without waiting for a further announcement."""
     pair.feeder.feed(10)
     pair.wait_until_done()
     assert pair.client.terminate() == 0
@@ -114,7 +114,7 @@ def test_new_file_does_not_wait_behind_the_backlog(testbed: Testbed) -> None:
 
 
 def test_server_restarts_while_the_client_stays(pair: ServerClientPair) -> None:
-    """A client goes on with a server that was restarted, misses nothing that it announces at once, and repeats none."""
+    """A client continues with a restarted server, misses none of its announcements, and repeats none."""
     pair.feeder.feed(20)
     pair.wait_until_done()
     assert pair.server.terminate() == 0
@@ -126,7 +126,7 @@ def test_server_restarts_while_the_client_stays(pair: ServerClientPair) -> None:
 
 
 def test_server_loses_its_journal(pair: ServerClientPair, tmp_path: Path) -> None:
-    """A server that has lost its journal announces what is there again, and new files arrive."""
+    """A server that lost its journal announces the existing files again, and new files arrive."""
     pair.feeder.feed(20)
     pair.wait_until_done()
     pair.server.kill()
@@ -137,8 +137,8 @@ def test_server_loses_its_journal(pair: ServerClientPair, tmp_path: Path) -> Non
     pair.wait_until_done()
 
 
-def test_nothing_half_is_seen(pair: ServerClientPair) -> None:
-    """Whoever looks at the target at any moment sees whole files only, also while the server is killed."""
+def test_readers_see_complete_files_only(pair: ServerClientPair) -> None:
+    """A reader of the target sees only complete files at any moment, also while the server is killed."""
     size = 3_000_000
     seen = 0
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Known secrets, with characters that URLs encode, are in nothing that a daemon says, whatever becomes of them."""
+"""Secrets, with characters that URLs encode, appear in no output of a daemon under any condition."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PASSPHRASE = "0pen/s3same@home"
 SECRETS = (asyncsshd.PASSWORD, pyftpd.PASSWORD, seaweed.SECRET, WRONG, PASSPHRASE)
 TOLD_BY_NOBODY = ("s3cr3t", "wr0ng", "s3same", "pass@word", "pass%40word", "p@ss")
 
-# What an operator may turn on: every library at its most talkative.
+# The most verbose logging of every library that an operator can configure.
 LOUD = {
     "version": 1,
     "formatters": {"level": {"format": "%(levelname)s %(name)s %(message)s"}},
@@ -50,7 +50,7 @@ LOUD = {
 
 
 def traces() -> Iterator[str]:
-    """Give what a secret may look like where it has leaked."""
+    """Return the forms in which a secret could leak."""
     yield from TOLD_BY_NOBODY
     for secret in SECRETS:
         yield from {secret, quote(secret), quote(secret, safe=""), repr(secret)[1:-1]}
@@ -58,7 +58,7 @@ def traces() -> Iterator[str]:
 
 
 def assert_silent(texts: Mapping[str, str]) -> None:
-    """See that none of these texts holds a trace of a secret."""
+    """Check that none of these texts contains a form of a secret."""
     assert texts
     for where, text in texts.items():
         for trace in traces():
@@ -67,7 +67,7 @@ def assert_silent(texts: Mapping[str, str]) -> None:
 
 
 def titles(processes: Iterable[Process]) -> dict[str, str]:
-    """Give the command lines of processes and of all that they started, as everybody on a host sees them."""
+    """Return the command lines of processes and all their descendants, as any user of the host sees them."""
     groups = {process.popen.pid for process in processes if process.popen}
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -80,7 +80,7 @@ def titles(processes: Iterable[Process]) -> dict[str, str]:
 
 
 class Far:
-    """Far ends that let one in by a password, a key with a passphrase, or not at all; and who cannot be reached."""
+    """Remote servers that accept a password, a key with a passphrase, or no login; and an unreachable one."""
 
     def __init__(self, testbed: Testbed) -> None:
         for why in (asyncsshd.missing(), openssh.missing(), pyftpd.missing()):
@@ -125,32 +125,32 @@ class Far:
         return path
 
     def arrived(self, names: Iterable[str], name: str) -> bool:
-        """Tell whether a file is in each of these folders."""
+        """Return True if a file exists in each of these folders."""
         return all((self.folder / folder / name).exists() for folder in names)
 
 
 @pytest.fixture
 def testbed(tmp_path: Path) -> Iterator[Testbed]:
-    """Give a place for daemons, with a configuration that logs all there is."""
+    """A testbed with a configuration that logs everything."""
     with Testbed(tmp_path) as found:
         found.config(yaml.safe_dump(LOUD), "loud.yaml")
         yield found
 
 
 def loud(testbed: Testbed) -> tuple[str, ...]:
-    """Give the arguments of a daemon that logs all there is."""
+    """Return the arguments of a daemon that logs everything."""
     return "-v", "-c", str(testbed.root / "etc" / "loud.yaml")
 
 
 def in_ini(parameters: Mapping[str, object]) -> dict[str, object]:
-    """Give connection parameters as they stand in an INI file."""
+    """Return connection parameters as lines of an INI file."""
     return {f"connection_parameters__{name}": value for name, value in parameters.items()}
 
 
 def sections_of(
     far: Far, source: int, topic: str, testbed: Testbed
 ) -> tuple[dict[str, Any], list[RecordingSubscriber]]:
-    """Give a client's sections for all far ends, and ears on them."""
+    """Return a client's sections for all remote servers, and subscribers to them."""
     sections, ears = {}, []
     for name, (destination, login) in (far.good | far.bad).items():
         if name != "no-scheme":  # for which a client does not start
@@ -163,7 +163,7 @@ def sections_of(
 
 
 def checked(testbed: Testbed, command: str, process: Process, *arguments: str) -> dict[str, str]:
-    """Give what ``--check`` says of a configuration."""
+    """Return the output of ``--check`` for a configuration."""
     ran = testbed.run(command, process.config, "--check", *arguments)
     return {f"{command} --check": ran.stdout + ran.stderr}
 
@@ -171,7 +171,7 @@ def checked(testbed: Testbed, command: str, process: Process, *arguments: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize("daemon", ["server", "mirror"])
 def test_server_client_and_mirror(testbed: Testbed, daemon: str) -> None:
-    """Logins, good and wrong, and a key's passphrase are in no log, message, answer, title or ``--check``."""
+    """Logins, valid or not, and a key's passphrase are in no log, message, reply, process title or ``--check``."""
     far, feeder = Far(testbed), testbed.feeder()
     published, request_port = testbed.port(), testbed.port()
     servers = {
@@ -227,7 +227,7 @@ def test_server_client_and_mirror(testbed: Testbed, daemon: str) -> None:
 
 
 def bad_requests(port: int, topic: str, name: str) -> dict[str, str]:
-    """Ask for what cannot be had, with logins in it; give the answers."""
+    """Request files that cannot be delivered, with logins in the destinations; return the replies."""
     destinations = [
         f"sftp://sat:{WRONG}@",
         f"sftp://sat:{WRONG}@{HOST}:99999/x",
@@ -300,7 +300,7 @@ def test_dispatcher(testbed: Testbed) -> None:
 
 @pytest.mark.slow
 def test_s3(testbed: Testbed) -> None:
-    """A secret key, good or wrong, and a token are in no log, message or ``--check``."""
+    """A secret key, valid or not, and a token are in no log, message or ``--check``."""
     if why := seaweed.missing():
         pytest.skip(why)
     storage = Seaweed(testbed.directory("s3"))
@@ -339,7 +339,7 @@ def test_s3(testbed: Testbed) -> None:
 
 
 def test_netrc_and_profiles(testbed: Testbed) -> None:
-    """A netrc that cannot be used, and a wrong profile, are told without what stands in them."""
+    """An unusable netrc and a wrong profile are reported without their content."""
     if why := pyftpd.missing():
         pytest.skip(why)
     ftp = PyFtpd(testbed.directory("ftpd"), testbed.directory("far"))
@@ -365,7 +365,7 @@ def test_netrc_and_profiles(testbed: Testbed) -> None:
 
 
 def test_secrets_of_a_command(testbed: Testbed) -> None:
-    """``move_file.py`` takes a password from a file or variable, and tells none, not in a traceback either."""
+    """``move_file.py`` reads a password from a file or variable and prints none, also not in a traceback."""
     if why := asyncsshd.missing():
         pytest.skip(why)
     server = AsyncSshd(testbed.directory("sshd"))

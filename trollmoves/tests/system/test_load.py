@@ -1,4 +1,4 @@
-"""Tests that memory, descriptors and journal stay flat however much passes through, and that a start is quick.
+"""Memory, descriptors and journal stay flat under any load, and starts are quick.
 
 ``TROLLMOVES_LOAD`` multiplies the numbers: 1 in CI, 200 for a million announcements.
 """
@@ -21,31 +21,31 @@ from trollmoves.tests.helpers.waiting import until
 SCALE = float(os.environ.get("TROLLMOVES_LOAD", "1"))
 PASSED = int(5_000 * SCALE)
 BACKLOG = int(10_000 * min(SCALE, 10.0))
-MOST_OPEN = 300  # descriptors; some 35, and connections that were needed at once some time, of which each is kept
+MOST_OPEN = 300  # descriptors: about 35, plus kept connections
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 * max(1.0, SCALE))]
 
 
 def memory(process: Process) -> float:
-    """Give the MB that a process has in memory."""
+    """Return the MB that a process has in memory."""
     assert process.popen is not None
     return memory_of(process.popen.pid)
 
 
 def memory_of(pid: int | str) -> float:
-    """Give the MB that the process with an id has in memory."""
+    """Return the MB that the process with an id has in memory."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 
 
 def descriptors(process: Process) -> int:
-    """Count what a process has open."""
+    """Count the open descriptors of a process."""
     assert process.popen is not None
     return len(os.listdir(f"/proc/{process.popen.pid}/fd"))
 
 
 def journal_size(testbed: Testbed, role: str) -> float:
-    """Give the MB of a daemon's journal."""
+    """Return the size of a daemon's journal in MB."""
     return sum(path.stat().st_size for path in (testbed.root / "state" / "trollmoves").glob(f"{role}-*.journal*")) / 1e6
 
 
@@ -55,8 +55,8 @@ def count_of(folder: Path) -> int:
         return sum(not entry.name.startswith(".") for entry in entries)
 
 
-def test_what_passes_through_leaves_nothing(tmp_path: Path) -> None:
-    """While files pass through server and client, the memory of both stays as it was, and their descriptors are few."""
+def test_load_leaves_no_growth(tmp_path: Path) -> None:
+    """While files pass through server and client, the memory of both stays flat, with few descriptors."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed).start()
         marks = []
@@ -93,14 +93,14 @@ def test_what_passes_through_leaves_nothing(tmp_path: Path) -> None:
 
 
 def count_waiting(pair: ServerClientPair) -> bool:
-    """Tell whether a client still tells of something."""
+    """Return True if a client still publishes receipts."""
     lines = pair.client.lines().count("received")
     time.sleep(0.2)
     return pair.client.lines().count("received") != lines
 
 
-def test_a_start_with_a_full_folder_and_a_full_journal(tmp_path: Path) -> None:
-    """With very many files there, and as many announcements kept, a server soon answers, in little memory."""
+def test_start_with_a_full_directory_and_a_full_journal(tmp_path: Path) -> None:
+    """With very many files and as many stored announcements, a server soon replies, with little memory."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed)
         wanted = names()
@@ -127,7 +127,7 @@ def test_a_start_with_a_full_folder_and_a_full_journal(tmp_path: Path) -> None:
 
 
 def announced(path: Path) -> int:
-    """Give how many announcements stand in a journal that a daemon has open."""
+    """Return the number of announcements in a journal that a daemon has open."""
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
         found = db.execute("SELECT max(number) FROM announcements").fetchone()[0]
     db.close()

@@ -1,4 +1,4 @@
-"""A transfer that lasts longer than every time-out is done once and told once, whoever asks whom."""
+"""A transfer that lasts longer than every timeout is done once and published once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.system.test_interop import begin
 
 SIZE = 2_000_000
-TIMEOUT = 2.0  # s that a client waits for an answer
-PATIENT = 6.0  # s for an old server, which has most of it to say that it is there
+TIMEOUT = 2.0  # s that a client waits for a reply
+PATIENT = 6.0  # s for an old server, which uses most of it before its first sign of life
 LASTS = 8.0  # s
 
 
 class SlowPair(ServerClientPair):
-    """A server that pushes by SCP through a proxy, and a client with short time-outs."""
+    """A server that pushes by SCP through a proxy, and a client with short timeouts."""
 
     def __init__(self, testbed: Testbed, timeout: float = TIMEOUT) -> None:
         place = RemoteDirectory(testbed, "scp", testbed.directory("out"))
@@ -27,21 +27,21 @@ class SlowPair(ServerClientPair):
         super().__init__(testbed, destination=place.url, req_timeout=timeout / 2, transfer_req_timeout=timeout)
 
     def transfer(self) -> str:
-        """Begin a transfer that takes ``LASTS`` seconds; return the name of the file."""
+        """Start a transfer that takes ``LASTS`` seconds; return the name of the file."""
         self.proxy.sent = 0
         self.proxy.rate = SIZE / LASTS
         (name,) = self.feeder.feed(size=SIZE)
         return name
 
     def check(self, name: str) -> None:
-        """Check that the file came once, whole, and was told of once."""
+        """Check that the file came once, complete, with one receipt."""
         assert (self.target / name).read_bytes() == self.feeder.fed[name]
         assert self.proxy.sent < 1.5 * SIZE
         assert self.received.receipts().count(name) == 1
 
 
 def test_ours(testbed: Testbed) -> None:
-    """Our client goes on waiting for our server, and tells its peers that it does."""
+    """Our client extends its timeout for our server, and informs its peers."""
     pair = SlowPair(testbed)
     begin(pair)
     began = time.monotonic()
@@ -55,7 +55,7 @@ def test_ours(testbed: Testbed) -> None:
 
 
 def test_old_client(testbed: Testbed) -> None:
-    """An old client that gives up and asks again joins the transfer that runs, and tells of the file once."""
+    """An old client that times out and repeats its request joins the running transfer, and publishes one receipt."""
     pair = SlowPair(testbed)
     pair.client = earlier.client(testbed, pair.client_sections)
     begin(pair)
@@ -68,7 +68,7 @@ def test_old_client(testbed: Testbed) -> None:
 
 
 def test_old_server(testbed: Testbed) -> None:
-    """Our client waits for an old server, which never says that it is at work, as long as that is there."""
+    """Our client waits for an old server, which sends no keepalive, as long as it responds."""
     pair = SlowPair(testbed, PATIENT)
     pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
@@ -78,8 +78,8 @@ def test_old_server(testbed: Testbed) -> None:
 
 
 @pytest.mark.slow
-def test_old_server_that_is_started_anew(testbed: Testbed) -> None:
-    """Our client does not wait for an old server that was killed and started again: it asks again."""
+def test_restarted_old_server(testbed: Testbed) -> None:
+    """Our client repeats its request to an old server that was killed and restarted."""
     pair = SlowPair(testbed)
     pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)

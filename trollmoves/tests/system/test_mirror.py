@@ -1,4 +1,4 @@
-"""A mirror announces what it hears, and has the files when they are asked for, as real processes."""
+"""A mirror re-announces files and makes them local on request, as real processes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from trollmoves.tests.helpers.feeding import PATTERN, Feeder, content, names
 from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber, send_request
 from trollmoves.tests.helpers.waiting import until
 
-ASK_AGAIN = 1  # s after which is asked again whoever was killed or stopped, and answers nobody
+ASK_AGAIN = 1  # s after which a request to a killed or stopped daemon is repeated
 BURST = 300
 
 Options = Mapping[str, object]
 
 
 class Outer:
-    """A client that hears a mirror."""
+    """A client of a mirror."""
 
     def __init__(self, testbed: Testbed, mirror_port: int, name: str = "client", **options: object) -> None:
         self.target = testbed.directory(f"out-{name}")
@@ -52,7 +52,7 @@ class Outer:
 
 
 class Chain:
-    """Inner servers, each with a folder of its own, and a mirror that hears them all; nothing is started yet."""
+    """Inner servers, each with its own folder, and a mirror of them all; nothing is started yet."""
 
     def __init__(self, testbed: Testbed, server: Options | None = None, *, servers: int = 1, **mirror: object) -> None:
         self.testbed = testbed
@@ -86,7 +86,7 @@ class Chain:
         return self.servers[0]
 
     def outer(self, name: str = "client", **options: object) -> Outer:
-        """Give a client of the mirror."""
+        """Return a client of the mirror."""
         return Outer(self.testbed, self.port, name, **options)
 
     def start(self, *outer: Outer) -> Chain:
@@ -99,27 +99,27 @@ class Chain:
         return self
 
     def announcement(self, name: str, count: int = 1) -> Any:
-        """Wait until the mirror has announced a file so often; give the data of the newest announcement."""
+        """Wait until the mirror has announced a file a number of times; return the data of the newest announcement."""
         until(lambda: len(self.mirrored.of_file(name)) >= count, what=f"{name} is announced by the mirror")
         return copy.deepcopy(self.mirrored.of_file(name)[-1].data)
 
     def push(self, name: str, destination: object, **changes: object) -> Message:
-        """Ask the mirror for a file as an older client does."""
+        """Request a file from the mirror as an older client does."""
         data = {key: value for key, value in self.announcement(name).items() if key != "announcement"}
         return send_request(
             self.request_port, MIRROR_TOPIC, "push", {**data, "destination": str(destination), **changes}
         )
 
     def delivered(self, name: str) -> int:
-        """Count how often the servers have delivered a file."""
+        """Count the deliveries of a file by the servers."""
         return sum(process.lines().count(f" delivered {name} ") for process in self.servers)
 
     def files(self) -> list[Path]:
-        """Give the copies that are here, whatever their directory."""
+        """Return the cached files, in any directory."""
         return [path for path in self.copies.rglob("*") if path.is_file()]
 
     def wait_until_done(self, *outer: Outer, seconds: float = 30) -> None:
-        """Wait until all that was fed is with each client, whole, and told of."""
+        """Wait until all files are complete and published at each client."""
         for one in outer:
             one.received.wait_for_receipts(self.feeder.fed, seconds)
             assert self.feeder.missing(one.target) == []
@@ -127,16 +127,16 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
-    """A server and a mirror that run, for tests that disturb neither."""
+    """A running server and mirror, for tests that disturb neither."""
     with Testbed(tmp_path_factory.mktemp("mirror")) as testbed:
         yield Chain(testbed, info="sensor=seviri;place=far").start()
 
 
-# -- heard, announced, fetched
+# -- received, announced, fetched
 
 
 def test_announced_but_not_fetched(chain: Chain) -> None:
-    """What is heard is announced as the mirror's own, with its topic and info; nothing is fetched unless asked for."""
+    """An announcement is repeated with the mirror's topic and info; nothing is fetched before a request."""
     fed = chain.feeder.feed(5)
     for number, name in enumerate(fed, start=1):
         data = chain.announcement(name)
@@ -153,7 +153,7 @@ def test_announced_but_not_fetched(chain: Chain) -> None:
 
 
 def test_two_clients(testbed: Testbed) -> None:
-    """What two clients ask for is fetched once, and kept; with new content it is handed on again."""
+    """A file that two clients request is fetched once and kept; new content is relayed again."""
     chain = Chain(testbed)
     one, other = chain.outer("one"), chain.outer("other")
     chain.start(one, other)
@@ -172,7 +172,7 @@ def test_two_clients(testbed: Testbed) -> None:
 
 
 def test_delayed_and_removed(testbed: Testbed) -> None:
-    """A delay holds announcements back; with delete copies go some time later, also when they were fetched again."""
+    """A delay holds announcements back; with delete, cached files are removed later, also when fetched again."""
     chain = Chain(testbed, delay=1, delete="true", remove_delay=3)
     chain.start()
     began = time.monotonic()
@@ -208,7 +208,7 @@ def test_same_name_in_another_directory(testbed: Testbed) -> None:
 
 
 class Publisher:
-    """A publisher of messages that are made up."""
+    """A publisher of constructed messages."""
 
     def __init__(self, testbed: Testbed) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -217,7 +217,7 @@ class Publisher:
         self.port = self._socket.bind_to_random_port(f"tcp://{HOST}")
 
     def wait_for_subscriber(self) -> None:
-        """Wait until somebody subscribes."""
+        """Wait for a subscriber."""
         assert self._socket.poll(20_000)
         self._socket.recv()
 
@@ -227,12 +227,12 @@ class Publisher:
 
 
 def item(feeder: Feeder, name: str, **more: str) -> dict[str, str]:
-    """Give what a message says of a file."""
+    """Return the item of a message about a file."""
     return {"uri": str(feeder.folder / name), "uid": name, **more}
 
 
 def test_datasets_and_collections(testbed: Testbed) -> None:
-    """Messages about several files, with sub-paths, are announced as they are, and all of their files handed on."""
+    """Messages about several files, with sub-paths, are announced unchanged, and all their files relayed."""
     publisher = Publisher(testbed)
     section = {"listen": TOPIC, "addresses": f"{HOST}:{publisher.port}", "nameserver": "False", "origin": ""}
     chain = Chain(testbed, section, delete="true", remove_delay=0)
@@ -257,7 +257,7 @@ def test_datasets_and_collections(testbed: Testbed) -> None:
 
 
 def test_topics_of_providers(testbed: Testbed) -> None:
-    """A provider may have a topic of its own; what others say under it is not heard."""
+    """A provider may have its own topic; its messages under other topics are ignored."""
     chain = Chain(testbed, servers=2)
     ports = chain.publish_ports
     chain.sections["far"]["providers"] = f"{HOST}:{ports[0]} {HOST}:{ports[1]}/other"
@@ -273,7 +273,7 @@ def test_topics_of_providers(testbed: Testbed) -> None:
 
 
 def test_fail_over(testbed: Testbed) -> None:
-    """A file that two servers have is announced once, and fetched from the other when one refuses, or is gone."""
+    """A file of two servers is announced once, and fetched from the other when one rejects it or is down."""
     chain = Chain(testbed, servers=2).start()
     for end in ((chain.feeders[0].folder / next(names())).unlink, chain.server.kill):
         (name,) = chain.feeders[0].feed()
@@ -289,7 +289,7 @@ def test_fail_over(testbed: Testbed) -> None:
 
 
 def test_server_stops_during_the_fetch(testbed: Testbed) -> None:
-    """A server that stops answering while it is asked is given up for the other one."""
+    """A server that stops responding during a request is replaced by the other one."""
     chain = Chain(testbed, servers=2)
     outer = chain.outer()
     chain.start(outer)
@@ -305,8 +305,8 @@ def test_server_stops_during_the_fetch(testbed: Testbed) -> None:
     assert chain.feeders[1].missing(outer.target) == []
 
 
-def test_others_are_told(testbed: Testbed) -> None:
-    """A server that announces what another one has delivered is told that its file is not needed."""
+def test_other_servers_get_an_ack(testbed: Testbed) -> None:
+    """A server gets an ack for an announced file that another one has delivered."""
     chain = Chain(testbed, {"delete": "true", "remove_delay": 0}, servers=2).start()
     (name,) = chain.feeders[0].feed()
     assert chain.push(name, testbed.directory("out")).type == "file"
@@ -314,11 +314,11 @@ def test_others_are_told(testbed: Testbed) -> None:
     until(lambda: not list(chain.feeders[1].folder.iterdir()), what="the other server removes its file")
 
 
-# -- whatever dies
+# -- kills
 
 
 def test_killed_while_it_fetches(testbed: Testbed) -> None:
-    """A client that asked is served though the mirror was killed while it fetched."""
+    """A client's request is served although the mirror was killed during its fetch."""
     chain = Chain(testbed)
     outer = chain.outer()
     chain.start(outer)
@@ -337,7 +337,7 @@ def test_killed_while_it_fetches(testbed: Testbed) -> None:
 
 
 def test_killed_in_a_burst(testbed: Testbed) -> None:
-    """After a mirror was killed in a burst every file is whole at the client and told of."""
+    """After a mirror was killed in a burst, every file is complete and published at the client."""
     chain = Chain(testbed, delete="true", remove_delay=0)
     outer = chain.outer()
     chain.start(outer)
@@ -351,7 +351,7 @@ def test_killed_in_a_burst(testbed: Testbed) -> None:
 
 
 def test_stopped_in_a_burst(testbed: Testbed) -> None:
-    """SIGTERM in a burst ends a mirror with status 0; the rest is handed on after the restart, told by heartbeats."""
+    """SIGTERM in a burst ends a mirror with status 0; after the restart the rest is relayed."""
     chain = Chain(testbed)
     outer = chain.outer()
     chain.start(outer)
@@ -369,8 +369,8 @@ def test_stopped_in_a_burst(testbed: Testbed) -> None:
     assert log["log"] == chain.mirrored.of_type("file")[0].data["announcement"]["log"]
 
 
-def test_catching_up(testbed: Testbed) -> None:
-    """What is announced while the mirror is away, and then while the client is, arrives by itself."""
+def test_replay(testbed: Testbed) -> None:
+    """Files that are announced while the mirror is down, then while the client is, arrive without intervention."""
     chain = Chain(testbed)
     outer = chain.outer()
     chain.start(outer)
@@ -389,7 +389,7 @@ def test_catching_up(testbed: Testbed) -> None:
 
 
 def test_journal_is_lost(testbed: Testbed) -> None:
-    """Copies of a mirror that has lost its journal are not taken for those of another file."""
+    """A mirror that lost its journal does not take old cached files for those of another file."""
     chain = Chain(testbed).start()
     first, second = chain.feeder.feed(2)
     assert chain.push(first, testbed.directory("out")).type == "file"
@@ -406,11 +406,11 @@ def test_journal_is_lost(testbed: Testbed) -> None:
     assert (testbed.directory("out") / first).read_bytes() == content(first, 3)
 
 
-# -- what is refused
+# -- rejected
 
 
-def test_refusals(chain: Chain) -> None:
-    """Requests for what was not announced, or to lead out of a destination, are refused."""
+def test_rejections(chain: Chain) -> None:
+    """Requests for unannounced files, or with paths out of a destination, are rejected."""
     (name,) = chain.feeder.feed()
     out = chain.testbed.directory("out")
     assert chain.push(name, out, uri="/etc/passwd").type == "err"
@@ -421,8 +421,8 @@ def test_refusals(chain: Chain) -> None:
     assert not (chain.testbed.root / "above").exists()
 
 
-def test_names_that_lead_elsewhere(testbed: Testbed) -> None:
-    """What a server announces with a name or path that leads out of the copies is not announced again."""
+def test_escaping_names(testbed: Testbed) -> None:
+    """A file whose name or path leads out of the cache is not announced again."""
     publisher = Publisher(testbed)
     chain = Chain(testbed)
     chain.sections["far"]["providers"] = f"{HOST}:{publisher.port}"
@@ -445,8 +445,8 @@ def test_names_that_lead_elsewhere(testbed: Testbed) -> None:
     assert {one.uid for one in chain.mirrored.of_type("file")} == {"good"}
 
 
-def test_gone_for_good(chain: Chain) -> None:
-    """Whoever waits for a file that no server has any more is told so, and nothing is left of the attempt."""
+def test_permanently_missing(chain: Chain) -> None:
+    """Clients that wait for a file that no server has any more get an err, and nothing is left of the attempt."""
     (name,) = chain.feeder.feed()
     number = chain.announcement(name)["announcement"]["number"]
     (chain.feeder.folder / name).unlink()
@@ -455,8 +455,8 @@ def test_gone_for_good(chain: Chain) -> None:
     until(lambda: not list(chain.copies.glob(f"*/{number}")), what="no directory is left")
 
 
-def test_gone_for_now(testbed: Testbed) -> None:
-    """One of our clients that asks while no server answers is told to ask again, and is served when one does."""
+def test_temporarily_missing(testbed: Testbed) -> None:
+    """A client that requests a file while no server responds gets a temporary err, and is served later."""
     chain = Chain(testbed)
     outer = chain.outer()
     chain.start()
@@ -473,15 +473,15 @@ def test_gone_for_now(testbed: Testbed) -> None:
 
 
 def ask_until_it_comes(chain: Chain, request: dict[str, object]) -> None:
-    """Ask again as a client does."""
+    """Repeat the request as a client does."""
     until(lambda: send_request(chain.request_port, MIRROR_TOPIC, "push", request, seconds=30).type == "file", 30)
 
 
-# -- packed files
+# -- archives
 
 
 def test_bzip(testbed: Testbed) -> None:
-    """With compression a file is announced by its unpacked name, and handed on unpacked."""
+    """With compression, a file is announced under its unpacked name, and relayed unpacked."""
     chain = Chain(testbed, compression="bzip", delete="true", remove_delay=0)
     chain.server_sections[0]["hrit"]["origin"] = f"{chain.feeder.folder}/{{name}}"
     chain.server.reconfigure(chain.server_sections[0])
@@ -522,7 +522,7 @@ def test_xrit(testbed: Testbed) -> None:
 
 
 def old_configuration(chain: Chain) -> str:
-    """Give a configuration of the earlier implementation: both halves mixed, no destination."""
+    """Return a configuration of the earlier implementation: both halves mixed, no destination."""
     return ini(
         {
             "DEFAULT": {"heartbeat": "True", "delete": "True"},
@@ -548,7 +548,7 @@ def old_configuration(chain: Chain) -> str:
 
 
 def test_old_configuration(testbed: Testbed) -> None:
-    """A configuration file for the earlier implementation works, and --check says what it runs."""
+    """A configuration file of the earlier implementation works, and --check prints the result."""
     chain = Chain(testbed)
     chain.mirror.reconfigure(old_configuration(chain))
     outer = chain.outer()
@@ -563,7 +563,7 @@ def test_old_configuration(testbed: Testbed) -> None:
 
 
 def test_check(testbed: Testbed) -> None:
-    """--check tells what is missing and what has no effect, and fails."""
+    """--check prints missing and ineffective options, and fails."""
     sections: dict[str, dict[str, object]] = {
         "far": mirror_section(9010, "/tmp/x", 9094, origin="/a/b", compression="tar"),
         "bad": {"topic": "/a"},
@@ -575,7 +575,7 @@ def test_check(testbed: Testbed) -> None:
 
 
 def test_reload(testbed: Testbed) -> None:
-    """A section that changes is begun anew, one that is added begins, and the others are not touched."""
+    """A changed section is restarted, an added one started, and the others are not disturbed."""
     chain = Chain(testbed)
     chain.start()
     (name,) = chain.feeder.feed()
@@ -601,7 +601,7 @@ def test_reload(testbed: Testbed) -> None:
 
 
 def connect(chain: Chain, received: RecordingSubscriber) -> None:
-    """Feed files until one arrives: old ones repeat nothing that they said before somebody had connected."""
+    """Feed files until one arrives: old servers do not repeat announcements made before the subscription."""
     for _ in range(100):
         (name,) = chain.feeder.feed()
         with suppress(AssertionError):
@@ -613,7 +613,7 @@ def connect(chain: Chain, received: RecordingSubscriber) -> None:
 
 def test_old_server_and_client(testbed: Testbed) -> None:
     """An old client of a mirror of an old server gets every file, each fetched once."""
-    chain = Chain(testbed, transfer_req_timeout=30)  # an old client that is not answered in time gives a file up
+    chain = Chain(testbed, transfer_req_timeout=30)  # an old client without a timely reply drops the file
     chain.servers[0] = earlier.server(testbed, chain.server_sections[0], chain.publish_ports[0])
     outer = chain.outer(transfer_req_timeout=60)
     outer.process = earlier.client(testbed, outer.sections)
@@ -628,7 +628,7 @@ def test_old_server_and_client(testbed: Testbed) -> None:
 
 
 def test_example(testbed: Testbed) -> None:
-    """The example hands on a file to both of its clients, with one delivery of the server, and keeps no copy."""
+    """The example relays a file to both clients, with one delivery by the server, and keeps no cached file."""
     example = Path(__file__).parents[3] / "examples" / "mirror"
     ports: dict[str, int] = {}
 

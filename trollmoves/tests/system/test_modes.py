@@ -1,4 +1,4 @@
-"""What the daemons make can be written by those who may, and by nobody else."""
+"""Permissions of created files: writable for the permitted users only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trollmoves.tests.system.test_options_server import put, tar
 
 
 def with_umask(process: Process, umask: int, log: Path) -> Process:
-    """Have a daemon run with a umask, and log to a file that it makes."""
+    """Run a daemon with a umask and a log file."""
     shell = f'umask {umask:04o}; exec "$@"'
     process.command = ["sh", "-c", shell, "sh", *process.command, "-l", str(log)]
     process.ready = lambda _: log.exists() and " chains, journal " in log.read_text()
@@ -31,16 +31,16 @@ def with_umask(process: Process, umask: int, log: Path) -> Process:
 
 
 def modes(*roots: Path) -> Iterator[tuple[Path, int]]:
-    """Yield all below some directories, with the permissions."""
+    """Yield all files below some directories, with their permissions."""
     for root in roots:
         for path in root.rglob("*"):
-            with suppress(FileNotFoundError):  # it is gone meanwhile
+            with suppress(FileNotFoundError):  # it has been removed
                 yield path, stat.S_IMODE(path.lstat().st_mode)
 
 
 @pytest.mark.parametrize("umask", [0, 0o027])
 def test_modes(tmp_path: Path, umask: int) -> None:
-    """What daemons make heeds the umask, and is never writable for everyone; the journal is private."""
+    """Created files respect the umask and are never world-writable; the journal is private."""
     with Testbed(tmp_path) as testbed:
         (testbed.root / "in").mkdir()
         work, copies, out = (testbed.root / name / "made" for name in ("work", "copies", "out"))

@@ -1,4 +1,4 @@
-"""What the network does between two hosts, and that all is well again by itself once it works.
+"""Network faults between two hosts: everything recovers automatically afterwards.
 
 The deadlines are those that doc/reliability.md states.
 """
@@ -19,14 +19,14 @@ from trollmoves.tests.helpers.feeding import Feeder, names
 from trollmoves.tests.helpers.network import Host, Network, SlowLink
 from trollmoves.tests.helpers.waiting import until
 
-SECONDS = 30.0  # that all has to be well again once the network works
-NOTICED = 25.0  # s that a peer has to be noticed that is gone without a word
+SECONDS = 30.0  # s for recovery once the network works
+NOTICED = 25.0  # s for the detection of a peer that vanished
 
 pytestmark = pytest.mark.timeout(300)
 
 
 class Sender:
-    """A host with a server, and what it announces."""
+    """A host with a server, and its announcements."""
 
     def __init__(self, testbed: Testbed, host: Host, address: str = "", **options: object) -> None:
         self.host = host
@@ -38,7 +38,7 @@ class Sender:
 
 
 class Receiver:
-    """A host with a client, an ear on it, and what it has."""
+    """A host with a client, and its receipts."""
 
     def __init__(
         self, testbed: Testbed, host: Host, senders: list[Sender], *, names: Path | None = None, **options: object
@@ -52,7 +52,7 @@ class Receiver:
         self.ear = host.subscriber(port)
 
     def wait_for(self, feeder: Feeder, *, killed: bool = False) -> None:
-        """Wait until all that was fed is there and told of, each once; after a kill some may be told of again."""
+        """Wait until all files are complete with one receipt each; after a kill some may have two."""
         self.ear.wait_for_receipts(feeder.fed, SECONDS)
         assert feeder.missing(self.target) == []
         assert killed or set(Counter(self.ear.receipts()).values()) == {1}
@@ -60,7 +60,7 @@ class Receiver:
 
 @pytest.fixture
 def testbed(tmp_path: Path) -> Iterator[Testbed]:
-    """A site."""
+    """A testbed."""
     with Testbed(tmp_path) as testbed:
         yield testbed
 
@@ -97,14 +97,14 @@ def receiver(testbed: Testbed, network: Network, sender: Sender) -> Receiver:
 
 
 def in_touch(sender: Sender, receiver: Receiver) -> None:
-    """Start both, and see that files arrive."""
+    """Start both, and check that files arrive."""
     start(sender.server, receiver.client)
     sender.feeder.feed(5)
     receiver.wait_for(sender.feeder)
 
 
 def test_link_is_cut_for_seconds(sender: Sender, receiver: Receiver) -> None:
-    """What is announced and asked for while the link is cut arrives when it is back, each file transferred once."""
+    """Files announced and requested while the link is cut arrive when it is back, each transferred once."""
     in_touch(sender, receiver)
     sender.feeder.feed(100)
     receiver.host.cut()
@@ -116,7 +116,7 @@ def test_link_is_cut_for_seconds(sender: Sender, receiver: Receiver) -> None:
 
 
 def test_packets_are_lost(sender: Sender, receiver: Receiver) -> None:
-    """With 30 % of the packets lost in each direction everything arrives, each file transferred once."""
+    """With 30% of the packets lost in each direction, everything arrives, each file transferred once."""
     in_touch(sender, receiver)
     receiver.host.drop_packets(incoming=0.3, outgoing=0.3)
     sender.feeder.feed(100)
@@ -125,8 +125,8 @@ def test_packets_are_lost(sender: Sender, receiver: Receiver) -> None:
 
 
 @pytest.mark.alone
-def test_slow_line(testbed: Testbed, network: Network) -> None:
-    """On a line with round trips of 200 ms files wait for the line, and not for one another."""
+def test_slow_link(testbed: Testbed, network: Network) -> None:
+    """On a link with round trips of 200 ms, files do not wait for one another."""
     here, there = network.host(), network.host()
     line = SlowLink(testbed, here, there, 0.1)
     sender = Sender(testbed, here, address=line.ends[0])
@@ -141,7 +141,7 @@ def test_slow_line(testbed: Testbed, network: Network) -> None:
 
 @pytest.mark.slow
 def test_outage_longer_than_every_timeout(testbed: Testbed, network: Network, sender: Sender) -> None:
-    """Whether a link is cut, or lets nothing through in one direction, all is caught up with once it works again."""
+    """After a cut, or a loss of one direction only, everything is caught up with."""
     cut, deaf, mute = receivers = [Receiver(testbed, network.host(), [sender]) for _ in range(3)]
     start(sender.server, *(receiver.client for receiver in receivers))
     sender.feeder.feed(5)
@@ -164,7 +164,7 @@ def test_outage_longer_than_every_timeout(testbed: Testbed, network: Network, se
 
 @pytest.mark.slow
 def test_peer_vanishes(sender: Sender, receiver: Receiver) -> None:
-    """A client that is gone without a word is noticed; it may come back at another address, and gets what it missed."""
+    """A client that vanished is detected; it may return at another address, and gets the missed files."""
     in_touch(sender, receiver)
     receiver.host.cut()
     receiver.client.kill()
@@ -180,7 +180,7 @@ def test_peer_vanishes(sender: Sender, receiver: Receiver) -> None:
 
 @pytest.mark.slow
 def test_client_is_stopped(sender: Sender, receiver: Receiver) -> None:
-    """A client that stood still so long that it was dropped, with all that was held for it, gets everything."""
+    """A client that was stopped until its queue was dropped gets everything."""
     in_touch(sender, receiver)
     receiver.client.send(signal.SIGSTOP)
     sender.feeder.feed(1000)
@@ -193,7 +193,7 @@ def test_client_is_stopped(sender: Sender, receiver: Receiver) -> None:
 
 @pytest.mark.slow
 def test_name_moves_to_another_address(testbed: Testbed, network: Network) -> None:
-    """A server whose name comes to mean another address is found there, by clients that were never restarted."""
+    """A server whose name moves to another address is found there, without a restart of clients."""
     hosts_file = testbed.directory("etc") / "hosts"
     source, there = network.host(), network.host()
     hosts_file.write_text(f"127.0.0.1 localhost\n{source.address} source\n")
@@ -208,7 +208,7 @@ def test_name_moves_to_another_address(testbed: Testbed, network: Network) -> No
 
 
 def test_another_host_takes_the_address(testbed: Testbed, network: Network, sender: Sender, receiver: Receiver) -> None:
-    """Another host that takes over address, files and journal of a server that vanished is taken for that server."""
+    """A host that takes over address, files and journal of a vanished server replaces it."""
     in_touch(sender, receiver)
     sender.host.cut()
     sender.server.kill()
@@ -222,8 +222,8 @@ def test_another_host_takes_the_address(testbed: Testbed, network: Network, send
     receiver.wait_for(sender.feeder)
 
 
-def test_source_that_is_cut_off(testbed: Testbed, network: Network) -> None:
-    """What a cut off source has announced is fetched from another one that has it too; the rest when it is back."""
+def test_disconnected_source(testbed: Testbed, network: Network) -> None:
+    """Announcements of a disconnected source are fetched from another source that has them; the rest later."""
     one, other = (Sender(testbed, network.host()) for _ in range(2))
     receiver = Receiver(testbed, network.host(), [one, other], processing_delay=2)
     heard = one.host.subscriber(one.port)

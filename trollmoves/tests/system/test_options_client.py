@@ -1,4 +1,4 @@
-"""Every option of a client does through the daemons what its line in the reference says."""
+"""Every option of a client, through the daemons, behaves as the reference says."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHAINS = ("plain", "tar", "bzip", "xrit", "map", "beats", "topics", "listed", "f
 
 
 class Everything:
-    """One server, and one client with a section for each group of options, each with an ear on what it publishes."""
+    """One server, and one client with a section for each group of options, each with a subscriber."""
 
     def __init__(self, testbed: Testbed) -> None:
         self.testbed = testbed
@@ -97,7 +97,7 @@ class Everything:
         self.server.wait_until_ready()
 
     def put(self, folder: str, name: str, data: bytes) -> Path:
-        """Let a file appear on the server's side."""
+        """Create a file on the server's side."""
         return put(self.testbed.root / "in" / folder / name, data)
 
     def receipt(self, chain: str) -> ReceivedMessage:
@@ -118,7 +118,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]
 
 
 def test_destination_and_login(everything: Everything) -> None:
-    """``destination`` is composed and made; ``login`` is told to nobody; options replace no metadata of their name."""
+    """``destination`` is composed and created; ``login`` is never published; options replace no metadata."""
     everything.put("plain", "a.dat", b"a")
     data = everything.receipt("plain").data
     target = everything.testbed.root / "out" / "plain" / "VIS"
@@ -130,7 +130,7 @@ def test_destination_and_login(everything: Everything) -> None:
 
 
 def test_tar(everything: Everything) -> None:
-    """With ``compression = tar`` the members are told of, and with ``delete`` the archive goes."""
+    """With ``compression = tar`` the members are published, and with ``delete`` the archive is removed."""
     everything.put("tar", "a.tar", tar(one=b"1", two=b"22"))
     heard = everything.receipt("tar")
     target = everything.testbed.root / "out" / "tar"
@@ -140,7 +140,7 @@ def test_tar(everything: Everything) -> None:
 
 
 def test_bzip(everything: Everything) -> None:
-    """With ``compression = bzip`` the unpacked file is told of; without ``delete`` the packed one stays."""
+    """With ``compression = bzip`` the unpacked file is published; without ``delete`` the archive stays."""
     everything.put("bzip", "a.bz2", bz2.compress(b"whole" * 100))
     heard = everything.receipt("bzip")
     target = everything.testbed.root / "out" / "bzip"
@@ -157,7 +157,7 @@ def test_xrit(everything: Everything) -> None:
 
 
 def test_replacements(everything: Everything) -> None:
-    """Any other key replaces the item of its name, through a map where it is one; what is not in the map stays."""
+    """Any other key replaces the metadata item of its name, through a map if it is one; unmapped values stay."""
     everything.put("map", "a.dat", b"a")
     data = everything.receipt("map").data
     assert (data["satellite"], data["sensor"], data["area"], data["bands"]) == ("GOES-16", "imager", "euro", ["a", "b"])
@@ -165,7 +165,7 @@ def test_replacements(everything: Everything) -> None:
 
 
 def test_topics_of_providers(everything: Everything) -> None:
-    """A provider's own topics replace the common one, also several of one provider; others are not heard."""
+    """A provider's own topics replace the common one, also several of one provider; others are ignored."""
     everything.put("first", "a.dat", b"a")
     everything.put("second", "b.dat", b"b")
     everything.ears["topics"].wait_for_receipts(["a.dat", "b.dat"])
@@ -173,13 +173,13 @@ def test_topics_of_providers(everything: Everything) -> None:
 
 
 def test_heartbeats_only(everything: Everything) -> None:
-    """A section may have no topic at all: it runs, beats, and fetches nothing."""
+    """A section without a topic runs, sends heartbeats, and fetches nothing."""
     assert everything.ears["beats"].wait_for(1, "beat")
     assert everything.ears["beats"].of_type("push", "file") == []
 
 
 def test_datasets_and_collections(everything: Everything) -> None:
-    """All files of a dataset, or of a collection, are fetched and told of together, where each is now."""
+    """All files of a dataset or collection are fetched and published together, with their new places."""
     folder, target = everything.testbed.directory("spoken"), everything.testbed.root / "out" / "listed"
     items = [{"uri": str(put(folder / name, name.encode())), "uid": name} for name in ("a", "b", "c", "d")]
     messages = [
@@ -201,7 +201,7 @@ def test_datasets_and_collections(everything: Everything) -> None:
 
 
 def test_ftp_root(everything: Everything) -> None:
-    """``ftp_root`` is where a destination that is not a file system's lies on this host; its directory is made."""
+    """``ftp_root`` is the local directory of a remote destination; subdirectories are created."""
     everything.put("ftp", "a.dat", b"a")
     data = everything.receipt("ftp").data
     assert (everything.testbed.root / "far" / "below" / "VIS" / "a.dat").read_bytes() == b"a"
@@ -209,7 +209,7 @@ def test_ftp_root(everything: Everything) -> None:
 
 
 def test_backup_targets(testbed: Testbed) -> None:
-    """When the destination's host does not answer the next of ``backup_targets`` gets the file, and is told."""
+    """When the destination's host does not respond, the next of ``backup_targets`` gets the file, as published."""
     place = RemoteDirectory(testbed, "sftp", testbed.directory("far"))
     dead = place.url.replace(PROXY_HOST, "127.0.0.9")
     pair = ServerClientPair(
@@ -226,8 +226,8 @@ def test_backup_targets(testbed: Testbed) -> None:
     assert pair.received.of_type("push")[0].data["backup_targets"] == ["127.0.0.8", PROXY_HOST]
 
 
-def test_directories_are_not_made(testbed: Testbed) -> None:
-    """Without ``create_target_directory`` a client makes no directory."""
+def test_directories_are_not_created(testbed: Testbed) -> None:
+    """Without ``create_target_directory`` a client creates no directory."""
     place = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
     root = testbed.directory("root")
     pair = ServerClientPair(
@@ -238,8 +238,8 @@ def test_directories_are_not_made(testbed: Testbed) -> None:
     assert os.listdir(root) == []
 
 
-def test_given_up(testbed: Testbed) -> None:
-    """A file that cannot be delivered is asked for again, and given up after ``retry_for`` with one error."""
+def test_retry_period_expires(testbed: Testbed) -> None:
+    """A file that cannot be delivered is requested again, and after ``retry_for`` dropped with one error."""
     pair = ServerClientPair(testbed, {"retry_for": 1}, destination="sftp://127.0.0.9:1/x", retry_for=8).start()
     pair.feeder.feed()
     pair.client.wait_for_line("is given up after", seconds=40)
@@ -248,8 +248,8 @@ def test_given_up(testbed: Testbed) -> None:
     assert pair.received.receipts() == []
 
 
-def test_refused_for_good(testbed: Testbed) -> None:
-    """A permanent refusal is told once, and not asked for again."""
+def test_permanent_rejection(testbed: Testbed) -> None:
+    """A permanent rejection is logged once, and the file not requested again."""
     (testbed.root / "a-file").write_text("in the way")
     pair = ServerClientPair(testbed, destination=f"{testbed.root}/a-file/below").start()
     (name,) = pair.feeder.feed()
@@ -259,7 +259,7 @@ def test_refused_for_good(testbed: Testbed) -> None:
 
 
 def test_name_servers(testbed: Testbed) -> None:
-    """A client takes ``nameservers`` as a list, and none as multicast, and publishes all the same."""
+    """A client accepts a list for ``nameservers``, and none for multicast, and publishes in either case."""
     for number, nameservers in enumerate(("localhost 127.0.0.1", "")):
         pair = ServerClientPair(testbed, nameservers=nameservers)
         pair.feeder = testbed.feeder(f"in{number}", 100 * number)
@@ -275,7 +275,7 @@ def test_name_servers(testbed: Testbed) -> None:
 
 
 def test_heartbeat_alarm(testbed: Testbed) -> None:
-    """With ``heartbeat_alarm_scale`` a client connects anew to a provider that is silent, and hears it again."""
+    """With ``heartbeat_alarm_scale`` a client reconnects to a silent provider, and receives from it again."""
     pair = ServerClientPair(testbed, heartbeat_alarm_scale=0.05).start()
     pair.client.wait_for_line("connecting anew")
     pair.feeder.feed(3)

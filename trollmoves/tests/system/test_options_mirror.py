@@ -1,4 +1,4 @@
-"""What options of a client and of a server do in a mirror, where no other test has them do it."""
+"""Options of client and server that behave differently in a mirror."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from trollmoves.tests.system.test_mirror import Chain
 
 
 @pytest.mark.parametrize("made", ["true", "false"])
-def test_copies_by_ftp(testbed: Testbed, made: str) -> None:
-    """Inner servers log in to ``destination`` with ``login``, told to nobody else; ``ftp_root`` says where that is."""
+def test_cache_by_ftp(testbed: Testbed, made: str) -> None:
+    """Inner servers log in to ``destination`` with ``login``, never published; ``ftp_root`` is its local path."""
     root = testbed.directory("ftp")
     far = RemoteDirectory(testbed, "ftp", root)
     (testbed.root / "home" / ".netrc").unlink()
@@ -36,7 +36,7 @@ def test_copies_by_ftp(testbed: Testbed, made: str) -> None:
 
 
 def test_backup_targets(testbed: Testbed) -> None:
-    """Copies come through the next of ``backup_targets`` when the host of ``destination`` does not answer."""
+    """Files reach the cache through the next of ``backup_targets`` when ``destination`` does not respond."""
     far = RemoteDirectory(testbed, "sftp", testbed.directory("copies"))
     dead = far.url.replace(PROXY_HOST, "127.0.0.9")
     chain = Chain(
@@ -53,8 +53,8 @@ def test_backup_targets(testbed: Testbed) -> None:
     assert far.proxy.connections[far.port] > 0
 
 
-def test_given_up(testbed: Testbed) -> None:
-    """A copy that cannot be had is tried for again, and given up after ``retry_for`` with one error."""
+def test_retry_period_expires(testbed: Testbed) -> None:
+    """A file that cannot be fetched is retried, and dropped after ``retry_for`` with one error."""
     chain = Chain(testbed, {"retry_for": 1}, destination="sftp://127.0.0.9:1/x", retry_for=4)
     outer = chain.outer(retry_for=60)
     chain.start(outer)
@@ -64,7 +64,7 @@ def test_given_up(testbed: Testbed) -> None:
 
 
 def test_unpacking_programs(testbed: Testbed) -> None:
-    """``prog`` names xRITDecompress as it does for a server; with ``block_size`` in small pieces is unpacked too."""
+    """``prog`` names xRITDecompress as for a server; ``block_size`` applies to unpacking too."""
     program = testbed.directory("bin") / "decompress"
     program.write_text('#!/bin/sh\ntr a-z A-Z < "$1" > "$(basename "${1%C_}")__"\n')
     program.chmod(0o755)
@@ -87,7 +87,7 @@ def test_unpacking_programs(testbed: Testbed) -> None:
 
 
 def test_bind_address_and_lanes(testbed: Testbed) -> None:
-    """Ports are opened on ``bind_address`` only; a client's host gets ``max_transfers_per_host`` files at one time."""
+    """Ports open on ``bind_address`` only; a client's host gets ``max_transfers_per_host`` files concurrently."""
     far = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
     chain = Chain(testbed, bind_address="127.0.0.1", max_transfers_per_host=1)
     outer = chain.outer(destination=far.url, ftp_root=far.folder)
@@ -108,7 +108,7 @@ def _answers_elsewhere(port: int) -> bool:
 
 
 def test_a_stop_in_time(testbed: Testbed) -> None:
-    """``stop_timeout`` bounds a stop with transfers running; what they carried is handed on after the next start."""
+    """``stop_timeout`` bounds a stop with running transfers, whose files are relayed after the next start."""
     far = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
     chain = Chain(testbed)
     chain.mirror.reconfigure({"DEFAULT": {"stop_timeout": 1, "synchronous": "full", "workers": 2}, **chain.sections})
@@ -126,8 +126,8 @@ def test_a_stop_in_time(testbed: Testbed) -> None:
     chain.wait_until_done(outer, seconds=60)
 
 
-def test_without_effect(testbed: Testbed) -> None:
-    """``--check`` tells of each option that has no effect in a mirror, and of no other one."""
+def test_ignored_options(testbed: Testbed) -> None:
+    """``--check`` names each option that has no effect in a mirror, and no other one."""
     values = {
         "origin": "/a/b",
         "listen": "/a",

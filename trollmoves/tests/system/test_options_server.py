@@ -1,4 +1,4 @@
-"""Every option of a server does through the daemon what its line in the reference says."""
+"""Every option of a server, through the daemon, behaves as the reference says."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def stand_in(folder: Path) -> Path:
 
 
 def put(path: Path, data: bytes) -> Path:
-    """Let a file appear at once under its name."""
+    """Create a file under its final name atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.parent / f".{path.name}"
     staged.write_bytes(data)
@@ -52,7 +52,7 @@ def put(path: Path, data: bytes) -> Path:
 
 
 def tar(**members: bytes) -> bytes:
-    """Give an archive."""
+    """Return an archive."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, data in members.items():
@@ -63,7 +63,7 @@ def tar(**members: bytes) -> bytes:
 
 
 def zipped(**members: bytes) -> bytes:
-    """Give an archive."""
+    """Return an archive."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
@@ -72,7 +72,7 @@ def zipped(**members: bytes) -> bytes:
 
 
 class Everything:
-    """One server with a section for each group of options, and an ear on what it announces."""
+    """One server with a section for each group of options, and a subscriber to its announcements."""
 
     def __init__(self, testbed: Testbed) -> None:
         self.testbed = testbed
@@ -144,7 +144,7 @@ class Everything:
         self.server.start()
 
     def log(self) -> str:
-        """Give the log that the server writes into a file of its own."""
+        """Return the log that the server writes to its own file."""
         path = self.testbed.root / "own.log"
         return path.read_text() if path.exists() else ""
 
@@ -157,7 +157,7 @@ class Everything:
         return until(found, what=f"{topic} {name} in {self.ear.texts[-5:]}")[0]
 
     def push(self, section: str, heard: ReceivedMessage, destination: object, kind: str = "push") -> Any:
-        """Ask a section for a file as an older client does."""
+        """Request a file of a section as an older client does."""
         data = {key: value for key, value in heard.data.items() if key != "announcement"}
         return send_request(self.ports[section], heard.message.subject, kind, {**data, "destination": str(destination)})
 
@@ -172,13 +172,13 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]
 
 
 def test_all_sections_run(everything: Everything) -> None:
-    """Sections of all kinds share one publish port, and options of old files stand in nobody's way."""
+    """Sections of all kinds share one publish port, and options of old files are accepted."""
     assert "runs 9 chains" in everything.log()
     assert " ERROR" not in everything.log()
 
 
 def test_info_station_and_request_address(everything: Everything) -> None:
-    """``info`` is added to announcements, ``station`` answers a ping, ``request_address`` is told."""
+    """``info`` is added to announcements, a ping returns ``station``, announcements name ``request_address``."""
     put(everything.testbed.root / "plain" / "a.dat", b"a")
     data = everything.heard("/plain").data
     assert data["sensor"] == "seviri"
@@ -190,8 +190,8 @@ def test_info_station_and_request_address(everything: Everything) -> None:
     assert send_request(everything.ports["bzip"], "/ping", "ping").data == {"station": "unknown"}
 
 
-def test_nothing_comes_of_an_empty_or_vanished_file(everything: Everything) -> None:
-    """A file is not announced while it is empty, and one that is gone before it is asked for is refused."""
+def test_empty_and_vanished_files(everything: Everything) -> None:
+    """An empty file is not announced, and a request for a vanished file is rejected."""
     folder = everything.testbed.root / "plain"
     (folder / "empty.dat").touch()
     gone = put(folder / "gone.dat", b"gone")
@@ -204,7 +204,7 @@ def test_nothing_comes_of_an_empty_or_vanished_file(everything: Everything) -> N
 
 
 def test_fields_in_the_directory(everything: Everything) -> None:
-    """``origin`` has fields in its directory too, and follows directories that come later."""
+    """``origin`` may have fields in its directory, and includes directories that are created later."""
     put(everything.testbed.root / "fields" / "20250102" / "a.dat", b"a")
     data = everything.heard("/fields").data
     assert data["day"].isoformat()[:10] == "2025-01-02"
@@ -212,7 +212,7 @@ def test_fields_in_the_directory(everything: Everything) -> None:
 
 
 def test_bzip(everything: Everything) -> None:
-    """With ``compression = bzip`` what is announced is unpacked in ``working_directory``, and ``delete`` the packed."""
+    """With ``compression = bzip`` the file is unpacked in ``working_directory``; ``delete`` removes the archive."""
     packed = put(everything.testbed.root / "bzip" / "a.bz2", bz2.compress(b"whole" * 100))
     heard = everything.heard("/bzip")
     assert heard.data["uri"] == str(everything.testbed.root / "work" / "a")
@@ -232,7 +232,7 @@ def test_xrit(everything: Everything) -> None:
 
 
 def test_delete(everything: Everything) -> None:
-    """With ``delete`` a file goes ``remove_delay`` after it was delivered, or after a client needs it no more."""
+    """With ``delete`` a file is removed ``remove_delay`` after its delivery or ack."""
     folder, target = everything.testbed.root / "delete", everything.testbed.directory("delete-out")
     pushed, acked, kept = (put(folder / f"{name}.dat", name.encode()) for name in ("pushed", "acked", "kept"))
     heard = {name: everything.heard("/delete", f"{name}.dat") for name in ("pushed", "acked", "kept")}
@@ -246,7 +246,7 @@ def test_delete(everything: Everything) -> None:
 
 
 def test_listen(everything: Everything) -> None:
-    """``listen`` announces again what messages tell of files on this host; other hosts' files are passed over."""
+    """``listen`` re-announces local files that messages name; other hosts' files are ignored."""
     folder = everything.testbed.directory("spoken")
     for name in ("a.dat", "b.dat", "c.dat"):
         put(folder / name, name.encode())
@@ -280,8 +280,8 @@ def test_listen(everything: Everything) -> None:
     assert "on another host" in everything.log()
 
 
-def test_where_a_file_can_be_read(everything: Everything) -> None:
-    """Without ``request_port`` a message tells where fsspec can read the file; ``unpack`` tells of each member."""
+def test_remote_file_descriptions(everything: Everything) -> None:
+    """Without ``request_port`` a message says where fsspec can read the file; ``unpack`` lists each member."""
     root = everything.testbed.root
     put(root / "readable" / "a.dat", b"a")
     put(root / "tar" / "a.tar", tar(one=b"1", two=b"22"))
@@ -309,7 +309,7 @@ def open_member(item: dict[str, Any]) -> bytes:
 
 
 def test_listen_through_a_name_server(testbed: Testbed) -> None:
-    """``services`` are found at the ``nameserver``, also when they come later, and ``topics`` are heard of them."""
+    """``services`` are found at the ``nameserver``, also when they come later, with their ``topics``."""
     ports = {name: testbed.port() for name in ("nameserver", "broadcast", "address_publish")}
     settings = {f"POSTTROLL_{name.upper()}_PORT": str(port) for name, port in ports.items()}
     nameserver = ServerProcess(
@@ -359,7 +359,7 @@ def test_listen_through_a_name_server(testbed: Testbed) -> None:
 
 
 def test_removals_outlive_the_process(testbed: Testbed) -> None:
-    """A removal that waits when the server is killed is made after its restart."""
+    """A pending removal of a killed server is made after its restart."""
     pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 5}).start()
     (name,) = pair.feeder.feed()
     pair.wait_until_done()
@@ -370,8 +370,8 @@ def test_removals_outlive_the_process(testbed: Testbed) -> None:
     assert pair.feeder.all_delivered(pair.target)
 
 
-def test_nothing_is_removed_that_is_being_sent(testbed: Testbed) -> None:
-    """A file that was delivered stays as long as another client is still being sent it."""
+def test_files_being_sent_are_not_removed(testbed: Testbed) -> None:
+    """A delivered file stays while another client still receives it."""
     place = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
     pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 0})
     place.proxy.stall_after(100_000)
@@ -383,7 +383,7 @@ def test_nothing_is_removed_that_is_being_sent(testbed: Testbed) -> None:
     until(lambda: place.proxy.sent > 100_000, what="the transfer is under way")
     data = {key: value for key, value in data.items() if key != "announcement"}
     assert send_request(pair.request_port, TOPIC, "push", data | {"destination": str(pair.target)}).type == "file"
-    time.sleep(1.5)  # what is not removed cannot be waited for
+    time.sleep(1.5)  # an absent event cannot be awaited
     assert (pair.feeder.folder / name).exists()
     place.proxy.heal()
     until(lambda: not (pair.feeder.folder / name).exists())
@@ -391,7 +391,7 @@ def test_nothing_is_removed_that_is_being_sent(testbed: Testbed) -> None:
 
 
 def test_request_address_by_default(testbed: Testbed) -> None:
-    """Without ``request_address`` announcements name an address of this host; ``bind_address`` is where ports open."""
+    """Without ``request_address`` announcements name an address of this host; ports open at ``bind_address``."""
     pair = ServerClientPair(testbed)
     section = server_section(pair.feeder.folder, pair.request_port, bind_address=HOST)
     del section["request_address"]

@@ -1,4 +1,4 @@
-"""A configuration that changes is taken over section by section, and nothing else is disturbed."""
+"""A changed configuration is applied section by section, and undisturbed sections continue."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFUSED = "the configuration is not taken over, what runs goes on"
 
 
 class Two:
-    """A server with two sections, each with a feeder, and an ear on it."""
+    """A server with two sections, each with a feeder, and a subscriber."""
 
     def __init__(self, testbed: Testbed, *, start: bool = True) -> None:
         self.feeders = {"hrit": testbed.feeder("hrit"), "modis": testbed.feeder("modis", 1000)}
@@ -38,7 +38,7 @@ class Two:
             self.server.start()
 
     def works(self, name: str, topic: str = "") -> None:
-        """Check that a section announces what comes."""
+        """Check that a section announces new files."""
         (fed,) = self.feeders[name].feed()
         until(lambda: self.ear.of_file(fed), what=f"{fed} is announced by {name}")
         assert self.ear.of_file(fed)[0].message.subject == (topic or f"/1b/{name}")
@@ -52,13 +52,13 @@ def two(testbed: Testbed) -> Two:
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
-    """A server that runs two sections, for tests that leave it as they find it."""
+    """A server that runs two sections, for tests that restore its state."""
     with Testbed(tmp_path_factory.mktemp("steady")) as testbed:
         yield Two(testbed)
 
 
 def test_edited_in_place(two: Two) -> None:
-    """A file that is written in place is taken over."""
+    """A file that is edited in place is applied."""
     two.sections["hrit"]["topic"] = "/new"
     two.server.config.write_text(ini(two.sections))
     two.server.wait_for_line(TAKEN_OVER)
@@ -67,7 +67,7 @@ def test_edited_in_place(two: Two) -> None:
 
 
 def test_replaced_by_rename(two: Two) -> None:
-    """A file that is replaced by another one is taken over, again and again."""
+    """A file that is replaced by rename is applied, repeatedly."""
     for number in range(1, 3):
         two.sections["hrit"]["topic"] = f"/new/{number}"
         two.server.reconfigure(two.sections)
@@ -76,7 +76,7 @@ def test_replaced_by_rename(two: Two) -> None:
 
 
 def test_changed_while_it_starts(testbed: Testbed) -> None:
-    """A file that is changed between its reading and the end of the start is taken over too."""
+    """A file that is changed between its reading and the end of the start is applied too."""
     two = Two(testbed, start=False)
     two.server.start(wait=False)
     until(lambda: "publishing as" in two.server.lines())
@@ -87,7 +87,7 @@ def test_changed_while_it_starts(testbed: Testbed) -> None:
 
 
 def test_sighup(steady: Two) -> None:
-    """SIGHUP has the file read again."""
+    """SIGHUP reads the file again."""
     steady.server.mark_log()
     steady.server.send(signal.SIGHUP)
     steady.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 0 removed, 2 as before")
@@ -95,7 +95,7 @@ def test_sighup(steady: Two) -> None:
 
 
 def test_written_slowly(two: Two) -> None:
-    """A file that is written in pieces is taken over when it is whole, and not before."""
+    """A file that is written in pieces is applied when complete, and not before."""
     two.sections["hrit"]["topic"] = "/new"
     text = ini(two.sections)
     with two.server.config.open("w") as stream:
@@ -109,7 +109,7 @@ def test_written_slowly(two: Two) -> None:
 
 
 def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, testbed: Testbed) -> None:
-    """A section is added, changed and removed, and one that stays as it is keeps its connections."""
+    """A section is added, changed and removed, and an unchanged one keeps its connections."""
     added = testbed.feeder("added", 2000)
     two.feeders["added"], two.ports["added"] = added, testbed.port()
     moved_to = testbed.port()
@@ -155,7 +155,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("text", BROKEN)
 def test_broken_file(steady: Two, text: str) -> None:
-    """A broken file is told with file, section and option and changes nothing; when it is mended it is taken over."""
+    """A broken file is reported with file, section and option and changes nothing; its repair is applied."""
     broken, told = BROKEN[text]
     server = steady.server
     server.mark_log()
@@ -172,7 +172,7 @@ def test_broken_file(steady: Two, text: str) -> None:
 
 
 def test_one_broken_section(two: Two) -> None:
-    """A section that is broken now goes on as it was, and what else the file changes is taken over."""
+    """A section that becomes broken keeps its old settings; other changes of the file are applied."""
     changed = {"hrit": two.sections["hrit"] | {"request_port": "none"}, "modis": two.sections["modis"]}
     changed["modis"] = changed["modis"] | {"topic": "/new"}
     two.server.reconfigure(changed)
@@ -183,7 +183,7 @@ def test_one_broken_section(two: Two) -> None:
 
 
 def test_file_is_away_for_a_while(two: Two) -> None:
-    """A file that is removed changes nothing, and is taken over when it is back."""
+    """A removed file changes nothing, and is applied when it is back."""
     two.server.config.unlink()
     two.server.send(signal.SIGHUP)
     two.server.wait_for_line(REFUSED)
@@ -195,7 +195,7 @@ def test_file_is_away_for_a_while(two: Two) -> None:
 
 
 def test_changed_section_that_cannot_start(two: Two) -> None:
-    """A section whose new port is taken by somebody else goes on as it was, and the others do not notice."""
+    """A section whose new port is in use keeps its old settings, and the others are not affected."""
     two.sections["hrit"]["request_port"] = int(two.server.command[-1])  # where this server publishes
     two.server.reconfigure(two.sections)
     two.server.wait_for_line("[hrit] goes on as it was before")
@@ -205,8 +205,8 @@ def test_changed_section_that_cannot_start(two: Two) -> None:
     assert send_request(two.ports["hrit"], "/", "ping").type == "pong"
 
 
-def test_nothing_is_left_of_old_sections(two: Two) -> None:
-    """Sections that are changed again and again leave no thread and no open file behind."""
+def test_old_sections_leave_no_resources(two: Two) -> None:
+    """Sections that are changed repeatedly leave no thread and no open file."""
 
     def holds() -> tuple[int, int]:
         assert two.server.popen is not None
@@ -225,7 +225,7 @@ def test_nothing_is_left_of_old_sections(two: Two) -> None:
 
 
 def test_client_sections_come_and_go(testbed: Testbed) -> None:
-    """A client's section is added, changed and removed, and one that stays as it is keeps its subscribers."""
+    """A client's section is added, changed and removed, and an unchanged one keeps its subscribers."""
     pair = ServerClientPair(testbed).start()
     ears = {"hrit": pair.received}
     targets = {"hrit": pair.target, "added": testbed.directory("added"), "changed": testbed.directory("changed")}
@@ -263,7 +263,7 @@ def _moves(feeder: Feeder, ear: RecordingSubscriber, target: Path) -> None:
 @pytest.mark.skipif(bool(missing()), reason=f"missing: {missing()}")
 @pytest.mark.parametrize("which", ["server", "client"])
 def test_transfer_in_flight(testbed: Testbed, which: str) -> None:
-    """A transfer of a section that stays as it is goes on through a reload, and ends as one transfer."""
+    """A transfer of an unchanged section continues through a reload."""
     root = testbed.directory("root")
     with PyFtpd(testbed.logs, root) as ftp:
         pair = ServerClientPair(testbed, login=f"{USER}:{PASSWORD}", destination=f"ftp://{HOST}:{ftp.port}/")

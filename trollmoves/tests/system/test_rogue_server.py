@@ -1,4 +1,4 @@
-"""What a client, and a mirror, do with what a server tells them that means them ill."""
+"""Malicious servers: a client and a mirror stay within their directories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trollmoves.tests.helpers.waiting import until
 
 
 class Rogue:
-    """A server that announces what it likes, and says that it has delivered whatever it is asked for."""
+    """A server that announces anything, and replies success to every request."""
 
     def __init__(self) -> None:
         self._context = zmq.Context()
@@ -51,14 +51,14 @@ class Rogue:
                 self._router.send_multipart([identity, empty, str(answer).encode()])
 
     def close(self) -> None:
-        """End."""
+        """Stop."""
         self._stopping.set()
         self._thread.join(5)
         self._context.destroy(0)
 
 
 class Scene:
-    """A rogue, a client with a chain for each way of receiving, and ears on them; the client runs."""
+    """A rogue server, a client with a chain for each way of receiving, and subscribers; the client runs."""
 
     def __init__(self, testbed: Testbed) -> None:
         self.rogue = Rogue()
@@ -78,7 +78,7 @@ class Scene:
         self.wait_for_client()
 
     def wait_for_client(self) -> None:
-        """Announce something harmless until it is received by all."""
+        """Announce valid files until each chain has received one."""
 
         def received() -> bool:
             self.rogue.announce("/a/harmless", place="here")
@@ -87,13 +87,13 @@ class Scene:
         until(received, 30, "the client hears")
 
     def passed_over(self, times: int = 3) -> None:
-        """Wait until all chains have said that they pass something over."""
+        """Wait until all chains have logged an ignored message."""
         self.client.wait_for_line("passed over", times)
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """A scene for the tests of this file."""
+    """The arrangement for the tests of this file."""
     with Testbed(tmp_path_factory.mktemp("rogue")) as testbed:
         yield Scene(testbed)
 
@@ -113,7 +113,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     ],
 )
 def test_announced_names(scene: Scene, uri: str, path: object) -> None:
-    """A file whose name, or sub-path, is none below the destination is not asked for, and the log says so."""
+    """A file whose name or sub-path leaves the destination is not requested, and the log says so."""
     scene.client.mark_log()
     asked = len(scene.rogue.asked)
     scene.rogue.announce(uri, place="here", **({} if path is None else {"path": path}))
@@ -141,8 +141,8 @@ def archive(path: Path) -> None:
         tar.addfile(member, io.BytesIO(b"x"))
 
 
-def test_lie_about_the_place(scene: Scene) -> None:
-    """What is unpacked, removed and told is what was asked for, wherever the server says that it has put it."""
+def test_false_destination_in_a_reply(scene: Scene) -> None:
+    """Unpacking, removal and receipts use the requested destination, whatever the reply says."""
     victim = scene.outside / "victim.tar"
     archive(victim)
     archive(scene.target / victim.name)
@@ -158,7 +158,7 @@ def test_lie_about_the_place(scene: Scene) -> None:
 
 
 def test_control_characters_in_the_log(scene: Scene) -> None:
-    """A name that would end a line, or command a terminal, forges no line of the log."""
+    """A name with control characters forges no line of the log."""
     scene.client.mark_log()
     name = "x\n[CRITICAL] forged\x1b[31m"
     scene.rogue.announce(f"/a/{name}", place="here")
@@ -168,7 +168,7 @@ def test_control_characters_in_the_log(scene: Scene) -> None:
 
 
 def test_mirror(tmp_path: Path) -> None:
-    """A mirror hands out no copy that is a link out of the directory into which it was fetched."""
+    """A mirror serves no link out of the directory into which it was fetched."""
     with Testbed(tmp_path) as testbed:
         rogue = Rogue()
         testbed.call_at_end(rogue.close)

@@ -1,4 +1,4 @@
-"""What server and client say to one another, to their peers and to those who listen, as real processes."""
+"""The protocol between servers, clients, peers and subscribers, as real processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ANNOUNCED = FIELDS | {"sensor", "bands", "uri", "uid", "request_address", "annou
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerClientPair]:
-    """A server and a client that have had one file to move, and say all they can in their logs."""
+    """A server and a client with verbose logs that have moved one file."""
     with Testbed(tmp_path_factory.mktemp("pair")) as testbed:
         pair = ServerClientPair(
             testbed,
@@ -54,26 +54,26 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerClientPair]
 
 
 def first_name(pair: ServerClientPair) -> str:
-    """Give the name of the file that was moved first."""
+    """Return the name of the file that was moved first."""
     return next(iter(pair.feeder.fed))
 
 
 def announcement(pair: ServerClientPair) -> Any:
-    """Give the data of the first file's announcement."""
+    """Return the data of the first file's announcement."""
     return copy.deepcopy(pair.announced.of_file(first_name(pair))[0].data)
 
 
 def push(pair: ServerClientPair, destination: object, **changes: object) -> Message:
-    """Ask for the first file as an older client does."""
+    """Request the first file as an older client does."""
     data = {key: value for key, value in announcement(pair).items() if key != "announcement"}
     return send_request(pair.request_port, TOPIC, "push", {**data, "destination": destination, **changes})
 
 
-# -- what is published
+# -- publications
 
 
 def test_announcement(pair: ServerClientPair) -> None:
-    """An announcement has the chain's topic, its info, the fields of the name, and where the file can be asked for."""
+    """An announcement has the chain's topic, its info, the fields of the name, and the request address."""
     (heard,) = pair.announced.of_file(first_name(pair))
     assert (heard.message.subject, heard.type) == (TOPIC, "file")
     data = heard.data
@@ -85,7 +85,7 @@ def test_announcement(pair: ServerClientPair) -> None:
 
 
 def test_number(pair: ServerClientPair) -> None:
-    """Our own peers are told the number of each announcement in the log, and the size and time of the file."""
+    """Announcements carry, for our own clients, their number in the log, and size and time of the file."""
     mark = announcement(pair)["announcement"]
     status = os.stat(pair.feeder.folder / first_name(pair))
     assert set(mark) == {"log", "number", "size", "mtime"}
@@ -94,15 +94,15 @@ def test_number(pair: ServerClientPair) -> None:
 
 @pytest.mark.parametrize(("whose", "name"), [("announced", "move_it_server"), ("received", "move_it_hrit")])
 def test_heartbeat(pair: ServerClientPair, whose: str, name: str) -> None:
-    """Server and client tell by a heartbeat that they live, and when the next one comes."""
+    """Server and client publish heartbeats with the time of the next one."""
     ear: RecordingSubscriber = getattr(pair, whose)
     beat = ear.wait_for(1, "beat")[0]
     assert beat.message.subject == f"/heartbeat/{name}"
     assert beat.data["min_interval"] == 30
 
 
-def test_order_and_keys_of_what_a_client_publishes(pair: ServerClientPair) -> None:
-    """For each file a client publishes push, ack and file, in this order, under the subject of the announcement."""
+def test_order_and_keys_of_published_messages(pair: ServerClientPair) -> None:
+    """For each file a client publishes push, ack and file, in this order, under the announcement's subject."""
     heard = pair.received.of_file(first_name(pair))
     assert [one.type for one in heard] == ["push", "ack", "file"]
     assert {one.message.subject for one in heard} == {TOPIC}
@@ -118,17 +118,17 @@ def test_order_and_keys_of_what_a_client_publishes(pair: ServerClientPair) -> No
     }
 
 
-# -- what a server answers
+# -- replies of a server
 
 
 def test_ping(pair: ServerClientPair) -> None:
-    """A ping is answered with the name of the station."""
+    """A ping returns the name of the station."""
     answer = send_request(pair.request_port, "/ping/pong", "ping")
     assert (answer.subject, answer.type, answer.data) == ("/ping/pong", "pong", {"station": STATION})
 
 
 def test_info(pair: ServerClientPair) -> None:
-    """Info tells the newest files of a topic first, no more than were asked for, and since when the server runs."""
+    """Info returns the newest files of a topic first, within the requested number, and the server's uptime."""
     pair.feeder.feed(2)
     pair.wait_until_done()
     newest_first = [f"{TOPIC}/{name}" for name in reversed(pair.feeder.fed)]
@@ -142,7 +142,7 @@ def test_info(pair: ServerClientPair) -> None:
 
 @pytest.mark.parametrize("end", ["", "/", "/below/that"])
 def test_push_of_an_older_client(pair: ServerClientPair, testbed: Testbed, end: str) -> None:
-    """A push delivers into the directory it names, there or not, and is answered with its data without the login."""
+    """A push delivers into the named directory, existing or not; the reply has its data without the login."""
     target = f"{testbed.root}/there{end}"
     if not end.endswith("that"):
         os.makedirs(target)
@@ -155,13 +155,13 @@ def test_push_of_an_older_client(pair: ServerClientPair, testbed: Testbed, end: 
 
 
 def test_push_to_a_path_below(pair: ServerClientPair, testbed: Testbed) -> None:
-    """A path beside the uri is a directory below the destination."""
+    """A path next to the uri is a directory below the destination."""
     assert push(pair, str(testbed.root), path="a/b").type == "file"
     assert (testbed.root / "a" / "b" / first_name(pair)).exists()
 
 
 def test_ack_request(pair: ServerClientPair) -> None:
-    """An ack of a file that was announced is answered with its data."""
+    """An ack of an announced file is answered with its data."""
     data = announcement(pair)
     answer = send_request(pair.request_port, TOPIC, "ack", data)
     assert (answer.subject, answer.type, answer.data) == (TOPIC, "ack", data)
@@ -169,7 +169,7 @@ def test_ack_request(pair: ServerClientPair) -> None:
 
 @pytest.mark.parametrize("kind", ["gibtsnicht", "pong", "file", "beat"])
 def test_unknown_request(pair: ServerClientPair, kind: str) -> None:
-    """A request of an unknown type is answered as unknown, under its subject and without data."""
+    """A request of an unknown type gets the reply unknown, under its subject and without data."""
     answer = send_request(pair.request_port, "/some/thing", kind, {"uri": "/x"})
     assert (answer.subject, answer.type, answer.data) == ("/some/thing", "unknown", "")
 
@@ -213,8 +213,8 @@ def test_unknown_request(pair: ServerClientPair, kind: str) -> None:
         ("ping", {"a": 1}),
     ],
 )
-def test_nonsense_in_a_request(pair: ServerClientPair, testbed: Testbed, kind: str, changes: dict[str, Any]) -> None:
-    """A request that makes no sense is answered, with an err where it cannot be served, and the next one is served."""
+def test_invalid_requests(pair: ServerClientPair, testbed: Testbed, kind: str, changes: dict[str, Any]) -> None:
+    """An invalid request gets a reply, an err where it cannot be served, and the next one is served."""
     name = first_name(pair)
     data = announcement(pair) | {"destination": str(testbed.root / "target")}
     data |= {key: _filled(value, pair, name) for key, value in changes.items()}
@@ -236,7 +236,7 @@ def _filled(value: Any, pair: ServerClientPair, name: str) -> Any:
 @pytest.mark.parametrize("data", ["", "text", [], ["a"], [{"uri": "/etc/passwd"}], {"a": 1}, {"uri": {}}])
 @pytest.mark.parametrize("kind", ["push", "ack", "replay"])
 def test_other_data(pair: ServerClientPair, kind: str, data: object) -> None:
-    """A request with data of another shape is answered with an err."""
+    """A request with data of another shape gets an err."""
     answer = send_request(pair.request_port, TOPIC, kind, data)
     assert answer.type == "err" or kind == "replay"
     assert send_request(pair.request_port, "/ping/pong", "ping").type == "pong"
@@ -262,8 +262,8 @@ def test_other_data(pair: ServerClientPair, kind: str, data: object) -> None:
     ],
     ids=lambda frames: repr(frames)[:40],
 )
-def test_junk_is_answered(pair: ServerClientPair, frames: list[bytes]) -> None:
-    """Whatever is sent is answered with an err that is short, and the next request is served."""
+def test_malformed_requests_get_a_reply(pair: ServerClientPair, frames: list[bytes]) -> None:
+    """Any malformed request gets a short err, and the next request is served."""
     text = send_frames(pair.request_port, *frames)
     assert Message.decode(text).type == "err"
     assert len(text) < 1000
@@ -271,7 +271,7 @@ def test_junk_is_answered(pair: ServerClientPair, frames: list[bytes]) -> None:
 
 
 def test_requests_of_one_connection(pair: ServerClientPair, testbed: Testbed) -> None:
-    """Each of many requests over one connection has its own answer, whatever stands in the others."""
+    """Each of many requests over one connection gets its own reply."""
     data = announcement(pair)
     mark = data["announcement"]
     wrong: list[dict[str, Any]] = [
@@ -294,12 +294,12 @@ def test_requests_of_one_connection(pair: ServerClientPair, testbed: Testbed) ->
 
 
 def pushed(data: object) -> bytes:
-    """Give a request for files."""
+    """Return a request for files."""
     return str(Message(TOPIC, "push", data)).encode()
 
 
-def test_refusal_holds_no_secret(pair: ServerClientPair) -> None:
-    """A transfer that fails is answered without the password of its destination."""
+def test_rejection_holds_no_secret(pair: ServerClientPair) -> None:
+    """The reply about a failed transfer contains no password of its destination."""
     answer = push(pair, f"sftp://sat:{SECRET}@{HOST}:1/x")
     assert answer.type == "err"
     assert SECRET not in str(answer)
@@ -308,8 +308,8 @@ def test_refusal_holds_no_secret(pair: ServerClientPair) -> None:
     assert SECRET not in str(answer)
 
 
-def test_no_secret_is_told(pair: ServerClientPair) -> None:
-    """At -v neither a log line nor a published message holds the password of the destination."""
+def test_no_secret_in_log_or_messages(pair: ServerClientPair) -> None:
+    """With -v, no log line and no published message contains the password of the destination."""
     pair.feeder.feed()
     pair.wait_until_done()
     told = [pair.server.log.read_text(), pair.client.log.read_text(), *pair.announced.texts, *pair.received.texts]
@@ -317,11 +317,11 @@ def test_no_secret_is_told(pair: ServerClientPair) -> None:
     assert "DEBUG" in told[0] + told[1]
 
 
-# -- one file, several who have it or want it
+# -- one file, several sources or clients
 
 
 def test_awkward_names(testbed: Testbed) -> None:
-    """A file arrives, and is told of, whatever bytes its name has."""
+    """A file is delivered and published with any bytes in its name."""
     pair = ServerClientPair(testbed)
     pair.server_sections["hrit"]["origin"] = f"{pair.feeder.folder}/{{name}}"
     pair.server.reconfigure(pair.server_sections)
@@ -337,7 +337,7 @@ def test_awkward_names(testbed: Testbed) -> None:
 
 
 def test_three_servers_have_the_same_file(testbed: Testbed) -> None:
-    """A file that three servers announce is transferred once, and each other source hears that it is not needed."""
+    """A file that three servers announce is transferred once, and the other sources get an ack."""
     target, client_port = testbed.directory("out"), testbed.port()
     feeders = [testbed.feeder(f"in{number}") for number in range(3)]
     servers, ports = [], []
@@ -360,7 +360,7 @@ def test_three_servers_have_the_same_file(testbed: Testbed) -> None:
 
 
 def test_two_sections_want_the_same_file(testbed: Testbed) -> None:
-    """Two sections of one client that want the same file both get it, and both tell of it."""
+    """Two sections of one client that fetch the same file both deliver and publish it."""
     pair = ServerClientPair(testbed)
     other, other_port = testbed.directory("other"), testbed.port()
     section = client_section(pair.publish_port, other, other_port)
@@ -374,7 +374,7 @@ def test_two_sections_want_the_same_file(testbed: Testbed) -> None:
 
 
 def test_a_file_comes_again(testbed: Testbed) -> None:
-    """A file that comes again under its name with new content is delivered again, as often as that happens."""
+    """A file that appears again with new content is delivered again, each time."""
     pair = ServerClientPair(testbed).start()
     (name,) = pair.feeder.feed()
     pair.wait_until_done()
@@ -388,7 +388,7 @@ def test_a_file_comes_again(testbed: Testbed) -> None:
 
 
 def test_asked_twice_while_it_runs(testbed: Testbed) -> None:
-    """A request that is made again while it runs is one transfer, and every asker gets the answer."""
+    """A request that is repeated while it runs is one transfer, and every client gets the reply."""
     import threading
 
     pair = ServerClientPair(testbed)
@@ -414,7 +414,7 @@ def test_asked_twice_while_it_runs(testbed: Testbed) -> None:
 
 
 def test_destination_from_metadata(testbed: Testbed) -> None:
-    """A destination is composed from the message, and its directory is made where the client runs."""
+    """A destination is composed from the message, and its directory is created by the client."""
     pair = ServerClientPair(testbed)
     pair.client_sections["hrit"]["destination"] = f"{pair.target}/{{nominal_time:%Y%m%d}}/{{channel}}"
     pair.client.reconfigure(pair.client_sections)
@@ -428,7 +428,7 @@ def test_destination_from_metadata(testbed: Testbed) -> None:
 
 
 def test_backlog(testbed: Testbed) -> None:
-    """What lies there at the start is announced; with --disable-backlog only what comes later is."""
+    """Files present at the start are announced; with --disable-backlog only later ones."""
     pair = ServerClientPair(testbed)
     old = pair.feeder.feed(30)
     pair.start()
@@ -445,7 +445,7 @@ def test_backlog(testbed: Testbed) -> None:
 
 
 def test_polling(testbed: Testbed) -> None:
-    """With -w the server finds files without the help of the kernel."""
+    """With -w the server finds files by polling."""
     pair = ServerClientPair(testbed, {"watchdog_timeout": 0.2})
     pair.server.command = [*pair.server.command, "-w"]
     pair.start()
@@ -455,9 +455,9 @@ def test_polling(testbed: Testbed) -> None:
 
 @pytest.mark.alone
 def test_idle_latency(testbed: Testbed) -> None:
-    """On an idle system half of the files are told of by the client within 10 ms of their appearance.
+    """On an idle system half of the files are published by the client within 10 ms of their appearance.
 
-    On a machine that is not idle, or slow, they are within the time of 20 questions and answers.
+    On a busy or slow machine, within the time of 20 requests and replies.
     """
     pair = ServerClientPair(testbed).start()
     pair.feeder.feed()
@@ -474,14 +474,14 @@ def test_idle_latency(testbed: Testbed) -> None:
 
 
 def round_trip(line: RequestSocket) -> float:
-    """Give the seconds that a question and its answer take."""
+    """Return the seconds of one request and its reply."""
     asked = time.monotonic()
     line.ping()
     return time.monotonic() - asked
 
 
 def latency(pair: ServerClientPair) -> float:
-    """Give the seconds from the appearance of a file to its receipt."""
+    """Return the seconds from the appearance of a file to its receipt."""
     appeared = time.monotonic()
     (name,) = pair.feeder.feed()
     pair.received.wait_for_receipts([name])

@@ -1,4 +1,4 @@
-"""What is announced while a client stands still, although no buffer holds all of it."""
+"""Announcements during a stall of a client that exceed every buffer."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 class Kept:
-    """Files that can be had as they were announced, as nobody looks at them."""
+    """A file store whose files all exist unchanged."""
 
     def is_unchanged(self, announced: AnnouncementRecord) -> bool:
-        """Tell that they can."""
+        """Return True."""
         return True
 
 
 class Source:
-    """The half of a server that announces, in this process; it says that it delivered, and delivers nothing.
+    """The announcing half of a server, in this process; it replies success, and delivers nothing.
 
-    It publishes what stands in its log faster than a server finds files: before the client is taken for dead. Most of
-    what it publishes under its topic is no announcement, so that the client need not have many thousand files sent.
+    It publishes its log faster than a server finds files, before the client is disconnected. Most published messages
+    under its topic are not announcements, so that the client need not request many thousand files.
     """
 
     def __init__(self, testbed: Testbed) -> None:
@@ -66,7 +66,7 @@ class Source:
         return {"logs": [self._announcer.heartbeat_data()]}
 
     def publish(self, count: int) -> None:
-        """Publish at least so many messages, announcements among them."""
+        """Publish at least this number of messages, announcements among them."""
         for _ in range(0, count, EVERY):
             name = f"file {len(self.told)}"
             self.told.append(name)
@@ -85,7 +85,7 @@ class Source:
 
 
 def buffered() -> int:
-    """Give how many messages fit into ZeroMQ's queue for one peer, and into the kernel's for a connection."""
+    """Return the number of messages that ZeroMQ's queue of one peer and the kernel's buffers hold."""
     room = sum(int(Path(f"/proc/sys/net/ipv4/tcp_{end}mem").read_text().split()[2]) for end in "rw")
     return sockets.HIGH_WATER_MARK + room // SIZE
 
@@ -93,7 +93,7 @@ def buffered() -> int:
 def test_more_than_any_buffer_holds(testbed: Testbed) -> None:
     """A stopped client catches up with the announcements that neither ZeroMQ nor the kernel could hold for it.
 
-    What is held for it is bounded.
+    The memory held for it is bounded.
     """
     source = Source(testbed)
     port = testbed.port()
