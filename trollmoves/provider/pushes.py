@@ -336,7 +336,7 @@ class PushService:
         if not error.outage or not pause:
             return
         in_flight = self._scheduler.in_flight_ids(self.name, task.lane)
-        for id_ in self._journal.fail_pending(self.name, task.lane, but=in_flight):
+        for id_ in self._journal.fail_pending(self.name, task.lane, exclude=in_flight):
             self._quotas.remove([id_])
             with self._waiting_lock:
                 waiters = self._waiting.pop(id_, ())

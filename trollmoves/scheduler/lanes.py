@@ -186,7 +186,7 @@ class Lane:
 
     def _claim_from_journal(self, journal: Journal, room: int, now: float, offered: list[Task]) -> list[Task]:
         in_hand = self.in_flight.keys() | {task.id for task in offered}
-        read = journal.claim(self.chain, self.name, room - len(offered), now, taken=in_hand)
+        read = journal.claim(self.chain, self.name, room - len(offered), now, in_flight=in_hand)
         for task in read:
             kept = self._contexts.pop(task.id, None)
             if kept and kept.body == task.body:

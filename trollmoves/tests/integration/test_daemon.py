@@ -108,7 +108,7 @@ def test_no_place_for_the_journal(testbed: Testbed, role: str) -> None:
     file = testbed.root / "file"
     file.touch()
     config = testbed.config({"DEFAULT": {"journal": file / "x.journal"}, "hrit": section(testbed, role)})
-    refused(testbed.run(COMMANDS[role], config), f"no place for the journal: {file}/x.journal", "set 'journal'")
+    refused(testbed.run(COMMANDS[role], config), f"cannot create the journal {file}/x.journal", "set 'journal'")
 
 
 @both

@@ -182,10 +182,10 @@ def test_order_of_claims(journal: Journal) -> None:
 def test_what_is_taken_is_left_out(journal: Journal) -> None:
     """What is in hand already is not claimed again, and does not count for the limit."""
     ids = [one.id for one, _ in journal.add_tasks([task(str(n), rank=n % 2) for n in range(10)])]
-    claimed = journal.claim("chain", "lane", 4, LATER, taken=set(ids[:5]))
+    claimed = journal.claim("chain", "lane", 4, LATER, in_flight=set(ids[:5]))
     assert {one.id for one in claimed} <= set(ids[5:])
     assert len(claimed) == 4
-    assert journal.claim("chain", "lane", 4, LATER, taken=ids) == []
+    assert journal.claim("chain", "lane", 4, LATER, in_flight=ids) == []
 
 
 def test_what_is_not_due_is_not_claimed(journal: Journal) -> None:
@@ -264,10 +264,10 @@ def test_a_task_can_wait_again(journal: Journal) -> None:
 def test_failing_what_waits(journal: Journal) -> None:
     """All that waits in a lane can be ended as failed, without what is in hand."""
     noted = [one for one, _ in journal.add_tasks([task("a"), task("b"), task("in hand"), task("d", "other")])]
-    assert journal.fail_pending("chain", "lane", but={noted[2].id}) == [noted[0].id, noted[1].id]
+    assert journal.fail_pending("chain", "lane", exclude={noted[2].id}) == [noted[0].id, noted[1].id]
     assert keys(journal.claim("chain", "lane", 5, LATER)) == ["in hand"]
     assert journal.count("chain") == {"waiting": 2, "done": 0, "failed": 2}
-    assert journal.fail_pending("chain", "lane", but={noted[2].id}) == []
+    assert journal.fail_pending("chain", "lane", exclude={noted[2].id}) == []
 
 
 def test_rewriting_makes_it_wait_again(journal: Journal) -> None:

@@ -200,7 +200,7 @@ def test_a_body_that_cannot_be_read_stays(journal: Journal, caplog: pytest.LogCa
     for _ in range(2):
         keep_up(journal, ALL, fetch=lambda one: str(int(one.body) + 1))
     assert [one.body for n in ("bad", "good") if (one := journal.find("chain", "fetch", n))] == ["x", "2"]
-    assert caplog.text.count("bad: not shortened") == 1
+    assert caplog.text.count("bad: cannot compact its body") == 1
 
 
 # -- the size of the file

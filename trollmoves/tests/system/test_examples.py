@@ -130,7 +130,7 @@ def test_hot_spare(testbed: Testbed) -> None:
     example = Example(testbed, "hot-spare").start()
     primary = example.run["primary.ini"]
     for client in ("primary.ini", "spare.ini"):
-        example.says(client, "shares its work with")
+        example.says(client, "found peer client")
     example.put("incoming/H-MSG4-000001")
     example.says("primary.ini", "received H-MSG4-000001")
     primary.kill()

@@ -73,7 +73,7 @@ def test_missed_announcements_of_an_old_server(testbed: Testbed) -> None:
     pair = ServerClientPair(testbed)
     pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
-    pair.client.wait_for_line("does not number its announcements")
+    pair.client.wait_for_line("missed announcements can be reported but not recovered")
     assert pair.client.terminate() == 0
     before = len(pair.announced.receipts())
     missed = pair.feeder.feed(3)
@@ -81,8 +81,8 @@ def test_missed_announcements_of_an_old_server(testbed: Testbed) -> None:
     until(lambda: time.monotonic() - pair.announced.of_type("file")[-1].at > 5)  # it may announce them once more
     pair.client.start()
     connect(pair.feeder, pair.received)
-    pair.client.wait_for_line("files unheard, which are not fetched: ")
-    named = pair.client.lines().partition("files unheard, which are not fetched: ")[2].partition("\n")[0].split()
+    pair.client.wait_for_line("these files are not fetched: ")
+    named = pair.client.lines().partition("these files are not fetched: ")[2].partition("\n")[0].split()
     assert set(missed) <= set(named)
     assert len(set(named)) == len(named)
 

@@ -161,7 +161,7 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(keep=st.sampled_from([EVER, Retention(LATER, -9.0, 10**9, 10**9), Retention(LATER, LATER, 10**9, 3)]))
     def look_after(self, keep: Retention) -> None:
         """Do the upkeep, as if it were later: bodies of what is done go, and announcements."""
-        for _ in self.journal.prune(keep, {"fetch": drop_body}, settled=-9.0):
+        for _ in self.journal.prune(keep, {"fetch": drop_body}, min_age=-9.0):
             pass
         for (kind, key), (state, lane, body) in self.tasks.items():
             self.tasks[kind, key] = (state, lane, "" if kind == "fetch" and state == DONE else body)
@@ -306,7 +306,7 @@ def test_what_is_new_is_fetched_and_what_is_known_is_not(
             files.kill()
             fetches = FetchTasks("chain", files.journal, peers, 0.0, None)
         elif step == "upkeep":
-            list(files.journal.prune(EVER, Client.compactors, settled=-9.0))
+            list(files.journal.prune(EVER, Client.compactors, min_age=-9.0))
         elif step == "done":
             do_all(files.journal)
         elif not isinstance(step, str):
