@@ -158,6 +158,8 @@ class Testbed:
     Trees are on a tmpfs where there is one. Logs are in ``logs``, which pytest keeps.
     """
 
+    __test__ = False  # not a test class, despite its name
+
     def __init__(self, logs: Path) -> None:
         self.logs = logs
         self._ending = ExitStack()

@@ -102,7 +102,7 @@ def test_the_disk_of_the_journal_is_full(tmp_path: Path, role: str) -> None:
         pair.feeder.feed(5)
         pair.wait_until_done()
         ballast = fill(disk)
-        process.mark()
+        process.mark_log()
         fed = pair.feeder.feed(200)
         process.wait_for_line("full")
         last = fed[-1]

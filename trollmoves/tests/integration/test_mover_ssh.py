@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from trollmoves.errors import AuthenticationFailed, UnknownHostKey
+from trollmoves.errors import AuthenticationFailed, BadDestination, UnknownHostKey
 from trollmoves.movers import close_connections, move_it
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import asyncsshd, openssh
@@ -118,6 +118,25 @@ def test_few_channels_for_each_login(scheme: str, tmp_path: Path) -> None:
         close_connections()
     assert errors == []
     assert place.files.tree("in") == {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("subsystem", ["internal-sftp", "/nonexistent"])
+def test_scp_over_a_single_channel(subsystem: str, tmp_path: Path, origin: Path) -> None:
+    """SCP delivers to a server that allows one channel for each login, also with a name to quote and a checksum."""
+    if why := openssh.missing():
+        pytest.skip(why)
+    with OpenSsh(tmp_path / "server", extra="MaxSessions 1", subsystem=subsystem) as server:
+        assert isinstance(server, OpenSsh)
+        place = _place("scp", server, tmp_path)
+        for name in ("f", "it's; $(x)", "empty"):
+            origin = origin.rename(origin.with_name(name))
+            if name == "empty":
+                origin.write_bytes(b"")
+            move_it(origin, place.url("new/in/"), place.attrs | {"verify_checksum": True})
+            assert place.files.tree("new/in")[name] == origin.read_bytes()
+        with pytest.raises(BadDestination):
+            move_it(origin, place.url("new/in/f/under"), place.attrs)
+        close_connections()
 
 
 def test_rename_that_replaces_nothing(tmp_path: Path, origin: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_journal_may_not_be_written(testbed: Testbed, tmp_path: Path, role: 
             pass
         else:
             pytest.skip("this file system heeds flags only when a file is opened")
-    process.mark()
+    process.mark_log()
     fed = pair.feeder.feed(20)
     process.wait_for_line("cannot be written")
     assert fed[-1] not in pair.received.receipts()
@@ -115,7 +115,7 @@ def test_the_disk_of_the_journal_takes_no_more_names(testbed: Testbed, role: str
     pair.feeder.feed(5)
     pair.wait_until_done()
     use_up_names(disk)
-    process.mark()
+    process.mark_log()
     pair.feeder.feed(50)
     pair.wait_until_done()
     calm(process, 0)

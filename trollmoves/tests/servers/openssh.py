@@ -13,6 +13,7 @@ from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess, fr
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
 _CONFIG = """
+{extra}
 Port {port}
 ListenAddress {host}
 HostKey {folder}/host_key
@@ -25,7 +26,6 @@ MaxStartups 100:30:200
 MaxSessions 100
 LogLevel ERROR
 Subsystem sftp {subsystem}
-{extra}
 """
 
 
