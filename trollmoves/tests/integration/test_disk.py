@@ -216,7 +216,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         pair.client.wait_for_line("Permission denied", 2 * len(bad))  # more failures than pause a lane
         pair.received.wait_for_receipts(pair.feeder.feed(20))
         assert "is unavailable, next attempt" not in pair.client.lines()
-        assert "refused for good" not in pair.client.lines()
+        assert "permanently rejected" not in pair.client.lines()
         for path in bad:
             path.chmod(0o644)
         pair.wait_until_done()

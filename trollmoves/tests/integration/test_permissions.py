@@ -36,7 +36,7 @@ def waits(pair: ServerClientPair, count: int) -> None:
     fed = pair.feeder.feed(count)
     pair.client.wait_for_line("not delivered")
     assert not set(fed) & set(pair.received.receipts())
-    assert "refused for good" not in pair.client.lines()
+    assert "permanently rejected" not in pair.client.lines()
     calm(pair.server)
     calm(pair.client)
 

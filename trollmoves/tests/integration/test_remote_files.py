@@ -191,7 +191,7 @@ def test_damage(suffix: str, tmp_path: Path) -> None:
 def test_nothing_to_tell(tmp_path: Path) -> None:
     """An archive without files, one that is missing, and one with an absolute path are refused."""
     for suffix in (".tar", ".zip"):
-        with pytest.raises(UnpackFailed, match="holds no file"):
+        with pytest.raises(UnpackFailed, match="contains no file"):
             read_archive_contents(str(make_archive(tmp_path, suffix, {})), kind(suffix))
         with pytest.raises(UnpackFailed, match="absolute"):
             read_archive_contents(str(make_archive(tmp_path, suffix, {"/abs": b""})), kind(suffix))

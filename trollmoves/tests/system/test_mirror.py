@@ -441,7 +441,7 @@ def test_escaping_names(testbed: Testbed) -> None:
     for one in [*bad, good]:
         publisher.tell("file", {**one, "request_address": f"{HOST}:1"})
     chain.announcement("good")
-    chain.mirror.wait_for_line("passed over", times=len(bad))
+    chain.mirror.wait_for_line("ignored announcement of", times=len(bad))
     assert {one.uid for one in chain.mirrored.of_type("file")} == {"good"}
 
 
@@ -496,7 +496,7 @@ def test_bzip(testbed: Testbed) -> None:
     assert (outer.target / "a.txt").read_bytes() == b"hello"
     chain.mirrored.wait_for_receipts(["a.txt", "b.txt", "c"])
     assert {Path(one.data["uri"]).name for one in chain.mirrored.of_type("file")} == {"a.txt", "b.txt", "c"}
-    outer.process.wait_for_line("c is refused for good")
+    outer.process.wait_for_line("c: permanently rejected by all sources")
     until(lambda: {path.name for path in chain.files()} <= {"c.bz2"}, what="what was handed on is removed")
 
 
