@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trollmoves.movers import is_partial
+from trollmoves.tests.helpers.armed import FAILPOINTS
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed, client_section, server_section
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
@@ -24,7 +25,6 @@ from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.seaweed import Seaweed
 from trollmoves.tests.system.test_mirror import Chain
-from trollmoves.utils.failpoints import ENV_VAR, FAILPOINTS
 
 FILES = 4
 LARGE = 3_000_000  # bytes of a file that is sent in several pieces
@@ -434,54 +434,60 @@ CASES = (
     Case("server", "announcing", PlainScenario, "the files are announced when it is back"),
     Case("server", "announced", PlainScenario, "the files are announced when it is back"),
     Case("server", "published", PlainScenario, "some files are announced twice"),
-    Case("server", "asked", PlainScenario, "the client asks again"),
-    Case("server", "push-noted", PlainScenario, "the client asks again"),
+    Case("server", "request-received", PlainScenario, "the client asks again"),
+    Case("server", "push-stored", PlainScenario, "the client asks again"),
     Case("server", "sending", LargeFileScenario, "a hidden partial, which the next try replaces", count=2),
     Case("server", "sent", LargeFileScenario, "a hidden partial, which the next try replaces", count=2),
     Case("server", "delivered", DeletingScenario, DELIVERED_TWICE, count=2),
-    Case("server", "ended", DeletingScenario, "the client asks again, and is told that the file is there"),
-    Case("server", "answered", DeletingScenario, NOTHING, count=2),
-    Case("server", "ack-heard", HotSpareScenario, "the file is announced again, and acknowledged again", count=2),
+    Case("server", "committed", DeletingScenario, "the client asks again, and is told that the file is there"),
+    Case("server", "replied", DeletingScenario, NOTHING, count=2),
+    Case("server", "ack-received", HotSpareScenario, "the file is announced again, and acknowledged again", count=2),
     Case("server", "acknowledged", HotSpareScenario, NOTHING, count=2),
     Case("server", "removing", DeletingScenario, "the file is removed when it is back", count=2),
     Case("server", "removed", DeletingScenario, NOTHING, count=2),
-    Case("client", "heard", MissedAnnouncementScenario, "it catches up when it is back"),
-    Case("client", "noted", PlainScenario, "it asks when it is back"),
-    Case("client", "asking", PlainScenario, "it asks when it is back", count=2),
-    Case("client", "arrived", PlainScenario, "it asks again, and is told that the file is there", count=2),
+    Case("client", "announcement-received", MissedAnnouncementScenario, "it catches up when it is back"),
+    Case("client", "announcement-stored", PlainScenario, "it asks when it is back"),
+    Case("client", "requesting", PlainScenario, "it asks when it is back", count=2),
+    Case("client", "delivery-reported", PlainScenario, "it asks again, and is told that the file is there", count=2),
     Case("client", "acked", UnpackingServerScenario, "it asks again; the ack is published twice", count=2),
-    Case("client", "told", PlainScenario, TOLD_TWICE, count=2),
-    Case("client", "ended", PlainScenario, "what was told in the last half second is told twice"),
-    Case("client", "told-again", KilledBeforeScenario, "the same is told once more"),
+    Case("client", "receipt-published", PlainScenario, TOLD_TWICE, count=2),
+    Case("client", "committed", PlainScenario, "what was told in the last half second is told twice"),
+    Case("client", "receipt-republished", KilledBeforeScenario, "the same is told once more"),
     Case("client", "unpacked", UnpackingServerScenario, "one file is unpacked a second time", count=2),
     Case("client", "discarding", UnpackingServerScenario, "the archive is removed when it is back", count=2),
     Case("client", "discarded", UnpackingServerScenario, NOTHING, count=2),
-    Case("mirror", "heard", MirrorScenario, "it catches up when it is back"),
-    Case("mirror", "noted", MirrorScenario, "it announces when it is back"),
+    Case("mirror", "announcement-received", MirrorScenario, "it catches up when it is back"),
+    Case("mirror", "announcement-stored", MirrorScenario, "it announces when it is back"),
     Case("mirror", "relaying", MirrorScenario, "it announces when it is back", count=2),
     Case("mirror", "announced", MirrorScenario, "it announces when it is back", count=2),
-    Case("mirror", "asked", MirrorScenario, "the client asks again"),
-    Case("mirror", "copy-wanted", MirrorScenario, "it fetches when it is back", count=2),
-    Case("mirror", "copy-here", MirrorScenario, "one copy is fetched a second time", count=2),
+    Case("mirror", "request-received", MirrorScenario, "the client asks again"),
+    Case("mirror", "copy-requested", MirrorScenario, "it fetches when it is back", count=2),
+    Case("mirror", "copy-fetched", MirrorScenario, "one copy is fetched a second time", count=2),
     Case("mirror", "unpacked", UnpackingMirrorScenario, NOTHING, count=2),
     Case("mirror", "delivered", MirrorScenario, DELIVERED_TWICE, count=2),
     Case("mirror", "removed", MirrorScenario, NOTHING, count=2),
     Case(
         "dispatcher",
-        "message-heard",
+        "message-received",
         RepeatedMessageScenario,
         "**what it was told in that moment is not delivered**, unless it is told of again: a publisher cannot be asked",
     ),
-    Case("dispatcher", "message-noted", DispatcherScenario, NOTHING),
+    Case("dispatcher", "deliveries-stored", DispatcherScenario, NOTHING),
     Case("dispatcher", "sending", DispatcherScenario, "a hidden partial, which the next try replaces", count=2),
     Case("dispatcher", "sent", DispatcherScenario, "a hidden partial, which the next try replaces", count=2),
     Case("dispatcher", "delivered", DispatcherScenario, DELIVERED_TWICE, count=2),
-    Case("dispatcher", "told", DispatcherScenario, f"{DELIVERED_TWICE}; {TOLD_TWICE}", count=2),
-    Case("dispatcher", "ended", DispatcherScenario, "what was told in the last half second is told twice"),
+    Case("dispatcher", "receipt-published", DispatcherScenario, f"{DELIVERED_TWICE}; {TOLD_TWICE}", count=2),
+    Case("dispatcher", "committed", DispatcherScenario, "what was told in the last half second is told twice"),
 )
 
 FAR = (SftpScenario, ScpScenario, FtpScenario)
 MOVED = {"sending": 3, "sent": 2, "delivered": 2}  # the steps that a mover is part of, and when to die
+
+
+def armed(command: Sequence[str], failpoint: str) -> list[str]:
+    """Return the command of a daemon that kills itself at a failpoint, ``NAME:COUNT``."""
+    interpreter, *rest = command
+    return [interpreter, "-m", "trollmoves.tests.helpers.armed", failpoint, *rest]
 
 
 def crash(case: Case, testbed: Testbed) -> CrashScenario:
@@ -489,17 +495,17 @@ def crash(case: Case, testbed: Testbed) -> CrashScenario:
     picture = case.picture(testbed)
     picture.count = case.count
     victim = picture.processes[case.daemon]
-    normal = victim.environment
+    normal = victim.command
 
     def arm() -> None:
-        victim.environment = {**normal, ENV_VAR: f"{case.step}:{case.count}"}
+        victim.command = armed(normal, f"{case.step}:{case.count}")
 
     picture.run_until_kill(victim, arm)
     until(lambda: not victim.is_running(), DEADLINE, f"{case.daemon} comes to {case.step}: {victim.lines()[-3000:]}")
     assert victim.popen is not None
     assert victim.popen.returncode == -signal.SIGKILL, victim.lines()
     picture.check_removals()
-    victim.environment = normal
+    victim.command = normal
     picture.restart(victim)
     picture.wait_until_done()
     return picture

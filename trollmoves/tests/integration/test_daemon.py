@@ -307,24 +307,6 @@ def policies(process: Process) -> set[int]:
     return found
 
 
-def test_woken_threads_do_not_interrupt_while_files_come_fast(testbed: Testbed) -> None:
-    """All threads of a daemon are scheduled as a batch while there is much to do, and as usual before and after."""
-    pair = ServerClientPair(testbed)
-    pair.start()
-    assert policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}
-    seen = set()
-
-    def is_batch() -> bool:
-        pair.feeder.feed(200)
-        for name, process in (("server", pair.server), ("client", pair.client)):
-            if policies(process) == {os.SCHED_BATCH}:
-                seen.add(name)
-        return len(seen) == 2
-
-    until(is_batch, 20, "both are a batch at some time")
-    until(lambda: policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}, 60, "both are as usual again")
-
-
 def test_an_operators_choice_of_a_policy_stays(testbed: Testbed) -> None:
     """A daemon that was started with a scheduling policy keeps it."""
     pair = ServerClientPair(testbed)

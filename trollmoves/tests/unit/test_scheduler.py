@@ -24,7 +24,8 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, BACKOFF_MAX, NEVER, Lane, Result, TaskKind, backoff
+from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
+from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, Lane, Result, TaskKind
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.tests.helpers.waiting import until
 
@@ -402,7 +403,7 @@ def test_trouble_with_files_tells_nothing_about_the_lane(house: House) -> None:
         house.note(workers, task(f"missing {n}"))
         workers.resume_lane("chain", "lane")
         until(lambda n=n: house.state(f"missing {n}") == FAILED, SOON)  # type: ignore[misc]
-    assert workers._lanes["chain", "lane"].failures > 1
+    assert workers._lanes["chain", "lane"].breaker.failures > 1
 
 
 def test_a_final_failure_is_not_tried_again(house: House) -> None:
