@@ -38,7 +38,7 @@ class AnnouncementReceiver:
         options: ClientOptions,
         topic: str,
         journal: Journal,
-        workers: Scheduler,
+        scheduler: Scheduler,
         requester: Requester,
         fetches: FetchTasks,
         peers: Peers,
@@ -49,7 +49,7 @@ class AnnouncementReceiver:
         """
         self.name = options.name
         self._journal = journal
-        self._workers = workers
+        self._scheduler = scheduler
         self._fetches = fetches
         self._peers = peers
         self._replay_client = ReplayClient(self.name, journal, requester, self._on_replayed)
@@ -81,7 +81,7 @@ class AnnouncementReceiver:
     def _on_connected(self, provider: str) -> None:  # noqa: ARG002  (its sources are not known)
         """Request announcements that were missed while the provider was disconnected."""
         for address in self._replay_client.request_all():
-            self._workers.resume_lane(self.name, f"{KIND} {address}")
+            self._scheduler.resume_lane(self.name, f"{KIND} {address}")
         self._legacy_servers.request_all()
 
     # -- messages
@@ -138,7 +138,7 @@ class AnnouncementReceiver:
                 logger.info("[%s] found peer client %s, sharing the work with it", self.name, message.sender)
 
     def _is_in_flight(self, task: Task) -> bool:
-        return task.id in self._workers.in_flight_ids(self.name, task.lane)
+        return task.id in self._scheduler.in_flight_ids(self.name, task.lane)
 
     def _on_heartbeat(self, provider: str, data: Any) -> None:
         logs = data.get("logs") if isinstance(data, dict) else None
@@ -151,16 +151,16 @@ class AnnouncementReceiver:
             )
             if is_subscribed and isinstance(name, str) and isinstance(number, int) and isinstance(address, str):
                 self._replay_client.on_heartbeat(name, number, address)
-                self._workers.resume_lane(self.name, f"{KIND} {address}")
+                self._scheduler.resume_lane(self.name, f"{KIND} {address}")
 
     def _on_replayed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
         self._record(messages, sources, BACKLOG)
 
     def _record(self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int) -> None:
-        failpoints.hit("heard")
+        failpoints.hit("announcement-received")
         new_tasks = self._fetches.record_announcements(messages, sources, rank)
         if new_tasks:
-            failpoints.hit("noted")
-            self._workers.submit(new_tasks)
+            failpoints.hit("announcement-stored")
+            self._scheduler.submit(new_tasks)
         for source in {str(message.data.get("request_address")) for message in messages}:
-            self._workers.resume_lane(self.name, f"{KIND} {source}")  # the source is reachable
+            self._scheduler.resume_lane(self.name, f"{KIND} {source}")  # the source is reachable

@@ -135,7 +135,7 @@ def test_old_and_new_server_of_the_same_files(testbed: Testbed) -> None:
     assert new_feeder.feed(COUNT) == fed
     received.wait_for_receipts(fed)
     for ear in (old_ear, new_ear):
-        until(lambda ear=ear: {one.uid for one in ear.of("file")} >= set(fed))  # type: ignore[misc]
+        until(lambda ear=ear: {one.uid for one in ear.of_type("file")} >= set(fed))  # type: ignore[misc]
     assert sorted(name for name in received.receipts() if name in fed) == sorted(fed)
     assert all((target / name).read_bytes() == content(name) for name in fed)
     until(lambda: not list(new_feeder.folder.iterdir()), what="the new server was told of each file")

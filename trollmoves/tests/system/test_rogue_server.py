@@ -88,7 +88,7 @@ class Scene:
 
     def passed_over(self, times: int = 3) -> None:
         """Wait until all chains have logged an ignored message."""
-        self.client.wait_for_line("passed over", times)
+        self.client.wait_for_line("ignored announcement of", times)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 
-from trollmoves.config import config_file
+from trollmoves.config import config_file, document
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions
 from trollmoves.config.parsers import ProviderAddress
@@ -189,10 +189,11 @@ class TestServer:
             "ssh_key_filname": "x",
         }
         assert warnings(read, text, ServerOptions) == [
-            "[good] connection_parameters__frobnicate: is no known connection parameter, and is handed on",
-            "[good] connection_parameters__a__b__c: is no known connection parameter, and is handed on",
-            "[good] connection_parameters__a__d: is no known connection parameter, and is handed on",
-            "[good] connection_parameters__ssh_key_filname: is no known connection parameter, and is handed on; "
+            "[good] connection_parameters__frobnicate: is not a known connection parameter, and is passed to the mover",
+            "[good] connection_parameters__a__b__c: is not a known connection parameter, and is passed to the mover",
+            "[good] connection_parameters__a__d: is not a known connection parameter, and is passed to the mover",
+            "[good] connection_parameters__ssh_key_filname: "
+            "is not a known connection parameter, and is passed to the mover; "
             "did you mean ssh_key_filename?",
         ]
 
@@ -212,7 +213,7 @@ class TestServer:
         assert first == (
             "[good] connection_uptime: is the old spelling of connection_parameters__connection_uptime, and still works"
         )
-        assert second.endswith("and is not used, since that stands here too")
+        assert second.endswith("and is ignored, since both are set")
 
     def test_ignored_options(self, read: Read[ServerOptions]) -> None:
         """Options that stand in old files without effect are accepted."""
@@ -232,7 +233,7 @@ class TestServer:
             "[good] requestport: is unknown, and has no effect; did you mean request_port?",
             "[good] num_ssh_retries: is unknown; did you mean connection_parameters__num_ssh_retries?",
             "[good] login: is an option of a client, and has no effect in a server's section",
-            "[good] workers: is for the whole process, and has no effect here: it belongs into [DEFAULT]",
+            "[good] workers: is an option of the process, and has no effect here: move it to [DEFAULT]",
             "[good] qwertz: is unknown, and has no effect",
         ]
 
@@ -262,7 +263,7 @@ connection_parameters____x = 1
 """
         assert complaints(read, text + GOOD_SERVER, ServerOptions) == [
             "[empty] topic: is missing: subject of the announcements",
-            "[empty] origin: is missing: say which files to announce, by origin, or by listen for messages",
+            "[empty] origin: is missing: set origin or listen to select the files to announce",
             "[numbers] request_port: must be between 1 and 65535: '90940'",
             "[numbers] compression: must be one of xrit, bzip, none: 'gzip'",
             "[numbers] delete: must be true or false: 'maybe'",
@@ -270,12 +271,12 @@ connection_parameters____x = 1
             "[templates] topic: a subject must not contain blanks: '/a b'",
             "[templates] info: each item must be key=value: 'sensor'",
             "[templates] connection_parameters__num_ssh_retries: must be an integer: 'few'",
-            "[templates] connection_parameters__client_kwargs: is a group: write one line for each name in it, "
-            "with __ and that name appended to this one",
+            "[templates] connection_parameters__client_kwargs: is a group: it must have names below it, "
+            "in INI files with __ between group and name",
             "[templates] connection_parameters__key__id: key is one value, with no names below it",
             "[templates] connection_parameters__a__b: a has a value too: it cannot be both",
             "[templates] connection_parameters__c: c has names below it too: it cannot be both",
-            "[templates] connection_parameters____x: a name is missing before or behind __",
+            "[templates] connection_parameters____x: a name is missing before or after __",
             "[templates] origin: invalid pattern '/data/{x': expected '}' before end of string",
         ]
         found = read(text + GOOD_SERVER, ServerOptions)
@@ -285,20 +286,20 @@ connection_parameters____x = 1
         assert (error.file, error.section) == (found.file, "empty")
         assert str(error) == (
             f"{found.file}: [empty] topic: is missing: subject of the announcements; "
-            "origin: is missing: say which files to announce, by origin, or by listen for messages"
+            "origin: is missing: set origin or listen to select the files to announce"
         )
 
     def test_origin_and_listen(self, read: Read[ServerOptions]) -> None:
         """With an origin there is nothing to listen for."""
         text = GOOD_SERVER + "listen = /x\n"
-        assert warnings(read, text, ServerOptions) == ["[good] listen: has no effect beside origin"]
+        assert warnings(read, text, ServerOptions) == ["[good] listen: has no effect together with origin"]
 
     def test_one_request_port_twice(self, read: Read[ServerOptions]) -> None:
         """Of two sections with one request port the second does not run, unless they open it on different addresses."""
         first = GOOD_SERVER + "request_port = 9094\n"
         second = "[two]\norigin = /a\ntopic = /a\nrequest_port = 9094\n"
         assert complaints(read, first + second, ServerOptions) == [
-            "[two] request_port: 9094 is the port of [good] already"
+            "[two] request_port: port 9094 is already used by [good]"
         ]
         apart = f"{first}bind_address = 10.0.0.1\n{second}bind_address = 10.0.0.2\n"
         assert complaints(read, apart, ServerOptions) == []
@@ -339,7 +340,7 @@ class TestClient:
         assert (hrit["sensor"].apply("seviri"), hrit["variant"].apply("x")) == ("SEVIRI", "http://site.org")
         assert [*found["npp"].replacements] == ["station"]
         assert warnings(read, text, ClientOptions) == [
-            "[npp] workers: is for the whole process, and has no effect here: it belongs into [DEFAULT]",
+            "[npp] workers: is an option of the process, and has no effect here: move it to [DEFAULT]",
             "[npp] connection_uptime: has no effect in a client's section: the server connects to the destination",
             "[npp] publisher_port: is accepted, and has no effect",
             "[npp] connection_parameters__secret: has no effect in a client's section: "
@@ -376,9 +377,9 @@ class TestClient:
     @pytest.mark.parametrize(
         ("destination", "complaint"),
         [
-            ("http://host/in", "no mover knows http: use one of file, ftp, ftps, scp, sftp, s3, or a path"),
-            ("scp://[x", "is no usable URL: scp://[x"),
-            ("ftp://u:geheim@host:port/in", "is no usable URL: ftp://u@host:***/in"),
+            ("http://host/in", "unknown scheme http: use one of file, ftp, ftps, scp, sftp, s3, or a path"),
+            ("scp://[x", "invalid URL: scp://[x"),
+            ("ftp://u:geheim@host:port/in", "invalid URL: ftp://u@host:***/in"),
             ("/in/{x", "/in/{x cannot be composed: expected '}' before end of string"),
             ("ftp://u:geheim@h/}", "ftp://u@h/} cannot be composed: Single '}' encountered in format string"),
         ],
@@ -404,10 +405,10 @@ class TestClient:
         """What a client cannot do without is missed; a malformed provider is named."""
         text = "[empty]\n[bad]\nproviders = a:1 b c:2\ndestination = /in\nnameservers = tcp://x\n"
         assert complaints(read, text + GOOD_CLIENT, ClientOptions) == [
-            "[empty] providers: is missing: servers, mirrors and peer clients: `host:port`, or `host:port/topic` for "
-            "one with a topic of its own",
-            "[empty] destination: is missing: URL of the directory that files are sent to, with fields of the metadata "
-            "in it; schemes: none or `file`, `ftp`, `ftps`, `scp`, `sftp`, `s3`",
+            "[empty] providers: is missing: servers, mirrors and peer clients: `host:port`, or `host:port/topic` "
+            "with another topic than `topic`",
+            "[empty] destination: is missing: URL of the directory to deliver files to; it may contain metadata "
+            "fields; schemes: none or `file`, `ftp`, `ftps`, `scp`, `sftp`, `s3`",
             "[bad] providers: a provider must be host:port or host:port/topic: 'b'",
             "[bad] nameservers: must be one host: 'tcp://x'",
         ]
@@ -417,7 +418,7 @@ class TestClient:
         text = GOOD_CLIENT.replace("topic = /good\n", "")
         assert warnings(read, text, ClientOptions) == []
         assert warnings(read, text + "heartbeat = no\n", ClientOptions) == [
-            "[good] topic: is missing, and no provider has one: nothing will be heard"
+            "[good] topic: is missing, and no provider has one: no announcements will be received"
         ]
         assert warnings(read, text.replace("a:1", "a:1/x") + "heartbeat = no\n", ClientOptions) == []
 
@@ -427,7 +428,7 @@ class TestClient:
         both = "{0}publish_port = {2}\n{1}publish_port = {2}\n".format
         assert complaints(read, both(GOOD_CLIENT, second, 0), ClientOptions) == []
         assert complaints(read, both(GOOD_CLIENT, second, 9020), ClientOptions) == [
-            "[two] publish_port: 9020 is the port of [good] already"
+            "[two] publish_port: port 9020 is already used by [good]"
         ]
 
 
@@ -472,19 +473,19 @@ class TestFile:
     @pytest.mark.parametrize(
         ("data", "complaint"),
         [
-            (b"", "there is no section, so nothing to run"),
-            (b"[DEFAULT]\ntopic = /a\n", "there is no section, so nothing to run"),
-            (b"topic = /a\n", "line 1 stands before the first [section]"),
-            (b"[a]\n\ntopic = /a\ngeheim\n", "no section, option or comment in line 4"),
-            (b"[a]\ntopic = /a\nTopic = /b\n", "[a] topic: stands twice, the second time in line 3"),
-            (b"[a]\n[b]\n[a]\n", "[a] there are two sections of this name, the second one in line 3"),
-            (b"[a]\n# Norrk\xf6ping\n", "line 2 is no UTF-8 text"),
-            (b"[a]\ntopic = /a\n\0\0\0\0", "line 3 holds a control character"),
-            (b"[a]\n" + b"#" * config_file.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
+            (b"", "nothing to run: the file contains no section"),
+            (b"[DEFAULT]\ntopic = /a\n", "nothing to run: the file contains no section"),
+            (b"topic = /a\n", "line 1 precedes the first [section]"),
+            (b"[a]\n\ntopic = /a\ngeheim\n", "neither section nor option nor comment in line 4"),
+            (b"[a]\ntopic = /a\nTopic = /b\n", "[a] topic: is defined twice, the second time in line 3"),
+            (b"[a]\n[b]\n[a]\n", "[a] the section is defined twice, the second time in line 3"),
+            (b"[a]\n# Norrk\xf6ping\n", "line 2 is not UTF-8 text"),
+            (b"[a]\ntopic = /a\n\0\0\0\0", "line 3 contains a control character"),
+            (b"[a]\n" + b"#" * document.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
             (b"[DEFAULT]\nworkers = many\nmax_transfers_per_host = 0\n[a]\norigin = /x\ntopic = /a\n",
              "[DEFAULT] workers: must be an integer: 'many'; max_transfers_per_host: must be between 1 and 1000: '0'"),
             (b"[a]\ntopic = /a\n[b]\norigin = /b\n",
-             "[a] origin: is missing: say which files to announce, by origin, or by listen for messages; "
+             "[a] origin: is missing: set origin or listen to select the files to announce; "
              "[b] topic: is missing: subject of the announcements"),
             (b"[DEFAULT]\ndelete = perhaps\n[a]\ntopic = /a\norigin = /b\n",
              "[a] delete: must be true or false: 'perhaps' (in [DEFAULT])"),
@@ -625,9 +626,9 @@ class TestDescribe:
             "",
             "2 problems",
             "  FILE: [bad] topic: is missing: subject of the announcements",
-            "  FILE: [bad] origin: is missing: say which files to announce, by origin, or by listen for messages",
+            "  FILE: [bad] origin: is missing: set origin or listen to select the files to announce",
             "",
-            "does not run: [bad]",
+            "not running: [bad]",
         ]
 
     def test_client(self, read: Read[ClientOptions]) -> None:
@@ -660,5 +661,5 @@ def test_a_relative_destination(tmp_path: Path) -> None:
     """A destination that is no absolute path is a problem that names file, section and option."""
     file = tmp_path / "client.ini"
     file.write_text("[hrit]\nproviders = host:9010\ntopic = /hrit\ndestination = data/in\n")
-    with pytest.raises(ConfigError, match=r"client\.ini: \[hrit\] destination: is no absolute path: "):
+    with pytest.raises(ConfigError, match=r"client\.ini: \[hrit\] destination: must be an absolute path: "):
         config_file.read(file, ClientOptions)

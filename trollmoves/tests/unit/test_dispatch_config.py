@@ -104,13 +104,13 @@ def target(folder: Path, text: str) -> TargetOptions:
 
 
 def warnings(folder: Path, text: str) -> list[str]:
-    """Give the warnings about a file, without its name."""
+    """Return the warnings about a file, without its name."""
     path = written(folder, text)
     return [one.removeprefix(f"{path}: ") for one in read_dispatcher_config(path).warnings]
 
 
 def problem(folder: Path, text: str) -> str:
-    """Give what is wrong with a file of which nothing can be used."""
+    """Return what is wrong with a file of which nothing can be used."""
     path = written(folder, text)
     with pytest.raises(ConfigError) as caught:
         read_dispatcher_config(path)
@@ -118,7 +118,7 @@ def problem(folder: Path, text: str) -> str:
 
 
 def with_target(lines: str, indent: str = "  ") -> str:
-    """Give a YAML file with one target that hears of everything."""
+    """Return a YAML file with one target that hears of everything."""
     body = "\n".join(f"{indent}{line}" for line in lines.splitlines())
     return f"posttroll_subscriber: {{subscribe_addresses: [tcp://h:1]}}\nt:\n{body}\n"
 
@@ -268,14 +268,14 @@ def test_origin(tmp_path: Path) -> None:
     ("lines", "warning"),
     [
         ("hots: x", "[t] hots: is unknown, and has no effect; did you mean host?"),
-        ("host: elsewhere.site.invalid", "[t] host: has no scheme, so files go to this host"),
-        ("host: ftp://h/base", "[t] host: has a path, which does not count: it belongs into directory"),
-        ("host: ssh://h:22", "[t] host: the files go by sftp: write sftp:// or scp://"),
+        ("host: elsewhere.site.invalid", "[t] host: has no scheme, so files are delivered to this host"),
+        ("host: ftp://h/base", "[t] host: has a path, which is ignored: move it to directory"),
+        ("host: ssh://h:22", "[t] host: files are delivered by sftp: write sftp:// or scp://"),
         ("connection_parameters: {conection_uptime: 5}", "did you mean connection_uptime?"),
-        ("topics: [/b]", "[t] topics: has no effect beside dispatch_configs"),
-        ("directory: /e", "directory stands twice, the second time in line 5: that one counts"),
+        ("topics: [/b]", "[t] topics: has no effect together with dispatch_configs"),
+        ("directory: /e", "directory is defined twice, the second time in line 5: the second one is used"),
         ("request_port: 9094", "[t] request_port: is an option of a server"),
-        ("origin: /in/{a}", "[t] dispatch_configs 1 topics: has no effect beside origin"),
+        ("origin: /in/{a}", "[t] dispatch_configs 1 topics: has no effect together with origin"),
     ],
 )
 def test_warnings(tmp_path: Path, lines: str, warning: str) -> None:
@@ -288,10 +288,10 @@ def test_warnings(tmp_path: Path, lines: str, warning: str) -> None:
     ("given", "warning"),
     [
         ("{topics: [/a], topic: x}", "dispatch_configs 1 topic: is unknown, and has no effect; did you mean topics?"),
-        ("{topics: [/a], publish_topic: x}", "publish_topic: has no effect here: it counts for the whole target"),
-        ("{topics: [/a], conditions: []}", "conditions: is empty: no message is taken"),
-        ("{topics: []}", "topics: is empty: no message is taken"),
-        ("{topics: [/a], conditions: [{num: ['>5']}]}", "num is compared with texts in a list"),
+        ("{topics: [/a], publish_topic: x}", "publish_topic: has no effect here: it is an option of the target"),
+        ("{topics: [/a], conditions: []}", "conditions: is empty: no message matches"),
+        ("{topics: []}", "topics: is empty: no message matches"),
+        ("{topics: [/a], conditions: [{num: ['>5']}]}", "the comparison of num in a list is compared as text"),
     ],
 )
 def test_warnings_about_dispatch_configs(tmp_path: Path, given: str, warning: str) -> None:
@@ -303,9 +303,9 @@ def test_warnings_about_dispatch_configs(tmp_path: Path, given: str, warning: st
 def test_deaf(tmp_path: Path) -> None:
     """A dispatcher that can hear nobody is told so, unless it looks for files."""
     text = "posttroll_subscriber: {nameserver: false, adresses: x}\nt: {directory: /d, topics: [/a]}\n"
-    told = warnings(tmp_path, text)
-    assert "nothing will be heard" in told[1]
-    assert "did you mean" in told[0]
+    recorded = warnings(tmp_path, text)
+    assert "no messages will be received" in recorded[1]
+    assert "did you mean" in recorded[0]
     assert warnings(tmp_path, "posttroll_subscriber: {nameserver: false}\nt: {directory: /d, origin: '/i/{a}'}\n") == []
 
 
@@ -323,26 +323,26 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "recorded"),
     [
-        ("directory: /d", "[t] dispatch_configs: is missing: say which messages this target gets, by topics"),
-        ("dispatch_configs: [{topics: [/a]}]", "[t] directory: is missing: say where the files go"),
+        ("directory: /d", "[t] dispatch_configs: is missing: select the messages for this target by topics"),
+        ("dispatch_configs: [{topics: [/a]}]", "[t] directory: is missing: set the directory to deliver files to"),
         ("directory: /d\ndispatch_configs: [{host: x}]", "[t] dispatch_configs 1 topics: is missing"),
         ("directory: /d\ndispatch_configs: 5", "[t] dispatch_configs: must be a list"),
         ("directory: /d\ndispatch_configs: [5]", "[t] dispatch_configs 1: must have names with values"),
         ("directory: {a: b}\ntopics: /a", "[t] directory: is one value, with no names below it"),
-        (f"{GOOD}\nhost: gopher://h", "[t] host: no mover knows gopher: use one of"),
-        (f"{GOOD}\nhost: ftp://u:geheim@h:x", "[t] host: is no usable URL: ftp://"),
+        (f"{GOOD}\nhost: gopher://h", "[t] host: unknown scheme gopher: use one of"),
+        (f"{GOOD}\nhost: ftp://u:geheim@h:x", "[t] host: invalid URL: ftp://"),
         (f"{GOOD}\nfilepattern: '{{a'", "[t] filepattern: invalid pattern '{a'"),
         (f"{GOOD}\npublish_topic: '/{{a'", "[t] publish_topic: invalid pattern '/{a'"),
         (f"{GOOD}\npublish_topic: a b", "[t] publish_topic: a subject must not contain blanks"),
         (f"{GOOD}\norigin: /in/", "[t] origin: "),
         (f"{GOOD}\nmax_transfers_per_host: many", "[t] max_transfers_per_host: must be an integer"),
-        (f"{GOOD}\naliases: x", "[t] aliases: must say what stands for which value"),
-        (f"{GOOD}\naliases: {{a: b}}", "[t] aliases: must say what stands for which value"),
+        (f"{GOOD}\naliases: x", "[t] aliases: must map values to their replacements"),
+        (f"{GOOD}\naliases: {{a: b}}", "[t] aliases: must map values to their replacements"),
         (f"{GOOD}\nconnection_parameters: x", "[t] connection_parameters: must have names below it"),
         (f"{GOOD}\nconnection_parameters: {{anon: maybe}}", "[t] connection_parameters anon: must be true or false"),
-        (f"{GOOD}\nconnection_parameters: {{key: {{a: b}}}}", "[t] connection_parameters key: is one value"),
+        (f"{GOOD}\nconnection_parameters: {{key: {{a: b}}}}", "[t] connection_parameters key a: key is one value"),
         ("directory: /d\ndispatch_configs: [{topics: [/a], conditions: x}]", "[t] dispatch_configs 1 conditions: "),
         (
             "directory: /d\ndispatch_configs: [{topics: /a, conditions: [{n: '<x'}]}]",
@@ -350,19 +350,19 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_problems(tmp_path: Path, lines: str, told: str) -> None:
+def test_problems(tmp_path: Path, lines: str, recorded: str) -> None:
     """What makes a target unusable is told with its name and the option, and without a secret."""
     text = problem(tmp_path, with_target(lines))
-    assert told in text
+    assert recorded in text
     assert "geheim" not in text
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "recorded"),
     [
         ("", "is empty, so there is nothing to run"),
         ("# nothing\n", "is empty"),
-        ("- a\n- b\n", "holds no targets"),
+        ("- a\n- b\n", "must contain targets"),
         ("t: [x\nu: y\n", "is neither YAML nor INI: line 2: "),
         ("t:\n  conditions: !=5\n", "line 2: could not determine a constructor for the tag '!=5'; a text that begins"),
         (
@@ -371,12 +371,12 @@ def test_problems(tmp_path: Path, lines: str, told: str) -> None:
         ),
         (
             "posttroll_subscriber: 5\nt: {directory: /d, topics: /a}",
-            "[posttroll_subscriber] must have options below it",
+            "[posttroll_subscriber] must be a section with options below it",
         ),
         ("workers: none\nt: {directory: /d, topics: /a}", "[DEFAULT] workers: must be an integer"),
-        ("posttroll_subscriber: {}\n", "there is no target, so nothing to run"),
-        ("a_string: x\n", "[a_string] is no target: it must have options below it"),
-        ("[t]\ntopics /a\n", "no section, option or comment in line 2"),
+        ("posttroll_subscriber: {}\n", "nothing to run: the file contains no target"),
+        ("a_string: x\n", "[a_string] must be a section with options below it"),
+        ("[t]\ntopics /a\n", "neither section nor option nor comment in line 2"),
         ("[t]\nconditions = {a\ntopics = /a\n", "[t] conditions: line 1: "),
         ("[t]\nconditions = [{a: 1}]\nconditions__b = 1\n", "it cannot be both"),
         ("t: {a: 2025-13-45}\n", "is neither YAML nor INI: "),
@@ -385,10 +385,10 @@ def test_problems(tmp_path: Path, lines: str, told: str) -> None:
         ("? [a]\n: b\n", ""),
     ],
 )
-def test_unusable_files(tmp_path: Path, text: str, told: str) -> None:
+def test_unusable_files(tmp_path: Path, text: str, recorded: str) -> None:
     """A file that cannot be used at all is refused in one line that says why."""
     found = problem(tmp_path, text)
-    assert told in found
+    assert recorded in found
     assert "\n" not in found
 
 
