@@ -120,5 +120,5 @@ def _tail(file: BinaryIO) -> bytes:
 
 
 def _last_line(file: BinaryIO) -> str:
-    lines = _tail(file).decode(errors="restaging").strip().splitlines()
+    lines = _tail(file).decode(errors="replace").strip().splitlines()
     return redact_text(lines[-1].strip()[-_MAX_SHOWN:]) if lines else ""
