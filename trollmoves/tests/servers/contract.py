@@ -176,7 +176,7 @@ class MoverContract:
         for token in (mark.token, "0123456789ab"):
             move_it(origin, target.url(f"{here}/{os.path.basename(partial_path('f', token))}"), target.attrs)
         origin.write_bytes(os.urandom(100))
-        move_it(origin, target.url(f"{here}/f"), target.attrs, mark=mark)
+        move_it(origin, target.url(f"{here}/f"), target.attrs, partial_id=mark)
         left = os.path.basename(partial_path("f", "0123456789ab"))
         assert sorted(target.files.tree(here)) == [left, "f"]
         assert target.files.tree(here)["f"] == origin.read_bytes()
