@@ -155,7 +155,7 @@ class SourceFile:
 
     def record_read_error(self, error: OSError) -> None:
         """Store the cause of a failed read."""
-        self.read_error = OriginUnreadable(f"{self.path} cannot be read: {error.strerror}")
+        self.read_error = OriginUnreadable(f"{self.path}: cannot be read: {error.strerror}")
 
     @property
     def position(self) -> int:

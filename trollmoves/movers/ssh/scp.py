@@ -102,6 +102,8 @@ class ScpConnection(Connection):
         try:
             # Start it now: a server that allows no further channel must be known before a file is sent.
             self._start()
+            if isinstance(self._files, CommandBackend):  # it opens its channel with the first command
+                self.probe()
         except BaseException:
             self._close_channels()
             raise

@@ -85,7 +85,7 @@ def test_invalid_fingerprint(far: Far, pins: str) -> None:
 def test_broken_known_hosts(far: Far) -> None:
     """A known_hosts file with an invalid line trusts no host, and the line is reported."""
     far.server.known_hosts.write_text("[127.0.0.1]:22 ssh-ed25519 A\n")
-    with pytest.raises(UnknownHostKey, match="known_hosts holds a line"):
+    with pytest.raises(UnknownHostKey, match="known_hosts contains a line"):
         far.deliver(far.key | far.known)
 
 
