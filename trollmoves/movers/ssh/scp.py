@@ -139,11 +139,15 @@ class ScpConnection(Connection):
         parts = [part for part in directory.split("/") if part not in ("", ".")]
         if any("\n" in part or part == ".." for part in parts):
             raise BadDestination(f"{directory!r}: a path for SCP must not contain a line break or '..'")
+        if self._sink is None:
+            self._start()
+        common = _count_common(self._directory, parts)
+        if common < len(parts) and not self._files.is_directory(directory):
+            # The scp process would create it with other permissions.
+            raise FileNotFoundError(errno.ENOENT, "No such directory", directory)
         complete = False
         try:
-            if self._sink is None:
-                self._start()
-            self._enter(parts, directory)
+            self._enter(parts, common)
             self._put(source, name)
             complete = True
         finally:
@@ -180,7 +184,11 @@ class ScpConnection(Connection):
             self._sink.settimeout(self._timeout)
             self._sink.exec_command(SINK)
         self._directory = []
-        self._expect_ok()
+        try:
+            self._expect_ok()
+        except BaseException:
+            self._stop()
+            raise
 
     def _stop(self) -> None:
         if self._sink is not None:
@@ -188,16 +196,8 @@ class ScpConnection(Connection):
                 self._sink.close()
         self._sink = None
 
-    def _enter(self, parts: list[str], directory: str) -> None:
-        """Leave directories of the ``scp`` process as far as needed, then enter ``parts``."""
-        common = 0
-        for current, wanted in zip(self._directory, parts, strict=False):
-            if current != wanted:
-                break
-            common += 1
-        if common < len(parts) and not self._files.is_directory(directory):
-            # The scp process would create it with other permissions.
-            raise FileNotFoundError(errno.ENOENT, "No such directory", directory)
+    def _enter(self, parts: list[str], common: int) -> None:
+        """Leave all but ``common`` directories of the ``scp`` process, then enter the rest of ``parts``."""
         while len(self._directory) > common:
             self._send_record(b"E\n")
             self._directory.pop()
@@ -388,6 +388,16 @@ class _ExactReader:
 
 def _mode(source: SourceFile) -> str:
     return f"{source.mode & 0o777:04o}"
+
+
+def _count_common(parts: list[str], others: list[str]) -> int:
+    """Return the number of equal items at the beginning of two lists."""
+    count = 0
+    for part, other in zip(parts, others, strict=False):
+        if part != other:
+            break
+        count += 1
+    return count
 
 
 def _is_alive(files: Backend) -> bool:
