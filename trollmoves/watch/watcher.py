@@ -17,12 +17,14 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 from trollmoves.matching.patterns import Origin
+from trollmoves.utils.batch_delivery import BatchDelivery
 from trollmoves.watch import inotify
 from trollmoves.watch.completeness import CompletenessChecker, Trigger
 from trollmoves.watch.directories import Directory, DirectoryTree, is_gone
-from trollmoves.watch.found_file import BatchDelivery, FoundFile
+from trollmoves.watch.found_file import FoundFile
 from trollmoves.watch.inotify import EventQueue, Inotify, events
 from trollmoves.watch.scanner import Scanner, snapshot
 
@@ -77,7 +79,7 @@ class DirectoryWatch:
         self._every = AUDIT_INTERVAL if polling is None else max(polling, MIN_POLL_INTERVAL)
         self._stopping = threading.Event()
         self._watching = threading.Event()
-        self._offering = BatchDelivery(found, name)
+        self._delivery = BatchDelivery(found, name, describe=attrgetter("path"), stopping=self._stopping)
         self._thread = threading.Thread(target=self._run, name=f"{name}-files", daemon=True)
         self._kernel: Inotify | None = None
         self._queue: EventQueue
@@ -117,7 +119,6 @@ class DirectoryWatch:
         when that has returned.
         """
         self._stopping.set()
-        self._offering.stop()
         if self._thread.ident is None:
             return
         self._queue.wake()
@@ -279,7 +280,7 @@ class DirectoryWatch:
 
     def _report(self, files: list[FoundFile]) -> None:
         for at in range(0, len(files), self._batch):
-            for file in self._offering.deliver(files[at : at + self._batch]):
+            for file in self._delivery.deliver(files[at : at + self._batch]):
                 self._recent.add(file)
 
     def _list(self, directories: Iterable[Directory]) -> None:

@@ -824,7 +824,7 @@ def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.Mon
 def test_a_busy_listener_drops_nothing_for_silence(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits to be heard while the journal cannot be written is not dropped for want of heartbeats in it."""
     monkeypatch.setattr(subscriber, "POLL_INTERVAL", 0.05)
-    monkeypatch.setattr(subscriber, "RETRY", 0.8)
+    monkeypatch.setattr(subscriber, "RETRY_DELAY", 0.8)
     one = published(stack)
     ear = Ear(stack, at(one), alarm_scale=1)
     connected(ear, one)
@@ -837,7 +837,7 @@ def test_a_busy_listener_drops_nothing_for_silence(stack: ExitStack, monkeypatch
 
 def test_what_could_not_be_taken_is_offered_again(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """When messages cannot be taken the same ones come again, as often as needed, and none is lost or out of order."""
-    monkeypatch.setattr(subscriber, "RETRY", 0.02)
+    monkeypatch.setattr(subscriber, "RETRY_DELAY", 0.02)
     one = published(stack)
     ear = Ear(stack, at(one))
     connected(ear, one)
@@ -854,7 +854,7 @@ def test_what_could_not_be_taken_is_offered_again(stack: ExitStack, monkeypatch:
 
 def test_one_message_does_not_make_it_deaf(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that can never be taken is left out after some tries, and all others are heard."""
-    monkeypatch.setattr(subscriber, "RETRY", 0.01)
+    monkeypatch.setattr(subscriber, "RETRY_DELAY", 0.01)
     heard: list[Any] = []
 
     def hear(_: str, messages: list[Message]) -> None:

@@ -529,7 +529,7 @@ def test_one_bad_file_costs_no_other(place: Path, caplog: pytest.LogCaptureFixtu
         failing.wait_for(*files[:2], *files[3:])
         sentinel(failing, place / "end.dat")
         assert files[2] not in failing.paths
-        assert f"[hrit] gave up on {files[2]}" in caplog.text
+        assert f"[hrit] giving up on {files[2]}" in caplog.text
     finally:
         watch.stop()
 
