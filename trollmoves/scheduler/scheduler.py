@@ -95,7 +95,7 @@ class Scheduler:
 
         Of those with a ``starter`` more may be under way as long as they end quickly.
 
-        ``handler`` runs on a worker thread; ``starter`` on the scheduler thread, must return at once, and ``finish(result)`` is
+        ``handler`` runs on a worker thread; ``starter`` runs on the scheduler thread and must not block; ``finish`` is
         called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
         one kind.
         """
