@@ -23,8 +23,7 @@ from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints, logs
-from trollmoves.utils.cpu_scheduling import CpuPolicy
+from trollmoves.utils import logs
 from trollmoves.watch import FileWatch
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,6 @@ class Daemon(ABC, Generic[O]):
         self.arguments = arguments
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
-        self._scheduling = CpuPolicy()
         self._chains: dict[str, Chain] = {}
         self._ending = False
         self._trouble = ""  # why the last chain that did not start did not
@@ -131,7 +129,6 @@ class Daemon(ABC, Generic[O]):
     def run(self) -> int:
         """Run until a signal ends it; give the exit status."""
         try:
-            failpoints.check_environment()
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | WORLD_WRITABLE)
@@ -193,7 +190,7 @@ class Daemon(ABC, Generic[O]):
 
     def _run_chains(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
         """Run the chains until this process, or the journal, comes to its end; give what they were made of."""
-        house = Runtime(current.process, journal, Scheduler(journal, current.process.workers, self._scheduling.update))
+        house = Runtime(current.process, journal, Scheduler(journal, current.process.workers))
         self.open_shared(house)
         try:
             house.workers.start()

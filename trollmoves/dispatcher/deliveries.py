@@ -194,7 +194,7 @@ class Deliveries:
         )
         if self._publisher and order.receipt:
             self._publish(receipt or Message.decode(order.receipt))
-            failpoints.hit("told")
+            failpoints.hit("receipt-published")
         return Result()
 
     def _publish(self, receipt: Message) -> None:
@@ -226,7 +226,7 @@ def enqueue(tasks: Sequence[Task], journal: Journal, workers: Scheduler) -> None
             log.debug("[%s] %s is known", known.chain, known.key.partition("\n")[0])
     if again:
         journal.reset_tasks(again)
-    failpoints.hit("message-noted")
+    failpoints.hit("deliveries-stored")
     workers.submit([*new, *again])
 
 

@@ -101,7 +101,7 @@ class MirrorCache:
             key = f"{number} {self._journal.now():.6f}"
             fetch = Task(self.name, KIND, key, self._lane(announced), "", announcement_number=number)
             stored = self._journal.add_tasks([fetch])
-            failpoints.hit("copy-wanted")
+            failpoints.hit("copy-requested")
         self._scheduler.submit([task for task, created in stored if created])
         return False
 

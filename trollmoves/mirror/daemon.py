@@ -141,7 +141,7 @@ class MirrorChain:
     # -- fetching and serving
 
     def _on_fetched(self, attempt: FetchAttempt, reply: Message) -> Result:  # noqa: ARG002
-        failpoints.hit("copy-here")
+        failpoints.hit("copy-fetched")
         number = attempt.task.announcement_number or 0
         missing = self._cache.missing_path(number)
         if missing:

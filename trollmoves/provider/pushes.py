@@ -97,7 +97,7 @@ class PushService:
 
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
-        failpoints.hit("asked")
+        failpoints.hit("request-received")
         parsed = [(request, push) for request in requests if (push := self._parse(request))]
         records = self._announcer.look_up(push.announcement for _, push in parsed)
         admitted = [(request, push, task) for request, push in parsed if (task := self._admit(request, push, records))]
@@ -122,7 +122,7 @@ class PushService:
                     self._quotas.add(task.id, request.sender)
                 keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
                 self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
-        failpoints.hit("push-noted")
+        failpoints.hit("push-stored")
         self._scheduler.submit(runnable)
 
     def _parse(self, request: Request) -> PushRequest | None:
@@ -168,7 +168,7 @@ class PushService:
             self._journal.add_tasks([record])
         destination = _compacted(task).get("destination") or task.key.partition(" ")[2]
         request.reply_encoded(task.reply or _success_reply(push, destination))
-        failpoints.hit("answered")
+        failpoints.hit("replied")
 
     def _receiver_record(self, push: PushRequest, task: Task) -> Task | None:
         """Return a task that records that a further client received the reply to a push; None if none is needed."""
@@ -292,7 +292,7 @@ class PushService:
             waiters = self._waiting.pop(task_id, ())
         for waiter in waiters:
             waiter.request.reply_encoded(text)
-            failpoints.hit("answered")
+            failpoints.hit("replied")
 
     def _resume_if_local(self, number: int) -> None:
         """Resume pushes if their files arrived before the journal recorded that they wait."""

@@ -20,7 +20,8 @@ from queue import Empty, SimpleQueue
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.scheduler.lanes import NEVER, Lane, LaneQueue, Result, TaskKind, backoff
+from trollmoves.scheduler.circuit_breaker import backoff
+from trollmoves.scheduler.lanes import Lane, LaneQueue, Result, TaskKind
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
@@ -36,11 +37,8 @@ TIME_SLICE = 0.02  # s that a worker stays with a lane while others wait for one
 class Scheduler:
     """The threads of a process that run tasks, and the state of every lane."""
 
-    def __init__(self, journal: Journal, threads: int = 16, follow: Callable[[bool], float] = lambda _: NEVER) -> None:
-        """``follow`` is told, by the clerk, whether tasks come or end fast, again after as many seconds as it gives."""
+    def __init__(self, journal: Journal, threads: int = 16) -> None:
         self._journal = journal
-        self._follow = follow
-        self._expected = 0  # tasks so far
         self._kinds: dict[tuple[str, str], TaskKind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
@@ -74,8 +72,7 @@ class Scheduler:
         """End the pause of a lane, if it has one: there is a sign that it works again. Any thread."""
         with self._lock:
             known = self._lanes.get((chain, lane))
-        if known and known.paused_until:
-            known.paused_until = 0.0
+        if known and known.breaker.resume():
             self._wake()
 
     def set_priority(self, chain: str, priority: int) -> None:
@@ -133,7 +130,7 @@ class Scheduler:
         """Give the seconds for which a lane is held back after tries that failed, 0 when it is not."""
         with self._lock:
             known = self._lanes.get((chain, lane))
-        return known.pause_remaining() if known and known.failures > 1 else 0.0
+        return known.breaker.pause_remaining() if known and known.breaker.failures > 1 else 0.0
 
     def in_flight_ids(self, chain: str, lane: str) -> set[int]:
         """Give the ids of the tasks of a lane that are in hand."""
@@ -144,7 +141,6 @@ class Scheduler:
     def submit(self, tasks: Sequence[Task]) -> None:
         """Hand over tasks that were noted as new just now, so that they run when due. Any thread."""
         with self._lock:
-            self._expected += len(tasks)
             for task in tasks:
                 kind = self._kinds.get((task.chain, task.kind))
                 if kind:
@@ -240,11 +236,10 @@ class Scheduler:
 
     def _scheduler_loop(self) -> None:
         seldom = LogThrottle(burst=1)
-        pace, coming = RateMeter(), RateMeter()
-        look, expected = NEVER, 0
+        pace = RateMeter()
         while self._finished or not self._closing.is_set():
             with suppress(Empty):
-                self._bell.get(timeout=min(look, self._sleep_seconds()))
+                self._bell.get(timeout=self._sleep_seconds())
             self._rung = False
             try:
                 stopping = self._stopping
@@ -253,9 +248,6 @@ class Scheduler:
                 if stopping:
                     self._gave_back.set()
                 pace.throttle(ended)
-                before, expected = expected, self._expected
-                coming.record(expected - before)
-                look = self._follow(pace.is_high() or coming.is_high())
             except JournalError as error:
                 if self._closing.is_set():
                     log.error("%s; what ended unwritten is done again at the next start", error)
@@ -279,7 +271,7 @@ class Scheduler:
         outcomes = [(lane, _to_outcome(task, result, now)) for lane, task, result in ended if task is not None]
         new = self._journal.finish([outcome for _, outcome in outcomes]) if outcomes else []
         if outcomes:
-            failpoints.hit("ended")
+            failpoints.hit("committed")
         for lane, outcome in outcomes:
             if outcome.state == WAITING:
                 lane.note_due(outcome.due)
@@ -289,7 +281,7 @@ class Scheduler:
                 lane.workers -= 1
                 continue
             lane.in_flight.pop(task.id, None)
-            lane.pace.record(1)
+            lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
                 log.info("[%s] %s: works again", lane.chain, lane.name)
             self._run_callback(task, result)
@@ -307,7 +299,7 @@ class Scheduler:
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        self._unproven = sum(lane.workers for lane in lanes if not lane.healthy)
+        self._unproven = sum(lane.workers for lane in lanes if not lane.breaker.healthy)
         if any(self._priorities.values()):
             lanes.sort(key=lambda lane: lane.priority, reverse=True)
         for lane in lanes:
@@ -330,7 +322,7 @@ class Scheduler:
         """
         lane.starved = False
         if lane.workers < min(kind.limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
-            if not lane.healthy:
+            if not lane.breaker.healthy:
                 lane.starved = self._unproven >= self._probing_limit(lane)
                 if lane.starved:
                     return
@@ -346,7 +338,7 @@ class Scheduler:
         to be down, and the very last for lanes that are at work. Of few workers none can be spared for those.
         """
         threads = len(self._threads)
-        if not lane.workers and not lane.failures:
+        if not lane.workers and not lane.breaker.failures:
             return threads - 1 if threads >= RESERVE_FROM else sys.maxsize
         return threads - max(1, threads // 4)
 

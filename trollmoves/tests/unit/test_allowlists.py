@@ -12,7 +12,7 @@ from trollmoves.net.destination_allowlist import ANY_PORT
 
 
 def allows(patterns: str, destination: str, *below: str) -> bool:
-    """Tell whether a destination is allowed by a list of patterns."""
+    """Return True if a destination is allowed by a list of patterns."""
     places = tuple(map(destination_allowlist.parse_pattern, parsers.word_list(patterns)))
     try:
         destination_allowlist.check_allowed(places, urls.parse(destination), below)

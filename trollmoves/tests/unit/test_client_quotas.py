@@ -68,7 +68,7 @@ def connect(stack: ExitStack, port: int) -> socket.socket:
 
 
 def was_cut(line: socket.socket) -> bool:
-    """Tell whether the other side has closed a connection."""
+    """Return True if the other side has closed a connection."""
     line.setblocking(False)
     try:
         while line.recv(1_000):
@@ -113,7 +113,7 @@ def test_a_connection_too_many_is_cut(
 
 
 def was_cut_soon(stack: ExitStack, port: int) -> bool:
-    """Tell whether a new connection is cut before it is greeted and told from one too many."""
+    """Return True if a new connection is cut before it is greeted and told from one too many."""
     line = connect(stack, port)
     line.settimeout(1.0)
     try:
@@ -137,7 +137,11 @@ def test_who_sends_too_much_waits_for_the_others() -> None:
     assert [name for name, _ in box.take(100)] == ["loud"] * fair_queue.THROTTLED_BATCH
     for _ in range(50):
         box.put("quiet", [b"ping"])
-    until(lambda: (taken := box.take(100)) and {name for name, _ in taken} == {"quiet"}, 5, "the quiet one is served")
+    until(
+        lambda: (accepted := box.take(100)) and {name for name, _ in accepted} == {"quiet"},
+        5,
+        "the quiet one is served",
+    )
     assert box.only_throttled_pending()
 
 

@@ -104,13 +104,13 @@ def target(folder: Path, text: str) -> TargetOptions:
 
 
 def warnings(folder: Path, text: str) -> list[str]:
-    """Give the warnings about a file, without its name."""
+    """Return the warnings about a file, without its name."""
     path = written(folder, text)
     return [one.removeprefix(f"{path}: ") for one in read_dispatcher_config(path).warnings]
 
 
 def problem(folder: Path, text: str) -> str:
-    """Give what is wrong with a file of which nothing can be used."""
+    """Return what is wrong with a file of which nothing can be used."""
     path = written(folder, text)
     with pytest.raises(ConfigError) as caught:
         read_dispatcher_config(path)
@@ -118,7 +118,7 @@ def problem(folder: Path, text: str) -> str:
 
 
 def with_target(lines: str, indent: str = "  ") -> str:
-    """Give a YAML file with one target that hears of everything."""
+    """Return a YAML file with one target that hears of everything."""
     body = "\n".join(f"{indent}{line}" for line in lines.splitlines())
     return f"posttroll_subscriber: {{subscribe_addresses: [tcp://h:1]}}\nt:\n{body}\n"
 
@@ -303,9 +303,9 @@ def test_warnings_about_dispatch_configs(tmp_path: Path, given: str, warning: st
 def test_deaf(tmp_path: Path) -> None:
     """A dispatcher that can hear nobody is told so, unless it looks for files."""
     text = "posttroll_subscriber: {nameserver: false, adresses: x}\nt: {directory: /d, topics: [/a]}\n"
-    told = warnings(tmp_path, text)
-    assert "no messages will be received" in told[1]
-    assert "did you mean" in told[0]
+    recorded = warnings(tmp_path, text)
+    assert "no messages will be received" in recorded[1]
+    assert "did you mean" in recorded[0]
     assert warnings(tmp_path, "posttroll_subscriber: {nameserver: false}\nt: {directory: /d, origin: '/i/{a}'}\n") == []
 
 
@@ -323,7 +323,7 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "recorded"),
     [
         ("directory: /d", "[t] dispatch_configs: is missing: select the messages for this target by topics"),
         ("dispatch_configs: [{topics: [/a]}]", "[t] directory: is missing: set the directory to deliver files to"),
@@ -350,15 +350,15 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_problems(tmp_path: Path, lines: str, told: str) -> None:
+def test_problems(tmp_path: Path, lines: str, recorded: str) -> None:
     """What makes a target unusable is told with its name and the option, and without a secret."""
     text = problem(tmp_path, with_target(lines))
-    assert told in text
+    assert recorded in text
     assert "geheim" not in text
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "recorded"),
     [
         ("", "is empty, so there is nothing to run"),
         ("# nothing\n", "is empty"),
@@ -385,10 +385,10 @@ def test_problems(tmp_path: Path, lines: str, told: str) -> None:
         ("? [a]\n: b\n", ""),
     ],
 )
-def test_unusable_files(tmp_path: Path, text: str, told: str) -> None:
+def test_unusable_files(tmp_path: Path, text: str, recorded: str) -> None:
     """A file that cannot be used at all is refused in one line that says why."""
     found = problem(tmp_path, text)
-    assert told in found
+    assert recorded in found
     assert "\n" not in found
 
 

@@ -110,9 +110,9 @@ class JournalMachine(RuleBasedStateMachine):
     def note(self, keys: list[str], lane: str, state: int, have: int) -> None:
         """Note tasks, together with how far a source is had: what is known is told as known."""
         tasks = [self._task("fetch", key, lane, state) for key in keys]
-        noted = self.journal.add_tasks(tasks, [("chain", SourcePosition("log", "host", have))])
+        added = self.journal.add_tasks(tasks, [("chain", SourcePosition("log", "host", have))])
         self.had["log"] = max(have, self.had.get("log", 0))
-        for wanted, (task, new) in zip(tasks, noted, strict=True):
+        for wanted, (task, new) in zip(tasks, added, strict=True):
             assert new == (("fetch", _stored(wanted.key)) not in self.tasks)
             self._know(wanted)
             assert task.body == self.tasks["fetch", _stored(wanted.key)][2]

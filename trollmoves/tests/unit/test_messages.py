@@ -82,7 +82,7 @@ def ours(data: Any, version: str | None = None, *, binary: bool = False) -> Mess
 
 
 def theirs(data: Any, version: str | None = None, *, binary: bool = False) -> str:
-    """Give the text of the same message of posttroll's."""
+    """Return the text of the same message of posttroll's."""
     message = posttroll.message.Message("/1b/hrit/0deg", "file", data, binary=binary)
     message.sender, message.time = "user@host", WHEN
     if version:
@@ -387,7 +387,7 @@ def test_random_bytes_raise_nothing_else() -> None:
 
 
 def times_faster(ours: Callable[[], Any], theirs: Callable[[], Any]) -> float:
-    """Give how many times faster one is than the other; in turns, least times: the machine only adds to them."""
+    """Return how many times faster one is than the other; in turns, least times: the machine only adds to them."""
 
     def once(work: Callable[[], Any]) -> float:
         started = time.thread_time()
@@ -476,8 +476,8 @@ def test_a_failure_is_told_in_the_language_of_the_peer() -> None:
     """Our own clients hear whether to try again, others a text."""
     error = TransferError("no room")
     assert payload.error_payload({"uri": "/a"}, error) == "no room"
-    told = payload.error_payload({"request": {"id": "a"}}, error, 5.0)
-    assert told == {"error": "no room", "temporary": False, "retry_after": 5.0}
+    recorded = payload.error_payload({"request": {"id": "a"}}, error, 5.0)
+    assert recorded == {"error": "no room", "temporary": False, "retry_after": 5.0}
 
 
 def test_files_of_a_message() -> None:

@@ -201,33 +201,33 @@ def test_a_trunk_is_made_once_and_closed_by_the_last() -> None:
         made.append(object())
         return made[-1]
 
-    taken = []
-    threads = [threading.Thread(target=lambda: taken.append(trunks.acquire("a", make, 10))) for _ in range(4)]
+    accepted = []
+    threads = [threading.Thread(target=lambda: accepted.append(trunks.acquire("a", make, 10))) for _ in range(4)]
     for thread in threads:
         thread.start()
     ready.set()
     for thread in threads:
         thread.join()
     assert len(made) == 2  # three users share one, the fourth needs another
-    for trunk in taken:
+    for trunk in accepted:
         assert len(closed) < 2
         trunks.release(trunk)
     assert sorted(map(id, closed)) == sorted(map(id, made))
 
 
 def waits(thread: threading.Thread) -> bool:
-    """Tell whether a thread waits for another one."""
+    """Return True if a thread waits for another one."""
     frame = sys._current_frames().get(thread.ident or 0)
     return frame is not None and frame.f_code.co_name == "wait"
 
 
 def test_a_trunk_that_cannot_be_made_fails_for_all_who_wait() -> None:
     """A host that is down is asked once, and everybody who waits is told."""
-    asked = []
+    requested = []
     waiting = threading.Event()
 
     def make() -> object:
-        asked.append(1)
+        requested.append(1)
         waiting.wait(100)
         raise ConnectionFailed("down")
 
@@ -243,9 +243,9 @@ def test_a_trunk_that_cannot_be_made_fails_for_all_who_wait() -> None:
     threads = [threading.Thread(target=take) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: asked and all(waits(thread) for thread in threads), 5)
+    until(lambda: requested and all(waits(thread) for thread in threads), 5)
     waiting.set()
     for thread in threads:
         thread.join()
     assert errors == ["down"] * 3
-    assert len(asked) <= 2
+    assert len(requested) <= 2

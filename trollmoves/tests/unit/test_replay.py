@@ -66,7 +66,7 @@ class Server:
         return answer | {"through": through, "messages": [self.text(n) for n in range(after + 1, through + 1)]}
 
     def text(self, number: int) -> str:
-        """Give an announcement, as an earlier process of the server made it, at an address of old."""
+        """Return an announcement, as an earlier process of the server made it, at an address of old."""
         mark = {"log": self.log, "number": number}
         data = {"uri": f"/in/{number}", "request_address": "of.old:1", "announcement": mark}
         return Message("/a", "file", data).encode()
@@ -99,7 +99,7 @@ class Client:
             self.journal.add_tasks([], [mark] if mark else [])
             self.catchup.mark_saved()
 
-    def beat(self, server: Server, number: int | None = None) -> None:
+    def heartbeat(self, server: Server, number: int | None = None) -> None:
         """Hear a heartbeat."""
         self.catchup.on_heartbeat(server.log, server.last if number is None else number, server.address)
 
@@ -110,11 +110,11 @@ class Client:
         until(lambda: answers, 2 * SOON)
 
     def numbers(self) -> list[int]:
-        """Give the numbers of what came although it was not heard."""
+        """Return the numbers of what came although it was not heard."""
         return [message.data["announcement"]["number"] for message in self.missed]
 
     def have(self) -> dict[str, int]:
-        """Give how far each log is had, as the journal says."""
+        """Return how far each log is had, as the journal says."""
         return {source.log: source.received_through for source in self.journal.sources("client")}
 
     def stop(self) -> None:
@@ -131,42 +131,42 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def path(stack: ExitStack) -> str:
-    """Give the path of a journal, in memory where that can be."""
+    """Return the path of a journal, in memory where that can be."""
     folder = stack.enter_context(TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     return os.path.join(folder, "a.journal")
 
 
 @pytest.fixture
 def server(stack: ExitStack) -> Server:
-    """Give a source."""
+    """Return a source."""
     return Server(stack)
 
 
 @pytest.fixture
 def client(stack: ExitStack, path: str) -> Client:
-    """Give a chain that never heard of anybody."""
+    """Return a chain that never heard of anybody."""
     return Client(stack, path)
 
 
 def in_touch(client: Client, server: Server, number: int = 5) -> None:
     """Have a log up to a number, all of it heard."""
     server.last = server.recent = number
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.have() == {server.log: number}, SOON)
     client.settle(server)
     server.asked.clear()
 
 
-def at_rest(client: Client, server: Server, asked: int) -> bool:
-    """Tell whether a source was asked so many times, and is not asked any more."""
-    until(lambda: len(server.asked) >= asked, SOON)
+def at_rest(client: Client, server: Server, requested: int) -> bool:
+    """Return True if a source was asked so many times, and is not asked any more."""
+    until(lambda: len(server.asked) >= requested, SOON)
     client.settle(server)
     time.sleep(0.05)
-    return len(server.asked) == asked
+    return len(server.asked) == requested
 
 
 def gone(port: int) -> bool:
-    """Tell whether nobody listens on a port."""
+    """Return True if nobody listens on a port."""
     with closing(socket.socket()) as one:
         return one.connect_ex((HOST, port)) != 0
 
@@ -181,7 +181,7 @@ def test_first_contact(client: Client, server: Server, how: str) -> None:
     if how == "hear":
         client.hear(server, 50)
     else:
-        client.beat(server)
+        client.heartbeat(server)
     until(lambda: client.have() == {server.log: 50}, SOON)
     assert client.numbers() == [48, 49, 50]
     assert at_rest(client, server, 1)
@@ -191,7 +191,7 @@ def test_first_contact(client: Client, server: Server, how: str) -> None:
 
 def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None:
     """A source that announced nothing yet is known from then on, and its first announcement needs no question."""
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.have() == {server.log: 0}, SOON)
     client.settle(server)
     server.last = 1
@@ -210,7 +210,7 @@ def test_what_is_heard_in_order_needs_no_question(client: Client, server: Server
     for number in range(6, 300):
         server.last = number
         client.hear(server, number)
-        client.beat(server)
+        client.heartbeat(server)
         assert client.have() == {server.log: number}
     client.hear(server, 298, 7, 299)  # announced again
     assert at_rest(client, server, 0)
@@ -238,10 +238,10 @@ def test_a_heartbeat_tells_of_a_gap(client: Client, server: Server) -> None:
     """When a heartbeat tells of more than was heard, it is asked for."""
     in_touch(client, server)
     server.last = 7
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.numbers() == [6, 7], SOON)
     assert client.have() == {server.log: 7}
-    client.beat(server)
+    client.heartbeat(server)
     assert at_rest(client, server, 1)
 
 
@@ -249,7 +249,7 @@ def test_missed_announcements_name_the_source_as_it_is_now(client: Client, serve
     """Old announcements come with the address at which their source takes requests now."""
     in_touch(client, server)
     server.last = 6
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.missed, SOON)
     assert client.missed[0].data["request_address"] == server.address
     assert "of.old" not in client.missed[0].raw
@@ -319,7 +319,7 @@ def test_a_malformed_line_does_not_stop_the_rest(client: Client, server: Server)
     server.last = 9
     messages = [server.text(6), "hello", 5, None, Message("/a", "file", "text").encode(), server.text(9)]
     server.instead = [("replay", {"log": server.log, "last": 9, "through": 9, "messages": messages})]
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.have() == {server.log: 9}, SOON)
     assert client.numbers() == [6, 9]
 
@@ -332,7 +332,7 @@ def test_sources_are_apart(stack: ExitStack, client: Client, server: Server) -> 
     other = Server(stack, "log/b")
     in_touch(client, server)
     other.last = other.recent = 80
-    client.beat(other)
+    client.heartbeat(other)
     until(lambda: client.have() == {server.log: 5, other.log: 80}, SOON)
     client.settle(other)
     server.last, other.last = 6, 83
@@ -367,13 +367,13 @@ def test_a_source_that_is_down_and_comes_back(
     in_touch(client, server)
     server.replier.stop()
     until(lambda: gone(server.replier.port), SOON)
-    client.beat(server, 9)
+    client.heartbeat(server, 9)
     time.sleep(0.6)
     assert client.missed == []
     back = Server(stack, port=server.replier.port, last=9)
 
     def filled() -> bool:
-        client.beat(back)
+        client.heartbeat(back)
         return client.numbers() == [6, 7, 8, 9]
 
     until(filled, 2 * SOON)
@@ -418,7 +418,7 @@ def test_a_wrong_answer_is_not_asked_for_again_and_again(
     until(lambda: server.asked, SOON)
     client.settle(server)
     client.hear(server, *range(8, 208))
-    client.beat(server, 207)
+    client.heartbeat(server, 207)
     assert at_rest(client, server, 1)
     assert client.have() == {server.log: 5}
 
@@ -434,7 +434,7 @@ def test_after_a_wrong_answer_it_is_asked_once_more(
     server.last = 207
 
     def filled() -> bool:
-        client.beat(server)
+        client.heartbeat(server)
         return 6 in client.numbers()
 
     until(filled, SOON)
@@ -451,7 +451,7 @@ def test_a_journal_that_cannot_be_written(client: Client, server: Server, monkey
     server.last = 8
 
     def filled() -> bool:
-        client.beat(server)
+        client.heartbeat(server)
         return client.numbers() == [6, 7, 8]
 
     until(filled, SOON)
@@ -463,10 +463,10 @@ def test_away_for_longer_than_the_log_goes_back(client: Client, server: Server) 
     """What a source has forgotten counts as had, so that it is not asked for again and again; the rest is brought."""
     in_touch(client, server)
     server.last, server.forgotten = 300, 250
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.numbers() == list(range(251, 301)), SOON)
     client.settle(server)
-    client.beat(server)
+    client.heartbeat(server)
     assert client.have() == {server.log: 300}
     assert at_rest(client, server, 1)
 
@@ -509,11 +509,11 @@ def test_two_servers_behind_one_address(client: Client, server: Server, monkeypa
     in_touch(client, server)
     server.instead = [("replay", {"log": f"log/{n % 2}", "through": 0, "last": 9, "messages": []}) for n in range(1000)]
     began = time.monotonic()
-    client.beat(server, 9)
+    client.heartbeat(server, 9)
     until(lambda: server.asked, SOON)
     time.sleep(0.3)  # what is not asked cannot be waited for
-    asked, pauses = len(server.asked), (time.monotonic() - began) / 0.5
-    assert asked <= 4 * (1 + int(pauses))
+    requested, pauses = len(server.asked), (time.monotonic() - began) / 0.5
+    assert requested <= 4 * (1 + int(pauses))
     server.instead.clear()
 
 
@@ -527,5 +527,5 @@ def test_stop_while_asking(client: Client, server: Server) -> None:
     started = time.monotonic()
     client.requester.stop()
     assert time.monotonic() - started < SOON
-    client.beat(server, 20)
+    client.heartbeat(server, 20)
     assert client.missed == []

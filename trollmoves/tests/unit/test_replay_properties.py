@@ -71,15 +71,15 @@ class Server:
         answer: dict[str, Any] = {"log": self.log, "last": self.last, "through": 0, "messages": []}
         if data["log"] == self.log:
             after = self.recent if "max_age" in data else data["after"]
-            told = range(max(after, self.forgotten) + 1, self.last + 1)[:PAGE]
-            answer["through"] = told[-1] if told else self.last
-            answer["messages"] = [self.text(n) for n in told]
+            recorded = range(max(after, self.forgotten) + 1, self.last + 1)[:PAGE]
+            answer["through"] = recorded[-1] if recorded else self.last
+            answer["messages"] = [self.text(n) for n in recorded]
             before = max(self.recent, self.forgotten) if "max_age" in data else self.forgotten
             excused |= {(self.log, n) for n in range(1, before + 1)}
         return Message.decode(Message("/a", "replay", answer).encode())
 
     def text(self, number: int) -> str:
-        """Give an announcement."""
+        """Return an announcement."""
         mark = {"log": self.log, "number": number}
         data = {"uri": f"/in/{number}", "request_address": self.address, "announcement": mark}
         return Message("/a", "file", data).encode()
@@ -129,13 +129,15 @@ class CatchUpMachine(RuleBasedStateMachine):
         marks = [message.data["announcement"] for message in messages]
         self.note([("file", mark["log"], mark["number"]) for mark in marks], sources)
 
-    def note(self, heard: list[Heard], sources: list[tuple[str, SourcePosition]]) -> None:
+    def note(self, received: list[Heard], sources: list[tuple[str, SourcePosition]]) -> None:
         """Note announcements, and how far their logs are had, in one transaction."""
-        tasks = [Task(CHAIN, "fetch", f"{log} {number}", "lane", "") for kind, log, number in heard if kind == "file"]
+        tasks = [
+            Task(CHAIN, "fetch", f"{log} {number}", "lane", "") for kind, log, number in received if kind == "file"
+        ]
         self.files.journal.add_tasks(tasks, sources)
 
-    def noted(self, log: str, number: int) -> bool:
-        """Tell whether an announcement stands in the journal, or nobody may expect that."""
+    def added(self, log: str, number: int) -> bool:
+        """Return True if an announcement stands in the journal, or nobody may expect that."""
         return (log, number) in self.excused or self.files.journal.find(CHAIN, "fetch", f"{log} {number}") is not None
 
     # -- what happens
@@ -151,7 +153,7 @@ class CatchUpMachine(RuleBasedStateMachine):
             server.published.append(("file", server.log, server.last))
 
     @rule(which=servers_)
-    def beat(self, which: int) -> None:
+    def heartbeat(self, which: int) -> None:
         """Publish a heartbeat."""
         server = self.servers[which]
         server.published.append(("beat", server.log, server.last))
@@ -201,18 +203,18 @@ class CatchUpMachine(RuleBasedStateMachine):
         question.answer = wrong.get(how) or server.answer(question.data, self.excused)
 
     def unanswered(self) -> list[Question]:
-        """Give the questions that no server has answered yet."""
+        """Return the questions that no server has answered yet."""
         return [one for one in self.wire.questions if one.answer is None]
 
-    def answered(self) -> list[Question]:
-        """Give the questions whose answers are on their way."""
+    def replied(self) -> list[Question]:
+        """Return the questions whose answers are on their way."""
         return [one for one in self.wire.questions if one.answer is not None]
 
-    @precondition(lambda self: self.answered())
+    @precondition(lambda self: self.replied())
     @rule(which=st.integers(0, 9), full=st.booleans())
     def arrive(self, which: int, full: bool) -> None:
         """Have an answer arrive, perhaps when the journal has no room."""
-        question = self.answered()[which % len(self.answered())]
+        question = self.replied()[which % len(self.replied())]
         self.wire.questions.remove(question)
         self.full = full
         assert question.answer is not None
@@ -232,7 +234,7 @@ class CatchUpMachine(RuleBasedStateMachine):
     @rule()
     def have_an_answer(self) -> None:
         """Have a question answered at once."""
-        if not self.answered():
+        if not self.replied():
             self.answer(0, "")
         self.arrive(0, full=False)
 
@@ -269,14 +271,14 @@ class CatchUpMachine(RuleBasedStateMachine):
     def nothing_is_claimed_that_was_not_noted(self) -> None:
         """How far a log is had, by the journal, says nothing of what is not in it."""
         for source in self.files.journal.sources(CHAIN):
-            lacking = [n for n in range(1, source.received_through + 1) if not self.noted(source.log, n)]
+            lacking = [n for n in range(1, source.received_through + 1) if not self.added(source.log, n)]
             assert not lacking, f"{source} without {lacking}"
 
     @invariant()
     def one_question_at_a_time(self) -> None:
         """A server is asked one question about a log at a time."""
-        asked = [question.data["log"] for question in self.wire.questions]
-        assert len(asked) == len(set(asked))
+        requested = [question.data["log"] for question in self.wire.questions]
+        assert len(requested) == len(set(requested))
 
     @invariant()
     def first_contact_is_once(self) -> None:
@@ -291,13 +293,13 @@ class CatchUpMachine(RuleBasedStateMachine):
             self.write(fails=False)
         for _ in range(2):
             for which, server in enumerate(self.servers):
-                self.beat(which)
+                self.heartbeat(which)
                 self.hear(which, [True] * len(server.published))
                 self.write(fails=False)
             self.answer_all()
         self.nothing_is_claimed_that_was_not_noted()
         for server in self.servers:
-            lacking = [n for n in range(1, server.last + 1) if not self.noted(server.log, n)]
+            lacking = [n for n in range(1, server.last + 1) if not self.added(server.log, n)]
             assert not lacking, f"{server} without {lacking}"
             self.catchup.on_heartbeat(server.log, server.last, server.address)
         assert self.wire.questions == []

@@ -43,7 +43,7 @@ SUFFIXES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2"}
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """Give an empty directory to unpack in."""
+    """Return an empty directory to unpack in."""
     path = tmp_path / "target"
     path.mkdir()
     return path
@@ -323,10 +323,10 @@ def test_unsafe_members(bad: bytes, names: str, tmp_path: Path, target: Path) ->
     """An archive with a member that is not safe is refused by the name of that member, and nothing of it appears."""
     path = tmp_path / "x.tar"
     path.write_bytes(member("good", content=b"g") + bad + member("good2", content=b"g") + END)
-    with pytest.raises(UnpackFailed) as told:
+    with pytest.raises(UnpackFailed) as recorded:
         unpack("tar", str(path), str(target))
-    assert repr(names)[:-1] in str(told.value)
-    assert str(path) in str(told.value)
+    assert repr(names)[:-1] in str(recorded.value)
+    assert str(path) in str(recorded.value)
     assert everything(tmp_path).keys() == {"x.tar", "target/"}
 
 
@@ -373,10 +373,10 @@ def test_too_many_members(tmp_path: Path, target: Path) -> None:
 
 def refused(name: str, path: Path, target: Path) -> str:
     """Return what the refusal to unpack says."""
-    with pytest.raises(UnpackFailed) as told:
+    with pytest.raises(UnpackFailed) as recorded:
         unpack(name, str(path), str(target))
     assert everything(target) == {}
-    return str(told.value)
+    return str(recorded.value)
 
 
 def peak_memory(action: Callable[[], object]) -> int:
@@ -690,7 +690,7 @@ def test_kill_with_program_running(tmp_path: Path, target: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether there is such a process that has not ended."""
+    """Return True if there is such a process that has not ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -730,7 +730,7 @@ def test_memory(tmp_path: Path, target: Path) -> None:
 
 @pytest.fixture
 def segment(tmp_path: Path) -> Path:
-    """Give a packed segment."""
+    """Return a packed segment."""
     path = tmp_path / "H-000-C_"
     path.write_bytes(b"segment")
     return path
@@ -738,19 +738,19 @@ def segment(tmp_path: Path) -> Path:
 
 def failed(segment: Path, target: Path, program: str | None, kind: type[UnpackError], timeout: float = 60) -> str:
     """Return what is told when unpacking the segment fails."""
-    with pytest.raises(kind) as told:
+    with pytest.raises(kind) as recorded:
         unpack("xrit", str(segment), str(target), program=program, program_timeout=timeout)
-    assert type(told.value) is kind
+    assert type(recorded.value) is kind
     assert everything(target) == {}
-    return str(told.value)
+    return str(recorded.value)
 
 
 def test_program_on_the_path(segment: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the option the program is looked for in $PATH; when it is not there, the error names the option."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    told = failed(segment, target, None, TemporaryUnpackError)
-    assert "xRITDecompress is not in $PATH" in told
-    assert "prog (server) or xritdecompressor (client)" in told
+    recorded = failed(segment, target, None, TemporaryUnpackError)
+    assert "xRITDecompress is not in $PATH" in recorded
+    assert "prog (server) or xritdecompressor (client)" in recorded
     (tmp_path / "bin").mkdir()
     make_program(tmp_path / "bin/xRITDecompress", XRIT)
     assert unpack("xrit", str(segment), str(target)) == [str(target / "H-000-__")]
@@ -770,11 +770,11 @@ def test_program_fails(segment: Path, target: Path, tmp_path: Path) -> None:
     program = make_program(
         tmp_path / "prog", "echo x > x__; echo first >&2; echo 'bad segment of ftp://me:secret@host/x' >&2; exit 3"
     )
-    told = failed(segment, target, program, UnpackFailed)
-    assert "bad segment of ftp://me@host/x (exit status 3)" in told
-    assert "first" not in told
-    assert "prog" in told
-    assert "H-000-C_" in told
+    recorded = failed(segment, target, program, UnpackFailed)
+    assert "bad segment of ftp://me@host/x (exit status 3)" in recorded
+    assert "first" not in recorded
+    assert "prog" in recorded
+    assert "H-000-C_" in recorded
 
 
 def test_program_makes_nothing(segment: Path, target: Path, tmp_path: Path) -> None:
@@ -790,8 +790,8 @@ def test_program_makes_nothing(segment: Path, target: Path, tmp_path: Path) -> N
 
 def test_program_ended(segment: Path, target: Path, tmp_path: Path) -> None:
     """When the program is killed from outside the same may succeed later; when it crashes it will not."""
-    told = failed(segment, target, make_program(tmp_path / "prog", "kill -KILL $$"), TemporaryUnpackError)
-    assert "signal 9" in told
+    recorded = failed(segment, target, make_program(tmp_path / "prog", "kill -KILL $$"), TemporaryUnpackError)
+    assert "signal 9" in recorded
     failed(segment, target, make_program(tmp_path / "prog", "kill -SEGV $$"), UnpackFailed)
 
 
@@ -800,8 +800,8 @@ def test_program_hangs(segment: Path, target: Path, tmp_path: Path) -> None:
     program = make_program(
         tmp_path / "prog", f"sleep 600 & echo $! > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; wait"
     )
-    told = failed(segment, target, program, TemporaryUnpackError, timeout=1)
-    assert "after 1 s" in told
+    recorded = failed(segment, target, program, TemporaryUnpackError, timeout=1)
+    assert "after 1 s" in recorded
     pid = int((tmp_path / "pid").read_text())
     until(lambda: not is_running(pid), what="its child ends")
 
