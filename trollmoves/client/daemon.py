@@ -1,4 +1,4 @@
-"""A file is announced there: have it sent here, tell our side."""
+"""The client daemon: fetch announced files and publish receipts."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, compact_body
 from trollmoves.receiver.fetcher import FetchAttempt, Fetcher, client_name
 from trollmoves.receiver.peers import Peers
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ClientChain:
-    """One section of a client, running: what arrives is told on a port of its own."""
+    """One running section of a client, with its own publisher of receipts."""
 
-    def __init__(self, options: ClientOptions, house: Runtime) -> None:
-        """Bind the port and connect; StartError when that fails."""
+    def __init__(self, options: ClientOptions, runtime: Runtime) -> None:
+        """Bind the publish port and connect; StartError if that fails."""
         self.name = options.name
         self._options = options
-        self._workers = house.workers
+        self._scheduler = runtime.workers
         self._destinations = Destinations(
             options.name,
             options.destination,
@@ -44,38 +44,40 @@ class ClientChain:
             nameservers=options.nameservers,
             bind_address=options.bind_address,
             clients=options.allowed_clients,
-            beat_data=lambda: {"client": client_name(house.journal, options.name)},
+            beat_data=lambda: {"client": client_name(runtime.journal, options.name)},
         )
-        peers = Peers(options.takeover_after, house.journal.keys(options.name, PEER))
+        peers = Peers(options.takeover_after, runtime.journal.keys(options.name, PEER))
         self._requester = Requester(self.name)
-        self._arrivals = ReceiptPublisher(options, house.journal, self._destinations, house.workers, self._publisher)
-        fetches = FetchTasks(self.name, house.journal, peers, options.processing_delay, self._acknowledge)
+        self._receipts = ReceiptPublisher(
+            options, runtime.journal, self._destinations, runtime.workers, self._publisher
+        )
+        fetches = FetchTasks(self.name, runtime.journal, peers, options.processing_delay, self._acknowledge)
         self._fetcher = Fetcher(
             options,
-            house.journal,
+            runtime.journal,
             self._requester,
             fetches,
             peers,
             prepare=lambda _, message: self._destinations.url_for(message),
-            asking=self._publish_push,
-            arrived=self._arrivals.on_delivered,
+            on_request=self._publish_push,
+            on_delivered=self._receipts.on_delivered,
         )
         self._receiver = AnnouncementReceiver(
-            options, options.topic, house.journal, house.workers, self._requester, fetches, peers
+            options, options.topic, runtime.journal, runtime.workers, self._requester, fetches, peers
         )
 
     def start(self) -> None:
-        """Begin to fetch and to hear."""
+        """Start to receive announcements and to fetch files."""
         self._publisher.start()
         self._requester.start()
-        self._arrivals.start()
-        self._fetcher.start(self._workers)
+        self._receipts.start()
+        self._fetcher.start(self._scheduler)
         self._receiver.start()
 
     def stop(self) -> None:
-        """Hear nothing more, ask for nothing more; what is unanswered is asked for again at the next start."""
+        """Stop receiving and requesting; requests without a reply are repeated at the next start."""
         self._receiver.stop()
-        self._workers.unregister(self.name)
+        self._scheduler.unregister(self.name)
         self._requester.stop()
         self._publisher.stop()
 
@@ -83,7 +85,7 @@ class ClientChain:
         self._fetcher.acknowledge(source, announcement)
 
     def _publish_push(self, attempt: FetchAttempt) -> None:
-        """Publish that a file is being asked for."""
+        """Publish that a file has been requested."""
         added: dict[str, Any] = {"destination": urls.without_login(attempt.destination)}
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)
@@ -97,16 +99,16 @@ class Client(Daemon[ClientOptions]):
     options = ClientOptions
     compactors = {KIND: compact_body, "republish": drop_body, "unpack": drop_body}
 
-    def make_chain(self, options: ClientOptions, house: Runtime) -> Chain:
-        """Make the chain of one section."""
-        return ClientChain(options, house)
+    def make_chain(self, options: ClientOptions, runtime: Runtime) -> Chain:
+        """Return a new chain for one section."""
+        return ClientChain(options, runtime)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
-    return Client.make_parser("Have files sent here that servers announce.")
+    """Return the command-line parser."""
+    return Client.make_parser("Fetch files that servers announce.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``move_it_client.py``; give its exit status."""
+    """Run ``move_it_client.py``; return its exit status."""
     return Client(make_parser().parse_args(argv)).run()

@@ -1,4 +1,4 @@
-"""What becomes of files that have arrived: they are unpacked if asked for, and told to our side."""
+"""Unpacks delivered files if configured and publishes receipts."""
 
 from __future__ import annotations
 
@@ -26,55 +26,55 @@ from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 UNPACK_CONCURRENCY = 4
 _PRIVATE_KEYS = (*payload.TRANSPORT_KEYS, "backup_targets")  # not published in receipts
 
 
 class ReceiptPublisher:
-    """The receipts of one client's chain."""
+    """Publishes the receipts of one client chain."""
 
     def __init__(
         self,
         options: ClientOptions,
         journal: Journal,
         destinations: Destinations,
-        workers: Scheduler,
+        scheduler: Scheduler,
         publisher: Publisher,
     ) -> None:
         self.name = options.name
         self._options = options
         self._journal = journal
         self._destinations = destinations
-        self._workers = workers
+        self._scheduler = scheduler
         self._publisher = publisher
 
     def start(self) -> None:
-        """Unpack what arrived in an earlier process, and tell again what that may not have told when it was killed."""
+        """Resume unpacking, and republish receipts that the previous process may have lost when it was killed."""
         if self._options.compression:
-            self._workers.register(
+            self._scheduler.register(
                 self.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack, begin_in=SUBSCRIBER_GRACE
             )
-            self._workers.register(self.name, "delete_archive", limit=1, handler=self._delete_archive)
-        self._workers.register(self.name, "republish", limit=1, handler=self._republish, begin_in=SUBSCRIBER_GRACE)
-        again = [
+            self._scheduler.register(self.name, "delete_archive", limit=1, handler=self._delete_archive)
+        self._scheduler.register(self.name, "republish", limit=1, handler=self._republish, begin_in=SUBSCRIBER_GRACE)
+        lost = [
             Task(self.name, "republish", f"{task.id} {task.finished}", "republish", json.dumps(texts))
             for task in self._journal.finished_before_kill(self.name, (KIND, "unpack"), UNFLUSHED_SECONDS)
             if (texts := self._published_for(task))
         ]
-        self._workers.submit([task for task, new in self._journal.add_tasks(again) if new])
+        self._scheduler.submit([task for task, is_new in self._journal.add_tasks(lost) if is_new])
 
-    def on_delivered(self, attempt: FetchAttempt, answer: Message) -> Result:
-        """Publish that the source is done with, then where the files are now; packed ones are unpacked before."""
-        failpoints.hit("arrived")
+    def on_delivered(self, attempt: FetchAttempt, reply: Message) -> Result:
+        """Publish an ack, then the receipt with the new URIs; unpack archives in between if configured."""
+        failpoints.hit("delivery-reported")
         message = attempt.message
-        url = self._actual_destination(attempt, answer)
+        url = self._actual_destination(attempt, reply)
         ack = message.derive("ack")
-        here = hosts.is_local(url.hostname)
-        base = (url.path if here else _with_user(url, attempt.destination)).rstrip("/")
+        is_local = hosts.is_local(url.hostname)
+        base = (url.path if is_local else _with_user(url, attempt.destination)).rstrip("/")
         data: dict[str, Any] = _with_new_uris(message.data, base) | {"origin": attempt.source}
-        if here and any(self._is_packed(item["uri"]) for item in payload.file_items(data)):
+        if is_local and any(self._is_packed(item["uri"]) for item in payload.file_items(data)):
             body = json.dumps(
                 [
                     Message(message.subject, message.type, data).encode(),
@@ -86,29 +86,36 @@ class ReceiptPublisher:
             self._log(attempt)
             return Result(follow_ups=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
         self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
-        failpoints.hit("told")
+        failpoints.hit("receipt-published")
         self._log(attempt)
         return Result(reply=json.dumps([attempt.source, base]))
 
     def _log(self, attempt: FetchAttempt) -> None:
-        took = time.monotonic() - attempt.started
-        what = payload.file_names(attempt.message.data), attempt.source, took, attempt.task.tries
-        log.info("[%s] received %s from %s (%.2f s, try %d)", self.name, *what)
+        seconds = time.monotonic() - attempt.started
+        names = payload.file_names(attempt.message.data)
+        logger.info(
+            "[%s] received %s from %s (%.2f s, attempt %d)",
+            self.name,
+            names,
+            attempt.source,
+            seconds,
+            attempt.task.tries,
+        )
 
-    def _actual_destination(self, attempt: FetchAttempt, answer: Message) -> ParseResult:
-        """Give where the files went: as asked for, or at the backup target that the server says it has reached.
+    def _actual_destination(self, attempt: FetchAttempt, reply: Message) -> ParseResult:
+        """Return the destination of the files: as requested, or at the backup target that the server reports.
 
-        Nothing else that it may say there counts: what arrived is unpacked and removed by that path.
+        Other destinations in the reply are ignored, because archives are unpacked and deleted by this path.
         """
-        asked = urls.parse(attempt.destination)
-        said = answer.data.get("destination") if isinstance(answer.data, dict) else None
+        requested = urls.parse(attempt.destination)
+        reported = reply.data.get("destination") if isinstance(reply.data, dict) else None
         with suppress(BadDestination):
-            reached = urls.parse(said).netloc if isinstance(said, str) else ""
+            reached = urls.parse(reported).netloc if isinstance(reported, str) else ""
             for backup in self._options.backup_targets:
-                url = urls.with_host(asked, backup)
+                url = urls.with_host(requested, backup)
                 if reached and url.netloc.rpartition("@")[2].lower() == reached.rpartition("@")[2].lower():
                     return url
-        return asked
+        return requested
 
     def _receipt(self, subject: str, data: dict[str, Any]) -> str:
         data = {key: value for key, value in data.items() if key not in _PRIVATE_KEYS}
@@ -120,7 +127,7 @@ class ReceiptPublisher:
     # -- after a kill
 
     def _published_for(self, task: Task) -> list[str]:
-        """Give what was published of a task that is done."""
+        """Return the messages that were published for a finished task."""
         if task.kind != KIND or not task.reply:
             return [task.reply] if task.reply else []
         source, base = json.loads(task.reply)
@@ -132,18 +139,18 @@ class ReceiptPublisher:
         return [message.derive("ack"), self._receipt(message.subject, data)]
 
     def _republish(self, task: Task) -> None:
-        """Publish what may have been lost with the process that was killed; runs on a worker."""
+        """Publish messages that a killed process may have lost. Runs on a worker thread."""
         self._publisher.send_encoded(json.loads(task.body))
-        failpoints.hit("told-again")
+        failpoints.hit("receipt-republished")
 
-    # -- packed files
+    # -- archives
 
     def _is_packed(self, uri: str) -> bool:
         kind = self._options.compression
         return kind is not None and unpacking.applies(kind, uri)
 
     def _unpack(self, task: Task) -> Result:
-        """Unpack what arrived and tell where it is; runs on a worker."""
+        """Unpack a delivered archive and publish the receipt. Runs on a worker thread."""
         text, root = json.loads(task.body)
         message = Message.decode(text)
         packed: list[str] = []
@@ -154,15 +161,17 @@ class ReceiptPublisher:
             path = root + item["uri"]
             packed.append(path)
             members = self._members(path)
-            log.info("[%s] unpacked %s, members: %d", self.name, os.path.basename(path), len(members))
-            return [{"uid": os.path.basename(one), "uri": one.removeprefix(root)} for one in members]
+            logger.info("[%s] unpacked %s, members: %d", self.name, os.path.basename(path), len(members))
+            return [{"uid": os.path.basename(member), "uri": member.removeprefix(root)} for member in members]
 
         receipt = self._receipt(message.subject, _unpacked(message.data, unpack))
         failpoints.hit("unpacked")
         self._publisher.send_encoded([receipt])
-        failpoints.hit("told")
-        discards = [Task(self.name, "delete_archive", f"{task.key}\n{path}", "delete_archive", path) for path in packed]
-        return Result(reply=receipt, follow_ups=discards if self._options.delete else ())
+        failpoints.hit("receipt-published")
+        deletions = [
+            Task(self.name, "delete_archive", f"{task.key}\n{path}", "delete_archive", path) for path in packed
+        ]
+        return Result(reply=receipt, follow_ups=deletions if self._options.delete else ())
 
     def _members(self, path: str) -> list[str]:
         options = self._options
@@ -175,7 +184,7 @@ class ReceiptPublisher:
         )
 
     def _delete_archive(self, task: Task) -> None:
-        """Remove an archive that was unpacked; runs on a worker."""
+        """Delete an unpacked archive. Runs on a worker thread."""
         failpoints.hit("discarding")
         try:
             os.unlink(task.body)
@@ -183,13 +192,15 @@ class ReceiptPublisher:
         except FileNotFoundError:
             pass
         except OSError as error:
-            log.warning("[%s] cannot remove %s: %s", self.name, task.body, error.strerror)
+            logger.warning(
+                "[%s] cannot delete the archive %s: %s; leaving it in place", self.name, task.body, error.strerror
+            )
 
 
 def _unpacked(data: dict[str, Any], unpack: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> dict[str, Any]:
-    """Give a copy of a message's data with the members in the place of what was packed.
+    """Return a copy of a message's data with archives replaced by their members.
 
-    One member takes the place of its archive, several become a ``dataset``, or more items of the list it stood in.
+    One member replaces its archive. Several become a ``dataset``, or items of the list that contained the archive.
     """
     copy = {key: _unpacked_in(value, unpack) for key, value in data.items()}
     if "uri" not in copy:
@@ -215,15 +226,15 @@ def _unpacked_in(value: Any, unpack: Callable[[dict[str, Any]], list[dict[str, A
     return items
 
 
-def _with_user(url: ParseResult, asked: str) -> str:
-    """Give a URL with the user, but not the password, under which it was asked for."""
-    place = url.netloc.rpartition("@")[2]
-    user = urls.parse(asked).netloc.rpartition("@")[0].partition(":")[0]
-    return urls.with_login(url._replace(netloc=f"{user}@{place}" if user else place), "")
+def _with_user(url: ParseResult, requested: str) -> str:
+    """Return a URL with the user of the requested one, without the password."""
+    host = url.netloc.rpartition("@")[2]
+    user = urls.parse(requested).netloc.rpartition("@")[0].partition(":")[0]
+    return urls.with_login(url._replace(netloc=f"{user}@{host}" if user else host), "")
 
 
 def _with_new_uris(value: Any, base: str) -> Any:
-    """Give a copy of a message's data in which each ``uri`` says where the file is now."""
+    """Return a copy of a message's data in which each ``uri`` is below ``base``."""
     if isinstance(value, list):
         return [_with_new_uris(item, base) if isinstance(item, (dict, list)) else item for item in value]
     moved = {key: _with_new_uris(item, base) if isinstance(item, (dict, list)) else item for key, item in value.items()}

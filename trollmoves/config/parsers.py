@@ -207,7 +207,7 @@ def replacement(value: str) -> MetadataReplacement:
 
 def group(value: str) -> object:  # noqa: ARG001  (not shown: it may contain a secret)
     """Reject a text for a group of connection parameters."""
-    raise ValueError("is a group: write one line for each name in it, with __ and that name appended to this one")
+    raise ValueError("is a group: it must have names below it, in INI files with __ between group and name")
 
 
 def parameter(value: str) -> str | bool:

@@ -1,10 +1,10 @@
-"""The journal: what was announced, what is still to do, what was answered.
+"""The journal: the tasks, announcements and source positions of a process, in one SQLite file.
 
-The only user of sqlite3. One file, one process: a second one on the same file is refused. All methods may be called
-from any thread; each is one transaction, so hand over many things at a time where many are at hand.
+Only this package uses sqlite3. A journal file belongs to one process; opening it in a second process fails. All methods
+may be called from any thread. Each method is one transaction, so pass many rows per call where possible.
 
-Three tables, each a room: ``tasks`` holds whatever happens later or again; ``announcements`` (``log``) is the numbered
-log of each chain, ``sources`` how far a receiving chain has the log of each of its sources.
+Tables: ``tasks`` has pending, finished and failed tasks; ``announcements`` is the numbered log of each chain;
+``sources`` has the position of each receiving chain in the log of each source.
 """
 
 from __future__ import annotations
@@ -47,4 +47,4 @@ __all__ = [
 
 
 class Journal(TaskTable, AnnouncementTable, SourceTable, Pruning):
-    """An open journal; the owner of its file until ``close``."""
+    """An open journal. It owns its file until ``close``."""

@@ -1,4 +1,4 @@
-"""The numbered log of each chain, from which a peer may ask for what it missed."""
+"""The numbered announcement log of each chain, from which clients request missed announcements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trollmoves.journal.database import JournalDatabase
 from trollmoves.journal.records import AnnouncementRecord, to_sqlite_text
 
 _COLUMNS = "number, uri, uid, size, mtime, message"
-SCAN_BATCH = 2000  # announcements looked through at one time
+SCAN_BATCH = 2000  # announcements examined in one query
 
 
 class AnnouncementTable(JournalDatabase):
@@ -17,15 +17,15 @@ class AnnouncementTable(JournalDatabase):
     def __init__(
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
     ) -> None:
-        self._numbers: dict[str, int] = {}  # the last one by chain
+        self._numbers: dict[str, int] = {}  # the last number by chain
         super().__init__(path, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
     def _roll_back(self) -> None:
         self._numbers.clear()
         super()._roll_back()
 
-    def append_announcements(self, chain: str, announced: Sequence[AnnouncementRecord]) -> None:
-        """Append to the log of a chain. The numbers must continue those of the chain (see ``last_number``)."""
+    def append_announcements(self, chain: str, records: Sequence[AnnouncementRecord]) -> None:
+        """Append to the log of a chain. The numbers must continue after ``last_number``."""
         now = self.now()
         with self._transaction() as db:
             db.executemany(
@@ -42,23 +42,23 @@ class AnnouncementTable(JournalDatabase):
                         now,
                         to_sqlite_text(a.message),
                     )
-                    for a in announced
+                    for a in records
                 ],
             )
-            if announced:
-                self._numbers[chain] = announced[-1].number
+            if records:
+                self._numbers[chain] = records[-1].number
 
     def last_number(self, chain: str) -> int:
-        """Give the number of the newest announcement of a chain, 0 when there was none."""
+        """Return the number of the newest announcement of a chain, 0 if there is none."""
         number = self._numbers.get(chain)
         if number is None:
-            with self._transaction() as db:  # nobody announces between the look and the remembering
+            with self._transaction() as db:  # prevents an append between the query and the caching
                 row = db.execute("SELECT max(number) FROM announcements WHERE chain = ?", (chain,)).fetchone()
                 number = self._numbers[chain] = int(row[0] or 0)
         return number
 
     def latest_announcement(self, chain: str, uri: str) -> AnnouncementRecord | None:
-        """Give the newest announcement of a file, None when this chain never announced it."""
+        """Return the newest announcement of a file, None if this chain never announced it."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND uri = ? ORDER BY number DESC LIMIT 1",
             (chain, to_sqlite_text(uri)),
@@ -66,7 +66,7 @@ class AnnouncementTable(JournalDatabase):
         return AnnouncementRecord(*rows[0]) if rows else None
 
     def latest_versions(self, chain: str, uris: Iterable[str]) -> dict[str, tuple[int | None, int | None]]:
-        """Give (size, mtime) of the newest announcement of each file that this chain announced."""
+        """Return (size, mtime in ns) of the newest announcement of each file that this chain announced."""
         found: dict[str, tuple[int | None, int | None]] = {}
         for uri in uris:
             rows = self._read(
@@ -78,7 +78,7 @@ class AnnouncementTable(JournalDatabase):
         return found
 
     def get_announcement(self, chain: str, number: int) -> AnnouncementRecord | None:
-        """Give one announcement by its number."""
+        """Return the announcement with this number, None if there is none."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number = ?",
             (chain, number),
@@ -86,7 +86,7 @@ class AnnouncementTable(JournalDatabase):
         return AnnouncementRecord(*rows[0]) if rows else None
 
     def get_announcements(self, chain: str, numbers: Collection[int]) -> dict[int, AnnouncementRecord]:
-        """Give announcements by their numbers, as far as there are such."""
+        """Return the announcements with these numbers, by number, without missing ones."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number IN ({','.join('?' * len(numbers))})",
             (chain, *numbers),
@@ -94,33 +94,33 @@ class AnnouncementTable(JournalDatabase):
         return {row[0]: AnnouncementRecord(*row) for row in rows}
 
     def announcements_after(self, chain: str, number: int, limit: int) -> list[AnnouncementRecord]:
-        """Give the announcements that came after ``number``, oldest first, at most ``limit``."""
+        """Return at most ``limit`` announcements with numbers above ``number``, oldest first."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number > ? ORDER BY number LIMIT ?",
             (chain, number, limit),
         )
         return [AnnouncementRecord(*row) for row in rows]
 
-    def number_before(self, chain: str, noted: float) -> int:
-        """Give the number of the last announcement made before a time (see ``now``), 0 when there is none."""
+    def number_before(self, chain: str, created: float) -> int:
+        """Return the number of the last announcement created before a time (see ``now``), 0 if there is none."""
         low = int(self._read("SELECT min(number) FROM announcements WHERE chain = ?", (chain,))[0][0] or 1) - 1
         high = self.last_number(chain)
         before = 0
-        while low < high:  # by halves: there may be very many after that time
+        while low < high:  # binary search: many announcements may be newer
             middle = (low + high + 1) // 2
             rows = self._read(
                 "SELECT number, created FROM announcements "
                 "WHERE chain = ? AND number <= ? ORDER BY number DESC LIMIT 1",
                 (chain, middle),
             )
-            if not rows or rows[0][1] >= noted:
+            if not rows or rows[0][1] >= created:
                 high = middle - 1
             else:
                 before, low = int(rows[0][0]), middle
         return before
 
     def newest_announcements(self, chain: str, limit: int) -> list[AnnouncementRecord]:
-        """Give the newest announcements of a chain, newest first."""
+        """Return at most ``limit`` announcements of a chain, newest first."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? ORDER BY number DESC LIMIT ?",
             (chain, limit),
@@ -130,15 +130,15 @@ class AnnouncementTable(JournalDatabase):
     def undelivered_announcements(
         self, chain: str, kinds: Sequence[str], after: int, limit: int
     ) -> list[AnnouncementRecord]:
-        """Give announcements after a number that no finished task of ``kinds`` is about, oldest first."""
-        marks = ",".join("?" * len(kinds))
+        """Return announcements after a number without a finished task of ``kinds``, oldest first."""
+        placeholders = ",".join("?" * len(kinds))
         found: list[AnnouncementRecord] = []
         last = self.last_number(chain)
-        while after < last and len(found) < limit:  # in pieces: nearly all may have been delivered
+        while after < last and len(found) < limit:  # in batches: nearly all may have been delivered
             rows = self._read(
                 f"SELECT {_COLUMNS} FROM announcements a WHERE chain = ? AND number > ? AND number <= ? "
                 "AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.announcement_number = a.number AND t.chain = a.chain "
-                f"AND t.kind IN ({marks}) AND t.state = 1) ORDER BY number LIMIT ?",
+                f"AND t.kind IN ({placeholders}) AND t.state = 1) ORDER BY number LIMIT ?",
                 (chain, after, after + SCAN_BATCH, *kinds, limit - len(found)),
             )
             found += [AnnouncementRecord(*row) for row in rows]

@@ -1,4 +1,4 @@
-"""Time that never jumps, for what is remembered and compared later."""
+"""A clock that never jumps, for stored times that are compared later."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 
 
 class MonotonicWallClock:
-    """Seconds since the epoch as the wall clock said at the start, and from then on as they pass.
+    """Seconds since the epoch: the wall clock at creation plus the elapsed time.
 
-    Whoever sets the wall clock does not move it, so that what is due in a minute is due in a minute. It goes on while
-    the host is suspended. Any thread.
+    Later changes of the wall clock do not affect it, so delays keep their length. It advances while the host is
+    suspended. Any thread.
     """
 
     def __init__(self, at_least: float = 0.0) -> None:
-        """Begin now, or ``at_least`` there: where an earlier clock had come to, so that it does not go back either."""
+        """Start at the current time, or at ``at_least`` (the last time of an earlier clock) if that is later."""
         self._offset = max(time.time(), at_least) - _boot_time()
 
     def now(self) -> float:
-        """Give the time."""
+        """Return the time in seconds since the epoch."""
         return self._offset + _boot_time()
 
 

@@ -1,4 +1,4 @@
-"""The file of a journal: opened, locked, written and read, one transaction after the other."""
+"""The file of a journal: opening, locking, and reading and writing in serialized transactions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trollmoves.journal.clock import MonotonicWallClock
 from trollmoves.journal.location import LOCK_SUFFIX, acquire_lock, to_journal_error
 from trollmoves.journal.recovery import NotAJournal, is_corruption, quarantine, restore, salvage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-QUICK_CHECK_MAX_BYTES = 256_000_000  # bytes of a journal that are looked through at the start, in less than a second
-CLOCK_SAVE_INTERVAL = 60.0  # s between writings of the time
+QUICK_CHECK_MAX_BYTES = 256_000_000  # size in bytes up to which a journal is checked at startup, in less than a second
+CLOCK_SAVE_INTERVAL = 60.0  # s between two stored times
 _SCHEMA_VERSION = 1
-WAL_SIZE_LIMIT = 16_000_000  # bytes that the write-ahead log may keep when all of it is in the file
+WAL_SIZE_LIMIT = 16_000_000  # bytes to which the write-ahead log is truncated after a checkpoint
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tasks (
@@ -45,19 +45,18 @@ CREATE TABLE IF NOT EXISTS sources (
 
 
 class JournalDatabase:
-    """An open journal; the owner of its file until ``close``."""
+    """An open journal file. It owns the file until ``close``."""
 
     def __init__(
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
     ) -> None:
-        """Open or make the journal at ``path``.
+        """Open or create the journal at ``path``; JournalFull if the disk is full, JournalError for other failures.
 
-        ``synchronous``: "normal" (no committed line is lost when the process dies) or "full" (nor when power fails).
-        JournalError says what to do when it cannot be used, JournalFull that its disk is full.
+        ``synchronous``: "normal" (a committed row survives the death of the process) or "full" (also a power failure).
 
-        A damaged one is set aside, and what can be read of it is taken over into a new one; with ``damage``, which says
-        what was found before, that is done in any case. ``on_damage`` is called once, by any thread, when damage is
-        found later: then all methods raise JournalError until the journal is opened anew.
+        A damaged journal is renamed, and its readable rows are copied into a new one. A nonempty ``damage``, the text
+        of an error found earlier, forces this. ``on_damage`` is called once, on any thread, when damage is found later:
+        then all methods raise JournalError until the journal is reopened.
         """
         self.path = path
         self.damage = ""
@@ -65,37 +64,37 @@ class JournalDatabase:
         self._on_damage = on_damage
         self._synchronous = synchronous
         self._lock = threading.Lock()
-        self._lock_file, ours = acquire_lock(path)
+        self._lock_file, is_journal = acquire_lock(path)
         self._clock = MonotonicWallClock()
         self._time_written = 0.0
         self._killed_at: float | None = None
         try:
-            self._open_or_recover(damage, ours)
+            self._open_or_recover(damage, is_journal)
         except (sqlite3.Error, OSError) as error:
             os.close(self._lock_file)
-            if not ours:
-                os.unlink(path + LOCK_SUFFIX)  # what is there is not ours
+            if not is_journal:
+                os.unlink(path + LOCK_SUFFIX)  # the existing file is not a journal
             raise to_journal_error(f"the journal {path} cannot be used: {error}", error) from error
 
-    def _open_or_recover(self, damage: str, ours: bool) -> None:
+    def _open_or_recover(self, damage: str, is_journal: bool) -> None:
         if not damage:
             try:
                 self._open()
                 return
             except sqlite3.Error as error:
-                if not (ours and is_corruption(error)):
+                if not (is_journal and is_corruption(error)):
                     raise
                 damage = str(error)
-        aside = quarantine(self.path)
-        log.error("the journal %s is damaged (%s): it is set aside as %s", self.path, damage, aside)
+        renamed = quarantine(self.path)
+        logger.error("the journal %s is damaged (%s); renamed it to %s", self.path, damage, renamed)
         try:
             self._open()
-            count = salvage(aside, self._db)
+            count = salvage(renamed, self._db)
         except BaseException:
             self._db.close()
-            restore(aside, self.path)
+            restore(renamed, self.path)
             raise
-        log.error("a new journal begins with %d lines that could be read of the damaged one", count)
+        logger.error("recovered %d rows from the damaged journal into a new one", count)
 
     def _open(self) -> None:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -107,19 +106,19 @@ class JournalDatabase:
             raise
 
     def _set_up(self, synchronous: str) -> str:
-        """Make the tables if there are none; give the identity of the journal."""
+        """Create missing tables; return the identity of the journal."""
         db = self._db
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found not in (0, _SCHEMA_VERSION):
-            raise NotAJournal(f"it was written by another version of this program (layout {found})")
-        if not found and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _SCHEMA_VERSION):
+            raise NotAJournal(f"it was written by another version of this program (schema version {version})")
+        if not version and db.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise NotAJournal("it is a database of another program")
-        if found and os.path.getsize(self.path) <= QUICK_CHECK_MAX_BYTES:
-            ((verdict,),) = db.execute("PRAGMA quick_check(1)")
-            if verdict != "ok":
-                raise NotAJournal(verdict)
-        if not found:
-            db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table is made
+        if version and os.path.getsize(self.path) <= QUICK_CHECK_MAX_BYTES:
+            ((result,),) = db.execute("PRAGMA quick_check(1)")
+            if result != "ok":
+                raise NotAJournal(result)
+        if not version:
+            db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has no effect after the first table is created
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if synchronous == 'full' else 'NORMAL'}")
         db.execute("PRAGMA temp_store=MEMORY")
@@ -127,8 +126,8 @@ class JournalDatabase:
         db.execute(f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT}")
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT")
         db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
-        if found and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
-            # It was alive when it last wrote the time, too: what it did well before that has left the process.
+        if version and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
+            # The process was alive when it last stored the time: messages published well before that have been sent.
             self._killed_at = db.execute(
                 "SELECT max(max(finished), coalesce((SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'), 0)) "
                 "FROM tasks WHERE state <> 0"
@@ -138,9 +137,9 @@ class JournalDatabase:
         return str(row[0])
 
     def now(self) -> float:
-        """Give the time (s since the epoch) by which tasks are due; it never jumps, and restarts do not set it back.
+        """Return the time (s since the epoch) by which tasks are due. It never jumps, and restarts do not set it back.
 
-        It is the wall clock's at the start, or a later one that the journal has seen. Any thread.
+        It starts at the wall clock, or at the last time in the journal if that is later. Any thread.
         """
         return self._clock.now()
 
@@ -154,7 +153,7 @@ class JournalDatabase:
         return now
 
     def close(self) -> None:
-        """Write everything to the file itself and let another process have it. May be called twice."""
+        """Write everything to the file and release its lock. May be called twice."""
         with self._lock:
             if self._lock_file >= 0:
                 if not self.damage:
@@ -187,8 +186,8 @@ class JournalDatabase:
                 raise
 
     def _roll_back(self) -> None:
-        with suppress(sqlite3.Error):  # the first error is the one to tell
-            if self._db.in_transaction:  # SQLite itself has rolled back when the disk was full
+        with suppress(sqlite3.Error):  # the first error is the one to report
+            if self._db.in_transaction:  # SQLite has rolled back already if the disk was full
                 self._db.execute("ROLLBACK")
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -203,13 +202,13 @@ class JournalDatabase:
         if self.damage:
             raise JournalError(f"the journal {self.path} is damaged: {self.damage}")
 
-    def _to_journal_error(self, what: str, error: Exception) -> JournalError:
+    def _to_journal_error(self, participle: str, error: Exception) -> JournalError:
         if is_corruption(error) and not self.damage:
             self.damage = str(error)
             if self._on_damage:
                 self._on_damage()
-        told = to_journal_error(f"the journal {self.path} cannot be {what}: {error}", error)
-        if isinstance(told, JournalFull):
-            with suppress(sqlite3.Error):  # the write-ahead log may be what fills the disk
+        journal_error = to_journal_error(f"the journal {self.path} cannot be {participle}: {error}", error)
+        if isinstance(journal_error, JournalFull):
+            with suppress(sqlite3.Error):  # the write-ahead log may have filled the disk
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return told
+        return journal_error

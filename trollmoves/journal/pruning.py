@@ -1,4 +1,4 @@
-"""How a journal stays small: what is over is shortened, what is old or too much goes, free space is given back."""
+"""Journal pruning: compact finished tasks, delete old rows, release free pages."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from trollmoves.journal.database import JournalDatabase
 from trollmoves.journal.records import DONE, Task, to_sqlite_text
 from trollmoves.journal.tasks import COLUMNS, row_of, task_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-COMPACT_AFTER = 300.0  # s after its end for which a task stays as it is: peers ask again within this time
-BATCH_SIZE = 200  # rows in one step, so that it holds up nobody for longer than a few ms
-VACUUM_PAGES = 100  # of free space in one step
-MAX_FREE_FRACTION = 0.25  # of the file that may be free space before some is given back; new rows use it up, too
-FREE_PAGES = 1000  # that may be free in any case (4 MB)
+COMPACT_AFTER = 300.0  # s after which a finished task is compacted; clients may repeat a request within this time
+BATCH_SIZE = 200  # rows in one step, so that other transactions wait a few ms at most
+VACUUM_PAGES = 100  # pages released in one step
+MAX_FREE_FRACTION = 0.25  # of the file that may be free before pages are released; new rows reuse free pages
+FREE_PAGES = 1000  # pages (4 MB) that may be free in any case
 
 Compactors = Mapping[str, Callable[[Task], str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What a journal keeps: seconds, and numbers of rows; announcements are counted by chain."""
+    """Retention limits of a journal, in seconds and in numbers of rows; announcements are counted per chain."""
 
     finished_for: float
     announced_for: float
@@ -36,30 +36,31 @@ class Retention:
 
 
 class Pruning(JournalDatabase):
-    """The upkeep of a journal."""
+    """Pruning of a journal."""
 
-    def prune(self, keep: Retention, remains: Compactors, settled: float = COMPACT_AFTER) -> Iterator[int]:
-        """Go once through all that can be made smaller; each step is a short transaction, and gives how much it did.
+    def prune(self, retention: Retention, compactors: Compactors, min_age: float = COMPACT_AFTER) -> Iterator[int]:
+        """Prune once, in steps: each step is a short transaction and yields the number of rows or pages.
 
-        What waits stays, and so do the newest announcement of each chain and the newest task, so that numbers go on.
-        ``remains`` gives, by kind, what is left of the body of a task some time after it was done; its reply goes.
+        Waiting tasks, the newest announcement of each chain and the newest task stay, so that numbers are not reused.
+        ``compactors`` has, by kind, functions that return the compacted body of a task; they are applied ``min_age``
+        seconds after the task was done, and its reply is deleted.
         """
-        before = self.now() - settled
-        yield from self._compact_finished(before, remains)
-        yield from self._drop_finished(min(self._finished_before(keep), before))
-        for chain in self._announcing():
-            yield from self._drop_announced(chain, keep)
+        before = self.now() - min_age
+        yield from self._compact_finished(before, compactors)
+        yield from self._drop_finished(min(self._finished_before(retention), before))
+        for chain in self._announcing_chains():
+            yield from self._drop_announced(chain, retention)
         yield from self._vacuum()
 
     def history_seconds(self) -> float:
-        """Give the seconds before now of which it may not be known any more what was done; infinite when all is."""
+        """Return the age in seconds of the newest deleted task, infinite if none was: later history is complete."""
         rows = self._read("SELECT value FROM meta WHERE key = 'forgotten'")
         return self.now() - float(rows[0][0]) if rows else float("inf")
 
-    # -- what is over
+    # -- finished tasks
 
-    def _compact_finished(self, before: float, remains: Compactors) -> Iterator[int]:
-        at, last = self._shortened_to(before)
+    def _compact_finished(self, before: float, compactors: Compactors) -> Iterator[int]:
+        at, last = self._compacted_to(before)
         while True:
             with self._transaction() as db:
                 rows = db.execute(
@@ -69,7 +70,9 @@ class Pruning(JournalDatabase):
                 ).fetchall()
                 if rows:
                     _replace(
-                        db, [one for one in map(task_of, rows) if one.state == DONE and one.kind in remains], remains
+                        db,
+                        [one for one in map(task_of, rows) if one.state == DONE and one.kind in compactors],
+                        compactors,
                     )
                     at, last = rows[-1][-1], rows[-1][0]
                     _set_meta(db, "shortened", f"{at!r} {last}")
@@ -77,21 +80,22 @@ class Pruning(JournalDatabase):
                 return
             yield len(rows)
 
-    def _shortened_to(self, before: float) -> tuple[float, int]:
-        """Give the end and the id of the last task that was looked at."""
+    def _compacted_to(self, before: float) -> tuple[float, int]:
+        """Return the finish time and the id of the last task that was examined."""
         rows = self._read("SELECT value FROM meta WHERE key = 'shortened'")
         at, _, last = rows[0][0].partition(" ") if rows else ("0", "", "0")
         return (float(at), int(last)) if float(at) <= before else (0.0, 0)  # the clock was set back
 
-    def _finished_before(self, keep: Retention) -> float:
-        """Give the end of the last task that is to go."""
-        by_age = self.now() - keep.finished_for
+    def _finished_before(self, retention: Retention) -> float:
+        """Return the finish time of the last task to delete."""
+        by_age = self.now() - retention.finished_for
         ((span,),) = self._read("SELECT (SELECT max(id) FROM tasks) - (SELECT min(id) FROM tasks)")
-        if not span or span < keep.most_finished:
+        if not span or span < retention.most_finished:
             return by_age
-        # On a connection of its own: it counts much, and others go on meanwhile.
+        # On a separate connection: it scans many rows and must not block other transactions.
         rows = self._read_on_own_connection(
-            "SELECT finished FROM tasks WHERE state <> 0 ORDER BY finished DESC LIMIT 1 OFFSET ?", keep.most_finished
+            "SELECT finished FROM tasks WHERE state <> 0 ORDER BY finished DESC LIMIT 1 OFFSET ?",
+            retention.most_finished,
         )
         return max(by_age, *(float(finished) for (finished,) in rows)) if rows else by_age
 
@@ -112,8 +116,8 @@ class Pruning(JournalDatabase):
 
     # -- announcements
 
-    def _announcing(self) -> list[str]:
-        """Give the chains that have announced something, by a jump from each to the next."""
+    def _announcing_chains(self) -> list[str]:
+        """Return the chains that have announcements, by a loose index scan."""
         return [
             str(chain)
             for (chain,) in self._read(
@@ -123,8 +127,8 @@ class Pruning(JournalDatabase):
             )
         ]
 
-    def _drop_announced(self, chain: str, keep: Retention) -> Iterator[int]:
-        before = self.now() - keep.announced_for
+    def _drop_announced(self, chain: str, retention: Retention) -> Iterator[int]:
+        before = self.now() - retention.announced_for
         while True:
             with self._transaction() as db:
                 ((last,),) = db.execute("SELECT max(number) FROM announcements WHERE chain = ?", (chain,))
@@ -134,8 +138,8 @@ class Pruning(JournalDatabase):
                     (chain, last, BATCH_SIZE),
                 ).fetchall()
                 ids: list[tuple[int]] = []
-                for id_, number, noted in oldest:
-                    if noted >= before and number > last - keep.most_announced:
+                for id_, number, created in oldest:
+                    if created >= before and number > last - retention.most_announced:
                         break
                     ids.append((id_,))
                 db.executemany("DELETE FROM announcements WHERE id = ?", ids)
@@ -146,15 +150,15 @@ class Pruning(JournalDatabase):
     # -- space
 
     def _vacuum(self) -> Iterator[int]:
-        """Make the file smaller when much of it is free."""
-        most = max(FREE_PAGES, int(self._pragma("page_count") * MAX_FREE_FRACTION))
-        if self._pragma("freelist_count") <= most:
+        """Release free pages if there are many."""
+        max_free = max(FREE_PAGES, int(self._pragma("page_count") * MAX_FREE_FRACTION))
+        if self._pragma("freelist_count") <= max_free:
             return
-        while (free := self._pragma("freelist_count")) > most // 2:
+        while (free := self._pragma("freelist_count")) > max_free // 2:
             with self._transaction() as db:
                 db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
             if self._pragma("freelist_count") >= free:
-                return  # it was made without the means to do so
+                return  # the file was created without auto_vacuum
             yield VACUUM_PAGES
 
     def _pragma(self, name: str) -> int:
@@ -169,29 +173,29 @@ class Pruning(JournalDatabase):
 
 
 def drop_body(task: Task) -> str:  # noqa: ARG001
-    """Leave nothing of a body; the key alone says that the task is known."""
+    """Return an empty body: the key suffices to recognize the task."""
     return ""
 
 
-def _replace(db: sqlite3.Connection, tasks: Sequence[Task], remains: Compactors) -> None:
-    """Put shorter rows in the place of these. SQLite gives pages back when rows go, not when they become shorter."""
-    shorter = []
+def _replace(db: sqlite3.Connection, tasks: Sequence[Task], compactors: Compactors) -> None:
+    """Replace rows by compacted ones: SQLite frees pages for deleted rows, but not for shortened ones."""
+    compacted = []
     for task in tasks:
-        body = _compacted(task, remains[task.kind])
+        body = _compacted_body(task, compactors[task.kind])
         if body != task.body or task.reply is not None:
             task.body, task.reply = body, None
-            shorter.append(task)
-    db.executemany("DELETE FROM tasks WHERE id = ?", [(task.id,) for task in shorter])
+            compacted.append(task)
+    db.executemany("DELETE FROM tasks WHERE id = ?", [(task.id,) for task in compacted])
     db.executemany(
-        f"INSERT INTO tasks ({COLUMNS}) VALUES ({', '.join('?' * (COLUMNS.count(',') + 1))})", map(row_of, shorter)
+        f"INSERT INTO tasks ({COLUMNS}) VALUES ({', '.join('?' * (COLUMNS.count(',') + 1))})", map(row_of, compacted)
     )
 
 
-def _compacted(task: Task, remains: Callable[[Task], str]) -> str:
+def _compacted_body(task: Task, compact: Callable[[Task], str]) -> str:
     try:
-        return to_sqlite_text(remains(task))
-    except Exception:  # what cannot be read cannot be shortened
-        log.exception("[%s] %s %s: not shortened", task.chain, task.kind, task.key)
+        return to_sqlite_text(compact(task))
+    except Exception:  # an unreadable body stays as it is
+        logger.exception("[%s] %s %s: cannot compact its body, keeping it", task.chain, task.kind, task.key)
         return task.body
 
 

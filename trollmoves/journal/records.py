@@ -1,4 +1,4 @@
-"""What stands in the journal: tasks and how they ended, announcements, and how far sources are had."""
+"""Rows of the journal: tasks and their outcomes, announcements, and positions in the logs of sources."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WAITING, DONE, FAILED = 0, 1, 2
-FRESH, BACKLOG = 0, 1  # ranks: what waits in a lower rank is claimed first
-UNFLUSHED_SECONDS = 0.5  # s before a kill, in which what was published may not have left the process
+FRESH, BACKLOG = 0, 1  # ranks: tasks of the lower rank are claimed first
+UNFLUSHED_SECONDS = 0.5  # s before a kill in which published messages may not have been sent
 
 
 @dataclass(slots=True)
 class Task:
-    """Something to do: who does it (chain, kind), its identity (key), what it must not crowd (lane), and its body.
+    """A unit of work, identified by (chain, kind, key), that runs in a lane.
 
-    ``due``, ``noted`` and ``finished`` are seconds since the epoch by the journal's clock (``now``). ``about`` is the
-    number of the announcement that it concerns. A task may be noted as ``DONE`` already: then it only says so.
-    ``context`` is what its maker wants to find again when it runs; it is not written, so it may be None on a task that
-    was read from the journal.
+    ``due``, ``created`` and ``finished`` are seconds since the epoch by the journal's clock (``now``).
+    ``announcement_number`` is the announcement that the task concerns. A task may be added as ``DONE``, as a record
+    only. ``context`` is data of the submitter for the handler; it is not stored, so it is None on a task that was read
+    from the journal.
     """
 
     chain: str
@@ -37,14 +37,14 @@ class Task:
     finished: float | None = None
     context: Any = None
 
-    def may_have_run(self, began: float) -> bool:
-        """Tell whether it may have been tried before, by a process that was there before ``began`` or by this one."""
-        return self.tries > 1 or self.finished is not None or self.created < began
+    def may_have_run(self, started: float) -> bool:
+        """Return True if the task may have run before, in this process or in one that ended before ``started``."""
+        return self.tries > 1 or self.finished is not None or self.created < started
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How one run of a task ended: ``DONE`` or ``FAILED`` with a reply, or ``WAITING`` for another try when ``due``."""
+    """Result of one run of a task: ``DONE`` or ``FAILED`` with a reply, or ``WAITING`` for an attempt at ``due``."""
 
     task: Task
     state: int
@@ -55,7 +55,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class AnnouncementRecord:
-    """One line of a chain's log: the file (uri, size, mtime in ns; None where unknown) and the message about it."""
+    """One announcement in a chain's log: the file (uri, size, mtime in ns; None if unknown) and the encoded message."""
 
     number: int
     uri: str
@@ -67,7 +67,7 @@ class AnnouncementRecord:
 
 @dataclass(slots=True)
 class SourcePosition:
-    """How far a chain has a source's log: everything up to number ``have``; ``address`` takes requests."""
+    """Position of a chain in a source's log: all numbers up to ``received_through``; requests go to ``address``."""
 
     log: str
     address: str
@@ -75,5 +75,5 @@ class SourcePosition:
 
 
 def to_sqlite_text(text: str) -> str:
-    """Give a text that SQLite can hold: the bytes of a file name that are no UTF-8 are written out."""
+    """Return a text that SQLite can store: bytes of a file name that are not UTF-8 become backslash escapes."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

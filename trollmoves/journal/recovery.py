@@ -1,4 +1,4 @@
-"""What becomes of a damaged journal: it is set aside, and what can still be read of it is taken over."""
+"""Recovery of a damaged journal: it is renamed, and its readable rows are copied into a new one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_PARTS = ("", "-wal", "-shm")
-_ROWS = 1000  # written at one time
-MAX_SKIP = 10_000  # rows passed over at one time where nothing can be read
+_CORRUPTION_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_SUFFIXES = ("", "-wal", "-shm")
+MAX_SKIP = 10_000  # largest number of unreadable rows skipped in one step
 
 _TEXT, _INT, _REAL, _MAYBE_INT, _MAYBE_REAL, _MAYBE_TEXT = (
     (str,),
@@ -36,43 +35,43 @@ _SOURCES = {"chain": _TEXT, "log": _TEXT, "address": _TEXT, "received_through": 
 
 
 class NotAJournal(sqlite3.DatabaseError):
-    """A database is no journal of this version."""
+    """The database is not a journal of this version."""
 
 
 def is_corruption(error: BaseException) -> bool:
-    """Tell whether an error says that the file itself is not what it should be."""
+    """Return True if an error means that the file is corrupted or not a journal."""
     code = getattr(error, "sqlite_errorcode", 0)
     short = code == sqlite3.SQLITE_IOERR_SHORT_READ
-    return isinstance(error, NotAJournal) or short or code & 0xFF in _DAMAGE
+    return isinstance(error, NotAJournal) or short or code & 0xFF in _CORRUPTION_CODES
 
 
 def quarantine(path: str) -> str:
-    """Rename a journal with what belongs to it; give its new path."""
-    aside = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
-    while os.path.exists(aside):
-        aside += "x"
-    _rename(path, aside)
-    return aside
+    """Rename a journal with its WAL and shared-memory files; return its new path."""
+    renamed = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    while os.path.exists(renamed):
+        renamed += "x"
+    _rename(path, renamed)
+    return renamed
 
 
-def restore(aside: str, path: str) -> None:
-    """Undo ``set_aside``."""
-    for part in _PARTS:
+def restore(renamed: str, path: str) -> None:
+    """Undo ``quarantine``."""
+    for suffix in _SUFFIXES:
         with suppress(FileNotFoundError):
-            os.unlink(path + part)
-    _rename(aside, path)
+            os.unlink(path + suffix)
+    _rename(renamed, path)
 
 
 def _rename(before: str, after: str) -> None:
-    for part in _PARTS:
+    for suffix in _SUFFIXES:
         with suppress(FileNotFoundError):
-            os.rename(before + part, after + part)
+            os.rename(before + suffix, after + suffix)
 
 
-def salvage(aside: str, db: sqlite3.Connection) -> int:
-    """Copy into an empty journal what can be read of a damaged one, all in one transaction; give the number of rows."""
+def salvage(renamed: str, db: sqlite3.Connection) -> int:
+    """Copy the readable rows of a damaged journal into an empty one, in one transaction; return their number."""
     count = 0
-    with closing(sqlite3.connect(aside, isolation_level=None)) as damaged:
+    with closing(sqlite3.connect(renamed, isolation_level=None)) as damaged:
         damaged.text_factory = _text
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -91,9 +90,9 @@ def _copy(
     db: sqlite3.Connection, table: str, columns: Mapping[str, tuple[type, ...]], rows: Iterator[tuple[object, ...]]
 ) -> int:
     before = db.total_changes
-    whole = (row for row in rows if all(map(isinstance, row, columns.values())))
+    complete = (row for row in rows if all(map(isinstance, row, columns.values())))
     db.executemany(
-        f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", whole
+        f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", complete
     )
     return db.total_changes - before
 
@@ -101,20 +100,20 @@ def _copy(
 def _rows(
     damaged: sqlite3.Connection, table: str, columns: Mapping[str, tuple[type, ...]]
 ) -> Iterator[tuple[object, ...]]:
-    """Give the rows of a table, with jumps over those that cannot be read."""
+    """Yield the rows of a table, skipping unreadable ones."""
     try:
         last = damaged.execute(f"SELECT max(id) FROM {table}").fetchone()[0]
     except sqlite3.Error:
         return
-    after, jump = 0, 1
+    after, skip = 0, 1
     while isinstance(last, int) and after < last:
         try:
             for row in damaged.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE id > ? ORDER BY id", (after,)):
-                after, jump = row[0], 1
+                after, skip = row[0], 1
                 yield row
             return
         except sqlite3.Error:
-            after, jump = after + jump, min(2 * jump, MAX_SKIP)
+            after, skip = after + skip, min(2 * skip, MAX_SKIP)
 
 
 def _sources(damaged: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
@@ -126,4 +125,4 @@ def _text(raw: bytes) -> str | None:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        return None  # which no column of text takes
+        return None  # rejected by the type check of every text column

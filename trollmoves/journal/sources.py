@@ -1,4 +1,4 @@
-"""How far a receiving chain has the log of each of its sources."""
+"""The position of each receiving chain in the log of each of its sources."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from trollmoves.journal.records import SourcePosition, to_sqlite_text
 
 
 class SourceTable(JournalDatabase):
-    """The sources in a journal. They are written together with the tasks that came from them: see ``Tasks.note``."""
+    """The sources in a journal. ``TaskTable.add_tasks`` stores them together with the tasks created from them."""
 
     def sources(self, chain: str) -> list[SourcePosition]:
-        """Give the sources that a chain has heard of, and how far it has each."""
+        """Return the position of a chain in the log of each known source."""
         rows = self._read("SELECT log, address, received_through FROM sources WHERE chain = ?", (chain,))
         return [SourcePosition(*row) for row in rows]
 
     def forget_source(self, chain: str, log: str) -> None:
-        """Forget a log that its source does not keep any more."""
+        """Delete a log that its source has replaced."""
         with self._transaction() as db:
             db.execute("DELETE FROM sources WHERE chain = ? AND log = ?", (chain, to_sqlite_text(log)))
 
 
 def upsert_source(db: sqlite3.Connection, chain: str, source: SourcePosition) -> None:
-    """Write down how far a chain has a log; it never goes back."""
+    """Store the position of a chain in a log; it never decreases."""
     db.execute(
         "INSERT INTO sources VALUES (?, ?, ?, ?) ON CONFLICT (chain, log) DO UPDATE "
         "SET address = excluded.address, received_through = max(received_through, excluded.received_through)",

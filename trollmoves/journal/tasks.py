@@ -1,4 +1,4 @@
-"""Tasks: whatever happens later or again, known by its identity."""
+"""The tasks of a journal, identified by (chain, kind, key)."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND
 
 
 class TaskTable(JournalDatabase):
-    """The tasks of a journal. Their key (chain, kind, key) is the suppression of duplicates, and survives a restart."""
+    """The tasks of a journal. Their unique (chain, kind, key) suppresses duplicates, also after a restart."""
 
     def add_tasks(
         self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]] = ()
     ) -> list[tuple[Task, bool]]:
-        """Note each task, and how far (chain, source) was heard; give (task, is it new) in the order of ``tasks``.
+        """Store tasks and the (chain, position) of ``sources``; return (task, created) in the order of ``tasks``.
 
-        For a task that is known already, the one in the journal is given.
+        For a task that exists already, the stored one is returned.
         """
         now = self.now()
-        noted: list[tuple[Task, bool]] = []
+        added: list[tuple[Task, bool]] = []
         with self._transaction() as db:
             for task in tasks:
-                noted.append((task, True) if _insert(db, task, now) else (_existing(db, task), False))
+                added.append((task, True) if _insert(db, task, now) else (_existing(db, task), False))
             for chain, source in sources:
                 upsert_source(db, chain, source)
-        return noted
+        return added
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
-        """Give the task with this identity, in whatever state."""
+        """Return the task with this identity, in any state; None if there is none."""
         rows = self._read(
             f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?", (chain, kind, to_sqlite_text(key))
         )
         return task_of(rows[0]) if rows else None
 
     def keys(self, chain: str, kind: str) -> list[str]:
-        """Give the keys of all tasks of a kind, in whatever state."""
+        """Return the keys of all tasks of a kind, in any state."""
         rows = self._read("SELECT key FROM tasks WHERE chain = ? AND kind = ?", (chain, kind))
         return [str(key) for (key,) in rows]
 
     def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
-        """Give the tasks of these kinds about an announcement that are done."""
+        """Return the tasks of these kinds for an announcement that are done."""
         rows = self._read(
             f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND state = 1 "
             f"AND kind IN ({','.join('?' * len(kinds))})",
@@ -65,7 +65,7 @@ class TaskTable(JournalDatabase):
         return [task_of(row) for row in rows]
 
     def reset_tasks(self, tasks: Iterable[Task]) -> None:
-        """Store a new body, lane, rank, due, state and time of noting of known tasks: one may start afresh."""
+        """Store the body, lane, rank, due time, state, tries and creation time of existing tasks, to restart them."""
         with self._transaction() as db:
             for t in tasks:
                 t.lane = to_sqlite_text(t.lane)
@@ -76,25 +76,25 @@ class TaskTable(JournalDatabase):
                 )
 
     def update_bodies(self, tasks: Iterable[Task]) -> None:
-        """Store a new body of known tasks, and nothing else of them."""
+        """Store only the body of existing tasks."""
         with self._transaction() as db:
             changes = [(to_sqlite_text(task.body), task.id) for task in tasks]
             db.executemany("UPDATE tasks SET body = ? WHERE id = ?", changes)
 
-    def claim(self, chain: str, lane: str, limit: int, now: float, *, taken: Collection[int] = ()) -> list[Task]:
-        """Give up to ``limit`` tasks of a lane due at ``now``, lowest rank, then longest due, without those ``taken``.
+    def claim(self, chain: str, lane: str, limit: int, now: float, *, in_flight: Collection[int] = ()) -> list[Task]:
+        """Return up to ``limit`` tasks of a lane due at ``now``, by rank and due time, without the ids ``in_flight``.
 
-        Which tasks run is a fact of this process and not of the file: a row stays waiting until it is finished, so
-        that whatever ran when the process died is due again at the next start.
+        The journal does not record which tasks run: a row stays waiting until it is finished, so tasks that ran when
+        the process died are due again after the restart.
         """
         claimed: list[Task] = []
-        n_marks = 1 << len(taken).bit_length()  # few different statements, as SQLite keeps them
-        passed_over = (*taken, *(0 for _ in range(n_marks - len(taken))))
+        n_placeholders = 1 << len(in_flight).bit_length()  # few different statements, because SQLite caches them
+        excluded = (*in_flight, *(0 for _ in range(n_placeholders - len(in_flight))))
         for rank in (FRESH, BACKLOG):
             rows = self._read(
                 f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND lane = ? AND rank = ? AND due <= ? AND state = 0 "
-                f"AND id NOT IN ({','.join('?' * n_marks)}) ORDER BY due, id LIMIT ?",
-                (chain, lane, rank, now, *passed_over, limit - len(claimed)),
+                f"AND id NOT IN ({','.join('?' * n_placeholders)}) ORDER BY due, id LIMIT ?",
+                (chain, lane, rank, now, *excluded, limit - len(claimed)),
             )
             claimed += [task_of(row) for row in rows]
             if len(claimed) >= limit:
@@ -102,7 +102,7 @@ class TaskTable(JournalDatabase):
         return claimed
 
     def next_due(self, chain: str, lane: str, now: float) -> float | None:
-        """Give the time after ``now`` at which the next waiting task of a lane is due, None when there is none."""
+        """Return the time after ``now`` at which the next waiting task of a lane is due, None if there is none."""
         rows = self._read(
             "SELECT min(due) FROM tasks WHERE chain = ?1 AND lane = ?2 AND rank = 0 AND state = 0 AND due > ?3 "
             "UNION ALL "
@@ -112,7 +112,7 @@ class TaskTable(JournalDatabase):
         return min((float(due) for (due,) in rows if due is not None), default=None)
 
     def lanes(self, chain: str) -> list[tuple[str, str]]:
-        """Give (lane, kind) of everything that waits in a chain, by a jump from each lane to the next."""
+        """Return (lane, kind) of each lane with waiting tasks in a chain, by a loose index scan."""
         rows = self._read(
             "WITH RECURSIVE lanes (lane) AS (SELECT min(lane) FROM tasks WHERE chain = ?1 AND state = 0 UNION ALL "
             "SELECT (SELECT min(lane) FROM tasks t WHERE t.chain = ?1 AND t.state = 0 AND t.lane > lanes.lane) "
@@ -124,13 +124,13 @@ class TaskTable(JournalDatabase):
         return [(str(lane), str(kind)) for lane, kind in rows]
 
     def finish(self, outcomes: Iterable[Outcome]) -> list[Task]:
-        """Write how runs ended, and the tasks that follow from them, in one transaction; give those that are new."""
+        """Store outcomes and their follow-up tasks in one transaction; return the follow-ups that are new."""
         now = self.now()
         new: list[Task] = []
         with self._transaction() as db:
             for outcome in outcomes:
                 task = outcome.task
-                over = outcome.state != WAITING
+                is_finished = outcome.state != WAITING
                 db.execute(
                     "UPDATE tasks SET state = ?, rank = ?, tries = ?, due = ?, reply = ?, finished = ? WHERE id = ?",
                     (
@@ -139,7 +139,7 @@ class TaskTable(JournalDatabase):
                         task.tries,
                         outcome.due or task.due,
                         None if outcome.reply is None else to_sqlite_text(outcome.reply),
-                        now if over else None,
+                        now if is_finished else None,
                         task.id,
                     ),
                 )
@@ -147,9 +147,9 @@ class TaskTable(JournalDatabase):
         return new
 
     def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
-        """Give the tasks of these kinds that were done in the last seconds of the process before, if it was killed.
+        """Return the tasks of these kinds that were done in the last ``seconds`` of the previous process, if killed.
 
-        What it had sent, but had not written to the network yet, is lost although they are done.
+        Messages that it had queued for sending may be lost although these tasks are done.
         """
         if self._killed_at is None:
             return []
@@ -162,14 +162,14 @@ class TaskTable(JournalDatabase):
         return [task_of(row) for row in rows]
 
     def count(self, chain: str | None = None) -> dict[str, int]:
-        """Count the tasks that wait, are done and have failed, of one chain or of all; it looks at each of them."""
+        """Return the numbers of waiting, done and failed tasks, of one chain or of all. This scans all of them."""
         where, parameters = ("WHERE chain = ?", (chain,)) if chain is not None else ("", ())
         rows = self._read(f"SELECT state, count(*) FROM tasks {where} GROUP BY state", parameters)
         names = {WAITING: "waiting", DONE: "done", FAILED: "failed"}
         return dict.fromkeys(names.values(), 0) | {names[state]: number for state, number in rows}
 
     def has_pending_for(self, chain: str, kind: str, number: int) -> bool:
-        """Tell whether a task of this kind about this announcement is still waiting or running."""
+        """Return True if a task of this kind for this announcement is waiting or running."""
         return bool(
             self._read(
                 "SELECT 1 FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0 LIMIT 1",
@@ -178,11 +178,11 @@ class TaskTable(JournalDatabase):
         )
 
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
-        """Give the tasks of this kind about an announcement that wait, or run."""
+        """Return the tasks of this kind for an announcement that are waiting or running."""
         return [task_of(row) for row in self._read(SELECT_PENDING, (number, chain, kind))]
 
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
-        """Make the waiting tasks about an announcement due now, and give them."""
+        """Make the waiting tasks for an announcement due now, and return them."""
         now = self.now()
         with self._transaction() as db:
             rows = db.execute(SELECT_PENDING, (number, chain, kind)).fetchall()
@@ -202,11 +202,11 @@ class TaskTable(JournalDatabase):
                 (now, chain, kind, now),
             )
 
-    def fail_pending(self, chain: str, lane: str, *, but: Collection[int] = ()) -> list[int]:
-        """End all waiting tasks of a lane as failed, without those in ``but``; give their ids."""
+    def fail_pending(self, chain: str, lane: str, *, exclude: Collection[int] = ()) -> list[int]:
+        """Mark all waiting tasks of a lane as failed, without the ids in ``exclude``; return their ids."""
         with self._transaction() as db:
             rows = db.execute("SELECT id FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, lane))
-            ids = [row[0] for row in rows if row[0] not in but]
+            ids = [row[0] for row in rows if row[0] not in exclude]
             now = self.now()
             db.executemany("UPDATE tasks SET state = 2, finished = ? WHERE id = ?", [(now, id_) for id_ in ids])
         return ids
@@ -247,7 +247,7 @@ def _existing(db: sqlite3.Connection, task: Task) -> Task:
 
 
 def row_of(t: Task) -> tuple[Any, ...]:
-    """Give the columns of a task."""
+    """Return the columns of a task."""
     return (
         *(t.id, t.chain, t.kind, t.key, t.lane, t.rank, t.due, t.state, t.tries, t.created),
         *(t.announcement_number, t.body, t.reply, t.finished),
@@ -255,7 +255,7 @@ def row_of(t: Task) -> tuple[Any, ...]:
 
 
 def task_of(row: Any) -> Task:
-    """Make a task of its columns."""
+    """Return the task with these columns."""
     id_, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished = row
     return Task(
         chain, kind, key, lane, body, due, rank, announcement_number, id_, state, tries, created, reply, finished

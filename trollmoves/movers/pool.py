@@ -285,7 +285,7 @@ def _pool_of(process: int) -> Pool:  # noqa: ARG001  (the key)
 
 @dataclass(eq=False)
 class SharedHandle(Generic[T]):
-    """One thing in several hands: ``thing`` is there, or fails, when ``made`` is done."""
+    """One value with several users: ``value`` is available, or raises, when ``future`` is done."""
 
     key: Hashable
     future: Future[T] = field(default_factory=Future)
@@ -294,74 +294,76 @@ class SharedHandle(Generic[T]):
 
     @property
     def value(self) -> T:
-        """What is shared."""
+        """The shared value."""
         return self.future.result(0)
 
 
 class SharedHandles(Generic[T]):
-    """Things that several connections share, by key: made once, closed by the last user."""
+    """Values that several connections share, by key: made once, closed by the last user. Any thread may call."""
 
     def __init__(self, close: Callable[[T], None], alive: Callable[[T], bool], users: int) -> None:
         self._lock = threading.Lock()
-        self._trunks: dict[Hashable, list[SharedHandle[T]]] = {}
+        self._handles: dict[Hashable, list[SharedHandle[T]]] = {}
         self._close = close
         self._alive = alive
         self._users = users
 
-    def acquire(self, key: Hashable, make: Callable[[], T], patience: float) -> SharedHandle[T]:
-        """Return a trunk with room for one more, made by ``make`` if there is none.
+    def acquire(
+        self, key: Hashable, make: Callable[[], T], timeout: float, *, exclusive: bool = False
+    ) -> SharedHandle[T]:
+        """Return a handle with room for one more user, made by ``make`` if there is none.
 
-        Who comes while another is making it waits for that, ``timeout`` seconds at most: a host that is down is asked
-        once, not by everybody.
+        Concurrent callers wait up to ``timeout`` seconds for the first one, so that a host that is down gets one
+        attempt to connect. With ``exclusive`` the handle is new and gets no other users.
         """
         with self._lock:
-            trunk, new = self._find(key)
+            handle, new = self._find(key, exclusive=exclusive)
         if new:
-            self._make(trunk, make)
+            self._make(handle, make)
         try:
-            trunk.future.result(patience)
+            handle.future.result(timeout)
         except BaseException as error:
-            self.release(trunk)
+            self.release(handle)
             if isinstance(error, TrollmovesError):
                 raise type(error)(*error.args) from error
-            if not trunk.future.done():
-                raise ConnectionFailed("nobody got connected in time") from error
+            if not handle.future.done():
+                raise ConnectionFailed(f"another thread did not connect within {timeout:g} s") from error
             raise
-        return trunk
+        return handle
 
-    def release_full(self, trunk: SharedHandle[T]) -> None:
-        """Give ``trunk`` back, as it takes no more users."""
-        trunk.full = True
-        self.release(trunk)
+    def release_full(self, handle: SharedHandle[T]) -> None:
+        """Release ``handle`` and add no more users to it."""
+        handle.full = True
+        self.release(handle)
 
-    def release(self, trunk: SharedHandle[T]) -> None:
-        """End one use; the last one closes."""
+    def release(self, handle: SharedHandle[T]) -> None:
+        """End one use; close the value after the last one."""
         with self._lock:
-            trunk.users -= 1
-            if trunk.users:
+            handle.users -= 1
+            if handle.users:
                 return
-            self._trunks[trunk.key].remove(trunk)
-            if not self._trunks[trunk.key]:
-                del self._trunks[trunk.key]
-        with suppress(Exception):  # it could not be made, so that nothing is to be closed
-            self._close(trunk.value)
+            self._handles[handle.key].remove(handle)
+            if not self._handles[handle.key]:
+                del self._handles[handle.key]
+        with suppress(Exception):  # ``value`` raises if it was never made
+            self._close(handle.value)
 
-    def _find(self, key: Hashable) -> tuple[SharedHandle[T], bool]:
-        for trunk in self._trunks.get(key, ()):
-            if trunk.users < self._users and not trunk.full and self._is_usable(trunk):
-                trunk.users += 1
-                return trunk, False
-        trunk = SharedHandle(key)
-        self._trunks.setdefault(key, []).append(trunk)
-        return trunk, True
+    def _find(self, key: Hashable, *, exclusive: bool) -> tuple[SharedHandle[T], bool]:
+        for handle in () if exclusive else self._handles.get(key, ()):
+            if handle.users < self._users and not handle.full and self._is_usable(handle):
+                handle.users += 1
+                return handle, False
+        handle = SharedHandle(key, full=exclusive)
+        self._handles.setdefault(key, []).append(handle)
+        return handle, True
 
-    def _is_usable(self, trunk: SharedHandle[T]) -> bool:
-        if not trunk.future.done():
+    def _is_usable(self, handle: SharedHandle[T]) -> bool:
+        if not handle.future.done():
             return True
-        return trunk.future.exception() is None and self._alive(trunk.value)
+        return handle.future.exception() is None and self._alive(handle.value)
 
-    def _make(self, trunk: SharedHandle[T], make: Callable[[], T]) -> None:
+    def _make(self, handle: SharedHandle[T], make: Callable[[], T]) -> None:
         try:
-            trunk.future.set_result(make())
+            handle.future.set_result(make())
         except BaseException as error:
-            trunk.future.set_exception(error)
+            handle.future.set_exception(error)

@@ -1,1 +1,1 @@
-"""The taking half of a conversation: hears of files, and has them sent from whichever source answers."""
+"""The receiving half: receives announcements and fetches files from their sources."""

@@ -1,8 +1,8 @@
-"""Hears announcements, and notes at once what is to be fetched.
+"""Receives announcements and stores a fetch task for each new file.
 
-The taking half of a conversation: what is heard stands in the journal (``fetches``) and is asked for from there
-(``fetcher``); what was not heard is caught up with (``catchup``); and what a peer is at work on is left to it
-(``peers``). So a file is fetched once however often it is announced, and is not forgotten however this process ends.
+Announcements are stored as tasks (``fetch_tasks``), from which files are requested (``fetcher``). Missed announcements
+are replayed (``replay``). Files that a peer is fetching are left to the peer (``peers``). So each file is fetched once,
+however often it is announced, and also if this process is killed.
 """
 
 from __future__ import annotations
@@ -24,70 +24,72 @@ from trollmoves.receiver.replay import ReplayClient
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-PEER = "peer"  # the kind of the notes of peers
-HEARTBEAT_PREFIX = "/heartbeat/move_it"  # the names of servers, mirrors and clients begin so
+PEER = "peer"  # kind of the tasks that record known peers
+HEARTBEAT_PREFIX = "/heartbeat/move_it"  # prefix of the publisher names of servers, mirrors and clients
 
 
 class AnnouncementReceiver:
-    """One chain's ears. What is new in ``fetches`` is handed to the workers."""
+    """Receives the announcements of one chain, and submits new fetch tasks to the scheduler."""
 
     def __init__(
         self,
         options: ClientOptions,
         topic: str,
         journal: Journal,
-        workers: Scheduler,
+        scheduler: Scheduler,
         requester: Requester,
         fetches: FetchTasks,
         peers: Peers,
     ) -> None:
-        """Connect to the providers; StartError when an address is none.
+        """Connect to the providers; StartError if an address is invalid.
 
-        ``topic`` begins the subjects that are heard of providers without a topic of their own.
+        ``topic`` is the subscribed subject prefix for providers without a configured topic.
         """
         self.name = options.name
         self._journal = journal
-        self._workers = workers
+        self._scheduler = scheduler
         self._fetches = fetches
         self._peers = peers
-        self._catchup = ReplayClient(self.name, journal, requester, self._on_replayed)
-        self._unnumbered = LegacyServers(self.name, journal, requester)
-        self._topics: dict[str, list[str]] = {}  # by provider, which may be named again with another topic
-        for one in options.providers:
-            wanted = self._topics.setdefault(sockets.tcp(one.host, one.port), [])
-            wanted += [text for text in (one.topic or topic,) if text and text not in wanted]
-        beats = [HEARTBEAT_PREFIX] if options.heartbeat else []
-        self._listener = Subscriber(
+        self._replay_client = ReplayClient(self.name, journal, requester, self._on_replayed)
+        self._legacy_servers = LegacyServers(self.name, journal, requester)
+        self._topics: dict[
+            str, list[str]
+        ] = {}  # by provider; a provider may be configured several times, with several topics
+        for provider in options.providers:
+            topics = self._topics.setdefault(sockets.tcp(provider.host, provider.port), [])
+            topics += [text for text in (provider.topic or topic,) if text and text not in topics]
+        heartbeat_topics = [HEARTBEAT_PREFIX] if options.heartbeat else []
+        self._subscriber = Subscriber(
             self.name,
-            [PublisherEndpoint(address, (*topics, *beats)) for address, topics in self._topics.items()],
+            [PublisherEndpoint(address, (*topics, *heartbeat_topics)) for address, topics in self._topics.items()],
             self._on_messages,
             alarm_scale=options.heartbeat_alarm_scale,
             connected=self._on_connected,
         )
 
     def start(self) -> None:
-        """Catch up, and hear."""
-        self._catchup.start()
-        self._listener.start()
+        """Request missed announcements and start to receive."""
+        self._replay_client.start()
+        self._subscriber.start()
 
     def stop(self) -> None:
-        """Hear nothing more."""
-        self._listener.stop()
+        """Stop receiving."""
+        self._subscriber.stop()
 
-    def _on_connected(self, provider: str) -> None:  # noqa: ARG002  (which sources are heard through it is not known)
-        """Ask for what was missed while a provider could not be heard."""
-        for address in self._catchup.request_all():
-            self._workers.resume_lane(self.name, f"{KIND} {address}")
-        self._unnumbered.request_all()
+    def _on_connected(self, provider: str) -> None:  # noqa: ARG002  (its sources are not known)
+        """Request announcements that were missed while the provider was disconnected."""
+        for address in self._replay_client.request_all():
+            self._scheduler.resume_lane(self.name, f"{KIND} {address}")
+        self._legacy_servers.request_all()
 
-    # -- hearing
+    # -- messages
 
     def _on_messages(self, provider: str, messages: list[Message]) -> None:
         announcements: list[Message] = []
-        marks: dict[str, tuple[str, SourcePosition]] = {}
-        done: list[str] = []
+        positions: dict[str, tuple[str, SourcePosition]] = {}
+        done_keys: list[str] = []
         for message in messages:
             data = message.data
             if message.type == "beat":
@@ -95,23 +97,25 @@ class AnnouncementReceiver:
                 self._on_peer_heartbeat(message)
             elif message.type in payload.FILE_TYPES and isinstance(data, dict) and "request_address" in data:
                 announcements.append(message)
-                mark = payload.announcement_metadata(data)
-                if mark:
-                    known = self._catchup.on_announced(mark["log"], mark["number"], str(data["request_address"]))
-                    if known:
-                        marks[mark["log"]] = known
+                metadata = payload.announcement_metadata(data)
+                if metadata:
+                    position = self._replay_client.on_announced(
+                        metadata["log"], metadata["number"], str(data["request_address"])
+                    )
+                    if position:
+                        positions[metadata["log"]] = position
                 else:
-                    self._unnumbered.on_announced(str(data["request_address"]), message.subject)
+                    self._legacy_servers.on_announced(str(data["request_address"]), message.subject)
             else:
-                done += self._on_peer_message(message)
+                done_keys += self._on_peer_message(message)
         if announcements:
-            self._record(announcements, list(marks.values()), FRESH)
-            self._catchup.mark_saved()
-        if done:
-            self._fetches.finish_for_peer(done, self._is_in_flight)
+            self._record(announcements, list(positions.values()), FRESH)
+            self._replay_client.mark_saved()
+        if done_keys:
+            self._fetches.finish_for_peer(done_keys, self._is_in_flight)
 
     def _on_peer_message(self, message: Message) -> list[str]:
-        """Take note of what a peer client does; give the key of a file that it is done with."""
+        """Record the activity of a peer client; return the key of a file that it has received, if any."""
         if message.type not in ("push", "ack", *payload.FILE_TYPES) or not isinstance(message.data, dict):
             return []
         try:
@@ -125,36 +129,38 @@ class AnnouncementReceiver:
         return [key]
 
     def _on_peer_heartbeat(self, message: Message) -> None:
-        """Take note of who a peer client is; also for the next process, which will want to ask what it did."""
+        """Record the name of a peer client, also for requests by the next process."""
         name = message.data.get("client") if isinstance(message.data, dict) else None
         if message.subject == f"{HEARTBEAT_PREFIX}_{self.name}" and isinstance(name, str):
             self._peers.add(name)
             ((_, is_new),) = self._journal.add_tasks([Task(self.name, PEER, name, PEER, "", state=DONE)])
             if is_new:
-                log.info("[%s] shares its work with the client %s", self.name, message.sender)
+                logger.info("[%s] found peer client %s, sharing the work with it", self.name, message.sender)
 
     def _is_in_flight(self, task: Task) -> bool:
-        return task.id in self._workers.in_flight_ids(self.name, task.lane)
+        return task.id in self._scheduler.in_flight_ids(self.name, task.lane)
 
     def _on_heartbeat(self, provider: str, data: Any) -> None:
         logs = data.get("logs") if isinstance(data, dict) else None
-        for one in logs if isinstance(logs, list) else ():
-            if not isinstance(one, dict):
+        for entry in logs if isinstance(logs, list) else ():
+            if not isinstance(entry, dict):
                 continue
-            name, number, address = one.get("log"), one.get("number"), one.get("request_address")
-            wanted = any(str(one.get("topic", "")).startswith(topic) for topic in self._topics.get(provider, ()))
-            if wanted and isinstance(name, str) and isinstance(number, int) and isinstance(address, str):
-                self._catchup.on_heartbeat(name, number, address)
-                self._workers.resume_lane(self.name, f"{KIND} {address}")
+            name, number, address = entry.get("log"), entry.get("number"), entry.get("request_address")
+            is_subscribed = any(
+                str(entry.get("topic", "")).startswith(topic) for topic in self._topics.get(provider, ())
+            )
+            if is_subscribed and isinstance(name, str) and isinstance(number, int) and isinstance(address, str):
+                self._replay_client.on_heartbeat(name, number, address)
+                self._scheduler.resume_lane(self.name, f"{KIND} {address}")
 
     def _on_replayed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
         self._record(messages, sources, BACKLOG)
 
     def _record(self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int) -> None:
-        failpoints.hit("heard")
-        new = self._fetches.record_announcements(messages, sources, rank)
-        if new:
-            failpoints.hit("noted")
-            self._workers.submit(new)
+        failpoints.hit("announcement-received")
+        new_tasks = self._fetches.record_announcements(messages, sources, rank)
+        if new_tasks:
+            failpoints.hit("announcement-stored")
+            self._scheduler.submit(new_tasks)
         for source in {str(message.data.get("request_address")) for message in messages}:
-            self._workers.resume_lane(self.name, f"{KIND} {source}")  # it is there again, if it was not
+            self._scheduler.resume_lane(self.name, f"{KIND} {source}")  # the source is reachable

@@ -1,4 +1,4 @@
-"""Where a chain has its files sent: composed with the metadata of each."""
+"""Destination URLs of a chain, composed from the metadata of each file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from trollmoves.messaging.messages import Message
 from trollmoves.movers.file import LocalBackend
 from trollmoves.net import hosts, urls
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-CACHE_TTL = 10.0  # s for which a composed destination is used without a look at its directory
-CACHE_SIZE = 1_000  # of them
+CACHE_TTL = 10.0  # s for which a composed destination is reused without checking its directory
+CACHE_SIZE = 1_000  # destinations
 
 
 class Destinations:
-    """The destinations of one chain. The clerk's thread and workers call.
+    """The destinations of one chain. Called by the scheduler thread and worker threads.
 
-    ``ftp_root`` is what stands on this host before the path of a destination that is not a file system's.
+    ``ftp_root`` is the local directory that is prepended to the path of a destination with another scheme than file.
     """
 
     def __init__(self, name: str, text: str, *, login: str | None, make: bool, ftp_root: str) -> None:
@@ -32,51 +32,51 @@ class Destinations:
         self._text = text
         self._pattern = Pattern(text, compose_only=True)
         self._fixed = _fixed(text)
-        self._climbs = ".." in text.split("/")
+        self._allows_parent_reference = ".." in text.split("/")
         self._login = login or ""
-        self._make = make
+        self._create = make
         self._ftp_root = ftp_root.rstrip("/")
         self._prepared: dict[str, tuple[str, float]] = {}
 
     def url_for(self, message: Message, below: str = "") -> str:
-        """Give the URL, with login, of the directory for the files of an announcement; ``below`` it if given.
+        """Return the URL, with login, of the directory for the files of an announcement, or of ``below`` in it.
 
-        A directory on this host is made. Raises what composing raises, and BadDestination.
+        A directory on this host is created. Raises BadDestination and the errors of ``Pattern.compose``.
         """
         text = self._compose(message, below)
         if below:
-            return self._prepare(text)  # each is used once
-        made, until = self._prepared.get(text, ("", 0.0))
+            return self._prepare(text)  # used only once
+        url, until = self._prepared.get(text, ("", 0.0))
         if time.monotonic() > until:
-            made = self._prepare(text)
+            url = self._prepare(text)
             if len(self._prepared) > CACHE_SIZE:
                 self._prepared.clear()
-            self._prepared[text] = (made, time.monotonic() + CACHE_TTL)
-        return made
+            self._prepared[text] = (url, time.monotonic() + CACHE_TTL)
+        return url
 
     def _compose(self, message: Message, below: str) -> str:
         text = self._text if self._fixed is None else self._checked(self._pattern.compose(message.data))
         return f"{text.rstrip('/')}/{below}" if below else text
 
     def _checked(self, text: str) -> str:
-        """Give a composed text back; BadDestination when metadata, which a stranger may have made, lead elsewhere."""
+        """Return ``text``; BadDestination if untrusted metadata would leave the configured destination."""
         fixed, url = self._fixed, urls.parse(text)
-        climbs = ".." in text.replace("\\", "/").split("/") and not self._climbs
-        if climbs or (fixed and (url.scheme, url.netloc) != (fixed.scheme, fixed.netloc)):
-            raise BadDestination(f"metadata would lead out of the destination: {urls.redacted(text)}")
+        has_parent_reference = ".." in text.replace("\\", "/").split("/") and not self._allows_parent_reference
+        if has_parent_reference or (fixed and (url.scheme, url.netloc) != (fixed.scheme, fixed.netloc)):
+            raise BadDestination(f"metadata must not lead out of the configured destination: {urls.redacted(text)}")
         return text
 
     def compose(self, message: Message, below: str = "") -> ParseResult:
-        """Give the same directory, without login and without making it."""
+        """Return the same URL as ``url_for``, without login and without creating the directory."""
         return urls.parse(self._compose(message, below))
 
     def local_path(self, url: ParseResult) -> str:
-        """Give the path that a destination on this host has here."""
+        """Return the local path of a destination on this host."""
         return url.path if url.scheme == "file" else f"{self._ftp_root}/{url.path.lstrip('/')}"
 
     def _prepare(self, text: str) -> str:
         url = urls.parse(text)
-        if self._make and hosts.is_local(url.hostname):
+        if self._create and hosts.is_local(url.hostname):
             self._make_directory(self.local_path(url))
         if not url.netloc:
             url = url._replace(netloc=socket.gethostname())
@@ -88,13 +88,13 @@ class Destinations:
         try:
             LocalBackend().make_directories(path)
         except OSError as error:
-            log.warning("[%s] cannot make the directory %s: %s", self.name, path, error.strerror)
+            logger.warning("[%s] cannot create the directory %s: %s", self.name, path, error.strerror)
 
 
 def _fixed(text: str) -> ParseResult | Literal[False] | None:
-    """Give what stands before the fields of a destination, if that is a URL with its host; None without a field."""
+    """Return the URL before the first field, False if it has no complete host there; None without a field."""
     head, field, _ = text.partition("{")
     if not field:
         return None
-    _, mark, rest = head.partition("://")
-    return urls.parse(head) if head.startswith("/") or (mark and "/" in rest) else False
+    _, separator, rest = head.partition("://")
+    return urls.parse(head) if head.startswith("/") or (separator and "/" in rest) else False

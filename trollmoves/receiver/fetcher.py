@@ -1,4 +1,4 @@
-"""Asks sources for files, each in turn until one delivers."""
+"""Requests files from their sources, one after another until one delivers."""
 
 from __future__ import annotations
 
@@ -20,85 +20,86 @@ from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
-from trollmoves.scheduler.lanes import Result, backoff
+from trollmoves.scheduler.circuit_breaker import backoff
+from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-REQUESTS_PER_SOURCE = 32  # to one source
-MAX_TRANSFER_SECONDS = 3600.0  # s that an old server is given for one transfer
-ACK_TRIES = 5  # times that a source is told that its file is not needed, when it does not answer
-UPTIME_SLACK = 0.2  # s that the answer may have been on its way
+REQUESTS_PER_SOURCE = 32  # concurrent requests
+MAX_TRANSFER_SECONDS = 3600.0  # s allowed for one transfer of a legacy server
+ACK_TRIES = 5  # attempts to acknowledge a file to a source that does not reply
+UPTIME_SLACK = 0.2  # s allowed for the transmission of the reply
 
 
 class RetryPeriodExpired(TrollmovesError):
-    """A file was asked for as long as the configuration says."""
+    """A file was not delivered within ``retry_for``."""
 
 
 class NotDelivered(TrollmovesError):
-    """Every source refused, or could not deliver, for a reason that may pass."""
+    """No source delivered, but a later attempt may succeed."""
 
     temporary = True
 
 
 class PermanentlyRefused(TrollmovesError):
-    """Every source refused for good."""
+    """A source permanently rejected the request."""
 
 
-def _parse_uptime(answer: Message | TrollmovesError) -> float:
-    """Give the seconds for which a server says that it runs (``1 day, 2:03:04.5``), less than none when it does not."""
-    said = answer.data.get("uptime") if isinstance(answer, Message) and isinstance(answer.data, dict) else None
-    found = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d*)?)", said if isinstance(said, str) else "")
-    if not found:
+def _parse_uptime(reply: Message | TrollmovesError) -> float:
+    """Return the uptime in a server's reply (``1 day, 2:03:04.5``) in seconds, a negative number if there is none."""
+    uptime = reply.data.get("uptime") if isinstance(reply, Message) and isinstance(reply.data, dict) else None
+    match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d*)?)", uptime if isinstance(uptime, str) else "")
+    if not match:
         return -1e9
-    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return days * 86_400 + hours * 3600 + minutes * 60 + seconds
 
 
 def client_name(journal: Journal, chain: str) -> str:
-    """Give the name of a client's chain: what its heartbeats say, and its requests begin with."""
+    """Return the name of a client's chain, as in its heartbeats and at the start of its request ids."""
     return f"{journal.identity}/{chain}"
 
 
 @dataclass(slots=True)
 class FetchAttempt:
-    """One run of a fetch. ``message`` is the announcement of the source that is asked, or was asked last."""
+    """One run of a fetch task. ``message`` is the announcement of the current source, or of the last one."""
 
     task: Task
     message: Message
     destination: str
-    sources: dict[str, Message | str]  # still to ask, with their announcements or the texts of these
+    sources: dict[str, Message | str]  # remaining sources, with decoded or encoded announcements
     finish: Callable[[Result], None]
     source: str = ""
     failures: list[TrollmovesError] = field(default_factory=list)
     retry_in: float = 0.0
-    asked_at: float = 0.0  # monotonic
-    server_busy: bool = True  # whether a server that never says so is still at it, as far as known
+    requested_at: float = 0.0  # monotonic
+    server_busy: bool = True  # False if a legacy server seems to have dropped the request
     started: float = field(default_factory=time.monotonic)
 
 
 class SourceLookup(Protocol):
-    """Who has the file of a fetch."""
+    """Finds the sources of a file."""
 
     def announcements(self, task: Task) -> AnnouncementsBySource:
-        """Give the announcements by source."""
+        """Return the announcements by source."""
 
     def announcements_after_fetch(self, task: Task) -> AnnouncementsBySource:
-        """Hear that the files are here; give the announcements by source."""
+        """Record the delivery; return the announcements by source."""
 
     def on_attempt_ended(self, task: Task) -> None:
-        """Hear that a run of the fetch has ended without them."""
+        """Record that a run has ended without a delivery."""
 
 
 class Fetcher:
     """The requests of one chain.
 
-    ``prepare(task, message)`` gives the destination URL, with login, for an announcement, before it is asked for; it
-    runs on the clerk's thread and may refuse by an error. ``asking(attempt)`` is called when a source is asked, and
-    again while it is at work. ``arrived(attempt, answer)`` is called on the requester's thread when the file is there,
-    and gives the result of the task. ``lost(task, error)`` is called when no source delivered; there will be another
-    try if ``error.temporary``. None of them may block.
+    ``prepare(task, message)`` returns the destination URL, with login, before a request; it runs on the scheduler
+    thread and may raise. ``on_request(attempt)`` is called for each request to a source, and again during the transfer.
+    ``on_delivered(attempt, reply)`` is called on the requester's thread after a delivery and returns the result of the
+    task. ``on_failed(task, error)`` is called if no source delivered; if ``error.temporary``, another attempt follows.
+    None of them may block.
     """
 
     def __init__(
@@ -110,48 +111,48 @@ class Fetcher:
         peers: Peers,
         *,
         prepare: Callable[[Task, Message], str],
-        asking: Callable[[FetchAttempt], None],
-        arrived: Callable[[FetchAttempt, Message], Result],
-        lost: Callable[[Task, TrollmovesError], None] | None = None,
+        on_request: Callable[[FetchAttempt], None],
+        on_delivered: Callable[[FetchAttempt, Message], Result],
+        on_failed: Callable[[Task, TrollmovesError], None] | None = None,
     ) -> None:
         self.name = options.name
         self._options = options
         self._client = client_name(journal, options.name)
         self._journal = journal
-        self._began = journal.now()
-        self._began_at = time.time()  # as messages tell the time
+        self._started = journal.now()
+        self._started_at = time.time()  # wall clock, comparable with the times of messages
         self._requester = requester
         self._sources = sources
         self._peers = peers
-        self._lost = lost
+        self._on_failed = on_failed
         self._prepare = prepare
-        self._asking = asking
-        self._arrived = arrived
+        self._on_request = on_request
+        self._on_delivered = on_delivered
         self._queues = SerialQueues()
-        self._down: dict[str, tuple[float, int]] = {}  # by source: until when, after how many failures
+        self._down: dict[str, tuple[float, int]] = {}  # by source: end of backoff (monotonic), number of failures
 
-    def start(self, workers: Scheduler) -> None:
-        """Fetch what waits in the journal, and what will.
+    def start(self, scheduler: Scheduler) -> None:
+        """Register the fetch tasks with the scheduler.
 
-        The first second nothing is fetched, so that whoever wants to be told of it finds the time to connect.
+        They start after ``SUBSCRIBER_GRACE``, so that subscribers can connect before the first receipt.
         """
-        workers.register(self.name, KIND, limit=REQUESTS_PER_SOURCE, starter=self._fetch, begin_in=SUBSCRIBER_GRACE)
+        scheduler.register(self.name, KIND, limit=REQUESTS_PER_SOURCE, starter=self._fetch, begin_in=SUBSCRIBER_GRACE)
 
     def acknowledge(self, source: str, announcement: str) -> None:
-        """Tell a source that its file is not needed any more, a few times if need be; then it is its own matter."""
+        """Send an ack to a source; without a reply it is repeated, ``ACK_TRIES`` times in total."""
         self._acknowledge(source, Message.decode(announcement).derive("ack"), ACK_TRIES)
 
     def _acknowledge(self, source: str, ack: str, tries: int) -> None:
-        def hear(answer: Message | TrollmovesError) -> None:
-            if isinstance(answer, NoReply) and not isinstance(answer, RequesterStopped) and tries > 1:
+        def on_reply(reply: Message | TrollmovesError) -> None:
+            if isinstance(reply, NoReply) and not isinstance(reply, RequesterStopped) and tries > 1:
                 self._acknowledge(source, ack, tries - 1)
 
-        self._requester.send_request(source, ack, self._options.req_timeout, hear)
+        self._requester.send_request(source, ack, self._options.req_timeout, on_reply)
 
-    # -- asking
+    # -- requests
 
     def _fetch(self, task: Task, finish: Callable[[Result], None]) -> None:
-        """Start to fetch a file; the clerk calls."""
+        """Start to fetch a file. Runs on the scheduler thread."""
         name = file_key_of(task)
         hold = self._peers.hold_seconds(name)
         if self._peers.is_done(name) or hold:
@@ -159,13 +160,13 @@ class Fetcher:
             return
         sources: dict[str, Message | str] = dict(self._sources.announcements(task).items())
         if not sources:
-            finish(self._failure_result(task, PermanentlyRefused("nobody is known to have it")))
+            finish(self._failure_result(task, PermanentlyRefused("no source of the file is known")))
             return
         first = next(iter(sources))
         message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
         sources[first] = message
         if len(sources) == 1:
-            task.context = message  # so that it is not read again when the file is there
+            task.context = message  # avoids decoding it again after the delivery
         if self._journal.now() - task.created > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
@@ -183,186 +184,201 @@ class Fetcher:
         announcement = attempt.sources.pop(attempt.source)
         attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
         if self._needs_serial_requests(attempt):
-            self._queues.run(attempt.source, lambda: self._begin(attempt, self._on_serial_reply))
+            self._queues.run(attempt.source, lambda: self._begin_request(attempt, self._on_serial_reply))
         else:
-            self._begin(attempt, self._handle_reply)
+            self._begin_request(attempt, self._handle_reply)
 
     @staticmethod
     def _needs_serial_requests(attempt: FetchAttempt) -> bool:
-        """Tell whether a source must be asked for one file at a time: old servers mix up what they send by FTP."""
+        """Return True for legacy servers with an FTP destination: their FTP mover corrupts concurrent transfers."""
         return attempt.destination.startswith("ftp") and not payload.announcement_metadata(attempt.message.data)
 
-    def _begin(
-        self, attempt: FetchAttempt, answered: Callable[[FetchAttempt, Message | TrollmovesError], None]
+    def _begin_request(
+        self, attempt: FetchAttempt, handler: Callable[[FetchAttempt, Message | TrollmovesError], None]
     ) -> None:
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("[%s] asking %s for %s", self.name, attempt.source, payload.file_names(attempt.message.data))
-        self._asking(attempt)
-        failpoints.hit("asking")
-        self._send_request(attempt, answered)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "[%s] requesting %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source
+            )
+        self._on_request(attempt)
+        failpoints.hit("requesting")
+        self._send_request(attempt, handler)
 
-    def _on_serial_reply(self, attempt: FetchAttempt, answer: Message | TrollmovesError) -> None:
+    def _on_serial_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
         source = attempt.source
         try:
-            self._handle_reply(attempt, answer)
+            self._handle_reply(attempt, reply)
         finally:
             self._queues.done(source)
 
     def _send_request(
-        self, attempt: FetchAttempt, answered: Callable[[FetchAttempt, Message | TrollmovesError], None]
+        self, attempt: FetchAttempt, handler: Callable[[FetchAttempt, Message | TrollmovesError], None]
     ) -> None:
-        attempt.asked_at, attempt.server_busy = time.monotonic(), True
-        tells = payload.announcement_metadata(attempt.message.data)
+        attempt.requested_at, attempt.server_busy = time.monotonic(), True
+        metadata = payload.announcement_metadata(attempt.message.data)
         self._requester.send_request(
             attempt.source,
             self._request(attempt),
             self._options.transfer_req_timeout,
-            lambda answer: self._on_reply(answered, attempt, answer),
-            overdue=None if tells else lambda: self._extend_timeout(attempt),
-            shared=bool(tells),
+            lambda reply: self._on_reply(handler, attempt, reply),
+            overdue=None if metadata else lambda: self._extend_timeout(attempt),
+            shared=bool(metadata),
         )
 
     def _on_reply(
         self,
-        answered: Callable[[FetchAttempt, Message | TrollmovesError], None],
+        handler: Callable[[FetchAttempt, Message | TrollmovesError], None],
         attempt: FetchAttempt,
-        answer: Message | TrollmovesError,
+        reply: Message | TrollmovesError,
     ) -> None:
-        """Take an answer; whatever it is, the attempt comes to an end."""
+        """Handle a reply; if the handler raises, end the attempt."""
         try:
-            answered(attempt, answer)
+            handler(attempt, reply)
         except Exception:
-            log.exception(
-                "[%s] %s: an answer of %s", self.name, payload.file_names(attempt.message.data), attempt.source
+            logger.exception(
+                "[%s] %s: cannot handle the reply of %s, requesting it again later",
+                self.name,
+                payload.file_names(attempt.message.data),
+                attempt.source,
             )
             attempt.finish(Result(retry_in=backoff(attempt.task.tries)))
 
     def _extend_timeout(self, attempt: FetchAttempt) -> bool:
-        """Decide whether to wait once more for an old server: to ask it again would begin a second transfer.
+        """Return True to wait longer for a legacy server: a repeated request would start a second transfer.
 
-        It does not say that it is at work, but how long it runs. Whoever is gone, or was started anew, has forgotten.
+        A legacy server does not report a running transfer, but its uptime. A server that does not reply, or that has
+        restarted since the request, has lost the request.
         """
         if not attempt.server_busy:
             return False
         attempt.server_busy = False
-        asked_at = attempt.asked_at
+        requested_at = attempt.requested_at
 
-        def hear(answer: Message | TrollmovesError) -> None:
-            began = time.monotonic() - _parse_uptime(answer)
-            attempt.server_busy = began < asked_at + UPTIME_SLACK
+        def on_reply(reply: Message | TrollmovesError) -> None:
+            server_started = time.monotonic() - _parse_uptime(reply)
+            attempt.server_busy = server_started < requested_at + UPTIME_SLACK
 
-        self._asking(attempt)  # peers hear that it is still in hand
-        question = Message(attempt.message.subject, "info", {"max_count": 1}).encode()
-        self._requester.send_request(attempt.source, question, self._options.transfer_req_timeout * 0.8, hear)
-        return time.monotonic() - asked_at < MAX_TRANSFER_SECONDS
+        self._on_request(attempt)  # renews the hold of peers
+        request = Message(attempt.message.subject, "info", {"max_count": 1}).encode()
+        self._requester.send_request(attempt.source, request, self._options.transfer_req_timeout * 0.8, on_reply)
+        return time.monotonic() - requested_at < MAX_TRANSFER_SECONDS
 
     def _request(self, attempt: FetchAttempt) -> str:
         added: dict[str, Any] = {"destination": attempt.destination}
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)
         if payload.announcement_metadata(attempt.message.data):
-            # Asked again often enough for peers to hear that it is in hand.
-            patience = min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
-            added["request"] = {"id": f"{self._client}/{attempt.task.id}", "timeout": patience}
+            # Repeated often enough to renew the hold of peers.
+            timeout = min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
+            added["request"] = {"id": f"{self._client}/{attempt.task.id}", "timeout": timeout}
             peers = self._peers.names()
             if peers and self._is_late(attempt):
                 added["request"]["unless_delivered_to"] = peers
         return attempt.message.derive("push", added)
 
     def _is_late(self, attempt: FetchAttempt) -> bool:
-        """Tell whether a file was announced before this process began, so that a peer may have taken it over."""
+        """Return True if a file was announced before this process started, so that a peer may have fetched it."""
         task = attempt.task
-        return task.created < self._began or (task.rank == BACKLOG and attempt.message.timestamp() < self._began_at)
+        return task.created < self._started or (task.rank == BACKLOG and attempt.message.timestamp() < self._started_at)
 
-    def _handle_reply(self, attempt: FetchAttempt, answer: Message | TrollmovesError) -> None:
-        if isinstance(answer, RequesterStopped):
+    def _handle_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
+        if isinstance(reply, RequesterStopped):
             attempt.task.tries -= 1
             attempt.finish(Result(retry_in=0.0))
             return
-        if isinstance(answer, TrollmovesError):
+        if isinstance(reply, TrollmovesError):
             self._mark_source_down(attempt.source)
-            self._failed(attempt, answer)
+            self._on_source_failed(attempt, reply)
             return
         self._down.pop(attempt.source, None)
-        if answer.type in payload.FILE_TYPES:
-            attempt.finish(Result() if self._peer_has_received(attempt, answer) else self._arrived(attempt, answer))
+        if reply.type in payload.FILE_TYPES:
+            attempt.finish(Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply))
             self._acknowledge_others(attempt)
-        elif answer.type == "wait":
-            self._asking(attempt)  # peers hear that it is still in hand
+        elif reply.type == "wait":
+            self._on_request(attempt)  # renews the hold of peers
             self._send_request(attempt, self._handle_reply)
         else:
-            self._failed(attempt, self._refusal(attempt, answer))
+            self._on_source_failed(attempt, self._rejection(attempt, reply))
 
-    def _peer_has_received(self, attempt: FetchAttempt, answer: Message) -> bool:
-        """Tell whether somebody else has told, or will, that this file arrived.
+    def _peer_has_received(self, attempt: FetchAttempt, reply: Message) -> bool:
+        """Return True if a peer has published the receipt of this file, or will.
 
-        A peer did while we asked, or it has the file in its journal: the server has delivered for it.
+        Either the receipt arrived during the request, or the reply says that the server delivered the file to a peer.
         """
-        delivered_for = payload.request_metadata(answer.data).get("delivered_to")
-        told = bool(delivered_for) or self._peers.is_done(file_key_of(attempt.task))
-        if told:
-            log.info("[%s] %s was received by a peer", self.name, payload.file_names(attempt.message.data))
-        return told
+        delivered_to = payload.request_metadata(reply.data).get("delivered_to")
+        is_received = bool(delivered_to) or self._peers.is_done(file_key_of(attempt.task))
+        if is_received:
+            logger.info("[%s] %s was received by a peer", self.name, payload.file_names(attempt.message.data))
+        return is_received
 
-    def _refusal(self, attempt: FetchAttempt, answer: Message) -> TrollmovesError:
-        data = answer.data
+    def _rejection(self, attempt: FetchAttempt, reply: Message) -> TrollmovesError:
+        data = reply.data
         if isinstance(data, dict):
-            again_in = data.get("retry_after")
-            attempt.retry_in = max(attempt.retry_in, float(again_in or 0.0) if payload.is_seconds(again_in) else 0.0)
-            kind = NotDelivered if data.get("temporary", True) else PermanentlyRefused
-            return kind(f"{attempt.source}: {data.get('error', answer.type)}")
-        return NotDelivered(f"{attempt.source}: {data or answer.type}")
+            retry_after = data.get("retry_after")
+            attempt.retry_in = max(
+                attempt.retry_in, float(retry_after or 0.0) if payload.is_seconds(retry_after) else 0.0
+            )
+            error_type = NotDelivered if data.get("temporary", True) else PermanentlyRefused
+            return error_type(f"{attempt.source}: {data.get('error', reply.type)}")
+        return NotDelivered(f"{attempt.source}: {data or reply.type}")
 
-    def _failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
+    def _on_source_failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
         attempt.failures.append(error)
         level = logging.WARNING if attempt.task.tries == 1 else logging.INFO
-        log.log(level, "[%s] %s not delivered: %s", self.name, payload.file_names(attempt.message.data), error)
+        logger.log(level, "[%s] %s not delivered: %s", self.name, payload.file_names(attempt.message.data), error)
         self._request_next(attempt)
 
     def _all_sources_failed(self, attempt: FetchAttempt) -> Result:
-        """Decide how to go on when no source delivered: later, or never."""
+        """Return the result after all sources failed: a later attempt or a permanent failure."""
         if all(isinstance(error, PermanentlyRefused) for error in attempt.failures):
-            log.error("[%s] %s is refused for good", self.name, payload.file_names(attempt.message.data))
+            logger.error(
+                "[%s] %s: permanently rejected by all sources", self.name, payload.file_names(attempt.message.data)
+            )
             return self._failure_result(attempt.task, attempt.failures[-1])
         if all(isinstance(error, NoReply) for error in attempt.failures):
-            return self._failure_result(attempt.task, attempt.failures[-1])  # the lane of this source pauses
+            return self._failure_result(attempt.task, attempt.failures[-1])  # pauses the lane of this source
         result = self._failure_result(attempt.task, NotDelivered(str(attempt.failures[-1])))
         result.error, result.retry_in = None, max(attempt.retry_in, backoff(attempt.task.tries))
         return result
 
     def _give_up(self, task: Task, message: Message, finish: Callable[[Result], None]) -> None:
-        what = payload.file_names(message.data)
-        log.error("[%s] %s is given up after %.0f s and %d tries", self.name, what, self._options.retry_for, task.tries)
+        logger.error(
+            "[%s] giving up on %s after %.0f s and %d attempts",
+            self.name,
+            payload.file_names(message.data),
+            self._options.retry_for,
+            task.tries,
+        )
         finish(self._failure_result(task, RetryPeriodExpired(f"not delivered within {self._options.retry_for:g} s")))
 
     def _failure_result(self, task: Task, error: TrollmovesError) -> Result:
-        lost = self._lost
-        return Result(error=error, on_committed=(lambda: lost(task, error)) if lost else None)
+        on_failed = self._on_failed
+        return Result(error=error, on_committed=(lambda: on_failed(task, error)) if on_failed else None)
 
     def _acknowledge_others(self, attempt: FetchAttempt) -> None:
         for source, announcement in self._sources.announcements_after_fetch(attempt.task).items():
             if source != attempt.source:
                 self.acknowledge(source, announcement)
 
-    # -- health of the sources
+    # -- availability of sources
 
     def _mark_source_down(self, source: str) -> None:
         failures = self._down.get(source, (0.0, 0))[1] + 1
-        self._down[source] = (time.monotonic() + backoff(failures, first=5.0), failures)
+        self._down[source] = (time.monotonic() + backoff(failures, initial=5.0), failures)
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()
 
 
 class SerialQueues:
-    """A queue for each key. Any thread."""
+    """Serial execution per key. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: dict[str, deque[Callable[[], None]]] = {}  # behind what is under way, by key
+        self._waiting: dict[str, deque[Callable[[], None]]] = {}  # queued behind the running call, by key
 
     def run(self, key: str, start: Callable[[], None]) -> None:
-        """Start now, or when all of this key that came before has ended; what starts must ``end``, once."""
+        """Call ``start`` now, or after all earlier calls for this key are done; each must lead to one ``done`` call."""
         with self._lock:
             if key in self._waiting:
                 self._waiting[key].append(start)
@@ -371,7 +387,7 @@ class SerialQueues:
         start()
 
     def done(self, key: str) -> None:
-        """Start what waits next, on this thread."""
+        """End the running call of a key, and start the next one on this thread."""
         with self._lock:
             if not self._waiting[key]:
                 del self._waiting[key]

@@ -1,8 +1,8 @@
-"""How far a chain has the log of each of its sources, and asking for what is missing.
+"""Tracks the position in each source's announcement log and requests missed announcements.
 
-Our servers number their announcements. Whoever hears number 7 after number 4 knows what it missed, and a ``replay``
-request brings it: at the start, when a connection comes about, when a number is skipped, and when a heartbeat tells of
-more than was heard. Servers of the earlier implementation number nothing; from them there is only what is heard.
+Servers number their announcements, so a client that receives number 7 after number 4 has missed two. It sends a
+``replay`` request at startup, after each connection, after a gap in the numbers, and when a heartbeat has a higher
+number than the last announcement. Legacy servers (trollmoves 0.19) have no numbers: no replay is possible.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.net import urls
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-FIRST_CONTACT_SLACK = 5.0  # s before our start from which a source we never heard of is asked for announcements
+FIRST_CONTACT_SLACK = 5.0  # s before the start of this client from which announcements of a new source are requested
 REPLAY_TIMEOUT = 10.0  # s
-RETRY_DELAY = 5.0  # s before a source is asked again that did not answer as it should, however much is heard of it
+RETRY_DELAY = 5.0  # s before the next replay request to a source after a failed one, whatever it announces
 
 
 @dataclass(slots=True)
 class _SourceLog:
-    """One source's log: everything up to ``have`` was noted; what runs from ``live_from`` to ``live_to`` was heard."""
+    """One source's log. All up to ``received_through`` is stored; ``live_from`` to ``live_to`` arrived as messages."""
 
     name: str
     address: str
-    received_through: int | None = None  # None: never asked yet
+    received_through: int | None = None  # None before the first reply
     live_from: int = 0
     live_to: int = 0
-    lowest_unsaved: int = 0  # the lowest number that was heard and may not be in the journal yet; 0 for none
+    lowest_unsaved: int = 0  # lowest received number that may not be in the journal yet; 0 if there is none
     request_pending: bool = False
-    heard_while_pending: bool = False  # a sign that there may be more, or that the source is there again
-    not_before: float = 0.0  # monotonic; it is not asked before
-    first_heard: float = 0.0  # monotonic; when it was first heard of, 0 for in an earlier process
+    retry_when_done: bool = False  # another request was due while one was pending
+    not_before: float = 0.0  # monotonic; no request before this time
+    first_seen: float = 0.0  # monotonic; 0 if known from an earlier process
 
     def add(self, number: int) -> None:
         self.lowest_unsaved = min(self.lowest_unsaved or number, number)
@@ -52,23 +52,23 @@ class _SourceLog:
         self.join()
 
     def join(self) -> None:
-        """Count the run that was heard as had, once what came before it is."""
+        """Advance over the live announcements once all earlier ones are received."""
         if self.received_through is not None and self.live_from and self.received_through >= self.live_from - 1:
             self.received_through = max(self.received_through, self.live_to)
 
-    def noted(self, have: int) -> int:
-        """Give up to where, of what is had, all is in the journal."""
-        return min(have, self.lowest_unsaved - 1) if self.lowest_unsaved else have
+    def saved_through(self, position: int) -> int:
+        """Return the number, at most ``position``, up to which all announcements are in the journal."""
+        return min(position, self.lowest_unsaved - 1) if self.lowest_unsaved else position
 
     def missing(self, number: int) -> bool:
         return self.received_through is None or number > self.received_through
 
 
 class ReplayClient:
-    """The logs of one chain's sources. ``note`` may be called from any thread, and so may everything here.
+    """The positions of one chain in the logs of its sources. Any thread.
 
-    ``missed(messages, sources)`` is called on the requester's thread with announcements that were not heard, and with
-    what to write to the journal together with them.
+    ``on_replayed(messages, positions)`` is called on the requester's thread with missed announcements and the
+    (chain, position) to store in the same transaction.
     """
 
     def __init__(
@@ -76,23 +76,23 @@ class ReplayClient:
         name: str,
         journal: Journal,
         requester: Requester,
-        missed: Callable[[list[Message], list[tuple[str, SourcePosition]]], None],
+        on_replayed: Callable[[list[Message], list[tuple[str, SourcePosition]]], None],
     ) -> None:
         self.name = name
         self._journal = journal
         self._requester = requester
-        self._missed = missed
+        self._on_replayed = on_replayed
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._logs = {s.log: _SourceLog(s.log, s.address, s.received_through) for s in journal.sources(name)}
         self._addresses = {s.address for s in self._logs.values()}
 
     def start(self) -> None:
-        """Ask every source that was heard before for what came meanwhile."""
+        """Request the announcements that all known sources made while this client was stopped."""
         self.request_all()
 
     def request_all(self) -> set[str]:
-        """Ask every source that is known for what came meanwhile; give their addresses."""
+        """Send a replay request to every known source; return their addresses."""
         with self._lock:
             known = list(self._logs.values())
         for source in known:
@@ -100,27 +100,27 @@ class ReplayClient:
         return {source.address for source in known}
 
     def on_announced(self, log_name: str, number: int, address: str) -> tuple[str, SourcePosition] | None:
-        """Take note of a number that was heard; give what to write to the journal with its announcement.
+        """Record a received number; return the (chain, position) to store together with its announcement.
 
-        When that is written, say so by ``noted``. What is heard is to be written before more is.
+        Call ``mark_saved`` after the transaction, and store each batch before passing in the next one.
         """
         with self._lock:
             source = self._source(log_name, address)
             source.add(number)
             gap = source.missing(number)
-            have = source.received_through
+            position = source.received_through
         if gap:
             self._request(source)
-        return None if have is None else (self.name, SourcePosition(log_name, address, have))
+        return None if position is None else (self.name, SourcePosition(log_name, address, position))
 
     def mark_saved(self) -> None:
-        """Take note that the announcements of all numbers that were heard are in the journal."""
+        """Record that all received announcements are in the journal."""
         with self._lock:
             for source in self._logs.values():
                 source.lowest_unsaved = 0
 
     def on_heartbeat(self, log_name: str, number: int, address: str) -> None:
-        """Take note of how far a source's log goes."""
+        """Record the last number in a source's log; request a replay if it was not received."""
         with self._lock:
             source = self._source(log_name, address)
             gap = source.missing(number)
@@ -130,16 +130,16 @@ class ReplayClient:
     def _source(self, log_name: str, address: str) -> _SourceLog:
         source = self._logs.get(log_name)
         if source is None:
-            # A new log at a known address is that of a journal that was lost or replaced: all of it is new to us.
-            have = 0 if address in self._addresses else None
-            source = self._logs[log_name] = _SourceLog(log_name, address, have, first_heard=time.monotonic())
+            # A new log at a known address: the server's journal was lost or replaced. Request all of the new log.
+            position = 0 if address in self._addresses else None
+            source = self._logs[log_name] = _SourceLog(log_name, address, position, first_seen=time.monotonic())
             self._addresses.add(address)
         source.address = address
         return source
 
     def _request(self, source: _SourceLog) -> None:
         with self._lock:
-            source.heard_while_pending = source.request_pending
+            source.retry_when_done = source.request_pending
             if source.request_pending or time.monotonic() < source.not_before:
                 return
             source.request_pending = True
@@ -147,26 +147,24 @@ class ReplayClient:
             if source.received_through is None:
                 data["max_age"] = time.monotonic() - self._started + FIRST_CONTACT_SLACK
             else:
-                data["after"] = source.noted(
-                    source.received_through
-                )  # what is answered to this counts as had from there on
+                data["after"] = source.saved_through(source.received_through)
         request = Message(f"/{self.name}", "replay", data).encode()
         self._requester.send_request(
-            source.address, request, REPLAY_TIMEOUT, lambda answer: self._on_reply(source, answer)
+            source.address, request, REPLAY_TIMEOUT, lambda reply: self._on_reply(source, reply)
         )
 
-    def _on_reply(self, source: _SourceLog, answer: Message | TrollmovesError) -> None:
+    def _on_reply(self, source: _SourceLog, reply: Message | TrollmovesError) -> None:
         more = False
-        source.not_before = time.monotonic() + RETRY_DELAY  # unless all goes well
+        source.not_before = time.monotonic() + RETRY_DELAY  # reset after success
         try:
-            data = _replay_data(answer)
+            data = _replay_data(reply)
             if data["log"] != source.name:
                 self._on_new_log(source, data["log"])
             else:
                 more = self._apply(source, data)
         except TrollmovesError as error:
-            log.warning("[%s] cannot catch up with %s: %s", self.name, source.address, error)
-            more = isinstance(error, NoReply) and source.heard_while_pending and not isinstance(error, RequesterStopped)
+            logger.warning("[%s] replay request to %s failed: %s", self.name, source.address, error)
+            more = isinstance(error, NoReply) and source.retry_when_done and not isinstance(error, RequesterStopped)
             source.not_before = 0.0 if more else source.not_before
         finally:
             source.request_pending = False
@@ -174,34 +172,36 @@ class ReplayClient:
             self._request(source)
 
     def _apply(self, source: _SourceLog, data: dict[str, Any]) -> bool:
-        """Have the announcements of an answer noted; tell whether there are more to be had at once."""
+        """Store the announcements of a reply; return True if more can be requested immediately."""
         messages = self._decode(source, data["messages"])
         through: int = data["through"]
-        # What was heard meanwhile may not be noted yet, so only what this answer brings is written down as had.
-        self._missed(messages, [(self.name, SourcePosition(source.name, source.address, through))])
+        # Live announcements may not be stored yet, so the stored position is that of this reply only.
+        self._on_replayed(messages, [(self.name, SourcePosition(source.name, source.address, through))])
         if messages:
-            log.info("[%s] caught up with %d announcements of %s", self.name, len(messages), source.address)
+            logger.info("[%s] caught up with %d announcements of %s", self.name, len(messages), source.address)
         with self._lock:
-            went_on = source.received_through is None or through > source.received_through
+            has_advanced = source.received_through is None or through > source.received_through
             source.received_through = max(through, source.received_through or 0)
             source.join()
-            source.request_pending = False  # from here on whoever hears of a gap asks
+            source.request_pending = False  # later gaps cause new requests
             more = max(data["last"], source.live_to) > source.received_through
-            if went_on or not more:
+            if has_advanced or not more:
                 source.not_before = 0.0
-            return more and went_on
+            return more and has_advanced
 
     def _on_new_log(self, source: _SourceLog, log_name: str) -> None:
-        log.warning("[%s] %s has begun a new log: all of it is taken", self.name, source.address)
-        # First the new one: an address without a log would be that of a stranger, if we were killed here.
+        logger.warning(
+            "[%s] %s started a new log (journal lost or replaced?); requesting it from the beginning",
+            self.name,
+            source.address,
+        )
+        # Add the new log first: if killed in between, the address must still be known.
         self._journal.add_tasks([], [(self.name, SourcePosition(log_name, source.address, 0))])
         self._journal.forget_source(self.name, source.name)
         with self._lock:
             self._logs.pop(source.name, None)
             new = self._source(log_name, source.address)
-            if (
-                time.monotonic() - source.first_heard < RETRY_DELAY
-            ):  # several servers behind one address, each with its own
+            if time.monotonic() - source.first_seen < RETRY_DELAY:  # several servers, with several logs, at one address
                 new.not_before = time.monotonic() + RETRY_DELAY
         self._request(new)
 
@@ -211,7 +211,7 @@ class ReplayClient:
             try:
                 message = Message.decode(text if isinstance(text, str) else "")
             except MessageError as error:
-                log.warning("[%s] in the log of %s: %s", self.name, source.address, error)
+                logger.warning("[%s] ignored a message in the log of %s: %s", self.name, source.address, error)
                 continue
             if isinstance(message.data, dict):
                 if message.data.get("request_address") != source.address:
@@ -221,14 +221,14 @@ class ReplayClient:
         return messages
 
 
-def _replay_data(answer: Message | TrollmovesError) -> dict[str, Any]:
-    if isinstance(answer, TrollmovesError):
-        raise answer
-    data = answer.data
-    if answer.type != "replay" or not isinstance(data, dict):
-        raise MessageError(f"answered {answer.type} to a replay: {urls.excerpt(str(data), 200)}")
+def _replay_data(reply: Message | TrollmovesError) -> dict[str, Any]:
+    if isinstance(reply, TrollmovesError):
+        raise reply
+    data = reply.data
+    if reply.type != "replay" or not isinstance(data, dict):
+        raise MessageError(f"expected a reply of type replay, got {reply.type}: {urls.excerpt(str(data), 200)}")
     if not (payload.is_number(data.get("through")) and payload.is_number(data.get("last"))):
-        raise MessageError("a replay without numbers")
+        raise MessageError("the fields through and last of a replay must be numbers")
     if not (isinstance(data.get("messages"), list) and isinstance(data.get("log"), str)):
-        raise MessageError("a replay without messages")
+        raise MessageError("a replay must have the fields messages and log")
     return data

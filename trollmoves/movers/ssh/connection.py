@@ -1,4 +1,4 @@
-"""One SSH login, shared by the channels of several deliveries."""
+"""An SSH login that the channels of several deliveries share."""
 
 from __future__ import annotations
 
@@ -31,56 +31,72 @@ from trollmoves.movers.tcp_progress import TcpProgress
 T = TypeVar("T")
 
 PORT = 22
-FAST_TIMEOUT = 1.0  # seconds within which nearly all answers come, so that nobody needs to ask how far TCP is
-CONNECTIONS_PER_LOGIN = (
-    3  # deliveries over one login; OpenSSH's MaxSessions allows 10 channels, and one by scp takes up to three
-)
+FAST_TIMEOUT = 1.0  # seconds; nearly all replies come sooner, so that the TCP progress need not be read
+# Deliveries over one login. OpenSSH's MaxSessions allows 10 channels; a delivery by SCP uses up to three.
+CONNECTIONS_PER_LOGIN = 3
 
 
 class ChannelRefused(ConnectionFailed):
-    """The login takes no further channel."""
+    """The server allows no further channel on the login."""
 
 
 class SshMover(RemoteMover):
-    """Delivers over a channel of an SSH login; a protocol says how to ``open_line``."""
+    """Delivers over channels of an SSH login; each protocol implements ``open_connection``."""
+
+    has_single_channel_mode = False
+    """True if the protocol implements ``open_single_channel``."""
 
     @property
     def tries(self) -> int:  # type: ignore[override]
-        """How often to try to connect."""
+        """Number of attempts to connect."""
         return max(1, int(self.option("num_ssh_retries")))
 
     @property
     def stall_timeout(self) -> float:
-        """Seconds without a byte moving after which a transfer fails."""
+        """Seconds without progress after which a transfer fails."""
         return float(self.option("stall_timeout"))
-
-    def copy(self) -> None:
-        """Deliver, beside the thread that hears the answers: each of a small file's is two hand-overs between them."""
-        with pinned_to_one_cpu():
-            super().copy()
 
     @abstractmethod
     def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
-        """Return a connection over new channels, which calls ``hang_up`` once when it is closed."""
+        """Return a connection over new channels; its ``close`` calls ``hang_up``."""
+
+    def open_single_channel(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
+        """Return a connection that uses one channel at a time; its ``close`` calls ``hang_up``."""
+        raise NotImplementedError
 
     def connect(self, login: Endpoint) -> Connection:
-        """Open channels on a login that has room for them, or on a new one."""
-        trunks = shared_logins()
+        """Open channels on a shared login; if the server refuses one, on a new login that is not shared.
+
+        Raises:
+            ChannelRefused: the server allows too few channels even for one connection.
+        """
+        logins = shared_logins()
         key = (login[:], repr(sorted(self.attrs.items())))
-        patience = 3 * self._connection_timeout() + 1
-        while True:
-            trunk = trunks.acquire(key, lambda: self._log_in(login), patience)
-            try:
-                with translate_ssh_errors():
-                    return self.open_connection(trunk.value.get_transport(), _release_once(trunks, trunk))
-            except ChannelRefused:
-                alone = trunk.users == 1
-                trunks.release_full(trunk)
-                if alone:
-                    raise
-            except BaseException:
-                trunks.release(trunk)
+        timeout = 3 * self._connection_timeout() + 1
+        handle = logins.acquire(key, lambda: self._log_in(login), timeout)
+        try:
+            with translate_ssh_errors():
+                return self.open_connection(handle.value.get_transport(), _release_once(logins, handle))
+        except ChannelRefused:
+            logins.release_full(handle)
+        except BaseException:
+            logins.release(handle)
+            raise
+        handle = logins.acquire(key, lambda: self._log_in(login), timeout, exclusive=True)
+        try:
+            with translate_ssh_errors():
+                return self._open_exclusive(handle.value.get_transport(), _release_once(logins, handle))
+        except BaseException:
+            logins.release(handle)
+            raise
+
+    def _open_exclusive(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
+        try:
+            return self.open_connection(transport, hang_up)
+        except (ChannelRefused, paramiko.ChannelException):
+            if not self.has_single_channel_mode:
                 raise
+            return self.open_single_channel(transport, hang_up)
 
     def _connection_timeout(self) -> float:
         return float(options.first_set(self.attrs, "ssh_connection_timeout", "connection_timeout"))
@@ -88,12 +104,12 @@ class SshMover(RemoteMover):
     def _log_in(self, login: Endpoint) -> paramiko.SSHClient:
         timeout = self._connection_timeout()
         key_file = options.first_set(self.attrs, "ssh_key_filename", "ssh_private_key_file")
-        weak = ssh_options.disabled_algorithms(self.option("ssh_weak_algorithms") or "")
+        disabled = ssh_options.disabled_algorithms(self.option("ssh_weak_algorithms") or "")
         password = login.password if login.password is not None else self.option("password")
         key = private_keys.private_key(key_file, self.option("ssh_key_passphrase") or password) if key_file else None
         client = paramiko.SSHClient()
         host_keys.configure_host_keys(client, self.option("ssh_host_key"), self.option("ssh_known_hosts"))
-        plain = _connected_socket(login, timeout, self.stall_timeout)
+        sock = _connected_socket(login, timeout, self.stall_timeout)
         try:
             with translate_ssh_errors():
                 client.connect(
@@ -107,31 +123,31 @@ class SshMover(RemoteMover):
                     banner_timeout=timeout,
                     auth_timeout=timeout,
                     channel_timeout=timeout,
-                    # Who gives a password means it, and servers count every key that is offered before.
+                    # With a password no keys are offered: servers count each offered key as a failed attempt.
                     allow_agent=password is None,
                     look_for_keys=password is None,
-                    disabled_algorithms=weak,
-                    sock=plain,
-                    transport_factory=_quick_transport,
+                    disabled_algorithms=disabled,
+                    sock=sock,
+                    transport_factory=_fast_transport,
                 )
         except BaseException:
             client.close()
-            plain.close()
+            sock.close()
             raise
         return client
 
 
 def _connected_socket(login: Endpoint, timeout: float, stall_timeout: float) -> socket.socket:
-    plain = BufferedSocket(socket.create_connection((login.host, login.port or PORT), timeout))
-    # paramiko leaves small packets to wait for the far end's delayed acknowledgements, 40 ms each.
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Its channel time-outs do not end a write that the kernel takes no more of; this does.
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_timeout * 1000))
-    return plain
+    sock = BufferedSocket(socket.create_connection((login.host, login.port or PORT), timeout))
+    # Without it small packets wait for the server's delayed acknowledgements, 40 ms each.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # paramiko's channel timeouts do not end a blocked write to the socket; this option does.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_timeout * 1000))
+    return sock
 
 
-def _quick_transport(sock: socket.socket, **arguments: object) -> paramiko.Transport:
-    """Return a transport that prefers the quickest of the secure ciphers, AES-GCM, which paramiko puts last."""
+def _fast_transport(sock: socket.socket, **arguments: object) -> paramiko.Transport:
+    """Return a transport that prefers the fastest secure ciphers, AES-GCM; paramiko puts them last."""
     transport = paramiko.Transport(sock, **arguments)
     security = transport.get_security_options()
     security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
@@ -140,7 +156,7 @@ def _quick_transport(sock: socket.socket, **arguments: object) -> paramiko.Trans
 
 @contextlib.contextmanager
 def translate_ssh_errors() -> Iterator[None]:
-    """Translate what paramiko raises."""
+    """Translate exceptions of paramiko."""
     try:
         yield
     except TrollmovesError:
@@ -150,39 +166,39 @@ def translate_ssh_errors() -> Iterator[None]:
     except TimeoutError:
         raise
     except OSError as error:
-        if error.errno is None:  # paramiko's word for a channel that is no more
+        if error.errno is None:  # paramiko raises it for a closed channel
             raise ConnectionFailed(f"SSH: {error}") from error
         raise
 
 
 def send_all(channel: paramiko.Channel, data: bytes) -> None:
-    """Send all of ``data``; TimeoutError when nothing moved for the channel's time-out."""
+    """Send all of ``data``; TimeoutError after no progress for the channel's timeout."""
     rest = memoryview(data)
     while rest:
         sent = _with_progress_timeout(channel, channel.send, rest)
         if not sent:
-            raise ConnectionFailed("the far end closed the channel")
+            raise ConnectionFailed("the server closed the channel")
         rest = rest[sent:]
 
 
 def receive(channel: paramiko.Channel, count: int) -> bytes:
-    """Give up to ``count`` bytes, none at the end; TimeoutError when nothing moved for the channel's time-out."""
+    """Return up to ``count`` bytes, none at the end; TimeoutError after no progress for the channel's timeout."""
     return bytes(_with_progress_timeout(channel, channel.recv, count))
 
 
-def _with_progress_timeout(channel: paramiko.Channel, act: Callable[..., T], argument: object) -> T:
-    """Try again after a time-out during which what had been sent before was still on its way, and moved."""
+def _with_progress_timeout(channel: paramiko.Channel, call: Callable[..., T], argument: object) -> T:
+    """Repeat ``call`` after a timeout if TCP delivered earlier data during that time."""
     timeout = channel.gettimeout()
     channel.settimeout(min(timeout, FAST_TIMEOUT))
     try:
-        return act(argument)
+        return call(argument)
     except TimeoutError:
         progress = TcpProgress(channel.get_transport().sock)
     finally:
         channel.settimeout(timeout)
     while True:
         try:
-            return act(argument)
+            return call(argument)
         except TimeoutError:
             if not progress.has_advanced():
                 raise
@@ -191,32 +207,34 @@ def _with_progress_timeout(channel: paramiko.Channel, act: Callable[..., T], arg
 def _to_error(error: Exception) -> TrollmovesError:
     text = f"SSH: {str(error) or type(error).__name__}"
     if isinstance(error, paramiko.BadHostKeyException):
-        return UnknownHostKey(f"{error.hostname} shows another key than the one in known_hosts")
+        return UnknownHostKey(
+            f"{error.hostname} presents another key than known_hosts lists; if its key was changed, replace that line"
+        )
     if isinstance(error, paramiko.ChannelException):
         return ChannelRefused(text)
     if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in text:
         return TransferStalled(text) if "timeout" in text else AuthenticationFailed(text)
     if isinstance(error, getattr(paramiko.ssh_exception, "IncompatiblePeer", ())):
-        return PermanentTransferError(f"{text}; it may know only weak ones, see ssh_weak_algorithms")
+        return PermanentTransferError(f"{text}; the server may support only weak ones, see ssh_weak_algorithms")
     return ConnectionFailed(text)
 
 
 def _release_once(
-    trunks: SharedHandles[paramiko.SSHClient], trunk: SharedHandle[paramiko.SSHClient]
+    logins: SharedHandles[paramiko.SSHClient], handle: SharedHandle[paramiko.SSHClient]
 ) -> Callable[[], None]:
-    """Return a function that gives the trunk back when it is called for the first time."""
-    left = [trunk]
-    return lambda: trunks.release(left.pop()) if left else None
+    """Return a function that releases ``handle`` on its first call and then does nothing."""
+    left = [handle]
+    return lambda: logins.release(left.pop()) if left else None
 
 
 def shared_logins() -> SharedHandles[paramiko.SSHClient]:
     """Return the SSH logins of this process."""
-    return _trunks_of(os.getpid())
+    return _logins_of(os.getpid())
 
 
 @functools.lru_cache(maxsize=1)
-def _trunks_of(process: int) -> SharedHandles[paramiko.SSHClient]:  # noqa: ARG001  (the key)
-    # paramiko tells at level ERROR, with a traceback, what reaches the caller as an exception.
+def _logins_of(process: int) -> SharedHandles[paramiko.SSHClient]:  # noqa: ARG001  (the key)
+    # paramiko logs at level ERROR, with a traceback, the exceptions that it also raises.
     logging.getLogger("paramiko.transport").addFilter(_drop_errors)
     return SharedHandles(_close_client, _is_active, CONNECTIONS_PER_LOGIN)
 
@@ -232,22 +250,3 @@ def _close_client(client: paramiko.SSHClient) -> None:
 def _is_active(client: paramiko.SSHClient) -> bool:
     transport = client.get_transport()
     return transport is not None and bool(transport.is_active())
-
-
-@contextlib.contextmanager
-def pinned_to_one_cpu() -> Iterator[None]:
-    """Have the calling thread, and those it starts, run on the processor that all blocks of this process share.
-
-    The threads it started stay there afterwards. Where this cannot be had, nothing is changed.
-    """
-    try:
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {sorted(before)[os.getpid() % len(before)]})
-    except (AttributeError, OSError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, before)

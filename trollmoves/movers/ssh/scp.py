@@ -1,53 +1,61 @@
-"""Delivers by SCP: many files through one program at the far end, which is started once.
+"""Delivers by SCP: many files through one ``scp`` process on the server, or one file at a time by the ``scp`` package.
 
-``scp -r -t /`` takes files into whatever directory it is told to enter, so that it serves every delivery of a
-connection, and no file name stands in a command that a shell reads. Sizes and renames go by SFTP over the same login;
-where that is not offered, by programs.
+``scp -r -t /`` writes files to any directory it is sent to, so that one process serves all deliveries of a connection,
+and no file name is part of a shell command. Sizes and renames use SFTP over the same login, or programs on a server
+without SFTP. A server that allows one channel for each login is served by the ``scp`` package: one process a file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import paramiko
+import scp
 
-from trollmoves.errors import BadDestination, ConnectionFailed
+from trollmoves.errors import BadDestination, ConnectionFailed, TransferStalled
 from trollmoves.movers import options
 from trollmoves.movers.base import Backend, SourceFile
 from trollmoves.movers.pool import Connection
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
-from trollmoves.movers.ssh.connection import SshMover, receive, send_all, translate_ssh_errors
+from trollmoves.movers.ssh.connection import ChannelRefused, SshMover, receive, send_all, translate_ssh_errors
 from trollmoves.movers.ssh.sftp import open_sftp
 from trollmoves.utils import failpoints
 
+T = TypeVar("T")
+
 SINK = "scp -r -t /"
-BLOCK = 1 << 18  # bytes handed to paramiko at a time
-LONGEST_ANSWER = 1 << 16
+BLOCK = 1 << 18  # bytes passed to paramiko in one call
+MAX_REPLY = 1 << 16  # bytes
 OK, WARNING, FATAL = b"\0", b"\1", b"\2"
+CHANNEL_TIMEOUT = 10.0  # seconds to wait until the server has ended the channel before
+CHANNEL_RETRY_DELAY = 0.02  # seconds
 
 
 class CommandBackend(Backend):
-    """The files at a far end without SFTP, by its own programs."""
+    """File operations on a server without SFTP, by its programs."""
 
     def __init__(self, commands: RemoteCommands) -> None:
         self._commands = commands
 
     def is_directory(self, path: str) -> bool:
-        """Ask ``test``."""
+        """Return True if ``test -d`` succeeds."""
         return self._commands.is_directory(path)
 
     def make_directories(self, path: str) -> None:
-        """Make them by ``mkdir``."""
+        """Create the directories by ``mkdir -p``."""
         self._commands.run("make_directories", path)
 
     def send(self, source: SourceFile, path: str) -> None:
-        """Not this way."""
+        """Raise: files are sent by SCP."""
         raise NotImplementedError
 
     def size(self, path: str) -> int:
-        """Ask ``wc``."""
+        """Return the size that ``wc -c`` prints."""
         return int(self._commands.run("size", path))
 
     def replace(self, partial: str, final: str) -> None:
@@ -61,8 +69,24 @@ class CommandBackend(Backend):
         self._commands.run("remove", path)
 
 
+def open_backend(transport: paramiko.Transport, timeout: float, commands: RemoteCommands) -> Backend:
+    """Return a backend for file operations: SFTP if the server offers it, else ``commands``.
+
+    Raises:
+        paramiko.ChannelException: the server allows no further channel.
+    """
+    try:
+        return open_sftp(transport, timeout, lambda: None)
+    except paramiko.ChannelException:
+        raise
+    except (paramiko.SSHException, ConnectionFailed):
+        if not transport.is_active():
+            raise
+        return CommandBackend(commands)
+
+
 class ScpConnection(Connection):
-    """A sink for files, and what renames them."""
+    """One ``scp`` process that receives all files of a connection, and a backend for all other operations."""
 
     def __init__(
         self, transport: paramiko.Transport, timeout: float, hang_up: Callable[[], None], *, checksum: bool
@@ -73,39 +97,29 @@ class ScpConnection(Connection):
         self._checksum = checksum
         self._commands = RemoteCommands(transport, timeout)
         self._sink: paramiko.Channel | None = None
-        self._inside: list[str] = []
-        self._files: Backend = self._choose_backend()
+        self._directory: list[str] = []
+        self._files = open_backend(transport, timeout, self._commands)
         try:
-            # At once, so that a login that takes no further channel is known before anything is sent.
+            # Start it now: a server that allows no further channel must be known before a file is sent.
             self._start()
         except BaseException:
             self._close_channels()
             raise
 
-    def _choose_backend(self) -> Backend:
-        try:
-            return open_sftp(self._transport, self._timeout, lambda: None)
-        except paramiko.ChannelException:
-            raise
-        except (paramiko.SSHException, ConnectionFailed):
-            if not self._transport.is_active():
-                raise
-            return CommandBackend(self._commands)
-
     def is_directory(self, path: str) -> bool:
-        """Tell whether ``path`` is a directory."""
+        """Return True if ``path`` is a directory."""
         return self._files.is_directory(path)
 
     def make_directories(self, path: str) -> None:
-        """Make ``path`` and those above it."""
+        """Create ``path`` and its parents."""
         self._files.make_directories(path)
 
     def size(self, path: str) -> int | None:
-        """Return the bytes in ``path``."""
+        """Return the size of ``path`` in bytes."""
         return self._files.size(path)
 
     def replace(self, partial: str, final: str) -> None:
-        """Rename."""
+        """Rename ``partial`` to ``final``."""
         self._files.replace(partial, final)
 
     def remove(self, path: str) -> None:
@@ -113,43 +127,42 @@ class ScpConnection(Connection):
         self._files.remove(path)
 
     def verify(self, source: SourceFile, path: str) -> None:
-        """Compare SHA-256 sums, when asked to."""
+        """Compare SHA-256 sums if ``verify_checksum`` is set."""
         if self._checksum:
             self._commands.compare_sha256(source, path)
 
     def send(self, source: SourceFile, path: str) -> None:
-        """Have the sink enter the directory, and hand it the file."""
+        """Move the ``scp`` process to the directory of ``path`` and send the file."""
         directory, _, name = path.rpartition("/")
         parts = [part for part in directory.split("/") if part not in ("", ".")]
         if any("\n" in part or part == ".." for part in parts):
-            raise BadDestination(f"{directory!r}: SCP cannot name such a directory")
-        whole = False
+            raise BadDestination(f"{directory!r}: a path for SCP must not contain a line break or '..'")
+        complete = False
         try:
             if self._sink is None:
                 self._start()
             self._enter(parts, directory)
             self._put(source, name)
-            whole = True
+            complete = True
         finally:
-            if not whole:
+            if not complete:
                 self._stop()
 
     def alive(self) -> bool:
-        """Tell whether the login stands; a sink that has ended is started again."""
+        """Return True if the login is usable; an ended ``scp`` process is restarted by the next file."""
         if self._sink is not None and (self._sink.closed or self._sink.eof_received):
             self._stop()
-        files = not isinstance(self._files, Connection) or self._files.alive()
-        return files and bool(self._transport.is_active())
+        return _is_alive(self._files) and bool(self._transport.is_active())
 
     def probe(self) -> None:
-        """Ask for the root."""
+        """Request the attributes of the root directory."""
         if isinstance(self._files, Connection):
             self._files.probe()
         else:
             self._files.is_directory("/")
 
     def close(self) -> None:
-        """Close the channels, and the login with the last one."""
+        """Close the channels and release the login."""
         self._close_channels()
         self._hang_up()
 
@@ -164,7 +177,7 @@ class ScpConnection(Connection):
             self._sink = self._transport.open_session(timeout=self._timeout)
             self._sink.settimeout(self._timeout)
             self._sink.exec_command(SINK)
-        self._inside = []
+        self._directory = []
         self._expect_ok()
 
     def _stop(self) -> None:
@@ -174,33 +187,28 @@ class ScpConnection(Connection):
         self._sink = None
 
     def _enter(self, parts: list[str], directory: str) -> None:
-        """Leave the directory the sink is in as far as needed, and enter ``parts``."""
+        """Leave directories of the ``scp`` process as far as needed, then enter ``parts``."""
         common = 0
-        for here, there in zip(self._inside, parts, strict=False):
-            if here != there:
+        for current, wanted in zip(self._directory, parts, strict=False):
+            if current != wanted:
                 break
             common += 1
         if common < len(parts) and not self._files.is_directory(directory):
-            # The sink would make it with permissions of its own.
+            # The scp process would create it with other permissions.
             raise FileNotFoundError(errno.ENOENT, "No such directory", directory)
-        while len(self._inside) > common:
+        while len(self._directory) > common:
             self._send_record(b"E\n")
-            self._inside.pop()
+            self._directory.pop()
         for part in parts[common:]:
             self._send_record(f"D0755 0 {part}\n".encode("utf-8", "surrogateescape"))
-            self._inside.append(part)
+            self._directory.append(part)
 
     def _put(self, source: SourceFile, name: str) -> None:
-        self._send_record(f"C{source.mode & 0o777:04o} {source.size} {name}\n".encode("utf-8", "surrogateescape"))
-        left = source.size
-        with source.reader() as reader, translate_ssh_errors():
-            while left > 0:
-                block = reader.read(min(BLOCK, left))
-                if not block:
-                    source.check_unchanged()
-                    raise OSError(errno.EIO, "the file ended too early", source.path)
-                left -= len(block)
-                send_all(self._channel, block if left else block + OK)
+        self._send_record(f"C{_mode(source)} {source.size} {name}\n".encode("utf-8", "surrogateescape"))
+        with _ExactReader(source) as reader, translate_ssh_errors():
+            while reader.tell() < source.size:
+                block = reader.read(BLOCK)
+                send_all(self._channel, block if reader.tell() < source.size else block + OK)
                 failpoints.hit("sending")
             if not source.size:
                 send_all(self._channel, OK)
@@ -209,7 +217,7 @@ class ScpConnection(Connection):
     @property
     def _channel(self) -> paramiko.Channel:
         if self._sink is None:
-            raise ConnectionFailed("the sink has ended")
+            raise ConnectionFailed("the scp process on the server has ended")
         return self._sink
 
     def _send_record(self, record: bytes) -> None:
@@ -219,30 +227,185 @@ class ScpConnection(Connection):
 
     def _expect_ok(self) -> None:
         with translate_ssh_errors():
-            answer = receive(self._channel, 1)
-            if answer == OK:
+            reply = receive(self._channel, 1)
+            if reply == OK:
                 return
             text = b""
-            while not text.endswith(b"\n") and len(text) < LONGEST_ANSWER:
-                more = receive(self._channel, LONGEST_ANSWER)
+            while not text.endswith(b"\n") and len(text) < MAX_REPLY:
+                more = receive(self._channel, MAX_REPLY)
                 if not more:
                     break
                 text += more
-        if answer in (WARNING, FATAL):
+        if reply in (WARNING, FATAL):
             raise error_of(text.decode("utf-8", "replace").strip())
-        if not answer:
-            raise ConnectionFailed("the far end closed the channel")
-        raise ConnectionFailed(f"the far end does not speak SCP: {(answer + text)[:200]!r}")
+        if not reply:
+            raise ConnectionFailed("the server closed the channel")
+        raise ConnectionFailed(f"the server does not speak SCP: {(reply + text)[:200]!r}")
+
+
+class SingleChannelConnection(Connection):
+    """SCP over a login that allows one channel: SFTP, ``scp`` and other programs use it in turn.
+
+    It costs several round trips and a new process a file. A transfer also fails with ``TransferStalled`` if the last
+    data in the channel's window (about 2 MB) takes longer than ``timeout``.
+    """
+
+    def __init__(
+        self, transport: paramiko.Transport, timeout: float, hang_up: Callable[[], None], *, checksum: bool
+    ) -> None:
+        self._transport = transport
+        self._timeout = timeout
+        self._hang_up = hang_up
+        self._checksum = checksum
+        self._commands = RemoteCommands(transport, timeout)
+        self._files: Backend | None = None
+        try:
+            self.probe()
+        except BaseException:
+            self._close_channel()
+            raise
+
+    def is_directory(self, path: str) -> bool:
+        """Return True if ``path`` is a directory."""
+        return self._run(lambda files: files.is_directory(path))
+
+    def make_directories(self, path: str) -> None:
+        """Create ``path`` and its parents."""
+        self._run(lambda files: files.make_directories(path))
+
+    def size(self, path: str) -> int | None:
+        """Return the size of ``path`` in bytes."""
+        return self._run(lambda files: files.size(path))
+
+    def replace(self, partial: str, final: str) -> None:
+        """Rename ``partial`` to ``final``."""
+        self._run(lambda files: files.replace(partial, final))
+
+    def remove(self, path: str) -> None:
+        """Remove ``path``."""
+        self._run(lambda files: files.remove(path))
+
+    def verify(self, source: SourceFile, path: str) -> None:
+        """Compare SHA-256 sums if ``verify_checksum`` is set."""
+        if self._checksum:
+            self._close_channel()
+            self._retry_refused(lambda: self._commands.compare_sha256(source, path))
+            self._close_channel()
+
+    def send(self, source: SourceFile, path: str) -> None:
+        """Send the file by the ``scp`` package, which quotes ``path`` for the shell of the server."""
+        self._close_channel()
+        self._retry_refused(lambda: self._put(source, path))
+
+    def alive(self) -> bool:
+        """Return True if the login is usable."""
+        return (self._files is None or _is_alive(self._files)) and bool(self._transport.is_active())
+
+    def probe(self) -> None:
+        """Request the attributes of the root directory."""
+        self.is_directory("/")
+
+    def close(self) -> None:
+        """Close the channel and release the login."""
+        self._close_channel()
+        self._hang_up()
+
+    def _run(self, operation: Callable[[Backend], T]) -> T:
+        def attempt() -> T:
+            if self._files is None:
+                self._files = open_backend(self._transport, self._timeout, self._commands)
+            return operation(self._files)
+
+        return self._retry_refused(attempt)
+
+    def _retry_refused(self, action: Callable[[], T]) -> T:
+        """Return the result of ``action``, which opens a channel; repeat it while the channel before is ending."""
+        deadline = time.monotonic() + min(CHANNEL_TIMEOUT, self._timeout)
+        while True:
+            try:
+                with translate_ssh_errors():
+                    return action()
+            except ChannelRefused:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(CHANNEL_RETRY_DELAY)
+
+    def _put(self, source: SourceFile, path: str) -> None:
+        client = scp.SCPClient(
+            self._transport,
+            buff_size=BLOCK,
+            socket_timeout=self._timeout,
+            progress=lambda *_: failpoints.hit("sending"),
+        )
+        try:
+            with _ExactReader(source) as reader:
+                client.putfo(reader, os.fsencode(path), _mode(source), source.size)
+        except scp.SCPException as error:
+            text = str(error).strip()
+            if text.startswith("Timeout"):
+                raise TransferStalled(f"SCP: {text}") from error
+            if text.startswith("No response"):
+                raise ConnectionFailed(f"SCP: {text}") from error
+            raise error_of(text) from error
+        finally:
+            if client.channel is not None:
+                client.channel.close()
+
+    def _close_channel(self) -> None:
+        self._commands.close()
+        if isinstance(self._files, Connection):
+            self._files.close()
+        self._files = None
+
+
+class _ExactReader:
+    """Reads as many bytes of a source as it had when it was opened; raises if it has become shorter."""
+
+    def __init__(self, source: SourceFile) -> None:
+        self._source = source
+        self._reader = source.reader()
+        self._position = 0
+
+    def __enter__(self) -> _ExactReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def read(self, size: int) -> bytes:
+        block = self._reader.read(min(size, self._source.size - self._position))
+        if not block:
+            self._source.check_unchanged()
+            raise OSError(errno.EIO, "the file ended too early", self._source.path)
+        self._position += len(block)
+        return block
+
+    def tell(self) -> int:
+        return self._position
+
+
+def _mode(source: SourceFile) -> str:
+    return f"{source.mode & 0o777:04o}"
+
+
+def _is_alive(files: Backend) -> bool:
+    return not isinstance(files, Connection) or files.alive()
 
 
 class ScpMover(SshMover):
     """Delivers to ``scp://[user[:password]@]host[:port]/path``."""
 
+    has_single_channel_mode = True
+
     @property
     def stall_timeout(self) -> float:
-        """Seconds without a byte moving after which a transfer fails."""
+        """Seconds without progress after which a transfer fails."""
         return float(options.first_set(self.attrs, "scpclient_timeout_seconds", "stall_timeout"))
 
     def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
-        """Open the channels that take files and rename them."""
+        """Open one channel for files and one for other operations."""
         return ScpConnection(transport, self.stall_timeout, hang_up, checksum=self.option("verify_checksum"))
+
+    def open_single_channel(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
+        """Return a connection that uses one channel at a time."""
+        return SingleChannelConnection(transport, self.stall_timeout, hang_up, checksum=self.option("verify_checksum"))

@@ -1,4 +1,4 @@
-"""OpenSSH's sshd with keys and a configuration of its own."""
+"""OpenSSH's sshd with test keys and a test configuration."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess, fr
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
 _CONFIG = """
+{extra}
 Port {port}
 ListenAddress {host}
 HostKey {folder}/host_key
@@ -25,12 +26,11 @@ MaxStartups 100:30:200
 MaxSessions 100
 LogLevel ERROR
 Subsystem sftp {subsystem}
-{extra}
 """
 
 
 def missing() -> str:
-    """Return why there is no sshd, empty when there is one."""
+    """Return the reason why sshd cannot run, or an empty string."""
     return "" if os.access(SSHD, os.X_OK) else "no sshd (Debian: openssh-server)"
 
 

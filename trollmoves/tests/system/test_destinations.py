@@ -42,10 +42,10 @@ def test_destination_rejects_permanently(testbed: Testbed) -> None:
     pair.start()
     names = pair.feeder.feed(3)
     pair.wait_until_done()
-    pair.client.wait_for_line("is refused for good", 3)
+    pair.client.wait_for_line("permanently rejected by all sources", 3)
     pair.feeder.feed(1)
     pair.wait_until_done()
-    pair.client.wait_for_line("is refused for good", 4)
+    pair.client.wait_for_line("permanently rejected by all sources", 4)
     assert [pair.server.lines().count(f"{name} not delivered") for name in names] == [1, 1, 1]
 
 

@@ -73,7 +73,7 @@ def test_missed_announcements_of_an_old_server(testbed: Testbed) -> None:
     pair = ServerClientPair(testbed)
     pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
-    pair.client.wait_for_line("does not number its announcements")
+    pair.client.wait_for_line("missed announcements can be reported but not recovered")
     assert pair.client.terminate() == 0
     before = len(pair.announced.receipts())
     missed = pair.feeder.feed(3)
@@ -81,8 +81,8 @@ def test_missed_announcements_of_an_old_server(testbed: Testbed) -> None:
     until(lambda: time.monotonic() - pair.announced.of_type("file")[-1].at > 5)  # it may announce them once more
     pair.client.start()
     connect(pair.feeder, pair.received)
-    pair.client.wait_for_line("files unheard, which are not fetched: ")
-    named = pair.client.lines().partition("files unheard, which are not fetched: ")[2].partition("\n")[0].split()
+    pair.client.wait_for_line("these files are not fetched: ")
+    named = pair.client.lines().partition("these files are not fetched: ")[2].partition("\n")[0].split()
     assert set(missed) <= set(named)
     assert len(set(named)) == len(named)
 
@@ -135,7 +135,7 @@ def test_old_and_new_server_of_the_same_files(testbed: Testbed) -> None:
     assert new_feeder.feed(COUNT) == fed
     received.wait_for_receipts(fed)
     for ear in (old_ear, new_ear):
-        until(lambda ear=ear: {one.uid for one in ear.of("file")} >= set(fed))  # type: ignore[misc]
+        until(lambda ear=ear: {one.uid for one in ear.of_type("file")} >= set(fed))  # type: ignore[misc]
     assert sorted(name for name in received.receipts() if name in fed) == sorted(fed)
     assert all((target / name).read_bytes() == content(name) for name in fed)
     until(lambda: not list(new_feeder.folder.iterdir()), what="the new server was told of each file")

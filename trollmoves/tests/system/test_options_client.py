@@ -242,7 +242,7 @@ def test_retry_period_expires(testbed: Testbed) -> None:
     """A file that cannot be delivered is requested again, and after ``retry_for`` dropped with one error."""
     pair = ServerClientPair(testbed, {"retry_for": 1}, destination="sftp://127.0.0.9:1/x", retry_for=8).start()
     pair.feeder.feed()
-    pair.client.wait_for_line("is given up after", seconds=40)
+    pair.client.wait_for_line("giving up on ", seconds=40)
     assert len(pair.received.of_type("push")) > 1
     assert pair.client.lines().count(" ERROR") + pair.client.lines().count("[ERROR") == 1
     assert pair.received.receipts() == []
@@ -253,7 +253,7 @@ def test_permanent_rejection(testbed: Testbed) -> None:
     (testbed.root / "a-file").write_text("in the way")
     pair = ServerClientPair(testbed, destination=f"{testbed.root}/a-file/below").start()
     (name,) = pair.feeder.feed()
-    pair.client.wait_for_line("is refused for good")
+    pair.client.wait_for_line("permanently rejected by all sources")
     assert pair.server.lines().count(f"{name} not delivered") == 1
     assert len(pair.received.of_type("push")) == 1
 

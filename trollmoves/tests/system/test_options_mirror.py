@@ -59,7 +59,7 @@ def test_retry_period_expires(testbed: Testbed) -> None:
     outer = chain.outer(retry_for=60)
     chain.start(outer)
     chain.feeder.feed()
-    chain.mirror.wait_for_line("is given up after", seconds=60)
+    chain.mirror.wait_for_line("giving up on ", seconds=60)
     assert outer.received.receipts() == []
 
 

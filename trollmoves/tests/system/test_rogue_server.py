@@ -88,7 +88,7 @@ class Scene:
 
     def passed_over(self, times: int = 3) -> None:
         """Wait until all chains have logged an ignored message."""
-        self.client.wait_for_line("passed over", times)
+        self.client.wait_for_line("ignored announcement of", times)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_metadata_in_the_destination(scene: Scene, place: str) -> None:
     """Metadata cannot lead out of the destination that they are composed into."""
     scene.client.mark_log()
     scene.rogue.announce(f"/a/fields-{abs(hash(place))}", place=place)
-    scene.client.wait_for_line("metadata would lead out of the destination")
+    scene.client.wait_for_line("metadata must not lead out of the configured destination")
     assert not list(scene.outside.iterdir())
     assert not (scene.target.parent / "x").exists()
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 
-from trollmoves.config import config_file
+from trollmoves.config import config_file, document
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions
 from trollmoves.config.parsers import ProviderAddress
@@ -108,7 +108,7 @@ delay = 2
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read[O]:
-    """Return a function that reads a text as a file of its own."""
+    """Return a function that reads a text as a separate file."""
 
     def read_text(text: str, role: type[O]) -> Configuration[O]:
         path = tmp_path / "site.ini"
@@ -119,7 +119,7 @@ def read(tmp_path: Path) -> Read[O]:
 
 
 def complaints(read: Read[O], text: str, role: type[O]) -> list[str]:
-    """Return the problems of a text, without the name of its file, beside a section that is as it should be."""
+    """Return the problems of a text, without its file name, when a correct section follows it."""
     found = read(text, role)
     prefix = f"{found.file}: "
     assert all(str(problem).startswith(prefix) for problem in found.problems)
@@ -141,7 +141,7 @@ GOOD_MIRROR = "[good]\nproviders = a:1\nrequest_port = 9000\ntopic = /good\n"
 class TestServer:
     """The sections of a server."""
 
-    def test_a_site(self, read: Read[ServerOptions]) -> None:
+    def test_server_section(self, read: Read[ServerOptions]) -> None:
         """A site's file is read into typed options, [DEFAULT] inherited, `%` and all, without a word of warning."""
         found = read(SERVER, ServerOptions)
         assert [*found.sections] == ["hrit-0deg", "npp", "again"]
@@ -178,7 +178,7 @@ class TestServer:
         assert npp.connection_parameters["num_ssh_retries"] is not True
 
     def test_unknown_connection_parameter(self, read: Read[ServerOptions]) -> None:
-        """An unknown connection parameter is told, and handed on; 0, false, 1 and true as booleans."""
+        """An unknown connection parameter is reported and passed on; 0, false, 1 and true as booleans."""
         text = GOOD_SERVER + "\n".join(
             f"connection_parameters__{line}" for line in ("frobnicate=True", "a__b__c=0", "a__d=7", "ssh_key_filname=x")
         )
@@ -189,10 +189,11 @@ class TestServer:
             "ssh_key_filname": "x",
         }
         assert warnings(read, text, ServerOptions) == [
-            "[good] connection_parameters__frobnicate: is no known connection parameter, and is handed on",
-            "[good] connection_parameters__a__b__c: is no known connection parameter, and is handed on",
-            "[good] connection_parameters__a__d: is no known connection parameter, and is handed on",
-            "[good] connection_parameters__ssh_key_filname: is no known connection parameter, and is handed on; "
+            "[good] connection_parameters__frobnicate: is not a known connection parameter, and is passed to the mover",
+            "[good] connection_parameters__a__b__c: is not a known connection parameter, and is passed to the mover",
+            "[good] connection_parameters__a__d: is not a known connection parameter, and is passed to the mover",
+            "[good] connection_parameters__ssh_key_filname: "
+            "is not a known connection parameter, and is passed to the mover; "
             "did you mean ssh_key_filename?",
         ]
 
@@ -212,10 +213,10 @@ class TestServer:
         assert first == (
             "[good] connection_uptime: is the old spelling of connection_parameters__connection_uptime, and still works"
         )
-        assert second.endswith("and is not used, since that stands here too")
+        assert second.endswith("and is ignored, since both are set")
 
     def test_ignored_options(self, read: Read[ServerOptions]) -> None:
-        """Options that stand in old files without effect are accepted."""
+        """Options of old files without effect are accepted."""
         text = GOOD_SERVER + "publisher_port = 9010\npublish_port=9010\norigin_inotify_base_dir_skip_levels = -2\n"
         assert warnings(read, text, ServerOptions) == [
             "[good] publisher_port: is accepted, and has no effect",
@@ -224,7 +225,7 @@ class TestServer:
         ]
 
     def test_unknown_options(self, read: Read[ServerOptions]) -> None:
-        """An unknown option is told with what was probably meant, in [DEFAULT] once."""
+        """An unknown option is reported with the probable one, in [DEFAULT] once."""
         text = "[DEFAULT]\nstaton = x\n[two]\norigin = /b\ntopic = /b\n" + GOOD_SERVER
         text += "requestport = 1\nnum_ssh_retries = 1\nlogin = a\nworkers = 3\nqwertz = 1\n"
         assert warnings(read, text, ServerOptions) == [
@@ -232,12 +233,12 @@ class TestServer:
             "[good] requestport: is unknown, and has no effect; did you mean request_port?",
             "[good] num_ssh_retries: is unknown; did you mean connection_parameters__num_ssh_retries?",
             "[good] login: is an option of a client, and has no effect in a server's section",
-            "[good] workers: is for the whole process, and has no effect here: it belongs into [DEFAULT]",
+            "[good] workers: is an option of the process, and has no effect here: move it to [DEFAULT]",
             "[good] qwertz: is unknown, and has no effect",
         ]
 
-    def test_all_problems_at_once(self, read: Read[ServerOptions]) -> None:
-        """Every problem of a file is told, one sentence each, with section and option; the good section runs."""
+    def test_all_problems_are_reported(self, read: Read[ServerOptions]) -> None:
+        """Every problem of a file is reported in one sentence with section and option; the good section runs."""
         text = """\
 [empty]
 [numbers]
@@ -262,7 +263,7 @@ connection_parameters____x = 1
 """
         assert complaints(read, text + GOOD_SERVER, ServerOptions) == [
             "[empty] topic: is missing: subject of the announcements",
-            "[empty] origin: is missing: say which files to announce, by origin, or by listen for messages",
+            "[empty] origin: is missing: set origin or listen to select the files to announce",
             "[numbers] request_port: must be between 1 and 65535: '90940'",
             "[numbers] compression: must be one of xrit, bzip, none: 'gzip'",
             "[numbers] delete: must be true or false: 'maybe'",
@@ -270,12 +271,12 @@ connection_parameters____x = 1
             "[templates] topic: a subject must not contain blanks: '/a b'",
             "[templates] info: each item must be key=value: 'sensor'",
             "[templates] connection_parameters__num_ssh_retries: must be an integer: 'few'",
-            "[templates] connection_parameters__client_kwargs: is a group: write one line for each name in it, "
-            "with __ and that name appended to this one",
+            "[templates] connection_parameters__client_kwargs: is a group: it must have names below it, "
+            "in INI files with __ between group and name",
             "[templates] connection_parameters__key__id: key is one value, with no names below it",
             "[templates] connection_parameters__a__b: a has a value too: it cannot be both",
             "[templates] connection_parameters__c: c has names below it too: it cannot be both",
-            "[templates] connection_parameters____x: a name is missing before or behind __",
+            "[templates] connection_parameters____x: a name is missing before or after __",
             "[templates] origin: invalid pattern '/data/{x': expected '}' before end of string",
         ]
         found = read(text + GOOD_SERVER, ServerOptions)
@@ -285,20 +286,20 @@ connection_parameters____x = 1
         assert (error.file, error.section) == (found.file, "empty")
         assert str(error) == (
             f"{found.file}: [empty] topic: is missing: subject of the announcements; "
-            "origin: is missing: say which files to announce, by origin, or by listen for messages"
+            "origin: is missing: set origin or listen to select the files to announce"
         )
 
     def test_origin_and_listen(self, read: Read[ServerOptions]) -> None:
         """With an origin there is nothing to listen for."""
         text = GOOD_SERVER + "listen = /x\n"
-        assert warnings(read, text, ServerOptions) == ["[good] listen: has no effect beside origin"]
+        assert warnings(read, text, ServerOptions) == ["[good] listen: has no effect together with origin"]
 
     def test_one_request_port_twice(self, read: Read[ServerOptions]) -> None:
         """Of two sections with one request port the second does not run, unless they open it on different addresses."""
         first = GOOD_SERVER + "request_port = 9094\n"
         second = "[two]\norigin = /a\ntopic = /a\nrequest_port = 9094\n"
         assert complaints(read, first + second, ServerOptions) == [
-            "[two] request_port: 9094 is the port of [good] already"
+            "[two] request_port: port 9094 is already used by [good]"
         ]
         apart = f"{first}bind_address = 10.0.0.1\n{second}bind_address = 10.0.0.2\n"
         assert complaints(read, apart, ServerOptions) == []
@@ -308,7 +309,7 @@ connection_parameters____x = 1
 class TestClient:
     """The sections of a client."""
 
-    def test_a_site(self, read: Read[ClientOptions]) -> None:
+    def test_server_section(self, read: Read[ClientOptions]) -> None:
         """A site's file is read into typed options, and says nothing that needs a warning."""
         found = read(CLIENT, ClientOptions)
         assert (found.warnings, found.problems) == ((), ())
@@ -327,7 +328,7 @@ class TestClient:
         assert npp.replacements == {}
 
     def test_replacements(self, read: Read[ClientOptions]) -> None:
-        """Any other key replaces the metadata item of that name, and none of our own options does."""
+        """Any other key replaces the metadata item of that name, except for the names of options."""
         text = CLIENT + (
             "workers = 3\nconnection_uptime = 3\npublisher_port = 1\nconnection_parameters__secret = x\n"
             "station = here\n"
@@ -339,15 +340,15 @@ class TestClient:
         assert (hrit["sensor"].apply("seviri"), hrit["variant"].apply("x")) == ("SEVIRI", "http://site.org")
         assert [*found["npp"].replacements] == ["station"]
         assert warnings(read, text, ClientOptions) == [
-            "[npp] workers: is for the whole process, and has no effect here: it belongs into [DEFAULT]",
+            "[npp] workers: is an option of the process, and has no effect here: move it to [DEFAULT]",
             "[npp] connection_uptime: has no effect in a client's section: the server connects to the destination",
             "[npp] publisher_port: is accepted, and has no effect",
             "[npp] connection_parameters__secret: has no effect in a client's section: "
             "the server connects to the destination",
         ]
 
-    def test_a_typing_error_is_a_replacement(self, read: Read[ClientOptions]) -> None:
-        """A key that is nearly an option's name replaces metadata as any other, but is told."""
+    def test_misspelled_option_is_a_replacement(self, read: Read[ClientOptions]) -> None:
+        """A key that resembles an option replaces metadata as any other, but is reported."""
         text = GOOD_CLIENT + "destinaton = /out\nlogn = a:geheim\nsensors = x\n"
         assert warnings(read, text, ClientOptions) == [
             "[good] destinaton: replaces the metadata item of that name; did you mean destination?",
@@ -376,15 +377,15 @@ class TestClient:
     @pytest.mark.parametrize(
         ("destination", "complaint"),
         [
-            ("http://host/in", "no mover knows http: use one of file, ftp, ftps, scp, sftp, s3, or a path"),
-            ("scp://[x", "is no usable URL: scp://[x"),
-            ("ftp://u:geheim@host:port/in", "is no usable URL: ftp://u@host:***/in"),
+            ("http://host/in", "unknown scheme http: use one of file, ftp, ftps, scp, sftp, s3, or a path"),
+            ("scp://[x", "invalid URL: scp://[x"),
+            ("ftp://u:geheim@host:port/in", "invalid URL: ftp://u@host:***/in"),
             ("/in/{x", "/in/{x cannot be composed: expected '}' before end of string"),
             ("ftp://u:geheim@h/}", "ftp://u@h/} cannot be composed: Single '}' encountered in format string"),
         ],
     )
     def test_bad_destinations(self, read: Read[ClientOptions], destination: str, complaint: str) -> None:
-        """A destination that no metadata could make usable is told, without its password."""
+        """A destination that no metadata could make usable is reported without its password."""
         text = f"[bad]\nproviders = a:1\ndestination = {destination}\n{GOOD_CLIENT}"
         assert complaints(read, text, ClientOptions) == [f"[bad] destination: {complaint}"]
 
@@ -401,13 +402,13 @@ class TestClient:
         assert done.stdout.splitlines() == [" ".join(SCHEMES), ""]
 
     def test_problems(self, read: Read[ClientOptions]) -> None:
-        """What a client cannot do without is missed; a malformed provider is named."""
+        """Missing mandatory options of a client are reported; a malformed provider is named."""
         text = "[empty]\n[bad]\nproviders = a:1 b c:2\ndestination = /in\nnameservers = tcp://x\n"
         assert complaints(read, text + GOOD_CLIENT, ClientOptions) == [
-            "[empty] providers: is missing: servers, mirrors and peer clients: `host:port`, or `host:port/topic` for "
-            "one with a topic of its own",
-            "[empty] destination: is missing: URL of the directory that files are sent to, with fields of the metadata "
-            "in it; schemes: none or `file`, `ftp`, `ftps`, `scp`, `sftp`, `s3`",
+            "[empty] providers: is missing: servers, mirrors and peer clients: `host:port`, or `host:port/topic` "
+            "with another topic than `topic`",
+            "[empty] destination: is missing: URL of the directory to deliver files to; it may contain metadata "
+            "fields; schemes: none or `file`, `ftp`, `ftps`, `scp`, `sftp`, `s3`",
             "[bad] providers: a provider must be host:port or host:port/topic: 'b'",
             "[bad] nameservers: must be one host: 'tcp://x'",
         ]
@@ -417,7 +418,7 @@ class TestClient:
         text = GOOD_CLIENT.replace("topic = /good\n", "")
         assert warnings(read, text, ClientOptions) == []
         assert warnings(read, text + "heartbeat = no\n", ClientOptions) == [
-            "[good] topic: is missing, and no provider has one: nothing will be heard"
+            "[good] topic: is missing, and no provider has one: no announcements will be received"
         ]
         assert warnings(read, text.replace("a:1", "a:1/x") + "heartbeat = no\n", ClientOptions) == []
 
@@ -427,14 +428,14 @@ class TestClient:
         both = "{0}publish_port = {2}\n{1}publish_port = {2}\n".format
         assert complaints(read, both(GOOD_CLIENT, second, 0), ClientOptions) == []
         assert complaints(read, both(GOOD_CLIENT, second, 9020), ClientOptions) == [
-            "[two] publish_port: 9020 is the port of [good] already"
+            "[two] publish_port: port 9020 is already used by [good]"
         ]
 
 
 class TestMirror:
     """The sections of a mirror."""
 
-    def test_a_site(self, read: Read[MirrorOptions]) -> None:
+    def test_server_section(self, read: Read[MirrorOptions]) -> None:
         """A mirror's section holds both halves."""
         found = read(MIRROR, MirrorOptions)
         assert (found.warnings, found.problems) == ((), ())
@@ -462,7 +463,7 @@ class TestFile:
     """Files that cannot be used, and what INI files may hold."""
 
     def test_no_file(self, tmp_path: Path) -> None:
-        """A missing file and a directory are told in one line."""
+        """A missing file and a directory are reported in one line."""
         with pytest.raises(ConfigError) as caught:
             config_file.read(tmp_path / "none.ini", ServerOptions)
         assert str(caught.value) == f"{tmp_path}/none.ini: cannot be read: No such file or directory"
@@ -472,19 +473,19 @@ class TestFile:
     @pytest.mark.parametrize(
         ("data", "complaint"),
         [
-            (b"", "there is no section, so nothing to run"),
-            (b"[DEFAULT]\ntopic = /a\n", "there is no section, so nothing to run"),
-            (b"topic = /a\n", "line 1 stands before the first [section]"),
-            (b"[a]\n\ntopic = /a\ngeheim\n", "no section, option or comment in line 4"),
-            (b"[a]\ntopic = /a\nTopic = /b\n", "[a] topic: stands twice, the second time in line 3"),
-            (b"[a]\n[b]\n[a]\n", "[a] there are two sections of this name, the second one in line 3"),
-            (b"[a]\n# Norrk\xf6ping\n", "line 2 is no UTF-8 text"),
-            (b"[a]\ntopic = /a\n\0\0\0\0", "line 3 holds a control character"),
-            (b"[a]\n" + b"#" * config_file.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
+            (b"", "nothing to run: the file contains no section"),
+            (b"[DEFAULT]\ntopic = /a\n", "nothing to run: the file contains no section"),
+            (b"topic = /a\n", "line 1 precedes the first [section]"),
+            (b"[a]\n\ntopic = /a\ngeheim\n", "neither section nor option nor comment in line 4"),
+            (b"[a]\ntopic = /a\nTopic = /b\n", "[a] topic: is defined twice, the second time in line 3"),
+            (b"[a]\n[b]\n[a]\n", "[a] the section is defined twice, the second time in line 3"),
+            (b"[a]\n# Norrk\xf6ping\n", "line 2 is not UTF-8 text"),
+            (b"[a]\ntopic = /a\n\0\0\0\0", "line 3 contains a control character"),
+            (b"[a]\n" + b"#" * document.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
             (b"[DEFAULT]\nworkers = many\nmax_transfers_per_host = 0\n[a]\norigin = /x\ntopic = /a\n",
              "[DEFAULT] workers: must be an integer: 'many'; max_transfers_per_host: must be between 1 and 1000: '0'"),
             (b"[a]\ntopic = /a\n[b]\norigin = /b\n",
-             "[a] origin: is missing: say which files to announce, by origin, or by listen for messages; "
+             "[a] origin: is missing: set origin or listen to select the files to announce; "
              "[b] topic: is missing: subject of the announcements"),
             (b"[DEFAULT]\ndelete = perhaps\n[a]\ntopic = /a\norigin = /b\n",
              "[a] delete: must be true or false: 'perhaps' (in [DEFAULT])"),
@@ -492,15 +493,15 @@ class TestFile:
         ids=range(12),
     )  # fmt: skip
     def test_unusable(self, tmp_path: Path, data: bytes, complaint: str) -> None:
-        """A file that cannot be used is told with its line, or its section and option, and never shown."""
+        """An unusable file is reported with its line, or its section and option, but never its content."""
         path = tmp_path / "site.ini"
         path.write_bytes(data)
         with pytest.raises(ConfigError) as caught:
             config_file.read(path, ServerOptions)
         assert str(caught.value) == f"{path}: {complaint}"
 
-    def test_what_ini_files_hold(self, tmp_path: Path) -> None:
-        """A byte order mark, line ends of other systems, any case, comments and empty options are no trouble."""
+    def test_ini_variants(self, tmp_path: Path) -> None:
+        """A byte order mark, foreign line ends, any case, comments and empty options are accepted."""
         path = tmp_path / "site.ini"
         path.write_bytes(
             b"\xef\xbb\xbf# comment\r\n[Hrit 0deg]\r\nORIGIN = /data/100%/{x}\r\n  ; comment\r\n"
@@ -567,10 +568,10 @@ class TestFile:
 
 
 class TestChanges:
-    """What a file read again changes."""
+    """Changes between two versions of a file."""
 
     def test_by_section(self, read: Read[ServerOptions]) -> None:
-        """Sections are added, removed, changed or unchanged by what they mean, not by how they are written."""
+        """Sections are compared by their meaning, not by their spelling."""
         a, b, c = (f"[{name}]\norigin = /{name}\ntopic = /{name}\nmax_transfers_per_host = 4\n" for name in "abc")
         old = read(a + b, ServerOptions)
         new = read("# comment\n" + c + b.replace("= 4", ": 4"), ServerOptions)
@@ -599,8 +600,8 @@ class TestChanges:
 class TestDescribe:
     """What --check prints."""
 
-    def test_a_site(self, read: Read[ServerOptions]) -> None:
-        """It holds what differs from the defaults, aligned, and at the end what is wrong."""
+    def test_server_section(self, read: Read[ServerOptions]) -> None:
+        """The output shows the differences from the defaults, aligned, and then the problems."""
         text = (
             "[DEFAULT]\nworkers = 4\n" + GOOD_SERVER + "info = a=1; b=x,y\ndelete = on\nremove_delay = 5\n"
             "connection_parameters__connection_uptime = 20\naddresses = tcp://a:1 tcp://b:1\nx = 1\n[bad]\n"
@@ -625,13 +626,13 @@ class TestDescribe:
             "",
             "2 problems",
             "  FILE: [bad] topic: is missing: subject of the announcements",
-            "  FILE: [bad] origin: is missing: say which files to announce, by origin, or by listen for messages",
+            "  FILE: [bad] origin: is missing: set origin or listen to select the files to announce",
             "",
-            "does not run: [bad]",
+            "not running: [bad]",
         ]
 
     def test_client(self, read: Read[ClientOptions]) -> None:
-        """A client's providers, lists and replacements are shown as they stand in a file."""
+        """A client's providers, lists and replacements are shown as in a file."""
         text = config_file.check_report(read(f"{CLIENT}logn = u:geheim\n", ClientOptions))
         for name, value in [
             ("providers", "hrit.site.org:9010 spare.site.org:9010/1b/hrit-segment [fe80::1]:9010"),
@@ -656,9 +657,9 @@ class TestDescribe:
         assert "/k/id" in shown
 
 
-def test_a_relative_destination(tmp_path: Path) -> None:
-    """A destination that is no absolute path is a problem that names file, section and option."""
+def test_relative_destination(tmp_path: Path) -> None:
+    """A relative destination is a problem that names file, section and option."""
     file = tmp_path / "client.ini"
     file.write_text("[hrit]\nproviders = host:9010\ntopic = /hrit\ndestination = data/in\n")
-    with pytest.raises(ConfigError, match=r"client\.ini: \[hrit\] destination: is no absolute path: "):
+    with pytest.raises(ConfigError, match=r"client\.ini: \[hrit\] destination: must be an absolute path: "):
         config_file.read(file, ClientOptions)

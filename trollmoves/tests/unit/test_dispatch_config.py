@@ -104,13 +104,13 @@ def target(folder: Path, text: str) -> TargetOptions:
 
 
 def warnings(folder: Path, text: str) -> list[str]:
-    """Give the warnings about a file, without its name."""
+    """Return the warnings about a file, without its name."""
     path = written(folder, text)
     return [one.removeprefix(f"{path}: ") for one in read_dispatcher_config(path).warnings]
 
 
 def problem(folder: Path, text: str) -> str:
-    """Give what is wrong with a file of which nothing can be used."""
+    """Return the problems of an unusable file."""
     path = written(folder, text)
     with pytest.raises(ConfigError) as caught:
         read_dispatcher_config(path)
@@ -118,7 +118,7 @@ def problem(folder: Path, text: str) -> str:
 
 
 def with_target(lines: str, indent: str = "  ") -> str:
-    """Give a YAML file with one target that hears of everything."""
+    """Return a YAML file with one target that receives all messages."""
     body = "\n".join(f"{indent}{line}" for line in lines.splitlines())
     return f"posttroll_subscriber: {{subscribe_addresses: [tcp://h:1]}}\nt:\n{body}\n"
 
@@ -127,7 +127,7 @@ GOOD = "directory: /d\ndispatch_configs: [{topics: [/a]}]"
 
 
 def test_yaml(tmp_path: Path) -> None:
-    """A YAML file gives targets whose dispatch configs hold what counts for them."""
+    """A YAML file defines targets; their dispatch configs inherit the applicable options."""
     found = read_dispatcher_config(written(tmp_path, YAML))
     assert list(found.sections) == ["target1", "target2"]
     process = found.process
@@ -209,7 +209,7 @@ def test_ini_conditions(tmp_path: Path, lines: str, expected: dict[str, Any]) ->
     ],
 )
 def test_aliases(tmp_path: Path, given: str, expected: tuple[Alias, ...]) -> None:
-    """Aliases stand for the values of an item, under its name or another one, several of them in a list."""
+    """Aliases replace the values of an item, under its name or another one, several of them in a list."""
     (only,) = target(tmp_path, with_target(f"{GOOD}\naliases: {given}")).dispatch_configs
     assert only.aliases == expected
 
@@ -268,18 +268,18 @@ def test_origin(tmp_path: Path) -> None:
     ("lines", "warning"),
     [
         ("hots: x", "[t] hots: is unknown, and has no effect; did you mean host?"),
-        ("host: elsewhere.site.invalid", "[t] host: has no scheme, so files go to this host"),
-        ("host: ftp://h/base", "[t] host: has a path, which does not count: it belongs into directory"),
-        ("host: ssh://h:22", "[t] host: the files go by sftp: write sftp:// or scp://"),
+        ("host: elsewhere.site.invalid", "[t] host: has no scheme, so files are delivered to this host"),
+        ("host: ftp://h/base", "[t] host: has a path, which is ignored: move it to directory"),
+        ("host: ssh://h:22", "[t] host: files are delivered by sftp: write sftp:// or scp://"),
         ("connection_parameters: {conection_uptime: 5}", "did you mean connection_uptime?"),
-        ("topics: [/b]", "[t] topics: has no effect beside dispatch_configs"),
-        ("directory: /e", "directory stands twice, the second time in line 5: that one counts"),
+        ("topics: [/b]", "[t] topics: has no effect together with dispatch_configs"),
+        ("directory: /e", "directory is defined twice, the second time in line 5: the second one is used"),
         ("request_port: 9094", "[t] request_port: is an option of a server"),
-        ("origin: /in/{a}", "[t] dispatch_configs 1 topics: has no effect beside origin"),
+        ("origin: /in/{a}", "[t] dispatch_configs 1 topics: has no effect together with origin"),
     ],
 )
 def test_warnings(tmp_path: Path, lines: str, warning: str) -> None:
-    """What does not do what its author may believe is told, and nothing else."""
+    """Misleading options are reported, and no other ones."""
     (only,) = warnings(tmp_path, with_target(f"{GOOD}\n{lines}"))
     assert warning in only
 
@@ -288,24 +288,24 @@ def test_warnings(tmp_path: Path, lines: str, warning: str) -> None:
     ("given", "warning"),
     [
         ("{topics: [/a], topic: x}", "dispatch_configs 1 topic: is unknown, and has no effect; did you mean topics?"),
-        ("{topics: [/a], publish_topic: x}", "publish_topic: has no effect here: it counts for the whole target"),
-        ("{topics: [/a], conditions: []}", "conditions: is empty: no message is taken"),
-        ("{topics: []}", "topics: is empty: no message is taken"),
-        ("{topics: [/a], conditions: [{num: ['>5']}]}", "num is compared with texts in a list"),
+        ("{topics: [/a], publish_topic: x}", "publish_topic: has no effect here: it is an option of the target"),
+        ("{topics: [/a], conditions: []}", "conditions: is empty: no message matches"),
+        ("{topics: []}", "topics: is empty: no message matches"),
+        ("{topics: [/a], conditions: [{num: ['>5']}]}", "the comparison of num in a list is compared as text"),
     ],
 )
 def test_warnings_about_dispatch_configs(tmp_path: Path, given: str, warning: str) -> None:
-    """The same is so for each dispatch config, which is told by its number."""
+    """Misleading options of each dispatch config are reported with its number."""
     (only,) = warnings(tmp_path, with_target(f"directory: /d\ndispatch_configs: [{given}]"))
     assert warning in only
 
 
-def test_deaf(tmp_path: Path) -> None:
-    """A dispatcher that can hear nobody is told so, unless it looks for files."""
+def test_dispatcher_without_input(tmp_path: Path) -> None:
+    """A dispatcher without a message source is reported, unless it searches for files."""
     text = "posttroll_subscriber: {nameserver: false, adresses: x}\nt: {directory: /d, topics: [/a]}\n"
-    told = warnings(tmp_path, text)
-    assert "nothing will be heard" in told[1]
-    assert "did you mean" in told[0]
+    recorded = warnings(tmp_path, text)
+    assert "no messages will be received" in recorded[1]
+    assert "did you mean" in recorded[0]
     assert warnings(tmp_path, "posttroll_subscriber: {nameserver: false}\nt: {directory: /d, origin: '/i/{a}'}\n") == []
 
 
@@ -323,26 +323,26 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "recorded"),
     [
-        ("directory: /d", "[t] dispatch_configs: is missing: say which messages this target gets, by topics"),
-        ("dispatch_configs: [{topics: [/a]}]", "[t] directory: is missing: say where the files go"),
+        ("directory: /d", "[t] dispatch_configs: is missing: select the messages for this target by topics"),
+        ("dispatch_configs: [{topics: [/a]}]", "[t] directory: is missing: set the directory to deliver files to"),
         ("directory: /d\ndispatch_configs: [{host: x}]", "[t] dispatch_configs 1 topics: is missing"),
         ("directory: /d\ndispatch_configs: 5", "[t] dispatch_configs: must be a list"),
         ("directory: /d\ndispatch_configs: [5]", "[t] dispatch_configs 1: must have names with values"),
         ("directory: {a: b}\ntopics: /a", "[t] directory: is one value, with no names below it"),
-        (f"{GOOD}\nhost: gopher://h", "[t] host: no mover knows gopher: use one of"),
-        (f"{GOOD}\nhost: ftp://u:geheim@h:x", "[t] host: is no usable URL: ftp://"),
+        (f"{GOOD}\nhost: gopher://h", "[t] host: unknown scheme gopher: use one of"),
+        (f"{GOOD}\nhost: ftp://u:geheim@h:x", "[t] host: invalid URL: ftp://"),
         (f"{GOOD}\nfilepattern: '{{a'", "[t] filepattern: invalid pattern '{a'"),
         (f"{GOOD}\npublish_topic: '/{{a'", "[t] publish_topic: invalid pattern '/{a'"),
         (f"{GOOD}\npublish_topic: a b", "[t] publish_topic: a subject must not contain blanks"),
         (f"{GOOD}\norigin: /in/", "[t] origin: "),
         (f"{GOOD}\nmax_transfers_per_host: many", "[t] max_transfers_per_host: must be an integer"),
-        (f"{GOOD}\naliases: x", "[t] aliases: must say what stands for which value"),
-        (f"{GOOD}\naliases: {{a: b}}", "[t] aliases: must say what stands for which value"),
+        (f"{GOOD}\naliases: x", "[t] aliases: must map values to their replacements"),
+        (f"{GOOD}\naliases: {{a: b}}", "[t] aliases: must map values to their replacements"),
         (f"{GOOD}\nconnection_parameters: x", "[t] connection_parameters: must have names below it"),
         (f"{GOOD}\nconnection_parameters: {{anon: maybe}}", "[t] connection_parameters anon: must be true or false"),
-        (f"{GOOD}\nconnection_parameters: {{key: {{a: b}}}}", "[t] connection_parameters key: is one value"),
+        (f"{GOOD}\nconnection_parameters: {{key: {{a: b}}}}", "[t] connection_parameters key a: key is one value"),
         ("directory: /d\ndispatch_configs: [{topics: [/a], conditions: x}]", "[t] dispatch_configs 1 conditions: "),
         (
             "directory: /d\ndispatch_configs: [{topics: /a, conditions: [{n: '<x'}]}]",
@@ -350,19 +350,19 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_problems(tmp_path: Path, lines: str, told: str) -> None:
-    """What makes a target unusable is told with its name and the option, and without a secret."""
+def test_problems(tmp_path: Path, lines: str, recorded: str) -> None:
+    """An unusable target is reported with its name and the option, and without a secret."""
     text = problem(tmp_path, with_target(lines))
-    assert told in text
+    assert recorded in text
     assert "geheim" not in text
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "recorded"),
     [
         ("", "is empty, so there is nothing to run"),
         ("# nothing\n", "is empty"),
-        ("- a\n- b\n", "holds no targets"),
+        ("- a\n- b\n", "must contain targets"),
         ("t: [x\nu: y\n", "is neither YAML nor INI: line 2: "),
         ("t:\n  conditions: !=5\n", "line 2: could not determine a constructor for the tag '!=5'; a text that begins"),
         (
@@ -371,12 +371,12 @@ def test_problems(tmp_path: Path, lines: str, told: str) -> None:
         ),
         (
             "posttroll_subscriber: 5\nt: {directory: /d, topics: /a}",
-            "[posttroll_subscriber] must have options below it",
+            "[posttroll_subscriber] must be a section with options below it",
         ),
         ("workers: none\nt: {directory: /d, topics: /a}", "[DEFAULT] workers: must be an integer"),
-        ("posttroll_subscriber: {}\n", "there is no target, so nothing to run"),
-        ("a_string: x\n", "[a_string] is no target: it must have options below it"),
-        ("[t]\ntopics /a\n", "no section, option or comment in line 2"),
+        ("posttroll_subscriber: {}\n", "nothing to run: the file contains no target"),
+        ("a_string: x\n", "[a_string] must be a section with options below it"),
+        ("[t]\ntopics /a\n", "neither section nor option nor comment in line 2"),
         ("[t]\nconditions = {a\ntopics = /a\n", "[t] conditions: line 1: "),
         ("[t]\nconditions = [{a: 1}]\nconditions__b = 1\n", "it cannot be both"),
         ("t: {a: 2025-13-45}\n", "is neither YAML nor INI: "),
@@ -385,15 +385,15 @@ def test_problems(tmp_path: Path, lines: str, told: str) -> None:
         ("? [a]\n: b\n", ""),
     ],
 )
-def test_unusable_files(tmp_path: Path, text: str, told: str) -> None:
+def test_unusable_files(tmp_path: Path, text: str, recorded: str) -> None:
     """A file that cannot be used at all is refused in one line that says why."""
     found = problem(tmp_path, text)
-    assert told in found
+    assert recorded in found
     assert "\n" not in found
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    """A file that is not there is told."""
+    """A missing file is reported."""
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_dispatcher_config(tmp_path / "nothing.yaml")
 
@@ -408,7 +408,7 @@ def test_one_bad_target(tmp_path: Path) -> None:
 
 
 def test_changes(tmp_path: Path) -> None:
-    """A file read again tells which targets have changed, down to conditions and aliases."""
+    """A reloaded file shows the changed targets, down to conditions and aliases."""
     old = read_dispatcher_config(written(tmp_path, YAML))
     new = read_dispatcher_config(written(tmp_path, YAML.replace('">5"', '">6"')))
     assert config_file.changes(old, new).changed == ("target1",)

@@ -39,7 +39,6 @@ OWNERS = {
     "scp": "movers",
     "boto3": "movers",
     "botocore": "movers",
-    "s3transfer": "movers",
     "ftplib": "movers",
 }
 

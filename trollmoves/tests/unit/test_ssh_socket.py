@@ -1,4 +1,4 @@
-"""Tests of the connection under an SSH login, and of the processor that its threads share."""
+"""Tests of the socket under an SSH login."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from trollmoves.movers.ssh.connection import pinned_to_one_cpu
 from trollmoves.movers.ssh.socket import BufferedSocket
 
 
@@ -24,7 +23,7 @@ def ends() -> Iterator[tuple[BufferedSocket, socket.socket]]:
 
 
 def test_pieces(ends: tuple[BufferedSocket, socket.socket]) -> None:
-    """What comes is handed out in order, in pieces of the size that is asked for, until the end."""
+    """Received data are returned in order, in pieces of the requested size, until the end."""
     line, other = ends
     sent = os.urandom(300_000)
 
@@ -59,35 +58,3 @@ def test_silence(ends: tuple[BufferedSocket, socket.socket]) -> None:
 def _fill(line: BufferedSocket) -> None:
     for _ in range(100_000):
         line.send(b"x" * 65536)
-
-
-def test_one_processor() -> None:
-    """Within the block a thread, and one that it starts, may run on one processor; afterwards as before."""
-    before = os.sched_getaffinity(0)
-    started: list[set[int]] = []
-    with pinned_to_one_cpu():
-        inside = os.sched_getaffinity(0)
-        thread = threading.Thread(target=lambda: started.append(os.sched_getaffinity(0)))
-        thread.start()
-        thread.join()
-    assert len(inside) == 1
-    assert inside <= before
-    assert started == [inside]
-    assert os.sched_getaffinity(0) == before
-
-
-def test_all_share_it() -> None:
-    """All threads of a process are kept on the same processor."""
-    seen: list[set[int]] = []
-
-    def note() -> None:
-        with pinned_to_one_cpu():
-            seen.append(os.sched_getaffinity(0))
-
-    threads = [threading.Thread(target=note) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(seen) == 4
-    assert all(one == seen[0] for one in seen)

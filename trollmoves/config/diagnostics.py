@@ -1,0 +1,45 @@
+"""Problems and warnings about a configuration file. None of them contains a secret."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from trollmoves.errors import ConfigError
+from trollmoves.net import urls
+
+
+class Diagnostics:
+    """The problems and warnings found in a file; used by the thread that reads it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.problems: list[ConfigError] = []
+        self.warnings: list[str] = []
+
+    def problem(self, section: str, option: str, text: object) -> None:
+        """Add a problem that makes the section unusable."""
+        line = " ".join(urls.redact_text(str(text)).splitlines())
+        self.problems.append(ConfigError(line, file=self.file, section=section, option=option))
+
+    def warn(self, section: str, option: str, text: str) -> None:
+        """Add a warning unless it exists."""
+        warning = str(ConfigError(text, file=self.file, section=section, option=option))
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
+
+def combined_error(file: str, problems: Sequence[ConfigError]) -> ConfigError:
+    """Return one error for one or more problems of a file."""
+    sections = {problem.section for problem in problems}
+    if len(problems) == 1:
+        return problems[0]
+    section = sections.pop() if len(sections) == 1 else ""
+    prefix = str(ConfigError("", file=file, section=section))
+    return ConfigError("; ".join(str(one).removeprefix(prefix) for one in problems), file=file, section=section)
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.75) -> str:
+    """Return "; did you mean X?" with the known name most similar to ``name``; empty without a similar one."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]}?" if close else ""
