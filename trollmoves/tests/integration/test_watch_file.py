@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
     return Path(write(tmp_path / "etc" / "client.ini", "[a]\n"))
 
 
-def test_edit_in_place_is_told_of(file: Path) -> None:
+def test_edit_in_place_is_reported(file: Path) -> None:
     """A file that is written in place is reported each time, also when its size stays."""
     with following(file) as changes:
         for number in range(1, 4):
@@ -57,7 +57,7 @@ def test_edit_in_place_is_told_of(file: Path) -> None:
             changes.wait_for(number)
 
 
-def test_replacement_is_told_of(file: Path) -> None:
+def test_replacement_is_reported(file: Path) -> None:
     """A file that is replaced by rename is reported."""
     with following(file) as changes:
         write(file.with_suffix(".new"), "[b]\n")
@@ -79,7 +79,7 @@ def test_many_writings_are_one_change(file: Path) -> None:
         watch.stop()
 
 
-def test_half_written_file_is_not_told_of(file: Path) -> None:
+def test_half_written_file_is_not_reported(file: Path) -> None:
     """While the file is open for writing, no change is reported."""
     seen = []
     watch = FileWatch(str(file), lambda: seen.append(file.read_text()))
