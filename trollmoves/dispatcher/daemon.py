@@ -24,7 +24,7 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TargetChain:
