@@ -46,7 +46,7 @@ def _rates(logs: Path, count: int, *, old: bool = False) -> list[float]:
             texts = [str(Message(TOPIC, "file", one_file)) for one_file in data]
             began = time.monotonic()
             for text in texts:
-                one.voice.publish_text(text)
+                one.publisher.publish_text(text)
             until(lambda: all(name in seen.at for name in wanted), WORK_TIMEOUT, "all files arrive")  # noqa: B023
             rates.append(count / (max(seen.at[name] for name in wanted) - began))
         return rates[1:]

@@ -23,11 +23,10 @@ from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints, logs
-from trollmoves.utils.cpu_scheduling import CpuPolicy
+from trollmoves.utils import logs
 from trollmoves.watch import FileWatch
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PRUNE_INTERVAL = 60.0  # s between rounds of the journal's upkeep
 DISK_SPACE_POLL = 5.0  # s between looks whether there is room for a journal
@@ -74,7 +73,6 @@ class Daemon(ABC, Generic[O]):
         self.arguments = arguments
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
-        self._scheduling = CpuPolicy()
         self._chains: dict[str, Chain] = {}
         self._ending = False
         self._trouble = ""  # why the last chain that did not start did not
@@ -131,7 +129,6 @@ class Daemon(ABC, Generic[O]):
     def run(self) -> int:
         """Run until a signal ends it; give the exit status."""
         try:
-            failpoints.check_environment()
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | WORLD_WRITABLE)
@@ -143,7 +140,7 @@ class Daemon(ABC, Generic[O]):
             finally:
                 follower.stop()
         except TrollmovesError as error:
-            log.debug("because of", exc_info=True)
+            logger.debug("because of", exc_info=True)
             print(f"{self.make_parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the last word before the end)
             return 1
 
@@ -185,7 +182,7 @@ class Daemon(ABC, Generic[O]):
                 )
             except JournalFull as error:
                 if not told:
-                    log.error("%s; waiting for room", error)
+                    logger.error("%s; waiting for room", error)
                 told = True
             with suppress(Empty):
                 if self._orders.get(timeout=DISK_SPACE_POLL) == "stop":
@@ -193,7 +190,7 @@ class Daemon(ABC, Generic[O]):
 
     def _run_chains(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
         """Run the chains until this process, or the journal, comes to its end; give what they were made of."""
-        house = Runtime(current.process, journal, Scheduler(journal, current.process.workers, self._scheduling.update))
+        house = Runtime(current.process, journal, Scheduler(journal, current.process.workers))
         self.open_shared(house)
         try:
             house.workers.start()
@@ -202,9 +199,9 @@ class Daemon(ABC, Generic[O]):
                     self._start_chain(options, house)
             if not self._chains:
                 raise StartError(f"no chain could be started{self._trouble}")
-            log.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), journal.path)
+            logger.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), journal.path)
             if advice := self.startup_warning(current.sections.values()):
-                log.warning("%s", advice)
+                logger.warning("%s", advice)
             return self._command_loop(current, house)
         finally:
             self._stop(house)
@@ -224,7 +221,7 @@ class Daemon(ABC, Generic[O]):
             if order in ("stop", "begin anew"):
                 self._ending = order == "stop"
                 if not self._ending:
-                    log.error("the journal is damaged (%s): all chains begin anew", house.journal.damage)
+                    logger.error("the journal is damaged (%s): all chains begin anew", house.journal.damage)
                 return current
             with self.paused_input():
                 current = self._reload(current, house)
@@ -239,14 +236,14 @@ class Daemon(ABC, Generic[O]):
             chain.start()
         except Exception as error:  # one chain's trouble is not the others'
             expected = isinstance(error, TrollmovesError)
-            log.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
+            logger.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
             self._trouble = f": [{options.name}] {error}"
             if chain:
                 self._stop_safely(chain)
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
-        log.info("[%s] started", options.name)
+        logger.info("[%s] started", options.name)
         return True
 
     def _stop_chain(self, name: str) -> None:
@@ -254,37 +251,37 @@ class Daemon(ABC, Generic[O]):
             chain = self._chains.pop(name, None)
         if chain is not None:
             self._stop_safely(chain)
-            log.info("[%s] stopped", name)
+            logger.info("[%s] stopped", name)
 
     @staticmethod
     def _stop_safely(chain: Chain) -> None:
         try:
             chain.stop()
         except Exception:  # what it leaves behind is no reason for the others to stop
-            log.exception("[%s] did not stop in order", chain.name)
+            logger.exception("[%s] did not stop in order", chain.name)
 
     def _reload(self, current: config_file.Configuration[O], house: Runtime) -> config_file.Configuration[O]:
         """Bring what runs into line with the file; what the file does not change is not touched."""
         try:
             new = self.read_config()
         except ConfigError as error:
-            log.error("the configuration is not taken over, what runs goes on: %s", error)
+            logger.error("the configuration is not taken over, what runs goes on: %s", error)
             return current
         _log_problems(new)
         changes = config_file.changes(current, new)
         if changes.process:
-            log.warning("needs a restart to count: %s in [DEFAULT]", ", ".join(changes.process))
+            logger.warning("needs a restart to count: %s in [DEFAULT]", ", ".join(changes.process))
         for name in changes.removed:
             self._stop_chain(name)
         for name in changes.changed:
             self._stop_chain(name)
             if not self._start_chain(new.sections[name], house):
-                log.error("[%s] goes on as it was before", name)
+                logger.error("[%s] goes on as it was before", name)
                 self._start_chain(current.sections[name], house)
         wanted = (*changes.added, *(n for n in changes.unchanged if n not in self._chains))
         for name in wanted:
             self._start_chain(new.sections[name], house)
-        log.info(
+        logger.info(
             "configuration read again: %d added, %d changed, %d removed, %d as before",
             len(changes.added),
             len(changes.changed),
@@ -299,9 +296,11 @@ class Daemon(ABC, Generic[O]):
             for name in list(self._chains):
                 self._stop_chain(name)
             if not house.workers.stop(house.options.stop_timeout):
-                log.warning("transfers were still running after %g s; they are begun anew", house.options.stop_timeout)
+                logger.warning(
+                    "transfers were still running after %g s; they are begun anew", house.options.stop_timeout
+                )
             self.close_shared()
-        log.info("stopped")
+        logger.info("stopped")
 
 
 class _JournalPruner:
@@ -329,7 +328,7 @@ class _JournalPruner:
         try:
             done = next(self._steps, None)
         except TrollmovesError as error:
-            log.debug("the journal is not made smaller: %s", error)  # whoever has to write says so louder
+            logger.debug("the journal is not made smaller: %s", error)  # whoever has to write says so louder
             done = None
         if done is None:
             self._steps = self._journal.prune(self._keep, self._remains)
@@ -346,6 +345,6 @@ def _raise_fd_limit() -> None:
 
 def _log_problems(found: config_file.Configuration[Any]) -> None:
     for warning in found.warnings:
-        log.warning("%s", warning)
+        logger.warning("%s", warning)
     for problem in found.problems:
-        log.error("%s", problem)
+        logger.error("%s", problem)

@@ -67,7 +67,7 @@ class ReceiptPublisher:
 
     def on_delivered(self, attempt: FetchAttempt, reply: Message) -> Result:
         """Publish an ack, then the receipt with the new URIs; unpack archives in between if configured."""
-        failpoints.hit("arrived")
+        failpoints.hit("delivery-reported")
         message = attempt.message
         url = self._actual_destination(attempt, reply)
         ack = message.derive("ack")
@@ -86,7 +86,7 @@ class ReceiptPublisher:
             self._log(attempt)
             return Result(follow_ups=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
         self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
-        failpoints.hit("told")
+        failpoints.hit("receipt-published")
         self._log(attempt)
         return Result(reply=json.dumps([attempt.source, base]))
 
@@ -141,7 +141,7 @@ class ReceiptPublisher:
     def _republish(self, task: Task) -> None:
         """Publish messages that a killed process may have lost. Runs on a worker thread."""
         self._publisher.send_encoded(json.loads(task.body))
-        failpoints.hit("told-again")
+        failpoints.hit("receipt-republished")
 
     # -- archives
 
@@ -167,7 +167,7 @@ class ReceiptPublisher:
         receipt = self._receipt(message.subject, _unpacked(message.data, unpack))
         failpoints.hit("unpacked")
         self._publisher.send_encoded([receipt])
-        failpoints.hit("told")
+        failpoints.hit("receipt-published")
         deletions = [
             Task(self.name, "delete_archive", f"{task.key}\n{path}", "delete_archive", path) for path in packed
         ]

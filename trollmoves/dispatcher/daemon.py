@@ -24,7 +24,7 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TargetChain:
@@ -135,7 +135,7 @@ class Dispatcher(Daemon[TargetOptions]):
 
     def _on_messages(self, messages: Sequence[Message], house: Runtime) -> None:
         """Note all that is to be done about messages before the next ones are heard."""
-        failpoints.hit("message-heard")
+        failpoints.hit("message-received")
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [

@@ -1,4 +1,4 @@
-"""Announced there: announce it here, fetch it when asked."""
+"""The mirror daemon: re-announces files from upstream servers and fetches them on demand."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
 from trollmoves.utils import failpoints
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PUBLISH_PORT = 9010
-RELAY_CONCURRENCY = 1  # announcements go on in the order in which they came
+RELAY_CONCURRENCY = 1  # keeps the order of the announcements
 RELAY = "relay"
 UNPACK_CONCURRENCY = 4
-CLIENT_RETRY_WINDOW = 300.0  # s in which a client asks again; copies that nobody was given are kept as long
+CLIENT_RETRY_WINDOW = 300.0  # s in which clients repeat requests; fetched files are kept for at least this long
 
 
 class MirrorChain:
-    """One section of a mirror, running: a receiver and a provider, back to back."""
+    """A running section of a mirror: a receiver for upstream servers and a request handler for clients."""
 
-    def __init__(self, options: MirrorOptions, house: Runtime, publisher: Publisher) -> None:
-        """Bind the request port and connect; StartError when that fails."""
+    def __init__(self, options: MirrorOptions, runtime: Runtime, publisher: Publisher) -> None:
+        """Bind the request port and connect; raise StartError or ConfigError on failure."""
         if options.request_port is None:
             raise ConfigError("is missing", section=options.name, option="request_port")
         self.name = options.name
         self._info = options.info
-        self._journal = house.journal
-        self._workers = house.workers
+        self._journal = runtime.journal
+        self._scheduler = runtime.workers
         destinations = Destinations(
             options.name,
             options.destination or options.working_directory or tempfile.gettempdir(),
@@ -56,21 +56,21 @@ class MirrorChain:
             make=options.create_target_directory,
             ftp_root=options.ftp_root,
         )
-        peers = Peers(0.0)  # nobody else fetches for a mirror
+        peers = Peers(0.0)  # a mirror has no hot spare
         self._requester = Requester(self.name)
-        self._relays = FetchTasks(self.name, house.journal, peers, options.delay, self._on_late_source, kind=RELAY)
-        self._copies = MirrorCache(options, house.journal, house.workers, destinations, self._relays)
-        self._provider = RequestHandler(
-            options, options.request_port, house.journal, publisher, house.workers, self._copies
+        self._relays = FetchTasks(self.name, runtime.journal, peers, options.delay, self._on_late_source, kind=RELAY)
+        self._cache = MirrorCache(options, runtime.journal, runtime.workers, destinations, self._relays)
+        self._request_handler = RequestHandler(
+            options, options.request_port, runtime.journal, publisher, runtime.workers, self._cache
         )
-        self.announcer = self._provider.announcer
+        self.announcer = self._request_handler.announcer
         self._fetcher = Fetcher(
             options,
-            house.journal,
+            runtime.journal,
             self._requester,
-            self._copies,
+            self._cache,
             peers,
-            prepare=self._copies.url,
+            prepare=self._cache.url,
             on_request=lambda _: None,
             on_delivered=self._on_fetched,
             on_failed=self._on_fetch_failed,
@@ -78,46 +78,45 @@ class MirrorChain:
         self._receiver = AnnouncementReceiver(
             options,
             options.client_topic or options.topic,
-            house.journal,
-            house.workers,
+            runtime.journal,
+            runtime.workers,
             self._requester,
             self._relays,
             peers,
         )
 
     def start(self) -> None:
-        """Answer requests, fetch, announce again, hear."""
+        """Start serving requests, then fetching and relaying, then receiving announcements."""
         self._requester.start()
-        self._fetcher.start(self._workers)
-        self._provider.start()
-        self._workers.register(self.name, UNPACK, limit=UNPACK_CONCURRENCY, handler=self._unpack)
-        self._workers.register(self.name, RELAY, limit=RELAY_CONCURRENCY, handler=self._relay)
+        self._fetcher.start(self._scheduler)
+        self._request_handler.start()
+        self._scheduler.register(self.name, UNPACK, limit=UNPACK_CONCURRENCY, handler=self._unpack)
+        self._scheduler.register(self.name, RELAY, limit=RELAY_CONCURRENCY, handler=self._relay)
         self._receiver.start()
 
     def stop(self) -> None:
-        """Hear nothing more, answer nothing more; what was asked for is fetched and handed on after the next start."""
+        """Stop receiving announcements and requests; pending fetches and pushes continue after the next start."""
         self._receiver.stop()
-        self._provider.stop()
+        self._request_handler.stop()
         self._requester.stop()
 
-    # -- heard, and announced
+    # -- relaying announcements
 
     def _relay(self, task: Task) -> Result:
-        """Announce what was heard, as ours; runs on a worker."""
+        """Announce the files of an upstream announcement with the address of this mirror. Worker thread."""
         failpoints.hit("relaying")
-        told = self._relays.announcements_after_fetch(task)
-        message = task.context or Message.decode(next(iter(told.values())))
-        heard = {key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS}
-        data = self._copies.with_unpacked_names(heard) | self._info
-        if not payload.file_uris(data):
-            raise MessageError("it names no file but where a name means nothing")
-        mark = payload.announcement_metadata(message.data)
-        size = (
-            mark.get("size") if payload.file_uris(data) == payload.file_uris(heard) else None
-        )  # unpacked it has another
-        mtime = mark.get("mtime", int(message.time.timestamp() * 1e9))
+        announcements = self._relays.announcements_after_fetch(task)
+        message = task.context or Message.decode(next(iter(announcements.values())))
+        upstream_data = {key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS}
+        data = self._cache.with_unpacked_names(upstream_data) | self._info
+        uris = payload.file_uris(data)
+        if not uris:
+            raise MessageError("it names no file outside of its transport keys")
+        metadata = payload.announcement_metadata(message.data)
+        size = metadata.get("size") if uris == payload.file_uris(upstream_data) else None  # unknown if unpacked
+        mtime = metadata.get("mtime", int(message.time.timestamp() * 1e9))
         announcement = Announcement(
-            payload.file_uris(data)[0],
+            uris[0],
             payload.file_names(data),
             data,
             size,
@@ -130,51 +129,50 @@ class MirrorChain:
         return Result()
 
     def _on_late_source(self, source: str, announcement: str) -> None:
-        """Tell a source of what was fetched already that it is not needed; before, it is one more to ask."""
-        for told in self._relays.latest_announcements(file_key(Message.decode(announcement).data)).values():
-            with suppress(MessageError):  # that one could not be announced
-                uri = payload.file_uris(self._copies.with_unpacked_names(Message.decode(told).data))[0]
+        """Acknowledge an announcement of a further source if its files are already fetched; else it can serve them."""
+        for text in self._relays.latest_announcements(file_key(Message.decode(announcement).data)).values():
+            with suppress(MessageError):  # a rejected announcement
+                uri = payload.file_uris(self._cache.with_unpacked_names(Message.decode(text).data))[0]
                 announced = self._journal.latest_announcement(self.name, uri)
                 if announced and self._journal.finished_for(self.name, (KIND,), announced.number):
                     self._fetcher.acknowledge(source, announcement)
                     return
 
-    # -- fetched, and handed on
+    # -- fetching and serving
 
-    def _on_fetched(self, attempt: FetchAttempt, answer: Message) -> Result:  # noqa: ARG002
-        failpoints.hit("copy-here")
+    def _on_fetched(self, attempt: FetchAttempt, reply: Message) -> Result:  # noqa: ARG002
+        failpoints.hit("copy-fetched")
         number = attempt.task.announcement_number or 0
-        missing = self._copies.missing_path(number)
+        missing = self._cache.missing_path(number)
         if missing:
-            error = NotDelivered(f"{attempt.source} says that it delivered {missing}, which is not there")
+            error = NotDelivered(f"{attempt.source} reported a delivery, but {missing} does not exist")
             return Result(error=error, on_committed=lambda: self._on_fetch_failed(attempt.task, error))
-        log.info("[%s] fetched %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source)
-        removals = self._provider.removals.tasks_for(number, extra_delay=CLIENT_RETRY_WINDOW)
-        if self._copies.packed_files(number):
-            unpack = Task(
-                self.name, UNPACK, f"{number} {self._journal.now():.3f}", UNPACK, "", announcement_number=number
-            )
+        logger.info("[%s] fetched %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source)
+        removals = self._request_handler.removals.tasks_for(number, extra_delay=CLIENT_RETRY_WINDOW)
+        if self._cache.packed_files(number):
+            key = f"{number} {self._journal.now():.3f}"
+            unpack = Task(self.name, UNPACK, key, UNPACK, "", announcement_number=number)
             return Result(follow_ups=(unpack, *removals))
-        return Result(follow_ups=removals, on_committed=lambda: self._provider.pushes.resume(number))
+        return Result(follow_ups=removals, on_committed=lambda: self._request_handler.pushes.resume(number))
 
     def _unpack(self, task: Task) -> Result:
-        """Unpack what was fetched, and hand it on; runs on a worker."""
+        """Unpack fetched files and resume their pushes. Worker thread."""
         number = task.announcement_number or 0
         try:
-            self._copies.unpack(number)
+            self._cache.unpack(number)
         except UnpackError as failure:
             if failure.temporary:
                 raise
             error = failure
-            return Result(error=error, on_committed=lambda: self._provider.pushes.fail_pending(number, error))
+            return Result(error=error, on_committed=lambda: self._request_handler.pushes.fail_pending(number, error))
         failpoints.hit("unpacked")
-        return Result(on_committed=lambda: self._provider.pushes.resume(number))
+        return Result(on_committed=lambda: self._request_handler.pushes.resume(number))
 
     def _on_fetch_failed(self, task: Task, error: TrollmovesError) -> None:
         number = task.announcement_number or 0
-        self._provider.pushes.fail_pending(number, error)
+        self._request_handler.pushes.fail_pending(number, error)
         if not error.temporary:
-            self._copies.remove_if_empty(number)
+            self._cache.remove_if_empty(number)
 
 
 class Mirror(Daemon[MirrorOptions]):
@@ -184,42 +182,42 @@ class Mirror(Daemon[MirrorOptions]):
     options = MirrorOptions
     compactors = {"push": pushes.compact_body}
 
-    def open_shared(self, house: Runtime) -> None:
+    def open_shared(self, runtime: Runtime) -> None:
         """Bind the publish port."""
         self._publisher = Publisher(
             "move_it_mirror",
             self.arguments.port,
-            bind_address=house.options.bind_address,
-            clients=house.options.allowed_clients,
+            bind_address=runtime.options.bind_address,
+            clients=runtime.options.allowed_clients,
             beat_data=self._heartbeat_data,
         )
         self._publisher.start()
 
     def startup_warning(self, chains: Iterable[MirrorOptions]) -> str:
-        """Say what these chains allow that may not be meant."""
+        """Return the security warning for the configuration of these chains; empty if there is none."""
         return security_warning(chains)
 
     def close_shared(self) -> None:
-        """Give the publish port back."""
+        """Close the publish port."""
         self._publisher.stop()
 
-    def make_chain(self, options: MirrorOptions, house: Runtime) -> Chain:
-        """Make the chain of one section."""
-        return MirrorChain(options, house, self._publisher)
+    def make_chain(self, options: MirrorOptions, runtime: Runtime) -> Chain:
+        """Return a new chain for a section."""
+        return MirrorChain(options, runtime, self._publisher)
 
     def _heartbeat_data(self) -> dict[str, Any]:
-        return {"logs": [c.announcer.heartbeat_data() for c in self.running_chains() if isinstance(c, MirrorChain)]}
+        chains = (chain for chain in self.running_chains() if isinstance(chain, MirrorChain))
+        return {"logs": [chain.announcer.heartbeat_data() for chain in chains]}
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
-    parser = Mirror.make_parser("Announce again what other servers announce, and fetch it when clients ask.")
-    parser.add_argument(
-        "-p", "--port", type=int, default=PUBLISH_PORT, help="port on which files are announced (%(default)s)"
-    )
+    """Return the parser of the command line."""
+    parser = Mirror.make_parser("Re-announce files from upstream servers and fetch them on demand.")
+    help_text = "port for publishing announcements (%(default)s)"
+    parser.add_argument("-p", "--port", type=int, default=PUBLISH_PORT, help=help_text)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``move_it_mirror.py``; give its exit status."""
+    """Run ``move_it_mirror.py``; return its exit status."""
     return Mirror(make_parser().parse_args(argv)).run()

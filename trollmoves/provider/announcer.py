@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
@@ -237,10 +236,7 @@ class Announcer:
         return self._journal.get_announcements(self.name, numbers) if numbers else {}
 
     def find_announcement(
-        self,
-        uris: list[str],
-        metadata: Mapping[str, Any],
-        prefetched: Mapping[int, AnnouncementRecord] = MappingProxyType({}),
+        self, uris: list[str], metadata: Mapping[str, Any], prefetched: Mapping[int, AnnouncementRecord] | None = None
     ) -> AnnouncementRecord:
         """Return the announcement of requested files; raise RequestRejected if this chain did not announce them.
 
@@ -248,7 +244,7 @@ class Announcer:
         """
         if metadata.get("log") == self._log_name:
             number = metadata["number"]
-            announced = prefetched.get(number) or self._journal.get_announcement(self.name, number)
+            announced = (prefetched or {}).get(number) or self._journal.get_announcement(self.name, number)
         else:
             announced = self._journal.latest_announcement(self.name, uris[0])
         if announced is None or not _covers(announced, uris):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import ParseResult
@@ -22,26 +21,9 @@ class PushDestination:
     local_directory: str  # the path on this host; empty for a remote destination
 
 
-def resolve_destination(
-    destination: str,
-    allowed: tuple[DestinationPattern, ...],
-    subpaths: Iterable[str] = (),
-    backup_targets: Iterable[str] = (),
-) -> PushDestination:
-    """Return the destination for a URL; raise RequestRejected or BadDestination if it is invalid or not allowed.
-
-    Each of the ``backup_targets``, hosts that replace the host of the URL, must be allowed as well.
-    """
-    resolved = _resolve(destination, allowed)
-    if subpaths:
-        check_allowed(allowed, resolved.directory, subpaths)
-    for host in backup_targets:
-        check_allowed(allowed, urls.with_host(resolved.directory, host), subpaths)
-    return resolved
-
-
 @lru_cache(maxsize=256)  # clients send the same few URLs with every request
-def _resolve(destination: str, allowed: tuple[DestinationPattern, ...]) -> PushDestination:
+def resolve_url(destination: str, allowed: tuple[DestinationPattern, ...]) -> PushDestination:
+    """Return the destination for a URL; raise RequestRejected or BadDestination if it is invalid or not allowed."""
     url = urls.parse(destination)
     if not url.path.startswith("/"):
         raise RequestRejected(f"the path of the destination {urls.redacted(url)} must be absolute")

@@ -8,8 +8,9 @@ from typing import Any
 from trollmoves.errors import RequestRejected
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.net.destination_allowlist import DestinationPattern
-from trollmoves.provider.destinations import PushDestination, resolve_destination
+from trollmoves.net import urls
+from trollmoves.net.destination_allowlist import DestinationPattern, check_allowed
+from trollmoves.provider.destinations import PushDestination, resolve_url
 
 MAX_BACKUP_TARGETS = 16  # alternative hosts of one request
 
@@ -19,43 +20,35 @@ class PushRequest:
     """A push request of valid form. Its announcement and its destination are checked separately."""
 
     message: Message
-    files: list[dict[str, Any]]
-    """The dictionaries that describe the files; each ``uri`` is a string, each ``path`` stays below the destination."""
-    announcement: dict[str, Any]
-    """``log`` and ``number`` of the announcement; {} from legacy clients."""
-    id: str | None
-    timeout: float
-    """Seconds that the client waits for a reply; 0 for clients that do not accept "wait"."""
-    unless_delivered_to: list[Any]
-    """Clients after whose delivery this client no longer needs the files."""
+    files: list[dict[str, Any]]  # each ``uri`` is a string, each ``path`` stays below the destination
+    announcement: dict[str, Any]  # ``log`` and ``number`` of the announcement; {} from legacy clients
     destination: str
-    subpaths: list[str]
     backup_targets: list[str]
+    id: str | None = None
+    timeout: float = 0.0  # s that the client waits for a reply; 0 for clients that do not accept "wait"
+    unless_delivered_to: list[Any] | tuple[()] = ()  # after a delivery to one of these clients, none is needed
 
     @classmethod
     def parse(cls, message: Message) -> PushRequest:
         """Parse a message; raise RequestRejected if its form is invalid."""
         data = message.data
-        files = requested_files(data)
-        destination = data.get("destination")
+        files, metadata = requested_files(data), payload.request_metadata(data)
+        destination, backups = data.get("destination"), data.get("backup_targets") or []
         if not isinstance(destination, str):
             raise RequestRejected("a push request must name a destination")
-        subpaths = [item["path"] for item in files if item.get("path") is not None]
-        for path in subpaths:
-            if not isinstance(path, str) or payload.escapes_directory(path):
+        for item in files:
+            if (path := item.get("path")) is not None and (
+                not isinstance(path, str) or payload.escapes_directory(path)
+            ):
                 raise RequestRejected(f"{path!r:.100} must be a path below the destination")
-        metadata = payload.request_metadata(data)
-        return cls(
-            message,
-            files,
-            payload.announcement_metadata(data),
-            metadata.get("id"),
-            metadata.get("timeout", 0.0),
-            metadata.get("unless_delivered_to", []),
-            destination,
-            subpaths,
-            _backup_targets(data),
-        )
+        if (
+            not isinstance(backups, list)
+            or len(backups) > MAX_BACKUP_TARGETS
+            or not all(isinstance(host, str) for host in backups)
+        ):
+            raise RequestRejected(f"the backup targets must be a list of at most {MAX_BACKUP_TARGETS} hosts")
+        extras = {key: metadata[key] for key in ("id", "timeout", "unless_delivered_to") if key in metadata}
+        return cls(message, files, payload.announcement_metadata(data), destination, backups, **extras)
 
     @property
     def uris(self) -> list[str]:
@@ -69,7 +62,13 @@ class PushRequest:
 
     def resolve_destination(self, allowed: tuple[DestinationPattern, ...]) -> PushDestination:
         """Return the destination; raise RequestRejected or BadDestination if it is invalid or not allowed."""
-        return resolve_destination(self.destination, allowed, self.subpaths, self.backup_targets)
+        resolved = resolve_url(self.destination, allowed)
+        subpaths = [item["path"] for item in self.files if item.get("path") is not None]
+        if subpaths:
+            check_allowed(allowed, resolved.directory, subpaths)
+        for host in self.backup_targets:
+            check_allowed(allowed, urls.with_host(resolved.directory, host), subpaths)
+        return resolved
 
 
 def requested_files(data: Any) -> list[dict[str, Any]]:
@@ -80,10 +79,3 @@ def requested_files(data: Any) -> list[dict[str, Any]]:
     if not files or not all(isinstance(item["uri"], str) for item in files):
         raise RequestRejected("a request must name at least one file by a string")
     return files
-
-
-def _backup_targets(data: dict[str, Any]) -> list[str]:
-    found = data.get("backup_targets") or []
-    if not isinstance(found, list) or len(found) > MAX_BACKUP_TARGETS or not all(isinstance(one, str) for one in found):
-        raise RequestRejected(f"the backup targets must be a list of at most {MAX_BACKUP_TARGETS} hosts")
-    return found

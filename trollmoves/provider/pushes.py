@@ -97,7 +97,7 @@ class PushService:
 
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
-        failpoints.hit("asked")
+        failpoints.hit("request-received")
         parsed = [(request, push) for request in requests if (push := self._parse(request))]
         records = self._announcer.look_up(push.announcement for _, push in parsed)
         admitted = [(request, push, task) for request, push in parsed if (task := self._admit(request, push, records))]
@@ -105,8 +105,7 @@ class PushService:
             return
         for request, push, task in admitted:
             if logger.isEnabledFor(logging.DEBUG):
-                host = task.lane.partition(" ")[2]
-                logger.debug("[%s] %s requested %s for %s", self.name, request.sender, push.file_names, host)
+                logger.debug("[%s] %s requested %s: %s", self.name, request.sender, push.file_names, task.lane)
             task.rank = self._quotas.rank(request.sender)
         with self._waiting_lock:
             stored = self._journal.add_tasks([task for _, _, task in admitted])
@@ -121,8 +120,9 @@ class PushService:
                         self._restart(task, requested)
                     runnable.append(task)
                     self._quotas.add(task.id, request.sender)
-                self._waiting.setdefault(task.id, []).append(_Waiter(request, push, _keepalive_time(push)))
-        failpoints.hit("push-noted")
+                keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
+                self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
+        failpoints.hit("push-stored")
         self._scheduler.submit(runnable)
 
     def _parse(self, request: Request) -> PushRequest | None:
@@ -141,12 +141,11 @@ class PushService:
             lane, number = destination.lane, announced.number
             pause = self._scheduler.pause_remaining(self.name, lane)
             if pause:
-                host = lane.removeprefix("push ")
-                raise HostUnavailable(f"{host} is unavailable, next attempt in {pause:.0f} s")
+                raise HostUnavailable(f"{lane.removeprefix('push ')} is unavailable, next attempt in {pause:.0f} s")
             if self._reply_if_peer_has_files(request, push, destination, number):
                 return None
-            key, context = f"{number} {destination.without_login}", _PushContext(push, announced)
-            body = push.message.raw
+            key, body = f"{number} {destination.without_login}", push.message.raw
+            context = _PushContext(push, announced)
             return Task(self.name, "push", key, lane, body, announcement_number=number, context=context)
         return None
 
@@ -169,7 +168,7 @@ class PushService:
             self._journal.add_tasks([record])
         destination = _compacted(task).get("destination") or task.key.partition(" ")[2]
         request.reply_encoded(task.reply or _success_reply(push, destination))
-        failpoints.hit("answered")
+        failpoints.hit("replied")
 
     def _receiver_record(self, push: PushRequest, task: Task) -> Task | None:
         """Return a task that records that a further client received the reply to a push; None if none is needed."""
@@ -202,15 +201,15 @@ class PushService:
 
     def _push(self, task: Task) -> Result:
         """Deliver the requested files. Worker thread."""
-        if not self._file_store.ensure_local(task.announcement_number or 0):
+        number = task.announcement_number or 0
+        if not self._file_store.ensure_local(number):
             task.tries -= 1
-            return Result(retry_in=RECHECK_DELAY, on_committed=lambda: self._resume_if_local(task))
+            return Result(retry_in=RECHECK_DELAY, on_committed=partial(self._resume_if_local, number))
         started = time.monotonic()
-        context: _PushContext | None = task.context
-        message = context.push.message if context else Message.decode(task.body)
+        message = task.context.push.message if task.context else Message.decode(task.body)
         shown = urls.redacted(message.data.get("destination"))
         try:
-            push, announced = context or self._load_context(message, task.announcement_number or 0)
+            push, announced = task.context or self._load_context(message, number)
             # checked again: the allowed destinations may have changed since the request
             size, delivered_to = self._deliver(task, announced, push, push.resolve_destination(self._allowed))
         except JournalError:
@@ -219,13 +218,12 @@ class PushService:
             error, names = self._to_error(failure), payload.file_names(message.data)
             logger.warning("[%s] %s not delivered to %s: %s", self.name, names, shown, error)
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
-            return Result(
-                reply=text, error=error, final=True, on_committed=lambda: self._reply_failure(task, text, error)
-            )
+            on_committed = partial(self._reply_failure, task, text, error)
+            return Result(reply=text, error=error, final=True, on_committed=on_committed)
         failpoints.hit("delivered")
         seconds = time.monotonic() - started
         text = _success_reply(push, delivered_to)
-        follow_ups = (*self._follow(announced.number), *self._receiver_records(task))
+        follow_ups = (*self._follow(number), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
         return Result(reply=text, follow_ups=follow_ups, on_committed=lambda: self._reply_waiters(task.id, text))
@@ -294,11 +292,10 @@ class PushService:
             waiters = self._waiting.pop(task_id, ())
         for waiter in waiters:
             waiter.request.reply_encoded(text)
-            failpoints.hit("answered")
+            failpoints.hit("replied")
 
-    def _resume_if_local(self, task: Task) -> None:
-        """Resume a push if its files arrived before the journal recorded that it waits."""
-        number = task.announcement_number or 0
+    def _resume_if_local(self, number: int) -> None:
+        """Resume pushes if their files arrived before the journal recorded that they wait."""
         if self._file_store.ensure_local(number):
             self.resume(number)
 
@@ -403,10 +400,6 @@ def reject(name: str, request: Request, error: TrollmovesError, retry_in: float 
     if (suffix := request.log_suffix()) is not None:
         logger.warning("[%s] rejected %s from %s: %s%s", name, request.message.type, request.sender, error, suffix)
     request.reply("err", payload.error_payload(request.message.data, error, retry_in))
-
-
-def _keepalive_time(push: PushRequest) -> float | None:
-    return time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout > 0 else None
 
 
 def _size(path: str) -> int:

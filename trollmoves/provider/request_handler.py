@@ -123,7 +123,7 @@ class RequestHandler:
         """Record that a client does not need (more) files of an announcement."""
         uris = [item["uri"] for item in requested_files(data)]
         number = self.announcer.find_announcement(uris, payload.announcement_metadata(data)).number
-        failpoints.hit("ack-heard")
+        failpoints.hit("ack-received")
         ack = Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
         stored = self._journal.add_tasks([ack, *self.removals.tasks_for(number)])
         failpoints.hit("acknowledged")

@@ -20,7 +20,8 @@ from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
-from trollmoves.scheduler.lanes import Result, backoff
+from trollmoves.scheduler.circuit_breaker import backoff
+from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 
@@ -200,7 +201,7 @@ class Fetcher:
                 "[%s] requesting %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source
             )
         self._on_request(attempt)
-        failpoints.hit("asking")
+        failpoints.hit("requesting")
         self._send_request(attempt, handler)
 
     def _on_serial_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
@@ -363,7 +364,7 @@ class Fetcher:
 
     def _mark_source_down(self, source: str) -> None:
         failures = self._down.get(source, (0.0, 0))[1] + 1
-        self._down[source] = (time.monotonic() + backoff(failures, first=5.0), failures)
+        self._down[source] = (time.monotonic() + backoff(failures, initial=5.0), failures)
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()

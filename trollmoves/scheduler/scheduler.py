@@ -1,10 +1,9 @@
-"""Runs the tasks that are due: so many at once a lane, again later when one fails.
+"""Runs due tasks on worker threads, limits concurrency per lane, and retries failures.
 
-One thread, the clerk, talks to the journal: it claims what is due, and writes how runs ended, many in one transaction.
-The worker threads only run handlers. A lane (a destination host, a source) may occupy no more than its limit; when
-tries on it keep failing for a reason that may pass, the whole lane pauses and then is probed with one task, so that a
-dead host costs the others nothing. Nor do many of them: some workers are kept from lanes in which nothing ended yet.
-Claims go lane by lane.
+The scheduler thread is the only one that claims due tasks and stores results, many in one transaction. The worker
+threads only run handlers. A lane (a destination host, a source) uses no more workers than its limit. After an outage
+the whole lane pauses, then one task probes it. Failing hosts cannot use up the workers: some are reserved for lanes
+with a recent success.
 """
 
 from __future__ import annotations
@@ -20,14 +19,15 @@ from queue import Empty, SimpleQueue
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.scheduler.lanes import NEVER, Lane, LaneQueue, Result, TaskKind, backoff
+from trollmoves.scheduler.circuit_breaker import backoff
+from trollmoves.scheduler.lanes import Lane, LaneQueue, Result, TaskKind
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-MAX_IDLE_SLEEP = 60.0  # s; every change wakes the clerk, this is only the longest it sleeps
+MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before another try when the journal cannot be written (its disk may be full)
 RESERVE_FROM = 8  # workers, of which one can be spared for lanes that are at work
 TIME_SLICE = 0.02  # s that a worker stays with a lane while others wait for one
@@ -36,23 +36,20 @@ TIME_SLICE = 0.02  # s that a worker stays with a lane while others wait for one
 class Scheduler:
     """The threads of a process that run tasks, and the state of every lane."""
 
-    def __init__(self, journal: Journal, threads: int = 16, follow: Callable[[bool], float] = lambda _: NEVER) -> None:
-        """``follow`` is told, by the clerk, whether tasks come or end fast, again after as many seconds as it gives."""
+    def __init__(self, journal: Journal, threads: int = 16) -> None:
         self._journal = journal
-        self._follow = follow
-        self._expected = 0  # tasks so far
         self._kinds: dict[tuple[str, str], TaskKind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
         self._taken_to = 0  # the highest id that lanes of the past had taken
         self._tokens = LaneQueue()
-        self._unproven = 0  # tokens of lanes that may hang, as the clerk counted them in its last round
+        self._unproven = 0  # tokens of lanes that may hang, counted in the last round
         self._priorities: dict[str, int] = {}  # by chain
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._rung = False
         self._stopping = False
-        self._gave_back = threading.Event()  # since it stops the clerk has looked at every lane
+        self._gave_back = threading.Event()  # since it stops the scheduler thread has looked at every lane
         self._closing = threading.Event()
         self._threads = [
             threading.Thread(target=self._worker_loop, name=f"worker-{n}", daemon=True) for n in range(threads)
@@ -74,8 +71,7 @@ class Scheduler:
         """End the pause of a lane, if it has one: there is a sign that it works again. Any thread."""
         with self._lock:
             known = self._lanes.get((chain, lane))
-        if known and known.paused_until:
-            known.paused_until = 0.0
+        if known and known.breaker.resume():
             self._wake()
 
     def set_priority(self, chain: str, priority: int) -> None:
@@ -99,7 +95,7 @@ class Scheduler:
 
         Of those with a ``starter`` more may be under way as long as they end quickly.
 
-        ``handler`` runs on a worker thread; ``starter`` on the clerk's, must return at once, and ``finish(result)`` is
+        ``handler`` runs on a worker thread; ``starter`` runs on the scheduler thread and must not block; ``finish`` is
         called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
         one kind.
         """
@@ -133,7 +129,7 @@ class Scheduler:
         """Give the seconds for which a lane is held back after tries that failed, 0 when it is not."""
         with self._lock:
             known = self._lanes.get((chain, lane))
-        return known.pause_remaining() if known and known.failures > 1 else 0.0
+        return known.breaker.pause_remaining() if known and known.breaker.failures > 1 else 0.0
 
     def in_flight_ids(self, chain: str, lane: str) -> set[int]:
         """Give the ids of the tasks of a lane that are in hand."""
@@ -144,7 +140,6 @@ class Scheduler:
     def submit(self, tasks: Sequence[Task]) -> None:
         """Hand over tasks that were noted as new just now, so that they run when due. Any thread."""
         with self._lock:
-            self._expected += len(tasks)
             for task in tasks:
                 kind = self._kinds.get((task.chain, task.kind))
                 if kind:
@@ -189,7 +184,7 @@ class Scheduler:
     def _is_busy(self) -> bool:
         return self._scheduler_thread.is_alive() and not (self._gave_back.is_set() and not self.in_flight())
 
-    # -- the workers' side
+    # -- worker threads
 
     def _worker_loop(self) -> None:
         while True:
@@ -207,7 +202,7 @@ class Scheduler:
                 self._finished.append((lane, task, result))
                 self._wake()
                 if result.error and result.error.outage:
-                    break  # the clerk decides how the lane goes on
+                    break  # the scheduler thread decides how the lane continues
                 if lane.last_progress > turn_ends and not self._tokens.empty():  # others wait for a thread
                     self._tokens.put(lane)
                     lane = None
@@ -227,11 +222,11 @@ class Scheduler:
         except TrollmovesError as error:
             _log_failure(task, error)
             return Result(error=error)
-        except Exception as error:  # one task's trouble is not the house's
-            log.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
+        except Exception as error:  # an error in one task must not stop the scheduler
+            logger.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
             return Result(error=UnexpectedError(str(error) or type(error).__name__))
 
-    # -- the clerk's side
+    # -- scheduler thread
 
     def _wake(self) -> None:
         if not self._rung:
@@ -240,11 +235,10 @@ class Scheduler:
 
     def _scheduler_loop(self) -> None:
         seldom = LogThrottle(burst=1)
-        pace, coming = RateMeter(), RateMeter()
-        look, expected = NEVER, 0
+        pace = RateMeter()
         while self._finished or not self._closing.is_set():
             with suppress(Empty):
-                self._bell.get(timeout=min(look, self._sleep_seconds()))
+                self._bell.get(timeout=self._sleep_seconds())
             self._rung = False
             try:
                 stopping = self._stopping
@@ -253,19 +247,16 @@ class Scheduler:
                 if stopping:
                     self._gave_back.set()
                 pace.throttle(ended)
-                before, expected = expected, self._expected
-                coming.record(expected - before)
-                look = self._follow(pace.is_high() or coming.is_high())
             except JournalError as error:
                 if self._closing.is_set():
-                    log.error("%s; what ended unwritten is done again at the next start", error)
+                    logger.error("%s; unsaved results will be repeated after the restart", error)
                     return
                 if (more := seldom.admit(str(error))) is not None:
-                    log.error("%s; trying again every %.0f s%s", error, JOURNAL_RETRY_DELAY, more)
+                    logger.error("%s; trying again every %.0f s%s", error, JOURNAL_RETRY_DELAY, more)
                 self._closing.wait(JOURNAL_RETRY_DELAY)
                 self._wake()
             except Exception:
-                log.exception("unexpected error while keeping the journal")
+                logger.exception("unexpected error while keeping the journal")
                 self._closing.wait(JOURNAL_RETRY_DELAY)
                 self._wake()
 
@@ -279,7 +270,7 @@ class Scheduler:
         outcomes = [(lane, _to_outcome(task, result, now)) for lane, task, result in ended if task is not None]
         new = self._journal.finish([outcome for _, outcome in outcomes]) if outcomes else []
         if outcomes:
-            failpoints.hit("ended")
+            failpoints.hit("committed")
         for lane, outcome in outcomes:
             if outcome.state == WAITING:
                 lane.note_due(outcome.due)
@@ -289,9 +280,9 @@ class Scheduler:
                 lane.workers -= 1
                 continue
             lane.in_flight.pop(task.id, None)
-            lane.pace.record(1)
+            lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
-                log.info("[%s] %s: works again", lane.chain, lane.name)
+                logger.info("[%s] %s: works again", lane.chain, lane.name)
             self._run_callback(task, result)
         if new:
             self.submit(new)
@@ -303,11 +294,11 @@ class Scheduler:
             try:
                 result.on_committed()
             except Exception:
-                log.exception("[%s] %s %s: unexpected error after the end", task.chain, task.kind, task.key)
+                logger.exception("[%s] %s %s: unexpected error after the end", task.chain, task.kind, task.key)
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        self._unproven = sum(lane.workers for lane in lanes if not lane.healthy)
+        self._unproven = sum(lane.workers for lane in lanes if not lane.breaker.healthy)
         if any(self._priorities.values()):
             lanes.sort(key=lambda lane: lane.priority, reverse=True)
         for lane in lanes:
@@ -330,7 +321,7 @@ class Scheduler:
         """
         lane.starved = False
         if lane.workers < min(kind.limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
-            if not lane.healthy:
+            if not lane.breaker.healthy:
                 lane.starved = self._unproven >= self._probing_limit(lane)
                 if lane.starved:
                     return
@@ -346,7 +337,7 @@ class Scheduler:
         to be down, and the very last for lanes that are at work. Of few workers none can be spared for those.
         """
         threads = len(self._threads)
-        if not lane.workers and not lane.failures:
+        if not lane.workers and not lane.breaker.failures:
             return threads - 1 if threads >= RESERVE_FROM else sys.maxsize
         return threads - max(1, threads // 4)
 
@@ -368,15 +359,15 @@ class Scheduler:
         except TrollmovesError as error:
             _log_failure(task, error)
             finish(Result(error=error))
-        except Exception as error:  # one task's trouble is not the house's
-            log.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
+        except Exception as error:  # an error in one task must not stop the scheduler
+            logger.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
             finish(Result(error=UnexpectedError(str(error) or type(error).__name__)))
 
 
 def _log_failure(task: Task, error: TrollmovesError) -> None:
     level, end = (logging.WARNING, "is tried again") if error.temporary else (logging.ERROR, "is not tried again")
     name = task.key.partition("\n")[0]
-    log.log(level, "[%s] %s of %s %s (try %d): %s", task.chain, task.kind, name, end, task.tries, error)
+    logger.log(level, "[%s] %s of %s %s (try %d): %s", task.chain, task.kind, name, end, task.tries, error)
 
 
 class UnexpectedError(TrollmovesError):

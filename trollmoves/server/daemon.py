@@ -1,9 +1,8 @@
-"""A file appears here: announce it, hand it out on request."""
+"""The server daemon: announces new files and pushes them to clients on request."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,73 +18,67 @@ from trollmoves.server.local_files import LocalFileStore
 from trollmoves.server.remote_files import RemoteFileDescriber
 from trollmoves.server.symlink_policy import SymlinkPolicy
 
-log = logging.getLogger(__name__)
-
 PUBLISH_PORT = 9010
 
 
 class ServerChain:
-    """One section of a server, running: what an inlet finds is announced, and handed out by a provider.
+    """A running section of a server: announces the files of a source, and serves them through a request handler.
 
-    Without a request port nothing is handed out: the announcements tell where a file can be read.
+    Without a request port it serves no files; its announcements say how to open a file remotely.
     """
 
     def __init__(
-        self, options: ServerOptions, house: Runtime, publisher: Publisher, *, backlog: bool, polling: bool
+        self, options: ServerOptions, runtime: Runtime, publisher: Publisher, *, backlog: bool, polling: bool
     ) -> None:
-        """Bind the request port; StartError when it is taken."""
+        """Bind the request port; raise StartError if it is in use."""
         self.name = options.name
         self._backlog = backlog
-        self._provider = None
+        self._request_handler = None
         root = Origin(options.origin).root if options.origin else None
-        self._whereabouts = SymlinkPolicy(self.name, root, options.external_symlinks)
-        holdings = LocalFileStore(self.name, house.journal, self._whereabouts)
+        policy = SymlinkPolicy(self.name, root, options.external_symlinks)
+        file_store = LocalFileStore(self.name, runtime.journal, policy)
         if options.request_port is not None:
-            self._provider = RequestHandler(
-                options, options.request_port, house.journal, publisher, house.workers, holdings
+            self._request_handler = RequestHandler(
+                options, options.request_port, runtime.journal, publisher, runtime.workers, file_store
             )
-            self.announcer = self._provider.announcer
+            self.announcer = self._request_handler.announcer
         else:
-            show = RemoteFileDescriber(options)
             self.announcer = Announcer(
                 self.name,
                 options.topic,
-                house.journal,
+                runtime.journal,
                 publisher,
-                file_store=holdings,
+                file_store=file_store,
                 address=None,
-                describe=show.describe,
+                describe=RemoteFileDescriber(options).describe,
             )
-        self._inlet = self._make_source(options, house, backlog, polling)
-
-    def _make_source(
-        self, options: ServerOptions, house: Runtime, backlog: bool, polling: bool
-    ) -> DirectorySource | MessageSource:
         announce = self.announcer.announce
+        self._source: DirectorySource | MessageSource
         if options.origin is None:
-            return MessageSource(options, self._whereabouts, announce)
-        return DirectorySource(
-            options, house.journal, house.workers, self._whereabouts, announce, backlog=backlog, polling=polling
-        )
+            self._source = MessageSource(options, policy, announce)
+        else:
+            self._source = DirectorySource(
+                options, runtime.journal, runtime.workers, policy, announce, backlog=backlog, polling=polling
+            )
 
     @property
     def takes_requests(self) -> bool:
-        """Whether it takes requests."""
-        return self._provider is not None
+        """True if the chain has a request port."""
+        return self._request_handler is not None
 
     def start(self) -> None:
-        """Answer requests, then announce."""
-        if self._provider:
-            self._provider.start(republish=self._backlog)
+        """Start replying to requests, then start announcing."""
+        if self._request_handler:
+            self._request_handler.start(republish=self._backlog)
         else:
             self.announcer.start(republish=False)
-        self._inlet.start()
+        self._source.start()
 
     def stop(self) -> None:
-        """Announce nothing more, then answer nothing more."""
-        self._inlet.stop()
-        if self._provider:
-            self._provider.stop()
+        """Stop announcing, then stop replying to requests."""
+        self._source.stop()
+        if self._request_handler:
+            self._request_handler.stop()
         else:
             self.announcer.stop()
 
@@ -97,30 +90,30 @@ class Server(Daemon[ServerOptions]):
     options = ServerOptions
     compactors = {"push": pushes.compact_body}
 
-    def open_shared(self, house: Runtime) -> None:
+    def open_shared(self, runtime: Runtime) -> None:
         """Bind the publish port."""
         self._publisher = Publisher(
             "move_it_server",
             self.arguments.port,
-            bind_address=house.options.bind_address,
-            clients=house.options.allowed_clients,
+            bind_address=runtime.options.bind_address,
+            clients=runtime.options.allowed_clients,
             beat_data=self._heartbeat_data,
         )
         self._publisher.start()
 
     def startup_warning(self, chains: Iterable[ServerOptions]) -> str:
-        """Say what these chains allow that may not be meant."""
+        """Return the security warning for the configuration of these chains; empty if there is none."""
         return security_warning(chains)
 
     def close_shared(self) -> None:
-        """Give the publish port back."""
+        """Close the publish port."""
         self._publisher.stop()
 
-    def make_chain(self, options: ServerOptions, house: Runtime) -> Chain:
-        """Make the chain of one section."""
+    def make_chain(self, options: ServerOptions, runtime: Runtime) -> Chain:
+        """Return a new chain for a section."""
         return ServerChain(
             options,
-            house,
+            runtime,
             self._publisher,
             backlog=not self.arguments.disable_backlog,
             polling=self.arguments.watchdog,
@@ -129,25 +122,25 @@ class Server(Daemon[ServerOptions]):
     def _heartbeat_data(self) -> dict[str, Any]:
         return {
             "logs": [
-                c.announcer.heartbeat_data()
-                for c in self.running_chains()
-                if isinstance(c, ServerChain) and c.takes_requests
+                chain.announcer.heartbeat_data()
+                for chain in self.running_chains()
+                if isinstance(chain, ServerChain) and chain.takes_requests
             ]
         }
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
-    parser = Server.make_parser("Announce files that appear here, and push them where clients want them.")
+    """Return the parser of the command line."""
+    parser = Server.make_parser("Announce new files and push them to clients on request.")
     add = parser.add_argument
-    add("-p", "--port", type=int, default=PUBLISH_PORT, help="port on which files are announced (%(default)s)")
-    add("--disable-backlog", action="store_true", help="leave alone the files that are there at the start")
-    add("-w", "--watchdog", action="store_true", help="poll the directories instead of waiting for kernel events")
-    add("--chain-check-interval", type=float, default=30.0, help="accepted; chains look after themselves")
-    add("--max-notifier-restarts", type=int, default=10, help="accepted; there is no limit")
+    add("-p", "--port", type=int, default=PUBLISH_PORT, help="port for publishing announcements (%(default)s)")
+    add("--disable-backlog", action="store_true", help="ignore the files that exist at the start")
+    add("-w", "--watchdog", action="store_true", help="poll the directories instead of using inotify events")
+    add("--chain-check-interval", type=float, default=30.0, help="accepted and ignored: chains need no checks")
+    add("--max-notifier-restarts", type=int, default=10, help="accepted and ignored: there is no limit")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``move_it_server.py``; give its exit status."""
+    """Run ``move_it_server.py``; return its exit status."""
     return Server(make_parser().parse_args(argv)).run()

@@ -1,4 +1,4 @@
-"""Where a server's chain learns of files from: directories, or messages."""
+"""File sources of a server chain: a watched directory or messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trollmoves.server.symlink_policy import SymlinkPolicy
 from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Announce = Callable[[Sequence[Announcement]], object]
 
@@ -36,14 +36,14 @@ UNPACK_CONCURRENCY = 4
 
 
 class DirectorySource:
-    """Announces the files that appear under ``origin``; those that are packed, unpacked."""
+    """Announces the files that appear under ``origin``; packed files are unpacked first."""
 
     def __init__(
         self,
         options: ServerOptions,
         journal: Journal,
-        workers: Scheduler,
-        whereabouts: SymlinkPolicy,
+        scheduler: Scheduler,
+        symlink_policy: SymlinkPolicy,
         announce: Announce,
         *,
         backlog: bool,
@@ -51,8 +51,8 @@ class DirectorySource:
     ) -> None:
         self._options = options
         self._journal = journal
-        self._workers = workers
-        self._whereabouts = whereabouts
+        self._scheduler = scheduler
+        self._symlink_policy = symlink_policy
         self._announce = announce
         self._origin = Origin(options.origin or "")
         self._watch = DirectoryWatch(
@@ -64,103 +64,104 @@ class DirectorySource:
         )
 
     def start(self) -> None:
-        """Look at what is there, and wait for more."""
+        """Start watching the directory."""
         if self._options.compression:
-            self._workers.register(self._options.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack)
+            self._scheduler.register(self._options.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack)
         self._watch.start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching the directory."""
         self._watch.stop()
 
     def _on_found(self, found: list[FoundFile]) -> None:
         failpoints.hit("found")
-        admitted = self._whereabouts.allowed_files(one.path for one in found)
-        found = [one for one in found if one.path in admitted]
-        packed = [one for one in found if self._is_packed(one.path)]
+        allowed = self._symlink_policy.allowed_files(file.path for file in found)
+        found = [file for file in found if file.path in allowed]
+        packed = [file for file in found if self._is_packed(file.path)]
         if packed:
-            noted = self._journal.add_tasks([self._unpack_task(one) for one in packed])
-            self._workers.submit([task for task, new in noted if new])
+            stored = self._journal.add_tasks([self._unpack_task(file) for file in packed])
+            self._scheduler.submit([task for task, created in stored if created])
         plain = [
-            self._announcement(one.path, one.fields, one.size, one.mtime_ns, admitted[one.path])
-            for one in found
-            if one not in packed
+            self._announcement(file.path, file.fields, file.size, file.mtime_ns, allowed[file.path])
+            for file in found
+            if file not in packed
         ]
         if plain:
             self._announce(plain)
 
     def _announcement(
-        self, path: str, fields: dict[str, Any], size: int, mtime: int, leads_to: list[str]
+        self, path: str, fields: dict[str, Any], size: int, mtime: int, link_digests: list[str]
     ) -> Announcement:
         uid = os.path.basename(path)
         data = {**self._options.info, **fields, "uri": path, "uid": uid}
-        return Announcement(path, uid, data, size, mtime, extra_metadata={LINK_DIGESTS: leads_to} if leads_to else {})
+        metadata = {LINK_DIGESTS: link_digests} if link_digests else {}
+        return Announcement(path, uid, data, size, mtime, extra_metadata=metadata)
 
     # -- packed files
 
     def _is_packed(self, path: str) -> bool:
-        kind = self._options.compression
-        return kind is not None and unpacking.applies(kind, path)
+        compression = self._options.compression
+        return compression is not None and unpacking.applies(compression, path)
 
     def _unpack_task(self, found: FoundFile) -> Task:
         key = f"{found.path} {found.size} {found.mtime_ns}"
         return Task(self._options.name, "unpack", key, "unpack", json.dumps(found.path))
 
     def _unpack(self, task: Task) -> Result | None:
-        """Unpack a file, announce what was in it; runs on a worker."""
+        """Unpack a file and announce its contents. Worker thread."""
         path = json.loads(task.body)
         options = self._options
         fields = self._origin.parse(path)
-        if fields is None or not os.path.exists(path) or not self._whereabouts.allowed_files([path]):
-            log.warning("[%s] %s is gone, not unpacked", options.name, path)
+        if fields is None or not os.path.exists(path) or not self._symlink_policy.allowed_files([path]):
+            logger.warning("[%s] cannot unpack %s: it no longer exists, or may not be announced", options.name, path)
             return None
         directory = options.working_directory or tempfile.gettempdir()
         unpacked = unpacking.unpack(options.compression or "", path, directory, program=options.prog)
         failpoints.hit("unpacked")
-        versions = [(one, size_and_mtime([one])) for one in unpacked]
-        marked = self._whereabouts.link_digests
+        versions = [(file, size_and_mtime([file])) for file in unpacked]
+        link_digests = self._symlink_policy.link_digests
         self._announce(
-            [self._announcement(one, fields, *version, marked([one])) for one, version in versions if version]
+            [self._announcement(file, fields, *version, link_digests([file])) for file, version in versions if version]
         )
-        log.info("[%s] unpacked %s", options.name, os.path.basename(path))
+        logger.info("[%s] unpacked %s", options.name, os.path.basename(path))
         if options.delete:
             os.unlink(path)
         return None
 
 
 class MessageSource:
-    """Announces the files on this host that messages tell of."""
+    """Announces the files on this host that received messages name."""
 
-    def __init__(self, options: ServerOptions, whereabouts: SymlinkPolicy, announce: Announce) -> None:
-        """Connect to the addresses that are known; StartError when one is none."""
+    def __init__(self, options: ServerOptions, symlink_policy: SymlinkPolicy, announce: Announce) -> None:
+        """Connect to the configured addresses; raise StartError if an address is invalid."""
         self._options = options
-        self._whereabouts = whereabouts
+        self._symlink_policy = symlink_policy
         self._announce = announce
         self._topics = options.topics or (options.listen or "",)
-        self._listener = Subscriber(options.name, self._providers(options.addresses), self._on_messages)
-        self._finder = None
+        self._subscriber = Subscriber(options.name, self._publishers(options.addresses), self._on_messages)
+        self._discovery = None
         if options.nameserver is not False:
-            self._finder = ServiceDiscovery(
+            self._discovery = ServiceDiscovery(
                 options.services, options.nameserver, options.timeout, self._on_addresses, follow=options.addr_listener
             )
 
     def start(self) -> None:
-        """Begin to hear."""
-        self._listener.start()
-        if self._finder:
-            self._finder.start()
+        """Start receiving messages."""
+        self._subscriber.start()
+        if self._discovery:
+            self._discovery.start()
 
     def stop(self) -> None:
-        """Hear no more."""
-        if self._finder:
-            self._finder.stop()
-        self._listener.stop()
+        """Stop receiving messages."""
+        if self._discovery:
+            self._discovery.stop()
+        self._subscriber.stop()
 
-    def _providers(self, addresses: Sequence[str]) -> list[PublisherEndpoint]:
+    def _publishers(self, addresses: Sequence[str]) -> list[PublisherEndpoint]:
         return [PublisherEndpoint(a if "://" in a else f"tcp://{a}", self._topics) for a in addresses]
 
     def _on_addresses(self, addresses: Sequence[str]) -> None:
-        self._listener.add_publishers(self._providers(addresses))
+        self._subscriber.add_publishers(self._publishers(addresses))
 
     def _on_messages(self, _: str, messages: list[Message]) -> None:
         announcements = []
@@ -170,14 +171,14 @@ class MessageSource:
             try:
                 announcements.append(self._announcement(message))
             except MessageError as error:
-                log.warning("[%s] message about %s passed over: %s", self._options.name, message.subject, error)
+                logger.warning("[%s] ignored message about %s: %s", self._options.name, message.subject, error)
         if announcements:
             self._announce(announcements)
 
     def _announcement(self, message: Message) -> Announcement:
-        """Make an announcement of a message; MessageError when its files are not here."""
+        """Return an announcement for a message; raise MessageError if its files are not on this host."""
         if not isinstance(message.data, dict):
-            raise MessageError("its data is no dictionary")
+            raise MessageError("its data must be a dictionary")
         data = copy.deepcopy({key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS})
         items = payload.file_items(data)
         if not items:
@@ -185,19 +186,19 @@ class MessageSource:
         for item in items:
             item["uri"] = path = _local_path(item["uri"])
             item.setdefault("uid", os.path.basename(path))
-        version = size_and_mtime(item["uri"] for item in items)
-        if version is None:
-            raise MessageError(f"not here: {payload.file_names(data)}")
         paths = [item["uri"] for item in items]
-        also = {LINK_DIGESTS: marks} if (marks := self._whereabouts.link_digests(paths)) else {}
-        return Announcement(
-            paths[0], payload.file_names(data), data | self._options.info, *version, message.type, extra_metadata=also
-        )
+        version = size_and_mtime(paths)
+        if version is None:
+            raise MessageError(f"not on this host: {payload.file_names(data)}")
+        digests = self._symlink_policy.link_digests(paths)
+        metadata = {LINK_DIGESTS: digests} if digests else {}
+        data, names = data | self._options.info, payload.file_names(data)
+        return Announcement(paths[0], names, data, *version, message.type, extra_metadata=metadata)
 
 
 def _local_path(uri: Any) -> str:
     if not isinstance(uri, str):
-        raise MessageError(f"the name of a file is no text: {urls.excerpt(str(uri), 100)!r}")
+        raise MessageError(f"the name of a file must be a string: {urls.excerpt(str(uri), 100)!r}")
     if "://" not in uri:
         return os.path.abspath(uri)
     try:

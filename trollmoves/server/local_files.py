@@ -1,4 +1,4 @@
-"""The file store of a server: announced files, where they were announced."""
+"""The file store of a server: serves files at the paths that were announced."""
 
 from __future__ import annotations
 
@@ -12,30 +12,26 @@ from trollmoves.server.symlink_policy import SymlinkPolicy
 
 
 class LocalFileStore:
-    """The holdings of a server: what it announced lies where it was announced."""
+    """The announced files of a server chain."""
 
-    def __init__(self, name: str, journal: Journal, whereabouts: SymlinkPolicy) -> None:
+    def __init__(self, name: str, journal: Journal, symlink_policy: SymlinkPolicy) -> None:
         self.name = name
         self._journal = journal
-        self._whereabouts = whereabouts
+        self._symlink_policy = symlink_policy
 
     def path(self, number: int, uri: str) -> str:  # noqa: ARG002
-        """Give the path in a URI."""
+        """Return the path in a URI."""
         return local_path(uri)
 
     def check_access(self, announced: AnnouncementRecord, uri: str, real: str) -> None:
-        """Check that an announced path leads where it may."""
+        """Raise RequestRejected if the link target ``real`` of an announced path must not be served."""
         path = local_path(uri)
         if path != real:
-            mark = (
-                payload.announcement_metadata(Message.decode(announced.message).data)
-                if LINK_DIGESTS in announced.message
-                else {}
-            )
-            self._whereabouts.check(path, real, mark)
+            message = Message.decode(announced.message) if LINK_DIGESTS in announced.message else None
+            self._symlink_policy.check(path, real, payload.announcement_metadata(message.data) if message else {})
 
     def delete(self, number: int, uri: str) -> None:
-        """Remove it; RequestRefused when its directory has become a link to somewhere else."""
+        """Remove a file; raise RequestRejected if a link now leads to a file that must not be served."""
         path = self.path(number, uri)
         announced = self._journal.get_announcement(self.name, number)
         if announced:
@@ -43,12 +39,12 @@ class LocalFileStore:
         os.unlink(path)
 
     def is_unchanged(self, announced: AnnouncementRecord) -> bool:
-        """Tell whether the files still have the size and time that were announced, all together."""
+        """Return True if the files still have the total size and the newest time that were announced."""
         version = size_and_mtime([announced.uri])
         if version != (announced.size, announced.mtime):
             version = size_and_mtime(announced_uris(announced))
         return version == (announced.size, announced.mtime)
 
     def ensure_local(self, number: int) -> bool:  # noqa: ARG002
-        """Tell that they are here."""
+        """Return True: the files of a server are always local."""
         return True

@@ -1,8 +1,8 @@
-"""Where a file can be read from afar, as fsspec sees it.
+"""Descriptions of files for reading them remotely with fsspec.
 
-This is the data of the messages of a server without requests. A reader hands ``filesystem`` to fsspec's
-``AbstractFileSystem.from_dict`` and opens the path there, or opens the chained ``uri``; how it logs in to the host is
-its own affair. Nothing here connects to anything.
+These are the data of the messages of a server without a request port. A reader passes ``filesystem`` to fsspec's
+``AbstractFileSystem.from_dict`` and opens the path there, or opens the chained ``uri``; it needs its own login on the
+host. This module opens no connections.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _ARCHIVE: Mapping[str, str] = MappingProxyType(
 
 
 class ArchiveContents(NamedTuple):
-    """What a reader needs to know of an archive."""
+    """The parts of an archive that readers need to know."""
 
     kind: str  # tar or zip
-    names: list[str]  # of its files, in its order, as fsspec opens them
-    compression: str | None  # of a tar archive: gzip, bz2 or none
+    names: list[str]  # of its files, in the order of the archive, as fsspec opens them
+    compression: str | None  # gzip or bz2 for compressed tar archives, else None
 
 
 class RemoteFileDescriber:
-    """The messages of a chain in remote file system mode."""
+    """Creates the messages of a chain without a request port."""
 
     def __init__(self, options: ServerOptions) -> None:
         self._options = options
         self._host = options.request_address or socket.gethostname()
 
     def describe(self, announcement: Announcement) -> tuple[str, dict[str, Any]]:
-        """Give the type and data of the message that tells where a file can be read."""
+        """Return the type and data of the message with which readers can open a file."""
         path = announcement.uri
         metadata = {key: value for key, value in announcement.data.items() if key not in ("uri", "uid")}
         if self._options.unpack is None:
@@ -59,7 +59,7 @@ def describe(path: str, host: str, metadata: Mapping[str, Any] | None = None) ->
     Args:
         path: the file.
         host: name by which readers reach this host.
-        metadata: more items of the message; none of them replaces what tells where the file is.
+        metadata: more items of the message; they do not replace the description of the file.
     """
     uri = _uri(path, host)
     filesystem = {"cls": _SINGLE, "args": [], "host": host, "protocol": PROTOCOL}
@@ -74,16 +74,16 @@ def describe_members(
     Args:
         path: the archive.
         host: name by which readers reach this host.
-        contents: what ``look_into`` found there.
-        metadata: more items of the message, beside the dataset.
+        contents: the result of ``read_archive_contents``.
+        metadata: more items of the message; they do not replace the dataset.
     """
-    where = _uri(path, host)
+    archive_uri = _uri(path, host)
     return _with_metadata(
         {
             "dataset": [
                 {
                     "filesystem": _filesystem(path, host, contents),
-                    "uri": f"{contents.kind}://{name}::{where}",
+                    "uri": f"{contents.kind}://{name}::{archive_uri}",
                     "uid": f"{contents.kind}://{name}",
                 }
                 for name in contents.names
@@ -94,18 +94,18 @@ def describe_members(
 
 
 def read_archive_contents(path: str, kind: str) -> ArchiveContents:
-    """Read which files an archive holds; any thread may call this, and a large compressed archive takes a while.
+    """Return the names of the files in an archive. Any thread; slow for large compressed archives.
 
-    Links of a tar archive count as files where they lead to one in it, since fsspec follows them.
+    Links in a tar archive count as files if they lead to a file in it, since fsspec follows them.
 
     Args:
         path: the archive.
         kind: ``tar`` or ``zip``.
 
     Raises:
-        UnpackFailed: it is damaged, holds no file, or one that fsspec cannot open.
-        TemporaryUnpackError: it cannot be read now.
-        KeyError: there is no such kind.
+        UnpackFailed: the archive is damaged, contains no file, or contains a file that fsspec cannot open.
+        TemporaryUnpackError: the archive cannot be read now.
+        KeyError: unknown ``kind``.
     """
     names: dict[str, str] = {}
     links: dict[str, str] = {}
@@ -118,12 +118,12 @@ def read_archive_contents(path: str, kind: str) -> ArchiveContents:
     files = names.keys() - links.keys()
     found = [shown for name, shown in names.items() if archive_reader.resolve_link(name, links) in files]
     if not found:
-        raise UnpackFailed(f"{path} holds no file")
+        raise UnpackFailed(f"{path} contains no file")
     return ArchiveContents(kind, found, compression)
 
 
 def _add_member(member: Member, shown: str, names: dict[str, str], links: dict[str, str]) -> None:
-    """Note the member; a later one of the same name counts."""
+    """Add a member; it replaces an earlier one of the same name."""
     name = os.path.normpath(shown)
     names.pop(name, None)
     links.pop(name, None)
@@ -150,7 +150,7 @@ def _filesystem(path: str, host: str, contents: ArchiveContents) -> dict[str, An
         "target_options": {"host": host},
     }
     if contents.compression:
-        filesystem["compression"] = contents.compression  # fsspec does not tell it by a name like x.tgz
+        filesystem["compression"] = contents.compression  # fsspec does not recognize names like x.tgz
     return filesystem
 
 

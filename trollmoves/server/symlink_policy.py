@@ -1,4 +1,4 @@
-"""Which files a chain may hand out, by where they really lie."""
+"""Decides which files may be served, based on their resolved paths."""
 
 from __future__ import annotations
 
@@ -13,61 +13,62 @@ from trollmoves.provider.file_store import LINK_DIGESTS
 from trollmoves.utils import symlinks
 from trollmoves.utils.logs import LogThrottle
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-CACHE_TTL = 1.0  # s for which it is taken for true where a directory leads
+CACHE_TTL = 1.0  # s during which a resolved directory is reused
 CACHE_SIZE = 1_000  # directories
 
 
 class SymlinkPolicy:
-    """The origin of one chain (None: its files are named by messages), and what its links may do. Any thread.
+    """The symbolic links that one chain may follow. Any thread.
 
-    ``rule`` is for links that lead out of the origin: ``all`` are followed, ``none`` is, or those that are ``owned``
-    as ``links.strange_link`` has it.
+    ``root`` is the origin; None for chains that receive file names in messages. ``rule`` applies to links that lead out
+    of the origin: follow ``all``, ``none``, or only trusted ones (``owned``, see ``symlinks.resolve``).
     """
 
     def __init__(self, name: str, root: str | None, rule: str) -> None:
         self.name = name
         self._root = root
         self._rule = rule
-        self._seldom = LogThrottle()
-        self._directories: dict[str, tuple[str, float]] = {}  # where they lead, and until when that is taken for true
+        self._log_throttle = LogThrottle()
+        self._directories: dict[str, tuple[str, float]] = {}  # the resolved directory, and when it expires (monotonic)
 
     def allowed_files(self, paths: Iterable[str]) -> dict[str, list[str]]:
-        """Give those of the files found in the origin that may be announced; the log tells of the others.
+        """Return the files found in the origin that may be announced, with their link digests; log the others.
 
-        With each comes what is to be remembered of where it leads, a list that is empty when it leads nowhere else.
+        The list of digests is empty for files that lie in the origin.
         """
-        admitted: dict[str, list[str]] = {}
+        allowed: dict[str, list[str]] = {}
         for path in paths:
             if self._is_inside(self._real(path)):
-                admitted[path] = []
+                allowed[path] = []
                 continue
             try:
-                real, strange = symlinks.resolve(self._real_root() + path.removeprefix(self._root or ""))
+                real, untrusted = symlinks.resolve(self._real_root() + path.removeprefix(self._root or ""))
             except OSError as error:
                 self._log_rejected(path, error.strerror or str(error))
                 continue
             if self._is_inside(real):
-                admitted[path] = []
-            elif self._rule == "all" or (self._rule == "owned" and not strange):
-                admitted[path] = [_digest(path, real)]
+                allowed[path] = []
+            elif self._rule == "all" or (self._rule == "owned" and not untrusted):
+                allowed[path] = [_digest(path, real)]
             else:
-                why = f"{strange} is neither ours nor the file owner's" if self._rule == "owned" else "none is followed"
-                self._log_rejected(path, f"to {real}, and {why} (external_symlinks)")
-        return admitted
+                owned = f"{untrusted} is owned by neither this user, root nor the owner of the file"
+                reason = owned if self._rule == "owned" else "such links are not followed"
+                self._log_rejected(path, f"the target is {real}, and {reason} (external_symlinks)")
+        return allowed
 
-    def _log_rejected(self, path: str, why: str) -> None:
-        if (more := self._seldom.admit()) is not None:
-            log.warning("[%s] %s leads out of the origin, %s: not announced%s", self.name, path, why, more)
+    def _log_rejected(self, path: str, reason: str) -> None:
+        if (suffix := self._log_throttle.admit()) is not None:
+            logger.warning("[%s] %s leads out of the origin, not announced: %s%s", self.name, path, reason, suffix)
 
     def link_digests(self, paths: Iterable[str]) -> list[str]:
-        """Give what is to be remembered of where files lead that were not found, but named, or made by us."""
-        reals = [(path, self._real(path)) for path in paths]
-        return [_digest(path, real) for path, real in reals if path != real and not self._is_inside(real)]
+        """Return the link digests of files that are named in messages or were unpacked, if they lie elsewhere."""
+        resolved = [(path, self._real(path)) for path in paths]
+        return [_digest(path, real) for path, real in resolved if path != real and not self._is_inside(real)]
 
     def _real(self, path: str) -> str:
-        """Give where a path leads, or led a moment ago: what is handed out in the end is looked at when it is open."""
+        """Return the resolved path, up to CACHE_TTL seconds old; the opened file is checked again before delivery."""
         if os.path.islink(path):
             return os.path.realpath(path)
         directory, _, name = path.rpartition("/")
@@ -78,23 +79,23 @@ class SymlinkPolicy:
 
     def _real_directory(self, directory: str) -> str:
         now = time.monotonic()
-        real, until = self._directories.get(directory, ("", 0.0))
-        if now > until:
+        real, expires = self._directories.get(directory, ("", 0.0))
+        if now > expires:
             real = os.path.realpath(directory or "/").rstrip("/")
             if len(self._directories) > CACHE_SIZE:
                 self._directories.clear()
             self._directories[directory] = real, now + CACHE_TTL
         return real
 
-    def check(self, path: str, real: str, mark: Mapping[str, object]) -> None:
-        """Check where an announced path leads now; RequestRefused when it does not lead where it may.
+    def check(self, path: str, real: str, metadata: Mapping[str, object]) -> None:
+        """Raise RequestRejected if an announced path leads elsewhere than into the origin or to the announced target.
 
-        That is: nowhere else; into the origin; or where it led when it was announced.
+        ``metadata`` is that of the announcement.
         """
-        known = mark.get(LINK_DIGESTS)
-        if path == real or self._is_inside(real) or (isinstance(known, list) and _digest(path, real) in known):
+        digests = metadata.get(LINK_DIGESTS)
+        if path == real or self._is_inside(real) or (isinstance(digests, list) and _digest(path, real) in digests):
             return
-        raise RequestRejected(f"{os.path.basename(path)} leads elsewhere than when it was announced")
+        raise RequestRejected(f"the link target of {os.path.basename(path)} has changed since it was announced")
 
     def _is_inside(self, real: str) -> bool:
         return self._root is not None and symlinks.is_below(real, self._real_root())

@@ -1,4 +1,4 @@
-"""What most tests have, what a skip counts for, and which tests run while no other does."""
+"""Shared fixtures, the rule for skipped tests on CI, and exclusive runs of tests marked ``alone``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MISSING = re.compile(r"(Skipped: )?(missing:|could not import|no .*\((Debian|PyP
 HERE = os.path.dirname(__file__)
 DOOR, ROOM = os.path.join(HERE, "conftest.py"), os.path.join(HERE, "__init__.py")  # files to lock, never changed
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell has it in what it runs in the background
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell sets it for background jobs
     signal.signal(signal.SIGINT, signal.default_int_handler)  # for our children: some are ended so
 
 _ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
@@ -28,14 +28,14 @@ _ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 @pytest.fixture
 def testbed(tmp_path: Path) -> Iterator[Testbed]:
-    """A site for one test."""
+    """Return a testbed for one test."""
     with Testbed(tmp_path) as testbed:
         yield testbed
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail a test on CI that is skipped because something is missing."""
+    """Fail a test on CI that is skipped because a dependency is missing."""
     report = yield
     _judge(report)
     return report
@@ -43,22 +43,22 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Fail a module on CI that is skipped because something is missing."""
+    """Fail a module on CI that is skipped because a dependency is missing."""
     report = yield
     _judge(report)
     return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long, so that nobody waits for it at the end, and end with what runs alone."""
+    """Run slow tests first, to shorten the total run, and tests marked ``alone`` last."""
     items.sort(key=lambda item: 1 if _marked(item, "alone") else -1 if _marked(item, "slow") else 0)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the timeout of a test, which is not to count this wait
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside the timeout of a test, which must not include this wait
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
-    """Keep the other processes of pytest-xdist from beginning a test while one runs that is marked ``alone``.
+    """Keep other pytest-xdist workers from starting a test while one marked ``alone`` runs.
 
-    All lock the room, but who wants it alone locks it against the others. Who waits for it stands in the door.
+    Each test holds a shared lock on ROOM, an ``alone`` test an exclusive one. A worker that waits for ROOM holds DOOR.
     """
     if not hasattr(item.config, "workerinput"):
         return (yield)
@@ -74,7 +74,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Draw no conclusion from what was measured while others, outside of these tests, kept the machine busy."""
+    """Skip a failed measurement if processes outside this test run kept the machine busy."""
     if not _marked(item, "alone"):
         return (yield)
     others = OtherLoad()

@@ -1,1 +1,1 @@
-"""What tests share: daemons, messages, networks, waiting."""
+"""Shared helpers of the tests: daemons, messages, networks, waiting."""

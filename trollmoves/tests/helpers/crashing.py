@@ -1,6 +1,6 @@
-"""Daemons that die at a step: the pictures in which they do, and the table of all cases.
+"""Crash scenarios of daemons, and the table of all cases.
 
-``python -m trollmoves.tests.helpers.crashing`` prints the table as it stands in doc/reliability.md.
+``python -m trollmoves.tests.helpers.crashing`` prints the table in doc/reliability.md.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trollmoves.movers import is_partial
+from trollmoves.tests.helpers.armed import FAILPOINTS
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed, client_section, server_section
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
@@ -24,18 +25,17 @@ from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.seaweed import Seaweed
 from trollmoves.tests.system.test_mirror import Chain
-from trollmoves.utils.failpoints import ENV_VAR, FAILPOINTS
 
 FILES = 4
 LARGE = 3_000_000  # bytes of a file that is sent in several pieces
-ASK_AGAIN = 1  # s after which a client asks again: who was killed answers nobody
+ASK_AGAIN = 1  # s after which a client repeats a request: a killed server sends no reply
 DEADLINE = 60.0  # s for a daemon to come to a step, and for all to be well afterwards, on a busy machine
 
 
 class CrashScenario(ABC):
-    """Daemons, what they are fed with, and where it is to go; nothing is started yet.
+    """Daemons, their input and their target; no process is started yet.
 
-    ``processes`` are the daemons by their names, ``received`` hears whoever tells that files are at the target.
+    ``processes`` maps names to daemons; ``received`` records the receipts for files at the target.
     """
 
     processes: dict[str, Process]
@@ -49,20 +49,20 @@ class CrashScenario(ABC):
         self.testbed = testbed
         self.too_early: list[str] = []
         self.set_up()
-        self.received.on_heard = self._check_receipt
+        self.received.on_message = self._check_receipt
 
     @abstractmethod
     def set_up(self) -> None:
         """Make the attributes."""
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Do what leads the ``victim`` to its step; ``arm`` makes its next start its last."""
+        """Lead the ``victim`` to its failpoint; ``arm`` sets the failpoint for its next start."""
         arm()
         self.start()
         self.feed()
 
     def start(self) -> None:
-        """Start all, the server last: who hears it for the first time is told of what it announces from then on."""
+        """Start all processes, the server last: clients replay only from their first contact with a server."""
         others = [process for name, process in self.processes.items() if name != "server"]
         for process in others:
             process.start(wait=False)
@@ -71,23 +71,23 @@ class CrashScenario(ABC):
         self.processes["server"].start(wait=False)
 
     def feed(self) -> None:
-        """Bring in files."""
+        """Add files to the source directory."""
         self.feeder.feed(FILES, size=self.size)
 
     def restart(self, victim: Process) -> None:
-        """Start the victim anew."""
+        """Restart the victim."""
         victim.start(wait=False)
 
     def missing(self) -> list[str]:
-        """Give the names of what is not at the target, or not whole."""
+        """Return the names of the files that are missing or incomplete at the target."""
         return self.feeder.missing(self.target)
 
     def stale_partials(self) -> list[str]:
-        """Give what is at the target under names of partials, or of unpacking."""
+        """Return the names of partials and unpacking directories at the target."""
         return [path.name for path in self.target.rglob("*") if is_partial(path.name) or path.name.endswith("ing")]
 
     def check_removals(self) -> None:
-        """Fail when something was removed that is not delivered; called when the victim is dead, and at the end."""
+        """Fail if an undelivered file was removed; called when the victim is dead, and at the end."""
         missing = self.missing()
         lost = [name for name in missing if not (self.feeder.folder / name).exists()]
         assert lost == []
@@ -100,7 +100,7 @@ class CrashScenario(ABC):
             self.too_early.append(heard.uid)
 
     def wait_until_done(self) -> None:
-        """Wait until every file is whole at the target, told of, and the rest is tidy."""
+        """Wait until every file is complete at the target, has a receipt, and no partial is left."""
         self.received.wait_for_receipts(self.feeder.fed, DEADLINE)
         until(lambda: not self.missing(), 5, "the files are whole at the target")
         until(lambda: not self.stale_partials(), 5, "no partial is left")
@@ -116,7 +116,7 @@ class PlainScenario(CrashScenario):
 
     server: Mapping[str, object] = {}
     client: Mapping[str, object] = {}
-    origin = ""  # names in the server's directory, where they are not the usual ones
+    origin = ""  # file name pattern in the server's directory, if not the default
 
     def set_up(self) -> None:
         """Make a pair."""
@@ -132,7 +132,7 @@ class PlainScenario(CrashScenario):
         self.received, self.feeder, self.target = pair.received, pair.feeder, pair.target
 
     def destination_options(self) -> Mapping[str, object]:
-        """Give the client's destination when it is not the usual directory."""
+        """Return the client's destination if it is not the default directory."""
         return {}
 
 
@@ -143,7 +143,7 @@ class LargeFileScenario(PlainScenario):
 
 
 class DeletingScenario(PlainScenario):
-    """A server that removes what was delivered."""
+    """A server that removes delivered files."""
 
     server = {"delete": "true", "remove_delay": 0.2}
 
@@ -168,7 +168,7 @@ class MissedAnnouncementScenario(PlainScenario):
 
 
 class KilledBeforeScenario(PlainScenario):
-    """A client that was killed when it had just told of files."""
+    """A client that was killed just after it published receipts."""
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
         """Kill it a first time."""
@@ -182,10 +182,10 @@ class KilledBeforeScenario(PlainScenario):
 
 
 class HotSpareScenario(CrashScenario):
-    """Two servers that have the same files, the second one to come up when the client has them all."""
+    """Two servers with the same files; the second one starts when the client has received all files."""
 
     def set_up(self) -> None:
-        """Make a pair, and a second server, which removes what nobody needs."""
+        """Make a pair, and a second server, which removes acknowledged files."""
         testbed = self.testbed
         pair = ServerClientPair(testbed, transfer_req_timeout=ASK_AGAIN)
         self.twin = testbed.feeder("in-too")
@@ -198,7 +198,7 @@ class HotSpareScenario(CrashScenario):
         self.received, self.feeder, self.target = pair.received, pair.feeder, pair.target
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Have the files of the first server fetched, then begin with the second."""
+        """Fetch the files from the first server, then start the second."""
         self.processes["client"].start()
         self.first.start(wait=False)
         self.feed()
@@ -217,7 +217,7 @@ class PackingFeeder(Feeder):
     """Brings in its files packed."""
 
     def put(self, name: str, *, version: int = 1, size: int = 1000) -> Path:
-        """Bring in one file, with .bz2 behind its name."""
+        """Add one file, with ".bz2" appended to its name."""
         self.fed[name] = content(name, version, size)
         staged = self._staging / name
         staged.write_bytes(bz2.compress(self.fed[name]))
@@ -240,13 +240,13 @@ class UnpackingClientScenario(PlainScenario):
         self.feeder = PackingFeeder(self.feeder.folder)
 
     def check_removals(self) -> None:
-        """Look for the packed file, and for the unpacked one."""
+        """Check for the packed or the unpacked file."""
         places = (self.feeder.folder, ".bz2"), (self.testbed.directory("work"), "")
         missing = self.missing()
         assert [n for n in missing if not any((folder / f"{n}{end}").exists() for folder, end in places)] == []
 
     def wait_until_removed(self) -> None:
-        """Wait until nothing is left at the server."""
+        """Wait until the server's directories are empty."""
         folders = self.feeder.folder, self.testbed.directory("work")
         until(lambda: not any(list(folder.iterdir()) for folder in folders), DEADLINE, "all is removed")
 
@@ -263,17 +263,17 @@ class UnpackingServerScenario(PlainScenario):
         self.feeder = PackingFeeder(self.feeder.folder)
 
     def check_removals(self) -> None:
-        """Look for the archives at both ends."""
+        """Check for the archives at both ends."""
         places = self.feeder.folder, self.target
         assert [n for n in self.missing() if not any((folder / f"{n}.bz2").exists() for folder in places)] == []
 
     def wait_until_removed(self) -> None:
-        """Wait until the archives are gone from the target."""
+        """Wait until the archives are removed from the target."""
         until(lambda: not list(self.target.glob("*.bz2")), DEADLINE, "the archives are removed")
 
 
 class MirrorScenario(CrashScenario):
-    """A server, a mirror that removes what it handed on, and a client of the mirror."""
+    """A server, a mirror that removes delivered copies, and a client of the mirror."""
 
     mirror: Mapping[str, object] = {"delete": "true", "remove_delay": 0}
     origin = ""
@@ -289,7 +289,7 @@ class MirrorScenario(CrashScenario):
         self.received, self.feeder, self.target = outer.received, self.chain.feeder, outer.target
 
     def stale_partials(self) -> list[str]:
-        """Look at the mirror, too."""
+        """Include the partials in the mirror's cache."""
         return super().stale_partials() + [path.name for path in self.chain.copies.rglob("*") if is_partial(path.name)]
 
 
@@ -305,22 +305,22 @@ class UnpackingMirrorScenario(MirrorScenario):
         self.feeder = PackingFeeder(self.feeder.folder)
 
     def check_removals(self) -> None:
-        """The server removes nothing."""
+        """Check nothing: the server removes no file."""
 
 
 class DispatcherScenario(CrashScenario):
-    """A dispatcher that is told of files."""
+    """A dispatcher that receives messages about files."""
 
     def set_up(self) -> None:
         """Make a dispatcher."""
         target = {"directory": "OUT", "topics": [TOPIC], "publish_topic": "/sent"}
         self.dispatching = DispatcherTestbed(self.testbed, {"t": target})
         self.processes = {"dispatcher": self.dispatching.process}
-        self.received, self.target = self.dispatching.ear, self.dispatching.out
+        self.received, self.target = self.dispatching.subscriber, self.dispatching.out
         self.feeder = Feeder(self.dispatching.source)
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Tell of files when it hears, one after the other: what it is told while it dies is lost."""
+        """Publish messages once it is subscribed, one by one: messages sent to a dying dispatcher are lost."""
         arm()
         self.dispatching.start()
         self.feed()
@@ -329,21 +329,21 @@ class DispatcherScenario(CrashScenario):
             self.send_messages([name])
 
     def send_messages(self, names: Iterable[str]) -> None:
-        """Tell of files."""
+        """Publish messages about files."""
         for name in names:
-            self.dispatching.voice.publish_file(self.feeder.folder / name)
+            self.dispatching.publisher.publish_file(self.feeder.folder / name)
 
     def restart(self, victim: Process) -> None:
-        """Start it, wait until it hears, and tell of what it was not told of yet."""
+        """Start it, wait until it is subscribed, and publish the remaining messages."""
         self.dispatching.restart()
         self.send_messages(list(self.feeder.fed)[self.count :])
 
 
 class RepeatedMessageScenario(DispatcherScenario):
-    """The same, with a sender that tells of all files again."""
+    """The same, with a publisher that repeats all messages."""
 
     def restart(self, victim: Process) -> None:
-        """Tell again when it is back."""
+        """Repeat the messages after the restart."""
         self.dispatching.restart()
         assert len(self.missing()) == FILES
         self.send_messages(self.feeder.fed)
@@ -355,7 +355,7 @@ class RemoteScenario(LargeFileScenario):
     scheme = ""
 
     def destination_options(self) -> Mapping[str, object]:
-        """Make the far end."""
+        """Start a server for the destination."""
         return {"destination": RemoteDirectory(self.testbed, self.scheme, self.testbed.directory("out")).url}
 
 
@@ -378,13 +378,13 @@ class FtpScenario(RemoteScenario):
 
 
 class S3Scenario(LargeFileScenario):
-    """A server that delivers to a bucket, where an object appears whole."""
+    """A server that delivers to a bucket, where objects appear complete."""
 
     scheme = "s3"
     size = 17_000_000  # bytes, so that it is sent in parts
 
     def set_up(self) -> None:
-        """Start a service, and tell the server its keys."""
+        """Start an S3 service, and configure its keys in the server."""
         service = self.testbed.enter(Seaweed(self.testbed.directory("s3")))
         self.s3 = seaweed.client(service.port)
         self.testbed.call_at_end(self.s3.close)
@@ -401,10 +401,10 @@ class S3Scenario(LargeFileScenario):
         return {"destination": f"s3://{seaweed.BUCKET}/out"}
 
     def missing(self) -> list[str]:
-        """Look into the bucket."""
+        """Compare the objects in the bucket."""
         found = self.s3.list_objects_v2(Bucket=seaweed.BUCKET, Prefix="out/").get("Contents", ())
         keys = {one["Key"].rpartition("/")[2]: one["Key"] for one in found}
-        return [name for name, wanted in self.feeder.fed.items() if self._read(keys.get(name, "")) != wanted]
+        return [name for name, expected in self.feeder.fed.items() if self._read(keys.get(name, "")) != expected]
 
     def _read(self, key: str) -> bytes:
         return bytes(self.s3.get_object(Bucket=seaweed.BUCKET, Key=key)["Body"].read()) if key else b""
@@ -412,7 +412,7 @@ class S3Scenario(LargeFileScenario):
 
 @dataclass(frozen=True)
 class Case:
-    """A daemon that dies when it comes to a step for the ``count``-th time, and what a user ``sees`` of it."""
+    """A daemon that is killed at the ``count``-th hit of a failpoint; ``visible`` describes the effect for users."""
 
     daemon: str
     step: str
@@ -434,79 +434,85 @@ CASES = (
     Case("server", "announcing", PlainScenario, "the files are announced when it is back"),
     Case("server", "announced", PlainScenario, "the files are announced when it is back"),
     Case("server", "published", PlainScenario, "some files are announced twice"),
-    Case("server", "asked", PlainScenario, "the client asks again"),
-    Case("server", "push-noted", PlainScenario, "the client asks again"),
+    Case("server", "request-received", PlainScenario, "the client asks again"),
+    Case("server", "push-stored", PlainScenario, "the client asks again"),
     Case("server", "sending", LargeFileScenario, "a hidden partial, which the next try replaces", count=2),
     Case("server", "sent", LargeFileScenario, "a hidden partial, which the next try replaces", count=2),
     Case("server", "delivered", DeletingScenario, DELIVERED_TWICE, count=2),
-    Case("server", "ended", DeletingScenario, "the client asks again, and is told that the file is there"),
-    Case("server", "answered", DeletingScenario, NOTHING, count=2),
-    Case("server", "ack-heard", HotSpareScenario, "the file is announced again, and acknowledged again", count=2),
+    Case("server", "committed", DeletingScenario, "the client asks again, and is told that the file is there"),
+    Case("server", "replied", DeletingScenario, NOTHING, count=2),
+    Case("server", "ack-received", HotSpareScenario, "the file is announced again, and acknowledged again", count=2),
     Case("server", "acknowledged", HotSpareScenario, NOTHING, count=2),
     Case("server", "removing", DeletingScenario, "the file is removed when it is back", count=2),
     Case("server", "removed", DeletingScenario, NOTHING, count=2),
-    Case("client", "heard", MissedAnnouncementScenario, "it catches up when it is back"),
-    Case("client", "noted", PlainScenario, "it asks when it is back"),
-    Case("client", "asking", PlainScenario, "it asks when it is back", count=2),
-    Case("client", "arrived", PlainScenario, "it asks again, and is told that the file is there", count=2),
+    Case("client", "announcement-received", MissedAnnouncementScenario, "it catches up when it is back"),
+    Case("client", "announcement-stored", PlainScenario, "it asks when it is back"),
+    Case("client", "requesting", PlainScenario, "it asks when it is back", count=2),
+    Case("client", "delivery-reported", PlainScenario, "it asks again, and is told that the file is there", count=2),
     Case("client", "acked", UnpackingServerScenario, "it asks again; the ack is published twice", count=2),
-    Case("client", "told", PlainScenario, TOLD_TWICE, count=2),
-    Case("client", "ended", PlainScenario, "what was told in the last half second is told twice"),
-    Case("client", "told-again", KilledBeforeScenario, "the same is told once more"),
+    Case("client", "receipt-published", PlainScenario, TOLD_TWICE, count=2),
+    Case("client", "committed", PlainScenario, "what was told in the last half second is told twice"),
+    Case("client", "receipt-republished", KilledBeforeScenario, "the same is told once more"),
     Case("client", "unpacked", UnpackingServerScenario, "one file is unpacked a second time", count=2),
     Case("client", "discarding", UnpackingServerScenario, "the archive is removed when it is back", count=2),
     Case("client", "discarded", UnpackingServerScenario, NOTHING, count=2),
-    Case("mirror", "heard", MirrorScenario, "it catches up when it is back"),
-    Case("mirror", "noted", MirrorScenario, "it announces when it is back"),
+    Case("mirror", "announcement-received", MirrorScenario, "it catches up when it is back"),
+    Case("mirror", "announcement-stored", MirrorScenario, "it announces when it is back"),
     Case("mirror", "relaying", MirrorScenario, "it announces when it is back", count=2),
     Case("mirror", "announced", MirrorScenario, "it announces when it is back", count=2),
-    Case("mirror", "asked", MirrorScenario, "the client asks again"),
-    Case("mirror", "copy-wanted", MirrorScenario, "it fetches when it is back", count=2),
-    Case("mirror", "copy-here", MirrorScenario, "one copy is fetched a second time", count=2),
+    Case("mirror", "request-received", MirrorScenario, "the client asks again"),
+    Case("mirror", "copy-requested", MirrorScenario, "it fetches when it is back", count=2),
+    Case("mirror", "copy-fetched", MirrorScenario, "one copy is fetched a second time", count=2),
     Case("mirror", "unpacked", UnpackingMirrorScenario, NOTHING, count=2),
     Case("mirror", "delivered", MirrorScenario, DELIVERED_TWICE, count=2),
     Case("mirror", "removed", MirrorScenario, NOTHING, count=2),
     Case(
         "dispatcher",
-        "message-heard",
+        "message-received",
         RepeatedMessageScenario,
         "**what it was told in that moment is not delivered**, unless it is told of again: a publisher cannot be asked",
     ),
-    Case("dispatcher", "message-noted", DispatcherScenario, NOTHING),
+    Case("dispatcher", "deliveries-stored", DispatcherScenario, NOTHING),
     Case("dispatcher", "sending", DispatcherScenario, "a hidden partial, which the next try replaces", count=2),
     Case("dispatcher", "sent", DispatcherScenario, "a hidden partial, which the next try replaces", count=2),
     Case("dispatcher", "delivered", DispatcherScenario, DELIVERED_TWICE, count=2),
-    Case("dispatcher", "told", DispatcherScenario, f"{DELIVERED_TWICE}; {TOLD_TWICE}", count=2),
-    Case("dispatcher", "ended", DispatcherScenario, "what was told in the last half second is told twice"),
+    Case("dispatcher", "receipt-published", DispatcherScenario, f"{DELIVERED_TWICE}; {TOLD_TWICE}", count=2),
+    Case("dispatcher", "committed", DispatcherScenario, "what was told in the last half second is told twice"),
 )
 
 FAR = (SftpScenario, ScpScenario, FtpScenario)
 MOVED = {"sending": 3, "sent": 2, "delivered": 2}  # the steps that a mover is part of, and when to die
 
 
+def armed(command: Sequence[str], failpoint: str) -> list[str]:
+    """Return the command of a daemon that kills itself at a failpoint, ``NAME:COUNT``."""
+    interpreter, *rest = command
+    return [interpreter, "-m", "trollmoves.tests.helpers.armed", failpoint, *rest]
+
+
 def crash(case: Case, testbed: Testbed) -> CrashScenario:
-    """Have a daemon die at its step and start it again; return when all is well, and fail when it is not."""
+    """Kill a daemon at its failpoint and restart it; fail unless all files arrive."""
     picture = case.picture(testbed)
     picture.count = case.count
     victim = picture.processes[case.daemon]
-    normal = victim.environment
+    normal = victim.command
 
     def arm() -> None:
-        victim.environment = {**normal, ENV_VAR: f"{case.step}:{case.count}"}
+        victim.command = armed(normal, f"{case.step}:{case.count}")
 
     picture.run_until_kill(victim, arm)
     until(lambda: not victim.is_running(), DEADLINE, f"{case.daemon} comes to {case.step}: {victim.lines()[-3000:]}")
     assert victim.popen is not None
     assert victim.popen.returncode == -signal.SIGKILL, victim.lines()
     picture.check_removals()
-    victim.environment = normal
+    victim.command = normal
     picture.restart(victim)
     picture.wait_until_done()
     return picture
 
 
 def table(cases: Sequence[Case] = CASES) -> str:
-    """Give the table of all cases, in Markdown."""
+    """Return the table of all cases, in Markdown."""
     lines = ["| killed when | what a user sees |", "|---|---|"]
     for daemon, group in itertools.groupby(cases, lambda case: case.daemon):
         lines.append(f"| **{daemon}** | |")

@@ -20,12 +20,12 @@ T = TypeVar("T", bound=Process)
 
 
 class Keys:
-    """A folder of keys: ``server`` for all who listen, others by name; those in ``guests`` may connect."""
+    """A folder of keys: ``server`` for listening sockets, others by name; those in ``clients`` may connect."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.guests = folder / "guests"
-        self.guests.mkdir(parents=True)
+        self.clients = folder / "clients"
+        self.clients.mkdir(parents=True)
         self.make("server")
 
     def make(self, name: str) -> None:
@@ -35,36 +35,37 @@ class Keys:
         self.secret(name).chmod(0o600)
 
     def secret(self, name: str) -> Path:
-        """Give the file with the secret key of this name."""
+        """Return the file with the secret key of this name."""
         return self.folder / f"{name}.key_secret"
 
-    def invite(self, name: str) -> None:
-        """Have somebody let in."""
-        shutil.copy(self.folder / f"{name}.key", self.guests)
+    def authorize(self, name: str) -> None:
+        """Allow connections with the keys of this name."""
+        shutil.copy(self.folder / f"{name}.key", self.clients)
 
     def settings(self, client: str) -> dict[str, str]:
-        """Give posttroll's settings, as environment, of a process that connects under this name."""
+        """Return posttroll's settings, as environment, of a process that connects under this name."""
         if not self.secret(client).exists():
             self.make(client)
         return {
             "POSTTROLL_BACKEND": "secure_zmq",
             "POSTTROLL_SERVER_SECRET_KEY_FILE": str(self.secret("server")),
-            "POSTTROLL_CLIENTS_PUBLIC_KEYS_DIRECTORY": str(self.guests),
+            "POSTTROLL_CLIENTS_PUBLIC_KEYS_DIRECTORY": str(self.clients),
             "POSTTROLL_CLIENT_SECRET_KEY_FILE": str(self.secret(client)),
             "POSTTROLL_SERVER_PUBLIC_KEY_FILE": str(self.folder / "server.key"),
         }
 
     def give(self, process: T, client: str, **changed: str) -> T:
-        """Have a process use these keys when it is started."""
+        """Make a process use these keys at its next start."""
         process.environment = {**process.environment, **self.settings(client), **changed}
         return process
 
-    def is_let_in(self, port: int, name: str | None, seconds: float = 5.0 * TIMEOUT_FACTOR) -> bool:
-        """Tell whether somebody with the keys of this name, or without any, is connected to a port."""
+    def can_connect(self, port: int, name: str | None, seconds: float = 5.0 * TIMEOUT_FACTOR) -> bool:
+        """Return True if a peer with the keys of this name, or with none, can connect to a port."""
         context = zmq.Context()
         try:
             monitors = zmq.Poller()
-            peers = [self._peer(context, kind, name) for kind in (zmq.SUB, zmq.DEALER)]  # one of them fits
+            # the port accepts one of the two types
+            peers = [self._peer(context, kind, name) for kind in (zmq.SUB, zmq.DEALER)]
             for peer in peers:
                 monitors.register(peer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED), zmq.POLLIN)
                 peer.connect(f"tcp://{HOST}:{port}")
@@ -73,7 +74,7 @@ class Keys:
             context.destroy(0)
 
     def ping(self, port: int, name: str, seconds: float = 5.0 * TIMEOUT_FACTOR) -> str:
-        """Ask on a port with the keys of this name; return the answer, empty when there is none."""
+        """Send a ping with the keys of this name; return the reply, empty if there is none."""
         context = zmq.Context()
         try:
             peer = self._peer(context, zmq.REQ, name)

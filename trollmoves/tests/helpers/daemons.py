@@ -1,6 +1,6 @@
-"""Daemons as real processes, and what a test needs around them.
+"""Daemons as real processes, and their test environment.
 
-A ``Site`` is what one test has: a folder, ports, processes and ears, all of which end with it.
+A ``Testbed`` owns the folder, ports, processes and subscribers of one test; all of them end with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ S = TypeVar("S")
 
 
 class Closeable(Protocol):
-    """What a site can keep."""
+    """A resource that a testbed can close."""
 
     def close(self) -> object:
         """End it."""
@@ -45,7 +45,7 @@ Sections = Mapping[str, Mapping[str, object]]
 
 
 def ini(sections: Sections) -> str:
-    """Give the text of a configuration file."""
+    """Return the text of a configuration file."""
     lines = []
     for name, options in sections.items():
         lines += [f"[{name}]", *(f"{option} = {value}" for option, value in options.items()), ""]
@@ -53,14 +53,14 @@ def ini(sections: Sections) -> str:
 
 
 def script(name: str) -> str:
-    """Give the path of one of our commands: that of the checkout, else the installed one."""
+    """Return the path of a command: the one in the checkout if it exists, else the installed one."""
     here = REPOSITORY / "bin" / name
     return str(here) if here.exists() else str(Path(sys.executable).with_name(name))
 
 
 @dataclass
 class Process:
-    """A daemon in a process of its own, which can be started again and again; its lines go to ``log``."""
+    """A daemon in a separate process, which can be restarted; its output goes to ``log``."""
 
     command: Sequence[str]
     log: Path
@@ -95,17 +95,17 @@ class Process:
         assert popen.poll() is None, f"{self.log.stem} ended:\n{self.lines()}"
 
     def mark_log(self) -> None:
-        """Leave out of ``lines`` what was logged until now."""
+        """Exclude all lines logged until now from ``lines``."""
         self._read_from = self.log.stat().st_size
 
     def lines(self) -> str:
-        """Give what it has logged since its last start, or mark."""
+        """Return the lines logged since the last start or ``mark_log``."""
         with self.log.open("rb") as log:
             log.seek(self._read_from)
             return log.read().decode(errors="replace")
 
     def wait_for_line(self, part: str, times: int = 1, seconds: float = 20) -> None:
-        """Wait until its log says this so often."""
+        """Wait until its log contains ``part`` at least ``times`` times."""
         until(lambda: self.lines().count(part) >= times, seconds, f"{part!r} in the log:\n{self.lines()[-3000:]}")
 
     def send(self, number: signal.Signals) -> None:
@@ -120,13 +120,13 @@ class Process:
         assert self.popen.wait(10 * TIMEOUT_FACTOR) == -signal.SIGKILL
 
     def terminate(self, seconds: float = 20) -> int:
-        """Ask it to end; return its exit status."""
+        """Send SIGTERM; return the exit status."""
         self.send(signal.SIGTERM)
         assert self.popen is not None
         return self.popen.wait(seconds * TIMEOUT_FACTOR)
 
     def is_running(self) -> bool:
-        """Tell whether it runs."""
+        """Return True if it runs."""
         return self.popen is not None and self.popen.poll() is None
 
     def reconfigure(self, sections: Sections | str) -> None:
@@ -144,7 +144,7 @@ class Process:
 
 
 def end_with_parent() -> list[str]:
-    """Give what stands before a command so that it does not outlive a killed test run."""
+    """Return a command prefix that ends the process together with a killed test run."""
     return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
 
 
@@ -153,9 +153,9 @@ def _has_logged_start(process: Process) -> bool:
 
 
 class Testbed:
-    """A folder, ports, processes and ears of one test; all of them end with the ``with`` block.
+    """A folder, ports, processes and subscribers of one test; all of them end with the ``with`` block.
 
-    Trees are on a tmpfs where there is one. Logs are in ``logs``, which pytest keeps.
+    Files are kept on a tmpfs if there is one. Logs are in ``logs``, which pytest keeps.
     """
 
     __test__ = False  # not a test class, despite its name
@@ -178,9 +178,9 @@ class Testbed:
         self._ending.close()
 
     def port(self) -> int:
-        """Give a port that stays ours to the end: nobody is given it for another purpose between two starts.
+        """Return a port that stays reserved until the end, also while its daemon is restarted.
 
-        The socket that holds it never listens, so another one may, as long as both allow that the address is reused.
+        The socket that reserves it never listens. Both sockets set SO_REUSEADDR, so a daemon can bind the same port.
         """
         holder = self.close_at_end(socket.socket())
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -188,16 +188,16 @@ class Testbed:
         return int(holder.getsockname()[1])
 
     def close_at_end(self, thing: T) -> T:
-        """Close something at the end."""
+        """Close an object at the end of the test."""
         self._ending.callback(thing.close)
         return thing
 
     def call_at_end(self, end: Callable[[], object]) -> None:
-        """Call something at the end."""
+        """Call a function at the end of the test."""
         self._ending.callback(end)
 
     def enter(self, thing: AbstractContextManager[S]) -> S:
-        """Begin something that ends with the site."""
+        """Enter a context that ends with the testbed."""
         return self._ending.enter_context(thing)
 
     def directory(self, name: str) -> Path:
@@ -207,17 +207,17 @@ class Testbed:
         return folder
 
     def feeder(self, name: str = "in", first: int = 0) -> Feeder:
-        """Give a feeder of a folder."""
+        """Return a feeder of a folder."""
         return Feeder(self.directory(name), first)
 
     def subscriber(self, port: int, topic: str = "") -> RecordingSubscriber:
-        """Give an ear on a publisher."""
+        """Return a recording subscriber to a local publisher."""
         ear = RecordingSubscriber(port, topic)
         self._ending.callback(ear.stop)
         return ear
 
     def pending_tasks(self, kind: str = "%") -> int:
-        """Count the tasks of one kind, or of all, that wait or run, as the journals of our daemons know them."""
+        """Count the unfinished tasks of one kind, or of all kinds, in the journals of all daemons."""
         count = 0
         for journal in (self.root / "state").rglob("*.journal"):
             with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=20)) as opened:
@@ -227,7 +227,7 @@ class Testbed:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of our daemons: their state is in this site's folder."""
+        """The environment of the daemons: their state is in the testbed's folder."""
         kept = {key: value for key, value in os.environ.items() if key != "STATE_DIRECTORY"}
         home = self.directory("home")
         paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
@@ -247,36 +247,36 @@ class Testbed:
         ready: Callable[[Process], bool] = _has_logged_start,
         environment: Mapping[str, str] | None = None,
     ) -> Process:
-        """Give a process that is not started yet, and that ends with the site."""
+        """Return a process that is not started yet; it ends with the testbed."""
         log = self.logs / f"{name}.log"
         process = Process(command, log, environment or self.environment, ready, config)
         self._ending.callback(process.stop)
         return process
 
     def server(self, sections: Sections, port: int, *arguments: str, name: str = "server") -> Process:
-        """Give one of our servers, publishing on ``port``, not started yet."""
+        """Return a server process that publishes on ``port``; it is not started yet."""
         config = self.config(sections, f"{name}.ini")
         command = [sys.executable, script("move_it_server.py"), str(config), "-p", str(port), *arguments]
         return self.process(name, command, config)
 
     def client(self, sections: Sections, *arguments: str, name: str = "client") -> Process:
-        """Give one of our clients, not started yet."""
+        """Return a client process; it is not started yet."""
         config = self.config(sections, f"{name}.ini")
         return self.process(name, [sys.executable, script("move_it_client.py"), str(config), *arguments], config)
 
     def mirror(self, sections: Sections, port: int, *arguments: str, name: str = "mirror") -> Process:
-        """Give one of our mirrors, publishing on ``port``, not started yet."""
+        """Return a mirror process that publishes on ``port``; it is not started yet."""
         config = self.config(sections, f"{name}.ini")
         command = [sys.executable, script("move_it_mirror.py"), str(config), "-p", str(port), *arguments]
         return self.process(name, command, config)
 
     @staticmethod
     def command(name: str, *arguments: str | Path) -> list[str]:
-        """Give what runs one of our commands."""
+        """Return the command line of one of the commands."""
         return [*end_with_parent(), sys.executable, script(name), *map(str, arguments)]
 
     def run(self, command: str, *arguments: str | Path, seconds: float = 30) -> subprocess.CompletedProcess[str]:
-        """Run one of our commands to its end."""
+        """Run one of the commands until it ends."""
         return subprocess.run(
             self.command(command, *arguments),
             stdin=subprocess.DEVNULL,
@@ -289,7 +289,7 @@ class Testbed:
 
 
 def server_section(origin: Path, request_port: int, **options: object) -> dict[str, object]:
-    """Give a server's section that announces the segments in a folder."""
+    """Return a server's section that announces the segments in a folder."""
     return {
         "origin": f"{origin}/{PATTERN}",
         "topic": TOPIC,
@@ -302,7 +302,7 @@ def server_section(origin: Path, request_port: int, **options: object) -> dict[s
 def client_section(
     servers: int | Sequence[int], destination: object, publish_port: int, **options: object
 ) -> dict[str, object]:
-    """Give a client's section that hears servers on this host by their publish ports."""
+    """Return a client's section that subscribes to local servers by their publish ports."""
     ports = [servers] if isinstance(servers, int) else servers
     return {
         "providers": " ".join(f"{HOST}:{port}" for port in ports),
@@ -317,7 +317,7 @@ def client_section(
 def mirror_section(
     servers: int | Sequence[int], destination: object, request_port: int, **options: object
 ) -> dict[str, object]:
-    """Give a mirror's section that hears servers on this host by their publish ports, and has a topic of its own."""
+    """Return a mirror's section that subscribes to local servers by their publish ports, with a separate topic."""
     ports = [servers] if isinstance(servers, int) else servers
     return {
         "providers": " ".join(f"{HOST}:{port}" for port in ports),
@@ -331,7 +331,7 @@ def mirror_section(
 
 
 class DaemonPair:
-    """One server and one client; nothing is started yet."""
+    """One server and one client, which are not started yet."""
 
     def __init__(self, testbed: Testbed, server: Mapping[str, object] | None = None, **client: object) -> None:
         self.feeder = testbed.feeder()
@@ -351,7 +351,7 @@ class DaemonPair:
 
 
 class ServerClientPair(DaemonPair):
-    """The usual arrangement: one server, one client, and an ear on each; nothing is started yet."""
+    """One server, one client, and a subscriber to each; the daemons are not started yet."""
 
     def __init__(self, testbed: Testbed, server: Mapping[str, object] | None = None, **client: object) -> None:
         super().__init__(testbed, server, **client)
@@ -359,6 +359,6 @@ class ServerClientPair(DaemonPair):
         self.received = testbed.subscriber(self.client_port)
 
     def wait_until_done(self, seconds: float = 30) -> None:
-        """Wait until all that was fed is at the target, whole, and told of."""
+        """Wait until all files are complete at the target and have receipts."""
         self.received.wait_for_receipts(self.feeder.fed, seconds)
         assert self.feeder.missing(self.target) == []

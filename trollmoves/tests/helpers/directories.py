@@ -1,4 +1,4 @@
-"""Far ends for daemons: servers behind a proxy, and in the site's home what it takes to log in there."""
+"""Remote destinations for daemons: servers behind a proxy, and the credentials in the testbed's home directory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
 
 
 class RemoteDirectory:
-    """Where files go: ``url`` is that of ``folder`` behind ``proxy``; no login need stand in it."""
+    """A remote destination: ``url`` refers to ``folder`` behind ``proxy``, without credentials."""
 
     def __init__(self, testbed: Testbed, scheme: str, folder: Path) -> None:
-        """Start a server for ``ftp``, ``scp`` or ``sftp``; skip the test when it is not installed."""
+        """Start a server for ``ftp``, ``scp`` or ``sftp``; skip the test if it is not installed."""
         why = pyftpd.missing() if scheme == "ftp" else openssh.missing()
         if why:
             pytest.skip(f"missing: {why}")

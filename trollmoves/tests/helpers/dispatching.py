@@ -1,4 +1,4 @@
-"""A dispatcher as a process, and a publisher that it hears, as a test needs them."""
+"""A dispatcher process and the publisher that it subscribes to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOPIC = "/level2/viirs"
 
 
 class RecordedPublisher:
-    """A publisher that knows whether anybody hears it."""
+    """A publisher that records its subscriptions."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -36,11 +36,11 @@ class RecordedPublisher:
         self.subscribed: list[str] = []
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Close the socket."""
         self._context.destroy(0)
 
     def wait_for_subscribers(self, count: int = 1, seconds: float = 20) -> None:
-        """Wait until there are so many subscriptions."""
+        """Wait until there are at least ``count`` subscriptions."""
 
         def look() -> bool:
             while self._socket.poll(0):
@@ -55,13 +55,13 @@ class RecordedPublisher:
         until(look, seconds, f"{count} subscriptions")
 
     def wait_for_topics(self, topics: Iterable[str], seconds: float = 20) -> None:
-        """Wait until messages about all of these are wanted by somebody."""
+        """Wait until each of these topics has a subscriber."""
 
-        def wanted() -> bool:
+        def expected() -> bool:
             self.wait_for_subscribers(1, seconds)
             return all(f"pytroll:/{topic}".startswith(tuple(self.subscribed)) for topic in topics)
 
-        until(wanted, seconds, f"{topics} are wanted, of which are {self.subscribed}")
+        until(expected, seconds, f"{topics} are wanted, of which are {self.subscribed}")
 
     def publish(self, subject: str, kind: str, data: Any) -> None:
         """Publish a message."""
@@ -72,7 +72,7 @@ class RecordedPublisher:
         self._socket.send_string(text)
 
     def publish_bytes(self, message: bytes) -> None:
-        """Publish anything."""
+        """Publish raw bytes."""
         self._socket.send(message)
 
     def publish_file(self, path: Path, subject: str = TOPIC, **metadata: Any) -> None:
@@ -81,11 +81,11 @@ class RecordedPublisher:
 
 
 class DispatcherTestbed:
-    """A dispatcher that is not started yet, with a voice that it hears, files to tell of and an ear on it."""
+    """A dispatcher that is not started yet, with a publisher as its source, files, and a subscriber to it."""
 
     def __init__(self, testbed: Testbed, targets: Mapping[str, Any], *arguments: str, old: bool = False) -> None:
         self.testbed = testbed
-        self.voice = testbed.close_at_end(RecordedPublisher(testbed.port()))
+        self.publisher = testbed.close_at_end(RecordedPublisher(testbed.port()))
         self.source = testbed.directory("in")
         self.out = testbed.directory("old-out" if old else "out")
         self.port = testbed.port()
@@ -101,21 +101,21 @@ class DispatcherTestbed:
             command = [sys.executable, script("dispatcher.py"), str(self.config), *arguments]
             self.process = testbed.process(name, command, self.config)
         self._publishes = "-p" in arguments and str(self.port) in arguments
-        self.ear = testbed.subscriber(self.port)
+        self.subscriber = testbed.subscriber(self.port)
 
     def text(self, targets: Mapping[str, Any]) -> str:
-        """Give the text of the configuration file; OUT in it is the folder for what is delivered."""
-        subscriber = {"subscribe_addresses": [self.voice.address], "nameserver": False}
+        """Return the text of the configuration file; OUT in it is replaced by the delivery folder."""
+        subscriber = {"subscribe_addresses": [self.publisher.address], "nameserver": False}
         text = yaml.safe_dump({"posttroll_subscriber": subscriber, **targets}, allow_unicode=True)
         return text.replace("OUT", str(self.out))
 
     def start(self) -> DispatcherTestbed:
-        """Start it, and wait until it hears."""
-        connections = self.ear.connections
+        """Start it, and wait until it is subscribed."""
+        connections = self.subscriber.connections
         self.process.start()
-        self.voice.wait_for_topics(self._topics())
+        self.publisher.wait_for_topics(self._topics())
         if self._publishes:
-            until(lambda: self.ear.connections > connections, 20, "an ear on it")
+            until(lambda: self.subscriber.connections > connections, 20, "an ear on it")
         return self
 
     def _topics(self) -> list[str]:
@@ -123,39 +123,39 @@ class DispatcherTestbed:
         return [topic for config in configs for topic in config.get("topics", ())]
 
     def wait_until_processed(self) -> None:
-        """Wait until its ear hears what it publishes; its target for what is told last must publish."""
+        """Wait until the subscriber receives its messages; the target for "/last" must publish."""
 
-        def told() -> bool:
+        def recorded() -> bool:
             name = f"first-{time.monotonic_ns()}"
-            self.voice.publish_file(self.file(name), "/last")
+            self.publisher.publish_file(self.file(name), "/last")
             time.sleep(0.05)
-            return bool(self.ear.of_type("file"))
+            return bool(self.subscriber.of_type("file"))
 
-        until(told, 20, "a publication")
+        until(recorded, 20, "a publication")
 
     def restart(self) -> None:
-        """Start it again after its end, and wait until it hears."""
+        """Restart it after its end, and wait until it is subscribed."""
         until(self._has_unread_messages, 20, "nobody hears")
         self.start()
 
     def _has_unread_messages(self) -> bool:
-        self.voice.wait_for_subscribers(0)
-        return not self.voice.subscribed
+        self.publisher.wait_for_subscribers(0)
+        return not self.publisher.subscribed
 
     def reconfigure(self, targets: Mapping[str, Any]) -> None:
-        """Replace its configuration, and wait until it is taken over."""
+        """Replace its configuration, and wait until it is applied."""
         before = self.process.lines().count("configuration read again")
         self.process.reconfigure(self.text(targets))
         self.process.wait_for_line("configuration read again", before + 1)
 
     def file(self, name: str, content: str = "") -> Path:
-        """Make a file to tell of."""
+        """Create a file to publish a message about."""
         path = self.source / name
         path.write_text(content or f"content of {name}")
         return path
 
     def delivered_files(self) -> dict[str, str]:
-        """Give the files that were delivered, by their paths, with their content."""
+        """Return the files that were delivered, by their paths, with their content."""
         return {
             str(path.relative_to(self.out)): path.read_text()
             for path in sorted(self.out.rglob("*"))
@@ -163,14 +163,14 @@ class DispatcherTestbed:
         }
 
     def wait_for(self, *names: str, seconds: float = 20) -> dict[str, str]:
-        """Wait until these are delivered; give all that are."""
+        """Wait until these files are delivered; return all delivered files."""
         until(lambda: set(names) <= set(self.delivered_files()), seconds, f"{names} of {list(self.delivered_files())}")
         return self.delivered_files()
 
     def wait_until_idle(self) -> None:
-        """Wait until what was said before is dealt with: noted, as a file shows that is told of last, and done."""
+        """Wait until all earlier messages are processed: a last file is delivered, and no task is pending."""
         name = f"last-{time.monotonic_ns()}"
-        self.voice.publish_file(self.file(name), "/last")
+        self.publisher.publish_file(self.file(name), "/last")
         self.wait_for(f"last/{name}")
         until(lambda: not self.testbed.pending_tasks(), what="nothing waits any more")
 

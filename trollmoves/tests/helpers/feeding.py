@@ -26,7 +26,7 @@ CHANNELS = [
 
 
 def names(first: int = 0) -> Iterator[str]:
-    """Yield the names of satellite segments as they come, slot by slot, from the ``first`` one on."""
+    """Yield the names of satellite segments in the order of their slots, starting at number ``first``."""
 
     def all_of_them() -> Iterator[str]:
         for slot in itertools.count():
@@ -41,15 +41,15 @@ def names(first: int = 0) -> Iterator[str]:
 
 
 def content(name: str, version: int = 1, size: int = 1000) -> bytes:
-    """Give the bytes that belong into a file: no two files, and no two versions, have the same."""
+    """Return the bytes that belong into a file: no two files, and no two versions, have the same."""
     seed = hashlib.sha256(os.fsencode(f"{name} {version}")).digest()
     return (seed * (size // len(seed) + 1))[:size]
 
 
 class Feeder:
-    """Puts files into a folder, each at once under its final name, as a reception system does.
+    """Adds files to a folder, each by an atomic rename, as a reception system does.
 
-    The names go on from the ``first`` one: feeders whose names should differ begin far from one another.
+    Names start at number ``first``; feeders with distant numbers use different names.
     """
 
     def __init__(self, folder: Path, first: int = 0) -> None:
@@ -61,7 +61,7 @@ class Feeder:
         self._staging.mkdir(exist_ok=True)
 
     def feed(self, count: int = 1, *, size: int = 1000, pause: float = 0.0) -> list[str]:
-        """Bring in so many files with ``pause`` seconds between them; return their names."""
+        """Add ``count`` files with ``pause`` seconds between them; return their names."""
         fed = []
         for name in itertools.islice(self._names, count):
             self.put(name, size=size)
@@ -75,7 +75,7 @@ class Feeder:
         return self._names
 
     def put(self, name: str, *, version: int = 1, size: int = 1000) -> Path:
-        """Bring in one file, in place of one of that name; return its path."""
+        """Add one file, or replace the one of the same name; return its path."""
         self.fed[name] = content(name, version, size)
         staged = self._staging / name
         staged.write_bytes(self.fed[name])
@@ -85,16 +85,16 @@ class Feeder:
         return staged.rename(path)
 
     def all_delivered(self, target: Path) -> bool:
-        """Tell whether all that was fed is at the target, whole."""
+        """Return True if all files are complete at the target."""
         return not self.missing(target)
 
     def missing(self, target: Path) -> list[str]:
-        """Give the names of what is not at the target, or not whole."""
-        return [name for name, wanted in self.fed.items() if not _holds(target / name, wanted)]
+        """Return the names of the files that are missing or incomplete at the target."""
+        return [name for name, expected in self.fed.items() if not _holds(target / name, expected)]
 
 
-def _holds(path: Path, wanted: bytes) -> bool:
+def _holds(path: Path, expected: bytes) -> bool:
     try:
-        return path.read_bytes() == wanted
+        return path.read_bytes() == expected
     except FileNotFoundError:
         return False

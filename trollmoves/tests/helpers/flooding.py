@@ -20,7 +20,7 @@ TOO_LARGE = 100 * 1024 * 1024
 
 
 def pump(port: int, texts: Iterator[bytes], connections: int = 1) -> None:
-    """Send requests as fast as they are taken, and read no answer."""
+    """Send requests as fast as the server accepts them, and read no reply."""
     context = zmq.Context()
     lines = []
     for _ in range(connections):
@@ -40,14 +40,14 @@ def pump(port: int, texts: Iterator[bytes], connections: int = 1) -> None:
 
 
 def forever(text: object) -> Iterator[bytes]:
-    """Give the same text again and again."""
+    """Return the same text again and again."""
     raw = str(text).encode()
     while True:
         yield raw
 
 
 def pings(port: int) -> None:
-    """One connection that asks whether anybody is there."""
+    """Ping over one connection."""
     pump(port, forever(Message("/ping", "ping")))
 
 
@@ -62,14 +62,14 @@ def infos(port: int) -> None:
 
 
 def pushes(port: int) -> None:
-    """Requests for files that were never announced, each another one."""
+    """Requests for files that were never announced, each for a different file."""
     numbers = iter(range(sys.maxsize))
     data = {"uid": "x", "destination": "file:///tmp/nowhere/"}
     pump(port, (str(Message("/1b", "push", data | {"uri": f"/tmp/{n}"})).encode() for n in numbers))
 
 
 def nonsense(port: int) -> None:
-    """Well-formed frames with nothing in them that can be read."""
+    """Valid frames with unreadable content."""
     pump(port, iter(lambda: os.urandom(100), b""))
 
 
@@ -91,7 +91,7 @@ def tcp(port: int) -> socket.socket:
 
 
 def half_open(port: int) -> None:
-    """A thousand connections on which nothing is ever said, made anew when they are cut."""
+    """Keep a thousand silent connections open, and replace those that are closed."""
     lines: list[socket.socket] = []
     while True:
         while len(lines) < HALF_OPEN:
@@ -113,7 +113,7 @@ def half_open(port: int) -> None:
 
 
 def garbage(port: int) -> None:
-    """What is not ZeroMQ's protocol, on ever new connections."""
+    """Send bytes that are not ZeroMQ's protocol, each time over a new connection."""
     while True:
         with suppress(OSError), tcp(port) as line:
             line.sendall(os.urandom(5000))

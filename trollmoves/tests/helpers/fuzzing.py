@@ -1,6 +1,6 @@
-"""Inputs that nobody would send on purpose: valid messages with something changed, and plain garbage.
+"""Inputs that no real peer would send: valid messages with changed parts, and plain garbage.
 
-``TROLLMOVES_FUZZ`` multiplies how many a test tries: 1 (without it) takes seconds, 50 is for a run by hand.
+``TROLLMOVES_FUZZ`` multiplies the number of inputs: 1 (the default) takes seconds, 50 is for a run by hand.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _BYTES = (b"", b"\0", b"\xff\xfe", b"\n", b" ", b"pytroll:/", b"{", b"}", b'"', 
 
 
 def scaled(count: int) -> int:
-    """Give how many inputs to try."""
+    """Return how many inputs to try."""
     return max(1, int(count * SCALE))
 
 
@@ -93,7 +93,7 @@ class Fuzz:
         self.random = random.Random(_SEED * 1000 + seed)
 
     def message(self, head: str, data: Any, keep: int = 0) -> bytes:
-        """Give a message that was changed somewhere, but for its first ``keep`` bytes."""
+        """Return a message that was changed somewhere, but for its first ``keep`` bytes."""
         chance = self.random.random()
         if chance < 0.6:
             data = self._changed(copy.deepcopy(data))
@@ -103,7 +103,7 @@ class Fuzz:
         return text[:keep] + self._damaged(text[keep:])
 
     def frames(self, heads: Sequence[str], data: Any) -> list[bytes]:
-        """Give the frames of a request that was changed somewhere."""
+        """Return the frames of a request that was changed somewhere."""
         chance = self.random.random()
         message = self.message(self.random.choice(heads), data)
         if chance < 0.8:

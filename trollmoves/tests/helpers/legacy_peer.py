@@ -1,4 +1,4 @@
-"""The earlier implementation, from PyPI in a venv of its own, as a peer to talk to."""
+"""The earlier implementation, installed from PyPI in a separate venv, as a peer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ INSTALL_SECONDS = 300
 
 
 class PeerUnavailable(Exception):
-    """The earlier implementation is not here and cannot be had; the text says why."""
+    """The earlier implementation is not installed and cannot be; the text gives the reason."""
 
 
 def server(testbed: Testbed, sections: Sections, port: int, name: str = "old-server") -> Process:
-    """Give an old server, publishing on ``port``, not started yet."""
+    """Return an old server, publishing on ``port``, not started yet."""
     config = testbed.config(sections, f"{name}.ini")
     command = [*_command("move_it_server.py"), str(config), "-p", str(port)]
     ports = [port, *(int(str(options["request_port"])) for options in sections.values())]
@@ -35,7 +35,7 @@ def server(testbed: Testbed, sections: Sections, port: int, name: str = "old-ser
 
 
 def client(testbed: Testbed, sections: Sections, name: str = "old-client") -> Process:
-    """Give an old client, not started yet."""
+    """Return an old client, not started yet."""
     config = testbed.config(sections, f"{name}.ini")
     ports = [int(str(options["publish_port"])) for options in sections.values()]
     command = [*_command("move_it_client.py"), str(config)]
@@ -55,7 +55,7 @@ def _environment(testbed: Testbed) -> dict[str, str]:
 
 @functools.cache
 def python() -> Path | PeerUnavailable:
-    """Give the python of the venv, which is made when there is none, or why that failed; the answer stays."""
+    """Return the Python of the venv, which is made if it is missing, or the cached reason for a failure."""
     try:
         named = os.environ.get(VARIABLE)
         return _checked(Path(named) if named else _cached())
@@ -80,7 +80,7 @@ def _cached() -> Path:
 
 def _checked(interpreter: Path) -> Path:
     if not interpreter.with_name("move_it_server.py").exists():
-        raise PeerUnavailable(f"trollmoves {VERSION} is not installed beside {interpreter}")
+        raise PeerUnavailable(f"trollmoves {VERSION} is not installed in the directory of {interpreter}")
     return interpreter
 
 
@@ -88,10 +88,10 @@ def _base_python() -> Path:
     for candidate in _candidates():
         shows = "import sys; print(*sys.version_info[:2])"
         try:
-            told = subprocess.run([candidate, "-c", shows], capture_output=True, text=True, timeout=30, check=True)
+            recorded = subprocess.run([candidate, "-c", shows], capture_output=True, text=True, timeout=30, check=True)
         except (OSError, subprocess.SubprocessError):
             continue
-        if tuple(map(int, told.stdout.split())) >= OLDEST:
+        if tuple(map(int, recorded.stdout.split())) >= OLDEST:
             return Path(candidate)
     raise PeerUnavailable(f"trollmoves {VERSION} needs Python {OLDEST[0]}.{OLDEST[1]} or newer")
 

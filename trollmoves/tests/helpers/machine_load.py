@@ -1,4 +1,4 @@
-"""Tells how busy others keep the machine, for tests that cannot measure beside them."""
+"""Measures the load by other processes, for tests that need an idle machine."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import resource
 from collections import defaultdict
 from contextlib import suppress
 
-BUSY_SHARE = 0.2  # the share from which on a measurement says nothing
+BUSY_SHARE = 0.2  # share of the processors; above it a measurement is not valid
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
 class OtherLoad:
-    """What others than this process and its descendants have used of all processors since this was made."""
+    """Processor time used by processes outside this process tree since this object was made."""
 
     def __init__(self) -> None:
         self._begin = _used()
 
     def share(self) -> float:
-        """Give their share, 0 to 1."""
+        """Return their share, 0 to 1."""
         all_time, busy, own = (now - then for now, then in zip(_used(), self._begin, strict=True))
         return max(0.0, busy - own) / max(all_time, 0.01)
 
 
 def _used() -> tuple[float, float, float]:
-    """Give the seconds of all processors: in all, busy or taken by another virtual machine, and busy for us."""
+    """Return processor seconds: in total, busy (with time stolen by the hypervisor), and used by this process tree."""
     with open("/proc/stat", encoding="ascii") as file:
         times = [int(ticks) / TICKS for ticks in file.readline().split()[1:9]]
     ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -33,7 +33,7 @@ def _used() -> tuple[float, float, float]:
 
 
 def _used_by_descendants() -> float:
-    """Give the seconds of those that live, and of their children that they have waited for."""
+    """Return the seconds of those that live, and of their children that they have waited for."""
     seconds: dict[int, float] = {}
     children = defaultdict(list)
     for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):

@@ -1,7 +1,7 @@
-"""Hosts as network namespaces of this machine, and what may happen to the network between them.
+"""Hosts as network namespaces of this machine, and faults of the network between them.
 
-A ``Network`` is a switch with hosts; a ``SlowLine`` is beside it, between two of them. Nothing of it is seen outside,
-so several tests may have one at the same time; all of it is gone when the processes that hold the namespaces are.
+A ``Network`` is a switch with hosts; a ``SlowLink`` is an additional link between two of them. It is isolated from
+the rest of the machine, so several tests may run in parallel; it ends with the processes that hold the namespaces.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _why_not() -> str:
 
 
 class Namespace:
-    """The network of one host. It ends with the process that holds it."""
+    """The network namespace of one host. It ends with the process that holds it."""
 
     def __init__(self, testbed: Testbed, name: str) -> None:
         self.name = name
@@ -67,18 +67,18 @@ class Namespace:
 
     @property
     def prefix(self) -> list[str]:
-        """What stands before a command that is to run there; it becomes that command."""
+        """The prefix of a command that runs in the namespace; it replaces itself by that command."""
         return ["nsenter", f"--net=/proc/{self.pid}/ns/net", "--"]
 
     def run(self, *command: str) -> str:
-        """Run a command there."""
+        """Run a command in the namespace."""
         done = subprocess.run([*self.prefix, *command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Let this thread, and the threads and sockets that it makes, be there."""
+        """Move this thread into the namespace, with all threads and sockets that it creates."""
         libc = ctypes.CDLL(None, use_errno=True)
         with open("/proc/thread-self/ns/net") as home, open(f"/proc/{self.pid}/ns/net") as there:
             assert libc.setns(there.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
@@ -89,12 +89,12 @@ class Namespace:
 
 
 class Host(Namespace):
-    """One host: a port of the switch, an address, and the processes that run on it."""
+    """A host: a port of the switch, an address, and the processes that run on it."""
 
     def __init__(self, testbed: Testbed, switch: Namespace, number: int) -> None:
         super().__init__(testbed, f"host {number}")
         self.address = f"10.77.0.{number}"
-        self._site = testbed
+        self._testbed = testbed
         self._switch = switch
         self._port = f"port{number}"
         switch.run(
@@ -106,17 +106,17 @@ class Host(Namespace):
         self.run("ip", "link", "set", "eth0", "up")
 
     def run_inside(self, process: Process, names: Path | None = None) -> Process:
-        """Have a process, which is not started yet, run on this host; ``names`` is what it finds as /etc/hosts."""
+        """Make a process, which is not started yet, run on this host; ``names`` is mounted over its /etc/hosts."""
         process.command = [*self.prefix, *(_finds(names) if names else ()), *process.command]
         return process
 
     def subscriber(self, port: int) -> RecordingSubscriber:
-        """Give an ear, on this host, on a publisher of this host."""
+        """Return a subscriber, on this host, to a publisher of this host."""
         with self.inside():
-            return self._site.subscriber(port)
+            return self._testbed.subscriber(port)
 
     def cut(self) -> None:
-        """Take its cable out of the switch: nobody is told."""
+        """Unplug its cable: no peer is notified."""
         self._switch.run("ip", "link", "set", self._port, "down")
 
     def reconnect(self) -> None:
@@ -124,7 +124,7 @@ class Host(Namespace):
         self._switch.run("ip", "link", "set", self._port, "up")
 
     def drop_packets(self, incoming: float = 0.0, outgoing: float = 0.0) -> None:
-        """Lose, from now on, this share of the packets that come in, and of those that go out."""
+        """Drop these shares of incoming and outgoing packets until the next call."""
         self.run("iptables", "-w", "-F")
         for chain, device, share in (("INPUT", "-i", incoming), ("OUTPUT", "-o", outgoing)):
             losing = ["-m", "statistic", "--mode", "random", "--probability", str(share)] if share < 1 else []
@@ -132,17 +132,17 @@ class Host(Namespace):
                 self.run("iptables", "-w", "-A", chain, device, "eth0", *losing, "-j", "DROP")
 
     def connections(self, port: int) -> int:
-        """Count the connections that stand to a port of this host."""
+        """Count the established connections to a port of this host."""
         return len(self.run("ss", "-Htn", "state", "established", "sport", "=", f":{port}").splitlines())
 
     def move(self, address: str) -> None:
-        """Give the host another address in place of the one it has."""
+        """Replace the host's address."""
         self.run("ip", "addr", "flush", "dev", "eth0")
         self.run("ip", "addr", "add", f"{address}/24", "dev", "eth0")
         self.address = address
 
     def wait_until_reachable(self, other: Host) -> None:
-        """Reach another host, which learns by that where the address of this one is now."""
+        """Connect to another host, which updates its ARP entry for this one."""
         with self.inside():
             until(lambda: _reaches(other.address), 10, f"{self.name} reaches {other.name}")
 
@@ -162,11 +162,11 @@ class Network:
     """A switch, and the hosts on it."""
 
     def __init__(self, testbed: Testbed) -> None:
-        """Skip the test where there can be none."""
+        """Skip the test if network namespaces cannot be made."""
         why = _why_not()
         if why:
             pytest.skip(why)
-        self._site = testbed
+        self._testbed = testbed
         self._numbers = iter(range(1, 200))
         self._switch = Namespace(testbed, "switch")
         self._switch.run("ip", "link", "add", "bridge", "type", "bridge")
@@ -174,13 +174,13 @@ class Network:
 
     def host(self) -> Host:
         """Add a host."""
-        return Host(self._site, self._switch, next(self._numbers))
+        return Host(self._testbed, self._switch, next(self._numbers))
 
 
 class SlowLink:
-    """A line of its own between two hosts, on which every packet takes its time; ``ends`` are their addresses on it.
+    """A separate link between two hosts with a fixed delay for each packet; ``ends`` are their addresses on it.
 
-    Two TUN devices, and a process that carries packets from one to the other: kernels in containers seldom have netem.
+    It uses two TUN devices and a process that forwards packets: kernels in containers seldom have netem.
     """
 
     def __init__(self, testbed: Testbed, one: Namespace, other: Namespace, delay: float) -> None:

@@ -1,4 +1,4 @@
-"""Hears what publishers say, and asks what servers are asked, as peers outside of this project do."""
+"""Subscribers and requesters that act as peers from other projects do."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class ReceivedMessage:
 
     @property
     def uid(self) -> str:
-        """The file that it is about, empty when there is none."""
+        """The file that the message is about, or an empty string."""
         return str(self.data.get("uid", "")) if isinstance(self.data, dict) else ""
 
 
 class RecordingSubscriber:
-    """Hears a publisher, in a thread, from when it is there; it need not be there yet."""
+    """Records the messages of a publisher in a thread; the publisher may start later."""
 
     def __init__(self, port: int, topic: str = "", *, address: str = HOST) -> None:
-        self.heard: list[ReceivedMessage] = []
+        self.messages: list[ReceivedMessage] = []
         self.texts: list[str] = []
         self.unreadable: list[str] = []
         self._context = zmq.Context()
@@ -55,12 +55,13 @@ class RecordingSubscriber:
         self._socket.connect(f"tcp://{address}:{port}")
         self._stopping = threading.Event()
         self.connections = 0
-        self.on_heard: Callable[[ReceivedMessage], None] = lambda _: None  # called before a message is in ``heard``
-        self._thread = threading.Thread(target=self._run, name=f"ear on {port}", daemon=True)
+        # called before the message is appended to ``messages``
+        self.on_message: Callable[[ReceivedMessage], None] = lambda _: None
+        self._thread = threading.Thread(target=self._run, name=f"subscriber-{port}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Hear no more."""
+        """Stop receiving."""
         self._stopping.set()
         self._thread.join(5)
         self._socket.disable_monitor()
@@ -69,32 +70,32 @@ class RecordingSubscriber:
         self._check()
 
     def _check(self) -> None:
-        """Fail when something was heard that posttroll cannot read."""
+        """Fail if a received message cannot be read by posttroll."""
         assert self.unreadable == []
 
     def of_type(self, *types: str) -> list[ReceivedMessage]:
-        """Give the messages of these types that were heard."""
+        """Return the received messages of these types."""
         self._check()
-        return [one for one in list(self.heard) if one.type in types]
+        return [one for one in list(self.messages) if one.type in types]
 
     def of_file(self, name: str) -> list[ReceivedMessage]:
-        """Give what was heard about one file."""
-        return [one for one in list(self.heard) if one.uid == name]
+        """Return the messages about one file."""
+        return [one for one in list(self.messages) if one.uid == name]
 
     def receipts(self) -> list[str]:
-        """Give the names of the files that were told to be here."""
+        """Return the names of the files that receipts were received for."""
         return [one.uid for one in self.of_type("file")]
 
     def wait_for(self, count: int = 1, *types: str, seconds: float = 20) -> list[ReceivedMessage]:
-        """Wait until so many messages of these types (by default receipts) were heard; give all of them."""
+        """Wait for at least ``count`` messages of these types (by default receipts); return all of them."""
         types = types or ("file",)
         until(lambda: len(self.of_type(*types)) >= count, seconds, f"{count} messages {types}: {self.texts[-3:]}")
         return self.of_type(*types)
 
-    def wait_for_receipts(self, wanted: Iterable[str], seconds: float = 30) -> None:
-        """Wait until each of these files was told to be here at least once."""
-        wanted = set(wanted)
-        until(lambda: wanted <= set(self.receipts()), seconds, f"receipts of {len(wanted)} files")
+    def wait_for_receipts(self, expected: Iterable[str], seconds: float = 30) -> None:
+        """Wait for a receipt for each of these files."""
+        expected = set(expected)
+        until(lambda: expected <= set(self.receipts()), seconds, f"receipts of {len(expected)} files")
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -115,12 +116,12 @@ class RecordingSubscriber:
 
     def _record(self, text: str) -> None:
         try:
-            heard = ReceivedMessage(Message.decode(text), time.monotonic())
-        except Exception as error:  # whatever posttroll raises; who looks at what was heard fails
+            received = ReceivedMessage(Message.decode(text), time.monotonic())
+        except Exception as error:  # posttroll raises various errors; the next check fails on them
             self.unreadable.append(f"{text!r:.1000}: {error!r}")
             return
-        self.on_heard(heard)
-        self.heard.append(heard)
+        self.on_message(received)
+        self.messages.append(received)
 
 
 class RequestSocket:
@@ -141,13 +142,13 @@ class RequestSocket:
         self._context.destroy(0)
 
     def ping(self) -> str:
-        """Ask whether the server is there; return the type of its answer."""
+        """Send a ping; return the type of the reply."""
         self._socket.send_string(str(Message("/ping", "ping")))
         assert self._socket.poll(10_000 * TIMEOUT_FACTOR), "no answer to a ping"
         return str(Message.decode(self._socket.recv_string()).type)
 
     def dropped(self) -> bool:
-        """Tell whether the server ended the connection since the last look."""
+        """Return True if the server closed the connection since the last call."""
         dropped = False
         while self._monitor.poll(0):
             self._monitor.recv_multipart()
@@ -156,12 +157,12 @@ class RequestSocket:
 
 
 def send_request(port: int, subject: str, kind: str, data: object = "", *, seconds: float = 10) -> Message:
-    """Ask a server as an older client does, through one REQ socket; return the answer."""
+    """Send a request as an older client does, through one REQ socket; return the reply."""
     return Message.decode(send_frames(port, str(Message(subject, kind, data)).encode(), seconds=seconds))
 
 
 def send_requests(port: int, requests: Mapping[bytes, bytes], *, seconds: float = 30) -> dict[bytes, Message]:
-    """Send requests by their tokens over one connection, as our own clients do; give the answers."""
+    """Send requests by their tokens over one connection, as current clients do; return the replies."""
     context = zmq.Context()
     try:
         with context.socket(zmq.DEALER) as peer:
@@ -182,7 +183,7 @@ def send_requests(port: int, requests: Mapping[bytes, bytes], *, seconds: float 
 
 
 def send_frames(port: int, *frames: bytes, seconds: float = 10) -> str:
-    """Send any frames through a REQ socket; return the text of the answer, which has one frame."""
+    """Send raw frames through a REQ socket; return the text of the reply, which has one frame."""
     context = zmq.Context()
     try:
         with context.socket(zmq.REQ) as peer:

@@ -1,7 +1,7 @@
-"""Carries packets between two TUN devices, each in a network namespace, and takes its time for every one.
+"""Forwards packets between two TUN devices in different network namespaces, with a delay.
 
-``slow_line.py SECONDS PID ADDRESS PEER PID ADDRESS PEER``: a process in each namespace, the address that this end has,
-and that of the other end. Says ``up`` when the line is.
+``slow_link.py SECONDS PID ADDRESS PEER PID ADDRESS PEER``: a process in each namespace, the address of this end, and
+the address of the other end. Prints ``up`` when the link is ready.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AT_ONCE = 64
 
 
 def device(pid: str, address: str, peer: str) -> int:
-    """Make a TUN device in the namespace of a process; give its descriptor."""
+    """Make a TUN device in the namespace of a process; return its descriptor."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/self/ns/net") as home, open(f"/proc/{pid}/ns/net") as there:
         assert libc.setns(there.fileno(), 0) == 0, os.strerror(ctypes.get_errno())

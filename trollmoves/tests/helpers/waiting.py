@@ -8,20 +8,16 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-TIMEOUT_FACTOR = (
-    5  # deadlines are what an idle machine needs at most; one with much to do may take so many times as long
-)
-LONGEST = (
-    120  # s that patience makes of a deadline at most: a test that hangs, and is run again, is not to cost an hour
-)
+TIMEOUT_FACTOR = 5  # deadlines suit an idle machine; a busy machine may take this factor longer
+LONGEST = 120  # s; upper limit of an extended deadline, so that a hanging test does not cost an hour
 
 
-def until(condition: Callable[[], T], seconds: float = 20, what: str = "", patience: float = TIMEOUT_FACTOR) -> T:
-    """Return the first true result of ``condition``; fail when there is none within ``timeout`` times ``seconds``.
+def until(condition: Callable[[], T], seconds: float = 20, what: str = "", timeout_factor: float = TIMEOUT_FACTOR) -> T:
+    """Return the first true result of ``condition``; fail if there is none within ``timeout_factor`` times ``seconds``.
 
-    Patience ends after ``LONGEST``, but for deadlines that are longer themselves.
+    The extended deadline is at most ``LONGEST``, except when ``seconds`` itself is longer.
     """
-    seconds = max(seconds, min(seconds * patience, LONGEST))
+    seconds = max(seconds, min(seconds * timeout_factor, LONGEST))
     deadline = time.monotonic() + seconds
     while True:
         result = condition()

@@ -1,4 +1,4 @@
-"""Runs a Watch and keeps what it tells."""
+"""Runs a DirectoryWatch and records the files that it reports."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ CHILD = Path(__file__).with_name("watching_child.py")
 
 
 class RecordedFiles:
-    """Keeps what a Watch tells; may be called by any thread."""
+    """Records the files that a DirectoryWatch reports; may be called by any thread."""
 
     def __init__(self) -> None:
         self.files: list[FoundFile] = []
         self.batches: list[int] = []
 
     def __call__(self, files: list[FoundFile]) -> None:
-        """Take files."""
+        """Record files."""
         self.batches.append(len(files))
         self.files += files
 
     @property
     def paths(self) -> list[str]:
-        """All paths, in the order in which they were told of."""
+        """All paths, in the order in which they were reported."""
         return [file.path for file in list(self.files)]
 
     @property
@@ -46,41 +46,41 @@ class RecordedFiles:
         return [os.path.basename(path) for path in self.paths]
 
     def wait_for(self, *paths: str | Path, times: int = 1, seconds: float = 20) -> None:
-        """Wait until each of these was told of so many times."""
-        wanted = {str(path) for path in paths}
+        """Wait until each of these was reported at least ``times`` times."""
+        expected = {str(path) for path in paths}
 
         def there() -> bool:
             count = Counter(self.paths)
-            return all(count[path] >= times for path in wanted)
+            return all(count[path] >= times for path in expected)
 
-        until(there, seconds, f"{sorted(wanted)[:3]} among {self.paths[-5:]}")
+        until(there, seconds, f"{sorted(expected)[:3]} among {self.paths[-5:]}")
 
     def of_path(self, path: str | Path) -> list[FoundFile]:
-        """Return all that was told of one path."""
+        """Return all reports of one path."""
         return [file for file in list(self.files) if file.path == str(path)]
 
 
 @contextmanager
 def watching(pattern: str | Path, **options: Any) -> Iterator[RecordedFiles]:
-    """Run a Watch and give what it tells."""
-    told = RecordedFiles()
-    watch = DirectoryWatch(Origin(str(pattern)), told, **options)
+    """Run a DirectoryWatch and yield the reported files."""
+    recorded = RecordedFiles()
+    watch = DirectoryWatch(Origin(str(pattern)), recorded, **options)
     watch.start()
     try:
-        yield told
+        yield recorded
     finally:
         watch.stop()
 
 
 def write(path: str | Path, content: str = "content") -> str:
-    """Write a file in place, and return its path."""
+    """Write a file in place; return its path."""
     with open(path, "w") as file:
         file.write(content)
     return str(path)
 
 
 def move_in(path: str | Path, content: str = "content") -> str:
-    """Write a file under a hidden name beside its final one, rename it, and return its path."""
+    """Write a file under a hidden name, rename it, and return its path."""
     head, tail = os.path.split(path)
     partial = os.path.join(head, f".{tail}.part")
     write(partial, content)
@@ -88,13 +88,13 @@ def move_in(path: str | Path, content: str = "content") -> str:
     return str(path)
 
 
-def sentinel(told: RecordedFiles, path: str | Path) -> None:
-    """Bring a file in and wait until it is told of: what happened before it has then been dealt with."""
-    told.wait_for(move_in(path))
+def sentinel(recorded: RecordedFiles, path: str | Path) -> None:
+    """Add a file and wait until it is reported: all earlier events have then been processed."""
+    recorded.wait_for(move_in(path))
 
 
 def age(path: str | Path, seconds: float) -> None:
-    """Make a file look as if it was written so long ago."""
+    """Set a file's modification time to ``seconds`` ago."""
     then = time.time() - seconds
     os.utime(path, (then, then))
 
@@ -162,9 +162,9 @@ class Child:
                 thread.join()
 
     def wait_for(self, *paths: str | Path, seconds: float = 30) -> None:
-        """Wait until the child was told of each of these."""
-        wanted = {str(path) for path in paths}
-        until(lambda: wanted <= set(self.paths), seconds, f"{len(wanted)} files, {self.log[-5:]}")
+        """Wait until each of these was reported to the child."""
+        expected = {str(path) for path in paths}
+        until(lambda: expected <= set(self.paths), seconds, f"{len(expected)} files, {self.log[-5:]}")
 
     def _read_paths(self) -> None:
         assert self.process.stdout is not None

@@ -1,4 +1,4 @@
-"""A process of its own that runs a Watch: writes the paths to its standard output, ends with its standard input."""
+"""A separate process that runs a DirectoryWatch: it prints the paths, and ends when its standard input is closed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trollmoves.watch import DirectoryWatch, FoundFile
 
 
 def say(*lines: object) -> None:
-    """Write lines at once."""
+    """Write lines and flush them."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
 
@@ -23,10 +23,10 @@ def peak() -> int:
 
 
 class Counter:
-    """Keeps nothing of the files but how many they are; says by how many kB the process has grown for them."""
+    """Counts files without storing them, and prints how many kB the process has grown by."""
 
-    def __init__(self, wanted: int) -> None:
-        self.left = wanted
+    def __init__(self, expected: int) -> None:
+        self.left = expected
         self.before = peak()
 
     def __call__(self, files: list[FoundFile]) -> None:
@@ -36,7 +36,7 @@ class Counter:
             say("counted", f"grown {peak() - self.before}")
 
 
-def told(files: list[FoundFile]) -> None:
+def recorded(files: list[FoundFile]) -> None:
     """Write the paths."""
     say(*(file.path for file in files))
 
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     if "user" in options:
         os.setresuid(*3 * [int(options["user"])])
-    watch = DirectoryWatch(Origin(pattern), Counter(int(options["count"])) if "count" in options else told)
+    watch = DirectoryWatch(Origin(pattern), Counter(int(options["count"])) if "count" in options else recorded)
     watch.start()
     say("started")
     sys.stdin.read()

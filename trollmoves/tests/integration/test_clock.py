@@ -20,7 +20,7 @@ from trollmoves.tests.helpers.waiting import until
 HOUR, YEAR = 3600, 365 * 86_400
 
 
-# What a Python process runs first: from then on its wall clock is as far from the right time as a file says.
+# Runs first in each Python process: offsets its wall clock by the seconds in a file.
 # libfaketime, which would do that for all of a process, spoils the sleep of Python when its time is set.
 CUSTOM = """
 import time
@@ -36,7 +36,7 @@ time.time_ns = lambda: int(wall_clock() * 1e9)
 
 
 class Clock:
-    """The wall clock of some processes; their monotonic clock goes on, as it does when somebody sets the time."""
+    """The wall clock of some processes; their monotonic clock is not affected, as after a manual clock change."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "offset"
@@ -45,13 +45,13 @@ class Clock:
         self._path = str(folder)
 
     def set(self, seconds: int) -> None:
-        """Set the clock to so many seconds from the right time."""
+        """Set the clock's offset from the right time in seconds."""
         new = self._file.with_suffix(".new")
         new.write_text(str(seconds))
         new.replace(self._file)
 
     def environment(self, others: Mapping[str, str]) -> dict[str, str]:
-        """Give an environment, with this clock, for a process of Python."""
+        """Return an environment, with this clock, for a process of Python."""
         return {**others, "PYTHONPATH": os.pathsep.join([self._path, others["PYTHONPATH"]])}
 
     def of(self, *processes: Process) -> None:
@@ -74,7 +74,7 @@ def clock(testbed: Testbed) -> Clock:
 
 
 def once(pair: ServerClientPair) -> bool:
-    """Tell whether no file was told of twice."""
+    """Return True if no file has two receipts."""
     return set(Counter(pair.received.receipts()).values()) == {1}
 
 
@@ -112,8 +112,8 @@ def test_set_while_nothing_runs(testbed: Testbed, clock: Clock, jump: int) -> No
     assert once(pair)
 
 
-def test_retry_while_the_clock_is_set_back(testbed: Testbed, clock: Clock) -> None:
-    """A server that was away is asked again within the usual time although the clock went back by an hour meanwhile."""
+def test_retry_after_clock_is_set_back(testbed: Testbed, clock: Clock) -> None:
+    """A server is requested again within the usual time although the clock went back by an hour."""
     pair = ServerClientPair(testbed, transfer_req_timeout=1, processing_delay=2)
     clock.of(pair.client)
     pair.start()
@@ -149,8 +149,8 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("end", ["closed", "killed"])
-def test_a_journal_remembers_the_time(testbed: Testbed, clock: Clock, end: str) -> None:
-    """What was due in a minute is due within one after a start with a clock that was set back by a year."""
+def test_journal_limits_due_times(testbed: Testbed, clock: Clock, end: str) -> None:
+    """A task due in a minute is due within one after a restart with the clock set back by a year."""
     clock.set(YEAR)
     path = str(testbed.root / "a.journal")
     subprocess.run([sys.executable, "-c", CHILD, path, end], env=clock.environment(testbed.environment), check=True)

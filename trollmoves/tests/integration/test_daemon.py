@@ -30,19 +30,19 @@ both = pytest.mark.parametrize("role", COMMANDS)
 
 
 def section(testbed: Testbed, role: str, **options: object) -> dict[str, object]:
-    """Give a section that can be used."""
+    """Return a section that can be used."""
     if role == "server":
         return server_section(testbed.directory("in"), testbed.port()) | options
     return client_section(testbed.port(), testbed.directory("out"), testbed.port()) | options
 
 
 def port_option(role: str) -> str:
-    """Give the option for the port that a section of this role opens."""
+    """Return the option for the port that a section of this role opens."""
     return "request_port" if role == "server" else "publish_port"
 
 
 def taken_port(testbed: Testbed) -> int:
-    """Give a port on which somebody listens already."""
+    """Return a port that another socket listens on."""
     listener = testbed.close_at_end(socket.socket())
     listener.bind(("", 0))
     listener.listen()
@@ -64,13 +64,13 @@ def refused(ended: subprocess.CompletedProcess[str], *parts: object) -> None:
 
 @both
 def test_no_configuration(testbed: Testbed, role: str) -> None:
-    """A configuration file that is missing is told."""
+    """A missing configuration file is reported."""
     refused(testbed.run(COMMANDS[role], testbed.root / "none.ini"), testbed.root / "none.ini", "No such file")
 
 
 @both
 def test_unreadable_configuration(testbed: Testbed, role: str) -> None:
-    """A configuration file that cannot be read is told."""
+    """An unreadable configuration file is reported."""
     refused(testbed.run(COMMANDS[role], testbed.root), testbed.root, "Is a directory")
 
 
@@ -79,13 +79,13 @@ UNUSABLE = {"empty": "", "no section": "topic = /x\n", "junk": "\x01\x02", "lack
 
 @pytest.mark.parametrize("text", UNUSABLE)
 def test_unusable_configuration(testbed: Testbed, text: str) -> None:
-    """A configuration without a usable section is told, with the section where there is one."""
+    """A configuration without a usable section is reported, with the name of the section."""
     config = testbed.config(UNUSABLE[text])
     refused(testbed.run("move_it_server.py", config), config, "[a]" if text == "lacking" else "")
 
 
 def test_publish_port_is_taken(testbed: Testbed) -> None:
-    """A server whose publish port is taken says which one."""
+    """A server reports a publish port that is already in use."""
     port = taken_port(testbed)
     config = testbed.config({"hrit": section(testbed, "server")})
     refused(testbed.run("move_it_server.py", config, "-p", str(port)), port, "Address already in use")
@@ -93,7 +93,7 @@ def test_publish_port_is_taken(testbed: Testbed) -> None:
 
 @both
 def test_only_chain_cannot_start(testbed: Testbed, role: str) -> None:
-    """A daemon ends when none of its chains can be started, and says what was wrong with the last one."""
+    """A daemon exits if none of its chains can start, and reports the last error."""
     port = taken_port(testbed)
     config = testbed.config({"hrit": section(testbed, role, **{port_option(role): port})})
     arguments = ["-p", str(testbed.port())] if role == "server" else []
@@ -112,8 +112,8 @@ def test_no_place_for_the_journal(testbed: Testbed, role: str) -> None:
 
 
 @both
-def test_journal_is_no_journal(testbed: Testbed, role: str) -> None:
-    """A daemon does not write into a file that is something else."""
+def test_journal_path_with_other_content(testbed: Testbed, role: str) -> None:
+    """A daemon does not write into a file that is not a journal."""
     file = testbed.root / "file"
     file.write_text("something that somebody needs\n" * 100)
     config = testbed.config({"DEFAULT": {"journal": file}, "hrit": section(testbed, role)})
@@ -132,15 +132,15 @@ def test_journal_is_in_use(testbed: Testbed) -> None:
 
 @both
 @pytest.mark.parametrize("argument", ["-l", "-c"])
-def test_log_cannot_be_written(testbed: Testbed, role: str, argument: str) -> None:
-    """A log file, or its configuration, that cannot be used is told."""
+def test_unwritable_log(testbed: Testbed, role: str, argument: str) -> None:
+    """An unusable log file or logging configuration is reported."""
     config = testbed.config({"hrit": section(testbed, role)})
     refused(testbed.run(COMMANDS[role], config, argument, testbed.root / "none" / "x"), testbed.root / "none" / "x")
 
 
 @both
 def test_wrong_arguments(testbed: Testbed, role: str) -> None:
-    """Arguments that make no sense are told with the usage, with status 2."""
+    """Invalid arguments are reported with the usage, with status 2."""
     ended = testbed.run(COMMANDS[role], "--no-such-option")
     assert ended.returncode == 2
     assert ended.stderr.startswith("usage: ")
@@ -151,7 +151,7 @@ def test_wrong_arguments(testbed: Testbed, role: str) -> None:
 
 @both
 def test_one_broken_chain(testbed: Testbed, role: str) -> None:
-    """Chains that are broken, each in its own way, are told, and the others run."""
+    """Broken chains are reported, and the others run."""
     broken = section(testbed, role, **{port_option(role): taken_port(testbed)})
     sections = {
         "wrong": section(testbed, role) | {port_option(role): "many"},
@@ -179,7 +179,7 @@ def _process(testbed: Testbed, role: str, sections: dict[str, dict[str, object]]
 @both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_end(testbed: Testbed, role: str, number: signal.Signals) -> None:
-    """A signal ends an idle daemon at once, with status 0 and all ports given back."""
+    """A signal ends an idle daemon quickly, with status 0 and all ports released."""
     process = _process(testbed, role, {"hrit": section(testbed, role)})
     for _ in range(2 if number == signal.SIGTERM else 1):
         process.start()
@@ -239,8 +239,8 @@ def test_check_of_a_doubtful_configuration(testbed: Testbed, role: str) -> None:
 
 
 @both
-def test_check_of_a_partly_broken_configuration(testbed: Testbed, role: str) -> None:
-    """--check tells what is wrong with one section, and ends with status 1 though the others would run."""
+def test_check_of_partly_broken_configuration(testbed: Testbed, role: str) -> None:
+    """--check reports a broken section, and exits with status 1 although the others would run."""
     sections = {"good": section(testbed, role), "bad": section(testbed, role) | {port_option(role): "x"}}
     config = testbed.config(sections)
     ended = testbed.run(COMMANDS[role], "--check", config)
@@ -250,8 +250,8 @@ def test_check_of_a_partly_broken_configuration(testbed: Testbed, role: str) -> 
 
 
 @pytest.mark.parametrize("text", UNUSABLE)
-def test_check_of_an_unusable_configuration(testbed: Testbed, text: str) -> None:
-    """--check tells in one line that nothing would run, with status 1."""
+def test_check_of_unusable_configuration(testbed: Testbed, text: str) -> None:
+    """--check reports in one line that no chain would run, with status 1."""
     config = testbed.config(UNUSABLE[text])
     refused(testbed.run("move_it_client.py", "--check", config), config)
 
@@ -298,31 +298,13 @@ def test_log_options_together(testbed: Testbed, role: str, verbose: bool) -> Non
 
 
 def policies(process: Process) -> set[int]:
-    """Give the scheduling policies of the threads of a daemon."""
+    """Return the scheduling policies of the threads of a daemon."""
     found = set()
     assert process.popen
     for thread in os.listdir(f"/proc/{process.popen.pid}/task"):
-        with suppress(ProcessLookupError):  # it has ended meanwhile
+        with suppress(ProcessLookupError):  # it has already ended
             found.add(os.sched_getscheduler(int(thread)))
     return found
-
-
-def test_woken_threads_do_not_interrupt_while_files_come_fast(testbed: Testbed) -> None:
-    """All threads of a daemon are scheduled as a batch while there is much to do, and as usual before and after."""
-    pair = ServerClientPair(testbed)
-    pair.start()
-    assert policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}
-    seen = set()
-
-    def is_batch() -> bool:
-        pair.feeder.feed(200)
-        for name, process in (("server", pair.server), ("client", pair.client)):
-            if policies(process) == {os.SCHED_BATCH}:
-                seen.add(name)
-        return len(seen) == 2
-
-    until(is_batch, 20, "both are a batch at some time")
-    until(lambda: policies(pair.server) == policies(pair.client) == {os.SCHED_OTHER}, 60, "both are as usual again")
 
 
 def test_an_operators_choice_of_a_policy_stays(testbed: Testbed) -> None:
@@ -348,7 +330,7 @@ def test_a_module_is_a_command_too(testbed: Testbed) -> None:
 
 
 def test_old_configuration_runs(testbed: Testbed) -> None:
-    """A section as it stands in old files, with old spellings and a percent sign, runs, and is warned of."""
+    """A section with old spellings and a percent sign runs, with warnings."""
     old = server_section(testbed.directory("in"), testbed.port()) | {
         "publisher_port": 9010,
         "ssh_key_filename": "/home/x/.ssh/id_rsa",

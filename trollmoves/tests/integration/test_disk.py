@@ -1,4 +1,4 @@
-"""Tests that disks that are full, read-only or unreadable cost nothing but time, and are told of calmly."""
+"""Full, read-only and unreadable disks delay files but lose none, and log little."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mount(testbed: Testbed, folder: Path, *options: str) -> Path:
 
 
 def remount(folder: Path, options: str) -> None:
-    """Mount a disk anew with other options."""
+    """Remount a disk with other options."""
     subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
 
 
@@ -50,7 +50,7 @@ def fill(folder: Path, leave: int = 0) -> Path:
 
 
 def use_up_names(folder: Path) -> Callable[[], None]:
-    """Make files until there can be no more; give what removes them."""
+    """Create files until no more can be created; return a function that removes them."""
     made: list[Path] = []
     try:
         while True:
@@ -68,9 +68,9 @@ def use_up_names(folder: Path) -> Callable[[], None]:
 
 
 def calm(process: Process, most: int = 8) -> None:
-    """Check that a daemon runs, and has said little about its trouble, and that without a traceback.
+    """Check that a daemon runs, and has logged few lines about the error, without a traceback.
 
-    That a file was not delivered is told once for each file, by whoever asked for it.
+    An undelivered file is logged once by each process that requested it.
     """
     assert process.is_running()
     lines = process.lines().splitlines()
@@ -81,7 +81,7 @@ def calm(process: Process, most: int = 8) -> None:
 
 @contextmanager
 def pair_on(tmp_path: Path, role: str, *options: str) -> Iterator[tuple[Testbed, ServerClientPair, Path]]:
-    """Give a pair of which one has its journal on a small disk."""
+    """Return a pair of which one has its journal on a small disk."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed)
         disk = mount(testbed, testbed.root / "disk", *options)
@@ -94,8 +94,8 @@ def pair_on(tmp_path: Path, role: str, *options: str) -> Iterator[tuple[Testbed,
 
 
 @pytest.mark.parametrize("role", ["server", "client"])
-def test_the_disk_of_the_journal_is_full(tmp_path: Path, role: str) -> None:
-    """While there is no room to write down what comes, nothing is lost or done unwritten; with room it goes on."""
+def test_journal_disk_is_full(tmp_path: Path, role: str) -> None:
+    """While the journal's disk is full, no file is lost or processed unrecorded; afterwards work continues."""
     with pair_on(tmp_path, role, "size=24m") as (_, pair, disk):
         pair.start()
         process = getattr(pair, role)
@@ -139,8 +139,8 @@ def test_a_daemon_that_waits_for_room_can_be_stopped(tmp_path: Path) -> None:
 # -- the target's disk
 
 
-def test_the_target_is_full(tmp_path: Path) -> None:
-    """On a full target nothing is half there and little is said; with room again all arrives by itself."""
+def test_target_is_full(tmp_path: Path) -> None:
+    """On a full target no file is incomplete and few lines are logged; with free space all files arrive."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed)
         mount(testbed, pair.target, "size=1m")
@@ -174,8 +174,8 @@ def test_the_target_takes_no_more_names(tmp_path: Path) -> None:
         pair.wait_until_done(60)
 
 
-def test_the_target_is_read_only(tmp_path: Path) -> None:
-    """A target that is read-only is told of with its name; what comes when it can be written again arrives."""
+def test_target_is_read_only(tmp_path: Path) -> None:
+    """A read-only target is logged with its path; later files arrive when it is writable again."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed)
         mount(testbed, pair.target, "size=4m")
@@ -232,11 +232,11 @@ def test_a_dispatcher_may_not_read_files(tmp_path: Path) -> None:
         bad = [dispatching.file(f"bad-{n}") for n in range(6)]
         for path in bad:
             path.chmod(0)
-            dispatching.voice.publish_file(path)
+            dispatching.publisher.publish_file(path)
         dispatching.process.wait_for_line("Permission denied", 2 * len(bad))
         good = [dispatching.file(f"good-{n}") for n in range(20)]
         for path in good:
-            dispatching.voice.publish_file(path)
+            dispatching.publisher.publish_file(path)
         dispatching.wait_for(*(path.name for path in good))
         assert len(dispatching.delivered_files()) == len(good)
         for path in bad:

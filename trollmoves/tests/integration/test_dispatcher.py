@@ -1,4 +1,4 @@
-"""The dispatcher as a process: what is heard is delivered to whom it concerns, whatever happens."""
+"""The dispatcher as a process: received files are delivered to all matching targets after any failure."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ needs_ftp = pytest.mark.skipif(bool(missing()), reason=f"missing: {missing()}")
 
 
 def one(**options: Any) -> dict[str, Any]:
-    """Give targets of which one takes what is told of under the usual topic."""
+    """Return targets with one that matches files under the usual topic."""
     return {"t": {"directory": "OUT", "topics": [TOPIC], **options}}
 
 
 def url(server: ServerProcess) -> str:
-    """Give the host of a target."""
+    """Return the host of a target."""
     return f"ftp://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}"
 
 
-def published(ear: Any) -> list[tuple[str, str, Any]]:
-    """Give subject, type and data of what was published about files, in the order of their places."""
-    found = [one.message for one in list(ear.heard) if one.type != "beat" and one.message.subject != "/last"]
-    return sorted(((m.subject, m.type, m.data) for m in found), key=lambda told: str(told[2]["uri"]))
+def published(subscriber: Any) -> list[tuple[str, str, Any]]:
+    """Return subject, type and data of the published messages about files, ordered by path."""
+    found = [one.message for one in list(subscriber.messages) if one.type != "beat" and one.message.subject != "/last"]
+    return sorted(((m.subject, m.type, m.data) for m in found), key=lambda recorded: str(recorded[2]["uri"]))
 
 
-# -- beside the earlier implementation
+# -- comparison with the earlier implementation
 
 SAME: dict[str, Any] = {
     "plain": {
@@ -95,15 +95,15 @@ SAME: dict[str, Any] = {
 def tell_of_all(dispatching: DispatcherTestbed) -> None:
     """Say the same as to the other one."""
     a, b, c = (dispatching.file(name) for name in ("a.txt", "b.txt", "c.txt"))
-    voice = dispatching.voice
-    voice.publish_file(a, f"{TOPIC}/x", platform_name="npp", start_time=START, product="green", num=5, lst=["x"])
-    voice.publish_file(b, platform_name="n20", start_time=START, product="green", num=5, none=None)
-    voice.publish_file(c, "/level1/avhrr", platform_name="n20", start_time=START, product="blue", num="7")
-    voice.publish_file(c, "/other", platform_name="npp", start_time=START, product="green", num=5)
-    voice.publish(TOPIC, "info", {"uri": str(c), "uid": "c.txt", "product": "green", "num": 5})
+    publisher = dispatching.publisher
+    publisher.publish_file(a, f"{TOPIC}/x", platform_name="npp", start_time=START, product="green", num=5, lst=["x"])
+    publisher.publish_file(b, platform_name="n20", start_time=START, product="green", num=5, none=None)
+    publisher.publish_file(c, "/level1/avhrr", platform_name="n20", start_time=START, product="blue", num="7")
+    publisher.publish_file(c, "/other", platform_name="npp", start_time=START, product="green", num=5)
+    publisher.publish(TOPIC, "info", {"uri": str(c), "uid": "c.txt", "product": "green", "num": 5})
     data = {"product": "green", "num": 1, "platform_name": "npp", "start_time": START}
     members = [{"uri": str(dispatching.file(name)), "uid": name, "more": 1} for name in ("d.txt", "e.txt")]
-    voice.publish("/level2/dataset", "dataset", {**data, "dataset": members})
+    publisher.publish("/level2/dataset", "dataset", {**data, "dataset": members})
 
 
 def test_as_the_earlier_implementation(testbed: Testbed) -> None:
@@ -129,9 +129,12 @@ def test_as_the_earlier_implementation(testbed: Testbed) -> None:
     for dispatching in (ours, theirs):
         found = {name: text for name, text in dispatching.delivered_files().items() if not name.startswith("last/")}
         assert found == wanted
-    until(lambda: len(published(ours.ear)) == len(published(theirs.ear)) == len(wanted), what="all is told")
+    until(
+        lambda: len(published(ours.subscriber)) == len(published(theirs.subscriber)) == len(wanted),
+        what="all messages",
+    )
     for (subject, kind, data), (old_subject, old_kind, old_data) in zip(
-        published(ours.ear), published(theirs.ear), strict=True
+        published(ours.subscriber), published(theirs.subscriber), strict=True
     ):
         assert (subject, kind) == (old_subject, old_kind)
         assert data == old_data | {"uri": old_data["uri"].replace(str(theirs.out), str(ours.out))}
@@ -148,17 +151,17 @@ def test_two_dispatch_configs(testbed: Testbed) -> None:
         {"topics": ["/level3"], "directory": "OUT/three"},
     ]
     d = DispatcherTestbed(testbed, {"t": {"directory": "OUT/one", "dispatch_configs": configs}, **LAST}).start()
-    d.voice.publish_file(d.file("a"))
+    d.publisher.publish_file(d.file("a"))
     d.wait_until_idle()
     assert {"one/1_a", "two/2_a"} == {name for name in d.delivered_files() if not name.startswith("last")}
 
 
 def test_alias_name(testbed: Testbed) -> None:
-    """An alias may have a name of its own, beside the item, for one message as for the next."""
+    """An alias may have its own name, next to the item, in each message."""
     aliases = {"product": [{"_alias_name": "short", "green": "gg"}, {"green": "g"}]}
     d = DispatcherTestbed(testbed, one(filepattern="{short}_{product}_{uid}", aliases=aliases)).start()
     for name in ("a", "b"):
-        d.voice.publish_file(d.file(name), product="green")
+        d.publisher.publish_file(d.file(name), product="green")
     d.wait_for("gg_g_a", "gg_g_b")
 
 
@@ -168,21 +171,21 @@ def test_file_creation_time(testbed: Testbed) -> None:
     path = d.file("a")
     os.utime(path, (1e9, 1e9))
     when = dt.datetime.fromtimestamp(path.stat().st_ctime)  # noqa: DTZ006
-    d.voice.publish_file(path)
+    d.publisher.publish_file(path)
     d.wait_for(f"{when:%Y%m%d%H%M%S}_a")
 
 
 def test_collection(testbed: Testbed) -> None:
-    """The files of a collection are delivered and told one by one, with the metadata of their part."""
+    """The files of a collection are delivered and published one by one, with the metadata of their part."""
     d = DispatcherTestbed(testbed, one(publish_topic="/sent/{platform_name}")).start()
     parts = [
         {"start_time": START, "dataset": [{"uri": str(d.file("a")), "uid": "a"}]},
         {"dataset": [{"uri": str(d.file("b")), "uid": "b"}, {"uri": str(d.file("c"))}]},
     ]
-    d.voice.publish(TOPIC, "collection", {"collection": parts, "platform_name": "npp"})
+    d.publisher.publish(TOPIC, "collection", {"collection": parts, "platform_name": "npp"})
     d.wait_for("a", "b", "c")
-    d.ear.wait_for(3)
-    assert published(d.ear) == [
+    d.subscriber.wait_for(3)
+    assert published(d.subscriber) == [
         ("/sent/npp", "file", {"platform_name": "npp", "start_time": START, "uid": "a", "uri": f"{d.out}/a"}),
         ("/sent/npp", "file", {"platform_name": "npp", "uid": "b", "uri": f"{d.out}/b"}),
         ("/sent/npp", "file", {"platform_name": "npp", "uid": "c", "uri": f"{d.out}/c"}),
@@ -190,33 +193,33 @@ def test_collection(testbed: Testbed) -> None:
 
 
 def test_topic_of_several_words(testbed: Testbed) -> None:
-    """A file is delivered although its metadata make a topic that nobody could read; that one is not published."""
+    """A file is delivered even if its metadata make an unreadable topic; no message with that topic is published."""
     d = DispatcherTestbed(testbed, {**one(publish_topic="/sent/{platform_name}"), **LAST}).start()
     for name, platform in (("a", "Suomi NPP"), ("b", "npp\n"), ("c", " "), ("d", "npp")):
-        d.voice.publish_file(d.file(name), platform_name=platform)
+        d.publisher.publish_file(d.file(name), platform_name=platform)
     d.wait_for("a", "b", "c", "d")
-    d.ear.wait_for_receipts(["d"])
+    d.subscriber.wait_for_receipts(["d"])
     d.wait_until_idle()
-    assert d.ear.receipts() == ["d"]
+    assert d.subscriber.receipts() == ["d"]
     assert "/a: its topic would be '/sent/Suomi NPP', which is not one word" in d.process.lines()
 
 
 def test_nothing_is_published_without_p(testbed: Testbed) -> None:
-    """Without -p there is no publisher."""
+    """Without -p no publisher is started."""
     d = DispatcherTestbed(testbed, one(publish_topic="/sent"), "-v").start()
-    d.voice.publish_file(d.file("a"))
+    d.publisher.publish_file(d.file("a"))
     d.wait_for("a")
     assert "publishing as" not in d.process.lines()
 
 
 def test_any_publish_port(testbed: Testbed) -> None:
-    """A bare -p publishes on any port; -n without a host tells nobody."""
+    """A bare -p publishes on any port; -n without a host registers with no nameserver."""
     d = DispatcherTestbed(testbed, one(publish_topic="/sent"), "-p", "-n").start()
     line = next(line for line in d.process.lines().splitlines() if "publishing as dispatcher on port" in line)
-    ear = testbed.subscriber(int(line.rpartition(" ")[2]))
-    until(lambda: ear.connections, what="a connection")
-    d.voice.publish_file(d.file("a"))
-    ear.wait_for(1)
+    subscriber = testbed.subscriber(int(line.rpartition(" ")[2]))
+    until(lambda: subscriber.connections, what="a connection")
+    d.publisher.publish_file(d.file("a"))
+    subscriber.wait_for(1)
 
 
 def test_bind_address(testbed: Testbed) -> None:
@@ -224,8 +227,8 @@ def test_bind_address(testbed: Testbed) -> None:
     d = DispatcherTestbed(testbed, {"DEFAULT": {"bind_address": "127.0.0.1"}, **one(publish_topic="/sent")}).start()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", d.port), 5)
-    d.voice.publish_file(d.file("a"))
-    d.ear.wait_for(1)
+    d.publisher.publish_file(d.file("a"))
+    d.subscriber.wait_for(1)
 
 
 def test_log_arguments(testbed: Testbed) -> None:
@@ -237,31 +240,31 @@ def test_log_arguments(testbed: Testbed) -> None:
     )
     d = DispatcherTestbed(testbed, one(), "-l", str(file), "-c", str(config), "-v")
     d.process.start(wait=False)
-    d.voice.wait_for_subscribers()
+    d.publisher.wait_for_subscribers()
     for _ in range(2):
-        d.voice.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
+        d.publisher.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
     d.wait_for("a")
     until(lambda: "a to " in file.read_text() and "is known" in other.read_text(), what="both logs")
     assert d.process.lines() == ""
 
 
 def test_duplicates(testbed: Testbed) -> None:
-    """A file that is told of again is delivered once; one with new content is delivered again."""
+    """A file in a repeated message is delivered once; a file with new content is delivered again."""
     d = DispatcherTestbed(testbed, {**one(publish_topic="/sent"), **LAST}).start()
     for _ in range(3):
-        d.voice.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
+        d.publisher.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
     d.wait_for("a")
-    d.voice.publish_file(d.file("a", "new and longer content"))
+    d.publisher.publish_file(d.file("a", "new and longer content"))
     until(lambda: d.delivered_files().get("a") == "new and longer content", what="the new content")
     d.wait_until_idle()
-    assert len(d.ear.wait_for(2)) == 2
+    assert len(d.subscriber.wait_for(2)) == 2
 
 
 def test_to_one_name(testbed: Testbed) -> None:
-    """Of files that go to one name the last one stays, however many come at once."""
+    """Of several files with the same final name the last one stays."""
     d = DispatcherTestbed(testbed, {**one(filepattern="latest", max_transfers_per_host=8), **LAST}).start()
     for number in range(40):
-        d.voice.publish_file(d.file(f"f{number}"))
+        d.publisher.publish_file(d.file(f"f{number}"))
     until(lambda: d.delivered_files().get("latest") == "content of f39", what="the last one")
     until(lambda: d.process.lines().count("delivered") + d.process.lines().count("overtaken") >= 40, what="the rest")
     assert d.delivered_files()["latest"] == "content of f39"
@@ -281,11 +284,11 @@ def test_nothing_that_is_said_ends_it(testbed: Testbed) -> None:
     ]  # fmt: skip
     for data in odd:
         for kind in ("file", "dataset"):
-            d.voice.publish(TOPIC, kind, data)
-    d.voice.publish_text(f"pytroll:/{TOPIC} file")
-    d.voice.publish_text(f"pytroll:/{TOPIC} file me@here yesterday v1.01 application/json {{}}")
-    d.voice.publish_text(f"pytroll:/{TOPIC} file me@here 2025-01-01T00:00:00 v1.01 application/json {{bad")
-    d.voice.publish(TOPIC, "file", good)
+            d.publisher.publish(TOPIC, kind, data)
+    d.publisher.publish_text(f"pytroll:/{TOPIC} file")
+    d.publisher.publish_text(f"pytroll:/{TOPIC} file me@here yesterday v1.01 application/json {{}}")
+    d.publisher.publish_text(f"pytroll:/{TOPIC} file me@here 2025-01-01T00:00:00 v1.01 application/json {{bad")
+    d.publisher.publish(TOPIC, "file", good)
     d.wait_for("npp/a")
     d.wait_until_idle()
     assert f"{remote} is on another host" in d.process.lines()
@@ -300,40 +303,40 @@ def test_file_urls(testbed: Testbed) -> None:
     """A URL that names this host is a file here."""
     d = DispatcherTestbed(testbed, one()).start()
     for name, prefix in (("a", "file://"), ("b", "ssh://localhost"), ("c", "ssh://127.0.0.1")):
-        d.voice.publish(TOPIC, "file", {"uri": f"{prefix}{d.file(name)}", "uid": name})
+        d.publisher.publish(TOPIC, "file", {"uri": f"{prefix}{d.file(name)}", "uid": name})
     d.wait_for("a", "b", "c")
 
 
 def test_permanent_failure(testbed: Testbed) -> None:
-    """What cannot be delivered for good is told once, and tried again when a message tells of it again."""
+    """A permanent failure is logged once, and retried when a new message names the file."""
     d = DispatcherTestbed(testbed, {**one(directory="OUT/file"), **LAST}).start()
     (d.out / "file").write_text("in the way")
-    d.voice.publish_file(d.file("a"))
+    d.publisher.publish_file(d.file("a"))
     d.process.wait_for_line("is not tried again")
     d.wait_until_idle()
     assert d.process.lines().count("is not tried again") == 1
     (d.out / "file").unlink()
-    d.voice.publish_file(d.source / "a")
+    d.publisher.publish_file(d.source / "a")
     d.wait_for("file/a")
 
 
 @needs_ftp
-def test_killed_between_hearing_and_delivering(testbed: Testbed, tmp_path: Path) -> None:
-    """What was heard for one target is delivered to all, although the process was killed before it could be."""
+def test_killed_before_delivery(testbed: Testbed, tmp_path: Path) -> None:
+    """A file received for several targets is delivered to all after a kill."""
     server = PyFtpd(tmp_path / "ftp", testbed.directory("out") / "far")
     server.root.mkdir()
     far = {"host": url(server), "directory": "/", "topics": [TOPIC], "publish_topic": "/far"}
     d = DispatcherTestbed(testbed, {**one(directory="OUT/near"), "far": far}).start()
     names = [f"f{number}" for number in range(100)]
     for name in names:
-        d.voice.publish_file(d.file(name))
+        d.publisher.publish_file(d.file(name))
     until(lambda: len(d.delivered_files()) > 50, what="some are delivered to the one that is there")
     d.process.kill()
     near = {name.removeprefix("near/") for name in d.delivered_files()}
     with server:
         d.restart()
         d.wait_for(*(f"far/{name}" for name in near), seconds=40)
-        d.ear.wait_for_receipts(near)
+        d.subscriber.wait_for_receipts(near)
     arrived = d.delivered_files()
     for name in near:
         assert arrived[f"near/{name}"] == arrived[f"far/{name}"] == f"content of {name}"
@@ -343,19 +346,19 @@ def test_retry_for(testbed: Testbed) -> None:
     """What fails for longer than retry_for is given up, and said so."""
     port = testbed.port()
     d = DispatcherTestbed(testbed, one(host=f"ftp://127.0.0.1:{port}", retry_for=0.5, directory="/x")).start()
-    d.voice.publish_file(d.file("a"))
+    d.publisher.publish_file(d.file("a"))
     d.process.wait_for_line("is given up after", seconds=40)
 
 
 def test_stopped_in_a_burst(testbed: Testbed) -> None:
-    """SIGTERM ends it with 0, and what was heard is delivered after the next start."""
+    """SIGTERM ends it with status 0, and received files are delivered after the next start."""
     d = DispatcherTestbed(testbed, one()).start()
     for number in range(300):
-        d.voice.publish_file(d.file(f"f{number}"))
+        d.publisher.publish_file(d.file(f"f{number}"))
     until(lambda: len(d.delivered_files()) > 10, what="some")
     assert d.process.terminate() == 0
     d.restart()
-    d.voice.publish_file(d.file("more"))
+    d.publisher.publish_file(d.file("more"))
     d.wait_for("more")
 
 
@@ -363,19 +366,19 @@ def test_stopped_in_a_burst(testbed: Testbed) -> None:
 
 
 def test_reload(testbed: Testbed) -> None:
-    """Targets come, change and go with the file; messages for new topics are heard, and the others go on."""
+    """A reload adds, changes and removes targets; new topics are subscribed to, and other targets continue."""
     d = DispatcherTestbed(testbed, one()).start()
-    d.voice.publish_file(d.file("a"))
+    d.publisher.publish_file(d.file("a"))
     d.wait_for("a")
     d.reconfigure({**one(directory="OUT/changed"), "u": {"directory": "OUT/u", "topics": ["/new"]}})
-    d.voice.wait_for_subscribers(2)
-    d.voice.publish_file(d.file("b"))
-    d.voice.publish_file(d.file("c"), "/new")
+    d.publisher.wait_for_subscribers(2)
+    d.publisher.publish_file(d.file("b"))
+    d.publisher.publish_file(d.file("c"), "/new")
     d.wait_for("changed/b", "u/c")
     d.reconfigure({"u": {"directory": "OUT/u", "topics": ["/new"]}, **LAST})
-    d.voice.wait_for_subscribers(3)
-    d.voice.publish_file(d.file("e"))
-    d.voice.publish_file(d.file("f"), "/new")
+    d.publisher.wait_for_subscribers(3)
+    d.publisher.publish_file(d.file("e"))
+    d.publisher.publish_file(d.file("f"), "/new")
     d.wait_for("u/f")
     d.wait_until_idle()
     assert not any(name.endswith("e") for name in d.delivered_files())
@@ -388,19 +391,19 @@ def test_no_message_is_lost_while_it_reloads(testbed: Testbed) -> None:
     for number, name in enumerate(names):
         if number % 100 == 50:
             d.process.reconfigure(d.text(one(max_transfers_per_host=number)))
-        d.voice.publish_file(d.file(name))
+        d.publisher.publish_file(d.file(name))
         time.sleep(0.002)
     d.wait_for(*names)
     d.process.wait_for_line("configuration read again", 1)
 
 
 def test_bad_file_on_reload(testbed: Testbed) -> None:
-    """A file that cannot be used leaves what runs running, and is told with its line."""
+    """An unusable file on reload keeps the running configuration, and is reported with the line."""
     d = DispatcherTestbed(testbed, one()).start()
     d.process.reconfigure("t: [x\nu: y\n")
     d.process.wait_for_line("is not taken over, what runs goes on")
     assert "line 2" in d.process.lines()
-    d.voice.publish_file(d.file("a"))
+    d.publisher.publish_file(d.file("a"))
     d.wait_for("a")
     d.process.send(signal.SIGHUP)
     d.process.wait_for_line("is not taken over", 2)
@@ -437,10 +440,12 @@ def test_origin(testbed: Testbed, above: bool) -> None:
     d.process.start()
     d.wait_for("n20/n20_3.dat")
     assert set(d.delivered_files()) == {"npp/npp_1.dat", "n20/n20_2.dat", "n20/n20_3.dat"}
-    until(lambda: d.ear.of_file("n20_2.dat"), what="it is told")
-    told = d.ear.of_file("n20_2.dat")[0]  # there is a second one when the kill came before the journal had it
+    until(lambda: d.subscriber.of_file("n20_2.dat"), what="it is told")
+    recorded = d.subscriber.of_file("n20_2.dat")[
+        0
+    ]  # there is a second one when the kill came before the journal had it
     wanted = {"platform_name": "n20", "num": 2, "uid": "n20_2.dat", "uri": f"{d.out}/n20/n20_2.dat"}
-    assert (told.message.subject, told.data) == ("/sent/n20", wanted)
+    assert (recorded.message.subject, recorded.data) == ("/sent/n20", wanted)
 
 
 # -- services of a nameserver
@@ -470,7 +475,7 @@ def test_services(testbed: Testbed) -> None:
     process.wait_for_line("listening to")
 
     def arrives() -> bool:
-        first.voice.publish_file(first.file(f"f{time.monotonic_ns()}"))
+        first.publisher.publish_file(first.file(f"f{time.monotonic_ns()}"))
         time.sleep(0.1)
         return any(name.startswith("second/") for name in first.delivered_files())
 
@@ -484,12 +489,12 @@ def test_ini(testbed: Testbed) -> None:
     """An INI file runs as a YAML file does."""
     d = DispatcherTestbed(testbed, {})
     d.config.write_text(
-        f"[posttroll_subscriber]\nsubscribe_addresses = {d.voice.address}\nnameserver = false\n"
+        f"[posttroll_subscriber]\nsubscribe_addresses = {d.publisher.address}\nnameserver = false\n"
         f"[t]\ntopics = {TOPIC}\ndirectory = {d.out}\nfilepattern = {{product}}_{{uid}}\n"
         "conditions__num = >5\naliases__product__green = gg\n"
     )
     d.start()
-    d.voice.publish_file(d.file("a"), num=6, product="green")
+    d.publisher.publish_file(d.file("a"), num=6, product="green")
     d.wait_for("gg_a")
 
 
@@ -562,7 +567,7 @@ def test_explain_a_file(testbed: Testbed) -> None:
 
 
 def test_explain_nonsense(testbed: Testbed) -> None:
-    """What is no message is refused in one line."""
+    """--explain rejects an invalid message in one line."""
     config = testbed.config(EXPLAINED, "a.yaml")
     found = check(testbed, config, "--explain", "pytroll://a b")
     assert found.returncode == 1
@@ -570,8 +575,8 @@ def test_explain_nonsense(testbed: Testbed) -> None:
     assert found.stderr.count("\n") == 1
     no_dict = check(testbed, config, "--explain", str(Message("/level2", "file", "text")))
     assert "no: its data is no dictionary" in no_dict.stdout
-    beat = check(testbed, config, "--explain", str(Message("/level2", "beat", {})))
-    assert "no: messages of type beat tell of no files" in beat.stdout
+    heartbeat = check(testbed, config, "--explain", str(Message("/level2", "beat", {})))
+    assert "no: messages of type beat tell of no files" in heartbeat.stdout
 
 
 def test_it_cannot_start(testbed: Testbed) -> None:

@@ -23,7 +23,7 @@ PASSWORD = quote(pyftpd.PASSWORD, safe="")
 
 @dataclass
 class Far:
-    """A server that is not started yet: a target for it, one with which it lets nobody in, and what it has."""
+    """A server that is not started yet, with a valid target, a target with a wrong login, and its files."""
 
     server: ServerProcess
     target: dict[str, Any]
@@ -99,41 +99,43 @@ def _files(root: Path) -> dict[str, str]:
 
 
 def taking(target: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Give a target that takes what is told of under the usual topic."""
+    """Return a target that matches files under the usual topic."""
     return {**target, "topics": [TOPIC], **more}
 
 
-def test_delivered_and_told(testbed: Testbed, far: Far) -> None:
-    """Files arrive whole under composed names, once, and are told with their place; no secret is logged or kept."""
+def test_delivered_and_published(testbed: Testbed, far: Far) -> None:
+    """Files arrive once, complete, under composed names, and are published with their path; no secret is logged."""
     pattern = "{product}_{uid}"
     targets = {"far": taking(far.target, filepattern=pattern, aliases={"product": {"ash": "a"}}, publish_topic="/sent")}
     with far.server:
         d = DispatcherTestbed(testbed, targets).start()
         names = [f"f {number}é" for number in range(20)]
         for name in (*names, *names):
-            d.voice.publish_file(
+            d.publisher.publish_file(
                 d.file(name) if not (d.source / name).exists() else d.source / name, platform_name="n", product="ash"
             )
-        wanted = {f"n/a_{name}": f"content of {name}" for name in names}
-        until(lambda: far.arrived() == wanted, 40, "all files")
-        d.ear.wait_for(len(names))
-    told = [one.message for one in d.ear.of_type("file")]
-    assert sorted(message.data["uri"].rpartition("/")[2] for message in told) == sorted(f"a_{name}" for name in names)
-    assert {message.data["product"] for message in told} == {"ash"}
+        expected = {f"n/a_{name}": f"content of {name}" for name in names}
+        until(lambda: far.arrived() == expected, 40, "all files")
+        d.subscriber.wait_for(len(names))
+    recorded = [one.message for one in d.subscriber.of_type("file")]
+    assert sorted(message.data["uri"].rpartition("/")[2] for message in recorded) == sorted(
+        f"a_{name}" for name in names
+    )
+    assert {message.data["product"] for message in recorded} == {"ash"}
     assert d.process.lines().count("[far] delivered ") == len(names)
     assert d.process.terminate() == 0
     for path in [d.process.log, *(testbed.root / "state").rglob("*journal*")]:
         assert not [one for one in (pyftpd.PASSWORD, PASSWORD, seaweed.SECRET) if one.encode() in path.read_bytes()]
 
 
-def test_refused(testbed: Testbed, far: Far) -> None:
-    """A login that is refused is told once a file, without the password; the other targets get theirs, and the next."""
+def test_rejected_login(testbed: Testbed, far: Far) -> None:
+    """A rejected login is logged once per file without the password; other targets receive their files."""
     targets = {"bad": taking(far.refused), "good": taking(far.target), "near": taking({"directory": "OUT"})}
     with far.server:
         d = DispatcherTestbed(testbed, targets).start()
         names = [f"f{number}" for number in range(5)]
         for name in names:
-            d.voice.publish_file(d.file(name), platform_name="n")
+            d.publisher.publish_file(d.file(name), platform_name="n")
         d.wait_for(*names)
         until(lambda: set(far.arrived()) == {f"n/{name}" for name in names}, 40, "all files")
         d.process.wait_for_line("] deliver of ", len(names), seconds=60)
@@ -145,12 +147,12 @@ def test_refused(testbed: Testbed, far: Far) -> None:
     assert "wr0ng" not in d.process.lines()
 
 
-def test_back(testbed: Testbed, far: Far) -> None:
-    """Files for a server that is away are told to be tried again, and are delivered once when it is back."""
+def test_server_returns(testbed: Testbed, far: Far) -> None:
+    """Files for an absent server are logged as retried, and delivered once when it is back."""
     d = DispatcherTestbed(testbed, {"far": taking(far.target), "near": taking({"directory": "OUT"})}).start()
     names = [f"f{number}" for number in range(5)]
     for name in names:
-        d.voice.publish_file(d.file(name), platform_name="n")
+        d.publisher.publish_file(d.file(name), platform_name="n")
     d.wait_for(*names)
     d.process.wait_for_line("is tried again", seconds=60)
     with far.server:
@@ -167,12 +169,12 @@ def test_lanes_and_stop(testbed: Testbed) -> None:
     d = DispatcherTestbed(testbed, {"far": target, "near": taking({"directory": "OUT"}), "DEFAULT": process}).start()
     names = [f"f{number}" for number in range(30)]
     for name in names[:15]:
-        d.voice.publish_file(d.file(name))
+        d.publisher.publish_file(d.file(name))
     until(lambda: set(_files(end.folder)) == set(names[:15]), what="the first files")
     assert end.proxy.connections[end.port] == 1
     end.proxy.stall_after(0)
     for name in names[15:]:
-        d.voice.publish_file(d.file(name))
+        d.publisher.publish_file(d.file(name))
     d.wait_for(*names)  # so all are noted
     until(lambda: end.proxy.sent > 0, what="a transfer runs")
     assert d.process.terminate(9) == 0

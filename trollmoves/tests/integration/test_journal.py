@@ -1,4 +1,4 @@
-"""Tests that the journal keeps what it was told, whatever happens to the process or its disk."""
+"""The journal keeps its content when the process is killed or the disk fails."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    """Give the path of a journal that is not there yet, in memory where that can be."""
+    """Return the path of a journal that is not there yet, in memory where that can be."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         yield os.path.join(folder, "state", "a.journal")
 
 
 @pytest.fixture
 def journal(path: str) -> Iterator[Journal]:
-    """Give an open journal."""
+    """Return an open journal."""
     journal = Journal(path)
     yield journal
     journal.close()
@@ -61,15 +61,15 @@ def announced(number: int, uri: str = "", size: int | None = 5, mtime: int | Non
 
 
 def keys(tasks: list[Task]) -> list[str]:
-    """Give what identifies tasks within their kind."""
+    """Return what identifies tasks within their kind."""
     return [task.key for task in tasks]
 
 
 # -- noting
 
 
-def test_what_was_noted_is_known(journal: Journal) -> None:
-    """Noting the same identity twice tells that it is known, and gives the task that is."""
+def test_added_task_is_known(journal: Journal) -> None:
+    """Adding the same identity twice returns the existing task."""
     ((first, new),) = journal.add_tasks([task("a", body="first")])
     assert new
     ((again, new_again),) = journal.add_tasks([task("a", "other lane", body="second")])
@@ -77,11 +77,11 @@ def test_what_was_noted_is_known(journal: Journal) -> None:
     assert (again.id, again.body, again.lane) == (first.id, "first", "lane")
 
 
-def test_what_was_noted_is_known_after_reopening(path: str) -> None:
-    """A task is known in the next process too, in whatever state it is."""
+def test_added_task_is_known_after_reopening(path: str) -> None:
+    """A task is known to the next process in any state."""
     journal = Journal(path)
-    noted = [one for one, _ in journal.add_tasks([task("waits"), task("is done"), task("failed")])]
-    journal.finish([Outcome(noted[1], DONE, "the reply"), Outcome(noted[2], FAILED)])
+    added = [one for one, _ in journal.add_tasks([task("waits"), task("is done"), task("failed")])]
+    journal.finish([Outcome(added[1], DONE, "the reply"), Outcome(added[2], FAILED)])
     journal.close()
     journal = Journal(path)
     again = journal.add_tasks([task("waits"), task("is done"), task("failed"), task("new")])
@@ -111,19 +111,19 @@ def test_a_task_may_be_noted_as_done(journal: Journal) -> None:
     assert found.finished
 
 
-def test_all_of_a_task_is_found_again(journal: Journal) -> None:
-    """What was noted is found with everything it had."""
-    noted = Task("chain", "push", "k", "lane", "body", 12.5, BACKLOG, 3)
-    journal.add_tasks([noted])
+def test_all_fields_are_stored(journal: Journal) -> None:
+    """An added task is read back with all its fields."""
+    added = Task("chain", "push", "k", "lane", "body", 12.5, BACKLOG, 3)
+    journal.add_tasks([added])
     found = journal.find("chain", "push", "k")
-    assert found == noted
+    assert found == added
     assert found is not None
     assert found.created == pytest.approx(time.time(), abs=60)
     assert journal.find("chain", "push", "other") is None
 
 
-def test_strange_names_are_kept_apart(journal: Journal) -> None:
-    """Names with bytes that are no UTF-8, newlines, quotes and NULs are known again, and not taken for one another."""
+def test_unusual_names_are_distinct(journal: Journal) -> None:
+    """Names with invalid UTF-8, newlines, quotes and NULs are stored and kept distinct."""
     names = ["\udcff", "\udcfe", "ÿ", "a\nb", "a b", "a'b", 'a"b', "a\0b", "a\0c", "", " ", "雲", "x" * 5000]
     assert all(new for _, new in journal.add_tasks([task(name) for name in names]))
     assert not any(new for _, new in journal.add_tasks([task(name) for name in names]))
@@ -131,14 +131,14 @@ def test_strange_names_are_kept_apart(journal: Journal) -> None:
         assert journal.find("chain", "fetch", name) is not None
 
 
-def test_no_text_can_make_the_journal_fail(journal: Journal) -> None:
-    """Bytes that are no UTF-8 may stand in every text, and a task with such a lane is claimed from it."""
+def test_any_text_can_be_stored(journal: Journal) -> None:
+    """Invalid UTF-8 may occur in every text, and a task with such a lane can be claimed."""
     bad = "\udcff"
-    ((noted, _),) = journal.add_tasks(
+    ((added, _),) = journal.add_tasks(
         [task("a", f"fetch {bad}", body=bad)], [("chain", SourcePosition(f"log{bad}", bad, 5))]
     )
-    ((claimed),) = journal.claim("chain", noted.lane, 5, LATER)
-    assert claimed.id == noted.id
+    ((claimed),) = journal.claim("chain", added.lane, 5, LATER)
+    assert claimed.id == added.id
     claimed.lane = claimed.body = bad
     journal.reset_tasks([claimed])
     journal.update_bodies([claimed])
@@ -155,7 +155,7 @@ def test_no_text_can_make_the_journal_fail(journal: Journal) -> None:
 
 
 def test_order_of_claims(journal: Journal) -> None:
-    """The lowest rank comes first, then what is due longest, then what was noted first."""
+    """Tasks are claimed by lowest rank, then earliest due time, then order of addition."""
     journal.add_tasks(
         [
             task("backlog, due long", rank=BACKLOG, due=1),
@@ -179,8 +179,8 @@ def test_order_of_claims(journal: Journal) -> None:
     assert keys(journal.claim("chain", "lane", 2, 40)) == order[:2]
 
 
-def test_what_is_taken_is_left_out(journal: Journal) -> None:
-    """What is in hand already is not claimed again, and does not count for the limit."""
+def test_tasks_in_flight_are_not_claimed(journal: Journal) -> None:
+    """Tasks in flight are not claimed again, and do not count for the limit."""
     ids = [one.id for one, _ in journal.add_tasks([task(str(n), rank=n % 2) for n in range(10)])]
     claimed = journal.claim("chain", "lane", 4, LATER, in_flight=set(ids[:5]))
     assert {one.id for one in claimed} <= set(ids[5:])
@@ -188,8 +188,8 @@ def test_what_is_taken_is_left_out(journal: Journal) -> None:
     assert journal.claim("chain", "lane", 4, LATER, in_flight=ids) == []
 
 
-def test_what_is_not_due_is_not_claimed(journal: Journal) -> None:
-    """A task is claimed only when it is due, and it is known when the next one is."""
+def test_only_due_tasks_are_claimed(journal: Journal) -> None:
+    """Only due tasks are claimed, and the next due time is known."""
     journal.add_tasks([task("a", due=100), task("b", due=200, rank=BACKLOG), task("c", "other", due=10)])
     assert journal.claim("chain", "lane", 5, 99.9) == []
     assert journal.next_due("chain", "lane", 99.9) == 100
@@ -232,8 +232,8 @@ def test_a_dead_lane_does_not_slow_the_others(journal: Journal) -> None:
 # -- finishing
 
 
-def test_what_follows_is_noted_with_the_end(journal: Journal) -> None:
-    """The end of a task and what follows from it are written in one transaction, or not at all."""
+def test_following_tasks_are_added_atomically(journal: Journal) -> None:
+    """The end of a task and its following tasks are written in one transaction, or not at all."""
     ((one, _),) = journal.add_tasks([task("a")])
     following, bad = task("then"), task("bad")
     bad.announcement_number = 2**70
@@ -246,7 +246,7 @@ def test_what_follows_is_noted_with_the_end(journal: Journal) -> None:
 
 
 def test_only_new_tasks_follow(journal: Journal) -> None:
-    """What follows and is known already is not told as new."""
+    """Following tasks that are already known are not returned as new."""
     (one, _), (_, _) = journal.add_tasks([task("a"), task("known")])
     assert keys(journal.finish([Outcome(one, DONE, follow_ups=[task("known"), task("new")])])) == ["new"]
 
@@ -261,17 +261,17 @@ def test_a_task_can_wait_again(journal: Journal) -> None:
     assert (again.tries, again.finished) == (3, None)
 
 
-def test_failing_what_waits(journal: Journal) -> None:
-    """All that waits in a lane can be ended as failed, without what is in hand."""
-    noted = [one for one, _ in journal.add_tasks([task("a"), task("b"), task("in hand"), task("d", "other")])]
-    assert journal.fail_pending("chain", "lane", exclude={noted[2].id}) == [noted[0].id, noted[1].id]
+def test_failing_pending_tasks(journal: Journal) -> None:
+    """All pending tasks of a lane can be failed, except those in flight."""
+    added = [one for one, _ in journal.add_tasks([task("a"), task("b"), task("in hand"), task("d", "other")])]
+    assert journal.fail_pending("chain", "lane", exclude={added[2].id}) == [added[0].id, added[1].id]
     assert keys(journal.claim("chain", "lane", 5, LATER)) == ["in hand"]
     assert journal.count("chain") == {"waiting": 2, "done": 0, "failed": 2}
-    assert journal.fail_pending("chain", "lane", exclude={noted[2].id}) == []
+    assert journal.fail_pending("chain", "lane", exclude={added[2].id}) == []
 
 
-def test_rewriting_makes_it_wait_again(journal: Journal) -> None:
-    """A task that is over can be made anew, in another lane; amending changes nothing but its body."""
+def test_rewritten_task_is_pending(journal: Journal) -> None:
+    """A finished task can be made pending again in another lane; amending changes only its body."""
     ((one, _),) = journal.add_tasks([task("a")])
     one.tries = 2
     journal.finish([Outcome(one, FAILED, "why")])
@@ -297,8 +297,8 @@ def test_who_waits_about_an_announcement(journal: Journal) -> None:
     assert journal.has_pending_for("chain", "remove", 1)
 
 
-def test_a_failed_note_leaves_nothing(journal: Journal) -> None:
-    """When what is to be noted cannot even be made, nothing of it is noted, and the journal works on."""
+def test_failed_addition_adds_no_task(journal: Journal) -> None:
+    """If one task cannot be created, none is added, and the journal keeps working."""
 
     def tasks() -> Iterator[Task]:
         yield task("a")
@@ -313,8 +313,8 @@ def test_a_failed_note_leaves_nothing(journal: Journal) -> None:
 # -- announcements
 
 
-def test_the_log_can_be_read(journal: Journal) -> None:
-    """What came after a number, and the newest, are given in their order, and each chain has a log of its own."""
+def test_log_can_be_read(journal: Journal) -> None:
+    """Announcements after a number, and the newest, are read in order, and each chain has a separate log."""
     journal.append_announcements("chain", [announced(n) for n in range(1, 6)])
     journal.append_announcements("other", [announced(1)])
     assert [a.number for a in journal.announcements_after("chain", 2, 10)] == [3, 4, 5]
@@ -353,8 +353,8 @@ def test_numbers_before_a_time(journal: Journal) -> None:
     assert journal.number_before("chain", 5) == 0
 
 
-def test_what_nobody_has_had(journal: Journal) -> None:
-    """Announcements about which nothing of some kinds was done are given, in pages."""
+def test_undelivered_announcements(journal: Journal) -> None:
+    """Announcements without tasks of some kinds are returned in pages."""
     journal.append_announcements("chain", [announced(n) for n in range(1, 8)])
     journal.append_announcements("other", [announced(n) for n in range(1, 8)])
     delivered = Task("chain", "push", "1 x", "lane", "", announcement_number=1)
@@ -375,8 +375,8 @@ def test_what_nobody_has_had(journal: Journal) -> None:
 
 
 @pytest.mark.alone
-def test_finding_what_nobody_has_had_is_quick(journal: Journal) -> None:
-    """Looking through a log of 20,000 delivered announcements takes little longer than reading it."""
+def test_finding_undelivered_is_fast(journal: Journal) -> None:
+    """Searching a log of 20,000 delivered announcements takes little longer than reading it."""
     for start in range(0, 20_000, 5000):
         numbers = range(start + 1, start + 5001)
         journal.append_announcements("chain", [announced(n) for n in numbers])
@@ -402,8 +402,8 @@ def test_a_number_is_given_once(journal: Journal) -> None:
 # -- sources
 
 
-def test_how_far_a_source_was_heard(path: str) -> None:
-    """How far each log was heard is kept with the tasks that came from it, never goes back, and can be forgotten."""
+def test_source_positions(path: str) -> None:
+    """The position in each source's log is stored with its tasks, never decreases, and can be removed."""
     journal = Journal(path)
     journal.add_tasks(
         [task("a")], [("chain", SourcePosition("log", "host:1", 5)), ("other", SourcePosition("log", "host:1", 1))]
@@ -520,8 +520,8 @@ def test_a_read_only_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"this is a text\n" * 100, b"\0" * 5000, os.urandom(5000)])
-def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
-    """A file that is no database is named, and left as it is."""
+def test_file_that_is_not_a_database(tmp_path: Path, content: bytes) -> None:
+    """A file that is not a database is named, and not changed."""
     path = tmp_path / "a.journal"
     path.write_bytes(content)
     with pytest.raises(JournalError, match=r"a\.journal cannot be used: .*not a database"):
@@ -529,8 +529,8 @@ def test_a_file_that_is_no_database(tmp_path: Path, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
-def test_a_directory_is_no_journal(tmp_path: Path) -> None:
-    """A directory in the place of the journal is named."""
+def test_directory_instead_of_journal(tmp_path: Path) -> None:
+    """A directory at the journal's path is named in the error."""
     with pytest.raises(JournalError, match=str(tmp_path)):
         Journal(str(tmp_path))
 
@@ -574,23 +574,23 @@ def test_a_full_disk(tmp_path: Path) -> None:
         with pytest.raises(JournalError, match=r"a\.journal cannot be written: .*full") as refusal:
             all(map(journal.add_tasks, groups))
         assert refusal.value.temporary
-        noted = journal.count()["waiting"]
-        assert noted % 20 == 0
+        added = journal.count()["waiting"]
+        assert added % 20 == 0
         (one, *_) = journal.claim("chain", "lane", 1, LATER)
         with pytest.raises(JournalError, match="full"):
             journal.finish([Outcome(one, DONE, "x" * 600_000)])
         ballast.unlink()
         journal.add_tasks([task("room again")])
         journal.finish([Outcome(one, DONE, "reply")])
-        assert journal.count() == {"waiting": noted, "done": 1, "failed": 0}
+        assert journal.count() == {"waiting": added, "done": 1, "failed": 0}
         journal.close()
         journal = Journal(str(disk / "a.journal"))
-        assert journal.count() == {"waiting": noted, "done": 1, "failed": 0}
+        assert journal.count() == {"waiting": added, "done": 1, "failed": 0}
         journal.close()
 
 
 def test_synchronous_full(path: str) -> None:
-    """A journal may be told to survive a loss of power."""
+    """A journal can be configured to survive a power cut."""
     journal = Journal(path, synchronous="full")
     journal.add_tasks([task("a")])
     journal.close()
@@ -599,8 +599,8 @@ def test_synchronous_full(path: str) -> None:
 # -- where it lives
 
 
-def test_where_the_journal_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is configured comes first, then systemd's directory, then the user's; each file and role has its own."""
+def test_journal_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The configured directory comes before systemd's and the user's; each file and role has a separate journal."""
     for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/u")
@@ -620,8 +620,8 @@ def test_where_the_journal_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 # -- threads and kills
 
 
-def test_many_threads_at_once(journal: Journal) -> None:
-    """Threads that note, claim, finish, announce and read at once get what they asked for, each task once."""
+def test_many_threads(journal: Journal) -> None:
+    """Threads that add, claim, finish, announce and read in parallel each get correct results."""
 
     def work(n: int) -> None:
         for turn in range(30):
@@ -640,17 +640,17 @@ def test_many_threads_at_once(journal: Journal) -> None:
     assert [journal.last_number(f"chain {n}") for n in range(4)] == [30] * 4
 
 
-def test_the_last_number_is_never_an_old_one(path: str) -> None:
-    """Whoever asks for the last number while others announce does not make the log forget the newest one."""
+def test_last_number_is_current(path: str) -> None:
+    """Reading the last number during announcements does not hide the newest one."""
     for _ in range(20):
         journal = Journal(path)
         number = journal.last_number("chain")
         journal.close()
         journal = Journal(path)
         with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(journal.last_number, "chain") for _ in range(3)]
+            requested = [pool.submit(journal.last_number, "chain") for _ in range(3)]
             journal.append_announcements("chain", [announced(number + 1)])
-            assert {one.result() for one in asked} <= {number, number + 1}
+            assert {one.result() for one in requested} <= {number, number + 1}
         assert journal.last_number("chain") == number + 1
         journal.close()
 
@@ -683,8 +683,8 @@ def test_a_kill_leaves_every_transaction_whole(path: str, rounds: int) -> None:
                     break
         finally:
             child.kill()
-        told = [int(line) for line in child.stdout.read().split(b"\n")[:-1]]
-    last_told = told[-1] if told else rounds
+        recorded = [int(line) for line in child.stdout.read().split(b"\n")[:-1]]
+    last_told = recorded[-1] if recorded else rounds
     journal = Journal(path)
     for number in range(last_told + 3):
         first = [journal.find("chain", "fetch", f"{number} {n}") for n in range(10)]
@@ -713,8 +713,8 @@ os._exit(0)
 """
 
 
-def test_what_was_done_well_before_a_kill_has_left(path: str) -> None:
-    """What was done just before a kill is known; not what the process is known to have outlived by half a second."""
+def test_finished_before_kill(path: str) -> None:
+    """Tasks finished just before a kill are known, except those finished half a second earlier."""
 
     def run(seconds: float, kind: str) -> int:
         command = [sys.executable, "-c", KILLED, path, str(seconds), kind]

@@ -35,14 +35,14 @@ ALL = Retention(LATER, LATER, 10**9, 10**9)
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    """Give the path of a journal that is not there yet, in memory where that can be."""
+    """Return the path of a journal that is not there yet, in memory where that can be."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         yield os.path.join(folder, "a.journal")
 
 
 @pytest.fixture
 def journal(path: str) -> Iterator[Journal]:
-    """Give an open journal."""
+    """Return an open journal."""
     journal = Journal(path)
     yield journal
     journal.close()
@@ -66,8 +66,8 @@ def keep_up(journal: Journal, keep: Retention, settled: float = -1.0, **remains:
 # -- what goes
 
 
-def test_what_is_over_and_old_goes(journal: Journal) -> None:
-    """What is over and old goes, never what waits, and never the newest task."""
+def test_old_finished_tasks_are_pruned(journal: Journal) -> None:
+    """Old finished tasks are pruned, never pending ones, and never the newest task."""
     over, failed, waits, reopened, newest = (one for one, _ in journal.add_tasks([task(n) for n in "abcde"]))
     journal.finish([Outcome(over, DONE), Outcome(failed, FAILED), Outcome(reopened, FAILED), Outcome(newest, DONE)])
     reopened.state = WAITING
@@ -81,19 +81,19 @@ def test_what_is_over_and_old_goes(journal: Journal) -> None:
     assert again.id == newest.id + 1
 
 
-def test_what_is_over_and_too_much_goes(journal: Journal) -> None:
-    """Of what is over no more than the given number is kept, those that ended last, and what waits is not counted."""
-    noted = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(1000)])]
+def test_surplus_finished_tasks_are_pruned(journal: Journal) -> None:
+    """Only the given number of finished tasks is kept, the latest ones; pending tasks do not count."""
+    tasks = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(1000)])]
     for n in range(0, 900, 10):
-        journal.finish([Outcome(one, DONE) for one in noted[n : n + 10]])
+        journal.finish([Outcome(one, DONE) for one in tasks[n : n + 10]])
     steps = keep_up(journal, Retention(LATER, LATER, 50, 10**9))
     assert journal.count() == {"waiting": 100, "done": 50, "failed": 0}
     assert journal.find("chain", "fetch", "850") is not None
     assert max(steps) <= 200
 
 
-def test_what_has_just_ended_stays(journal: Journal) -> None:
-    """What ended a moment ago stays as it was, whatever the limits say: somebody may ask again."""
+def test_recently_finished_tasks_stay(journal: Journal) -> None:
+    """A recently finished task is never pruned: a client may request it again."""
     journal.finish(
         [Outcome(one, DONE, "reply") for one, _ in journal.add_tasks([task(str(n), body="b") for n in range(30)])]
     )
@@ -104,12 +104,12 @@ def test_what_has_just_ended_stays(journal: Journal) -> None:
     assert (found.body, found.reply) == ("b", "reply")
 
 
-def test_it_is_known_what_was_forgotten(path: str) -> None:
-    """The time is known up to which what was done may have been forgotten; in the next process, too."""
+def test_pruned_until_is_known(path: str) -> None:
+    """The time up to which finished tasks may have been pruned is known, also in the next process."""
     journal = Journal(path)
     assert journal.history_seconds() == float("inf")
-    noted = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(20)])]
-    for one in noted:
+    tasks = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(20)])]
+    for one in tasks:
         journal.finish([Outcome(one, DONE)])
     keep_up(journal, Retention(LATER, LATER, 10, 10**9))
     last = journal.find("chain", "fetch", "10")
@@ -150,25 +150,25 @@ def test_numbers_go_on_after_upkeep_and_reopening(path: str) -> None:
     journal.close()
 
 
-# -- what is shortened
+# -- compaction
 
 
-def test_what_is_done_is_shortened(journal: Journal) -> None:
-    """What was done loses its reply and most of its body, once; what failed, waits, or is of another kind does not."""
-    noted = [one for one, _ in journal.add_tasks([task(n, body=f"body {n}") for n in ("done", "failed", "waits")])]
-    noted += [one for one, _ in journal.add_tasks([task("other", kind="relay", body="body")])]
-    journal.finish([Outcome(noted[n], state, "reply") for n, state in ((0, DONE), (1, FAILED), (3, DONE))])
-    asked = []
+def test_finished_tasks_are_compacted(journal: Journal) -> None:
+    """Finished tasks lose their reply and most of their body, once; failed, pending and other tasks do not."""
+    tasks = [one for one, _ in journal.add_tasks([task(n, body=f"body {n}") for n in ("done", "failed", "waits")])]
+    tasks += [one for one, _ in journal.add_tasks([task("other", kind="relay", body="body")])]
+    journal.finish([Outcome(tasks[n], state, "reply") for n, state in ((0, DONE), (1, FAILED), (3, DONE))])
+    requested = []
 
     def remains(one: Task) -> str:
-        asked.append(one.key)
+        requested.append(one.key)
         return one.body.removeprefix("body ")
 
     keep_up(journal, ALL, fetch=remains)
     keep_up(journal, ALL, fetch=remains)
-    assert asked == ["done"]
+    assert requested == ["done"]
     assert [
-        (one.body, one.reply) for one in filter(None, [journal.find("chain", one.kind, one.key) for one in noted])
+        (one.body, one.reply) for one in filter(None, [journal.find("chain", one.kind, one.key) for one in tasks])
     ] == [
         ("done", None),
         ("body failed", "reply"),
@@ -179,11 +179,11 @@ def test_what_is_done_is_shortened(journal: Journal) -> None:
     assert (known.state, new) == (DONE, False)
 
 
-def test_many_that_ended_at_once_are_all_shortened(path: str) -> None:
-    """Tasks whose ends were written at one time are all shortened, over several steps and processes."""
+def test_many_tasks_are_compacted(path: str) -> None:
+    """Tasks that end at the same time are all compacted, over several steps and processes."""
     journal = Journal(path)
-    noted = [one for one, _ in journal.add_tasks([task(str(n), body="body") for n in range(1000)])]
-    journal.finish([Outcome(one, DONE, "reply") for one in noted])
+    tasks = [one for one, _ in journal.add_tasks([task(str(n), body="body") for n in range(1000)])]
+    journal.finish([Outcome(one, DONE, "reply") for one in tasks])
     steps = journal.prune(ALL, {"fetch": drop_body}, -1.0)
     assert next(steps) == 200
     journal.close()
@@ -195,8 +195,8 @@ def test_many_that_ended_at_once_are_all_shortened(path: str) -> None:
 
 def test_a_body_that_cannot_be_read_stays(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
     """What cannot be shortened is named in the log, once, stays, and does not keep the rest from it."""
-    noted = [one for one, _ in journal.add_tasks([task("bad", body="x"), task("good", body="1")])]
-    journal.finish([Outcome(one, DONE) for one in noted])
+    tasks = [one for one, _ in journal.add_tasks([task("bad", body="x"), task("good", body="1")])]
+    journal.finish([Outcome(one, DONE) for one in tasks])
     for _ in range(2):
         keep_up(journal, ALL, fetch=lambda one: str(int(one.body) + 1))
     assert [one.body for n in ("bad", "good") if (one := journal.find("chain", "fetch", n))] == ["x", "2"]
@@ -207,7 +207,7 @@ def test_a_body_that_cannot_be_read_stays(journal: Journal, caplog: pytest.LogCa
 
 
 def size(path: str) -> int:
-    """Give the bytes that a journal takes."""
+    """Return the bytes that a journal takes."""
     return sum(os.path.getsize(path + end) for end in ("", "-wal", "-shm") if os.path.exists(path + end))
 
 
@@ -217,12 +217,12 @@ def pass_through(journal: Journal, first: int, count: int) -> None:
         numbers = range(start, start + 500)
         journal.append_announcements("chain", [announced(n) for n in numbers])
         pushes = [task(f"{n} file://host/out", kind="push", body="x" * 800, about=n) for n in numbers]
-        noted = journal.add_tasks(pushes)
-        journal.finish([Outcome(one, DONE, "r" * 700) for one, _ in noted])
+        tasks = journal.add_tasks(pushes)
+        journal.finish([Outcome(one, DONE, "r" * 700) for one, _ in tasks])
 
 
-def test_the_size_is_bounded(path: str) -> None:
-    """However many files pass through, the journal is no larger than what it is to keep; what is done takes little."""
+def test_size_is_bounded(path: str) -> None:
+    """The journal's size is bounded by its retention options, however many files pass; finished tasks take little."""
     journal = Journal(path)
     keep = Retention(LATER, LATER, 2000, 2000)
     sizes = []
@@ -295,13 +295,13 @@ QUERIES: dict[str, Callable[[Journal], object]] = {
 
 @pytest.fixture(scope="module")
 def full() -> Iterator[str]:
-    """Give a journal of a process that was killed, with thousands of lines of each sort."""
+    """Return a journal of a process that was killed, with thousands of lines of each sort."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         path = os.path.join(folder, "full.journal")
         journal = Journal(path)
         pass_through(journal, 1, 3000)
         over = journal.add_tasks([task(f"done {n}") for n in range(3000)])
-        time.sleep(0.6)  # what is done in the last half second before a kill is looked at
+        time.sleep(0.6)  # tasks finished in the last half second before a kill are checked
         journal.finish([Outcome(one, DONE) for one, _ in over])
         time.sleep(0.6)
         journal.finish([Outcome(one, DONE) for one, _ in journal.add_tasks([task("the last one")])])
@@ -324,7 +324,7 @@ def test_no_query_looks_at_everything(full: str, name: str) -> None:
         steps += 1
         return 0
 
-    QUERIES[name](journal)  # what is read once a process is read
+    QUERIES[name](journal)  # tasks that one process reads once
     with journal._lock:
         journal._db.set_progress_handler(step, 10)
     try:
@@ -335,17 +335,17 @@ def test_no_query_looks_at_everything(full: str, name: str) -> None:
     assert steps * 10 < 2500
 
 
-# -- what is left serves as well
+# -- compacted tasks
 
 
 def journal_of(testbed: Testbed, role: str) -> str:
-    """Give the path of the journal of a daemon."""
+    """Return the path of the journal of a daemon."""
     (path,) = (testbed.root / "state" / "trollmoves").glob(f"{role}-*.journal")
     return str(path)
 
 
-def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
-    """After the upkeep a push that is asked about again has the same answer, and no file is fetched or told twice."""
+def test_compacted_tasks_suffice(tmp_path: Path) -> None:
+    """After pruning a repeated push gets the same reply, and no file is fetched or published twice."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed).start()
         pair.feeder.feed(3)
@@ -365,7 +365,7 @@ def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
             journal.close()
         for path in pair.target.iterdir():
             path.unlink()
-        told = len(pair.received.receipts())
+        recorded = len(pair.received.receipts())
         pair.client.start(wait=False)
         pair.server.start()
         pair.client.wait_until_ready()
@@ -374,4 +374,4 @@ def test_what_was_shortened_serves_as_well(tmp_path: Path) -> None:
         name = pair.feeder.feed(1)[0]
         pair.received.wait_for_receipts([name])
         assert [path.name for path in pair.target.iterdir()] == [name]
-        assert len(pair.received.receipts()) == told + 1
+        assert len(pair.received.receipts()) == recorded + 1

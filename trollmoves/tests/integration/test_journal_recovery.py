@@ -20,7 +20,7 @@ LINES = 3000
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    """Give the path of a journal that is not there yet, in memory where that can be."""
+    """Return the path of a journal that is not there yet, in memory where that can be."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         yield os.path.join(folder, "a.journal")
 
@@ -29,8 +29,8 @@ def fill(path: str) -> str:
     """Make a journal with thousands of lines; give its identity."""
     journal = Journal(path)
     tasks = [Task("chain", "fetch", str(n), "lane", f"body {n} {'x' * 300}") for n in range(LINES)]
-    noted = journal.add_tasks(tasks, [("chain", SourcePosition("log", "host:1", 7))])
-    journal.finish([Outcome(one, DONE, "reply") for one, _ in noted[::2]])
+    added = journal.add_tasks(tasks, [("chain", SourcePosition("log", "host:1", 7))])
+    journal.finish([Outcome(one, DONE, "reply") for one, _ in added[::2]])
     journal.append_announcements(
         "chain", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 300) for n in range(1, LINES + 1)]
     )
@@ -39,7 +39,7 @@ def fill(path: str) -> str:
 
 
 def aside(path: str) -> list[str]:
-    """Give what was set aside."""
+    """Return the quarantined files."""
     folder, name = os.path.split(path)
     return sorted(one for one in os.listdir(folder) if one.startswith(f"{name}.damaged-"))
 
@@ -57,7 +57,7 @@ def truncate(path: str, part: float) -> None:
 
 
 def layout(path: str) -> None:
-    """Give a journal the mark of a later version."""
+    """Return a journal the mark of a later version."""
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 77")
     db.close()
@@ -96,11 +96,11 @@ def test_a_damaged_journal_is_set_aside(path: str, kind: str, caplog: pytest.Log
     assert len(aside(path)) == 1
 
 
-def test_damage_that_is_found_later(path: str) -> None:
-    """Damage that is met while the journal is used is told once, and opened again the journal is a new, whole one."""
+def test_corruption_found_later(path: str) -> None:
+    """Corruption found during use is logged once; the next start makes a new, valid journal."""
     fill(path)
-    told: list[bool] = []
-    journal = Journal(path, on_damage=lambda: told.append(True))
+    recorded: list[bool] = []
+    journal = Journal(path, on_damage=lambda: recorded.append(True))
     for where in (0.2, 0.4, 0.6, 0.8):
         overwrite(path, where, 100_000)
     with pytest.raises(JournalError, match=r"a\.journal cannot be read: .*malformed"):
@@ -110,7 +110,7 @@ def test_damage_that_is_found_later(path: str) -> None:
     with pytest.raises(JournalError, match="is damaged"):
         journal.find("chain", "fetch", "1")
     journal.close()
-    assert told == [True]
+    assert recorded == [True]
     journal = Journal(path, damage=journal.damage)
     assert len(aside(path)) == 1
     assert sum(journal.count().values()) > 100
@@ -118,8 +118,8 @@ def test_damage_that_is_found_later(path: str) -> None:
     journal.close()
 
 
-def test_what_is_not_ours_is_left_alone(path: str) -> None:
-    """A file that was never a journal is refused each time, not moved, not changed, and nothing is left beside it."""
+def test_foreign_file_is_not_changed(path: str) -> None:
+    """A file that was never a journal is always rejected, not moved or changed, and no file is left next to it."""
     Path(path).write_bytes(b"precious\n" * 999)
     for _ in range(2):
         with pytest.raises(JournalError, match="not a database"):
@@ -132,7 +132,7 @@ def test_what_is_not_ours_is_left_alone(path: str) -> None:
 
 
 def journal_of(testbed: Testbed, role: str) -> Path:
-    """Give the path of the journal of a daemon."""
+    """Return the path of the journal of a daemon."""
     (path,) = (testbed.root / "state" / "trollmoves").glob(f"{role}-*.journal")
     return path
 
@@ -151,15 +151,15 @@ def test_daemons_go_on_after_damage(tmp_path: Path, role: str) -> None:
         process.start()
         process.wait_for_line("is damaged")
         pair.feeder.feed(5)
-        if role == "client":  # what came while it was away, and its journal with it: that is not known any more
+        if role == "client":  # announced while the client was away, and lost with the journal
             until(lambda: len(pair.feeder.missing(pair.target)) <= 5, 30)
         else:
             pair.wait_until_done()
         assert "Traceback" not in process.lines()
 
 
-def test_a_daemon_goes_on_when_damage_is_found_at_work(tmp_path: Path) -> None:
-    """A server whose journal is destroyed under it begins anew by itself: its client notices, and nothing is lost."""
+def test_daemon_recovers_from_corruption(tmp_path: Path) -> None:
+    """A server with a destroyed journal starts a new one: its client notices, and no file is lost."""
     with Testbed(tmp_path) as testbed:
         pair = ServerClientPair(testbed).start()
         pair.feeder.feed(5)

@@ -31,7 +31,7 @@ for name in ("trollmoves.server", "trollmoves.early", "posttroll", "paramiko.tra
 
 
 def said(more: str = "", before: str = "", **arguments: Any) -> list[str]:
-    """Run a process that sets its logs up and says something at each level; return what it wrote to stderr."""
+    """Run a process that sets up logging and logs at each level; return its stderr."""
     script = SAY.format(arguments=arguments, before=before, more=more)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout == ""
@@ -39,8 +39,8 @@ def said(more: str = "", before: str = "", **arguments: Any) -> list[str]:
     return run.stderr.splitlines()
 
 
-def heard(lines: list[str], name: str) -> list[str]:
-    """Return the levels at which a logger was heard."""
+def received(lines: list[str], name: str) -> list[str]:
+    """Return the levels that a logger logged."""
     return [found[1] for line in lines if (found := re.search(rf"(\w+) to ftp://me@host/in by {name}$", line))]
 
 
@@ -57,23 +57,23 @@ def configuration(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_lines_go_to_stderr_from_info_on() -> None:
-    """Without options, lines of one form go to stderr, from INFO on, and other packages' from WARNING on."""
+def test_stderr_by_default() -> None:
+    """By default lines go to stderr in one format, starting at INFO, and at WARNING for other packages."""
     lines = said()
     assert all(LINE.match(line) for line in lines)
     for name in ("trollmoves.server", "trollmoves.early"):
-        assert heard(lines, name) == ["info", "warning", "error"]
+        assert received(lines, name) == ["info", "warning", "error"]
     for name in ("posttroll", "paramiko.transport", "botocore", "pyinotify"):
-        assert heard(lines, name) == ["warning", "error"]
+        assert received(lines, name) == ["warning", "error"]
 
 
 def test_verbose_opens_all_but_the_loud() -> None:
     """-v shows DEBUG lines, but not those of packages that would show packets and keys."""
     lines = said(verbose=True)
     for name in ("trollmoves.server", "trollmoves.early", "posttroll"):
-        assert heard(lines, name) == ["debug", "info", "warning", "error"]
+        assert received(lines, name) == ["debug", "info", "warning", "error"]
     for name in ("paramiko.transport", "botocore", "pyinotify"):
-        assert heard(lines, name) == ["info", "warning", "error"]
+        assert received(lines, name) == ["info", "warning", "error"]
 
 
 def test_lines_go_to_a_file(tmp_path: Path) -> None:
@@ -83,16 +83,16 @@ def test_lines_go_to_a_file(tmp_path: Path) -> None:
     assert said(file=str(file)) == []
     lines = file.read_text().splitlines()
     assert lines[0] == "before"
-    assert heard(lines, "trollmoves.server") == ["info", "warning", "error"]
+    assert received(lines, "trollmoves.server") == ["info", "warning", "error"]
     more = "logging.getLogger('x').info('é %s', '\\udcff')"
     assert said(more, file=str(file), verbose=True) == []
     lines = file.read_text("utf-8").splitlines()[len(lines) :]
-    assert heard(lines, "trollmoves.server") == ["debug", "info", "warning", "error"]
+    assert received(lines, "trollmoves.server") == ["debug", "info", "warning", "error"]
     assert lines[-1].endswith("] é \\udcff")
 
 
-def test_the_file_begins_anew_at_midnight(tmp_path: Path) -> None:
-    """A day's lines go to a file of their own, and seven days are kept."""
+def test_file_rotates_at_midnight(tmp_path: Path) -> None:
+    """Each day has its own log file, and seven days are kept."""
     file = tmp_path / "daemon.log"
     more = f"""
 handler = logging.getLogger().handlers[-1]
@@ -119,18 +119,18 @@ loggers: {trollmoves.early: {level: WARNING}, posttroll: {level: ERROR}}
 
 
 @pytest.mark.parametrize("handler", ["console", "buffer"])
-def test_a_configuration_says_where_lines_go(tmp_path: Path, handler: str) -> None:
-    """-c directs lines as its file says, masked on each of its handlers; loggers that exist already are heard."""
+def test_configured_handlers(tmp_path: Path, handler: str) -> None:
+    """-c directs lines as its file defines, redacted on each handler; existing loggers stay enabled."""
     errors = tmp_path / "errors.log"
     text = CONSOLE.replace("FILE", str(errors)).replace("HANDLER", handler)
     config = configuration(tmp_path / "log.yaml", text)
     lines = said(config=config)
     assert lines[0] == "INFO|info to ftp://me@host/in by trollmoves.server"
-    assert heard(lines, "trollmoves.server") == ["info", "warning", "error"]
-    assert heard(lines, "trollmoves.early") == ["warning", "error"]
-    assert heard(lines, "posttroll") == ["error"]
-    assert heard(lines, "pyinotify") == ["warning", "error"]
-    assert heard(errors.read_text().splitlines(), "trollmoves.server") == ["error"]
+    assert received(lines, "trollmoves.server") == ["info", "warning", "error"]
+    assert received(lines, "trollmoves.early") == ["warning", "error"]
+    assert received(lines, "posttroll") == ["error"]
+    assert received(lines, "pyinotify") == ["warning", "error"]
+    assert received(errors.read_text().splitlines(), "trollmoves.server") == ["error"]
     assert "s3cret" not in errors.read_text()
 
 
@@ -141,9 +141,9 @@ def test_all_options_work_together(tmp_path: Path) -> None:
     lines = said(config=configuration(tmp_path / "log.yaml", text), file=str(file), verbose=True)
     for place in (lines, file.read_text().splitlines()):
         for name in ("trollmoves.server", "trollmoves.early"):
-            assert heard(place, name) == ["debug", "info", "warning", "error"]
-        assert heard(place, "posttroll") == ["error"]
-    assert heard(errors.read_text().splitlines(), "trollmoves.server") == ["error"]
+            assert received(place, name) == ["debug", "info", "warning", "error"]
+        assert received(place, "posttroll") == ["error"]
+    assert received(errors.read_text().splitlines(), "trollmoves.server") == ["error"]
 
 
 QUEUE = """
@@ -169,7 +169,7 @@ def test_lines_through_a_queue_are_masked(tmp_path: Path) -> None:
     more += "queue.listener.start()\nqueue.listener.stop()"
     lines = said(more, before=QUEUE_FACTORY, config=configuration(tmp_path / "log.yaml", QUEUE))
     assert lines[-1] == "INFO|a\\nftp://u@h"
-    assert heard(lines, "trollmoves.server") == ["info", "warning", "error"]
+    assert received(lines, "trollmoves.server") == ["info", "warning", "error"]
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_lines_through_a_queue_are_masked(tmp_path: Path) -> None:
         ("version: 1\nroot: {level: LOUD}", "Unknown level: 'LOUD'"),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_told(tmp_path: Path, text: str | None, says: str) -> None:
-    """A missing or broken logging configuration is one line that names the file."""
+def test_unusable_configuration_is_reported(tmp_path: Path, text: str | None, says: str) -> None:
+    """A missing or broken logging configuration is reported in one line with the file name."""
     config = tmp_path / "log.yaml"
     if text is not None:
         config.write_text(text)
@@ -204,7 +204,7 @@ def test_a_configuration_that_cannot_be_used_is_told(tmp_path: Path, text: str |
     assert says in run.stdout
 
 
-def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_unwritable_log_file_is_reported(tmp_path: Path) -> None:
     """A log file in a missing directory is a ConfigError that names it, and a daemon that cannot start."""
     level, handlers = logging.getLogger().level, list(logging.getLogger().handlers)
     try:
@@ -217,7 +217,7 @@ def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert logging.getLogger().handlers == handlers
 
 
-def test_setting_up_again_replaces_what_was_set_up() -> None:
+def test_setup_replaces_earlier_setup() -> None:
     """A second call leaves one handler, so that no line is written twice."""
     more = "logs.set_up(verbose=True); logging.info('once')"
     assert sum("once" in line for line in said(more)) == 1
@@ -270,8 +270,8 @@ def test_an_endless_message_is_cut() -> None:
     assert line.endswith("characters)")
 
 
-def test_a_traceback_keeps_its_lines_and_no_secret() -> None:
-    """A traceback stays readable, holds no password, and no line of it looks like one of another record."""
+def test_traceback_is_redacted() -> None:
+    """A traceback stays readable, contains no password, and no line looks like another record."""
     try:
         raise ValueError("bad ftp://u:s3cret@host/x\n[ERROR: now] forged\x1b")
     except ValueError:
@@ -317,6 +317,6 @@ def test_care_costs_little() -> None:
         *((999_950, "1.0 MB"), (999_999, "1.0 MB"), (10**9, "1.0 GB"), (10**12, "1.0 TB"), (5 * 10**18, "5000.0 PB")),
     ],
 )
-def test_a_size_is_short(n_bytes: int, text: str) -> None:
-    """Bytes are told with three or four figures and a unit."""
+def test_size_is_short(n_bytes: int, text: str) -> None:
+    """Sizes are shown with three or four figures and a unit."""
     assert logs.format_bytes(n_bytes) == text

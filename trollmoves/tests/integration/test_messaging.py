@@ -1,4 +1,4 @@
-"""Tests that what is published is heard, and what is asked is answered, over real sockets."""
+"""Published messages are received, and requests are answered, over real sockets."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def requester(stack: ExitStack) -> Requester:
 
 
 class Answers:
-    """What was answered."""
+    """The replies to requests."""
 
     def __init__(self) -> None:
         self.all: list[Message | TrollmovesError] = []
@@ -88,7 +88,7 @@ class Answers:
 
 
 def text(data: Any = "", type_: str = "ping") -> str:
-    """Give the text of a request."""
+    """Return the text of a request."""
     return Message("/a", type_, data).encode()
 
 
@@ -146,8 +146,8 @@ BAD_FRAMES = {
 
 @pytest.mark.parametrize("frames", BAD_FRAMES.values(), ids=BAD_FRAMES)
 @pytest.mark.parametrize("kind", [zmq.REQ, zmq.DEALER], ids=["REQ", "DEALER"])
-def test_what_is_no_request_gets_an_err(stack: ExitStack, kind: int, frames: list[bytes]) -> None:
-    """What cannot be decoded, or comes in a wrong number of frames, gets an err, and the next request is served."""
+def test_invalid_request_gets_an_err(stack: ExitStack, kind: int, frames: list[bytes]) -> None:
+    """An undecodable message or a wrong number of frames gets an err, and the next request is served."""
     client = Client(stack, kind, replier(stack).port)
     message = posttroll.message.Message.decode(client.ask(*frames)[-1])
     assert message.type == "err"
@@ -165,8 +165,8 @@ def test_any_message_reaches_the_handler(stack: ExitStack, data: Any, type_: str
 
 
 @pytest.mark.parametrize(("error", "said"), [(RequestRejected("not here"), "not here"), (KeyError(), "internal error")])
-def test_a_handler_that_raises_answers_err(stack: ExitStack, error: Exception, said: str) -> None:
-    """When the handler raises, each request it had gets an err, without what is nobody's business."""
+def test_handler_error_gets_an_err(stack: ExitStack, error: Exception, said: str) -> None:
+    """If the handler raises, each of its requests gets an err without internal details."""
 
     def handle(_: list[Request]) -> None:
         raise error
@@ -213,8 +213,8 @@ def test_answers_may_come_from_other_threads(stack: ExitStack) -> None:
         thread.join()
 
 
-def test_an_answer_to_one_who_left_harms_nobody(stack: ExitStack) -> None:
-    """An answer to a peer that is gone is dropped, and so is one after the stop; others are answered."""
+def test_reply_to_closed_peer(stack: ExitStack) -> None:
+    """A reply to a closed peer is dropped, and so is one after the stop; other peers get replies."""
     open_: list[Request] = []
     server = replier(stack, open_.extend)
     with ExitStack() as short:
@@ -232,8 +232,8 @@ def test_an_answer_to_one_who_left_harms_nobody(stack: ExitStack) -> None:
     open_[2].reply("too late")
 
 
-def test_what_was_answered_before_the_stop_is_sent(stack: ExitStack) -> None:
-    """An answer that is given before the stop still reaches its peer."""
+def test_reply_before_stop_is_sent(stack: ExitStack) -> None:
+    """A reply given before the stop still reaches its peer."""
     open_: list[Request] = []
     server = replier(stack, open_.extend)
     client = Client(stack, zmq.DEALER, server.port)
@@ -286,8 +286,8 @@ def test_a_wrong_bind_address_is_named(address: str) -> None:
         Replier("server", 5, echo, bind_address=address)
 
 
-def test_no_free_port_is_told(monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
-    """A range of ports in which none is free is a StartError."""
+def test_no_free_port(monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
+    """A port range without a free port is a StartError."""
     port = replier(stack).port
     monkeypatch.setattr(
         "posttroll.config.config", {"pub_min_port": port, "pub_max_port": port + 1, "backend": "unsecure_zmq"}
@@ -312,7 +312,7 @@ def test_ipv6_addresses(stack: ExitStack) -> None:
 
 
 def test_each_open_request_has_a_connection(stack: ExitStack) -> None:
-    """Thirty requests at once to one server come over thirty connections, one each, and use them again later."""
+    """Thirty parallel requests to one server use thirty connections, which are reused later."""
     open_: list[Request] = []
     port = replier(stack, open_.extend).port
     asking, answers = requester(stack), Answers()
@@ -329,7 +329,7 @@ def test_each_open_request_has_a_connection(stack: ExitStack) -> None:
 
 
 def connections(port: int) -> set[str]:
-    """Give the far ends of the connections to a port of this host."""
+    """Return the far ends of the connections to a port of this host."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {line[2] for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "01"}
 
@@ -341,12 +341,12 @@ def test_requests_in_sequence_share_a_connection(stack: ExitStack) -> None:
     asking = requester(stack)
     left = itertools.count(1)
     done = threading.Event()
-    answered: list[int] = []
+    replied: list[int] = []
 
     def next_(answer: Message | TrollmovesError) -> None:
         assert isinstance(answer, Message)
-        answered.append(answer.data)
-        if len(answered) % 200 == 0:
+        replied.append(answer.data)
+        if len(replied) % 200 == 0:
             seen.update(connections(port))
         n = next(left)
         if n > 2000:
@@ -356,7 +356,7 @@ def test_requests_in_sequence_share_a_connection(stack: ExitStack) -> None:
 
     asking.send_request(f"{HOST}:{port}", text(next(left)), SOON, next_)
     assert done.wait(4 * SOON)
-    assert answered == list(range(1, 2001))
+    assert replied == list(range(1, 2001))
     assert len(seen) == 1
 
 
@@ -381,8 +381,8 @@ def test_no_answer_ends_idle_connections(stack: ExitStack, caplog: pytest.LogCap
     assert "unexpected" not in caplog.text
 
 
-def test_no_answer_is_told_in_time(stack: ExitStack) -> None:
-    """Without an answer NoAnswer comes after the time-out, names the server, and may be tried again."""
+def test_timeout_without_reply(stack: ExitStack) -> None:
+    """Without a reply NoAnswer is raised after the timeout, names the server, and may be retried."""
     port = replier(stack, lambda _: None).port
     answers = Answers()
     started = time.monotonic()
@@ -394,8 +394,8 @@ def test_no_answer_is_told_in_time(stack: ExitStack) -> None:
     assert str(port) in str(error)
 
 
-def test_a_late_answer_is_not_taken_for_the_next(stack: ExitStack) -> None:
-    """An answer that comes after the time-out goes to nobody, least of all to the next request."""
+def test_late_reply_is_dropped(stack: ExitStack) -> None:
+    """A reply after the timeout is dropped, and never assigned to the next request."""
     late: list[Request] = []
     port = replier(stack, late.extend).port
     asking, first, second = requester(stack), Answers(), Answers()
@@ -439,10 +439,10 @@ def test_a_server_may_come_later(stack: ExitStack) -> None:
     assert answers.wait(seconds=2 * SOON) == ["early"]
 
 
-def test_a_server_may_restart(stack: ExitStack) -> None:
-    """A server that was restarted answers over connections kept or made anew, at the latest when asked again.
+def test_server_restart(stack: ExitStack) -> None:
+    """A restarted server replies over kept or new connections, at the latest to the second request.
 
-    What is sent at the very moment at which the old process goes is lost with it.
+    Requests sent while the old process ends are lost with it.
     """
     port = free_port()
     asking = requester(stack)
@@ -495,8 +495,8 @@ def test_our_servers_take_many_requests_from_one_connection(stack: ExitStack) ->
     assert len(connections) == 1
 
 
-def test_asked_again_when_the_connection_is_back(stack: ExitStack) -> None:
-    """What a server had not answered when it ended is asked again as soon as there is one in its place."""
+def test_repeated_after_reconnection(stack: ExitStack) -> None:
+    """Open requests are repeated as soon as the server is back."""
     heard: list[Request] = []
     first = replier(stack, heard.extend)
     asking, answers = requester(stack), [Answers() for _ in range(5)]
@@ -528,8 +528,8 @@ def test_late_answers_on_a_shared_connection(stack: ExitStack) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "host", "no port:", "a b:5", "host:70000", "\udcff:5", "http://a:5", "ü:x"])
-def test_a_wrong_address_is_no_answer(stack: ExitStack, address: str) -> None:
-    """An address that is none is answered with an error, and the next request is sent."""
+def test_invalid_address(stack: ExitStack, address: str) -> None:
+    """An invalid address gives an error, and the next request is sent."""
     asking, answers, good = requester(stack), Answers(), Answers()
     asking.send_request(address, text(), 0.3, answers)
     assert isinstance(answers.wait()[0], NoReply)
@@ -537,8 +537,8 @@ def test_a_wrong_address_is_no_answer(stack: ExitStack, address: str) -> None:
     assert good.wait() == ["good"]
 
 
-def test_what_is_no_answer_is_told(stack: ExitStack) -> None:
-    """An answer that is no message is a MessageError, and an exception of who asked does not harm the others."""
+def test_invalid_reply(stack: ExitStack) -> None:
+    """An undecodable reply is a MessageError, and an exception in a callback does not affect other requests."""
     context = zmq.Context()
     stack.callback(context.destroy, 0)
     server = context.socket(zmq.REP)
@@ -558,8 +558,8 @@ def test_what_is_no_answer_is_told(stack: ExitStack) -> None:
     assert [type(one) for one in answers.wait(2)] == [MessageError] * 2
 
 
-def test_stop_answers_what_is_open(stack: ExitStack) -> None:
-    """Stopping answers each open request, and each later one, with Stopping; also from within an answer."""
+def test_stop_ends_open_requests(stack: ExitStack) -> None:
+    """Stopping ends each open and later request with Stopping; also from within a callback."""
     port = replier(stack, lambda _: None).port
     asking, answers = requester(stack), Answers()
 
@@ -576,8 +576,8 @@ def test_stop_answers_what_is_open(stack: ExitStack) -> None:
     assert time.monotonic() - started < SOON
 
 
-def test_many_threads_may_ask(stack: ExitStack) -> None:
-    """Requests of several threads at once are all answered, each with its own."""
+def test_many_threads_may_request(stack: ExitStack) -> None:
+    """Parallel requests from several threads all receive their own replies."""
     port = replier(stack).port
     asking = requester(stack)
     got: list[tuple[int, Any]] = []
@@ -602,10 +602,10 @@ def test_many_threads_may_ask(stack: ExitStack) -> None:
 
 
 class Ear:
-    """What a listener heard."""
+    """The messages that a subscriber received."""
 
     def __init__(self, stack: ExitStack, *providers: PublisherEndpoint, alarm_scale: float = 0.0) -> None:
-        self.heard: list[tuple[str, Message]] = []
+        self.received: list[tuple[str, Message]] = []
         self.trouble: list[Exception] = []  # to raise, before anything is taken
         self.offered: list[list[Message]] = []
         self.listener = Subscriber("client", providers, self._hear, alarm_scale=alarm_scale)
@@ -616,11 +616,11 @@ class Ear:
         self.offered.append(messages)
         if self.trouble:
             raise self.trouble.pop(0)
-        self.heard += [(address, message) for message in messages]
+        self.received += [(address, message) for message in messages]
 
     def of(self, type_: str, address: str = "") -> list[Any]:
-        """Give the data of what was heard of a type, from an address or all."""
-        return [message.data for where, message in self.heard if message.type == type_ and address in (where, "")]
+        """Return the data of received messages of a type, from one address or all."""
+        return [message.data for where, message in self.received if message.type == type_ and address in (where, "")]
 
 
 def published(stack: ExitStack, port: int = 0, **options: Any) -> Publisher:
@@ -632,38 +632,38 @@ def published(stack: ExitStack, port: int = 0, **options: Any) -> Publisher:
 
 
 def at(publisher: Publisher, *topics: str) -> PublisherEndpoint:
-    """Give where a publisher is heard."""
+    """Return the endpoint of a publisher."""
     return PublisherEndpoint(f"tcp://{HOST}:{publisher.port}", topics or ("",))
 
 
-def connected(ear: Ear, publisher: Publisher, address: str = "") -> None:
-    """Wait until a listener hears a publisher."""
-    before = len(ear.of("hello", address))
+def connected(recorder: Ear, publisher: Publisher, address: str = "") -> None:
+    """Wait until a subscriber receives from a publisher."""
+    before = len(recorder.of("hello", address))
 
     def hears() -> bool:
         publisher.send(Message("/hello", "hello"))
-        return len(ear.of("hello", address)) > before
+        return len(recorder.of("hello", address)) > before
 
     until(hears, 2 * SOON, "hears the publisher")
 
 
-def test_connections_are_told(stack: ExitStack) -> None:
-    """A listener says which publisher it has come to hear, for the first time and again."""
+def test_connections_are_reported(stack: ExitStack) -> None:
+    """A subscriber reports each first and repeated connection to a publisher."""
     port = free_port()
-    told: list[str] = []
+    recorded: list[str] = []
     provider = PublisherEndpoint(f"tcp://{HOST}:{port}", ("",))
-    listener = Subscriber("client", [provider], lambda *_: None, connected=told.append)
+    listener = Subscriber("client", [provider], lambda *_: None, connected=recorded.append)
     listener.start()
     stack.callback(listener.stop)
     first = published(stack, port)
-    until(lambda: told == [provider.address], 2 * SOON)
+    until(lambda: recorded == [provider.address], 2 * SOON)
     first.stop()
     published(stack, port)
-    until(lambda: told == [provider.address] * 2, 2 * SOON)
+    until(lambda: recorded == [provider.address] * 2, 2 * SOON)
 
 
-def test_a_heartbeat_comes_first(stack: ExitStack) -> None:
-    """A heartbeat comes at the start, tells its interval and what else it was given, and posttroll can read it."""
+def test_first_heartbeat(stack: ExitStack) -> None:
+    """A heartbeat is published at the start, with its interval and the given data, readable by posttroll."""
     port = free_port()
     context = zmq.Context()
     stack.callback(context.destroy, 0)
@@ -672,30 +672,30 @@ def test_a_heartbeat_comes_first(stack: ExitStack) -> None:
     subscriber.connect(f"tcp://{HOST}:{port}")
     published(stack, port, beat_data=lambda: {"logs": [1]})
     assert subscriber.poll(int(2 * SOON * 1000))
-    beat = posttroll.message.Message.decode(subscriber.recv())
-    assert (beat.subject, beat.type) == ("/heartbeat/move_it_server", "beat")
-    assert beat.data == {"min_interval": 30, "logs": [1]}
+    heartbeat = posttroll.message.Message.decode(subscriber.recv())
+    assert (heartbeat.subject, heartbeat.type) == ("/heartbeat/move_it_server", "beat")
+    assert heartbeat.data == {"min_interval": 30, "logs": [1]}
 
 
-def test_heartbeats_come_at_their_interval(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heartbeats go on at their interval, also when nobody knows what else to say."""
+def test_heartbeat_interval(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats continue at their interval, also when their data cannot be built."""
     monkeypatch.setattr(publisher, "HEARTBEAT_INTERVAL", 0.1)
     monkeypatch.setattr(publisher, "INITIAL_HEARTBEAT_DELAYS", (0.1,))
 
     def trouble() -> dict[str, Any]:
-        raise RuntimeError("nobody knows")
+        raise RuntimeError("no data")
 
     one = published(stack, beat_data=trouble)
-    ear = Ear(stack, at(one))
-    until(lambda: len(ear.of("beat")) >= 5, SOON)
-    assert ear.of("beat")[0] == {"min_interval": 0.1}
+    recorder = Ear(stack, at(one))
+    until(lambda: len(recorder.of("beat")) >= 5, SOON)
+    assert recorder.of("beat")[0] == {"min_interval": 0.1}
 
 
-def test_threads_may_publish_at_once(stack: ExitStack) -> None:
-    """What several threads publish is heard whole, and in order for each thread."""
+def test_threads_may_publish(stack: ExitStack) -> None:
+    """Messages of several threads are received complete, and in order for each thread."""
     one = published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
 
     def publish(thread: int) -> None:
         for n in range(0, 1000, 2):
@@ -704,22 +704,22 @@ def test_threads_may_publish_at_once(stack: ExitStack) -> None:
     threads = [threading.Thread(target=publish, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
-    until(lambda: len(ear.of("file")) == 4000, 2 * SOON)
+    until(lambda: len(recorder.of("file")) == 4000, 2 * SOON)
     for thread_number in range(4):
-        assert [n for thread, n in ear.of("file") if thread == thread_number] == list(range(1000))
+        assert [n for thread, n in recorder.of("file") if thread == thread_number] == list(range(1000))
 
 
-def test_a_burst_arrives_whole(stack: ExitStack) -> None:
-    """50,000 messages published at once arrive, all and in order, although their reader is slower."""
+def test_burst_arrives_complete(stack: ExitStack) -> None:
+    """50,000 messages published in a burst all arrive in order, although their reader is slower."""
     one = published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
     one.send_encoded([Message("/a", "file", {"n": n}).encode() for n in range(50_000)])
-    until(lambda: len(ear.of("file")) == 50_000, 4 * SOON)
-    assert [data["n"] for data in ear.of("file")] == list(range(50_000))
+    until(lambda: len(recorder.of("file")) == 50_000, 4 * SOON)
+    assert [data["n"] for data in recorder.of("file")] == list(range(50_000))
 
 
-def test_what_was_sent_before_the_stop_arrives(stack: ExitStack) -> None:
+def test_messages_before_stop_arrive(stack: ExitStack) -> None:
     """Messages published right before a process ends still arrive."""
     code = """
 import sys
@@ -737,72 +737,72 @@ publisher.send(*(Message("/a", "file", [n]) for n in range(5000)))
 publisher.stop()
 """
     port = free_port()
-    ear = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("/a",)))
+    recorder = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("/a",)))
     with subprocess.Popen(
         [sys.executable, "-c", code, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        while not ear.of("hello"):
+        while not recorder.of("hello"):
             child.stdin.write("hello\n")
             child.stdout.readline()
             time.sleep(0.02)
         child.stdin.write("go\n")
         child.stdin.close()
         assert child.wait(2 * SOON) == 0
-    until(lambda: len(ear.of("file")) == 5000, SOON)
+    until(lambda: len(recorder.of("file")) == 5000, SOON)
 
 
-def test_each_provider_has_its_topics(stack: ExitStack) -> None:
-    """From each of several publishers only its own topics are heard, and it is told who said what."""
+def test_topics_per_provider(stack: ExitStack) -> None:
+    """From each of several publishers only its own topics are received, with their source."""
     one, two = published(stack), published(stack)
-    ear = Ear(stack, at(one, "/1", "/hello"), at(two, "2/b", "/hello"))
+    recorder = Ear(stack, at(one, "/1", "/hello"), at(two, "2/b", "/hello"))
     for publisher_ in (one, two):
-        connected(ear, publisher_, at(publisher_).address)
+        connected(recorder, publisher_, at(publisher_).address)
         publisher_.send(*(Message(subject, "file", publisher_.port) for subject in ("/1/a", "/2/a", "/2/b", "/3")))
         publisher_.send(Message("/hello", "last"))
-    until(lambda: len(ear.of("last")) == 2, SOON)
-    subjects = [(where, message.subject) for where, message in ear.heard if message.type == "file"]
+    until(lambda: len(recorder.of("last")) == 2, SOON)
+    subjects = [(where, message.subject) for where, message in recorder.received if message.type == "file"]
     assert sorted(subjects) == sorted([(at(one).address, "/1/a"), (at(two).address, "/2/b")])
 
 
-def test_a_publisher_may_restart(stack: ExitStack) -> None:
-    """A publisher that comes back on its port is heard again."""
+def test_publisher_restart(stack: ExitStack) -> None:
+    """A restarted publisher on the same port is received again."""
     port = free_port()
-    ear = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)))
+    recorder = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)))
     for n in range(3):
         one = published(stack, port)
-        connected(ear, one)
+        connected(recorder, one)
         one.send(Message("/a", "file", n + 1))
-        until(lambda n=n: n + 1 in ear.of("file"), SOON)  # type: ignore[misc]
+        until(lambda n=n: n + 1 in recorder.of("file"), SOON)  # type: ignore[misc]
         one.stop()
         one.send(Message("/a", "file", "dropped"))
-    assert ear.of("file") == [1, 2, 3]
+    assert recorder.of("file") == [1, 2, 3]
 
 
-def test_a_publisher_can_be_followed_later(stack: ExitStack) -> None:
-    """A publisher that becomes known later is heard too, once, and a wrong address does not harm."""
+def test_publisher_added_later(stack: ExitStack) -> None:
+    """A publisher added later is received, once, and an invalid address does no harm."""
     one, two = published(stack), published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
-    ear.listener.add_publishers([PublisherEndpoint("tcp://no port", ("",)), at(two), at(one)])
-    connected(ear, two, at(two).address)
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
+    recorder.listener.add_publishers([PublisherEndpoint("tcp://no port", ("",)), at(two), at(one)])
+    connected(recorder, two, at(two).address)
     one.send(Message("/a", "file", "once"))
-    until(lambda: ear.of("file"), SOON)
-    connected(ear, one, at(one).address)
-    assert ear.of("file") == ["once"]
+    until(lambda: recorder.of("file"), SOON)
+    connected(recorder, one, at(one).address)
+    assert recorder.of("file") == ["once"]
 
 
-def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without heartbeats for some intervals the connection is made anew, and the publisher heard again."""
+def test_silence_causes_reconnection(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without heartbeats for some intervals the subscriber reconnects, and receives the publisher again."""
     monkeypatch.setattr(subscriber, "POLL_INTERVAL", 0.05)
     context = zmq.Context()
     stack.callback(context.destroy, 0)
     socket = context.socket(zmq.XPUB)
     socket.setsockopt(zmq.XPUB_VERBOSE, 1)
     port = socket.bind_to_random_port(f"tcp://{HOST}")
-    ear = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)), alarm_scale=3)
-    beat = Message("/heartbeat/x", "beat", {"min_interval": 0.1}).encode()
+    recorder = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)), alarm_scale=3)
+    heartbeat = Message("/heartbeat/x", "beat", {"min_interval": 0.1}).encode()
 
     def subscribed() -> None:
         while True:
@@ -814,46 +814,50 @@ def test_silence_makes_it_connect_anew(stack: ExitStack, monkeypatch: pytest.Mon
     assert not socket.poll(500), "silent from the start: there is no interval yet"
     for _ in range(3):
         started = time.monotonic()
-        socket.send_string(beat)
+        socket.send_string(heartbeat)
         subscribed()
         assert time.monotonic() - started > 0.25
     socket.send_string(Message("/a", "file").encode())
-    until(lambda: ear.of("file"), SOON)
+    until(lambda: recorder.of("file"), SOON)
 
 
-def test_a_busy_listener_drops_nothing_for_silence(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits to be heard while the journal cannot be written is not dropped for want of heartbeats in it."""
+def test_busy_subscriber_keeps_waiting_messages(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages that wait for a busy journal are not dropped for a lack of heartbeats."""
     monkeypatch.setattr(subscriber, "POLL_INTERVAL", 0.05)
     monkeypatch.setattr(subscriber, "RETRY", 0.8)
     one = published(stack)
-    ear = Ear(stack, at(one), alarm_scale=1)
-    connected(ear, one)
-    ear.trouble = [TemporaryTransferError("disk full")] * 3
-    beat = Message("/heartbeat/x", "beat", {"min_interval": 1})
-    one.send(beat, *(Message("/a", "file", {"n": n}) for n in range(3000)))
-    until(lambda: len(ear.of("file")) == 3000, SOON)
-    assert [data["n"] for data in ear.of("file")] == list(range(3000))
+    recorder = Ear(stack, at(one), alarm_scale=1)
+    connected(recorder, one)
+    recorder.trouble = [TemporaryTransferError("disk full")] * 3
+    heartbeat = Message("/heartbeat/x", "beat", {"min_interval": 1})
+    one.send(heartbeat, *(Message("/a", "file", {"n": n}) for n in range(3000)))
+    until(lambda: len(recorder.of("file")) == 3000, SOON)
+    assert [data["n"] for data in recorder.of("file")] == list(range(3000))
 
 
-def test_what_could_not_be_taken_is_offered_again(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When messages cannot be taken the same ones come again, as often as needed, and none is lost or out of order."""
+def test_failed_messages_are_offered_again(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the handler fails, the same messages are offered again, and none is lost or out of order."""
     monkeypatch.setattr(subscriber, "RETRY", 0.02)
     one = published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
     one.send(Message("/hello", "mark"))
-    until(lambda: any(message.type == "mark" for _, message in ear.heard), SOON, "all that was said to connect is over")
-    ear.offered.clear()
-    ear.trouble = [TemporaryTransferError("disk full")] * 10
+    until(
+        lambda: any(message.type == "mark" for _, message in recorder.received),
+        SOON,
+        "all that was said to connect is over",
+    )
+    recorder.offered.clear()
+    recorder.trouble = [TemporaryTransferError("disk full")] * 10
     for n in range(1000):
         one.send(Message("/a", "file", n + 1))
-    until(lambda: len(ear.of("file")) == 1000, SOON)
-    assert ear.of("file") == list(range(1, 1001))
-    assert [messages is ear.offered[0] for messages in ear.offered[:11]] == [True] * 11
+    until(lambda: len(recorder.of("file")) == 1000, SOON)
+    assert recorder.of("file") == list(range(1, 1001))
+    assert [messages is recorder.offered[0] for messages in recorder.offered[:11]] == [True] * 11
 
 
-def test_one_message_does_not_make_it_deaf(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that can never be taken is left out after some tries, and all others are heard."""
+def test_one_bad_message_does_not_block(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that always fails is dropped after some attempts, and all others are received."""
     monkeypatch.setattr(subscriber, "RETRY", 0.01)
     heard: list[Any] = []
 
@@ -879,14 +883,14 @@ def test_one_message_does_not_make_it_deaf(stack: ExitStack, monkeypatch: pytest
 
 
 def test_malformed_messages_are_skipped(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
-    """What is no message is skipped with a warning, however much of it there is, and what follows is heard."""
+    """Malformed messages are skipped with a warning, in any number, and the following ones are received."""
     one = published(stack)
-    ear = Ear(stack, at(one, ""))
-    connected(ear, one)
+    recorder = Ear(stack, at(one, ""))
+    connected(recorder, one)
     bad = ["pytroll:/", "pytroll://a file x@y now v1.01", "pytroll://a file x@y 2025-01-01 v1.01 application/json {"]
     with caplog.at_level(logging.WARNING):
         one.send_encoded([*bad * 200, Message("/a", "file", "good").encode()])
-        until(lambda: ear.of("file") == ["good"], SOON)
+        until(lambda: recorder.of("file") == ["good"], SOON)
     warnings = [record.getMessage() for record in caplog.records if record.name.endswith("subscriber")]
     assert len(warnings) == 600
     assert at(one).address in warnings[0]
@@ -904,7 +908,7 @@ def test_a_wrong_provider_is_named() -> None:
 
 @pytest.fixture
 def nameserver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Give what starts posttroll's nameserver, on ports that this process knows too."""
+    """Return what starts posttroll's nameserver, on ports that this process knows too."""
     settings = {"nameserver_port": free_port(), "broadcast_port": free_port(), "address_publish_port": free_port()}
     environment = os.environ | {f"POSTTROLL_{name.upper()}": str(port) for name, port in settings.items()}
     for name, port in settings.items():
@@ -938,10 +942,10 @@ def addresses(name: str) -> list[str]:
         context.destroy(0)
 
 
-def test_nameservers_are_told_the_address(
+def test_nameservers_receive_the_address(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, nameserver: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
-    """A publisher is found through a nameserver, also one that starts later or anew, or beside one that is away."""
+    """A publisher is found through a nameserver that starts later, restarts, or runs next to an absent one."""
     monkeypatch.setattr(publisher, "ADVERTISE_INTERVAL", 0.1)
     dead = f"{HOST}:{free_port()}"
     one = published(stack, nameservers=[dead, "localhost"])
@@ -955,10 +959,10 @@ def test_nameservers_are_told_the_address(
     assert time.monotonic() - started < SOON
 
 
-def test_without_multicast_it_publishes(
+def test_publishes_without_multicast(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where there is no multicast a publisher says so once, and publishes."""
+    """Without multicast a publisher logs this once, and publishes."""
     monkeypatch.setitem(posttroll.config.config, "mc_group", "10.0.0.1")
     monkeypatch.setattr(publisher, "ADVERTISE_RETRY_DELAY", 0.05)
     with caplog.at_level(logging.WARNING):
@@ -969,12 +973,12 @@ def test_without_multicast_it_publishes(
             return [record.getMessage() for record in caplog.records if record.name.endswith("publisher")]
 
         until(said, SOON)
-        time.sleep(0.3)  # several tries more; what is not said cannot be waited for
+        time.sleep(0.3)  # time for several more attempts: an absent log line cannot be waited for
     assert len(said()) == 1
     assert "cannot tell nameservers" in said()[0]
 
 
-# -- what is left
+# -- resources
 
 
 def descriptors() -> int:
@@ -986,8 +990,8 @@ def a_life() -> None:
     """Start one of each, use them, stop them."""
     with ExitStack() as stack:
         one, port = published(stack, nameservers=["localhost"]), replier(stack).port
-        ear = Ear(stack, at(one), alarm_scale=2)
-        connected(ear, one)
+        recorder = Ear(stack, at(one), alarm_scale=2)
+        connected(recorder, one)
         asking, answers = requester(stack), Answers()
         for n in range(20):
             asking.send_request(f"{HOST}:{port}", text(n + 1), SOON, answers)
@@ -1007,14 +1011,14 @@ def test_nothing_is_left_after_the_stop() -> None:
 
 
 def descriptors_at_rest() -> int:
-    """Count what is open once ZeroMQ has closed what it closes in the background; 0 as long as it changes."""
+    """Count the open resources after ZeroMQ's background work; return 0 while the count changes."""
     before = descriptors()
     time.sleep(0.3)
     return before if descriptors() == before else 0
 
 
-def test_what_never_started_can_be_stopped() -> None:
-    """Rooms that were made and never started give back what they have."""
+def test_unstarted_objects_can_be_stopped() -> None:
+    """Objects that were never started release their resources."""
     a_life()  # ZeroMQ's own
     gc.collect()
     before = until(lambda: descriptors_at_rest(), SOON)
@@ -1029,23 +1033,23 @@ def test_what_never_started_can_be_stopped() -> None:
     until(lambda: descriptors() <= before, SOON)
 
 
-def test_a_listener_whose_reader_is_stuck_can_be_stopped(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listener that waits to offer messages again stops at once."""
+def test_subscriber_with_stuck_handler_can_be_stopped(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscriber that waits to offer messages again stops without delay."""
     one = published(stack)
-    ear = Ear(stack, at(one))
-    connected(ear, one)
-    ear.trouble = [TemporaryTransferError("disk full")] * 100
+    recorder = Ear(stack, at(one))
+    connected(recorder, one)
+    recorder.trouble = [TemporaryTransferError("disk full")] * 100
     one.send(Message("/a", "file"))
-    until(lambda: len(ear.trouble) < 100, SOON)
+    until(lambda: len(recorder.trouble) < 100, SOON)
     started = time.monotonic()
-    ear.listener.stop()
+    recorder.listener.stop()
     assert time.monotonic() - started < SOON
 
 
 # -- security
 
 
-def test_missing_keys_are_told_in_one_line(tmp_path: Path) -> None:
+def test_missing_keys_are_reported_in_one_line(tmp_path: Path) -> None:
     """Posttroll's security without its keys is a StartError for each kind of socket."""
     code = f"""
 from trollmoves.errors import StartError
@@ -1070,7 +1074,7 @@ for settings in ({{}}, {{name: {str(tmp_path / "no such")!r} for name in (
     assert len(done.stdout.splitlines()) == 4, done.stdout + done.stderr
 
 
-def test_back_before_it_begins() -> None:
-    """Whoever hears a publisher tries to connect again more often than one that starts waits before it tells."""
+def test_reconnection_precedes_publishing() -> None:
+    """Subscribers retry a connection more often than a starting publisher waits before it publishes."""
     between_tries = (sockets.RECONNECT + sockets.RECONNECT_MAX) / 1000  # ZeroMQ adds up to the first to the second
     assert between_tries < publisher.SUBSCRIBER_GRACE

@@ -1,4 +1,4 @@
-"""``move_it_req.py`` asks a server, and says calmly what it heard, or that it heard nothing."""
+"""``move_it_req.py`` sends requests to a server, and prints the reply or its absence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def failed(ended: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize("form", ["tcp://{}:{}", "{}:{}"])
 def test_ping(pair: ServerClientPair, testbed: Testbed, form: str) -> None:
-    """A ping tells the station and how long the answer took."""
+    """A ping shows the station and the time to the reply."""
     ended = testbed.run(REQ, "--ping", form.format(HOST, pair.request_port))
     assert (ended.returncode, ended.stderr) == (0, "")
     address = f"tcp://{HOST}:{pair.request_port}"
@@ -49,7 +49,7 @@ def test_ping(pair: ServerClientPair, testbed: Testbed, form: str) -> None:
 
 
 def test_info(pair: ServerClientPair, testbed: Testbed) -> None:
-    """Info tells since when the server runs, then the files, the newest first, then how many."""
+    """Info shows the start time of the server, then the files, the newest first, then their number."""
     ended = testbed.run(REQ, "--info", TOPIC, f"{HOST}:{pair.request_port}")
     assert (ended.returncode, ended.stderr) == (0, "")
     first, *files, last = ended.stdout.splitlines()
@@ -84,7 +84,7 @@ def test_spam(pair: ServerClientPair, testbed: Testbed) -> None:
 
 @contextmanager
 def interrupted(testbed: Testbed, *arguments: str, after: int) -> Iterator[list[subprocess.CompletedProcess[str]]]:
-    """Run a command beside the block, then until it has printed so many lines; interrupt it, give what came of it."""
+    """Run a command with the block until it has printed ``count`` lines; interrupt it, and return its result."""
     ended: list[subprocess.CompletedProcess[str]] = []
     out = testbed.root / "out"
     with out.open("wb") as stream:
@@ -102,8 +102,8 @@ def interrupted(testbed: Testbed, *arguments: str, after: int) -> Iterator[list[
     ended.append(subprocess.CompletedProcess(command, process.returncode, out.read_text()))
 
 
-def test_nobody_there(testbed: Testbed) -> None:
-    """Without an answer one line says so, with the reason, and the status is 1."""
+def test_no_server(testbed: Testbed) -> None:
+    """Without a reply one line names the reason, and the status is 1."""
     port = testbed.port()
     assert failed(testbed.run(REQ, "--ping", f"{HOST}:{port}")).endswith(
         f"no answer from tcp://{HOST}:{port}: Connection refused"
@@ -112,7 +112,7 @@ def test_nobody_there(testbed: Testbed) -> None:
 
 
 def test_silent_server(testbed: Testbed) -> None:
-    """A port where somebody listens and says nothing is given up after some seconds; --spam goes on and tells so."""
+    """A silent port is given up after some seconds; --spam continues and reports it."""
     listener = testbed.close_at_end(socket.socket())
     listener.bind((HOST, 0))
     listener.listen()
@@ -127,8 +127,8 @@ def test_silent_server(testbed: Testbed) -> None:
 
 
 @pytest.mark.parametrize("address", ["nonsense", "http://host:1/x", "host:99999", ""])
-def test_wrong_address(testbed: Testbed, address: str) -> None:
-    """An address that is none is told without asking anybody."""
+def test_invalid_address(testbed: Testbed, address: str) -> None:
+    """An invalid address is reported without a request."""
     assert failed(testbed.run(REQ, "--ping", address))
 
 

@@ -67,7 +67,7 @@ def test_copies_a_pattern(files: Path) -> None:
 
 
 def test_moves_to_a_server(files: Path, server: PyFtpd) -> None:
-    """``--move`` removes what was delivered; the password is told to nobody."""
+    """``--move`` removes delivered files; the password is never shown."""
     url = f"ftp://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}/in/"
     done = run("--move", "-o", "connection_timeout=5", "a.dat", "c[1].txt", url, cwd=files)
     assert done.returncode == 0, done.stderr
@@ -77,7 +77,7 @@ def test_moves_to_a_server(files: Path, server: PyFtpd) -> None:
 
 
 def test_one_file_gets_a_new_name(files: Path) -> None:
-    """One file to a path that is no directory gets that name; to one that is, it keeps its own."""
+    """One file to a path that is not a directory gets that name; in a directory it keeps its own."""
     assert run("-q", "a.dat", "../new", cwd=files).stdout == ""
     assert (files.parent / "new").read_bytes() == (files / "a.dat").read_bytes()
     run("a.dat", files.parent, cwd=files)
@@ -92,8 +92,8 @@ def test_dry_run(files: Path) -> None:
     assert len(os.listdir(files)) == 3
 
 
-def test_failures_are_told(files: Path) -> None:
-    """What could not be delivered is named on stderr, the rest is delivered, and the exit code is 1."""
+def test_failures_are_reported(files: Path) -> None:
+    """Undelivered files are named on stderr, the others are delivered, and the exit code is 1."""
     (files / "locked").mkdir()
     done = run("a.dat", "locked", "../out/", cwd=files)
     assert done.returncode == 1
@@ -113,8 +113,8 @@ def test_failures_are_told(files: Path) -> None:
         (("a.dat", "scp://[x"), "scp://"),
     ],
 )
-def test_arguments_that_make_no_sense(files: Path, arguments: tuple[str, ...], words: str) -> None:
-    """Arguments that make no sense are told in one line, with exit code 2."""
+def test_invalid_arguments(files: Path, arguments: tuple[str, ...], words: str) -> None:
+    """Invalid arguments are reported in one line, with exit code 2."""
     done = run(*arguments, cwd=files)
     assert done.returncode == 2
     assert words in done.stderr

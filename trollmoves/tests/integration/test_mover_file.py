@@ -1,4 +1,4 @@
-"""What is peculiar to deliveries on this host."""
+"""Details of deliveries on this host."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def origin(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_copy_has_an_inode_of_its_own_and_the_old_modification_time(origin: Path, tmp_path: Path) -> None:
-    """A producer that rewrites its file in place does not change what was delivered."""
+def test_copy_has_a_new_inode(origin: Path, tmp_path: Path) -> None:
+    """A producer that rewrites its file in place does not change the delivered file."""
     os.utime(origin, (1e9, 1e9))
     move_it(str(origin), f"{tmp_path}/out/")
     with origin.open("r+b") as file:
@@ -55,7 +55,7 @@ def test_hard_link_only_when_asked_to(origin: Path, tmp_path: Path) -> None:
 
 
 def test_large_files_arrive_whole(tmp_path: Path) -> None:
-    """Files above the size that is read at once arrive as they are, at sizes around its bounds."""
+    """Files larger than one read block arrive unchanged, at sizes around its multiples."""
     for size in (0, 1, SMALL_FILE - 1, SMALL_FILE, SMALL_FILE + 1, 3 * SMALL_FILE + 17):
         path = tmp_path / f"f{size}"
         path.write_bytes(os.urandom(size))
@@ -64,7 +64,7 @@ def test_large_files_arrive_whole(tmp_path: Path) -> None:
 
 
 def test_move_renames_on_one_file_system(origin: Path, tmp_path: Path) -> None:
-    """``move`` on one file system keeps the inode, replaces what is there, and leaves nothing at the origin."""
+    """``move`` on one file system keeps the inode, replaces the existing file, and removes the origin."""
     inode = origin.stat().st_ino
     (tmp_path / "new").write_bytes(b"old")
     mover = FileMover(str(origin), f"{tmp_path}/new")
@@ -117,8 +117,8 @@ def test_a_file_delivered_onto_itself_stays(origin: Path, tmp_path: Path) -> Non
     assert (tmp_path / "other").read_bytes() == b"image" * 100
 
 
-def test_move_removes_only_what_was_delivered(origin: Path, tmp_path: Path) -> None:
-    """An origin that another file replaced during the delivery stays."""
+def test_move_keeps_a_replaced_origin(origin: Path, tmp_path: Path) -> None:
+    """An origin that is replaced during the delivery stays."""
     mover = FileMover(origin, f"{tmp_path}/out/")
     mover.copy()
     (origin.parent / "new").write_bytes(b"newer")
@@ -128,8 +128,8 @@ def test_move_removes_only_what_was_delivered(origin: Path, tmp_path: Path) -> N
     assert origin.read_bytes() == b"newer"
 
 
-def test_made_files_and_directories_are_not_world_writable(origin: Path, tmp_path: Path) -> None:
-    """Even under umask 0 nobody else may write what was made; the origin's other permissions stay."""
+def test_created_files_are_not_world_writable(origin: Path, tmp_path: Path) -> None:
+    """Even under umask 0 created files are not world-writable; the origin's other permissions stay."""
     origin.chmod(0o746)
     script = "import os, sys; from trollmoves.movers import move_it; os.umask(0); move_it(sys.argv[1], sys.argv[2])"
     subprocess.run([sys.executable, "-c", script, str(origin), f"{tmp_path}/a/b/"], check=True)
@@ -138,8 +138,8 @@ def test_made_files_and_directories_are_not_world_writable(origin: Path, tmp_pat
     assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o775
 
 
-def test_what_cannot_be_sent_is_named(tmp_path: Path) -> None:
-    """A missing file, a directory and a named pipe are refused at once, for good, by their path."""
+def test_invalid_origin_is_named(tmp_path: Path) -> None:
+    """A missing file, a directory and a named pipe are permanently rejected with their path."""
     os.mkfifo(tmp_path / "pipe")
     for origin in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
         with pytest.raises(OriginMissing, match=str(origin)):
@@ -147,8 +147,8 @@ def test_what_cannot_be_sent_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """A file whose disk fails is told by its path, as what may pass; nothing of it is left at the destination."""
+def test_unreadable_origin_is_named(tmp_path: Path) -> None:
+    """A file on a failing disk is a temporary error with its path, and leaves no file at the destination."""
     failing = "/sys/class/net/lo/speed"  # its size is 4096, and no byte can be read
     if not os.path.exists(failing):
         pytest.skip("missing: sysfs")
@@ -159,19 +159,19 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("destination", [5, None, "", "foo://host/x/", "scp://[x", b"/tmp/x"])
-def test_what_is_no_destination_is_refused(origin: Path, destination: object) -> None:
-    """A destination that no mover understands is a permanent error, whatever its type."""
+def test_invalid_destination(origin: Path, destination: object) -> None:
+    """A destination that no mover supports is a permanent error, whatever its type."""
     with pytest.raises(BadDestination):
         move_it(origin, destination)  # type: ignore[arg-type]
 
 
-def test_rel_path_is_a_directory_below_the_destination(origin: Path, tmp_path: Path) -> None:
-    """``rel_path`` takes the file in, and cannot lead out of the destination; the hook hears where the file went."""
-    heard = []
-    result = move_it(origin, f"file://{tmp_path}/out", rel_path="a/b", hook=lambda *given: heard.append(given))
+def test_rel_path(origin: Path, tmp_path: Path) -> None:
+    """``rel_path`` is a directory below the destination and cannot leave it; the hook receives the final path."""
+    received = []
+    result = move_it(origin, f"file://{tmp_path}/out", rel_path="a/b", hook=lambda *given: received.append(given))
     assert (tmp_path / "out/a/b" / origin.name).exists()
     assert result.path == f"{tmp_path}/out/a/b/"
-    assert heard == [(str(origin), result)]
+    assert received == [(str(origin), result)]
     for path in ("../x", "/etc", "a/../../x"):
         with pytest.raises(BadDestination):
             move_it(origin, f"{tmp_path}/out/", rel_path=path)
@@ -197,8 +197,8 @@ def test_a_full_disk_is_temporary_and_leaves_nothing(tmp_path: Path) -> None:
             assert (disk / "big").read_bytes() == b"old"
 
 
-def test_a_refusal(origin: Path) -> None:
-    """A directory that nobody may write to is an error that may pass, and tells nothing about others."""
+def test_unwritable_directory(origin: Path) -> None:
+    """An unwritable directory is a temporary error that does not block other transfers."""
     with pytest.raises(PermissionRefused) as caught:
         move_it(origin, "/sys/kernel/nothing/")
     assert caught.value.temporary
@@ -206,7 +206,7 @@ def test_a_refusal(origin: Path) -> None:
 
 
 def test_readers_never_see_a_short_file(tmp_path: Path) -> None:
-    """Whoever looks at the final name at any moment sees an old or a new file, whole."""
+    """A reader of the final name always sees a complete old or new file."""
     size = 2 * SMALL_FILE
     versions = [bytes([i]) * size for i in (1, 2)]
     for index, content in enumerate(versions):
@@ -262,7 +262,7 @@ def test_partials_are_hidden_unique_and_recognised() -> None:
 
 
 def test_stale_partials_are_cleaned(tmp_path: Path) -> None:
-    """Partials that nobody writes to are removed after a time, nothing else ever is."""
+    """Abandoned partials are removed after some time, other files never."""
     partial = Path(partial_path(f"{tmp_path}/f"))
     for path in (partial, tmp_path / ".hidden.part", tmp_path / "f"):
         path.write_bytes(b"")
@@ -294,13 +294,13 @@ class TestFileContract(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> MoverTarget:
+    def target(cls, tmp_path_factory: pytest.TempPathFactory) -> MoverTarget:
         """Return a directory of this host."""
         root = tmp_path_factory.mktemp("file")
         return LocalPlace("file", ServerProcess(0, [], root / "log"), RemoteFiles(root), str(root))
 
     @pytest.fixture
-    def proxy(self, place: MoverTarget) -> Iterator[Proxy]:
+    def proxy(self, target: MoverTarget) -> Iterator[Proxy]:
         """Skip what needs a connection."""
         pytest.skip("there is no connection")
 
@@ -310,7 +310,7 @@ class TestFileContract(MoverContract):
 
 
 class LocalPlace(MoverTarget):
-    """A place whose URLs name no port."""
+    """A target with URLs without a port."""
 
     def url(self, path: str, host: str = "", login: str | None = None) -> str:
         """Return the URL of a path."""

@@ -27,12 +27,12 @@ class OnPyFtpd(MoverContract):
     """Against pyftpdlib."""
 
     scheme: ClassVar[str]
-    tells_full_disk = False
+    reports_full_disk = False
     unnameable = NEEDS_LINES
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
+    def target(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
         """Start the server."""
         tls = cls.scheme == "ftps"
         if why := pyftpd.missing(tls=tls):
@@ -53,26 +53,26 @@ class OnPyFtpd(MoverContract):
                 ports=tuple(server.passive_ports),
             )
 
-    def test_slow_link(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_slow_link(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
         origin.write_bytes(os.urandom(1_900_000))
         proxy.rate = 170_000
-        move_it(origin, place.url(f"{here}/f", PROXY_HOST), self.through(place, stall_timeout=6))
-        assert place.files.read(f"{here}/f") == origin.read_bytes()
+        move_it(origin, target.url(f"{here}/f", PROXY_HOST), self.through(target, stall_timeout=6))
+        assert target.files.read(f"{here}/f") == origin.read_bytes()
 
 
 class OnVsftpd(MoverContract):
     """Against vsftpd, without a login."""
 
     scheme: ClassVar[str]
-    tells_full_disk = False
+    reports_full_disk = False
     unnameable = NEEDS_LINES
     checks_logins = False
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
-        """Start the server, whose user must be able to come to its root."""
+    def target(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
+        """Start the server; its user must be able to enter its root."""
         tls = cls.scheme == "ftps"
         if why := vsftpd.missing():
             pytest.skip(why)
@@ -99,21 +99,21 @@ class TestFtpOnPyFtpd(OnPyFtpd):
 
     scheme = "ftp"
 
-    def test_active_mode(self, place: MoverTarget, origin: Path, here: str) -> None:
+    def test_active_mode(self, target: MoverTarget, origin: Path, here: str) -> None:
         """The far end may be the one to open the connection for data."""
-        move_it(origin, place.url(f"{here}/"), place.attrs | {"ftp_passive": "false"})
-        assert place.files.read(f"{here}/{origin.name}") == origin.read_bytes()
+        move_it(origin, target.url(f"{here}/"), target.attrs | {"ftp_passive": "false"})
+        assert target.files.read(f"{here}/{origin.name}") == origin.read_bytes()
 
-    def test_netrc(self, place: MoverTarget, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_netrc(self, target: MoverTarget, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a user in the URL, ``~/.netrc`` says who one is, else the login is anonymous."""
         monkeypatch.setenv("HOME", str(origin.parent))
         with pytest.raises(AuthenticationFailed):
-            move_it(origin, place.url(f"{here}/", login=""), place.attrs)
+            move_it(origin, target.url(f"{here}/", login=""), target.attrs)
         netrc = origin.parent / ".netrc"
         netrc.write_text(f'machine 127.0.0.1 login {USER} password "{PASSWORD}"\n')
         netrc.chmod(0o600)
-        move_it(origin, place.url(f"{here}/", login=""), place.attrs)
-        assert set(place.files.tree(here)) == {origin.name}
+        move_it(origin, target.url(f"{here}/", login=""), target.attrs)
+        assert set(target.files.tree(here)) == {origin.name}
 
 
 class TestFtpsOnPyFtpd(OnPyFtpd):
@@ -121,13 +121,13 @@ class TestFtpsOnPyFtpd(OnPyFtpd):
 
     scheme = "ftps"
 
-    def test_unknown_certificate(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A certificate that nobody vouches for is refused for good, unless that is not to be checked."""
+    def test_unknown_certificate(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """An untrusted certificate is permanently rejected, unless verification is off."""
         with pytest.raises(AuthenticationFailed, match="certificate") as caught:
-            move_it(origin, place.url(f"{here}/"), {})
+            move_it(origin, target.url(f"{here}/"), {})
         assert not caught.value.temporary
-        move_it(origin, place.url(f"{here}/"), {"ftp_tls_verify": "no"})
-        assert set(place.files.tree(here)) == {origin.name}
+        move_it(origin, target.url(f"{here}/"), {"ftp_tls_verify": "no"})
+        assert set(target.files.tree(here)) == {origin.name}
 
 
 class TestFtpOnVsftpd(OnVsftpd):

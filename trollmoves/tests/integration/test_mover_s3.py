@@ -45,7 +45,7 @@ class BucketFiles:
 
 
 class BucketPlace(MoverTarget):
-    """A place whose URLs name the bucket, and whose parameters name the server."""
+    """A target with the bucket in its URLs and the server in its parameters."""
 
     def url(self, path: str, host: str = HOST, login: str | None = None) -> str:
         """Return the URL of a key."""
@@ -61,12 +61,12 @@ class TestS3OnSeaweed(MoverContract):
 
     has_directories = False
     on_a_disk = False
-    probes = False  # the client connects again by itself
+    probes = False  # the client reconnects automatically
     altered = ("back\\slash",)  # SeaweedFS makes it a slash
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
+    def target(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
         """Start the server."""
         pytest.importorskip("boto3", reason="no boto3 (PyPI)")
         if why := seaweed.missing():
@@ -95,62 +95,62 @@ class TestS3OnSeaweed(MoverContract):
 
     @pytest.mark.skip(reason="SeaweedFS takes 20 s to start again; see test_idle_connection_is_lost")
     def test_restarted_server(self, *_: Any) -> None:
-        """What a restart means to the mover is tested by cutting its connections."""
+        """A restart is equivalent to cut connections for this mover."""
 
-    def test_multipart(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
+    def test_multipart(self, target: MoverTarget, tmp_path: Path, here: str) -> None:
         """A large object goes in parts of the size asked for, and as one when that is asked for."""
         origin = tmp_path / "big"
         origin.write_bytes(os.urandom(18 << 20))
-        in_parts = place.attrs | {"s3_multipart_chunksize": str(5 << 20), "verify_checksum": "1"}
-        in_one = place.attrs | {"s3_use_multipart": False, "verify_checksum": True}
+        in_parts = target.attrs | {"s3_multipart_chunksize": str(5 << 20), "verify_checksum": "1"}
+        in_one = target.attrs | {"s3_use_multipart": False, "verify_checksum": True}
         for name, attrs in (("parts", in_parts), ("one", in_one)):
-            move_it(origin, place.url(f"{here}/{name}"), attrs)
-            assert place.files.read(f"{here}/{name}") == origin.read_bytes()
+            move_it(origin, target.url(f"{here}/{name}"), attrs)
+            assert target.files.read(f"{here}/{name}") == origin.read_bytes()
         tags = {
-            name: place.files.s3.head_object(Bucket=BUCKET, Key=f"{here}/{name}")["ETag"] for name in ("parts", "one")
+            name: target.files.s3.head_object(Bucket=BUCKET, Key=f"{here}/{name}")["ETag"] for name in ("parts", "one")
         }
         assert "-4" in tags["parts"]
         assert "-" not in tags["one"]
 
-    def test_bucket_alone(self, place: MoverTarget, origin: Path) -> None:
+    def test_bucket_alone(self, target: MoverTarget, origin: Path) -> None:
         """A URL of only a bucket takes the file in under its own name, with and without a slash."""
         for url in (f"s3://{BUCKET}", f"s3://{BUCKET}/"):
-            move_it(origin, url, place.attrs)
-            assert place.files.read(origin.name) == origin.read_bytes()
-            place.files.s3.delete_object(Bucket=BUCKET, Key=origin.name)
+            move_it(origin, url, target.attrs)
+            assert target.files.read(origin.name) == origin.read_bytes()
+            target.files.s3.delete_object(Bucket=BUCKET, Key=origin.name)
 
-    def test_profile(self, place: MoverTarget, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_profile(self, target: MoverTarget, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A profile of the shared credentials file says who one is; a missing one is a permanent error."""
         credentials = origin.parent / "credentials"
         credentials.write_text(f"[site]\naws_access_key_id={KEY}\naws_secret_access_key={SECRET}\n")
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
-        attrs = {key: value for key, value in place.attrs.items() if key not in ("key", "secret")}
-        move_it(origin, place.url(f"{here}/"), attrs | {"profile": "site"})
-        assert set(place.files.tree(here)) == {origin.name}
+        attrs = {key: value for key, value in target.attrs.items() if key not in ("key", "secret")}
+        move_it(origin, target.url(f"{here}/"), attrs | {"profile": "site"})
+        assert set(target.files.tree(here)) == {origin.name}
         with pytest.raises(AuthenticationFailed):
-            move_it(origin, place.url(f"{here}/"), attrs | {"profile": "nobody"})
+            move_it(origin, target.url(f"{here}/"), attrs | {"profile": "nobody"})
 
-    def test_path_style_and_extra_arguments(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """The addressing style and what is said about each object can be given, as s3fs names them."""
+    def test_path_style_and_extra_arguments(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """The addressing style and extra arguments of objects can be set, by the names of s3fs."""
         more = {
             "config_kwargs": {"s3": {"addressing_style": "path"}},
             "s3_additional_kwargs": {"ContentType": "application/x-hrit"},
         }
-        move_it(origin, place.url(f"{here}/f"), place.attrs | more)
-        assert place.files.s3.head_object(Bucket=BUCKET, Key=f"{here}/f")["ContentType"] == "application/x-hrit"
+        move_it(origin, target.url(f"{here}/f"), target.attrs | more)
+        assert target.files.s3.head_object(Bucket=BUCKET, Key=f"{here}/f")["ContentType"] == "application/x-hrit"
 
-    def test_session_token_is_not_told(
-        self, place: MoverTarget, origin: Path, caplog: pytest.LogCaptureFixture
+    def test_session_token_is_not_logged(
+        self, target: MoverTarget, origin: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A session token, which boto3 shows among the headers of a request, stands in no log line."""
+        """A session token, which boto3 shows among the headers of a request, is not logged."""
         for name in ("", "botocore", "botocore.auth", "botocore.endpoint", "botocore.hooks", "urllib3", "boto3"):
             caplog.set_level(1, name or None)
-        attrs = place.attrs | {"token": "t0ken/t0ken", "endpoint_url": f"http://{HOST}:{free_port()}"}
+        attrs = target.attrs | {"token": "t0ken/t0ken", "endpoint_url": f"http://{HOST}:{free_port()}"}
         with pytest.raises(ConnectionFailed) as caught:
-            move_it(origin, place.url("x/"), attrs)
+            move_it(origin, target.url("x/"), attrs)
         assert "t0ken" not in caplog.text + "".join(traceback.format_exception(caught.value))
 
-    def test_nonsense_arguments(self, place: MoverTarget, origin: Path, here: str) -> None:
+    def test_nonsense_arguments(self, target: MoverTarget, origin: Path, here: str) -> None:
         """Arguments that boto3 does not know are a permanent error."""
         with pytest.raises(PermanentTransferError):
-            move_it(origin, place.url(f"{here}/f"), place.attrs | {"client_kwargs": {"nonsense": 1}})
+            move_it(origin, target.url(f"{here}/f"), target.attrs | {"client_kwargs": {"nonsense": 1}})

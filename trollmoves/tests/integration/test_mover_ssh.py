@@ -49,7 +49,7 @@ class OnOpenSsh(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
+    def target(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
         """Start the server."""
         if why := openssh.missing():
             pytest.skip(why)
@@ -58,12 +58,12 @@ class OnOpenSsh(MoverContract):
             assert isinstance(server, OpenSsh)
             yield _place(cls.scheme, server, folder)
 
-    def test_slow_link(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_slow_link(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
         origin.write_bytes(os.urandom(1_900_000))  # the window that the server gives is larger
         proxy.rate = 170_000
-        move_it(origin, place.url(f"{here}/f", PROXY_HOST), self.through(place, stall_timeout=6))
-        assert place.files.read(f"{here}/f") == origin.read_bytes()
+        move_it(origin, target.url(f"{here}/f", PROXY_HOST), self.through(target, stall_timeout=6))
+        assert target.files.read(f"{here}/f") == origin.read_bytes()
 
 
 class OnAsyncSsh(MoverContract):
@@ -73,7 +73,7 @@ class OnAsyncSsh(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
+    def target(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MoverTarget]:
         """Start the server."""
         if why := asyncsshd.missing() or openssh.missing():
             pytest.skip(why)
@@ -103,13 +103,13 @@ def test_few_channels_for_each_login(scheme: str, tmp_path: Path) -> None:
 
     def deliver(path: Path) -> None:
         try:
-            move_it(path, place.url("in/"), place.attrs | {"max_connections": 6})
+            move_it(path, target.url("in/"), target.attrs | {"max_connections": 6})
         except BaseException as error:
             errors.append(error)
 
     with OpenSsh(tmp_path / "server", extra="MaxSessions 2") as server:
         assert isinstance(server, OpenSsh)
-        place = _place(scheme, server, tmp_path)
+        target = _place(scheme, server, tmp_path)
         threads = [threading.Thread(target=deliver, args=(path,)) for path in paths]
         for thread in threads:
             thread.start()
@@ -117,7 +117,7 @@ def test_few_channels_for_each_login(scheme: str, tmp_path: Path) -> None:
             thread.join()
         close_connections()
     assert errors == []
-    assert place.files.tree("in") == {path.name: path.read_bytes() for path in paths}
+    assert target.files.tree("in") == {path.name: path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("subsystem", ["internal-sftp", "/nonexistent"])
@@ -139,17 +139,17 @@ def test_scp_over_a_single_channel(subsystem: str, tmp_path: Path, origin: Path)
         close_connections()
 
 
-def test_rename_that_replaces_nothing(tmp_path: Path, origin: Path) -> None:
-    """Where the far end cannot replace at once, what is there is removed before."""
+def test_rename_without_replacement(tmp_path: Path, origin: Path) -> None:
+    """If the server cannot replace a file by rename, the old file is removed first."""
     if why := asyncsshd.missing():
         pytest.skip(why)
     with AsyncSshd(tmp_path / "server", extensions=False) as server:
         assert isinstance(server, AsyncSshd)
-        place = _place("sftp", server, tmp_path)
+        target = _place("sftp", server, tmp_path)
         for content in (b"one", b"another"):
             origin.write_bytes(content)
-            move_it(origin, place.url("in/f"), place.attrs | {"fsync": True})
-            assert place.files.tree("in") == {"f": content}
+            move_it(origin, target.url("in/f"), target.attrs | {"fsync": True})
+            assert target.files.tree("in") == {"f": content}
         close_connections()
 
 
@@ -163,63 +163,63 @@ class TestSftpOnOpenSsh(OnOpenSsh):
 
     scheme = "sftp"
 
-    def test_unknown_host_key(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A host in no known_hosts file is refused, for good, before anybody logs in."""
-        attrs = {key: value for key, value in place.attrs.items() if key != "ssh_known_hosts"}
+    def test_unknown_host_key(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """A host that is missing from known_hosts is permanently rejected before the login."""
+        attrs = {key: value for key, value in target.attrs.items() if key != "ssh_known_hosts"}
         with pytest.raises(UnknownHostKey, match="ssh-keyscan") as caught:
-            move_it(origin, place.url(f"{here}/"), attrs)
+            move_it(origin, target.url(f"{here}/"), attrs)
         assert not caught.value.temporary
 
-    def test_changed_host_key(self, place: MoverTarget, origin: Path, here: str, tmp_path: Path) -> None:
-        """A host that shows another key than the known one is refused, for good."""
+    def test_changed_host_key(self, target: MoverTarget, origin: Path, here: str, tmp_path: Path) -> None:
+        """A host with another key than the known one is permanently rejected."""
         kind, key = make_key(tmp_path / "other").with_suffix(".pub").read_text().split()[:2]
         known = tmp_path / "known_hosts"
-        known.write_text(f"[127.0.0.1]:{place.server.port} {kind} {key}\n")
+        known.write_text(f"[127.0.0.1]:{target.server.port} {kind} {key}\n")
         with pytest.raises(UnknownHostKey, match="another key"):
-            move_it(origin, place.url(f"{here}/"), place.attrs | {"ssh_known_hosts": str(known)})
+            move_it(origin, target.url(f"{here}/"), target.attrs | {"ssh_known_hosts": str(known)})
 
     @pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
-    def test_key_types(self, place: MoverTarget, origin: Path, here: str, tmp_path: Path, kind: str) -> None:
+    def test_key_types(self, target: MoverTarget, origin: Path, here: str, tmp_path: Path, kind: str) -> None:
         """RSA, ECDSA and Ed25519 keys let one in, by either spelling of the option."""
         key = make_key(tmp_path / f"key_{kind}", kind)
-        authorized = Path(place.attrs["ssh_key_filename"]).parent / "authorized_keys"
+        authorized = Path(target.attrs["ssh_key_filename"]).parent / "authorized_keys"
         with authorized.open("a") as file:
             file.write(key.with_suffix(".pub").read_text())
-        attrs = {"ssh_private_key_file": str(key), "ssh_known_hosts": place.attrs["ssh_known_hosts"]}
-        move_it(origin, place.url(f"{here}/"), attrs)
-        assert set(place.files.tree(here)) == {origin.name}
+        attrs = {"ssh_private_key_file": str(key), "ssh_known_hosts": target.attrs["ssh_known_hosts"]}
+        move_it(origin, target.url(f"{here}/"), attrs)
+        assert set(target.files.tree(here)) == {origin.name}
 
-    def test_agent(self, place: MoverTarget, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_agent(self, target: MoverTarget, origin: Path, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A key of a running agent lets one in."""
         with tempfile.TemporaryDirectory() as folder:
             agent = subprocess.Popen(["ssh-agent", "-D", "-a", f"{folder}/agent"], stdout=subprocess.DEVNULL)
             try:
                 until(lambda: _listens(f"{folder}/agent"), 5, "the agent listens")
                 monkeypatch.setenv("SSH_AUTH_SOCK", f"{folder}/agent")
-                subprocess.run(["ssh-add", "-q", place.attrs["ssh_key_filename"]], check=True)
-                move_it(origin, place.url(f"{here}/"), {"ssh_known_hosts": place.attrs["ssh_known_hosts"]})
+                subprocess.run(["ssh-add", "-q", target.attrs["ssh_key_filename"]], check=True)
+                move_it(origin, target.url(f"{here}/"), {"ssh_known_hosts": target.attrs["ssh_known_hosts"]})
             finally:
                 agent.terminate()
                 agent.wait(5)
-        assert set(place.files.tree(here)) == {origin.name}
+        assert set(target.files.tree(here)) == {origin.name}
 
-    def test_missing_key_file(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A key file that cannot be read is told by its name."""
+    def test_missing_key_file(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """An unreadable key file is named in the error."""
         with pytest.raises(AuthenticationFailed, match="/nowhere/key"):
-            move_it(origin, place.url(f"{here}/"), place.attrs | {"ssh_key_filename": "/nowhere/key"})
+            move_it(origin, target.url(f"{here}/"), target.attrs | {"ssh_key_filename": "/nowhere/key"})
 
-    def test_checksum_and_fsync(self, place: MoverTarget, origin: Path, here: str) -> None:
+    def test_checksum_and_fsync(self, target: MoverTarget, origin: Path, here: str) -> None:
         """SHA-256 sums can be compared, and the far end's disk waited for."""
         for name in ("plain", "two\nlines", "back\\slash"):
-            move_it(origin, place.url(f"{here}/"), place.attrs | {"verify_checksum": True, "fsync": True})
+            move_it(origin, target.url(f"{here}/"), target.attrs | {"verify_checksum": True, "fsync": True})
             origin = origin.rename(origin.with_name(name))
-        assert len(place.files.tree(here)) == 3
+        assert len(target.files.tree(here)) == 3
 
-    def test_made_files_are_not_world_writable(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """Nobody else may write what was made at the far end."""
+    def test_created_files_are_not_world_writable(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """Created files on the server are not world-writable."""
         origin.chmod(0o666)
-        move_it(origin, place.url(f"{here}/new/"), place.attrs)
-        for path in (place.files.root / here, *(place.files.root / here).rglob("*")):
+        move_it(origin, target.url(f"{here}/new/"), target.attrs)
+        for path in (target.files.root / here, *(target.files.root / here).rglob("*")):
             assert not path.stat().st_mode & 0o002
 
 
@@ -241,14 +241,14 @@ class TestSftpOnAsyncSsh(OnAsyncSsh):
 
     scheme = "sftp"
 
-    def test_password(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A password in the URL lets one in, a wrong one is refused for good; neither is told."""
-        attrs = {"ssh_known_hosts": place.attrs["ssh_known_hosts"]}
-        login = f"{place.login}:{quote(asyncsshd.PASSWORD, safe='')}"
-        move_it(origin, place.url(f"{here}/", login=login), attrs)
-        assert set(place.files.tree(here)) == {origin.name}
+    def test_password(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """A correct password in the URL is accepted, a wrong one is permanently rejected; neither is logged."""
+        attrs = {"ssh_known_hosts": target.attrs["ssh_known_hosts"]}
+        login = f"{target.login}:{quote(asyncsshd.PASSWORD, safe='')}"
+        move_it(origin, target.url(f"{here}/", login=login), attrs)
+        assert set(target.files.tree(here)) == {origin.name}
         with pytest.raises(AuthenticationFailed) as caught:
-            move_it(origin, place.url(f"{here}/", login=place.wrong_login), attrs)
+            move_it(origin, target.url(f"{here}/", login=target.wrong_login), attrs)
         assert "wr0ng" not in str(caught.value)
 
 

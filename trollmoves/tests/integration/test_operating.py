@@ -1,4 +1,4 @@
-"""What the page for operators shows can be used as it stands."""
+"""The examples on the page for operators work as shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an installation of the project has."""
+"""The content of an installed package."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the package without what it depends on; that is found where the tests have it."""
+    """Install the package without its dependencies, which are found in the test environment."""
     with made_once(tmp_path_factory, "installed") as (prefix, made):
         if not made:
             pip("install", "--no-deps", "--no-index", "--ignore-installed", "--prefix", prefix, wheel)
@@ -67,7 +67,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
-    """Give a folder that the processes of a test run have together, to one at a time; and whether one has filled it."""
+    """Return a folder shared by the workers of a test run, under a lock, and whether a worker has filled it."""
     top = tmp_path_factory.getbasetemp()
     folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / name
     with folder.with_name(f"{name}.lock").open("w") as lock:
@@ -99,7 +99,7 @@ def test_every_package_is_there(wheel: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_runs(installed: Path, command: str) -> None:
-    """Each command of bin/ is installed under its name, and says what it is for."""
+    """Each command of bin/ is installed under its name, and describes its purpose."""
     done = run(installed, command, "--help")
     assert (done.stderr, done.returncode) == ("", 0)
     assert command in done.stdout

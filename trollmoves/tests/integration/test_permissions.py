@@ -32,7 +32,7 @@ def flag(testbed: Testbed, how: str, *paths: Path) -> None:
 
 
 def waits(pair: ServerClientPair, count: int) -> None:
-    """Feed files that cannot be delivered now, and see that they are told of calmly."""
+    """Add files that cannot be delivered now, and check that few lines are logged."""
     fed = pair.feeder.feed(count)
     pair.client.wait_for_line("not delivered")
     assert not set(fed) & set(pair.received.receipts())
@@ -49,13 +49,13 @@ def test_plain_user_may_not_write_to_the_target(testbed: Testbed) -> None:
     other, port = testbed.directory("other"), testbed.port()
     section = client_section(pair.publish_port, other, port)
     pair.client.reconfigure({**pair.client_sections, "other": section})
-    told = testbed.subscriber(port)
+    recorded = testbed.subscriber(port)
     pair.start()
     pair.feeder.feed(3)
     pair.wait_until_done()
     pair.target.chmod(0o555)
     waits(pair, 10)
-    told.wait_for_receipts(pair.feeder.fed)
+    recorded.wait_for_receipts(pair.feeder.fed)
     pair.target.chmod(0o755)
     pair.wait_until_done(60)
     assert {path.name for path in pair.target.iterdir()} == set(pair.feeder.fed)

@@ -1,4 +1,4 @@
-"""What is told of a file is enough to read it from afar by fsspec."""
+"""The published data of a file suffice to read it remotely by fsspec."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def add_link(path: Path, name: str, target: str, type_: bytes) -> None:
 
 
 def test_file() -> None:
-    """A file is told as trollmoves 0.19 tells it, in the same order."""
+    """The data of a file are the same as those of trollmoves 0.19, in the same order."""
     assert json.dumps(describe("/abs/x y.dat", "vm", METADATA)) == json.dumps(
         {
             "filesystem": {
@@ -93,7 +93,7 @@ def test_file() -> None:
     ],
 )
 def test_members(kind: str, cls: str) -> None:
-    """Members are told as trollmoves 0.19 tells them, in the same order."""
+    """The data of members are the same as those of trollmoves 0.19, in the same order."""
     path = f"/abs/x.{kind}"
     assert json.dumps(
         describe_members(path, "vm", ArchiveContents(kind, ["a b/1", "2"], None), METADATA)
@@ -122,12 +122,12 @@ def test_members(kind: str, cls: str) -> None:
 
 
 def test_metadata_hides_nothing() -> None:
-    """Metadata of the same names never replaces what tells where the file is."""
+    """Metadata with the same keys never replace the location of the file."""
     mine = {"uri": "x", "uid": "x", "filesystem": "x", "dataset": "x", "more": 1}
     assert describe("/x", "vm", mine) == describe("/x", "vm") | {"dataset": "x", "more": 1}
     contents = ArchiveContents("tar", ["a"], None)
-    told = describe_members("/x.tar", "vm", contents, mine)
-    assert told["dataset"] == describe_members("/x.tar", "vm", contents)["dataset"]
+    recorded = describe_members("/x.tar", "vm", contents, mine)
+    assert recorded["dataset"] == describe_members("/x.tar", "vm", contents)["dataset"]
     assert mine["dataset"] == "x"
 
 
@@ -137,19 +137,19 @@ def test_relative_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert describe("x", "vm")["uri"] == f"ssh://vm{tmp_path}/x"
 
 
-# -- what is in an archive
+# -- members of an archive
 
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".zip"])
 def test_names(suffix: str, tmp_path: Path) -> None:
-    """The files of an archive are told in its order, its directories are not."""
+    """The files of an archive are listed in its order, without directories."""
     contents = read_archive_contents(str(make_archive(tmp_path, suffix)), kind(suffix))
     assert contents.names == list(FILES)
     assert contents.compression == {".tar": None, ".zip": None, ".tar.bz2": "bz2"}.get(suffix, "gzip")
 
 
 def test_links(tmp_path: Path) -> None:
-    """Links that lead to a file of the archive are told, others are not."""
+    """Links to files of the archive are listed, others are not."""
     path = make_archive(tmp_path, ".tar")
     for name, target, type_ in [
         ("top/soft", "one.txt", tarfile.SYMTYPE),
@@ -168,7 +168,7 @@ def test_links(tmp_path: Path) -> None:
 
 
 def test_same_name_twice(tmp_path: Path) -> None:
-    """A file that was added again is told once."""
+    """A file that was added twice is listed once."""
     path = make_archive(tmp_path, ".tar")
     with tarfile.open(path, "a") as archive:
         archive.addfile(tarfile.TarInfo("top/one.txt"))
@@ -183,15 +183,15 @@ def test_damage(suffix: str, tmp_path: Path) -> None:
     end = whole.rstrip(b"\0") if suffix == ".tar" else whole
     for length in range(0, len(end), 97):
         path.write_bytes(whole[:length])
-        with pytest.raises(UnpackFailed, match="damaged") as told:
+        with pytest.raises(UnpackFailed, match="damaged") as recorded:
             read_archive_contents(str(path), kind(suffix))
-        assert str(path) in str(told.value)
+        assert str(path) in str(recorded.value)
 
 
 def test_nothing_to_tell(tmp_path: Path) -> None:
     """An archive without files, one that is missing, and one with an absolute path are refused."""
     for suffix in (".tar", ".zip"):
-        with pytest.raises(UnpackFailed, match="holds no file"):
+        with pytest.raises(UnpackFailed, match="contains no file"):
             read_archive_contents(str(make_archive(tmp_path, suffix, {})), kind(suffix))
         with pytest.raises(UnpackFailed, match="absolute"):
             read_archive_contents(str(make_archive(tmp_path, suffix, {"/abs": b""})), kind(suffix))
@@ -200,7 +200,7 @@ def test_nothing_to_tell(tmp_path: Path) -> None:
 
 
 def test_large_archive(tmp_path: Path) -> None:
-    """To tell what is in an uncompressed archive it is not read through."""
+    """An uncompressed archive is listed without reading all of it."""
     path = tmp_path / "x.tar"
     size = 2_000_000_000_000
     with path.open("wb") as file:
@@ -216,38 +216,38 @@ def test_large_archive(tmp_path: Path) -> None:
 # -- read by fsspec
 
 
-def read(told: dict[str, Any], path: str) -> bytes:
-    """Read a file by the file system that is told."""
+def read(recorded: dict[str, Any], path: str) -> bytes:
+    """Read a file by its published file system."""
     fsspec = pytest.importorskip("fsspec")
-    far = fsspec.AbstractFileSystem.from_dict(json.loads(json.dumps(told)))  # it closes its files when it goes away
+    far = fsspec.AbstractFileSystem.from_dict(json.loads(json.dumps(recorded)))  # it closes its files when it goes away
     with far.open(path) as file:
         content: bytes = file.read()
     return content
 
 
 def read_locally(data: dict[str, Any]) -> dict[str, bytes]:
-    """Read what a dataset tells of as if this host were the far one; return it by the members' names."""
+    """Read the members of a dataset as if this host were the remote one; return them by name."""
     found = {}
     for item in data["dataset"]:
-        told = item["filesystem"]
-        told["target_protocol"], told["target_options"] = "file", {}
+        recorded = item["filesystem"]
+        recorded["target_protocol"], recorded["target_options"] = "file", {}
         name = item["uid"].partition("://")[2]
-        found[name] = read(told, item["uid"])
-        # Somebody may rather open the chained URI, as far as fsspec can tell there how it is compressed.
+        found[name] = read(recorded, item["uid"])
+        # The chained URI could be opened instead if fsspec supported the compression there.
         uri = item["uri"].replace("::ssh://vm", "::file://")
-        with pytest.importorskip("fsspec").open(uri, **{told["protocol"]: arguments(told)}) as file:
+        with pytest.importorskip("fsspec").open(uri, **{recorded["protocol"]: arguments(recorded)}) as file:
             assert file.read() == found[name]
     return found
 
 
-def arguments(told: dict[str, Any]) -> dict[str, Any]:
-    """Return what the chained URI does not say."""
-    return {key: value for key, value in told.items() if key == "compression"}
+def arguments(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the chained URI lacks."""
+    return {key: value for key, value in recorded.items() if key == "compression"}
 
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".zip"])
 def test_readable(suffix: str, tmp_path: Path) -> None:
-    """Each member that is told can be read by what is told."""
+    """Each published member can be read by its published data."""
     path = make_archive(tmp_path, suffix)
     data = describe_members(str(path), "vm", read_archive_contents(str(path), kind(suffix)))
     assert read_locally(data) == FILES
@@ -264,7 +264,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openssh.OpenSsh]:
 
 
 def login(server: openssh.OpenSsh) -> dict[str, Any]:
-    """Return what a reader knows besides what is told."""
+    """Return the arguments that a reader adds to the published data."""
     return {
         "port": server.port,
         "username": server.user,
@@ -275,7 +275,7 @@ def login(server: openssh.OpenSsh) -> dict[str, Any]:
 
 
 def test_file_by_ssh(sshd: openssh.OpenSsh, tmp_path: Path) -> None:
-    """A file that is told can be read over SSH."""
+    """A published file can be read over SSH."""
     path = tmp_path / "x y#é.dat"
     path.write_bytes(b"content")
     data = describe(str(path), HOST)
@@ -284,16 +284,16 @@ def test_file_by_ssh(sshd: openssh.OpenSsh, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".zip"])
 def test_members_by_ssh(suffix: str, sshd: openssh.OpenSsh, tmp_path: Path) -> None:
-    """Each member that is told can be read over SSH."""
+    """Each published member can be read over SSH."""
     path = make_archive(tmp_path, suffix)
     for item in describe_members(str(path), HOST, read_archive_contents(str(path), kind(suffix)))["dataset"]:
-        told = item["filesystem"]
-        told["target_options"] |= login(sshd)
-        assert read(told, item["uid"]) == FILES[item["uid"].partition("://")[2]]
+        recorded = item["filesystem"]
+        recorded["target_options"] |= login(sshd)
+        assert read(recorded, item["uid"]) == FILES[item["uid"].partition("://")[2]]
 
 
-def test_compression_is_told_by_content(tmp_path: Path) -> None:
-    """What an archive is compressed by is told by its content, since names may not tell."""
+def test_compression_is_detected_by_content(tmp_path: Path) -> None:
+    """The compression of an archive is detected by its content, not by its name."""
     plain = make_archive(tmp_path, ".tar").read_bytes()
     path = tmp_path / "x.tar"
     for compress, name in ((gzip.compress, "gzip"), (bz2.compress, "bz2")):

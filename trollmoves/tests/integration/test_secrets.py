@@ -1,4 +1,4 @@
-"""Secrets of a configuration that stand in files and in the environment."""
+"""Secrets of a configuration in files and environment variables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TARGET = "posttroll_subscriber: {subscribe_addresses: [tcp://h:1]}\nt:\n  host: 
 
 @pytest.fixture
 def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a file with a secret, which stands in the variable FEED_SECRET too."""
+    """Return a file with a secret, which is also in the variable FEED_SECRET."""
     path = tmp_path / "secret"
     path.write_text(f"{SECRET}\n")
     path.chmod(0o600)
@@ -44,8 +44,8 @@ def written(folder: Path, text: str, name: str = "c.ini") -> Path:
 
 
 @pytest.mark.parametrize("where", ["file:{}", "env:FEED_SECRET", "file:$FOLDER/secret", "file:${{FOLDER}}/secret"])
-def test_where_a_secret_stands(secret: Path, where: str) -> None:
-    """A secret is read from a file, whose path may hold variables, or from a variable; a line end is none of it."""
+def test_secret_sources(secret: Path, where: str) -> None:
+    """A secret is read from a file, with variables in its path, or from a variable, without the line end."""
     assert secrets.resolve(where.format(secret)) == SECRET
 
 
@@ -81,8 +81,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("value", BAD)
-def test_no_secret_there(secret: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A missing file or variable, and one that holds no secret, is told by its name, and nothing of what it holds."""
+def test_missing_secret(secret: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A missing file or variable, or one without a secret, is named, without its content."""
     monkeypatch.setenv("TWO_LINES", f"{SECRET}\n{SECRET}")
     for name, data in {"empty": b"\n", "lines": b"s3cr3t\ns3cr3t", "large": b"s3cr3t" * 20_000}.items():
         (secret.parent / name).write_bytes(data)
@@ -92,15 +92,15 @@ def test_no_secret_there(secret: Path, monkeypatch: pytest.MonkeyPatch, value: s
     assert "s3cr3t" not in str(caught.value)
 
 
-def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    """A named pipe is no secret's file, and nobody waits for its writer."""
+def test_pipe_is_not_read(tmp_path: Path) -> None:
+    """A named pipe is rejected as a secret's file, without waiting for a writer."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="must be a regular file"):
         secrets.resolve(f"file:{tmp_path}/pipe")
 
 
 def test_client_login(tmp_path: Path, secret: Path) -> None:
-    """A client's login may stand elsewhere; ``--check`` shows nothing of it."""
+    """A client's login may come from a file or variable; ``--check`` does not show it."""
     secret.write_text(f"sat:{SECRET}")
     found = config_file.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions)
     assert found.sections["c"].login == f"sat:{SECRET}"
@@ -123,7 +123,7 @@ def test_client_login(tmp_path: Path, secret: Path) -> None:
     ],
 )
 def test_connection_parameters(tmp_path: Path, secret: Path, name: str) -> None:
-    """So may connection parameters, those in groups and those that nobody knows too, in INI and in YAML."""
+    """Connection parameters may be secrets, in groups and unknown ones too, in INI and in YAML."""
 
     def check(found: Configuration[Any], parameters: dict[str, Any]) -> None:
         for part in name.lower().split("__"):
@@ -140,8 +140,8 @@ def test_connection_parameters(tmp_path: Path, secret: Path, name: str) -> None:
     check(target, target.sections["t"].connection_parameters)
 
 
-def test_other_parameters_are_what_they_are(tmp_path: Path) -> None:
-    """A parameter that is no secret may begin with ``file:`` or ``env:``."""
+def test_other_parameters_are_unchanged(tmp_path: Path) -> None:
+    """A parameter that is not a secret may begin with ``file:`` or ``env:``."""
     found = config_file.read(written(tmp_path, SERVER.format("ssh_key_filename = env:FEED_SECRET")), ServerOptions)
     assert found.sections["s"].connection_parameters == {"ssh_key_filename": "env:FEED_SECRET"}
 
@@ -154,7 +154,7 @@ def test_other_parameters_are_what_they_are(tmp_path: Path) -> None:
     ],
 )
 def test_dispatcher_login(tmp_path: Path, secret: Path, name: str, text: str) -> None:
-    """A dispatcher's target has a login of its own, for hosts that name no user, in YAML as in INI."""
+    """A dispatcher's target has its own login for hosts without a user, in YAML as in INI."""
     secret.write_text(f"sat:{SECRET}")
     found = dispatch_config.read_dispatcher_config(written(tmp_path, text.replace("LOGIN", f"file:{secret}"), name))
     (one,) = found.sections["t"].dispatch_configs
@@ -163,7 +163,7 @@ def test_dispatcher_login(tmp_path: Path, secret: Path, name: str, text: str) ->
 
 
 def test_dispatcher_login_and_other_hosts(tmp_path: Path) -> None:
-    """A user in the URL of a host goes before the target's login; on this host nobody logs in, which is told."""
+    """A user in a host's URL overrides the target's login; a login for this host is reported as unused."""
     configs = "[{topics: [/a]}, {topics: [/b], host: 'sftp://me@x'}, {topics: [/c], host: ''}]"
     text = f"{TARGET}  login: sat:pw\n  dispatch_configs: {configs}\n"
     found = dispatch_config.read_dispatcher_config(written(tmp_path, text, "c.yaml"))
@@ -173,8 +173,8 @@ def test_dispatcher_login_and_other_hosts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["file:/nowhere/secret", "env:NOT_SET"])
-def test_missing_secret_is_told_with_its_option(tmp_path: Path, value: str) -> None:
-    """A section whose secret is missing cannot be used: file, section, option and source are told, in INI and YAML."""
+def test_missing_secret_names_its_option(tmp_path: Path, value: str) -> None:
+    """A section with a missing secret is unusable: file, section, option and source are reported."""
     file = written(tmp_path, CLIENT.format(value))
     with pytest.raises(ConfigError, match=rf"{file}: \[c\] login: .*(/nowhere/secret|NOT_SET)"):
         config_file.read(file, ClientOptions)
@@ -186,8 +186,8 @@ def test_missing_secret_is_told_with_its_option(tmp_path: Path, value: str) -> N
         dispatch_config.read_dispatcher_config(file)
 
 
-def test_file_that_others_can_read(tmp_path: Path, secret: Path) -> None:
-    """A secret's file that everybody here can read is told in one warning, and read all the same."""
+def test_world_readable_secret(tmp_path: Path, secret: Path) -> None:
+    """A secret's file that all users can read is reported in one warning, and used."""
     secret.chmod(0o644)
     found = config_file.read(written(tmp_path, CLIENT.format(f"file:{secret}")), ClientOptions)
     (warning,) = found.warnings
@@ -221,7 +221,7 @@ def test_options_hold_the_secret_itself() -> None:
 
 
 def test_reload_reads_secrets_again(tmp_path: Path) -> None:
-    """SIGHUP has a client read its login again, and a file that has gone meanwhile leaves what runs running."""
+    """SIGHUP makes a client read its login again; a missing file keeps the running configuration."""
     with Testbed(tmp_path) as testbed:
         login = testbed.directory("etc") / "login"
         login.write_text("sat:first")

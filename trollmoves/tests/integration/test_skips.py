@@ -1,4 +1,4 @@
-"""What a skip counts for."""
+"""The effect of a skipped test on CI."""
 
 from __future__ import annotations
 

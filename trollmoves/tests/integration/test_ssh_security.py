@@ -1,4 +1,4 @@
-"""Whom an SSH delivery trusts, by what it logs in, and which algorithms it takes, against real servers."""
+"""Host keys, logins and algorithms of SSH deliveries, against real servers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Far:
 
 @contextmanager
 def openssh_with(folder: Path, extra: str = "", host_key: str = "ed25519") -> Iterator[Far]:
-    """Give an OpenSSH server; skip the test without one."""
+    """Return an OpenSSH server; skip the test without one."""
     if why := openssh.missing():
         pytest.skip(why)
     with OpenSsh(folder / "server", extra=extra, host_key=host_key) as server:
@@ -54,21 +54,21 @@ def openssh_with(folder: Path, extra: str = "", host_key: str = "ed25519") -> It
 
 @pytest.fixture
 def far(tmp_path: Path) -> Iterator[Far]:
-    """Give an OpenSSH server of today."""
+    """Return an OpenSSH server of today."""
     with openssh_with(tmp_path) as found:
         yield found
 
 
 @pytest.mark.parametrize("scheme", ["sftp", "scp"])
 def test_pinned_host_key(far: Far, scheme: str) -> None:
-    """A host whose key has a fingerprint that is named is trusted, without standing in any known_hosts file."""
+    """A host with a pinned key fingerprint is trusted without a line in known_hosts."""
     far.deliver(far.key | {"ssh_host_key": fingerprint(far.server.host_key)}, scheme)
     far.deliver(far.key | {"ssh_host_key": f"{OTHER}, {fingerprint(far.server.host_key)}"}, scheme)
 
 
 @pytest.mark.parametrize("scheme", ["sftp", "scp"])
-def test_another_host_key_than_the_pinned_one(far: Far, scheme: str) -> None:
-    """A host with another key is refused for good, even if it stands in known_hosts; the error shows the key's."""
+def test_host_key_differs_from_pin(far: Far, scheme: str) -> None:
+    """A host with another key is permanently rejected even if known_hosts has it; the error shows its fingerprint."""
     with pytest.raises(UnknownHostKey, match="not in ssh_host_key") as caught:
         far.deliver(far.key | far.known | {"ssh_host_key": OTHER}, scheme)
     assert not caught.value.temporary
@@ -76,14 +76,14 @@ def test_another_host_key_than_the_pinned_one(far: Far, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("pins", ["MD5:00:11", "SHA256:short", "ssh-ed25519 AAAA", " "])
-def test_what_is_no_fingerprint(far: Far, pins: str) -> None:
-    """What is no fingerprint trusts nobody: the option is told."""
+def test_invalid_fingerprint(far: Far, pins: str) -> None:
+    """An invalid fingerprint trusts no host, and the option is reported."""
     with pytest.raises(ConfigError, match="ssh_host_key"):
         far.deliver(far.key | far.known | {"ssh_host_key": pins})
 
 
 def test_broken_known_hosts(far: Far) -> None:
-    """A known_hosts file with a line that is no key's trusts nobody, and says which."""
+    """A known_hosts file with an invalid line trusts no host, and the line is reported."""
     far.server.known_hosts.write_text("[127.0.0.1]:22 ssh-ed25519 A\n")
     with pytest.raises(UnknownHostKey, match="known_hosts holds a line"):
         far.deliver(far.key | far.known)
@@ -91,7 +91,7 @@ def test_broken_known_hosts(far: Far) -> None:
 
 @pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])
 def test_key_with_passphrase(far: Far, tmp_path: Path, kind: str) -> None:
-    """A key with a passphrase lets one in; a wrong or missing passphrase is refused for good, and not told."""
+    """A key with a passphrase is accepted; a wrong or missing passphrase is permanently rejected, and not logged."""
     key = make_key(tmp_path / "locked", kind, "p4ss phrase/@")
     (far.server.user_key.parent / "authorized_keys").write_text(key.with_suffix(".pub").read_text())
     attrs = far.known | {"ssh_key_filename": str(key)}
@@ -105,8 +105,8 @@ def test_key_with_passphrase(far: Far, tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["sftp", "scp"])
-def test_password_beside_the_url(tmp_path: Path, scheme: str) -> None:
-    """A password among the parameters lets one in; one in the URL goes before it; a wrong one is not told."""
+def test_password_parameter(tmp_path: Path, scheme: str) -> None:
+    """A password parameter is accepted; one in the URL overrides it; a wrong one is not logged."""
     if why := asyncsshd.missing() or openssh.missing():
         pytest.skip(why)
     with AsyncSshd(tmp_path / "server") as server:
@@ -132,7 +132,7 @@ WEAK = {
 @pytest.mark.parametrize("scheme", ["sftp", "scp"])
 @pytest.mark.parametrize("what", WEAK)
 def test_weak_algorithms(tmp_path: Path, what: str, scheme: str) -> None:
-    """A server that knows only weak algorithms is refused for good, before anybody logs in, with a hint why."""
+    """A server with weak algorithms only is permanently rejected before the login, with a hint."""
     with openssh_with(tmp_path, WEAK[what], "rsa" if what == "host key" else "ed25519") as far:
         with pytest.raises(PermanentTransferError, match=f"no acceptable {what}.*ssh_weak_algorithms") as caught:
             far.deliver(far.key | far.known, scheme)
@@ -140,8 +140,8 @@ def test_weak_algorithms(tmp_path: Path, what: str, scheme: str) -> None:
 
 
 @pytest.mark.parametrize(("what", "allowed"), [("ciphers", "aes128-cbc"), ("macs", "hmac-sha1, hmac-md5")])
-def test_weak_algorithms_that_are_allowed(tmp_path: Path, what: str, allowed: str) -> None:
-    """A weak algorithm that is named in ``ssh_weak_algorithms`` is taken; another name there is told."""
+def test_allowed_weak_algorithms(tmp_path: Path, what: str, allowed: str) -> None:
+    """A weak algorithm named in ``ssh_weak_algorithms`` is used; an unknown name there is reported."""
     with openssh_with(tmp_path, WEAK[what]) as far:
         far.deliver(far.key | far.known | {"ssh_weak_algorithms": allowed})
         with pytest.raises(ConfigError, match=r"ssh_weak_algorithms.* rot13"):

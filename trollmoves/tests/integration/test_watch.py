@@ -38,7 +38,7 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Path:
     """Return an empty directory."""
     path = tmp_path / "in"
     path.mkdir()
@@ -65,139 +65,139 @@ def link_many(directory: Path, number: int, prefix: str = "f") -> list[str]:
     return paths
 
 
-def test_file_written_and_closed_is_told_of(place: Path) -> None:
-    """A file that was written and closed is told of once, with its fields, size, time and inode."""
-    with watching(place / "{name:3s}-{number:d}.dat") as told:
-        path = write(place / "abc-17.dat", "12345")
-        told.wait_for(path)
-        sentinel(told, place / "end-0.dat")
+def test_file_written_and_closed_is_reported(directory: Path) -> None:
+    """A file that was written and closed is reported once, with its fields, size, time and inode."""
+    with watching(directory / "{name:3s}-{number:d}.dat") as recorded:
+        path = write(directory / "abc-17.dat", "12345")
+        recorded.wait_for(path)
+        sentinel(recorded, directory / "end-0.dat")
         status = os.stat(path)
-        assert told.of_path(path) == [
+        assert recorded.of_path(path) == [
             FoundFile(path, {"name": "abc", "number": 17}, 5, status.st_mtime_ns, status.st_ino, fresh=True)
         ]
 
 
-def test_file_moved_in_is_told_of(place: Path) -> None:
-    """A file that was renamed to its name is told of once."""
-    with watching(place / "{name}.dat") as told:
-        path = move_in(place / "a.dat")
-        sentinel(told, place / "end.dat")
-        assert told.paths == [path, str(place / "end.dat")]
+def test_file_moved_in_is_reported(directory: Path) -> None:
+    """A file that was renamed to its name is reported once."""
+    with watching(directory / "{name}.dat") as recorded:
+        path = move_in(directory / "a.dat")
+        sentinel(recorded, directory / "end.dat")
+        assert recorded.paths == [path, str(directory / "end.dat")]
 
 
-def test_hard_link_is_told_of(place: Path, tmp_path: Path) -> None:
-    """A file that is linked into the directory is told of, whether its other name stays or goes."""
-    with watching(place / "{name}.dat") as told:
+def test_hard_link_is_reported(directory: Path, tmp_path: Path) -> None:
+    """A file that is linked into the directory is reported, whether its other name stays or not."""
+    with watching(directory / "{name}.dat") as recorded:
         for name in "stays", "goes":
             source = write(tmp_path / name)
-            os.link(source, place / f"{name}.dat")
+            os.link(source, directory / f"{name}.dat")
             if name == "goes":
                 os.unlink(source)
-        told.wait_for(place / "stays.dat", place / "goes.dat", seconds=5)
-        sentinel(told, place / "end.dat")
-        assert sorted(told.names) == ["end.dat", "goes.dat", "stays.dat"]
+        recorded.wait_for(directory / "stays.dat", directory / "goes.dat", seconds=5)
+        sentinel(recorded, directory / "end.dat")
+        assert sorted(recorded.names) == ["end.dat", "goes.dat", "stays.dat"]
 
 
-def test_link_to_file_that_is_being_written_waits(place: Path, tmp_path: Path) -> None:
-    """A file that is linked in while somebody still writes it is told of when it is whole, though no event says so."""
-    with watching(place / "{name}.dat") as told:
+def test_link_to_open_file_waits(directory: Path, tmp_path: Path) -> None:
+    """A file that is linked in while it is open for writing is reported when complete, though no event follows."""
+    with watching(directory / "{name}.dat") as recorded:
         with open(tmp_path / "source", "w") as source:
             source.write("half")
             source.flush()
-            os.link(tmp_path / "source", place / "a.dat")
-            sentinel(told, place / "end.dat")
-            assert told.names == ["end.dat"]
+            os.link(tmp_path / "source", directory / "a.dat")
+            sentinel(recorded, directory / "end.dat")
+            assert recorded.names == ["end.dat"]
             source.write(", whole")
-        told.wait_for(place / "a.dat")
-        assert told.of_path(place / "a.dat")[0].size == 11
+        recorded.wait_for(directory / "a.dat")
+        assert recorded.of_path(directory / "a.dat")[0].size == 11
 
 
-def test_file_renamed_while_open_waits(place: Path) -> None:
-    """A file that gets its name before its writer has closed it is told of when that has happened."""
-    with watching(place / "{name}.dat") as told:
-        with open(place / ".a", "w") as source:
+def test_file_renamed_while_open_waits(directory: Path) -> None:
+    """A file that is renamed while open is reported after it is closed."""
+    with watching(directory / "{name}.dat") as recorded:
+        with open(directory / ".a", "w") as source:
             source.write("half")
             source.flush()
-            os.rename(place / ".a", place / "a.dat")
-            sentinel(told, place / "end.dat")
-            assert told.names == ["end.dat"]
+            os.rename(directory / ".a", directory / "a.dat")
+            sentinel(recorded, directory / "end.dat")
+            assert recorded.names == ["end.dat"]
             source.write(", whole")
-        told.wait_for(place / "a.dat")
-        assert told.of_path(place / "a.dat")[0].size == 11
+        recorded.wait_for(directory / "a.dat")
+        assert recorded.of_path(directory / "a.dat")[0].size == 11
 
 
-def test_symbolic_link_is_told_of_with_its_target(place: Path, tmp_path: Path) -> None:
-    """A symbolic link to a file is told of with the size of that file; one that leads nowhere or to no file is not."""
+def test_symbolic_link_is_reported_with_its_target(directory: Path, tmp_path: Path) -> None:
+    """A symbolic link to a file is reported with the size of its target; other symbolic links are not."""
     target = write(tmp_path / "target", "123456789")
-    with watching(place / "{name}.dat") as told:
-        (place / "nowhere.dat").symlink_to(tmp_path / "missing")
-        (place / "directory.dat").symlink_to(tmp_path)
-        (place / "file.dat").symlink_to(target)
-        told.wait_for(place / "file.dat")
-        sentinel(told, place / "end.dat")
-        assert sorted(told.names) == ["end.dat", "file.dat"]
-        assert told.of_path(place / "file.dat")[0].size == 9
-        assert told.of_path(place / "file.dat")[0].inode == os.stat(target).st_ino
+    with watching(directory / "{name}.dat") as recorded:
+        (directory / "nowhere.dat").symlink_to(tmp_path / "missing")
+        (directory / "directory.dat").symlink_to(tmp_path)
+        (directory / "file.dat").symlink_to(target)
+        recorded.wait_for(directory / "file.dat")
+        sentinel(recorded, directory / "end.dat")
+        assert sorted(recorded.names) == ["end.dat", "file.dat"]
+        assert recorded.of_path(directory / "file.dat")[0].size == 9
+        assert recorded.of_path(directory / "file.dat")[0].inode == os.stat(target).st_ino
 
 
-def test_file_written_again_is_told_of_again(place: Path) -> None:
-    """A file that is written again under its name is told of again, with its new size."""
-    with watching(place / "{name}.dat") as told:
+def test_file_written_again_is_reported_again(directory: Path) -> None:
+    """A file that is rewritten under its name is reported again, with its new size."""
+    with watching(directory / "{name}.dat") as recorded:
         for times, content in enumerate(["1", "12", "123"], 1):
-            path = write(place / "a.dat", content) if times < 3 else move_in(place / "a.dat", content)
-            told.wait_for(path, times=times)
-        assert [file.size for file in told.files] == [1, 2, 3]
+            path = write(directory / "a.dat", content) if times < 3 else move_in(directory / "a.dat", content)
+            recorded.wait_for(path, times=times)
+        assert [file.size for file in recorded.files] == [1, 2, 3]
 
 
-def test_what_is_no_whole_visible_file_is_left_alone(place: Path) -> None:
-    """Hidden files, empty ones, other names, directories, sockets and pipes are not told of."""
-    with watching(place / "{name}.dat") as told:
-        write(place / ".hidden.dat")
-        write(place / "empty.dat", "")
-        write(place / "other.txt")
-        (place / "directory.dat").mkdir()
-        os.mkfifo(place / "pipe.dat")
+def test_other_entries_are_ignored(directory: Path) -> None:
+    """Hidden files, empty ones, other names, directories, sockets and pipes are not reported."""
+    with watching(directory / "{name}.dat") as recorded:
+        write(directory / ".hidden.dat")
+        write(directory / "empty.dat", "")
+        write(directory / "other.txt")
+        (directory / "directory.dat").mkdir()
+        os.mkfifo(directory / "pipe.dat")
         with socket.socket(socket.AF_UNIX) as one:
-            one.bind(str(place / "socket.dat"))
-        sentinel(told, place / "end.dat")
-        assert told.names == ["end.dat"]
-    with watching(place / "{name}.dat") as told:
-        told.wait_for(place / "end.dat")
-        assert told.names == ["end.dat"]
+            one.bind(str(directory / "socket.dat"))
+        sentinel(recorded, directory / "end.dat")
+        assert recorded.names == ["end.dat"]
+    with watching(directory / "{name}.dat") as recorded:
+        recorded.wait_for(directory / "end.dat")
+        assert recorded.names == ["end.dat"]
 
 
-def test_empty_file_is_told_of_when_it_is_filled(place: Path) -> None:
-    """A file that was empty is told of as soon as somebody has written to it."""
-    path = write(place / "a.dat", "")
-    with watching(place / "{name}.dat") as told:
+def test_empty_file_is_reported_when_it_is_filled(directory: Path) -> None:
+    """An empty file is reported as soon as it has content."""
+    path = write(directory / "a.dat", "")
+    with watching(directory / "{name}.dat") as recorded:
         write(path)
-        told.wait_for(path)
+        recorded.wait_for(path)
 
 
-def test_names_may_be_anything(place: Path) -> None:
-    """Names with line feeds, bytes that are no text, spaces, quotes and 240 characters are told of as they are."""
+def test_names_may_be_anything(directory: Path) -> None:
+    """Names with line feeds, invalid UTF-8, spaces, quotes and 240 characters are reported unchanged."""
     names = [b"line\nfeed.dat", b"\xff\xfe\x80.dat", "pâté 'x\" \\.dat".encode(), b"n" * 240 + b".dat", b"-rf.dat"]
-    with watching(place / "{name}.dat") as told:
+    with watching(directory / "{name}.dat") as recorded:
         for name in names:
-            with open(os.path.join(os.fsencode(place), name), "w") as file:
+            with open(os.path.join(os.fsencode(directory), name), "w") as file:
                 file.write("x")
-        told.wait_for(*[os.path.join(place, os.fsdecode(name)) for name in names])
-    with watching(place / "{name}.dat") as told:
-        told.wait_for(*[os.path.join(place, os.fsdecode(name)) for name in names])
+        recorded.wait_for(*[os.path.join(directory, os.fsdecode(name)) for name in names])
+    with watching(directory / "{name}.dat") as recorded:
+        recorded.wait_for(*[os.path.join(directory, os.fsdecode(name)) for name in names])
 
 
-def test_file_that_vanishes_before_its_turn_is_no_error(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Files that are removed at once do not disturb the others."""
-    with watching(place / "{name}.dat") as told:
+def test_vanished_file_is_ignored(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Files that are removed immediately do not affect the others."""
+    with watching(directory / "{name}.dat") as recorded:
         for index in range(200):
-            os.unlink(move_in(place / f"{index}.dat"))
-        sentinel(told, place / "end.dat")
+            os.unlink(move_in(directory / f"{index}.dat"))
+        sentinel(recorded, directory / "end.dat")
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
 
 
 @pytest.mark.alone
-def test_file_is_told_of_at_once(place: Path) -> None:
-    """On an idle system a file is told of within milliseconds of its appearance."""
+def test_file_is_reported_quickly(directory: Path) -> None:
+    """On an idle system a file is reported within milliseconds of its appearance."""
     took = []
     came = threading.Event()
 
@@ -205,15 +205,15 @@ def test_file_is_told_of_at_once(place: Path) -> None:
         took.append(time.monotonic())
         came.set()
 
-    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), found)
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), found)
     watch.start()
     try:
         delays = []
         for index in range(40):
             came.clear()
-            write(place / ".partial")
+            write(directory / ".partial")
             then = time.monotonic()
-            os.rename(place / ".partial", place / f"{index}.dat")
+            os.rename(directory / ".partial", directory / f"{index}.dat")
             assert came.wait(100)
             delays.append(took[-1] - then)
     finally:
@@ -224,77 +224,77 @@ def test_file_is_told_of_at_once(place: Path) -> None:
 # --- the backlog
 
 
-def test_backlog_is_told_of_once_oldest_first_in_batches(place: Path) -> None:
-    """Files that exist at the start are told of once each, the oldest first, in batches, as not fresh."""
-    paths = [write(place / f"{index}.dat") for index in range(50)]
+def test_backlog_is_reported_in_batches(directory: Path) -> None:
+    """Files that exist at the start are reported once each, the oldest first, in batches, as not fresh."""
+    paths = [write(directory / f"{index}.dat") for index in range(50)]
     for index, path in enumerate(paths):
         age(path, 100 + (index * 7) % 50)
-    with watching(place / "{name}.dat", batch=20) as told:
-        told.wait_for(*paths)
-        sentinel(told, place / "end.dat")
-        assert told.paths[:50] == sorted(paths, key=lambda path: os.stat(path).st_mtime)
-        assert len(told.paths) == 51
-        assert max(told.batches) <= 20
-        assert [file.fresh for file in told.files] == [False] * 50 + [True]
+    with watching(directory / "{name}.dat", batch=20) as recorded:
+        recorded.wait_for(*paths)
+        sentinel(recorded, directory / "end.dat")
+        assert recorded.paths[:50] == sorted(paths, key=lambda path: os.stat(path).st_mtime)
+        assert len(recorded.paths) == 51
+        assert max(recorded.batches) <= 20
+        assert [file.fresh for file in recorded.files] == [False] * 50 + [True]
 
 
-def test_backlog_can_be_left_out(place: Path) -> None:
-    """Without backlog the files that exist at the start are not told of, but those that come are."""
-    write(place / "old.dat")
-    with watching(place / "{name}.dat", backlog=False) as told:
-        new = write(place / "new.dat")
-        told.wait_for(new)
-        assert told.paths == [new]
+def test_backlog_can_be_left_out(directory: Path) -> None:
+    """Without backlog existing files are not reported at the start, but new ones are."""
+    write(directory / "old.dat")
+    with watching(directory / "{name}.dat", backlog=False) as recorded:
+        new = write(directory / "new.dat")
+        recorded.wait_for(new)
+        assert recorded.paths == [new]
 
 
-def test_files_that_come_during_the_backlog_are_told_of_once(place: Path) -> None:
-    """Each file is told of once, whether the listing or an event comes to it first."""
-    old = link_many(place, 3000, "old")
+def test_files_that_come_during_the_backlog_are_reported_once(directory: Path) -> None:
+    """Each file is reported once, whether the listing or an event finds it first."""
+    old = link_many(directory, 3000, "old")
     for path in old:
         os.link(path, path + ".x")  # further entries, that do not match
-    told = RecordedFiles()
-    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), told, batch=50)
+    recorded = RecordedFiles()
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), recorded, batch=50)
     new = []
     starting = threading.Thread(target=watch.start)
     starting.start()
     try:
-        new = [move_in(place / f"new{index}.dat") for index in range(1000)]
+        new = [move_in(directory / f"new{index}.dat") for index in range(1000)]
         starting.join()
-        told.wait_for(*old, *new)
-        sentinel(told, place / "end.dat")
-        assert len(told.paths) == len(set(told.paths))
+        recorded.wait_for(*old, *new)
+        sentinel(recorded, directory / "end.dat")
+        assert len(recorded.paths) == len(set(recorded.paths))
     finally:
         starting.join()
         watch.stop()
 
 
 def test_new_file_does_not_stand_behind_the_backlog(many: Path) -> None:
-    """A file that appears while a long backlog is told of comes between two of its batches."""
+    """A file that appears during a long backlog is reported between two batches."""
     new = str(many / "new.dat")
-    told = RecordedFiles()
+    recorded = RecordedFiles()
 
     def found(files: list[FoundFile]) -> None:
-        if not told.files:
+        if not recorded.files:
             move_in(new)
-        told(files)
+        recorded(files)
 
     watch = DirectoryWatch(Origin(f"{many}/{{name}}.dat"), found)
     watch.start()
     try:
-        told.wait_for(new)
-        assert told.paths.index(new) < 40_000
+        recorded.wait_for(new)
+        assert recorded.paths.index(new) < 40_000
     finally:
         watch.stop()
 
 
 def test_stop_does_not_wait_for_the_backlog(many: Path) -> None:
-    """A Watch can be stopped at once while it lists a large directory."""
+    """A Watch stops without delay while it lists a large directory."""
     begun = threading.Event()
     before = open_watches()
-    told = RecordedFiles()
+    recorded = RecordedFiles()
 
     def found(files: list[FoundFile]) -> None:
-        told(files)
+        recorded(files)
         begun.set()
         time.sleep(0.0002 * len(files))  # 8 s for most of them
 
@@ -302,7 +302,7 @@ def test_stop_does_not_wait_for_the_backlog(many: Path) -> None:
     watch.start()
     assert begun.wait(100)
     watch.stop()
-    assert len(told.paths) < 40_000
+    assert len(recorded.paths) < 40_000
     assert open_watches() == before
 
 
@@ -314,50 +314,50 @@ def test_backlog_takes_little_memory(many: Path) -> None:
         assert int(child.paths[-1].split()[1]) < 25_000
 
 
-def test_file_that_is_being_written_at_the_start_is_not_told_of_half(place: Path) -> None:
-    """Of a file that somebody has open for writing at the start, however old, only the whole is told."""
-    file = open(place / "a.dat", "w")  # noqa: SIM115
+def test_open_file_at_start_is_reported_complete(directory: Path) -> None:
+    """A file that is open for writing at the start, however old, is reported only when complete."""
+    file = open(directory / "a.dat", "w")  # noqa: SIM115
     file.write("half")
     file.flush()
-    age(place / "a.dat", 100)
-    with watching(place / "{name}.dat") as told:
-        sentinel(told, place / "end.dat")
-        assert told.names == ["end.dat"]
+    age(directory / "a.dat", 100)
+    with watching(directory / "{name}.dat") as recorded:
+        sentinel(recorded, directory / "end.dat")
+        assert recorded.names == ["end.dat"]
         file.write(", whole")
         file.close()
-        told.wait_for(place / "a.dat")
-        assert [found.size for found in told.of_path(place / "a.dat")] == [11]
+        recorded.wait_for(directory / "a.dat")
+        assert [found.size for found in recorded.of_path(directory / "a.dat")] == [11]
 
 
-@pytest.mark.parametrize("sighting", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
-def test_file_that_nobody_closes_is_whole_in_the_end(place: Path, sighting: Trigger) -> None:
-    """A file that stays open though nobody writes, by a process that has inherited it, is whole after some patience."""
-    judge = CompletenessChecker(quiet=0.2, patience=0.4)
+@pytest.mark.parametrize("trigger", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
+def test_file_that_stays_open_is_complete_in_the_end(directory: Path, trigger: Trigger) -> None:
+    """A file kept open by a process that inherited it is complete after a timeout."""
+    checker = CompletenessChecker(quiet=0.2, max_open=0.4)
     begun = time.monotonic() - 0.02  # files are dated by the last tick of the system's clock
-    with open(place / "a.dat", "w") as file:
+    with open(directory / "a.dat", "w") as file:
         file.write("all")
         file.flush()
-        assert not judge.check(file.name, os.stat(file.name), sighting)
-        until(lambda: judge.check(file.name, os.stat(file.name), sighting))
-        assert time.monotonic() - begun >= (0.2 if sighting in (Trigger.MOVED, Trigger.CLOSED) else 0.4)
-    assert not len(judge)
+        assert not checker.check(file.name, os.stat(file.name), trigger)
+        until(lambda: checker.check(file.name, os.stat(file.name), trigger))
+        assert time.monotonic() - begun >= (0.2 if trigger in (Trigger.MOVED, Trigger.CLOSED) else 0.4)
+    assert not len(checker)
 
 
-def test_few_files_are_put_aside(place: Path) -> None:
-    """What finds no room among the files put aside is named by its directory, to be listed again."""
-    judge = CompletenessChecker(limit=2)
-    files = [open(place / f"{number}.dat", "w") for number in range(3)]  # noqa: SIM115
+def test_number_of_deferred_files_is_limited(directory: Path) -> None:
+    """When too many files are deferred, the directory of any further file is returned, to be listed again."""
+    checker = CompletenessChecker(limit=2)
+    files = [open(directory / f"{number}.dat", "w") for number in range(3)]  # noqa: SIM115
     for file in files:
         file.write("half")
         file.flush()
-        assert not judge.check(file.name, os.stat(file.name), Trigger.LISTED)
+        assert not checker.check(file.name, os.stat(file.name), Trigger.LISTED)
         file.close()
-    assert len(judge) == 2
-    assert judge.overflowed_directories() == {str(place)}
-    assert not judge.overflowed_directories()
+    assert len(checker) == 2
+    assert checker.overflowed_directories() == {str(directory)}
+    assert not checker.overflowed_directories()
 
 
-# --- another user's files: the kernel does not tell whether they are open
+# --- another user's files: the kernel does not show whether they are open
 
 
 @pytest.fixture
@@ -367,13 +367,13 @@ def public() -> Iterator[Path]:
         yield path
 
 
-def test_whether_a_file_is_open_for_writing_is_known(place: Path) -> None:
-    """The kernel tells exactly whether somebody has a file open for writing, by whatever name, or mapped."""
-    path = write(place / "a.dat")
-    os.link(path, place / "b.dat")
+def test_open_for_writing_is_detected(directory: Path) -> None:
+    """A file that is open for writing is detected, by any name, or mapped."""
+    path = write(directory / "a.dat")
+    os.link(path, directory / "b.dat")
     with open(path):
         assert is_open_for_writing(path) is False
-    with open(place / "b.dat", "a"):
+    with open(directory / "b.dat", "a"):
         assert is_open_for_writing(path) is True
     with open(path, "r+b") as file:
         mapped = mmap.mmap(file.fileno(), 0)
@@ -393,8 +393,8 @@ def test_writer_is_not_disturbed_by_the_question(public: Path) -> None:
 
 
 @ROOT_ONLY
-def test_backlog_of_another_user_is_told_of_when_it_is_quiet(public: Path) -> None:
-    """Where nobody knows whether files are open, old ones are told of at once, and young ones after a while."""
+def test_backlog_of_another_user(public: Path) -> None:
+    """If open files cannot be detected, old files are reported immediately, and young ones after a delay."""
     path = write(public / "a.dat")
     assert_unknown(path)
     with Child(public / "{name}.dat", user=1) as child:
@@ -404,8 +404,8 @@ def test_backlog_of_another_user_is_told_of_when_it_is_quiet(public: Path) -> No
 
 
 @ROOT_ONLY
-def test_link_to_a_file_of_another_user_is_told_of_when_it_is_quiet(public: Path) -> None:
-    """A link to a file that may be open or not is told of; a file that is being written is not mistaken for one."""
+def test_link_to_a_file_of_another_user(public: Path) -> None:
+    """A link to a possibly open file is reported; a file that is being written is not mistaken for one."""
     source = write(public / "source")
     slow = open(public / "slow.dat", "w")  # noqa: SIM115
     with Child(public / "{name}.dat", user=1) as child:
@@ -432,37 +432,37 @@ def assert_unknown(path: str) -> None:
 # --- events that are lost, and a taker that fails
 
 
-def test_nothing_is_missed_when_the_kernel_loses_events(place: Path) -> None:
+def test_nothing_is_missed_when_the_kernel_loses_events(directory: Path) -> None:
     """When a stopped process wakes after more events than the kernel keeps, it finds every file."""
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if limit > 50_000:
         pytest.skip(f"the kernel keeps {limit} events here")
-    old = write(place / "old.dat")
-    with Child(place / "{name}.dat") as child:
+    old = write(directory / "old.dat")
+    with Child(directory / "{name}.dat") as child:
         child.wait_for(old)
         child.process.send_signal(signal.SIGSTOP)
-        files = link_many(place, limit + 1000)
+        files = link_many(directory, limit + 1000)
         child.process.send_signal(signal.SIGCONT)
         child.wait_for(*files)
-        child.wait_for(move_in(place / "end.dat"))
+        child.wait_for(move_in(directory / "end.dat"))
         until(lambda: any("events were lost" in line for line in child.log), what="a warning")
         assert child.paths.count(old) == 1
 
 
-def test_queue_keeps_no_more_than_its_limit(place: Path) -> None:
-    """What waits in memory is bounded: beyond that it is dropped, and the taker is told so."""
+def test_queue_keeps_no_more_than_its_limit(directory: Path) -> None:
+    """The queue in memory is bounded: surplus files are dropped, and the handler is notified."""
     kernel = Inotify()
-    kernel.add(str(place), CREATE)
+    kernel.add(str(directory), CREATE)
     queue = EventQueue(kernel, "test", limit=1000)
     queue.start()
     try:
         for index in range(100):
-            write(place / f"{index}", "")
+            write(directory / f"{index}", "")
         queue.drain()
         buffers, lost = queue.take(0)
         assert lost
         assert sum(map(len, buffers)) <= 1000
-        write(place / "end", "")
+        write(directory / "end", "")
         queue.drain()
         buffers, lost = queue.take(0)
         assert not lost
@@ -491,88 +491,88 @@ class Failing(RecordedFiles):
 
 
 @pytest.mark.parametrize("error", [TemporaryTransferError("not now"), ValueError("a mistake")])
-def test_files_are_offered_again(place: Path, error: Exception) -> None:
-    """Files that could not be taken are offered again, and those that come meanwhile are not lost."""
+def test_files_are_offered_again(directory: Path, error: Exception) -> None:
+    """Files that the handler failed to process are offered again, and new ones are not lost."""
     failing = Failing(error)
-    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), failing)
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
     watch.start()
     try:
-        first = move_in(place / "0.dat")
+        first = move_in(directory / "0.dat")
         until(lambda: failing.calls)
-        failing.wait_for(first, *[move_in(place / f"{index}.dat") for index in range(1, 500)])
+        failing.wait_for(first, *[move_in(directory / f"{index}.dat") for index in range(1, 500)])
         assert len(failing.paths) == 500
     finally:
         watch.stop()
 
 
-def test_patience_with_a_temporary_error_has_no_end(place: Path) -> None:
+def test_patience_with_a_temporary_error_has_no_end(directory: Path) -> None:
     """An error that says it is temporary is met by offering again, more often than another one would be."""
     failing = Failing(TemporaryTransferError("not now"))
     failing.fails = 5
-    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), failing)
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
     watch.start()
     try:
-        failing.wait_for(move_in(place / "a.dat"))
+        failing.wait_for(move_in(directory / "a.dat"))
         assert failing.calls == 6
     finally:
         watch.stop()
 
 
-def test_one_bad_file_costs_no_other(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_bad_file_costs_no_other(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that can never be taken is logged and left, the others of its batch are taken."""
-    files = [write(place / f"{index}.dat") for index in range(5)]
+    files = [write(directory / f"{index}.dat") for index in range(5)]
     failing = Failing(ValueError("poison"))
     failing.fails, failing.poison = 0, files[2]
-    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), failing, name="hrit")
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing, name="hrit")
     watch.start()
     try:
         failing.wait_for(*files[:2], *files[3:])
-        sentinel(failing, place / "end.dat")
+        sentinel(failing, directory / "end.dat")
         assert files[2] not in failing.paths
         assert f"[hrit] gave up on {files[2]}" in caplog.text
     finally:
         watch.stop()
 
 
-def test_stop_does_not_wait_for_a_taker_that_fails(place: Path) -> None:
-    """A Watch whose files nobody takes can be stopped."""
+def test_stop_with_failing_handler(directory: Path) -> None:
+    """A Watch with a failing handler can be stopped."""
     failing = Failing(TemporaryTransferError("never"))
     failing.fails = 10**9
-    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), failing)
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
     watch.start()
-    move_in(place / "a.dat")
+    move_in(directory / "a.dat")
     until(lambda: failing.calls > 3)
     then = time.monotonic()
     watch.stop()
     assert time.monotonic() - then < 30
 
 
-def test_nothing_is_left_after_stop(place: Path) -> None:
+def test_nothing_is_left_after_stop(directory: Path) -> None:
     """After a stop no thread and no descriptor is left; stopping again, or before the start, does nothing."""
     before = open_watches()
     for options in {}, {"polling": 0.05}, {"backlog": False}:
-        with watching(place / "{name}.dat", **options) as told:
-            sentinel(told, place / f"{len(options)}.dat")
-    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), RecordedFiles())
+        with watching(directory / "{name}.dat", **options) as recorded:
+            sentinel(recorded, directory / f"{len(options)}.dat")
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), RecordedFiles())
     watch.stop()
     watch.start()
     watch.stop()
     assert open_watches() == before
 
 
-def test_taker_may_stop_the_watch(place: Path) -> None:
+def test_taker_may_stop_the_watch(directory: Path) -> None:
     """A Watch can be stopped from within the call that takes its files."""
     before = open_watches()
-    watch = DirectoryWatch(Origin(f"{place}/{{name}}.dat"), lambda files: watch.stop())
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), lambda files: watch.stop())
     watch.start()
     assert open_watches() != before
-    move_in(place / "a.dat")
+    move_in(directory / "a.dat")
     until(lambda: open_watches() == before, what="no thread left")
     watch.stop()
 
 
 def test_import_gives_no_warning() -> None:
-    """Nobody who starts a daemon sees that an old module of the standard library is going away."""
+    """Importing the daemons shows no deprecation warning of a standard library module."""
     top = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:pyinotify", "-c", "import trollmoves.watch"],

@@ -42,14 +42,14 @@ def limited(what: str, number: int) -> tuple[str, ...]:
 
 
 def test_directory_that_does_not_exist_is_waited_for(tmp_path: Path) -> None:
-    """A directory that is made after the start, with those above it, and filled at once, is found with its files."""
+    """A directory that is made and filled after the start, with its parents, is found with its files."""
     root = tmp_path / "a" / "b" / "c"
-    with watching(root / "{name}.dat") as told:
+    with watching(root / "{name}.dat") as recorded:
         root.mkdir(parents=True)
         files = [write(root / f"{index}.dat") for index in range(300)]
-        told.wait_for(*files)
-        sentinel(told, root / "end.dat")
-        assert len(told.paths) == 301
+        recorded.wait_for(*files)
+        sentinel(recorded, root / "end.dat")
+        assert len(recorded.paths) == 301
 
 
 @pytest.mark.alone
@@ -64,30 +64,30 @@ def test_waiting_costs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backlog", [True, False])
 def test_directories_that_match_are_followed(tmp_path: Path, backlog: bool) -> None:
-    """Directories that fields stand for are found at every level, when they are made and when they are moved in."""
+    """Directories that match fields are found at every level, when created and when moved in."""
     pattern = tmp_path / "in" / "{satellite:4s}" / "x" / "{day:%Y%m%d}" / "{name}.dat"
     (tmp_path / "in").mkdir()
-    with watching(pattern, backlog=backlog) as told:
+    with watching(pattern, backlog=backlog) as recorded:
         files = []
         for satellite in "MSG3", "MSG4":
             for day in "20240101", "20240102":
                 directory = tmp_path / "in" / satellite / "x" / day
                 directory.mkdir(parents=True)
                 files += [write(directory / f"{index}.dat") for index in range(100)]
-        told.wait_for(*files)
+        recorded.wait_for(*files)
         moved = tmp_path / "moved" / "x" / "20240103"
         moved.mkdir(parents=True)
         write(moved / "0.dat")
         age(moved / "0.dat", 1000)
         (tmp_path / "moved").rename(tmp_path / "in" / "MSG1")
-        told.wait_for(tmp_path / "in" / "MSG1" / "x" / "20240103" / "0.dat")
-        sentinel(told, directory / "end.dat")
-        assert len(told.paths) == len(set(told.paths)) == 402
-        assert told.files[0].fields["satellite"] == "MSG3"
+        recorded.wait_for(tmp_path / "in" / "MSG1" / "x" / "20240103" / "0.dat")
+        sentinel(recorded, directory / "end.dat")
+        assert len(recorded.paths) == len(set(recorded.paths)) == 402
+        assert recorded.files[0].fields["satellite"] == "MSG3"
 
 
 def test_directories_that_do_not_match_are_not_watched(tmp_path: Path) -> None:
-    """No watch is spent on directories in which no file of the pattern can stand, nor on those that are gone."""
+    """Directories that cannot contain matching files are not watched, nor are removed ones."""
     for name in "MSG4", "toolong", ".dot", "MSG3":
         (tmp_path / name / "deeper").mkdir(parents=True)
     kernel = Inotify()
@@ -113,48 +113,50 @@ def watches(kernel: Inotify) -> int:
 def test_directory_may_be_removed_and_made_again(tmp_path: Path) -> None:
     """A directory that is removed and made again, with those above it too, is followed each time."""
     root = tmp_path / "a" / "b"
-    with watching(root / "{name}.dat") as told:
+    with watching(root / "{name}.dat") as recorded:
         for index in range(20):
             root.mkdir(parents=True)
-            told.wait_for(write(root / f"{index}.dat"))
+            recorded.wait_for(write(root / f"{index}.dat"))
             shutil.rmtree(root if index % 2 else root.parent)
 
 
 def test_directory_may_be_made_again_without_a_pause(tmp_path: Path) -> None:
     """However quickly a directory is removed and made, the files of the last one are found."""
     root = tmp_path / "a" / "{day}"
-    with watching(root / "{name}.dat") as told:
+    with watching(root / "{name}.dat") as recorded:
         for index in range(100):
             (tmp_path / "a" / "day").mkdir(parents=True)
             last = write(tmp_path / "a" / "day" / f"{index}.dat")
             if index < 99:
                 shutil.rmtree(tmp_path / "a")
-        told.wait_for(last)
-        sentinel(told, tmp_path / "a" / "day" / "end.dat")
+        recorded.wait_for(last)
+        sentinel(recorded, tmp_path / "a" / "day" / "end.dat")
 
 
 @pytest.mark.parametrize("which", ["root", "parent"])
 def test_directory_may_be_renamed_away_and_back(tmp_path: Path, which: str) -> None:
-    """What appears in a directory while it has another name is told of when it is back, and not before."""
+    """Files that appear in a renamed directory are reported when it has its name again, and not before."""
     root = tmp_path / "parent" / "root"
     root.mkdir(parents=True)
     away = tmp_path / "away"
     moving = root if which == "root" else root.parent
-    with watching(root / "{name}.dat") as told:
-        sentinel(told, root / "before.dat")
+    with watching(root / "{name}.dat") as recorded:
+        sentinel(recorded, root / "before.dat")
         moving.rename(away)
         write(away / root.relative_to(moving) / "meanwhile.dat")
         moving.mkdir()
         if moving != root:
             root.mkdir()
-        sentinel(told, root / "instead.dat")
-        assert told.names == ["before.dat", "instead.dat"]
+        sentinel(recorded, root / "instead.dat")
+        assert recorded.names == ["before.dat", "instead.dat"]
         shutil.rmtree(moving)
         away.rename(moving)
-        told.wait_for(root / "meanwhile.dat")
-        sentinel(told, root / "after.dat")
-        assert set(told.paths) == {str(root / f"{name}.dat") for name in ("before", "instead", "meanwhile", "after")}
-        assert told.names.count("before.dat") == 1
+        recorded.wait_for(root / "meanwhile.dat")
+        sentinel(recorded, root / "after.dat")
+        assert set(recorded.paths) == {
+            str(root / f"{name}.dat") for name in ("before", "instead", "meanwhile", "after")
+        }
+        assert recorded.names.count("before.dat") == 1
 
 
 def test_old_files_stay_unwanted_when_their_directory_comes_back(tmp_path: Path) -> None:
@@ -163,75 +165,75 @@ def test_old_files_stay_unwanted_when_their_directory_comes_back(tmp_path: Path)
     root.mkdir()
     old = write(root / "old.dat")
     until(lambda: time.time() > os.stat(old).st_ctime + 0.2)
-    with watching(root / "{name}.dat", backlog=False) as told:
-        sentinel(told, root / "before.dat")
+    with watching(root / "{name}.dat", backlog=False) as recorded:
+        sentinel(recorded, root / "before.dat")
         for _ in range(2):
             root.rename(tmp_path / "away")
             write(tmp_path / "away" / "meanwhile.dat")
             (tmp_path / "away").rename(root)
-            told.wait_for(root / "meanwhile.dat")
-        sentinel(told, root / "after.dat")
-        assert "old.dat" not in told.names
+            recorded.wait_for(root / "meanwhile.dat")
+        sentinel(recorded, root / "after.dat")
+        assert "old.dat" not in recorded.names
 
 
 def test_directory_renamed_within_the_tree_is_followed(tmp_path: Path) -> None:
     """A directory that gets another name that matches is followed under that name."""
     (tmp_path / "one").mkdir()
-    with watching(tmp_path / "{day:3s}" / "{name}.dat") as told:
-        sentinel(told, tmp_path / "one" / "1.dat")
+    with watching(tmp_path / "{day:3s}" / "{name}.dat") as recorded:
+        sentinel(recorded, tmp_path / "one" / "1.dat")
         (tmp_path / "one").rename(tmp_path / "two")
-        sentinel(told, tmp_path / "two" / "2.dat")
+        sentinel(recorded, tmp_path / "two" / "2.dat")
         (tmp_path / "one").mkdir()
-        sentinel(told, tmp_path / "one" / "3.dat")
-        sentinel(told, tmp_path / "two" / "4.dat")
+        sentinel(recorded, tmp_path / "one" / "3.dat")
+        sentinel(recorded, tmp_path / "two" / "4.dat")
         (tmp_path / "two").rename(tmp_path / "other")
         write(tmp_path / "other" / "5.dat")
-        sentinel(told, tmp_path / "one" / "6.dat")
-        assert "5.dat" not in told.names
+        sentinel(recorded, tmp_path / "one" / "6.dat")
+        assert "5.dat" not in recorded.names
 
 
 def test_symbolic_links_to_directories_are_followed(tmp_path: Path) -> None:
-    """The root may be a symbolic link that is led elsewhere, and links below it stand for directories."""
+    """The root may be a symbolic link that changes, and links below it count as directories."""
     for name in "first", "second", "else":
         (tmp_path / name).mkdir()
     root = tmp_path / "root"
     root.symlink_to("first")
-    with watching(root / "{day:4s}" / "{name}.dat") as told:
+    with watching(root / "{day:4s}" / "{name}.dat") as recorded:
         (tmp_path / "first" / "link").symlink_to(tmp_path / "else")
-        sentinel(told, root / "link" / "1.dat")
+        sentinel(recorded, root / "link" / "1.dat")
         (tmp_path / "new").symlink_to("second")
         (tmp_path / "new").rename(root)
         (tmp_path / "second" / "more").mkdir()
         write(root / "more" / "2.dat")
-        told.wait_for(root / "more" / "2.dat")
-        sentinel(told, root / "more" / "3.dat")
+        recorded.wait_for(root / "more" / "2.dat")
+        sentinel(recorded, root / "more" / "3.dat")
 
 
 def test_directory_names_may_be_anything(tmp_path: Path) -> None:
-    """Directories whose names are no text are watched like any other."""
+    """Directories with undecodable names are watched like any other."""
     root = os.path.join(os.fsencode(tmp_path), b"\xff in\n")
     os.mkdir(root)
-    with watching(os.fsdecode(root) + "/{day}/{name}.dat") as told:
+    with watching(os.fsdecode(root) + "/{day}/{name}.dat") as recorded:
         directory = os.fsdecode(os.path.join(root, b"\xfe\x80"))
         os.mkdir(directory)
-        sentinel(told, f"{directory}/a.dat")
-        sentinel(told, f"{directory}/b.dat")
-        assert told.files[-1].fresh
+        sentinel(recorded, f"{directory}/a.dat")
+        sentinel(recorded, f"{directory}/b.dat")
+        assert recorded.files[-1].fresh
 
 
-def test_file_being_written_in_a_new_directory_is_not_told_of_half(tmp_path: Path) -> None:
-    """A directory is made and a file in it begun: only the whole file is told of."""
-    with watching(tmp_path / "{day}" / "{name}.dat") as told:
+def test_file_being_written_in_a_new_directory(tmp_path: Path) -> None:
+    """A file being written in a new directory is reported only when complete."""
+    with watching(tmp_path / "{day}" / "{name}.dat") as recorded:
         (tmp_path / "day").mkdir()
         with open(tmp_path / "day" / "a.dat", "w") as file:
             file.write("half")
             file.flush()
-            sentinel(told, tmp_path / "day" / "b.dat")
-            assert told.names == ["b.dat"]
+            sentinel(recorded, tmp_path / "day" / "b.dat")
+            assert recorded.names == ["b.dat"]
             file.write(", whole")
-        told.wait_for(file.name)
-        sentinel(told, tmp_path / "day" / "end.dat")
-        assert [found.size for found in told.of_path(file.name)] == [11]
+        recorded.wait_for(file.name)
+        sentinel(recorded, tmp_path / "day" / "end.dat")
+        assert [found.size for found in recorded.of_path(file.name)] == [11]
 
 
 def test_new_directory_does_not_stand_behind_the_backlog(tmp_path: Path) -> None:
@@ -242,18 +244,18 @@ def test_new_directory_does_not_stand_behind_the_backlog(tmp_path: Path) -> None
     for index in range(1, 20_000):
         os.link(first, tmp_path / "old" / f"{index}.dat")
     write(tmp_path / "made" / "new.dat")
-    told = RecordedFiles()
+    recorded = RecordedFiles()
 
     def found(files: list[FoundFile]) -> None:
-        if not told.files:
+        if not recorded.files:
             (tmp_path / "made").rename(tmp_path / "new")
-        told(files)
+        recorded(files)
 
     watch = DirectoryWatch(Origin(f"{tmp_path}/{{day:3s}}/{{name}}.dat"), found)
     watch.start()
     try:
-        told.wait_for(tmp_path / "new" / "new.dat")
-        assert told.names.index("new.dat") < 15_000
+        recorded.wait_for(tmp_path / "new" / "new.dat")
+        assert recorded.names.index("new.dat") < 15_000
     finally:
         watch.stop()
 
@@ -276,12 +278,12 @@ def test_no_more_watches_means_listing(tmp_path: Path) -> None:
         assert str(tmp_path / "b") in warnings[0]
         assert "fs.inotify.max_user_watches" in warnings[0]
         shutil.rmtree(tmp_path / "a")
-        until(lambda: any(f"watching {tmp_path / 'b'} now" in line for line in child.log), what="a watch for the next")
+        until(lambda: any(f"now watching {tmp_path / 'b'}" in line for line in child.log), what="a watch for the next")
         child.wait_for(move_in(tmp_path / "b" / "later.dat"))
 
 
 def test_no_instance_means_listing(tmp_path: Path) -> None:
-    """When no inotify instance is to be had, the log says which setting to raise, and everything is listed instead."""
+    """Without an inotify instance, the log says which setting to raise, and the directories are listed instead."""
     old = write(tmp_path / "old.dat")
     with Child(tmp_path / "{name}.dat", prefix=limited("instances", 0)) as child:
         child.wait_for(old, move_in(tmp_path / "new.dat"))
@@ -297,7 +299,7 @@ def public() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_forbidden_directory_does_not_stop_the_others(public: Path) -> None:
-    """A directory that must not be read is named in the log once, and followed as soon as it may be."""
+    """An unreadable directory is logged once, and watched as soon as it becomes readable."""
     for name in "bad", "good":
         (public / name).mkdir()
     os.chmod(public / "bad", 0o700)
@@ -317,22 +319,22 @@ def test_mounted_directory_is_noticed(tmp_path: Path) -> None:
     """A disk that is mounted over the directory, which gives no event, is found, and so is what lies below it again."""
     root = tmp_path / "root"
     root.mkdir()
-    with watching(root / "{name}.dat") as told:
-        sentinel(told, root / "below.dat")
+    with watching(root / "{name}.dat") as recorded:
+        sentinel(recorded, root / "below.dat")
         if subprocess.run(["mount", "-t", "tmpfs", "none", root], capture_output=True, check=False).returncode:
             pytest.skip("no right to mount here")
         try:
-            told.wait_for(write(root / "mounted.dat"))
+            recorded.wait_for(write(root / "mounted.dat"))
         finally:
             subprocess.run(["umount", "-l", root], check=True)
-        told.wait_for(write(root / "again.dat"))
+        recorded.wait_for(write(root / "again.dat"))
 
 
 # --- listing
 
 
 def test_listing_gives_windows_of_the_oldest_first(tmp_path: Path) -> None:
-    """A listing gives each visible file once, sorted by age within windows, with pauses, and leaves out what is old."""
+    """A listing returns each visible file once, sorted by age within windows, with pauses, without old ones."""
     for index in range(1200):
         age(write(tmp_path / f"{index}"), 5000 - index * 7 % 1200)
     write(tmp_path / ".hidden")
@@ -351,24 +353,24 @@ def test_listing_gives_windows_of_the_oldest_first(tmp_path: Path) -> None:
 
 
 def test_polling_finds_files_that_have_settled(tmp_path: Path) -> None:
-    """With polling, a file is told of when two listings have shown the same, once, and again when it has changed."""
+    """With polling, a file is reported when two listings agree, once, and again when it has changed."""
     root = tmp_path / "in"
     old = root / "old.dat"
-    with watching(root / "{name}.dat", polling=0.05) as told:
+    with watching(root / "{name}.dat", polling=0.05) as recorded:
         root.mkdir()
         write(old)
         write(root / "empty.dat", "")
         write(root / ".hidden.dat")
-        told.wait_for(old)
+        recorded.wait_for(old)
         write(old, "more content")
-        told.wait_for(old, times=2)
-        sentinel(told, root / "end.dat")
-        assert told.names == ["old.dat", "old.dat", "end.dat"]
-        assert [file.fresh for file in told.files] == [False] * 3
+        recorded.wait_for(old, times=2)
+        sentinel(recorded, root / "end.dat")
+        assert recorded.names == ["old.dat", "old.dat", "end.dat"]
+        assert [file.fresh for file in recorded.files] == [False] * 3
 
 
-def test_polling_does_not_tell_of_a_growing_file(tmp_path: Path) -> None:
-    """A file that two listings in a row show different is not given; one that they show the same is, once."""
+def test_polling_does_not_report_a_growing_file(tmp_path: Path) -> None:
+    """A file that changed between two listings is not returned; an unchanged one is returned once."""
     directory = Directory(str(tmp_path), 0, (0, 0), 0)
     given: list[int] = []
     for content in "1", "12", "12", "12", "34", "123", "123":
@@ -380,22 +382,22 @@ def test_polling_does_not_tell_of_a_growing_file(tmp_path: Path) -> None:
 
 
 def test_polling_without_backlog(tmp_path: Path) -> None:
-    """With polling and without backlog, the files of the start are not told of until they change."""
+    """With polling and without backlog, existing files are not reported until they change."""
     old = write(tmp_path / "old.dat")
-    with watching(tmp_path / "{name}.dat", polling=0.05, backlog=False) as told:
-        sentinel(told, tmp_path / "new.dat")
-        sentinel(told, tmp_path / "newer.dat")
-        assert told.names == ["new.dat", "newer.dat"]
+    with watching(tmp_path / "{name}.dat", polling=0.05, backlog=False) as recorded:
+        sentinel(recorded, tmp_path / "new.dat")
+        sentinel(recorded, tmp_path / "newer.dat")
+        assert recorded.names == ["new.dat", "newer.dat"]
         write(old, "changed")
-        told.wait_for(old)
+        recorded.wait_for(old)
 
 
 def test_polling_follows_directories(tmp_path: Path) -> None:
     """With polling, directories that come and go are followed at every level."""
-    with watching(tmp_path / "in" / "{day}" / "{name}.dat", polling=0.05) as told:
+    with watching(tmp_path / "in" / "{day}" / "{name}.dat", polling=0.05) as recorded:
         for name in "a", "b":
             (tmp_path / "in" / name).mkdir(parents=True)
-            told.wait_for(write(tmp_path / "in" / name / "x.dat"))
+            recorded.wait_for(write(tmp_path / "in" / name / "x.dat"))
             shutil.rmtree(tmp_path / "in")
 
 

@@ -26,7 +26,7 @@ class Changes:
         self.number += 1
 
     def wait_for(self, number: int) -> None:
-        """Wait until there were so many."""
+        """Wait until there are ``count`` changes."""
         until(lambda: self.number == number, what=f"{number} changes, not {self.number}")
 
 
@@ -49,16 +49,16 @@ def file(tmp_path: Path) -> Path:
     return Path(write(tmp_path / "etc" / "client.ini", "[a]\n"))
 
 
-def test_edit_in_place_is_told_of(file: Path) -> None:
-    """A file that is written in place is told of each time, also when its size stays."""
+def test_edit_in_place_is_reported(file: Path) -> None:
+    """A file that is written in place is reported each time, also when its size stays."""
     with following(file) as changes:
         for number in range(1, 4):
             write(file, "[b]\n")
             changes.wait_for(number)
 
 
-def test_replacement_is_told_of(file: Path) -> None:
-    """A file that is replaced by rename is told of."""
+def test_replacement_is_reported(file: Path) -> None:
+    """A file that is replaced by rename is reported."""
     with following(file) as changes:
         write(file.with_suffix(".new"), "[b]\n")
         os.replace(file.with_suffix(".new"), file)
@@ -66,7 +66,7 @@ def test_replacement_is_told_of(file: Path) -> None:
 
 
 def test_many_writings_are_one_change(file: Path) -> None:
-    """Writings in quick succession are told of once, after the last one."""
+    """Several writes in quick succession are reported once, after the last one."""
     seen = []
     watch = FileWatch(str(file), lambda: seen.append(file.read_text()))
     watch.start()
@@ -79,8 +79,8 @@ def test_many_writings_are_one_change(file: Path) -> None:
         watch.stop()
 
 
-def test_half_written_file_is_not_told_of(file: Path) -> None:
-    """As long as somebody has the file open for writing, nothing is told."""
+def test_half_written_file_is_not_reported(file: Path) -> None:
+    """While the file is open for writing, no change is reported."""
     seen = []
     watch = FileWatch(str(file), lambda: seen.append(file.read_text()))
     watch.start()
@@ -97,7 +97,7 @@ def test_half_written_file_is_not_told_of(file: Path) -> None:
 
 
 def test_missing_file_is_no_change(file: Path) -> None:
-    """A file that goes is no change, nor is one that comes back as it was; one that comes back different is."""
+    """A removed file is not a change, nor is one restored unchanged; one restored with changes is."""
     with following(file) as changes:
         file.rename(file.with_suffix(".away"))
         write(file.with_suffix(".other"))

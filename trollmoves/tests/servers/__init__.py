@@ -1,4 +1,4 @@
-"""Real servers for tests, each in a process of its own on a free loopback port."""
+"""Real servers for tests, each in a separate process on a free loopback port."""
 
 import pytest
 

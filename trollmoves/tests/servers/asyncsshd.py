@@ -1,4 +1,4 @@
-"""asyncssh's server, the second one for SFTP and SCP, which takes passwords; run as a module it is the server."""
+"""asyncssh's server, the second one for SFTP and SCP; it accepts passwords. Run as a module it is the server."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def missing() -> str:
 
 
 class AsyncSshd(ServerProcess):
-    """A server on a free port that lets this user in by ``user_key`` or ``PASSWORD``.
+    """A server on a free port that accepts this user by ``user_key`` or ``PASSWORD``.
 
-    Without ``extensions`` it speaks only what version 3 of SFTP has, where a rename replaces nothing.
+    Without ``extensions`` it supports only version 3 of SFTP, where a rename cannot replace a file.
     """
 
     def __init__(self, folder: Path, *, extensions: bool = True) -> None:

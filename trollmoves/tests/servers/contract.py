@@ -1,4 +1,4 @@
-"""What every mover promises, as one suite that runs against a real server of its protocol."""
+"""The contract of all movers, as one suite that runs against a real server of each protocol."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess
 from trollmoves.tests.servers.proxy import Proxy
 
-PATIENT = 30.0  # s; a time-out for what is to succeed, on a machine with much else to do
+LONG_TIMEOUT = 30.0  # s; timeout for transfers that must succeed on a busy machine
 TIMEOUTS = ("stall_timeout", "connection_timeout")
 ODD_NAMES = (
     "with space",
@@ -57,18 +57,18 @@ ODD_NAMES = (
 
 
 class RemoteFiles:
-    """The files at the far end, seen on this host's disk."""
+    """The files of the server, read from this host's disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def tree(self, directory: str) -> dict[str, bytes]:
-        """Return all files below ``directory`` by their path there, partials too."""
+        """Return all files below ``directory``, with partials, by their relative path."""
         top = self.root / directory
         return {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
 
     def read(self, path: str) -> bytes | None:
-        """Return the content of a file, None when there is none."""
+        """Return the content of a file, or None if it does not exist."""
         try:
             return (self.root / path).read_bytes()
         except FileNotFoundError:
@@ -77,18 +77,18 @@ class RemoteFiles:
 
 @dataclass
 class MoverTarget:
-    """A server, and how to deliver there."""
+    """A server and its delivery URLs."""
 
     scheme: str
     server: ServerProcess
     files: Any
-    url_root: str  # what stands between the host and the paths of the tests
+    url_root: str  # part of the URL between the host and the path
     attrs: dict[str, Any] = field(default_factory=dict)
     login: str = ""
     wrong_login: str = ""
     wrong_attrs: dict[str, Any] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
-    ports: tuple[int, ...] = ()  # further ones that the protocol uses
+    ports: tuple[int, ...] = ()  # further ports of the protocol
 
     def url(self, path: str, host: str = HOST, login: str | None = None) -> str:
         """Return the URL of a path."""
@@ -102,14 +102,14 @@ class MoverTarget:
 
 
 class MoverContract:
-    """A subclass gives the fixture ``place``, and says what its protocol cannot do."""
+    """The tests of one mover: a subclass provides the fixture ``target`` and the limits of its protocol."""
 
     unnameable: ClassVar[tuple[str, ...]] = ()
     altered: ClassVar[tuple[str, ...]] = ()
     has_directories: ClassVar[bool] = True
     on_a_disk: ClassVar[bool] = True
     checks_logins: ClassVar[bool] = True
-    tells_full_disk: ClassVar[bool] = True
+    reports_full_disk: ClassVar[bool] = True
     probes: ClassVar[bool] = True
 
     @pytest.fixture(autouse=True)
@@ -131,102 +131,102 @@ class MoverContract:
         return f"in/{request.node.name[:40].translate(str.maketrans('[]', '__'))}"
 
     @pytest.fixture
-    def proxy(self, place: MoverTarget) -> Iterator[Proxy]:
+    def proxy(self, target: MoverTarget) -> Iterator[Proxy]:
         """Return a proxy in front of the server."""
-        with Proxy(place.server.port, *place.ports) as running:
+        with Proxy(target.server.port, *target.ports) as running:
             yield running
             close_connections()
 
-    def through(self, place: MoverTarget, **more: Any) -> dict[str, Any]:
+    def through(self, target: MoverTarget, **more: Any) -> dict[str, Any]:
         """Return the connection parameters for the way through the proxy."""
-        return place.attrs_at(PROXY_HOST) | dict.fromkeys(TIMEOUTS, PATIENT) | more
+        return target.attrs_at(PROXY_HOST) | dict.fromkeys(TIMEOUTS, LONG_TIMEOUT) | more
 
-    # Where a file goes
+    # Final names
 
-    def test_trailing_slash_keeps_the_name(self, place: MoverTarget, origin: Path, here: str) -> None:
+    def test_trailing_slash_keeps_the_name(self, target: MoverTarget, origin: Path, here: str) -> None:
         """With a trailing slash the file keeps its name, and missing directories are made."""
-        result = move_it(origin, place.url(f"{here}/a/b c/"), place.attrs)
+        result = move_it(origin, target.url(f"{here}/a/b c/"), target.attrs)
         assert result.path.endswith(f"/{here}/a/b c/")
-        assert place.files.tree(here) == {f"a/b c/{origin.name}": origin.read_bytes()}
+        assert target.files.tree(here) == {f"a/b c/{origin.name}": origin.read_bytes()}
 
-    def test_last_part_is_the_new_name(self, place: MoverTarget, origin: Path, here: str) -> None:
+    def test_last_part_is_the_new_name(self, target: MoverTarget, origin: Path, here: str) -> None:
         """Without a trailing slash the last part is the new name."""
-        move_it(origin, place.url(f"{here}/new/name"), place.attrs)
-        assert place.files.tree(here) == {"new/name": origin.read_bytes()}
+        move_it(origin, target.url(f"{here}/new/name"), target.attrs)
+        assert target.files.tree(here) == {"new/name": origin.read_bytes()}
 
-    def test_existing_directory_takes_the_file_in(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """Without a trailing slash an existing directory takes the file in."""
-        move_it(origin, place.url(f"{here}/first"), place.attrs)
-        move_it(origin, place.url(here), place.attrs)
-        assert set(place.files.tree(here)) == {"first", origin.name}
+    def test_existing_directory_receives_the_file(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """Without a trailing slash a file for an existing directory is placed inside it."""
+        move_it(origin, target.url(f"{here}/first"), target.attrs)
+        move_it(origin, target.url(here), target.attrs)
+        assert set(target.files.tree(here)) == {"first", origin.name}
 
-    def test_existing_file_is_replaced(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A file under the final name is replaced, by a longer and by a shorter one."""
+    def test_existing_file_is_replaced(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """A file under the final name is replaced by a longer and by a shorter one."""
         for size in (10, 50_000, 0, 7):
             origin.write_bytes(os.urandom(size))
-            move_it(origin, place.url(f"{here}/"), place.attrs)
-            assert place.files.tree(here) == {origin.name: origin.read_bytes()}
+            move_it(origin, target.url(f"{here}/"), target.attrs)
+            assert target.files.tree(here) == {origin.name: origin.read_bytes()}
 
     @pytest.mark.parametrize("known", [True, False])
-    def test_partial_of_an_earlier_try(self, place: MoverTarget, origin: Path, here: str, known: bool) -> None:
-        """What an earlier try of the same delivery left is replaced; what one of another left is not touched."""
-        if place.scheme == "s3":
+    def test_partial_of_earlier_attempt(self, target: MoverTarget, origin: Path, here: str, known: bool) -> None:
+        """The partial of an earlier attempt of the same delivery is replaced; those of others stay."""
+        if target.scheme == "s3":
             pytest.skip("there are no partials")
         mark = PartialId.for_delivery("journal", "task", tried=known)
         for token in (mark.token, "0123456789ab"):
-            move_it(origin, place.url(f"{here}/{os.path.basename(partial_path('f', token))}"), place.attrs)
+            move_it(origin, target.url(f"{here}/{os.path.basename(partial_path('f', token))}"), target.attrs)
         origin.write_bytes(os.urandom(100))
-        move_it(origin, place.url(f"{here}/f"), place.attrs, mark=mark)
+        move_it(origin, target.url(f"{here}/f"), target.attrs, mark=mark)
         left = os.path.basename(partial_path("f", "0123456789ab"))
-        assert sorted(place.files.tree(here)) == [left, "f"]
-        assert place.files.tree(here)["f"] == origin.read_bytes()
+        assert sorted(target.files.tree(here)) == [left, "f"]
+        assert target.files.tree(here)["f"] == origin.read_bytes()
 
-    def test_large_file(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A file of many blocks arrives as it is."""
+    def test_large_file(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """A file of many blocks arrives unchanged."""
         origin.write_bytes(os.urandom(20_000_123))
-        move_it(origin, place.url(f"{here}/"), place.attrs)
-        assert place.files.read(f"{here}/{origin.name}") == origin.read_bytes()
+        move_it(origin, target.url(f"{here}/"), target.attrs)
+        assert target.files.read(f"{here}/{origin.name}") == origin.read_bytes()
 
-    def test_odd_names(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
-        """Any name that the protocol can say arrives letter by letter; others are refused for good."""
+    def test_odd_names(self, target: MoverTarget, tmp_path: Path, here: str) -> None:
+        """Names that the protocol can express arrive unchanged; others are permanently rejected."""
         sent = {}
         for number, name in enumerate(sorted(set(ODD_NAMES) - set(self.altered))):
             path = tmp_path / name
             path.write_bytes(b"%d" % number)
             if name in self.unnameable:
                 with pytest.raises(BadDestination):
-                    move_it(path, place.url(f"{here}/"), place.attrs)
+                    move_it(path, target.url(f"{here}/"), target.attrs)
             else:
-                move_it(path, place.url(f"{here}/"), place.attrs)
-                move_it(path, place.url(f"{here}/"), place.attrs)
+                move_it(path, target.url(f"{here}/"), target.attrs)
+                move_it(path, target.url(f"{here}/"), target.attrs)
                 sent[name] = path.read_bytes()
-        assert place.files.tree(here) == sent
+        assert target.files.tree(here) == sent
 
-    def test_odd_directories(self, place: MoverTarget, origin: Path, here: str) -> None:
+    def test_odd_directories(self, target: MoverTarget, origin: Path, here: str) -> None:
         """Directories may have odd names too."""
         for name in ("with space", "quote'", "$HOME", "a;b", "nämé", "-rf"):
-            move_it(origin, place.url(f"{here}/{name}/sub/"), place.attrs)
-            assert place.files.tree(f"{here}/{name}") == {f"sub/{origin.name}": origin.read_bytes()}
+            move_it(origin, target.url(f"{here}/{name}/sub/"), target.attrs)
+            assert target.files.tree(f"{here}/{name}") == {f"sub/{origin.name}": origin.read_bytes()}
 
-    def test_copy_and_move(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """``copy`` keeps the origin, ``move`` removes it once the file is there."""
+    def test_copy_and_move(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """``copy`` keeps the origin, ``move`` removes it after delivery."""
         content = origin.read_bytes()
-        mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/copy"), place.attrs)
+        mover = MOVERS[target.scheme](str(origin), target.url(f"{here}/copy"), target.attrs)
         mover.copy()
         assert origin.exists()
         assert mover.destination.path.endswith("/copy")
-        MOVERS[place.scheme](str(origin), place.url(f"{here}/moved"), place.attrs).move()
+        MOVERS[target.scheme](str(origin), target.url(f"{here}/moved"), target.attrs).move()
         assert not origin.exists()
-        assert place.files.tree(here) == {"copy": content, "moved": content}
+        assert target.files.tree(here) == {"copy": content, "moved": content}
 
-    def test_missing_origin(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
-        """A missing origin is told as such, and makes nothing at the far end."""
+    def test_missing_origin(self, target: MoverTarget, tmp_path: Path, here: str) -> None:
+        """A missing origin raises ``OriginMissing``, and creates no file on the server."""
         with pytest.raises(OriginMissing):
-            move_it(tmp_path / "none", place.url(f"{here}/"), place.attrs)
-        assert place.files.tree(here) == {}
+            move_it(tmp_path / "none", target.url(f"{here}/"), target.attrs)
+        assert target.files.tree(here) == {}
 
-    def test_unreadable_origin(self, place: MoverTarget, here: str) -> None:
-        """An origin that fails while it is read is told as such, whatever the protocol makes of that."""
+    def test_unreadable_origin(self, target: MoverTarget, here: str) -> None:
+        """An origin that fails during reading raises ``OriginUnreadable`` in every protocol."""
         failing = "/sys/class/net/lo/speed"  # its size is 4096, and no byte can be read
         try:
             Path(failing).read_bytes()
@@ -235,22 +235,22 @@ class MoverContract:
         except OSError:
             pass
         with pytest.raises(OriginUnreadable, match=failing):
-            move_it(failing, place.url(f"{here}/"), place.attrs)
-        assert all(map(is_partial, place.files.tree(here)))  # these are removed over the next connection
+            move_it(failing, target.url(f"{here}/"), target.attrs)
+        assert all(map(is_partial, target.files.tree(here)))  # removed over the next connection
 
-    def test_attrs_are_only_read(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """The connection parameters are the caller's, nested ones too."""
-        given = place.attrs | {"client_kwargs": dict(place.attrs.get("client_kwargs", {})), "num_ssh_retries": "2"}
+    def test_attrs_are_not_changed(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """The caller's connection parameters are not changed, nested ones included."""
+        given = target.attrs | {"client_kwargs": dict(target.attrs.get("client_kwargs", {})), "num_ssh_retries": "2"}
         before = copy.deepcopy(given)
-        move_it(origin, place.url(f"{here}/"), given)
+        move_it(origin, target.url(f"{here}/"), given)
         assert given == before
 
-    # Whole files only
+    # Complete files only
 
-    def test_probe(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
-        """A connection that stands answers when it is asked; one that stalls is found out."""
-        attrs = self.through(place, stall_timeout=3)
-        mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/", PROXY_HOST), attrs)
+    def test_probe(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+        """A working connection answers a probe; a stalled one is detected."""
+        attrs = self.through(target, stall_timeout=3)
+        mover = MOVERS[target.scheme](str(origin), target.url(f"{here}/", PROXY_HOST), attrs)
         assert isinstance(mover, RemoteMover)
         connection = mover.connect(mover.endpoint())
         connection.probe()
@@ -262,8 +262,8 @@ class MoverContract:
                 connection.probe()
         connection.close()
 
-    def test_ten_at_once(self, place: MoverTarget, tmp_path: Path, here: str, proxy: Proxy) -> None:
-        """Ten transfers at once give ten whole files, over no more connections than allowed."""
+    def test_ten_parallel_transfers(self, target: MoverTarget, tmp_path: Path, here: str, proxy: Proxy) -> None:
+        """Ten parallel transfers deliver ten complete files within the connection limit."""
         paths = [tmp_path / f"f{number}" for number in range(10)]
         for path in paths:
             path.write_bytes(os.urandom(300_000))
@@ -271,7 +271,7 @@ class MoverContract:
 
         def deliver(path: Path) -> None:
             try:
-                move_it(path, place.url(f"{here}/", PROXY_HOST), self.through(place, max_connections=3))
+                move_it(path, target.url(f"{here}/", PROXY_HOST), self.through(target, max_connections=3))
             except BaseException:
                 errors.append(traceback.format_exc())
 
@@ -281,38 +281,38 @@ class MoverContract:
         for thread in threads:
             thread.join()
         assert errors == []
-        assert place.files.tree(here) == {path.name: path.read_bytes() for path in paths}
-        assert proxy.connections[place.server.port] <= 3
+        assert target.files.tree(here) == {path.name: path.read_bytes() for path in paths}
+        assert proxy.connections[target.server.port] <= 3
 
-    def test_readers_see_whole_files(self, place: MoverTarget, tmp_path: Path, here: str) -> None:
-        """Whoever reads the final name at any moment gets one version or another, whole."""
+    def test_readers_see_whole_files(self, target: MoverTarget, tmp_path: Path, here: str) -> None:
+        """A reader of the final name always sees one complete version."""
         versions = [bytes([number]) * 1_000_000 for number in range(2)]
         paths = [tmp_path / str(number) for number in range(2)]
         for path, content in zip(paths, versions, strict=True):
             path.write_bytes(content)
-        move_it(paths[0], place.url(f"{here}/f"), place.attrs)
+        move_it(paths[0], target.url(f"{here}/f"), target.attrs)
         stop = threading.Event()
         wrong: list[object] = []
 
         def look() -> None:
             while not stop.is_set():
-                content = place.files.read(f"{here}/f")
+                content = target.files.read(f"{here}/f")
                 if content not in versions:
                     wrong.append(content and len(content))
 
         reader = threading.Thread(target=look)
         reader.start()
         for turn in range(10):
-            move_it(paths[turn % 2], place.url(f"{here}/f"), place.attrs)
+            move_it(paths[turn % 2], target.url(f"{here}/f"), target.attrs)
         stop.set()
         reader.join()
         assert wrong == []
 
     @pytest.mark.parametrize("position", [0, 60, 1500, 5000, 20_000, 120_000, 390_000])
-    def test_cut_connection(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, position: int) -> None:
-        """After a cut at any byte there is the old file or the new one, and the next try leaves nothing else."""
-        url = place.url(f"{here}/f", PROXY_HOST)
-        attrs = self.through(place)
+    def test_cut_connection(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy, position: int) -> None:
+        """After a cut at any byte the old or the new file is complete, and the retry leaves no other file."""
+        url = target.url(f"{here}/f", PROXY_HOST)
+        attrs = self.through(target)
         old = origin.read_bytes()
         move_it(origin, url, attrs)
         if position < 5000:
@@ -321,171 +321,172 @@ class MoverContract:
         proxy.cut_after(position)
         error = _error_of(origin, url, attrs)
         assert error is None or error.temporary
-        there = place.files.tree(here)
+        there = target.files.tree(here)
         assert there["f"] in ((old, origin.read_bytes()) if error else (origin.read_bytes(),))
         assert [name for name in there if name != "f" and not is_partial(name)] == []
         move_it(origin, url, attrs)
-        assert place.files.tree(here) == {"f": origin.read_bytes()}
+        assert target.files.tree(here) == {"f": origin.read_bytes()}
 
     @pytest.mark.parametrize("position", [0, 200_000])
-    def test_stall(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, position: int) -> None:
-        """A far end that says nothing any more ends the try in time, for now."""
+    def test_stall(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy, position: int) -> None:
+        """A server that stops responding ends the attempt within the timeout, as a temporary error."""
         origin.write_bytes(os.urandom(12_000_000))
-        attrs = self.through(place) | dict.fromkeys(TIMEOUTS, 1.5)
+        attrs = self.through(target) | dict.fromkeys(TIMEOUTS, 1.5)
         proxy.stall_after(position)
         started = time.monotonic()
         with pytest.raises((TransferStalled, ConnectionFailed)) as caught:
-            move_it(origin, place.url(f"{here}/f", PROXY_HOST), attrs)
+            move_it(origin, target.url(f"{here}/f", PROXY_HOST), attrs)
         assert caught.value.temporary
-        assert time.monotonic() - started < PATIENT
-        assert place.files.read(f"{here}/f") is None
+        assert time.monotonic() - started < LONG_TIMEOUT
+        assert target.files.read(f"{here}/f") is None
         proxy.cut()
         proxy.heal()
         origin.write_bytes(b"short")
-        until(lambda: not _error_of(origin, place.url(f"{here}/f", PROXY_HOST), attrs), what="it is delivered")
-        assert place.files.tree(here) == {"f": b"short"}
+        until(lambda: not _error_of(origin, target.url(f"{here}/f", PROXY_HOST), attrs), what="it is delivered")
+        assert target.files.tree(here) == {"f": b"short"}
 
-    def test_longer_than_uptime(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_longer_than_uptime(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """``connection_uptime`` ends idle connections only, and does end those."""
         origin.write_bytes(os.urandom(1_000_000))
         proxy.rate = 1_000_000
-        move_it(origin, place.url(f"{here}/f", PROXY_HOST), self.through(place, connection_uptime="0.2"))
-        assert place.files.read(f"{here}/f") == origin.read_bytes()
+        move_it(origin, target.url(f"{here}/f", PROXY_HOST), self.through(target, connection_uptime="0.2"))
+        assert target.files.read(f"{here}/f") == origin.read_bytes()
         until(lambda: proxy.open == 0, 5, "the idle connection is closed")
 
-    # What goes wrong
+    # Errors
 
-    def test_nobody_answers(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
-        """A far end that refuses connections is a temporary error."""
+    def test_connection_refused(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+        """A server that refuses connections is a temporary error."""
         proxy.refuse()
         with pytest.raises(ConnectionFailed) as caught:
-            move_it(origin, place.url(f"{here}/", PROXY_HOST), self.through(place, num_ssh_retries=2))
+            move_it(origin, target.url(f"{here}/", PROXY_HOST), self.through(target, num_ssh_retries=2))
         assert caught.value.temporary
 
-    def test_backup_target(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+    def test_backup_target(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A backup target gets the file, with user and port of the destination, when that does not answer."""
         proxy.refuse()
-        url = place.url(f"{here}/", PROXY_HOST)
-        result = move_it(origin, url, self.through(place, num_ssh_retries=1), backup_targets=["127.0.0.3", HOST])
-        assert result.netloc == place.url("").split("//")[1].split("/")[0]
-        assert place.files.tree(here) == {origin.name: origin.read_bytes()}
+        url = target.url(f"{here}/", PROXY_HOST)
+        result = move_it(origin, url, self.through(target, num_ssh_retries=1), backup_targets=["127.0.0.3", HOST])
+        assert result.netloc == target.url("").split("//")[1].split("/")[0]
+        assert target.files.tree(here) == {origin.name: origin.read_bytes()}
 
-    def test_restarted_server(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A server that was restarted between two transfers costs nobody a try."""
-        move_it(origin, place.url(f"{here}/a"), place.attrs)
-        place.server.stop()
-        place.server.start()
-        move_it(origin, place.url(f"{here}/b"), place.attrs)
-        assert set(place.files.tree(here)) == {"a", "b"}
+    def test_restarted_server(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """A server restart between two transfers does not cost an attempt."""
+        move_it(origin, target.url(f"{here}/a"), target.attrs)
+        target.server.stop()
+        target.server.start()
+        move_it(origin, target.url(f"{here}/b"), target.attrs)
+        assert set(target.files.tree(here)) == {"a", "b"}
 
-    def test_idle_connection_is_lost(self, place: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
-        """A kept connection that was lost meanwhile, with or without a word, costs nobody a try."""
-        url = place.url(f"{here}/", PROXY_HOST)
-        move_it(origin, url, self.through(place))
+    def test_idle_connection_is_lost(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+        """The loss of an idle connection, with or without a reset, does not cost an attempt."""
+        url = target.url(f"{here}/", PROXY_HOST)
+        move_it(origin, url, self.through(target))
         proxy.cut()
-        move_it(origin, url, self.through(place))
+        move_it(origin, url, self.through(target))
         proxy.cut_after(0)
-        move_it(origin, url, self.through(place))
-        assert set(place.files.tree(here)) == {origin.name}
+        move_it(origin, url, self.through(target))
+        assert set(target.files.tree(here)) == {origin.name}
 
-    def test_full_disk(self, place: MoverTarget, origin: Path, here: str) -> None:
+    def test_full_disk(self, target: MoverTarget, origin: Path, here: str) -> None:
         """A full disk is a temporary error, keeps the old file, and leaves no partial."""
         if not self.on_a_disk:
             pytest.skip("the server keeps its files in its own way")
         origin.write_bytes(bytes(3_000_000))
-        (place.files.root / here).mkdir(parents=True)
-        with small_disk(place.files.root / here / "small") as disk:
+        (target.files.root / here).mkdir(parents=True)
+        with small_disk(target.files.root / here / "small") as disk:
             os.chmod(disk, 0o777)
             (disk / "f").write_bytes(b"old")
-            with pytest.raises(NoSpace if self.tells_full_disk else TransferError) as caught:
-                move_it(origin, place.url(f"{here}/small/f"), place.attrs | {"stall_timeout": 8})
+            with pytest.raises(NoSpace if self.reports_full_disk else TransferError) as caught:
+                move_it(origin, target.url(f"{here}/small/f"), target.attrs | {"stall_timeout": 8})
             assert caught.value.temporary
             assert (disk / "f").read_bytes() == b"old"
             origin.write_bytes(b"new")
-            move_it(origin, place.url(f"{here}/small/f"), place.attrs | {"stall_timeout": 8})
+            move_it(origin, target.url(f"{here}/small/f"), target.attrs | {"stall_timeout": 8})
             assert (disk / "f").read_bytes() == b"new"
             assert os.listdir(disk) == ["f"]
             close_connections()
             until(lambda: _unused(disk), 10, "the server leaves the disk")
 
-    def test_refusal(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A directory where one may not write is an error that may pass, and tells nothing about its host."""
+    def test_unwritable_directory(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """An unwritable directory is a temporary error that does not block other transfers to its host."""
         if not self.on_a_disk:
             pytest.skip("the server keeps its files in its own way")
-        path = place.files.root / here / "locked"
+        path = target.files.root / here / "locked"
         path.mkdir(parents=True)
         done = subprocess.run(["chattr", "+i", str(path)], capture_output=True, check=False)
         if done.returncode:
             pytest.skip("this file system has no immutable directories")
         try:
-            for target in ("", "sub/"):
+            for suffix in ("", "sub/"):
                 with pytest.raises(PermissionRefused) as caught:
-                    move_it(origin, place.url(f"{here}/locked/{target}"), place.attrs)
+                    move_it(origin, target.url(f"{here}/locked/{suffix}"), target.attrs)
                 assert caught.value.temporary
                 assert not caught.value.outage
         finally:
             subprocess.run(["chattr", "-i", str(path)], check=True)
 
-    def test_a_file_where_a_directory_should_be(self, place: MoverTarget, origin: Path, here: str) -> None:
+    def test_a_file_where_a_directory_should_be(self, target: MoverTarget, origin: Path, here: str) -> None:
         """A path through a file is a permanent error."""
         if not self.has_directories:
             pytest.skip("the protocol knows no directories")
-        move_it(origin, place.url(f"{here}/f"), place.attrs)
+        move_it(origin, target.url(f"{here}/f"), target.attrs)
         with pytest.raises(TransferError) as caught:
-            move_it(origin, place.url(f"{here}/f/g"), place.attrs)
+            move_it(origin, target.url(f"{here}/f/g"), target.attrs)
         assert not caught.value.temporary
-        assert set(place.files.tree(here)) == {"f"}
+        assert set(target.files.tree(here)) == {"f"}
 
-    def test_wrong_login(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """A wrong login is refused, for good."""
+    def test_wrong_login(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """A wrong login is permanently rejected."""
         if not self.checks_logins:
             pytest.skip("the server lets everybody in")
         with pytest.raises(AuthenticationFailed) as caught:
-            move_it(origin, place.url(f"{here}/", login=place.wrong_login), place.attrs | place.wrong_attrs)
+            move_it(origin, target.url(f"{here}/", login=target.wrong_login), target.attrs | target.wrong_attrs)
         assert not caught.value.temporary
 
     def test_no_secret_in_log_or_messages(
-        self, place: MoverTarget, origin: Path, here: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
+        self, target: MoverTarget, origin: Path, here: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """No password or key stands in a log line of any level, nor in an error or its traceback."""
+        """No password or key appears in a log line of any level, an error or its traceback."""
         caplog.set_level(1)
         for name in ("trollmoves", "paramiko", "paramiko.transport", "botocore", "boto3", "urllib3", "s3transfer"):
             caplog.set_level(1, name)
-        mover = MOVERS[place.scheme](str(origin), place.url(f"{here}/", PROXY_HOST), self.through(place))
+        mover = MOVERS[target.scheme](str(origin), target.url(f"{here}/", PROXY_HOST), self.through(target))
         mover.copy()
-        told = [repr(mover), str(mover)]
+        texts = [repr(mover), str(mover)]
         proxy.refuse()
         close_connections()
-        attempts = [(place.url(f"{here}/", PROXY_HOST), self.through(place, num_ssh_retries=1))]
+        attempts = [(target.url(f"{here}/", PROXY_HOST), self.through(target, num_ssh_retries=1))]
         if self.checks_logins:
-            attempts.append((place.url(f"{here}/", login=place.wrong_login), place.attrs | place.wrong_attrs))
+            attempts.append((target.url(f"{here}/", login=target.wrong_login), target.attrs | target.wrong_attrs))
         for url, attrs in attempts:
             error = _error_of(origin, url, attrs)
             assert error is not None
-            told += [str(error), repr(error), *traceback.format_exception(error)]
-        told += [record.getMessage() for record in caplog.records]
-        told += [logging.Formatter().format(record) for record in caplog.records]
-        text = "\n".join(told)
-        assert [secret for secret in place.secrets if secret in text] == []
+            texts += [str(error), repr(error), *traceback.format_exception(error)]
+        texts += [record.getMessage() for record in caplog.records]
+        texts += [logging.Formatter().format(record) for record in caplog.records]
+        text = "\n".join(texts)
+        assert [secret for secret in target.secrets if secret in text] == []
 
-    # What is kept, and what stays
+    # Connection reuse
 
-    def test_one_connection_for_many_files(self, place: MoverTarget, tmp_path: Path, here: str, proxy: Proxy) -> None:
-        """A connection is kept for the next file."""
+    def test_one_connection_for_many_files(self, target: MoverTarget, tmp_path: Path, here: str, proxy: Proxy) -> None:
+        """A connection is reused for the next file."""
         for number in range(10):
             path = tmp_path / str(number)
             path.write_bytes(b"x" * number)
-            move_it(path, place.url(f"{here}/", PROXY_HOST), self.through(place))
-        assert len(place.files.tree(here)) == 10
-        assert proxy.connections[place.server.port] == 1
+            move_it(path, target.url(f"{here}/", PROXY_HOST), self.through(target))
+        assert len(target.files.tree(here)) == 10
+        assert proxy.connections[target.server.port] == 1
 
-    def test_nothing_is_left_after_close(self, place: MoverTarget, origin: Path, here: str) -> None:
-        """After ``close_connections`` there is no thread and no socket more than before."""
-        move_it(origin, place.url(f"{here}/a"), place.attrs)
+    def test_nothing_is_left_after_close(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """``close_connections`` leaves no additional thread or socket."""
+        move_it(origin, target.url(f"{here}/a"), target.attrs)
         close_connections()
         before = _threads_and_sockets()
         threads = [
-            threading.Thread(target=move_it, args=(origin, place.url(f"{here}/{name}"), place.attrs)) for name in "bcde"
+            threading.Thread(target=move_it, args=(origin, target.url(f"{here}/{name}"), target.attrs))
+            for name in "bcde"
         ]
         for thread in threads:
             thread.start()
@@ -493,11 +494,11 @@ class MoverContract:
             thread.join()
         close_connections()
         until(lambda: _threads_and_sockets() <= before, 5, "threads and sockets are gone")
-        assert set(place.files.tree(here)) == set("abcde")
+        assert set(target.files.tree(here)) == set("abcde")
 
 
 def _error_of(origin: Path, url: str, attrs: dict[str, Any]) -> TransferError | None:
-    """Deliver; return what went wrong, if anything."""
+    """Deliver a file; return the error, or None."""
     try:
         move_it(origin, url, attrs)
     except TransferError as error:
@@ -506,7 +507,7 @@ def _error_of(origin: Path, url: str, attrs: dict[str, Any]) -> TransferError | 
 
 
 def _unused(directory: Path) -> bool:
-    """Tell whether no process has a file open or its working directory there."""
+    """Return True if no process has an open file or its working directory below ``directory``."""
     for process in Path("/proc").glob("[0-9]*"):
         for link in (process / "cwd", *process.glob("fd/*")):
             with suppress(OSError):

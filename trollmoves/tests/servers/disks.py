@@ -14,7 +14,7 @@ SIZE = 512 * 1024  # bytes
 
 @contextmanager
 def small_disk(path: Path) -> Iterator[Path]:
-    """Make the directory ``path`` with room for ``SIZE`` bytes; skipped where mounting is not allowed."""
+    """Make the directory ``path`` with ``SIZE`` bytes of space; skip the test if mounting is not allowed."""
     path.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(path)], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""OpenSSH's sshd with keys and a configuration of its own."""
+"""OpenSSH's sshd with test keys and a test configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Subsystem sftp {subsystem}
 
 
 def missing() -> str:
-    """Return why there is no sshd, empty when there is one."""
+    """Return the reason why sshd cannot run, or an empty string."""
     return "" if os.access(SSHD, os.X_OK) else "no sshd (Debian: openssh-server)"
 
 

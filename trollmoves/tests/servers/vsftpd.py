@@ -56,7 +56,7 @@ def missing() -> str:
 
 
 class Vsftpd(ServerProcess):
-    """A server for anonymous users, who may write to the last part of ``root`` below its parent."""
+    """A server for anonymous users, who may write to the last part of ``root`` only."""
 
     def __init__(self, folder: Path, root: Path, *, tls: bool = False) -> None:
         (folder / "empty").mkdir(parents=True, exist_ok=True)

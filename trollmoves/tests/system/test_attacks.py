@@ -61,14 +61,18 @@ class Fort:
         }
         port = testbed.port()
         self.server = testbed.server(sections, port)
-        self.ear = testbed.subscriber(port)
+        self.subscriber = testbed.subscriber(port)
         self.server.start()
-        until(lambda: self.ear.connections)
+        until(lambda: self.subscriber.connections)
 
     def announced(self, path: Path) -> dict[str, Any]:
         """Wait until a file is announced; return the data of its newest announcement."""
-        until(lambda: self.ear.of_file(path.name), 20, f"an announcement of {path.name}: {self.server.lines()[-2000:]}")
-        data = dict(self.ear.of_file(path.name)[-1].data)
+        until(
+            lambda: self.subscriber.of_file(path.name),
+            20,
+            f"an announcement of {path.name}: {self.server.lines()[-2000:]}",
+        )
+        data = dict(self.subscriber.of_file(path.name)[-1].data)
         assert data["uri"] == str(path)
         return data
 
@@ -212,10 +216,10 @@ def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
     if chain == "none":
         answer = fort.push({**data, "request": REQUEST}, chain)
         assert (answer.type, answer.data["temporary"]) == ("err", False)
-        assert "leads elsewhere" in answer.data["error"]
+        assert "has changed since it was announced" in answer.data["error"]
         assert fort.push(older(data), chain).type == "err"
     else:  # our own link is announced; the older announcement does not cover it
-        until(lambda: len(fort.ear.of_file(data["uid"])) > 1)
+        until(lambda: len(fort.subscriber.of_file(data["uid"])) > 1)
         assert fort.push(data, chain).type == "err"
         assert fort.push(older(data), chain).type == "file"
         (fort.out / data["uid"]).unlink()
@@ -245,7 +249,7 @@ def test_retargeted_link(fort: Fort) -> None:
     link.symlink_to(first)
     data = fort.announced(link)
     replace_by_link(link, second)
-    until(lambda: len(fort.ear.of_file(link.name)) > 1)
+    until(lambda: len(fort.subscriber.of_file(link.name)) > 1)
     assert fort.push(data).type == "err"
     assert fort.push(fort.announced(link)).type == "file"
     assert (fort.out / link.name).read_bytes() == second.read_bytes()
@@ -265,10 +269,9 @@ def test_no_links_out(fort: Fort) -> None:
     feeder = fort.feeders["none"]
     link = feeder.folder / fort.secret.name
     link.symlink_to(fort.secret)
-    fort.server.wait_for_line(
-        f"{link} leads out of the origin, to {fort.secret}, and none is followed (external_symlinks): not announced"
-    )
-    assert not fort.ear.of_file(link.name) or fort.ear.of_file(link.name)[-1].data["uri"] != str(link)
+    reason = f"the target is {fort.secret}, and such links are not followed (external_symlinks)"
+    fort.server.wait_for_line(f"{link} leads out of the origin, not announced: {reason}")
+    assert not fort.subscriber.of_file(link.name) or fort.subscriber.of_file(link.name)[-1].data["uri"] != str(link)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links to others")
@@ -286,7 +289,7 @@ def test_link_of_a_stranger(fort: Fort) -> None:
         new.rename(link)
     fort.announced(folder / theirs.name)  # they may publish their own files
     fort.server.wait_for_line(f"{folder / ours.name} leads out of the origin")
-    assert not fort.ear.of_file(ours.name)
+    assert not fort.subscriber.of_file(ours.name)
 
 
 def test_files_from_messages(fort: Fort) -> None:
@@ -300,7 +303,7 @@ def test_files_from_messages(fort: Fort) -> None:
     def spoken(path: Path) -> dict[str, Any]:
         def heard() -> list[Any]:
             fort.speaker.send(str(Message("/spoken", "file", {"uri": str(path), "uid": path.name})))
-            return [one for one in fort.ear.of_file(path.name) if one.data["uri"] == str(path)]
+            return [one for one in fort.subscriber.of_file(path.name) if one.data["uri"] == str(path)]
 
         return dict(until(heard)[-1].data)
 
@@ -469,7 +472,7 @@ def test_keys(tmp_path: Path) -> None:
         keys = Keys(testbed.root / "keys")
         for name in ("alice", "bob", "carol"):
             keys.make(name)
-            keys.invite(name)
+            keys.authorize(name)
         key = load_certificate(keys.folder / "carol.key")[0].decode()
         ports = {"both": testbed.port(), "elsewhere": testbed.port(), "unknown": testbed.port()}
         allowed = {"both": f"alice {key} localhost", "elsewhere": f"alice {ALLOWED}", "unknown": "mallory"}

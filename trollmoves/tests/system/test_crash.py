@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.crashing import CASES, FAR, MOVED, Case, RemoteScenario, S3Scenario, crash, table
+from trollmoves.tests.helpers.armed import FAILPOINTS
+from trollmoves.tests.helpers.crashing import CASES, FAR, MOVED, Case, RemoteScenario, S3Scenario, armed, crash, table
 from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
 from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR
 from trollmoves.tests.servers import seaweed
-from trollmoves.utils.failpoints import ENV_VAR, FAILPOINTS
 
 PAGE = REPOSITORY / "doc" / "reliability.md"
 
@@ -62,11 +62,11 @@ def test_tests_named_in_reliability_page_exist() -> None:
     assert {n for n in named if n not in sources and not any(f"def {n}(" in text for text in sources.values())} == set()
 
 
-@pytest.mark.parametrize("wish", ["nowhere", "sent:0", "sent:x", "sent:", ":1"])
+@pytest.mark.parametrize("wish", ["nowhere", "sent:0", "sent:x", "sent:", "sent", ":1"])
 def test_unknown_failpoint(wish: str, testbed: Testbed) -> None:
     """An unknown failpoint is an error that lists the known ones."""
     process = testbed.client({})
-    process.environment = {**process.environment, ENV_VAR: wish}
+    process.command = armed(process.command, wish)
     process.start(wait=False)
     assert process.popen is not None
     assert process.popen.wait(20 * TIMEOUT_FACTOR) == 1
@@ -74,10 +74,10 @@ def test_unknown_failpoint(wish: str, testbed: Testbed) -> None:
     assert "Traceback" not in process.lines()
 
 
-def test_failpoints_are_off_by_default() -> None:
-    """Without the variable, a failpoint is a function that does nothing."""
-    code = "from trollmoves.utils import failpoints as f; assert f.hit is f._do_nothing; f.check_environment()"
-    environment = {key: value for key, value in os.environ.items() if key != ENV_VAR}
+def test_failpoints_are_off_in_production() -> None:
+    """Without the test entry point a failpoint does nothing, whatever the environment says."""
+    code = "from trollmoves.utils import failpoints; failpoints.hit('sent')"
+    environment = {**os.environ, "TROLLMOVES_FAILPOINT": "sent"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=REPOSITORY)
 
 

@@ -41,7 +41,7 @@ class SecuredPair(ServerClientPair):
         keys.give(self.server, "server")
         keys.give(self.client, "alice")
         if invited:
-            keys.invite("alice")
+            keys.authorize("alice")
 
     def start(self) -> SecuredPair:
         """Start both; the subscribers of the test have no keys."""
@@ -70,13 +70,13 @@ def test_clients_without_a_key_are_rejected(testbed: Testbed, keys: Keys) -> Non
     pair = SecuredPair(testbed, keys).start()
     keys.make("mallory")
     ports = (pair.publish_port, pair.request_port, pair.client_port)
-    assert [keys.is_let_in(port, "alice") for port in ports] == [True] * 3
+    assert [keys.can_connect(port, "alice") for port in ports] == [True] * 3
     for port in ports:
-        assert not keys.is_let_in(port, None, 0.5)
-        assert not keys.is_let_in(port, "mallory", 0.5)
+        assert not keys.can_connect(port, None, 0.5)
+        assert not keys.can_connect(port, "mallory", 0.5)
     pair.arrives()
-    assert not pair.announced.heard
-    assert not pair.received.heard
+    assert not pair.announced.messages
+    assert not pair.received.messages
     for process in (pair.server, pair.client):
         process.wait_for_line(f"rejected connection from {HOST}: its key ")
         process.wait_for_line(
@@ -92,7 +92,7 @@ def test_every_daemon_and_command(testbed: Testbed, keys: Keys) -> None:
     publish, request, mirror_publish, mirror_request, primary_port, spare_port = (testbed.port() for _ in range(6))
     for name in ("mirror", "alice", "spare", "dispatcher"):
         keys.make(name)
-        keys.invite(name)
+        keys.authorize(name)
     keys.give(testbed.server({"hrit": server_section(feeder.folder, request)}, publish), "server").start()
     mirror = {"hrit": mirror_section(publish, testbed.directory("copies"), mirror_request)}
     primary = {"hrit": client_section([mirror_publish, spare_port], mirrored, primary_port, topic=MIRROR_TOPIC)}
@@ -109,7 +109,7 @@ def test_every_daemon_and_command(testbed: Testbed, keys: Keys) -> None:
     keys.give(testbed.client(spare, name="spare"), "spare").start()
     keys.give(dispatcher, "dispatcher").start()
     for port in (publish, mirror_publish, primary_port, spare_port):
-        assert keys.is_let_in(port, "alice")
+        assert keys.can_connect(port, "alice")
     feeder.feed(3)
     until(lambda: not feeder.missing(mirrored), 30, "the files are mirrored")
     until(lambda: bool(feeder.feed(1, pause=0.2)) and any(out.iterdir()), 30, "the dispatcher delivers")
@@ -158,7 +158,7 @@ def test_unknown_client_is_logged_and_can_be_added(testbed: Testbed, keys: Keys)
         in pair.client.lines()
     )
     assert not any(pair.target.iterdir())
-    keys.invite("alice")
+    keys.authorize("alice")
     until(lambda: pair.feeder.feed(1, pause=0.2) and any(pair.target.iterdir()), 40, "a file is there")
     until(lambda: not pair.feeder.missing(pair.target), 40, "the files are there")
 
@@ -245,8 +245,8 @@ def test_keys_are_required_after_reloads(testbed: Testbed, keys: Keys) -> None:
         pair.server.reconfigure(sections)
         pair.server.wait_for_line("configuration read again", before + 1)
     ports = (pair.publish_port, pair.request_port, more)
-    assert [keys.is_let_in(port, "alice") for port in ports] == [True] * 3
-    assert not any(keys.is_let_in(port, "mallory", 0.5) for port in ports)
+    assert [keys.can_connect(port, "alice") for port in ports] == [True] * 3
+    assert not any(keys.can_connect(port, "mallory", 0.5) for port in ports)
     pair.arrives()
 
 
@@ -264,7 +264,7 @@ print(ours.port, flush=True)
 sys.stdin.read()
 """
     environment = os.environ | keys.settings("alice")
-    keys.invite("alice")
+    keys.authorize("alice")
     keys.make("mallory")
     command = [sys.executable, "-c", code]
     with subprocess.Popen(
@@ -273,8 +273,8 @@ sys.stdin.read()
         assert running.stdout
         port = int(running.stdout.readline())
         assert " pong " in keys.ping(port, "alice")
-        assert not keys.is_let_in(port, "mallory", 0.5)
-        assert not keys.is_let_in(port, None, 0.5)
+        assert not keys.can_connect(port, "mallory", 0.5)
+        assert not keys.can_connect(port, None, 0.5)
         running.communicate("")
 
 
@@ -282,9 +282,9 @@ def test_removed_key_is_rejected(testbed: Testbed, keys: Keys) -> None:
     """After the removal of its key, a client cannot connect again."""
     pair = SecuredPair(testbed, keys)
     pair.server.start()
-    assert keys.is_let_in(pair.request_port, "alice")
-    (keys.guests / "alice.key").unlink()
-    until(lambda: not keys.is_let_in(pair.request_port, "alice", 0.5), 20)
+    assert keys.can_connect(pair.request_port, "alice")
+    (keys.clients / "alice.key").unlink()
+    until(lambda: not keys.can_connect(pair.request_port, "alice", 0.5), 20)
 
 
 def test_only_authorized_addresses_connect(testbed: Testbed) -> None:

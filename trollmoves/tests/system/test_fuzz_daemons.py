@@ -271,8 +271,8 @@ def test_dispatcher(testbed: Testbed) -> None:
     for _ in range(count):
         kind = fuzz.random.choice(("file", "file", "dataset", "collection", "beat"))
         message = fuzz.message(f"pytroll://level2/viirs {kind} {STAMP}", fuzz.random.choice(told), keep)
-        dispatching.voice.publish_bytes(message)
-    dispatching.voice.publish_file(dispatching.file("proper"))
+        dispatching.publisher.publish_bytes(message)
+    dispatching.publisher.publish_file(dispatching.file("proper"))
     dispatching.wait_for("plain/proper", seconds=120)
     assert_sound(dispatching.process, count, time.monotonic() - started)
 

@@ -61,7 +61,7 @@ class Spares:
         for name in names(100_000):
             self.feeder.put(name)
             try:
-                until(lambda name=name: name in self.receipts(), 5, patience=1)  # type: ignore[misc]
+                until(lambda name=name: name in self.receipts(), 5, timeout_factor=1)  # type: ignore[misc]
                 break
             except AssertionError:
                 continue

@@ -51,7 +51,7 @@ def test_repeated_announcements_of_an_old_server(tmp_path: Path) -> None:
             pair.server.kill()
             pair.server.start()
             with suppress(AssertionError):
-                until(lambda: len(pair.announced.of_type("file")) >= announced + COUNT, 5, patience=1)  # noqa: B023
+                until(lambda: len(pair.announced.of_type("file")) >= announced + COUNT, 5, timeout_factor=1)  # noqa: B023
                 break
         else:
             raise AssertionError("it does not announce all of it again")

@@ -283,7 +283,7 @@ def test_dispatcher(testbed: Testbed) -> None:
     ear = testbed.subscriber(port)
     dispatching.start()
     path = dispatching.file("f")
-    dispatching.voice.publish_file(path)
+    dispatching.publisher.publish_file(path)
     until(lambda: far.arrived(far.good, "f"), 60, "it has arrived where it can")
     process = dispatching.process
     told = [f"[{name}] deliver of f" for name in (*far.bad, "in-url") if name != "no-scheme"]

@@ -72,7 +72,7 @@ class Chain:
         options: dict[str, object] = {"transfer_req_timeout": ASK_AGAIN, **mirror}
         self.sections = {"far": mirror_section(self.publish_ports, self.copies, self.request_port) | options}
         self.mirror = testbed.mirror(self.sections, self.port)
-        self.heard = [testbed.subscriber(port) for port in self.publish_ports]
+        self.messages = [testbed.subscriber(port) for port in self.publish_ports]
         self.mirrored = testbed.subscriber(self.port)
 
     @property
@@ -140,7 +140,7 @@ def test_announced_but_not_fetched(chain: Chain) -> None:
     fed = chain.feeder.feed(5)
     for number, name in enumerate(fed, start=1):
         data = chain.announcement(name)
-        inner = until(lambda name=name: chain.heard[0].of_file(name))[0].data  # type: ignore[misc]
+        inner = until(lambda name=name: chain.messages[0].of_file(name))[0].data  # type: ignore[misc]
         assert data["request_address"] == f"{HOST}:{chain.request_port}"
         assert (data["sensor"], data["place"]) == ("seviri", "far")
         mark, inner_mark = data.pop("announcement"), inner.pop("announcement")
@@ -279,7 +279,7 @@ def test_fail_over(testbed: Testbed) -> None:
         (name,) = chain.feeders[0].feed()
         chain.announcement(name)
         chain.feeders[1].feed()
-        until(lambda name=name: chain.heard[1].of_file(name))  # type: ignore[misc]
+        until(lambda name=name: chain.messages[1].of_file(name))  # type: ignore[misc]
         end()
         push = partial(chain.push, name, testbed.directory("out"))
         until(lambda push=push: push().type == "file", what="it is fetched from the other server")  # type: ignore[misc]
@@ -297,7 +297,7 @@ def test_server_stops_during_the_fetch(testbed: Testbed) -> None:
     (name,) = chain.feeders[0].feed()
     chain.announcement(name)
     chain.feeders[1].feed()
-    chain.heard[1].wait_for()
+    chain.messages[1].wait_for()
     chain.server.send(signal.SIGSTOP)
     outer.process.send(signal.SIGCONT)
     chain.feeders[1].feed()
@@ -378,7 +378,7 @@ def test_replay(testbed: Testbed) -> None:
     chain.wait_until_done(outer)
     chain.mirror.kill()
     missed = chain.feeder.feed(50)
-    until(lambda: {one.uid for one in chain.heard[0].of_type("file")} >= set(missed))
+    until(lambda: {one.uid for one in chain.messages[0].of_type("file")} >= set(missed))
     chain.mirror.start()
     chain.wait_until_done(outer)
     outer.process.terminate()
@@ -397,7 +397,7 @@ def test_journal_is_lost(testbed: Testbed) -> None:
     for file in (testbed.root / "state" / "trollmoves").glob("mirror-*"):
         file.unlink()
     chain.feeder.put(first, version=2)
-    chain.mirrored.heard.clear()
+    chain.mirrored.messages.clear()
     chain.mirror.start()
     chain.feeder.feed(1)
     chain.feeder.put(second, version=2)

@@ -49,13 +49,13 @@ class Receiver:
         providers = " ".join(f"{one.address}:{one.port}" for one in senders)
         section = client_section([], self.target, port, transfer_req_timeout=3) | {"providers": providers} | options
         self.client = host.run_inside(testbed.client({"hrit": section}, name=f"client on {host.name}"), names)
-        self.ear = host.subscriber(port)
+        self.subscriber = host.subscriber(port)
 
     def wait_for(self, feeder: Feeder, *, killed: bool = False) -> None:
         """Wait until all files are complete with one receipt each; after a kill some may have two."""
-        self.ear.wait_for_receipts(feeder.fed, SECONDS)
+        self.subscriber.wait_for_receipts(feeder.fed, SECONDS)
         assert feeder.missing(self.target) == []
-        assert killed or set(Counter(self.ear.receipts()).values()) == {1}
+        assert killed or set(Counter(self.subscriber.receipts()).values()) == {1}
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ class Everything:
         arguments = ["--chain-check-interval", "5", "--max-notifier-restarts", "3", "-l", str(testbed.root / "own.log")]
         self.server: Process = testbed.server(sections, publish_port, *arguments)
         self.server.ready = lambda _: " chains, journal " in self.log()
-        self.ear: RecordingSubscriber = testbed.subscriber(publish_port)
+        self.subscriber: RecordingSubscriber = testbed.subscriber(publish_port)
         self.server.start()
 
     def log(self) -> str:
@@ -152,9 +152,9 @@ class Everything:
         """Wait for the announcement of a file under a topic; return it."""
 
         def found() -> list[ReceivedMessage]:
-            return [one for one in self.ear.heard if one.message.subject == topic and name in str(one.data)]
+            return [one for one in self.subscriber.messages if one.message.subject == topic and name in str(one.data)]
 
-        return until(found, what=f"{topic} {name} in {self.ear.texts[-5:]}")[0]
+        return until(found, what=f"{topic} {name} in {self.subscriber.texts[-5:]}")[0]
 
     def push(self, section: str, heard: ReceivedMessage, destination: object, kind: str = "push") -> Any:
         """Request a file of a section as an older client does."""
@@ -200,7 +200,7 @@ def test_empty_and_vanished_files(everything: Everything) -> None:
     assert everything.push("plain", heard, everything.testbed.directory("nowhere")).type == "err"
     put(folder / "next.dat", b"next")
     everything.heard("/plain", "next.dat")
-    assert not [one for one in everything.ear.heard if "empty.dat" in str(one.data)]
+    assert not [one for one in everything.subscriber.messages if "empty.dat" in str(one.data)]
 
 
 def test_fields_in_the_directory(everything: Everything) -> None:
@@ -266,7 +266,7 @@ def test_listen(everything: Everything) -> None:
         for message in messages:
             everything.speaker.send(str(message))
         time.sleep(0.2)
-        return [one for one in everything.ear.of_type("file", "dataset") if one.message.subject == "/heard"]
+        return [one for one in everything.subscriber.of_type("file", "dataset") if one.message.subject == "/heard"]
 
     until(lambda: {one.type for one in heard()} == {"file", "dataset"})
     one, both = (next(found for found in heard() if found.type == type_) for type_ in ("file", "dataset"))
@@ -276,7 +276,7 @@ def test_listen(everything: Everything) -> None:
     target = everything.testbed.directory("listen-out")
     assert everything.push("listen", both, target).type == "dataset"
     assert sorted(os.listdir(target)) == ["b.dat", "c.dat"]
-    assert "other.site.org" not in "".join(everything.ear.texts)
+    assert "other.site.org" not in "".join(everything.subscriber.texts)
     assert "on another host" in everything.log()
 
 

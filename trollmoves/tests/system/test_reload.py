@@ -33,15 +33,15 @@ class Two:
         }
         port = testbed.port()
         self.server = testbed.server(self.sections, port)
-        self.ear = testbed.subscriber(port)
+        self.subscriber = testbed.subscriber(port)
         if start:
             self.server.start()
 
     def works(self, name: str, topic: str = "") -> None:
         """Check that a section announces new files."""
         (fed,) = self.feeders[name].feed()
-        until(lambda: self.ear.of_file(fed), what=f"{fed} is announced by {name}")
-        assert self.ear.of_file(fed)[0].message.subject == (topic or f"/1b/{name}")
+        until(lambda: self.subscriber.of_file(fed), what=f"{fed} is announced by {name}")
+        assert self.subscriber.of_file(fed)[0].message.subject == (topic or f"/1b/{name}")
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, testbed
     added = testbed.feeder("added", 2000)
     two.feeders["added"], two.ports["added"] = added, testbed.port()
     moved_to = testbed.port()
-    until(lambda: two.ear.connections)
+    until(lambda: two.subscriber.connections)
     with RequestSocket(two.ports["hrit"]) as line:
         line.ping()
         two.sections["added"] = server_section(added.folder, two.ports["added"], topic="/1b/added")
@@ -138,8 +138,8 @@ def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, testbed
         two.works("hrit")
         assert line.ping() == "pong"
         assert not line.dropped()
-    assert not two.ear.of_file(list(added.fed)[-1])
-    assert two.ear.connections == 1
+    assert not two.subscriber.of_file(list(added.fed)[-1])
+    assert two.subscriber.connections == 1
 
 
 BROKEN = {

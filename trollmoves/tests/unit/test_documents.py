@@ -1,4 +1,4 @@
-"""What the documents refer to is there."""
+"""The files, options and tests that the documents refer to exist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADING = re.compile(r"^#+ +(.+?) *#*$", re.MULTILINE)
 
 
 def headings(page: Path) -> Iterator[str]:
-    """Give the anchors that a page has, as the usual viewers make them."""
+    """Return the anchors that a page has, as the usual viewers make them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for heading in HEADING.findall(text):
         yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")

@@ -1,4 +1,4 @@
-"""Promises of what is known about hosts."""
+"""Host aliases and local addresses."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def test_this_host_is_known_by_all_its_names_and_addresses() -> None:
 
 
 def no_look_up(name: str) -> set[str]:
-    """Stand for a name server that must not be asked."""
+    """Act as a name server that must not be queried."""
     raise AssertionError(f"looked up {name}")
 
 
 def test_a_name_is_looked_up_once_in_a_lifetime() -> None:
     """However many threads ask about a host, one look-up answers them until it is too old."""
-    asked: list[str] = []
+    requested: list[str] = []
 
     def look_up(name: str) -> set[str]:
-        asked.append(name)
+        requested.append(name)
         time.sleep(0.05)
         return {"127.0.0.1"} if name == "alias" else {"203.0.113.7"}
 
@@ -63,24 +63,24 @@ def test_a_name_is_looked_up_once_in_a_lifetime() -> None:
         thread.join()
     assert answers == [True] * 8
     assert [here.is_local("other") for _ in range(100)] == [False] * 100
-    assert asked == ["alias", "other"]
+    assert requested == ["alias", "other"]
 
     brief = hosts.LocalHost(lifetime=0.01, timeout=20, look_up=look_up)
-    until(lambda: brief.is_local("alias") and asked.count("alias") >= 3, what="another look-up")
+    until(lambda: brief.is_local("alias") and requested.count("alias") >= 3, what="another look-up")
 
 
 @pytest.mark.parametrize("error", [socket.gaierror("no"), OSError("no"), UnicodeError("no"), ValueError("no")])
 def test_a_name_that_cannot_be_looked_up_is_another_host(error: Exception) -> None:
     """A failing look-up says no, raises nothing, and is not tried again for each file."""
-    asked: list[str] = []
+    requested: list[str] = []
 
     def look_up(name: str) -> set[str]:
-        asked.append(name)
+        requested.append(name)
         raise error
 
     here = hosts.LocalHost(timeout=20, look_up=look_up)
     assert [here.is_local("gone.example") for _ in range(10)] == [False] * 10
-    assert asked == ["gone.example"]
+    assert requested == ["gone.example"]
     assert not hosts.LocalHost().is_local("a" * 300 + ".invalid")
     assert not hosts.LocalHost().is_local("no such\x00host")
 

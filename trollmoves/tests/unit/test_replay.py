@@ -1,4 +1,4 @@
-"""Tests that what was not heard of a source is asked for, once, and that nothing counts as had which is not."""
+"""Missed announcements are requested once, and only received ones count as received."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ class Server:
         return answer | {"through": through, "messages": [self.text(n) for n in range(after + 1, through + 1)]}
 
     def text(self, number: int) -> str:
-        """Give an announcement, as an earlier process of the server made it, at an address of old."""
+        """Return an announcement, as an earlier process of the server made it, at an address of old."""
         mark = {"log": self.log, "number": number}
         data = {"uri": f"/in/{number}", "request_address": "of.old:1", "announcement": mark}
         return Message("/a", "file", data).encode()
 
 
 class Client:
-    """A chain that catches up; what it missed is noted here as the rooms above do it."""
+    """A chain that replays announcements and records the missed ones, as its caller does."""
 
     def __init__(self, stack: ExitStack, path: str) -> None:
         self._own = stack.enter_context(ExitStack())
@@ -93,14 +93,14 @@ class Client:
         self.missed += messages
 
     def hear(self, server: Server, *numbers: int) -> None:
-        """Hear announcements, and note them."""
+        """Receive announcements, and store them."""
         for number in numbers:
             mark = self.catchup.on_announced(server.log, number, server.address)
             self.journal.add_tasks([], [mark] if mark else [])
             self.catchup.mark_saved()
 
-    def beat(self, server: Server, number: int | None = None) -> None:
-        """Hear a heartbeat."""
+    def heartbeat(self, server: Server, number: int | None = None) -> None:
+        """Receive a heartbeat."""
         self.catchup.on_heartbeat(server.log, server.last if number is None else number, server.address)
 
     def settle(self, server: Server) -> None:
@@ -110,11 +110,11 @@ class Client:
         until(lambda: answers, 2 * SOON)
 
     def numbers(self) -> list[int]:
-        """Give the numbers of what came although it was not heard."""
+        """Return the numbers of the replayed announcements."""
         return [message.data["announcement"]["number"] for message in self.missed]
 
     def have(self) -> dict[str, int]:
-        """Give how far each log is had, as the journal says."""
+        """Return how far each log is had, as the journal says."""
         return {source.log: source.received_through for source in self.journal.sources("client")}
 
     def stop(self) -> None:
@@ -131,42 +131,42 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def path(stack: ExitStack) -> str:
-    """Give the path of a journal, in memory where that can be."""
+    """Return the path of a journal, in memory where that can be."""
     folder = stack.enter_context(TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     return os.path.join(folder, "a.journal")
 
 
 @pytest.fixture
 def server(stack: ExitStack) -> Server:
-    """Give a source."""
+    """Return a source."""
     return Server(stack)
 
 
 @pytest.fixture
 def client(stack: ExitStack, path: str) -> Client:
-    """Give a chain that never heard of anybody."""
+    """Return a chain without any known source."""
     return Client(stack, path)
 
 
 def in_touch(client: Client, server: Server, number: int = 5) -> None:
-    """Have a log up to a number, all of it heard."""
+    """Receive the log up to a number."""
     server.last = server.recent = number
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.have() == {server.log: number}, SOON)
     client.settle(server)
     server.asked.clear()
 
 
-def at_rest(client: Client, server: Server, asked: int) -> bool:
-    """Tell whether a source was asked so many times, and is not asked any more."""
-    until(lambda: len(server.asked) >= asked, SOON)
+def at_rest(client: Client, server: Server, requested: int) -> bool:
+    """Return True if a source got ``count`` requests, and none is pending."""
+    until(lambda: len(server.asked) >= requested, SOON)
     client.settle(server)
     time.sleep(0.05)
-    return len(server.asked) == asked
+    return len(server.asked) == requested
 
 
 def gone(port: int) -> bool:
-    """Tell whether nobody listens on a port."""
+    """Return True if no socket listens on a port."""
     with closing(socket.socket()) as one:
         return one.connect_ex((HOST, port)) != 0
 
@@ -176,12 +176,12 @@ def gone(port: int) -> bool:
 
 @pytest.mark.parametrize("how", ["hear", "beat"])
 def test_first_contact(client: Client, server: Server, how: str) -> None:
-    """Of a source never heard of, only what it announced since shortly before our start is asked for."""
+    """For an unknown source, only its announcements since shortly before the start are requested."""
     server.last, server.recent = 50, 47
     if how == "hear":
         client.hear(server, 50)
     else:
-        client.beat(server)
+        client.heartbeat(server)
     until(lambda: client.have() == {server.log: 50}, SOON)
     assert client.numbers() == [48, 49, 50]
     assert at_rest(client, server, 1)
@@ -190,8 +190,8 @@ def test_first_contact(client: Client, server: Server, how: str) -> None:
 
 
 def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None:
-    """A source that announced nothing yet is known from then on, and its first announcement needs no question."""
-    client.beat(server)
+    """A source without announcements becomes known, and its first announcement needs no replay."""
+    client.heartbeat(server)
     until(lambda: client.have() == {server.log: 0}, SOON)
     client.settle(server)
     server.last = 1
@@ -204,13 +204,13 @@ def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None
 # -- in touch
 
 
-def test_what_is_heard_in_order_needs_no_question(client: Client, server: Server) -> None:
-    """As long as no number is missing nothing is asked, and the journal is told how far the log is had."""
+def test_no_replay_in_order(client: Client, server: Server) -> None:
+    """While no number is missing, no request is sent, and the position is stored in the journal."""
     in_touch(client, server)
     for number in range(6, 300):
         server.last = number
         client.hear(server, number)
-        client.beat(server)
+        client.heartbeat(server)
         assert client.have() == {server.log: number}
     client.hear(server, 298, 7, 299)  # announced again
     assert at_rest(client, server, 0)
@@ -234,14 +234,14 @@ def test_a_gap_is_filled(client: Client, server: Server) -> None:
     assert at_rest(client, server, 1)
 
 
-def test_a_heartbeat_tells_of_a_gap(client: Client, server: Server) -> None:
-    """When a heartbeat tells of more than was heard, it is asked for."""
+def test_heartbeat_reveals_a_gap(client: Client, server: Server) -> None:
+    """A gap that a heartbeat reveals is requested."""
     in_touch(client, server)
     server.last = 7
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.numbers() == [6, 7], SOON)
     assert client.have() == {server.log: 7}
-    client.beat(server)
+    client.heartbeat(server)
     assert at_rest(client, server, 1)
 
 
@@ -249,7 +249,7 @@ def test_missed_announcements_name_the_source_as_it_is_now(client: Client, serve
     """Old announcements come with the address at which their source takes requests now."""
     in_touch(client, server)
     server.last = 6
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.missed, SOON)
     assert client.missed[0].data["request_address"] == server.address
     assert "of.old" not in client.missed[0].raw
@@ -266,8 +266,8 @@ def test_a_large_gap_comes_in_pages(client: Client, server: Server) -> None:
     assert at_rest(client, server, 10)
 
 
-def test_numbers_heard_while_asking(client: Client, server: Server) -> None:
-    """What is heard while the answer is awaited is not asked for again, and counts as had when the gap is closed."""
+def test_numbers_received_during_replay(client: Client, server: Server) -> None:
+    """Numbers received during a replay are not requested, and count when the gap is closed."""
     in_touch(client, server)
     server.last = 8
     server.hold.clear()
@@ -284,8 +284,8 @@ def test_numbers_heard_while_asking(client: Client, server: Server) -> None:
     assert at_rest(client, server, 1)
 
 
-def test_only_what_was_noted_counts_as_had(client: Client, server: Server) -> None:
-    """With the answer no more is written down as had than it brings: what was just heard may not be noted yet."""
+def test_only_stored_numbers_count(client: Client, server: Server) -> None:
+    """A reply moves the stored position only over its own numbers: others may not be stored yet."""
     in_touch(client, server)
     server.last = 7
     client.catchup.on_announced(server.log, 7, server.address)
@@ -319,7 +319,7 @@ def test_a_malformed_line_does_not_stop_the_rest(client: Client, server: Server)
     server.last = 9
     messages = [server.text(6), "hello", 5, None, Message("/a", "file", "text").encode(), server.text(9)]
     server.instead = [("replay", {"log": server.log, "last": 9, "through": 9, "messages": messages})]
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.have() == {server.log: 9}, SOON)
     assert client.numbers() == [6, 9]
 
@@ -332,7 +332,7 @@ def test_sources_are_apart(stack: ExitStack, client: Client, server: Server) -> 
     other = Server(stack, "log/b")
     in_touch(client, server)
     other.last = other.recent = 80
-    client.beat(other)
+    client.heartbeat(other)
     until(lambda: client.have() == {server.log: 5, other.log: 80}, SOON)
     client.settle(other)
     server.last, other.last = 6, 83
@@ -346,8 +346,8 @@ def test_sources_are_apart(stack: ExitStack, client: Client, server: Server) -> 
 # -- outages
 
 
-def test_after_a_restart_of_ours(stack: ExitStack, client: Client, server: Server, path: str) -> None:
-    """When we start, each source is asked for what it announced while we were away."""
+def test_after_own_restart(stack: ExitStack, client: Client, server: Server, path: str) -> None:
+    """After a restart each source is asked for the announcements missed."""
     in_touch(client, server)
     client.stop()
     server.last = 250
@@ -358,22 +358,20 @@ def test_after_a_restart_of_ours(stack: ExitStack, client: Client, server: Serve
     assert at_rest(client, server, 3)
 
 
-def test_a_source_that_is_down_and_comes_back(
-    stack: ExitStack, client: Client, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A source that does not answer is asked again when it is heard of later, and then all is filled."""
+def test_source_returns(stack: ExitStack, client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent source is requested again at its next message, and then every gap is filled."""
     monkeypatch.setattr(replay, "REPLAY_TIMEOUT", 0.3)
     monkeypatch.setattr(replay, "RETRY_DELAY", 0.1)
     in_touch(client, server)
     server.replier.stop()
     until(lambda: gone(server.replier.port), SOON)
-    client.beat(server, 9)
+    client.heartbeat(server, 9)
     time.sleep(0.6)
     assert client.missed == []
     back = Server(stack, port=server.replier.port, last=9)
 
     def filled() -> bool:
-        client.beat(back)
+        client.heartbeat(back)
         return client.numbers() == [6, 7, 8, 9]
 
     until(filled, 2 * SOON)
@@ -408,25 +406,21 @@ def test_a_source_is_answered_when_it_comes_within_the_time(
         ("replay", {"log": "log/a", "through": 5, "last": 9, "messages": []}),
     ],
 )
-def test_a_wrong_answer_is_not_asked_for_again_and_again(
-    client: Client, server: Server, answer: tuple[str, Any]
-) -> None:
-    """A source that cannot answer is left alone for a while, however much is heard of it."""
+def test_wrong_reply_is_not_repeated(client: Client, server: Server, answer: tuple[str, Any]) -> None:
+    """A source with a wrong reply is left alone for a while, despite its messages."""
     in_touch(client, server)
     server.instead = [answer]
     client.hear(server, 7)
     until(lambda: server.asked, SOON)
     client.settle(server)
     client.hear(server, *range(8, 208))
-    client.beat(server, 207)
+    client.heartbeat(server, 207)
     assert at_rest(client, server, 1)
     assert client.have() == {server.log: 5}
 
 
-def test_after_a_wrong_answer_it_is_asked_once_more(
-    client: Client, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A source that could not answer is asked again a while later, and what was heard meanwhile then counts as had."""
+def test_wrong_reply_is_retried_later(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source with a wrong reply is requested again later, and numbers received until then count."""
     monkeypatch.setattr(replay, "RETRY_DELAY", 0.2)
     in_touch(client, server)
     server.instead = [("err", "not now")]
@@ -434,7 +428,7 @@ def test_after_a_wrong_answer_it_is_asked_once_more(
     server.last = 207
 
     def filled() -> bool:
-        client.beat(server)
+        client.heartbeat(server)
         return 6 in client.numbers()
 
     until(filled, SOON)
@@ -451,7 +445,7 @@ def test_a_journal_that_cannot_be_written(client: Client, server: Server, monkey
     server.last = 8
 
     def filled() -> bool:
-        client.beat(server)
+        client.heartbeat(server)
         return client.numbers() == [6, 7, 8]
 
     until(filled, SOON)
@@ -459,14 +453,14 @@ def test_a_journal_that_cannot_be_written(client: Client, server: Server, monkey
     assert at_rest(client, server, 3)
 
 
-def test_away_for_longer_than_the_log_goes_back(client: Client, server: Server) -> None:
-    """What a source has forgotten counts as had, so that it is not asked for again and again; the rest is brought."""
+def test_gap_older_than_the_log(client: Client, server: Server) -> None:
+    """Numbers that a source has pruned count as received, so they are requested once; the rest is replayed."""
     in_touch(client, server)
     server.last, server.forgotten = 300, 250
-    client.beat(server)
+    client.heartbeat(server)
     until(lambda: client.numbers() == list(range(251, 301)), SOON)
     client.settle(server)
-    client.beat(server)
+    client.heartbeat(server)
     assert client.have() == {server.log: 300}
     assert at_rest(client, server, 1)
 
@@ -474,8 +468,8 @@ def test_away_for_longer_than_the_log_goes_back(client: Client, server: Server) 
 # -- logs that are replaced
 
 
-def test_a_new_log_at_a_known_address_is_taken_whole(client: Client, server: Server) -> None:
-    """A source whose journal was lost begins to count anew: all of its new log is asked for."""
+def test_new_log_at_known_address(client: Client, server: Server) -> None:
+    """A source with a lost journal starts a new log, which is requested from the beginning."""
     in_touch(client, server, 500)
     server.log, server.last = "log/new", 3
     client.hear(server, 3)
@@ -484,10 +478,8 @@ def test_a_new_log_at_a_known_address_is_taken_whole(client: Client, server: Ser
     assert at_rest(client, server, 1)
 
 
-def test_a_log_that_was_replaced_while_we_were_away(
-    stack: ExitStack, client: Client, server: Server, path: str
-) -> None:
-    """A source that answers from another log is asked for all of that, and the old one is forgotten for good."""
+def test_log_replaced_while_away(stack: ExitStack, client: Client, server: Server, path: str) -> None:
+    """A source that replies from another log is requested from its beginning, and the old log is dropped."""
     in_touch(client, server, 500)
     client.stop()
     server.log, server.last = "log/new", 4
@@ -509,16 +501,16 @@ def test_two_servers_behind_one_address(client: Client, server: Server, monkeypa
     in_touch(client, server)
     server.instead = [("replay", {"log": f"log/{n % 2}", "through": 0, "last": 9, "messages": []}) for n in range(1000)]
     began = time.monotonic()
-    client.beat(server, 9)
+    client.heartbeat(server, 9)
     until(lambda: server.asked, SOON)
-    time.sleep(0.3)  # what is not asked cannot be waited for
-    asked, pauses = len(server.asked), (time.monotonic() - began) / 0.5
-    assert asked <= 4 * (1 + int(pauses))
+    time.sleep(0.3)  # the absence of a request cannot be waited for
+    requested, pauses = len(server.asked), (time.monotonic() - began) / 0.5
+    assert requested <= 4 * (1 + int(pauses))
     server.instead.clear()
 
 
-def test_stop_while_asking(client: Client, server: Server) -> None:
-    """Stopped while it waits for an answer it ends at once, and what it hears after that does no harm."""
+def test_stop_during_replay(client: Client, server: Server) -> None:
+    """A stop during a request ends without delay, and later messages do no harm."""
     in_touch(client, server)
     server.last = 9
     server.hold.clear()
@@ -527,5 +519,5 @@ def test_stop_while_asking(client: Client, server: Server) -> None:
     started = time.monotonic()
     client.requester.stop()
     assert time.monotonic() - started < SOON
-    client.beat(server, 20)
+    client.heartbeat(server, 20)
     assert client.missed == []

@@ -1,4 +1,4 @@
-"""Tests that what is noted is run, once at a time, in its lane, and that no lane holds up another."""
+"""Added tasks run once, in their lane, and no lane blocks another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, BACKOFF_MAX, NEVER, Lane, Result, TaskKind, backoff
+from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
+from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, Lane, Result, TaskKind
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.tests.helpers.waiting import until
 
@@ -34,7 +35,7 @@ Handler = Callable[[Task], Result | None]
 
 
 class House:
-    """A journal and workers on it, which can be stopped and started anew on the same file."""
+    """A journal and its scheduler, which can be restarted on the same file."""
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, "a.journal")
@@ -59,7 +60,7 @@ class House:
         return new
 
     def state(self, key: str, kind: str = "work") -> int | None:
-        """Give the state of a task in the journal, None when it is not there."""
+        """Return the state of a task in the journal, None when it is not there."""
         found = self.journal.find("chain", kind, key)
         return found.state if found else None
 
@@ -71,12 +72,12 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    """Give a journal with workers, in memory where that can be."""
+def runtime() -> Iterator[House]:
+    """Return a journal with workers, in memory where that can be."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
-        house = House(folder)
-        yield house
-        house.close()
+        runtime = House(folder)
+        yield runtime
+        runtime.close()
 
 
 def task(key: object, lane: str = "lane", *, kind: str = "work", due: float = 0.0, rank: int = 0) -> Task:
@@ -90,7 +91,7 @@ def tasks(numbers: range, lane: str = "lane") -> list[Task]:
 
 
 class Gauge:
-    """A handler that notes what it runs, and how many at once a lane; it lets them end only when told to."""
+    """A handler that records its tasks and their number per lane; they end on request."""
 
     def __init__(self, *, open_: bool = True) -> None:
         self.begun: list[str] = []
@@ -117,73 +118,73 @@ class Gauge:
         return None
 
     def began(self, lane: str) -> int:
-        """Count what was begun of a lane."""
+        """Count the started tasks of a lane."""
         return sum(key.startswith(f"{lane} ") for key in self.begun)
 
 
 # -- running
 
 
-def test_what_is_noted_is_run(house: House) -> None:
-    """A task runs when it is noted, and the journal has it as done with its reply."""
-    workers = house.workers()
+def test_added_task_runs(runtime: House) -> None:
+    """A task runs when it is added, and is stored as done with its reply."""
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=lambda _: Result(reply="the reply"))
-    house.note(workers, task("a"))
-    until(lambda: house.state("a") == DONE, SOON)
-    found = house.journal.find("chain", "work", "a")
+    runtime.note(workers, task("a"))
+    until(lambda: runtime.state("a") == DONE, SOON)
+    found = runtime.journal.find("chain", "work", "a")
     assert found is not None
     assert (found.reply, found.tries) == ("the reply", 1)
 
 
-def test_what_waits_in_the_journal_is_run(house: House) -> None:
-    """What an earlier process left runs when its kind is registered, before or after the start."""
-    house.journal.add_tasks([task("a"), task("b", kind="other")])
-    workers = Scheduler(house.journal, 2)
-    house.open_workers.append(workers)
+def test_stored_tasks_run(runtime: House) -> None:
+    """Tasks of an earlier process run when their kind is registered, before or after the start."""
+    runtime.journal.add_tasks([task("a"), task("b", kind="other")])
+    workers = Scheduler(runtime.journal, 2)
+    runtime.open_workers.append(workers)
     workers.register("chain", "work", limit=1, handler=lambda _: None)
     workers.start()
     workers.register("chain", "other", limit=1, handler=lambda _: None)
-    until(lambda: house.state("a") == house.state("b", "other") == DONE, SOON)
+    until(lambda: runtime.state("a") == runtime.state("b", "other") == DONE, SOON)
 
 
-def test_unknown_kinds_wait(house: House) -> None:
-    """A task of a kind that nobody registered stays in the journal until somebody does."""
-    workers = house.workers()
-    house.note(workers, task("a"))
-    assert house.state("a") == WAITING
+def test_unknown_kinds_wait(runtime: House) -> None:
+    """A task of an unregistered kind stays in the journal until the kind is registered."""
+    workers = runtime.workers()
+    runtime.note(workers, task("a"))
+    assert runtime.state("a") == WAITING
     workers.register("chain", "work", limit=1, handler=lambda _: None)
-    until(lambda: house.state("a") == DONE, SOON)
+    until(lambda: runtime.state("a") == DONE, SOON)
 
 
-def test_order_within_a_lane(house: House) -> None:
-    """What was noted first is run first, and all of a better rank before the others."""
+def test_order_within_a_lane(runtime: House) -> None:
+    """Tasks run in the order of their addition, after all tasks of a better rank."""
     gauge = Gauge()
-    house.journal.add_tasks([task(f"late {n}", rank=1) for n in range(30)])
-    house.journal.add_tasks([task(f"first {n}") for n in range(50)])
-    workers = house.workers()
+    runtime.journal.add_tasks([task(f"late {n}", rank=1) for n in range(30)])
+    runtime.journal.add_tasks([task(f"first {n}") for n in range(50)])
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=gauge)
     until(lambda: len(gauge.begun) == 80, SOON)
     assert gauge.begun == [f"first {n}" for n in range(50)] + [f"late {n}" for n in range(30)]
 
 
-def test_order_of_what_is_noted_live(house: House) -> None:
-    """Hundreds noted while they run are run in their order."""
+def test_order_of_tasks_added_live(runtime: House) -> None:
+    """Hundreds of tasks added during the run are run in order."""
     gauge = Gauge()
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=gauge)
     for start in range(0, 600, 20):
-        house.note(workers, *tasks(range(start, start + 20)))
+        runtime.note(workers, *tasks(range(start, start + 20)))
     until(lambda: len(gauge.begun) == 600, SOON)
     assert gauge.begun == [f"lane {n}" for n in range(600)]
 
 
-def test_a_lane_keeps_its_limit(house: House) -> None:
-    """No more of a lane run at once than its limit, and that many do."""
+def test_a_lane_keeps_its_limit(runtime: House) -> None:
+    """A lane runs tasks up to its limit in parallel, and no more."""
     gauge = Gauge()
     gates = [gauge.shut("one"), gauge.shut("two")]
-    workers = house.workers(8)
+    workers = runtime.workers(8)
     workers.register("chain", "work", limit=3, handler=gauge)
-    house.note(workers, *tasks(range(20), "one"), *tasks(range(20), "two"))
+    runtime.note(workers, *tasks(range(20), "one"), *tasks(range(20), "two"))
     until(lambda: gauge.running == {"one": 3, "two": 3}, SOON)
     for gate in gates:
         gate.set()
@@ -191,36 +192,36 @@ def test_a_lane_keeps_its_limit(house: House) -> None:
     assert gauge.most == {"one": 3, "two": 3}
 
 
-def test_a_lane_is_used_up_to_its_limit(house: House) -> None:
-    """Tasks noted while others of the lane run long are begun at once, as far as the limit allows."""
+def test_a_lane_is_used_up_to_its_limit(runtime: House) -> None:
+    """Tasks added while others of the lane run are started immediately, up to the limit."""
     gauge = Gauge()
     gauge.shut("lane")
-    workers = house.workers(8)
+    workers = runtime.workers(8)
     workers.register("chain", "work", limit=4, handler=gauge)
     for n in range(4):
-        house.note(workers, task(f"lane {n}"))
+        runtime.note(workers, task(f"lane {n}"))
         until(lambda n=n: gauge.running["lane"] == n + 1, SOON)  # type: ignore[misc]
-    house.note(workers, task("lane 5"))
+    runtime.note(workers, task("lane 5"))
     time.sleep(0.1)
     assert gauge.running["lane"] == 4
     gauge.shut("lane").set()
 
 
-def test_a_slow_lane_holds_up_no_other(house: House) -> None:
+def test_a_slow_lane_holds_up_no_other(runtime: House) -> None:
     """With fewer threads than lanes, and a limit above them, a lane in which nothing ends leaves the others free."""
     gauge = Gauge()
     gauge.shut("slow")
-    workers = house.workers(4)
+    workers = runtime.workers(4)
     workers.register("chain", "work", limit=8, handler=gauge)
-    house.note(workers, *tasks(range(500), "slow"))
+    runtime.note(workers, *tasks(range(500), "slow"))
     until(lambda: gauge.running["slow"] > 0, SOON)
     lanes = [f"lane-{n}" for n in range(10)]
-    house.note(workers, *itertools.chain.from_iterable(tasks(range(20), lane) for lane in lanes))
+    runtime.note(workers, *itertools.chain.from_iterable(tasks(range(20), lane) for lane in lanes))
     until(lambda: all(gauge.began(lane) == 20 for lane in lanes), SOON)
     gauge.shut("slow").set()
 
 
-def test_many_hanging_lanes_hold_up_none_that_is_at_work(house: House) -> None:
+def test_many_hanging_lanes_hold_up_none_that_is_at_work(runtime: House) -> None:
     """However many hosts hang at one moment, a lane in which tasks end goes on; soon those that begin do as well."""
     hung, down, mended = (threading.Event() for _ in range(3))
     hanging = Counter[str]()
@@ -239,46 +240,46 @@ def test_many_hanging_lanes_hold_up_none_that_is_at_work(house: House) -> None:
             failed.add(task.lane)
             raise ConnectionFailed("no route")
 
-    workers = house.workers(8)
+    workers = runtime.workers(8)
     workers.register("chain", "work", limit=1, handler=work)
     workers.register("chain", "hang", limit=4, handler=hang)
-    house.note(workers, *tasks(range(1000), "alive"))
-    house.note(workers, *(task(f"dead {n}", f"dead {n % 20}", kind="hang") for n in range(100)))
+    runtime.note(workers, *tasks(range(1000), "alive"))
+    runtime.note(workers, *(task(f"dead {n}", f"dead {n % 20}", kind="hang") for n in range(100)))
     until(lambda: hanging.total() == 7, SOON)
     hung.set()
-    until(lambda: house.state("alive 999") == DONE, SOON)
+    until(lambda: runtime.state("alive 999") == DONE, SOON)
     assert hanging.total() == 7
     down.set()
     until(lambda: len(failed) == 20 and hanging.total() == 6, 2 * SOON, "all are known to be down, and probed")
     for n in range(30):
-        house.note(workers, *tasks(range(2), f"new-{n}"))
-        until(lambda n=n: house.state(f"new-{n} 1") == DONE, SOON)  # type: ignore[misc]
+        runtime.note(workers, *tasks(range(2), f"new-{n}"))
+        until(lambda n=n: runtime.state(f"new-{n} 1") == DONE, SOON)  # type: ignore[misc]
     assert hanging.total() == 6
     mended.set()
-    until(lambda: house.journal.count() == {"waiting": 0, "done": 1160, "failed": 0}, 2 * SOON)
+    until(lambda: runtime.journal.count() == {"waiting": 0, "done": 1160, "failed": 0}, 2 * SOON)
 
 
 @pytest.mark.parametrize(("lanes", "running"), [(1, 12), (2, 13), (4, 15), (9, 15)])
-def test_hanging_lanes_leave_workers(house: House, lanes: int, running: int) -> None:
+def test_hanging_lanes_leave_workers(runtime: House, lanes: int, running: int) -> None:
     """Lanes in which nothing ended yet have three quarters of the workers, but each gets its first from the rest."""
     gauge = Gauge()
     gate = threading.Event()
-    workers = house.workers(16)
+    workers = runtime.workers(16)
     workers.register("chain", "work", limit=15, handler=gauge)
     for n in range(lanes):
         gauge.gates[f"lane-{n}"] = gate
-        house.note(workers, *tasks(range(30), f"lane-{n}"))
+        runtime.note(workers, *tasks(range(30), f"lane-{n}"))
         until(lambda: gauge.running.total() >= min(12 + n, 15), SOON)  # noqa: B023
     time.sleep(0.1)
     assert gauge.running.total() == running
-    house.note(workers, task("new"))  # one more lane
+    runtime.note(workers, task("new"))  # one more lane
     if running < 15:
-        until(lambda: house.state("new") == DONE, SOON)
+        until(lambda: runtime.state("new") == DONE, SOON)
     gate.set()
-    until(lambda: house.state("new") == DONE and house.journal.count()["waiting"] == 0, SOON)
+    until(lambda: runtime.state("new") == DONE and runtime.journal.count()["waiting"] == 0, SOON)
 
 
-def test_a_dead_lane_holds_up_no_other(house: House) -> None:
+def test_a_dead_lane_holds_up_no_other(runtime: House) -> None:
     """A lane in which every try fails is tried ever more seldom, while the others run."""
     tried: list[float] = []
 
@@ -287,18 +288,18 @@ def test_a_dead_lane_holds_up_no_other(house: House) -> None:
             tried.append(time.monotonic())
             raise ConnectionFailed("no route")
 
-    workers = house.workers(2)
+    workers = runtime.workers(2)
     workers.register("chain", "work", limit=2, handler=handle)
-    house.note(workers, *tasks(range(2000), "dead"))
-    house.note(workers, *tasks(range(2000), "alive"))
-    until(lambda: house.state("alive 1999") == DONE, SOON)
+    runtime.note(workers, *tasks(range(2000), "dead"))
+    runtime.note(workers, *tasks(range(2000), "alive"))
+    until(lambda: runtime.state("alive 1999") == DONE, SOON)
     until(lambda: workers.pause_remaining("chain", "dead") > 0, SOON)
     assert len(tried) < 8
     assert workers.pause_remaining("chain", "alive") == 0
 
 
-def test_a_sign_of_life_ends_a_pause(house: House) -> None:
-    """A lane that pauses for long is tried at once when something tells that it works again."""
+def test_resume_ends_a_pause(runtime: House) -> None:
+    """A paused lane is tried immediately when it is resumed."""
     tried: list[str] = []
 
     def handle(task: Task) -> None:
@@ -306,17 +307,17 @@ def test_a_sign_of_life_ends_a_pause(house: House) -> None:
         if task.key == "first":
             raise ConnectionFailed("no route")
 
-    workers = house.workers(2)
+    workers = runtime.workers(2)
     workers.register("chain", "work", limit=2, handler=handle)
-    house.note(workers, task("first", "lane"))
+    runtime.note(workers, task("first", "lane"))
     until(lambda: workers.pause_remaining("chain", "lane") > 0, SOON)
-    house.note(workers, task("second", "lane"))
+    runtime.note(workers, task("second", "lane"))
     workers.resume_lane("chain", "lane")
-    until(lambda: house.state("second") == DONE, SOON)
+    until(lambda: runtime.state("second") == DONE, SOON)
     workers.resume_lane("chain", "unknown")
 
 
-def test_lanes_take_turns(house: House) -> None:
+def test_lanes_take_turns(runtime: House) -> None:
     """With one thread, no lane waits until another one is through."""
     begun: list[str] = []
     gate = threading.Event()
@@ -326,9 +327,9 @@ def test_lanes_take_turns(house: House) -> None:
         begun.append(task.lane)
         time.sleep(0.005)  # the work
 
-    workers = house.workers(1)
+    workers = runtime.workers(1)
     workers.register("chain", "work", limit=2, handler=handle)
-    house.note(workers, task("begin", "begin"), *tasks(range(15), "one"), *tasks(range(15), "two"))
+    runtime.note(workers, task("begin", "begin"), *tasks(range(15), "one"), *tasks(range(15), "two"))
     until(lambda: workers.in_flight() == 31, SOON)
     gate.set()
     until(lambda: len(begun) == 31, SOON)
@@ -338,7 +339,7 @@ def test_lanes_take_turns(house: House) -> None:
 # -- failing
 
 
-def test_a_failure_that_may_pass_is_tried_again(house: House) -> None:
+def test_a_failure_that_may_pass_is_tried_again(runtime: House) -> None:
     """A task that fails for a reason that may pass is tried again after a while, and then the lane works again."""
     tries: list[tuple[str, int, float]] = []
 
@@ -347,21 +348,21 @@ def test_a_failure_that_may_pass_is_tried_again(house: House) -> None:
         if task.key == "a" and task.tries < 3:
             raise TemporaryTransferError("busy")
 
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=handle)
-    house.note(workers, task("a"))
-    until(lambda: house.state("a") == DONE, 10)
+    runtime.note(workers, task("a"))
+    until(lambda: runtime.state("a") == DONE, 10)
     times = [at for key, _, at in tries if key == "a"]
     assert [n for key, n, _ in tries if key == "a"] == [1, 2, 3]
     assert times[1] - times[0] > 0.45
     assert times[2] - times[1] > 0.95
-    house.note(workers, *tasks(range(50)))
-    until(lambda: house.state("lane 49") == DONE, SOON)
+    runtime.note(workers, *tasks(range(50)))
+    until(lambda: runtime.state("lane 49") == DONE, SOON)
     assert workers.pause_remaining("chain", "lane") == 0
 
 
-def test_a_permanent_failure_is_tried_once(house: House) -> None:
-    """A task that fails for good is tried once, and does not pause its lane."""
+def test_a_permanent_failure_is_tried_once(runtime: House) -> None:
+    """A permanent failure is tried once, and does not pause its lane."""
     tries: list[str] = []
 
     def handle(task: Task) -> None:
@@ -369,15 +370,15 @@ def test_a_permanent_failure_is_tried_once(house: House) -> None:
         if task.key == "bad":
             raise PermanentTransferError("never")
 
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=handle)
-    house.note(workers, task("bad"), task("good"))
-    until(lambda: house.state("good") == DONE, SOON)
-    assert house.state("bad") == FAILED
+    runtime.note(workers, task("bad"), task("good"))
+    until(lambda: runtime.state("good") == DONE, SOON)
+    assert runtime.state("bad") == FAILED
     assert tries == ["bad", "good"]
 
 
-def test_trouble_with_files_tells_nothing_about_the_lane(house: House) -> None:
+def test_trouble_with_files_tells_nothing_about_the_lane(runtime: House) -> None:
     """Files that cannot be sent neither pause the lane of those that can, nor end the pause of one that is down."""
     down = threading.Event()
 
@@ -388,40 +389,40 @@ def test_trouble_with_files_tells_nothing_about_the_lane(house: House) -> None:
         if kind != "lane":
             raise {"changed": OriginChanged, "missing": OriginMissing, "unreadable": OriginUnreadable}[kind](task.key)
 
-    workers = house.workers(2)
+    workers = runtime.workers(2)
     workers.register("chain", "work", limit=1, handler=handle)
     bad = [task(f"{kind} {n}") for n in range(5) for kind in ("changed", "missing", "unreadable")]
-    house.note(workers, *bad, *tasks(range(20)))
-    until(lambda: house.state("lane 19") == DONE, SOON)
+    runtime.note(workers, *bad, *tasks(range(20)))
+    until(lambda: runtime.state("lane 19") == DONE, SOON)
     assert workers.pause_remaining("chain", "lane") == 0
-    assert house.state("missing 4") == FAILED
+    assert runtime.state("missing 4") == FAILED
     down.set()
-    house.note(workers, *tasks(range(20, 22)))
+    runtime.note(workers, *tasks(range(20, 22)))
     until(lambda: workers.pause_remaining("chain", "lane") > 1, 10)
     for n in range(5, 10):
-        house.note(workers, task(f"missing {n}"))
+        runtime.note(workers, task(f"missing {n}"))
         workers.resume_lane("chain", "lane")
-        until(lambda n=n: house.state(f"missing {n}") == FAILED, SOON)  # type: ignore[misc]
-    assert workers._lanes["chain", "lane"].failures > 1
+        until(lambda n=n: runtime.state(f"missing {n}") == FAILED, SOON)  # type: ignore[misc]
+    assert workers._lanes["chain", "lane"].breaker.failures > 1
 
 
-def test_a_final_failure_is_not_tried_again(house: House) -> None:
-    """A handler may end a task for good although the reason may pass; its lane still pauses, and the pause is known."""
+def test_final_failure_is_not_retried(runtime: House) -> None:
+    """A handler may fail a task finally after a temporary error; its lane is paused, with a known end."""
     tries: list[str] = []
 
     def handle(task: Task) -> Result:
         tries.append(task.key)
         return Result(reply="failed", error=ConnectionFailed("down"), final=True)
 
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=handle)
-    house.note(workers, task("a"), task("b"))
-    until(lambda: house.state("b") == FAILED, SOON)
+    runtime.note(workers, task("a"), task("b"))
+    until(lambda: runtime.state("b") == FAILED, SOON)
     assert tries == ["a", "b"]
     assert workers.pause_remaining("chain", "lane") > 0  # although nothing is left that could be tried
 
 
-def test_failures_of_one_outage_count_once(house: House) -> None:
+def test_failures_of_one_outage_count_once(runtime: House) -> None:
     """Many tries that were begun together and fail one after the other pause their lane once, for a second."""
     gate = threading.Event()
     tried: list[float] = []
@@ -433,16 +434,16 @@ def test_failures_of_one_outage_count_once(house: House) -> None:
             time.sleep(int(task.key.split()[1]) * 0.2)
             raise ConnectionFailed("down")
 
-    workers = house.workers(11)
+    workers = runtime.workers(11)
     workers.register("chain", "work", limit=8, handler=handle)
-    house.note(workers, *tasks(range(8)))
+    runtime.note(workers, *tasks(range(8)))
     until(lambda: len(tried) == 8, SOON)
     gate.set()
-    until(lambda: all(house.state(f"lane {n}") == DONE for n in range(8)), 10)
+    until(lambda: all(runtime.state(f"lane {n}") == DONE for n in range(8)), 10)
 
 
-def test_a_long_run_does_not_keep_a_paused_lane_shut(house: House) -> None:
-    """When one task fails while another of the lane runs long, the lane is probed and opened beside the long one."""
+def test_long_run_does_not_block_a_paused_lane(runtime: House) -> None:
+    """When one task fails during another's long run, the lane is probed and resumed."""
     gate = threading.Event()
 
     def handle(task: Task) -> None:
@@ -451,41 +452,41 @@ def test_a_long_run_does_not_keep_a_paused_lane_shut(house: House) -> None:
         if task.key == "fails once" and task.tries == 1:
             raise TemporaryTransferError("it changed")
 
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=2, handler=handle)
-    house.note(workers, task("long"), task("fails once"))
-    house.note(workers, *tasks(range(20)))
-    until(lambda: house.state("fails once") == house.state("lane 19") == DONE, 10)
-    assert house.state("long") == WAITING
+    runtime.note(workers, task("long"), task("fails once"))
+    runtime.note(workers, *tasks(range(20)))
+    until(lambda: runtime.state("fails once") == runtime.state("lane 19") == DONE, 10)
+    assert runtime.state("long") == WAITING
     gate.set()
-    until(lambda: house.state("long") == DONE, SOON)
+    until(lambda: runtime.state("long") == DONE, SOON)
 
 
-def test_exceptions_kill_no_thread(house: House) -> None:
+def test_exceptions_kill_no_thread(runtime: House) -> None:
     """Whatever a handler raises, all threads stay, and the task is tried again."""
-    workers = house.workers(2)
+    workers = runtime.workers(2)
 
     def handle(task: Task) -> None:
         if task.tries == 1:
             raise (RuntimeError, KeyError, TrollmovesError)[int(task.key) % 3]("a bug")
 
     workers.register("chain", "work", limit=1, handler=handle)
-    house.note(workers, *(task(n, f"lane {n}") for n in range(12)))
-    until(lambda: all(house.state(str(n)) == (FAILED if n % 3 == 2 else DONE) for n in range(12)), 10)
+    runtime.note(workers, *(task(n, f"lane {n}") for n in range(12)))
+    until(lambda: all(runtime.state(str(n)) == (FAILED if n % 3 == 2 else DONE) for n in range(12)), 10)
 
 
-def test_not_now_is_no_failure(house: House) -> None:
-    """A handler that says not now is called again when it said, and its lane goes on meanwhile."""
+def test_postponed_is_not_failed(runtime: House) -> None:
+    """A postponed task runs again at its time, and its lane continues until then."""
     runs: list[tuple[str, float]] = []
 
     def handle(task: Task) -> Result | None:
         runs.append((task.key, time.monotonic()))
         return Result(retry_in=0.3) if task.key == "a" and task.tries == 1 else None
 
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=handle)
-    house.note(workers, task("a"), task("b"))
-    until(lambda: house.state("a") == house.state("b") == DONE, SOON)
+    runtime.note(workers, task("a"), task("b"))
+    until(lambda: runtime.state("a") == runtime.state("b") == DONE, SOON)
     assert [key for key, _ in runs] == ["a", "b", "a"]
     assert runs[2][1] - runs[0][1] >= 0.3
 
@@ -500,29 +501,29 @@ def test_backoff_doubles_up_to_a_limit() -> None:
 # -- what follows
 
 
-def test_what_follows_is_run(house: House) -> None:
-    """The tasks that follow from one are run, in lanes and kinds of their own."""
-    workers = house.workers()
+def test_following_tasks_run(runtime: House) -> None:
+    """The following tasks of a task run in their own lanes and kinds."""
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=lambda t: Result(follow_ups=[task(t.key, "other", kind="next")]))
     workers.register("chain", "next", limit=1, handler=lambda _: None)
-    house.note(workers, *(task(n) for n in range(50)))
-    until(lambda: all(house.state(str(n), "next") == DONE for n in range(50)), SOON)
+    runtime.note(workers, *(task(n) for n in range(50)))
+    until(lambda: all(runtime.state(str(n), "next") == DONE for n in range(50)), SOON)
 
 
-def test_after_comes_when_the_journal_has_it(house: House) -> None:
-    """Whoever is told of the end of a task finds it in the journal, with what follows; trouble there harms nothing."""
+def test_after_is_called_when_stored(runtime: House) -> None:
+    """The callback at the end of a task finds it in the journal with its following tasks; its errors do no harm."""
     seen: list[tuple[Any, ...]] = []
 
     def handle(one: Task) -> Result:
         def after() -> None:
-            seen.append((house.state(one.key), house.state(one.key, "next"), threading.current_thread().name))
-            raise RuntimeError("trouble of whoever was told")
+            seen.append((runtime.state(one.key), runtime.state(one.key, "next"), threading.current_thread().name))
+            raise RuntimeError("error in a callback")
 
         return Result(follow_ups=[task(one.key, kind="next")], on_committed=after)
 
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=handle)
-    house.note(workers, task("a"), task("b"))
+    runtime.note(workers, task("a"), task("b"))
     until(lambda: len(seen) == 2, SOON)
     assert seen == [(DONE, WAITING, "scheduler")] * 2
 
@@ -530,12 +531,12 @@ def test_after_comes_when_the_journal_has_it(house: House) -> None:
 # -- starters
 
 
-def test_starters_are_finished_from_another_thread(house: House) -> None:
-    """A starter begins up to its limit at once, more of them while they end fast; any thread may tell the end."""
+def test_starters_finish_from_another_thread(runtime: House) -> None:
+    """A starter starts up to its limit, and more while tasks end quickly; any thread may report the end."""
     begun: list[tuple[Task, Callable[[Result], None]]] = []
-    workers = house.workers(1)
+    workers = runtime.workers(1)
     workers.register("chain", "work", limit=32, starter=lambda task, finish: begun.append((task, finish)))
-    house.note(workers, *tasks(range(100)))
+    runtime.note(workers, *tasks(range(100)))
     until(lambda: len(begun) == 32, SOON)
     assert workers.in_flight("chain") == workers.in_flight() == 32
     assert workers.in_flight_ids("chain", "lane") == {task.id for task, _ in begun}
@@ -545,28 +546,28 @@ def test_starters_are_finished_from_another_thread(house: House) -> None:
         threading.Thread(target=begun[ended][1], args=(Result(reply="r"),)).start()
         ended += 1
         assert len(begun) - ended <= 32 * ASYNC_BURST_FACTOR
-    until(lambda: house.journal.count()["done"] == 100, SOON)
+    until(lambda: runtime.journal.count()["done"] == 100, SOON)
     assert [task.key for task, _ in begun] == [f"lane {n}" for n in range(100)]
 
 
-def test_a_lane_that_has_become_slow_sleeps(house: House) -> None:
+def test_a_lane_that_has_become_slow_sleeps(runtime: House) -> None:
     """A lane that has more under way than may begin by now, since its tasks ended fast before, waits for an end."""
     lane = Lane(
-        "chain", "lane", TaskKind(2, async_handler=lambda task, finish: None), house.journal.now, journal_pending=True
+        "chain", "lane", TaskKind(2, async_handler=lambda task, finish: None), runtime.journal.now, journal_pending=True
     )
-    noted = [one for one, _ in house.journal.add_tasks(tasks(range(6)))]
-    lane.in_flight = {one.id: one for one in noted[:4]}
+    added = [one for one, _ in runtime.journal.add_tasks(tasks(range(6)))]
+    lane.in_flight = {one.id: one for one in added[:4]}
     assert lane.seconds_until_ready() == NEVER
-    assert lane.claim(house.journal) == []
-    for one in noted[:3]:
+    assert lane.claim(runtime.journal) == []
+    for one in added[:3]:
         del lane.in_flight[one.id]
-        house.journal.finish([Outcome(one, DONE)])
+        runtime.journal.finish([Outcome(one, DONE)])
     assert lane.seconds_until_ready() == 0
-    assert [one.id for one in lane.claim(house.journal)] == [noted[4].id]
+    assert [one.id for one in lane.claim(runtime.journal)] == [added[4].id]
 
 
-def test_a_starter_that_raises_has_failed(house: House) -> None:
-    """What a starter raises is the failure of its task."""
+def test_a_starter_that_raises_has_failed(runtime: House) -> None:
+    """An exception of a starter is the failure of its task."""
 
     def start(task: Task, finish: Callable[[Result], None]) -> None:
         if task.tries == 1:
@@ -575,26 +576,26 @@ def test_a_starter_that_raises_has_failed(house: House) -> None:
             raise PermanentTransferError("never")
         finish(Result())
 
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=5, starter=start)
-    house.note(workers, task("bad"), task("good"))
-    until(lambda: house.state("good") == DONE, 10)
-    until(lambda: house.state("bad") == FAILED, 10)
+    runtime.note(workers, task("bad"), task("good"))
+    until(lambda: runtime.state("good") == DONE, 10)
+    until(lambda: runtime.state("bad") == FAILED, 10)
 
 
-def test_a_task_ends_once(house: House) -> None:
-    """The first end of a task counts; one that is told later changes nothing."""
+def test_a_task_ends_once(runtime: House) -> None:
+    """The first reported end of a task counts; later ones are ignored."""
 
     def start(_: Task, finish: Callable[[Result], None]) -> None:
         finish(Result(reply="first"))
         finish(Result(error=PermanentTransferError("second")))
 
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, starter=start)
-    house.note(workers, *tasks(range(5)))
-    until(lambda: house.journal.count()["done"] == 5, SOON)
+    runtime.note(workers, *tasks(range(5)))
+    until(lambda: runtime.journal.count()["done"] == 5, SOON)
     assert workers.in_flight() == 0
-    found = house.journal.find("chain", "work", "lane 0")
+    found = runtime.journal.find("chain", "work", "lane 0")
     assert found is not None
     assert found.reply == "first"
 
@@ -602,50 +603,50 @@ def test_a_task_ends_once(house: House) -> None:
 # -- time
 
 
-def test_a_task_runs_when_it_is_due(house: House) -> None:
+def test_a_task_runs_when_it_is_due(runtime: House) -> None:
     """A task due in the future runs then, without being asked for, and no earlier."""
     ran: dict[str, float] = {}
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=lambda task: ran.update({task.key: time.time()}))
     due = time.time() + 0.4
-    house.note(workers, task("b", due=due + 0.3), task("a", due=due))
-    house.note(workers, task("c", "other", due=due + 0.1))
+    runtime.note(workers, task("b", due=due + 0.3), task("a", due=due))
+    runtime.note(workers, task("c", "other", due=due + 0.1))
     until(lambda: len(ran) == 3, SOON)
     for key, at in (("a", due), ("b", due + 0.3), ("c", due + 0.1)):
         assert at <= ran[key] < at + 2 * SOON
 
 
-def test_what_is_due_later_is_found_after_a_restart(house: House) -> None:
-    """A task due in the future runs when due also if an earlier process noted it."""
+def test_due_later_after_restart(runtime: House) -> None:
+    """A task due in the future runs when due, also if an earlier process added it."""
     ran: list[float] = []
     due = time.time() + 0.3
-    house.journal.add_tasks([task("a", due=due)])
-    workers = house.workers()
+    runtime.journal.add_tasks([task("a", due=due)])
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=lambda _: ran.append(time.time()))
-    until(lambda: house.state("a") == DONE, SOON)
+    until(lambda: runtime.state("a") == DONE, SOON)
     assert ran[0] >= due
 
 
-def test_nothing_begins_too_early(house: House) -> None:
-    """A kind may be told to begin a little later, and then does."""
+def test_start_delay(runtime: House) -> None:
+    """A kind with a start delay starts after that delay."""
     ran: list[float] = []
-    workers = house.workers()
+    workers = runtime.workers()
     started = time.monotonic()
     workers.register("chain", "work", limit=1, handler=lambda _: ran.append(time.monotonic()), begin_in=0.3)
-    house.note(workers, task("a"))
+    runtime.note(workers, task("a"))
     until(lambda: ran, SOON)
     assert ran[0] - started >= 0.29
 
 
-def test_no_wakeup_is_lost(house: House) -> None:
+def test_no_wakeup_is_lost(runtime: House) -> None:
     """Of thousands noted from four threads, while their lanes run dry and fill again, each runs once within seconds."""
     ran: Counter[str] = Counter()
-    workers = house.workers(4)
+    workers = runtime.workers(4)
     workers.register("chain", "work", limit=2, handler=lambda task: ran.update([task.key]))
 
     def note(n: int) -> None:
         for turn in range(500):
-            house.note(workers, *(task(f"{n} {turn} {k}", f"lane {turn * k % 7}") for k in range(turn % 5)))
+            runtime.note(workers, *(task(f"{n} {turn} {k}", f"lane {turn * k % 7}") for k in range(turn % 5)))
             if turn % 50 == 0:
                 time.sleep(0.01)
 
@@ -654,28 +655,28 @@ def test_no_wakeup_is_lost(house: House) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    until(lambda: house.journal.count()["waiting"] == 0, 2 * SOON)
-    assert house.journal.count()["done"] == len(ran) == 4 * 1000
+    until(lambda: runtime.journal.count()["waiting"] == 0, 2 * SOON)
+    assert runtime.journal.count()["done"] == len(ran) == 4 * 1000
     assert set(ran.values()) == {1}
 
 
-def test_no_worker_is_lost(house: House) -> None:
+def test_no_worker_is_lost(runtime: House) -> None:
     """Lanes that run dry and fill again thousands of times do not come to a halt."""
-    workers = house.workers(3)
+    workers = runtime.workers(3)
     workers.register("chain", "work", limit=1, handler=lambda _: None)
     for turn in range(400):
-        house.note(workers, *(task(f"{turn} {n}", f"lane {turn % 3}") for n in range(17)))
-    until(lambda: house.journal.count()["waiting"] == 0, 2 * SOON)
+        runtime.note(workers, *(task(f"{turn} {n}", f"lane {turn % 3}") for n in range(17)))
+    until(lambda: runtime.journal.count()["waiting"] == 0, 2 * SOON)
 
 
 @pytest.mark.alone
-def test_waiting_costs_nothing(house: House) -> None:
+def test_waiting_costs_nothing(runtime: House) -> None:
     """While slow tasks run and others wait behind them, or nothing is there, hardly any time is used."""
     gauge = Gauge()
     gauge.shut("slow")
-    workers = house.workers(4)
+    workers = runtime.workers(4)
     workers.register("chain", "work", limit=8, handler=gauge)
-    house.note(workers, *tasks(range(500), "slow"), *tasks(range(5), "quick"))
+    runtime.note(workers, *tasks(range(500), "slow"), *tasks(range(5), "quick"))
     until(lambda: gauge.running["slow"] == 3 and gauge.began("quick") == 5, SOON)
     time.sleep(0.1)
     used = time.process_time()
@@ -685,126 +686,126 @@ def test_waiting_costs_nothing(house: House) -> None:
 
 
 @pytest.mark.alone
-def test_running_costs_little(house: House) -> None:
+def test_running_costs_little(runtime: House) -> None:
     """Noting and running a task takes no longer than ten commits of one row."""
     started = time.perf_counter()
     for n in range(500):
-        house.journal.add_tasks([task(n, kind="nobody's")])
+        runtime.journal.add_tasks([task(n, kind="nobody's")])
     commit = (time.perf_counter() - started) / 500
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=4, handler=lambda _: None)
     started = time.perf_counter()
     for start in range(0, 3000, 50):
-        house.note(workers, *tasks(range(start, start + 50)))
-    until(lambda: house.state("lane 2999") == DONE, 2 * SOON)
+        runtime.note(workers, *tasks(range(start, start + 50)))
+    until(lambda: runtime.state("lane 2999") == DONE, 2 * SOON)
     assert (time.perf_counter() - started) / 3000 < 10 * commit
 
 
 # -- stop
 
 
-def test_stop_gives_what_runs_its_time(house: House) -> None:
-    """Stopping waits for what runs, writes its end, begins nothing more, and leaves no thread behind."""
+def test_stop_waits_for_running_tasks(runtime: House) -> None:
+    """Stopping waits for running tasks, stores their end, starts no other, and leaves no thread."""
     before = set(threading.enumerate())
     gauge = Gauge()
     gate = gauge.shut("lane")
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=2, handler=gauge)
-    house.note(workers, *tasks(range(50)))
+    runtime.note(workers, *tasks(range(50)))
     until(lambda: gauge.running["lane"] == 2, SOON)
     threading.Timer(0.2, gate.set).start()
     assert workers.stop(60)
     assert len(gauge.begun) == 2
-    assert house.journal.count() == {"waiting": 48, "done": 2, "failed": 0}
+    assert runtime.journal.count() == {"waiting": 48, "done": 2, "failed": 0}
     until(lambda: set(threading.enumerate()) <= before, SOON, "threads end")
 
 
-def test_stop_keeps_to_its_time(house: House) -> None:
+def test_stop_keeps_to_its_time(runtime: House) -> None:
     """Stopping returns when its time is over although something still runs, and that is done again after a restart."""
     gauge = Gauge()
     gate = gauge.shut("lane")
-    workers = house.workers(16)
+    workers = runtime.workers(16)
     workers.register("chain", "work", limit=10, handler=gauge)
-    house.note(workers, *tasks(range(50)))
+    runtime.note(workers, *tasks(range(50)))
     until(lambda: gauge.running["lane"] == 10, SOON)
     started = time.monotonic()
     assert not workers.stop(0.3)
     assert 0.3 <= time.monotonic() - started < 30
     gate.set()
-    house.journal.close()
-    house.open()
-    assert house.journal.count()["waiting"] == 50
-    again = house.workers()
+    runtime.journal.close()
+    runtime.open()
+    assert runtime.journal.count()["waiting"] == 50
+    again = runtime.workers()
     again.register("chain", "work", limit=10, handler=lambda _: None)
-    until(lambda: house.journal.count()["done"] == 50, SOON)
+    until(lambda: runtime.journal.count()["done"] == 50, SOON)
 
 
-def test_stop_in_a_burst_loses_nothing(house: House) -> None:
-    """Stopped again and again in a burst, and started anew on the same journal, all is run, and nothing twice."""
+def test_stop_in_a_burst_loses_no_task(runtime: House) -> None:
+    """With repeated stops and restarts in a burst on one journal every task runs exactly once."""
     ran: Counter[str] = Counter()
-    house.journal.add_tasks(tasks(range(3000)))
+    runtime.journal.add_tasks(tasks(range(3000)))
     for _ in range(5):
-        workers = house.workers()
+        workers = runtime.workers()
         workers.register("chain", "work", limit=4, handler=lambda task: ran.update([task.key]))
         count = len(ran)
         until(lambda: len(ran) > min(count + 100, 2999), SOON)  # noqa: B023
         assert workers.stop(60)
-        house.journal.close()
-        house.open()
-        assert house.journal.count()["done"] == len(ran)
-    house.workers().register("chain", "work", limit=4, handler=lambda task: ran.update([task.key]))
-    until(lambda: house.journal.count()["done"] == 3000, SOON)
+        runtime.journal.close()
+        runtime.open()
+        assert runtime.journal.count()["done"] == len(ran)
+    runtime.workers().register("chain", "work", limit=4, handler=lambda task: ran.update([task.key]))
+    until(lambda: runtime.journal.count()["done"] == 3000, SOON)
     assert set(ran.values()) == {1}
 
 
-def test_stop_before_the_start_and_twice(house: House) -> None:
+def test_stop_before_the_start_and_twice(runtime: House) -> None:
     """Workers that never started can be stopped, and so can those that are stopped."""
-    workers = Scheduler(house.journal, 2)
+    workers = Scheduler(runtime.journal, 2)
     assert workers.stop(1)
-    started = house.workers()
+    started = runtime.workers()
     assert started.stop(1)
     assert started.stop(1)
 
 
-def test_stop_ends_although_the_journal_cannot_be_written(house: House) -> None:
+def test_stop_ends_although_the_journal_cannot_be_written(runtime: House) -> None:
     """A journal that does not take the last ends does not keep the threads."""
     before = set(threading.enumerate())
     gauge = Gauge()
     gate = gauge.shut("lane")
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=gauge)
-    house.note(workers, task("a"))
+    runtime.note(workers, task("a"))
     until(lambda: gauge.running["lane"], SOON)
-    house.journal.close()
+    runtime.journal.close()
     gate.set()
     workers.stop(0.2)
     until(lambda: set(threading.enumerate()) <= before, 2 * SOON, "threads end")
-    house.open()
-    assert house.state("a") == WAITING
+    runtime.open()
+    assert runtime.state("a") == WAITING
 
 
 # -- reload
 
 
-def test_a_forgotten_chain_rests(house: House) -> None:
+def test_a_forgotten_chain_rests(runtime: House) -> None:
     """Nothing more is begun of a chain that was forgotten, what runs goes on, and its lanes are let go of."""
     gauge = Gauge()
     gate = gauge.shut("lane")
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=gauge)
-    house.note(workers, *tasks(range(10)))
+    runtime.note(workers, *tasks(range(10)))
     until(lambda: gauge.running["lane"] == 1, SOON)
     workers.unregister("chain")
     gate.set()
-    until(lambda: house.journal.count() == {"waiting": 9, "done": 1, "failed": 0}, SOON)
+    until(lambda: runtime.journal.count() == {"waiting": 9, "done": 1, "failed": 0}, SOON)
     until(lambda: "0 tasks in 0 lanes" in repr(workers), SOON)
     assert gauge.begun == ["lane 0"]
-    found = house.journal.find("chain", "work", "lane 5")
+    found = runtime.journal.find("chain", "work", "lane 5")
     assert found is not None
     assert found.tries == 0
 
 
-def test_reloading_runs_nothing_twice_at_once(house: House) -> None:
+def test_reloading_runs_nothing_twice_at_once(runtime: House) -> None:
     """A chain forgotten and registered again and again, while it is fed, runs each task, and none twice at one time."""
     running: Counter[str] = Counter()
     ran: Counter[str] = Counter()
@@ -821,20 +822,20 @@ def test_reloading_runs_nothing_twice_at_once(house: House) -> None:
         with lock:
             running[task.key] -= 1
 
-    workers = house.workers()
+    workers = runtime.workers()
     for turn in range(100):
         workers.register("chain", "work", limit=3, handler=handle)
-        house.note(workers, *(task(f"{turn} {n}", f"lane {n % 2}") for n in range(10)))
+        runtime.note(workers, *(task(f"{turn} {n}", f"lane {n % 2}") for n in range(10)))
         time.sleep(0.002)
         workers.unregister("chain")
     workers.register("chain", "work", limit=3, handler=handle)
-    until(lambda: house.journal.count()["done"] == 1000, 2 * SOON)
+    until(lambda: runtime.journal.count()["done"] == 1000, 2 * SOON)
     assert not twice
     assert set(ran.values()) == {1}
 
 
-def test_reloading_with_starters_runs_nothing_twice_at_once(house: House) -> None:
-    """What a starter of before the reload has in hand is not begun by the new one, but after its end when it failed."""
+def test_reloading_with_starters(runtime: House) -> None:
+    """A task in flight in the old starter is started by the new one only after it has failed there."""
     first: list[tuple[Task, Callable[[Result], None]]] = []
     second: list[str] = []
 
@@ -842,9 +843,9 @@ def test_reloading_with_starters_runs_nothing_twice_at_once(house: House) -> Non
         second.append(task.key)
         finish(Result())
 
-    workers = house.workers()
+    workers = runtime.workers()
     workers.register("chain", "work", limit=2, starter=lambda task, finish: first.append((task, finish)))
-    house.note(workers, *tasks(range(4)))
+    runtime.note(workers, *tasks(range(4)))
     until(lambda: len(first) == 2, SOON)
     workers.unregister("chain")
     workers.register("chain", "work", limit=4, starter=start_again)
@@ -852,42 +853,44 @@ def test_reloading_with_starters_runs_nothing_twice_at_once(house: House) -> Non
     assert second == ["lane 2", "lane 3"]
     for _, finish in first:
         finish(Result(error=ConnectionFailed("this side stops")))
-    until(lambda: house.journal.count()["done"] == 4, 10)
+    until(lambda: runtime.journal.count()["done"] == 4, 10)
 
 
-def test_what_is_noted_during_a_reload_is_run(house: House) -> None:
-    """A task noted at the very moment at which its chain is registered is not left lying."""
-    workers = house.workers()
+def test_task_added_during_a_reload_runs(runtime: House) -> None:
+    """A task added while its chain is being registered is not left pending."""
+    workers = runtime.workers()
     workers.register("other", "work", limit=1, handler=lambda _: None)
     for turn in range(60):
         chain = f"chain {turn}"
-        noting = threading.Thread(target=lambda chain=chain: house.note(workers, Task(chain, "work", "a", "lane", "")))
+        noting = threading.Thread(
+            target=lambda chain=chain: runtime.note(workers, Task(chain, "work", "a", "lane", ""))
+        )
         noting.start()
         workers.register(chain, "work", limit=1, handler=lambda _: None)
         noting.join()
-    until(lambda: house.journal.count()["done"] == 60, SOON)
+    until(lambda: runtime.journal.count()["done"] == 60, SOON)
 
 
-def test_a_task_offered_late_is_not_run_again(house: House) -> None:
-    """A task that ran from the journal before whoever noted it says so, or that is offered again, runs once."""
+def test_task_submitted_late_runs_once(runtime: House) -> None:
+    """A task that ran from the journal before it was submitted, or that is submitted again, runs once."""
     ran: Counter[str] = Counter()
-    workers = house.workers()
-    ((early, _),) = house.journal.add_tasks([task("early")])
+    workers = runtime.workers()
+    ((early, _),) = runtime.journal.add_tasks([task("early")])
     workers.register("chain", "work", limit=1, handler=lambda task: ran.update([task.key]))
-    until(lambda: house.state("early") == DONE, SOON)
+    until(lambda: runtime.state("early") == DONE, SOON)
     until(lambda: "in 0 lanes" in repr(workers), SOON)
     workers.submit([early])
-    late = house.note(workers, task("late"))
-    until(lambda: house.state("late") == DONE, SOON)
+    late = runtime.note(workers, task("late"))
+    until(lambda: runtime.state("late") == DONE, SOON)
     workers.submit([early, *late])
-    house.note(workers, task("last"))
-    until(lambda: house.state("last") == DONE, SOON)
+    runtime.note(workers, task("last"))
+    until(lambda: runtime.state("last") == DONE, SOON)
     assert ran == {"early": 1, "late": 1, "last": 1}
 
 
-def test_what_a_maker_left_is_there_when_the_task_has_its_turn(house: House) -> None:
-    """Tasks that came faster than they run find what their makers left for them, unless they were changed meanwhile."""
-    workers = house.workers(8)
+def test_contexts_are_kept_for_waiting_tasks(runtime: House) -> None:
+    """Tasks in a backlog find the contexts of their makers, unless they were changed since."""
+    workers = runtime.workers(8)
     open_, found = threading.Event(), dict[str, Any]()
 
     def run(task: Task) -> None:
@@ -898,10 +901,10 @@ def test_what_a_maker_left_is_there_when_the_task_has_its_turn(house: House) -> 
     many = tasks(range(150))
     for one in many:
         one.context = one.key.upper()
-    house.note(workers, *many)
+    runtime.note(workers, *many)
     until(lambda: workers.in_flight() >= 64, SOON)
     changed = replace(many[-1], body="changed", context=None)
-    house.journal.update_bodies([changed])
+    runtime.journal.update_bodies([changed])
     open_.set()
     until(lambda: len(found) == 150, SOON)
     assert found == {one.key: None if one.key == changed.key else one.key.upper() for one in many}
@@ -910,27 +913,27 @@ def test_what_a_maker_left_is_there_when_the_task_has_its_turn(house: House) -> 
 # -- what goes first
 
 
-def test_priority(house: House) -> None:
-    """When a worker is free it takes what waits of the chain with the highest priority, whoever came first."""
+def test_priority(runtime: House) -> None:
+    """A free worker takes the waiting task of the chain with the highest priority, in any order of arrival."""
     gauge = Gauge()
     gate = gauge.shut("lane blocker")
-    workers = house.workers(threads=1)
+    workers = runtime.workers(threads=1)
     chains = {"usual": 0, "low": -1, "high": 7, "higher": 8}
     for chain, priority in chains.items():
         workers.set_priority(chain, priority)
         workers.register(chain, "work", limit=1, handler=gauge)
-    house.note(workers, Task("usual", "work", "first", "lane blocker", ""))
+    runtime.note(workers, Task("usual", "work", "first", "lane blocker", ""))
     until(lambda: gauge.begun == ["first"], SOON)
     for chain in ("low", "usual", "high", "higher"):
-        house.note(workers, *(Task(chain, "work", f"{chain} {n}", f"lane of {chain}", "") for n in range(3)))
+        runtime.note(workers, *(Task(chain, "work", f"{chain} {n}", f"lane of {chain}", "") for n in range(3)))
     until(lambda: workers._tokens._waiting.qsize() == len(chains), SOON, "every lane waits for the worker")
     gate.set()
     until(lambda: len(gauge.begun) == 13, SOON)
     assert gauge.begun[1:] == [f"{chain} {n}" for chain in ("higher", "high", "usual", "low") for n in range(3)]
 
 
-def test_what_failed_does_not_hold_up_what_is_new(house: House) -> None:
-    """What was tried in vain waits behind what was not tried yet, however long it is due."""
+def test_failed_tasks_do_not_delay_new_ones(runtime: House) -> None:
+    """Failed tasks wait behind new ones, however long they are due."""
     begun: list[str] = []
     mended = threading.Event()
 
@@ -938,16 +941,20 @@ def test_what_failed_does_not_hold_up_what_is_new(house: House) -> None:
         begun.append(task.key)
         return None if mended.is_set() else Result(retry_in=0.2)
 
-    workers = house.workers(threads=1)
+    workers = runtime.workers(threads=1)
     workers.register("chain", "work", limit=1, handler=handler)
-    old = [task.key for task in house.note(workers, *tasks(range(100)))]
+    old = [task.key for task in runtime.note(workers, *tasks(range(100)))]
     until(lambda: len(begun) >= 100, SOON)
     workers.unregister("chain")
     until(lambda: not workers.in_flight(), SOON)
     mended.set()
     begun.clear()
-    until(lambda: len(house.journal.claim("chain", "lane", 200, house.journal.now())) == 100, SOON, "all are due again")
-    new = [task.key for task in house.note(workers, *tasks(range(100, 110)))]
+    until(
+        lambda: len(runtime.journal.claim("chain", "lane", 200, runtime.journal.now())) == 100,
+        SOON,
+        "all are due again",
+    )
+    new = [task.key for task in runtime.note(workers, *tasks(range(100, 110)))]
     workers.register("chain", "work", limit=1, handler=handler)
     until(lambda: len(begun) == 110, SOON)
     assert begun[:10] == new

@@ -43,7 +43,7 @@ SUFFIXES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2"}
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """Give an empty directory to unpack in."""
+    """Return an empty directory to unpack in."""
     path = tmp_path / "target"
     path.mkdir()
     return path
@@ -146,8 +146,8 @@ def test_applies_by_name(name: str, path: str, expected: bool) -> None:
     assert applies(name, path) is expected
 
 
-def test_other_name_is_refused(tmp_path: Path, target: Path) -> None:
-    """A file whose name an unpacker is not for is refused, with what it should end in."""
+def test_other_name_is_rejected(tmp_path: Path, target: Path) -> None:
+    """A file with an unsuitable name is rejected, with the expected extension."""
     path = tmp_path / "file.dat"
     path.write_bytes(bz2.compress(b"x"))
     with pytest.raises(UnpackFailed, match=r"\.bz2"):
@@ -166,7 +166,7 @@ def test_missing_file(name: str, tmp_path: Path, target: Path) -> None:
     assert everything(target) == {}
 
 
-# -- what comes out
+# -- results
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -200,7 +200,7 @@ def test_bzip(tmp_path: Path, target: Path) -> None:
 
 
 def test_xrit(tmp_path: Path, target: Path) -> None:
-    """An xRIT segment becomes what the program makes of it."""
+    """An xRIT segment is replaced by the program's result."""
     path = tmp_path / "H-000-C_"
     path.write_bytes(b"abc")
     program = make_program(tmp_path / "xRITDecompress", XRIT)
@@ -224,7 +224,7 @@ def test_names(name: str, tmp_path: Path, target: Path) -> None:
 
 
 def test_relative_paths(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths, of the program too, mean what they mean for the caller; what comes back is absolute."""
+    """Relative paths, of the program too, are relative to the caller's directory; results are absolute."""
     monkeypatch.chdir(tmp_path)
     make_program(tmp_path / "prog", XRIT)
     (tmp_path / "-xC_").write_bytes(b"x")
@@ -277,7 +277,7 @@ def test_modes(umask: int, tmp_path: Path, target: Path) -> None:
     }
 
 
-# -- what is refused
+# -- rejections
 
 HEADER_BACK = tarfile.TarInfo("back").tobuf(tarfile.GNU_FORMAT)
 
@@ -323,10 +323,10 @@ def test_unsafe_members(bad: bytes, names: str, tmp_path: Path, target: Path) ->
     """An archive with a member that is not safe is refused by the name of that member, and nothing of it appears."""
     path = tmp_path / "x.tar"
     path.write_bytes(member("good", content=b"g") + bad + member("good2", content=b"g") + END)
-    with pytest.raises(UnpackFailed) as told:
+    with pytest.raises(UnpackFailed) as recorded:
         unpack("tar", str(path), str(target))
-    assert repr(names)[:-1] in str(told.value)
-    assert str(path) in str(told.value)
+    assert repr(names)[:-1] in str(recorded.value)
+    assert str(path) in str(recorded.value)
     assert everything(tmp_path).keys() == {"x.tar", "target/"}
 
 
@@ -372,11 +372,11 @@ def test_too_many_members(tmp_path: Path, target: Path) -> None:
 
 
 def refused(name: str, path: Path, target: Path) -> str:
-    """Return what the refusal to unpack says."""
-    with pytest.raises(UnpackFailed) as told:
+    """Return the error text of the failed unpacking."""
+    with pytest.raises(UnpackFailed) as recorded:
         unpack(name, str(path), str(target))
     assert everything(target) == {}
-    return str(told.value)
+    return str(recorded.value)
 
 
 def peak_memory(action: Callable[[], object]) -> int:
@@ -430,7 +430,7 @@ def test_link_in_the_directory(tmp_path: Path, target: Path) -> None:
 
 
 def test_link_with_the_name_of_a_file(tmp_path: Path, target: Path) -> None:
-    """A symbolic link with the name of an unpacked file is replaced, and what it led to is not touched."""
+    """A symbolic link with the name of an unpacked file is replaced, and its target is not changed."""
     (tmp_path / "outside").write_bytes(b"mine")
     (target / "x").symlink_to(tmp_path / "outside")
     unpack("tar", str(make_tar(tmp_path / "x.tar", {"x": b"x"})), str(target))
@@ -511,7 +511,7 @@ def test_any_damage(name: str, tmp_path: Path, target: Path) -> None:
 
 
 def test_random_bytes(tmp_path: Path, target: Path) -> None:
-    """What is no archive at all is refused."""
+    """A file that is not an archive is rejected."""
     for name in ("tar", "bzip", "zip"):
         path = tmp_path / f"x{UNPACKERS[name].suffixes[0]}"
         for content in (b"", b"x", os.urandom(2000), b"\x1f\x8b" + os.urandom(600), b"BZh9" + os.urandom(600)):
@@ -581,8 +581,8 @@ def test_many_at_once(tmp_path: Path, target: Path) -> None:
     assert everything(target) == {f"shared/{n}/{m}": b"%d" % m for n in range(8) for m in range(20)}
 
 
-def test_failure_beside_success(tmp_path: Path, target: Path) -> None:
-    """What one unpacking takes away when it fails, another one beside it still gets its files into."""
+def test_failure_next_to_success(tmp_path: Path, target: Path) -> None:
+    """The cleanup of a failed unpacking does not disturb a parallel one."""
     good = make_tar(tmp_path / "good.tar", {f"shared/d/{n}": b"x" for n in range(10)})
     bad = make_tar(tmp_path / "bad.tar", {"shared/d/bad": b"x", "elsewhere/x": b"x"})
     done = threading.Event()
@@ -690,7 +690,7 @@ def test_kill_with_program_running(tmp_path: Path, target: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether there is such a process that has not ended."""
+    """Return True if there is such a process that has not ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -699,7 +699,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize("in_the_way", ["file", "link"])
 def test_hidden_name_taken(in_the_way: str, tmp_path: Path, target: Path) -> None:
-    """Somebody else's file, or link, under the hidden name is neither used nor touched."""
+    """Another user's file, or link, under the hidden name is neither used nor changed."""
     packed, unpacked = packed_as("bzip", tmp_path, bytes(4_000_000))
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -716,7 +716,7 @@ def test_hidden_name_taken(in_the_way: str, tmp_path: Path, target: Path) -> Non
 
 
 def test_memory(tmp_path: Path, target: Path) -> None:
-    """Memory does not grow with what is unpacked."""
+    """Memory does not grow with the size of the unpacked files."""
     content = bytes(12_000_000)
     for name in ("bzip", "tar", "zip"):
         packed, unpacked = packed_as(name, tmp_path, content)
@@ -730,34 +730,34 @@ def test_memory(tmp_path: Path, target: Path) -> None:
 
 @pytest.fixture
 def segment(tmp_path: Path) -> Path:
-    """Give a packed segment."""
+    """Return a packed segment."""
     path = tmp_path / "H-000-C_"
     path.write_bytes(b"segment")
     return path
 
 
 def failed(segment: Path, target: Path, program: str | None, kind: type[UnpackError], timeout: float = 60) -> str:
-    """Return what is told when unpacking the segment fails."""
-    with pytest.raises(kind) as told:
+    """Return the error text of the failed unpacking of the segment."""
+    with pytest.raises(kind) as recorded:
         unpack("xrit", str(segment), str(target), program=program, program_timeout=timeout)
-    assert type(told.value) is kind
+    assert type(recorded.value) is kind
     assert everything(target) == {}
-    return str(told.value)
+    return str(recorded.value)
 
 
 def test_program_on_the_path(segment: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the option the program is looked for in $PATH; when it is not there, the error names the option."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    told = failed(segment, target, None, TemporaryUnpackError)
-    assert "xRITDecompress is not in $PATH" in told
-    assert "prog (server) or xritdecompressor (client)" in told
+    recorded = failed(segment, target, None, TemporaryUnpackError)
+    assert "xRITDecompress is not in $PATH" in recorded
+    assert "prog (server) or xritdecompressor (client)" in recorded
     (tmp_path / "bin").mkdir()
     make_program(tmp_path / "bin/xRITDecompress", XRIT)
     assert unpack("xrit", str(segment), str(target)) == [str(target / "H-000-__")]
 
 
 def test_program_missing(segment: Path, target: Path, tmp_path: Path) -> None:
-    """A program that is missing, or none, is told with the options that name it."""
+    """A missing or invalid program is reported with the options that name it."""
     assert "option prog" in failed(segment, target, str(tmp_path / "prog"), TemporaryUnpackError)
     (tmp_path / "prog").write_text("#!/does/not/exist\n")
     assert "option prog" in failed(segment, target, str(tmp_path / "prog"), TemporaryUnpackError)
@@ -766,15 +766,15 @@ def test_program_missing(segment: Path, target: Path, tmp_path: Path) -> None:
 
 
 def test_program_fails(segment: Path, target: Path, tmp_path: Path) -> None:
-    """What the program says last is told, without secrets."""
+    """The last output of the program is reported, without secrets."""
     program = make_program(
         tmp_path / "prog", "echo x > x__; echo first >&2; echo 'bad segment of ftp://me:secret@host/x' >&2; exit 3"
     )
-    told = failed(segment, target, program, UnpackFailed)
-    assert "bad segment of ftp://me@host/x (exit status 3)" in told
-    assert "first" not in told
-    assert "prog" in told
-    assert "H-000-C_" in told
+    recorded = failed(segment, target, program, UnpackFailed)
+    assert "bad segment of ftp://me@host/x (exit status 3)" in recorded
+    assert "first" not in recorded
+    assert "prog" in recorded
+    assert "H-000-C_" in recorded
 
 
 def test_program_makes_nothing(segment: Path, target: Path, tmp_path: Path) -> None:
@@ -790,8 +790,8 @@ def test_program_makes_nothing(segment: Path, target: Path, tmp_path: Path) -> N
 
 def test_program_ended(segment: Path, target: Path, tmp_path: Path) -> None:
     """When the program is killed from outside the same may succeed later; when it crashes it will not."""
-    told = failed(segment, target, make_program(tmp_path / "prog", "kill -KILL $$"), TemporaryUnpackError)
-    assert "signal 9" in told
+    recorded = failed(segment, target, make_program(tmp_path / "prog", "kill -KILL $$"), TemporaryUnpackError)
+    assert "signal 9" in recorded
     failed(segment, target, make_program(tmp_path / "prog", "kill -SEGV $$"), UnpackFailed)
 
 
@@ -800,8 +800,8 @@ def test_program_hangs(segment: Path, target: Path, tmp_path: Path) -> None:
     program = make_program(
         tmp_path / "prog", f"sleep 600 & echo $! > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; wait"
     )
-    told = failed(segment, target, program, TemporaryUnpackError, timeout=1)
-    assert "after 1 s" in told
+    recorded = failed(segment, target, program, TemporaryUnpackError, timeout=1)
+    assert "after 1 s" in recorded
     pid = int((tmp_path / "pid").read_text())
     until(lambda: not is_running(pid), what="its child ends")
 
@@ -816,7 +816,7 @@ def test_program_hangs(segment: Path, target: Path, tmp_path: Path) -> None:
     ],
 )
 def test_program_names_its_result(script: str, result: str, segment: Path, target: Path, tmp_path: Path) -> None:
-    """The result is the file of the expected name, or the one the program tells of, or the one there is."""
+    """The result is the file of the expected name, the one that the program names, or the only one."""
     assert unpack("xrit", str(segment), str(target), program=make_program(tmp_path / "prog", script)) == [
         str(target / result)
     ]

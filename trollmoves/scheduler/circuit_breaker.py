@@ -1,0 +1,88 @@
+"""Pauses a lane after outages, then probes it with one task."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Container, Sequence
+from enum import Enum, auto
+
+from trollmoves.errors import TrollmovesError
+from trollmoves.journal import Task
+
+BACKOFF_INITIAL = 1.0  # s before the second attempt
+BACKOFF_MAX = 300.0  # s, so that the recovery of a host is noticed within minutes
+
+
+def backoff(attempts: int, initial: float = BACKOFF_INITIAL, maximum: float = BACKOFF_MAX) -> float:
+    """Return the seconds to wait after failure number ``attempts``.
+
+    The wait doubles up to ``maximum``, with jitter between 50% and 100%.
+    """
+    return float(min(maximum, initial * 2.0 ** min(attempts - 1, 30)) * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)
+
+
+class Transition(Enum):
+    """What a result changed: the breaker opened (a pause began), closed (the lane works again), or neither."""
+
+    OPENED = auto()
+    CLOSED = auto()
+    NONE = auto()
+
+
+class CircuitBreaker:
+    """The circuit breaker of one lane. For the scheduler thread; any thread may call ``resume``.
+
+    ``failures`` counts the pauses since the last success. ``healthy`` is True once a task has finished since the lane
+    was created, unless the last one failed with an outage.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.healthy = False
+        self._paused_until = 0.0  # monotonic
+        self._probe_id = 0  # the task that was claimed after the last pause
+
+    @property
+    def paused_until(self) -> float:
+        """The monotonic time at which the pause ends; 0 without a pause."""
+        return self._paused_until
+
+    def pause_remaining(self) -> float:
+        """Return the seconds until the pause ends, 0 without a pause."""
+        return max(0.0, self._paused_until - time.monotonic())
+
+    def is_expired(self) -> bool:
+        """Return True if the failures are old enough to be forgotten."""
+        return not self.failures or time.monotonic() >= self._paused_until + BACKOFF_MAX
+
+    def is_probing(self, in_flight: Container[int]) -> bool:
+        """Return True while the probe is in flight."""
+        return self._probe_id in in_flight
+
+    def resume(self) -> bool:
+        """End the pause; return True if there was one. Any thread."""
+        paused = self._paused_until > 0
+        self._paused_until = 0.0
+        return paused
+
+    def record_claim(self, tasks: Sequence[Task]) -> None:
+        """Record claimed tasks: after a pause the first one is the probe."""
+        if tasks and self.failures:
+            self._probe_id = tasks[0].id
+
+    def record_result(self, task: Task, error: TrollmovesError | None) -> Transition:
+        """Record how an attempt ended: an outage opens the breaker, any other end closes it."""
+        if error and error.blames_origin:
+            return Transition.NONE  # the attempt never reached the destination
+        self.healthy = error is None or not error.outage
+        if self.healthy:
+            recovered = self.failures > 0
+            self.failures = 0
+            self._paused_until = 0.0
+            return Transition.CLOSED if recovered else Transition.NONE
+        if self.failures and task.id != self._probe_id:
+            return Transition.NONE  # the task was started before the pause
+        self.failures += 1
+        self._paused_until = time.monotonic() + backoff(self.failures)
+        return Transition.OPENED
