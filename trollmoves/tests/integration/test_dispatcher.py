@@ -130,7 +130,8 @@ def test_as_the_earlier_implementation(testbed: Testbed) -> None:
         found = {name: text for name, text in dispatching.delivered_files().items() if not name.startswith("last/")}
         assert found == wanted
     until(
-        lambda: len(published(ours.subscriber)) == len(published(theirs.subscriber)) == len(wanted), what="all is told"
+        lambda: len(published(ours.subscriber)) == len(published(theirs.subscriber)) == len(wanted),
+        what="all messages",
     )
     for (subject, kind, data), (old_subject, old_kind, old_data) in zip(
         published(ours.subscriber), published(theirs.subscriber), strict=True
@@ -204,7 +205,7 @@ def test_topic_of_several_words(testbed: Testbed) -> None:
 
 
 def test_nothing_is_published_without_p(testbed: Testbed) -> None:
-    """Without -p there is no publisher."""
+    """Without -p no publisher is started."""
     d = DispatcherTestbed(testbed, one(publish_topic="/sent"), "-v").start()
     d.publisher.publish_file(d.file("a"))
     d.wait_for("a")

@@ -683,7 +683,7 @@ def test_heartbeat_interval(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(publisher, "INITIAL_HEARTBEAT_DELAYS", (0.1,))
 
     def trouble() -> dict[str, Any]:
-        raise RuntimeError("nobody knows")
+        raise RuntimeError("no data")
 
     one = published(stack, beat_data=trouble)
     recorder = Ear(stack, at(one))

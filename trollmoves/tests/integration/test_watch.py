@@ -329,32 +329,32 @@ def test_open_file_at_start_is_reported_complete(directory: Path) -> None:
         assert [found.size for found in recorded.of_path(directory / "a.dat")] == [11]
 
 
-@pytest.mark.parametrize("sighting", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
-def test_file_that_stays_open_is_complete_in_the_end(directory: Path, sighting: Trigger) -> None:
+@pytest.mark.parametrize("trigger", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
+def test_file_that_stays_open_is_complete_in_the_end(directory: Path, trigger: Trigger) -> None:
     """A file kept open by a process that inherited it is complete after a timeout."""
-    judge = CompletenessChecker(quiet=0.2, patience=0.4)
+    checker = CompletenessChecker(quiet=0.2, max_open=0.4)
     begun = time.monotonic() - 0.02  # files are dated by the last tick of the system's clock
     with open(directory / "a.dat", "w") as file:
         file.write("all")
         file.flush()
-        assert not judge.check(file.name, os.stat(file.name), sighting)
-        until(lambda: judge.check(file.name, os.stat(file.name), sighting))
-        assert time.monotonic() - begun >= (0.2 if sighting in (Trigger.MOVED, Trigger.CLOSED) else 0.4)
-    assert not len(judge)
+        assert not checker.check(file.name, os.stat(file.name), trigger)
+        until(lambda: checker.check(file.name, os.stat(file.name), trigger))
+        assert time.monotonic() - begun >= (0.2 if trigger in (Trigger.MOVED, Trigger.CLOSED) else 0.4)
+    assert not len(checker)
 
 
-def test_few_files_are_put_aside(directory: Path) -> None:
-    """What finds no room among the files put aside is named by its directory, to be listed again."""
-    judge = CompletenessChecker(limit=2)
+def test_number_of_deferred_files_is_limited(directory: Path) -> None:
+    """When too many files are deferred, the directory of any further file is returned, to be listed again."""
+    checker = CompletenessChecker(limit=2)
     files = [open(directory / f"{number}.dat", "w") for number in range(3)]  # noqa: SIM115
     for file in files:
         file.write("half")
         file.flush()
-        assert not judge.check(file.name, os.stat(file.name), Trigger.LISTED)
+        assert not checker.check(file.name, os.stat(file.name), Trigger.LISTED)
         file.close()
-    assert len(judge) == 2
-    assert judge.overflowed_directories() == {str(directory)}
-    assert not judge.overflowed_directories()
+    assert len(checker) == 2
+    assert checker.overflowed_directories() == {str(directory)}
+    assert not checker.overflowed_directories()
 
 
 # --- another user's files: the kernel does not show whether they are open

@@ -278,12 +278,12 @@ def test_no_more_watches_means_listing(tmp_path: Path) -> None:
         assert str(tmp_path / "b") in warnings[0]
         assert "fs.inotify.max_user_watches" in warnings[0]
         shutil.rmtree(tmp_path / "a")
-        until(lambda: any(f"watching {tmp_path / 'b'} now" in line for line in child.log), what="a watch for the next")
+        until(lambda: any(f"now watching {tmp_path / 'b'}" in line for line in child.log), what="a watch for the next")
         child.wait_for(move_in(tmp_path / "b" / "later.dat"))
 
 
 def test_no_instance_means_listing(tmp_path: Path) -> None:
-    """When no inotify instance is to be had, the log says which setting to raise, and everything is listed instead."""
+    """Without an inotify instance, the log says which setting to raise, and the directories are listed instead."""
     old = write(tmp_path / "old.dat")
     with Child(tmp_path / "{name}.dat", prefix=limited("instances", 0)) as child:
         child.wait_for(old, move_in(tmp_path / "new.dat"))
@@ -299,7 +299,7 @@ def public() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_forbidden_directory_does_not_stop_the_others(public: Path) -> None:
-    """A directory that must not be read is named in the log once, and followed as soon as it may be."""
+    """An unreadable directory is logged once, and watched as soon as it becomes readable."""
     for name in "bad", "good":
         (public / name).mkdir()
     os.chmod(public / "bad", 0o700)
@@ -369,8 +369,8 @@ def test_polling_finds_files_that_have_settled(tmp_path: Path) -> None:
         assert [file.fresh for file in recorded.files] == [False] * 3
 
 
-def test_polling_does_not_tell_of_a_growing_file(tmp_path: Path) -> None:
-    """A file that two listings in a row show different is not given; one that they show the same is, once."""
+def test_polling_does_not_report_a_growing_file(tmp_path: Path) -> None:
+    """A file that changed between two listings is not returned; an unchanged one is returned once."""
     directory = Directory(str(tmp_path), 0, (0, 0), 0)
     given: list[int] = []
     for content in "1", "12", "12", "12", "34", "123", "123":

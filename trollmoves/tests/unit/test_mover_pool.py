@@ -150,7 +150,7 @@ def test_failed_connect_frees_its_slot(pool: Pool) -> None:
     """A failed connect blocks no other thread, and leaves no connection behind."""
 
     def fail() -> Connection:
-        raise ConnectionFailed("nobody there")
+        raise ConnectionFailed("no server")
 
     for _ in range(5):
         with pytest.raises(ConnectionFailed), pool.lease("a", fail, LIMITS):

@@ -293,7 +293,7 @@ def test_a_pattern_is_quick() -> None:
 
 
 def test_threads_share_a_pattern() -> None:
-    """Threads that read different names each get the fields of their own name."""
+    """Threads that read different names each get the fields of the right name."""
     pattern = Pattern("{a:05d}_{t:%Y%m%d}.nc")
     wrong: list[str] = []
 

@@ -9,7 +9,7 @@ from trollmoves.utils.rate import BATCHING_DELAY, HIGH_RATE, WINDOW, RateMeter
 
 
 def test_low_rate_is_not_delayed() -> None:
-    """At a low rate there is no delay."""
+    """A low rate causes no delay."""
     pace = RateMeter()
     lasted = []
     for _ in range(20):
@@ -29,7 +29,7 @@ def test_high_rate_is_batched() -> None:
 
 
 def test_rate_falls() -> None:
-    """A high rate that has ended is no longer high."""
+    """The rate falls when the events stop."""
     pace = RateMeter()
     assert not pace.is_high()
     pace.record(10**15)  # fast for one second, however late the next look comes

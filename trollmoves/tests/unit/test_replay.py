@@ -205,7 +205,7 @@ def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None
 
 
 def test_no_replay_in_order(client: Client, server: Server) -> None:
-    """While no number is missing there is no request, and the position is stored in the journal."""
+    """While no number is missing, no request is sent, and the position is stored in the journal."""
     in_touch(client, server)
     for number in range(6, 300):
         server.last = number

@@ -517,7 +517,7 @@ def test_after_is_called_when_stored(runtime: House) -> None:
     def handle(one: Task) -> Result:
         def after() -> None:
             seen.append((runtime.state(one.key), runtime.state(one.key, "next"), threading.current_thread().name))
-            raise RuntimeError("trouble of whoever was told")
+            raise RuntimeError("error in a callback")
 
         return Result(follow_ups=[task(one.key, kind="next")], on_committed=after)
 
