@@ -1,4 +1,4 @@
-"""What a DirectoryWatch reports of a file."""
+"""A file reported by a DirectoryWatch."""
 
 from __future__ import annotations
 

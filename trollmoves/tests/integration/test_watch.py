@@ -229,7 +229,7 @@ def test_backlog_is_reported_in_batches(directory: Path) -> None:
     paths = [write(directory / f"{index}.dat") for index in range(50)]
     for index, path in enumerate(paths):
         age(path, 100 + (index * 7) % 50)
-    with watching(directory / "{name}.dat", batch=20) as recorded:
+    with watching(directory / "{name}.dat", batch_size=20) as recorded:
         recorded.wait_for(*paths)
         sentinel(recorded, directory / "end.dat")
         assert recorded.paths[:50] == sorted(paths, key=lambda path: os.stat(path).st_mtime)
@@ -253,7 +253,7 @@ def test_files_that_come_during_the_backlog_are_reported_once(directory: Path) -
     for path in old:
         os.link(path, path + ".x")  # further entries, that do not match
     recorded = RecordedFiles()
-    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), recorded, batch=50)
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), recorded, batch_size=50)
     new = []
     starting = threading.Thread(target=watch.start)
     starting.start()
@@ -483,7 +483,7 @@ class Failing(RecordedFiles):
         self.poison = ""
 
     def __call__(self, files: list[FoundFile]) -> None:
-        """Raise, or take."""
+        """Raise, or record the files."""
         self.calls += 1
         if self.calls <= self.fails or (self.poison and self.poison in [file.path for file in files]):
             raise self.error
@@ -505,8 +505,8 @@ def test_files_are_offered_again(directory: Path, error: Exception) -> None:
         watch.stop()
 
 
-def test_patience_with_a_temporary_error_has_no_end(directory: Path) -> None:
-    """An error that says it is temporary is met by offering again, more often than another one would be."""
+def test_temporary_errors_are_retried_without_limit(directory: Path) -> None:
+    """After a temporary error a batch is retried more often than after any other error."""
     failing = Failing(TemporaryTransferError("not now"))
     failing.fails = 5
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
@@ -519,7 +519,7 @@ def test_patience_with_a_temporary_error_has_no_end(directory: Path) -> None:
 
 
 def test_one_bad_file_costs_no_other(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that can never be taken is logged and left, the others of its batch are taken."""
+    """A file that the handler always rejects is logged and dropped; the others of its batch are delivered."""
     files = [write(directory / f"{index}.dat") for index in range(5)]
     failing = Failing(ValueError("poison"))
     failing.fails, failing.poison = 0, files[2]
