@@ -429,7 +429,7 @@ def assert_unknown(path: str) -> None:
     assert done.stdout == "None"
 
 
-# --- events that are lost, and a taker that fails
+# --- lost events and a failing handler
 
 
 def test_nothing_is_missed_when_the_kernel_loses_events(directory: Path) -> None:
@@ -451,9 +451,9 @@ def test_nothing_is_missed_when_the_kernel_loses_events(directory: Path) -> None
 
 def test_queue_keeps_no_more_than_its_limit(directory: Path) -> None:
     """The queue in memory is bounded: surplus files are dropped, and the handler is notified."""
-    kernel = Inotify()
-    kernel.add(str(directory), CREATE)
-    queue = EventQueue(kernel, "test", limit=1000)
+    instance = Inotify()
+    instance.add(str(directory), CREATE)
+    queue = EventQueue(instance, "test", limit=1000)
     queue.start()
     try:
         for index in range(100):
@@ -469,7 +469,7 @@ def test_queue_keeps_no_more_than_its_limit(directory: Path) -> None:
         assert [name for buffer in buffers for _, _, name in events(buffer)][-1] == "end"
     finally:
         queue.stop()
-        kernel.close()
+        instance.close()
 
 
 class Failing(RecordedFiles):
@@ -491,8 +491,8 @@ class Failing(RecordedFiles):
 
 
 @pytest.mark.parametrize("error", [TemporaryTransferError("not now"), ValueError("a mistake")])
-def test_files_are_offered_again(directory: Path, error: Exception) -> None:
-    """Files that the handler failed to process are offered again, and new ones are not lost."""
+def test_failed_files_are_retried(directory: Path, error: Exception) -> None:
+    """Files that the handler failed to process are passed again, and new files are not lost."""
     failing = Failing(error)
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
     watch.start()
@@ -535,7 +535,7 @@ def test_one_bad_file_costs_no_other(directory: Path, caplog: pytest.LogCaptureF
 
 
 def test_stop_with_failing_handler(directory: Path) -> None:
-    """A Watch with a failing handler can be stopped."""
+    """A DirectoryWatch with a failing handler can be stopped."""
     failing = Failing(TemporaryTransferError("never"))
     failing.fails = 10**9
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
@@ -561,7 +561,7 @@ def test_nothing_is_left_after_stop(directory: Path) -> None:
 
 
 def test_taker_may_stop_the_watch(directory: Path) -> None:
-    """A Watch can be stopped from within the call that takes its files."""
+    """A DirectoryWatch can be stopped from within its callback."""
     before = open_watches()
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), lambda files: watch.stop())
     watch.start()

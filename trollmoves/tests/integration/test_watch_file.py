@@ -1,4 +1,4 @@
-"""Promises of following one file."""
+"""Promises of watching one file."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def test_missing_file_is_no_change(file: Path) -> None:
         changes.wait_for(1)
 
 
-def test_symbolic_link_led_elsewhere_is_a_change(file: Path, tmp_path: Path) -> None:
-    """A symbolic link to the file is followed: when it, a directory before it, or the file behind it changes."""
+def test_retargeted_symbolic_link_is_a_change(file: Path, tmp_path: Path) -> None:
+    """A change of a symbolic link to the file, of a linked parent directory, or of the target is reported."""
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
     write(tmp_path / "1" / "x.ini", "first")
