@@ -241,9 +241,9 @@ def test_keys_are_required_after_reloads(testbed: Testbed, keys: Keys) -> None:
     more = testbed.port()
     second = {"more": server_section(testbed.directory("more"), more)}
     for sections in (pair.server_sections | second, pair.server_sections, second, pair.server_sections | second):
-        before = pair.server.lines().count("configuration read again")
+        before = pair.server.lines().count("configuration reloaded")
         pair.server.reconfigure(sections)
-        pair.server.wait_for_line("configuration read again", before + 1)
+        pair.server.wait_for_line("configuration reloaded", before + 1)
     ports = (pair.publish_port, pair.request_port, more)
     assert [keys.can_connect(port, "alice") for port in ports] == [True] * 3
     assert not any(keys.can_connect(port, "mallory", 0.5) for port in ports)
