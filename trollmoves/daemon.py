@@ -26,48 +26,46 @@ from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
 from trollmoves.watch import FileWatch
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-PRUNE_INTERVAL = 60.0  # s between rounds of the journal's upkeep
-DISK_SPACE_POLL = 5.0  # s between looks whether there is room for a journal
-PRUNE_STEP_PAUSE = 0.02  # s between the steps of a round, each of which takes a few ms
+PRUNE_INTERVAL = 60.0  # s between two prunings of the journal
+DISK_SPACE_POLL = 5.0  # s between two attempts to create the journal on a full disk
+PRUNE_STEP_PAUSE = 0.02  # s between the steps of a pruning; a step takes a few ms
 DAY = 86_400.0  # s
 MAX_OPEN_FILES = 65_536
-WORLD_WRITABLE = 0o002  # the right to write that nothing made here gives to everyone, whatever the umask
-SWITCH_INTERVAL = (
-    0.001  # s after which a busy thread lets another one have Python; its default of 5 ms would be our latency
-)
+WORLD_WRITABLE = 0o002  # permission bit that is always masked: no file made here is world-writable
+SWITCH_INTERVAL = 0.001  # s; GIL switch interval; the default of 5 ms would dominate latency
 
-O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
+O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, the custom for a type)
 
 
 class Chain(Protocol):
-    """One section of a configuration, running."""
+    """A running section of a configuration."""
 
     name: str
 
     def start(self) -> None:
-        """Begin; StartError when it cannot."""
+        """Start the chain; raise ``StartError`` if it cannot run."""
 
     def stop(self) -> None:
-        """End in order; may be called on one that did not start."""
+        """Shut the chain down; also after a failed start."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What all chains of a process share."""
+    """State shared by all chains of a process."""
 
     options: ProcessOptions
     journal: Journal
-    workers: Scheduler
+    scheduler: Scheduler
 
 
 class Daemon(ABC, Generic[O]):
-    """A process with chains. Only its main thread starts, reloads and stops anything."""
+    """A process with chains. Only its main thread starts, reloads and stops chains."""
 
     role: ClassVar[str]
     options: type[O]
-    compactors: ClassVar[Compactors] = {}  # what is left of a task that was done some time ago, by kind
+    compactors: ClassVar[Compactors] = {}  # functions that compact the body of a finished task, by kind
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -75,73 +73,73 @@ class Daemon(ABC, Generic[O]):
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
         self._ending = False
-        self._trouble = ""  # why the last chain that did not start did not
-        self._chains_lock = threading.Lock()  # the dict: heartbeats look at it
+        self._start_error = ""  # why the last chain could not be started
+        self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
-    # -- what each daemon is
+    # -- hooks of each daemon
 
     @abstractmethod
-    def make_chain(self, options: O, house: Runtime) -> Chain:
-        """Make the chain of one section; StartError when it cannot run."""
+    def make_chain(self, options: O, runtime: Runtime) -> Chain:
+        """Return the chain of one section; raise ``StartError`` if it cannot run."""
 
-    def open_shared(self, house: Runtime) -> None:
-        """Open what all chains of this daemon share; StartError when it cannot be had."""
+    def open_shared(self, runtime: Runtime) -> None:
+        """Open the resources shared by all chains; raise ``StartError`` if one is not available."""
 
     def close_shared(self) -> None:
-        """Close it again."""
+        """Close the shared resources."""
 
     def startup_warning(self, chains: Iterable[O]) -> str:  # noqa: ARG002
-        """Give one line that whoever runs these chains should know; empty when there is nothing."""
+        """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
 
     def read_config(self) -> config_file.Configuration[O]:
-        """Read the configuration file; ConfigError when it cannot be used."""
+        """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
         return config_file.read(self._file, self.options)
 
     def check_report(self, found: config_file.Configuration[O]) -> str:
-        """Give what ``--check`` prints."""
+        """Return the text that ``--check`` prints."""
         return config_file.check_report(found)
 
     def paused_input(self) -> AbstractContextManager[None]:
-        """Hold back what comes in for all chains together, while some of them start or stop."""
+        """Pause shared input while chains start or stop."""
         return nullcontext()
 
     @classmethod
     def make_parser(cls, description: str) -> argparse.ArgumentParser:
-        """Give a parser of the arguments that all daemons have."""
+        """Return a parser for the arguments common to all daemons."""
         parser = argparse.ArgumentParser(description=description)
         add = parser.add_argument
         add("config_file", help="the configuration file")
-        add("--check", action="store_true", help="say what would run, and what is wrong, and end")
-        add("-c", "--log-config", metavar="FILE", help="configuration of the log (YAML, dictConfig)")
+        add("--check", action="store_true", help="print the chains that would run and all errors, then exit")
+        add("-c", "--log-config", metavar="FILE", help="logging configuration (YAML, dictConfig)")
         add("-l", "--log", metavar="FILE", help="log to this file instead of standard error")
         add("-v", "--verbose", action="store_true", help="log more")
         add("--version", action="version", version=f"trollmoves {__version__}")
         return parser
 
     def running_chains(self) -> list[Chain]:
-        """Give the chains that run; any thread."""
+        """Return the running chains. Any thread."""
         with self._chains_lock:
             return list(self._chains.values())
 
-    # -- its life
+    # -- main loop
 
     def run(self) -> int:
-        """Run until a signal ends it; give the exit status."""
+        """Run until a signal stops the process; return the exit status."""
         try:
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | WORLD_WRITABLE)
             logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
-            follower = FileWatch(self._file, lambda: self._orders.put("reload"))
-            follower.start()  # before the file is read for the first time: no change falls in between
+            file_watch = FileWatch(self._file, lambda: self._orders.put("reload"))
+            file_watch.start()  # before the first read, so that no change is missed
             try:
                 return self._run_daemon()
             finally:
-                follower.stop()
+                file_watch.stop()
         except TrollmovesError as error:
-            log.debug("because of", exc_info=True)
-            print(f"{self.make_parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the last word before the end)
+            logger.debug("cause of the exit", exc_info=True)
+            print(f"{self.make_parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the final message)
             return 1
 
     def _check(self) -> int:
@@ -173,77 +171,78 @@ class Daemon(ABC, Generic[O]):
         return 0
 
     def _open_journal(self, path: str, synchronous: str, damage: str) -> Journal | None:
-        """Open the journal, as soon as there is room for it; None when the process is to end before."""
-        told = False
+        """Open the journal, waiting for disk space; return None if the process was stopped first."""
+        logged = False
         while True:
             try:
                 return Journal(
-                    path, synchronous=synchronous, damage=damage, on_damage=lambda: self._orders.put("begin anew")
+                    path, synchronous=synchronous, damage=damage, on_damage=lambda: self._orders.put("restart")
                 )
             except JournalFull as error:
-                if not told:
-                    log.error("%s; waiting for room", error)
-                told = True
+                if not logged:
+                    logger.error("%s; waiting for free space", error)
+                logged = True
             with suppress(Empty):
                 if self._orders.get(timeout=DISK_SPACE_POLL) == "stop":
                     return None
 
     def _run_chains(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
-        """Run the chains until this process, or the journal, comes to its end; give what they were made of."""
-        house = Runtime(current.process, journal, Scheduler(journal, current.process.workers))
-        self.open_shared(house)
+        """Run the chains until the process stops or the journal is damaged; return their configuration."""
+        runtime = Runtime(current.process, journal, Scheduler(journal, current.process.workers))
+        self.open_shared(runtime)
         try:
-            house.workers.start()
+            runtime.scheduler.start()
             with self.paused_input():
                 for options in current.sections.values():
-                    self._start_chain(options, house)
+                    self._start_chain(options, runtime)
             if not self._chains:
-                raise StartError(f"no chain could be started{self._trouble}")
-            log.info("%s %s runs %d chains, journal %s", self.role, __version__, len(self._chains), journal.path)
+                raise StartError(f"no chain could be started{self._start_error}")
+            chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
+            logger.info("%s %s runs %s, journal %s", self.role, __version__, chains, journal.path)
             if advice := self.startup_warning(current.sections.values()):
-                log.warning("%s", advice)
-            return self._command_loop(current, house)
+                logger.warning("%s", advice)
+            return self._command_loop(current, runtime)
         finally:
-            self._stop(house)
+            self._stop(runtime)
 
     def _listen_to_signals(self) -> None:
         for number, order in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
             signal.signal(number, lambda *_, order=order: self._orders.put(order))
 
-    def _command_loop(self, current: config_file.Configuration[O], house: Runtime) -> config_file.Configuration[O]:
-        upkeep = _JournalPruner(house, self.compactors)
+    def _command_loop(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
+        pruner = _JournalPruner(runtime, self.compactors)
         while True:
             try:
-                order = self._orders.get(timeout=upkeep.seconds_until_due())
+                order = self._orders.get(timeout=pruner.seconds_until_due())
             except Empty:
-                upkeep.step()
+                pruner.step()
                 continue
-            if order in ("stop", "begin anew"):
+            if order in ("stop", "restart"):
                 self._ending = order == "stop"
                 if not self._ending:
-                    log.error("the journal is damaged (%s): all chains begin anew", house.journal.damage)
+                    logger.error("the journal is damaged (%s), restarting all chains", runtime.journal.damage)
                 return current
             with self.paused_input():
-                current = self._reload(current, house)
+                current = self._reload(current, runtime)
 
     # -- chains
 
-    def _start_chain(self, options: O, house: Runtime) -> bool:
+    def _start_chain(self, options: O, runtime: Runtime) -> bool:
         chain = None
-        house.workers.set_priority(options.name, options.priority)
+        runtime.scheduler.set_priority(options.name, options.priority)
         try:
-            chain = self.make_chain(options, house)
+            chain = self.make_chain(options, runtime)
             chain.start()
-        except Exception as error:  # one chain's trouble is not the others'
+        except Exception as error:  # the other chains must run
             expected = isinstance(error, TrollmovesError)
-            log.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
-            self._trouble = f": [{options.name}] {error}"
+            logger.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
+            self._start_error = f": [{options.name}] {error}"
             if chain:
                 self._stop_safely(chain)
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
-        log.info("[%s] started", options.name)
+        logger.info("[%s] started", options.name)
         return True
 
     def _stop_chain(self, name: str) -> None:
@@ -251,38 +250,37 @@ class Daemon(ABC, Generic[O]):
             chain = self._chains.pop(name, None)
         if chain is not None:
             self._stop_safely(chain)
-            log.info("[%s] stopped", name)
+            logger.info("[%s] stopped", name)
 
     @staticmethod
     def _stop_safely(chain: Chain) -> None:
         try:
             chain.stop()
-        except Exception:  # what it leaves behind is no reason for the others to stop
-            log.exception("[%s] did not stop in order", chain.name)
+        except Exception:  # the other chains must stop too
+            logger.exception("[%s] unexpected error while stopping", chain.name)
 
-    def _reload(self, current: config_file.Configuration[O], house: Runtime) -> config_file.Configuration[O]:
-        """Bring what runs into line with the file; what the file does not change is not touched."""
+    def _reload(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
+        """Read the configuration again; start, stop and restart the chains that differ from it."""
         try:
             new = self.read_config()
         except ConfigError as error:
-            log.error("the configuration is not taken over, what runs goes on: %s", error)
+            logger.error("configuration not reloaded, the chains keep running unchanged: %s", error)
             return current
         _log_problems(new)
         changes = config_file.changes(current, new)
         if changes.process:
-            log.warning("needs a restart to count: %s in [DEFAULT]", ", ".join(changes.process))
+            logger.warning("changes in [DEFAULT] take effect after a restart: %s", ", ".join(changes.process))
         for name in changes.removed:
             self._stop_chain(name)
         for name in changes.changed:
             self._stop_chain(name)
-            if not self._start_chain(new.sections[name], house):
-                log.error("[%s] goes on as it was before", name)
-                self._start_chain(current.sections[name], house)
-        wanted = (*changes.added, *(n for n in changes.unchanged if n not in self._chains))
-        for name in wanted:
-            self._start_chain(new.sections[name], house)
-        log.info(
-            "configuration read again: %d added, %d changed, %d removed, %d as before",
+            if not self._start_chain(new.sections[name], runtime):
+                logger.error("[%s] keeps its previous configuration", name)
+                self._start_chain(current.sections[name], runtime)
+        for name in (*changes.added, *(n for n in changes.unchanged if n not in self._chains)):
+            self._start_chain(new.sections[name], runtime)
+        logger.info(
+            "configuration reloaded: %d added, %d changed, %d removed, %d unchanged",
             len(changes.added),
             len(changes.changed),
             len(changes.removed),
@@ -290,25 +288,27 @@ class Daemon(ABC, Generic[O]):
         )
         return changes.running
 
-    def _stop(self, house: Runtime) -> None:
-        """End in order: hear nothing more, give what runs its time, write down the rest."""
+    def _stop(self, runtime: Runtime) -> None:
+        """Shut down: stop input, wait for running tasks, then close."""
         with self.paused_input():
             for name in list(self._chains):
                 self._stop_chain(name)
-            if not house.workers.stop(house.options.stop_timeout):
-                log.warning("transfers were still running after %g s; they are begun anew", house.options.stop_timeout)
+            if not runtime.scheduler.stop(runtime.options.stop_timeout):
+                logger.warning(
+                    "transfers were still running after %g s; they will be restarted", runtime.options.stop_timeout
+                )
             self.close_shared()
-        log.info("stopped")
+        logger.info("stopped")
 
 
 class _JournalPruner:
-    """Keeps the journal small, by a small step at a time; the main thread's."""
+    """Prunes the journal in small steps. Main thread only."""
 
-    def __init__(self, house: Runtime, remains: Compactors) -> None:
-        options = house.options
-        self._journal = house.journal
-        self._remains = remains
-        self._keep = Retention(
+    def __init__(self, runtime: Runtime, compactors: Compactors) -> None:
+        options = runtime.options
+        self._journal = runtime.journal
+        self._compactors = compactors
+        self._retention = Retention(
             options.keep_finished * DAY,
             options.keep_announcements * DAY,
             options.max_finished,
@@ -318,31 +318,31 @@ class _JournalPruner:
         self._next = time.monotonic() + PRUNE_INTERVAL
 
     def seconds_until_due(self) -> float:
-        """Give the seconds until the next step."""
+        """Return the seconds until the next step."""
         return max(0.0, self._next - time.monotonic())
 
     def step(self) -> None:
-        """Take the next step, the first one of a new round after the last one of a round."""
+        """Run the next step of the current pruning, or begin the next pruning."""
         try:
             done = next(self._steps, None)
         except TrollmovesError as error:
-            log.debug("the journal is not made smaller: %s", error)  # whoever has to write says so louder
+            logger.debug("cannot prune the journal: %s", error)  # the scheduler logs the errors of writes
             done = None
         if done is None:
-            self._steps = self._journal.prune(self._keep, self._remains)
+            self._steps = self._journal.prune(self._retention, self._compactors)
         self._next = time.monotonic() + (PRUNE_INTERVAL if done is None else PRUNE_STEP_PAUSE)
 
 
 def _raise_fd_limit() -> None:
-    """Use as many descriptors as this process may have: each request that is open has a socket."""
+    """Raise the soft limit of file descriptors, because each open request needs a socket."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < MAX_OPEN_FILES and soft != hard:
-        most = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _log_problems(found: config_file.Configuration[Any]) -> None:
     for warning in found.warnings:
-        log.warning("%s", warning)
+        logger.warning("%s", warning)
     for problem in found.problems:
-        log.error("%s", problem)
+        logger.error("%s", problem)

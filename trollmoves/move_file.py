@@ -17,6 +17,7 @@ from trollmoves.config import secrets
 from trollmoves.errors import TransferError, TrollmovesError
 from trollmoves.movers import MOVERS, Mover, close_connections, options
 from trollmoves.net import urls
+from trollmoves.utils.logs import format_bytes
 
 REFRESH = 0.2  # seconds between two states of the progress line
 BAR = 24  # characters
@@ -59,7 +60,7 @@ class Progress:
         filled = int(share * BAR)
         return (
             f"[{'#' * filled}{'.' * (BAR - filled)}] {self.done}/{self.files} files, "
-            f"{format_bytes(sent)} of {format_bytes(self.total)}, {format_bytes(sent / self.seconds)}/s"
+            f"{format_bytes(sent)} of {format_bytes(self.total)}, {format_bytes(round(sent / self.seconds))}/s"
         )
 
     def summary(self, verb: str, destination: str) -> str:
@@ -67,7 +68,7 @@ class Progress:
         failures = f", {self.failed} failed" if self.failed else ""
         return (
             f"{verb} {self.done} of {self.files} files to {destination}{failures} "
-            f"({format_bytes(self.sent)}, {self.seconds:.2f} s, {format_bytes(self.sent / self.seconds)}/s)"
+            f"({format_bytes(self.sent)}, {self.seconds:.2f} s, {format_bytes(round(self.sent / self.seconds))}/s)"
         )
 
 
@@ -89,15 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _deliver_all(given, origins, destination, attrs)
     finally:
         close_connections()
-
-
-def format_bytes(count: float) -> str:
-    """Return bytes as people read them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _parser() -> argparse.ArgumentParser:

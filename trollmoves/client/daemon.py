@@ -30,7 +30,7 @@ class ClientChain:
         """Bind the publish port and connect; StartError if that fails."""
         self.name = options.name
         self._options = options
-        self._scheduler = runtime.workers
+        self._scheduler = runtime.scheduler
         self._destinations = Destinations(
             options.name,
             options.destination,
@@ -49,7 +49,7 @@ class ClientChain:
         peers = Peers(options.takeover_after, runtime.journal.keys(options.name, PEER))
         self._requester = Requester(self.name)
         self._receipts = ReceiptPublisher(
-            options, runtime.journal, self._destinations, runtime.workers, self._publisher
+            options, runtime.journal, self._destinations, runtime.scheduler, self._publisher
         )
         fetches = FetchTasks(self.name, runtime.journal, peers, options.processing_delay, self._acknowledge)
         self._fetcher = Fetcher(
@@ -63,7 +63,7 @@ class ClientChain:
             on_delivered=self._receipts.on_delivered,
         )
         self._receiver = AnnouncementReceiver(
-            options, options.topic, runtime.journal, runtime.workers, self._requester, fetches, peers
+            options, options.topic, runtime.journal, runtime.scheduler, self._requester, fetches, peers
         )
 
     def start(self) -> None:

@@ -24,21 +24,21 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TargetChain:
     """One target, running. With an ``origin`` it is told of files by a watch, else the dispatcher does."""
 
-    def __init__(self, options: TargetOptions, house: Runtime, publisher: Publisher | None) -> None:
+    def __init__(self, options: TargetOptions, runtime: Runtime, publisher: Publisher | None) -> None:
         self.name = options.name
-        self.deliveries = Deliveries(options, house.journal, house.workers, publisher)
-        self._house = house
+        self.deliveries = Deliveries(options, runtime.journal, runtime.scheduler, publisher)
+        self._runtime = runtime
         self._watch = None
         self._oldest = 0.0  # s since the epoch
         if options.origin:
             self._watch = DirectoryWatch(Origin(options.origin), self._on_found, name=self.name)
-            self._oldest = time.time() - house.journal.history_seconds()  # what is older was delivered long ago
+            self._oldest = time.time() - runtime.journal.history_seconds()  # what is older was delivered long ago
 
     @property
     def uses_messages(self) -> bool:
@@ -55,7 +55,7 @@ class TargetChain:
         """Look for no more files; what waits stays in the journal."""
         if self._watch:
             self._watch.stop()
-        self._house.workers.unregister(self.name)
+        self._runtime.scheduler.unregister(self.name)
 
     def _on_found(self, found: list[FoundFile]) -> None:
         news = [
@@ -64,7 +64,7 @@ class TargetChain:
             if one.fresh or not self._is_old(one.path)
         ]
         tasks = [task for one in news for task in self.deliveries.tasks(one, None)]
-        enqueue(tasks, self._house.journal, self._house.workers)
+        enqueue(tasks, self._runtime.journal, self._runtime.scheduler)
 
     def _is_old(self, path: str) -> bool:
         try:
@@ -102,20 +102,20 @@ class Dispatcher(Daemon[TargetOptions]):
             return check_report(found)
         return explain(found, self.arguments.explain)
 
-    def open_shared(self, house: Runtime) -> None:
+    def open_shared(self, runtime: Runtime) -> None:
         """Bind the publish port when there is one; hear when the targets are there."""
         if self.arguments.publish_port is not None:
             self._publisher = Publisher(
                 "dispatcher",
                 self.arguments.publish_port,
                 nameservers=_nameservers(self.arguments.publish_nameserver),
-                bind_address=house.options.bind_address,
-                clients=house.options.allowed_clients,
+                bind_address=runtime.options.bind_address,
+                clients=runtime.options.allowed_clients,
             )
             self._publisher.start()
-        options = house.options
+        options = runtime.options
         assert isinstance(options, DispatcherOptions)  # noqa: S101  (for the type checker: ``read`` makes no other)
-        self._hearing = Subscription(options, lambda messages: self._on_messages(messages, house))
+        self._hearing = Subscription(options, lambda messages: self._on_messages(messages, runtime))
         self._hearing.add_topics(self._topics)
 
     def close_shared(self) -> None:
@@ -129,11 +129,11 @@ class Dispatcher(Daemon[TargetOptions]):
         """Have messages wait while targets come and go."""
         return self._hearing.paused() if self._hearing else nullcontext()
 
-    def make_chain(self, options: TargetOptions, house: Runtime) -> Chain:
+    def make_chain(self, options: TargetOptions, runtime: Runtime) -> Chain:
         """Make the chain of one target."""
-        return TargetChain(options, house, self._publisher)
+        return TargetChain(options, runtime, self._publisher)
 
-    def _on_messages(self, messages: Sequence[Message], house: Runtime) -> None:
+    def _on_messages(self, messages: Sequence[Message], runtime: Runtime) -> None:
         """Note all that is to be done about messages before the next ones are heard."""
         failpoints.hit("message-received")
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
@@ -144,8 +144,8 @@ class Dispatcher(Daemon[TargetOptions]):
                 for chain in chains
                 for task in chain.deliveries.tasks(news, news.message.subject)
             ],
-            house.journal,
-            house.workers,
+            runtime.journal,
+            runtime.scheduler,
         )
 
 

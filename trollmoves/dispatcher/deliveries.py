@@ -26,9 +26,9 @@ from trollmoves.net import urls
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
-from trollmoves.utils.logs import format_bytes as readable_size
+from trollmoves.utils.logs import format_bytes
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 KIND = "deliver"
 REPUBLISH = "republish"
@@ -81,7 +81,7 @@ class Deliveries:
     def start(self) -> None:
         """Deliver, also what was noted by an earlier process."""
         if self._publisher and not self._topic:
-            log.info("[%s] has no publish_topic: nothing will be published about it", self.name)
+            logger.info("[%s] has no publish_topic: nothing will be published about it", self.name)
         settle = SUBSCRIBER_GRACE if self._publisher else 0.0
         self._workers.register(
             self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, begin_in=settle
@@ -115,9 +115,9 @@ class Deliveries:
             found = list(self._local_files(news)) if ways else []
             return [task for file in found for route in ways for task in self._task(route.number, file)]
         except TrollmovesError as error:
-            log.warning("[%s] message about %s passed over: %s", self.name, told, error)
+            logger.warning("[%s] message about %s passed over: %s", self.name, told, error)
         except Exception:  # nothing that is sent makes a dispatcher deaf
-            log.exception("[%s] message about %s passed over", self.name, told)
+            logger.exception("[%s] message about %s passed over", self.name, told)
         return []
 
     def _local_files(self, news: ReceivedMessage) -> Iterator[LocalFile]:
@@ -126,13 +126,13 @@ class Deliveries:
                 yield file
             else:
                 told = news.message.subject
-                log.warning("[%s] passed over a file of a message about %s: %s", self.name, told, file)
+                logger.warning("[%s] passed over a file of a message about %s: %s", self.name, told, file)
 
     def _task(self, number: int, file: LocalFile) -> Iterator[Task]:
         try:
             url = self._routes[number - 1].destination(file)
         except TrollmovesError as error:
-            log.warning("[%s] dispatch config %d: %s is not delivered: %s", self.name, number, file.path, error)
+            logger.warning("[%s] dispatch config %d: %s is not delivered: %s", self.name, number, file.path, error)
             return
         receipt = self._receipt(file, url)
         order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, receipt.raw if receipt else "")
@@ -151,7 +151,7 @@ class Deliveries:
             receipt.raw = receipt.encode()
             return receipt
         except (ComposeError, MessageError) as error:
-            log.warning("[%s] nothing will be published about %s: %s", self.name, file.path, error)
+            logger.warning("[%s] nothing will be published about %s: %s", self.name, file.path, error)
             return None
 
     # -- delivering
@@ -164,7 +164,7 @@ class Deliveries:
                 task.tries -= 1
                 return Result(retry_in=RECHECK_DELAY)
             if turn == SUPERSEDED:
-                log.info(
+                logger.info(
                     "[%s] %s has been overtaken by a newer file of its name", self.name, task.key.partition("\n")[0]
                 )
                 return Result()
@@ -179,16 +179,16 @@ class Deliveries:
         except TransferError as error:
             if error.temporary and self._journal.now() - task.created > self._options.retry_for > 0:
                 what = task.key.partition("\n")[0]
-                log.error("[%s] %s is given up after %d tries: %s", self.name, what, task.tries, error)
+                logger.error("[%s] %s is given up after %d tries: %s", self.name, what, task.tries, error)
                 return Result(error=error, final=True)
             raise
         failpoints.hit("delivered")
-        log.info(
+        logger.info(
             "[%s] delivered %s to %s (%s, %.2f s, try %d)",
             self.name,
             os.path.basename(order.path),
             format_destination(url),
-            readable_size(_size(order.path)),
+            format_bytes(_size(order.path)),
             time.monotonic() - started,
             task.tries,
         )
@@ -223,7 +223,7 @@ def enqueue(tasks: Sequence[Task], journal: Journal, workers: Scheduler) -> None
             known.state, known.tries, known.due = WAITING, 0, journal.now()
             again.append(known)
         else:
-            log.debug("[%s] %s is known", known.chain, known.key.partition("\n")[0])
+            logger.debug("[%s] %s is known", known.chain, known.key.partition("\n")[0])
     if again:
         journal.reset_tasks(again)
     failpoints.hit("deliveries-stored")

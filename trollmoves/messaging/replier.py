@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from trollmoves.messaging.fair_queue import FairQueue
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.security import curve_keys
 from trollmoves.messaging.security.access import ClientAccess, client_address, client_identity
-from trollmoves.messaging.wakeup import Wakeup
+from trollmoves.messaging.socket_thread import SocketThread
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 BATCH_SIZE = 100  # requests handled together, so that the journal commits them together
 MAX_RECEIVED_PER_ROUND = 400  # requests taken from ZeroMQ before some are handled: so it shows who sends too many
 TICK = 1.0  # s between calls of ``tick``
-ERROR_DELAY = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
 MAX_PARSED_BYTES = 65_536  # bytes of a request that are read to be polite to somebody who may not ask
 REQUESTS_HELD = 1_000  # a connection; ZeroMQ holds the peer back beyond
 LARGEST_REQUEST = 16 * 1024 * 1024  # bytes; whoever sends more is disconnected
@@ -114,12 +112,13 @@ class Replier:
                 zmq.MAXMSGSIZE: LARGEST_REQUEST,
             },
         )
-        self._bell = Wakeup()
-        self._rung = zmq.Poller()
-        self._rung.register(self._bell.fileno(), zmq.POLLIN)
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"replier-{name}", daemon=True)
+        self._next_tick = 0.0
+        self._rate = RateMeter()
+        self._thread = SocketThread(
+            "replier", name, poll_timeout=self._poll_timeout, process=self._process, close=self._close
+        )
+        self._thread.poller.register(self._socket, zmq.POLLIN)
 
     def start(self) -> None:
         """Start to hear requests."""
@@ -127,50 +126,33 @@ class Replier:
 
     def stop(self) -> None:
         """Send the answers that are ready, hear nothing more."""
-        self._stopping = True
-        self._bell.set()
-        if self._thread.is_alive():
-            self._thread.join(5.0)
-        elif not self._thread.ident:
-            self._close()
+        self._thread.stop()
 
     def _close(self) -> None:
+        self._send_outgoing()
         self._socket.close()
-        self._bell.close()
 
     def send(self, route: list[bytes], text: str) -> None:
         """Send an answer back; any thread. One to a peer that is gone is dropped."""
         self._outgoing.append((route, text))
-        self._bell.set()
+        self._thread.wake()
 
-    def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._bell.fileno(), zmq.POLLIN)
-        next_tick, pace = 0.0, RateMeter()
-        while not self._stopping:
-            try:
-                pause = 0 if self._inbox.is_pending() else max(0, int((next_tick - time.monotonic()) * 1000) + 1)
-                ready = dict(poller.poll(pause))
-                if self._bell.fileno() in ready:
-                    self._bell.clear()
-                self._send_outgoing()
-                if self._socket in ready or self._inbox.is_pending():
-                    received = self._receive()
-                    self._send_outgoing()
-                    pace.throttle(received)
-                if time.monotonic() >= next_tick:
-                    next_tick = time.monotonic() + TICK
-                    self._put_off_count = 0
-                    self._unread.clear()
-                    if self._tick:
-                        self._tick()
-                    self._send_outgoing()
-            except Exception:  # nothing that is sent makes a server deaf
-                log.exception("[%s] unexpected error while answering requests", self.name)
-                time.sleep(ERROR_DELAY)
+    def _poll_timeout(self) -> int:
+        return 0 if self._inbox.is_pending() else max(0, int((self._next_tick - time.monotonic()) * 1000) + 1)
+
+    def _process(self, ready: list[sockets.Socket]) -> None:
         self._send_outgoing()
-        self._close()
+        if ready or self._inbox.is_pending():
+            received = self._receive()
+            self._send_outgoing()
+            self._rate.throttle(received)
+        if time.monotonic() >= self._next_tick:
+            self._next_tick = time.monotonic() + TICK
+            self._put_off_count = 0
+            self._unread.clear()
+            if self._tick:
+                self._tick()
+            self._send_outgoing()
 
     def _receive(self) -> int:
         self._receive_from_socket()
@@ -179,9 +161,9 @@ class Replier:
         if requests:
             self._handle_all(requests)
         elif self._inbox.only_throttled_pending():
-            self._bell.clear()
+            self._thread.wakeup.clear()
             self._send_outgoing()
-            self._rung.poll(THROTTLED_POLL_MS)
+            self._thread.wakeup.wait(THROTTLED_POLL_MS)
         return len(requests)
 
     def _receive_from_socket(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import zmq
 from trollmoves.errors import MessageError, TrollmovesError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.wakeup import Wakeup
+from trollmoves.messaging.socket_thread import SocketThread
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
 
@@ -24,7 +23,6 @@ log = logging.getLogger(__name__)
 IDLE_SOCKET = 60.0  # s after which an unused connection is closed
 CHECK_INTERVAL = 1.0  # s between looks for such
 REPLY_BATCH = 200  # of one connection, before the others have their turn
-ERROR_DELAY = 0.1  # s after an error that nobody foresaw, so that one that stays does not fill the log
 
 
 class NoReply(TrollmovesError):
@@ -91,20 +89,19 @@ class Requester:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._bell = Wakeup()
         self._new: deque[_PendingRequest] = deque()
         self._lines: dict[sockets.Socket, _RequestSocket] = {}
         self._free: dict[
             tuple[str, bool], list[_RequestSocket]
         ] = {}  # that take a request; by address, and whether shared
-        self._poller = zmq.Poller()
-        self._poller.register(self._bell.fileno(), zmq.POLLIN)
         self._next_look = 0.0
         self._pace = RateMeter()
         self._seldom = LogThrottle(burst=1)
-        self._stopping = False
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name=f"requester-{name}", daemon=True)
+        self._thread = SocketThread(
+            "requester", name, poll_timeout=self._poll_timeout, process=self._process, close=self._close_all
+        )
+        self._poller = self._thread.poller
 
     def start(self) -> None:
         """Start the thread."""
@@ -112,14 +109,7 @@ class Requester:
 
     def stop(self) -> None:
         """Close all sockets; open requests, and those that are made from now on, are answered with Stopping."""
-        self._stopping = True
-        self._bell.set()
-        if self._thread.is_alive():
-            self._thread.join(5.0)
-        elif not self._thread.ident:
-            self._close_all()
-        if not self._thread.is_alive():
-            self._bell.close()
+        self._thread.stop()
 
     def send_request(
         self,
@@ -139,28 +129,19 @@ class Requester:
         ``shared`` is for servers that are known to be ours: the request may share a connection with others.
         """
         self._new.append(_PendingRequest(address, text, time.monotonic() + timeout, timeout, answered, overdue, shared))
-        self._bell.set()
+        self._thread.wake()
         if self._stopped:
             self._fail_new()
 
-    def _run(self) -> None:
-        while not self._stopping:
-            try:
-                ready = dict(self._poller.poll(self._time_to_wait()))
-                if ready.pop(self._bell.fileno(), 0):
-                    self._bell.clear()
-                answers = sum(map(self._take_answers, ready))
-                while self._new:
-                    self._send(self._new.popleft())
-                if time.monotonic() >= self._next_look:
-                    self._check_deadlines()
-                self._pace.throttle(answers)
-            except Exception:  # one answer's trouble is not the others'
-                log.exception("[%s] unexpected error while asking", self.name)
-                time.sleep(ERROR_DELAY)
-        self._close_all()
+    def _process(self, ready: list[sockets.Socket]) -> None:
+        answers = sum(map(self._take_answers, ready))
+        while self._new:
+            self._send(self._new.popleft())
+        if time.monotonic() >= self._next_look:
+            self._check_deadlines()
+        self._pace.throttle(answers)
 
-    def _time_to_wait(self) -> int:
+    def _poll_timeout(self) -> int:
         if self._new:
             return 0
         return max(0, int((self._next_look - time.monotonic()) * 1000) + 1)

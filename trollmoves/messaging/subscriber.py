@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 
 from trollmoves.errors import MessageError, StartError
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import MAGIC, Message
-from trollmoves.messaging.wakeup import Wakeup
+from trollmoves.messaging.socket_thread import SocketThread
 from trollmoves.net import urls
+from trollmoves.utils.batch_delivery import BatchDelivery
 from trollmoves.utils.logs import LogThrottle
 
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 200  # messages of one publisher handled together
-RETRY = 5.0  # s before the same messages are offered again when they could not be taken
-TRIES = 3  # of messages that are not taken for a reason that will not pass, before they are offered one by one
+RETRY_DELAY = 5.0  # s before failed messages are passed to the handler again
+TRIES = 3  # of a batch with errors that are not temporary, before its messages are retried one by one
 POLL_INTERVAL = 1.0  # s between looks for silent publishers
 RECONNECT_DELAY = 5.0  # s until the next try at a publisher that has refused us
 SUBSCRIBE_DELAY = 0.5  # s after which a publisher that is connected to surely has our subscriptions
@@ -43,6 +44,7 @@ class _Connection:
     provider: PublisherEndpoint
     socket: sockets.Socket
     lookout: sockets.ConnectionWatcher
+    delivery: BatchDelivery[Message]
     interval: float = 0.0  # s, as its heartbeats say; 0 before the first
     beat: float = 0.0
     connected_at: float = 0.0  # monotonic; 0 when nobody is to be told
@@ -78,15 +80,18 @@ class Subscriber:
         self._connected = connected
         self._next_look = 0.0
         self._seldom = LogThrottle(burst=1)
-        self._bell = Wakeup()
-        self._poller = zmq.Poller()
-        self._poller.register(self._bell.fileno(), zmq.POLLIN)
+        self._thread = SocketThread(
+            "subscriber",
+            name,
+            poll_timeout=lambda: int(POLL_INTERVAL * 1000),
+            process=self._process,
+            close=self._disconnect_all,
+        )
+        self._poller = self._thread.poller
         self._ears: dict[sockets.Socket, _Connection] = {}
         self._to_follow: deque[PublisherEndpoint] = deque()
-        self._stopped = threading.Event()
         for provider in providers:
             self._connect(provider)
-        self._thread = threading.Thread(target=self._run, name=f"subscriber-{name}", daemon=True)
 
     def start(self) -> None:
         """Start to hear."""
@@ -94,22 +99,16 @@ class Subscriber:
 
     def stop(self) -> None:
         """Close the connections."""
-        self._stopped.set()
-        self._bell.set()
-        if self._thread.is_alive():
-            self._thread.join(5.0)
-        elif not self._thread.ident:
-            self._close()
+        self._thread.stop()
 
-    def _close(self) -> None:
+    def _disconnect_all(self) -> None:
         for ear in self._ears.values():
             self._disconnect(ear)
-        self._bell.close()
 
     def add_publishers(self, providers: Sequence[PublisherEndpoint]) -> None:
         """Hear these too, from now on; any thread."""
         self._to_follow.extend(providers)
-        self._bell.set()
+        self._thread.wake()
 
     def _connect(self, provider: PublisherEndpoint) -> _Connection:
         log.debug(
@@ -120,7 +119,7 @@ class Subscriber:
         for topic in provider.topics:
             socket.setsockopt_string(zmq.SUBSCRIBE, subscription(topic))
         self._poller.register(socket, zmq.POLLIN)
-        ear = self._ears[socket] = _Connection(provider, socket, lookout)
+        ear = self._ears[socket] = _Connection(provider, socket, lookout, self._new_delivery(provider.address))
         return ear
 
     @staticmethod
@@ -128,21 +127,23 @@ class Subscriber:
         ear.lookout.close()
         ear.socket.close(0)
 
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                for ready, _ in self._poller.poll(int(POLL_INTERVAL * 1000)):
-                    if ready == self._bell.fileno():
-                        self._bell.clear()
-                    elif ready in self._ears:
-                        self._receive(self._ears[ready])
-                self._connect_pending()
-                self._reconnect_silent()
-                self._check_connections()
-            except Exception:  # nothing that is sent makes a client deaf
-                log.exception("[%s] unexpected error while listening", self.name)
-                self._stopped.wait(POLL_INTERVAL)
-        self._close()
+    def _new_delivery(self, address: str) -> BatchDelivery[Message]:
+        return BatchDelivery(
+            partial(self._heard, address),
+            self.name,
+            describe=lambda message: f"message from {address}: {urls.excerpt(message.raw, 1000)}",
+            stopping=self._thread.stopping,
+            tries=TRIES,
+            backoff_initial=RETRY_DELAY,
+        )
+
+    def _process(self, ready: list[sockets.Socket]) -> None:
+        for socket in ready:
+            if socket in self._ears:
+                self._receive(self._ears[socket])
+        self._connect_pending()
+        self._reconnect_silent()
+        self._check_connections()
 
     def _connect_pending(self) -> None:
         while self._to_follow:
@@ -168,31 +169,8 @@ class Subscriber:
             except MessageError as error:
                 log.warning("[%s] from %s: %s", self.name, ear.provider.address, error)
         self._track_heartbeats(ear, messages)
-        if messages and not self._deliver(ear, messages, TRIES):
-            for message in messages:
-                if not self._deliver(ear, [message], 1):
-                    log.error(
-                        "[%s] left out of %s: %s", self.name, ear.provider.address, urls.excerpt(message.raw, 1000)
-                    )
-
-    def _deliver(self, ear: _Connection, messages: list[Message], tries: int) -> bool:
-        """Have messages taken; False when that fails so many times for a reason that will not pass."""
-        while not self._stopped.is_set():
-            try:
-                self._heard(ear.provider.address, messages)
-            except Exception as error:
-                lasting = not getattr(error, "temporary", False)
-                tries -= lasting
-                more = self._seldom.admit(f"{ear.provider.address} {error}")
-                if lasting or more is not None:
-                    text = "[%s] messages of %s not taken: %s%s"
-                    log.error(text, self.name, ear.provider.address, error, more or "", exc_info=lasting)
-                if tries <= 0:
-                    return False
-                self._stopped.wait(RETRY)
-            else:
-                break
-        return True
+        if messages:
+            ear.delivery.deliver(messages)
 
     @staticmethod
     def _track_heartbeats(ear: _Connection, messages: list[Message]) -> None:

@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from contextlib import suppress
 
 
 class Wakeup:
-    """Wakes a thread that polls sockets: any thread rings, the polling one silences."""
+    """Wakes a thread that polls sockets: any thread calls ``set``, the polling thread calls ``clear``."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._ringing = False
-        self._closing = threading.Lock()  # what is written must not reach whoever gets the descriptor next
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self._is_set = False
+        self._closing = threading.Lock()  # prevents a write to a descriptor that has been closed and reused
 
     def fileno(self) -> int:
-        """Give the descriptor to poll for reading."""
+        """Return the descriptor to poll for reading."""
         return self._fd
 
     def set(self) -> None:
-        """Wake the polling thread; cheap when it was rung already."""
-        if not self._ringing:
-            self._ringing = True
+        """Wake the polling thread; cheap if it has been woken already."""
+        if not self._is_set:
+            self._is_set = True
             with self._closing:
                 if self._fd >= 0:
                     os.eventfd_write(self._fd, 1)
 
     def clear(self) -> None:
-        """Hear the bell: call it before looking at what it was rung for."""
+        """Reset the descriptor. Call this before checking the state that ``set`` signals."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._fd)
-        self._ringing = False
+        self._is_set = False
+
+    def wait(self, timeout_ms: int) -> None:
+        """Block the polling thread until the next ``set``, for at most ``timeout_ms``."""
+        self._poll.poll(timeout_ms)
 
     def close(self) -> None:
-        """Give the descriptor back; from now on ringing does nothing."""
+        """Close the descriptor; ``set`` does nothing afterwards."""
         with self._closing:
             if self._fd >= 0:
                 os.close(self._fd)

@@ -48,7 +48,7 @@ class MirrorChain:
         self.name = options.name
         self._info = options.info
         self._journal = runtime.journal
-        self._scheduler = runtime.workers
+        self._scheduler = runtime.scheduler
         destinations = Destinations(
             options.name,
             options.destination or options.working_directory or tempfile.gettempdir(),
@@ -59,9 +59,9 @@ class MirrorChain:
         peers = Peers(0.0)  # a mirror has no hot spare
         self._requester = Requester(self.name)
         self._relays = FetchTasks(self.name, runtime.journal, peers, options.delay, self._on_late_source, kind=RELAY)
-        self._cache = MirrorCache(options, runtime.journal, runtime.workers, destinations, self._relays)
+        self._cache = MirrorCache(options, runtime.journal, runtime.scheduler, destinations, self._relays)
         self._request_handler = RequestHandler(
-            options, options.request_port, runtime.journal, publisher, runtime.workers, self._cache
+            options, options.request_port, runtime.journal, publisher, runtime.scheduler, self._cache
         )
         self.announcer = self._request_handler.announcer
         self._fetcher = Fetcher(
@@ -79,7 +79,7 @@ class MirrorChain:
             options,
             options.client_topic or options.topic,
             runtime.journal,
-            runtime.workers,
+            runtime.scheduler,
             self._requester,
             self._relays,
             peers,

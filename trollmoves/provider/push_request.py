@@ -26,7 +26,7 @@ class PushRequest:
     backup_targets: list[str]
     id: str | None = None
     timeout: float = 0.0  # s that the client waits for a reply; 0 for clients that do not accept "wait"
-    unless_delivered_to: list[Any] | tuple[()] = ()  # clients after whose delivery this one does not need the files
+    unless_delivered_to: list[Any] | tuple[()] = ()  # after a delivery to one of these clients, none is needed
 
     @classmethod
     def parse(cls, message: Message) -> PushRequest:

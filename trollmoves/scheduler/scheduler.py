@@ -1,10 +1,9 @@
-"""Runs the tasks that are due: so many at once a lane, again later when one fails.
+"""Runs due tasks on worker threads, limits concurrency per lane, and retries failures.
 
-One thread, the clerk, talks to the journal: it claims what is due, and writes how runs ended, many in one transaction.
-The worker threads only run handlers. A lane (a destination host, a source) may occupy no more than its limit; when
-tries on it keep failing for a reason that may pass, the whole lane pauses and then is probed with one task, so that a
-dead host costs the others nothing. Nor do many of them: some workers are kept from lanes in which nothing ended yet.
-Claims go lane by lane.
+The scheduler thread is the only one that claims due tasks and stores results, many in one transaction. The worker
+threads only run handlers. A lane (a destination host, a source) uses no more workers than its limit. After an outage
+the whole lane pauses, then one task probes it. Failing hosts cannot use up the workers: some are reserved for lanes
+with a recent success.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-MAX_IDLE_SLEEP = 60.0  # s; every change wakes the clerk, this is only the longest it sleeps
+MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before another try when the journal cannot be written (its disk may be full)
 RESERVE_FROM = 8  # workers, of which one can be spared for lanes that are at work
 TIME_SLICE = 0.02  # s that a worker stays with a lane while others wait for one
@@ -44,13 +43,13 @@ class Scheduler:
         self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
         self._taken_to = 0  # the highest id that lanes of the past had taken
         self._tokens = LaneQueue()
-        self._unproven = 0  # tokens of lanes that may hang, as the clerk counted them in its last round
+        self._unproven = 0  # tokens of lanes that may hang, counted in the last round
         self._priorities: dict[str, int] = {}  # by chain
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._rung = False
         self._stopping = False
-        self._gave_back = threading.Event()  # since it stops the clerk has looked at every lane
+        self._gave_back = threading.Event()  # since it stops the scheduler thread has looked at every lane
         self._closing = threading.Event()
         self._threads = [
             threading.Thread(target=self._worker_loop, name=f"worker-{n}", daemon=True) for n in range(threads)
@@ -96,7 +95,7 @@ class Scheduler:
 
         Of those with a ``starter`` more may be under way as long as they end quickly.
 
-        ``handler`` runs on a worker thread; ``starter`` on the clerk's, must return at once, and ``finish(result)`` is
+        ``handler`` runs on a worker thread; ``starter`` runs on the scheduler thread and must not block; ``finish`` is
         called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
         one kind.
         """
@@ -185,7 +184,7 @@ class Scheduler:
     def _is_busy(self) -> bool:
         return self._scheduler_thread.is_alive() and not (self._gave_back.is_set() and not self.in_flight())
 
-    # -- the workers' side
+    # -- worker threads
 
     def _worker_loop(self) -> None:
         while True:
@@ -203,7 +202,7 @@ class Scheduler:
                 self._finished.append((lane, task, result))
                 self._wake()
                 if result.error and result.error.outage:
-                    break  # the clerk decides how the lane goes on
+                    break  # the scheduler thread decides how the lane continues
                 if lane.last_progress > turn_ends and not self._tokens.empty():  # others wait for a thread
                     self._tokens.put(lane)
                     lane = None
@@ -223,11 +222,11 @@ class Scheduler:
         except TrollmovesError as error:
             _log_failure(task, error)
             return Result(error=error)
-        except Exception as error:  # one task's trouble is not the house's
-            log.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
+        except Exception as error:  # an error in one task must not stop the scheduler
+            logger.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
             return Result(error=UnexpectedError(str(error) or type(error).__name__))
 
-    # -- the clerk's side
+    # -- scheduler thread
 
     def _wake(self) -> None:
         if not self._rung:
@@ -250,14 +249,14 @@ class Scheduler:
                 pace.throttle(ended)
             except JournalError as error:
                 if self._closing.is_set():
-                    log.error("%s; what ended unwritten is done again at the next start", error)
+                    logger.error("%s; unsaved results will be repeated after the restart", error)
                     return
                 if (more := seldom.admit(str(error))) is not None:
-                    log.error("%s; trying again every %.0f s%s", error, JOURNAL_RETRY_DELAY, more)
+                    logger.error("%s; trying again every %.0f s%s", error, JOURNAL_RETRY_DELAY, more)
                 self._closing.wait(JOURNAL_RETRY_DELAY)
                 self._wake()
             except Exception:
-                log.exception("unexpected error while keeping the journal")
+                logger.exception("unexpected error while keeping the journal")
                 self._closing.wait(JOURNAL_RETRY_DELAY)
                 self._wake()
 
@@ -283,7 +282,7 @@ class Scheduler:
             lane.in_flight.pop(task.id, None)
             lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
-                log.info("[%s] %s: works again", lane.chain, lane.name)
+                logger.info("[%s] %s: works again", lane.chain, lane.name)
             self._run_callback(task, result)
         if new:
             self.submit(new)
@@ -295,7 +294,7 @@ class Scheduler:
             try:
                 result.on_committed()
             except Exception:
-                log.exception("[%s] %s %s: unexpected error after the end", task.chain, task.kind, task.key)
+                logger.exception("[%s] %s %s: unexpected error after the end", task.chain, task.kind, task.key)
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
@@ -360,15 +359,15 @@ class Scheduler:
         except TrollmovesError as error:
             _log_failure(task, error)
             finish(Result(error=error))
-        except Exception as error:  # one task's trouble is not the house's
-            log.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
+        except Exception as error:  # an error in one task must not stop the scheduler
+            logger.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
             finish(Result(error=UnexpectedError(str(error) or type(error).__name__)))
 
 
 def _log_failure(task: Task, error: TrollmovesError) -> None:
     level, end = (logging.WARNING, "is tried again") if error.temporary else (logging.ERROR, "is not tried again")
     name = task.key.partition("\n")[0]
-    log.log(level, "[%s] %s of %s %s (try %d): %s", task.chain, task.kind, name, end, task.tries, error)
+    logger.log(level, "[%s] %s of %s %s (try %d): %s", task.chain, task.kind, name, end, task.tries, error)
 
 
 class UnexpectedError(TrollmovesError):

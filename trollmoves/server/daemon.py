@@ -39,7 +39,7 @@ class ServerChain:
         file_store = LocalFileStore(self.name, runtime.journal, policy)
         if options.request_port is not None:
             self._request_handler = RequestHandler(
-                options, options.request_port, runtime.journal, publisher, runtime.workers, file_store
+                options, options.request_port, runtime.journal, publisher, runtime.scheduler, file_store
             )
             self.announcer = self._request_handler.announcer
         else:
@@ -58,7 +58,7 @@ class ServerChain:
             self._source = MessageSource(options, policy, announce)
         else:
             self._source = DirectorySource(
-                options, runtime.journal, runtime.workers, policy, announce, backlog=backlog, polling=polling
+                options, runtime.journal, runtime.scheduler, policy, announce, backlog=backlog, polling=polling
             )
 
     @property

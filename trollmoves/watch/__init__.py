@@ -1,4 +1,4 @@
-"""Tells of whole files as they appear in directories that come and go."""
+"""Reports new files once they are complete, in directories that may appear and disappear."""
 
 from trollmoves.watch.file_watch import FileWatch
 from trollmoves.watch.found_file import FoundFile

@@ -1,8 +1,8 @@
-"""Follows every directory in which files may appear.
+"""Tracks every directory in which files may appear.
 
-From ``/`` down to the origin's root each directory is watched for going away, and the lowest one there is for the next
-one to appear; from the root down every directory that the origin's pattern allows is watched for directories or, at the
-lowest level, for files. So nothing needs to exist when this begins, and anything may go away and come back.
+Each existing directory from ``/`` down to the origin's root is watched for its removal, and the lowest of them for the
+appearance of the next. Below the root, each directory that the origin's pattern allows is watched for subdirectories
+or, at the lowest level, for files. So directories may be missing at the start, be removed and be created again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from trollmoves.matching.patterns import Origin
 from trollmoves.watch import inotify
 
 Identity = tuple[int, int]
-Snapshot = dict[str, tuple[int, int, int, bool]]  # name: size, modification time (ns), inode, whether it was told of
+Snapshot = dict[str, tuple[int, int, int, bool]]  # name: size, mtime (ns), inode, reported
 
-MAX_LOGGED_FAILURES = 20  # directories: what makes many of them fail has the same reason, and one line in the log each
+MAX_LOGGED_FAILURES = 20  # directories logged as warnings, the rest at DEBUG: many failures have the same cause
 
 _SELF = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.ONLYDIR
 _ENTRIES = inotify.CREATE | inotify.MOVED_TO
@@ -36,85 +36,82 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Directory:
-    """One directory that is followed."""
+    """One tracked directory."""
 
     path: str
     level: int  # below the root; negative above it
-    identity: Identity  # what stood at the path when it was last looked at
+    identity: Identity  # of the directory at this path when it was last checked
     mask: int
-    wd: int | None = None  # None: the kernel does not tell of it, it has to be listed again and again
-    since_ns: int = 0  # files whose status changed earlier were there at the start, and nobody wants them
+    wd: int | None = None  # None: the directory has no watch and is listed periodically
+    since_ns: int = 0  # skip files with an earlier status change: they existed at the start
     children: set[str] = field(default_factory=set)
     is_tracked: bool = True
-    snapshot: Snapshot | None = None  # what the last listing showed, if it is listed again and again
+    snapshot: Snapshot | None = None  # of the last listing, if it is listed periodically
 
     @property
     def prefix(self) -> str:
-        """What stands before a name to make it a path."""
+        """The path with a trailing slash."""
         return self.path if self.path == "/" else self.path + "/"
 
 
 class DirectoryTree:
-    """The directories of one origin that exist now, and the watches on them.
-
-    Used by one thread.
+    """The existing directories of one origin, and their watches. Used by one thread.
 
     Args:
-        origin: Says where files may be.
-        instance: Where watches are made; None if everything is to be listed again and again.
-        name: The chain, for the log.
+        origin: The locations where files may appear.
+        instance: Holds the watches; None to list all directories periodically.
+        name: The name of the chain, for the log.
     """
 
     def __init__(self, origin: Origin, instance: inotify.Inotify | None, name: str) -> None:
         self._origin = origin
         self._root = origin.root
         self._depth = origin.depth
-        # As in a shell, only a dot that is written stands for one: a field does not find a .snapshot.
-        self._hidden = any(level.startswith(".") for level in origin.pattern.text.split("/")[:-1])
-        self._kernel = instance
+        # As in a shell, a field does not match a leading dot.
+        self._match_hidden = any(level.startswith(".") for level in origin.pattern.text.split("/")[:-1])
+        self._inotify = instance
         self._name = name
         self._by_path: dict[str, Directory] = {}
         self._by_wd: dict[int, list[Directory]] = {}
-        self._old: dict[Identity, int] = {}
-        self._told: dict[str, int] = {}
+        self._since_ns: dict[Identity, int] = {}
+        self._failures: dict[str, int] = {}
         parts = [part for part in self._root.split("/") if part]
-        self._ancestors = ["/" + "/".join(parts[:end]) for end in range(len(parts) + 1)]  # the last one is the root
+        self._ancestors = ["/" + "/".join(parts[:end]) for end in range(len(parts) + 1)]  # the last is the root
 
     def __len__(self) -> int:
         return sum(directory.level >= 0 for directory in self._by_path.values())
 
     def holds_files(self, directory: Directory) -> bool:
-        """Say whether files of the pattern stand in this directory, not only below it."""
+        """Return True if files of the pattern are directly in this directory."""
         return directory.level == self._depth
 
     def at(self, wd: int) -> list[Directory]:
-        """Return the directories (one, unless a symbolic link leads to it too) that a watch descriptor stands for."""
+        """Return the directories of a watch descriptor: several if symbolic links lead to the same directory."""
         return self._by_wd.get(wd, [])
 
     def get(self, path: str) -> Directory | None:
-        """Return a directory that is followed."""
+        """Return a tracked directory, or None."""
         return self._by_path.get(path)
 
     def rescan(self, again: bool = False) -> list[Directory]:
-        """Bring everything into line with what there is now.
+        """Update the tracked directories from the file system.
 
         Returns:
-            The directories whose files should be listed: those that are new, those without a watch, and with
-            ``again`` all of them.
+            The directories to list: new ones and those without a watch; with ``again`` all of them.
         """
         return list(self._rescan_all(again))
 
     def skip_present(self, directory: Directory, since_ns: int) -> None:
-        """Remember that a directory was there at the start: its files that are older are never listed."""
+        """Exclude the directory's files with a status change before ``since_ns`` from all listings."""
         directory.since_ns = since_ns
-        self._old[directory.identity] = since_ns
+        self._since_ns[directory.identity] = since_ns
 
     def on_event(self, wd: int, mask: int, name: str) -> list[Directory]:
-        """Follow what an event of a directory (not of a file in it) tells; returns what ``survey`` does."""
+        """Process an event of a directory (not of a file in it); return the directories to list, as ``rescan`` does."""
         found: list[Directory] = []
         for directory in list(self.at(wd)):
             if not directory.is_tracked:
-                continue  # what was done for the one before has changed this one
+                continue  # untracked by the previous iteration
             if mask & (inotify.DELETE_SELF | inotify.UNMOUNT | inotify.IGNORED):
                 self._forget(directory)
                 found += self._rescan_from(directory, again=False)
@@ -125,54 +122,48 @@ class DirectoryTree:
         return found
 
     def report_failure(self, path: str, error: OSError) -> None:
-        """Log, once until it is over, that a directory cannot be watched or listed."""
+        """Log once, until the next success, that a directory cannot be watched or listed."""
         reason = error.errno or 0
-        if self._told.get(path) != reason:
+        if self._failures.get(path) != reason:
             advice = _ADVICE.get(reason) or error.strerror or str(error)
-            level = logging.WARNING if len(self._told) < MAX_LOGGED_FAILURES else logging.DEBUG
-            self._told[path] = reason
-            logger.log(
-                level,
-                "[%s] cannot watch %s (%s); it is listed again and again instead",
-                self._name,
-                path,
-                advice,
-            )
+            level = logging.WARNING if len(self._failures) < MAX_LOGGED_FAILURES else logging.DEBUG
+            self._failures[path] = reason
+            logger.log(level, "[%s] cannot watch %s (%s), listing it periodically instead", self._name, path, advice)
 
     def _rescan_from(self, directory: Directory, again: bool) -> Iterator[Directory]:
         if directory.level <= 0:
             return self._rescan_all(again)
-        return self._follow(directory.path, directory.level, again)
+        return self._update(directory.path, directory.level, again)
 
     def _rescan_all(self, again: bool = False) -> Iterator[Directory]:
-        """Follow everything; whatever happens to the root or above it has to be dealt with from here."""
-        return self._follow("/", 1 - len(self._ancestors), again)
+        """Rescan from ``/``, as any change of the root or above it requires."""
+        return self._update("/", 1 - len(self._ancestors), again)
 
     def _on_created(self, directory: Directory, name: str) -> Iterator[Directory]:
         path = os.path.join(directory.path, name)
         if directory.level < 0:
             return self._rescan_all() if path == self._next_ancestor(directory) else iter(())
-        return self._follow(path, directory.level + 1) if self._wanted(path) else iter(())
+        return self._update(path, directory.level + 1) if self._may_match(path) else iter(())
 
-    def _follow(self, path: str, level: int, again: bool = False) -> Iterator[Directory]:
+    def _update(self, path: str, level: int, again: bool = False) -> Iterator[Directory]:
         directory, new = self._track(path, level, again)
         if directory is None:
             return
-        everything = new or again or directory.wd is None
+        list_all = new or again or directory.wd is None
         if level == self._depth:
-            if everything:
+            if list_all:
                 yield directory
         elif level < 0:
-            yield from self._follow_ancestor(directory, again)
+            yield from self._update_ancestor(directory, again)
         else:
-            for child in self._children(directory, everything):
-                yield from self._follow(child, level + 1, again)
+            for child in self._children(directory, list_all):
+                yield from self._update(child, level + 1, again)
 
-    def _follow_ancestor(self, directory: Directory, again: bool) -> Iterator[Directory]:
-        """Follow the one way down; while it ends here, be told of what appears here."""
+    def _update_ancestor(self, directory: Directory, again: bool) -> Iterator[Directory]:
+        """Track the next ancestor; while it is missing, watch this directory for its creation."""
         child = self._next_ancestor(directory)
         while True:
-            yield from self._follow(child, directory.level + 1, again)
+            yield from self._update(child, directory.level + 1, again)
             present = child in self._by_path
             mask = _SELF if present else _SELF | _ENTRIES
             if directory.mask == mask:
@@ -187,27 +178,27 @@ class DirectoryTree:
     def _next_ancestor(self, ancestor: Directory) -> str:
         return self._ancestors[len(self._ancestors) + ancestor.level]
 
-    def _wanted(self, path: str) -> bool:
-        if os.path.basename(path).startswith(".") and not self._hidden:
+    def _may_match(self, path: str) -> bool:
+        if os.path.basename(path).startswith(".") and not self._match_hidden:
             return False
         return self._origin.directory_may_match(os.path.relpath(path, self._root))
 
-    def _children(self, directory: Directory, everything: bool) -> list[str]:
+    def _children(self, directory: Directory, list_all: bool) -> list[str]:
         children = set(directory.children)
-        if everything:
+        if list_all:
             try:
                 with os.scandir(directory.path) as entries:
-                    children |= {entry.path for entry in entries if self._wanted(entry.path) and entry.is_dir()}
+                    children |= {entry.path for entry in entries if self._may_match(entry.path) and entry.is_dir()}
             except OSError as error:
                 if is_gone(error):
                     self._forget(directory)
                     return []
                 self.report_failure(directory.path, error)
-                self._unwatch(directory)  # so that it is listed again
+                self._unwatch(directory)  # to list it periodically
         return sorted(children)
 
     def _track(self, path: str, level: int, again: bool) -> tuple[Directory | None, bool]:
-        """Bring one directory into line; return it (None: there is none) and whether it was not watched before."""
+        """Update one directory; return it (None if missing) and whether its watch is new."""
         identity = self._identity(path)
         known = self._by_path.get(path)
         if known is not None and known.identity != identity:
@@ -231,17 +222,17 @@ class DirectoryTree:
     def _add_directory(self, path: str, level: int, identity: Identity) -> Directory:
         mask = _SELF if level < 0 else _SELF | _ENTRIES if level < self._depth else _SELF | _FILES
         directory = Directory(path, level, identity, mask)
-        if self._kernel is not None:  # without it the files may be another host's, whose clock is not ours
-            directory.since_ns = self._old.get(identity, 0)
+        if self._inotify is not None:  # without events the files may come from another host, with another clock
+            directory.since_ns = self._since_ns.get(identity, 0)
         self._by_path[path] = directory
         return directory
 
     def _watch(self, directory: Directory) -> bool:
-        """Make or renew the watch of a directory; False if the directory is not there any more."""
-        if self._kernel is None:
+        """Add or renew the watch of a directory; return False if the directory is gone."""
+        if self._inotify is None:
             return True
         try:
-            wd = self._add(self._kernel, directory)
+            wd = self._add(self._inotify, directory)
         except OSError as error:
             self._unwatch(directory)
             if is_gone(error):
@@ -253,18 +244,18 @@ class DirectoryTree:
             self._unwatch(directory)
             directory.wd, directory.snapshot = wd, None
             self._by_wd.setdefault(wd, []).append(directory)
-        if self._told.pop(directory.path, None) is not None:
-            logger.info("[%s] watching %s now", self._name, directory.path)
-        # What was replaced while the watch was made is somebody else's directory.
+        if self._failures.pop(directory.path, None) is not None:
+            logger.info("[%s] now watching %s", self._name, directory.path)
+        # The directory may have been replaced before the watch was added.
         return self._identity(directory.path) == directory.identity
 
     def _add(self, instance: inotify.Inotify, directory: Directory) -> int:
         wd = instance.add(directory.path, directory.mask)
-        together = directory.mask
+        combined = directory.mask
         for other in self.at(wd):
-            together |= other.mask
-        if together != directory.mask:
-            wd = instance.add(directory.path, together)
+            combined |= other.mask
+        if combined != directory.mask:
+            wd = instance.add(directory.path, combined)
         return wd
 
     def _unwatch(self, directory: Directory) -> None:
@@ -274,8 +265,8 @@ class DirectoryTree:
         self._by_wd[wd].remove(directory)
         if not self._by_wd[wd]:
             del self._by_wd[wd]
-            if self._kernel is not None:
-                self._kernel.remove(wd)
+            if self._inotify is not None:
+                self._inotify.remove(wd)
 
     def _forget(self, directory: Directory) -> None:
         for child in list(directory.children):
@@ -285,7 +276,7 @@ class DirectoryTree:
             parent.children.discard(directory.path)
         del self._by_path[directory.path]
         directory.is_tracked = False
-        self._told.pop(directory.path, None)
+        self._failures.pop(directory.path, None)
         self._unwatch(directory)
 
     def _identity(self, path: str) -> Identity | None:
@@ -299,5 +290,5 @@ class DirectoryTree:
 
 
 def is_gone(error: OSError) -> bool:
-    """Say whether an error only means that a directory is not there (any more)."""
+    """Return True if an error only means that the directory does not exist."""
     return error.errno in _GONE

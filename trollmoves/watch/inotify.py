@@ -1,7 +1,7 @@
 """Reads the kernel's queue of file events in bulk.
 
-The only user of pyinotify, for its watches and its constants. Its Notifier is not used: that makes an object of every
-event, which costs ten times what reading the queue in large pieces does, and stops at a name that is not UTF-8.
+The only user of pyinotify, for its watches and its constants. Its Notifier is not used: it creates an object for each
+event, which is ten times slower than reading the queue in large buffers, and it fails on names that are not UTF-8.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator
 
 with warnings.catch_warnings():
-    # On Python 3.11 pyinotify imports asyncore from the standard library; nobody who runs a daemon can act on that.
+    # On Python 3.11 pyinotify imports the deprecated asyncore; an operator cannot act on that warning.
     warnings.filterwarnings("ignore", "The asyncore module is deprecated", DeprecationWarning)
     import pyinotify
 
@@ -37,10 +37,8 @@ ONLYDIR: int = pyinotify.IN_ONLYDIR
 ISDIR: int = pyinotify.IN_ISDIR
 
 READ_BYTES = 1 << 16  # more than a thousand events of common length
-MAX_QUEUED_BYTES = (
-    16 << 20
-)  # some 300,000 events; beyond that listing the directories again is cheaper than remembering
-READ_RETRY_DELAY = 1.0  # s before another try when reading fails (no memory)
+MAX_QUEUED_BYTES = 16 << 20  # some 300,000 events; for more, listing the directories again is cheaper
+READ_RETRY_DELAY = 1.0  # s after a read error (no memory)
 
 _HEADER = struct.Struct("iIII")
 _ENCODING = sys.getfilesystemencoding()
@@ -52,10 +50,10 @@ logger = logging.getLogger(__name__)
 class Inotify:
     """One inotify instance.
 
-    One thread adds and removes watches; ``read`` may be called by another one.
+    One thread adds and removes watches; another thread may call ``read``.
 
     Raises:
-        OSError: No instance is to be had (too many of them, or of open files).
+        OSError: The limit of inotify instances or of open files is reached.
     """
 
     def __init__(self) -> None:
@@ -68,12 +66,12 @@ class Inotify:
         """Watch a directory; a second call for the same one replaces its mask and returns the same descriptor.
 
         Raises:
-            OSError: With the reason in ``errno``, as inotify_add_watch(2) has it.
+            OSError: With an ``errno`` of inotify_add_watch(2).
         """
         try:
             directory.encode(_ENCODING)
         except UnicodeEncodeError:
-            # pyinotify encodes strictly: a name that is not text in this encoding is reached through a descriptor.
+            # pyinotify encodes strictly: other names are reached through a descriptor.
             fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 return self._add(f"/proc/self/fd/{fd}", mask)
@@ -90,39 +88,39 @@ class Inotify:
         return int(wd)
 
     def remove(self, wd: int) -> None:
-        """End a watch; one that the kernel has ended already is no error."""
+        """Remove a watch; a watch that the kernel has already removed is accepted."""
         try:
             self._manager.rm_watch(wd, quiet=False)
         except pyinotify.WatchManagerError:
             self.forget(wd)
 
     def forget(self, wd: int) -> None:
-        """Forget a watch that the kernel has ended by itself."""
+        """Forget a watch that the kernel has removed."""
         if self._manager.get_watch(wd) is not None:
             self._manager.del_watch(wd)
 
     def read(self) -> list[bytes]:
-        """Return what waits in the kernel's queue now, as raw buffers; never blocks."""
+        """Return the content of the kernel's queue as raw buffers; does not block."""
         size = array.array("i", [0])
         fcntl.ioctl(self.fd, termios.FIONREAD, size)
-        left = size[0]
+        remaining = size[0]
         buffers = []
-        while left > 0:
+        while remaining > 0:
             try:
                 buffer = os.read(self.fd, READ_BYTES)
             except BlockingIOError:
                 break
             buffers.append(buffer)
-            left -= len(buffer)
+            remaining -= len(buffer)
         return buffers
 
     def close(self) -> None:
-        """Give the instance back, and all its watches with it."""
+        """Close the instance; this removes all its watches."""
         self._manager.close()
 
 
 def events(buffer: bytes) -> Iterator[tuple[int, int, str]]:
-    """Take a raw buffer apart into (watch descriptor, mask, name); the name is decoded as ``os.fsdecode`` does."""
+    """Yield (watch descriptor, mask, name) for each event in a raw buffer; names are decoded as by ``os.fsdecode``."""
     unpack, header = _HEADER.unpack_from, _HEADER.size
     at, end = 0, len(buffer)
     while at < end:
@@ -133,83 +131,83 @@ def events(buffer: bytes) -> Iterator[tuple[int, int, str]]:
 
 
 class EventQueue:
-    """Takes events out of the kernel as they come, into a bounded store, on a thread that does nothing else.
+    """Bounded queue of events; a dedicated thread moves them from the kernel into it.
 
-    One other thread calls ``take`` (which waits) and ``pump``. Without an instance it only waits.
+    One other thread calls ``take`` and ``drain``. Without an inotify instance, ``take`` only waits.
     """
 
-    def __init__(self, kernel: Inotify | None, name: str, limit: int = MAX_QUEUED_BYTES) -> None:
-        self._kernel = kernel
+    def __init__(self, instance: Inotify | None, name: str, limit: int = MAX_QUEUED_BYTES) -> None:
+        self._inotify = instance
         self._limit = limit
-        self._arrived = threading.Condition()
+        self._ready = threading.Condition()
         self._buffers: list[bytes] = []
         self._bytes = 0
         self._lost = False
         self._stopped = False
         self._wake = -1
         self._thread: threading.Thread | None = None
-        if kernel is not None:
+        if instance is not None:
             self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-            self._thread = threading.Thread(target=self._run, args=(kernel,), name=f"{name}-events", daemon=True)
+            self._thread = threading.Thread(target=self._run, args=(instance,), name=f"{name}-events", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start the reading thread."""
         if self._thread is not None:
             self._thread.start()
 
     def take(self, timeout: float) -> tuple[list[bytes], bool]:
-        """Return the raw buffers that wait, and whether events were lost before them; wait for some if there are none.
+        """Remove and return the queued raw buffers, and whether earlier events were lost.
 
-        Returns nothing after ``timeout`` seconds, or when the queue is stopped.
+        Waits for events at most ``timeout`` seconds, or until the queue is stopped; may then return no buffers.
         """
-        with self._arrived:
+        with self._ready:
             if timeout > 0 and not (self._buffers or self._lost or self._stopped):
-                self._arrived.wait(timeout)
-            taken = self._buffers, self._lost
+                self._ready.wait(timeout)
+            result = self._buffers, self._lost
             self._buffers, self._bytes, self._lost = [], 0, False
-            return taken
+            return result
 
     def drain(self) -> None:
-        """See to it that every event that has happened until now can be taken."""
-        if self._kernel is not None:
-            self._fetch(self._kernel)
+        """Move all events from the kernel into this queue now."""
+        if self._inotify is not None:
+            self._fetch(self._inotify)
 
     def mark_lost(self) -> None:
-        """Let the next ``take`` say that events were lost."""
-        with self._arrived:
+        """Make the next ``take`` report lost events."""
+        with self._ready:
             self._lost = True
-            self._arrived.notify_all()
+            self._ready.notify_all()
 
     def wake(self) -> None:
-        """Let ``take`` wait no more, now and later. Any thread may call this."""
-        with self._arrived:
+        """Stop ``take`` from waiting, permanently. Any thread may call this."""
+        with self._ready:
             self._stopped = True
-            self._arrived.notify_all()
+            self._ready.notify_all()
 
     def stop(self) -> None:
-        """End the thread; called once, by the one that takes."""
+        """Stop the reading thread; called once, by the thread that calls ``take``."""
         self.wake()
         if self._thread is not None:
             os.eventfd_write(self._wake, 1)
             self._thread.join()
             os.close(self._wake)
 
-    def _run(self, kernel: Inotify) -> None:
-        ready = select.poll()
-        ready.register(kernel.fd, select.POLLIN)
-        ready.register(self._wake, select.POLLIN)
+    def _run(self, instance: Inotify) -> None:
+        poller = select.poll()
+        poller.register(instance.fd, select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
         while not self._stopped:
-            ready.poll()
+            poller.poll()
             try:
-                self._fetch(kernel)
+                self._fetch(instance)
             except OSError:
-                logger.exception("Cannot read file events, trying again")
+                logger.exception("cannot read file events, trying again in %g s", READ_RETRY_DELAY)
                 self.mark_lost()
                 time.sleep(READ_RETRY_DELAY)
 
-    def _fetch(self, kernel: Inotify) -> None:
-        with self._arrived:
-            buffers = kernel.read()
+    def _fetch(self, instance: Inotify) -> None:
+        with self._ready:
+            buffers = instance.read()
             if not buffers:
                 return
             self._bytes += sum(map(len, buffers))
@@ -217,4 +215,4 @@ class EventQueue:
                 self._buffers, self._bytes, self._lost = [], 0, True
             else:
                 self._buffers += buffers
-            self._arrived.notify()
+            self._ready.notify()

@@ -1,4 +1,4 @@
-"""Lists directories piece by piece."""
+"""Lists directories in small steps."""
 
 from __future__ import annotations
 
@@ -10,62 +10,61 @@ from collections.abc import Callable, Iterator
 from trollmoves.watch.completeness import Trigger
 from trollmoves.watch.directories import Directory, Snapshot
 
-SORT_WINDOW = 10_000  # names that are sorted by age together: a few megabytes, however large the directory is
-STEP_ENTRIES = 500  # entries looked at between two chances for the caller to see to something else
+SORT_WINDOW = 10_000  # names sorted by age together: a few megabytes, however large the directory is
+STEP_ENTRIES = 500  # entries read in one step, before the caller can process events
 
-_UNSEEN = (-1, -1, -1, False)
+_MISSING = (-1, -1, -1, False)
 
 
 class Scanner:
-    """The directories that are to be listed, and the listings that run.
+    """Queue of the directories to list, and the running listings. Used by one thread.
 
-    A directory that has just appeared is listed before those that have been there for long; otherwise it is first come,
-    first served. Used by one thread.
+    New directories are listed before older ones; apart from that, in the order in which they were added.
 
     Args:
-        failed: Is told of a directory that could not be listed.
-        polling: Whether times are not to be trusted where the kernel does not tell of a directory: then files come as
-            settled, when two listings have shown the same.
+        on_failure: Called with a directory that could not be listed.
+        polling: If True, file times are not trusted in directories without a watch: a file is returned as
+            ``SETTLED`` when two listings have shown it unchanged.
     """
 
-    def __init__(self, failed: Callable[[Directory, OSError], None], *, polling: bool) -> None:
-        self._queues = (_ScanQueue(failed, polling), _ScanQueue(failed, polling))
+    def __init__(self, on_failure: Callable[[Directory, OSError], None], *, polling: bool) -> None:
+        self._queues = (_ScanQueue(on_failure, polling), _ScanQueue(on_failure, polling))
 
     def __len__(self) -> int:
         return sum(map(len, self._queues))
 
     def add(self, directory: Directory, *, first: bool = False) -> None:
-        """List a directory, once more if that is happening already."""
+        """Queue a directory, also if it is being listed now and has a watch."""
         if not any(directory in queue for queue in self._queues):
             self._queues[0 if first else 1].add(directory)
 
     def step(self) -> dict[str, Trigger]:
-        """Return some paths of files, by how they came to notice; possibly none, though there are more to come."""
+        """Return the next paths with their triggers; an empty result does not mean that all listings have ended."""
         for queue in self._queues:
             if len(queue):
                 return queue.step()
         return {}
 
     def clear(self) -> None:
-        """Forget all, and close what is open."""
+        """Drop all listings, and close the open directories."""
         for queue in self._queues:
             queue.clear()
 
 
 class _ScanQueue:
-    def __init__(self, failed: Callable[[Directory, OSError], None], polling: bool) -> None:
-        self._failed = failed
+    def __init__(self, on_failure: Callable[[Directory, OSError], None], polling: bool) -> None:
+        self._on_failure = on_failure
         self._polling = polling
         self._waiting: OrderedDict[Directory, None] = OrderedDict()
         self._running: Directory | None = None
-        self._pieces: Iterator[list[str]] = iter(())
-        self._sighting = Trigger.LISTED
+        self._steps: Iterator[list[str]] = iter(())
+        self._trigger = Trigger.LISTED
 
     def __len__(self) -> int:
         return len(self._waiting) + (self._running is not None)
 
     def __contains__(self, directory: Directory) -> bool:
-        # One that runs has passed what came meanwhile; but what is listed again and again will be.
+        # A running listing may have missed new files; without a watch, the directory is listed again anyway.
         return directory in self._waiting or (directory is self._running and directory.wd is None)
 
     def add(self, directory: Directory) -> None:
@@ -80,64 +79,62 @@ class _ScanQueue:
             self._end()
             return {}
         try:
-            return dict.fromkeys(next(self._pieces), self._sighting)
+            return dict.fromkeys(next(self._steps), self._trigger)
         except StopIteration:
             self._end()
         except OSError as error:
             self._end()
-            self._failed(directory, error)
+            self._on_failure(directory, error)
         return {}
 
     def _begin(self, directory: Directory) -> None:
-        self._sighting = Trigger.LISTED
+        self._trigger = Trigger.LISTED
         if directory.wd is not None:
-            self._pieces = oldest_first(directory.path, directory.since_ns)
+            self._steps = oldest_first(directory.path, directory.since_ns)
         elif self._polling:
-            self._pieces, self._sighting = settled(directory), Trigger.SETTLED
+            self._steps, self._trigger = settled(directory), Trigger.SETTLED
         else:
-            self._pieces = changed(directory)
+            self._steps = changed(directory)
 
     def clear(self) -> None:
         self._waiting.clear()
         self._end()
 
     def _end(self) -> None:
-        self._running, self._pieces = None, iter(())
+        self._running, self._steps = None, iter(())
 
 
 def oldest_first(path: str, since_ns: int = 0, window: int = SORT_WINDOW) -> Iterator[list[str]]:
-    """Give the paths of the files of a directory: window by window as they are listed, within each the oldest first.
+    """Yield the paths of a directory's files, the oldest first within each window of ``window`` names.
 
-    Hidden names are left out, and files whose status changed before ``since_ns``. An empty list is no end, only a
-    pause. Closing the iterator closes the directory.
+    Hidden files and those with a status change time before ``since_ns`` are skipped. An empty list is only a pause.
+    Closing the iterator closes the directory.
 
     Raises:
         OSError: The directory cannot be listed.
     """
-    gathered: list[tuple[int, str]] = []
+    found: list[tuple[int, str]] = []
     with os.scandir(path) as entries:
         for number, entry in enumerate(entries, 1):
             stat = _file_stat(entry)
             if stat is not None and stat.st_ctime_ns >= since_ns:
-                gathered.append((stat.st_mtime_ns, entry.path))
-            if len(gathered) >= window:
-                yield from _sorted_pieces(gathered)
-                gathered = []
+                found.append((stat.st_mtime_ns, entry.path))
+            if len(found) >= window:
+                yield from _sorted_steps(found)
+                found = []
             elif number % STEP_ENTRIES == 0:
                 yield []
-    yield from _sorted_pieces(gathered)
+    yield from _sorted_steps(found)
 
 
-def _sorted_pieces(gathered: list[tuple[int, str]]) -> Iterator[list[str]]:
-    gathered.sort()
-    for at in range(0, len(gathered), STEP_ENTRIES):
-        yield [path for _, path in gathered[at : at + STEP_ENTRIES]]
+def _sorted_steps(found: list[tuple[int, str]]) -> Iterator[list[str]]:
+    found.sort()
+    for at in range(0, len(found), STEP_ENTRIES):
+        yield [path for _, path in found[at : at + STEP_ENTRIES]]
 
 
 def changed(directory: Directory) -> Iterator[list[str]]:
-    """Give the paths of the files that are not as the last listing of the directory showed them.
-
-    At its end the directory remembers what it holds now.
+    """Yield the paths of the files that changed since the directory's snapshot; renew the snapshot in the end.
 
     Raises:
         OSError: The directory cannot be listed.
@@ -146,9 +143,7 @@ def changed(directory: Directory) -> Iterator[list[str]]:
 
 
 def settled(directory: Directory) -> Iterator[list[str]]:
-    """Give the paths of the files that are as the last listing showed them, each once until it changes.
-
-    At its end the directory remembers what it holds now.
+    """Yield, once, the paths of the files unchanged since the directory's snapshot; renew the snapshot in the end.
 
     Raises:
         OSError: The directory cannot be listed.
@@ -157,7 +152,7 @@ def settled(directory: Directory) -> Iterator[list[str]]:
 
 
 def snapshot(directory: Directory) -> Iterator[list[str]]:
-    """Give nothing; at its end the directory remembers what it holds now as if it had been told of.
+    """Renew the directory's snapshot, with all its files marked as reported; yield only empty lists.
 
     Raises:
         OSError: The directory cannot be listed.
@@ -166,31 +161,31 @@ def snapshot(directory: Directory) -> Iterator[list[str]]:
 
 
 class _State(enum.Enum):
-    """What two listings say of a file."""
+    """A file compared with the last snapshot."""
 
     CHANGED = enum.auto()
     SETTLED = enum.auto()
-    TOLD = enum.auto()
+    REPORTED = enum.auto()
 
 
 def _diff(directory: Directory, wanted: _State | None) -> Iterator[list[str]]:
-    """Give the files of one state; if none is wanted, all count as told of."""
+    """Yield the paths of the files in one state; with None, mark all files as reported."""
     before: Snapshot = directory.snapshot or {}
     now: Snapshot = {}
-    ready = []
+    paths = []
     with os.scandir(directory.path) as entries:
         for number, entry in enumerate(entries, 1):
             stat = _file_stat(entry)
             if stat is not None:
-                size, mtime, inode, told = before.get(entry.name, _UNSEEN)
+                size, mtime, inode, reported = before.get(entry.name, _MISSING)
                 same = (size, mtime, inode) == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-                if wanted is (_State.CHANGED if not same else _State.TOLD if told else _State.SETTLED):
-                    ready.append(entry.path)
+                if wanted is (_State.CHANGED if not same else _State.REPORTED if reported else _State.SETTLED):
+                    paths.append(entry.path)
                 now[entry.name] = stat.st_size, stat.st_mtime_ns, stat.st_ino, same or wanted is None
             if number % STEP_ENTRIES == 0:
-                yield ready
-                ready = []
-        yield ready
+                yield paths
+                paths = []
+        yield paths
     directory.snapshot = now
 
 
@@ -200,4 +195,4 @@ def _file_stat(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
         return None if entry.is_dir() else entry.stat()
     except OSError:
-        return None  # gone meanwhile, or a link to nothing
+        return None  # removed in between, or a dangling link

@@ -1,12 +1,11 @@
-"""Tells of whole files as they appear in directories that come and go.
+"""Reports new files once they are complete, in directories that may appear and disappear.
 
-Two threads: one empties the kernel's queue and does nothing else, the other one looks at the files and calls back.
-Between any two steps of a listing the second one sees to all events that wait, so that new files never stand behind
-old ones.
+One thread only empties the kernel's queue; a second one inspects the files and calls back. Between two steps of a
+listing the second thread processes all pending events, so that new files do not wait for old ones.
 
-Why no file is told of twice without need: what a listing or a link brings to notice is only a candidate. When it has
-been looked at, the events that have happened until then are dealt with first; a file that one of these tells of is no
-candidate any more. Whatever happens to it later is a later writing.
+Files are not reported twice without need: a file found by a listing, or created as a link, is only a candidate. After
+its inspection all pending events are processed first, and an event of the file removes it from the candidates. Any
+later event means that the file was written again.
 """
 
 from __future__ import annotations
@@ -17,21 +16,23 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 from trollmoves.matching.patterns import Origin
+from trollmoves.utils.batch_delivery import BatchDelivery
 from trollmoves.watch import inotify
 from trollmoves.watch.completeness import CompletenessChecker, Trigger
 from trollmoves.watch.directories import Directory, DirectoryTree, is_gone
-from trollmoves.watch.found_file import BatchDelivery, FoundFile
+from trollmoves.watch.found_file import FoundFile
 from trollmoves.watch.inotify import EventQueue, Inotify, events
 from trollmoves.watch.scanner import Scanner, snapshot
 
-AUDIT_INTERVAL = 2.0  # s between two looks for what gives no event (mounts, changed links, directories without a watch)
+AUDIT_INTERVAL = 2.0  # s between two checks for changes without events (mounts, links, directories without watch)
 MIN_POLL_INTERVAL = 0.05  # s between two listings
-START_TIMEOUT = 10.0  # s that start() waits at most for the watches to be in place
-STOP_TIMEOUT = 10.0  # s that stop() waits at most for a disk that does not answer, or for whoever takes the files
-CACHE_SIZE = 50_000  # files told of lately, which a listing does not repeat
-CLOCK_STEP_NS = 100_000_000  # the times of files lag behind the clock by at most this
+START_TIMEOUT = 10.0  # s that start() waits for the watches
+STOP_TIMEOUT = 10.0  # s that stop() waits for a disk that does not respond, or for the callback
+CACHE_SIZE = 50_000  # recently reported files, which a listing does not repeat
+CLOCK_STEP_NS = 100_000_000  # maximum lag of file times behind the clock
 
 _OF_DIRECTORIES = inotify.ISDIR | inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.UNMOUNT | inotify.IGNORED
 
@@ -39,101 +40,101 @@ logger = logging.getLogger(__name__)
 
 
 class DirectoryWatch:
-    """Finds the files of one origin.
+    """Reports the new files of one origin.
 
-    A file is told of once for each time that it is written and closed, renamed to its name, or linked there; files
-    that were there before come in batches, directory by directory in the order of their names and within each
-    directory the oldest first (in windows of 10,000). Hidden files and empty ones are never told of. What is told twice
-    is told with the same size, time and inode; after the kernel lost events that may happen, a missing file may not.
+    A file is reported each time it is written and closed, renamed to its name, or linked there. Existing files are
+    reported by directory, in the order of the directory names, and within each directory the oldest first (in windows
+    of 10,000). Hidden and empty files are not reported. If the kernel loses events, files may be reported again, with
+    the same size, time and inode, but no file is missed.
 
-    ``found`` is called by one thread, with at most ``batch`` files. When it raises, the same files are offered again
-    (see ``Offering``); meanwhile events are kept.
+    ``on_found`` is called by one thread. If it raises, the files are passed again (see ``BatchDelivery``), and events
+    are queued until then.
 
     Args:
-        origin: Where files are, and what their names hold.
-        found: Takes the files.
-        backlog: Whether files that exist at the start are told of.
-        polling: Seconds between two listings, to do without the kernel's events; a file is told of when two listings
-            in a row show the same size and time.
-        name: The chain, for the log and for the names of threads.
-        batch: Files in one call, at most.
+        origin: The pattern of the files' paths.
+        on_found: Called with new files.
+        backlog: If True, files that exist at the start are reported.
+        polling: Seconds between two listings, instead of using the kernel's events; a file is reported when two
+            successive listings show the same size and time.
+        name: The name of the chain, for the log and the names of threads.
+        batch_size: Maximum number of files in one call.
     """
 
     def __init__(
         self,
         origin: Origin,
-        found: Callable[[list[FoundFile]], None],
+        on_found: Callable[[list[FoundFile]], None],
         *,
         backlog: bool = True,
         polling: float | None = None,
         name: str = "watch",
-        batch: int = 200,
+        batch_size: int = 200,
     ) -> None:
         self._origin = origin
         self._backlog = backlog
         self._polling = polling
         self._name = name
-        self._batch = batch
-        self._every = AUDIT_INTERVAL if polling is None else max(polling, MIN_POLL_INTERVAL)
+        self._batch_size = batch_size
+        self._interval = AUDIT_INTERVAL if polling is None else max(polling, MIN_POLL_INTERVAL)
         self._stopping = threading.Event()
         self._watching = threading.Event()
-        self._offering = BatchDelivery(found, name)
+        self._delivery = BatchDelivery(on_found, name, describe=attrgetter("path"), stopping=self._stopping)
         self._thread = threading.Thread(target=self._run, name=f"{name}-files", daemon=True)
-        self._kernel: Inotify | None = None
+        self._inotify: Inotify | None = None
         self._queue: EventQueue
         self._directories: DirectoryTree
-        # The rest is the thread's own.
-        self._judge = CompletenessChecker()
+        # The rest belongs to self._thread.
+        self._checker = CompletenessChecker()
         self._recent = _Recent(CACHE_SIZE)
-        self._listings = Scanner(self._cannot_list, polling=polling is not None)
-        self._list_later: set[str] = set()
-        self._touched: dict[str, Trigger] = {}  # an event says that these are whole
-        self._created: dict[str, Trigger] = {}  # an event says that there is such a name
-        self._candidates: dict[str, FoundFile] = {}  # found to be whole, unless an event knows better
+        self._scanner = Scanner(self._on_list_failure, polling=polling is not None)
+        self._retry_listing: set[str] = set()
+        self._touched: dict[str, Trigger] = {}  # complete, according to an event
+        self._created: dict[str, Trigger] = {}  # new names, according to an event
+        self._candidates: dict[str, FoundFile] = {}  # complete, unless a pending event shows otherwise
         self._audit_due = 0.0
 
     def __repr__(self) -> str:
-        return f"<Watch {self._name}: {len(self._listings)} directories to list, {len(self._judge)} files put aside>"
+        pending = f"to list: {len(self._scanner)}, deferred files: {len(self._checker)}"
+        return f"<DirectoryWatch {self._name}: {pending}>"
 
     def start(self) -> None:
-        """Begin; when this returns, the directories that exist are being watched.
-
-        A directory that does not answer is waited for no longer than ``START_PATIENCE``.
-        """
+        """Start; on return the existing directories are watched, unless that takes longer than ``START_TIMEOUT``."""
         if self._stopping.is_set() or self._thread.ident is not None:
             return
         if self._polling is None:
-            self._kernel = self._open_kernel()
-        self._queue = EventQueue(self._kernel, self._name)
-        self._directories = DirectoryTree(self._origin, self._kernel, self._name)
+            self._inotify = self._open_inotify()
+        self._queue = EventQueue(self._inotify, self._name)
+        self._directories = DirectoryTree(self._origin, self._inotify, self._name)
         self._queue.start()
         self._thread.start()
         self._watching.wait(START_TIMEOUT)
 
     def stop(self) -> None:
-        """End all threads and give everything back; returns when a running call of ``found`` has.
+        """Stop all threads and release all resources.
 
-        After ``STOP_PATIENCE`` it returns all the same, and so it does from within ``found``: then the rest happens
-        when that has returned.
+        Waits at most ``STOP_TIMEOUT`` for a running call of ``on_found``; called from within it, does not wait. In
+        both cases the threads end after that call.
         """
         self._stopping.set()
-        self._offering.stop()
         if self._thread.ident is None:
             return
         self._queue.wake()
         if self._thread is not threading.current_thread():
             self._thread.join(STOP_TIMEOUT)
             if self._thread.is_alive():
-                logger.warning("[%s] still busy with %s, not waiting any longer", self._name, self._origin.root)
+                logger.warning(
+                    "[%s] the watch of %s is still busy after %g s, not waiting any longer",
+                    *(self._name, self._origin.root, STOP_TIMEOUT),
+                )
 
-    def _open_kernel(self) -> Inotify | None:
+    def _open_inotify(self) -> Inotify | None:
         try:
             return Inotify()
         except OSError as error:
             logger.warning(
                 "[%s] no inotify instance for %s (%s), raise fs.inotify.max_user_instances or the limit of open files; "
-                "it is listed every %g s instead",
-                *(self._name, self._origin.root, error, self._every),
+                "listing it every %g s instead",
+                *(self._name, self._origin.root, error, self._interval),
             )
             return None
 
@@ -143,7 +144,7 @@ class DirectoryWatch:
                 try:
                     self._work()
                 except Exception:
-                    # A mistake of ours must not make a chain deaf: what was in hand is found by listing all again.
+                    # A bug must not stop the chain: listing everything again finds the dropped files.
                     logger.exception("[%s] listing everything again after an unexpected error", self._name)
                     self._stopping.wait(1.0)
                     self._drop_all()
@@ -151,11 +152,11 @@ class DirectoryWatch:
         finally:
             self._drop_all()
             self._queue.stop()
-            if self._kernel is not None:
-                self._kernel.close()
+            if self._inotify is not None:
+                self._inotify.close()
 
     def _drop_all(self) -> None:
-        self._listings.clear()
+        self._scanner.clear()
         self._touched.clear()
         self._created.clear()
         self._candidates.clear()
@@ -166,7 +167,7 @@ class DirectoryWatch:
             self._watching.set()
         while not self._stopping.is_set():
             self._handle(*self._queue.take(self._idle_seconds()))
-            self._report_candidates(self._sightings())
+            self._report_candidates(self._next_triggers())
             if time.monotonic() >= self._audit_due:
                 self._audit()
 
@@ -174,36 +175,35 @@ class DirectoryWatch:
         since_ns = time.time_ns() - CLOCK_STEP_NS
         for directory in self._directories.rescan():
             if self._backlog:
-                self._listings.add(directory)
+                self._scanner.add(directory)
             else:
                 self._directories.skip_present(directory, since_ns)
                 if directory.wd is None:
-                    self._remember_present(directory)
-        self._audit_due = time.monotonic() + self._every
+                    self._skip_present(directory)
+        self._audit_due = time.monotonic() + self._interval
         watched = len(self._directories)
-        how = "watching" if self._kernel is not None else f"every {self._every:g} s listing"
-        which = f"{watched} directories" if watched else "which is not there yet"
+        how = "watching" if self._inotify is not None else f"listing every {self._interval:g} s"
+        which = "missing" if not watched else "1 directory" if watched == 1 else f"{watched} directories"
         logger.info("[%s] %s %s (%s)", self._name, how, self._origin.root, which)
 
-    def _remember_present(self, directory: Directory) -> None:
-        """List a directory for what nobody wants; on a disk of another host times do not tell that."""
+    def _skip_present(self, directory: Directory) -> None:
+        """List a directory to skip its present files; on another host's disk, times cannot identify them."""
         try:
             for _ in snapshot(directory):
                 if self._stopping.is_set():
                     return
         except OSError as error:
-            self._cannot_list(directory, error)
+            self._on_list_failure(directory, error)
             directory.snapshot = {}
 
     def _idle_seconds(self) -> float:
-        """Return how long there is nothing to do without an event."""
-        if self._created or len(self._listings):
+        """Return the seconds until work is due without an event."""
+        if self._created or len(self._scanner):
             return 0.0
-        due = self._judge.next_due()
+        due = self._checker.next_due()
         return (self._audit_due if due is None else min(due, self._audit_due)) - time.monotonic()
 
     def _handle(self, buffers: list[bytes], lost: bool) -> None:
-        """Deal with all these events."""
         if lost:
             self._list_everything()
         for buffer in buffers:
@@ -216,19 +216,19 @@ class DirectoryWatch:
                     self._list_everything()
                 else:
                     self._on_file_event(wd, mask, name)
-            if len(self._touched) >= self._batch:
+            if len(self._touched) >= self._batch_size:
                 self._report_touched()
         self._report_touched()
 
     def _on_file_event(self, wd: int, mask: int, name: str) -> None:
-        """Remember which file an event is about; the last event of a file counts."""
+        """Record the file of an event; the last event of a file counts."""
         for directory in self._directories.at(wd):
             if not self._directories.holds_files(directory):
                 self._list(self._directories.on_event(wd, mask, name))
             elif not name.startswith("."):
                 path = directory.prefix + name
                 self._candidates.pop(path, None)
-                self._judge.drop(path)
+                self._checker.drop(path)
                 if mask & inotify.CREATE:
                     self._touched.pop(path, None)
                     self._created[path] = Trigger.CREATED
@@ -238,20 +238,18 @@ class DirectoryWatch:
 
     def _report_touched(self) -> None:
         touched, self._touched = self._touched, {}
-        self._report(
-            [file for path, sighting in touched.items() if (file := self._inspect(path, sighting)) is not None]
-        )
+        self._report([file for path, trigger in touched.items() if (file := self._inspect(path, trigger)) is not None])
 
-    def _sightings(self) -> dict[str, Trigger]:
-        """Return the next files of which no event says that they are whole."""
+    def _next_triggers(self) -> dict[str, Trigger]:
+        """Return the next files to inspect that no event has shown to be complete."""
         created, self._created = self._created, {}
-        return {**self._listings.step(), **self._judge.due(self._batch), **created}
+        return {**self._scanner.step(), **self._checker.due(self._batch_size), **created}
 
-    def _report_candidates(self, sightings: dict[str, Trigger]) -> None:
-        """Tell of these files if they are whole, but of none that an event tells of that has happened until now."""
-        for path, sighting in sightings.items():
-            file = self._inspect(path, sighting)
-            if file is not None and not (sighting is Trigger.LISTED and file in self._recent):
+    def _report_candidates(self, triggers: dict[str, Trigger]) -> None:
+        """Report the complete files among these, except those with a pending event."""
+        for path, trigger in triggers.items():
+            file = self._inspect(path, trigger)
+            if file is not None and not (trigger is Trigger.LISTED and file in self._recent):
                 self._candidates[path] = file
         if self._candidates:
             self._queue.drain()
@@ -260,59 +258,59 @@ class DirectoryWatch:
             self._candidates.clear()
             self._report(files)
 
-    def _inspect(self, path: str, sighting: Trigger) -> FoundFile | None:
-        """Look at a file; return it if it is one to tell of now."""
+    def _inspect(self, path: str, trigger: Trigger) -> FoundFile | None:
+        """Return the file if it is to be reported now."""
         fields = self._origin.parse(path)
         if fields is None:
             return None
         try:
             status = os.stat(path)
         except OSError:
-            status = None  # gone before its turn, or a link to nothing
+            status = None  # removed in between, or a dangling link
         if status is None or not stat.S_ISREG(status.st_mode) or not status.st_size:
-            self._judge.drop(path)  # an empty one will be closed when there is something in it
+            self._checker.drop(path)  # an empty file will have another event once it has content
             return None
-        whole = self._judge.check(path, status, sighting)
-        if whole is None or not whole.st_size:
+        complete = self._checker.check(path, status, trigger)
+        if complete is None or not complete.st_size:
             return None
-        return FoundFile(path, fields, whole.st_size, whole.st_mtime_ns, whole.st_ino, sighting.fresh)
+        return FoundFile(path, fields, complete.st_size, complete.st_mtime_ns, complete.st_ino, trigger.fresh)
 
     def _report(self, files: list[FoundFile]) -> None:
-        for at in range(0, len(files), self._batch):
-            for file in self._offering.deliver(files[at : at + self._batch]):
+        for at in range(0, len(files), self._batch_size):
+            for file in self._delivery.deliver(files[at : at + self._batch_size]):
                 self._recent.add(file)
 
     def _list(self, directories: Iterable[Directory]) -> None:
         for directory in directories:
-            self._listings.add(directory, first=directory.wd is not None)
+            self._scanner.add(directory, first=directory.wd is not None)
 
     def _list_everything(self) -> None:
-        logger.warning("[%s] events were lost, listing %s again", self._name, self._origin.root)
+        logger.warning("[%s] inotify events were lost, listing %s again", self._name, self._origin.root)
         for directory in self._directories.rescan(again=True):
-            self._listings.add(directory)
+            self._scanner.add(directory)
 
-    def _cannot_list(self, directory: Directory, error: OSError) -> None:
+    def _on_list_failure(self, directory: Directory, error: OSError) -> None:
         if is_gone(error):
             return
         self._directories.report_failure(directory.path, error)
-        self._list_later.add(directory.path)
+        self._retry_listing.add(directory.path)
 
     def _audit(self) -> None:
-        """Look for what gives no event, and list what could not be listed before."""
+        """Find changes without events, and retry failed listings."""
         self._list(self._directories.rescan())
-        for path in self._list_later | self._judge.overflowed_directories():
+        for path in self._retry_listing | self._checker.overflowed_directories():
             directory = self._directories.get(path)
             if directory is not None:
-                self._listings.add(directory)
-        self._list_later.clear()
-        self._audit_due = time.monotonic() + self._every
+                self._scanner.add(directory)
+        self._retry_listing.clear()
+        self._audit_due = time.monotonic() + self._interval
 
 
 class _Recent:
-    """Remembers the last files told of, at least ``most`` of them and less than twice as many, by a number each."""
+    """Hashes of the last reported files: at least ``limit`` of them, and fewer than twice that number."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._new: set[int] = set()
         self._old: set[int] = set()
 
@@ -322,7 +320,7 @@ class _Recent:
 
     def add(self, file: FoundFile) -> None:
         self._new.add(self._key(file))
-        if len(self._new) >= self._most:
+        if len(self._new) >= self._limit:
             self._old, self._new = self._new, set()
 
     @staticmethod

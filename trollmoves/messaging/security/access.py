@@ -1,4 +1,4 @@
-"""Who may speak to a socket: by the address that the kernel tells, and the key that CURVE has proven."""
+"""Access checks of a socket, by the peer address from the kernel and the key authenticated by CURVE."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NO_ADDRESS = "255.255.255.255/32"  # no peer has this address
 
 
 class ClientAccess:
-    """The allowed clients of one socket; nothing in a message can change who its sender is."""
+    """The allowed clients of one socket; message content does not affect the identity of the sender."""
 
     def __init__(self, clients: ClientAllowlist) -> None:
-        """Look up the keys; StartError when one is not known here."""
+        """Look up the keys; raise StartError for an unknown one."""
         self._clients = clients
         self._allowed_keys = frozenset(map(_public_key, clients.keys))
 
@@ -27,26 +27,26 @@ class ClientAccess:
         return bool(self._clients)
 
     def allows(self, frame: zmq.Frame) -> bool:
-        """Tell whether the sender of a frame is allowed."""
+        """Return True if the sender of a frame is allowed."""
         if self._allowed_keys and _frame_property(frame, "User-Id") not in self._allowed_keys:
             return False
         return self._clients.allows_address(_frame_property(frame, "Peer-Address"))
 
 
 def client_address(frame: zmq.Frame) -> str:
-    """Give the address of the sender of a frame."""
+    """Return the address of the sender of a frame."""
     return _frame_property(frame, "Peer-Address") or "an unknown address"
 
 
 def client_identity(frame: zmq.Frame) -> str:
-    """Give under what the sender of a frame is counted: its key when CURVE has proven one, else its address."""
+    """Return the identity for quotas of the sender of a frame: its authenticated key, else its address."""
     return _frame_property(frame, "User-Id") or client_address(frame)
 
 
 def accept_filters(clients: ClientAllowlist, *, ipv6: bool) -> list[bytes]:
-    """Give the ZeroMQ filters that let only allowed addresses connect; none when any may.
+    """Return ZeroMQ accept filters for the allowed networks; an empty list allows all addresses.
 
-    A socket for IPv6 sees IPv4 peers under mapped addresses; one for IPv4 sees no others.
+    An IPv6 socket sees IPv4 peers under mapped addresses; an IPv4 socket sees IPv4 peers only.
     """
     if not clients.networks:
         return []
@@ -65,9 +65,11 @@ def _frame_property(frame: zmq.Frame, name: str) -> str:
 
 
 def _public_key(name: str) -> str:
-    """Give the public key of a name, or one that was written itself."""
+    """Return the public key for a name or a literal key; raise StartError for an unknown name."""
     if not curve_keys.curve_enabled():
-        raise StartError(f"allowed_clients: {name!r} is no address, and can be a key only with posttroll's secure_zmq")
+        raise StartError(
+            f"allowed_clients: {name!r} is not an address; a key name needs posttroll's backend secure_zmq"
+        )
     directory = curve_keys.client_keys_directory()
     try:
         return load_certificate(os.path.join(directory, f"{name}.key"))[0].decode()

@@ -1,7 +1,7 @@
-"""Decides who may connect to the sockets of this process, and watches over those who do.
+"""Authenticates connections to the sockets of this process (ZAP, RFC 27) and monitors them.
 
-A process has one gate, for as long as it lives: ZeroMQ asks one handler a context (ZAP, RFC 27) about everyone who
-connects to a secured socket. Our sockets have a domain that must be asked about, so without the gate nobody gets in.
+One authenticator per process, for its whole life: ZeroMQ allows one ZAP handler per context. Sockets enforce a ZAP
+domain, so that connections are rejected while the authenticator does not reply.
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
 
 MAX_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
-KEY_RELOAD_INTERVAL = (
-    1.0  # s between looks at the keys, at most: who is added may connect then, who is removed no longer
-)
-ERROR_DELAY = 0.1  # s after an error that nobody foresaw
+KEY_RELOAD_INTERVAL = 1.0  # s; added and removed keys take effect after at most this time
+ERROR_DELAY = 0.1  # s after an unexpected error
 
 _DOMAIN = b"*"
 _ZAP_ADDRESS = "inproc://zeromq.zap.01"
@@ -39,17 +37,17 @@ _ZAP_VERSION = b"1.0"
 
 @dataclass(slots=True)
 class _ClientPolicy:
-    """Who may connect."""
+    """Keys and addresses that may connect."""
 
-    directory: str = ""  # of public keys; empty when none is needed
-    addresses: frozenset[str] = frozenset()  # empty when any will do
+    directory: str = ""  # of public keys; empty if no key is required
+    addresses: frozenset[str] = frozenset()  # empty: all
     keys: frozenset[bytes] = frozenset()
     read_at: float = float("-inf")
 
     def rejection_reason(self, address: str, mechanism: bytes, credentials: list[bytes]) -> str:
-        """Give why somebody may not come in; empty when it may."""
+        """Return why a connection must be rejected, or an empty string."""
         if self.addresses and address not in self.addresses:
-            return "its address is none of authorized_client_addresses"
+            return "its address is not in authorized_client_addresses"
         if not self.directory:
             return ""
         if mechanism != b"CURVE" or len(credentials) != 1:
@@ -57,87 +55,87 @@ class _ClientPolicy:
         key = z85.encode(credentials[0])
         if self.directory == curve_keys.ANYONE or key in self._keys():
             return ""
-        return f"its key {key.decode()} is none of those in {self.directory}"
+        return f"its key {key.decode()} is not in {self.directory}"
 
     def _keys(self) -> frozenset[bytes]:
         if time.monotonic() - self.read_at > KEY_RELOAD_INTERVAL:
             try:
                 self.keys = curve_keys.client_public_keys(self.directory)
             except OSError as error:
-                log.error("nobody can be let in: %s: %s", self.directory, error.strerror)
+                log.error("cannot read client keys, rejecting all connections: %s: %s", self.directory, error.strerror)
                 self.keys = frozenset()
             self.read_at = time.monotonic()
         return self.keys
 
 
 class Authenticator:
-    """The ZeroMQ context of a process, and the one thread that watches over its listening sockets."""
+    """The ZeroMQ context of a process, with the thread that authenticates and monitors connections to its servers."""
 
     def __init__(self) -> None:
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, min(MAX_SOCKETS, int(self.context.get(zmq.SOCKET_LIMIT))))
-        self._guests = _ClientPolicy()
-        self._doors: dict[Socket, ConnectionMonitor] = {}
+        self._policy = _ClientPolicy()
+        self._monitors: dict[Socket, ConnectionMonitor] = {}
         self._new: queue.SimpleQueue[ConnectionMonitor] = queue.SimpleQueue()
         self._numbers = itertools.count()
-        self._bell = Wakeup()
-        self._seldom = LogThrottle(burst=1)
+        self._wakeup = Wakeup()
+        self._throttle = LogThrottle(burst=1)
         self._warned: set[str] = set()
         self._zap: Socket = self.context.socket(zmq.REP)
         self._zap.bind(_ZAP_ADDRESS)
         self._poller = zmq.Poller()
         self._poller.register(self._zap, zmq.POLLIN)
-        self._poller.register(self._bell.fileno(), zmq.POLLIN)
+        self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
         threading.Thread(target=self._run, name="authenticator", daemon=True).start()
 
-    # -- for those who make sockets, on any thread
+    # -- socket creation, on any thread
 
     def new_server_socket(self, kind: int, most_bytes: int) -> tuple[Socket, ConnectionMonitor]:
-        """Give a socket that is secured as posttroll's settings say, not bound yet, and its door.
+        """Return an unbound socket, secured according to posttroll's settings, and its connection monitor.
 
-        StartError when the settings are wrong.
+        Raise StartError if the settings are invalid.
         """
         secured = curve_keys.curve_enabled()
         pair = curve_keys.server_key_pair() if secured else None
-        guests = _ClientPolicy(curve_keys.client_keys_directory() if secured else "", curve_keys.allowed_addresses())
-        made: Socket = self.context.socket(kind)
+        policy = _ClientPolicy(curve_keys.client_keys_directory() if secured else "", curve_keys.allowed_addresses())
+        created: Socket = self.context.socket(kind)
         if pair:
             self._warn_readable_key("server_secret_key_file")
-            made.curve_server = True
-            made.curve_publickey, made.curve_secretkey = pair.public, pair.secret
-        if guests.directory or guests.addresses:
-            self._guests = guests
-            made.zap_domain = _DOMAIN
-            made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        return made, ConnectionMonitor(
-            self.monitor(made, connection_monitor.EVENTS), secured=secured, most_bytes=most_bytes
+            created.curve_server = True
+            created.curve_publickey, created.curve_secretkey = pair.public, pair.secret
+        if policy.directory or policy.addresses:
+            self._policy = policy
+            created.zap_domain = _DOMAIN
+            created.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        return created, ConnectionMonitor(
+            self.monitor(created, connection_monitor.EVENTS), secured=secured, most_bytes=most_bytes
         )
 
     def new_client_socket(self, kind: int) -> Socket:
-        """Give a socket that is secured as posttroll's settings say, not connected yet. StartError as above."""
+        """Return an unconnected socket, secured according to posttroll's settings; raise StartError as above."""
         if not curve_keys.curve_enabled():
             return self.context.socket(kind)
-        pair, theirs = curve_keys.client_key_pair()
+        pair, server_key = curve_keys.client_key_pair()
         self._warn_readable_key("client_secret_key_file")
-        made: Socket = self.context.socket(kind)
-        made.curve_publickey, made.curve_secretkey, made.curve_serverkey = pair.public, pair.secret, theirs
-        return made
+        created: Socket = self.context.socket(kind)
+        created.curve_publickey, created.curve_secretkey, created.curve_serverkey = pair.public, pair.secret, server_key
+        return created
 
-    def watch(self, door: ConnectionMonitor, port: int) -> None:
-        """Watch over a socket from now on; it was bound to a port."""
-        door.port = port
-        self._new.put(door)
-        self._bell.set()
+    def watch(self, monitor: ConnectionMonitor, port: int) -> None:
+        """Start monitoring the connections of a socket that was bound to ``port``."""
+        monitor.port = port
+        self._new.put(monitor)
+        self._wakeup.set()
 
     def monitor(self, watched: Socket, events: int) -> Socket:
-        """Give the socket on which ZeroMQ tells what happens to another one; the thread that made that one calls."""
+        """Return a socket that receives the events of ``watched``; called on the thread that created ``watched``."""
         address = f"inproc://monitor-{next(self._numbers)}"
         watched.monitor(address, events)
-        told: Socket = self.context.socket(zmq.PAIR)
-        told.set(zmq.RCVHWM, 0)  # were it full, ZeroMQ's own thread would wait
-        told.set(zmq.LINGER, 0)
-        told.connect(address)
-        return told
+        receiver: Socket = self.context.socket(zmq.PAIR)
+        receiver.set(zmq.RCVHWM, 0)  # a full queue would block ZeroMQ's I/O thread
+        receiver.set(zmq.LINGER, 0)
+        receiver.connect(address)
+        return receiver
 
     def _warn_readable_key(self, setting: str) -> None:
         path = curve_keys.readable_by_others(setting)
@@ -145,53 +143,53 @@ class Authenticator:
             self._warned.add(path)
             log.warning("every user of this host can read the secret key in %s: chmod 600 it", path)
 
-    # -- the gate's own thread
+    # -- the authenticator's thread
 
     def _run(self) -> None:
         while True:
             try:
                 ready = [one for one, _ in self._poller.poll(int(1000 * KEY_RELOAD_INTERVAL))]
-                self._bell.clear()
+                self._wakeup.clear()
                 if self._zap in ready:
                     self._answer_zap()
                 for one in ready:
-                    if one in self._doors:
+                    if one in self._monitors:
                         self._process_monitor(one)
                 while not self._new.empty():
-                    door = self._new.get()
-                    self._doors[door.monitor] = door
-                    self._poller.register(door.monitor, zmq.POLLIN)
+                    monitor = self._new.get()
+                    self._monitors[monitor.monitor] = monitor
+                    self._poller.register(monitor.monitor, zmq.POLLIN)
             except zmq.ContextTerminated:
                 return
-            except Exception:  # nothing that anybody sends opens the gate, or closes it
-                log.exception("unexpected error at the gate")
+            except Exception:  # bad input must neither bypass nor stop the authenticator
+                log.exception("unexpected error in the authenticator")
                 time.sleep(ERROR_DELAY)
 
-    def _process_monitor(self, monitor: Socket) -> None:
-        door = self._doors[monitor]
-        if not door.process_events():
-            self._poller.unregister(monitor)
-            del self._doors[monitor]
-            door.close()
+    def _process_monitor(self, events: Socket) -> None:
+        monitor = self._monitors[events]
+        if not monitor.process_events():
+            self._poller.unregister(events)
+            del self._monitors[events]
+            monitor.close()
 
     def _answer_zap(self) -> None:
         frames = self._zap.recv_multipart()
-        code, who = b"500", b""
+        code, user_id = b"500", b""
         try:
             _version, _request, _domain, raw_address, _identity, mechanism, *credentials = frames
-            guests = self._guests
+            policy = self._policy
             address = raw_address.decode(errors="replace").removeprefix("::ffff:")
-            refusal = guests.rejection_reason(address, mechanism, credentials)
-            code = b"400" if refusal else b"200"
-            who = b"" if refusal or not credentials else z85.encode(credentials[0])
-            if refusal and (more := self._seldom.admit(address)) is not None:
-                log.warning("%s did not get in: %s%s", address, refusal, more)
+            reason = policy.rejection_reason(address, mechanism, credentials)
+            code = b"400" if reason else b"200"
+            user_id = b"" if reason or not credentials else z85.encode(credentials[0])
+            if reason and (more := self._throttle.admit(address)) is not None:
+                log.warning("rejected connection from %s: %s%s", address, reason, more)
         except Exception:
-            log.exception("unexpected error with somebody who wants to connect")
-        self._zap.send_multipart([_ZAP_VERSION, frames[1], code, b"", who, b""])
+            log.exception("unexpected error while authenticating a connection")
+        self._zap.send_multipart([_ZAP_VERSION, frames[1], code, b"", user_id, b""])
 
 
 @cache
 def process_authenticator() -> Authenticator:
-    """Give the gate of this process; made when the first socket is."""
+    """Return the authenticator of this process, created with the first socket."""
     return Authenticator()

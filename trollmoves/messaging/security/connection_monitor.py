@@ -1,4 +1,4 @@
-"""Knows who is connected to a listening socket, and turns away who comes too often."""
+"""Tracks connections to a listening socket and enforces connection limits."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ log = logging.getLogger(__name__)
 
 MAX_PER_ADDRESS = 1_000  # connections from one address to one socket
 MAX_CONNECTIONS = 4_000  # connections to one socket
-FD_DIVISOR = 8  # of the descriptors of this process is the most that the connections to one socket may use
-RECENT_MS = 10_000  # ms since a peer sent something
+FD_DIVISOR = 8  # connections to one socket use at most 1/8 of the process's descriptors
+RECENT_MS = 10_000  # ms since the last data from a peer
 
 EVENTS = int(handshake_errors.FAILURES | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
 EVENTS |= int(zmq.EVENT_MONITOR_STOPPED)
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _ESTABLISHED = 1  # of TCP's states
-_TCP_INFO = struct.Struct("B51xI")  # the state, and for how many ms nothing came
+_TCP_INFO = struct.Struct("B51xI")  # the TCP state, and ms since the last data
 
 
 @dataclass(slots=True)
 class _Connection:
-    """A connection, by a descriptor of our own: ZeroMQ's may be somebody else's by the time we look at it."""
+    """A connection, by a duplicated descriptor: ZeroMQ may reuse its own for another connection."""
 
-    connection: socket.socket
+    socket: socket.socket
     address: str
 
 
 class ConnectionMonitor:
-    """The connections to one listening socket, as ZeroMQ tells of them. The thread of the gate uses it.
+    """The connections to one listening socket, from ZeroMQ's events; used by the authenticator's thread.
 
-    A connection that is one too many is cut. Those that are there stay, whatever comes.
+    A connection over the limit is closed. Established connections stay.
     """
 
     def __init__(self, monitor: zmq.Socket[bytes], *, secured: bool, most_bytes: int) -> None:
@@ -53,15 +53,15 @@ class ConnectionMonitor:
         self.port = 0
         self._secured = secured
         self._most_bytes = most_bytes
-        self._most = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FD_DIVISOR)
-        self._visits: dict[int, _Connection] = {}  # by ZeroMQ's descriptor
-        self._of_address: Counter[str] = Counter()
-        self._failed: HandshakeError | None = None  # why the connection that ends next was not made
-        self._refused = 0  # connections that will end since the gate refused them, and said so
-        self._seldom = LogThrottle(burst=1)
+        self._max_connections = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FD_DIVISOR)
+        self._connections: dict[int, _Connection] = {}  # by ZeroMQ's descriptor
+        self._per_address: Counter[str] = Counter()
+        self._failed: HandshakeError | None = None  # the handshake error of the next connection that closes
+        self._rejected = 0  # rejected (and logged) connections that have not closed yet
+        self._throttle = LogThrottle(burst=1)
 
     def process_events(self) -> bool:
-        """Take in what has happened; False when the socket is closed."""
+        """Process pending events; return False if the socket is closed."""
         while True:
             try:
                 event, value = handshake_errors.parse_event(self.monitor.recv_multipart(zmq.NOBLOCK))
@@ -72,10 +72,10 @@ class ConnectionMonitor:
             self._on_event(event, value)
 
     def close(self) -> None:
-        """Forget all connections; the socket is closed."""
-        for visit in self._visits.values():
-            visit.connection.close()
-        self._visits.clear()
+        """Close the duplicated descriptors; the socket itself is closed already."""
+        for connection in self._connections.values():
+            connection.socket.close()
+        self._connections.clear()
         self.monitor.close()
 
     def _on_event(self, event: int, value: int) -> None:
@@ -84,32 +84,33 @@ class ConnectionMonitor:
         elif event == zmq.EVENT_DISCONNECTED:
             self._on_disconnected(value)
         elif event == zmq.EVENT_ACCEPT_FAILED:
-            if value in _EXHAUSTED:  # else it is somebody whom the filters keep out
-                self._log_throttled("accept", f"nobody can connect: {os.strerror(value)}")
+            if value in _EXHAUSTED:  # otherwise the accept filters rejected it
+                self._log_throttled("accept", f"cannot accept connections: {os.strerror(value)}")
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._refused += 1
+            self._rejected += 1
         else:
             self._failed = handshake_errors.classify(event, value)
 
     def _on_accepted(self, descriptor: int) -> None:
-        visit = self._open_connection(descriptor)
-        if visit is None:  # it has left already
+        connection = self._open_connection(descriptor)
+        if connection is None:  # closed already
             return
-        if descriptor in self._visits:
+        if descriptor in self._connections:
             self._forget(descriptor)
-        self._visits[descriptor] = visit
-        self._of_address[visit.address] += 1
-        here = self._of_address[visit.address]
-        if here > MAX_PER_ADDRESS or len(self._visits) > self._most:
-            there = len(self._visits)
+        self._connections[descriptor] = connection
+        self._per_address[connection.address] += 1
+        from_address = self._per_address[connection.address]
+        if from_address > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:
+            total = len(self._connections)
             self._log_throttled(
-                "many", f"a connection from {visit.address} is cut: it has {here}, all together have {there}"
+                "many",
+                f"closed a connection from {connection.address}: {from_address} from this address, {total} in all",
             )
             with suppress(OSError):
-                visit.connection.shutdown(socket.SHUT_RDWR)
+                connection.socket.shutdown(socket.SHUT_RDWR)
 
     def _open_connection(self, descriptor: int) -> _Connection | None:
-        """Look at a descriptor of ZeroMQ's; None when it is no connection to our port any more."""
+        """Duplicate a descriptor of ZeroMQ's; return None if it is not a connection to our port any more."""
         try:
             borrowed = socket.socket(fileno=descriptor)
         except OSError:
@@ -127,37 +128,37 @@ class ConnectionMonitor:
 
     def _on_disconnected(self, descriptor: int) -> None:
         failed, self._failed = self._failed, None
-        visit = self._visits.get(descriptor)
-        address = visit.address if visit else "an address unknown by now"
+        connection = self._connections.get(descriptor)
+        address = connection.address if connection else "an unknown address"
         if failed:
             why = handshake_errors.explain_for_server(failed, secured=self._secured)
             level = logging.INFO if failed in (HandshakeError.DISCONNECTED, HandshakeError.TIMEOUT) else logging.WARNING
-            self._log_throttled(failed.name, f"{address} did not get in: {why}", level)
-        elif self._refused:
-            self._refused -= 1
-        elif visit and _closed_by_zeromq(visit.connection):
+            self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
+        elif self._rejected:
+            self._rejected -= 1
+        elif connection and _closed_by_zeromq(connection.socket):
             size = readable_size(self._most_bytes)
             self._log_throttled(
-                "cut", f"the connection from {address} was cut: it sent a message of more than {size}, or no message"
+                "cut", f"closed the connection from {address}: it sent more than {size} in a message, or invalid data"
             )
         self._forget(descriptor)
 
-    def _log_throttled(self, kind: str, what: str, level: int = logging.WARNING) -> None:
-        if (more := self._seldom.admit(kind)) is not None:
-            log.log(level, "[port %d] %s%s", self.port, what, more)
+    def _log_throttled(self, kind: str, text: str, level: int = logging.WARNING) -> None:
+        if (more := self._throttle.admit(kind)) is not None:
+            log.log(level, "[port %d] %s%s", self.port, text, more)
 
     def _forget(self, descriptor: int) -> None:
-        visit = self._visits.pop(descriptor, None)
-        if visit is None:
+        connection = self._connections.pop(descriptor, None)
+        if connection is None:
             return
-        visit.connection.close()
-        self._of_address[visit.address] -= 1
-        if not self._of_address[visit.address]:
-            del self._of_address[visit.address]
+        connection.socket.close()
+        self._per_address[connection.address] -= 1
+        if not self._per_address[connection.address]:
+            del self._per_address[connection.address]
 
 
 def _closed_by_zeromq(connection: socket.socket) -> bool:
-    """Tell whether a connection that ZeroMQ has given up was alive: the peer is there, and has just sent something."""
+    """Return True if ZeroMQ closed a connection that was alive: established, with recent data from the peer."""
     try:
         state, silence = _TCP_INFO.unpack_from(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64))
     except (OSError, struct.error):

@@ -1,7 +1,7 @@
-"""The keys and addresses that posttroll's settings name.
+"""CURVE keys and addresses from posttroll's settings.
 
-They are posttroll's own (``backend``, ``server_secret_key_file`` and so on, from its files or ``POSTTROLL_...``), read
-whenever a socket is made: what one version of posttroll makes of them differs from what the next one does.
+The settings (``backend``, ``server_secret_key_file`` and so on, from its files or ``POSTTROLL_...``) are read for each
+new socket, without posttroll's own interpretation, which differs between its versions.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from trollmoves.errors import StartError
 
 log = logging.getLogger(__name__)
 
-ANYONE = "*"  # in place of a directory: whoever knows our public key may connect
+ANYONE = "*"  # instead of a directory: any client with our public key may connect
 _BACKENDS = {"unsecure_zmq": False, "secure_zmq": True}
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A CURVE key pair in ZeroMQ's text form; its secret half is not shown."""
+    """A CURVE key pair in ZeroMQ's text form; ``repr`` omits the secret key."""
 
     public: bytes
     secret: bytes = field(repr=False)
 
 
 def curve_enabled() -> bool:
-    """Tell whether sockets are to be secured; StartError when posttroll's backend is none that can be had."""
+    """Return True if sockets must be secured; raise StartError for an unknown or unavailable backend."""
     backend = posttroll.config.get("backend", "unsecure_zmq")
     if backend not in _BACKENDS:
         raise StartError(f"posttroll's setting backend is {backend!r}, and not one of {', '.join(_BACKENDS)}")
@@ -45,17 +45,17 @@ def curve_enabled() -> bool:
 
 
 def server_key_pair() -> KeyPair:
-    """Give the pair of sockets that others connect to; StartError when it cannot be read."""
+    """Return the key pair of server sockets; raise StartError if it cannot be read."""
     return _pair("server_secret_key_file")
 
 
 def client_key_pair() -> tuple[KeyPair, bytes]:
-    """Give the pair of sockets that connect, and the public key of whom they connect to; StartError as above."""
+    """Return the key pair of client sockets, and the public key of the server; raise StartError as above."""
     return _pair("client_secret_key_file"), _read("server_public_key_file")[0]
 
 
 def client_keys_directory() -> str:
-    """Give the directory with the public keys of those who may connect, or ANYONE; StartError when there is none."""
+    """Return the directory of client public keys, or ANYONE; raise StartError if it cannot be read."""
     directory = str(_setting("clients_public_keys_directory"))
     if directory != ANYONE:
         try:
@@ -68,7 +68,7 @@ def client_keys_directory() -> str:
 
 
 def client_public_keys(directory: str) -> frozenset[bytes]:
-    """Give the public keys in a directory. What is no key there is left out, and said; OSError when it is none."""
+    """Return the public keys in a directory; other files are logged and skipped. Raise OSError if unreadable."""
     found: set[bytes] = set()
     for name in sorted(os.listdir(directory)):
         if not name.endswith(".key"):
@@ -76,12 +76,12 @@ def client_public_keys(directory: str) -> frozenset[bytes]:
         try:
             found.add(load_certificate(os.path.join(directory, name))[0])
         except (OSError, ValueError) as error:
-            log.warning("%s in %s is no public key: %s", name, directory, error)
+            log.warning("%s in %s is not a public key: %s", name, directory, error)
     return frozenset(found)
 
 
 def allowed_addresses() -> frozenset[str]:
-    """Give the addresses that may connect, with names resolved; empty when all may. StartError when none is found."""
+    """Return the allowed addresses, with names resolved; empty: all. Raise StartError if none is found."""
     configured = posttroll.config.get("authorized_client_addresses", None)
     if not configured:
         return frozenset()
@@ -110,7 +110,7 @@ def _setting(name: str) -> Any:
 def _pair(name: str) -> KeyPair:
     public, secret = _read(name)
     if secret is None:
-        raise StartError(f"posttroll's setting {name}: {_setting(name)} holds no secret key")
+        raise StartError(f"posttroll's setting {name}: {_setting(name)} does not contain a secret key")
     return KeyPair(public, secret)
 
 
@@ -119,12 +119,12 @@ def _read(name: str) -> tuple[bytes, bytes | None]:
     try:
         return load_certificate(path)
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it cannot be read, or is no key"
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it cannot be read, or is not a key"
         raise StartError(f"posttroll's setting {name}: {path}: {why}") from None
 
 
 def readable_by_others(name: str) -> str:
-    """Give the file that a setting names when more users than its owner and group can read it, else an empty text."""
+    """Return the file of a setting if it is world-readable, else an empty string."""
     path = str(posttroll.config.get(name, None) or "")
     try:
         return path if path and os.stat(path).st_mode & stat.S_IROTH else ""

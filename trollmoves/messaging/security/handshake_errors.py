@@ -1,4 +1,4 @@
-"""Puts into words why a connection was not made."""
+"""Explains failed ZeroMQ handshakes."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ FAILURES = int(
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 PERMANENT = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
-"""Failures after which ZeroMQ does not connect again."""
+"""Failures after which ZeroMQ does not reconnect."""
 
 _EVENT = struct.Struct("=hi")
 
 
 class HandshakeError(Enum):
-    """Why a handshake failed, as far as ZeroMQ tells."""
+    """The cause of a failed handshake, as reported by ZeroMQ."""
 
-    REFUSED = auto()  # our key
-    MECHANISM_MISMATCH = auto()  # one side has keys and the other has not
-    WRONG_KEY = auto()  # the other side's key is not the one that we, or they, have
+    REFUSED = auto()  # the server rejected our key
+    MECHANISM_MISMATCH = auto()  # only one side has keys
+    WRONG_KEY = auto()  # one side expects another server key
     PROTOCOL_ERROR = auto()
     TIMEOUT = auto()
     DISCONNECTED = auto()
 
 
 def parse_event(frames: Sequence[bytes]) -> tuple[int, int]:
-    """Give the event and its value that a monitor tells of."""
+    """Return the event and its value from the frames of a monitor message."""
     event, value = _EVENT.unpack(frames[0])
     return event, value
 
 
 def classify(event: int, value: int) -> HandshakeError:
-    """Give what one of FAILURES means."""
+    """Return the cause for one of FAILURES and its value."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return HandshakeError.REFUSED
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
@@ -47,42 +47,42 @@ def classify(event: int, value: int) -> HandshakeError:
     return HandshakeError.TIMEOUT if value == zmq.EAGAIN else HandshakeError.DISCONNECTED
 
 
-def explain_for_server(what: HandshakeError, *, secured: bool) -> str:
-    """Say why somebody did not get in, and what to look at."""
+def explain_for_server(error: HandshakeError, *, secured: bool) -> str:
+    """Return why the server rejected a client, and error to check."""
     ours = "server_secret_key_file here"
     return {
-        HandshakeError.REFUSED: "its key is none of those in clients_public_keys_directory",
+        HandshakeError.REFUSED: "its key is not in clients_public_keys_directory",
         HandshakeError.MECHANISM_MISMATCH: (
             "it has no key: the backend of its posttroll must be secure_zmq, as ours is"
             if secured
-            else "it wants a secured connection: the backend of our posttroll is unsecure_zmq"
+            else "it requires a secured connection: the backend of our posttroll is unsecure_zmq"
         ),
-        HandshakeError.WRONG_KEY: f"it expects another key of ours: look at server_public_key_file there and {ours}",
-        HandshakeError.PROTOCOL_ERROR: "it does not speak ZeroMQ's protocol",
-        HandshakeError.TIMEOUT: "it did not go on",
-        HandshakeError.DISCONNECTED: "it left before anything was said",
-    }[what]
+        HandshakeError.WRONG_KEY: f"it expects another server key: check server_public_key_file there and {ours}",
+        HandshakeError.PROTOCOL_ERROR: "it does not use the ZeroMQ protocol",
+        HandshakeError.TIMEOUT: "the handshake timed out",
+        HandshakeError.DISCONNECTED: "it disconnected during the handshake",
+    }[error]
 
 
-def explain_for_client(what: HandshakeError, *, secured: bool) -> str:
-    """Say why we did not get in, and what to look at."""
+def explain_for_client(error: HandshakeError, *, secured: bool) -> str:
+    """Return why the server rejected this client, and error to check."""
     return {
         HandshakeError.REFUSED: (
-            "it refuses us: look at clients_public_keys_directory there and client_secret_key_file here"
+            "it rejected our key: check clients_public_keys_directory there and client_secret_key_file here"
             if secured
-            else "it refuses us: look at authorized_client_addresses there"
+            else "it rejected our address: check authorized_client_addresses there"
         ),
         HandshakeError.MECHANISM_MISMATCH: (
             "it has no key: the backend of its posttroll must be secure_zmq, as ours is"
             if secured
-            else "it wants a key: the backend of our posttroll is unsecure_zmq"
+            else "it requires a key: the backend of our posttroll is unsecure_zmq"
         ),
-        HandshakeError.WRONG_KEY: "its key is not the one in server_public_key_file",
-        HandshakeError.PROTOCOL_ERROR: "it does not speak ZeroMQ's protocol",
-        HandshakeError.TIMEOUT: "it does not answer",
+        HandshakeError.WRONG_KEY: "its key differs from the one in server_public_key_file",
+        HandshakeError.PROTOCOL_ERROR: "it does not use the ZeroMQ protocol",
+        HandshakeError.TIMEOUT: "it does not reply",
         HandshakeError.DISCONNECTED: (
-            "it hung up: look whether server_public_key_file here holds its key"
+            "it disconnected: check whether server_public_key_file here holds its key"
             if secured
-            else "it hung up: look whether it wants a key, which the backend secure_zmq of its posttroll does"
+            else "it disconnected: check whether it requires a key (backend secure_zmq of its posttroll)"
         ),
-    }[what]
+    }[error]

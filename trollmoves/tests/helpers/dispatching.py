@@ -144,9 +144,9 @@ class DispatcherTestbed:
 
     def reconfigure(self, targets: Mapping[str, Any]) -> None:
         """Replace its configuration, and wait until it is applied."""
-        before = self.process.lines().count("configuration read again")
+        before = self.process.lines().count("configuration reloaded")
         self.process.reconfigure(self.text(targets))
-        self.process.wait_for_line("configuration read again", before + 1)
+        self.process.wait_for_line("configuration reloaded", before + 1)
 
     def file(self, name: str, content: str = "") -> Path:
         """Create a file to publish a message about."""

@@ -80,7 +80,7 @@ def _cached() -> Path:
 
 def _checked(interpreter: Path) -> Path:
     if not interpreter.with_name("move_it_server.py").exists():
-        raise PeerUnavailable(f"trollmoves {VERSION} is not installed beside {interpreter}")
+        raise PeerUnavailable(f"trollmoves {VERSION} is not installed in the directory of {interpreter}")
     return interpreter
 
 

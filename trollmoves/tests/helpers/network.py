@@ -1,7 +1,7 @@
 """Hosts as network namespaces of this machine, and faults of the network between them.
 
 A ``Network`` is a switch with hosts; a ``SlowLink`` is an additional link between two of them. It is isolated from
-the rest of the machine, so several tests may run at once; it ends with the processes that hold the namespaces.
+the rest of the machine, so several tests may run in parallel; it ends with the processes that hold the namespaces.
 """
 
 from __future__ import annotations

@@ -286,7 +286,7 @@ def test_log_options_together(testbed: Testbed, role: str, verbose: bool) -> Non
     process.start(wait=False)
     until(lambda: log.exists() and " runs 1 chain" in log.read_text())
     process.send(signal.SIGHUP)
-    until(lambda: "configuration read again" in log.read_text())
+    until(lambda: "configuration reloaded" in log.read_text())
     assert process.terminate() == 0
     assert process.lines() == ""
     for file in (own, log):

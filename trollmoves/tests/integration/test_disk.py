@@ -120,7 +120,7 @@ def test_the_disk_of_the_journal_is_full_at_the_start(tmp_path: Path) -> None:
         ballast = fill(disk)
         pair.client.start(wait=False)
         pair.server.start(wait=False)
-        pair.server.wait_for_line("waiting for room")
+        pair.server.wait_for_line("waiting for free space")
         pair.feeder.feed(5)
         calm(pair.server, 1)
         ballast.unlink()
@@ -132,7 +132,7 @@ def test_a_daemon_that_waits_for_room_can_be_stopped(tmp_path: Path) -> None:
     with pair_on(tmp_path, "server", "size=1m") as (_, pair, disk):
         fill(disk)
         pair.server.start(wait=False)
-        pair.server.wait_for_line("waiting for room")
+        pair.server.wait_for_line("waiting for free space")
         assert pair.server.terminate() == 0
 
 

@@ -130,7 +130,8 @@ def test_as_the_earlier_implementation(testbed: Testbed) -> None:
         found = {name: text for name, text in dispatching.delivered_files().items() if not name.startswith("last/")}
         assert found == wanted
     until(
-        lambda: len(published(ours.subscriber)) == len(published(theirs.subscriber)) == len(wanted), what="all is told"
+        lambda: len(published(ours.subscriber)) == len(published(theirs.subscriber)) == len(wanted),
+        what="all messages",
     )
     for (subject, kind, data), (old_subject, old_kind, old_data) in zip(
         published(ours.subscriber), published(theirs.subscriber), strict=True
@@ -204,7 +205,7 @@ def test_topic_of_several_words(testbed: Testbed) -> None:
 
 
 def test_nothing_is_published_without_p(testbed: Testbed) -> None:
-    """Without -p there is no publisher."""
+    """Without -p no publisher is started."""
     d = DispatcherTestbed(testbed, one(publish_topic="/sent"), "-v").start()
     d.publisher.publish_file(d.file("a"))
     d.wait_for("a")
@@ -393,26 +394,26 @@ def test_no_message_is_lost_while_it_reloads(testbed: Testbed) -> None:
         d.publisher.publish_file(d.file(name))
         time.sleep(0.002)
     d.wait_for(*names)
-    d.process.wait_for_line("configuration read again", 1)
+    d.process.wait_for_line("configuration reloaded", 1)
 
 
 def test_bad_file_on_reload(testbed: Testbed) -> None:
     """An unusable file on reload keeps the running configuration, and is reported with the line."""
     d = DispatcherTestbed(testbed, one()).start()
     d.process.reconfigure("t: [x\nu: y\n")
-    d.process.wait_for_line("is not taken over, what runs goes on")
+    d.process.wait_for_line("configuration not reloaded, the chains keep running unchanged")
     assert "line 2" in d.process.lines()
     d.publisher.publish_file(d.file("a"))
     d.wait_for("a")
     d.process.send(signal.SIGHUP)
-    d.process.wait_for_line("is not taken over", 2)
+    d.process.wait_for_line("configuration not reloaded", 2)
 
 
 def test_subscriber_needs_a_restart(testbed: Testbed) -> None:
     """A changed subscriber is said to need a restart."""
     d = DispatcherTestbed(testbed, one()).start()
     d.process.reconfigure(d.text(one()).replace("nameserver: false", "nameserver: localhost"))
-    d.process.wait_for_line("needs a restart to count: nameserver")
+    d.process.wait_for_line("changes in [DEFAULT] take effect after a restart: nameserver")
 
 
 # -- a directory instead of messages

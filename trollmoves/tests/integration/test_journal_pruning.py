@@ -222,7 +222,7 @@ def pass_through(journal: Journal, first: int, count: int) -> None:
 
 
 def test_size_is_bounded(path: str) -> None:
-    """The journal's size depends only on what it must keep, however many files pass; finished tasks take little."""
+    """The journal's size is bounded by its retention options, however many files pass; finished tasks take little."""
     journal = Journal(path)
     keep = Retention(LATER, LATER, 2000, 2000)
     sizes = []

@@ -683,7 +683,7 @@ def test_heartbeat_interval(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(publisher, "INITIAL_HEARTBEAT_DELAYS", (0.1,))
 
     def trouble() -> dict[str, Any]:
-        raise RuntimeError("nobody knows")
+        raise RuntimeError("no data")
 
     one = published(stack, beat_data=trouble)
     recorder = Ear(stack, at(one))
@@ -824,7 +824,7 @@ def test_silence_causes_reconnection(stack: ExitStack, monkeypatch: pytest.Monke
 def test_busy_subscriber_keeps_waiting_messages(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages that wait for a busy journal are not dropped for a lack of heartbeats."""
     monkeypatch.setattr(subscriber, "POLL_INTERVAL", 0.05)
-    monkeypatch.setattr(subscriber, "RETRY", 0.8)
+    monkeypatch.setattr(subscriber, "RETRY_DELAY", 0.8)
     one = published(stack)
     recorder = Ear(stack, at(one), alarm_scale=1)
     connected(recorder, one)
@@ -837,7 +837,7 @@ def test_busy_subscriber_keeps_waiting_messages(stack: ExitStack, monkeypatch: p
 
 def test_failed_messages_are_offered_again(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the handler fails, the same messages are offered again, and none is lost or out of order."""
-    monkeypatch.setattr(subscriber, "RETRY", 0.02)
+    monkeypatch.setattr(subscriber, "RETRY_DELAY", 0.02)
     one = published(stack)
     recorder = Ear(stack, at(one))
     connected(recorder, one)
@@ -858,7 +858,7 @@ def test_failed_messages_are_offered_again(stack: ExitStack, monkeypatch: pytest
 
 def test_one_bad_message_does_not_block(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that always fails is dropped after some attempts, and all others are received."""
-    monkeypatch.setattr(subscriber, "RETRY", 0.01)
+    monkeypatch.setattr(subscriber, "RETRY_DELAY", 0.01)
     heard: list[Any] = []
 
     def hear(_: str, messages: list[Message]) -> None:

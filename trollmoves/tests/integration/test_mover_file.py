@@ -294,13 +294,13 @@ class TestFileContract(MoverContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def place(cls, tmp_path_factory: pytest.TempPathFactory) -> MoverTarget:
+    def target(cls, tmp_path_factory: pytest.TempPathFactory) -> MoverTarget:
         """Return a directory of this host."""
         root = tmp_path_factory.mktemp("file")
         return LocalPlace("file", ServerProcess(0, [], root / "log"), RemoteFiles(root), str(root))
 
     @pytest.fixture
-    def proxy(self, place: MoverTarget) -> Iterator[Proxy]:
+    def proxy(self, target: MoverTarget) -> Iterator[Proxy]:
         """Skip what needs a connection."""
         pytest.skip("there is no connection")
 

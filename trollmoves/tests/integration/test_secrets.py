@@ -231,7 +231,7 @@ def test_reload_reads_secrets_again(tmp_path: Path) -> None:
         pair.wait_until_done()
         login.write_text("sat:second")
         pair.client.send(signal.SIGHUP)
-        pair.client.wait_for_line("configuration read again: 0 added, 1 changed")
+        pair.client.wait_for_line("configuration reloaded: 0 added, 1 changed")
         login.unlink()
         pair.client.send(signal.SIGHUP)
         pair.client.wait_for_line(f"[hrit] login: the file {login} cannot be read")

@@ -65,7 +65,7 @@ def link_many(directory: Path, number: int, prefix: str = "f") -> list[str]:
     return paths
 
 
-def test_file_written_and_closed_is_told_of(directory: Path) -> None:
+def test_file_written_and_closed_is_reported(directory: Path) -> None:
     """A file that was written and closed is reported once, with its fields, size, time and inode."""
     with watching(directory / "{name:3s}-{number:d}.dat") as recorded:
         path = write(directory / "abc-17.dat", "12345")
@@ -77,7 +77,7 @@ def test_file_written_and_closed_is_told_of(directory: Path) -> None:
         ]
 
 
-def test_file_moved_in_is_told_of(directory: Path) -> None:
+def test_file_moved_in_is_reported(directory: Path) -> None:
     """A file that was renamed to its name is reported once."""
     with watching(directory / "{name}.dat") as recorded:
         path = move_in(directory / "a.dat")
@@ -85,7 +85,7 @@ def test_file_moved_in_is_told_of(directory: Path) -> None:
         assert recorded.paths == [path, str(directory / "end.dat")]
 
 
-def test_hard_link_is_told_of(directory: Path, tmp_path: Path) -> None:
+def test_hard_link_is_reported(directory: Path, tmp_path: Path) -> None:
     """A file that is linked into the directory is reported, whether its other name stays or not."""
     with watching(directory / "{name}.dat") as recorded:
         for name in "stays", "goes":
@@ -126,7 +126,7 @@ def test_file_renamed_while_open_waits(directory: Path) -> None:
         assert recorded.of_path(directory / "a.dat")[0].size == 11
 
 
-def test_symbolic_link_is_told_of_with_its_target(directory: Path, tmp_path: Path) -> None:
+def test_symbolic_link_is_reported_with_its_target(directory: Path, tmp_path: Path) -> None:
     """A symbolic link to a file is reported with the size of its target; other symbolic links are not."""
     target = write(tmp_path / "target", "123456789")
     with watching(directory / "{name}.dat") as recorded:
@@ -140,7 +140,7 @@ def test_symbolic_link_is_told_of_with_its_target(directory: Path, tmp_path: Pat
         assert recorded.of_path(directory / "file.dat")[0].inode == os.stat(target).st_ino
 
 
-def test_file_written_again_is_told_of_again(directory: Path) -> None:
+def test_file_written_again_is_reported_again(directory: Path) -> None:
     """A file that is rewritten under its name is reported again, with its new size."""
     with watching(directory / "{name}.dat") as recorded:
         for times, content in enumerate(["1", "12", "123"], 1):
@@ -166,7 +166,7 @@ def test_other_entries_are_ignored(directory: Path) -> None:
         assert recorded.names == ["end.dat"]
 
 
-def test_empty_file_is_told_of_when_it_is_filled(directory: Path) -> None:
+def test_empty_file_is_reported_when_it_is_filled(directory: Path) -> None:
     """An empty file is reported as soon as it has content."""
     path = write(directory / "a.dat", "")
     with watching(directory / "{name}.dat") as recorded:
@@ -229,7 +229,7 @@ def test_backlog_is_reported_in_batches(directory: Path) -> None:
     paths = [write(directory / f"{index}.dat") for index in range(50)]
     for index, path in enumerate(paths):
         age(path, 100 + (index * 7) % 50)
-    with watching(directory / "{name}.dat", batch=20) as recorded:
+    with watching(directory / "{name}.dat", batch_size=20) as recorded:
         recorded.wait_for(*paths)
         sentinel(recorded, directory / "end.dat")
         assert recorded.paths[:50] == sorted(paths, key=lambda path: os.stat(path).st_mtime)
@@ -247,13 +247,13 @@ def test_backlog_can_be_left_out(directory: Path) -> None:
         assert recorded.paths == [new]
 
 
-def test_files_that_come_during_the_backlog_are_told_of_once(directory: Path) -> None:
+def test_files_that_come_during_the_backlog_are_reported_once(directory: Path) -> None:
     """Each file is reported once, whether the listing or an event finds it first."""
     old = link_many(directory, 3000, "old")
     for path in old:
         os.link(path, path + ".x")  # further entries, that do not match
     recorded = RecordedFiles()
-    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), recorded, batch=50)
+    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), recorded, batch_size=50)
     new = []
     starting = threading.Thread(target=watch.start)
     starting.start()
@@ -329,32 +329,32 @@ def test_open_file_at_start_is_reported_complete(directory: Path) -> None:
         assert [found.size for found in recorded.of_path(directory / "a.dat")] == [11]
 
 
-@pytest.mark.parametrize("sighting", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
-def test_file_that_stays_open_is_complete_in_the_end(directory: Path, sighting: Trigger) -> None:
+@pytest.mark.parametrize("trigger", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
+def test_file_that_stays_open_is_complete_in_the_end(directory: Path, trigger: Trigger) -> None:
     """A file kept open by a process that inherited it is complete after a timeout."""
-    judge = CompletenessChecker(quiet=0.2, patience=0.4)
+    checker = CompletenessChecker(quiet=0.2, max_open=0.4)
     begun = time.monotonic() - 0.02  # files are dated by the last tick of the system's clock
     with open(directory / "a.dat", "w") as file:
         file.write("all")
         file.flush()
-        assert not judge.check(file.name, os.stat(file.name), sighting)
-        until(lambda: judge.check(file.name, os.stat(file.name), sighting))
-        assert time.monotonic() - begun >= (0.2 if sighting in (Trigger.MOVED, Trigger.CLOSED) else 0.4)
-    assert not len(judge)
+        assert not checker.check(file.name, os.stat(file.name), trigger)
+        until(lambda: checker.check(file.name, os.stat(file.name), trigger))
+        assert time.monotonic() - begun >= (0.2 if trigger in (Trigger.MOVED, Trigger.CLOSED) else 0.4)
+    assert not len(checker)
 
 
-def test_few_files_are_put_aside(directory: Path) -> None:
-    """What finds no room among the files put aside is named by its directory, to be listed again."""
-    judge = CompletenessChecker(limit=2)
+def test_number_of_deferred_files_is_limited(directory: Path) -> None:
+    """When too many files are deferred, the directory of any further file is returned, to be listed again."""
+    checker = CompletenessChecker(limit=2)
     files = [open(directory / f"{number}.dat", "w") for number in range(3)]  # noqa: SIM115
     for file in files:
         file.write("half")
         file.flush()
-        assert not judge.check(file.name, os.stat(file.name), Trigger.LISTED)
+        assert not checker.check(file.name, os.stat(file.name), Trigger.LISTED)
         file.close()
-    assert len(judge) == 2
-    assert judge.overflowed_directories() == {str(directory)}
-    assert not judge.overflowed_directories()
+    assert len(checker) == 2
+    assert checker.overflowed_directories() == {str(directory)}
+    assert not checker.overflowed_directories()
 
 
 # --- another user's files: the kernel does not show whether they are open
@@ -429,7 +429,7 @@ def assert_unknown(path: str) -> None:
     assert done.stdout == "None"
 
 
-# --- events that are lost, and a taker that fails
+# --- lost events and a failing handler
 
 
 def test_nothing_is_missed_when_the_kernel_loses_events(directory: Path) -> None:
@@ -451,9 +451,9 @@ def test_nothing_is_missed_when_the_kernel_loses_events(directory: Path) -> None
 
 def test_queue_keeps_no_more_than_its_limit(directory: Path) -> None:
     """The queue in memory is bounded: surplus files are dropped, and the handler is notified."""
-    kernel = Inotify()
-    kernel.add(str(directory), CREATE)
-    queue = EventQueue(kernel, "test", limit=1000)
+    instance = Inotify()
+    instance.add(str(directory), CREATE)
+    queue = EventQueue(instance, "test", limit=1000)
     queue.start()
     try:
         for index in range(100):
@@ -469,7 +469,7 @@ def test_queue_keeps_no_more_than_its_limit(directory: Path) -> None:
         assert [name for buffer in buffers for _, _, name in events(buffer)][-1] == "end"
     finally:
         queue.stop()
-        kernel.close()
+        instance.close()
 
 
 class Failing(RecordedFiles):
@@ -483,7 +483,7 @@ class Failing(RecordedFiles):
         self.poison = ""
 
     def __call__(self, files: list[FoundFile]) -> None:
-        """Raise, or take."""
+        """Raise, or record the files."""
         self.calls += 1
         if self.calls <= self.fails or (self.poison and self.poison in [file.path for file in files]):
             raise self.error
@@ -491,8 +491,8 @@ class Failing(RecordedFiles):
 
 
 @pytest.mark.parametrize("error", [TemporaryTransferError("not now"), ValueError("a mistake")])
-def test_files_are_offered_again(directory: Path, error: Exception) -> None:
-    """Files that the handler failed to process are offered again, and new ones are not lost."""
+def test_failed_files_are_retried(directory: Path, error: Exception) -> None:
+    """Files that the handler failed to process are passed again, and new files are not lost."""
     failing = Failing(error)
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
     watch.start()
@@ -505,8 +505,8 @@ def test_files_are_offered_again(directory: Path, error: Exception) -> None:
         watch.stop()
 
 
-def test_patience_with_a_temporary_error_has_no_end(directory: Path) -> None:
-    """An error that says it is temporary is met by offering again, more often than another one would be."""
+def test_temporary_errors_are_retried_without_limit(directory: Path) -> None:
+    """After a temporary error a batch is retried more often than after any other error."""
     failing = Failing(TemporaryTransferError("not now"))
     failing.fails = 5
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
@@ -519,7 +519,7 @@ def test_patience_with_a_temporary_error_has_no_end(directory: Path) -> None:
 
 
 def test_one_bad_file_costs_no_other(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that can never be taken is logged and left, the others of its batch are taken."""
+    """A file that the handler always rejects is logged and dropped; the others of its batch are delivered."""
     files = [write(directory / f"{index}.dat") for index in range(5)]
     failing = Failing(ValueError("poison"))
     failing.fails, failing.poison = 0, files[2]
@@ -529,13 +529,13 @@ def test_one_bad_file_costs_no_other(directory: Path, caplog: pytest.LogCaptureF
         failing.wait_for(*files[:2], *files[3:])
         sentinel(failing, directory / "end.dat")
         assert files[2] not in failing.paths
-        assert f"[hrit] gave up on {files[2]}" in caplog.text
+        assert f"[hrit] giving up on {files[2]}" in caplog.text
     finally:
         watch.stop()
 
 
 def test_stop_with_failing_handler(directory: Path) -> None:
-    """A Watch with a failing handler can be stopped."""
+    """A DirectoryWatch with a failing handler can be stopped."""
     failing = Failing(TemporaryTransferError("never"))
     failing.fails = 10**9
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing)
@@ -561,7 +561,7 @@ def test_nothing_is_left_after_stop(directory: Path) -> None:
 
 
 def test_taker_may_stop_the_watch(directory: Path) -> None:
-    """A Watch can be stopped from within the call that takes its files."""
+    """A DirectoryWatch can be stopped from within its callback."""
     before = open_watches()
     watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), lambda files: watch.stop())
     watch.start()

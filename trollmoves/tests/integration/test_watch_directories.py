@@ -1,4 +1,4 @@
-"""Promises of following directories that come and go."""
+"""Promises of tracking directories that appear and disappear."""
 
 from __future__ import annotations
 
@@ -90,28 +90,28 @@ def test_directories_that_do_not_match_are_not_watched(tmp_path: Path) -> None:
     """Directories that cannot contain matching files are not watched, nor are removed ones."""
     for name in "MSG4", "toolong", ".dot", "MSG3":
         (tmp_path / name / "deeper").mkdir(parents=True)
-    kernel = Inotify()
+    instance = Inotify()
     try:
-        directories = DirectoryTree(Origin(f"{tmp_path}/{{satellite:4s}}/{{name}}.dat"), kernel, "test")
+        directories = DirectoryTree(Origin(f"{tmp_path}/{{satellite:4s}}/{{name}}.dat"), instance, "test")
         found = directories.rescan()
         assert [directory.path for directory in found] == [str(tmp_path / "MSG3"), str(tmp_path / "MSG4")]
         assert len(directories) == 3
-        assert watches(kernel) == 3 + len(tmp_path.parts) - 1
+        assert watches(instance) == 3 + len(tmp_path.parts) - 1
         shutil.rmtree(tmp_path / "MSG4")
         assert not directories.rescan()
         assert len(directories) == 2
-        assert watches(kernel) == 2 + len(tmp_path.parts) - 1
+        assert watches(instance) == 2 + len(tmp_path.parts) - 1
     finally:
-        kernel.close()
+        instance.close()
 
 
-def watches(kernel: Inotify) -> int:
-    """Count the watches that the kernel holds."""
-    return Path(f"/proc/self/fdinfo/{kernel.fd}").read_text().count("inotify wd")
+def watches(instance: Inotify) -> int:
+    """Return the number of watches of an inotify instance."""
+    return Path(f"/proc/self/fdinfo/{instance.fd}").read_text().count("inotify wd")
 
 
 def test_directory_may_be_removed_and_made_again(tmp_path: Path) -> None:
-    """A directory that is removed and made again, with those above it too, is followed each time."""
+    """A directory is tracked again each time it is removed and recreated, alone or with its parents."""
     root = tmp_path / "a" / "b"
     with watching(root / "{name}.dat") as recorded:
         for index in range(20):
@@ -177,7 +177,7 @@ def test_old_files_stay_unwanted_when_their_directory_comes_back(tmp_path: Path)
 
 
 def test_directory_renamed_within_the_tree_is_followed(tmp_path: Path) -> None:
-    """A directory that gets another name that matches is followed under that name."""
+    """A directory that is renamed to another matching name is tracked under that name."""
     (tmp_path / "one").mkdir()
     with watching(tmp_path / "{day:3s}" / "{name}.dat") as recorded:
         sentinel(recorded, tmp_path / "one" / "1.dat")
@@ -260,7 +260,7 @@ def test_new_directory_does_not_stand_behind_the_backlog(tmp_path: Path) -> None
         watch.stop()
 
 
-# --- when the kernel does not play along
+# --- inotify limits, permissions and mounts
 
 
 def test_no_more_watches_means_listing(tmp_path: Path) -> None:
@@ -278,12 +278,12 @@ def test_no_more_watches_means_listing(tmp_path: Path) -> None:
         assert str(tmp_path / "b") in warnings[0]
         assert "fs.inotify.max_user_watches" in warnings[0]
         shutil.rmtree(tmp_path / "a")
-        until(lambda: any(f"watching {tmp_path / 'b'} now" in line for line in child.log), what="a watch for the next")
+        until(lambda: any(f"now watching {tmp_path / 'b'}" in line for line in child.log), what="a watch for the next")
         child.wait_for(move_in(tmp_path / "b" / "later.dat"))
 
 
 def test_no_instance_means_listing(tmp_path: Path) -> None:
-    """When no inotify instance is to be had, the log says which setting to raise, and everything is listed instead."""
+    """Without an inotify instance, the log says which setting to raise, and the directories are listed instead."""
     old = write(tmp_path / "old.dat")
     with Child(tmp_path / "{name}.dat", prefix=limited("instances", 0)) as child:
         child.wait_for(old, move_in(tmp_path / "new.dat"))
@@ -299,7 +299,7 @@ def public() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_forbidden_directory_does_not_stop_the_others(public: Path) -> None:
-    """A directory that must not be read is named in the log once, and followed as soon as it may be."""
+    """An unreadable directory is logged once, and watched as soon as it becomes readable."""
     for name in "bad", "good":
         (public / name).mkdir()
     os.chmod(public / "bad", 0o700)
@@ -316,7 +316,7 @@ def test_forbidden_directory_does_not_stop_the_others(public: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_mounted_directory_is_noticed(tmp_path: Path) -> None:
-    """A disk that is mounted over the directory, which gives no event, is found, and so is what lies below it again."""
+    """A disk mounted over the directory, which causes no event, is detected, and so is its removal."""
     root = tmp_path / "root"
     root.mkdir()
     with watching(root / "{name}.dat") as recorded:
@@ -369,8 +369,8 @@ def test_polling_finds_files_that_have_settled(tmp_path: Path) -> None:
         assert [file.fresh for file in recorded.files] == [False] * 3
 
 
-def test_polling_does_not_tell_of_a_growing_file(tmp_path: Path) -> None:
-    """A file that two listings in a row show different is not given; one that they show the same is, once."""
+def test_polling_does_not_report_a_growing_file(tmp_path: Path) -> None:
+    """A file that changed between two listings is not returned; an unchanged one is returned once."""
     directory = Directory(str(tmp_path), 0, (0, 0), 0)
     given: list[int] = []
     for content in "1", "12", "12", "12", "34", "123", "123":
@@ -393,7 +393,7 @@ def test_polling_without_backlog(tmp_path: Path) -> None:
 
 
 def test_polling_follows_directories(tmp_path: Path) -> None:
-    """With polling, directories that come and go are followed at every level."""
+    """With polling, directories that appear and disappear are tracked at every level."""
     with watching(tmp_path / "in" / "{day}" / "{name}.dat", polling=0.05) as recorded:
         for name in "a", "b":
             (tmp_path / "in" / name).mkdir(parents=True)

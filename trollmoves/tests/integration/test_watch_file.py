@@ -1,4 +1,4 @@
-"""Promises of following one file."""
+"""Promises of watching one file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
     return Path(write(tmp_path / "etc" / "client.ini", "[a]\n"))
 
 
-def test_edit_in_place_is_told_of(file: Path) -> None:
+def test_edit_in_place_is_reported(file: Path) -> None:
     """A file that is written in place is reported each time, also when its size stays."""
     with following(file) as changes:
         for number in range(1, 4):
@@ -57,7 +57,7 @@ def test_edit_in_place_is_told_of(file: Path) -> None:
             changes.wait_for(number)
 
 
-def test_replacement_is_told_of(file: Path) -> None:
+def test_replacement_is_reported(file: Path) -> None:
     """A file that is replaced by rename is reported."""
     with following(file) as changes:
         write(file.with_suffix(".new"), "[b]\n")
@@ -79,7 +79,7 @@ def test_many_writings_are_one_change(file: Path) -> None:
         watch.stop()
 
 
-def test_half_written_file_is_not_told_of(file: Path) -> None:
+def test_half_written_file_is_not_reported(file: Path) -> None:
     """While the file is open for writing, no change is reported."""
     seen = []
     watch = FileWatch(str(file), lambda: seen.append(file.read_text()))
@@ -112,8 +112,8 @@ def test_missing_file_is_no_change(file: Path) -> None:
         changes.wait_for(1)
 
 
-def test_symbolic_link_led_elsewhere_is_a_change(file: Path, tmp_path: Path) -> None:
-    """A symbolic link to the file is followed: when it, a directory before it, or the file behind it changes."""
+def test_retargeted_symbolic_link_is_a_change(file: Path, tmp_path: Path) -> None:
+    """A change of a symbolic link to the file, of a linked parent directory, or of the target is reported."""
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
     write(tmp_path / "1" / "x.ini", "first")

@@ -78,9 +78,11 @@ def test_clients_without_a_key_are_rejected(testbed: Testbed, keys: Keys) -> Non
     assert not pair.announced.messages
     assert not pair.received.messages
     for process in (pair.server, pair.client):
-        process.wait_for_line("did not get in: its key ")
-        process.wait_for_line("did not get in: it has no key: the backend of its posttroll must be secure_zmq")
-    assert pair.server.lines().count(f"{HOST} did not get in: its key") == 1, "said once a minute"
+        process.wait_for_line(f"rejected connection from {HOST}: its key ")
+        process.wait_for_line(
+            f"rejected connection from {HOST}: it has no key: the backend of its posttroll must be secure_zmq"
+        )
+    assert pair.server.lines().count(f"rejected connection from {HOST}: its key") == 1, "said once a minute"
 
 
 @pytest.mark.slow
@@ -149,10 +151,11 @@ def test_unknown_client_is_logged_and_can_be_added(testbed: Testbed, keys: Keys)
     """Server and client log an unknown key; once it is added, both continue without a restart and without loss."""
     pair = SecuredPair(testbed, keys, invited=False).start()
     pair.feeder.feed(3)
-    pair.server.wait_for_line(f"{HOST} did not get in: its key ")
+    pair.server.wait_for_line(f"rejected connection from {HOST}: its key ")
     pair.client.wait_for_line("[hrit] cannot hear ")
     assert (
-        "it refuses us: look at clients_public_keys_directory there and client_secret_key_file" in pair.client.lines()
+        "it rejected our key: check clients_public_keys_directory there and client_secret_key_file"
+        in pair.client.lines()
     )
     assert not any(pair.target.iterdir())
     keys.authorize("alice")
@@ -167,7 +170,7 @@ def ask_in_vain(testbed: Testbed, port: int, settings: dict[str, str], here: str
         asked = move_it_req(testbed, port, settings)
         assert asked.returncode == 1
         assert here in asked.stderr.splitlines()[-1], asked.stderr
-        return f"did not get in: {there}" in server.lines()
+        return f": {there}" in server.lines()
 
     until(told, what=f"{there!r} in the server's log")
 
@@ -180,9 +183,9 @@ def test_request_with_wrong_keys_explains_the_cause(testbed: Testbed, keys: Keys
     keys.make("other")
     other = {"POSTTROLL_SERVER_PUBLIC_KEY_FILE": str(keys.folder / "other.key")}
     for settings, here, there in (
-        (keys.settings("mallory"), "it refuses us: look at clients_public_keys_directory", "its key "),
-        (keys.settings("alice") | other, "server_public_key_file here holds its key", "it expects another key of ours"),
-        ({"POSTTROLL_BACKEND": "unsecure_zmq"}, "wants a key", "it has no key"),
+        (keys.settings("mallory"), "it rejected our key: check clients_public_keys_directory", "its key "),
+        (keys.settings("alice") | other, "server_public_key_file here holds its key", "it expects another server key"),
+        ({"POSTTROLL_BACKEND": "unsecure_zmq"}, "requires a key", "it has no key"),
     ):
         ask_in_vain(testbed, pair.request_port, settings, here, pair.server, there)
 
@@ -193,7 +196,7 @@ def test_keys_on_one_side_only_are_logged(testbed: Testbed, keys: Keys) -> None:
     pair.server.environment = testbed.environment
     pair.start()
     pair.client.wait_for_line("it has no key: the backend of its posttroll must be secure_zmq")
-    pair.server.wait_for_line("it wants a secured connection: the backend of our posttroll is unsecure_zmq")
+    pair.server.wait_for_line("it requires a secured connection: the backend of our posttroll is unsecure_zmq")
 
 
 @pytest.mark.parametrize(
@@ -238,9 +241,9 @@ def test_keys_are_required_after_reloads(testbed: Testbed, keys: Keys) -> None:
     more = testbed.port()
     second = {"more": server_section(testbed.directory("more"), more)}
     for sections in (pair.server_sections | second, pair.server_sections, second, pair.server_sections | second):
-        before = pair.server.lines().count("configuration read again")
+        before = pair.server.lines().count("configuration reloaded")
         pair.server.reconfigure(sections)
-        pair.server.wait_for_line("configuration read again", before + 1)
+        pair.server.wait_for_line("configuration reloaded", before + 1)
     ports = (pair.publish_port, pair.request_port, more)
     assert [keys.can_connect(port, "alice") for port in ports] == [True] * 3
     assert not any(keys.can_connect(port, "mallory", 0.5) for port in ports)
@@ -253,7 +256,7 @@ def test_posttroll_publishers_do_not_disable_authentication(keys: Keys) -> None:
 import sys
 from posttroll.publisher import Publisher
 from trollmoves.messaging.replier import Replier
-ours = Replier("ours", 0, lambda requests: [one.answer("pong") for one in requests], bind_address="{HOST}")
+ours = Replier("ours", 0, lambda requests: [one.reply("pong") for one in requests], bind_address="{HOST}")
 ours.start()
 theirs = Publisher("tcp://{HOST}:0").start()
 theirs.stop()
@@ -291,8 +294,8 @@ def test_only_authorized_addresses_connect(testbed: Testbed) -> None:
     pair.server.start()
     asked = move_it_req(testbed, pair.request_port, {})
     assert asked.returncode == 1
-    assert "it refuses us: look at authorized_client_addresses there" in asked.stderr
-    pair.server.wait_for_line(f"{HOST} did not get in: its address is none of authorized_client_addresses")
+    assert "it rejected our address: check authorized_client_addresses there" in asked.stderr
+    pair.server.wait_for_line(f"rejected connection from {HOST}: its address is not in authorized_client_addresses")
 
 
 # -- the example
@@ -315,5 +318,5 @@ def test_curve_example(testbed: Testbed) -> None:
     example.arrives("delivered/H-MSG4-000001")
     settings_of_none = {"POSTTROLL_CONFIG": os.devnull}
     ask_in_vain(
-        testbed, example.ports["19061"], settings_of_none, "wants a key", example.run["server.ini"], "it has no key"
+        testbed, example.ports["19061"], settings_of_none, "requires a key", example.run["server.ini"], "it has no key"
     )

@@ -89,9 +89,9 @@ SAYS = {
     "infos": f"requests of {FLOODER} refused: too many of them wait",
     "pushes": f"requests of {FLOODER} refused: too many of them wait",
     "nonsense": "request refused",
-    "large": f"the connection from {FLOODER} was cut: it sent a message of more than 16.8 MB",
-    "half_open": f"{FLOODER} did not get in: it did not go on",
-    "garbage": f"{FLOODER} did not get in",
+    "large": f"closed the connection from {FLOODER}: it sent more than 16.8 MB in a message",
+    "half_open": f"rejected connection from {FLOODER}: the handshake timed out",
+    "garbage": f"rejected connection from {FLOODER}",
 }
 
 

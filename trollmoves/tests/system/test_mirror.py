@@ -583,9 +583,9 @@ def test_reload(testbed: Testbed) -> None:
     port = testbed.port()
     added = mirror_section(chain.publish_ports, testbed.directory("copies2"), port, topic="/added")
     chain.mirror.reconfigure({**chain.sections, "second": added})
-    chain.mirror.wait_for_line("1 added, 0 changed, 0 removed, 1 as before")
+    chain.mirror.wait_for_line("1 added, 0 changed, 0 removed, 1 unchanged")
     chain.mirror.reconfigure({"far": chain.sections["far"], "second": added | {"topic": "/changed"}})
-    chain.mirror.wait_for_line("0 added, 1 changed, 0 removed, 1 as before")
+    chain.mirror.wait_for_line("0 added, 1 changed, 0 removed, 1 unchanged")
     (name,) = chain.feeder.feed()
     until(lambda: {one.message.subject for one in chain.mirrored.of_file(name)} == {MIRROR_TOPIC, "/changed"})
     assert chain.mirror.lines().count("[far] started") == 1

@@ -17,8 +17,8 @@ from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import answers
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd, missing
 
-TAKEN_OVER = "configuration read again"
-REFUSED = "the configuration is not taken over, what runs goes on"
+TAKEN_OVER = "configuration reloaded"
+REFUSED = "configuration not reloaded, the chains keep running unchanged"
 
 
 class Two:
@@ -90,7 +90,7 @@ def test_sighup(steady: Two) -> None:
     """SIGHUP reads the file again."""
     steady.server.mark_log()
     steady.server.send(signal.SIGHUP)
-    steady.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 0 removed, 2 as before")
+    steady.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 0 removed, 2 unchanged")
     steady.works("hrit")
 
 
@@ -118,20 +118,20 @@ def test_sections_come_and_go_and_the_others_are_not_disturbed(two: Two, testbed
         line.ping()
         two.sections["added"] = server_section(added.folder, two.ports["added"], topic="/1b/added")
         two.server.reconfigure(two.sections)
-        two.server.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 2 as before")
+        two.server.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 2 unchanged")
         two.works("added")
         two.works("modis")
 
         two.sections["added"]["request_port"] = moved_to
         two.server.reconfigure(two.sections)
-        two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 2 as before")
+        two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 2 unchanged")
         assert send_request(moved_to, "/", "ping").type == "pong"
         until(lambda: not answers(two.ports["added"]), what="the port is given back")
         two.works("added")
 
         del two.sections["added"]
         two.server.reconfigure(two.sections)
-        two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 1 removed, 2 as before")
+        two.server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 1 removed, 2 unchanged")
         until(lambda: not answers(moved_to), what="the port is given back")
         added.feed()
         two.works("modis")
@@ -168,7 +168,7 @@ def test_broken_file(steady: Two, text: str) -> None:
     steady.works("hrit")
     steady.works("modis")
     server.reconfigure(steady.sections)
-    server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 0 removed, 2 as before")
+    server.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 0 removed, 2 unchanged")
 
 
 def test_one_broken_section(two: Two) -> None:
@@ -198,7 +198,7 @@ def test_changed_section_that_cannot_start(two: Two) -> None:
     """A section whose new port is in use keeps its old settings, and the others are not affected."""
     two.sections["hrit"]["request_port"] = int(two.server.command[-1])  # where this server publishes
     two.server.reconfigure(two.sections)
-    two.server.wait_for_line("[hrit] goes on as it was before")
+    two.server.wait_for_line("[hrit] keeps its previous configuration")
     assert "Traceback" not in two.server.lines()
     two.works("hrit")
     two.works("modis")
@@ -236,17 +236,17 @@ def test_client_sections_come_and_go(testbed: Testbed) -> None:
 
     sections["added"] = client_section(pair.publish_port, targets["added"], port)
     pair.client.reconfigure(sections)
-    pair.client.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 1 as before")
+    pair.client.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 1 unchanged")
     _moves(pair.feeder, ears["added"], targets["added"])
 
     sections["added"] = client_section(pair.publish_port, targets["changed"], port)
     pair.client.reconfigure(sections)
-    pair.client.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 1 as before")
+    pair.client.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 1 unchanged")
     _moves(pair.feeder, ears["added"], targets["changed"])
 
     del sections["added"]
     pair.client.reconfigure(sections)
-    pair.client.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 1 removed, 1 as before")
+    pair.client.wait_for_line(f"{TAKEN_OVER}: 0 added, 0 changed, 1 removed, 1 unchanged")
     until(lambda: not answers(port), what="the port is given back")
     _moves(pair.feeder, pair.received, pair.target)
     pair.wait_until_done()
@@ -278,7 +278,7 @@ def test_transfer_in_flight(testbed: Testbed, which: str) -> None:
         if process is pair.client:
             del sections["another"]["origin"]
         process.reconfigure(sections)
-        process.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 1 as before")
+        process.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 1 unchanged")
         assert not pair.received.receipts()
         ftp.resume()
         pair.received.wait_for_receipts([name])

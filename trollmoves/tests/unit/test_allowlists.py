@@ -54,7 +54,7 @@ def allows(patterns: str, destination: str, *below: str) -> bool:
     ],
 )
 def test_allowed(patterns: str, destination: str) -> None:
-    """What is in the place of a pattern, or below it, is allowed, whoever the user; without patterns all is."""
+    """A path that matches a pattern, or is below it, is allowed for any user; without patterns all paths are."""
     assert allows(patterns, destination)
 
 
@@ -116,13 +116,13 @@ def test_refused(patterns: str, destination: str) -> None:
 
 @pytest.mark.parametrize("below", ["%2e%2e/in", "a\\..\\..\\in", "a/%252e%252e/b"])
 def test_sub_path(below: str) -> None:
-    """A sub-path that some system reads as a climbing one is refused with the destination that it stands beside."""
+    """A sub-path that some system resolves to a parent directory is rejected with its destination."""
     assert allows("/data/out", "/data/out", "a/b")
     assert not allows("/data/out", "/data/out", below)
 
 
 def test_dots_are_resolved_before_use() -> None:
-    """What is used is the path that was compared, so a link on the far end cannot give ``..`` another meaning."""
+    """The compared path is the used one, so a remote link cannot change the meaning of ``..``."""
     places = (destination_allowlist.parse_pattern("sftp://host/data"),)
     used = destination_allowlist.check_allowed(places, urls.parse("sftp://u:p@host/data/link/../x/"))
     assert used.geturl() == "sftp://u:p@host/data/x/"
@@ -136,8 +136,8 @@ def test_climbing_sub_paths(path: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["data/out", "sftp:/host", "sftp://ho[st/", "sftp://host:99999/", "://host", "sf tp"])
-def test_no_pattern(word: str) -> None:
-    """What is no pattern is told as that."""
+def test_invalid_pattern(word: str) -> None:
+    """An invalid pattern is reported."""
     with pytest.raises(ValueError, match=r"destination|port"):
         destination_allowlist.parse_pattern(word)
 
@@ -191,8 +191,8 @@ def test_addresses(clients: str, address: str, allowed: bool) -> None:
 
 
 @pytest.mark.parametrize("word", ["192.0.2.300", "192.0.2.0/33", "host/24", "1.2.3"])
-def test_no_address(word: str) -> None:
-    """What looks like an address and is none is told as that, rather than taken for the name of a key."""
+def test_invalid_address(word: str) -> None:
+    """An invalid address is reported, not mistaken for the name of a key."""
     with pytest.raises(ValueError, match="invalid address or network"):
         client_allowlist.parse_allowlist((word,))
 

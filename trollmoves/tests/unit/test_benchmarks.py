@@ -24,14 +24,14 @@ def test_files_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.alone
 def test_sections_cost_little(tmp_path: Path) -> None:
-    """A file costs the same with one section and beside fifty, and little more when the files are spread over them."""
+    """A file costs the same with one section and with fifty, and little more when files are spread over them."""
     beside, spread = scale.sections(tmp_path, count=2100, most=50)
     assert beside.value <= 2
     assert spread.value <= 4
 
 
-def test_what_comes_out(tmp_path: Path) -> None:
-    """The table, the file and the picture show what was measured, compared, limited and promised."""
+def test_results(tmp_path: Path) -> None:
+    """The table, the file and the picture show the measured, compared, limiting and promised values."""
     figures = [
         Figure("rate", 1234.5, "files/s", old=10, limit=25_000, limit_of="bare", promise=">= 1,000", kept=True),
         Figure("delay", 4.0, "ms", more=False, old=100, promise="<= 3", kept=False),

@@ -33,7 +33,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 def allow_descriptors(stack: ExitStack, count: int) -> None:
-    """Let this process have so many descriptors."""
+    """Limit this process to ``count`` file descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
         pytest.skip(f"a process may have only {hard} descriptors here")
@@ -57,7 +57,7 @@ class Honest:
         self._line.connect(f"tcp://{HERE}:{port}")
 
     def is_served(self) -> bool:
-        """Ping; tell whether there was an answer."""
+        """Return True if a ping gets a reply."""
         self._line.send_string(Message("/ping", "ping").encode())
         return bool(self._line.poll(30_000)) and Message.decode(self._line.recv()).type == "pong"
 
@@ -113,7 +113,7 @@ def test_a_connection_too_many_is_cut(
 
 
 def was_cut_soon(stack: ExitStack, port: int) -> bool:
-    """Return True if a new connection is cut before it is greeted and told from one too many."""
+    """Return True if a new connection is closed before its greeting, as a surplus one."""
     line = connect(stack, port)
     line.settimeout(1.0)
     try:
@@ -126,8 +126,8 @@ def was_cut_soon(stack: ExitStack, port: int) -> bool:
     return True
 
 
-def test_who_sends_too_much_waits_for_the_others() -> None:
-    """Of a sender of too much a few requests are read now and then, and all of the others at once."""
+def test_sender_over_quota_waits() -> None:
+    """A few requests of a sender over quota are read per interval, and all requests of the others immediately."""
     box = FairQueue()
     for _ in range(fair_queue.MAX_QUEUED):
         assert box.has_room("loud")
@@ -146,7 +146,7 @@ def test_who_sends_too_much_waits_for_the_others() -> None:
 
 
 def test_large_requests_count_by_their_bytes() -> None:
-    """A sender may have only so many bytes waiting."""
+    """The waiting bytes of a sender are limited."""
     box = FairQueue()
     count = 0
     while box.has_room("large"):
@@ -156,8 +156,8 @@ def test_large_requests_count_by_their_bytes() -> None:
     assert box.has_room("small")
 
 
-def test_pushes_of_one_sender_go_behind_those_of_others() -> None:
-    """From some number on the pushes of a sender go behind those of others, and then they are refused."""
+def test_many_pushes_of_one_sender() -> None:
+    """Above some number the pushes of a sender come after those of others, later they are rejected."""
     shares = ClientQuotas()
     for task in range(MAX_PENDING):
         assert not shares.is_full("greedy")

@@ -23,7 +23,7 @@ METADATA: dict[str, Any] = {
     "time": dt.datetime(2025, 1, 2, 3, 4, 5),  # noqa: DTZ001  (as older messages have it)
 }
 
-# What the earlier implementation did with the same conditions; where it crashed, what is meant.
+# Results of the earlier implementation for the same conditions; where it crashed, the intended ones.
 MATCHING: list[Any] = [
     [{"product": "green"}],
     [{"product": ["red", "green"]}],
@@ -102,7 +102,7 @@ OTHERS: list[Any] = [
 
 @pytest.mark.parametrize("given", MATCHING, ids=str)
 def test_matching(given: Any) -> None:
-    """Metadata that fulfil conditions match, and there is no reason why not."""
+    """Metadata that fulfil conditions match, without a reason for a mismatch."""
     found = conditions.parse_conditions(given)
     assert found.match(METADATA)
     assert found.mismatch_reason(METADATA) == ""
@@ -110,7 +110,7 @@ def test_matching(given: Any) -> None:
 
 @pytest.mark.parametrize("given", OTHERS, ids=str)
 def test_not_matching(given: Any) -> None:
-    """Metadata that do not fulfil conditions, or of which that cannot be told, do not match, for a reason."""
+    """Metadata that do not provably fulfil conditions do not match, with a reason."""
     found = conditions.parse_conditions(given)
     assert not found.match(METADATA)
     assert found.mismatch_reason(METADATA)
@@ -130,7 +130,7 @@ def test_not_matching(given: Any) -> None:
     ],
 )
 def test_reason(given: Any, reason: str) -> None:
-    """The reason names the key, the value and what was asked for."""
+    """The reason names the key, the value and the condition."""
     assert conditions.parse_conditions(given).mismatch_reason(METADATA) == reason
 
 
@@ -160,7 +160,7 @@ def test_no_conditions(given: Any, part: str) -> None:
 
 
 def test_compared_with_one_another() -> None:
-    """Conditions are equal when they say the same, so that a reload sees what has changed."""
+    """Conditions are equal if they have the same meaning, so that a reload detects changes."""
     assert conditions.parse_conditions(MATCHING[1]) == conditions.parse_conditions([{"product": ["red", "green"]}])
     assert conditions.parse_conditions(MATCHING[1]) != conditions.parse_conditions(MATCHING[0])
 

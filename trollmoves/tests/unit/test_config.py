@@ -108,7 +108,7 @@ delay = 2
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read[O]:
-    """Return a function that reads a text as a file of its own."""
+    """Return a function that reads a text as a separate file."""
 
     def read_text(text: str, role: type[O]) -> Configuration[O]:
         path = tmp_path / "site.ini"
@@ -119,7 +119,7 @@ def read(tmp_path: Path) -> Read[O]:
 
 
 def complaints(read: Read[O], text: str, role: type[O]) -> list[str]:
-    """Return the problems of a text, without the name of its file, beside a section that is as it should be."""
+    """Return the problems of a text, without its file name, when a correct section follows it."""
     found = read(text, role)
     prefix = f"{found.file}: "
     assert all(str(problem).startswith(prefix) for problem in found.problems)
@@ -141,7 +141,7 @@ GOOD_MIRROR = "[good]\nproviders = a:1\nrequest_port = 9000\ntopic = /good\n"
 class TestServer:
     """The sections of a server."""
 
-    def test_a_site(self, read: Read[ServerOptions]) -> None:
+    def test_server_section(self, read: Read[ServerOptions]) -> None:
         """A site's file is read into typed options, [DEFAULT] inherited, `%` and all, without a word of warning."""
         found = read(SERVER, ServerOptions)
         assert [*found.sections] == ["hrit-0deg", "npp", "again"]
@@ -178,7 +178,7 @@ class TestServer:
         assert npp.connection_parameters["num_ssh_retries"] is not True
 
     def test_unknown_connection_parameter(self, read: Read[ServerOptions]) -> None:
-        """An unknown connection parameter is told, and handed on; 0, false, 1 and true as booleans."""
+        """An unknown connection parameter is reported and passed on; 0, false, 1 and true as booleans."""
         text = GOOD_SERVER + "\n".join(
             f"connection_parameters__{line}" for line in ("frobnicate=True", "a__b__c=0", "a__d=7", "ssh_key_filname=x")
         )
@@ -216,7 +216,7 @@ class TestServer:
         assert second.endswith("and is ignored, since both are set")
 
     def test_ignored_options(self, read: Read[ServerOptions]) -> None:
-        """Options that stand in old files without effect are accepted."""
+        """Options of old files without effect are accepted."""
         text = GOOD_SERVER + "publisher_port = 9010\npublish_port=9010\norigin_inotify_base_dir_skip_levels = -2\n"
         assert warnings(read, text, ServerOptions) == [
             "[good] publisher_port: is accepted, and has no effect",
@@ -225,7 +225,7 @@ class TestServer:
         ]
 
     def test_unknown_options(self, read: Read[ServerOptions]) -> None:
-        """An unknown option is told with what was probably meant, in [DEFAULT] once."""
+        """An unknown option is reported with the probable one, in [DEFAULT] once."""
         text = "[DEFAULT]\nstaton = x\n[two]\norigin = /b\ntopic = /b\n" + GOOD_SERVER
         text += "requestport = 1\nnum_ssh_retries = 1\nlogin = a\nworkers = 3\nqwertz = 1\n"
         assert warnings(read, text, ServerOptions) == [
@@ -237,8 +237,8 @@ class TestServer:
             "[good] qwertz: is unknown, and has no effect",
         ]
 
-    def test_all_problems_at_once(self, read: Read[ServerOptions]) -> None:
-        """Every problem of a file is told, one sentence each, with section and option; the good section runs."""
+    def test_all_problems_are_reported(self, read: Read[ServerOptions]) -> None:
+        """Every problem of a file is reported in one sentence with section and option; the good section runs."""
         text = """\
 [empty]
 [numbers]
@@ -309,7 +309,7 @@ connection_parameters____x = 1
 class TestClient:
     """The sections of a client."""
 
-    def test_a_site(self, read: Read[ClientOptions]) -> None:
+    def test_server_section(self, read: Read[ClientOptions]) -> None:
         """A site's file is read into typed options, and says nothing that needs a warning."""
         found = read(CLIENT, ClientOptions)
         assert (found.warnings, found.problems) == ((), ())
@@ -328,7 +328,7 @@ class TestClient:
         assert npp.replacements == {}
 
     def test_replacements(self, read: Read[ClientOptions]) -> None:
-        """Any other key replaces the metadata item of that name, and none of our own options does."""
+        """Any other key replaces the metadata item of that name, except for the names of options."""
         text = CLIENT + (
             "workers = 3\nconnection_uptime = 3\npublisher_port = 1\nconnection_parameters__secret = x\n"
             "station = here\n"
@@ -347,8 +347,8 @@ class TestClient:
             "the server connects to the destination",
         ]
 
-    def test_a_typing_error_is_a_replacement(self, read: Read[ClientOptions]) -> None:
-        """A key that is nearly an option's name replaces metadata as any other, but is told."""
+    def test_misspelled_option_is_a_replacement(self, read: Read[ClientOptions]) -> None:
+        """A key that resembles an option replaces metadata as any other, but is reported."""
         text = GOOD_CLIENT + "destinaton = /out\nlogn = a:geheim\nsensors = x\n"
         assert warnings(read, text, ClientOptions) == [
             "[good] destinaton: replaces the metadata item of that name; did you mean destination?",
@@ -385,7 +385,7 @@ class TestClient:
         ],
     )
     def test_bad_destinations(self, read: Read[ClientOptions], destination: str, complaint: str) -> None:
-        """A destination that no metadata could make usable is told, without its password."""
+        """A destination that no metadata could make usable is reported without its password."""
         text = f"[bad]\nproviders = a:1\ndestination = {destination}\n{GOOD_CLIENT}"
         assert complaints(read, text, ClientOptions) == [f"[bad] destination: {complaint}"]
 
@@ -402,7 +402,7 @@ class TestClient:
         assert done.stdout.splitlines() == [" ".join(SCHEMES), ""]
 
     def test_problems(self, read: Read[ClientOptions]) -> None:
-        """What a client cannot do without is missed; a malformed provider is named."""
+        """Missing mandatory options of a client are reported; a malformed provider is named."""
         text = "[empty]\n[bad]\nproviders = a:1 b c:2\ndestination = /in\nnameservers = tcp://x\n"
         assert complaints(read, text + GOOD_CLIENT, ClientOptions) == [
             "[empty] providers: is missing: servers, mirrors and peer clients: `host:port`, or `host:port/topic` "
@@ -435,7 +435,7 @@ class TestClient:
 class TestMirror:
     """The sections of a mirror."""
 
-    def test_a_site(self, read: Read[MirrorOptions]) -> None:
+    def test_server_section(self, read: Read[MirrorOptions]) -> None:
         """A mirror's section holds both halves."""
         found = read(MIRROR, MirrorOptions)
         assert (found.warnings, found.problems) == ((), ())
@@ -463,7 +463,7 @@ class TestFile:
     """Files that cannot be used, and what INI files may hold."""
 
     def test_no_file(self, tmp_path: Path) -> None:
-        """A missing file and a directory are told in one line."""
+        """A missing file and a directory are reported in one line."""
         with pytest.raises(ConfigError) as caught:
             config_file.read(tmp_path / "none.ini", ServerOptions)
         assert str(caught.value) == f"{tmp_path}/none.ini: cannot be read: No such file or directory"
@@ -493,15 +493,15 @@ class TestFile:
         ids=range(12),
     )  # fmt: skip
     def test_unusable(self, tmp_path: Path, data: bytes, complaint: str) -> None:
-        """A file that cannot be used is told with its line, or its section and option, and never shown."""
+        """An unusable file is reported with its line, or its section and option, but never its content."""
         path = tmp_path / "site.ini"
         path.write_bytes(data)
         with pytest.raises(ConfigError) as caught:
             config_file.read(path, ServerOptions)
         assert str(caught.value) == f"{path}: {complaint}"
 
-    def test_what_ini_files_hold(self, tmp_path: Path) -> None:
-        """A byte order mark, line ends of other systems, any case, comments and empty options are no trouble."""
+    def test_ini_variants(self, tmp_path: Path) -> None:
+        """A byte order mark, foreign line ends, any case, comments and empty options are accepted."""
         path = tmp_path / "site.ini"
         path.write_bytes(
             b"\xef\xbb\xbf# comment\r\n[Hrit 0deg]\r\nORIGIN = /data/100%/{x}\r\n  ; comment\r\n"
@@ -568,10 +568,10 @@ class TestFile:
 
 
 class TestChanges:
-    """What a file read again changes."""
+    """Changes between two versions of a file."""
 
     def test_by_section(self, read: Read[ServerOptions]) -> None:
-        """Sections are added, removed, changed or unchanged by what they mean, not by how they are written."""
+        """Sections are compared by their meaning, not by their spelling."""
         a, b, c = (f"[{name}]\norigin = /{name}\ntopic = /{name}\nmax_transfers_per_host = 4\n" for name in "abc")
         old = read(a + b, ServerOptions)
         new = read("# comment\n" + c + b.replace("= 4", ": 4"), ServerOptions)
@@ -600,8 +600,8 @@ class TestChanges:
 class TestDescribe:
     """What --check prints."""
 
-    def test_a_site(self, read: Read[ServerOptions]) -> None:
-        """It holds what differs from the defaults, aligned, and at the end what is wrong."""
+    def test_server_section(self, read: Read[ServerOptions]) -> None:
+        """The output shows the differences from the defaults, aligned, and then the problems."""
         text = (
             "[DEFAULT]\nworkers = 4\n" + GOOD_SERVER + "info = a=1; b=x,y\ndelete = on\nremove_delay = 5\n"
             "connection_parameters__connection_uptime = 20\naddresses = tcp://a:1 tcp://b:1\nx = 1\n[bad]\n"
@@ -632,7 +632,7 @@ class TestDescribe:
         ]
 
     def test_client(self, read: Read[ClientOptions]) -> None:
-        """A client's providers, lists and replacements are shown as they stand in a file."""
+        """A client's providers, lists and replacements are shown as in a file."""
         text = config_file.check_report(read(f"{CLIENT}logn = u:geheim\n", ClientOptions))
         for name, value in [
             ("providers", "hrit.site.org:9010 spare.site.org:9010/1b/hrit-segment [fe80::1]:9010"),
@@ -657,8 +657,8 @@ class TestDescribe:
         assert "/k/id" in shown
 
 
-def test_a_relative_destination(tmp_path: Path) -> None:
-    """A destination that is no absolute path is a problem that names file, section and option."""
+def test_relative_destination(tmp_path: Path) -> None:
+    """A relative destination is a problem that names file, section and option."""
     file = tmp_path / "client.ini"
     file.write_text("[hrit]\nproviders = host:9010\ntopic = /hrit\ndestination = data/in\n")
     with pytest.raises(ConfigError, match=r"client\.ini: \[hrit\] destination: must be an absolute path: "):

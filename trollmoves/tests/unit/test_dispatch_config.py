@@ -110,7 +110,7 @@ def warnings(folder: Path, text: str) -> list[str]:
 
 
 def problem(folder: Path, text: str) -> str:
-    """Return what is wrong with a file of which nothing can be used."""
+    """Return the problems of an unusable file."""
     path = written(folder, text)
     with pytest.raises(ConfigError) as caught:
         read_dispatcher_config(path)
@@ -118,7 +118,7 @@ def problem(folder: Path, text: str) -> str:
 
 
 def with_target(lines: str, indent: str = "  ") -> str:
-    """Return a YAML file with one target that hears of everything."""
+    """Return a YAML file with one target that receives all messages."""
     body = "\n".join(f"{indent}{line}" for line in lines.splitlines())
     return f"posttroll_subscriber: {{subscribe_addresses: [tcp://h:1]}}\nt:\n{body}\n"
 
@@ -127,7 +127,7 @@ GOOD = "directory: /d\ndispatch_configs: [{topics: [/a]}]"
 
 
 def test_yaml(tmp_path: Path) -> None:
-    """A YAML file gives targets whose dispatch configs hold what counts for them."""
+    """A YAML file defines targets; their dispatch configs inherit the applicable options."""
     found = read_dispatcher_config(written(tmp_path, YAML))
     assert list(found.sections) == ["target1", "target2"]
     process = found.process
@@ -209,7 +209,7 @@ def test_ini_conditions(tmp_path: Path, lines: str, expected: dict[str, Any]) ->
     ],
 )
 def test_aliases(tmp_path: Path, given: str, expected: tuple[Alias, ...]) -> None:
-    """Aliases stand for the values of an item, under its name or another one, several of them in a list."""
+    """Aliases replace the values of an item, under its name or another one, several of them in a list."""
     (only,) = target(tmp_path, with_target(f"{GOOD}\naliases: {given}")).dispatch_configs
     assert only.aliases == expected
 
@@ -279,7 +279,7 @@ def test_origin(tmp_path: Path) -> None:
     ],
 )
 def test_warnings(tmp_path: Path, lines: str, warning: str) -> None:
-    """What does not do what its author may believe is told, and nothing else."""
+    """Misleading options are reported, and no other ones."""
     (only,) = warnings(tmp_path, with_target(f"{GOOD}\n{lines}"))
     assert warning in only
 
@@ -295,13 +295,13 @@ def test_warnings(tmp_path: Path, lines: str, warning: str) -> None:
     ],
 )
 def test_warnings_about_dispatch_configs(tmp_path: Path, given: str, warning: str) -> None:
-    """The same is so for each dispatch config, which is told by its number."""
+    """Misleading options of each dispatch config are reported with its number."""
     (only,) = warnings(tmp_path, with_target(f"directory: /d\ndispatch_configs: [{given}]"))
     assert warning in only
 
 
-def test_deaf(tmp_path: Path) -> None:
-    """A dispatcher that can hear nobody is told so, unless it looks for files."""
+def test_dispatcher_without_input(tmp_path: Path) -> None:
+    """A dispatcher without a message source is reported, unless it searches for files."""
     text = "posttroll_subscriber: {nameserver: false, adresses: x}\nt: {directory: /d, topics: [/a]}\n"
     recorded = warnings(tmp_path, text)
     assert "no messages will be received" in recorded[1]
@@ -351,7 +351,7 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
     ],
 )
 def test_problems(tmp_path: Path, lines: str, recorded: str) -> None:
-    """What makes a target unusable is told with its name and the option, and without a secret."""
+    """An unusable target is reported with its name and the option, and without a secret."""
     text = problem(tmp_path, with_target(lines))
     assert recorded in text
     assert "geheim" not in text
@@ -393,7 +393,7 @@ def test_unusable_files(tmp_path: Path, text: str, recorded: str) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    """A file that is not there is told."""
+    """A missing file is reported."""
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_dispatcher_config(tmp_path / "nothing.yaml")
 
@@ -408,7 +408,7 @@ def test_one_bad_target(tmp_path: Path) -> None:
 
 
 def test_changes(tmp_path: Path) -> None:
-    """A file read again tells which targets have changed, down to conditions and aliases."""
+    """A reloaded file shows the changed targets, down to conditions and aliases."""
     old = read_dispatcher_config(written(tmp_path, YAML))
     new = read_dispatcher_config(written(tmp_path, YAML.replace('">5"', '">6"')))
     assert config_file.changes(old, new).changed == ("target1",)

@@ -1,4 +1,4 @@
-"""What the documents refer to is there."""
+"""The files, options and tests that the documents refer to exist."""
 
 from __future__ import annotations
 

@@ -152,8 +152,8 @@ def test_password_of_a_url(scheme: str, user: str, secret: str, host: str, path:
 
 @tries(600)
 @given(st.sampled_from(["sftp", "ftp", "scp"]), users, passwords, hosts)
-def test_password_as_it_is(scheme: str, user: str, secret: str, host: str) -> None:
-    """A password that somebody wrote into a URL as it is, is not shown either."""
+def test_unquoted_password(scheme: str, user: str, secret: str, host: str) -> None:
+    """An unquoted password in a URL is not shown either."""
     assert "s3cr3t" not in urls.redacted(f"{scheme}://{user}:{secret}@{host}/in")
 
 
@@ -263,7 +263,7 @@ def test_any_text_as_a_secret(value: str) -> None:
 @tries(200)
 @given(conditional, st.dictionaries(texts, data, max_size=3))
 def test_conditions(written: Any, metadata: dict[str, Any]) -> None:
-    """Any conditions can be asked about any metadata, or are told to be none."""
+    """Any conditions can be evaluated for any metadata, or are reported as invalid."""
     try:
         found = conditions.parse_conditions(written)
     except ValueError:
@@ -286,7 +286,7 @@ pattern_texts = st.lists(fields | st.text("ab/._-*?[]%:{}0d", max_size=5), max_s
     st.dictionaries(st.sampled_from("abt"), data),
 )
 def test_patterns(text: str, name: str, metadata: dict[str, Any]) -> None:
-    """Any text is a pattern that takes a name apart or not, and makes one or not; or it is told to be none."""
+    """Any text is a pattern that parses and composes names or fails cleanly, or it is reported as invalid."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(ValueError):
@@ -320,7 +320,7 @@ def _tar(fuzz: Fuzz, mode: str) -> bytes:
 def _zip(fuzz: Fuzz) -> bytes:
     memory = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
-        warnings.simplefilter("ignore")  # names that stand twice
+        warnings.simplefilter("ignore")  # names that occur twice
         for _ in range(fuzz.random.randrange(4)):
             archive.writestr(fuzz.random.choice(("m", "d/x", "../x", "/etc/x", "d/", "ü")), bytes(700))
     return memory.getvalue()

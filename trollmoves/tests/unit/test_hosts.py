@@ -1,4 +1,4 @@
-"""Promises of what is known about hosts."""
+"""Host aliases and local addresses."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_this_host_is_known_by_all_its_names_and_addresses() -> None:
 
 
 def no_look_up(name: str) -> set[str]:
-    """Stand for a name server that must not be asked."""
+    """Act as a name server that must not be queried."""
     raise AssertionError(f"looked up {name}")
 
 

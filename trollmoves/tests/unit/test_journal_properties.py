@@ -49,7 +49,7 @@ NUMBERS = st.integers(0, 50)
 
 
 class Files:
-    """Journals on a disk in memory, and what is left of one when its process is killed."""
+    """Model tests of journals on a memory disk, with kills of their process."""
 
     def __init__(self) -> None:
         self._folder = TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
@@ -60,13 +60,13 @@ class Files:
         return os.path.join(self._folder.name, f"{self._count}.journal")
 
     def reopen(self) -> Journal:
-        """End in order, and begin anew."""
+        """Close in order, and reopen."""
         self.journal.close()
         self.journal = Journal(self._path())
         return self.journal
 
     def kill(self) -> Journal:
-        """Begin anew with the files as they are at this moment."""
+        """Reopen with a copy of the current files."""
         before, old = self.journal, self._path()
         self._count += 1
         with before._lock:  # a kill does not come while a file is being copied, either
@@ -83,7 +83,7 @@ class Files:
 
 
 class JournalMachine(RuleBasedStateMachine):
-    """A journal beside a plain dictionary that is told the same."""
+    """A journal compared with a plain dictionary that receives the same changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(keys=st.lists(KEYS, max_size=6), lane=LANES, state=st.sampled_from([WAITING, WAITING, DONE]), have=NUMBERS)
     def note(self, keys: list[str], lane: str, state: int, have: int) -> None:
-        """Note tasks, together with how far a source is had: what is known is told as known."""
+        """Add tasks with the position in a source's log; known tasks are returned as known."""
         tasks = [self._task("fetch", key, lane, state) for key in keys]
         added = self.journal.add_tasks(tasks, [("chain", SourcePosition("log", "host", have))])
         self.had["log"] = max(have, self.had.get("log", 0))
@@ -160,7 +160,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(keep=st.sampled_from([EVER, Retention(LATER, -9.0, 10**9, 10**9), Retention(LATER, LATER, 10**9, 3)]))
     def look_after(self, keep: Retention) -> None:
-        """Do the upkeep, as if it were later: bodies of what is done go, and announcements."""
+        """Prune, as if it were later: bodies of finished tasks and announcements are removed."""
         for _ in self.journal.prune(keep, {"fetch": drop_body}, min_age=-9.0):
             pass
         for (kind, key), (state, lane, body) in self.tasks.items():
@@ -177,7 +177,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(kill=st.booleans())
     def begin_anew(self, kill: bool) -> None:
-        """End, in order or by a kill, and go on with what is in the file."""
+        """End, in order or by a kill, and continue with the content of the file."""
         self.journal = self.files.kill() if kill else self.files.reopen()
 
     @invariant()
@@ -258,8 +258,8 @@ class Hands:
     kills=st.lists(st.integers(0, 30), max_size=2),
     limit=st.integers(1, 3),
 )
-def test_workers_lose_nothing(plan: list[tuple[str, list[str]]], kills: list[int], limit: int) -> None:
-    """Each task comes to its end, never runs twice at once nor above its lane's limit, whenever there is a kill."""
+def test_scheduler_loses_no_task(plan: list[tuple[str, list[str]]], kills: list[int], limit: int) -> None:
+    """Each task finishes, never runs twice in parallel nor above its lane's limit, with kills at any time."""
     files, hands = Files(), Hands(limit)
     workers = hands.workers(files.journal)
     tasks = [Task("chain", "work", str(n), lane, json.dumps(todo)) for n, (lane, todo) in enumerate(plan)]
@@ -292,10 +292,10 @@ VERSIONS = st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["host:1", "ho
 
 @settings(SAME, max_examples=60)
 @given(st.lists(st.one_of(VERSIONS, st.sampled_from(["kill", "upkeep", "done"])), max_size=25))
-def test_what_is_new_is_fetched_and_what_is_known_is_not(
+def test_only_new_files_are_fetched(
     story: list[tuple[str, str, int] | str],
 ) -> None:
-    """Content that nobody has told of is fetched; what a source tells again is not, kills and upkeep or not."""
+    """New content is fetched; repeated announcements are not, with kills and pruning."""
     files = Files()
     peers = Peers(0.0)
     fetches = FetchTasks("chain", files.journal, peers, 0.0, None)
@@ -329,7 +329,7 @@ def do_all(journal: Journal) -> None:
 
 
 def announcement(name: str, source: str, version: int) -> Message:
-    """Make the announcement of a file, each version of which has a size and a time of its own."""
+    """Make the announcement of a file; each version has a different size and time."""
     mark = {"log": f"log of {source}", "number": version, "size": 100 * version, "mtime": version}
     data = {"uri": f"/in/{name}", "uid": name, "request_address": source, "announcement": mark}
     return Message("/topic", "file", data)

@@ -116,14 +116,14 @@ def test_binary_data_is_written_as_posttroll_does() -> None:
     assert Message.decode(text).encode() == text
 
 
-def test_the_sender_is_posttrolls() -> None:
-    """A message tells the same sender as posttroll's."""
+def test_sender_is_that_of_posttroll() -> None:
+    """A message has the same sender as posttroll's."""
     assert Message("/a", "info").sender == own_sender() == posttroll.message.Message("/a", "info").sender
 
 
 @pytest.mark.parametrize("data", [{"a": object()}, {"a": b"bytes"}, b"bytes", {("a", 1): 1}, {"a": {1, 2}}])
-def test_what_cannot_be_written_is_told(data: Any) -> None:
-    """Data that is no JSON raises MessageError."""
+def test_unserializable_data(data: Any) -> None:
+    """Data that cannot be written as JSON raise MessageError."""
     with pytest.raises(MessageError, match="cannot write"):
         ours(data).encode()
 
@@ -137,14 +137,14 @@ def test_a_circle_cannot_be_written() -> None:
 
 
 @pytest.mark.parametrize("data", ["no such file: /in/\udcff.dat", {"error": "/in/\udcff.dat"}])
-def test_a_text_for_the_wire_can_always_be_sent(data: Any) -> None:
-    """A file name with bytes that are no UTF-8 does not keep a message from being sent."""
+def test_any_text_can_be_sent(data: Any) -> None:
+    """A file name with invalid UTF-8 does not prevent the sending of a message."""
     text = Message("/a/\udcfe", "err", data).encode()
     assert Message.decode(text.encode()).type == "err"
 
 
-def test_a_variant_says_the_same() -> None:
-    """A variant of a message that was read is what writing it anew with the added items gives."""
+def test_variant_equals_new_message() -> None:
+    """A variant of a read message equals a new message with the added items."""
     read = Message.decode(ours(ANNOUNCEMENT).encode())
     added = {"destination": "scp://u@h/in", "request": {"id": "a/1"}}
     variant = Message.decode(read.derive("push", added))
@@ -154,13 +154,13 @@ def test_a_variant_says_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", ["no data", "text", "empty dict", "empty list", "a list of lists"])
-def test_a_variant_of_what_is_no_dict_says_the_same(name: str) -> None:
-    """A variant without items of its own works with whatever data there is."""
+def test_variant_of_other_data(name: str) -> None:
+    """A variant without added items works with data of any type."""
     read = Message.decode(ours(DATA[name]).encode())
     assert Message.decode(read.derive("ack")).data == read.data
 
 
-def test_a_variant_replaces_what_is_there_already() -> None:
+def test_variant_replaces_an_item() -> None:
     """An added item replaces one of the same name."""
     read = Message.decode(ours({"destination": "old", "uri": "/a"}).encode())
     assert Message.decode(read.derive("push", {"destination": "new"})).data == {"destination": "new", "uri": "/a"}
@@ -169,8 +169,8 @@ def test_a_variant_replaces_what_is_there_already() -> None:
 ASKED = {"uri": "/a", "time": "2025-01-01T00:00:00", "request": {"id": "a/1", "timeout": 5.0}}
 
 
-def test_a_variant_keeps_an_item_without_a_name() -> None:
-    """An item whose key is empty is data as any other."""
+def test_variant_keeps_an_empty_key() -> None:
+    """An item with an empty key is data as any other."""
     read = Message.decode(ours({"uri": "/a", "": 1}).encode())
     assert Message.decode(read.derive("ack")).data == {"uri": "/a", "": 1}
     assert Message.decode(read.derive("push", {"uri": "/b"})).data == {"uri": "/b", "": 1}
@@ -187,15 +187,15 @@ def test_a_variant_keeps_an_item_without_a_name() -> None:
     ],
     ids=["last", "alone", "first", "not there", "no ASCII, and a time"],
 )
-def test_a_variant_leaves_out_an_item(data: dict[str, Any]) -> None:
-    """A variant without an item has all others, wherever that one stands."""
+def test_variant_omits_an_item(data: dict[str, Any]) -> None:
+    """A variant without an item has all others, at any position of the omitted one."""
     read = Message.decode(ours(data).encode())
     rest = {key: value for key, value in read.data.items() if key != "request"}
     assert Message.decode(read.derive("file", without="request")).data == (rest or "")
 
 
-def test_a_variant_of_what_another_program_wrote_leaves_out_an_item() -> None:
-    """A variant without an item has all others also when the JSON is written in another way than ours."""
+def test_variant_of_foreign_json() -> None:
+    """An item can be omitted also from JSON that another program wrote."""
     head, _, body = ours(ASKED).encode().partition(" application/json ")
     other = json.dumps(json.loads(body), indent=1, ensure_ascii=False)
     read = Message.decode(f"{head} application/json {other}")
@@ -243,8 +243,8 @@ HEAD = "pytroll://a/b file user@host 2025-01-01T00:00:00"
         f"{HEAD} v1.01 text/ascii größer".encode("iso-8859-1"),
     ],
 )  # fmt: skip
-def test_what_posttroll_reads_is_read_alike(text: str | bytes) -> None:
-    """What posttroll accepts is read to the same subject, type, sender, time, version and data."""
+def test_read_as_by_posttroll(text: str | bytes) -> None:
+    """A message that posttroll accepts is read to the same subject, type, sender, time, version and data."""
     same(Message.decode(text), posttroll.message.Message.decode(text))
 
 
@@ -284,8 +284,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
-def test_what_is_no_message_is_told_as_such(text: str | bytes) -> None:
-    """What posttroll fails on, in whatever way, raises MessageError here."""
+def test_invalid_message(text: str | bytes) -> None:
+    """A message that posttroll fails on raises MessageError."""
     with pytest.raises((posttroll.message.MessageError, ValueError, IndexError)):
         posttroll.message.Message.decode(text)
     with pytest.raises(MessageError):
@@ -301,14 +301,14 @@ def test_deep_nesting_is_refused(begin: str, end: str, depth: int) -> None:
 
 
 def test_usual_nesting_is_read() -> None:
-    """Thirty levels are no trouble."""
+    """Thirty nesting levels are accepted."""
     text = " ".join([HEAD, "v1.01 application/json", '{"a": [' * 15 + "1" + "]}" * 15])
     same(Message.decode(text), posttroll.message.Message.decode(text))
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_a_refusal_is_short_and_harmless(part: int) -> None:
-    """What a stranger sent fills neither the log nor a terminal."""
+def test_error_is_short_and_harmless(part: int) -> None:
+    """Input from strangers fills neither the log nor a terminal."""
     head = ["a", "b", "c@d", "2025-01-01", "v1.01", "text/ascii"]
     head[(0, 3, 4, 5)[part]] = "z\x1b[2J\u2028" + "z" * 100_000
     if part == 0:
@@ -419,7 +419,7 @@ def test_reading_is_quick() -> None:
 
 
 def test_files_are_found_at_any_depth() -> None:
-    """Each dictionary with a uri is a file of the message, wherever it stands."""
+    """Each dictionary with a uri is a file of the message, at any depth."""
     data = {"dataset": [{"uri": "/a/1"}, {"x": {"uri": "/a/2", "more": [{"uri": "/a/3"}]}}], "uri": "/a/0"}
     assert payload.file_uris(data) == ["/a/0", "/a/1", "/a/2", "/a/3"]
     assert payload.file_names(data) == "0, 1, 2, 3"
@@ -427,13 +427,13 @@ def test_files_are_found_at_any_depth() -> None:
 
 
 @pytest.mark.parametrize("data", [{"uri": 5}, {"uri": None}, {"uri": {"uri": "/a"}}])
-def test_names_can_be_shown_whatever_was_sent(data: Any) -> None:
-    """A uri that is no text can still be named in a log line."""
+def test_any_name_can_be_shown(data: Any) -> None:
+    """A uri that is not a text can still be named in a log line."""
     assert isinstance(payload.file_names(data), str)
 
 
 def test_the_reply_type_follows_the_data() -> None:
-    """One file is told as file, several as dataset or collection."""
+    """One file has type file, several dataset or collection."""
     assert payload.reply_type({"uri": "/a"}) == "file"
     assert payload.reply_type({"dataset": []}) == "dataset"
     assert payload.reply_type({"collection": []}) == "collection"
@@ -449,8 +449,8 @@ def test_a_request_id_is_found_in_the_text() -> None:
 
 
 @pytest.mark.parametrize("mark", [None, 5, "a", [], {"log": 5, "number": 1}, {"log": "a"}, {"log": "a", "number": "1"}])
-def test_a_mark_that_is_none_is_passed_over(mark: Any) -> None:
-    """What is no mark of an announcement of ours counts as none."""
+def test_invalid_announcement_mark(mark: Any) -> None:
+    """An invalid announcement mark is ignored."""
     assert payload.announcement_metadata({"announcement": mark}) == {}
 
 
@@ -461,19 +461,19 @@ def test_a_number_that_no_log_can_have_is_none(number: Any) -> None:
 
 
 @pytest.mark.parametrize("mark", [5, "a", [], None, {"id": 5, "timeout": "x"}, {"timeout": True}, {"id": ["a"]}])
-def test_what_is_no_request_mark_is_passed_over(mark: Any) -> None:
-    """What is no mark of a request of ours counts as none."""
+def test_invalid_request_mark(mark: Any) -> None:
+    """An invalid request mark is ignored."""
     assert payload.request_metadata({"request": mark}) == {}
 
 
 @pytest.mark.parametrize("timeout", [math.nan, math.inf, -1, -math.inf, 10**400])
-def test_a_request_mark_holds_only_what_it_should(timeout: float) -> None:
-    """A patience that is no span of time is as if it had not been sent."""
+def test_invalid_timeout_in_request_mark(timeout: float) -> None:
+    """An invalid timeout in a request mark is ignored."""
     assert payload.request_metadata({"request": {"id": "a", "timeout": timeout}}) == {"id": "a"}
 
 
-def test_a_failure_is_told_in_the_language_of_the_peer() -> None:
-    """Our own clients hear whether to try again, others a text."""
+def test_failure_format_per_peer() -> None:
+    """Current clients receive whether to retry, others a text."""
     error = TransferError("no room")
     assert payload.error_payload({"uri": "/a"}, error) == "no room"
     recorded = payload.error_payload({"request": {"id": "a"}}, error, 5.0)
@@ -481,7 +481,7 @@ def test_a_failure_is_told_in_the_language_of_the_peer() -> None:
 
 
 def test_files_of_a_message() -> None:
-    """Each dictionary with a uri is a file, at any depth and in the order in which they stand there."""
+    """Each dictionary with a uri is a file, at any depth and in the order of the message."""
     inner = {"uri": "/b", "more": [{"uri": "/c"}, [{"uri": "/d"}], "uri", 5, None]}
     data = {"request": {"id": "x"}, "dataset": [inner, {"uid": "none"}], "uri": "/a", "last": {"uri": 5}}
     assert payload.file_uris(data) == ["/a", "/b", "/c", "/d", 5]
@@ -491,6 +491,6 @@ def test_files_of_a_message() -> None:
 
 @pytest.mark.parametrize("number", [2**64, -1, 1e300, True, "3", None, [1]])
 def test_numbers_of_an_announcement(number: object) -> None:
-    """A size or a time that no journal can hold is left out of what is known about an announcement."""
+    """A size or a time that no journal can store is omitted from the announcement."""
     mark = {"log": "x/hrit", "number": 5, "size": number, "mtime": 3}
     assert payload.announcement_metadata({"announcement": mark}) == {"log": "x/hrit", "number": 5, "mtime": 3}

@@ -1,4 +1,4 @@
-"""The connection parameters: read in their types, and told to people."""
+"""The connection parameters: their types and their description."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trollmoves.movers import options
 
 
 def test_texts_are_read() -> None:
-    """A text from an INI file becomes what the option is; none given, the default."""
+    """A text from an INI file is converted to the option's type; a missing one is the default."""
     given = {"connection_uptime": "12.5", "hard_link": "Yes", "fsync": "0", "max_connections": "2", "use_ssl": False}
     assert options.value(given, "connection_uptime") == 12.5
     assert options.value(given, "hard_link") is True
@@ -48,7 +48,7 @@ def test_unknown_names_are_found() -> None:
 
 
 def test_every_option_is_documented() -> None:
-    """Each option stands in the table of ``doc/movers.md`` with its help."""
+    """Each option is listed in the table of ``doc/movers.md`` with its help."""
     text = (Path(trollmoves.__file__).parent.parent / "doc" / "movers.md").read_text()
     for option in options.OPTIONS:
         assert f"| `{option.name}` |" in text

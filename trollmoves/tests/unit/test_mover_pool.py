@@ -1,4 +1,4 @@
-"""The connections that are kept: how many, for how long, in whose hand."""
+"""The connection pool: number, lifetime and use of its connections."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Line(Connection):
         """Do nothing."""
 
     def alive(self) -> bool:
-        """Tell."""
+        """Report."""
         return not self.dead
 
     def probe(self) -> None:
@@ -136,7 +136,7 @@ def test_idle_connections_end(pool: Pool) -> None:
 
 
 def test_close_while_in_use(pool: Pool) -> None:
-    """Closing leaves alone what is in use, which is closed when it is given back; the pool can be used on."""
+    """Closing keeps connections in use, which are closed on release; the pool stays usable."""
     with pool.lease("a", Line, LIMITS) as lease:
         pool.close()
         assert isinstance(lease.connection, Line)
@@ -146,11 +146,11 @@ def test_close_while_in_use(pool: Pool) -> None:
         assert not another.reused
 
 
-def test_a_failed_connect_frees_its_place(pool: Pool) -> None:
-    """Who cannot connect keeps nobody else waiting, and leaves nothing behind."""
+def test_failed_connect_frees_its_slot(pool: Pool) -> None:
+    """A failed connect blocks no other thread, and leaves no connection behind."""
 
     def fail() -> Connection:
-        raise ConnectionFailed("nobody there")
+        raise ConnectionFailed("no server")
 
     for _ in range(5):
         with pytest.raises(ConnectionFailed), pool.lease("a", fail, LIMITS):
@@ -158,8 +158,8 @@ def test_a_failed_connect_frees_its_place(pool: Pool) -> None:
     assert repr(pool) == "<Pool: 0 hosts, 0 idle, 0 in use>"
 
 
-def test_connecting_blocks_nobody_else(pool: Pool) -> None:
-    """While one connects to a host that does not answer, others deliver elsewhere."""
+def test_connecting_does_not_block_others(pool: Pool) -> None:
+    """While one thread connects to a silent host, others deliver elsewhere."""
     go_on = threading.Event()
 
     def slow() -> Connection:
@@ -221,8 +221,8 @@ def waits(thread: threading.Thread) -> bool:
     return frame is not None and frame.f_code.co_name == "wait"
 
 
-def test_a_trunk_that_cannot_be_made_fails_for_all_who_wait() -> None:
-    """A host that is down is asked once, and everybody who waits is told."""
+def test_failed_handle_fails_for_all_waiting() -> None:
+    """A host that is down is tried once, and all waiting threads receive the error."""
     requested = []
     waiting = threading.Event()
 

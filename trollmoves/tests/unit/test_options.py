@@ -15,7 +15,7 @@ from trollmoves.net.client_allowlist import ANYONE
 
 ROLES = [ProcessOptions, ServerOptions, ClientOptions, MirrorOptions]
 
-# What stands in the files of sites, with the defaults that these count on.
+# Options in the files of existing sites, with the defaults that these rely on.
 SERVER: dict[str, object] = {
     "topic": "",
     "origin": None,
@@ -92,7 +92,7 @@ PROCESS: dict[str, object] = {
     ],
 )
 def test_names_and_defaults(section: SharedOptions, expected: dict[str, object]) -> None:
-    """Each role has the options that stand in the files of sites, with their defaults."""
+    """Each role has the options used in the files of existing sites, with their defaults."""
     assert {name: getattr(section, name) for name in options.options_of(type(section))} == expected
 
 
@@ -149,7 +149,7 @@ def test_reference_page() -> None:
 
 
 def test_reference_holds_every_option() -> None:
-    """Every option, connection parameter and old spelling stands on the page."""
+    """Every option, connection parameter and old spelling is on the page."""
     page = options.reference_page()
     names = [name for role in ROLES for name in options.options_of(role)]
     for name in [*names, *options.parameters(), *options.LEGACY_SPELLINGS, *options.LEGACY_IGNORED]:

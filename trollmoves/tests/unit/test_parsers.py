@@ -75,7 +75,7 @@ def test_info(text: str, found: dict[str, object]) -> None:
     ],
 )
 def test_provider(word: str, found: ProviderAddress) -> None:
-    """A provider is host, port and perhaps a topic of its own."""
+    """A provider is a host, a port and an optional topic."""
     assert parsers.provider(word) == found
     assert parsers.provider(str(found)) == found
 
@@ -114,7 +114,7 @@ def test_malformed_provider(word: str) -> None:
     ],
 )
 def test_replacement(text: str, before: object, after: object) -> None:
-    """A map replaces the values it knows and leaves the others; anything that is no map replaces every value."""
+    """A map replaces the values it contains and keeps the others; any other value replaces every value."""
     assert parsers.replacement(text).apply(before) == after
 
 
@@ -147,7 +147,7 @@ def test_parameter() -> None:
     ],
 )
 def test_complaints(read: Callable[[str], object], text: str, complaint: str) -> None:
-    """What cannot be read is shown, shortened, with what is wrong about it."""
+    """An unreadable value is shown, shortened, with the error."""
     with pytest.raises(ValueError, match=r".*") as caught:
         read(text)
     assert str(caught.value) == complaint

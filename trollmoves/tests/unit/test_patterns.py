@@ -133,8 +133,8 @@ def test_any_pattern_agrees_with_trollsift() -> None:
     assert matched > 1500
 
 
-def test_wildcards_in_the_literal_text_match_within_a_name() -> None:
-    """A * stands for any characters and a ? for one, but for no slash; in a field's format they are fill."""
+def test_wildcards_match_within_a_name() -> None:
+    """A * matches any characters and a ? one, but no slash; in a field's format they are fill."""
     pattern = Pattern("H-*{time:%Y}*_?.nc")
     assert pattern.parse("H-abc2024xyz_1.nc") == {"time": at(2024, 1, 1)}
     assert pattern.parse("H-2024_1.nc") == {"time": at(2024, 1, 1)}
@@ -208,8 +208,8 @@ def test_one_field_in_several_formats_is_read_as_one(pattern: str, name: str, va
         ),
     ],
 )
-def test_a_malformed_pattern_is_refused_at_once(pattern: Any) -> None:
-    """What is no pattern raises a ValueError that shows it and says why, before any file comes."""
+def test_malformed_pattern_is_rejected(pattern: Any) -> None:
+    """An invalid pattern raises a ValueError that shows it with the reason, before any file appears."""
     with pytest.raises(ValueError, match=r"(?s)pattern.*\w{3}") as refusal:
         Pattern(pattern)
     assert repr(pattern) in str(refusal.value)
@@ -237,8 +237,8 @@ def test_a_name_is_composed() -> None:
         ("{a:f}", {"a": 10**400}, "a", "too large"),
     ],
 )
-def test_what_cannot_be_composed_is_told(pattern: str, fields: dict[str, Any], field: str, says: str) -> None:
-    """A missing field, or a value that does not fit, raises a ComposeError that names it."""
+def test_missing_field_is_reported(pattern: str, fields: dict[str, Any], field: str, says: str) -> None:
+    """A missing field, or an unsuitable value, raises a ComposeError that names it."""
     with pytest.raises(ComposeError) as refusal:
         Pattern(pattern).compose(fields)
     assert refusal.value.field == field
@@ -262,8 +262,8 @@ def test_a_destination_with_fields_shows_no_password() -> None:
         assert "s3cret" not in repr(text) + str(text)
 
 
-def test_a_pattern_for_composing_only_may_say_more() -> None:
-    """What cannot be read back can still be composed, when nobody asks for more."""
+def test_pattern_only_for_composing() -> None:
+    """An unparsable pattern can still be composed if only that is required."""
     pattern = Pattern("{a[0]}_{t.year}_{t:%s}", compose_only=True)
     time_ = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
     assert pattern.compose({"a": ["x"], "t": time_}) == f"x_2024_{time_:%s}"
@@ -293,7 +293,7 @@ def test_a_pattern_is_quick() -> None:
 
 
 def test_threads_share_a_pattern() -> None:
-    """Many threads reading different names get the fields of their own name."""
+    """Threads that read different names each get the fields of the right name."""
     pattern = Pattern("{a:05d}_{t:%Y%m%d}.nc")
     wrong: list[str] = []
 
@@ -311,8 +311,8 @@ def test_threads_share_a_pattern() -> None:
     assert not wrong
 
 
-def test_fields_are_the_callers_own() -> None:
-    """What a caller does to the fields it got does not show in the next ones."""
+def test_fields_are_a_copy() -> None:
+    """Changes of the returned fields do not affect later results."""
     pattern = Pattern("{a}.nc")
     first = pattern.parse("x.nc")
     assert first is not None
@@ -338,7 +338,7 @@ def test_fields_are_the_callers_own() -> None:
     ],
 )
 def test_an_origin_has_a_root_a_depth_and_a_pattern(text: str, root: str, depth: int, below: str) -> None:
-    """The leading directory without fields is the root; the rest is the pattern, so many levels deep."""
+    """The leading directory without fields is the root; the rest is the pattern, with its number of levels as depth."""
     origin = Origin(text)
     assert (origin.root, origin.depth, origin.pattern.text, origin.text) == (root, depth, below, text)
 
@@ -359,7 +359,7 @@ def test_a_malformed_origin_is_refused(text: Any) -> None:
 
 
 def test_files_of_a_fixed_directory_are_read() -> None:
-    """Only files that stand in the directory itself match, and only the name is looked at."""
+    """Only files directly in the directory match, and only their name is compared."""
     origin = Origin(f"/data/in/{HRIT}")
     assert origin.parse(f"/data/in/{NAME}") == Pattern(HRIT).parse(NAME)
     assert origin.parse(f"/data//in/./x/../{NAME}") == Pattern(HRIT).parse(NAME)

@@ -1,4 +1,4 @@
-"""What comes fast gathers."""
+"""Batching at high rates."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from trollmoves.tests.helpers.waiting import until
 from trollmoves.utils.rate import BATCHING_DELAY, HIGH_RATE, WINDOW, RateMeter
 
 
-def test_what_comes_slowly_is_not_held_up() -> None:
-    """Nobody rests for things that come now and then."""
+def test_low_rate_is_not_delayed() -> None:
+    """A low rate causes no delay."""
     pace = RateMeter()
     lasted = []
     for _ in range(20):
@@ -19,8 +19,8 @@ def test_what_comes_slowly_is_not_held_up() -> None:
     assert min(lasted) < BATCHING_DELAY
 
 
-def test_what_comes_fast_gathers() -> None:
-    """There is a rest after each round as long as things come fast."""
+def test_high_rate_is_batched() -> None:
+    """At a high rate there is a delay after each round."""
     pace = RateMeter()
     for _ in range(3):
         began = time.monotonic()
@@ -28,8 +28,8 @@ def test_what_comes_fast_gathers() -> None:
         assert time.monotonic() - began >= BATCHING_DELAY
 
 
-def test_fast_is_now() -> None:
-    """What came fast and comes no more is not fast."""
+def test_rate_falls() -> None:
+    """The rate falls when the events stop."""
     pace = RateMeter()
     assert not pace.is_high()
     pace.record(10**15)  # fast for one second, however late the next look comes

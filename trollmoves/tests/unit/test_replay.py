@@ -1,4 +1,4 @@
-"""Tests that what was not heard of a source is asked for, once, and that nothing counts as had which is not."""
+"""Missed announcements are requested once, and only received ones count as received."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Server:
 
 
 class Client:
-    """A chain that catches up; what it missed is noted here as the rooms above do it."""
+    """A chain that replays announcements and records the missed ones, as its caller does."""
 
     def __init__(self, stack: ExitStack, path: str) -> None:
         self._own = stack.enter_context(ExitStack())
@@ -93,14 +93,14 @@ class Client:
         self.missed += messages
 
     def hear(self, server: Server, *numbers: int) -> None:
-        """Hear announcements, and note them."""
+        """Receive announcements, and store them."""
         for number in numbers:
             mark = self.catchup.on_announced(server.log, number, server.address)
             self.journal.add_tasks([], [mark] if mark else [])
             self.catchup.mark_saved()
 
     def heartbeat(self, server: Server, number: int | None = None) -> None:
-        """Hear a heartbeat."""
+        """Receive a heartbeat."""
         self.catchup.on_heartbeat(server.log, server.last if number is None else number, server.address)
 
     def settle(self, server: Server) -> None:
@@ -110,7 +110,7 @@ class Client:
         until(lambda: answers, 2 * SOON)
 
     def numbers(self) -> list[int]:
-        """Return the numbers of what came although it was not heard."""
+        """Return the numbers of the replayed announcements."""
         return [message.data["announcement"]["number"] for message in self.missed]
 
     def have(self) -> dict[str, int]:
@@ -144,12 +144,12 @@ def server(stack: ExitStack) -> Server:
 
 @pytest.fixture
 def client(stack: ExitStack, path: str) -> Client:
-    """Return a chain that never heard of anybody."""
+    """Return a chain without any known source."""
     return Client(stack, path)
 
 
 def in_touch(client: Client, server: Server, number: int = 5) -> None:
-    """Have a log up to a number, all of it heard."""
+    """Receive the log up to a number."""
     server.last = server.recent = number
     client.heartbeat(server)
     until(lambda: client.have() == {server.log: number}, SOON)
@@ -158,7 +158,7 @@ def in_touch(client: Client, server: Server, number: int = 5) -> None:
 
 
 def at_rest(client: Client, server: Server, requested: int) -> bool:
-    """Return True if a source was asked so many times, and is not asked any more."""
+    """Return True if a source got ``count`` requests, and none is pending."""
     until(lambda: len(server.asked) >= requested, SOON)
     client.settle(server)
     time.sleep(0.05)
@@ -166,7 +166,7 @@ def at_rest(client: Client, server: Server, requested: int) -> bool:
 
 
 def gone(port: int) -> bool:
-    """Return True if nobody listens on a port."""
+    """Return True if no socket listens on a port."""
     with closing(socket.socket()) as one:
         return one.connect_ex((HOST, port)) != 0
 
@@ -176,7 +176,7 @@ def gone(port: int) -> bool:
 
 @pytest.mark.parametrize("how", ["hear", "beat"])
 def test_first_contact(client: Client, server: Server, how: str) -> None:
-    """Of a source never heard of, only what it announced since shortly before our start is asked for."""
+    """For an unknown source, only its announcements since shortly before the start are requested."""
     server.last, server.recent = 50, 47
     if how == "hear":
         client.hear(server, 50)
@@ -190,7 +190,7 @@ def test_first_contact(client: Client, server: Server, how: str) -> None:
 
 
 def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None:
-    """A source that announced nothing yet is known from then on, and its first announcement needs no question."""
+    """A source without announcements becomes known, and its first announcement needs no replay."""
     client.heartbeat(server)
     until(lambda: client.have() == {server.log: 0}, SOON)
     client.settle(server)
@@ -204,8 +204,8 @@ def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None
 # -- in touch
 
 
-def test_what_is_heard_in_order_needs_no_question(client: Client, server: Server) -> None:
-    """As long as no number is missing nothing is asked, and the journal is told how far the log is had."""
+def test_no_replay_in_order(client: Client, server: Server) -> None:
+    """While no number is missing, no request is sent, and the position is stored in the journal."""
     in_touch(client, server)
     for number in range(6, 300):
         server.last = number
@@ -234,8 +234,8 @@ def test_a_gap_is_filled(client: Client, server: Server) -> None:
     assert at_rest(client, server, 1)
 
 
-def test_a_heartbeat_tells_of_a_gap(client: Client, server: Server) -> None:
-    """When a heartbeat tells of more than was heard, it is asked for."""
+def test_heartbeat_reveals_a_gap(client: Client, server: Server) -> None:
+    """A gap that a heartbeat reveals is requested."""
     in_touch(client, server)
     server.last = 7
     client.heartbeat(server)
@@ -266,8 +266,8 @@ def test_a_large_gap_comes_in_pages(client: Client, server: Server) -> None:
     assert at_rest(client, server, 10)
 
 
-def test_numbers_heard_while_asking(client: Client, server: Server) -> None:
-    """What is heard while the answer is awaited is not asked for again, and counts as had when the gap is closed."""
+def test_numbers_received_during_replay(client: Client, server: Server) -> None:
+    """Numbers received during a replay are not requested, and count when the gap is closed."""
     in_touch(client, server)
     server.last = 8
     server.hold.clear()
@@ -284,8 +284,8 @@ def test_numbers_heard_while_asking(client: Client, server: Server) -> None:
     assert at_rest(client, server, 1)
 
 
-def test_only_what_was_noted_counts_as_had(client: Client, server: Server) -> None:
-    """With the answer no more is written down as had than it brings: what was just heard may not be noted yet."""
+def test_only_stored_numbers_count(client: Client, server: Server) -> None:
+    """A reply moves the stored position only over its own numbers: others may not be stored yet."""
     in_touch(client, server)
     server.last = 7
     client.catchup.on_announced(server.log, 7, server.address)
@@ -346,8 +346,8 @@ def test_sources_are_apart(stack: ExitStack, client: Client, server: Server) -> 
 # -- outages
 
 
-def test_after_a_restart_of_ours(stack: ExitStack, client: Client, server: Server, path: str) -> None:
-    """When we start, each source is asked for what it announced while we were away."""
+def test_after_own_restart(stack: ExitStack, client: Client, server: Server, path: str) -> None:
+    """After a restart each source is asked for the announcements missed."""
     in_touch(client, server)
     client.stop()
     server.last = 250
@@ -358,10 +358,8 @@ def test_after_a_restart_of_ours(stack: ExitStack, client: Client, server: Serve
     assert at_rest(client, server, 3)
 
 
-def test_a_source_that_is_down_and_comes_back(
-    stack: ExitStack, client: Client, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A source that does not answer is asked again when it is heard of later, and then all is filled."""
+def test_source_returns(stack: ExitStack, client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent source is requested again at its next message, and then every gap is filled."""
     monkeypatch.setattr(replay, "REPLAY_TIMEOUT", 0.3)
     monkeypatch.setattr(replay, "RETRY_DELAY", 0.1)
     in_touch(client, server)
@@ -408,10 +406,8 @@ def test_a_source_is_answered_when_it_comes_within_the_time(
         ("replay", {"log": "log/a", "through": 5, "last": 9, "messages": []}),
     ],
 )
-def test_a_wrong_answer_is_not_asked_for_again_and_again(
-    client: Client, server: Server, answer: tuple[str, Any]
-) -> None:
-    """A source that cannot answer is left alone for a while, however much is heard of it."""
+def test_wrong_reply_is_not_repeated(client: Client, server: Server, answer: tuple[str, Any]) -> None:
+    """A source with a wrong reply is left alone for a while, despite its messages."""
     in_touch(client, server)
     server.instead = [answer]
     client.hear(server, 7)
@@ -423,10 +419,8 @@ def test_a_wrong_answer_is_not_asked_for_again_and_again(
     assert client.have() == {server.log: 5}
 
 
-def test_after_a_wrong_answer_it_is_asked_once_more(
-    client: Client, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A source that could not answer is asked again a while later, and what was heard meanwhile then counts as had."""
+def test_wrong_reply_is_retried_later(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source with a wrong reply is requested again later, and numbers received until then count."""
     monkeypatch.setattr(replay, "RETRY_DELAY", 0.2)
     in_touch(client, server)
     server.instead = [("err", "not now")]
@@ -459,8 +453,8 @@ def test_a_journal_that_cannot_be_written(client: Client, server: Server, monkey
     assert at_rest(client, server, 3)
 
 
-def test_away_for_longer_than_the_log_goes_back(client: Client, server: Server) -> None:
-    """What a source has forgotten counts as had, so that it is not asked for again and again; the rest is brought."""
+def test_gap_older_than_the_log(client: Client, server: Server) -> None:
+    """Numbers that a source has pruned count as received, so they are requested once; the rest is replayed."""
     in_touch(client, server)
     server.last, server.forgotten = 300, 250
     client.heartbeat(server)
@@ -474,8 +468,8 @@ def test_away_for_longer_than_the_log_goes_back(client: Client, server: Server) 
 # -- logs that are replaced
 
 
-def test_a_new_log_at_a_known_address_is_taken_whole(client: Client, server: Server) -> None:
-    """A source whose journal was lost begins to count anew: all of its new log is asked for."""
+def test_new_log_at_known_address(client: Client, server: Server) -> None:
+    """A source with a lost journal starts a new log, which is requested from the beginning."""
     in_touch(client, server, 500)
     server.log, server.last = "log/new", 3
     client.hear(server, 3)
@@ -484,10 +478,8 @@ def test_a_new_log_at_a_known_address_is_taken_whole(client: Client, server: Ser
     assert at_rest(client, server, 1)
 
 
-def test_a_log_that_was_replaced_while_we_were_away(
-    stack: ExitStack, client: Client, server: Server, path: str
-) -> None:
-    """A source that answers from another log is asked for all of that, and the old one is forgotten for good."""
+def test_log_replaced_while_away(stack: ExitStack, client: Client, server: Server, path: str) -> None:
+    """A source that replies from another log is requested from its beginning, and the old log is dropped."""
     in_touch(client, server, 500)
     client.stop()
     server.log, server.last = "log/new", 4
@@ -511,14 +503,14 @@ def test_two_servers_behind_one_address(client: Client, server: Server, monkeypa
     began = time.monotonic()
     client.heartbeat(server, 9)
     until(lambda: server.asked, SOON)
-    time.sleep(0.3)  # what is not asked cannot be waited for
+    time.sleep(0.3)  # the absence of a request cannot be waited for
     requested, pauses = len(server.asked), (time.monotonic() - began) / 0.5
     assert requested <= 4 * (1 + int(pauses))
     server.instead.clear()
 
 
-def test_stop_while_asking(client: Client, server: Server) -> None:
-    """Stopped while it waits for an answer it ends at once, and what it hears after that does no harm."""
+def test_stop_during_replay(client: Client, server: Server) -> None:
+    """A stop during a request ends without delay, and later messages do no harm."""
     in_touch(client, server)
     server.last = 9
     server.hold.clear()

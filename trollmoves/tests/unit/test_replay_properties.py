@@ -40,7 +40,7 @@ class Question:
 
 
 class Wire:
-    """What a chain asks through. Answers come when the test says so."""
+    """The requester of a chain. Replies come when the test decides."""
 
     def __init__(self) -> None:
         self.questions: list[Question] = []
@@ -52,7 +52,7 @@ class Wire:
 
 @dataclass
 class Server:
-    """A source: its log, and what it published that was not heard yet."""
+    """A source: its log, and its published announcements that were not received yet."""
 
     address: str
     logs: int = 1
@@ -67,7 +67,7 @@ class Server:
         return f"{self.address}/{self.logs}"
 
     def answer(self, data: dict[str, Any], excused: set[tuple[str, int]]) -> Message:
-        """Answer a question; what is left out of the answer, although it goes further, is ``excused``."""
+        """Answer a request; the numbers that the reply skips are ``excused``."""
         answer: dict[str, Any] = {"log": self.log, "last": self.last, "through": 0, "messages": []}
         if data["log"] == self.log:
             after = self.recent if "max_age" in data else data["after"]
@@ -96,13 +96,13 @@ class CatchUpMachine(RuleBasedStateMachine):
         )  # s; who answers wrongly is asked again at the next sign
         self.files = Files()
         self.servers = [Server(address) for address in ADDRESSES]
-        self.excused: set[tuple[str, int]] = set()  # what nobody may expect the client to have
+        self.excused: set[tuple[str, int]] = set()  # numbers that the client cannot have
         self.known: set[str] = set()  # the addresses of which something was had
         self.heard: list[Heard] = []  # handed to the chain, and not noted yet
         self.begin()
 
     def begin(self) -> None:
-        """Begin a process, with what is in the journal."""
+        """Start a process with the content of the journal."""
         for server in self.servers:
             server.recent = server.last
         self.heard = []
@@ -119,10 +119,10 @@ class CatchUpMachine(RuleBasedStateMachine):
             replay.RETRY_DELAY = self.pause
             self.files.close()
 
-    # -- what the rooms above do
+    # -- actions of the caller
 
     def missed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
-        """Note what was caught up with."""
+        """Store the replayed announcements."""
         if self.full:
             self.full = False
             raise JournalFull("no room")
@@ -137,7 +137,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.files.journal.add_tasks(tasks, sources)
 
     def added(self, log: str, number: int) -> bool:
-        """Return True if an announcement stands in the journal, or nobody may expect that."""
+        """Return True if an announcement is in the journal, or is excused."""
         return (log, number) in self.excused or self.files.journal.find(CHAIN, "fetch", f"{log} {number}") is not None
 
     # -- what happens
@@ -161,14 +161,14 @@ class CatchUpMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.heard)
     @rule(which=servers_, arrives=st.lists(st.booleans(), min_size=1, max_size=6))
     def hear(self, which: int, arrives: list[bool]) -> None:
-        """Hand to the chain what is published, in order, but for what gets lost."""
+        """Pass published announcements to the chain in order, except for lost ones."""
         server = self.servers[which]
         coming, server.published = server.published[: len(arrives)], server.published[len(arrives) :]
         self.heard = [one for one, comes in zip(coming, arrives, strict=False) if comes]
         self.marks = self.tell()
 
     def tell(self) -> list[tuple[str, SourcePosition]]:
-        """Tell the chain what is heard, as it is done for each batch; give what is to be written with it."""
+        """Pass received announcements to the chain in a batch; return the positions to store with it."""
         marks = []
         for kind, log, number in self.heard:
             address = log.rpartition("/")[0]
@@ -181,7 +181,7 @@ class CatchUpMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.heard)
     @rule(fails=st.booleans())
     def write(self, fails: bool) -> None:
-        """Note what was heard; when that fails, it is offered again."""
+        """Store received announcements; after a failure they are offered again."""
         if fails:
             self.marks = self.tell()
         else:
@@ -207,7 +207,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         return [one for one in self.wire.questions if one.answer is None]
 
     def replied(self) -> list[Question]:
-        """Return the questions whose answers are on their way."""
+        """Return the pending requests."""
         return [one for one in self.wire.questions if one.answer is not None]
 
     @precondition(lambda self: self.replied())
@@ -223,7 +223,7 @@ class CatchUpMachine(RuleBasedStateMachine):
 
     @rule(which=servers_, count=st.integers(1, 5))
     def go_well(self, which: int, count: int) -> None:
-        """Announce some files of which all are heard, and have all that is asked answered."""
+        """Announce and receive some files, and answer all requests."""
         self.publish(which, count)
         if not self.heard:
             self.hear(which, [True] * len(self.servers[which].published))
@@ -233,7 +233,7 @@ class CatchUpMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.wire.questions)
     @rule()
     def have_an_answer(self) -> None:
-        """Have a question answered at once."""
+        """Answer a request without delay."""
         if not self.replied():
             self.answer(0, "")
         self.arrive(0, full=False)
@@ -245,7 +245,7 @@ class CatchUpMachine(RuleBasedStateMachine):
 
     @rule(kill=st.booleans())
     def begin_anew(self, kill: bool) -> None:
-        """End the chain, in order or by a kill, whatever it had in hand, and begin anew."""
+        """End the chain, in order or by a kill, in any state, and restart."""
         if kill:
             self.files.kill()
         else:
@@ -269,7 +269,7 @@ class CatchUpMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_claimed_that_was_not_noted(self) -> None:
-        """How far a log is had, by the journal, says nothing of what is not in it."""
+        """The journal's position in a log never covers an announcement that is missing."""
         for source in self.files.journal.sources(CHAIN):
             lacking = [n for n in range(1, source.received_through + 1) if not self.added(source.log, n)]
             assert not lacking, f"{source} without {lacking}"
@@ -282,7 +282,7 @@ class CatchUpMachine(RuleBasedStateMachine):
 
     @invariant()
     def first_contact_is_once(self) -> None:
-        """Whoever was heard before is asked for all that is not had, and not only for what is recent."""
+        """A source known before is asked for all missing announcements, not only for recent ones."""
         strangers = {question.address for question in self.wire.questions if "max_age" in question.data}
         assert not strangers & self.known
         self.known |= {source.address for source in self.files.journal.sources(CHAIN)}

@@ -1,4 +1,4 @@
-"""Tests that what is noted is run, once at a time, in its lane, and that no lane holds up another."""
+"""Added tasks run once, in their lane, and no lane blocks another."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Handler = Callable[[Task], Result | None]
 
 
 class House:
-    """A journal and workers on it, which can be stopped and started anew on the same file."""
+    """A journal and its scheduler, which can be restarted on the same file."""
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, "a.journal")
@@ -91,7 +91,7 @@ def tasks(numbers: range, lane: str = "lane") -> list[Task]:
 
 
 class Gauge:
-    """A handler that notes what it runs, and how many at once a lane; it lets them end only when told to."""
+    """A handler that records its tasks and their number per lane; they end on request."""
 
     def __init__(self, *, open_: bool = True) -> None:
         self.begun: list[str] = []
@@ -118,15 +118,15 @@ class Gauge:
         return None
 
     def began(self, lane: str) -> int:
-        """Count what was begun of a lane."""
+        """Count the started tasks of a lane."""
         return sum(key.startswith(f"{lane} ") for key in self.begun)
 
 
 # -- running
 
 
-def test_what_is_noted_is_run(runtime: House) -> None:
-    """A task runs when it is noted, and the journal has it as done with its reply."""
+def test_added_task_runs(runtime: House) -> None:
+    """A task runs when it is added, and is stored as done with its reply."""
     workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=lambda _: Result(reply="the reply"))
     runtime.note(workers, task("a"))
@@ -136,8 +136,8 @@ def test_what_is_noted_is_run(runtime: House) -> None:
     assert (found.reply, found.tries) == ("the reply", 1)
 
 
-def test_what_waits_in_the_journal_is_run(runtime: House) -> None:
-    """What an earlier process left runs when its kind is registered, before or after the start."""
+def test_stored_tasks_run(runtime: House) -> None:
+    """Tasks of an earlier process run when their kind is registered, before or after the start."""
     runtime.journal.add_tasks([task("a"), task("b", kind="other")])
     workers = Scheduler(runtime.journal, 2)
     runtime.open_workers.append(workers)
@@ -148,7 +148,7 @@ def test_what_waits_in_the_journal_is_run(runtime: House) -> None:
 
 
 def test_unknown_kinds_wait(runtime: House) -> None:
-    """A task of a kind that nobody registered stays in the journal until somebody does."""
+    """A task of an unregistered kind stays in the journal until the kind is registered."""
     workers = runtime.workers()
     runtime.note(workers, task("a"))
     assert runtime.state("a") == WAITING
@@ -157,7 +157,7 @@ def test_unknown_kinds_wait(runtime: House) -> None:
 
 
 def test_order_within_a_lane(runtime: House) -> None:
-    """What was noted first is run first, and all of a better rank before the others."""
+    """Tasks run in the order of their addition, after all tasks of a better rank."""
     gauge = Gauge()
     runtime.journal.add_tasks([task(f"late {n}", rank=1) for n in range(30)])
     runtime.journal.add_tasks([task(f"first {n}") for n in range(50)])
@@ -167,8 +167,8 @@ def test_order_within_a_lane(runtime: House) -> None:
     assert gauge.begun == [f"first {n}" for n in range(50)] + [f"late {n}" for n in range(30)]
 
 
-def test_order_of_what_is_noted_live(runtime: House) -> None:
-    """Hundreds noted while they run are run in their order."""
+def test_order_of_tasks_added_live(runtime: House) -> None:
+    """Hundreds of tasks added during the run are run in order."""
     gauge = Gauge()
     workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=gauge)
@@ -179,7 +179,7 @@ def test_order_of_what_is_noted_live(runtime: House) -> None:
 
 
 def test_a_lane_keeps_its_limit(runtime: House) -> None:
-    """No more of a lane run at once than its limit, and that many do."""
+    """A lane runs tasks up to its limit in parallel, and no more."""
     gauge = Gauge()
     gates = [gauge.shut("one"), gauge.shut("two")]
     workers = runtime.workers(8)
@@ -193,7 +193,7 @@ def test_a_lane_keeps_its_limit(runtime: House) -> None:
 
 
 def test_a_lane_is_used_up_to_its_limit(runtime: House) -> None:
-    """Tasks noted while others of the lane run long are begun at once, as far as the limit allows."""
+    """Tasks added while others of the lane run are started immediately, up to the limit."""
     gauge = Gauge()
     gauge.shut("lane")
     workers = runtime.workers(8)
@@ -298,8 +298,8 @@ def test_a_dead_lane_holds_up_no_other(runtime: House) -> None:
     assert workers.pause_remaining("chain", "alive") == 0
 
 
-def test_a_sign_of_life_ends_a_pause(runtime: House) -> None:
-    """A lane that pauses for long is tried at once when something tells that it works again."""
+def test_resume_ends_a_pause(runtime: House) -> None:
+    """A paused lane is tried immediately when it is resumed."""
     tried: list[str] = []
 
     def handle(task: Task) -> None:
@@ -362,7 +362,7 @@ def test_a_failure_that_may_pass_is_tried_again(runtime: House) -> None:
 
 
 def test_a_permanent_failure_is_tried_once(runtime: House) -> None:
-    """A task that fails for good is tried once, and does not pause its lane."""
+    """A permanent failure is tried once, and does not pause its lane."""
     tries: list[str] = []
 
     def handle(task: Task) -> None:
@@ -406,8 +406,8 @@ def test_trouble_with_files_tells_nothing_about_the_lane(runtime: House) -> None
     assert workers._lanes["chain", "lane"].breaker.failures > 1
 
 
-def test_a_final_failure_is_not_tried_again(runtime: House) -> None:
-    """A handler may end a task for good although the reason may pass; its lane still pauses, and the pause is known."""
+def test_final_failure_is_not_retried(runtime: House) -> None:
+    """A handler may fail a task finally after a temporary error; its lane is paused, with a known end."""
     tries: list[str] = []
 
     def handle(task: Task) -> Result:
@@ -442,8 +442,8 @@ def test_failures_of_one_outage_count_once(runtime: House) -> None:
     until(lambda: all(runtime.state(f"lane {n}") == DONE for n in range(8)), 10)
 
 
-def test_a_long_run_does_not_keep_a_paused_lane_shut(runtime: House) -> None:
-    """When one task fails while another of the lane runs long, the lane is probed and opened beside the long one."""
+def test_long_run_does_not_block_a_paused_lane(runtime: House) -> None:
+    """When one task fails during another's long run, the lane is probed and resumed."""
     gate = threading.Event()
 
     def handle(task: Task) -> None:
@@ -475,8 +475,8 @@ def test_exceptions_kill_no_thread(runtime: House) -> None:
     until(lambda: all(runtime.state(str(n)) == (FAILED if n % 3 == 2 else DONE) for n in range(12)), 10)
 
 
-def test_not_now_is_no_failure(runtime: House) -> None:
-    """A handler that says not now is called again when it said, and its lane goes on meanwhile."""
+def test_postponed_is_not_failed(runtime: House) -> None:
+    """A postponed task runs again at its time, and its lane continues until then."""
     runs: list[tuple[str, float]] = []
 
     def handle(task: Task) -> Result | None:
@@ -501,8 +501,8 @@ def test_backoff_doubles_up_to_a_limit() -> None:
 # -- what follows
 
 
-def test_what_follows_is_run(runtime: House) -> None:
-    """The tasks that follow from one are run, in lanes and kinds of their own."""
+def test_following_tasks_run(runtime: House) -> None:
+    """The following tasks of a task run in their own lanes and kinds."""
     workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=lambda t: Result(follow_ups=[task(t.key, "other", kind="next")]))
     workers.register("chain", "next", limit=1, handler=lambda _: None)
@@ -510,14 +510,14 @@ def test_what_follows_is_run(runtime: House) -> None:
     until(lambda: all(runtime.state(str(n), "next") == DONE for n in range(50)), SOON)
 
 
-def test_after_comes_when_the_journal_has_it(runtime: House) -> None:
-    """Whoever is told of the end of a task finds it in the journal, with what follows; trouble there harms nothing."""
+def test_after_is_called_when_stored(runtime: House) -> None:
+    """The callback at the end of a task finds it in the journal with its following tasks; its errors do no harm."""
     seen: list[tuple[Any, ...]] = []
 
     def handle(one: Task) -> Result:
         def after() -> None:
             seen.append((runtime.state(one.key), runtime.state(one.key, "next"), threading.current_thread().name))
-            raise RuntimeError("trouble of whoever was told")
+            raise RuntimeError("error in a callback")
 
         return Result(follow_ups=[task(one.key, kind="next")], on_committed=after)
 
@@ -531,8 +531,8 @@ def test_after_comes_when_the_journal_has_it(runtime: House) -> None:
 # -- starters
 
 
-def test_starters_are_finished_from_another_thread(runtime: House) -> None:
-    """A starter begins up to its limit at once, more of them while they end fast; any thread may tell the end."""
+def test_starters_finish_from_another_thread(runtime: House) -> None:
+    """A starter starts up to its limit, and more while tasks end quickly; any thread may report the end."""
     begun: list[tuple[Task, Callable[[Result], None]]] = []
     workers = runtime.workers(1)
     workers.register("chain", "work", limit=32, starter=lambda task, finish: begun.append((task, finish)))
@@ -567,7 +567,7 @@ def test_a_lane_that_has_become_slow_sleeps(runtime: House) -> None:
 
 
 def test_a_starter_that_raises_has_failed(runtime: House) -> None:
-    """What a starter raises is the failure of its task."""
+    """An exception of a starter is the failure of its task."""
 
     def start(task: Task, finish: Callable[[Result], None]) -> None:
         if task.tries == 1:
@@ -584,7 +584,7 @@ def test_a_starter_that_raises_has_failed(runtime: House) -> None:
 
 
 def test_a_task_ends_once(runtime: House) -> None:
-    """The first end of a task counts; one that is told later changes nothing."""
+    """The first reported end of a task counts; later ones are ignored."""
 
     def start(_: Task, finish: Callable[[Result], None]) -> None:
         finish(Result(reply="first"))
@@ -616,8 +616,8 @@ def test_a_task_runs_when_it_is_due(runtime: House) -> None:
         assert at <= ran[key] < at + 2 * SOON
 
 
-def test_what_is_due_later_is_found_after_a_restart(runtime: House) -> None:
-    """A task due in the future runs when due also if an earlier process noted it."""
+def test_due_later_after_restart(runtime: House) -> None:
+    """A task due in the future runs when due, also if an earlier process added it."""
     ran: list[float] = []
     due = time.time() + 0.3
     runtime.journal.add_tasks([task("a", due=due)])
@@ -627,8 +627,8 @@ def test_what_is_due_later_is_found_after_a_restart(runtime: House) -> None:
     assert ran[0] >= due
 
 
-def test_nothing_begins_too_early(runtime: House) -> None:
-    """A kind may be told to begin a little later, and then does."""
+def test_start_delay(runtime: House) -> None:
+    """A kind with a start delay starts after that delay."""
     ran: list[float] = []
     workers = runtime.workers()
     started = time.monotonic()
@@ -704,8 +704,8 @@ def test_running_costs_little(runtime: House) -> None:
 # -- stop
 
 
-def test_stop_gives_what_runs_its_time(runtime: House) -> None:
-    """Stopping waits for what runs, writes its end, begins nothing more, and leaves no thread behind."""
+def test_stop_waits_for_running_tasks(runtime: House) -> None:
+    """Stopping waits for running tasks, stores their end, starts no other, and leaves no thread."""
     before = set(threading.enumerate())
     gauge = Gauge()
     gate = gauge.shut("lane")
@@ -740,8 +740,8 @@ def test_stop_keeps_to_its_time(runtime: House) -> None:
     until(lambda: runtime.journal.count()["done"] == 50, SOON)
 
 
-def test_stop_in_a_burst_loses_nothing(runtime: House) -> None:
-    """Stopped again and again in a burst, and started anew on the same journal, all is run, and nothing twice."""
+def test_stop_in_a_burst_loses_no_task(runtime: House) -> None:
+    """With repeated stops and restarts in a burst on one journal every task runs exactly once."""
     ran: Counter[str] = Counter()
     runtime.journal.add_tasks(tasks(range(3000)))
     for _ in range(5):
@@ -834,8 +834,8 @@ def test_reloading_runs_nothing_twice_at_once(runtime: House) -> None:
     assert set(ran.values()) == {1}
 
 
-def test_reloading_with_starters_runs_nothing_twice_at_once(runtime: House) -> None:
-    """What a starter of before the reload has in hand is not begun by the new one, but after its end when it failed."""
+def test_reloading_with_starters(runtime: House) -> None:
+    """A task in flight in the old starter is started by the new one only after it has failed there."""
     first: list[tuple[Task, Callable[[Result], None]]] = []
     second: list[str] = []
 
@@ -856,8 +856,8 @@ def test_reloading_with_starters_runs_nothing_twice_at_once(runtime: House) -> N
     until(lambda: runtime.journal.count()["done"] == 4, 10)
 
 
-def test_what_is_noted_during_a_reload_is_run(runtime: House) -> None:
-    """A task noted at the very moment at which its chain is registered is not left lying."""
+def test_task_added_during_a_reload_runs(runtime: House) -> None:
+    """A task added while its chain is being registered is not left pending."""
     workers = runtime.workers()
     workers.register("other", "work", limit=1, handler=lambda _: None)
     for turn in range(60):
@@ -871,8 +871,8 @@ def test_what_is_noted_during_a_reload_is_run(runtime: House) -> None:
     until(lambda: runtime.journal.count()["done"] == 60, SOON)
 
 
-def test_a_task_offered_late_is_not_run_again(runtime: House) -> None:
-    """A task that ran from the journal before whoever noted it says so, or that is offered again, runs once."""
+def test_task_submitted_late_runs_once(runtime: House) -> None:
+    """A task that ran from the journal before it was submitted, or that is submitted again, runs once."""
     ran: Counter[str] = Counter()
     workers = runtime.workers()
     ((early, _),) = runtime.journal.add_tasks([task("early")])
@@ -888,8 +888,8 @@ def test_a_task_offered_late_is_not_run_again(runtime: House) -> None:
     assert ran == {"early": 1, "late": 1, "last": 1}
 
 
-def test_what_a_maker_left_is_there_when_the_task_has_its_turn(runtime: House) -> None:
-    """Tasks that came faster than they run find what their makers left for them, unless they were changed meanwhile."""
+def test_contexts_are_kept_for_waiting_tasks(runtime: House) -> None:
+    """Tasks in a backlog find the contexts of their makers, unless they were changed since."""
     workers = runtime.workers(8)
     open_, found = threading.Event(), dict[str, Any]()
 
@@ -914,7 +914,7 @@ def test_what_a_maker_left_is_there_when_the_task_has_its_turn(runtime: House) -
 
 
 def test_priority(runtime: House) -> None:
-    """When a worker is free it takes what waits of the chain with the highest priority, whoever came first."""
+    """A free worker takes the waiting task of the chain with the highest priority, in any order of arrival."""
     gauge = Gauge()
     gate = gauge.shut("lane blocker")
     workers = runtime.workers(threads=1)
@@ -932,8 +932,8 @@ def test_priority(runtime: House) -> None:
     assert gauge.begun[1:] == [f"{chain} {n}" for chain in ("higher", "high", "usual", "low") for n in range(3)]
 
 
-def test_what_failed_does_not_hold_up_what_is_new(runtime: House) -> None:
-    """What was tried in vain waits behind what was not tried yet, however long it is due."""
+def test_failed_tasks_do_not_delay_new_ones(runtime: House) -> None:
+    """Failed tasks wait behind new ones, however long they are due."""
     begun: list[str] = []
     mended = threading.Event()
 

@@ -23,7 +23,7 @@ def ends() -> Iterator[tuple[BufferedSocket, socket.socket]]:
 
 
 def test_pieces(ends: tuple[BufferedSocket, socket.socket]) -> None:
-    """What comes is handed out in order, in pieces of the size that is asked for, until the end."""
+    """Received data are returned in order, in pieces of the requested size, until the end."""
     line, other = ends
     sent = os.urandom(300_000)
 

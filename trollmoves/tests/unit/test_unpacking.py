@@ -146,8 +146,8 @@ def test_applies_by_name(name: str, path: str, expected: bool) -> None:
     assert applies(name, path) is expected
 
 
-def test_other_name_is_refused(tmp_path: Path, target: Path) -> None:
-    """A file whose name an unpacker is not for is refused, with what it should end in."""
+def test_other_name_is_rejected(tmp_path: Path, target: Path) -> None:
+    """A file with an unsuitable name is rejected, with the expected extension."""
     path = tmp_path / "file.dat"
     path.write_bytes(bz2.compress(b"x"))
     with pytest.raises(UnpackFailed, match=r"\.bz2"):
@@ -166,7 +166,7 @@ def test_missing_file(name: str, tmp_path: Path, target: Path) -> None:
     assert everything(target) == {}
 
 
-# -- what comes out
+# -- results
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -200,7 +200,7 @@ def test_bzip(tmp_path: Path, target: Path) -> None:
 
 
 def test_xrit(tmp_path: Path, target: Path) -> None:
-    """An xRIT segment becomes what the program makes of it."""
+    """An xRIT segment is replaced by the program's result."""
     path = tmp_path / "H-000-C_"
     path.write_bytes(b"abc")
     program = make_program(tmp_path / "xRITDecompress", XRIT)
@@ -224,7 +224,7 @@ def test_names(name: str, tmp_path: Path, target: Path) -> None:
 
 
 def test_relative_paths(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths, of the program too, mean what they mean for the caller; what comes back is absolute."""
+    """Relative paths, of the program too, are relative to the caller's directory; results are absolute."""
     monkeypatch.chdir(tmp_path)
     make_program(tmp_path / "prog", XRIT)
     (tmp_path / "-xC_").write_bytes(b"x")
@@ -277,7 +277,7 @@ def test_modes(umask: int, tmp_path: Path, target: Path) -> None:
     }
 
 
-# -- what is refused
+# -- rejections
 
 HEADER_BACK = tarfile.TarInfo("back").tobuf(tarfile.GNU_FORMAT)
 
@@ -372,7 +372,7 @@ def test_too_many_members(tmp_path: Path, target: Path) -> None:
 
 
 def refused(name: str, path: Path, target: Path) -> str:
-    """Return what the refusal to unpack says."""
+    """Return the error text of the failed unpacking."""
     with pytest.raises(UnpackFailed) as recorded:
         unpack(name, str(path), str(target))
     assert everything(target) == {}
@@ -430,7 +430,7 @@ def test_link_in_the_directory(tmp_path: Path, target: Path) -> None:
 
 
 def test_link_with_the_name_of_a_file(tmp_path: Path, target: Path) -> None:
-    """A symbolic link with the name of an unpacked file is replaced, and what it led to is not touched."""
+    """A symbolic link with the name of an unpacked file is replaced, and its target is not changed."""
     (tmp_path / "outside").write_bytes(b"mine")
     (target / "x").symlink_to(tmp_path / "outside")
     unpack("tar", str(make_tar(tmp_path / "x.tar", {"x": b"x"})), str(target))
@@ -511,7 +511,7 @@ def test_any_damage(name: str, tmp_path: Path, target: Path) -> None:
 
 
 def test_random_bytes(tmp_path: Path, target: Path) -> None:
-    """What is no archive at all is refused."""
+    """A file that is not an archive is rejected."""
     for name in ("tar", "bzip", "zip"):
         path = tmp_path / f"x{UNPACKERS[name].suffixes[0]}"
         for content in (b"", b"x", os.urandom(2000), b"\x1f\x8b" + os.urandom(600), b"BZh9" + os.urandom(600)):
@@ -581,8 +581,8 @@ def test_many_at_once(tmp_path: Path, target: Path) -> None:
     assert everything(target) == {f"shared/{n}/{m}": b"%d" % m for n in range(8) for m in range(20)}
 
 
-def test_failure_beside_success(tmp_path: Path, target: Path) -> None:
-    """What one unpacking takes away when it fails, another one beside it still gets its files into."""
+def test_failure_next_to_success(tmp_path: Path, target: Path) -> None:
+    """The cleanup of a failed unpacking does not disturb a parallel one."""
     good = make_tar(tmp_path / "good.tar", {f"shared/d/{n}": b"x" for n in range(10)})
     bad = make_tar(tmp_path / "bad.tar", {"shared/d/bad": b"x", "elsewhere/x": b"x"})
     done = threading.Event()
@@ -699,7 +699,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize("in_the_way", ["file", "link"])
 def test_hidden_name_taken(in_the_way: str, tmp_path: Path, target: Path) -> None:
-    """Somebody else's file, or link, under the hidden name is neither used nor touched."""
+    """Another user's file, or link, under the hidden name is neither used nor changed."""
     packed, unpacked = packed_as("bzip", tmp_path, bytes(4_000_000))
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -716,7 +716,7 @@ def test_hidden_name_taken(in_the_way: str, tmp_path: Path, target: Path) -> Non
 
 
 def test_memory(tmp_path: Path, target: Path) -> None:
-    """Memory does not grow with what is unpacked."""
+    """Memory does not grow with the size of the unpacked files."""
     content = bytes(12_000_000)
     for name in ("bzip", "tar", "zip"):
         packed, unpacked = packed_as(name, tmp_path, content)
@@ -737,7 +737,7 @@ def segment(tmp_path: Path) -> Path:
 
 
 def failed(segment: Path, target: Path, program: str | None, kind: type[UnpackError], timeout: float = 60) -> str:
-    """Return what is told when unpacking the segment fails."""
+    """Return the error text of the failed unpacking of the segment."""
     with pytest.raises(kind) as recorded:
         unpack("xrit", str(segment), str(target), program=program, program_timeout=timeout)
     assert type(recorded.value) is kind
@@ -757,7 +757,7 @@ def test_program_on_the_path(segment: Path, target: Path, tmp_path: Path, monkey
 
 
 def test_program_missing(segment: Path, target: Path, tmp_path: Path) -> None:
-    """A program that is missing, or none, is told with the options that name it."""
+    """A missing or invalid program is reported with the options that name it."""
     assert "option prog" in failed(segment, target, str(tmp_path / "prog"), TemporaryUnpackError)
     (tmp_path / "prog").write_text("#!/does/not/exist\n")
     assert "option prog" in failed(segment, target, str(tmp_path / "prog"), TemporaryUnpackError)
@@ -766,7 +766,7 @@ def test_program_missing(segment: Path, target: Path, tmp_path: Path) -> None:
 
 
 def test_program_fails(segment: Path, target: Path, tmp_path: Path) -> None:
-    """What the program says last is told, without secrets."""
+    """The last output of the program is reported, without secrets."""
     program = make_program(
         tmp_path / "prog", "echo x > x__; echo first >&2; echo 'bad segment of ftp://me:secret@host/x' >&2; exit 3"
     )
@@ -816,7 +816,7 @@ def test_program_hangs(segment: Path, target: Path, tmp_path: Path) -> None:
     ],
 )
 def test_program_names_its_result(script: str, result: str, segment: Path, target: Path, tmp_path: Path) -> None:
-    """The result is the file of the expected name, or the one the program tells of, or the one there is."""
+    """The result is the file of the expected name, the one that the program names, or the only one."""
     assert unpack("xrit", str(segment), str(target), program=make_program(tmp_path / "prog", script)) == [
         str(target / result)
     ]

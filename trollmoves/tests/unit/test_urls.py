@@ -69,8 +69,8 @@ def test_the_default_scheme_can_be_another() -> None:
         *("scp://h\n/in", "scp://h\x00/in", "/in\x00", "scp://a b/in", "scp://u:p@/in", "https://h?x/in", "scp://h#x"),
     ],
 )
-def test_what_is_no_url_is_refused(text: Any) -> None:
-    """Anything that is no usable URL raises BadDestination."""
+def test_unusable_url_is_rejected(text: Any) -> None:
+    """An unusable URL raises BadDestination."""
     with pytest.raises(BadDestination):
         urls.parse(text)
 
@@ -119,8 +119,8 @@ def test_a_login_is_understood_encoded_or_as_it_is(text: str, user: str | None, 
     assert url.username == urlparse(url.geturl()).username
 
 
-def test_an_at_sign_in_the_path_is_no_login() -> None:
-    """Where the rule of URLs gives a host, an @ further on belongs to the path."""
+def test_at_sign_in_the_path() -> None:
+    """After the host an @ belongs to the path."""
     assert urls.parse("sftp://host:22/in/a@b").path == "/in/a@b"
     assert urls.parse("sftp://me:pw@host/in/a@b").path == "/in/a@b"
     assert urls.parse("sftp://host/in:x/a@b").path == "/in:x/a@b"
@@ -135,13 +135,13 @@ def test_an_at_sign_in_the_path_is_no_login() -> None:
         ("ftp://h:/", "h", None),
     ],
 )
-def test_host_and_port_are_told(text: str, host: str | None, port: int | None) -> None:
-    """Host and port come without brackets and in lower case."""
+def test_host_and_port(text: str, host: str | None, port: int | None) -> None:
+    """Host and port are returned without brackets and in lower case."""
     assert (urls.host(text), urls.port(text)) == (host, port)
 
 
-def test_any_login_put_in_comes_out_again() -> None:
-    """Whatever stands in user or password, it is read back letter by letter, and a plain one stays as it is."""
+def test_login_roundtrip() -> None:
+    """Any user and password are read back unchanged, and a plain one is written unchanged."""
     assert urls.with_login("sftp://host:22/in", "user:p@ss:w0rd!") == "sftp://user:p@ss:w0rd!@host:22/in"
     for user, password in zip(random_texts(2000), random_texts(2000, seed=2), strict=True):
         user = user.replace(":", "")
@@ -180,8 +180,8 @@ def test_a_login_needs_a_host() -> None:
         ({"destination": "ftp://u:p@h/in"}, "{'destination': 'ftp://u@h/in'}"),
     ],
 )
-def test_a_printable_url_keeps_all_but_secrets(text: object, shown: str) -> None:
-    """The user stays, the password and the query go, and what cannot be told apart is masked."""
+def test_redacted_url_keeps_the_rest(text: object, shown: str) -> None:
+    """The user stays, the password and the query are removed, and ambiguous parts are masked."""
     assert urls.redacted(text) == shown
 
 
@@ -224,8 +224,8 @@ def test_no_password_is_ever_printed() -> None:
         ),
     ],
 )
-def test_a_malformed_url_does_not_leak(text: str) -> None:
-    """What is nearly a URL is printed without what is nearly its password."""
+def test_malformed_url_does_not_leak(text: str) -> None:
+    """A malformed URL is printed without its possible password."""
     assert "s3cret" not in urls.redacted(text)
 
 
@@ -300,12 +300,12 @@ def test_masking_takes_no_time_out_of_proportion() -> None:
     ],
 )
 def test_parts_are_joined_below_the_path(base: str, parts: tuple[str, ...], text: str) -> None:
-    """Joined parts stand below the URL's path, whatever they begin with."""
+    """Joined parts are below the URL's path, whatever they begin with."""
     assert urls.join(urls.parse(base), *parts) == urls.parse(text)
 
 
 def test_every_destination_survives_writing_and_reading() -> None:
-    """What was read once reads the same again from its own text."""
+    """A destination that was read once is read back unchanged from its own text."""
     for noise in random_texts(2000):
         for start in ("/", "//", "file:", "sftp://host/", "sftp://u@host:22/"):
             try:
