@@ -652,7 +652,7 @@ def test_connections_are_reported(stack: ExitStack) -> None:
     port = free_port()
     recorded: list[str] = []
     provider = PublisherEndpoint(f"tcp://{HOST}:{port}", ("",))
-    listener = Subscriber("client", [provider], lambda *_: None, connected=recorded.append)
+    listener = Subscriber("client", [provider], lambda *_: None, on_connected=recorded.append)
     listener.start()
     stack.callback(listener.stop)
     first = published(stack, port)

@@ -461,7 +461,7 @@ def test_key_without_curve(tmp_path: Path) -> None:
     with Testbed(tmp_path) as testbed:
         sections = {"hrit": server_section(testbed.directory("in"), testbed.port(), allowed_clients="friend.site.org")}
         server = testbed.server(sections, testbed.port()).start(wait=False)
-        server.wait_for_line("'friend.site.org' is no address")
+        server.wait_for_line("'friend.site.org' is not an address")
         assert server.popen
         assert server.popen.wait(20 * TIMEOUT_FACTOR) == 1
 
