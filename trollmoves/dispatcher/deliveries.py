@@ -183,7 +183,7 @@ class Deliveries:
             raise
         failpoints.hit("delivered")
         logger.info(
-            "[%s] delivered %s to %s (%s, %.2f s, try %d)",
+            "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
             self.name,
             os.path.basename(order.path),
             format_destination(url),
