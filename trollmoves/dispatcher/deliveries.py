@@ -84,10 +84,10 @@ class Deliveries:
             logger.info("[%s] no publish_topic: its deliveries will not be published", self.name)
         delay = SUBSCRIBER_GRACE if self._publisher else 0.0
         self._scheduler.register(
-            self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, begin_in=delay
+            self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, delay=delay
         )
         if self._publisher:
-            self._scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, begin_in=delay)
+            self._scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=delay)
             self._scheduler.submit([task for task, new in self._journal.add_tasks(self._unpublished()) if new])
 
     def _unpublished(self) -> list[Task]:
