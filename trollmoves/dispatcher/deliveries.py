@@ -84,10 +84,10 @@ class Deliveries:
             logger.info("[%s] has no publish_topic: nothing will be published about it", self.name)
         settle = SUBSCRIBER_GRACE if self._publisher else 0.0
         self._workers.register(
-            self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, begin_in=settle
+            self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, delay=settle
         )
         if self._publisher:
-            self._workers.register(self.name, REPUBLISH, limit=1, handler=self._republish, begin_in=settle)
+            self._workers.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=settle)
             self._workers.submit([task for task, new in self._journal.add_tasks(self._unpublished()) if new])
 
     def _unpublished(self) -> list[Task]:

@@ -136,7 +136,9 @@ class Fetcher:
 
         They start after ``SUBSCRIBER_GRACE``, so that subscribers can connect before the first receipt.
         """
-        scheduler.register(self.name, KIND, limit=REQUESTS_PER_SOURCE, starter=self._fetch, begin_in=SUBSCRIBER_GRACE)
+        scheduler.register(
+            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=SUBSCRIBER_GRACE
+        )
 
     def acknowledge(self, source: str, announcement: str) -> None:
         """Send an ack to a source; without a reply it is repeated, ``ACK_TRIES`` times in total."""

@@ -312,9 +312,9 @@ def test_permanent_failure(testbed: Testbed) -> None:
     d = DispatcherTestbed(testbed, {**one(directory="OUT/file"), **LAST}).start()
     (d.out / "file").write_text("in the way")
     d.publisher.publish_file(d.file("a"))
-    d.process.wait_for_line("is not tried again")
+    d.process.wait_for_line("will not be retried")
     d.wait_until_idle()
-    assert d.process.lines().count("is not tried again") == 1
+    assert d.process.lines().count("will not be retried") == 1
     (d.out / "file").unlink()
     d.publisher.publish_file(d.source / "a")
     d.wait_for("file/a")

@@ -432,7 +432,7 @@ def test_rejections_do_not_fill_the_log(fort: Fort) -> None:
     for number in range(100):
         assert fort.push(older(data, uri=f"/etc/{number}"), "other").type == "err"
     assert fort.server.lines().count("] rejected push from") - before <= 20
-    assert "more like this are counted only" in fort.server.lines()
+    assert "further lines of this kind are only counted" in fort.server.lines()
 
 
 def test_allowed_subscribers(tmp_path: Path) -> None:
