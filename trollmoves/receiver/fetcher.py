@@ -223,7 +223,7 @@ class Fetcher:
             self._request(attempt),
             self._options.transfer_req_timeout,
             lambda reply: self._on_reply(handler, attempt, reply),
-            overdue=None if metadata else lambda: self._extend_timeout(attempt),
+            extend=None if metadata else lambda: self._extend_timeout(attempt),
             shared=bool(metadata),
         )
 
