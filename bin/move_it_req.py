@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Command that asks a server how it is; see trollmoves/move_it_req.py."""
+"""Command that queries a server; see trollmoves/move_it_req.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Asks a server how it is: whether it answers, and what it announced last."""
+"""Command ``move_it_req.py``: pings a server, or lists the files that it announced last."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from trollmoves.messaging.requester import NoReply, Requester
 from trollmoves.net import urls
 
 SERVER = "tcp://localhost:9092"
-TIMEOUT = 5.0  # s to wait for an answer
+TIMEOUT = 5.0  # s to wait for a reply
 
 
 class UnexpectedReply(TrollmovesError):
-    """The server answered something else than what was asked for."""
+    """The reply has an unexpected type."""
 
 
 class RequestClient:
-    """Asks one server one thing after the other; used by one thread."""
+    """Sends requests to one server, one at a time. For one thread."""
 
     def __init__(self, address: str, verbose: bool) -> None:
         self.address = address
         self._verbose = verbose
         self._requester = Requester("move_it_req")
-        self._answers: SimpleQueue[Message | TrollmovesError] = SimpleQueue()
+        self._replies: SimpleQueue[Message | TrollmovesError] = SimpleQueue()
 
     def __enter__(self) -> RequestClient:
         self._requester.start()
@@ -47,28 +47,34 @@ class RequestClient:
         self._requester.stop()
 
     def request(self, request: Message) -> tuple[Message, float]:
-        """Give the answer and the seconds it took; NoAnswer, MessageError or NoGoodAnswer when it is none."""
-        text = request.encode()
-        self._show("asking", text)
-        asked = time.monotonic()
-        self._requester.send_request(self.address, text, TIMEOUT, self._answers.put)
-        answer = self._answers.get()
-        took = time.monotonic() - asked
-        if isinstance(answer, TrollmovesError):
-            raise answer
-        self._show("answer", answer.raw)
-        if answer.type != _ANSWERS[request.type]:
-            raise UnexpectedReply(f"{self.address} answered {answer.type} {_printable(answer.data)}".rstrip())
-        return answer, took
+        """Return the reply and the seconds it took.
 
-    def _show(self, what: str, text: str) -> None:
+        Raises:
+            NoReply: the server did not reply in time.
+            MessageError: the reply is not a valid message.
+            UnexpectedReply: the reply has the wrong type.
+        """
+        text = request.encode()
+        self._show("request", text)
+        started = time.monotonic()
+        self._requester.send_request(self.address, text, TIMEOUT, self._replies.put)
+        reply = self._replies.get()
+        took = time.monotonic() - started
+        if isinstance(reply, TrollmovesError):
+            raise reply
+        self._show("reply", reply.raw)
+        if reply.type != _REPLY_TYPES[request.type]:
+            raise UnexpectedReply(f"{self.address} answered {reply.type} {_printable(reply.data)}".rstrip())
+        return reply, took
+
+    def _show(self, label: str, text: str) -> None:
         if self._verbose:
-            _print(f"{what}: {_printable(urls.redact_text(text))}")
+            _print(f"{label}: {_printable(urls.redact_text(text))}")
 
 
 @dataclass
 class Summary:
-    """What came of repeated requests."""
+    """Statistics of repeated requests."""
 
     sent: int = 0
     took: list[float] = field(default_factory=list)
@@ -78,34 +84,38 @@ class Summary:
         if not self.took:
             return counts
         times = (min(self.took), statistics.median(self.took), max(self.took))
-        return f"{counts}; min/median/max {'/'.join(f'{1000 * one:.1f}' for one in times)} ms"
+        return f"{counts}; min/median/max {'/'.join(f'{1000 * seconds:.1f}' for seconds in times)} ms"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
-    parser = argparse.ArgumentParser(description="Ask a server whether it answers, or what it announced last.")
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(description="Ping a server, or list the files that it announced last.")
     add = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--ping", action="store_true", help="ask for the name of the station")
-    what.add_argument("--info", metavar="TOPIC", help="ask for the newest files whose subject starts with TOPIC")
-    add("--spam", metavar="S", type=_seconds, help="ask again every S seconds, until Ctrl-C")
-    add("--extra", metavar="K:V,K:V", type=_extra, default={}, help="further keys for the data of the request")
-    add("-v", "--verbose", action="store_true", help="show the messages themselves")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--ping", action="store_true", help="request the name of the station")
+    mode.add_argument("--info", metavar="TOPIC", help="request the newest files with a subject that starts with TOPIC")
+    add("--spam", metavar="S", type=_seconds, help="repeat the request every S seconds until Ctrl-C")
+    add("--extra", metavar="K:V,K:V", type=_extra, default={}, help="additional keys for the data of the request")
+    add("-v", "--verbose", action="store_true", help="show the request and the reply")
     add("--version", action="version", version=f"trollmoves {__version__}")
-    add("server", nargs="?", default=SERVER, help="where it takes requests (%(default)s)")
+    add("server", nargs="?", default=SERVER, help="request address of the server (default %(default)s)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``move_it_req.py``; give its exit status."""
-    given = make_parser().parse_args(argv)
+    """Run the command; return its exit status."""
+    arguments = make_parser().parse_args(argv)
     try:
-        address = _address(given.server)
-        with RequestClient(address, given.verbose) as asker:
-            return _request_repeatedly(asker, given) if given.spam is not None else _request_once(asker, given)
+        address = _address(arguments.server)
+        with RequestClient(address, arguments.verbose) as client:
+            return (
+                _request_repeatedly(client, arguments)
+                if arguments.spam is not None
+                else _request_once(client, arguments)
+            )
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever reads our lines has seen enough
+    except BrokenPipeError:  # the reader of a pipe has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except TrollmovesError as error:
@@ -113,66 +123,71 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _request_once(asker: RequestClient, given: argparse.Namespace) -> int:
-    _check_reachable(asker.address)
-    answer, took = asker.request(_request(given))
-    for line in _pong(asker.address, answer, took) if given.ping else _info(asker.address, answer.data):
+def _request_once(client: RequestClient, arguments: argparse.Namespace) -> int:
+    _check_reachable(client.address)
+    reply, took = client.request(_request(arguments))
+    for line in _pong(client.address, reply, took) if arguments.ping else _info(client.address, _data(reply)):
         _print(line)
     return 0
 
 
-def _request_repeatedly(asker: RequestClient, given: argparse.Namespace) -> int:
-    """Ask until Ctrl-C or SIGTERM; a server that does not answer now may do so later."""
+def _request_repeatedly(client: RequestClient, arguments: argparse.Namespace) -> int:
+    """Repeat the request until Ctrl-C or SIGTERM, also after errors."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     summary = Summary()
     try:
         while True:
-            due = time.monotonic() + given.spam
+            due = time.monotonic() + arguments.spam
             summary.sent += 1
             try:
-                answer, took = asker.request(_request(given))
+                reply, took = client.request(_request(arguments))
             except TrollmovesError as error:
                 _print(_printable(str(error)))
             else:
                 summary.took.append(took)
-                told = answer.data if isinstance(answer.data, dict) else {}
-                count = f", {len(_files(told))} files" if given.info is not None else ""
-                _print(f"{asker.address} answered {answer.type} in {1000 * took:.1f} ms{count}")
+                count = f", {_count(len(_files(_data(reply))))}" if arguments.info is not None else ""
+                _print(f"{client.address} answered {reply.type} in {1000 * took:.1f} ms{count}")
             time.sleep(max(0.0, due - time.monotonic()))
     except KeyboardInterrupt:
         _print(str(summary))
     return 0 if summary.took else 1
 
 
-# -- what is asked, and what comes back
+# -- requests and replies
 
-_ANSWERS = {"ping": "pong", "info": "info"}
-
-
-def _request(given: argparse.Namespace) -> Message:
-    if given.ping:
-        return Message("/ping/pong", "ping", given.extra)
-    return Message(given.info if given.info.startswith("/") else f"/{given.info}", "info", given.extra)
+_REPLY_TYPES = {"ping": "pong", "info": "info"}
 
 
-def _pong(address: str, answer: Message, took: float) -> Iterator[str]:
-    station = answer.data.get("station", "unknown") if isinstance(answer.data, dict) else "unknown"
-    yield f"station {_printable(station)} at {address} answered in {1000 * took:.1f} ms"
+def _request(arguments: argparse.Namespace) -> Message:
+    if arguments.ping:
+        return Message("/ping/pong", "ping", arguments.extra)
+    return Message(arguments.info if arguments.info.startswith("/") else f"/{arguments.info}", "info", arguments.extra)
 
 
-def _info(address: str, data: Any) -> Iterator[str]:
-    told = data if isinstance(data, dict) else {}
-    yield f"{address} is up for {_printable(told.get('uptime', 'an unknown time'))}"
-    files = _files(told)
+def _pong(address: str, reply: Message, took: float) -> Iterator[str]:
+    yield f"station {_printable(_data(reply).get('station', 'unknown'))} at {address} answered in {1000 * took:.1f} ms"
+
+
+def _info(address: str, data: dict[str, Any]) -> Iterator[str]:
+    yield f"{address} is up for {_printable(data.get('uptime', 'an unknown time'))}"
+    files = _files(data)
     yield from map(_printable, files)
-    most = told.get("max_count")
-    bound = f" (it tells of {most} at most)" if len(files) == most else ""
-    yield f"{len(files)} file{'' if len(files) == 1 else 's'}{bound}"
+    limit = data.get("max_count")
+    bound = f" (the server lists at most {limit})" if len(files) == limit else ""
+    yield f"{_count(len(files))}{bound}"
 
 
-def _files(told: dict[str, Any]) -> Sequence[object]:
-    files = told.get("files")
+def _data(reply: Message) -> dict[str, Any]:
+    return reply.data if isinstance(reply.data, dict) else {}
+
+
+def _count(files: int) -> str:
+    return f"{files} file{'' if files == 1 else 's'}"
+
+
+def _files(data: dict[str, Any]) -> Sequence[object]:
+    files = data.get("files")
     return files if isinstance(files, list) else []
 
 
@@ -180,49 +195,49 @@ def _files(told: dict[str, Any]) -> Sequence[object]:
 
 
 def _address(text: str) -> str:
-    """Give the address to ask, in ZeroMQ's form; StartError when there is none in the text."""
-    where = text if "://" in text else f"tcp://{text}"
+    """Return the address of the server in ZeroMQ form; raise ``StartError`` if it is invalid."""
+    address = text if "://" in text else f"tcp://{text}"
     try:
-        url = urls.parse(where)
+        url = urls.parse(address)
     except BadDestination as error:
         raise StartError(str(error)) from None
     host, port = urls.host(url), urls.port(url)
     if url.scheme != "tcp" or not host or not port or url.path.strip("/"):
-        raise StartError(f"no address of a server, which reads tcp://host:port: {urls.redacted(text)}")
+        raise StartError(f"invalid server address {urls.redacted(text)}: must be tcp://host:port")
     return sockets.tcp(host, port)
 
 
 def _check_reachable(address: str) -> None:
-    """Raise NoAnswer, with the reason, when nobody does: ZeroMQ would only wait."""
+    """Raise ``NoReply`` with the reason if the address does not accept connections; ZeroMQ would only wait."""
     try:
         socket.create_connection((urls.host(address), urls.port(address)), TIMEOUT).close()
     except OSError as error:
-        why = "nothing there" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise NoReply(f"no answer from {address}: {why}") from None
+        reason = "connection timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        raise NoReply(f"no answer from {address}: {reason}") from None
 
 
 def _seconds(text: str) -> float:
-    found = float(text)
-    if not math.isfinite(found) or found < 0:
+    seconds = float(text)
+    if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(text)
-    return found
+    return seconds
 
 
 def _extra(text: str) -> dict[str, object]:
-    """Read ``key:value,key:value``; what looks like a whole number is one."""
-    found: dict[str, object] = {}
+    """Return the keys of ``key:value,key:value``; integers are converted."""
+    extra: dict[str, object] = {}
     for item in filter(None, map(str.strip, text.split(","))):
         key, colon, value = map(str.strip, item.partition(":"))
         if not key or not colon:
-            raise argparse.ArgumentTypeError(f"each item must read key:value: {item!r}")
-        found[key] = int(value) if value.isascii() and value.removeprefix("-").isdigit() else value
-    return found
+            raise argparse.ArgumentTypeError(f"{item!r}: must be key:value")
+        extra[key] = int(value) if value.isascii() and value.removeprefix("-").isdigit() else value
+    return extra
 
 
 def _printable(value: object) -> str:
-    """Give a text on one line: what a server tells may hold anything."""
+    """Return a value as text on one line, because a reply may contain any character."""
     text = str(value)
-    return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _print(line: str) -> None:

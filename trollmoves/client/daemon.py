@@ -44,7 +44,7 @@ class ClientChain:
             nameservers=options.nameservers,
             bind_address=options.bind_address,
             clients=options.allowed_clients,
-            beat_data=lambda: {"client": client_name(runtime.journal, options.name)},
+            heartbeat_data=lambda: {"client": client_name(runtime.journal, options.name)},
         )
         peers = Peers(options.takeover_after, runtime.journal.keys(options.name, PEER))
         self._requester = Requester(self.name)

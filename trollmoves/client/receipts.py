@@ -54,10 +54,10 @@ class ReceiptPublisher:
         """Resume unpacking, and republish receipts that the previous process may have lost when it was killed."""
         if self._options.compression:
             self._scheduler.register(
-                self.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack, begin_in=SUBSCRIBER_GRACE
+                self.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack, delay=SUBSCRIBER_GRACE
             )
             self._scheduler.register(self.name, "delete_archive", limit=1, handler=self._delete_archive)
-        self._scheduler.register(self.name, "republish", limit=1, handler=self._republish, begin_in=SUBSCRIBER_GRACE)
+        self._scheduler.register(self.name, "republish", limit=1, handler=self._republish, delay=SUBSCRIBER_GRACE)
         lost = [
             Task(self.name, "republish", f"{task.id} {task.finished}", "republish", json.dumps(texts))
             for task in self._journal.finished_before_kill(self.name, (KIND, "unpack"), UNFLUSHED_SECONDS)

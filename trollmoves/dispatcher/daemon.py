@@ -1,4 +1,4 @@
-"""A message tells of a file: send it to whom it concerns."""
+"""Deliver the local files named in messages, or found in directories, to the matching targets."""
 
 from __future__ import annotations
 
@@ -28,42 +28,43 @@ logger = logging.getLogger(__name__)
 
 
 class TargetChain:
-    """One target, running. With an ``origin`` it is told of files by a watch, else the dispatcher does."""
+    """A running target. Its files come from a directory watch if it has an ``origin``, otherwise from messages."""
 
     def __init__(self, options: TargetOptions, runtime: Runtime, publisher: Publisher | None) -> None:
         self.name = options.name
         self.deliveries = Deliveries(options, runtime.journal, runtime.scheduler, publisher)
         self._runtime = runtime
         self._watch = None
-        self._oldest = 0.0  # s since the epoch
+        self._oldest = 0.0  # seconds since the epoch
         if options.origin:
             self._watch = DirectoryWatch(Origin(options.origin), self._on_found, name=self.name)
-            self._oldest = time.time() - runtime.journal.history_seconds()  # what is older was delivered long ago
+            # Files older than the history in the journal were delivered long ago.
+            self._oldest = time.time() - runtime.journal.history_seconds()
 
     @property
     def uses_messages(self) -> bool:
-        """Whether it wants to be told of messages."""
+        """True if the files of this target come from messages."""
         return self._watch is None
 
     def start(self) -> None:
-        """Deliver what waits, and look for files."""
+        """Resume pending deliveries and start the directory watch."""
         self.deliveries.start()
         if self._watch:
             self._watch.start()
 
     def stop(self) -> None:
-        """Look for no more files; what waits stays in the journal."""
+        """Stop the directory watch and the deliveries; pending deliveries stay in the journal."""
         if self._watch:
             self._watch.stop()
         self._runtime.scheduler.unregister(self.name)
 
     def _on_found(self, found: list[FoundFile]) -> None:
-        news = [
-            ReceivedMessage(Message("/", "file", {**one.fields, "uri": one.path, "uid": os.path.basename(one.path)}))
-            for one in found
-            if one.fresh or not self._is_old(one.path)
+        messages = [
+            Message("/", "file", {**file.fields, "uri": file.path, "uid": os.path.basename(file.path)})
+            for file in found
+            if file.fresh or not self._is_old(file.path)
         ]
-        tasks = [task for one in news for task in self.deliveries.tasks(one, None)]
+        tasks = [task for message in messages for task in self.deliveries.tasks(ReceivedMessage(message), None)]
         enqueue(tasks, self._runtime.journal, self._runtime.scheduler)
 
     def _is_old(self, path: str) -> bool:
@@ -82,28 +83,29 @@ class Dispatcher(Daemon[TargetOptions]):
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
-        self._hearing: Subscription | None = None
+        self._subscription: Subscription | None = None
         self._publisher: Publisher | None = None
         self._topics: list[str] = []
         if arguments.explain is not None:
             arguments.check = True
 
     def read_config(self) -> Configuration[TargetOptions]:
-        """Read the configuration, and listen to what its targets want to hear of."""
+        """Return the parsed configuration, and subscribe to the topics of its targets."""
         found = dispatcher_file.read_dispatcher_config(self._file)
-        self._topics = [t for x in found.sections.values() for way in x.dispatch_configs for t in way.topics]
-        if self._hearing:
-            self._hearing.add_topics(self._topics)
+        configs = [config for target in found.sections.values() for config in target.dispatch_configs]
+        self._topics = [topic for config in configs for topic in config.topics]
+        if self._subscription:
+            self._subscription.add_topics(self._topics)
         return found
 
     def check_report(self, found: Configuration[TargetOptions]) -> str:
-        """Give what ``--check`` prints, or what becomes of the message or file that is to be explained."""
+        """Return the text that ``--check`` prints; with ``--explain``, the routes of the message or file."""
         if self.arguments.explain is None:
             return check_report(found)
         return explain(found, self.arguments.explain)
 
     def open_shared(self, runtime: Runtime) -> None:
-        """Bind the publish port when there is one; hear when the targets are there."""
+        """Start the publisher if it has a port; the subscription starts after the targets."""
         if self.arguments.publish_port is not None:
             self._publisher = Publisher(
                 "dispatcher",
@@ -114,51 +116,53 @@ class Dispatcher(Daemon[TargetOptions]):
             )
             self._publisher.start()
         options = runtime.options
-        assert isinstance(options, DispatcherOptions)  # noqa: S101  (for the type checker: ``read`` makes no other)
-        self._hearing = Subscription(options, lambda messages: self._on_messages(messages, runtime))
-        self._hearing.add_topics(self._topics)
+        assert isinstance(options, DispatcherOptions)  # noqa: S101  (for the type checker)
+        self._subscription = Subscription(options, lambda messages: self._on_messages(messages, runtime))
+        self._subscription.add_topics(self._topics)
 
     def close_shared(self) -> None:
-        """Hear no more, and give the publish port back."""
-        if self._hearing:
-            self._hearing.stop()
+        """Stop the subscription and the publisher."""
+        if self._subscription:
+            self._subscription.stop()
         if self._publisher:
             self._publisher.stop()
 
     def paused_input(self) -> AbstractContextManager[None]:
-        """Have messages wait while targets come and go."""
-        return self._hearing.paused() if self._hearing else nullcontext()
+        """Hold messages back while targets start or stop."""
+        return self._subscription.paused() if self._subscription else nullcontext()
 
     def make_chain(self, options: TargetOptions, runtime: Runtime) -> Chain:
-        """Make the chain of one target."""
+        """Return the chain of one target."""
         return TargetChain(options, runtime, self._publisher)
 
     def _on_messages(self, messages: Sequence[Message], runtime: Runtime) -> None:
-        """Note all that is to be done about messages before the next ones are heard."""
+        """Store the deliveries for a batch of messages; the next batch is received after that."""
         failpoints.hit("message-received")
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [
                 task
-                for news in map(ReceivedMessage, messages)
+                for received in map(ReceivedMessage, messages)
                 for chain in chains
-                for task in chain.deliveries.tasks(news, news.message.subject)
+                for task in chain.deliveries.tasks(received, received.message.subject)
             ],
             runtime.journal,
             runtime.scheduler,
         )
 
 
-def _nameservers(given: Sequence[str] | None) -> Sequence[str] | bool | None:
-    if given is None:
+def _nameservers(arguments: Sequence[str] | None) -> Sequence[str] | bool | None:
+    if arguments is None:
         return None
-    hosts = [host for host in given if host.lower() not in ("false", "none", "no", "off", "0", "")]
+    hosts = [host for host in arguments if host.lower() not in ("false", "none", "no", "off", "0", "")]
     return hosts or False
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Give the parser of the command line."""
-    parser = Dispatcher.make_parser("Send files that messages tell of to whom they concern.")
+    """Return the parser of the command line."""
+    parser = Dispatcher.make_parser(
+        "Deliver local files to the targets whose dispatch configs match the messages about them."
+    )
     add = parser.add_argument
     add(
         "-p",
@@ -167,21 +171,23 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="?",
         const=0,
         metavar="PORT",
-        help="publish messages about delivered files on this port, or any; without it nothing is published",
+        help="publish a message about each delivered file on this port (no number: any free port)",
     )
     add(
         "-n",
         "--publish-nameserver",
         nargs="*",
         metavar="HOST",
-        help="hosts of the name servers to tell of that port; none, or false: tell nobody; without it multicast",
+        help="register the port with these nameservers; without HOST, or with false: with none; without it: multicast",
     )
     add(
-        "--explain", metavar="MESSAGE_OR_FILE", help="with --check: say what would become of a message or file, and why"
+        "--explain",
+        metavar="MESSAGE_OR_FILE",
+        help="print the destinations of a message or file, and the reasons where it has none; then exit",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dispatcher.py``; give its exit status."""
+    """Run ``dispatcher.py`` and return its exit status."""
     return Dispatcher(make_parser().parse_args(argv)).run()

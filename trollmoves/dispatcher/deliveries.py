@@ -1,4 +1,4 @@
-"""The deliveries to one target: noted when a message tells of a file, made by workers, told when they are made."""
+"""Deliveries to one target: stored when a message arrives, run on worker threads, published when done."""
 
 from __future__ import annotations
 
@@ -32,66 +32,66 @@ logger = logging.getLogger(__name__)
 
 KIND = "deliver"
 REPUBLISH = "republish"
-RECHECK_DELAY = 0.2  # s after which a delivery looks again whether the one before it to the same name is over
-CACHE_SIZE = 10_000  # names that were delivered to lately
+RECHECK_DELAY = 0.2  # seconds until the next attempt while another delivery to the same destination runs
+CACHE_SIZE = 10_000  # destinations for which the newest delivery is remembered
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOrder:
-    """What is to be delivered, as the journal has it: no password; ``receipt`` is the message to publish, if any."""
+    """A delivery as stored in the journal, without a password; ``receipt`` is the message to publish, or empty."""
 
     path: str
     scheme: str
     netloc: str
-    path_there: str
+    destination_path: str
     receipt: str = ""
 
     @property
     def url(self) -> ParseResult:
         """The destination, without a password."""
-        return ParseResult(self.scheme, self.netloc, self.path_there, "", "", "")
+        return ParseResult(self.scheme, self.netloc, self.destination_path, "", "", "")
 
     @property
     def name(self) -> str:
-        """What is delivered to, as a key."""
-        return f"{self.scheme}://{self.netloc}{self.path_there}"
+        """The destination as a key."""
+        return f"{self.scheme}://{self.netloc}{self.destination_path}"
 
     def text(self) -> str:
-        """Give it as the journal keeps it."""
-        return json.dumps([self.path, self.scheme, self.netloc, self.path_there, self.receipt])
+        """Return the order as JSON for the journal."""
+        return json.dumps([self.path, self.scheme, self.netloc, self.destination_path, self.receipt])
 
 
 class Deliveries:
-    """The deliveries to one target. ``tasks`` is for the thread that hears, the rest for the workers."""
+    """The deliveries to one target. The subscriber or watch thread calls ``tasks``; worker threads run the tasks."""
 
     def __init__(
-        self, options: TargetOptions, journal: Journal, workers: Scheduler, publisher: Publisher | None
+        self, options: TargetOptions, journal: Journal, scheduler: Scheduler, publisher: Publisher | None
     ) -> None:
         self.name = options.name
         self._options = options
         self._journal = journal
-        self._workers = workers
+        self._scheduler = scheduler
         self._publisher = publisher
         self._routes = routes(options)
         self._logins = logins(options)
         self._topic = Pattern(options.publish_topic, compose_only=True) if options.publish_topic else None
-        self._turns = _DestinationLocks()
-        self._began = journal.now()
+        self._locks = _DestinationLocks()
+        self._created = journal.now()
 
     def start(self) -> None:
-        """Deliver, also what was noted by an earlier process."""
+        """Start the deliveries, including those stored by an earlier process."""
         if self._publisher and not self._topic:
-            logger.info("[%s] has no publish_topic: nothing will be published about it", self.name)
-        settle = SUBSCRIBER_GRACE if self._publisher else 0.0
-        self._workers.register(
-            self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, begin_in=settle
+            logger.info("[%s] no publish_topic: its deliveries will not be published", self.name)
+        delay = SUBSCRIBER_GRACE if self._publisher else 0.0
+        self._scheduler.register(
+            self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, delay=delay
         )
         if self._publisher:
-            self._workers.register(self.name, REPUBLISH, limit=1, handler=self._republish, begin_in=settle)
-            self._workers.submit([task for task, new in self._journal.add_tasks(self._unpublished()) if new])
+            self._scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=delay)
+            self._scheduler.submit([task for task, new in self._journal.add_tasks(self._unpublished()) if new])
 
     def _unpublished(self) -> list[Task]:
-        """Give the tasks of telling again what an earlier process may not have told when it was killed."""
+        """Return tasks that publish the receipts which a killed process may have lost."""
         return [
             Task(self.name, REPUBLISH, f"{task.id} {task.finished}", REPUBLISH, receipt)
             for task in self._journal.finished_before_kill(self.name, (KIND,), UNFLUSHED_SECONDS)
@@ -99,40 +99,39 @@ class Deliveries:
         ]
 
     def _republish(self, task: Task) -> None:
-        """Publish what may have been lost with the process that was killed; runs on a worker."""
+        """Publish a receipt that a killed process may have lost; runs on a worker thread."""
         self._publish(Message.decode(task.body))
 
-    # -- noting
+    # -- creating tasks
 
-    def tasks(self, news: ReceivedMessage, subject: str | None) -> list[Task]:
-        """Give what is to be done about a message; what cannot be is told in the log. Never raises.
+    def tasks(self, received: ReceivedMessage, subject: str | None) -> list[Task]:
+        """Return the delivery tasks for a message; log the files that cannot be delivered. Never raises.
 
-        Without a ``subject`` the topics do not matter.
+        If ``subject`` is None, topics are not compared.
         """
-        told = news.message.subject
         try:
-            ways = [route for route in self._routes if not route.mismatch_reason(subject, news.metadata)]
-            found = list(self._local_files(news)) if ways else []
-            return [task for file in found for route in ways for task in self._task(route.number, file)]
+            matching = [route for route in self._routes if not route.mismatch_reason(subject, received.metadata)]
+            files = list(self._local_files(received)) if matching else []
+            return [task for file in files for route in matching for task in self._task(route.number, file)]
         except TrollmovesError as error:
-            logger.warning("[%s] message about %s passed over: %s", self.name, told, error)
-        except Exception:  # nothing that is sent makes a dispatcher deaf
-            logger.exception("[%s] message about %s passed over", self.name, told)
+            logger.warning("[%s] ignored message about %s: %s", self.name, received.message.subject, error)
+        except Exception:  # a malformed message must not stop the dispatcher
+            logger.exception("[%s] ignored message about %s", self.name, received.message.subject)
         return []
 
-    def _local_files(self, news: ReceivedMessage) -> Iterator[LocalFile]:
-        for file in news.files():
+    def _local_files(self, received: ReceivedMessage) -> Iterator[LocalFile]:
+        for file in received.files():
             if isinstance(file, LocalFile):
                 yield file
             else:
-                told = news.message.subject
-                logger.warning("[%s] passed over a file of a message about %s: %s", self.name, told, file)
+                subject = received.message.subject
+                logger.warning("[%s] skipped a file in the message about %s: %s", self.name, subject, file)
 
     def _task(self, number: int, file: LocalFile) -> Iterator[Task]:
         try:
             url = self._routes[number - 1].destination(file)
         except TrollmovesError as error:
-            logger.warning("[%s] dispatch config %d: %s is not delivered: %s", self.name, number, file.path, error)
+            logger.warning("[%s] dispatch config %d: not delivering %s: %s", self.name, number, file.path, error)
             return
         receipt = self._receipt(file, url)
         order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, receipt.raw if receipt else "")
@@ -142,7 +141,7 @@ class Deliveries:
         yield Task(self.name, KIND, key, f"{KIND} {host}", order.text(), context=(order, receipt))
 
     def _receipt(self, file: LocalFile, url: ParseResult) -> Message | None:
-        """Give the message about a file that is going to be delivered, with its text; None without one."""
+        """Return the message to publish after a delivery, with its encoded text, or None if nothing is published."""
         if self._topic is None:
             return None
         try:
@@ -151,40 +150,40 @@ class Deliveries:
             receipt.raw = receipt.encode()
             return receipt
         except (ComposeError, MessageError) as error:
-            logger.warning("[%s] nothing will be published about %s: %s", self.name, file.path, error)
+            logger.warning("[%s] delivery of %s will not be published: %s", self.name, file.path, error)
             return None
 
     # -- delivering
 
     def _deliver(self, task: Task) -> Result:
-        """Deliver a file; runs on a worker."""
+        """Deliver a file; runs on a worker thread."""
         order, receipt = task.context or (DeliveryOrder(*json.loads(task.body)), None)
-        with self._turns.turn(order.name, task.id) as turn:
-            if turn == _LATER:
+        with self._locks.acquire(order.name, task.id) as verdict:
+            if verdict == _BUSY:
                 task.tries -= 1
                 return Result(retry_in=RECHECK_DELAY)
-            if turn == SUPERSEDED:
-                logger.info(
-                    "[%s] %s has been overtaken by a newer file of its name", self.name, task.key.partition("\n")[0]
-                )
+            if verdict == _SUPERSEDED:
+                logger.info("[%s] not sending %s: superseded by a newer file", self.name, task.key.partition("\n")[0])
                 return Result()
             return self._send(task, order, receipt)
 
     def _send(self, task: Task, order: DeliveryOrder, receipt: Message | None) -> Result:
         started = time.monotonic()
         url = order.url
-        mark = PartialId.for_delivery(self._journal.identity, self.name, task.key, tried=task.may_have_run(self._began))
+        mark = PartialId.for_delivery(
+            self._journal.identity, self.name, task.key, tried=task.may_have_run(self._created)
+        )
         try:
             move_it(order.path, self._with_password(url), self._options.connection_parameters, partial_id=mark)
         except TransferError as error:
             if error.temporary and self._journal.now() - task.created > self._options.retry_for > 0:
-                what = task.key.partition("\n")[0]
-                logger.error("[%s] %s is given up after %d tries: %s", self.name, what, task.tries, error)
+                label = task.key.partition("\n")[0]
+                logger.error("[%s] giving up on %s at attempt %d: %s", self.name, label, task.tries, error)
                 return Result(error=error, final=True)
             raise
         failpoints.hit("delivered")
         logger.info(
-            "[%s] delivered %s to %s (%s, %.2f s, try %d)",
+            "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
             self.name,
             os.path.basename(order.path),
             format_destination(url),
@@ -202,59 +201,58 @@ class Deliveries:
             self._publisher.send(Message(receipt.subject, receipt.type, receipt.data))
 
     def _with_password(self, url: ParseResult) -> ParseResult:
-        known = self._logins.get((url.scheme, url.netloc))
-        return url._replace(netloc=known.netloc) if known and known.netloc != url.netloc else url
+        login = self._logins.get((url.scheme, url.netloc))
+        return url._replace(netloc=login.netloc) if login else url
 
 
-def enqueue(tasks: Sequence[Task], journal: Journal, workers: Scheduler) -> None:
-    """Write down, in one transaction, what is to be done, and have it done.
+def enqueue(tasks: Sequence[Task], journal: Journal, scheduler: Scheduler) -> None:
+    """Store tasks in one transaction and submit the new ones to the scheduler.
 
-    What is known is done or will be; but what failed for good is tried again when a message tells of it again.
+    A stored task is skipped, except one that failed permanently: a repeated message restarts it.
     """
     if not tasks:
         return
-    new, again = [], []
-    for task, wanted in zip(journal.add_tasks(tasks), tasks, strict=True):
-        known, is_new = task
+    new, restarted = [], []
+    for (stored, is_new), task in zip(journal.add_tasks(tasks), tasks, strict=True):
         if is_new:
-            new.append(known)
-        elif known.state == FAILED:
-            known.body, known.context, known.lane = wanted.body, wanted.context, wanted.lane
-            known.state, known.tries, known.due = WAITING, 0, journal.now()
-            again.append(known)
+            new.append(stored)
+        elif stored.state == FAILED:
+            stored.body, stored.context, stored.lane = task.body, task.context, task.lane
+            stored.state, stored.tries, stored.due = WAITING, 0, journal.now()
+            restarted.append(stored)
         else:
-            logger.debug("[%s] %s is known", known.chain, known.key.partition("\n")[0])
-    if again:
-        journal.reset_tasks(again)
+            logger.debug("[%s] %s is a duplicate", stored.chain, stored.key.partition("\n")[0])
+    if restarted:
+        journal.reset_tasks(restarted)
     failpoints.hit("deliveries-stored")
-    workers.submit([*new, *again])
+    scheduler.submit([*new, *restarted])
 
 
-_NOW, _LATER, SUPERSEDED = range(3)
+_FREE, _BUSY, _SUPERSEDED = range(3)
 
 
 class _DestinationLocks:
-    """Sees that what goes to one name goes one after the other, and nothing older after something newer."""
+    """Serializes deliveries to the same destination and prevents an older file from replacing a newer one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._busy: set[str] = set()
-        self._newest: OrderedDict[str, int] = OrderedDict()  # the last task delivered to each name
+        self._newest: OrderedDict[str, int] = OrderedDict()  # number of the last delivered task, by destination
 
     @contextmanager
-    def turn(self, name: str, number: int) -> Iterator[int]:
-        """Tell whether a task may deliver to a name; it has the name for itself meanwhile."""
+    def acquire(self, name: str, number: int) -> Iterator[int]:
+        """Lock a destination and yield ``_FREE`` if a task may deliver, else yield ``_BUSY`` or ``_SUPERSEDED``."""
         with self._lock:
-            overtaken = self._newest.get(name, 0) > number
-            verdict = _LATER if name in self._busy else SUPERSEDED if overtaken else _NOW
-            if verdict == _NOW:
+            superseded = self._newest.get(name, 0) > number
+            verdict = _BUSY if name in self._busy else _SUPERSEDED if superseded else _FREE
+            if verdict == _FREE:
                 self._busy.add(name)
         try:
             yield verdict
-            if verdict == _NOW:
+            if verdict == _FREE:
                 self._remember(name, number)
         finally:
-            if verdict == _NOW:
+            if verdict == _FREE:
                 with self._lock:
                     self._busy.discard(name)
 
@@ -267,9 +265,9 @@ class _DestinationLocks:
 
 
 def _subject(composed: str) -> str:
-    """Give the subject of a message; MessageError when it is more than one word, as metadata may make it."""
+    """Return the subject of a message; raise MessageError if the metadata made it more than one word."""
     if len(composed.split()) > 1 or composed != composed.strip():
-        raise MessageError(f"its topic would be {urls.excerpt(composed)!r}, which is not one word")
+        raise MessageError(f"its topic {urls.excerpt(composed)!r} must be a single word")
     return composed if composed.startswith("/") else f"/{composed}"
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a message or a file, target by target, for people."""
+"""Explains the routing of a message or a file, target by target, for operators."""
 
 from __future__ import annotations
 
@@ -15,43 +15,47 @@ from trollmoves.matching.patterns import Origin, Pattern
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import MAGIC, Message
 
-LARGEST = 2**22  # bytes of a file that is looked into for a message
+MAX_MESSAGE_FILE = 2**22  # bytes read from a file that may contain a message
 
 
-def explain(configuration: Configuration[TargetOptions], given: str) -> str:
-    """Say which targets a message goes to, and where, and why it does not go to the others.
+def explain(configuration: Configuration[TargetOptions], argument: str) -> str:
+    """Return, for each target, the destination of a message, or the reason why it has none.
 
-    ``given`` is the text of a message, the name of a file that holds one, or the name of a file that a message tells
-    of. ConfigError when it is none of them.
+    ``argument`` is the text of a message, the name of a file that contains one, or the name of a file to deliver.
+    Raise ConfigError if it begins like a message and cannot be decoded.
     """
-    message = _message(given)
-    path = None if message else os.path.abspath(given)
-    told = message or Message("", "file", {"uri": path, "uid": os.path.basename(given)})
-    lines = [f"{told.subject} {told.type}: " + _names(told) if message else _file(path or "")]
+    message = _message(argument)
+    if message:
+        path = None
+        lines = [f"{message.subject} {message.type}: {_names(message)}"]
+    else:
+        path = os.path.abspath(argument)
+        message = Message("", "file", {"uri": path, "uid": os.path.basename(argument)})
+        lines = [path if os.path.exists(path) else f"{path}: file not found"]
     for target in configuration.sections.values():
-        lines += [f"[{target.name}]", *(f"  {line}" for line in _explain_target(target, told, path))]
+        lines += [f"[{target.name}]", *(f"  {line}" for line in _explain_target(target, message, path))]
     lines += [f"warning: {text}" for text in configuration.warnings]
     lines += [f"problem: {text}" for text in configuration.problems]
     return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"
 
 
-def _message(given: str) -> Message | None:
-    text = given.strip()
+def _message(argument: str) -> Message | None:
+    text = argument.strip()
     if not text.startswith(MAGIC):
-        text = _message_in(given)
+        text = _message_in(argument)
     if not text:
         return None
     try:
         return Message.decode(text)
     except MessageError as error:
-        raise ConfigError(f"cannot be explained: {error}", option="--explain") from None
+        raise ConfigError(f"invalid message: {error}", option="--explain") from None
 
 
 def _message_in(file: str) -> str:
-    """Give the message in a file, empty when there is none."""
+    """Return the text of the message in a file, or an empty string."""
     try:
         with open(file, "rb") as stream:
-            text = stream.read(LARGEST).decode("utf-8", "replace").strip()
+            text = stream.read(MAX_MESSAGE_FILE).decode("utf-8", "replace").strip()
     except (OSError, ValueError):
         return ""
     return text if text.startswith(MAGIC) else ""
@@ -66,12 +70,16 @@ def _names(message: Message) -> str:
 
 def _explain_target(target: TargetOptions, message: Message, path: str | None) -> Iterator[str]:
     if message.type not in payload.FILE_TYPES:
-        yield f"no: messages of type {message.type} tell of no files"
+        yield f"no: messages of type {message.type} are not about files"
         return
     if target.origin:
         fields = Origin(target.origin).parse(path) if path else None
         if fields is None:
-            yield f"no: takes files of {target.origin}" if path else "no: listens to no messages, but has an origin"
+            yield (
+                f"no: its origin is {target.origin}"
+                if path
+                else "no: its files come from its origin, not from messages"
+            )
             return
         message = Message("", "file", {**fields, **message.data})
     for route, config in zip(routes(target), target.dispatch_configs, strict=True):
@@ -86,15 +94,11 @@ def _explain_target(target: TargetOptions, message: Message, path: str | None) -
         yield "no: it has no dispatch config"
 
 
-def _file(path: str) -> str:
-    return path if os.path.exists(path) else f"{path}: there is no such file now"
-
-
 def _explain_unknown(route: Route, config: DispatchConfig, path: str) -> str:
-    """Give what a message must say of a file, whose metadata are not known, and where it then goes."""
-    fulfilled = " fulfils the conditions and" if config.conditions else ""
+    """Return the messages that would match a file with unknown metadata, and the destination."""
+    conditions = " that fulfils the conditions" if config.conditions else ""
     topics = " or ".join(config.topics) or "no topic"
-    return f"when a message under {topics}{fulfilled} tells of it: to {format_destination(route.pattern(path))}"
+    return f"for a message under {topics}{conditions}: to {format_destination(route.pattern(path))}"
 
 
 def _explain_route(target: TargetOptions, route: Route, message: Message, subject: str | None) -> Iterator[str]:
@@ -103,28 +107,30 @@ def _explain_route(target: TargetOptions, route: Route, message: Message, subjec
         if reason:
             yield f"no: {reason}"
             return
-        for metadata, told in files.items(message):
-            yield _explain_file(target, route, metadata, told)
+        for metadata, published in files.items(message):
+            yield _explain_file(target, route, metadata, published)
     except TrollmovesError as error:
         yield f"no: {error}"
 
 
-def _explain_file(target: TargetOptions, route: Route, metadata: dict[str, object], told: dict[str, object]) -> str:
-    """Give the way of one file; one that is not here would go there all the same."""
+def _explain_file(
+    target: TargetOptions, route: Route, metadata: dict[str, object], published: dict[str, object]
+) -> str:
+    """Return the destination of one file, also if the file is missing."""
     missing = ""
     try:
-        file = files.look_up(metadata, told)
+        file = files.look_up(metadata, published)
     except MessageError as error:
         missing = f" (but not now: {error})"
-        file = LocalFile(str(metadata["uri"]), 0, 0, 0, metadata, told)
+        file = LocalFile(str(metadata["uri"]), 0, 0, 0, metadata, published)
     try:
         url = route.destination(file)
     except TrollmovesError as error:
         return f"no: {error}"
-    published = ""
+    publication = ""
     if target.publish_topic:
         try:
-            published = f", published as {Pattern(target.publish_topic, compose_only=True).compose(told)}"
+            publication = f", published as {Pattern(target.publish_topic, compose_only=True).compose(published)}"
         except TrollmovesError as error:
-            published = f", not published: {error}"
-    return f"to {format_destination(url)}{published}{missing}"
+            publication = f", not published: {error}"
+    return f"to {format_destination(url)}{publication}{missing}"

@@ -1,4 +1,4 @@
-"""The files that a message tells of, on this host."""
+"""Finds the local files that a message names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _GROUPS = ("dataset", "collection")
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file as it was when it was heard of: size in bytes, times in ns.
+    """A file as found when its message arrived: size in bytes, times in ns.
 
-    ``metadata`` are what names are composed with, ``told`` what is published of it.
+    Destinations are composed from ``metadata``; ``published`` is the data of the message about its delivery.
     """
 
     path: str
@@ -30,7 +30,7 @@ class LocalFile:
 
 
 class ReceivedMessage:
-    """A message, whose files are looked at once however many targets want them. One thread uses it."""
+    """A message that caches the status of its files for all targets. Not thread-safe."""
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -38,34 +38,34 @@ class ReceivedMessage:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The metadata that conditions are about; MessageError when there are none."""
+        """The metadata for conditions; raise MessageError if the data of the message is not a dictionary."""
         return metadata_of(self.message)
 
     def files(self) -> list[LocalFile | MessageError]:
-        """Give its files, or why one is not to be had; MessageError when it names none."""
+        """Return its files, with an error in place of each missing one; raise MessageError if it names no file."""
         if self._found is None:
-            self._found = [_try_look_up(metadata, told) for metadata, told in items(self.message)]
+            self._found = [_try_look_up(metadata, published) for metadata, published in items(self.message)]
         return self._found
 
 
-def _try_look_up(metadata: dict[str, Any], told: dict[str, Any]) -> LocalFile | MessageError:
+def _try_look_up(metadata: dict[str, Any], published: dict[str, Any]) -> LocalFile | MessageError:
     try:
-        return look_up(metadata, told)
+        return look_up(metadata, published)
     except MessageError as error:
         return error
 
 
 def metadata_of(message: Message) -> dict[str, Any]:
-    """Give the metadata that conditions are about; MessageError when there are none."""
+    """Return the metadata for conditions; raise MessageError if the data of the message is not a dictionary."""
     if not isinstance(message.data, dict):
-        raise MessageError("its data is no dictionary")
+        raise MessageError("its data must be a dictionary")
     return message.data
 
 
 def items(message: Message) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Give for each file of a message its metadata, and what is published of it; MessageError when there is none.
+    """Return the metadata and the published data of each file in a message; raise MessageError if it names no file.
 
-    What stands beside a dataset or collection counts for each file in it.
+    Fields at the level of a dataset or collection apply to each file in it.
     """
     found = list(_items(metadata_of(message), {}, outermost=True))
     if not found:
@@ -73,20 +73,20 @@ def items(message: Message) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return found
 
 
-def look_up(metadata: dict[str, Any], told: dict[str, Any]) -> LocalFile:
-    """Look at a file; MessageError when it is not here."""
+def look_up(metadata: dict[str, Any], published: dict[str, Any]) -> LocalFile:
+    """Return a file with its status; raise MessageError if it is missing or on another host."""
     path = local_path(metadata["uri"])
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         raise MessageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    return LocalFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, metadata, told)
+    return LocalFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, metadata, published)
 
 
 def local_path(uri: object) -> str:
-    """Give the path of a file on this host; MessageError when it is on another one, or no file at all."""
+    """Return the local path of a URI; raise MessageError if it is invalid or on another host."""
     if not isinstance(uri, str) or not uri:
-        raise MessageError(f"the name of a file is no text: {urls.excerpt(str(uri), 100)!r}")
+        raise MessageError(f"the URI of a file must be a non-empty string: {urls.excerpt(str(uri), 100)!r}")
     if "://" not in uri:
         return uri
     try:
@@ -104,8 +104,8 @@ def _items(
     own = {key: value for key, value in data.items() if key not in _GROUPS}
     if "uri" in own:
         own.setdefault("uid", os.path.basename(str(own["uri"])))
-        told = own if outermost else {**above, "uid": own["uid"], "uri": own["uri"]}
-        yield {**above, **own}, told
+        published = own if outermost else {**above, "uid": own["uid"], "uri": own["uri"]}
+        yield {**above, **own}, published
     for group in _GROUPS:
         members = data.get(group)
         for member in members if isinstance(members, list) else ():

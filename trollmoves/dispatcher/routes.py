@@ -1,4 +1,4 @@
-"""Where a target wants which files: its dispatch configs, ready for use."""
+"""Routes of a target: which messages match its dispatch configs, and the destination of each file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CREATION_TIME = "file_creation_time"
 
 
 class Route:
-    """One dispatch config of a target; any thread may use it."""
+    """One dispatch config of a target. Thread-safe."""
 
     def __init__(self, number: int, config: DispatchConfig) -> None:
         self.number = number
@@ -29,41 +29,41 @@ class Route:
         text = pattern_of(config)
         self._pattern = Pattern(text, compose_only=True)
         self._keeps_name = not config.filepattern
-        self._climbs = ".." in text.split("/")
-        self._wants_time = CREATION_TIME in text
+        self._allows_parent = ".." in text.split("/")
+        self._uses_creation_time = CREATION_TIME in text
 
     def mismatch_reason(self, subject: str | None, metadata: Mapping[str, Any]) -> str:
-        """Give the reason why a message does not go this way, empty when it does.
+        """Return the reason why a message does not match, or an empty string if it matches.
 
-        Without a ``subject`` it is of no importance, as for files that are found.
+        If ``subject`` is None, as for files found by a directory watch, topics are not compared.
         """
         topics = self._config.topics
         if subject is not None and not subject.startswith(topics):
-            return f"its subject does not begin with {' or '.join(topics) or 'anything that is asked for'}"
+            return f"its subject does not begin with {' or '.join(topics) or 'any topic of the dispatch config'}"
         return self._config.conditions.mismatch_reason(metadata) if self._config.conditions else ""
 
     def destination(self, file: LocalFile) -> ParseResult:
-        """Give the URL, without a password, of the place for a file.
+        """Return the destination URL of a file, without a password.
 
         Raises:
-            ComposeError: metadata are missing, or do not fit.
-            BadDestination: metadata lead to a place above the directory.
+            ComposeError: metadata are missing or do not fit the pattern.
+            BadDestination: metadata lead above the directory.
         """
         metadata = with_aliases(file.metadata, self._config.aliases)
-        if self._wants_time:
-            # As ever: the local time at which the file got its name, content and rights.
+        if self._uses_creation_time:
+            # As in earlier versions: the local time of the last change of name, content or permissions.
             metadata[CREATION_TIME] = datetime.fromtimestamp(file.ctime_ns / 1e9)  # noqa: DTZ006
-        path = self._named(self._pattern.compose(metadata), file.path)
-        if not self._climbs and ".." in path.split("/"):
+        path = self._with_file_name(self._pattern.compose(metadata), file.path)
+        if not self._allows_parent and ".." in path.split("/"):
             raise BadDestination(f"metadata would lead above the directory: {path}")
         return self._url(path)
 
     def pattern(self, path: str) -> ParseResult:
-        """Give the URL, without a password, of the place for a file of which no metadata are known: fields stay."""
-        return self._url(self._named(pattern_of(self._config), path))
+        """Return the destination URL of a file with unknown metadata, without a password; fields stay in braces."""
+        return self._url(self._with_file_name(pattern_of(self._config), path))
 
-    def _named(self, place: str, path: str) -> str:
-        return os.path.join(place, os.path.basename(path)) if self._keeps_name else place
+    def _with_file_name(self, destination: str, path: str) -> str:
+        return os.path.join(destination, os.path.basename(path)) if self._keeps_name else destination
 
     def _url(self, path: str) -> ParseResult:
         if "://" in self._config.host and not path.startswith("/"):
@@ -72,30 +72,30 @@ class Route:
 
 
 def routes(options: TargetOptions) -> list[Route]:
-    """Give the ways to a target."""
+    """Return the routes of a target."""
     return [Route(number, config) for number, config in enumerate(options.dispatch_configs, start=1)]
 
 
 def logins(options: TargetOptions) -> dict[tuple[str, str], ParseResult]:
-    """Give the URL with password, if any, of each (scheme, place) that a target delivers to."""
+    """Return the base URLs of a target, including passwords, by scheme and netloc without password."""
     bases = [base_url(config.host) for config in options.dispatch_configs]
     return {(base.scheme, without_password(base.netloc)): base for base in bases}
 
 
 def without_password(netloc: str) -> str:
-    """Give user, host and port."""
-    login, at, place = netloc.rpartition("@")
-    return f"{login.partition(':')[0]}{at}{place}"
+    """Return a netloc without its password."""
+    login, at, host = netloc.rpartition("@")
+    return f"{login.partition(':')[0]}{at}{host}"
 
 
 def with_aliases(metadata: Mapping[str, Any], aliases: tuple[Alias, ...]) -> dict[str, Any]:
-    """Give metadata in which aliases stand for values, or beside them under another name."""
-    found = dict(metadata)
+    """Return metadata with values replaced by their aliases, or with the aliases added under another name."""
+    result = dict(metadata)
     for alias in aliases:
         if alias.key in metadata:
             value = metadata[alias.key]
-            found[alias.name] = alias.values.get(value, value) if _is_hashable(value) else value
-    return found
+            result[alias.name] = alias.values.get(value, value) if _is_hashable(value) else value
+    return result
 
 
 def _is_hashable(value: object) -> bool:
@@ -103,5 +103,5 @@ def _is_hashable(value: object) -> bool:
 
 
 def format_destination(url: ParseResult) -> str:
-    """Give a destination for people."""
+    """Return a destination for log lines, without a password."""
     return urls.redacted(url) if url.netloc else url.path

@@ -1,4 +1,4 @@
-"""Hears messages about files, and notes for all targets at once what is to be done about them."""
+"""Receives messages about files for all targets of a dispatcher."""
 
 from __future__ import annotations
 
@@ -12,83 +12,83 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.nameserver import ServiceDiscovery
 from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
 
-NAMESERVER_TIMEOUT = 2.0  # s; an end waits for an answer
-POLL_INTERVAL = 0.1  # s between looks whether a held back batch of messages is to be dropped, since this process ends
+NAMESERVER_TIMEOUT = 2.0  # seconds; a stop may wait this long for the reply
+POLL_INTERVAL = 0.1  # seconds between checks whether a paused batch must be dropped because the process stops
 
-Heard = Callable[[Sequence[Message]], None]
+OnMessages = Callable[[Sequence[Message]], None]
 
 
 class Subscription:
-    """The ears of a dispatcher: one subscription for all its targets.
+    """One subscription for all targets of a dispatcher.
 
-    ``heard`` gets the messages about files that are at hand together, on the listener's thread; what it raises is as
-    for a ``Listener``. The main thread calls all else.
+    The subscriber thread calls ``on_messages`` with each batch of messages about files; the ``Subscriber`` handles its
+    exceptions. The main thread calls the other methods.
     """
 
-    def __init__(self, options: DispatcherOptions, heard: Heard) -> None:
-        self._heard = heard
+    def __init__(self, options: DispatcherOptions, on_messages: OnMessages) -> None:
+        self._handler = on_messages
         self._addresses = [a if "://" in a else f"tcp://{a}" for a in options.subscribe_addresses]
         self._topics: tuple[str, ...] = ()
-        self._lock = threading.Lock()  # addresses and topics: the finder's thread adds to the former
-        self._gate = threading.Lock()  # held by whoever takes messages, and by whoever holds them back
+        self._lock = threading.Lock()  # guards addresses and topics: the discovery thread adds addresses
+        self._input_lock = threading.Lock()  # held during each batch, and while input is paused
         self._started = self._closed = False
-        self._listener = Subscriber("dispatcher", [], self._on_messages)
-        self._finder = None
+        self._subscriber = Subscriber("dispatcher", [], self._on_messages)
+        self._discovery = None
         if options.nameserver is not False:
-            self._finder = ServiceDiscovery(
+            self._discovery = ServiceDiscovery(
                 options.subscribe_services, options.nameserver, NAMESERVER_TIMEOUT, self._on_addresses
             )
 
     def stop(self) -> None:
-        """Hear no more; what was not taken yet is dropped."""
+        """Stop receiving; drop the batch that a pause holds back."""
         self._closed = True
-        if self._finder:
-            self._finder.stop()
-        self._listener.stop()
+        if self._discovery:
+            self._discovery.stop()
+        self._subscriber.stop()
 
     def add_topics(self, topics: Sequence[str]) -> None:
-        """Hear the subjects that begin so, too; what was wanted before goes on undisturbed."""
+        """Subscribe to further subject prefixes; existing subscriptions are not interrupted."""
         with self._lock:
             new = tuple(_shortest(topic for topic in topics if not topic.startswith(self._topics)))
             self._topics += new
             if new:
-                self._listener.add_publishers([PublisherEndpoint(address, new) for address in self._addresses])
+                self._subscriber.add_publishers([PublisherEndpoint(address, new) for address in self._addresses])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Have messages wait while targets come and go: they stay with ZeroMQ. After the first time it hears."""
-        with self._gate:
+        """Hold messages back in ZeroMQ while targets start or stop; start receiving after the first pause."""
+        with self._input_lock:
             yield
             if not self._started and not self._closed:
                 self._started = True
-                self._listener.start()
-                if self._finder:
-                    self._finder.start()
+                self._subscriber.start()
+                if self._discovery:
+                    self._discovery.start()
 
     def _on_addresses(self, addresses: Sequence[str]) -> None:
         with self._lock:
             new = [address for address in addresses if address not in self._addresses]
             self._addresses += new
             if self._topics:
-                self._listener.add_publishers([PublisherEndpoint(address, self._topics) for address in new])
+                self._subscriber.add_publishers([PublisherEndpoint(address, self._topics) for address in new])
 
     def _on_messages(self, _: str, messages: list[Message]) -> None:
-        wanted = [message for message in messages if message.type in payload.FILE_TYPES]
-        if not wanted:
+        file_messages = [message for message in messages if message.type in payload.FILE_TYPES]
+        if not file_messages:
             return
-        while not self._gate.acquire(timeout=POLL_INTERVAL):
+        while not self._input_lock.acquire(timeout=POLL_INTERVAL):
             if self._closed:
                 return
         try:
-            self._heard(wanted)
+            self._handler(file_messages)
         finally:
-            self._gate.release()
+            self._input_lock.release()
 
 
 def _shortest(topics: Iterator[str]) -> list[str]:
-    """Leave out what begins with another one of them."""
-    found: list[str] = []
+    """Return the topics that do not begin with another one of them."""
+    shortest: list[str] = []
     for topic in sorted(set(topics)):
-        if not topic.startswith(tuple(found)):
-            found.append(topic)
-    return found
+        if not topic.startswith(tuple(shortest)):
+            shortest.append(topic)
+    return shortest

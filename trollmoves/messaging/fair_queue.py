@@ -1,4 +1,4 @@
-"""Holds requests until they are read, so many of each sender, and gives them out in turn."""
+"""A fair queue of requests: a limited number per sender, read round-robin; senders over quota are throttled."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MAX_QUEUED = 1_000  # requests of one sender that wait to be read; a chain of our clients has up to 256 open
-MAX_QUEUED_BYTES = 32 * 1024 * 1024  # of one sender
-THROTTLED_BATCH = 3  # requests that are read at one time of those who have sent more than are held
-THROTTLED_INTERVAL = 0.02  # s from one such time to the next: each costs the others a look into the journal
-BYTES_PER_COST_UNIT = 20_000  # that are as much work as a request more
-THROTTLE_SECONDS = 2.0  # s after the last request too many; a replier looks at those of the loud once a second
+MAX_QUEUED = 1_000  # queued requests per sender; a client chain has up to 256 open requests
+MAX_QUEUED_BYTES = 32 * 1024 * 1024  # per sender
+THROTTLED_BATCH = 3  # requests of throttled senders that are read in one batch
+THROTTLED_INTERVAL = 0.02  # s between such batches: each delays the other senders by a journal query
+BYTES_PER_COST_UNIT = 20_000  # this size of a request costs as much as another request
+THROTTLE_SECONDS = 2.0  # s after the last request over quota; a replier checks throttled senders once a second
 
 Frames = Sequence[bytes]
 
 
 @dataclass(slots=True)
 class _SenderQueue:
-    """What one sender wants."""
+    """The queued requests of one sender."""
 
-    waiting: deque[Frames] = field(default_factory=deque)
+    queued: deque[Frames] = field(default_factory=deque)
     n_bytes: int = 0
     throttled_until: float = 0.0  # monotonic
 
@@ -29,66 +29,69 @@ class _SenderQueue:
         return time.monotonic() < self.throttled_until
 
     def take(self) -> tuple[Frames, int]:
-        """Take out a request, and give how much work it is."""
-        frames = self.waiting.popleft()
+        """Remove the oldest request; return it with its cost."""
+        frames = self.queued.popleft()
         size = sum(map(len, frames))
         self.n_bytes -= size
         return frames, 1 + size // BYTES_PER_COST_UNIT
 
 
 class FairQueue:
-    """Requests by sender. Whoever sends more than can be read gets slower, and the others do not; for one thread."""
+    """Queues requests per sender. Throttles senders over quota without delaying the others. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._senders: dict[str, _SenderQueue] = {}  # in the order of their turns
-        self._loud_at = 0.0  # monotonic; when the loud had their last turn
+        self._senders: dict[str, _SenderQueue] = {}  # in round-robin order
+        self._last_throttled_batch = 0.0  # monotonic time
 
     def is_pending(self) -> bool:
-        """Tell whether a request waits."""
-        return any(one.waiting for one in self._senders.values())
+        """Return True if a request is queued."""
+        return any(queue.queued for queue in self._senders.values())
 
     def any_throttled(self) -> bool:
-        """Tell whether somebody sends too much."""
-        return any(one.is_throttled() for one in self._senders.values())
+        """Return True if a sender is throttled."""
+        return any(queue.is_throttled() for queue in self._senders.values())
 
     def has_room(self, sender: str) -> bool:
-        """Tell whether a request of a sender can be kept; who asks when not is loud from then on."""
-        known = self._senders.get(sender)
-        if known is None or (len(known.waiting) < MAX_QUEUED and known.n_bytes <= MAX_QUEUED_BYTES):
+        """Return True if a request of a sender can be queued; otherwise throttle the sender."""
+        queue = self._senders.get(sender)
+        if queue is None or (len(queue.queued) < MAX_QUEUED and queue.n_bytes <= MAX_QUEUED_BYTES):
             return True
-        known.throttled_until = time.monotonic() + THROTTLE_SECONDS
+        queue.throttled_until = time.monotonic() + THROTTLE_SECONDS
         return False
 
     def put(self, sender: str, frames: Frames) -> None:
-        """Keep a request, for which there is room."""
-        known = self._senders.setdefault(sender, _SenderQueue())
-        known.waiting.append(frames)
-        known.n_bytes += sum(map(len, frames))
+        """Queue a request; check ``has_room`` first."""
+        queue = self._senders.setdefault(sender, _SenderQueue())
+        queue.queued.append(frames)
+        queue.n_bytes += sum(map(len, frames))
 
     def take(self, count: int) -> list[tuple[str, Frames]]:
-        """Take out up to ``count`` requests, one of each sender after the other, and now and then a few of the loud."""
-        waiting = [(name, one) for name, one in self._senders.items() if one.waiting]
-        loud = [(name, one) for name, one in waiting if one.is_throttled()]
-        now = time.monotonic()
-        if loud and now - self._loud_at >= THROTTLED_INTERVAL:
-            self._loud_at = now
-            return self._in_turn(loud, THROTTLED_BATCH)
-        return self._in_turn([(name, one) for name, one in waiting if not one.is_throttled()], count)
+        """Remove and return requests of a total cost of about ``count``, round-robin.
 
-    def _in_turn(self, waiting: list[tuple[str, _SenderQueue]], work: int) -> list[tuple[str, Frames]]:
-        taken: list[tuple[str, Frames]] = []
-        turns = deque(waiting)
-        while turns and work > 0:
-            name, one = turns.popleft()
-            frames, cost = one.take()
-            taken.append((name, frames))
-            work -= cost
-            if one.waiting:
-                turns.append((name, one))
-        first = dict(turns)
-        self._senders = first | {k: one for k, one in self._senders.items() if one.waiting or one.is_throttled()}
-        return taken
+        Every THROTTLED_INTERVAL seconds return a few requests of throttled senders instead.
+        """
+        queues = [(sender, queue) for sender, queue in self._senders.items() if queue.queued]
+        throttled = [(sender, queue) for sender, queue in queues if queue.is_throttled()]
+        now = time.monotonic()
+        if throttled and now - self._last_throttled_batch >= THROTTLED_INTERVAL:
+            self._last_throttled_batch = now
+            return self._round_robin(throttled, THROTTLED_BATCH)
+        return self._round_robin([(sender, queue) for sender, queue in queues if not queue.is_throttled()], count)
+
+    def _round_robin(self, queues: list[tuple[str, _SenderQueue]], budget: int) -> list[tuple[str, Frames]]:
+        requests: list[tuple[str, Frames]] = []
+        turns = deque(queues)
+        while turns and budget > 0:
+            sender, queue = turns.popleft()
+            frames, cost = queue.take()
+            requests.append((sender, frames))
+            budget -= cost
+            if queue.queued:
+                turns.append((sender, queue))
+        rest = {name: queue for name, queue in self._senders.items() if queue.queued or queue.is_throttled()}
+        self._senders = dict(turns) | rest
+        return requests
 
     def only_throttled_pending(self) -> bool:
-        """Tell whether all that waits is from senders of too much."""
-        return self.is_pending() and all(one.is_throttled() for one in self._senders.values() if one.waiting)
+        """Return True if requests are queued, all of them of throttled senders."""
+        return self.is_pending() and all(queue.is_throttled() for queue in self._senders.values() if queue.queued)

@@ -1,4 +1,4 @@
-"""Finds the publishers of services through a nameserver, again and again."""
+"""Periodic lookup of publishers of services in a nameserver."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 
 from posttroll.ns import get_pub_address
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-QUERY_INTERVAL = 10.0  # s between questions: services come, go and move
+QUERY_INTERVAL = 10.0  # s between queries: services start, stop and change their address
 
 
 class ServiceDiscovery:
-    """Asks a nameserver for the addresses of services, on a thread of its own.
+    """Queries a nameserver for the addresses of services, on a separate thread.
 
-    ``found`` gets all addresses (``tcp://host:port``) known so far whenever there is a new one. Without services,
-    those of every publisher. With ``follow`` it goes on asking for ever, else until each service was found once.
+    For each new address ``on_addresses`` is called on that thread with all known addresses (``tcp://host:port``).
+    Without services it looks up all publishers. With ``follow`` it queries until ``stop``, otherwise until one query
+    finds all services.
     """
 
     def __init__(
@@ -25,14 +26,14 @@ class ServiceDiscovery:
         services: Sequence[str],
         nameserver: str,
         timeout: float,
-        found: Callable[[list[str]], None],
+        on_addresses: Callable[[list[str]], None],
         *,
         follow: bool = True,
     ) -> None:
         self._services = list(services) or [""]
         self._nameserver = nameserver
         self._timeout = timeout
-        self._found = found
+        self._on_addresses = on_addresses
         self._follow = follow
         self._known: dict[str, None] = {}
         self._missing: set[str] = set()
@@ -40,35 +41,40 @@ class ServiceDiscovery:
         self._thread = threading.Thread(target=self._run, name=f"nameserver-{nameserver}", daemon=True)
 
     def start(self) -> None:
-        """Ask, now and every ten seconds."""
+        """Start to query, now and every QUERY_INTERVAL seconds."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop querying; wait for a running query up to its timeout."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(self._timeout + 1.0)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            met = [self._query(service) for service in self._services]
-            if all(met) and not self._follow:
+            found = [self._query(service) for service in self._services]
+            if all(found) and not self._follow:
                 return
             self._stopped.wait(QUERY_INTERVAL)
 
     def _query(self, service: str) -> bool:
         try:
-            answer = get_pub_address(service, timeout=self._timeout, nameserver=self._nameserver)
-            addresses = [str(one["URI"]) for one in answer or ()]
-        except Exception as error:  # whatever a nameserver answers, or does not, it may later
-            log.debug("the nameserver at %s: %s", self._nameserver, error)
+            reply = get_pub_address(service, timeout=self._timeout, nameserver=self._nameserver)
+            addresses = [str(publisher["URI"]) for publisher in reply or ()]
+        except Exception as error:  # every error of a nameserver may be temporary
+            logger.debug("cannot query the nameserver at %s: %s", self._nameserver, error)
             addresses = []
         new = [address for address in addresses if address not in self._known]
         if new:
             self._known |= dict.fromkeys(new)
-            self._found(list(self._known))
+            self._on_addresses(list(self._known))
         if not addresses and service not in self._missing:
-            log.warning("no address of %s from the nameserver at %s yet", service or "any service", self._nameserver)
+            logger.warning(
+                "no address of %s from the nameserver at %s, next attempt in %.0f s",
+                service or "any service",
+                self._nameserver,
+                QUERY_INTERVAL,
+            )
             self._missing.add(service)
         elif addresses:
             self._missing.discard(service)

@@ -1,4 +1,4 @@
-"""Publishes messages, with a heartbeat, and tells nameservers where to hear them."""
+"""A publisher with heartbeats, which registers its address with nameservers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ from trollmoves.messaging.messages import NEWEST_VERSION, Message
 from trollmoves.net import hosts
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SUBSCRIBER_GRACE = 1.0  # s after a start in which subscribers of the previous process reconnect
 HEARTBEAT_INTERVAL = 30  # s
-INITIAL_HEARTBEAT_DELAYS = (
-    1.0,
-    5.0,
-)  # s between the first heartbeats: subscribers of an earlier process of ours connect anew
-ADVERTISE_INTERVAL = 2.0  # s between broadcasts of the address, as posttroll does it
-ADVERTISE_RETRY_DELAY = 60.0  # s after a broadcast that failed
+# s between the first heartbeats, which come faster because subscribers of a previous process reconnect
+INITIAL_HEARTBEAT_DELAYS = (1.0, 5.0)
+ADVERTISE_INTERVAL = 2.0  # s between broadcasts of the address, as in posttroll
+ADVERTISE_RETRY_DELAY = 60.0  # s after a failed broadcast
 
 
 class _Sender(Protocol):
@@ -37,7 +35,7 @@ class _Sender(Protocol):
 
 
 class Publisher:
-    """A PUB socket under a name; ``send`` may be called from any thread."""
+    """A PUB socket with a name; all threads may call ``send``."""
 
     def __init__(
         self,
@@ -47,13 +45,13 @@ class Publisher:
         nameservers: Sequence[str] | bool | None = None,
         bind_address: str = "*",
         clients: ClientAllowlist = ANYONE,
-        beat_data: Callable[[], dict[str, Any]] | None = None,
+        heartbeat_data: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
-        """Bind the socket; StartError when the port is taken.
+        """Bind the socket; raise StartError if the port is in use.
 
-        ``nameservers``: None broadcasts the address by multicast, a list registers it with these hosts, False neither.
-        ``beat_data`` gives what a heartbeat says beside its interval. Whose address is not among the ``clients``
-        cannot connect.
+        ``nameservers``: None broadcasts the address by multicast, a list registers it with these hosts, False does
+        neither. ``heartbeat_data`` returns the data of a heartbeat in addition to its interval. Only addresses in
+        ``clients`` can connect.
         """
         self.name = name
         self._socket, self.port = sockets.bind(
@@ -65,20 +63,20 @@ class Publisher:
         )
         self._lock = threading.Lock()
         self._nameservers = nameservers
-        self._beat_data = beat_data or dict
+        self._heartbeat_data = heartbeat_data or dict
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._heartbeat_loop, name=f"heartbeat-{name}", daemon=True)]
         if nameservers is not False:
             self._threads.append(threading.Thread(target=self._advertise_loop, name=f"advertiser-{name}", daemon=True))
 
     def start(self) -> None:
-        """Send the first heartbeats, and one at each interval from then on."""
-        log.info("publishing as %s on port %d", self.name, self.port)
+        """Start the threads that send heartbeats and advertise the address."""
+        logger.info("publishing as %s on port %d", self.name, self.port)
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Close the socket, giving what was sent a second to leave. What is sent from now on is dropped."""
+        """Close the socket; queued messages get one second to be sent, later messages are dropped."""
         self._stopped.set()
         with self._lock:
             self._socket.close()
@@ -87,11 +85,11 @@ class Publisher:
                 thread.join(2.0)
 
     def send(self, *messages: Message) -> None:
-        """Publish messages in this order; MessageError when one cannot be written. Never blocks."""
+        """Publish messages in this order without blocking; raise MessageError if one cannot be encoded."""
         self.send_encoded([message.encode() for message in messages])
 
     def send_encoded(self, texts: Iterable[str]) -> None:
-        """Publish messages that are written already."""
+        """Publish encoded messages in this order without blocking."""
         frames = [text.encode() for text in texts]
         with self._lock:
             if not self._socket.closed:
@@ -99,21 +97,21 @@ class Publisher:
                     self._socket.send(frame)
 
     def send_heartbeat(self) -> None:
-        """Send a heartbeat now, at least with its interval."""
+        """Send a heartbeat now; if its data cannot be built, send only the interval."""
         data: dict[str, Any] = {"min_interval": HEARTBEAT_INTERVAL}
         try:
-            data |= self._beat_data()
+            data |= self._heartbeat_data()
         except Exception:
-            log.exception("the heartbeat of %s says only that it is there", self.name)
+            logger.exception("cannot build heartbeat data of %s, sending a bare heartbeat", self.name)
         self.send(Message(f"/heartbeat/{self.name}", "beat", data))
 
     def _heartbeat_loop(self) -> None:
-        for pause in itertools.chain(INITIAL_HEARTBEAT_DELAYS, itertools.repeat(HEARTBEAT_INTERVAL)):
+        for delay in itertools.chain(INITIAL_HEARTBEAT_DELAYS, itertools.repeat(HEARTBEAT_INTERVAL)):
             try:
                 self.send_heartbeat()
             except Exception:
-                log.exception("no heartbeat of %s", self.name)
-            if self._stopped.wait(pause):
+                logger.exception("cannot send a heartbeat of %s, next attempt in %.0f s", self.name, delay)
+            if self._stopped.wait(delay):
                 return
 
     def _advertise_loop(self) -> None:
@@ -121,9 +119,14 @@ class Publisher:
         while not self._stopped.is_set():
             try:
                 self._advertise()
-            except Exception as error:  # whatever the network says, it may be there later
+            except Exception as error:  # every network error may be temporary
                 if not warned:
-                    log.warning("cannot tell nameservers the address of %s: %s", self.name, error)
+                    logger.warning(
+                        "cannot advertise the address of %s to nameservers, next attempt in %.0f s: %s",
+                        self.name,
+                        ADVERTISE_RETRY_DELAY,
+                        error,
+                    )
                     warned = True
                 self._stopped.wait(ADVERTISE_RETRY_DELAY)
 
@@ -148,10 +151,10 @@ class Publisher:
 
 
 class _NameserverRegistration:
-    """Tells nameservers an address, each on its own: one that is away, or never answers, holds up nothing."""
+    """Sends an address to nameservers, each on a separate socket; an unreachable one does not delay the others."""
 
     def __init__(self, port: int, hosts: Sequence[str]) -> None:
-        options: dict[int, int] = {zmq.LINGER: 0, zmq.IMMEDIATE: 1}  # to whoever is there, now
+        options: dict[int, int] = {zmq.LINGER: 0, zmq.IMMEDIATE: 1}  # drop messages for an unreachable nameserver
         self._sockets: list[sockets.Socket] = []
         try:
             for host in hosts:
@@ -165,7 +168,7 @@ class _NameserverRegistration:
         for socket in self._sockets:
             with suppress(zmq.Again):
                 while True:
-                    socket.recv_multipart(zmq.NOBLOCK)  # thanks for the last time
+                    socket.recv_multipart(zmq.NOBLOCK)  # discard the reply to the previous registration
             with suppress(zmq.Again):
                 socket.send_multipart([b"", data.encode()], zmq.NOBLOCK)
 
@@ -175,5 +178,5 @@ class _NameserverRegistration:
 
 
 def _configured_ports() -> tuple[int, int]:
-    """Give the range of free ports to choose from (``POSTTROLL_PUB_MIN_PORT`` and ``..._MAX_PORT``)."""
+    """Return the port range for port 0 (``POSTTROLL_PUB_MIN_PORT`` and ``..._MAX_PORT``)."""
     return int(posttroll.config.get("pub_min_port", 49152)), int(posttroll.config.get("pub_max_port", 65536))

@@ -1,4 +1,4 @@
-"""Hears requests on a port, and answers every one of them."""
+"""Receives requests on a port and replies to each of them."""
 
 from __future__ import annotations
 
@@ -23,61 +23,61 @@ from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 100  # requests handled together, so that the journal commits them together
-MAX_RECEIVED_PER_ROUND = 400  # requests taken from ZeroMQ before some are handled: so it shows who sends too many
+MAX_RECEIVED_PER_ROUND = 400  # requests received before some are handled; reveals clients over quota
 TICK = 1.0  # s between calls of ``tick``
-MAX_PARSED_BYTES = 65_536  # bytes of a request that are read to be polite to somebody who may not ask
-REQUESTS_HELD = 1_000  # a connection; ZeroMQ holds the peer back beyond
-LARGEST_REQUEST = 16 * 1024 * 1024  # bytes; whoever sends more is disconnected
-MAX_REJECTIONS_PER_SECOND = 100  # requests too many that are answered in each second
-THROTTLED_POLL_MS = 1  # ms of a break when only such requests wait whose senders send too many; an answer ends it
-RETRY_AFTER = 5.0  # s after which one of those may ask again
+MAX_PARSED_BYTES = 65_536  # bytes of an unauthorized request that are parsed for a helpful reply
+REQUESTS_HELD = 1_000  # per connection; beyond, ZeroMQ blocks the peer
+LARGEST_REQUEST = 16 * 1024 * 1024  # bytes; the sender of a larger request is disconnected
+MAX_REJECTIONS_PER_SECOND = 100  # replies to requests over quota
+THROTTLED_POLL_MS = 1  # ms between rounds while only throttled requests are pending; a reply interrupts it
+RETRY_AFTER = 5.0  # s after which a client over quota may repeat a request
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. It may be answered from any thread; the first answer counts, what comes later is dropped.
+    """One request. Any thread may reply; the first reply is sent, later ones are dropped.
 
-    A second answer would be taken for that to the next request, since older peers know no other mark of it.
+    Legacy clients would take a second reply for that to their next request, since they do not match replies by id.
     """
 
     message: Message
-    _routes: list[list[bytes]]  # one as long as there is no answer
+    _routes: list[list[bytes]]  # one route until the reply is sent
     _replier: Replier
     sender: str = ""
-    """Whose it is: a key when CURVE has proven one, else an address."""
+    """The identity of the client: its key if CURVE authenticated one, else its address."""
 
     def reply(self, type_: str, data: object = "") -> None:
-        """Answer with a message of this type about the same subject; MessageError for data that cannot be written."""
+        """Reply with a message of this type under the same subject; raise MessageError for unencodable data."""
         self.reply_encoded(Message(self.message.subject, type_, data).encode())
 
     def reply_encoded(self, text: str) -> None:
-        """Answer with a message that is written already."""
+        """Reply with an encoded message."""
         with suppress(IndexError):
             self._replier.send(self._routes.pop(), text)
 
     def log_suffix(self) -> str | None:
-        """Give what to write behind a log line about a refusal; None when there have been many lately."""
-        return self._replier.seldom.admit()
+        """Return the suffix of a log line about a rejection; None if the line is throttled."""
+        return self._replier.throttle.admit()
 
-    def reject(self, why: str) -> None:
-        """Answer ``err``, with the reason."""
-        self.reply("err", why)
+    def reject(self, reason: str) -> None:
+        """Reply ``err`` with the reason."""
+        self.reply("err", reason)
 
 
 class TooManyRequests(RequestRejected):
-    """A request of somebody of whom enough wait already."""
+    """A request of a client with too many pending requests."""
 
     temporary = True
 
 
 class Replier:
-    """A ROUTER socket and the one thread that uses it.
+    """A ROUTER socket and its thread.
 
-    ``handle`` gets the requests that are at hand, in their order, on that thread, and must answer each, now or later;
-    it may write to the journal, but the transfers themselves are for the workers. ``tick`` is called every second.
+    ``handle`` is called on that thread with received requests, in order, and must reply to each, now or later; it may
+    write to the journal, but must leave transfers to worker threads. ``tick`` is called every second.
     """
 
     def __init__(
@@ -90,16 +90,16 @@ class Replier:
         clients: ClientAllowlist = ANYONE,
         tick: Callable[[], None] | None = None,
     ) -> None:
-        """Bind the socket; StartError when the port is taken, or one of the ``clients`` is not known."""
+        """Bind the socket; raise StartError if the port is in use, or one of the ``clients`` is unknown."""
         self.name = name
-        self._admission = ClientAccess(clients)
-        self.seldom = LogThrottle()
-        self._inbox = FairQueue()
-        self._turned_away = LogThrottle(burst=1)
-        self._put_off_seldom = LogThrottle(burst=1)
-        self._put_off_count = 0  # in this second
-        self._unread = set[bytes]()  # connections of whose requests nothing is looked at in this second
-        self._account = client_identity if curve_keys.curve_enabled() else client_address
+        self._access = ClientAccess(clients)
+        self.throttle = LogThrottle()
+        self._queue = FairQueue()
+        self._rejection_throttle = LogThrottle(burst=1)
+        self._quota_throttle = LogThrottle(burst=1)
+        self._quota_rejections = 0  # replies in the current second
+        self._discarding = set[bytes]()  # connections whose requests are discarded in the current second
+        self._identity = client_identity if curve_keys.curve_enabled() else client_address
         self._handle = handle
         self._tick = tick
         self._socket, self.port = sockets.bind(
@@ -121,11 +121,11 @@ class Replier:
         self._thread.poller.register(self._socket, zmq.POLLIN)
 
     def start(self) -> None:
-        """Start to hear requests."""
+        """Start receiving requests."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Send the answers that are ready, hear nothing more."""
+        """Send the pending replies and stop receiving."""
         self._thread.stop()
 
     def _close(self) -> None:
@@ -133,89 +133,89 @@ class Replier:
         self._socket.close()
 
     def send(self, route: list[bytes], text: str) -> None:
-        """Send an answer back; any thread. One to a peer that is gone is dropped."""
+        """Send a reply; any thread. A reply to a disconnected client is dropped."""
         self._outgoing.append((route, text))
         self._thread.wake()
 
     def _poll_timeout(self) -> int:
-        return 0 if self._inbox.is_pending() else max(0, int((self._next_tick - time.monotonic()) * 1000) + 1)
+        return 0 if self._queue.is_pending() else max(0, int((self._next_tick - time.monotonic()) * 1000) + 1)
 
     def _process(self, ready: list[sockets.Socket]) -> None:
         self._send_outgoing()
-        if ready or self._inbox.is_pending():
+        if ready or self._queue.is_pending():
             received = self._receive()
             self._send_outgoing()
             self._rate.throttle(received)
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK
-            self._put_off_count = 0
-            self._unread.clear()
+            self._quota_rejections = 0
+            self._discarding.clear()
             if self._tick:
                 self._tick()
             self._send_outgoing()
 
     def _receive(self) -> int:
         self._receive_from_socket()
-        taken = self._inbox.take(BATCH_SIZE)
-        requests = [request for who, frames in taken if (request := self._decode(list(frames), who))]
+        queued = self._queue.take(BATCH_SIZE)
+        requests = [request for client, frames in queued if (request := self._decode(list(frames), client))]
         if requests:
             self._handle_all(requests)
-        elif self._inbox.only_throttled_pending():
+        elif self._queue.only_throttled_pending():
             self._thread.wakeup.clear()
             self._send_outgoing()
             self._thread.wakeup.wait(THROTTLED_POLL_MS)
         return len(requests)
 
     def _receive_from_socket(self) -> None:
-        """Take what is at hand from ZeroMQ, which gives one request of each connection in turn.
+        """Receive available requests; ZeroMQ returns one request of each connection in turn.
 
-        While somebody sends too much one turn is enough, so that those connections are read slowly.
+        A round ends at the second request over quota of a connection, so that its data is read slowly.
         """
-        refused = set[bytes]()
+        over_quota = set[bytes]()
         for count in range(MAX_RECEIVED_PER_ROUND):
-            if count == 1 and not sockets.is_readable(self._socket):  # as a rule it is one, or many
+            if count == 1 and not sockets.is_readable(self._socket):  # usually there is one, or there are many
                 return
             try:
                 first = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if first in self._unread:
+            if first in self._discarding:
                 while self._socket.recv(zmq.NOBLOCK, copy=False).more:
                     pass
             elif self._enqueue(first, self._receive_rest()):
                 continue
-            if first in refused:
+            if first in over_quota:
                 return
-            refused.add(first)
+            over_quota.add(first)
 
     def _receive_rest(self) -> list[zmq.Frame]:
-        """Receive what comes after the first frame of a request; ZeroMQ has the whole of it."""
+        """Receive the remaining frames of a request; ZeroMQ delivers messages as a whole."""
         frames = [self._socket.recv(zmq.NOBLOCK, copy=False)]
         while frames[-1].more:
             frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
         return frames
 
     def _enqueue(self, first: bytes, rest: list[zmq.Frame]) -> bool:
-        """Keep a request to be read, if its sender may ask and has not too many there; False when it has."""
+        """Queue a request if its client is allowed and within its quota; return False if over quota."""
         last = rest[-1]
-        who = self._account(last)
-        if self._admission and not self._admission.allows(last):
+        client = self._identity(last)
+        if self._access and not self._access.allows(last):
             self._reject_unauthorized([first, *(frame.bytes for frame in rest)], client_address(last))
-        elif self._inbox.has_room(who):
-            self._inbox.put(who, [first, *(frame.bytes for frame in rest)])
+        elif self._queue.has_room(client):
+            self._queue.put(client, [first, *(frame.bytes for frame in rest)])
         else:
             self._reject_over_quota(first, rest)
             return False
         return True
 
     def _reject_over_quota(self, first: bytes, rest: list[zmq.Frame]) -> None:
-        """Answer somebody who sends too much, with as little work as can be; and nobody once there are very many."""
-        who = client_address(rest[-1])
-        if (more := self._put_off_seldom.admit(who)) is not None:
-            log.warning("[%s] requests of %s refused: too many of them wait%s", self.name, who, more)
-        self._put_off_count += 1
-        if self._put_off_count > MAX_REJECTIONS_PER_SECOND:
-            self._unread.add(first)
+        """Reject a request over quota with little work; above the rate limit, discard the connection's requests."""
+        client = client_address(rest[-1])
+        if (more := self._quota_throttle.admit(client)) is not None:
+            logger.warning("[%s] rejected requests of %s: too many are pending%s", self.name, client, more)
+        self._quota_rejections += 1
+        if self._quota_rejections > MAX_REJECTIONS_PER_SECOND:
+            self._discarding.add(first)
             return
         frames = [first, *(frame.bytes for frame in rest)]
         ours = frames[-1].find(b'"request": {', 0, MAX_PARSED_BYTES) >= 0
@@ -227,35 +227,35 @@ class Replier:
         except Exception as error:
             known = isinstance(error, TrollmovesError)
             if not known:
-                log.exception("[%s] %d requests refused", self.name, len(requests))
-            elif (more := self._turned_away.admit(str(error))) is not None:
-                log.error("[%s] %d requests refused: %s%s", self.name, len(requests), error, more)
+                logger.exception("[%s] rejected %d requests", self.name, len(requests))
+            elif (more := self._rejection_throttle.admit(str(error))) is not None:
+                logger.error("[%s] rejected %d requests: %s%s", self.name, len(requests), error, more)
             for request in requests:
                 request.reject(str(error) if known else "internal error")
 
-    def _reject_unauthorized(self, frames: list[bytes], who: str) -> None:
-        """Answer somebody who may not ask, with as little work as can be."""
-        more = self._turned_away.admit(who)
+    def _reject_unauthorized(self, frames: list[bytes], client: str) -> None:
+        """Reject the request of a client that is not allowed, with little work."""
+        more = self._rejection_throttle.admit(client)
         if more is not None:
-            log.warning("[%s] request refused: %s is not among the allowed clients%s", self.name, who, more)
+            logger.warning("[%s] rejected a request: %s is not among the allowed clients%s", self.name, client, more)
         error = RequestRejected("this client is not allowed here")
         message = Message("/", "err", str(error))
         with suppress(MessageError):
             if len(frames[-1]) <= MAX_PARSED_BYTES:
-                asked = Message.decode(frames[-1])
-                message = Message(asked.subject, "err", payload.error_payload(asked.data, error))
+                request = Message.decode(frames[-1])
+                message = Message(request.subject, "err", payload.error_payload(request.data, error))
         self.send(_route(frames), message.encode())
 
-    def _decode(self, frames: list[bytes], who: str) -> Request | None:
+    def _decode(self, frames: list[bytes], client: str) -> Request | None:
         route = _route(frames)
         payload = frames[len(route) :]
         try:
             if len(payload) != 1:
-                raise MessageError(f"one frame expected, {len(payload)} came")
-            return Request(Message.decode(payload[0]), [route], self, who)
+                raise MessageError(f"expected one frame, received {len(payload)}")
+            return Request(Message.decode(payload[0]), [route], self, client)
         except MessageError as error:
-            if (more := self.seldom.admit()) is not None:
-                log.warning("[%s] request refused: %s%s", self.name, error, more)
+            if (more := self.throttle.admit()) is not None:
+                logger.warning("[%s] rejected a request: %s%s", self.name, error, more)
             self.send(route, Message("/", "err", str(error)).encode())
             return None
 
@@ -265,19 +265,19 @@ class Replier:
             try:
                 sockets.send(self._socket, [*route, text.encode()])
             except (zmq.ZMQError, UnicodeError) as error:
-                log.warning("[%s] an answer was not sent: %s", self.name, error)
+                logger.warning("[%s] cannot send a reply: %s", self.name, error)
 
 
 @lru_cache(maxsize=4)
 def _too_many(ours: bool, _second: int) -> str:
-    """Give the answer to somebody who sends too much; it is written once a second."""
+    """Return the reply to a request over quota; encoded once per second."""
     data = {"request": {"id": ""}} if ours else None
-    error = TooManyRequests("too many of your requests wait")
+    error = TooManyRequests("too many requests of this client are pending")
     return Message("/", "err", payload.error_payload(data, error, RETRY_AFTER)).encode()
 
 
 def _route(frames: list[bytes]) -> list[bytes]:
-    """Give what stands before the payload: the identity, what it tells its requests apart by, an empty frame."""
+    """Return the frames before the payload: the identity, the optional request token, an empty frame."""
     for length in (2, 3):
         if len(frames) >= length and frames[length - 1] == b"":
             return frames[:length]

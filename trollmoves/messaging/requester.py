@@ -1,4 +1,4 @@
-"""Asks servers, many requests at once."""
+"""Sends requests to servers, many concurrently."""
 
 from __future__ import annotations
 
@@ -18,85 +18,85 @@ from trollmoves.messaging.socket_thread import SocketThread
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 IDLE_SOCKET = 60.0  # s after which an unused connection is closed
-CHECK_INTERVAL = 1.0  # s between looks for such
-REPLY_BATCH = 200  # of one connection, before the others have their turn
+CHECK_INTERVAL = 1.0  # s between checks for idle connections
+REPLY_BATCH = 200  # replies read from one connection before the others are served
 
 
 class NoReply(TrollmovesError):
-    """The peer did not answer in time."""
+    """The server did not reply in time."""
 
     temporary = True
 
 
 class RequesterStopped(NoReply):
-    """This side stops before the answer came."""
+    """The requester stopped before the reply."""
 
 
-Answered = Callable[[Message | TrollmovesError], None]
+OnReply = Callable[[Message | TrollmovesError], None]
 
 
 @dataclass(slots=True, eq=False)
 class _PendingRequest:
-    """One request on its way."""
+    """One request without a reply yet."""
 
     address: str
     text: str
     deadline: float
     timeout: float
-    answered: Answered
-    overdue: Callable[[], bool] | None
+    on_reply: OnReply
+    extend: Callable[[], bool] | None
     shared: bool
 
 
 @dataclass(slots=True, eq=False)
 class _RequestSocket:
-    """A socket, and the requests on it by the first frame of their envelope, which comes back with the answer.
+    """A socket and its pending requests, by the first frame of their envelope, which the reply repeats.
 
-    A line that is not shared takes one request at a time, and that has the empty frame of a REQ socket.
+    A socket that is not shared carries one request at a time, with the empty frame of a REQ socket.
     """
 
     socket: sockets.Socket
-    lookout: sockets.ConnectionWatcher
+    watcher: sockets.ConnectionWatcher
     address: str
     shared: bool
     open: dict[bytes, _PendingRequest] = field(default_factory=dict)
     used: float = 0.0  # monotonic
     count: int = 0
-    trouble: str = ""  # why there is no connection
-    connections: int = 0  # so far
+    failure: str = ""  # why it is not connected
+    connections: int = 0  # since the socket was created
 
-    def send(self, asked: _PendingRequest) -> None:
+    def send(self, request: _PendingRequest) -> None:
         token = b""
         envelope = [token]
         if self.shared:
             self.count += 1
             token = b"%d" % self.count
             envelope = [token, b""]
-        sockets.send(self.socket, [*envelope, asked.text.encode()])
-        self.open[token] = asked
+        sockets.send(self.socket, [*envelope, request.text.encode()])
+        self.open[token] = request
         self.used = time.monotonic()
 
 
 class Requester:
-    """The one thread that holds the sockets of all requests.
+    """The thread with the sockets of all requests.
 
-    Older servers take one request at a time from a socket, so each request to them that is open has a socket of its
-    own. Ours answer with the envelope that a request came in, as REP sockets do: one socket carries all requests.
+    Legacy servers handle one request per socket at a time, so each pending request to them has a separate socket. Our
+    servers repeat the envelope of a request, as REP sockets do: one socket carries all requests.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._new: deque[_PendingRequest] = deque()
-        self._lines: dict[sockets.Socket, _RequestSocket] = {}
+        self._sockets: dict[sockets.Socket, _RequestSocket] = {}
         self._free: dict[
             tuple[str, bool], list[_RequestSocket]
-        ] = {}  # that take a request; by address, and whether shared
-        self._next_look = 0.0
-        self._pace = RateMeter()
-        self._seldom = LogThrottle(burst=1)
+        ] = {}  # available for a request; by address, and whether shared
+        self._next_check = 0.0
+        self._rate = RateMeter()
+        self._throttle = LogThrottle(burst=1)
         self._stopped = False
         self._thread = SocketThread(
             "requester", name, poll_timeout=self._poll_timeout, process=self._process, close=self._close_all
@@ -108,7 +108,7 @@ class Requester:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close all sockets; open requests, and those that are made from now on, are answered with Stopping."""
+        """Close all sockets; pending and later requests fail with RequesterStopped."""
         self._thread.stop()
 
     def send_request(
@@ -116,198 +116,200 @@ class Requester:
         address: str,
         text: str,
         timeout: float,
-        answered: Answered,
-        overdue: Callable[[], bool] | None = None,
+        on_reply: OnReply,
+        extend: Callable[[], bool] | None = None,
         *,
         shared: bool = False,
     ) -> None:
-        """Ask the server at ``host:port``; any thread, returns at once.
+        """Send a request to the server at ``host:port``; any thread, does not block.
 
-        ``answered`` gets the answer, or an error, on the requester's thread, and must not block. After ``timeout``
-        seconds without an answer ``overdue`` is asked, there too, whether to wait once more as long; without it, or
-        when it says no, ``answered`` gets NoAnswer. After the stop it gets Stopping at once, on the thread that asks.
-        ``shared`` is for servers that are known to be ours: the request may share a connection with others.
+        ``on_reply`` is called with the reply, or an error, on the requester's thread, and must not block. After
+        ``timeout`` seconds without a reply ``extend`` is called there and returns True to wait as long again; without
+        it, or if it returns False, ``on_reply`` gets NoReply. After the stop it gets RequesterStopped, on the calling
+        thread. ``shared`` is for servers of this implementation: the request may share a connection with others.
         """
-        self._new.append(_PendingRequest(address, text, time.monotonic() + timeout, timeout, answered, overdue, shared))
+        self._new.append(_PendingRequest(address, text, time.monotonic() + timeout, timeout, on_reply, extend, shared))
         self._thread.wake()
         if self._stopped:
             self._fail_new()
 
     def _process(self, ready: list[sockets.Socket]) -> None:
-        answers = sum(map(self._take_answers, ready))
+        replies = sum(map(self._receive_replies, ready))
         while self._new:
             self._send(self._new.popleft())
-        if time.monotonic() >= self._next_look:
+        if time.monotonic() >= self._next_check:
             self._check_deadlines()
-        self._pace.throttle(answers)
+        self._rate.throttle(replies)
 
     def _poll_timeout(self) -> int:
         if self._new:
             return 0
-        return max(0, int((self._next_look - time.monotonic()) * 1000) + 1)
+        return max(0, int((self._next_check - time.monotonic()) * 1000) + 1)
 
-    def _send(self, asked: _PendingRequest) -> None:
-        line = None
+    def _send(self, request: _PendingRequest) -> None:
+        connection = None
         try:
-            line = self._socket_for(asked.address, asked.shared)
-            line.send(asked)
+            connection = self._socket_for(request.address, request.shared)
+            connection.send(request)
         except (TrollmovesError, zmq.ZMQError, UnicodeError) as error:
-            if line and not line.open:
-                self._close(line)
-            self._notify(asked, NoReply(f"cannot ask {asked.address}: {error}"))
+            if connection and not connection.open:
+                self._close(connection)
+            self._notify(request, NoReply(f"cannot send a request to {request.address}: {error}"))
             return
-        self._next_look = min(self._next_look, asked.deadline)
+        self._next_check = min(self._next_check, request.deadline)
 
     def _socket_for(self, address: str, shared: bool) -> _RequestSocket:
         free = self._free.setdefault((address, shared), [])
         if shared and free:
             return free[-1]
         while free:
-            line = free.pop()
-            if not sockets.is_readable(line.socket):
-                return line
-            self._close(line)  # a second answer to its last request
+            connection = free.pop()
+            if not sockets.is_readable(connection.socket):
+                return connection
+            self._close(connection)  # a second reply to its last request
         url = address if "://" in address else f"tcp://{address}"
-        socket, lookout = sockets.connect_monitored(zmq.DEALER, url, {int(zmq.LINGER): 0})
+        socket, watcher = sockets.connect_monitored(zmq.DEALER, url, {int(zmq.LINGER): 0})
         self._poller.register(socket, zmq.POLLIN)
-        line = self._lines[socket] = _RequestSocket(socket, lookout, address, shared)
+        connection = self._sockets[socket] = _RequestSocket(socket, watcher, address, shared)
         if shared:
-            free.append(line)
-        return line
+            free.append(connection)
+        return connection
 
-    def _take_answers(self, socket: sockets.Socket) -> int:
-        """Take the answers that are at hand; give how many, if they may come many at a time."""
-        line = self._lines.get(socket)
+    def _receive_replies(self, socket: sockets.Socket) -> int:
+        """Receive available replies; return their number, or 1 for a socket that is not shared."""
+        connection = self._sockets.get(socket)
         for count in range(REPLY_BATCH):
-            if count == 1 and not sockets.is_readable(socket):  # as a rule it is one, or many
+            if count == 1 and not sockets.is_readable(socket):  # usually there is one, or there are many
                 return count
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return count
-            if line is None or not self._take_answer(line, frames):
+            if connection is None or not self._on_frames(connection, frames):
                 break
         return 1
 
-    def _take_answer(self, line: _RequestSocket, frames: list[bytes]) -> bool:
-        """Hand on an answer; tell whether more of them may be there."""
-        asked = line.open.pop(frames[0] if len(frames) > 1 else b"", None)
-        if asked is None:
-            if not line.shared:  # a second answer: what comes next on this socket cannot be told apart
-                self._close(line)
-            return line.shared
-        if not line.shared:
-            self._free.setdefault((line.address, False), []).append(line)
-        elif not line.open and self._is_retired(line):
-            self._close(line)
+    def _on_frames(self, connection: _RequestSocket, frames: list[bytes]) -> bool:
+        """Pass a reply on; return True if more may be available."""
+        request = connection.open.pop(frames[0] if len(frames) > 1 else b"", None)
+        if request is None:
+            if not connection.shared:  # a second reply: later ones could not be assigned to a request
+                self._close(connection)
+            return connection.shared
+        if not connection.shared:
+            self._free.setdefault((connection.address, False), []).append(connection)
+        elif not connection.open and self._is_retired(connection):
+            self._close(connection)
         try:
-            answer: Message | TrollmovesError = Message.decode(frames[-1])
+            reply: Message | TrollmovesError = Message.decode(frames[-1])
         except MessageError as error:
-            answer = error
-        self._notify(asked, answer)
-        return line.shared and line.socket in self._lines
+            reply = error
+        self._notify(request, reply)
+        return connection.shared and connection.socket in self._sockets
 
-    def _notify(self, asked: _PendingRequest, answer: Message | TrollmovesError) -> None:
+    def _notify(self, request: _PendingRequest, reply: Message | TrollmovesError) -> None:
         try:
-            asked.answered(answer)
+            request.on_reply(reply)
         except Exception:
-            log.exception("[%s] unexpected error with an answer of %s", self.name, asked.address)
+            logger.exception("[%s] unexpected error while handling a reply of %s", self.name, request.address)
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()
-        for line in list(self._lines.values()):
-            if line.socket in self._lines:  # else it was closed for the sake of another one that is dead
-                self._check_socket(line, now)
-        deadlines = [asked.deadline for line in self._lines.values() for asked in line.open.values()]
-        self._next_look = min([now + CHECK_INTERVAL, *deadlines])
+        for connection in list(self._sockets.values()):
+            if connection.socket in self._sockets:  # else it was closed together with another connection
+                self._check_socket(connection, now)
+        deadlines = [request.deadline for connection in self._sockets.values() for request in connection.open.values()]
+        self._next_check = min([now + CHECK_INTERVAL, *deadlines])
 
-    def _check_socket(self, line: _RequestSocket, now: float) -> None:
-        self._check_failures(line)
-        self._expire_requests(line, now)
-        if not line.open and (line.used < now - IDLE_SOCKET or self._is_retired(line)):
-            self._close(line)
+    def _check_socket(self, connection: _RequestSocket, now: float) -> None:
+        self._check_failures(connection)
+        self._expire_requests(connection, now)
+        if not connection.open and (connection.used < now - IDLE_SOCKET or self._is_retired(connection)):
+            self._close(connection)
 
-    def _check_failures(self, line: _RequestSocket) -> None:
-        """Say who refuses us; ZeroMQ will not try again, so whoever waits on this line waits in vain."""
-        trouble = line.lookout.failure()
-        if connections := line.lookout.new_connections():
-            line.trouble = ""
-            line.connections += connections
-            if line.shared and line.connections > 1:
-                self._resend(line)
-        if trouble is None:
+    def _check_failures(self, connection: _RequestSocket) -> None:
+        """Log failed connections; fail the requests of a rejected one, which ZeroMQ does not retry."""
+        failure = connection.watcher.failure()
+        if connections := connection.watcher.new_connections():
+            connection.failure = ""
+            connection.connections += connections
+            if connection.shared and connection.connections > 1:
+                self._resend(connection)
+        if failure is None:
             return
-        line.trouble = f": {trouble.reason}"
-        if (more := self._seldom.admit(f"{line.address} {trouble.reason}")) is not None:
-            log.warning("[%s] cannot ask %s: %s%s", self.name, line.address, trouble.reason, more)
-        if trouble.permanent:
-            waiting = list(line.open.values())
-            line.open.clear()
-            self._retire(line)
-            for asked in waiting:
-                self._notify(asked, NoReply(f"no answer from {line.address}{line.trouble}"))
+        connection.failure = f": {failure.reason}"
+        if (more := self._throttle.admit(f"{connection.address} {failure.reason}")) is not None:
+            logger.warning("[%s] cannot send requests to %s: %s%s", self.name, connection.address, failure.reason, more)
+        if failure.permanent:
+            waiting = list(connection.open.values())
+            connection.open.clear()
+            self._retire(connection)
+            for request in waiting:
+                self._notify(request, NoReply(f"no reply from {connection.address}{connection.failure}"))
 
     @staticmethod
-    def _resend(line: _RequestSocket) -> None:
-        """Ask anew, on a connection that is back, what was lost with the one before: ours know it by its id."""
-        for token, asked in list(line.open.items()):
-            with suppress(zmq.ZMQError):  # else it is overdue one day
-                line.send(asked)
-                asked.deadline = time.monotonic() + asked.timeout
-                del line.open[token]
+    def _resend(connection: _RequestSocket) -> None:
+        """Repeat requests that may be lost with the previous connection: our servers recognize them by id."""
+        for token, request in list(connection.open.items()):
+            with suppress(zmq.ZMQError):  # else the request times out
+                connection.send(request)
+                request.deadline = time.monotonic() + request.timeout
+                del connection.open[token]
 
-    def _expire_requests(self, line: _RequestSocket, now: float) -> None:
-        for token, asked in list(line.open.items()):
-            if asked.deadline > now:
+    def _expire_requests(self, connection: _RequestSocket, now: float) -> None:
+        for token, request in list(connection.open.items()):
+            if request.deadline > now:
                 continue
-            if self._extend_deadline(asked):
-                asked.deadline = now + asked.timeout
+            if self._extend_deadline(request):
+                request.deadline = now + request.timeout
                 continue
-            del line.open[token]
-            # No further request takes this line, and it is closed with its last one: what it could not send so far
-            # must not reach the server one day, and a late answer not be taken for that to another request.
-            self._retire(line)
-            self._close_idle(asked.address)
-            self._notify(asked, NoReply(f"no answer from {asked.address} within {asked.timeout:g} s{line.trouble}"))
+            del connection.open[token]
+            # The socket gets no further request, and is closed after its last one: unsent requests must not reach the
+            # server later, and a late reply must not be assigned to another request.
+            self._retire(connection)
+            self._close_idle(request.address)
+            self._notify(
+                request, NoReply(f"no reply from {request.address} within {request.timeout:g} s{connection.failure}")
+            )
 
     def _close_idle(self, address: str) -> None:
-        """Drop the idle connections to a peer that does not answer: they may be as dead as the one that was used."""
+        """Close the idle connections to a server that does not reply: they may be dead too."""
         for idle in list(self._free.get((address, False), ())):
             self._close(idle)
 
-    def _extend_deadline(self, asked: _PendingRequest) -> bool:
+    def _extend_deadline(self, request: _PendingRequest) -> bool:
         try:
-            return asked.overdue is not None and asked.overdue()
+            return request.extend is not None and request.extend()
         except Exception:
-            log.exception("[%s] unexpected error with a request to %s", self.name, asked.address)
+            logger.exception("[%s] unexpected error while extending a request to %s", self.name, request.address)
             return False
 
-    def _is_retired(self, line: _RequestSocket) -> bool:
-        return line not in self._free.get((line.address, line.shared), ())
+    def _is_retired(self, connection: _RequestSocket) -> bool:
+        return connection not in self._free.get((connection.address, connection.shared), ())
 
-    def _retire(self, line: _RequestSocket) -> None:
-        free = self._free.get((line.address, line.shared), [])
-        if line in free:
-            free.remove(line)
+    def _retire(self, connection: _RequestSocket) -> None:
+        free = self._free.get((connection.address, connection.shared), [])
+        if connection in free:
+            free.remove(connection)
 
-    def _close(self, line: _RequestSocket) -> None:
-        self._retire(line)
-        if not self._free.get((line.address, line.shared), True):
-            del self._free[line.address, line.shared]
-        del self._lines[line.socket]
-        self._poller.unregister(line.socket)
-        line.lookout.close()
-        line.socket.close()
+    def _close(self, connection: _RequestSocket) -> None:
+        self._retire(connection)
+        if not self._free.get((connection.address, connection.shared), True):
+            del self._free[connection.address, connection.shared]
+        del self._sockets[connection.socket]
+        self._poller.unregister(connection.socket)
+        connection.watcher.close()
+        connection.socket.close()
 
     def _close_all(self) -> None:
-        for line in list(self._lines.values()):
-            self._close(line)
-            for asked in line.open.values():
-                self._notify(asked, RequesterStopped("this side stops"))
-        self._stopped = True  # from here on nobody but those who ask looks at what is new
+        for connection in list(self._sockets.values()):
+            self._close(connection)
+            for request in connection.open.values():
+                self._notify(request, RequesterStopped("the requester has stopped"))
+        self._stopped = True  # later requests are failed by send_request
         self._fail_new()
 
     def _fail_new(self) -> None:
         while self._new:
-            with suppress(IndexError):  # somebody else was quicker
-                self._notify(self._new.popleft(), RequesterStopped("this side stops"))
+            with suppress(IndexError):  # taken by another thread
+                self._notify(self._new.popleft(), RequesterStopped("the requester has stopped"))

@@ -1,4 +1,4 @@
-"""Hears what publishers say, and connects anew to one that has fallen silent."""
+"""Receives messages from publishers, and reconnects to silent ones."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trollmoves.net import urls
 from trollmoves.utils.batch_delivery import BatchDelivery
 from trollmoves.utils.logs import LogThrottle
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 200  # messages of one publisher handled together
-RETRY_DELAY = 5.0  # s before failed messages are passed to the handler again
+RETRY_DELAY = 5.0  # s before failed messages are passed to the handler new
 TRIES = 3  # of a batch with errors that are not temporary, before its messages are retried one by one
-POLL_INTERVAL = 1.0  # s between looks for silent publishers
-RECONNECT_DELAY = 5.0  # s until the next try at a publisher that has refused us
-SUBSCRIBE_DELAY = 0.5  # s after which a publisher that is connected to surely has our subscriptions
+POLL_INTERVAL = 1.0  # s between checks for silent publishers
+RECONNECT_DELAY = 5.0  # s before a rejected connection is retried
+SUBSCRIBE_DELAY = 0.5  # s after which a connected publisher has received our subscriptions
 
 
 @dataclass(frozen=True, slots=True)
 class PublisherEndpoint:
-    """A publisher to hear: its address (``tcp://host:port``) and the subject prefixes wanted from it."""
+    """A publisher: its address (``tcp://host:port``) and the subscribed subject prefixes."""
 
     address: str
     topics: tuple[str, ...]
@@ -39,47 +39,46 @@ class PublisherEndpoint:
 
 @dataclass(slots=True)
 class _Connection:
-    """One connection."""
+    """The connection to one publisher."""
 
-    provider: PublisherEndpoint
+    endpoint: PublisherEndpoint
     socket: sockets.Socket
-    lookout: sockets.ConnectionWatcher
+    watcher: sockets.ConnectionWatcher
     delivery: BatchDelivery[Message]
-    interval: float = 0.0  # s, as its heartbeats say; 0 before the first
-    beat: float = 0.0
-    connected_at: float = 0.0  # monotonic; 0 when nobody is to be told
-    again_at: float = float("inf")  # monotonic; when to connect anew to one that refused us: ZeroMQ will not
+    interval: float = 0.0  # s, from its heartbeats; 0 before the first
+    last_heartbeat: float = 0.0
+    connected_at: float = 0.0  # monotonic; 0 if there is nothing to report
+    retry_at: float = float("inf")  # monotonic; when to retry a rejected connection, which ZeroMQ does not
 
 
 class Subscriber:
-    """The SUB sockets of one chain and the one thread that uses them.
+    """The SUB sockets of one chain and their thread.
 
-    ``heard`` gets the messages of one publisher that are at hand, in their order, on that thread. When it raises, the
-    same messages are offered again a little later, and ZeroMQ holds the ones behind: for ever when the error is
-    temporary, else some times and then one by one, so that the one to blame is left out. Heartbeats are among them.
+    ``on_messages`` is called on that thread with received messages of one publisher, in order, heartbeats included. If
+    it raises, ``BatchDelivery`` retries the messages, while ZeroMQ queues later ones.
     """
 
     def __init__(
         self,
         name: str,
-        providers: Sequence[PublisherEndpoint],
-        heard: Callable[[str, list[Message]], None],
+        endpoints: Sequence[PublisherEndpoint],
+        on_messages: Callable[[str, list[Message]], None],
         *,
         alarm_scale: float = 0.0,
-        connected: Callable[[str], None] | None = None,
+        on_connected: Callable[[str], None] | None = None,
     ) -> None:
-        """Connect; StartError when an address is none.
+        """Connect; raise StartError for an invalid address.
 
-        ``alarm_scale``: connect anew after so many heartbeat intervals without a heartbeat; 0 leaves that to TCP and
-        ZeroMQ, which notice a dead connection within half a minute. ``connected`` gets the address of a publisher that
-        can be heard from now on, for the first time or again; on the same thread.
+        ``alarm_scale``: reconnect after this number of heartbeat intervals without a heartbeat; 0 leaves that to TCP
+        and ZeroMQ, which detect a dead connection within half a minute. ``on_connected`` is called on the same thread
+        with the address of a publisher when it is connected, for the first time or new.
         """
         self.name = name
-        self._heard = heard
+        self._on_messages = on_messages
         self._alarm_scale = alarm_scale
-        self._connected = connected
-        self._next_look = 0.0
-        self._seldom = LogThrottle(burst=1)
+        self._on_connected = on_connected
+        self._next_check = 0.0
+        self._throttle = LogThrottle(burst=1)
         self._thread = SocketThread(
             "subscriber",
             name,
@@ -88,13 +87,13 @@ class Subscriber:
             close=self._disconnect_all,
         )
         self._poller = self._thread.poller
-        self._ears: dict[sockets.Socket, _Connection] = {}
-        self._to_follow: deque[PublisherEndpoint] = deque()
-        for provider in providers:
-            self._connect(provider)
+        self._connections: dict[sockets.Socket, _Connection] = {}
+        self._pending: deque[PublisherEndpoint] = deque()
+        for endpoint in endpoints:
+            self._connect(endpoint)
 
     def start(self) -> None:
-        """Start to hear."""
+        """Start receiving."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,34 +101,36 @@ class Subscriber:
         self._thread.stop()
 
     def _disconnect_all(self) -> None:
-        for ear in self._ears.values():
-            self._disconnect(ear)
+        for connection in self._connections.values():
+            self._disconnect(connection)
 
-    def add_publishers(self, providers: Sequence[PublisherEndpoint]) -> None:
-        """Hear these too, from now on; any thread."""
-        self._to_follow.extend(providers)
+    def add_publishers(self, endpoints: Sequence[PublisherEndpoint]) -> None:
+        """Connect to further publishers; any thread."""
+        self._pending.extend(endpoints)
         self._thread.wake()
 
-    def _connect(self, provider: PublisherEndpoint) -> _Connection:
-        log.debug(
-            "[%s] connecting to %s for %s", self.name, provider.address, ", ".join(provider.topics) or "everything"
+    def _connect(self, endpoint: PublisherEndpoint) -> _Connection:
+        logger.debug(
+            "[%s] connecting to %s for %s", self.name, endpoint.address, ", ".join(endpoint.topics) or "everything"
         )
         options = {int(zmq.RCVHWM): sockets.HIGH_WATER_MARK}
-        socket, lookout = sockets.connect_monitored(zmq.SUB, provider.address, options)
-        for topic in provider.topics:
+        socket, watcher = sockets.connect_monitored(zmq.SUB, endpoint.address, options)
+        for topic in endpoint.topics:
             socket.setsockopt_string(zmq.SUBSCRIBE, subscription(topic))
         self._poller.register(socket, zmq.POLLIN)
-        ear = self._ears[socket] = _Connection(provider, socket, lookout, self._new_delivery(provider.address))
-        return ear
+        connection = self._connections[socket] = _Connection(
+            endpoint, socket, watcher, self._new_delivery(endpoint.address)
+        )
+        return connection
 
     @staticmethod
-    def _disconnect(ear: _Connection) -> None:
-        ear.lookout.close()
-        ear.socket.close(0)
+    def _disconnect(connection: _Connection) -> None:
+        connection.watcher.close()
+        connection.socket.close(0)
 
     def _new_delivery(self, address: str) -> BatchDelivery[Message]:
         return BatchDelivery(
-            partial(self._heard, address),
+            partial(self._on_messages, address),
             self.name,
             describe=lambda message: f"message from {address}: {urls.excerpt(message.raw, 1000)}",
             stopping=self._thread.stopping,
@@ -139,102 +140,111 @@ class Subscriber:
 
     def _process(self, ready: list[sockets.Socket]) -> None:
         for socket in ready:
-            if socket in self._ears:
-                self._receive(self._ears[socket])
+            if socket in self._connections:
+                self._receive(self._connections[socket])
         self._connect_pending()
         self._reconnect_silent()
         self._check_connections()
 
     def _connect_pending(self) -> None:
-        while self._to_follow:
-            provider = self._to_follow.popleft()
-            if provider not in [ear.provider for ear in self._ears.values()]:
-                log.info("[%s] listening to %s", self.name, provider.address)
+        while self._pending:
+            endpoint = self._pending.popleft()
+            if endpoint not in [connection.endpoint for connection in self._connections.values()]:
+                logger.info("[%s] listening to %s", self.name, endpoint.address)
                 try:
-                    self._connect(provider)
+                    self._connect(endpoint)
                 except StartError as error:
-                    log.error("[%s] %s", self.name, error)
+                    logger.error("[%s] %s", self.name, error)
 
-    def _receive(self, ear: _Connection) -> None:
+    def _receive(self, connection: _Connection) -> None:
         messages: list[Message] = []
         for count in range(BATCH_SIZE):
-            if count == 1 and not sockets.is_readable(ear.socket):  # as a rule it is one, or many
+            if count == 1 and not sockets.is_readable(connection.socket):  # usually there is one, or there are many
                 break
             try:
-                raw = ear.socket.recv(zmq.NOBLOCK)
+                raw = connection.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
             try:
                 messages.append(Message.decode(raw))
             except MessageError as error:
-                log.warning("[%s] from %s: %s", self.name, ear.provider.address, error)
-        self._track_heartbeats(ear, messages)
+                logger.warning("[%s] from %s: %s", self.name, connection.endpoint.address, error)
+        self._track_heartbeats(connection, messages)
         if messages:
-            ear.delivery.deliver(messages)
+            connection.delivery.deliver(messages)
 
     @staticmethod
-    def _track_heartbeats(ear: _Connection, messages: list[Message]) -> None:
+    def _track_heartbeats(connection: _Connection, messages: list[Message]) -> None:
         for message in messages:
             if message.type == "beat" and isinstance(message.data, dict):
                 interval = message.data.get("min_interval")
                 if interval is not None and payload.is_seconds(interval) and interval > 0:
-                    ear.interval = float(interval)
-                ear.beat = time.monotonic()
+                    connection.interval = float(interval)
+                connection.last_heartbeat = time.monotonic()
 
     def _reconnect_silent(self) -> None:
         if not self._alarm_scale:
             return
         now = time.monotonic()
-        for ear in list(self._ears.values()):
-            silence = now - ear.beat
-            # What came and was not heard yet may hold heartbeats, and must not be dropped with the connection.
-            if ear.interval and silence > self._alarm_scale * ear.interval and not ear.socket.poll(0):
-                log.warning(
-                    "[%s] no heartbeat from %s for %.0f s: connecting anew", self.name, ear.provider.address, silence
+        for connection in list(self._connections.values()):
+            silence = now - connection.last_heartbeat
+            # Unread messages may include heartbeats, and must not be dropped with the connection.
+            if (
+                connection.interval
+                and silence > self._alarm_scale * connection.interval
+                and not connection.socket.poll(0)
+            ):
+                logger.warning(
+                    "[%s] no heartbeat from %s for %.0f s: reconnecting",
+                    self.name,
+                    connection.endpoint.address,
+                    silence,
                 )
-                self._reconnect(ear).beat = now
+                self._reconnect(connection).last_heartbeat = now
 
-    def _reconnect(self, ear: _Connection) -> _Connection:
+    def _reconnect(self, connection: _Connection) -> _Connection:
         try:
-            again = self._connect(ear.provider)
-        except StartError as error:  # a key file was there before
-            log.error("[%s] %s", self.name, error)
-            ear.again_at = time.monotonic() + RECONNECT_DELAY
-            return ear
-        again.interval, again.beat = ear.interval, ear.beat
-        self._poller.unregister(ear.socket)
-        del self._ears[ear.socket]
-        self._disconnect(ear)
-        return again
+            new = self._connect(connection.endpoint)
+        except StartError as error:  # a key file has been removed
+            logger.error("[%s] %s", self.name, error)
+            connection.retry_at = time.monotonic() + RECONNECT_DELAY
+            return connection
+        new.interval, new.last_heartbeat = connection.interval, connection.last_heartbeat
+        self._poller.unregister(connection.socket)
+        del self._connections[connection.socket]
+        self._disconnect(connection)
+        return new
 
     def _check_connections(self) -> None:
-        """Tell who has come to be connected, a moment later: by then the publisher has our subscriptions."""
+        """Report new connections, with a delay in which the publisher receives our subscriptions."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_check:
             return
-        self._next_look = now + SUBSCRIBE_DELAY
-        for ear in list(self._ears.values()):
-            self._check_failures(ear, now)
-            if ear.lookout.new_connections():
-                ear.connected_at = now
-            if ear.connected_at and now - ear.connected_at >= SUBSCRIBE_DELAY:
-                ear.connected_at = 0.0
-                if self._connected:
-                    self._connected(ear.provider.address)
+        self._next_check = now + SUBSCRIBE_DELAY
+        for connection in list(self._connections.values()):
+            self._check_failures(connection, now)
+            if connection.watcher.new_connections():
+                connection.connected_at = now
+            if connection.connected_at and now - connection.connected_at >= SUBSCRIBE_DELAY:
+                connection.connected_at = 0.0
+                if self._on_connected:
+                    self._on_connected(connection.endpoint.address)
 
-    def _check_failures(self, ear: _Connection, now: float) -> None:
-        """Say who refuses us, and try again later."""
-        trouble = ear.lookout.failure()
-        if trouble and (more := self._seldom.admit(f"{ear.provider.address} {trouble.reason}")) is not None:
-            log.warning("[%s] cannot hear %s: %s%s", self.name, ear.provider.address, trouble.reason, more)
-        if trouble and trouble.permanent:
-            ear.again_at = now + RECONNECT_DELAY
-        if ear.again_at <= now:
-            self._reconnect(ear)
+    def _check_failures(self, connection: _Connection, now: float) -> None:
+        """Log a failed connection, and retry it later if it was rejected."""
+        failure = connection.watcher.failure()
+        if failure and (more := self._throttle.admit(f"{connection.endpoint.address} {failure.reason}")) is not None:
+            logger.warning(
+                "[%s] cannot connect to %s: %s%s", self.name, connection.endpoint.address, failure.reason, more
+            )
+        if failure and failure.permanent:
+            connection.retry_at = now + RECONNECT_DELAY
+        if connection.retry_at <= now:
+            self._reconnect(connection)
 
 
 def subscription(topic: str) -> str:
-    """Give the ZeroMQ prefix that a subject prefix stands for ("" is everything)."""
+    """Return the ZeroMQ prefix for a subject prefix; an empty one selects all messages."""
     if topic.startswith(MAGIC):
         return topic
     return MAGIC + (topic if topic.startswith("/") or not topic else "/" + topic)

@@ -66,7 +66,7 @@ class AnnouncementReceiver:
             [PublisherEndpoint(address, (*topics, *heartbeat_topics)) for address, topics in self._topics.items()],
             self._on_messages,
             alarm_scale=options.heartbeat_alarm_scale,
-            connected=self._on_connected,
+            on_connected=self._on_connected,
         )
 
     def start(self) -> None:

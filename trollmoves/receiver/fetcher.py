@@ -136,7 +136,9 @@ class Fetcher:
 
         They start after ``SUBSCRIBER_GRACE``, so that subscribers can connect before the first receipt.
         """
-        scheduler.register(self.name, KIND, limit=REQUESTS_PER_SOURCE, starter=self._fetch, begin_in=SUBSCRIBER_GRACE)
+        scheduler.register(
+            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=SUBSCRIBER_GRACE
+        )
 
     def acknowledge(self, source: str, announcement: str) -> None:
         """Send an ack to a source; without a reply it is repeated, ``ACK_TRIES`` times in total."""
@@ -221,7 +223,7 @@ class Fetcher:
             self._request(attempt),
             self._options.transfer_req_timeout,
             lambda reply: self._on_reply(handler, attempt, reply),
-            overdue=None if metadata else lambda: self._extend_timeout(attempt),
+            extend=None if metadata else lambda: self._extend_timeout(attempt),
             shared=bool(metadata),
         )
 

@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
@@ -25,31 +26,34 @@ from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import RateMeter
 
+if TYPE_CHECKING:
+    from trollmoves.scheduler.lanes import AsyncHandler, Handler
+
 logger = logging.getLogger(__name__)
 
 MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
-JOURNAL_RETRY_DELAY = 2.0  # s before another try when the journal cannot be written (its disk may be full)
-RESERVE_FROM = 8  # workers, of which one can be spared for lanes that are at work
-TIME_SLICE = 0.02  # s that a worker stays with a lane while others wait for one
+JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
+RESERVE_FROM = 8  # minimum number of workers for which one is reserved for healthy lanes
+TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
 
 class Scheduler:
-    """The threads of a process that run tasks, and the state of every lane."""
+    """The threads that run the tasks of a process, and the state of each lane."""
 
     def __init__(self, journal: Journal, threads: int = 16) -> None:
         self._journal = journal
         self._kinds: dict[tuple[str, str], TaskKind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
-        self._lock = threading.Lock()  # kinds and lanes: chains come and go on other threads
-        self._taken_to = 0  # the highest id that lanes of the past had taken
-        self._tokens = LaneQueue()
-        self._unproven = 0  # tokens of lanes that may hang, counted in the last round
+        self._lock = threading.Lock()  # guards kinds and lanes; other threads start and stop chains
+        self._highest_claimed_id = 0  # of all dropped lanes
+        self._tokens = LaneQueue()  # one entry for each assigned worker
+        self._unproven_workers = 0  # assigned to lanes that are not healthy, counted in the last round
         self._priorities: dict[str, int] = {}  # by chain
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
-        self._bell: SimpleQueue[None] = SimpleQueue()
-        self._rung = False
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
+        self._woken = False
         self._stopping = False
-        self._gave_back = threading.Event()  # since it stops the scheduler thread has looked at every lane
+        self._released = threading.Event()  # set after the stop, once unstarted tasks are released
         self._closing = threading.Event()
         self._threads = [
             threading.Thread(target=self._worker_loop, name=f"worker-{n}", daemon=True) for n in range(threads)
@@ -65,19 +69,19 @@ class Scheduler:
         with self._lock:
             return list(self._lanes.values())
 
-    # -- what runs
+    # -- tasks and lanes
 
     def resume_lane(self, chain: str, lane: str) -> None:
-        """End the pause of a lane, if it has one: there is a sign that it works again. Any thread."""
+        """End the pause of a lane, because there is a sign that it has recovered. Any thread."""
         with self._lock:
             known = self._lanes.get((chain, lane))
         if known and known.breaker.resume():
             self._wake()
 
     def set_priority(self, chain: str, priority: int) -> None:
-        """Have the tasks of a chain go before those of a lower priority (0 is usual); counts for what registers later.
+        """Set the priority of a chain (default 0) for the kinds that are registered afterwards.
 
-        What waits for a worker goes in this order. What runs is not interrupted.
+        Waiting tasks of a higher priority start first. Running tasks are not interrupted.
         """
         self._priorities[chain] = priority
 
@@ -87,34 +91,38 @@ class Scheduler:
         kind: str,
         *,
         limit: int,
-        handler: Callable[[Task], Result | None] | None = None,
-        starter: Callable[[Task, Callable[[Result], None]], None] | None = None,
-        begin_in: float = 0.0,
+        handler: Handler | None = None,
+        async_handler: AsyncHandler | None = None,
+        delay: float = 0.0,
     ) -> None:
-        """Say what runs a kind of task, and how many of a lane at once, in ``begin_in`` seconds at the earliest.
+        """Register the handler of a kind of task. A lane contains tasks of one kind.
 
-        Of those with a ``starter`` more may be under way as long as they end quickly.
-
-        ``handler`` runs on a worker thread; ``starter`` runs on the scheduler thread and must not block; ``finish`` is
-        called later, from any thread. An exception that they raise is the failure of the task. A lane holds tasks of
-        one kind.
+        Args:
+            chain: the name of the chain.
+            kind: the kind of task.
+            limit: the number of tasks of a lane that may run concurrently. Asynchronous tasks may exceed it while they
+                finish quickly.
+            handler: runs a task on a worker thread. An exception is the failure of the task.
+            async_handler: starts a task on the scheduler thread and must not block. Its second argument is to be called
+                once with the result, from any thread. An exception is the failure of the task.
+            delay: seconds before the first task may start.
         """
         if handler:
-            limit = min(limit, max(1, len(self._threads) - 1))  # a thread is left for other lanes
-        known = TaskKind(limit, handler, starter, time.monotonic() + begin_in, self._priorities.get(chain, 0))
+            limit = min(limit, max(1, len(self._threads) - 1))  # one thread remains for other lanes
+        registered = TaskKind(limit, handler, async_handler, time.monotonic() + delay, self._priorities.get(chain, 0))
         with self._lock:
-            self._kinds[chain, kind] = known  # before the look: what is noted after it is offered
-        waiting = {lane for lane, its_kind in self._journal.lanes(chain) if its_kind == kind}
+            self._kinds[chain, kind] = registered  # before reading the lanes: later tasks are submitted
+        waiting = {lane for lane, lane_kind in self._journal.lanes(chain) if lane_kind == kind}
         with self._lock:
             for lane in self._lanes.values():
                 if lane.chain == chain and lane.name in waiting:
-                    lane.kind = known
+                    lane.kind = registered
             for name in waiting:
-                self._lane(chain, name, known).journal_pending = True
+                self._get_lane(chain, name, registered).journal_pending = True
         self._wake()
 
     def unregister(self, chain: str) -> None:
-        """Claim nothing more of a chain; what runs goes on, what waits stays in the journal."""
+        """Stop claiming tasks of a chain. Running tasks continue; waiting tasks stay in the journal."""
         with self._lock:
             self._kinds = {key: kind for key, kind in self._kinds.items() if key[0] != chain}
             for lane in self._lanes.values():
@@ -122,35 +130,35 @@ class Scheduler:
                     lane.kind = None
 
     def in_flight(self, chain: str | None = None) -> int:
-        """Count the tasks that are claimed and not finished, of one chain or of all."""
+        """Return the number of tasks in flight of one chain, or of all chains."""
         return sum(len(lane.in_flight) for lane in self._all_lanes() if chain in (None, lane.chain))
 
     def pause_remaining(self, chain: str, lane: str) -> float:
-        """Give the seconds for which a lane is held back after tries that failed, 0 when it is not."""
+        """Return the seconds until a lane is retried after repeated outages, 0 if it is not paused."""
         with self._lock:
             known = self._lanes.get((chain, lane))
         return known.breaker.pause_remaining() if known and known.breaker.failures > 1 else 0.0
 
     def in_flight_ids(self, chain: str, lane: str) -> set[int]:
-        """Give the ids of the tasks of a lane that are in hand."""
+        """Return the ids of the tasks in flight of a lane."""
         with self._lock:
             known = self._lanes.get((chain, lane))
         return set(known.in_flight) if known else set()
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Hand over tasks that were noted as new just now, so that they run when due. Any thread."""
+        """Hand over tasks that were just stored in the journal, so that they run when due. Any thread."""
         with self._lock:
             for task in tasks:
                 kind = self._kinds.get((task.chain, task.kind))
                 if kind:
-                    self._lane(task.chain, task.lane, kind).submit((task,))
+                    self._get_lane(task.chain, task.lane, kind).submit((task,))
         self._wake()
 
-    def _lane(self, chain: str, name: str, kind: TaskKind) -> Lane:
+    def _get_lane(self, chain: str, name: str, kind: TaskKind) -> Lane:
         lane = self._lanes.get((chain, name))
         if lane is None:
             lane = self._lanes[chain, name] = Lane(
-                chain, name, kind, self._journal.now, highest_claimed_id=self._taken_to
+                chain, name, kind, self._journal.now, highest_claimed_id=self._highest_claimed_id
             )
         lane.kind = kind
         return lane
@@ -164,7 +172,10 @@ class Scheduler:
             thread.start()
 
     def stop(self, timeout: float) -> bool:
-        """Claim nothing more, give what runs ``timeout`` seconds, write what it came to; True if all ended in time."""
+        """Stop the threads; return True if all running tasks finished within ``timeout`` seconds.
+
+        No further task is claimed. The results of finished tasks are stored.
+        """
         deadline = time.monotonic() + timeout
         self._stopping = True
         self._wake()
@@ -182,7 +193,7 @@ class Scheduler:
         return in_time
 
     def _is_busy(self) -> bool:
-        return self._scheduler_thread.is_alive() and not (self._gave_back.is_set() and not self.in_flight())
+        return self._scheduler_thread.is_alive() and not (self._released.is_set() and not self.in_flight())
 
     # -- worker threads
 
@@ -191,7 +202,7 @@ class Scheduler:
             lane = self._tokens.get()
             if lane is None:
                 return
-            turn_ends = time.monotonic() + TIME_SLICE
+            slice_end = time.monotonic() + TIME_SLICE
             while True:
                 try:
                     task = lane.ready.popleft()
@@ -203,19 +214,19 @@ class Scheduler:
                 self._wake()
                 if result.error and result.error.outage:
                     break  # the scheduler thread decides how the lane continues
-                if lane.last_progress > turn_ends and not self._tokens.empty():  # others wait for a thread
+                if lane.last_progress > slice_end and not self._tokens.empty():  # other lanes wait for a thread
                     self._tokens.put(lane)
                     lane = None
                     break
             if lane is not None:
-                self._finished.append((lane, None, Result()))  # the token goes back
+                self._finished.append((lane, None, Result()))  # unassigns this worker
                 self._wake()
 
     @staticmethod
     def _run(lane: Lane, task: Task) -> Result:
         kind = lane.kind
         if kind is None or kind.handler is None:
-            task.tries -= 1  # its chain was stopped meanwhile
+            task.tries -= 1  # the chain was stopped
             return Result(retry_in=0.0)
         try:
             return kind.handler(task) or Result()
@@ -229,34 +240,36 @@ class Scheduler:
     # -- scheduler thread
 
     def _wake(self) -> None:
-        if not self._rung:
-            self._rung = True
-            self._bell.put(None)
+        if not self._woken:
+            self._woken = True
+            self._wakeups.put(None)
 
     def _scheduler_loop(self) -> None:
-        seldom = LogThrottle(burst=1)
-        pace = RateMeter()
+        throttle = LogThrottle(burst=1)
+        meter = RateMeter()
         while self._finished or not self._closing.is_set():
             with suppress(Empty):
-                self._bell.get(timeout=self._sleep_seconds())
-            self._rung = False
+                self._wakeups.get(timeout=self._sleep_seconds())
+            self._woken = False
             try:
                 stopping = self._stopping
-                ended = self._commit_results()
+                results = self._commit_results()
                 self._dispatch_due()
                 if stopping:
-                    self._gave_back.set()
-                pace.throttle(ended)
+                    self._released.set()
+                meter.throttle(results)
             except JournalError as error:
                 if self._closing.is_set():
                     logger.error("%s; unsaved results will be repeated after the restart", error)
                     return
-                if (more := seldom.admit(str(error))) is not None:
+                if (more := throttle.admit(str(error))) is not None:
                     logger.error("%s; trying again every %.0f s%s", error, JOURNAL_RETRY_DELAY, more)
                 self._closing.wait(JOURNAL_RETRY_DELAY)
                 self._wake()
             except Exception:
-                logger.exception("unexpected error while keeping the journal")
+                logger.exception(
+                    "unexpected error in the scheduler thread, trying again in %.0f s", JOURNAL_RETRY_DELAY
+                )
                 self._closing.wait(JOURNAL_RETRY_DELAY)
                 self._wake()
 
@@ -264,17 +277,17 @@ class Scheduler:
         return max(0.0, min([MAX_IDLE_SLEEP, *(lane.seconds_until_ready() for lane in self._all_lanes())]))
 
     def _commit_results(self) -> int:
-        """Write how runs ended, then tell whoever waits for it; give how many."""
-        ended = [self._finished[n] for n in range(len(self._finished))]
+        """Store the results of finished tasks, then run their callbacks; return the number of results."""
+        results = [self._finished[n] for n in range(len(self._finished))]
         now = self._journal.now()
-        outcomes = [(lane, _to_outcome(task, result, now)) for lane, task, result in ended if task is not None]
+        outcomes = [(lane, _to_outcome(task, result, now)) for lane, task, result in results if task is not None]
         new = self._journal.finish([outcome for _, outcome in outcomes]) if outcomes else []
         if outcomes:
             failpoints.hit("committed")
         for lane, outcome in outcomes:
             if outcome.state == WAITING:
                 lane.note_due(outcome.due)
-        for lane, task, result in ended:
+        for lane, task, result in results:
             self._finished.popleft()
             if task is None:
                 lane.workers -= 1
@@ -294,11 +307,11 @@ class Scheduler:
             try:
                 result.on_committed()
             except Exception:
-                logger.exception("[%s] %s %s: unexpected error after the end", task.chain, task.kind, task.key)
+                logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        self._unproven = sum(lane.workers for lane in lanes if not lane.breaker.healthy)
+        self._unproven_workers = sum(lane.workers for lane in lanes if not lane.breaker.healthy)
         if any(self._priorities.values()):
             lanes.sort(key=lambda lane: lane.priority, reverse=True)
         for lane in lanes:
@@ -315,26 +328,26 @@ class Scheduler:
                 self._drop_idle_lane(lane)
 
     def _assign_worker(self, lane: Lane, kind: TaskKind) -> None:
-        """See that enough workers are on a lane: one, and one more each time that it stands still, up to its limit.
+        """Assign one worker to a lane, and one more each time it stalls, up to its limit.
 
-        Tasks that end at once run fastest on one thread; more of them would only pass Python to and fro.
+        Short tasks run fastest on one thread; more threads would only compete for the GIL.
         """
         lane.starved = False
         if lane.workers < min(kind.limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
             if not lane.breaker.healthy:
-                lane.starved = self._unproven >= self._probing_limit(lane)
+                lane.starved = self._unproven_workers >= self._probing_limit(lane)
                 if lane.starved:
                     return
-                self._unproven += 1
+                self._unproven_workers += 1
             lane.workers += 1
             lane.last_progress = time.monotonic()
             self._tokens.put(lane)
 
     def _probing_limit(self, lane: Lane) -> int:
-        """Give how many workers may be on lanes where nothing ended yet, when one of these wants one more.
+        """Return the number of workers on unhealthy lanes from which this lane gets no further worker.
 
-        So many dead hosts do not take them all: the last quarter is for the first worker of lanes that are not known
-        to be down, and the very last for lanes that are at work. Of few workers none can be spared for those.
+        Therefore many dead hosts cannot use up all workers: the last quarter is reserved for the first worker of lanes
+        without failures, and the last worker for healthy lanes if there are at least ``RESERVE_FROM`` workers.
         """
         threads = len(self._threads)
         if not lane.workers and not lane.breaker.failures:
@@ -345,17 +358,17 @@ class Scheduler:
         with self._lock:
             if lane.is_idle():
                 self._lanes.pop((lane.chain, lane.name), None)
-                self._taken_to = max(self._taken_to, lane.highest_claimed_id)
+                self._highest_claimed_id = max(self._highest_claimed_id, lane.highest_claimed_id)
 
-    def _start_async(self, lane: Lane, starter: Callable[[Task, Callable[[Result], None]], None], task: Task) -> None:
+    def _start_async(self, lane: Lane, handler: AsyncHandler, task: Task) -> None:
         def finish(result: Result) -> None:
             with suppress(IndexError):
                 self._finished.append((lane, unfinished.pop(), result))
                 self._wake()
 
-        unfinished = [task]  # only the first end counts
+        unfinished = [task]  # only the first call of finish counts
         try:
-            starter(task, finish)
+            handler(task, finish)
         except TrollmovesError as error:
             _log_failure(task, error)
             finish(Result(error=error))
@@ -365,13 +378,13 @@ class Scheduler:
 
 
 def _log_failure(task: Task, error: TrollmovesError) -> None:
-    level, end = (logging.WARNING, "is tried again") if error.temporary else (logging.ERROR, "is not tried again")
+    level, end = (logging.WARNING, "will be retried") if error.temporary else (logging.ERROR, "will not be retried")
     name = task.key.partition("\n")[0]
     logger.log(level, "[%s] %s of %s %s (try %d): %s", task.chain, task.kind, name, end, task.tries, error)
 
 
 class UnexpectedError(TrollmovesError):
-    """A handler raised what it should not have; the task is tried again, as any other that may succeed later."""
+    """A handler raised an unexpected exception. The task is retried."""
 
     temporary = True
 
@@ -383,5 +396,5 @@ def _to_outcome(task: Task, result: Result, now: float) -> Outcome:
         return Outcome(task, FAILED, result.reply, follow_ups=result.follow_ups)
     wait = result.retry_in if result.retry_in is not None else backoff(task.tries)
     if wait:
-        task.rank = BACKLOG  # what is new does not wait behind what was tried in vain
+        task.rank = BACKLOG  # new tasks do not wait behind failed ones
     return Outcome(task, WAITING, result.reply, due=now + wait, follow_ups=result.follow_ups)

@@ -97,7 +97,7 @@ class Server(Daemon[ServerOptions]):
             self.arguments.port,
             bind_address=runtime.options.bind_address,
             clients=runtime.options.allowed_clients,
-            beat_data=self._heartbeat_data,
+            heartbeat_data=self._heartbeat_data,
         )
         self._publisher.start()
 

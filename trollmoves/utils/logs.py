@@ -1,7 +1,7 @@
-"""Where a daemon's log lines go.
+"""Logging of the daemons.
 
-Whatever the way, each line passes one formatter: it leaves out the secrets of URLs, and it writes control characters
-in a message as escapes, so that no file name can forge a line. A traceback keeps its lines, indented.
+Each line passes one formatter, regardless of its handler. It removes the secrets of URLs and escapes control characters
+in messages, so that no file name can forge a line. A traceback keeps its lines, indented.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from trollmoves.errors import ConfigError
 from trollmoves.net.urls import redact_text
 
 FORMAT = "[%(levelname)s: %(asctime)s : %(name)s] %(message)s"
-BACKUP_COUNT = 7  # log files of the days before
-MAX_MESSAGE_LENGTH = 10_000  # characters of a message that are written: some of it may have come from anyone
+BACKUP_COUNT = 7  # log files of previous days
+MAX_MESSAGE_LENGTH = 10_000  # characters; longer messages are truncated, because they may contain remote input
 
-# Other people's loggers with the level they keep even when verbose: the DEBUG lines of some hold keys and tokens, or
-# tell of every packet or watch.
+# Minimum levels of third-party loggers in verbose mode. The DEBUG lines of some contain keys and tokens, or report
+# every packet or watch.
 LIBRARY_LEVELS = {
     "posttroll": logging.NOTSET,
     "pyinotify": logging.INFO,
@@ -36,31 +36,31 @@ LIBRARY_LEVELS = {
     "s3transfer": logging.INFO,
     "urllib3": logging.INFO,
 }
-BURST = 20  # lines of one kind that are written at once, and
-THROTTLE_SECONDS = 60.0  # s for which further ones are then counted only
-MAX_KEYS = 1_000  # that are told apart
+BURST = 20  # lines of one kind in THROTTLE_SECONDS
+THROTTLE_SECONDS = 60.0  # s during which further lines are only counted
+MAX_KEYS = 1_000  # kinds that are tracked
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
 def set_up(*, file: str | None = None, config: str | None = None, verbose: bool = False) -> None:
-    """Direct the log lines of this process; the main thread calls this once, before the others start.
+    """Set up the logging of this process. Called by the main thread, before other threads start.
 
-    Without ``file`` and ``config`` they go to stderr; with both, to both. What is not said in ``config`` is logged
-    from INFO on, by other packages from WARNING on.
+    Without ``file`` and ``config`` the log goes to stderr; with both, to both. Loggers that are not in ``config`` have
+    the level INFO, third-party loggers WARNING.
 
     Args:
-        file: the file to append to; a new one is begun at midnight, and the last seven are kept.
-        config: a YAML file for ``logging.config.dictConfig``. Unless it says otherwise, loggers that exist already
-            go on (``disable_existing_loggers: false``).
-        verbose: from DEBUG on, also to the console and files of ``config``; handlers for errors only stay so.
+        file: the file to append to. It is rotated at midnight; seven old files are kept.
+        config: a YAML file for ``logging.config.dictConfig``. By default, existing loggers stay
+            enabled (``disable_existing_loggers: false``).
+        verbose: log at DEBUG, also to the console and files of ``config``. Handlers for errors only are unchanged.
 
     Raises:
-        ConfigError: when one of the files cannot be used; says which and why.
+        ConfigError: one of the files cannot be used; the text names it and the cause.
     """
     settings = _read(config) if config else {}
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler.formatter, RedactingFormatter)]:
-        root.removeHandler(handler)  # an earlier call's
+        root.removeHandler(handler)  # of an earlier call
         handler.close()
     if config:
         _apply(settings, config)
@@ -69,19 +69,19 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
     if file:
         root.addHandler(_file_handler(file))
     elif not config:
-        root.addHandler(_with_our_formatter(logging.StreamHandler()))
+        root.addHandler(_with_formatter(logging.StreamHandler()))
     _set_library_levels(_names(settings.get("loggers")), verbose)
     if verbose:
         _enable_debug(_names(settings.get("loggers")))
     for handler in _handlers():
         if not isinstance(handler.formatter, RedactingFormatter):
             handler.setFormatter(RedactingFormatter(handler.formatter))
-    # A handler that fails (a full disk) would else print each lost line to stderr, with arguments as they are.
+    # Otherwise a failing handler (a full disk) would print each lost line to stderr, with its secrets.
     logging.raiseExceptions = False
 
 
 def format_bytes(n_bytes: int) -> str:
-    """Return a number of bytes for a log line: ``2.1 MB``, in powers of 1000."""
+    """Return a number of bytes as text in powers of 1000, such as ``2.1 MB``."""
     if n_bytes < 1000:
         return f"{n_bytes} B"
     number = float(n_bytes)
@@ -93,36 +93,42 @@ def format_bytes(n_bytes: int) -> str:
 
 
 class LogThrottle:
-    """Keeps those who can cause a log line from filling the log: ``burst`` lines in ``pause`` seconds. Any thread."""
+    """Limits repeated log lines to ``burst`` lines in ``pause`` seconds for each kind. Any thread."""
 
     def __init__(self, burst: int = BURST, pause: float = THROTTLE_SECONDS) -> None:
         self._burst = burst
         self._pause = pause
         self._lock = threading.Lock()
-        self._kinds: OrderedDict[str, tuple[float, int]] = OrderedDict()  # by kind: since when, how often
+        self._kinds: OrderedDict[str, tuple[float, int]] = (
+            OrderedDict()
+        )  # by kind: start of the period, number of lines
 
     def admit(self, kind: str = "") -> str | None:
-        """Give what to write behind a line now: how many were left out since the last one. None leaves this one out."""
+        """Return the suffix of the line, which counts the suppressed lines, or None to suppress this line."""
         now = time.monotonic()
         with self._lock:
             since, count = self._kinds.get(kind, (now, 0))
-            left_out = 0
+            suppressed = 0
             if now - since > self._pause:
-                left_out, since, count = max(0, count - self._burst), now, 0
+                suppressed, since, count = max(0, count - self._burst), now, 0
             self._kinds[kind] = since, count + 1
             if len(self._kinds) > MAX_KEYS:
                 self._kinds.popitem(last=False)
         if count >= self._burst:
             return None
-        last = f" (more like this are counted only, for {self._pause:.0f} s)" if count == self._burst - 1 else ""
-        return (f" (and {left_out} more before)" if left_out else "") + last
+        last = (
+            f" (further lines of this kind are only counted for {self._pause:.0f} s)"
+            if count == self._burst - 1
+            else ""
+        )
+        return (f" ({suppressed} similar lines suppressed before)" if suppressed else "") + last
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats by another formatter, without secrets, and so that nothing in a message looks like another line.
+    """Wraps a formatter, removes secrets, and escapes control characters so that a message cannot forge a line.
 
     Args:
-        inner: the formatter that gives the form; by default the bare message, as ``logging`` has it.
+        inner: the wrapped formatter; by default, ``logging.Formatter()``, which returns only the message.
     """
 
     def __init__(self, inner: logging.Formatter | None = None) -> None:
@@ -135,7 +141,7 @@ class RedactingFormatter(logging.Formatter):
         record.msg, record.args = _message(record), None
         try:
             text = self._inner.format(record)
-        except Exception:  # a form that asks for what this record does not have
+        except Exception:  # the format uses an attribute that this record lacks
             text = logging.Formatter(FORMAT).format(record)
         text = redact_text(text)
         if record.exc_info or record.exc_text or record.stack_info:
@@ -144,11 +150,11 @@ class RedactingFormatter(logging.Formatter):
 
 
 class FastRedactingFormatter(RedactingFormatter):
-    """Gives ``FORMAT`` as ``CarefulFormatter`` does, at half the cost: a line is written for every file."""
+    """Like ``RedactingFormatter`` with ``FORMAT``, at half the cost, because a line is written for every file."""
 
     def __init__(self) -> None:
         super().__init__(logging.Formatter(FORMAT))
-        self._second = (-1, "")  # the last one, as it is written
+        self._second = (-1, "")  # the last second, and its text
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; never raises."""
@@ -157,20 +163,20 @@ class FastRedactingFormatter(RedactingFormatter):
         return redact_text(f"[{record.levelname}: {self._time(record)} : {record.name}] {_message(record)}")
 
     def _time(self, record: logging.LogRecord) -> str:
-        second, written = self._second
+        second, text = self._second
         if int(record.created) != second:
-            second, written = self._second = (
+            second, text = self._second = (
                 int(record.created),
                 time.strftime(self.default_time_format, time.localtime(record.created)),
             )
-        return f"{written},{int(record.msecs):03d}"
+        return f"{text},{int(record.msecs):03d}"
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Return the message as it may be written."""
+    """Return the message, printable and not too long."""
     try:
         message = record.getMessage()
-    except Exception as error:  # arguments that do not fit, an object that cannot be shown
+    except Exception as error:  # mismatched arguments, or an object that cannot be converted
         message = f"{record.msg!r} ({type(error).__name__} in its arguments)"
     else:
         if len(message) <= MAX_MESSAGE_LENGTH and message.isprintable():
@@ -181,7 +187,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _read(config: str) -> dict[str, Any]:
@@ -191,18 +197,18 @@ def _read(config: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", file=config) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"is no YAML: {_one_line(error)}", file=config) from None
+        raise ConfigError(f"invalid YAML: {_one_line(error)}", file=config) from None
     if not isinstance(settings, dict):
-        raise ConfigError("is no logging configuration: it holds no keys", file=config)
+        raise ConfigError("invalid logging configuration: must be a mapping", file=config)
     return {"disable_existing_loggers": False, **settings}
 
 
 def _apply(settings: dict[str, Any], config: str) -> None:
     try:
         logging.config.dictConfig(settings)
-    except Exception as error:  # whatever a class or factory that is named there may raise
+    except Exception as error:  # a class or factory named in the file may raise any exception
         causes = " ".join(map(_one_line, filter(None, (error, error.__cause__))))
-        raise ConfigError(f"is no logging configuration: {causes}", file=config) from None
+        raise ConfigError(f"invalid logging configuration: {causes}", file=config) from None
 
 
 def _one_line(error: BaseException) -> str:
@@ -211,16 +217,16 @@ def _one_line(error: BaseException) -> str:
 
 def _file_handler(file: str) -> logging.Handler:
     try:
-        return _with_our_formatter(
+        return _with_formatter(
             logging.handlers.TimedRotatingFileHandler(
                 file, when="midnight", backupCount=BACKUP_COUNT, encoding="utf-8", errors="backslashreplace"
             )
         )
     except OSError as error:
-        raise ConfigError(f"cannot log there: {error.strerror}", file=file) from None
+        raise ConfigError(f"cannot be opened: {error.strerror}", file=file) from None
 
 
-def _with_our_formatter(handler: logging.Handler) -> logging.Handler:
+def _with_formatter(handler: logging.Handler) -> logging.Handler:
     handler.setFormatter(FastRedactingFormatter())
     return handler
 
@@ -230,8 +236,8 @@ def _set_library_levels(configured: set[str], verbose: bool) -> None:
         if name not in configured:
             logger = logging.getLogger(name)
             logger.setLevel(level if verbose else logging.WARNING)
-            for handler in [one for one in logger.handlers if type(one) is logging.StreamHandler]:
-                logger.removeHandler(handler)  # pyinotify brings one, so that each of its lines would come twice
+            for handler in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:
+                logger.removeHandler(handler)  # pyinotify adds one, which would duplicate its lines
 
 
 def _enable_debug(configured: set[str]) -> None:
@@ -248,15 +254,15 @@ def _names(loggers: object) -> set[str]:
 
 
 def _handlers() -> Iterator[logging.Handler]:
-    """Yield the handlers of all loggers, and those that they hand on to."""
+    """Yield the handlers of all loggers, and the handlers to which these forward records."""
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-    waiting = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
+    pending = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
     seen: list[logging.Handler] = []
-    while waiting:
-        handler = waiting.pop()
+    while pending:
+        handler = pending.pop()
         if handler in seen:
             continue
         seen.append(handler)
         yield handler
-        further = [getattr(handler, "target", None), *getattr(getattr(handler, "listener", None), "handlers", ())]
-        waiting += [other for other in further if isinstance(other, logging.Handler)]
+        targets = [getattr(handler, "target", None), *getattr(getattr(handler, "listener", None), "handlers", ())]
+        pending += [target for target in targets if isinstance(target, logging.Handler)]

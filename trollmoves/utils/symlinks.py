@@ -1,4 +1,4 @@
-"""Where a path leads when its symbolic links are followed, and whether they can be trusted."""
+"""Resolves the symbolic links of a path, and decides whether they can be trusted."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import errno
 import os
 import stat
 
-MOST_LINKS = 40  # on one way, as the kernel has it
-_DELETED = " (deleted)"  # what the kernel puts behind the path of a file whose name is gone
+MAX_LINKS = 40  # in one path, the limit of the kernel
+_DELETED = " (deleted)"  # suffix that the kernel adds to the path of a deleted file
 
 
 def path_of_fd(fd: int, path: str) -> str:
-    """Give the path, without links, of a file that was opened as ``path``, whatever became of that name since.
+    """Return the resolved path of an open file, even if ``path``, under which it was opened, has changed since.
 
-    OSError when that cannot be told.
+    Raises:
+        OSError: the path cannot be determined.
     """
     try:
         found = os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:  # no /proc: then it must be what the name stands for now
+    except OSError:  # without /proc, the path must still lead to this file
         found = os.path.realpath(path, strict=True)
         if not os.path.samestat(os.stat(found), os.fstat(fd)):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path) from None
@@ -27,15 +28,18 @@ def path_of_fd(fd: int, path: str) -> str:
 
 
 def is_below(path: str, directory: str) -> bool:
-    """Tell whether one path, without links, is in or below a directory, without links."""
+    """Return True if a resolved path is inside a resolved directory or below it."""
     return path.startswith(directory.rstrip("/") + "/")
 
 
 def resolve(path: str) -> tuple[str, str]:
-    """Give where an absolute path leads, and a symbolic link on the way that cannot be trusted, if there is one.
+    """Return the target of an absolute path, and the first untrusted symbolic link in it, or an empty string.
 
-    A link is trusted that belongs to this process's user, to root, or to the owner of what the path leads to: so
-    nobody can link to what only we may read. Raises OSError.
+    A link is trusted if it belongs to the user of this process, to root, or to the owner of the target. Therefore no
+    other user can link to files that only this process may read.
+
+    Raises:
+        OSError: the path cannot be resolved.
     """
     owners: dict[str, int] = {}
     real = _walk(path, owners)
@@ -44,11 +48,11 @@ def resolve(path: str) -> tuple[str, str]:
 
 
 def _walk(path: str, owners: dict[str, int]) -> str:
-    """Follow a path as the kernel does; note each link on the way, with its owner."""
-    left = path.split("/")[::-1]
+    """Resolve a path as the kernel does; add the owner of each link to ``owners``."""
+    remaining = path.split("/")[::-1]
     here = ""
-    while left:
-        part = left.pop()
+    while remaining:
+        part = remaining.pop()
         if part in ("", "."):
             continue
         if part == "..":
@@ -59,10 +63,10 @@ def _walk(path: str, owners: dict[str, int]) -> str:
             here = f"{here}/{part}"
             continue
         owners[f"{here}/{part}"] = status.st_uid
-        if len(owners) > MOST_LINKS:
+        if len(owners) > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         target = os.readlink(f"{here}/{part}")
         if target.startswith("/"):
             here = ""
-        left += target.split("/")[::-1]
+        remaining += target.split("/")[::-1]
     return here

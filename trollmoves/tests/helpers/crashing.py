@@ -28,8 +28,8 @@ from trollmoves.tests.system.test_mirror import Chain
 
 FILES = 4
 LARGE = 3_000_000  # bytes of a file that is sent in several pieces
-ASK_AGAIN = 1  # s after which a client repeats a request: a killed server sends no reply
-DEADLINE = 60.0  # s for a daemon to come to a step, and for all to be well afterwards, on a busy machine
+REQUEST_TIMEOUT = 1  # seconds after which a client repeats a request: a killed server sends no reply
+DEADLINE = 60.0  # s for a daemon to reach its failpoint, and for the recovery afterwards, on a busy machine
 
 
 class CrashScenario(ABC):
@@ -43,7 +43,7 @@ class CrashScenario(ABC):
     feeder: Feeder
     target: Path
     size = 1000
-    count = 1  # the victim dies when it comes to its step for this time
+    count = 1  # the victim dies when it hits its failpoint for this time
 
     def __init__(self, testbed: Testbed) -> None:
         self.testbed = testbed
@@ -53,10 +53,10 @@ class CrashScenario(ABC):
 
     @abstractmethod
     def set_up(self) -> None:
-        """Make the attributes."""
+        """Set the attributes."""
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Lead the ``victim`` to its failpoint; ``arm`` sets the failpoint for its next start."""
+        """Run the ``victim`` until it reaches its failpoint; ``arm`` sets the failpoint for its next start."""
         arm()
         self.start()
         self.feed()
@@ -93,16 +93,16 @@ class CrashScenario(ABC):
         assert lost == []
 
     def wait_until_removed(self) -> None:  # noqa: B027  (most remove nothing)
-        """Wait until all is removed that is to be."""
+        """Wait until delivered files are removed, if the scenario removes files."""
 
-    def _check_receipt(self, heard: ReceivedMessage) -> None:
-        if heard.type == "file" and heard.uid in self.missing():
-            self.too_early.append(heard.uid)
+    def _check_receipt(self, receipt: ReceivedMessage) -> None:
+        if receipt.type == "file" and receipt.uid in self.missing():
+            self.too_early.append(receipt.uid)
 
     def wait_until_done(self) -> None:
         """Wait until every file is complete at the target, has a receipt, and no partial is left."""
         self.received.wait_for_receipts(self.feeder.fed, DEADLINE)
-        until(lambda: not self.missing(), 5, "the files are whole at the target")
+        until(lambda: not self.missing(), 5, "the files are complete at the target")
         until(lambda: not self.stale_partials(), 5, "no partial is left")
         self.wait_until_removed()
         self.check_removals()
@@ -123,7 +123,7 @@ class PlainScenario(CrashScenario):
         pair = ServerClientPair(
             self.testbed,
             self.server,
-            **{"transfer_req_timeout": ASK_AGAIN, **self.client, **self.destination_options()},
+            **{"transfer_req_timeout": REQUEST_TIMEOUT, **self.client, **self.destination_options()},
         )
         if self.origin:
             pair.server_sections["hrit"]["origin"] = f"{pair.feeder.folder}/{self.origin}"
@@ -149,14 +149,14 @@ class DeletingScenario(PlainScenario):
 
     def wait_until_removed(self) -> None:
         """Wait until the server's directory is empty."""
-        until(lambda: not list(self.feeder.folder.iterdir()), DEADLINE, "what was delivered is removed")
+        until(lambda: not list(self.feeder.folder.iterdir()), DEADLINE, "the delivered files are removed")
 
 
 class MissedAnnouncementScenario(PlainScenario):
-    """A client that was away when files were announced."""
+    """A client that did not run when files were announced."""
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Let it know the server, and be away."""
+        """Connect the client to the server once, and announce the files while it is down."""
         self.start()
         self.feeder.feed()
         self.received.wait_for_receipts(self.feeder.fed)
@@ -175,7 +175,7 @@ class KilledBeforeScenario(PlainScenario):
         self.start()
         self.feed()
         self.received.wait_for_receipts(self.feeder.fed)
-        until(lambda: not self.testbed.pending_tasks("fetch"), what="it is written down that they are told of")
+        until(lambda: not self.testbed.pending_tasks("fetch"), what="the receipts are stored as published")
         victim.kill()
         arm()
         victim.start(wait=False)
@@ -187,7 +187,7 @@ class HotSpareScenario(CrashScenario):
     def set_up(self) -> None:
         """Make a pair, and a second server, which removes acknowledged files."""
         testbed = self.testbed
-        pair = ServerClientPair(testbed, transfer_req_timeout=ASK_AGAIN)
+        pair = ServerClientPair(testbed, transfer_req_timeout=REQUEST_TIMEOUT)
         self.twin = testbed.feeder("in-too")
         ports = testbed.port(), testbed.port()
         section = server_section(self.twin.folder, ports[1], delete="true", remove_delay=0.2)
@@ -210,11 +210,11 @@ class HotSpareScenario(CrashScenario):
 
     def wait_until_removed(self) -> None:
         """Wait until the second server's directory is empty."""
-        until(lambda: not list(self.twin.folder.iterdir()), DEADLINE, "what nobody needs is removed")
+        until(lambda: not list(self.twin.folder.iterdir()), DEADLINE, "the files of the second server are removed")
 
 
 class PackingFeeder(Feeder):
-    """Brings in its files packed."""
+    """Feeds packed files."""
 
     def put(self, name: str, *, version: int = 1, size: int = 1000) -> Path:
         """Add one file, with ".bz2" appended to its name."""
@@ -415,73 +415,78 @@ class Case:
     """A daemon that is killed at the ``count``-th hit of a failpoint; ``visible`` describes the effect for users."""
 
     daemon: str
-    step: str
-    picture: type[CrashScenario]
-    sees: str
+    failpoint: str
+    scenario: type[CrashScenario]
+    visible: str
     count: int = 1
 
     def __str__(self) -> str:
-        return f"{self.daemon}-{self.step}"
+        return f"{self.daemon}-{self.failpoint}"
 
 
-NOTHING = "nothing but a pause"
-DELIVERED_TWICE = "one file is sent a second time; it is whole all the while"
-TOLD_TWICE = "one receipt is published twice"
+DELAY = "a delay"
+DELIVERED_TWICE = "one file is sent twice; it is complete at any time"
+PUBLISHED_TWICE = "one receipt is published twice"
 
 CASES = (
-    Case("server", "found", PlainScenario, "the files are announced when it is back"),
-    Case("server", "unpacked", UnpackingClientScenario, "one file is unpacked a second time", count=2),
-    Case("server", "announcing", PlainScenario, "the files are announced when it is back"),
-    Case("server", "announced", PlainScenario, "the files are announced when it is back"),
+    Case("server", "found", PlainScenario, "the files are announced after the restart"),
+    Case("server", "unpacked", UnpackingClientScenario, "one file is unpacked twice", count=2),
+    Case("server", "announcing", PlainScenario, "the files are announced after the restart"),
+    Case("server", "announced", PlainScenario, "the files are announced after the restart"),
     Case("server", "published", PlainScenario, "some files are announced twice"),
-    Case("server", "request-received", PlainScenario, "the client asks again"),
-    Case("server", "push-stored", PlainScenario, "the client asks again"),
-    Case("server", "sending", LargeFileScenario, "a hidden partial, which the next try replaces", count=2),
-    Case("server", "sent", LargeFileScenario, "a hidden partial, which the next try replaces", count=2),
+    Case("server", "request-received", PlainScenario, "the client repeats the request"),
+    Case("server", "push-stored", PlainScenario, "the client repeats the request"),
+    Case("server", "sending", LargeFileScenario, "a hidden partial, which the next attempt replaces", count=2),
+    Case("server", "sent", LargeFileScenario, "a hidden partial, which the next attempt replaces", count=2),
     Case("server", "delivered", DeletingScenario, DELIVERED_TWICE, count=2),
-    Case("server", "committed", DeletingScenario, "the client asks again, and is told that the file is there"),
-    Case("server", "replied", DeletingScenario, NOTHING, count=2),
+    Case("server", "committed", DeletingScenario, "the client repeats the request, and gets an ack"),
+    Case("server", "replied", DeletingScenario, DELAY, count=2),
     Case("server", "ack-received", HotSpareScenario, "the file is announced again, and acknowledged again", count=2),
-    Case("server", "acknowledged", HotSpareScenario, NOTHING, count=2),
-    Case("server", "removing", DeletingScenario, "the file is removed when it is back", count=2),
-    Case("server", "removed", DeletingScenario, NOTHING, count=2),
-    Case("client", "announcement-received", MissedAnnouncementScenario, "it catches up when it is back"),
-    Case("client", "announcement-stored", PlainScenario, "it asks when it is back"),
-    Case("client", "requesting", PlainScenario, "it asks when it is back", count=2),
-    Case("client", "delivery-reported", PlainScenario, "it asks again, and is told that the file is there", count=2),
-    Case("client", "acked", UnpackingServerScenario, "it asks again; the ack is published twice", count=2),
-    Case("client", "receipt-published", PlainScenario, TOLD_TWICE, count=2),
-    Case("client", "committed", PlainScenario, "what was told in the last half second is told twice"),
-    Case("client", "receipt-republished", KilledBeforeScenario, "the same is told once more"),
-    Case("client", "unpacked", UnpackingServerScenario, "one file is unpacked a second time", count=2),
-    Case("client", "discarding", UnpackingServerScenario, "the archive is removed when it is back", count=2),
-    Case("client", "discarded", UnpackingServerScenario, NOTHING, count=2),
-    Case("mirror", "announcement-received", MirrorScenario, "it catches up when it is back"),
-    Case("mirror", "announcement-stored", MirrorScenario, "it announces when it is back"),
-    Case("mirror", "relaying", MirrorScenario, "it announces when it is back", count=2),
-    Case("mirror", "announced", MirrorScenario, "it announces when it is back", count=2),
-    Case("mirror", "request-received", MirrorScenario, "the client asks again"),
-    Case("mirror", "copy-requested", MirrorScenario, "it fetches when it is back", count=2),
-    Case("mirror", "copy-fetched", MirrorScenario, "one copy is fetched a second time", count=2),
-    Case("mirror", "unpacked", UnpackingMirrorScenario, NOTHING, count=2),
+    Case("server", "acknowledged", HotSpareScenario, DELAY, count=2),
+    Case("server", "removing", DeletingScenario, "the file is removed after the restart", count=2),
+    Case("server", "removed", DeletingScenario, DELAY, count=2),
+    Case(
+        "client",
+        "announcement-received",
+        MissedAnnouncementScenario,
+        "it requests the missed announcements after the restart",
+    ),
+    Case("client", "announcement-stored", PlainScenario, "it requests the file after the restart"),
+    Case("client", "requesting", PlainScenario, "it requests the file after the restart", count=2),
+    Case("client", "delivery-reported", PlainScenario, "it repeats the request, and gets an ack", count=2),
+    Case("client", "acked", UnpackingServerScenario, "it repeats the request; the ack is published twice", count=2),
+    Case("client", "receipt-published", PlainScenario, PUBLISHED_TWICE, count=2),
+    Case("client", "committed", PlainScenario, "receipts of the last half second are published twice"),
+    Case("client", "receipt-republished", KilledBeforeScenario, "the receipt is published once more"),
+    Case("client", "unpacked", UnpackingServerScenario, "one file is unpacked twice", count=2),
+    Case("client", "discarding", UnpackingServerScenario, "the archive is removed after the restart", count=2),
+    Case("client", "discarded", UnpackingServerScenario, DELAY, count=2),
+    Case("mirror", "announcement-received", MirrorScenario, "it requests the missed announcements after the restart"),
+    Case("mirror", "announcement-stored", MirrorScenario, "it announces the file after the restart"),
+    Case("mirror", "relaying", MirrorScenario, "it announces the file after the restart", count=2),
+    Case("mirror", "announced", MirrorScenario, "it announces the file after the restart", count=2),
+    Case("mirror", "request-received", MirrorScenario, "the client repeats the request"),
+    Case("mirror", "copy-requested", MirrorScenario, "it fetches the file after the restart", count=2),
+    Case("mirror", "copy-fetched", MirrorScenario, "one copy is fetched twice", count=2),
+    Case("mirror", "unpacked", UnpackingMirrorScenario, DELAY, count=2),
     Case("mirror", "delivered", MirrorScenario, DELIVERED_TWICE, count=2),
-    Case("mirror", "removed", MirrorScenario, NOTHING, count=2),
+    Case("mirror", "removed", MirrorScenario, DELAY, count=2),
     Case(
         "dispatcher",
         "message-received",
         RepeatedMessageScenario,
-        "**what it was told in that moment is not delivered**, unless it is told of again: a publisher cannot be asked",
+        "**files of these messages are not delivered**, unless the publisher repeats the messages: it cannot be asked",
     ),
-    Case("dispatcher", "deliveries-stored", DispatcherScenario, NOTHING),
-    Case("dispatcher", "sending", DispatcherScenario, "a hidden partial, which the next try replaces", count=2),
-    Case("dispatcher", "sent", DispatcherScenario, "a hidden partial, which the next try replaces", count=2),
+    Case("dispatcher", "deliveries-stored", DispatcherScenario, DELAY),
+    Case("dispatcher", "sending", DispatcherScenario, "a hidden partial, which the next attempt replaces", count=2),
+    Case("dispatcher", "sent", DispatcherScenario, "a hidden partial, which the next attempt replaces", count=2),
     Case("dispatcher", "delivered", DispatcherScenario, DELIVERED_TWICE, count=2),
-    Case("dispatcher", "receipt-published", DispatcherScenario, f"{DELIVERED_TWICE}; {TOLD_TWICE}", count=2),
-    Case("dispatcher", "committed", DispatcherScenario, "what was told in the last half second is told twice"),
+    Case("dispatcher", "receipt-published", DispatcherScenario, f"{DELIVERED_TWICE}; {PUBLISHED_TWICE}", count=2),
+    Case("dispatcher", "committed", DispatcherScenario, "receipts of the last half second are published twice"),
 )
 
 FAR = (SftpScenario, ScpScenario, FtpScenario)
-MOVED = {"sending": 3, "sent": 2, "delivered": 2}  # the steps that a mover is part of, and when to die
+MOVED = {"sending": 3, "sent": 2, "delivered": 2}  # failpoints inside a transfer, and the hit that kills
 
 
 def armed(command: Sequence[str], failpoint: str) -> list[str]:
@@ -492,23 +497,25 @@ def armed(command: Sequence[str], failpoint: str) -> list[str]:
 
 def crash(case: Case, testbed: Testbed) -> CrashScenario:
     """Kill a daemon at its failpoint and restart it; fail unless all files arrive."""
-    picture = case.picture(testbed)
-    picture.count = case.count
-    victim = picture.processes[case.daemon]
+    scenario = case.scenario(testbed)
+    scenario.count = case.count
+    victim = scenario.processes[case.daemon]
     normal = victim.command
 
     def arm() -> None:
-        victim.command = armed(normal, f"{case.step}:{case.count}")
+        victim.command = armed(normal, f"{case.failpoint}:{case.count}")
 
-    picture.run_until_kill(victim, arm)
-    until(lambda: not victim.is_running(), DEADLINE, f"{case.daemon} comes to {case.step}: {victim.lines()[-3000:]}")
+    scenario.run_until_kill(victim, arm)
+    until(
+        lambda: not victim.is_running(), DEADLINE, f"{case.daemon} reaches {case.failpoint}: {victim.lines()[-3000:]}"
+    )
     assert victim.popen is not None
     assert victim.popen.returncode == -signal.SIGKILL, victim.lines()
-    picture.check_removals()
+    scenario.check_removals()
     victim.command = normal
-    picture.restart(victim)
-    picture.wait_until_done()
-    return picture
+    scenario.restart(victim)
+    scenario.wait_until_done()
+    return scenario
 
 
 def table(cases: Sequence[Case] = CASES) -> str:
@@ -516,7 +523,7 @@ def table(cases: Sequence[Case] = CASES) -> str:
     lines = ["| killed when | what a user sees |", "|---|---|"]
     for daemon, group in itertools.groupby(cases, lambda case: case.daemon):
         lines.append(f"| **{daemon}** | |")
-        lines += [f"| `{case.step}` {FAILPOINTS[case.step].rstrip('.')} | {case.sees} |" for case in group]
+        lines += [f"| `{case.failpoint}` {FAILPOINTS[case.failpoint].rstrip('.')} | {case.visible} |" for case in group]
     return "\n".join(lines) + "\n"
 
 

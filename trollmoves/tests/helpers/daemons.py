@@ -149,7 +149,7 @@ def end_with_parent() -> list[str]:
 
 
 def _has_logged_start(process: Process) -> bool:
-    return " chains, journal " in process.lines()
+    return ", journal " in process.lines()
 
 
 class Testbed:

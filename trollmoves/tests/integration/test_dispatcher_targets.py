@@ -142,7 +142,7 @@ def test_rejected_login(testbed: Testbed, far: Far) -> None:
         for name in names:
             d.process.wait_for_line(f"[bad] deliver of {name} to ")
     lines = [line for line in d.process.lines().splitlines() if "[bad]" in line]
-    assert all(line.count("is not tried again") == 1 for line in lines if "deliver of" in line)
+    assert all(line.count("will not be retried") == 1 for line in lines if "deliver of" in line)
     assert sum("deliver of" in line for line in lines) == len(names), lines
     assert "wr0ng" not in d.process.lines()
 
@@ -154,7 +154,7 @@ def test_server_returns(testbed: Testbed, far: Far) -> None:
     for name in names:
         d.publisher.publish_file(d.file(name), platform_name="n")
     d.wait_for(*names)
-    d.process.wait_for_line("is tried again", seconds=60)
+    d.process.wait_for_line("will be retried", seconds=60)
     with far.server:
         until(lambda: set(far.arrived()) == {f"n/{name}" for name in names}, 60, "all files")
         d.process.wait_for_line("[far] delivered ", len(names))

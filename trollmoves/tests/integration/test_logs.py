@@ -176,15 +176,15 @@ def test_lines_through_a_queue_are_masked(tmp_path: Path) -> None:
     ("text", "says"),
     [
         (None, "cannot be read: No such file or directory"),
-        ("a: [", "is no YAML: while parsing a flow"),
-        ("\x00", "is no YAML"),
-        ("", "holds no keys"),
-        ("- a", "holds no keys"),
-        ("a: b", "is no logging configuration"),
+        ("a: [", "invalid YAML: while parsing a flow"),
+        ("\x00", "invalid YAML"),
+        ("", "must be a mapping"),
+        ("- a", "must be a mapping"),
+        ("a: b", "invalid logging configuration"),
         ("version: 2", "Unsupported version: 2"),
         ("version: 1\nhandlers: {x: {class: no.such.Class}}", "Unable to configure handler 'x'"),
         ("version: 1\nhandlers: {x: {class: logging.FileHandler, filename: /no/such/dir/x}}", "No such file"),
-        ("version: 1\nhandlers: [x]", "is no logging configuration"),
+        ("version: 1\nhandlers: [x]", "invalid logging configuration"),
         ("version: 1\nroot: {level: LOUD}", "Unknown level: 'LOUD'"),
     ],
 )
@@ -208,7 +208,7 @@ def test_unwritable_log_file_is_reported(tmp_path: Path) -> None:
     """A log file in a missing directory is a ConfigError that names it, and a daemon that cannot start."""
     level, handlers = logging.getLogger().level, list(logging.getLogger().handlers)
     try:
-        with pytest.raises(ConfigError, match=r"no/log: cannot log there: No such file or directory") as refusal:
+        with pytest.raises(ConfigError, match=r"no/log: cannot be opened: No such file or directory") as refusal:
             logs.set_up(file=str(tmp_path / "no" / "log"))
     finally:
         logging.getLogger().setLevel(level)

@@ -62,7 +62,7 @@ def test_info(pair: ServerClientPair, testbed: Testbed) -> None:
 def test_extra(pair: ServerClientPair, testbed: Testbed) -> None:
     """--extra adds keys to the request's data, whole numbers as such."""
     ended = testbed.run(REQ, "--info", "/", "--extra", "max_count:1, note:x", "-v", f"{HOST}:{pair.request_port}")
-    assert ended.stdout.splitlines()[-1] == "1 file (it tells of 1 at most)"
+    assert ended.stdout.splitlines()[-1] == "1 file (the server lists at most 1)"
     assert '{"max_count": 1, "note": "x"}' in ended.stdout
     assert testbed.run(REQ, "--ping", "--extra", "nonsense").returncode == 2
 

@@ -432,7 +432,7 @@ def test_rejections_do_not_fill_the_log(fort: Fort) -> None:
     for number in range(100):
         assert fort.push(older(data, uri=f"/etc/{number}"), "other").type == "err"
     assert fort.server.lines().count("] rejected push from") - before <= 20
-    assert "more like this are counted only" in fort.server.lines()
+    assert "further lines of this kind are only counted" in fort.server.lines()
 
 
 def test_allowed_subscribers(tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_key_without_curve(tmp_path: Path) -> None:
     with Testbed(tmp_path) as testbed:
         sections = {"hrit": server_section(testbed.directory("in"), testbed.port(), allowed_clients="friend.site.org")}
         server = testbed.server(sections, testbed.port()).start(wait=False)
-        server.wait_for_line("'friend.site.org' is no address")
+        server.wait_for_line("'friend.site.org' is not an address")
         assert server.popen
         assert server.popen.wait(20 * TIMEOUT_FACTOR) == 1
 

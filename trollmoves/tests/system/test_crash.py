@@ -44,7 +44,7 @@ def test_killed_while_delivering_to_a_bucket(step: str, testbed: Testbed) -> Non
 
 def test_every_failpoint_has_a_case() -> None:
     """Each failpoint has a test case."""
-    assert {case.step for case in CASES} == set(FAILPOINTS)
+    assert {case.failpoint for case in CASES} == set(FAILPOINTS)
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="no checkout")

@@ -152,7 +152,7 @@ def test_unknown_client_is_logged_and_can_be_added(testbed: Testbed, keys: Keys)
     pair = SecuredPair(testbed, keys, invited=False).start()
     pair.feeder.feed(3)
     pair.server.wait_for_line(f"rejected connection from {HOST}: its key ")
-    pair.client.wait_for_line("[hrit] cannot hear ")
+    pair.client.wait_for_line("[hrit] cannot connect to ")
     assert (
         "it rejected our key: check clients_public_keys_directory there and client_secret_key_file"
         in pair.client.lines()

@@ -96,7 +96,7 @@ def test_interrupted(tmp_path: Path) -> None:
     """Ctrl-C ends the story without leftovers."""
     with story(tmp_path) as process:
         until(
-            lambda: (tmp_path / "mirror.log").exists() and " chains, journal " in (tmp_path / "mirror.log").read_text(),
+            lambda: (tmp_path / "mirror.log").exists() and ", journal " in (tmp_path / "mirror.log").read_text(),
             60,
         )
         process.send_signal(signal.SIGINT)

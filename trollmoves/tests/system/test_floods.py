@@ -84,11 +84,11 @@ def memory(pair: ServerClientPair) -> float:
 
 
 SAYS = {
-    "pings": f"requests of {FLOODER} refused: too many of them wait",
-    "many_pings": f"requests of {FLOODER} refused: too many of them wait",
-    "infos": f"requests of {FLOODER} refused: too many of them wait",
-    "pushes": f"requests of {FLOODER} refused: too many of them wait",
-    "nonsense": "request refused",
+    "pings": f"rejected requests of {FLOODER}: too many are pending",
+    "many_pings": f"rejected requests of {FLOODER}: too many are pending",
+    "infos": f"rejected requests of {FLOODER}: too many are pending",
+    "pushes": f"rejected requests of {FLOODER}: too many are pending",
+    "nonsense": "rejected a request",
     "large": f"closed the connection from {FLOODER}: it sent more than 16.8 MB in a message",
     "half_open": f"rejected connection from {FLOODER}: the handshake timed out",
     "garbage": f"rejected connection from {FLOODER}",

@@ -26,7 +26,7 @@ def with_umask(process: Process, umask: int, log: Path) -> Process:
     """Run a daemon with a umask and a log file."""
     shell = f'umask {umask:04o}; exec "$@"'
     process.command = ["sh", "-c", shell, "sh", *process.command, "-l", str(log)]
-    process.ready = lambda _: log.exists() and " chains, journal " in log.read_text()
+    process.ready = lambda _: log.exists() and ", journal " in log.read_text()
     return process
 
 

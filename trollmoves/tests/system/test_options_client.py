@@ -277,7 +277,7 @@ def test_name_servers(testbed: Testbed) -> None:
 def test_heartbeat_alarm(testbed: Testbed) -> None:
     """With ``heartbeat_alarm_scale`` a client reconnects to a silent provider, and receives from it again."""
     pair = ServerClientPair(testbed, heartbeat_alarm_scale=0.05).start()
-    pair.client.wait_for_line("connecting anew")
+    pair.client.wait_for_line(": reconnecting")
     pair.feeder.feed(3)
     pair.wait_until_done()
 

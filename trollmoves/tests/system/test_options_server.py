@@ -139,7 +139,7 @@ class Everything:
             sections[name]["request_port"] = port
         arguments = ["--chain-check-interval", "5", "--max-notifier-restarts", "3", "-l", str(testbed.root / "own.log")]
         self.server: Process = testbed.server(sections, publish_port, *arguments)
-        self.server.ready = lambda _: " chains, journal " in self.log()
+        self.server.ready = lambda _: ", journal " in self.log()
         self.subscriber: RecordingSubscriber = testbed.subscriber(publish_port)
         self.server.start()
 

@@ -47,7 +47,7 @@ class Source:
         self.caught_up = 0
         self._journal = testbed.close_at_end(Journal(str(testbed.root / "source.journal")))
         self._replier = Replier("source", 0, self._handle, bind_address=HOST)
-        self.publisher = Publisher("move_it_server", nameservers=False, bind_address=HOST, beat_data=self._beat)
+        self.publisher = Publisher("move_it_server", nameservers=False, bind_address=HOST, heartbeat_data=self._beat)
         self._announcer = Announcer(
             "hrit",
             TOPIC,

@@ -176,7 +176,7 @@ class JournalMachine(RuleBasedStateMachine):
                 del self.tasks[kind, key]
 
     @rule(kill=st.booleans())
-    def begin_anew(self, kill: bool) -> None:
+    def restart(self, kill: bool) -> None:
         """End, in order or by a kill, and continue with the content of the file."""
         self.journal = self.files.kill() if kill else self.files.reopen()
 

@@ -124,7 +124,7 @@ def test_sender_is_that_of_posttroll() -> None:
 @pytest.mark.parametrize("data", [{"a": object()}, {"a": b"bytes"}, b"bytes", {("a", 1): 1}, {"a": {1, 2}}])
 def test_unserializable_data(data: Any) -> None:
     """Data that cannot be written as JSON raise MessageError."""
-    with pytest.raises(MessageError, match="cannot write"):
+    with pytest.raises(MessageError, match="cannot encode"):
         ours(data).encode()
 
 
@@ -132,7 +132,7 @@ def test_a_circle_cannot_be_written() -> None:
     """Data that holds itself raises MessageError."""
     circle: dict[str, Any] = {}
     circle["a"] = [circle]
-    with pytest.raises(MessageError, match="cannot write"):
+    with pytest.raises(MessageError, match="cannot encode"):
         ours(circle).encode()
 
 

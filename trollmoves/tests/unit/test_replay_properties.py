@@ -244,7 +244,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.catchup.request_all()
 
     @rule(kill=st.booleans())
-    def begin_anew(self, kill: bool) -> None:
+    def restart(self, kill: bool) -> None:
         """End the chain, in order or by a kill, in any state, and restart."""
         if kill:
             self.files.kill()

@@ -535,7 +535,7 @@ def test_starters_finish_from_another_thread(runtime: House) -> None:
     """A starter starts up to its limit, and more while tasks end quickly; any thread may report the end."""
     begun: list[tuple[Task, Callable[[Result], None]]] = []
     workers = runtime.workers(1)
-    workers.register("chain", "work", limit=32, starter=lambda task, finish: begun.append((task, finish)))
+    workers.register("chain", "work", limit=32, async_handler=lambda task, finish: begun.append((task, finish)))
     runtime.note(workers, *tasks(range(100)))
     until(lambda: len(begun) == 32, SOON)
     assert workers.in_flight("chain") == workers.in_flight() == 32
@@ -577,7 +577,7 @@ def test_a_starter_that_raises_has_failed(runtime: House) -> None:
         finish(Result())
 
     workers = runtime.workers()
-    workers.register("chain", "work", limit=5, starter=start)
+    workers.register("chain", "work", limit=5, async_handler=start)
     runtime.note(workers, task("bad"), task("good"))
     until(lambda: runtime.state("good") == DONE, 10)
     until(lambda: runtime.state("bad") == FAILED, 10)
@@ -591,7 +591,7 @@ def test_a_task_ends_once(runtime: House) -> None:
         finish(Result(error=PermanentTransferError("second")))
 
     workers = runtime.workers()
-    workers.register("chain", "work", limit=1, starter=start)
+    workers.register("chain", "work", limit=1, async_handler=start)
     runtime.note(workers, *tasks(range(5)))
     until(lambda: runtime.journal.count()["done"] == 5, SOON)
     assert workers.in_flight() == 0
@@ -632,7 +632,7 @@ def test_start_delay(runtime: House) -> None:
     ran: list[float] = []
     workers = runtime.workers()
     started = time.monotonic()
-    workers.register("chain", "work", limit=1, handler=lambda _: ran.append(time.monotonic()), begin_in=0.3)
+    workers.register("chain", "work", limit=1, handler=lambda _: ran.append(time.monotonic()), delay=0.3)
     runtime.note(workers, task("a"))
     until(lambda: ran, SOON)
     assert ran[0] - started >= 0.29
@@ -844,11 +844,11 @@ def test_reloading_with_starters(runtime: House) -> None:
         finish(Result())
 
     workers = runtime.workers()
-    workers.register("chain", "work", limit=2, starter=lambda task, finish: first.append((task, finish)))
+    workers.register("chain", "work", limit=2, async_handler=lambda task, finish: first.append((task, finish)))
     runtime.note(workers, *tasks(range(4)))
     until(lambda: len(first) == 2, SOON)
     workers.unregister("chain")
-    workers.register("chain", "work", limit=4, starter=start_again)
+    workers.register("chain", "work", limit=4, async_handler=start_again)
     until(lambda: len(second) == 2, SOON)
     assert second == ["lane 2", "lane 3"]
     for _, finish in first:
