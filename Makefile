@@ -11,7 +11,7 @@ BENCH = --old#  benchmarks to run: see python -m benchmarks --help
 PYTEST =#       arguments for pytest: make test PYTEST="-k journal -x"
 JOBS = 4#       concurrent tests, which mostly wait; make test JOBS=0 runs them in one process, for a debugger
 FAST = trollmoves/tests/unit trollmoves/tests/integration
-PROSE = docs#   parts that make lint checks: code docs tests
+PROSE = code docs tests#  what make lint checks
 
 DEFINES = pyproject.toml setup.py trollmoves/__init__.py $(wildcard bin/*.py)
 RUN_TESTS = -m pytest -n $(JOBS) --dist worksteal
