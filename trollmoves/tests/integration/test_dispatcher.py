@@ -244,7 +244,7 @@ def test_log_arguments(testbed: Testbed) -> None:
     for _ in range(2):
         d.publisher.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
     d.wait_for("a")
-    until(lambda: "a to " in file.read_text() and "is known" in other.read_text(), what="both logs")
+    until(lambda: "a to " in file.read_text() and "is a duplicate" in other.read_text(), what="both logs")
     assert d.process.lines() == ""
 
 
