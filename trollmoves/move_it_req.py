@@ -213,7 +213,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((urls.host(address), urls.port(address)), TIMEOUT).close()
     except OSError as error:
         reason = "connection timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise NoReply(f"no answer from {address}: {reason}") from None
+        raise NoReply(f"no reply from {address}: {reason}") from None
 
 
 def _seconds(text: str) -> float:

@@ -106,9 +106,9 @@ def test_no_server(testbed: Testbed) -> None:
     """Without a reply one line names the reason, and the status is 1."""
     port = testbed.port()
     assert failed(testbed.run(REQ, "--ping", f"{HOST}:{port}")).endswith(
-        f"no answer from tcp://{HOST}:{port}: Connection refused"
+        f"no reply from tcp://{HOST}:{port}: Connection refused"
     )
-    assert "no answer" in failed(testbed.run(REQ, "--ping", "tcp://no-such-host.invalid:1"))
+    assert "no reply" in failed(testbed.run(REQ, "--ping", "tcp://no-such-host.invalid:1"))
 
 
 def test_silent_server(testbed: Testbed) -> None:
@@ -119,10 +119,10 @@ def test_silent_server(testbed: Testbed) -> None:
     address = f"{HOST}:{listener.getsockname()[1]}"
     with interrupted(testbed, "--ping", "--spam", "0", address, after=1) as runs:
         ended = testbed.run(REQ, "--info", "/", address)
-    assert failed(ended).endswith(f"no answer from tcp://{address} within 5 s")
+    assert failed(ended).endswith(f"no reply from tcp://{address} within 5 s")
     (spam,) = runs
     assert spam.returncode == 1
-    assert spam.stdout.splitlines()[0] == f"no answer from tcp://{address} within 5 s"
+    assert spam.stdout.splitlines()[0] == f"no reply from tcp://{address} within 5 s"
     assert spam.stdout.splitlines()[-1].endswith(" sent, 0 answered")
 
 
