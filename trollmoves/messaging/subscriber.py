@@ -22,11 +22,11 @@ from trollmoves.utils.logs import LogThrottle
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 200  # messages of one publisher handled together
-RETRY_DELAY = 5.0  # s before failed messages are passed to the handler new
+RETRY_DELAY = 5.0  # s before failed messages are passed to the handler again
 TRIES = 3  # of a batch with errors that are not temporary, before its messages are retried one by one
 POLL_INTERVAL = 1.0  # s between checks for silent publishers
 RECONNECT_DELAY = 5.0  # s before a rejected connection is retried
-SUBSCRIBE_DELAY = 0.5  # s after which a connected publisher has received our subscriptions
+SUBSCRIBE_DELAY = 0.5  # s after which a connected publisher has received the subscriptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class _Connection:
     delivery: BatchDelivery[Message]
     interval: float = 0.0  # s, from its heartbeats; 0 before the first
     last_heartbeat: float = 0.0
-    connected_at: float = 0.0  # monotonic; 0 if there is nothing to report
-    retry_at: float = float("inf")  # monotonic; when to retry a rejected connection, which ZeroMQ does not
+    connected_at: float = 0.0  # monotonic; 0 without a new connection to report
+    retry_at: float = float("inf")  # monotonic, for a rejected connection, which ZeroMQ does not retry
 
 
 class Subscriber:
@@ -71,7 +71,7 @@ class Subscriber:
 
         ``alarm_scale``: reconnect after this number of heartbeat intervals without a heartbeat; 0 leaves that to TCP
         and ZeroMQ, which detect a dead connection within half a minute. ``on_connected`` is called on the same thread
-        with the address of a publisher when it is connected, for the first time or new.
+        with the address of a publisher each time it has been connected or reconnected.
         """
         self.name = name
         self._on_messages = on_messages
@@ -132,6 +132,7 @@ class Subscriber:
         return BatchDelivery(
             partial(self._on_messages, address),
             self.name,
+            source=address,
             describe=lambda message: f"message from {address}: {urls.excerpt(message.raw, 1000)}",
             stopping=self._thread.stopping,
             tries=TRIES,
@@ -168,7 +169,7 @@ class Subscriber:
             try:
                 messages.append(Message.decode(raw))
             except MessageError as error:
-                logger.warning("[%s] from %s: %s", self.name, connection.endpoint.address, error)
+                logger.warning("[%s] ignored a message from %s: %s", self.name, connection.endpoint.address, error)
         self._track_heartbeats(connection, messages)
         if messages:
             connection.delivery.deliver(messages)
@@ -216,7 +217,7 @@ class Subscriber:
         return new
 
     def _check_connections(self) -> None:
-        """Report new connections, with a delay in which the publisher receives our subscriptions."""
+        """Report new connections, after a delay in which the publisher receives the subscriptions."""
         now = time.monotonic()
         if now < self._next_check:
             return
@@ -233,9 +234,9 @@ class Subscriber:
     def _check_failures(self, connection: _Connection, now: float) -> None:
         """Log a failed connection, and retry it later if it was rejected."""
         failure = connection.watcher.failure()
-        if failure and (more := self._throttle.admit(f"{connection.endpoint.address} {failure.reason}")) is not None:
+        if failure and (suffix := self._throttle.admit(f"{connection.endpoint.address} {failure.reason}")) is not None:
             logger.warning(
-                "[%s] cannot connect to %s: %s%s", self.name, connection.endpoint.address, failure.reason, more
+                "[%s] cannot connect to %s: %s%s", self.name, connection.endpoint.address, failure.reason, suffix
             )
         if failure and failure.permanent:
             connection.retry_at = now + RECONNECT_DELAY

@@ -29,6 +29,7 @@ class BatchDelivery(Generic[Item]):
     Args:
         handler: Called with each batch; it must not change the list.
         name: The chain, for the log.
+        source: The origin of the items (a publisher, a directory), for the log.
         describe: Returns the text of one item for the log.
         stopping: Ends all retries once it is set.
         tries: Attempts with errors that are not temporary.
@@ -40,6 +41,7 @@ class BatchDelivery(Generic[Item]):
         handler: Callable[[list[Item]], None],
         name: str,
         *,
+        source: str,
         describe: Callable[[Item], str],
         stopping: threading.Event,
         tries: int = TRIES,
@@ -47,6 +49,7 @@ class BatchDelivery(Generic[Item]):
     ) -> None:
         self._handler = handler
         self._name = name
+        self._source = source
         self._describe = describe
         self._stopping = stopping
         self._tries = tries
@@ -81,7 +84,7 @@ class BatchDelivery(Generic[Item]):
 
     def _log_failure(self, error: Exception, count: int) -> bool:
         """Log a failed attempt; return True if the error is temporary."""
-        items = "1 item" if count == 1 else f"{count} items"
+        items = f"{count} item{'s' * (count != 1)} from {self._source}"
         if not (isinstance(error, TrollmovesError) and error.temporary):
             logger.error("[%s] the handler failed for %s", self._name, items, exc_info=error)
             return False

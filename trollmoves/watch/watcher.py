@@ -78,7 +78,9 @@ class DirectoryWatch:
         self._interval = AUDIT_INTERVAL if polling is None else max(polling, MIN_POLL_INTERVAL)
         self._stopping = threading.Event()
         self._watching = threading.Event()
-        self._delivery = BatchDelivery(on_found, name, describe=attrgetter("path"), stopping=self._stopping)
+        self._delivery = BatchDelivery(
+            on_found, name, source=origin.text, describe=attrgetter("path"), stopping=self._stopping
+        )
         self._thread = threading.Thread(target=self._run, name=f"{name}-files", daemon=True)
         self._inotify: Inotify | None = None
         self._queue: EventQueue
