@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 100  # requests handled together, so that the journal commits them together
 MAX_RECEIVED_PER_ROUND = 400  # requests received before some are handled; reveals clients over quota
 TICK = 1.0  # s between calls of ``tick``
-MAX_PARSED_BYTES = 65_536  # bytes of an unauthorized request that are parsed for a helpful reply
-REQUESTS_HELD = 1_000  # per connection; beyond, ZeroMQ blocks the peer
-LARGEST_REQUEST = 16 * 1024 * 1024  # bytes; the sender of a larger request is disconnected
+MAX_PARSED_BYTES = 65_536  # of a rejected request, to find the right form of the reply
+MAX_QUEUED_MESSAGES = 1_000  # per connection; beyond, ZeroMQ blocks the client
+MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the sender of a larger request is disconnected
 MAX_REJECTIONS_PER_SECOND = 100  # replies to requests over quota
 THROTTLED_POLL_MS = 1  # ms between rounds while only throttled requests are pending; a reply interrupts it
 RETRY_AFTER = 5.0  # s after which a client over quota may repeat a request
@@ -40,7 +40,7 @@ RETRY_AFTER = 5.0  # s after which a client over quota may repeat a request
 class Request:
     """One request. Any thread may reply; the first reply is sent, later ones are dropped.
 
-    Legacy clients would take a second reply for that to their next request, since they do not match replies by id.
+    Legacy clients do not match replies by id: they would treat a second reply as that to their next request.
     """
 
     message: Message
@@ -98,18 +98,18 @@ class Replier:
         self._rejection_throttle = LogThrottle(burst=1)
         self._quota_throttle = LogThrottle(burst=1)
         self._quota_rejections = 0  # replies in the current second
-        self._discarding = set[bytes]()  # connections whose requests are discarded in the current second
-        self._identity = client_identity if curve_keys.curve_enabled() else client_address
+        self._discarding = set[bytes]()  # connections to ignore in the current second
+        self._identify = client_identity if curve_keys.curve_enabled() else client_address
         self._handle = handle
         self._tick = tick
         self._socket, self.port = sockets.bind(
             zmq.ROUTER,
             sockets.tcp(bind_address, port),
             {
-                zmq.RCVHWM: REQUESTS_HELD,
-                zmq.SNDHWM: REQUESTS_HELD,
+                zmq.RCVHWM: MAX_QUEUED_MESSAGES,
+                zmq.SNDHWM: MAX_QUEUED_MESSAGES,
                 zmq.ROUTER_HANDOVER: 1,
-                zmq.MAXMSGSIZE: LARGEST_REQUEST,
+                zmq.MAXMSGSIZE: MAX_REQUEST_BYTES,
             },
         )
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
@@ -169,24 +169,24 @@ class Replier:
     def _receive_from_socket(self) -> None:
         """Receive available requests; ZeroMQ returns one request of each connection in turn.
 
-        A round ends at the second request over quota of a connection, so that its data is read slowly.
+        A round ends at the second request over quota of a connection, so that its later requests are read slowly.
         """
         over_quota = set[bytes]()
         for count in range(MAX_RECEIVED_PER_ROUND):
             if count == 1 and not sockets.is_readable(self._socket):  # usually there is one, or there are many
                 return
             try:
-                first = self._socket.recv(zmq.NOBLOCK)
+                connection = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if first in self._discarding:
+            if connection in self._discarding:
                 while self._socket.recv(zmq.NOBLOCK, copy=False).more:
                     pass
-            elif self._enqueue(first, self._receive_rest()):
+            elif self._enqueue(connection, self._receive_rest()):
                 continue
-            if first in over_quota:
+            if connection in over_quota:
                 return
-            over_quota.add(first)
+            over_quota.add(connection)
 
     def _receive_rest(self) -> list[zmq.Frame]:
         """Receive the remaining frames of a request; ZeroMQ delivers messages as a whole."""
@@ -195,49 +195,52 @@ class Replier:
             frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
         return frames
 
-    def _enqueue(self, first: bytes, rest: list[zmq.Frame]) -> bool:
-        """Queue a request if its client is allowed and within its quota; return False if over quota."""
+    def _enqueue(self, connection: bytes, rest: list[zmq.Frame]) -> bool:
+        """Queue a request if its client is allowed and within its quota; return False if over quota.
+
+        ``connection`` is the first frame, by which ZeroMQ identifies a connection; ``rest`` are the others.
+        """
         last = rest[-1]
-        client = self._identity(last)
+        client = self._identify(last)
         if self._access and not self._access.allows(last):
-            self._reject_unauthorized([first, *(frame.bytes for frame in rest)], client_address(last))
+            self._reject_unauthorized([connection, *(frame.bytes for frame in rest)], client_address(last))
         elif self._queue.has_room(client):
-            self._queue.put(client, [first, *(frame.bytes for frame in rest)])
+            self._queue.put(client, [connection, *(frame.bytes for frame in rest)])
         else:
-            self._reject_over_quota(first, rest)
+            self._reject_over_quota(connection, rest)
             return False
         return True
 
-    def _reject_over_quota(self, first: bytes, rest: list[zmq.Frame]) -> None:
+    def _reject_over_quota(self, connection: bytes, rest: list[zmq.Frame]) -> None:
         """Reject a request over quota with little work; above the rate limit, discard the connection's requests."""
         client = client_address(rest[-1])
-        if (more := self._quota_throttle.admit(client)) is not None:
-            logger.warning("[%s] rejected requests of %s: too many are pending%s", self.name, client, more)
+        if (suffix := self._quota_throttle.admit(client)) is not None:
+            logger.warning("[%s] rejected requests of %s: too many are pending%s", self.name, client, suffix)
         self._quota_rejections += 1
         if self._quota_rejections > MAX_REJECTIONS_PER_SECOND:
-            self._discarding.add(first)
+            self._discarding.add(connection)
             return
-        frames = [first, *(frame.bytes for frame in rest)]
-        ours = frames[-1].find(b'"request": {', 0, MAX_PARSED_BYTES) >= 0
-        self.send(_route(frames), _too_many(ours, int(time.monotonic())))
+        frames = [connection, *(frame.bytes for frame in rest)]
+        has_id = frames[-1].find(b'"request": {', 0, MAX_PARSED_BYTES) >= 0
+        self.send(_route(frames), _quota_reply(has_id, int(time.monotonic())))
 
     def _handle_all(self, requests: list[Request]) -> None:
         try:
             self._handle(requests)
         except Exception as error:
-            known = isinstance(error, TrollmovesError)
-            if not known:
-                logger.exception("[%s] rejected %d requests", self.name, len(requests))
-            elif (more := self._rejection_throttle.admit(str(error))) is not None:
-                logger.error("[%s] rejected %d requests: %s%s", self.name, len(requests), error, more)
+            is_expected = isinstance(error, TrollmovesError)
+            count = "1 request" if len(requests) == 1 else f"{len(requests)} requests"
+            if not is_expected:
+                logger.exception("[%s] rejected %s: unexpected error", self.name, count)
+            elif (suffix := self._rejection_throttle.admit(str(error))) is not None:
+                logger.error("[%s] rejected %s: %s%s", self.name, count, error, suffix)
             for request in requests:
-                request.reject(str(error) if known else "internal error")
+                request.reject(str(error) if is_expected else "internal error")
 
     def _reject_unauthorized(self, frames: list[bytes], client: str) -> None:
         """Reject the request of a client that is not allowed, with little work."""
-        more = self._rejection_throttle.admit(client)
-        if more is not None:
-            logger.warning("[%s] rejected a request: %s is not among the allowed clients%s", self.name, client, more)
+        if (suffix := self._rejection_throttle.admit(client)) is not None:
+            logger.warning("[%s] rejected a request: %s is not among the allowed clients%s", self.name, client, suffix)
         error = RequestRejected("this client is not allowed here")
         message = Message("/", "err", str(error))
         with suppress(MessageError):
@@ -248,14 +251,14 @@ class Replier:
 
     def _decode(self, frames: list[bytes], client: str) -> Request | None:
         route = _route(frames)
-        payload = frames[len(route) :]
+        body = frames[len(route) :]
         try:
-            if len(payload) != 1:
-                raise MessageError(f"expected one frame, received {len(payload)}")
-            return Request(Message.decode(payload[0]), [route], self, client)
+            if len(body) != 1:
+                raise MessageError(f"expected one frame, received {len(body)}")
+            return Request(Message.decode(body[0]), [route], self, client)
         except MessageError as error:
-            if (more := self.throttle.admit()) is not None:
-                logger.warning("[%s] rejected a request: %s%s", self.name, error, more)
+            if (suffix := self.throttle.admit()) is not None:
+                logger.warning("[%s] rejected a request: %s%s", self.name, error, suffix)
             self.send(route, Message("/", "err", str(error)).encode())
             return None
 
@@ -269,9 +272,9 @@ class Replier:
 
 
 @lru_cache(maxsize=4)
-def _too_many(ours: bool, _second: int) -> str:
+def _quota_reply(has_id: bool, _second: int) -> str:
     """Return the reply to a request over quota; encoded once per second."""
-    data = {"request": {"id": ""}} if ours else None
+    data = {"request": {"id": ""}} if has_id else None
     error = TooManyRequests("too many requests of this client are pending")
     return Message("/", "err", payload.error_payload(data, error, RETRY_AFTER)).encode()
 

@@ -20,7 +20,7 @@ from trollmoves.utils.rate import RateMeter
 
 logger = logging.getLogger(__name__)
 
-IDLE_SOCKET = 60.0  # s after which an unused connection is closed
+IDLE_TIMEOUT = 60.0  # s after which an unused connection is closed
 CHECK_INTERVAL = 1.0  # s between checks for idle connections
 REPLY_BATCH = 200  # replies read from one connection before the others are served
 
@@ -62,8 +62,8 @@ class _RequestSocket:
     watcher: sockets.ConnectionWatcher
     address: str
     shared: bool
-    open: dict[bytes, _PendingRequest] = field(default_factory=dict)
-    used: float = 0.0  # monotonic
+    pending: dict[bytes, _PendingRequest] = field(default_factory=dict)
+    last_used: float = 0.0  # monotonic
     count: int = 0
     failure: str = ""  # why it is not connected
     connections: int = 0  # since the socket was created
@@ -76,24 +76,23 @@ class _RequestSocket:
             token = b"%d" % self.count
             envelope = [token, b""]
         sockets.send(self.socket, [*envelope, request.text.encode()])
-        self.open[token] = request
-        self.used = time.monotonic()
+        self.pending[token] = request
+        self.last_used = time.monotonic()
 
 
 class Requester:
     """The thread with the sockets of all requests.
 
-    Legacy servers handle one request per socket at a time, so each pending request to them has a separate socket. Our
-    servers repeat the envelope of a request, as REP sockets do: one socket carries all requests.
+    Legacy servers handle one request per socket at a time, so each pending request to them has a separate socket.
+    Servers of this implementation repeat the envelope of a request, as REP sockets do: one socket carries all requests.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._new: deque[_PendingRequest] = deque()
         self._sockets: dict[sockets.Socket, _RequestSocket] = {}
-        self._free: dict[
-            tuple[str, bool], list[_RequestSocket]
-        ] = {}  # available for a request; by address, and whether shared
+        # The sockets available for a request, by address and whether they are shared.
+        self._free: dict[tuple[str, bool], list[_RequestSocket]] = {}
         self._next_check = 0.0
         self._rate = RateMeter()
         self._throttle = LogThrottle(burst=1)
@@ -124,9 +123,10 @@ class Requester:
         """Send a request to the server at ``host:port``; any thread, does not block.
 
         ``on_reply`` is called with the reply, or an error, on the requester's thread, and must not block. After
-        ``timeout`` seconds without a reply ``extend`` is called there and returns True to wait as long again; without
-        it, or if it returns False, ``on_reply`` gets NoReply. After the stop it gets RequesterStopped, on the calling
-        thread. ``shared`` is for servers of this implementation: the request may share a connection with others.
+        ``timeout`` seconds without a reply ``extend`` is called there and returns True to wait another ``timeout``
+        seconds; without it, or if it returns False, ``on_reply`` gets NoReply. After the stop ``on_reply`` gets
+        RequesterStopped, on the calling thread. ``shared`` is for servers of this implementation: the request may share
+        a connection with others.
         """
         self._new.append(_PendingRequest(address, text, time.monotonic() + timeout, timeout, on_reply, extend, shared))
         self._thread.wake()
@@ -152,7 +152,7 @@ class Requester:
             connection = self._socket_for(request.address, request.shared)
             connection.send(request)
         except (TrollmovesError, zmq.ZMQError, UnicodeError) as error:
-            if connection and not connection.open:
+            if connection and not connection.pending:
                 self._close(connection)
             self._notify(request, NoReply(f"cannot send a request to {request.address}: {error}"))
             return
@@ -190,15 +190,15 @@ class Requester:
         return 1
 
     def _on_frames(self, connection: _RequestSocket, frames: list[bytes]) -> bool:
-        """Pass a reply on; return True if more may be available."""
-        request = connection.open.pop(frames[0] if len(frames) > 1 else b"", None)
+        """Notify the sender of a request of its reply; return True if more replies may be available."""
+        request = connection.pending.pop(frames[0] if len(frames) > 1 else b"", None)
         if request is None:
-            if not connection.shared:  # a second reply: later ones could not be assigned to a request
+            if not connection.shared:  # a second reply: later replies could not be matched to a request
                 self._close(connection)
             return connection.shared
         if not connection.shared:
             self._free.setdefault((connection.address, False), []).append(connection)
-        elif not connection.open and self._is_retired(connection):
+        elif not connection.pending and self._is_retired(connection):
             self._close(connection)
         try:
             reply: Message | TrollmovesError = Message.decode(frames[-1])
@@ -211,20 +211,22 @@ class Requester:
         try:
             request.on_reply(reply)
         except Exception:
-            logger.exception("[%s] unexpected error while handling a reply of %s", self.name, request.address)
+            logger.exception("[%s] unexpected error while handling a reply from %s", self.name, request.address)
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()
         for connection in list(self._sockets.values()):
             if connection.socket in self._sockets:  # else it was closed together with another connection
                 self._check_socket(connection, now)
-        deadlines = [request.deadline for connection in self._sockets.values() for request in connection.open.values()]
+        deadlines = [
+            request.deadline for connection in self._sockets.values() for request in connection.pending.values()
+        ]
         self._next_check = min([now + CHECK_INTERVAL, *deadlines])
 
     def _check_socket(self, connection: _RequestSocket, now: float) -> None:
         self._check_failures(connection)
         self._expire_requests(connection, now)
-        if not connection.open and (connection.used < now - IDLE_SOCKET or self._is_retired(connection)):
+        if not connection.pending and (connection.last_used < now - IDLE_TIMEOUT or self._is_retired(connection)):
             self._close(connection)
 
     def _check_failures(self, connection: _RequestSocket) -> None:
@@ -238,34 +240,36 @@ class Requester:
         if failure is None:
             return
         connection.failure = f": {failure.reason}"
-        if (more := self._throttle.admit(f"{connection.address} {failure.reason}")) is not None:
-            logger.warning("[%s] cannot send requests to %s: %s%s", self.name, connection.address, failure.reason, more)
+        if (suffix := self._throttle.admit(f"{connection.address} {failure.reason}")) is not None:
+            logger.warning(
+                "[%s] cannot send requests to %s: %s%s", self.name, connection.address, failure.reason, suffix
+            )
         if failure.permanent:
-            waiting = list(connection.open.values())
-            connection.open.clear()
+            failed = list(connection.pending.values())
+            connection.pending.clear()
             self._retire(connection)
-            for request in waiting:
+            for request in failed:
                 self._notify(request, NoReply(f"no reply from {connection.address}{connection.failure}"))
 
     @staticmethod
     def _resend(connection: _RequestSocket) -> None:
-        """Repeat requests that may be lost with the previous connection: our servers recognize them by id."""
-        for token, request in list(connection.open.items()):
+        """Repeat requests that may be lost with the previous connection; the server recognizes them by id."""
+        for token, request in list(connection.pending.items()):
             with suppress(zmq.ZMQError):  # else the request times out
                 connection.send(request)
                 request.deadline = time.monotonic() + request.timeout
-                del connection.open[token]
+                del connection.pending[token]
 
     def _expire_requests(self, connection: _RequestSocket, now: float) -> None:
-        for token, request in list(connection.open.items()):
+        for token, request in list(connection.pending.items()):
             if request.deadline > now:
                 continue
             if self._extend_deadline(request):
                 request.deadline = now + request.timeout
                 continue
-            del connection.open[token]
+            del connection.pending[token]
             # The socket gets no further request, and is closed after its last one: unsent requests must not reach the
-            # server later, and a late reply must not be assigned to another request.
+            # server later, and a late reply must not be matched to another request.
             self._retire(connection)
             self._close_idle(request.address)
             self._notify(
@@ -304,7 +308,7 @@ class Requester:
     def _close_all(self) -> None:
         for connection in list(self._sockets.values()):
             self._close(connection)
-            for request in connection.open.values():
+            for request in connection.pending.values():
                 self._notify(request, RequesterStopped("the requester has stopped"))
         self._stopped = True  # later requests are failed by send_request
         self._fail_new()

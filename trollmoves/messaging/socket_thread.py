@@ -14,7 +14,7 @@ from trollmoves.messaging.wakeup import Wakeup
 logger = logging.getLogger(__name__)
 
 ERROR_DELAY = 0.1  # s after an unexpected error, so that a persistent one does not fill the log
-STOP_TIMEOUT = 5.0  # s that stop() waits for the thread
+STOP_TIMEOUT = 5.0  # s that ``stop`` waits for the thread
 
 
 class SocketThread:
@@ -26,8 +26,8 @@ class SocketThread:
     Args:
         role: The kind of thread, for the log and the name of the thread.
         name: The chain, for the log and the name of the thread.
-        poll_timeout: Returns the ms to wait for the next event at most.
-        process: Gets the ready sockets. It is also called, with none, after a wake-up or the timeout.
+        poll_timeout: Returns the maximum time to wait for the next event, in ms.
+        process: Called with the ready sockets; the list is empty after a wake-up or the timeout.
         close: Closes the sockets.
     """
 
