@@ -380,7 +380,7 @@ class Scheduler:
 def _log_failure(task: Task, error: TrollmovesError) -> None:
     level, end = (logging.WARNING, "will be retried") if error.temporary else (logging.ERROR, "will not be retried")
     name = task.key.partition("\n")[0]
-    logger.log(level, "[%s] %s of %s %s (try %d): %s", task.chain, task.kind, name, end, task.tries, error)
+    logger.log(level, "[%s] %s of %s %s (attempt %d): %s", task.chain, task.kind, name, end, task.tries, error)
 
 
 class UnexpectedError(TrollmovesError):

@@ -284,4 +284,4 @@ def test_transfer_in_flight(testbed: Testbed, which: str) -> None:
         pair.received.wait_for_receipts([name])
         assert (root / name).read_bytes() == pair.feeder.fed[name]
         assert pair.server.lines().count(" delivered ") == 1
-        assert "try 1" in pair.client.lines()
+        assert "attempt 1" in pair.client.lines()
