@@ -79,9 +79,7 @@ def test_clients_without_a_key_are_rejected(testbed: Testbed, keys: Keys) -> Non
     assert not pair.received.messages
     for process in (pair.server, pair.client):
         process.wait_for_line(f"rejected connection from {HOST}: its key ")
-        process.wait_for_line(
-            f"rejected connection from {HOST}: it has no key: the backend of its posttroll must be secure_zmq"
-        )
+        process.wait_for_line(": it has no key: the backend of its posttroll must be secure_zmq")
     assert pair.server.lines().count(f"rejected connection from {HOST}: its key") == 1, "said once a minute"
 
 
