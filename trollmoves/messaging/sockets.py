@@ -231,7 +231,7 @@ class ConnectionWatcher:
 
 @dataclass(frozen=True, slots=True)
 class ConnectFailure:
-    """The reason reason a socket cannot connect."""
+    """The reason why a socket cannot connect."""
 
     reason: str
     permanent: bool  # ZeroMQ does not retry with this socket

@@ -23,7 +23,7 @@ def backoff(attempts: int, initial: float = BACKOFF_INITIAL, maximum: float = BA
 
 
 class Transition(Enum):
-    """What a result changed: the breaker opened (a pause began), closed (the lane works again), or neither."""
+    """The change by a result: the breaker opened (a pause began), closed (the lane works again), or neither."""
 
     OPENED = auto()
     CLOSED = auto()

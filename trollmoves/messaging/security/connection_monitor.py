@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 MAX_PER_ADDRESS = 1_000  # connections from one address to one socket
 MAX_CONNECTIONS = 4_000  # connections to one socket
-FD_DIVISOR = 8  # connections to one socket use at most 1/8 of the process's descriptors
+FD_DIVISOR = 8  # the share of the process's descriptors for connections to one socket is 1/FD_DIVISOR
 RECENT_MS = 10_000  # ms since the last data from a peer
 
 EVENTS = int(handshake_errors.FAILURES | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
