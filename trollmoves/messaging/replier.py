@@ -26,7 +26,9 @@ from trollmoves.utils.rate import RateMeter
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 100  # requests handled together, so that the journal commits them together
-MAX_RECEIVED_PER_ROUND = 400  # requests received before some are handled; reveals clients over quota
+BATCH_TIME = 0.005  # s that a batch should take: a request of another client waits that long
+MIN_BATCH_SIZE = 10  # requests
+RECEIVED_PER_HANDLED = 4  # requests received before one is handled; reveals clients over quota
 TICK = 1.0  # s between calls of ``tick``
 MAX_PARSED_BYTES = 65_536  # of a rejected request, to find the right form of the reply
 MAX_QUEUED_MESSAGES = 1_000  # per connection; beyond, ZeroMQ blocks the client
@@ -114,6 +116,7 @@ class Replier:
         )
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
         self._next_tick = 0.0
+        self._batch_size = BATCH_SIZE
         self._rate = RateMeter()
         self._thread = SocketThread(
             "replier", name, poll_timeout=self._poll_timeout, process=self._process, close=self._close
@@ -145,7 +148,10 @@ class Replier:
         if ready or self._queue.is_pending():
             received = self._receive()
             self._send_outgoing()
-            self._rate.throttle(received)
+            if self._queue.is_pending():
+                self._rate.record(received)
+            else:
+                self._rate.throttle(received)
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK
             self._quota_rejections = 0
@@ -155,11 +161,14 @@ class Replier:
             self._send_outgoing()
 
     def _receive(self) -> int:
+        started = time.monotonic()
         self._receive_from_socket()
-        queued = self._queue.take(BATCH_SIZE)
+        queued = self._queue.take(self._batch_size)
         requests = [request for client, frames in queued if (request := self._decode(list(frames), client))]
         if requests:
             self._handle_all(requests)
+            affordable = int(BATCH_TIME * len(requests) / max(time.monotonic() - started, 1e-6))
+            self._batch_size = max(MIN_BATCH_SIZE, min(affordable, BATCH_SIZE))
         elif self._queue.only_throttled_pending():
             self._thread.wakeup.clear()
             self._send_outgoing()
@@ -172,7 +181,7 @@ class Replier:
         A round ends at the second request over quota of a connection, so that its later requests are read slowly.
         """
         over_quota = set[bytes]()
-        for count in range(MAX_RECEIVED_PER_ROUND):
+        for count in range(RECEIVED_PER_HANDLED * self._batch_size):
             if count == 1 and not sockets.is_readable(self._socket):  # usually there is one, or there are many
                 return
             try:
