@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 100  # requests handled together, so that the journal commits them together
 BATCH_TIME = 0.005  # s that a batch should take: a request of another client waits that long
-MIN_BATCH_SIZE = 10  # requests
+MIN_BATCH_SIZE = 30  # requests, also if the commits of the journal alone take longer than BATCH_TIME
 RECEIVED_PER_HANDLED = 4  # requests received before one is handled; reveals clients over quota
 TICK = 1.0  # s between calls of ``tick``
 MAX_PARSED_BYTES = 65_536  # of a rejected request, to find the right form of the reply
