@@ -43,7 +43,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("ssh_key_filename", str, None, SSH, "private key file to log in with"),
     Option("ssh_private_key_file", str, None, SSH, "the same, old spelling"),
     Option("ssh_key_passphrase", str, None, SSH, "passphrase of the private key file", secret=True),
-    Option("password", str, None, SSH, "password to log in with where the URL holds none", secret=True),
+    Option("password", str, None, SSH, "password to log in with if the URL has none", secret=True),
     Option(
         "ssh_host_key",
         str,

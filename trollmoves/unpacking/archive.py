@@ -55,7 +55,7 @@ def unpack_archive(kind: str, staging: StagingDirectory, block_size: int) -> lis
         files[name] = _link_or_copy(files[target], os.path.join(staging.path, f"link-{number}"), staging)
     _check_tree(files, staging.packed)
     if not files:
-        raise UnpackFailed(f"{staging.packed} holds no file")
+        raise UnpackFailed(f"{staging.packed} contains no file")
     return staging.commit(files)
 
 

@@ -76,4 +76,4 @@ def _public_key(name: str) -> str:
     except (OSError, ValueError):
         if len(name) == KEY_LENGTH:
             return name
-        raise StartError(f"allowed_clients: there is no key {name}.key in {directory}") from None
+        raise StartError(f"allowed_clients: {name}.key does not exist in {directory}") from None

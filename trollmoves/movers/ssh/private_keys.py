@@ -43,7 +43,7 @@ def _read(path: str, passphrase: str | None) -> paramiko.PKey:
     raise AuthenticationFailed(
         f"the key file {path} needs ssh_key_passphrase"
         if locked
-        else f"the key file {path} holds no private key"
+        else f"the key file {path} contains no private key"
         if passphrase is None
-        else f"the key file {path} has another passphrase, or holds no private key"
+        else f"the key file {path} has another passphrase, or contains no private key"
     )

@@ -481,7 +481,7 @@ def test_keys(tmp_path: Path) -> None:
             name: server_section(folder / name, port, allowed_clients=allowed[name]) for name, port in ports.items()
         }
         server = keys.give(testbed.server(sections, testbed.port()), "server").start()
-        server.wait_for_line("[unknown] cannot be started: allowed_clients: there is no key mallory.key in")
+        server.wait_for_line("[unknown] cannot be started: allowed_clients: mallory.key does not exist in")
         assert " pong " in keys.ping(ports["both"], "alice")
         assert " pong " in keys.ping(ports["both"], "carol")
         assert "this client is not allowed here" in keys.ping(ports["both"], "bob")

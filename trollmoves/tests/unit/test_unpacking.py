@@ -522,7 +522,7 @@ def test_random_bytes(tmp_path: Path, target: Path) -> None:
 def test_zeros(tmp_path: Path, target: Path) -> None:
     """A file of zeros, as a power cut leaves it, is refused, though it reads as an archive without members."""
     (tmp_path / "x.tar").write_bytes(bytes(100_000))
-    assert "holds no file" in refused("tar", tmp_path / "x.tar", target)
+    assert "contains no file" in refused("tar", tmp_path / "x.tar", target)
 
 
 # -- whole or not at all
