@@ -22,6 +22,7 @@ from trollmoves.config import config_file
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
+from trollmoves.scheduler.lanes import ChainPolicy
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
 from trollmoves.watch import FileWatch
@@ -229,8 +230,9 @@ class Daemon(ABC, Generic[O]):
 
     def _start_chain(self, options: O, runtime: Runtime) -> bool:
         chain = None
-        runtime.scheduler.set_priority(options.name, options.priority)
+        runtime.scheduler.set_policy(options.name, ChainPolicy(options.priority, options.probe_interval))
         try:
+            runtime.journal.release(options.name)
             chain = self.make_chain(options, runtime)
             chain.start()
         except Exception as error:  # the other chains must run
@@ -244,6 +246,9 @@ class Daemon(ABC, Generic[O]):
             self._chains[options.name] = chain
         logger.info("[%s] started", options.name)
         return True
+
+    def on_reload(self, chain: Chain) -> None:
+        """Repeat what failed in a chain with an unchanged configuration: an operator may have repaired the cause."""
 
     def _stop_chain(self, name: str) -> None:
         with self._chains_lock:
@@ -277,8 +282,12 @@ class Daemon(ABC, Generic[O]):
             if not self._start_chain(new.sections[name], runtime):
                 logger.error("[%s] keeps its previous configuration", name)
                 self._start_chain(current.sections[name], runtime)
-        for name in (*changes.added, *(n for n in changes.unchanged if n not in self._chains)):
-            self._start_chain(new.sections[name], runtime)
+        for name in (*changes.added, *changes.unchanged):
+            if name in self._chains:
+                runtime.scheduler.retry_now(name)
+                self.on_reload(self._chains[name])
+            else:
+                self._start_chain(new.sections[name], runtime)
         logger.info(
             "configuration reloaded: %d added, %d changed, %d removed, %d unchanged",
             len(changes.added),

@@ -70,8 +70,8 @@ class SharedOptions:
     max_transfers_per_host: int = _option(parsers.integer(1, 1000), "4", "concurrent transfers to one destination host")
     retry_for: float = _option(
         parsers.seconds,
-        "604800",
-        "seconds during which a failed file is retried; the default is 7 days",
+        "0",
+        "seconds during which a failed file is retried; 0 is no limit",
     )
 
     def details(self) -> Iterable[tuple[str, object]]:
@@ -120,6 +120,11 @@ class ChainOptions(SharedOptions):
     name: str
     priority: int = _option(
         parsers.integer(-1000, 1000), "0", "pending tasks run before those of sections with a lower priority"
+    )
+    probe_interval: float = _option(
+        parsers.positive_seconds,
+        "120",
+        "maximum seconds between two attempts while a host or directory fails; a reload retries immediately",
     )
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from trollmoves.dispatcher.routes import format_destination, logins, routes
 from trollmoves.errors import MessageError, TransferError, TrollmovesError
 from trollmoves.journal import FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
 from trollmoves.matching.patterns import ComposeError, Pattern
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.movers import PartialId, move_it
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "deliver"
 REPUBLISH = "republish"
+ROUTE = "route"  # task kind: a message whose destination cannot be composed until the configuration is repaired
 RECHECK_DELAY = 0.2  # seconds until the next attempt while another delivery to the same destination runs
 CACHE_SIZE = 10_000  # destinations for which the newest delivery is remembered
 
@@ -86,6 +89,7 @@ class Deliveries:
         self._scheduler.register(
             self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, delay=delay
         )
+        self._scheduler.register(self.name, ROUTE, limit=1, handler=self._route)
         if self._publisher:
             self._scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=delay)
             self._scheduler.submit([task for task, new in self._journal.add_tasks(self._unpublished()) if new])
@@ -105,19 +109,47 @@ class Deliveries:
     # -- creating tasks
 
     def tasks(self, received: ReceivedMessage, subject: str | None) -> list[Task]:
-        """Return the delivery tasks for a message; log the files that cannot be delivered. Never raises.
+        """Return the tasks for a message; log the files that cannot be delivered. Never raises.
 
-        If ``subject`` is None, topics are not compared.
+        If ``subject`` is None, topics are not compared. If a destination cannot be composed, one of the tasks keeps the
+        message until the configuration is repaired.
         """
         try:
-            matching = [route for route in self._routes if not route.mismatch_reason(subject, received.metadata)]
-            files = list(self._local_files(received)) if matching else []
-            return [task for file in files for route in matching for task in self._task(route.number, file)]
+            tasks, error = self._deliveries(received, subject)
+            return [*tasks, self._kept_message(received.message, subject)] if error else tasks
         except TrollmovesError as error:
             logger.warning("[%s] ignored message about %s: %s", self.name, received.message.subject, error)
         except Exception:  # a malformed message must not stop the dispatcher
             logger.exception("[%s] ignored message about %s", self.name, received.message.subject)
         return []
+
+    def _deliveries(self, received: ReceivedMessage, subject: str | None) -> tuple[list[Task], TrollmovesError | None]:
+        """Return the delivery tasks for a message, and the error of a route without a destination."""
+        matching = [route for route in self._routes if not route.mismatch_reason(subject, received.metadata)]
+        tasks: list[Task] = []
+        failure: TrollmovesError | None = None
+        for file in self._local_files(received) if matching else ():
+            for route in matching:
+                try:
+                    tasks.append(self._task(route.number, file))
+                except TrollmovesError as error:
+                    failure = error
+        return tasks, failure
+
+    def _kept_message(self, message: Message, subject: str | None) -> Task:
+        text = message.raw or message.encode()
+        digest = hashlib.sha256(json.dumps([subject, message.data], default=str).encode()).hexdigest()
+        return Task(
+            self.name, ROUTE, f"{payload.file_names(message.data)}\n{digest}", ROUTE, json.dumps([text, subject])
+        )
+
+    def _route(self, task: Task) -> Result:
+        """Create the deliveries for a kept message; runs on a worker thread."""
+        text, subject = json.loads(task.body)
+        tasks, error = self._deliveries(ReceivedMessage(Message.decode(text)), subject)
+        if error:
+            raise error
+        return Result(follow_ups=tasks)
 
     def _local_files(self, received: ReceivedMessage) -> Iterator[LocalFile]:
         for file in received.files():
@@ -127,18 +159,15 @@ class Deliveries:
                 subject = received.message.subject
                 logger.warning("[%s] skipped a file in the message about %s: %s", self.name, subject, file)
 
-    def _task(self, number: int, file: LocalFile) -> Iterator[Task]:
-        try:
-            url = self._routes[number - 1].destination(file)
-        except TrollmovesError as error:
-            logger.warning("[%s] dispatch config %d: not delivering %s: %s", self.name, number, file.path, error)
-            return
+    def _task(self, number: int, file: LocalFile) -> Task:
+        """Return the delivery of a file by a route; raise ComposeError or BadDestination."""
+        url = self._routes[number - 1].destination(file)
         receipt = self._receipt(file, url)
         order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, receipt.raw if receipt else "")
         version = f"{file.size} {file.mtime_ns}"
         key = f"{os.path.basename(file.path)} to {format_destination(url)}\n{file.path} {version} {url.geturl()}"
-        host = "this host" if url.scheme == "file" else url.netloc.rpartition("@")[2] or url.scheme
-        yield Task(self.name, KIND, key, f"{KIND} {host}", order.text(), context=(order, receipt))
+        endpoint = "this host" if url.scheme == "file" else urls.endpoint(url)
+        return Task(self.name, KIND, key, f"{KIND} {endpoint}", order.text(), context=(order, receipt))
 
     def _receipt(self, file: LocalFile, url: ParseResult) -> Message | None:
         """Return the message to publish after a delivery, with its encoded text, or None if nothing is published."""
@@ -208,7 +237,7 @@ class Deliveries:
 def enqueue(tasks: Sequence[Task], journal: Journal, scheduler: Scheduler) -> None:
     """Store tasks in one transaction and submit the new ones to the scheduler.
 
-    A stored task is skipped, except one that failed permanently: a repeated message restarts it.
+    A stored task is skipped, except one that failed: a repeated message retries it.
     """
     if not tasks:
         return
@@ -216,7 +245,7 @@ def enqueue(tasks: Sequence[Task], journal: Journal, scheduler: Scheduler) -> No
     for (stored, is_new), task in zip(journal.add_tasks(tasks), tasks, strict=True):
         if is_new:
             new.append(stored)
-        elif stored.state == FAILED:
+        elif stored.state == FAILED or (stored.state == WAITING and stored.tries):
             stored.body, stored.context, stored.lane = task.body, task.context, task.lane
             stored.state, stored.tries, stored.due = WAITING, 0, journal.now()
             restarted.append(stored)

@@ -192,6 +192,54 @@ class TaskTable(JournalDatabase):
             task.due = now
         return tasks
 
+    def release(self, chain: str, lane: str | None = None) -> None:
+        """Make the failed attempts that wait in a chain, or in one of its lanes, due now."""
+        now = self.now()
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE tasks INDEXED BY tasks_waiting SET due = ?1 WHERE chain = ?2 AND state = 0 AND tries > 0 "
+                "AND due > ?1 AND (?3 IS NULL OR lane = ?3)",
+                (now, chain, lane),
+            )
+
+    def count_waiting(self, chain: str, lane: str) -> int:
+        """Return the number of tasks of a lane that are waiting or running."""
+        ((count,),) = self._read(
+            "SELECT count(*) FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, to_sqlite_text(lane))
+        )
+        return int(count)
+
+    def held(self, chain: str, limit: int = 1000) -> list[Task]:
+        """Return the waiting tasks of a chain whose last attempt failed, by due time; ``reply`` is the error."""
+        rows = self._read(
+            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND state = 0 AND reply IS NOT NULL ORDER BY due, id LIMIT ?",
+            (chain, limit),
+        )
+        return [task_of(row) for row in rows]
+
+    def failed(self, chain: str, limit: int = 1000) -> list[Task]:
+        """Return the failed tasks of a chain, the newest first; ``reply`` is the error."""
+        rows = self._read(
+            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND state = 2 ORDER BY finished DESC, id DESC LIMIT ?",
+            (chain, limit),
+        )
+        return [task_of(row) for row in rows]
+
+    def retry(self, ids: Iterable[int]) -> list[Task]:
+        """Make failed tasks waiting again, due now; return those that had failed, to be submitted to the scheduler."""
+        now = self.now()
+        retried: list[Task] = []
+        with self._transaction() as db:
+            for id_ in ids:
+                cursor = db.execute(
+                    "UPDATE tasks SET state = 0, tries = 0, due = ?1, created = ?1, finished = NULL, reply = NULL "
+                    "WHERE id = ?2 AND state = 2",
+                    (now, id_),
+                )
+                if cursor.rowcount:
+                    retried.append(task_of(db.execute(f"SELECT {COLUMNS} FROM tasks WHERE id = ?", (id_,)).fetchone()))
+        return retried
+
     def make_all_due_now(self, chain: str, kind: str) -> None:
         """Make all waiting tasks of a kind due now."""
         now = self.now()

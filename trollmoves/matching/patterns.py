@@ -36,6 +36,8 @@ _SAMPLE = datetime(2024, 3, 15, 13, 30, 15, tzinfo=UTC)
 class ComposeError(TrollmovesError):
     """A name cannot be composed from these fields; ``field`` is the first one that is missing or invalid."""
 
+    temporary = held = True
+
     def __init__(self, text: str, field: str = "") -> None:
         super().__init__(text)
         self.field = field

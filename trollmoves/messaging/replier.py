@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import zmq
 
-from trollmoves.errors import MessageError, RequestRejected, TrollmovesError
+from trollmoves.errors import AccessDenied, MessageError, RequestRejected, TrollmovesError
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.fair_queue import FairQueue
 from trollmoves.messaging.messages import Message
@@ -250,7 +250,7 @@ class Replier:
         """Reject the request of a client that is not allowed, with little work."""
         if (suffix := self._rejection_throttle.admit(client)) is not None:
             logger.warning("[%s] rejected a request: %s is not among the allowed clients%s", self.name, client, suffix)
-        error = RequestRejected("this client is not allowed here")
+        error = AccessDenied("this client is not allowed here")
         message = Message("/", "err", str(error))
         with suppress(MessageError):
             if len(frames[-1]) <= MAX_PARSED_BYTES:

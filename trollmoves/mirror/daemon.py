@@ -197,6 +197,11 @@ class Mirror(Daemon[MirrorOptions]):
         """Return the security warning for the configuration of these chains; empty if there is none."""
         return security_warning(chains)
 
+    def on_reload(self, chain: Chain) -> None:
+        """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
+        if isinstance(chain, MirrorChain):
+            chain.announcer.republish()
+
     def close_shared(self) -> None:
         """Close the publish port."""
         self._publisher.stop()

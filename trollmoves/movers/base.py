@@ -21,6 +21,7 @@ from urllib.parse import ParseResult
 from trollmoves.errors import (
     BadDestination,
     ConnectionFailed,
+    NameRejected,
     NoSpace,
     OriginChanged,
     OriginMissing,
@@ -55,9 +56,10 @@ _BY_ERRNO: dict[int, type[TransferError]] = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), PermissionRefused),
     **dict.fromkeys((errno.EBUSY, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETXTBSY), TargetBusy),
     errno.EROFS: TargetBusy,  # the kernel remounts a disk read-only after an error; operators repair it
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL), BadDestination),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST), BadDestination),
     **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EPIPE), ConnectionFailed),
     errno.ETIMEDOUT: TransferStalled,
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ), NameRejected),
     errno.EFBIG: PermanentTransferError,
 }
 
@@ -384,7 +386,7 @@ class Mover(ABC):
     def _final_path(self, backend: Backend) -> str:
         path = self.path
         if not _is_path(path):
-            raise BadDestination(f"{self}: the path must not contain NUL or invalid characters")
+            raise NameRejected(f"{self}: the path must not contain NUL or invalid characters")
         if path.endswith("/"):
             return path + os.path.basename(self.origin)
         if not path:

@@ -21,6 +21,7 @@ from trollmoves.errors import (
     AuthenticationFailed,
     BadDestination,
     ConnectionFailed,
+    NameRejected,
     NoSpace,
     PermanentTransferError,
     PermissionRefused,
@@ -200,7 +201,7 @@ class FtpConnection(Connection):
             self._in_step = False
             raise
         except ValueError as error:  # a line break, or characters missing in the encoding of the server
-            raise BadDestination(f"FTP does not support this path: {error}") from error
+            raise NameRejected(f"FTP does not support this path: {error}") from error
 
 
 def _send_file(source: SourceFile, data: socket.socket) -> OSError | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import ParseResult, unquote
 
-from trollmoves.errors import RequestRejected
+from trollmoves.errors import AccessDenied
 from trollmoves.net import hosts, urls
 
 DEFAULT_PORTS = {"ftp": 21, "ftps": 21, "scp": 22, "sftp": 22}
@@ -108,7 +108,7 @@ def check_allowed(allowed: Iterable[DestinationPattern], url: ParseResult, below
         below: the sub-paths below it that the request names.
 
     Raises:
-        RequestRejected: the destination is not allowed.
+        AccessDenied: the destination is not allowed.
     """
     allowed = tuple(allowed)
     if not allowed:
@@ -116,7 +116,7 @@ def check_allowed(allowed: Iterable[DestinationPattern], url: ParseResult, below
     if _parts(url.path).count(".."):
         url = url._replace(path=posixpath.normpath("/" + url.path.lstrip("/")).rstrip("/") + "/")
     if any(map(_escapes_when_decoded, (url.path, *below))) or not any(place.matches(url) for place in allowed):
-        raise RequestRejected(f"{urls.redacted(url)} is not among the allowed destinations")
+        raise AccessDenied(f"{urls.redacted(url)} is not among the allowed destinations")
     return url
 
 

@@ -149,6 +149,13 @@ def _without_login(parsed: ParseResult) -> str:
     return _text(parsed._replace(netloc=parsed.netloc.rpartition("@")[2]))
 
 
+def endpoint(url: ParseResult) -> str:
+    """Return scheme, user, host and port of a parsed URL, as ``scheme://user@host:port``, without the password."""
+    login, _, host = url.netloc.rpartition("@")
+    user = login.partition(":")[0]
+    return f"{url.scheme}://{user}@{host}" if user else f"{url.scheme}://{host}"
+
+
 def with_login(url: Url, login: str) -> str:
     """Return the URL with ``login`` (``user[:password]``, not encoded) instead of its login, if any.
 

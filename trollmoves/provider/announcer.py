@@ -71,24 +71,31 @@ class Announcer:
         self._describe = describe
         self._log_name = f"{journal.identity}/{name}"
         self._started = time.monotonic()
-        self._last_previous = 0  # the last number that earlier processes announced
+        self._last_previous = 0  # the last number to republish
         self._announce_lock = threading.Lock()
         self._stopping = threading.Event()
-        self._republisher = threading.Thread(
-            target=self._republish_undelivered, name=f"republisher-{name}", daemon=True
-        )
+        self._republisher: threading.Thread | None = None
 
     def start(self, *, republish: bool) -> None:
         """Start; with ``republish`` also publish the undelivered announcements of earlier processes."""
         self._started = time.monotonic()
         if republish:
-            self._last_previous = self._journal.last_number(self.name)
-            self._republisher.start()
+            self.republish()
+
+    def republish(self) -> None:
+        """Publish the undelivered announcements again, so that clients repeat their requests. Main thread."""
+        if self._republisher and self._republisher.is_alive():
+            return
+        self._last_previous = self._journal.last_number(self.name)
+        self._republisher = threading.Thread(
+            target=self._republish_undelivered, name=f"republisher-{self.name}", daemon=True
+        )
+        self._republisher.start()
 
     def stop(self) -> None:
         """Stop announcing."""
         self._stopping.set()
-        if self._republisher.is_alive():
+        if self._republisher and self._republisher.is_alive():
             self._republisher.join(5.0)
 
     @property
@@ -187,7 +194,7 @@ class Announcer:
             count += len(texts)
         if count:
             plural = "s" if count > 1 else ""
-            logger.info("[%s] republished %d announcement%s that no client had requested", self.name, count, plural)
+            logger.info("[%s] republished %d undelivered announcement%s", self.name, count, plural)
 
     def _with_address(self, text: str) -> str:
         """Return an announcement with the current request address."""

@@ -61,7 +61,7 @@ class PushRequest:
         return ", ".join(map(payload.file_name, self.uris))
 
     def resolve_destination(self, allowed: tuple[DestinationPattern, ...]) -> PushDestination:
-        """Return the destination; raise RequestRejected or BadDestination if it is invalid or not allowed."""
+        """Return the destination; raise BadDestination or AccessDenied if it is invalid or not allowed."""
         resolved = resolve_url(self.destination, allowed)
         subpaths = [item["path"] for item in self.files if item.get("path") is not None]
         if subpaths:

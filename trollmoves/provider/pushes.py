@@ -216,7 +216,7 @@ class PushService:
             raise
         except Exception as failure:
             error, names = self._to_error(failure), payload.file_names(message.data)
-            logger.warning("[%s] %s not delivered to %s: %s", self.name, names, shown, error)
+            self._scheduler.log_failure(task, error, f"{names} not delivered to {shown}")
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
             on_committed = partial(self._reply_failure, task, text, error)
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
@@ -355,7 +355,7 @@ class PushService:
 
 
 class HostUnavailable(TransferError):
-    """The lane of a destination is paused after failures."""
+    """The lane of a destination is paused after failures, which are in the log."""
 
     temporary = True
 
@@ -397,7 +397,9 @@ def rejecting(name: str, request: Request) -> Iterator[None]:
 
 def reject(name: str, request: Request, error: TrollmovesError, retry_in: float = 0.0) -> None:
     """Reply ``err`` to a request, and log the reason."""
-    if (suffix := request.log_suffix()) is not None:
+    if isinstance(error, HostUnavailable):
+        logger.debug("[%s] rejected %s from %s: %s", name, request.message.type, request.sender, error)
+    elif (suffix := request.log_suffix()) is not None:
         logger.warning("[%s] rejected %s from %s: %s%s", name, request.message.type, request.sender, error, suffix)
     request.reply("err", payload.error_payload(request.message.data, error, retry_in))
 

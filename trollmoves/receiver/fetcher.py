@@ -22,8 +22,10 @@ from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_ke
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.circuit_breaker import backoff
 from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
+from trollmoves.utils.outage_log import OutageLog
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +131,10 @@ class Fetcher:
         self._on_request = on_request
         self._on_delivered = on_delivered
         self._queues = SerialQueues()
+        self._retries: dict[str, RetrySpacing] = {}  # by lane
+        self._retries_lock = threading.Lock()
+        self._failure_log = OutageLog(burst=3)
+        self._scheduler: Scheduler | None = None
         self._down: dict[str, tuple[float, int]] = {}  # by source: end of backoff (monotonic), number of failures
 
     def start(self, scheduler: Scheduler) -> None:
@@ -136,6 +142,7 @@ class Fetcher:
 
         They start after ``SUBSCRIBER_GRACE``, so that subscribers can connect before the first receipt.
         """
+        self._scheduler = scheduler
         scheduler.register(
             self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=SUBSCRIBER_GRACE
         )
@@ -296,6 +303,7 @@ class Fetcher:
         if reply.type in payload.FILE_TYPES:
             attempt.finish(Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply))
             self._acknowledge_others(attempt)
+            self._retry_others(attempt.task)
         elif reply.type == "wait":
             self._on_request(attempt)  # renews the hold of peers
             self._send_request(attempt, self._handle_reply)
@@ -326,8 +334,10 @@ class Fetcher:
 
     def _on_source_failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
         attempt.failures.append(error)
-        level = logging.WARNING if attempt.task.tries == 1 else logging.INFO
-        logger.log(level, "[%s] %s not delivered: %s", self.name, payload.file_names(attempt.message.data), error)
+        suffix = self._failure_log.admit(f"{attempt.source} {type(error).__name__}")
+        level = logging.WARNING if suffix is not None else logging.DEBUG
+        names = payload.file_names(attempt.message.data)
+        logger.log(level, "[%s] %s not delivered: %s%s", self.name, names, error, suffix or "")
         self._request_next(attempt)
 
     def _all_sources_failed(self, attempt: FetchAttempt) -> Result:
@@ -340,8 +350,23 @@ class Fetcher:
         if all(isinstance(error, NoReply) for error in attempt.failures):
             return self._failure_result(attempt.task, attempt.failures[-1])  # pauses the lane of this source
         result = self._failure_result(attempt.task, NotDelivered(str(attempt.failures[-1])))
-        result.error, result.retry_in = None, max(attempt.retry_in, backoff(attempt.task.tries))
+        task, probe_interval = attempt.task, self._options.probe_interval
+        with self._retries_lock:
+            retries = self._retries.setdefault(task.lane, RetrySpacing())
+            spaced = retries.record_failure(task.id, task.tries, probe_interval)
+        result.retry_in = attempt.retry_in or spaced
+        result.reply, result.error = str(result.error), None
         return result
+
+    def _retry_others(self, task: Task) -> None:
+        """After the success of a task that had failed, retry the other failed tasks of its lane now."""
+        with self._retries_lock:
+            retries = self._retries.get(task.lane)
+            recovered = retries is not None and retries.record_success(task.id)
+        if recovered and self._scheduler:
+            if (summary := self._failure_log.end()) is not None:
+                logger.info("[%s] %s: works again%s", self.name, task.lane, summary)
+            self._scheduler.retry_now(self.name, task.lane)
 
     def _give_up(self, task: Task, message: Message, finish: Callable[[Result], None]) -> None:
         logger.error(

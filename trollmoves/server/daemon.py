@@ -105,6 +105,11 @@ class Server(Daemon[ServerOptions]):
         """Return the security warning for the configuration of these chains; empty if there is none."""
         return security_warning(chains)
 
+    def on_reload(self, chain: Chain) -> None:
+        """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
+        if isinstance(chain, ServerChain) and chain.takes_requests and not self.arguments.disable_backlog:
+            chain.announcer.republish()
+
     def close_shared(self) -> None:
         """Close the publish port."""
         self._publisher.stop()

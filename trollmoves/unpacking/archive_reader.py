@@ -27,7 +27,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import IO, Any, cast
 
-from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed
+from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed, UnpackHeld
 
 MAX_MEMBERS = 100_000  # each takes a few hundred bytes of memory
 MAX_LINK_DEPTH = 40  # links in a chain
@@ -49,7 +49,7 @@ PARSER_ERRNOS = (
     None,
     errno.EINVAL,
 )  # of an OSError for damaged data: gzip and bz2 set no errno; zipfile seeks to invalid offsets
-PERMANENT_ERRNOS = frozenset(
+HELD_ERRNOS = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS),
         *(errno.EXDEV, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
@@ -110,7 +110,9 @@ def translate_os_errors(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind: type[UnpackError] = UnpackFailed if error.errno in PERMANENT_ERRNOS else TemporaryUnpackError
+        kind: type[UnpackError] = TemporaryUnpackError
+        if error.errno in HELD_ERRNOS:
+            kind = UnpackFailed if error.errno == errno.ENAMETOOLONG else UnpackHeld
         raise kind(f"{action}: {error.strerror or error}") from error
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 import paramiko
 import scp
 
-from trollmoves.errors import BadDestination, ConnectionFailed, TransferStalled
+from trollmoves.errors import ConnectionFailed, NameRejected, TransferStalled
 from trollmoves.movers import options
 from trollmoves.movers.base import Backend, SourceFile
 from trollmoves.movers.pool import Connection
@@ -138,7 +138,7 @@ class ScpConnection(Connection):
         directory, _, name = path.rpartition("/")
         parts = [part for part in directory.split("/") if part not in ("", ".")]
         if any("\n" in part or part == ".." for part in parts):
-            raise BadDestination(f"{directory!r}: a path for SCP must not contain a line break or '..'")
+            raise NameRejected(f"{directory!r}: a path for SCP must not contain a line break or '..'")
         if self._sink is None:
             self._start()
         common = _count_common(self._directory, parts)

@@ -25,7 +25,7 @@ from trollmoves.errors import (
 )
 from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
-from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, Lane, Result, TaskKind
+from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, ChainPolicy, Lane, Result, TaskKind
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.tests.helpers.waiting import until
 
@@ -920,7 +920,7 @@ def test_priority(runtime: House) -> None:
     workers = runtime.workers(threads=1)
     chains = {"usual": 0, "low": -1, "high": 7, "higher": 8}
     for chain, priority in chains.items():
-        workers.set_priority(chain, priority)
+        workers.set_policy(chain, ChainPolicy(priority))
         workers.register(chain, "work", limit=1, handler=gauge)
     runtime.note(workers, Task("usual", "work", "first", "lane blocker", ""))
     until(lambda: gauge.begun == ["first"], SOON)
