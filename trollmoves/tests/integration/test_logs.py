@@ -92,21 +92,6 @@ def test_lines_go_to_a_file(tmp_path: Path) -> None:
     assert lines[-1].endswith("] é \\udcff")
 
 
-def test_file_rotates_at_midnight(tmp_path: Path) -> None:
-    """Each day has its own log file, and seven days are kept."""
-    file = tmp_path / "daemon.log"
-    more = f"""
-handler = logging.getLogger().handlers[-1].target
-for day in range(10):
-    open("{file}.2020-01-%02d" % (day + 1), "w").close()
-handler.rolloverAt = 0
-logging.getLogger().info("today")
-"""
-    said(more, file=str(file))
-    assert len(file.read_text().splitlines()) == 1
-    assert len(list(tmp_path.glob("daemon.log.*"))) == 7
-
-
 CONSOLE = """
 version: 1
 formatters: {short: {format: "%(levelname)s|%(message)s"}}
