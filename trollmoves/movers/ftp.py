@@ -11,6 +11,7 @@ import errno
 import ftplib
 import logging
 import netrc
+import re
 import select
 import socket
 import ssl
@@ -49,6 +50,12 @@ _BY_CODE: dict[str, type[TransferError]] = {
     "530": AuthenticationFailed,
     "553": BadDestination,
 }
+# Replies to RNFR that reject every rename; some servers give both reasons for a missing file.
+_NO_RENAME = re.compile(
+    r"replied '50[0-4]|(?!.*(?:no such|not found|not exist|cannot find|can't find))"
+    r".*(?:permission|privilege|denied|disallow|forbidden|prohibited|not (?:allowed|permitted|supported|implemented))",
+    re.IGNORECASE | re.DOTALL,
+)
 _NO_SPACE = ("no space", "disk full", "quota", "insufficient storage")
 
 
@@ -155,6 +162,15 @@ class FtpConnection(Connection):
     def _rename(self, partial: str, final: str) -> None:
         with self._translate_errors():
             self._ftp.rename(partial, final)
+
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server rejects RNFR for another reason than the missing ``path``."""
+        try:
+            with self._translate_errors():
+                self._ftp.sendcmd(f"RNFR {path}")
+        except (PermanentTransferError, TemporaryTransferError) as error:
+            return bool(_NO_RENAME.search(str(error)))
+        return False
 
     def remove(self, path: str) -> None:
         """Delete ``path``; a rejection is ignored, as it may mean a missing file."""
