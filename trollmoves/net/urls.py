@@ -149,6 +149,22 @@ def _without_login(parsed: ParseResult) -> str:
     return _text(parsed._replace(netloc=parsed.netloc.rpartition("@")[2]))
 
 
+def without_password(url: Url) -> str:
+    """Return the URL with its user and without its password, as the identity of a destination.
+
+    Raises:
+        BadDestination: the URL is invalid.
+    """
+    parsed = parse(url)
+    return _text(parsed._replace(netloc=netloc_without_password(parsed.netloc)))
+
+
+def netloc_without_password(netloc: str) -> str:
+    """Return a netloc with its user and without its password."""
+    login, at, host_and_port = netloc.rpartition("@")
+    return f"{login.partition(':')[0]}{at}{host_and_port}"
+
+
 def with_login(url: Url, login: str) -> str:
     """Return the URL with ``login`` (``user[:password]``, not encoded) instead of its login, if any.
 

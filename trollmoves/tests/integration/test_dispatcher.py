@@ -342,6 +342,20 @@ def test_killed_before_delivery(testbed: Testbed, tmp_path: Path) -> None:
         assert arrived[f"near/{name}"] == arrived[f"far/{name}"] == f"content of {name}"
 
 
+@needs_ftp
+def test_users_of_one_host(testbed: Testbed, tmp_path: Path) -> None:
+    """Two users of one host with their own home directories get each file, from one target."""
+    homes = {USER: testbed.directory("home-a"), "other": testbed.directory("home-b")}
+    server = PyFtpd(tmp_path / "ftp", homes[USER], options=("--user", "other", str(homes["other"])))
+    password = quote(PASSWORD, safe="")
+    configs = [{"host": f"ftp://{user}:{password}@127.0.0.1:{server.port}", "topics": [TOPIC]} for user in homes]
+    with server:
+        d = DispatcherTestbed(testbed, {"far": {"directory": "/in", "dispatch_configs": configs}}).start()
+        for name in ("a", "b"):
+            d.publisher.publish_file(d.file(name))
+        until(lambda: all(len(list(home.glob("in/?"))) == 2 for home in homes.values()), what="each user has both")
+
+
 def test_retry_for(testbed: Testbed) -> None:
     """What fails for longer than retry_for is given up, and said so."""
     port = testbed.port()

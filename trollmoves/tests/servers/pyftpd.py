@@ -85,9 +85,11 @@ def main() -> None:
     parser.add_argument("--certificate")
     parser.add_argument("--passive-ports")
     parser.add_argument("--permissions", default="elradfmwMT")
+    parser.add_argument("--user", nargs=2, action="append", default=[], help="another user, and its home directory")
     given = parser.parse_args()
     authorizer = DummyAuthorizer()
-    authorizer.add_user(USER, os.environ["FTP_TEST_PASSWORD"], given.root, perm=given.permissions)
+    for user, home in ((USER, given.root), *given.user):
+        authorizer.add_user(user, os.environ["FTP_TEST_PASSWORD"], home, perm=given.permissions)
     base: Any = TLS_FTPHandler if given.certificate else FTPHandler
     settings: dict[str, Any] = {"authorizer": authorizer, "auth_failed_timeout": 0.1}
     settings["passive_ports"] = [int(port) for port in given.passive_ports.split(",")]
