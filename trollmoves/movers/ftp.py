@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ftplib
+import io
 import logging
 import netrc
 import re
@@ -253,7 +254,17 @@ def _to_transfer_error(error: ftplib.Error) -> TransferError:
     return kind(f"the server replied {text!r}")
 
 
-class _FtpTls(ftplib.FTP_TLS):
+class _Ftp(ftplib.FTP):
+    """FTP whose replies may be in any encoding: only their codes and numbers matter."""
+
+    def getline(self) -> str:
+        """Return the next line; bytes that are not UTF-8 become escapes."""
+        if isinstance(self.file, io.TextIOWrapper) and self.file.errors == "strict":
+            self.file.reconfigure(errors="backslashreplace")
+        return super().getline()
+
+
+class _FtpTls(_Ftp, ftplib.FTP_TLS):
     """FTP over TLS; data connections resume the TLS session of the control connection, as strict servers require."""
 
     def connect(self, host: str = "", port: int = 0, timeout: float = -999, source_address: Any = None) -> str:
@@ -301,7 +312,7 @@ class FtpMover(RemoteMover):
         return FtpConnection(ftp, self.option("stall_timeout"))
 
     def _client(self) -> ftplib.FTP:
-        return ftplib.FTP()  # noqa: S321  (the URL selects plain FTP)
+        return _Ftp()  # the URL selects plain FTP
 
     def _log_in(self, ftp: ftplib.FTP, user: str, password: str) -> None:
         ftp.login(user, password)
