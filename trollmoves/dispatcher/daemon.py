@@ -37,7 +37,9 @@ class TargetChain:
         self._watch = None
         self._oldest = 0.0  # seconds since the epoch
         if options.origin:
-            self._watch = DirectoryWatch(Origin(options.origin), self._on_found, name=self.name)
+            self._watch = DirectoryWatch(
+                Origin(options.origin), self._on_found, quiet=options.quiet_time, name=self.name
+            )
             # Files older than the history in the journal were delivered long ago.
             self._oldest = time.time() - runtime.journal.history_seconds()
 

@@ -60,6 +60,7 @@ class DirectorySource:
             self._on_found,
             backlog=backlog,
             polling=options.watchdog_timeout if polling else None,
+            quiet=options.quiet_time,
             name=options.name,
         )
 
