@@ -68,7 +68,9 @@ class JournalDatabase:
         self._clock = MonotonicWallClock()
         self._time_written = 0.0
         self._killed_at: float | None = None
-        self._last_finish = self._outlived = 0.0  # times of the last finished task, and of the last one in the lock file
+        self._last_finish = self._outlived = (
+            0.0  # times of the last finished task, and of the last one in the lock file
+        )
         try:
             self._open_or_recover(damage, is_journal)
         except (sqlite3.Error, OSError) as error:
