@@ -205,7 +205,7 @@ class Testbed:
         def outlived() -> bool:
             with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=20)) as opened:
                 ((last,),) = opened.execute("SELECT max(finished) FROM tasks WHERE state <> 0")
-            return float(lock.read_text() or 0) > last + UNFLUSHED_SECONDS
+            return bool(float(lock.read_text() or 0) > last + UNFLUSHED_SECONDS)
 
         until(outlived, 20, f"the {role} is idle")
 

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_stopped_in_a_burst(pair: ServerClientPair, which: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "bzip"}], ids=["plain", "unpacking"])
-def test_idle_client_is_killed(testbed: Testbed, options: dict[str, str]) -> None:
+def test_idle_client_is_killed(testbed: Testbed, options: dict[str, Any]) -> None:
     """A client that was idle for a moment before its kill publishes none of its receipts again."""
     pair = ServerClientPair(testbed, **options)
     pair.server_sections["hrit"]["origin"] = f"{pair.feeder.folder}/{{name}}"
