@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import sqlite3
+from contextlib import suppress
 
 from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
 
@@ -38,6 +39,20 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     stem = os.path.splitext(os.path.basename(config_file))[0]
     digest = hashlib.sha256(os.fsencode(config_file)).hexdigest()[:8]
     return os.path.join(directory, f"{role}-{stem}-{digest}.journal")
+
+
+def write_time(lock: int, seconds: float) -> None:
+    """Store a time in a lock file. It survives the death of the process; a failed write is ignored."""
+    with suppress(OSError):
+        os.pwrite(lock, f"{seconds:017.3f}".encode(), 0)
+
+
+def read_time(lock: int) -> float:
+    """Return the time in a lock file, 0 if there is none."""
+    try:
+        return float(os.pread(lock, 17, 0))
+    except (OSError, ValueError):
+        return 0.0
 
 
 def acquire_lock(path: str) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -712,6 +712,33 @@ if task.kind == "fetch":
     journal.finish([Outcome(task, DONE)])
 os._exit(0)
 """
+
+
+OUTLIVING = """
+import os, sys, time
+from trollmoves.journal import DONE, Journal, Outcome, Task
+journal = Journal(sys.argv[1], synchronous=sys.argv[2])
+for count in range(int(sys.argv[3])):
+    (task, _), = journal.add_tasks([Task("chain", "fetch", f"{count}", "lane", "")])
+    journal.finish([Outcome(task, DONE)])
+    while (wait := journal.mark_alive()) < 60:
+        time.sleep(wait)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_idle_before_a_kill(path: str, synchronous: str, count: int) -> None:
+    """The time of a kill is known also if the process did nothing for a while; damage to this record is harmless."""
+    command = [sys.executable, "-c", OUTLIVING, path, synchronous, str(count)]
+    subprocess.run(command, check=True)
+    with closing(Journal(path)) as journal:
+        assert journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS) == []
+    subprocess.run(command, check=True)
+    Path(f"{path}.lock").write_text("not a time")
+    with closing(Journal(path)) as journal:
+        assert len(journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS)) == 1
 
 
 def test_finished_before_kill(path: str) -> None:
