@@ -80,7 +80,7 @@ def _message(record: logging.LogRecord) -> str:
         if len(message) <= MAX_MESSAGE_LENGTH and message.isprintable():
             return message
     if len(message) > MAX_MESSAGE_LENGTH:
-        message = f"{redact_text(message)[:MAX_MESSAGE_LENGTH]}... ({len(message)} characters)"
+        message = redact_text(message, MAX_MESSAGE_LENGTH)
     return message if message.isprintable() else _escaped(message)
 
 

@@ -31,6 +31,7 @@ LIBRARY_LEVELS = {
 BURST = 20  # lines of one kind in THROTTLE_SECONDS
 THROTTLE_SECONDS = 60.0  # s during which further lines are only counted
 MAX_KEYS = 1_000  # kinds that are tracked
+MAX_KIND_LENGTH = 1_000  # characters by which kinds are distinguished
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
@@ -96,6 +97,7 @@ class LogThrottle:
 
     def admit(self, kind: str = "") -> str | None:
         """Return the suffix of the line, which counts the suppressed lines, or None to suppress this line."""
+        kind = kind[:MAX_KIND_LENGTH]
         now = time.monotonic()
         with self._lock:
             since, count = self._kinds.get(kind, (now, 0))
