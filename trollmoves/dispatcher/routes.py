@@ -25,7 +25,7 @@ class Route:
         self.number = number
         self._config = config
         base = base_url(config.host)
-        self._base = base._replace(netloc=without_password(base.netloc))
+        self._base = base._replace(netloc=urls.netloc_without_password(base.netloc))
         text = pattern_of(config)
         self._pattern = Pattern(text, compose_only=True)
         self._keeps_name = not config.filepattern
@@ -79,13 +79,7 @@ def routes(options: TargetOptions) -> list[Route]:
 def logins(options: TargetOptions) -> dict[tuple[str, str], ParseResult]:
     """Return the base URLs of a target, including passwords, by scheme and netloc without password."""
     bases = [base_url(config.host) for config in options.dispatch_configs]
-    return {(base.scheme, without_password(base.netloc)): base for base in bases}
-
-
-def without_password(netloc: str) -> str:
-    """Return a netloc without its password."""
-    login, at, host = netloc.rpartition("@")
-    return f"{login.partition(':')[0]}{at}{host}"
+    return {(base.scheme, urls.netloc_without_password(base.netloc)): base for base in bases}
 
 
 def with_aliases(metadata: Mapping[str, Any], aliases: tuple[Alias, ...]) -> dict[str, Any]:

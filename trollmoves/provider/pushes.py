@@ -144,7 +144,7 @@ class PushService:
                 raise HostUnavailable(f"{lane.removeprefix('push ')} is unavailable, next attempt in {pause:.0f} s")
             if self._reply_if_peer_has_files(request, push, destination, number):
                 return None
-            key, body = f"{number} {destination.without_login}", push.message.raw
+            key, body = f"{number} {destination.without_password}", push.message.raw
             context = _PushContext(push, announced)
             return Task(self.name, "push", key, lane, body, announcement_number=number, context=context)
         return None
@@ -166,7 +166,7 @@ class PushService:
         record = self._receiver_record(push, task)
         if record:
             self._journal.add_tasks([record])
-        destination = _compacted(task).get("destination") or task.key.partition(" ")[2]
+        destination = _compacted(task).get("destination") or _requested_destination(task)
         request.reply_encoded(task.reply or _success_reply(push, destination))
         failpoints.hit("replied")
 
@@ -367,13 +367,18 @@ def compact_body(task: Task) -> str:
     if id_:
         kept["request"] = {"id": id_}
     destination = Message.decode(task.reply).data["destination"] if task.reply else _compacted(task).get("destination")
-    if destination and destination != task.key.partition(" ")[2]:
+    if destination and destination != _requested_destination(task):
         kept["destination"] = destination
     return json.dumps(kept) if kept else ""
 
 
 def _compacted(task: Task) -> dict[str, Any]:
     return dict(json.loads(task.body)) if task.body.startswith("{") else {}
+
+
+def _requested_destination(task: Task) -> str:
+    """Return the destination of a push, without its login."""
+    return urls.without_login(task.key.partition(" ")[2])
 
 
 def _success_reply(push: PushRequest, destination: str) -> str:
