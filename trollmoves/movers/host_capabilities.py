@@ -24,6 +24,9 @@ class Limitation(Enum):
     NO_HIDDEN_NAMES = "it rejects hidden temporary names; files are sent under visible ones, then renamed"
     NO_PARTIALS = "it rejects temporary names; files are sent directly under their final names"
     NO_RENAME = "it rejects renames; files are sent directly under their final names"
+    NO_REPLACEMENT = "its renames do not replace an existing file; that is renamed before, and removed afterwards"
+    NO_EXCLUSIVE_OPEN = "it rejects the SFTP flag EXCL; a file that has the name of a partial is overwritten"
+    NO_MODE = "it rejects permissions in SFTP requests to open a file; its default permissions apply"
     NO_SIZE = "it does not report the size of a file; whether all bytes arrived is not checked"
 
 
