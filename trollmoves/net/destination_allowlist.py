@@ -1,7 +1,7 @@
 """Allowlist of destinations in requests: URL patterns with scheme, user, host and path.
 
-The comparison uses the same parts of the same parsed URL as the movers. The password is ignored. A path that can be read
-in two ways (``%2e%2e``, a backslash) is allowed only if neither reading leaves the allowed directory.
+The comparison uses the same parts of the same parsed URL as the movers. The password is ignored. A path that can be
+read in two ways (``%2e%2e``, a backslash) is allowed only if neither reading leaves the allowed directory.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class DestinationPattern:
     """One pattern: a directory and everything below it.
 
     ``*`` and ``?`` match any characters of a host or of one directory name. A ``port`` of None is the default port of
-    the scheme. An empty ``host`` or ``path`` matches any, and so does a ``user`` of None. The scheme ``*`` matches every
-    scheme but ``file``.
+    the scheme. An empty ``host`` or ``path`` matches any, and so does a ``user`` of None. The scheme ``*`` matches
+    every scheme but ``file``.
     """
 
     scheme: str
