@@ -179,6 +179,12 @@ class ServerOptions(ChainOptions):
         "with `origin`: symbolic links to files outside it to announce: `all`, `none`, or those `owned` by the user of "
         "the server, by root, or by the owner of the file",
     )
+    quiet_time: float = _option(
+        parsers.seconds,
+        "2",
+        "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
+        "cannot say whether it is open for writing",
+    )
     station: str = _option(parsers.text, "unknown", "station name in the reply to a `ping`")
     info: dict[str, str | list[str]] = _option(  # noqa: RUF009  (returns a field)
         parsers.info, "", "metadata to add to announcements: `key=value;key2=a,b`; a comma makes a list"
@@ -342,6 +348,12 @@ class TargetOptions(ChainOptions):
         "new files to deliver, instead of subscribing to messages: directory and file name, with fields in trollsift's "
         "syntax",
     )
+    quiet_time: float = _option(
+        parsers.seconds,
+        "2",
+        "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
+        "cannot say whether it is open for writing",
+    )
     connection_parameters: dict[str, Any] = field(default_factory=dict)
     dispatch_configs: tuple[DispatchConfig, ...] = ()
 
@@ -371,7 +383,7 @@ LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_ski
 # Without effect in a mirror: it subscribes to its providers only and publishes on one port for all chains.
 NOT_OF_A_MIRROR = (
     *("origin", "listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "translate"),
-    *("unpack", "watchdog_timeout", "processing_delay", "takeover_after", "publish_port", "nameservers"),
+    *("quiet_time", "unpack", "watchdog_timeout", "processing_delay", "takeover_after", "publish_port", "nameservers"),
 )
 
 

@@ -22,7 +22,7 @@ SSH = "sftp"  # the mover of `ssh://`
 
 _DESTINATION_OPTIONS = ("host", "directory", "filepattern")
 _CONFIG_OPTIONS = ("topics", "conditions", "aliases", *_DESTINATION_OPTIONS)
-_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin")
+_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin", "quiet_time")
 
 
 class TargetParser(SectionParser[TargetOptions]):

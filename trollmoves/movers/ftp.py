@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import ftplib
+import io
 import logging
 import netrc
+import re
 import select
 import socket
 import ssl
@@ -49,6 +51,12 @@ _BY_CODE: dict[str, type[TransferError]] = {
     "530": AuthenticationFailed,
     "553": BadDestination,
 }
+# Replies to RNFR that reject every rename; some servers give both reasons for a missing file.
+_NO_RENAME = re.compile(
+    r"replied '50[0-4]|(?!.*(?:no such|not found|not exist|cannot find|can't find))"
+    r".*(?:permission|privilege|denied|disallow|forbidden|prohibited|not (?:allowed|permitted|supported|implemented))",
+    re.IGNORECASE | re.DOTALL,
+)
 _NO_SPACE = ("no space", "disk full", "quota", "insufficient storage")
 
 
@@ -156,6 +164,15 @@ class FtpConnection(Connection):
         with self._translate_errors():
             self._ftp.rename(partial, final)
 
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server rejects RNFR for another reason than the missing ``path``."""
+        try:
+            with self._translate_errors():
+                self._ftp.sendcmd(f"RNFR {path}")
+        except (PermanentTransferError, TemporaryTransferError) as error:
+            return bool(_NO_RENAME.search(str(error)))
+        return False
+
     def remove(self, path: str) -> None:
         """Delete ``path``; a rejection is ignored, as it may mean a missing file."""
         with contextlib.suppress(PermanentTransferError), self._translate_errors():
@@ -237,7 +254,17 @@ def _to_transfer_error(error: ftplib.Error) -> TransferError:
     return kind(f"the server replied {text!r}")
 
 
-class _FtpTls(ftplib.FTP_TLS):
+class _Ftp(ftplib.FTP):
+    """FTP whose replies may be in any encoding: only their codes and numbers matter."""
+
+    def getline(self) -> str:
+        """Return the next line; bytes that are not UTF-8 become escapes."""
+        if isinstance(self.file, io.TextIOWrapper) and self.file.errors == "strict":
+            self.file.reconfigure(errors="backslashreplace")
+        return super().getline()
+
+
+class _FtpTls(_Ftp, ftplib.FTP_TLS):
     """FTP over TLS; data connections resume the TLS session of the control connection, as strict servers require."""
 
     def connect(self, host: str = "", port: int = 0, timeout: float = -999, source_address: Any = None) -> str:
@@ -285,7 +312,7 @@ class FtpMover(RemoteMover):
         return FtpConnection(ftp, self.option("stall_timeout"))
 
     def _client(self) -> ftplib.FTP:
-        return ftplib.FTP()  # noqa: S321  (the URL selects plain FTP)
+        return _Ftp()  # the URL selects plain FTP
 
     def _log_in(self, ftp: ftplib.FTP, user: str, password: str) -> None:
         ftp.login(user, password)

@@ -27,6 +27,7 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.movers.base import Backend
+from trollmoves.movers.host_capabilities import CapabilityCache
 
 PROBE_AFTER_IDLE = 5.0  # seconds; a connection idle longer is probed before reuse
 PROBE_TIMEOUT = 5.0  # seconds to wait for the reply to a probe; then a new connection is made
@@ -94,9 +95,10 @@ class _HostPool:
 
 
 class Pool:
-    """Connections by key; any thread may call."""
+    """Connections by key, and the capabilities of their hosts; any thread may call."""
 
     def __init__(self) -> None:
+        self.capabilities = CapabilityCache()
         self._lock = threading.Lock()
         self._host_pools: dict[Hashable, _HostPool] = {}
         self._expiry = threading.Condition(self._lock)

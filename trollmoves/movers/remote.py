@@ -79,6 +79,7 @@ class RemoteMover(Mover):
         """Make one attempt; a pooled connection that proves dead is replaced without counting as an attempt."""
         login = self.endpoint()
         key = (login[:], repr(sorted(self.attrs.items())))
+        self.host = pool.capabilities.get(login[:4], self._host_url)
         limits = PoolLimits(self.option("max_connections"), self.option("connection_uptime"))
         while True:
             lease: Lease | None = None
@@ -92,29 +93,28 @@ class RemoteMover(Mover):
                 pool.close_idle(key)
 
     def _deliver_over(self, pool: Pool, key: Hashable, connection: Connection, source: SourceFile) -> None:
-        self._partial_left: str | None = None
+        self._partials_left: list[str] = []
         try:
             with translate_os_errors(self):
                 self.deliver(connection, source)
         finally:
-            if self._partial_left:
-                pool.remember_stale_partial(key, self._partial_left)
+            for path in self._partials_left:
+                pool.remember_stale_partial(key, path)
 
-    def remove_partial(self, backend: Backend, partial: str, error: BaseException) -> None:
-        """Remove a partial now, or keep it for the next delivery if the connection is broken."""
-        self._partial_left = partial
+    def remove_incomplete(self, backend: Backend, path: str, error: BaseException, *, is_final: bool) -> None:
+        """Remove a file now; if the connection is broken, keep a partial for the next delivery.
+
+        A final name is not kept: the next attempt may complete the file before.
+        """
+        removed = False
         if isinstance(backend, Connection) and backend.alive() and _connection_survives(error):
             try:
-                backend.remove(partial)
+                backend.remove(path)
+                removed = True
             except (OSError, TransferError) as removal_error:
-                logger.debug(
-                    "%s: cannot remove partial %s, will retry with the next delivery: %s",
-                    urls.redacted(self.destination),
-                    partial,
-                    removal_error,
-                )
-            else:
-                self._partial_left = None
+                logger.debug("%s: cannot remove %s: %s", urls.redacted(self.destination), path, removal_error)
+        if not (removed or is_final):
+            self._partials_left.append(path)
 
     def _remove_stale_partials(self, pool: Pool, key: Hashable, connection: Connection) -> None:
         paths = pool.take_stale_partials(key)

@@ -339,6 +339,20 @@ def test_permanent_failure(testbed: Testbed) -> None:
 
 
 @needs_ftp
+def test_idle_dispatcher_is_killed(testbed: Testbed) -> None:
+    """A dispatcher that was idle for a moment before its kill publishes none of its messages again."""
+    d = DispatcherTestbed(testbed, one(publish_topic="/sent")).start()
+    for name in ("a", "b"):
+        d.publisher.publish_file(d.file(name))
+    until(lambda: len(published(d.subscriber)) == 2)
+    testbed.wait_until_outlived("dispatcher")
+    d.process.kill()
+    d.restart()
+    d.publisher.publish_file(d.file("c"))
+    until(lambda: "c" in [data["uid"] for _, _, data in published(d.subscriber)])
+    assert [data["uid"] for _, _, data in published(d.subscriber)] == ["a", "b", "c"]
+
+
 def test_killed_before_delivery(testbed: Testbed, tmp_path: Path) -> None:
     """A file received for several targets is delivered to all after a kill."""
     server = PyFtpd(tmp_path / "ftp", testbed.directory("out") / "far")

@@ -32,6 +32,7 @@ SERVER: dict[str, object] = {
     "station": "unknown",
     "allowed_destinations": (),
     "external_symlinks": "owned",
+    "quiet_time": 2.0,
     "info": {},
     "compression": None,
     "working_directory": None,
