@@ -42,6 +42,12 @@ class JournalError(StartError):
     temporary = True
 
 
+class UnsupportedValue(JournalError):
+    """A row has a value that SQLite cannot store; others can be stored."""
+
+    temporary = False
+
+
 class JournalFull(JournalError):
     """The disk of the journal is full."""
 

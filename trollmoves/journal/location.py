@@ -9,7 +9,7 @@ import os
 import sqlite3
 from contextlib import suppress
 
-from trollmoves.errors import JournalError, JournalFull
+from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
 
 LOCK_SUFFIX = ".lock"  # suffix of the lock file
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -17,7 +17,9 @@ _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter
 
 
 def to_journal_error(text: str, error: Exception) -> JournalError:
-    """Return JournalFull if ``error`` means that the disk is full, JournalError otherwise."""
+    """Return JournalFull for a full disk, UnsupportedValue for a value that SQLite cannot store, else JournalError."""
+    if isinstance(error, (OverflowError, sqlite3.DataError)) or "binding parameter" in str(error):
+        return UnsupportedValue(text)
     full = getattr(error, "errno", 0) in _FULL or getattr(error, "sqlite_errorcode", 0) in _SQLITE_FULL
     return (JournalFull if full else JournalError)(text)
 

@@ -22,6 +22,7 @@ from trollmoves.journal.records import (
 )
 from trollmoves.journal.sources import upsert_source
 
+SET_ASIDE = "set_aside"  # kind of the records of files and messages that cannot be processed
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"
 SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0"
 
@@ -47,6 +48,10 @@ class TaskTable(JournalDatabase):
             for chain, source in sources:
                 upsert_source(db, chain, source)
         return added
+
+    def set_aside(self, chain: str, item: str, reason: str) -> None:
+        """Store a file or message that cannot be processed as a failed task, for a person to find."""
+        self.add_tasks([Task(chain, SET_ASIDE, item, SET_ASIDE, reason, state=FAILED)])
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
         """Return the task with this identity, in any state; None if there is none."""

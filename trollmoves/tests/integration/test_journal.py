@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from trollmoves.errors import JournalError
+from trollmoves.errors import JournalError, UnsupportedValue
 from trollmoves.journal import (
     BACKLOG,
     DONE,
@@ -29,6 +29,7 @@ from trollmoves.journal import (
     SourcePosition,
     Task,
     journal_path,
+    to_sqlite_time,
 )
 
 LATER = 4e9  # s since the epoch; everything noted now is due then
@@ -750,3 +751,22 @@ def test_finished_before_kill(path: str) -> None:
     assert run(0, "fetch") == 0
     assert run(UNFLUSHED_SECONDS + 0.1, "other") == 1
     assert run(0, "other") == 0
+
+
+def test_a_value_that_cannot_be_stored(journal: Journal) -> None:
+    """A row that SQLite cannot store is refused with an error that no retry can help, and the others are stored."""
+    with pytest.raises(UnsupportedValue) as caught:
+        journal.append_announcements("chain", [announced(1), announced(2, mtime=2**63)])
+    assert not caught.value.temporary
+    journal.append_announcements("chain", [announced(1), announced(2, mtime=to_sqlite_time(2**63))])
+    assert journal.last_number("chain") == 2
+
+
+def test_what_is_set_aside_is_found_in_the_journal(journal: Journal) -> None:
+    """A file that cannot be processed is a failed task with the reason, once."""
+    for _ in range(2):
+        journal.set_aside("chain", "/in/odd", "ValueError: odd")
+    stored = journal.find("chain", "set_aside", "/in/odd")
+    assert stored is not None
+    assert (stored.state, stored.body) == (FAILED, "ValueError: odd")
+    assert journal.count() == {"waiting": 0, "done": 0, "failed": 1}
