@@ -24,6 +24,7 @@ class Limitation(Enum):
     NO_HIDDEN_NAMES = "it rejects hidden temporary names; files are sent under visible ones, then renamed"
     NO_PARTIALS = "it rejects temporary names; files are sent directly under their final names"
     NO_RENAME = "it rejects renames; files are sent directly under their final names"
+    FEW_CONNECTIONS = "it rejects further connections; deliveries share those that it accepts"
     NO_SIZE = "it does not report the size of a file; whether all bytes arrived is not checked"
 
 

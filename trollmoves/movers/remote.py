@@ -11,13 +11,14 @@ from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 from urllib.parse import ParseResult
 
-from trollmoves.errors import BadDestination, ConnectionFailed, TransferError, TransferStalled
+from trollmoves.errors import BadDestination, ConnectionFailed, TooManyConnections, TransferError, TransferStalled
 from trollmoves.movers import options
 from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
 from trollmoves.movers.pool import Connection, Lease, Pool, PoolLimits, shared_pool
 from trollmoves.net import urls
 
 logger = logging.getLogger(__name__)
+CAPACITY_RETRY_DELAYS = (0.2, 0.5, 1.0)  # seconds; a host may count a connection for a moment after it was closed
 RETRY_DELAY = 0.3  # seconds before the second attempt to connect; doubled for each further one
 
 
@@ -81,12 +82,20 @@ class RemoteMover(Mover):
         key = (login[:], repr(sorted(self.attrs.items())))
         self.host = pool.capabilities.get(login[:4], self._host_url)
         limits = PoolLimits(self.option("max_connections"), self.option("connection_uptime"))
+        delays = iter(CAPACITY_RETRY_DELAYS)
         while True:
             lease: Lease | None = None
             try:
-                with pool.lease(key, lambda: self._connect(login), limits) as lease:
+                with pool.lease(key, lambda: self._connect(login), limits, self.host) as lease:
                     self._remove_stale_partials(pool, key, lease.connection)
                     return self._deliver_over(pool, key, lease.connection, source)
+            except TooManyConnections:
+                delay = next(delays, None)
+                if delay is None:
+                    raise
+                # Those with other parameters may use up the logins of this user.
+                pool.close_idle_of(lambda other: other[0] == login[:])
+                time.sleep(delay)
             except ConnectionFailed:
                 if lease is None or not lease.reused:
                     raise
