@@ -68,6 +68,10 @@ class RemoteMover(Mover):
         """Return the endpoint of the current destination."""
         return _endpoint_of(self.destination._replace(path=""))
 
+    def capability_key(self, login: Endpoint) -> Hashable:
+        """Return what identifies the capabilities of the current destination, without secrets."""
+        return login[:4]
+
     def _destinations(self) -> Iterator[ParseResult]:
         first = self.destination
         yield first
@@ -80,7 +84,7 @@ class RemoteMover(Mover):
         """Make one attempt; a pooled connection that proves dead is replaced without counting as an attempt."""
         login = self.endpoint()
         key = (login[:], repr(sorted(self.attrs.items())))
-        self.host = pool.capabilities.get(login[:4], self._host_url)
+        self.host = pool.capabilities.get(self.capability_key(login), self._host_url)
         limits = PoolLimits(self.option("max_connections"), self.option("connection_uptime"))
         delays = iter(CAPACITY_RETRY_DELAYS)
         while True:
@@ -171,9 +175,27 @@ def _endpoint_of(destination: ParseResult) -> Endpoint:
     host = urls.host(destination)
     if not host:
         raise BadDestination(f"{urls.redacted(destination)}: the URL has no host")
-    return Endpoint(
-        destination.scheme, host, urls.port(destination), urls.user(destination), urls.password(destination)
-    )
+    try:
+        host.encode("idna")  # as the resolver does
+    except UnicodeError as error:
+        cause = str(error.__cause__ or error)
+        raise BadDestination(f"{urls.redacted(destination)}: invalid host name: {cause}") from None
+    return Endpoint(destination.scheme, host, urls.port(destination), *checked_login(destination))
+
+
+def checked_login(destination: ParseResult) -> tuple[str | None, str | None]:
+    """Return user and password of a URL; raise BadDestination if no protocol can send them."""
+    user, password = urls.user(destination), urls.password(destination)
+    for text in filter(None, (user, password)):
+        if set(text) & set("\0\r\n") or (not text.isascii() and _has_surrogates(text)):
+            raise BadDestination(
+                f"{urls.redacted(destination)}: user and password must be UTF-8 text without line breaks and NUL"
+            )
+    return user, password
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _connection_survives(error: BaseException) -> bool:
