@@ -139,7 +139,7 @@ class S3Connection(Connection):
 
     def _upload(self, source: SourceFile, path: str) -> None:
         if source.size < self._transfer.multipart_threshold or self._host.lacks(Limitation.NO_MULTIPART):
-            self._upload_whole(source, path)
+            self._upload_at_once(source, path)
             return
         try:
             self._upload_in_parts(source, path)
@@ -147,12 +147,12 @@ class S3Connection(Connection):
             if error.operation_name != "CreateMultipartUpload" or code_of(error) not in _DENIED:
                 raise
             try:
-                self._upload_whole(source, path)
+                self._upload_at_once(source, path)
             except botocore.exceptions.ClientError:
                 raise error from None
             self._host.record(Limitation.NO_MULTIPART)
 
-    def _upload_whole(self, source: SourceFile, path: str) -> None:
+    def _upload_at_once(self, source: SourceFile, path: str) -> None:
         bucket, key = _split(path)
         with source.reader() as reader:
             reply = self._client.put_object(
