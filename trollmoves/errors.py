@@ -88,6 +88,10 @@ class ConnectionFailed(TemporaryTransferError):
     """The host cannot be reached, or closed the connection."""
 
 
+class TooManyConnections(ConnectionFailed):
+    """The host rejects a further connection or login of this user or address."""
+
+
 class TransferStalled(TemporaryTransferError):
     """The transfer made no progress during the timeout."""
 
