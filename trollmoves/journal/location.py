@@ -7,8 +7,9 @@ import fcntl
 import hashlib
 import os
 import sqlite3
+from contextlib import suppress
 
-from trollmoves.errors import JournalError, JournalFull
+from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
 
 LOCK_SUFFIX = ".lock"  # suffix of the lock file
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -16,7 +17,9 @@ _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter
 
 
 def to_journal_error(text: str, error: Exception) -> JournalError:
-    """Return JournalFull if ``error`` means that the disk is full, JournalError otherwise."""
+    """Return JournalFull for a full disk, UnsupportedValue for a value that SQLite cannot store, else JournalError."""
+    if isinstance(error, (OverflowError, sqlite3.DataError)) or "binding parameter" in str(error):
+        return UnsupportedValue(text)
     full = getattr(error, "errno", 0) in _FULL or getattr(error, "sqlite_errorcode", 0) in _SQLITE_FULL
     return (JournalFull if full else JournalError)(text)
 
@@ -36,6 +39,20 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     stem = os.path.splitext(os.path.basename(config_file))[0]
     digest = hashlib.sha256(os.fsencode(config_file)).hexdigest()[:8]
     return os.path.join(directory, f"{role}-{stem}-{digest}.journal")
+
+
+def write_time(lock: int, seconds: float) -> None:
+    """Store a time in a lock file. It survives the death of the process; a failed write is ignored."""
+    with suppress(OSError):
+        os.pwrite(lock, f"{seconds:017.3f}".encode(), 0)
+
+
+def read_time(lock: int) -> float:
+    """Return the time in a lock file, 0 if there is none."""
+    try:
+        return float(os.pread(lock, 17, 0))
+    except (OSError, ValueError):
+        return 0.0
 
 
 def acquire_lock(path: str) -> tuple[int, bool]:

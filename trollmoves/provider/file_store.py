@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from trollmoves.journal import AnnouncementRecord
+from trollmoves.journal import AnnouncementRecord, to_sqlite_time
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.net import urls
@@ -64,11 +64,15 @@ def current_versions(paths: Mapping[str, str]) -> dict[str, FileVersion] | None:
 
 
 def size_and_mtime(uris: Iterable[str]) -> tuple[int, int] | None:
-    """Return the total size in bytes and the newest modification time in ns; None if a file is missing."""
+    """Return the total size in bytes and the newest modification time in ns (see ``to_sqlite_time``).
+
+    None if a file is missing.
+    """
     versions = current_versions({uri: local_path(uri) for uri in uris})
     return None if versions is None else total(versions)
 
 
 def total(versions: Mapping[str, FileVersion]) -> tuple[int, int]:
-    """Return the total size in bytes and the newest modification time in ns."""
-    return sum(v.size for v in versions.values()), max((v.mtime_ns for v in versions.values()), default=0)
+    """Return the total size in bytes and the newest modification time in ns (see ``to_sqlite_time``)."""
+    newest = max((version.mtime_ns for version in versions.values()), default=0)
+    return sum(version.size for version in versions.values()), to_sqlite_time(newest)

@@ -31,7 +31,7 @@ class LocalFileStore:
         """Check an open file, see ``FileStore``: its content may be newer than announced, but must be complete."""
         self._check_path(announced, uri, real)
         version = version_of(os.fstat(fd))
-        if version[1:] == (announced.size, announced.mtime):
+        if total({uri: version}) == (announced.size, announced.mtime):
             return version
         expected = self.versions(announced)
         if expected is not None and expected.get(uri) == version:
