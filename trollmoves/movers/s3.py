@@ -156,11 +156,24 @@ class S3Connection(Connection):
 
     def _upload_at_once(self, source: SourceFile, path: str) -> None:
         bucket, key = _split(path)
-        with source.reader() as reader:
-            reply = self._client.put_object(
-                Bucket=bucket, Key=key, Body=reader, ContentLength=source.size, **self._extra
-            )
+        try:
+            with source.reader() as reader:
+                reply = self._client.put_object(
+                    Bucket=bucket, Key=key, Body=reader, ContentLength=source.size, **self._extra
+                )
+        except botocore.exceptions.ClientError as error:
+            if not self._retried or code_of(error) not in _DENIED or not self._is_delivered(source, bucket, key):
+                raise
+            reply = {}  # the key may not replace the object of the earlier attempt
         self._last = _Upload(source, reply)
+
+    def _is_delivered(self, source: SourceFile, bucket: str, key: str) -> bool:
+        """Return True if the object is known to have the content of the file."""
+        try:
+            found = self._client.head_object(Bucket=bucket, Key=key)
+        except botocore.exceptions.ClientError:
+            return False
+        return bool(found["ContentLength"] == source.size and _md5_tag(found) == _md5(source))
 
     def _upload_in_parts(self, source: SourceFile, path: str) -> None:
         bucket, key = _split(path)
@@ -283,12 +296,16 @@ def _md5_tag(reply: dict[str, Any]) -> str:
 
 def _compare_tag(upload: _Upload, path: str) -> None:
     """Raise TemporaryTransferError if the ETag, an MD5 sum, differs from that of the file."""
+    if _md5_tag(upload.reply) != _md5(upload.source):
+        raise TemporaryTransferError(f"{path}: the MD5 sum differs from that of the file")
+
+
+def _md5(source: SourceFile) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with upload.source.reader() as reader:
+    with source.reader() as reader:
         while block := reader.read(CHUNK):
             digest.update(block)
-    if _md5_tag(upload.reply) != digest.hexdigest():
-        raise TemporaryTransferError(f"{path}: the MD5 sum differs from that of the file")
+    return digest.hexdigest()
 
 
 class S3Mover(RemoteMover):

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 MASK = "***"
-MIN_LENGTH = 4  # characters of a secret that is removed; shorter ones would remove parts of ordinary words
+MIN_LENGTH = 5  # characters of a secret that is removed; shorter ones would remove parts of ordinary words
 MIN_UNBOUND = 8  # characters of a secret that is also removed inside a word
 MAX_SECRETS = 1000  # known values; the oldest ones are forgotten first
 MAX_LENGTH = 4096  # characters of a secret that is removed

@@ -87,6 +87,19 @@ def test_missing_rights(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixt
             assert caplog.text.count(limitation.value) == 1
 
 
+def test_key_that_may_not_replace(tmp_path: Path) -> None:
+    """An object that an earlier attempt has stored, and that the key may not replace, is delivered; others are not."""
+    origin, retried = file_of(tmp_path), PartialId("a", may_exist=True)
+    with LimitedS3({"PUT": DENIED}) as service:
+        service.objects["bucket/in/f"] = origin.read_bytes()
+        move_it(origin, "s3://bucket/in/", attrs(service), partial_id=retried)
+        with pytest.raises(PermissionRefused):
+            move_it(origin, "s3://bucket/in/", attrs(service))
+        service.objects["bucket/in/f"] = b"x" * SMALL
+        with pytest.raises(PermissionRefused):
+            move_it(origin, "s3://bucket/in/", attrs(service), partial_id=retried)
+
+
 def test_object_is_taken_by_its_consumer(tmp_path: Path) -> None:
     """An object that a consumer removes before its size is read was delivered; this is not a limitation."""
     with LimitedS3({"HEAD": (404, "")}) as service:
