@@ -1,6 +1,6 @@
 """Delivers to S3 and compatible services; objects appear complete, so that partials are not needed.
 
-Each operation beside the upload is optional: keys and services that do not allow it are recorded as limitations.
+Each operation except the upload is optional: keys and services that do not allow it are recorded as limitations.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ STALE_UPLOAD_AGE = 86400.0  # s after which an unfinished upload in the director
 _ADDS_CHECKSUMS = "request_checksum_calculation" in botocore.config.Config.OPTION_DEFAULTS  # 1.36 or newer
 MAX_CLEANED = 1000  # directories of one client in which such uploads were searched
 
+_WITH_SECRETS = [f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "parsers", "regions")]  # loggers
 _MD5 = re.compile("[0-9a-f]{32}")
 _DENIED = ("403", "AccessDenied", "405", "MethodNotAllowed", "501", "NotImplemented")
 _NO_HEAD = ("400", "403", "404", "405", "501")  # 400: the object is encrypted with a key that HEAD would need
@@ -281,7 +282,7 @@ class S3Connection(Connection):
 
 
 def _confirmed_size(upload: _Upload, path: str) -> int:
-    """Return the size of a file whose upload succeeded, after comparing the checksum in the reply, if any."""
+    """Return the size of an uploaded file, after comparing the checksum in the reply, if any."""
     if not any(name.startswith("Checksum") for name in upload.reply) and _md5_tag(upload.reply):
         _compare_tag(upload, path)
     return upload.source.size
@@ -345,7 +346,7 @@ class S3Mover(RemoteMover):
         return S3Connection(acquire, self._transfer(), self._extra(), checksum=self.option("verify_checksum"))
 
     def deliver(self, backend: Backend, source: SourceFile) -> None:
-        """Deliver ``source`` by what the service and the key allow."""
+        """Deliver ``source`` by the operations that the service and the key allow."""
         if isinstance(backend, S3Connection) and self.host is not None:
             backend.prepare(self.host, self.partial_id)
         super().deliver(backend, source)
@@ -410,7 +411,7 @@ def shared_clients() -> SharedHandles[S3Client]:
 
 @functools.lru_cache(maxsize=1)
 def _clients_of(process: int) -> SharedHandles[S3Client]:  # noqa: ARG001  (the key)
-    for name in ("botocore.auth", "botocore.endpoint", "botocore.hooks", "botocore.parsers", "urllib3.connectionpool"):
+    for name in (*_WITH_SECRETS, "urllib3.connectionpool"):
         logging.getLogger(name).addFilter(_drop_debug)
     return SharedHandles(lambda client: client.s3.close(), lambda _: True, CLIENTS_SHARED_BY)
 

@@ -89,8 +89,11 @@ def _expression(value: str) -> re.Pattern[str]:
 
 
 def values_of(group: Any) -> Iterator[str]:
-    """Yield the texts in nested groups of connection parameters whose names are those of secrets."""
+    """Yield the secrets in nested groups of connection parameters, by their names, and the passwords in URLs."""
     for name, value in group.items() if isinstance(group, dict) else ():
-        if isinstance(value, str) and SECRET_NAME.search(str(name).lower()):
+        if not isinstance(value, str):
+            yield from values_of(value)
+        elif SECRET_NAME.search(str(name).lower()):
             yield value
-        yield from values_of(value)
+        elif "://" in value:
+            yield value.partition("://")[2].rpartition("@")[0].partition(":")[2]

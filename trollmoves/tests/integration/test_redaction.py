@@ -166,6 +166,10 @@ def test_reply_of_an_s3_service(tmp_path: Path, caplog: pytest.LogCaptureFixture
         for url, more in (
             (f"s3://AKIAKEY:{ENCODED}@bucket/in/", {}),
             ("s3://bucket/in/", {"key": "AKIAKEY", "secret": SECRET}),
+            (
+                "s3://bucket/in/",
+                {"key": "AKIAKEY", "secret": "x", "endpoint_url": f"http://user:{ENCODED}@{HOST}:{service.port}"},
+            ),
         ):
             shown = _fail(lambda url=url, more=more: move_it(tmp_path / "f", url, attrs | more))  # type: ignore[misc]
             assert "Weird ***" in shown

@@ -134,7 +134,7 @@ def test_rejected_uploads_are_not_limitations(tmp_path: Path, rules: dict[str, A
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_service_without_new_checksums(tmp_path: Path, size: int) -> None:
-    """A service that rejects the checksums of boto3 gets uploads without them, from the second on without a try."""
+    """A service that rejects the checksums of boto3 gets uploads without them; it is found once."""
     origin = file_of(tmp_path, size)
     with LimitedS3(sums=False) as service:
         move_it(origin, "s3://bucket/in/", attrs(service))
