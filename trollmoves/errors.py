@@ -88,6 +88,10 @@ class ConnectionFailed(TemporaryTransferError):
     """The host cannot be reached, or closed the connection."""
 
 
+class TooManyConnections(ConnectionFailed):
+    """The host rejects a further connection or login of this user or address."""
+
+
 class TransferStalled(TemporaryTransferError):
     """The transfer made no progress during the timeout."""
 
@@ -102,6 +106,12 @@ class TargetBusy(TemporaryTransferError):
 
 class OriginChanged(TemporaryTransferError):
     """The file was modified while it was sent."""
+
+    blames_origin = True
+
+
+class Superseded(TransferError):
+    """A newer version of the file was delivered to the same name, so this one is dropped."""
 
     blames_origin = True
 

@@ -28,12 +28,14 @@ from trollmoves.errors import (
     PermissionRefused,
     TargetBusy,
     TemporaryTransferError,
+    TooManyConnections,
     TransferError,
 )
 from trollmoves.movers.base import SourceFile
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Endpoint, RemoteMover
 from trollmoves.movers.tcp_progress import wait_readable
+from trollmoves.net.redaction import known_secrets
 from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
@@ -53,8 +55,14 @@ _BY_CODE: dict[str, type[TransferError]] = {
 }
 # Replies to RNFR that reject every rename; some servers give both reasons for a missing file.
 _NO_RENAME = re.compile(
-    r"replied '50[0-4]|(?!.*(?:no such|not found|not exist|cannot find|can't find))"
+    r"50[0-4]|(?!.*(?:no such|not found|not exist|cannot find|can't find))"
     r".*(?:permission|privilege|denied|disallow|forbidden|prohibited|not (?:allowed|permitted|supported|implemented))",
+    re.IGNORECASE | re.DOTALL,
+)
+# Replies 530 that reject a login because of the number of connections, not because of the credentials.
+_LOGIN_LIMIT = re.compile(
+    r"(?!.*(?:attempt|fail|incorrect|invalid|wrong))"
+    r".*(?:too many|maximum|max\.|\blimit\b|already (?:connected|logged)|concurrent|simultaneous)",
     re.IGNORECASE | re.DOTALL,
 )
 _NO_SPACE = ("no space", "disk full", "quota", "insufficient storage")
@@ -166,11 +174,14 @@ class FtpConnection(Connection):
 
     def rejects_rename(self, path: str) -> bool:
         """Return True if the server rejects RNFR for another reason than the missing ``path``."""
-        try:
-            with self._translate_errors():
+        with self._translate_errors():
+            try:
                 self._ftp.sendcmd(f"RNFR {path}")
-        except (PermanentTransferError, TemporaryTransferError) as error:
-            return bool(_NO_RENAME.search(str(error)))
+            except ftplib.error_perm as error:
+                return bool(_NO_RENAME.match(str(error)))
+            except ftplib.error_temp as error:
+                if str(error).startswith("421"):
+                    raise
         return False
 
     def remove(self, path: str) -> None:
@@ -254,6 +265,13 @@ def _to_transfer_error(error: ftplib.Error) -> TransferError:
     return kind(f"the server replied {text!r}")
 
 
+def _to_login_error(error: ftplib.Error) -> TransferError:
+    text = str(error)
+    if text.startswith("421") or (text.startswith("530") and _LOGIN_LIMIT.match(text)):
+        return TooManyConnections(f"the server replied {text!r}")
+    return _to_transfer_error(error)
+
+
 class _Ftp(ftplib.FTP):
     """FTP whose replies may be in any encoding: only their codes and numbers matter."""
 
@@ -303,7 +321,7 @@ class FtpMover(RemoteMover):
             _set_up(ftp, self.option("stall_timeout"), passive=self.option("ftp_passive"))
             connected = True
         except ftplib.Error as error:
-            raise _to_transfer_error(error) from None
+            raise _to_login_error(error) from None
         except EOFError as error:
             raise ConnectionFailed("the server closed the connection") from error
         finally:
@@ -358,7 +376,10 @@ def _credentials(login: Endpoint) -> tuple[str, str]:
         reason = error.msg if error.msg.startswith("~") else f"line {error.lineno}, or the line before, is invalid"
         logger.warning("ignored ~/.netrc: %s", reason)
         entry = None
-    return (entry[0], entry[2] or "") if entry else ("anonymous", "anonymous@")
+    if not entry:
+        return "anonymous", "anonymous@"
+    known_secrets().add(entry[2])
+    return entry[0], entry[2] or ""
 
 
 def _set_up(ftp: ftplib.FTP, stall_timeout: float, *, passive: bool) -> None:

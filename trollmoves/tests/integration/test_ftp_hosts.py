@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from trollmoves.errors import OriginChanged, TransferError
+from trollmoves.errors import AuthenticationFailed, OriginChanged, TooManyConnections, TransferError
 from trollmoves.movers import FtpMover, close_connections, move_it
 from trollmoves.movers.host_capabilities import Limitation
 from trollmoves.movers.pool import shared_pool
@@ -163,3 +166,55 @@ def test_replies_in_another_encoding(start: Start, tmp_path: Path, root: Path) -
 def test_foreign_address(start: Start, tmp_path: Path, root: Path) -> None:
     """The data go to the host of the URL, not to another one that the reply to PASV names."""
     check_deliveries(tmp_path, root, start("foreign-address"))
+
+
+def test_one_login(start: Start, tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A host that accepts one login of a user receives concurrent deliveries one after the other."""
+    caplog.set_level("INFO")
+    url = start("one-login")
+    paths = [write(tmp_path, f"{number}.dat") for number in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda path: move_it(path, url), paths))
+    move_it(write(tmp_path, "other.dat"), url, {"stall_timeout": 50})  # not over the kept connection
+    assert tree(root) == {path.name: path.read_bytes() for path in [*paths, tmp_path / "other.dat"]}
+    assert caplog.text.count(Limitation.FEW_CONNECTIONS.value) <= 1  # 0 if the first login was faster than the others
+
+
+class Replies(socketserver.StreamRequestHandler):
+    """Sends the greeting, then the same reply to each command that is not USER."""
+
+    greeting, reply = "220 Ready", ""
+
+    def handle(self) -> None:
+        """Serve one connection."""
+        self.wfile.write(f"{self.greeting}\r\n".encode())
+        while not self.greeting.startswith("4") and (line := self.rfile.readline()):
+            self.wfile.write(b"331 Password\r\n" if line.startswith(b"USER") else f"{self.reply}\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reply", "kind"),
+    [
+        ("421 There are too many connected users, please try again later.", "", TooManyConnections),
+        ("421-Welcome\r\n421 5 users (the maximum) are already logged in, sorry", "", TooManyConnections),
+        ("220 Ready", "421 Too many connections from this IP", TooManyConnections),
+        ("220 Ready", "530 Sorry, the maximum number of clients (3) for this user are connected.", TooManyConnections),
+        ("220 Ready", "530 Not logged in, user limit exceeded.", TooManyConnections),
+        ("220 Ready", "530-Sorry.\r\n530 There are too many users in your class.", TooManyConnections),
+        ("220 Ready", "530 Login incorrect.", AuthenticationFailed),
+        ("220 Ready", "530 Too many failed login attempts.", AuthenticationFailed),
+    ],
+)
+def test_rejected_login(greeting: str, reply: str, kind: type[TransferError], tmp_path: Path) -> None:
+    """Rejections of one more connection are temporary; rejections of the credentials are not taken for them."""
+    handler = type("Handler", (Replies,), {"greeting": greeting, "reply": reply})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            with pytest.raises(TransferError) as caught:
+                move_it(write(tmp_path, "a"), f"ftp://sat:pw@127.0.0.1:{server.server_address[1]}/")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert type(caught.value) is kind
