@@ -25,6 +25,7 @@ from trollmoves.journal import Compactors, Journal, Retention, journal_path
 from trollmoves.scheduler.lanes import ChainPolicy
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
+from trollmoves.utils.log_writer import LogWriter
 from trollmoves.watch import FileWatch
 
 logger = logging.getLogger(__name__)
@@ -131,15 +132,10 @@ class Daemon(ABC, Generic[O]):
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | WORLD_WRITABLE)
-            logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
-            file_watch = FileWatch(self._file, lambda: self._orders.put("reload"))
-            file_watch.start()  # before the first read, so that no change is missed
-            try:
-                return self._run_daemon()
-            finally:
-                file_watch.stop()
+            return self._run_logged(
+                logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
+            )
         except TrollmovesError as error:
-            logger.debug("cause of the exit", exc_info=True)
             print(f"{self.make_parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the final message)
             return 1
 
@@ -150,24 +146,39 @@ class Daemon(ABC, Generic[O]):
             sys.stdout.write(f"\n{advice}\n")
         return 1 if found.broken else 0
 
-    def _run_daemon(self) -> int:
+    def _run_logged(self, log: LogWriter) -> int:
+        status = 1
+        file_watch = FileWatch(self._file, lambda: self._orders.put("reload"))
+        try:
+            file_watch.start()  # before the first read, so that no change is missed
+            status = self._run_daemon(log)
+        except TrollmovesError:
+            logger.debug("cause of the exit", exc_info=True)
+            raise
+        finally:
+            file_watch.stop()
+            if not log.close():  # the interpreter would wait without limit for a log that cannot be written
+                os._exit(status)
+        return status
+
+    def _run_daemon(self, log: LogWriter) -> int:
         sys.setswitchinterval(SWITCH_INTERVAL)
         _raise_fd_limit()
         current = self.read_config()
         _log_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
-        self._listen_to_signals()
+        self._listen_to_signals(log)
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
                 current = self._run_chains(current, journal)
             except StartError:
-                if not journal.damage:
+                if not (journal.damage or journal.replaced):
                     raise
             finally:
                 journal.close()
             damage = journal.damage
-            if self._ending or not damage:
+            if self._ending or not (damage or journal.replaced):
                 break
         return 0
 
@@ -206,9 +217,14 @@ class Daemon(ABC, Generic[O]):
         finally:
             self._stop(runtime)
 
-    def _listen_to_signals(self) -> None:
-        for number, order in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
-            signal.signal(number, lambda *_, order=order: self._orders.put(order))
+    def _listen_to_signals(self, log: LogWriter) -> None:
+        def hang_up(*_: object) -> None:
+            log.reopen()
+            self._orders.put("reload")
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._orders.put("stop"))
+        signal.signal(signal.SIGHUP, hang_up)
 
     def _command_loop(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
         pruner = _JournalPruner(runtime, self.compactors)
@@ -221,7 +237,8 @@ class Daemon(ABC, Generic[O]):
             if order in ("stop", "restart"):
                 self._ending = order == "stop"
                 if not self._ending:
-                    logger.error("the journal is damaged (%s), restarting all chains", runtime.journal.damage)
+                    reason = f"is damaged ({runtime.journal.damage})" if runtime.journal.damage else "was replaced"
+                    logger.error("the journal %s, restarting all chains", reason)
                 return current
             with self.paused_input():
                 current = self._reload(current, runtime)
@@ -338,6 +355,7 @@ class _JournalPruner:
             logger.debug("cannot prune the journal: %s", error)  # the scheduler logs the errors of writes
             done = None
         if done is None:
+            self._journal.check_file()
             self._steps = self._journal.prune(self._retention, self._compactors)
         self._next = time.monotonic() + (PRUNE_INTERVAL if done is None else PRUNE_STEP_PAUSE)
 

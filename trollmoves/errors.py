@@ -48,6 +48,12 @@ class JournalError(StartError):
     temporary = True
 
 
+class UnsupportedValue(JournalError):
+    """A row has a value that SQLite cannot store; others can be stored."""
+
+    temporary = False
+
+
 class JournalFull(JournalError):
     """The disk of the journal is full."""
 
@@ -100,6 +106,10 @@ class ConnectionFailed(TemporaryTransferError):
     """The host cannot be reached, or closed the connection."""
 
 
+class TooManyConnections(ConnectionFailed):
+    """The host rejects a further connection or login of this user or address."""
+
+
 class TransferStalled(TemporaryTransferError):
     """The transfer made no progress during the timeout."""
 
@@ -114,6 +124,12 @@ class TargetBusy(TemporaryTransferError):
 
 class OriginChanged(TemporaryTransferError):
     """The file was modified while it was sent."""
+
+    blames_origin = True
+
+
+class Superseded(TransferError):
+    """A newer version of the file was delivered to the same name, so this one is dropped."""
 
     blames_origin = True
 

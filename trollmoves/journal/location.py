@@ -7,8 +7,10 @@ import fcntl
 import hashlib
 import os
 import sqlite3
+from contextlib import suppress
+from pathlib import Path
 
-from trollmoves.errors import JournalError, JournalFull
+from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
 
 LOCK_SUFFIX = ".lock"  # suffix of the lock file
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -16,7 +18,9 @@ _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter
 
 
 def to_journal_error(text: str, error: Exception) -> JournalError:
-    """Return JournalFull if ``error`` means that the disk is full, JournalError otherwise."""
+    """Return JournalFull for a full disk, UnsupportedValue for a value that SQLite cannot store, else JournalError."""
+    if isinstance(error, (OverflowError, sqlite3.DataError)) or "binding parameter" in str(error):
+        return UnsupportedValue(text)
     full = getattr(error, "errno", 0) in _FULL or getattr(error, "sqlite_errorcode", 0) in _SQLITE_FULL
     return (JournalFull if full else JournalError)(text)
 
@@ -36,6 +40,42 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     stem = os.path.splitext(os.path.basename(config_file))[0]
     digest = hashlib.sha256(os.fsencode(config_file)).hexdigest()[:8]
     return os.path.join(directory, f"{role}-{stem}-{digest}.journal")
+
+
+def write_times(lock: int, alive: float, written: float) -> None:
+    """Store two times in a lock file. They survive the death of the process; a failed write is ignored.
+
+    The process was alive at the first one, and wrote to the journal at the second one.
+    """
+    with suppress(OSError):
+        os.pwrite(lock, f"{alive:020.6f} {written:020.6f}\n".encode(), 0)
+
+
+def read_times(lock: int) -> tuple[float, float]:
+    """Return the two times in a lock file, 0 if they are missing."""
+    try:
+        alive, written = os.pread(lock, 41, 0).split()
+        return float(alive), float(written)
+    except (OSError, ValueError):
+        return 0.0, 0.0
+
+
+def file_id(path: str) -> tuple[int, int] | None:
+    """Return device and inode of a file, None if it is missing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def location_of(path: str) -> str:
+    """Return a text that differs for a copy of a file: the machine and the inode."""
+    try:
+        machine = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        machine = ""
+    return f"{machine} {os.stat(path).st_ino}"
 
 
 def acquire_lock(path: str) -> tuple[int, bool]:

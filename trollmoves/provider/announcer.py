@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
-from trollmoves.journal import AnnouncementRecord, Journal
+from trollmoves.journal import AnnouncementRecord, Journal, to_sqlite_time
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
@@ -30,7 +30,8 @@ PAGE_SIZE = 500  # announcements per query
 class Announcement:
     """One or several files to announce in one message.
 
-    ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns.
+    ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns, as
+    ``to_sqlite_time`` returns it.
     ``extra_metadata`` is added to the metadata of the announcement.
     """
 
@@ -42,6 +43,9 @@ class Announcement:
     type: str = "file"
     subject: str = ""
     extra_metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.mtime = to_sqlite_time(self.mtime)
 
 
 class Announcer:
@@ -197,11 +201,13 @@ class Announcer:
             logger.info("[%s] republished %d undelivered announcement%s", self.name, count, plural)
 
     def _with_address(self, text: str) -> str:
-        """Return an announcement with the current request address."""
-        if f'"{self._address}"' in text:
+        """Return an announcement with the current request address and log."""
+        if f'"{self._address}"' in text and f'"{self._log_name}"' in text:
             return text
         message = Message.decode(text)
         message.data["request_address"] = self._address
+        if isinstance(metadata := message.data.get("announcement"), dict):
+            metadata["log"] = self._log_name
         return message.encode()
 
     # -- info and replay

@@ -17,6 +17,7 @@ class PushDestination:
 
     directory: ParseResult
     without_login: str
+    without_password: str  # identifies the destination: users of one host may have different home directories
     lane: str
     local_directory: str  # the path on this host; empty for a remote destination
 
@@ -32,6 +33,7 @@ def resolve_url(destination: str, allowed: tuple[DestinationPattern, ...]) -> Pu
     return PushDestination(
         url._replace(path=url.path.rstrip("/") + "/"),  # the destination of a push is always a directory
         urls.without_login(url),
+        urls.without_password(url),
         f"push {'this host' if is_local else urls.endpoint(url)}",
         url.path if is_local else "",
     )

@@ -8,6 +8,7 @@ however often it is announced, and also if this process is killed.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from trollmoves.config.options import ClientOptions
@@ -67,6 +68,8 @@ class AnnouncementReceiver:
             self._on_messages,
             alarm_scale=options.heartbeat_alarm_scale,
             on_connected=self._on_connected,
+            on_poll=peers.tick,
+            set_aside=partial(journal.set_aside, self.name),
         )
 
     def start(self) -> None:
@@ -80,6 +83,7 @@ class AnnouncementReceiver:
 
     def _on_connected(self, provider: str) -> None:  # noqa: ARG002  (its sources are not known)
         """Request announcements that were missed while the provider was disconnected."""
+        self._peers.record_gap()
         for address in self._replay_client.request_all():
             self._scheduler.resume_lane(self.name, f"{KIND} {address}")
         self._legacy_servers.request_all()
@@ -154,6 +158,8 @@ class AnnouncementReceiver:
                 self._scheduler.resume_lane(self.name, f"{KIND} {address}")
 
     def _on_replayed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
+        if messages:
+            self._peers.record_gap()
         self._record(messages, sources, BACKLOG)
 
     def _record(self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int) -> None:

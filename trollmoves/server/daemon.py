@@ -36,7 +36,7 @@ class ServerChain:
         self._request_handler = None
         root = Origin(options.origin).root if options.origin else None
         policy = SymlinkPolicy(self.name, root, options.external_symlinks)
-        file_store = LocalFileStore(self.name, runtime.journal, policy)
+        file_store = LocalFileStore(self.name, policy, options.quiet_time)
         if options.request_port is not None:
             self._request_handler = RequestHandler(
                 options, options.request_port, runtime.journal, publisher, runtime.scheduler, file_store
@@ -55,7 +55,7 @@ class ServerChain:
         announce = self.announcer.announce
         self._source: DirectorySource | MessageSource
         if options.origin is None:
-            self._source = MessageSource(options, policy, announce)
+            self._source = MessageSource(options, runtime.journal, policy, announce)
         else:
             self._source = DirectorySource(
                 options, runtime.journal, runtime.scheduler, policy, announce, backlog=backlog, polling=polling

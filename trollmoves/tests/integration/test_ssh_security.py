@@ -71,7 +71,7 @@ def test_host_key_differs_from_pin(far: Far, scheme: str) -> None:
     """A host with another key is permanently rejected even if known_hosts has it; the error shows its fingerprint."""
     with pytest.raises(UnknownHostKey, match="not in ssh_host_key") as caught:
         far.deliver(far.key | far.known | {"ssh_host_key": OTHER}, scheme)
-    assert not caught.value.temporary
+    assert caught.value.held
     assert fingerprint(far.server.host_key) in str(caught.value)
 
 
@@ -99,7 +99,7 @@ def test_key_with_passphrase(far: Far, tmp_path: Path, kind: str) -> None:
     for wrong in ({"ssh_key_passphrase": "wr0ng phrase"}, {}):
         with pytest.raises(AuthenticationFailed) as caught:
             far.deliver(attrs | wrong)
-        assert not caught.value.temporary
+        assert caught.value.held
         assert "phrase/" not in str(caught.value)
         assert "wr0ng" not in str(caught.value)
 
@@ -136,7 +136,7 @@ def test_weak_algorithms(tmp_path: Path, what: str, scheme: str) -> None:
     with openssh_with(tmp_path, WEAK[what], "rsa" if what == "host key" else "ed25519") as far:
         with pytest.raises(PermanentTransferError, match=f"no acceptable {what}.*ssh_weak_algorithms") as caught:
             far.deliver(far.key | far.known, scheme)
-        assert not caught.value.temporary
+        assert caught.value.held
 
 
 @pytest.mark.parametrize(("what", "allowed"), [("ciphers", "aes128-cbc"), ("macs", "hmac-sha1, hmac-md5")])

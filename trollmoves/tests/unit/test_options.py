@@ -32,6 +32,7 @@ SERVER: dict[str, object] = {
     "station": "unknown",
     "allowed_destinations": (),
     "external_symlinks": "owned",
+    "quiet_time": 2.0,
     "info": {},
     "compression": None,
     "working_directory": None,
@@ -68,7 +69,8 @@ SHARED: dict[str, object] = {
     "bind_address": "*",
     "allowed_clients": ANYONE,
     "max_transfers_per_host": 4,
-    "retry_for": 7 * 86400.0,
+    "retry_for": 0.0,
+    "probe_interval": 120.0,
 }
 PROCESS: dict[str, object] = {
     "journal": "",

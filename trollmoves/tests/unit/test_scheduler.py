@@ -16,10 +16,10 @@ import pytest
 
 from trollmoves.errors import (
     ConnectionFailed,
+    NameRejected,
     OriginChanged,
     OriginMissing,
     OriginUnreadable,
-    PermanentTransferError,
     TemporaryTransferError,
     TrollmovesError,
 )
@@ -368,7 +368,7 @@ def test_a_permanent_failure_is_tried_once(runtime: House) -> None:
     def handle(task: Task) -> None:
         tries.append(task.key)
         if task.key == "bad":
-            raise PermanentTransferError("never")
+            raise NameRejected("never")
 
     workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=handle)
@@ -573,7 +573,7 @@ def test_a_starter_that_raises_has_failed(runtime: House) -> None:
         if task.tries == 1:
             raise RuntimeError("a bug")
         if task.key == "bad":
-            raise PermanentTransferError("never")
+            raise NameRejected("never")
         finish(Result())
 
     workers = runtime.workers()
@@ -588,7 +588,7 @@ def test_a_task_ends_once(runtime: House) -> None:
 
     def start(_: Task, finish: Callable[[Result], None]) -> None:
         finish(Result(reply="first"))
-        finish(Result(error=PermanentTransferError("second")))
+        finish(Result(error=NameRejected("second")))
 
     workers = runtime.workers()
     workers.register("chain", "work", limit=1, async_handler=start)

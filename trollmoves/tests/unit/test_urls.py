@@ -151,6 +151,21 @@ def test_login_roundtrip() -> None:
         assert urls.without_login(url) == "sftp://host:22/in/a@b?c#d"
 
 
+@pytest.mark.parametrize(
+    ("url", "identity"),
+    [
+        ("ftp://a:p%40ss%2Fw:rd@h:22/in", "ftp://a@h:22/in"),
+        ("ftp://a@h/in", "ftp://a@h/in"),
+        ("ftp://:pw@h/in", "ftp://@h/in"),
+        ("ftp://h/in", "ftp://h/in"),
+        ("/in", "file:///in"),
+    ],
+)
+def test_identity_has_the_user(url: str, identity: str) -> None:
+    """The identity of a destination contains its user and not its password."""
+    assert urls.without_password(url) == identity
+
+
 def test_a_login_needs_a_host() -> None:
     """A path on this host takes no login, and an empty login takes the present one away."""
     assert urls.with_login("/data/in", "me:pw") == "file:///data/in"
