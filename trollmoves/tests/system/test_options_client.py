@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,7 +259,7 @@ def test_held_destination(testbed: Testbed) -> None:
     pair.client.wait_for_line("not delivered")
     obstacle.unlink()
     obstacle.mkdir()
-    pair.client.reload()
+    pair.client.send(signal.SIGHUP)
     pair.received.wait_for_receipts(names, 60)
     assert pair.server.lines().count(", held (attempt") == 1
     assert pair.client.lines().count("not delivered") <= 3
