@@ -26,7 +26,6 @@ from trollmoves.scheduler.circuit_breaker import (
     backoff,
 )
 from trollmoves.scheduler.retry_spacing import RetrySpacing
-from trollmoves.utils.outage_log import OutageLog
 from trollmoves.utils.rate import RateMeter
 
 if TYPE_CHECKING:
@@ -91,7 +90,6 @@ class Lane:
     workers: int = 0  # workers that are assigned to this lane
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     retries: RetrySpacing = field(default_factory=RetrySpacing)
-    outage_log: OutageLog = field(default_factory=OutageLog)
     starved: bool = False  # no worker was available; the end of another lane's task may change that
     next_due: float = NEVER  # when to read the journal again, by the clock
     rate: RateMeter = field(default_factory=RateMeter)  # of finished tasks

@@ -23,6 +23,7 @@ from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome,
 from trollmoves.scheduler.lanes import ChainPolicy, Lane, LaneQueue, Result, TaskKind
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
+from trollmoves.utils.outage_log import OutageLog
 from trollmoves.utils.rate import RateMeter
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
 RESERVE_FROM = 8  # minimum number of workers for which one is reserved for healthy lanes
+MAX_OUTAGE_LOGS = 1000  # lanes whose outages are remembered for the log
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
 
@@ -47,6 +49,7 @@ class Scheduler:
         self._highest_claimed_id = 0  # of all dropped lanes
         self._tokens = LaneQueue()  # one entry for each assigned worker
         self._unproven_workers = 0  # assigned to lanes that are not healthy, counted in the last round
+        self._outage_logs: dict[tuple[str, str], OutageLog] = {}  # by lane; they outlive idle lanes
         self._policies: dict[str, ChainPolicy] = {}  # by chain
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._wakeups: SimpleQueue[None] = SimpleQueue()
@@ -191,9 +194,7 @@ class Scheduler:
             return
         suffix: str | None = ""
         if error.outage or error.blames_directory:
-            with self._lock:
-                lane = self._lanes.get((task.chain, task.lane))
-            suffix = lane.outage_log.admit(type(error).__name__) if lane else ""
+            suffix = self._outage_log(task.chain, task.lane).admit(type(error).__name__)
         if suffix is None:
             logger.debug("[%s] %s (attempt %d): %s", task.chain, text, task.tries, error)
         elif error.held:
@@ -202,6 +203,12 @@ class Scheduler:
             logger.error("[%s] %s, held (attempt %d): %s%s%s", task.chain, text, task.tries, error, waiting, suffix)
         else:
             logger.warning("[%s] %s, will be retried (attempt %d): %s%s", task.chain, text, task.tries, error, suffix)
+
+    def _outage_log(self, chain: str, lane: str) -> OutageLog:
+        with self._lock:
+            if (chain, lane) not in self._outage_logs and len(self._outage_logs) >= MAX_OUTAGE_LOGS:
+                del self._outage_logs[next(iter(self._outage_logs))]
+            return self._outage_logs.setdefault((chain, lane), OutageLog())
 
     # -- start and stop
 
@@ -351,7 +358,7 @@ class Scheduler:
         return new
 
     def _retry_recovered(self, lane: Lane, worked: bool) -> None:
-        if worked and (summary := lane.outage_log.end()) is not None:
+        if worked and (summary := self._outage_log(lane.chain, lane.name).end()) is not None:
             logger.info("[%s] %s: works again%s", lane.chain, lane.name, summary)
         self.retry_now(lane.chain, lane.name)
 
