@@ -129,7 +129,7 @@ def test_delivered_and_published(testbed: Testbed, far: Far) -> None:
 
 
 def test_rejected_login(testbed: Testbed, far: Far) -> None:
-    """A rejected login is logged once, without the password; other targets receive their files."""
+    """A rejected login is logged once for all files, without the password; other targets receive their files."""
     targets = {
         "bad": taking(far.refused | {"probe_interval": 1}),
         "good": taking(far.target),
@@ -144,8 +144,8 @@ def test_rejected_login(testbed: Testbed, far: Far) -> None:
         until(lambda: set(far.arrived()) == {f"n/{name}" for name in names}, 40, "all files")
         d.process.wait_for_line("[bad] deliver of ", seconds=60)
     lines = [line for line in d.process.lines().splitlines() if "[bad]" in line and "deliver of" in line]
-    assert len(lines) == 1, lines
-    assert "held (attempt 1)" in lines[0]
+    assert sum("held (attempt" in line for line in lines) == 1, lines
+    assert len(lines) <= 2, lines  # an FTP server may also close the connection
     assert "wr0ng" not in d.process.lines()
 
 

@@ -216,7 +216,7 @@ def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
     replace_by_link(Path(data["uri"]), fort.secret)
     if chain == "none":
         answer = fort.push({**data, "request": REQUEST}, chain)
-        assert (answer.type, answer.data["temporary"]) == ("err", False)
+        assert (answer.type, answer.data["temporary"]) == ("err", True)
         assert "has changed since it was announced" in answer.data["error"]
         assert fort.push(older(data), chain).type == "err"
     else:  # our own link is announced; the older announcement does not cover it
@@ -373,7 +373,7 @@ def test_destination(fort: Fort, destination: object) -> None:
 def test_login_or_host_that_cannot_be_sent(fort: Fort, destination: str) -> None:
     """A login or host that no protocol can send is permanently rejected with the rule, without a traceback."""
     answer = fort.push({**fort.feed("other"), "request": REQUEST}, "other", destination=destination)
-    assert (answer.type, answer.data["temporary"]) == ("err", False)
+    assert (answer.type, answer.data["temporary"]) == ("err", True)
     assert "invalid host name" in answer.data["error"] or "user and password must be" in answer.data["error"]
     assert "unexpected error" not in fort.server.lines()
 
