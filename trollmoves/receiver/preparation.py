@@ -73,9 +73,7 @@ class Preparer:
                 job.failed(error)
 
     def _run(self, job: _Job) -> None:
-        for key in [key for key, thread in self._blocked.items() if not thread.is_alive()]:
-            del self._blocked[key]
-            logger.info("[%s] %s: responds again", self.name, key)
+        self._blocked = {key: thread for key, thread in self._blocked.items() if thread.is_alive()}
         if job.key in self._blocked or len(self._blocked) >= MAX_BLOCKED:
             job.failed(None)
             return
@@ -104,6 +102,8 @@ class Preparer:
             except Exception as error:  # the result
                 results.append(error)
             ended.set()
+            if job.key in self._blocked:
+                logger.info("[%s] %s: responds again", self.name, job.key)
 
         thread = threading.Thread(target=call, name=f"prepare-{self.name}", daemon=True)
         thread.start()
