@@ -197,7 +197,9 @@ class ConnectionWatcher:
         self._secured = curve_keys.curve_enabled()
         self._attempts = 0  # attempts since the last connection
         self._connected = 0
-        self._monitor = security.monitor(socket, handshake_errors.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
+        self.is_connected = False  # as of the last call of ``failure``
+        events = handshake_errors.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._monitor = security.monitor(socket, events)
 
     def failure(self) -> ConnectFailure | None:
         """Return the failure to connect since the last call, or None.
@@ -210,7 +212,10 @@ class ConnectionWatcher:
                 event, value = handshake_errors.parse_event(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return found if found and (found.permanent or self._attempts > 1) else None
-            if not event & handshake_errors.FAILURES:
+            self.is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if event == zmq.EVENT_DISCONNECTED:
+                continue
+            if self.is_connected:
                 found, self._attempts = None, 0
                 self._connected += 1
                 continue

@@ -66,7 +66,7 @@ class AnnouncementReceiver:
             self.name,
             [PublisherEndpoint(address, (*topics, *heartbeat_topics)) for address, topics in self._topics.items()],
             self._on_messages,
-            alarm_scale=options.heartbeat_alarm_scale,
+            alarm_scale=options.heartbeat_alarm_scale if options.heartbeat else 0.0,
             on_connected=self._on_connected,
             set_aside=partial(journal.set_aside, self.name),
         )

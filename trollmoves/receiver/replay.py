@@ -20,6 +20,7 @@ from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.net import urls
+from trollmoves.utils.logs import LogThrottle
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class ReplayClient:
         self._requester = requester
         self._on_replayed = on_replayed
         self._started = time.monotonic()
+        self._throttle = LogThrottle(burst=1)
         self._lock = threading.Lock()
         self._logs = {s.log: _SourceLog(s.log, s.address, s.received_through) for s in journal.sources(name)}
         self._addresses = {s.address for s in self._logs.values()}
@@ -211,7 +213,9 @@ class ReplayClient:
             try:
                 message = Message.decode(text if isinstance(text, str) else "")
             except MessageError as error:
-                logger.warning("[%s] ignored a message in the log of %s: %s", self.name, source.address, error)
+                if (suffix := self._throttle.admit(source.address)) is not None:
+                    address = source.address
+                    logger.warning("[%s] ignored a message in the log of %s: %s%s", self.name, address, error, suffix)
                 continue
             if isinstance(message.data, dict):
                 if message.data.get("request_address") != source.address:
