@@ -15,7 +15,7 @@ from trollmoves.errors import BadDestination, ConnectionFailed, TooManyConnectio
 from trollmoves.movers import options
 from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
 from trollmoves.movers.pool import Connection, Lease, Pool, PoolLimits, shared_pool
-from trollmoves.net import urls
+from trollmoves.net import redaction, urls
 
 logger = logging.getLogger(__name__)
 CAPACITY_RETRY_DELAYS = (0.2, 0.5, 1.0)  # seconds; a host may count a connection for a moment after it was closed
@@ -55,18 +55,27 @@ class RemoteMover(Mover):
                 try:
                     return self._deliver_to(pool, source)
                 except (ConnectionFailed, TransferStalled) as error:
+                    self._remove_secrets(error)
                     logger.debug(
                         "%s is not available, trying the next backup target if any: %s",
                         urls.redacted(destination),
                         error,
                     )
                     first = first or error
+                except Exception as error:
+                    self._remove_secrets(error)
+                    raise
         assert first is not None  # noqa: S101  (there is always one destination)
         raise first
 
     def endpoint(self) -> Endpoint:
         """Return the endpoint of the current destination."""
         return _endpoint_of(self.destination._replace(path=""))
+
+    def _remove_secrets(self, error: Exception) -> None:
+        """Remove the secrets of this delivery from an exception: libraries and servers repeat their input."""
+        password = self.destination.netloc.rpartition("@")[0].partition(":")[2]
+        redaction.remove_from_error(error, (password, *redaction.values_of(dict(self.attrs))))
 
     def capability_key(self, login: Endpoint) -> Hashable:
         """Return what identifies the capabilities of the current destination, without secrets."""
@@ -177,9 +186,9 @@ def _endpoint_of(destination: ParseResult) -> Endpoint:
         raise BadDestination(f"{urls.redacted(destination)}: the URL has no host")
     try:
         host.encode("idna")  # as the resolver does
-    except UnicodeError as error:
-        cause = str(error.__cause__ or error)
-        raise BadDestination(f"{urls.redacted(destination)}: invalid host name: {cause}") from None
+    except UnicodeError:
+        rule = "between dots it must have 1 to 63 valid characters"
+        raise BadDestination(f"{urls.redacted(destination)}: invalid host name: {rule}") from None
     return Endpoint(destination.scheme, host, urls.port(destination), *checked_login(destination))
 
 
