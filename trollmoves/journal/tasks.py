@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from trollmoves.journal.database import JournalDatabase
-from trollmoves.journal.location import write_time
+from trollmoves.journal.location import write_times
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
@@ -45,6 +45,7 @@ class TaskTable(JournalDatabase):
         with self._transaction() as db:
             for task in tasks:
                 added.append((task, True) if _insert(db, task, now) else (_existing(db, task), False))
+                self._last_write = now if added[-1][1] else self._last_write
             for chain, source in sources:
                 upsert_source(db, chain, source)
         return added
@@ -154,7 +155,7 @@ class TaskTable(JournalDatabase):
                     ),
                 )
                 if is_finished:
-                    self._last_finish = now
+                    self._last_finish = self._last_write = now
                 new += [following for following in outcome.follow_ups if _insert(db, following, now)]
         return new
 
@@ -165,13 +166,13 @@ class TaskTable(JournalDatabase):
         not wait for the disk.
         """
         finished = self._last_finish
-        if finished <= self._outlived:
+        if finished <= self._alive:
             return float("inf")
         now = self.now()
         if now <= finished + UNFLUSHED_SECONDS:
             return finished + UNFLUSHED_SECONDS - now + MARK_SLACK
-        write_time(self._lock_file, now)
-        self._outlived = finished
+        self._alive = now
+        write_times(self._lock_file, now, self._last_write)
         return float("inf")
 
     def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
@@ -204,6 +205,16 @@ class TaskTable(JournalDatabase):
                 (number, chain, kind),
             )
         )
+
+    def newer_keys(self, task: Task, prefix: str) -> list[str]:
+        """Return the keys that begin with ``prefix``, of the newer tasks of this kind that wait, run or are done."""
+        start = to_sqlite_text(prefix)
+        end = start[:-1] + chr(ord(start[-1]) + 1)
+        rows = self._read(
+            "SELECT key FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND id > ? AND state <> 2",
+            (task.chain, task.kind, start, end, task.id),
+        )
+        return [str(key) for (key,) in rows]
 
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         """Return the tasks of this kind for an announcement that are waiting or running."""

@@ -25,6 +25,8 @@ SUBSCRIBER_GRACE = 1.0  # s after a start in which subscribers of the previous p
 HEARTBEAT_INTERVAL = 30  # s
 # s between the first heartbeats, which come faster because subscribers of a previous process reconnect
 INITIAL_HEARTBEAT_DELAYS = (1.0, 1.0, 2.0, 4.0, 8.0, 14.0)
+QUEUE_BYTES = 128_000_000  # bytes of messages that are queued for slow subscribers, by the average size of messages
+AVERAGED_OVER = 1000  # messages
 ADVERTISE_INTERVAL = 2.0  # s between broadcasts of the address, as in posttroll
 ADVERTISE_RETRY_DELAY = 60.0  # s after a failed broadcast
 
@@ -57,11 +59,13 @@ class Publisher:
         self._socket, self.port = sockets.bind(
             zmq.PUB,
             sockets.tcp(bind_address, port),
-            {zmq.SNDHWM: sockets.HIGH_WATER_MARK},
+            {zmq.SNDHWM: sockets.HIGH_WATER_MARK, **sockets.LASTING},
             _configured_ports(),
             clients,
         )
         self._lock = threading.Lock()
+        self._average_size = 0.0  # bytes
+        self._queue_limit = sockets.HIGH_WATER_MARK  # messages
         self._nameservers = nameservers
         self._heartbeat_data = heartbeat_data or dict
         self._stopped = threading.Event()
@@ -93,8 +97,18 @@ class Publisher:
         frames = [text.encode() for text in texts]
         with self._lock:
             if not self._socket.closed:
+                self._limit_queue(frames)
                 for frame in frames:
                     self._socket.send(frame)
+
+    def _limit_queue(self, frames: Sequence[bytes]) -> None:
+        """Limit the queue of each subscriber to QUEUE_BYTES of messages of average size; ZeroMQ counts messages."""
+        for frame in frames:
+            self._average_size += (len(frame) - self._average_size) / AVERAGED_OVER
+        limit = min(sockets.HIGH_WATER_MARK, int(QUEUE_BYTES / max(1.0, self._average_size)))
+        if not 0.8 < limit / self._queue_limit < 1.25:
+            self._queue_limit = limit
+            self._socket.setsockopt(zmq.SNDHWM, limit)
 
     def send_heartbeat(self) -> None:
         """Send a heartbeat now; if its data cannot be built, send only the interval."""

@@ -43,6 +43,9 @@ _OPTIONS: dict[int, int] = {
     zmq.MAXMSGSIZE: LARGEST_MESSAGE,
 }
 
+# The queue for a subscriber that does not ping is kept through an interruption: no pings, and TCP gives up late.
+LASTING: dict[int, int] = {zmq.HEARTBEAT_IVL: 0, zmq.TCP_MAXRT: 300_000}  # ms
+
 _NOW = int(zmq.NOBLOCK)
 _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)

@@ -66,18 +66,24 @@ class Subscriber:
         alarm_scale: float = 0.0,
         on_connected: Callable[[str], None] | None = None,
         set_aside: SetAside | None = None,
+        on_poll: Callable[[], None] | None = None,
+        lasting: bool = False,
     ) -> None:
         """Connect; raise StartError for an invalid address.
 
         ``alarm_scale``: reconnect after this number of heartbeat intervals without a heartbeat; 0 leaves that to TCP
         and ZeroMQ, which detect a dead connection within half a minute. ``on_connected`` is called on the same thread
         with the address of a publisher each time it has been connected or reconnected, ``set_aside`` with a message for
-        which ``on_messages`` keeps failing, and the reason.
+        which ``on_messages`` keeps failing, and the reason. ``on_poll`` is called there at least every
+        ``POLL_INTERVAL`` seconds, before received messages are handled. ``lasting`` is for publishers that cannot
+        repeat messages: an interruption of less than five minutes ends neither a connection nor its queue.
         """
         self.name = name
         self._on_messages = on_messages
         self._alarm_scale = alarm_scale
+        self._socket_options = {int(zmq.RCVHWM): sockets.HIGH_WATER_MARK} | (sockets.LASTING if lasting else {})
         self._on_connected = on_connected
+        self._on_poll = on_poll
         self._set_aside = set_aside
         self._next_check = 0.0
         self._throttle = LogThrottle(burst=1)
@@ -115,8 +121,7 @@ class Subscriber:
         logger.debug(
             "[%s] connecting to %s for %s", self.name, endpoint.address, ", ".join(endpoint.topics) or "everything"
         )
-        options = {int(zmq.RCVHWM): sockets.HIGH_WATER_MARK}
-        socket, watcher = sockets.connect_monitored(zmq.SUB, endpoint.address, options)
+        socket, watcher = sockets.connect_monitored(zmq.SUB, endpoint.address, self._socket_options)
         for topic in endpoint.topics:
             socket.setsockopt_string(zmq.SUBSCRIBE, subscription(topic))
         self._poller.register(socket, zmq.POLLIN)
@@ -142,6 +147,8 @@ class Subscriber:
         )
 
     def _process(self, ready: list[sockets.Socket]) -> None:
+        if self._on_poll:
+            self._on_poll()
         for socket in ready:
             if socket in self._connections:
                 self._receive(self._connections[socket])

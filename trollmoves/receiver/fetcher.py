@@ -49,6 +49,10 @@ class PermanentlyRefused(TrollmovesError):
     """A source permanently rejected the request."""
 
 
+class SupersededAtSource(PermanentlyRefused):
+    """A source delivered a newer version of the file to the same destination, so this version is dropped."""
+
+
 def _parse_uptime(reply: Message | TrollmovesError) -> float:
     """Return the uptime in a server's reply (``1 day, 2:03:04.5``) in seconds, a negative number if there is none."""
     uptime = reply.data.get("uptime") if isinstance(reply, Message) and isinstance(reply.data, dict) else None
@@ -95,6 +99,9 @@ class SourceLookup(Protocol):
     def on_attempt_ended(self, task: Task) -> None:
         """Record that a run has ended without a delivery."""
 
+    def is_superseded(self, task: Task) -> bool:
+        """Return True if a newer version of the file of a task is waiting or was fetched."""
+
 
 class Fetcher:
     """The requests of one chain.
@@ -123,8 +130,6 @@ class Fetcher:
         self._options = options
         self._client = client_name(journal, options.name)
         self._journal = journal
-        self._started = journal.now()
-        self._started_at = time.time()  # wall clock, comparable with the times of messages
         self._requester = requester
         self._sources = sources
         self._peers = peers
@@ -161,6 +166,9 @@ class Fetcher:
         """Start to fetch a file. Runs on the scheduler thread."""
         name = file_key_of(task)
         hold = self._peers.hold_seconds(name)
+        if task.tries > 1 and self._sources.is_superseded(task):
+            self._drop(task, finish)
+            return
         if self._peers.is_done(name) or hold:
             finish(Result(retry_in=hold) if hold else Result())
             return
@@ -180,6 +188,13 @@ class Fetcher:
         if len(sources) > 1:
             sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
         self._request_next(FetchAttempt(task, message, destination, sources, finish))
+
+    def _drop(self, task: Task, finish: Callable[[Result], None]) -> None:
+        """End a task whose file has a newer version, which is delivered or waiting."""
+        name = file_key_of(task).replace("\n", ", ")
+        logger.info("[%s] dropped an older version of %s: a newer one is delivered or waiting", self.name, name)
+        self._sources.on_attempt_ended(task)
+        finish(Result())
 
     def _request_next(self, attempt: FetchAttempt) -> None:
         if not attempt.sources:
@@ -283,9 +298,17 @@ class Fetcher:
         return attempt.message.derive("push", added)
 
     def _is_late(self, attempt: FetchAttempt) -> bool:
-        """Return True if a file was announced before this process started, so that a peer may have fetched it."""
-        task = attempt.task
-        return task.created < self._started or (task.rank == BACKLOG and attempt.message.timestamp() < self._started_at)
+        """Return True if a peer may have fetched a file unnoticed: it was announced before the last gap ended."""
+        task, gap = attempt.task, self._peers.seconds_since_gap()
+        return task.created < self._journal.now() - gap or (
+            task.rank == BACKLOG and attempt.message.timestamp() < time.time() - gap
+        )
+
+    def _was_interrupted(self, attempt: FetchAttempt) -> bool:
+        """Return True if a peer may have taken over a file during the request for it."""
+        is_numbered = bool(payload.announcement_metadata(attempt.message.data))
+        requested = time.monotonic() - attempt.requested_at
+        return is_numbered and bool(self._peers.names()) and requested > self._peers.seconds_since_gap()
 
     def _handle_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
         if isinstance(reply, RequesterStopped):
@@ -297,14 +320,18 @@ class Fetcher:
             self._on_source_failed(attempt, reply)
             return
         self._down.pop(attempt.source, None)
-        if reply.type in payload.FILE_TYPES:
+        if reply.type in payload.FILE_TYPES and self._was_interrupted(attempt):
+            self._send_request(attempt, self._handle_reply)
+        elif reply.type in payload.FILE_TYPES:
             attempt.finish(Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply))
             self._acknowledge_others(attempt)
         elif reply.type == "wait":
             self._on_request(attempt)  # renews the hold of peers
             self._send_request(attempt, self._handle_reply)
+        elif isinstance(error := self._rejection(attempt, reply), SupersededAtSource):
+            self._drop(attempt.task, attempt.finish)
         else:
-            self._on_source_failed(attempt, self._rejection(attempt, reply))
+            self._on_source_failed(attempt, error)
 
     def _peer_has_received(self, attempt: FetchAttempt, reply: Message) -> bool:
         """Return True if a peer has published the receipt of this file, or will.
@@ -324,7 +351,8 @@ class Fetcher:
             attempt.retry_in = max(
                 attempt.retry_in, float(retry_after or 0.0) if payload.is_seconds(retry_after) else 0.0
             )
-            error_type = NotDelivered if data.get("temporary", True) else PermanentlyRefused
+            refusal = SupersededAtSource if data.get("superseded") else PermanentlyRefused
+            error_type = NotDelivered if data.get("temporary", True) else refusal
             return error_type(f"{attempt.source}: {_reason(data.get('error', reply.type))}")
         return NotDelivered(f"{attempt.source}: {_reason(data or reply.type)}")
 

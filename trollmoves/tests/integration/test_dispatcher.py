@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import signal
 import socket
@@ -154,6 +155,23 @@ def test_two_dispatch_configs(testbed: Testbed) -> None:
     d.publisher.publish_file(d.file("a"))
     d.wait_until_idle()
     assert {"one/1_a", "two/2_a"} == {name for name in d.delivered_files() if not name.startswith("last")}
+
+
+def test_texts_that_read_as_times(testbed: Testbed) -> None:
+    """Metadata such as ``20250101`` keep their text in paths, aliases, conditions and published messages."""
+    config = one(
+        directory="OUT/{product}",
+        filepattern="{batch}_{start:%H}_{uid}",
+        aliases={"batch": {"2025W01": "first"}},
+        conditions=[{"product": "20250101"}],
+        publish_topic="/sent/{product}",
+    )
+    d = DispatcherTestbed(testbed, config).start()
+    d.publisher.publish_file(d.file("a"), product="20250101", batch="2025W01", start="2025-01-01T12:00:00")
+    d.wait_for("20250101/first_12_a")
+    d.subscriber.wait_for_receipts(["a"])
+    (sent,) = [json.loads(text.partition("application/json ")[2]) for text in d.subscriber.texts if "/sent/" in text]
+    assert (sent["product"], sent["batch"]) == ("20250101", "2025W01")
 
 
 def test_alias_name(testbed: Testbed) -> None:
