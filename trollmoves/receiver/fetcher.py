@@ -20,7 +20,7 @@ from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
-from trollmoves.scheduler.circuit_breaker import backoff
+from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
@@ -317,9 +317,8 @@ class Fetcher:
         data = reply.data
         if isinstance(data, dict):
             retry_after = data.get("retry_after")
-            attempt.retry_in = max(
-                attempt.retry_in, float(retry_after or 0.0) if payload.is_seconds(retry_after) else 0.0
-            )
+            if retry_after is not None and payload.is_seconds(retry_after):
+                attempt.retry_in = max(attempt.retry_in, min(float(retry_after), BACKOFF_MAX))
             error_type = NotDelivered if data.get("temporary", True) else PermanentlyRefused
             return error_type(f"{attempt.source}: {data.get('error', reply.type)}")
         return NotDelivered(f"{attempt.source}: {data or reply.type}")
