@@ -24,6 +24,7 @@ from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesEr
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
+from trollmoves.utils.log_writer import LogWriter
 from trollmoves.watch import FileWatch
 
 logger = logging.getLogger(__name__)
@@ -130,15 +131,10 @@ class Daemon(ABC, Generic[O]):
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | WORLD_WRITABLE)
-            logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
-            file_watch = FileWatch(self._file, lambda: self._orders.put("reload"))
-            file_watch.start()  # before the first read, so that no change is missed
-            try:
-                return self._run_daemon()
-            finally:
-                file_watch.stop()
+            return self._run_logged(
+                logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
+            )
         except TrollmovesError as error:
-            logger.debug("cause of the exit", exc_info=True)
             print(f"{self.make_parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the final message)
             return 1
 
@@ -149,13 +145,28 @@ class Daemon(ABC, Generic[O]):
             sys.stdout.write(f"\n{advice}\n")
         return 1 if found.broken else 0
 
-    def _run_daemon(self) -> int:
+    def _run_logged(self, log: LogWriter) -> int:
+        status = 1
+        file_watch = FileWatch(self._file, lambda: self._orders.put("reload"))
+        try:
+            file_watch.start()  # before the first read, so that no change is missed
+            status = self._run_daemon(log)
+        except TrollmovesError:
+            logger.debug("cause of the exit", exc_info=True)
+            raise
+        finally:
+            file_watch.stop()
+            if not log.close():  # the interpreter would wait without limit for a log that cannot be written
+                os._exit(status)
+        return status
+
+    def _run_daemon(self, log: LogWriter) -> int:
         sys.setswitchinterval(SWITCH_INTERVAL)
         _raise_fd_limit()
         current = self.read_config()
         _log_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
-        self._listen_to_signals()
+        self._listen_to_signals(log)
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
@@ -205,9 +216,14 @@ class Daemon(ABC, Generic[O]):
         finally:
             self._stop(runtime)
 
-    def _listen_to_signals(self) -> None:
-        for number, order in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
-            signal.signal(number, lambda *_, order=order: self._orders.put(order))
+    def _listen_to_signals(self, log: LogWriter) -> None:
+        def hang_up(*_: object) -> None:
+            log.reopen()
+            self._orders.put("reload")
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._orders.put("stop"))
+        signal.signal(signal.SIGHUP, hang_up)
 
     def _command_loop(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
         pruner = _JournalPruner(runtime, self.compactors)

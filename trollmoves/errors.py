@@ -42,6 +42,12 @@ class JournalError(StartError):
     temporary = True
 
 
+class UnsupportedValue(JournalError):
+    """A row has a value that SQLite cannot store; others can be stored."""
+
+    temporary = False
+
+
 class JournalFull(JournalError):
     """The disk of the journal is full."""
 
@@ -80,6 +86,10 @@ class TemporaryTransferError(TransferError):
 
 class ConnectionFailed(TemporaryTransferError):
     """The host cannot be reached, or closed the connection."""
+
+
+class TooManyConnections(ConnectionFailed):
+    """The host rejects a further connection or login of this user or address."""
 
 
 class TransferStalled(TemporaryTransferError):

@@ -169,8 +169,9 @@ class ServerOptions(ChainOptions):
     allowed_destinations: tuple[destination_allowlist.DestinationPattern, ...] = _option(
         lambda value: tuple(map(destination_allowlist.parse_pattern, parsers.word_list(value))),
         "",
-        "destinations that requests may name: `scheme://host[:port]/path` or a path on this host, including all "
-        "directories below; `*` is allowed in host and path; without it all destinations",
+        "destinations that requests may name: `scheme://[user@]host[:port]/path` or a path on this host, including all "
+        "directories below; `*` is allowed in user, host and path, and as a scheme for all but paths on this host; "
+        "without it all destinations",
     )
     external_symlinks: str = _option(
         parsers.choice("owned", "all", "none"),

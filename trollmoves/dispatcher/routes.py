@@ -13,6 +13,7 @@ from trollmoves.config.targets import base_url, pattern_of
 from trollmoves.dispatcher.files import LocalFile
 from trollmoves.errors import BadDestination
 from trollmoves.matching.patterns import Pattern
+from trollmoves.matching.received_time import text_of
 from trollmoves.net import urls
 
 CREATION_TIME = "file_creation_time"
@@ -88,7 +89,9 @@ def with_aliases(metadata: Mapping[str, Any], aliases: tuple[Alias, ...]) -> dic
     for alias in aliases:
         if alias.key in metadata:
             value = metadata[alias.key]
-            result[alias.name] = alias.values.get(value, value) if _is_hashable(value) else value
+            if _is_hashable(value):
+                value = alias.values.get(value, alias.values.get(text_of(value), value))
+            result[alias.name] = value
     return result
 
 

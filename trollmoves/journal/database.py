@@ -13,7 +13,7 @@ from typing import Any
 
 from trollmoves.errors import JournalError, JournalFull
 from trollmoves.journal.clock import MonotonicWallClock
-from trollmoves.journal.location import LOCK_SUFFIX, acquire_lock, open_private, to_journal_error
+from trollmoves.journal.location import LOCK_SUFFIX, acquire_lock, open_private, read_time, to_journal_error
 from trollmoves.journal.recovery import NotAJournal, is_corruption, quarantine, restore, salvage
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,9 @@ class JournalDatabase:
         self._clock = MonotonicWallClock()
         self._time_written = 0.0
         self._killed_at: float | None = None
+        self._last_finish = self._outlived = (
+            0.0  # times of the last finished task, and of the last one in the lock file
+        )
         try:
             self._open_or_recover(damage, is_journal)
         except (sqlite3.Error, OSError) as error:
@@ -132,8 +135,9 @@ class JournalDatabase:
         if version and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
             # The process was alive when it last stored the time: messages published well before that have been sent.
             self._killed_at = db.execute(
-                "SELECT max(max(finished), coalesce((SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'), 0)) "
-                "FROM tasks WHERE state <> 0"
+                "SELECT max(max(finished), coalesce((SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'), 0), ?) "
+                "FROM tasks WHERE state <> 0",
+                (read_time(self._lock_file),),
             ).fetchone()[0]
         row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         self._restore_clock()

@@ -9,8 +9,9 @@ import logging
 import os
 import sqlite3
 import stat
+from contextlib import suppress
 
-from trollmoves.errors import JournalError, JournalFull
+from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,9 @@ _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter
 
 
 def to_journal_error(text: str, error: Exception) -> JournalError:
-    """Return JournalFull if ``error`` means that the disk is full, JournalError otherwise."""
+    """Return JournalFull for a full disk, UnsupportedValue for a value that SQLite cannot store, else JournalError."""
+    if isinstance(error, (OverflowError, sqlite3.DataError)) or "binding parameter" in str(error):
+        return UnsupportedValue(text)
     full = getattr(error, "errno", 0) in _FULL or getattr(error, "sqlite_errorcode", 0) in _SQLITE_FULL
     return (JournalFull if full else JournalError)(text)
 
@@ -45,7 +48,7 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
 def open_private(path: str) -> int:
     """Open or create a file of the journal and return its descriptor; make an existing one readable by the owner only.
 
-    Raise OSError if it is a symbolic link, not a regular file, or belongs to another user.
+    Raise OSError if it is a symbolic link or not a regular file, or its permissions cannot be changed.
     """
     if os.path.islink(path):
         raise OSError(errno.ELOOP, f"{path} is a symbolic link, which another user may have created; use its target")
@@ -65,6 +68,20 @@ def open_private(path: str) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def write_time(lock: int, seconds: float) -> None:
+    """Store a time in a lock file. It survives the death of the process; a failed write is ignored."""
+    with suppress(OSError):
+        os.pwrite(lock, f"{seconds:017.3f}".encode(), 0)
+
+
+def read_time(lock: int) -> float:
+    """Return the time in a lock file, 0 if there is none."""
+    try:
+        return float(os.pread(lock, 17, 0))
+    except (OSError, ValueError):
+        return 0.0
 
 
 def acquire_lock(path: str) -> tuple[int, bool]:

@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from trollmoves.journal.database import JournalDatabase
+from trollmoves.journal.location import write_time
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
     FAILED,
     FRESH,
+    UNFLUSHED_SECONDS,
     WAITING,
     Outcome,
     SourcePosition,
@@ -20,8 +22,12 @@ from trollmoves.journal.records import (
 )
 from trollmoves.journal.sources import upsert_source
 
+SET_ASIDE = "set_aside"  # kind of the records of files and messages that cannot be processed
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"
 SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0"
+
+
+MARK_SLACK = 0.01  # s; the stored time must be later than that of the task by more than UNFLUSHED_SECONDS
 
 
 class TaskTable(JournalDatabase):
@@ -42,6 +48,10 @@ class TaskTable(JournalDatabase):
             for chain, source in sources:
                 upsert_source(db, chain, source)
         return added
+
+    def set_aside(self, chain: str, item: str, reason: str) -> None:
+        """Store a file or message that cannot be processed as a failed task, for a person to find."""
+        self.add_tasks([Task(chain, SET_ASIDE, item, SET_ASIDE, reason, state=FAILED)])
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
         """Return the task with this identity, in any state; None if there is none."""
@@ -143,8 +153,26 @@ class TaskTable(JournalDatabase):
                         task.id,
                     ),
                 )
+                if is_finished:
+                    self._last_finish = now
                 new += [following for following in outcome.follow_ups if _insert(db, following, now)]
         return new
+
+    def mark_alive(self) -> float:
+        """Record once, in the lock file, that this process outlived its last finished task by UNFLUSHED_SECONDS.
+
+        Return the seconds until the next call is due, infinite without a finished task that is not recorded. It does
+        not wait for the disk.
+        """
+        finished = self._last_finish
+        if finished <= self._outlived:
+            return float("inf")
+        now = self.now()
+        if now <= finished + UNFLUSHED_SECONDS:
+            return finished + UNFLUSHED_SECONDS - now + MARK_SLACK
+        write_time(self._lock_file, now)
+        self._outlived = finished
+        return float("inf")
 
     def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
         """Return the tasks of these kinds that were done in the last ``seconds`` of the previous process, if killed.

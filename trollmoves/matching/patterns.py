@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from trollsift import parser as trollsift
 
 from trollmoves.errors import TrollmovesError
+from trollmoves.matching.received_time import text_of
 from trollmoves.net.urls import redact_text
 
 CACHE_SIZE = 64  # converted values for each field of a pattern
@@ -31,6 +32,19 @@ _WILDCARDS = {ord("*"): _ANY, ord("?"): _ONE}
 _DIRECTIVE = re.compile(r"%(.)", re.DOTALL)
 _WITH_YEAR = frozenset("YyGcx")
 _SAMPLE = datetime(2024, 3, 15, 13, 30, 15, tzinfo=UTC)
+
+
+class _Formatter(trollsift.StringFormatter):
+    """Formats like trollsift, received times by their text if the format is not that of a time."""
+
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        return super().convert_field(text_of(value) if conversion else value, conversion)
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        return super().format_field(value if "%" in format_spec else text_of(value), format_spec)
+
+
+_FORMATTER = _Formatter()
 
 
 class ComposeError(TrollmovesError):
@@ -91,11 +105,13 @@ class Pattern:
     def compose(self, fields: Mapping[str, Any]) -> str:
         """Return the name composed from these fields; other fields are ignored.
 
+        A received time keeps its text unless the format asks for a time (``%``): it may be a name such as ``20250101``.
+
         Raises:
             ComposeError: a field is missing, or its value does not fit its format.
         """
         try:
-            return str(trollsift.formatter.vformat(self.text, (), fields))
+            return str(_FORMATTER.vformat(self.text, (), fields))
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError):
             raise self._compose_error(fields) from None
 
@@ -108,7 +124,7 @@ class Pattern:
             if segment.name is None:
                 continue
             try:
-                trollsift.formatter.vformat(_format([segment]), (), fields)
+                _FORMATTER.vformat(_format([segment]), (), fields)
             except (KeyError, IndexError):
                 return ComposeError(f"missing field {segment.name!r} for {_redacted_repr(self.text)}", segment.name)
             except (ValueError, TypeError, AttributeError, OverflowError) as error:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 SUBSCRIBER_GRACE = 1.0  # s after a start in which subscribers of the previous process reconnect
 HEARTBEAT_INTERVAL = 30  # s
 # s between the first heartbeats, which come faster because subscribers of a previous process reconnect
-INITIAL_HEARTBEAT_DELAYS = (1.0, 5.0)
+INITIAL_HEARTBEAT_DELAYS = (1.0, 1.0, 2.0, 4.0, 8.0, 14.0)
 ADVERTISE_INTERVAL = 2.0  # s between broadcasts of the address, as in posttroll
 ADVERTISE_RETRY_DELAY = 60.0  # s after a failed broadcast
 

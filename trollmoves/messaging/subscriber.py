@@ -16,14 +16,13 @@ from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import MAGIC, Message
 from trollmoves.messaging.socket_thread import SocketThread
 from trollmoves.net import urls
-from trollmoves.utils.batch_delivery import BatchDelivery
+from trollmoves.utils.batch_delivery import BatchDelivery, SetAside
 from trollmoves.utils.logs import LogThrottle
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 200  # messages of one publisher handled together
 RETRY_DELAY = 5.0  # s before failed messages are passed to the handler again
-TRIES = 3  # of a batch with errors that are not temporary, before its messages are retried one by one
 POLL_INTERVAL = 1.0  # s between checks for silent publishers
 RECONNECT_DELAY = 5.0  # s before a rejected connection is retried
 SUBSCRIBE_DELAY = 0.5  # s after which a connected publisher has received the subscriptions
@@ -66,17 +65,20 @@ class Subscriber:
         *,
         alarm_scale: float = 0.0,
         on_connected: Callable[[str], None] | None = None,
+        set_aside: SetAside | None = None,
     ) -> None:
         """Connect; raise StartError for an invalid address.
 
         ``alarm_scale``: reconnect after this number of heartbeat intervals without a heartbeat; 0 leaves that to TCP
         and ZeroMQ, which detect a dead connection within half a minute. ``on_connected`` is called on the same thread
-        with the address of a publisher each time it has been connected or reconnected.
+        with the address of a publisher each time it has been connected or reconnected, ``set_aside`` with a message for
+        which ``on_messages`` keeps failing, and the reason.
         """
         self.name = name
         self._on_messages = on_messages
         self._alarm_scale = alarm_scale
         self._on_connected = on_connected
+        self._set_aside = set_aside
         self._next_check = 0.0
         self._throttle = LogThrottle(burst=1)
         self._thread = SocketThread(
@@ -135,7 +137,7 @@ class Subscriber:
             source=address,
             describe=lambda message: f"message from {address}: {urls.excerpt(message.raw, 1000)}",
             stopping=self._thread.stopping,
-            tries=TRIES,
+            set_aside=self._set_aside,
             backoff_initial=RETRY_DELAY,
         )
 

@@ -22,17 +22,18 @@ LOOKUP_TIMEOUT = 2.0  # seconds that a caller waits for DNS; on timeout the host
 MAX_LOOKUPS = 16  # concurrent DNS lookups
 MAX_CACHED_ANSWERS = 1000  # bounds the memory when requests name many hosts
 CACHE_SIZE = 1000  # parsed addresses; few distinct ones are in use
+MAX_LENGTH = 255  # characters of a host name or address
 
 
 def canonical(name: str) -> str:
     """Return the canonical form of a host: an address as ``ipaddress`` formats it, a name in lower case."""
     name = name.strip("[]").rstrip(".").lower()
-    return _address(name) or name
+    return _address(name) or name if len(name) <= MAX_LENGTH else name
 
 
 def is_address(name: str) -> bool:
     """Return True if a host is an IP address."""
-    return bool(_address(name.strip("[]")))
+    return len(name) <= MAX_LENGTH and bool(_address(name.strip("[]")))
 
 
 def is_host_and_port(text: str) -> bool:
@@ -87,6 +88,8 @@ class LocalHost:
         name = (host or "").strip("[]").rstrip(".").lower()
         if name in ("", "localhost", "localhost.localdomain") or name.endswith(".localhost"):
             return True
+        if len(name) > MAX_LENGTH:
+            return False
         if _address(name):
             return self._is_own(name)
         own = socket.gethostname().lower()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
-from trollmoves.journal import AnnouncementRecord, Journal
+from trollmoves.journal import AnnouncementRecord, Journal, to_sqlite_time
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
@@ -30,7 +30,8 @@ PAGE_SIZE = 500  # announcements per query
 class Announcement:
     """One or several files to announce in one message.
 
-    ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns.
+    ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns, as
+    ``to_sqlite_time`` returns it.
     ``extra_metadata`` is added to the metadata of the announcement.
     """
 
@@ -42,6 +43,9 @@ class Announcement:
     type: str = "file"
     subject: str = ""
     extra_metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.mtime = to_sqlite_time(self.mtime)
 
 
 class Announcer:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Protocol
 
-from trollmoves.journal import AnnouncementRecord
+from trollmoves.journal import AnnouncementRecord, to_sqlite_time
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.net import urls
@@ -44,12 +44,15 @@ def announced_uris(announced: AnnouncementRecord) -> set[str]:
 
 
 def size_and_mtime(uris: Iterable[str]) -> tuple[int, int] | None:
-    """Return the total size in bytes and the newest modification time in ns; None if a file is missing."""
+    """Return the total size in bytes and the newest modification time in ns (see ``to_sqlite_time``).
+
+    None if a file is missing.
+    """
     size = mtime = 0
     for uri in uris:
         try:
             status = os.stat(local_path(uri))
         except (OSError, ValueError):
             return None
-        size, mtime = size + status.st_size, max(mtime, status.st_mtime_ns)
+        size, mtime = size + status.st_size, max(mtime, to_sqlite_time(status.st_mtime_ns))
     return size, mtime

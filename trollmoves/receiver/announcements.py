@@ -8,6 +8,7 @@ however often it is announced, and also if this process is killed.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from trollmoves.config.options import ClientOptions
@@ -67,6 +68,7 @@ class AnnouncementReceiver:
             self._on_messages,
             alarm_scale=options.heartbeat_alarm_scale,
             on_connected=self._on_connected,
+            set_aside=partial(journal.set_aside, self.name),
         )
 
     def start(self) -> None:

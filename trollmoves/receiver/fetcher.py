@@ -18,6 +18,7 @@ from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
+from trollmoves.net import urls
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
@@ -31,6 +32,7 @@ REQUESTS_PER_SOURCE = 32  # concurrent requests
 MAX_TRANSFER_SECONDS = 3600.0  # s allowed for one transfer of a legacy server
 ACK_TRIES = 5  # attempts to acknowledge a file to a source that does not reply
 UPTIME_SLACK = 0.2  # s allowed for the transmission of the reply
+MAX_REASON = 1_000  # characters of the error in a reply that are kept
 
 
 class RetryPeriodExpired(TrollmovesError):
@@ -50,7 +52,9 @@ class PermanentlyRefused(TrollmovesError):
 def _parse_uptime(reply: Message | TrollmovesError) -> float:
     """Return the uptime in a server's reply (``1 day, 2:03:04.5``) in seconds, a negative number if there is none."""
     uptime = reply.data.get("uptime") if isinstance(reply, Message) and isinstance(reply.data, dict) else None
-    match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d*)?)", uptime if isinstance(uptime, str) else "")
+    match = re.fullmatch(
+        r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d*)?)", uptime[:100] if isinstance(uptime, str) else ""
+    )
     if not match:
         return -1e9
     days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
@@ -320,8 +324,8 @@ class Fetcher:
             if retry_after is not None and payload.is_seconds(retry_after):
                 attempt.retry_in = max(attempt.retry_in, min(float(retry_after), BACKOFF_MAX))
             error_type = NotDelivered if data.get("temporary", True) else PermanentlyRefused
-            return error_type(f"{attempt.source}: {data.get('error', reply.type)}")
-        return NotDelivered(f"{attempt.source}: {data or reply.type}")
+            return error_type(f"{attempt.source}: {_reason(data.get('error', reply.type))}")
+        return NotDelivered(f"{attempt.source}: {_reason(data or reply.type)}")
 
     def _on_source_failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
         attempt.failures.append(error)
@@ -369,6 +373,10 @@ class Fetcher:
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()
+
+
+def _reason(value: object) -> str:
+    return urls.excerpt(str(value), MAX_REASON)
 
 
 class SerialQueues:

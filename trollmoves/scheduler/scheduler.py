@@ -274,7 +274,8 @@ class Scheduler:
                 self._wake()
 
     def _sleep_seconds(self) -> float:
-        return max(0.0, min([MAX_IDLE_SLEEP, *(lane.seconds_until_ready() for lane in self._all_lanes())]))
+        alive = self._journal.mark_alive()
+        return max(0.0, min([MAX_IDLE_SLEEP, alive, *(lane.seconds_until_ready() for lane in self._all_lanes())]))
 
     def _commit_results(self) -> int:
         """Store the results of finished tasks, then run their callbacks; return the number of results."""

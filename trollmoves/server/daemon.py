@@ -55,7 +55,7 @@ class ServerChain:
         announce = self.announcer.announce
         self._source: DirectorySource | MessageSource
         if options.origin is None:
-            self._source = MessageSource(options, policy, announce)
+            self._source = MessageSource(options, runtime.journal, policy, announce)
         else:
             self._source = DirectorySource(
                 options, runtime.journal, runtime.scheduler, policy, announce, backlog=backlog, polling=polling

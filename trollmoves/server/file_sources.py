@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from trollmoves import unpacking
@@ -62,6 +63,7 @@ class DirectorySource:
             polling=options.watchdog_timeout if polling else None,
             quiet=options.quiet_time,
             name=options.name,
+            set_aside=partial(journal.set_aside, options.name),
         )
 
     def start(self) -> None:
@@ -133,13 +135,20 @@ class DirectorySource:
 class MessageSource:
     """Announces the files on this host that received messages name."""
 
-    def __init__(self, options: ServerOptions, symlink_policy: SymlinkPolicy, announce: Announce) -> None:
+    def __init__(
+        self, options: ServerOptions, journal: Journal, symlink_policy: SymlinkPolicy, announce: Announce
+    ) -> None:
         """Connect to the configured addresses; raise StartError if an address is invalid."""
         self._options = options
         self._symlink_policy = symlink_policy
         self._announce = announce
         self._topics = options.topics or (options.listen or "",)
-        self._subscriber = Subscriber(options.name, self._publishers(options.addresses), self._on_messages)
+        self._subscriber = Subscriber(
+            options.name,
+            self._publishers(options.addresses),
+            self._on_messages,
+            set_aside=partial(journal.set_aside, options.name),
+        )
         self._discovery = None
         if options.nameserver is not False:
             self._discovery = ServiceDiscovery(

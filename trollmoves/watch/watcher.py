@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 
 from trollmoves.matching.patterns import Origin
-from trollmoves.utils.batch_delivery import BatchDelivery
+from trollmoves.utils.batch_delivery import BatchDelivery, SetAside
 from trollmoves.watch import inotify
 from trollmoves.watch.completeness import QUIET_SECONDS, CompletenessChecker, Trigger
 from trollmoves.watch.directories import Directory, DirectoryTree, is_gone
@@ -60,6 +60,7 @@ class DirectoryWatch:
             writing.
         name: The name of the chain, for the log and the names of threads.
         batch_size: Maximum number of files in one call.
+        set_aside: Called with the path of a file for which ``on_found`` keeps failing, and the reason.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class DirectoryWatch:
         quiet: float = QUIET_SECONDS,
         name: str = "watch",
         batch_size: int = 200,
+        set_aside: SetAside | None = None,
     ) -> None:
         self._origin = origin
         self._backlog = backlog
@@ -82,7 +84,12 @@ class DirectoryWatch:
         self._stopping = threading.Event()
         self._watching = threading.Event()
         self._delivery = BatchDelivery(
-            on_found, name, source=origin.text, describe=attrgetter("path"), stopping=self._stopping
+            on_found,
+            name,
+            source=origin.text,
+            describe=attrgetter("path"),
+            stopping=self._stopping,
+            set_aside=set_aside,
         )
         self._thread = threading.Thread(target=self._run, name=f"{name}-files", daemon=True)
         self._inotify: Inotify | None = None

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import socket
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -34,6 +35,7 @@ PORT = 22
 FAST_TIMEOUT = 1.0  # seconds; nearly all replies come sooner, so that the TCP progress need not be read
 # Deliveries over one login. OpenSSH's MaxSessions allows 10 channels; a delivery by SCP uses up to three.
 CONNECTIONS_PER_LOGIN = 3
+MAX_QUOTED = 200  # bytes of unexpected output of a server in an error text
 
 
 class ChannelRefused(ConnectionFailed):
@@ -56,6 +58,11 @@ class SshMover(RemoteMover):
         """Seconds without progress after which a transfer fails."""
         return float(self.option("stall_timeout"))
 
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds to connect, log in and open the channels."""
+        return float(options.first_set(self.attrs, "ssh_connection_timeout", "connection_timeout"))
+
     @abstractmethod
     def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Return a connection over new channels; its ``close`` calls ``hang_up``."""
@@ -72,7 +79,7 @@ class SshMover(RemoteMover):
         """
         logins = shared_logins()
         key = (login[:], repr(sorted(self.attrs.items())))
-        timeout = 3 * self._connection_timeout() + 1
+        timeout = 3 * self.connect_timeout + 1
         handle = logins.acquire(key, lambda: self._log_in(login), timeout)
         try:
             with translate_ssh_errors():
@@ -98,11 +105,8 @@ class SshMover(RemoteMover):
                 raise
             return self.open_single_channel(transport, hang_up)
 
-    def _connection_timeout(self) -> float:
-        return float(options.first_set(self.attrs, "ssh_connection_timeout", "connection_timeout"))
-
     def _log_in(self, login: Endpoint) -> paramiko.SSHClient:
-        timeout = self._connection_timeout()
+        timeout = self.connect_timeout
         key_file = options.first_set(self.attrs, "ssh_key_filename", "ssh_private_key_file")
         disabled = ssh_options.disabled_algorithms(self.option("ssh_weak_algorithms") or "")
         password = login.password if login.password is not None else self.option("password")
@@ -169,6 +173,31 @@ def translate_ssh_errors() -> Iterator[None]:
         if error.errno is None:  # paramiko raises it for a closed channel
             raise ConnectionFailed(f"SSH: {error}") from error
         raise
+
+
+@contextlib.contextmanager
+def close_after(seconds: float, channel: paramiko.Channel) -> Iterator[None]:
+    """Close ``channel`` if the block takes longer than ``seconds``; then raise ``TimeoutError``.
+
+    paramiko waits without a limit for the reply to a request that starts a program or a subsystem.
+    """
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        channel.close()
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except paramiko.SSHException:
+        if expired.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
 
 
 def send_all(channel: paramiko.Channel, data: bytes) -> None:

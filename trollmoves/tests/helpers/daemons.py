@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
+from trollmoves.journal import UNFLUSHED_SECONDS
 from trollmoves.tests.helpers.feeding import PATTERN, Feeder
 from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
@@ -195,6 +196,18 @@ class Testbed:
     def call_at_end(self, end: Callable[[], object]) -> None:
         """Call a function at the end of the test."""
         self._ending.callback(end)
+
+    def wait_until_outlived(self, role: str) -> None:
+        """Wait until a daemon has recorded that it lives on after its last task."""
+        (lock,) = (self.root / "state").rglob(f"{role}-*.journal.lock")
+        (journal,) = (self.root / "state").rglob(f"{role}-*.journal")
+
+        def outlived() -> bool:
+            with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=20)) as opened:
+                ((last,),) = opened.execute("SELECT max(finished) FROM tasks WHERE state <> 0")
+            return bool(float(lock.read_text() or 0) > last + UNFLUSHED_SECONDS)
+
+        until(outlived, 20, f"the {role} is idle")
 
     def enter(self, thing: AbstractContextManager[S]) -> S:
         """Enter a context that ends with the testbed."""

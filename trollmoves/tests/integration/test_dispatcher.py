@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import signal
 import socket
@@ -154,6 +155,23 @@ def test_two_dispatch_configs(testbed: Testbed) -> None:
     d.publisher.publish_file(d.file("a"))
     d.wait_until_idle()
     assert {"one/1_a", "two/2_a"} == {name for name in d.delivered_files() if not name.startswith("last")}
+
+
+def test_texts_that_read_as_times(testbed: Testbed) -> None:
+    """Metadata such as ``20250101`` keep their text in paths, aliases, conditions and published messages."""
+    config = one(
+        directory="OUT/{product}",
+        filepattern="{batch}_{start:%H}_{uid}",
+        aliases={"batch": {"2025W01": "first"}},
+        conditions=[{"product": "20250101"}],
+        publish_topic="/sent/{product}",
+    )
+    d = DispatcherTestbed(testbed, config).start()
+    d.publisher.publish_file(d.file("a"), product="20250101", batch="2025W01", start="2025-01-01T12:00:00")
+    d.wait_for("20250101/first_12_a")
+    d.subscriber.wait_for_receipts(["a"])
+    (sent,) = [json.loads(text.partition("application/json ")[2]) for text in d.subscriber.texts if "/sent/" in text]
+    assert (sent["product"], sent["batch"]) == ("20250101", "2025W01")
 
 
 def test_alias_name(testbed: Testbed) -> None:
@@ -321,6 +339,20 @@ def test_permanent_failure(testbed: Testbed) -> None:
 
 
 @needs_ftp
+def test_idle_dispatcher_is_killed(testbed: Testbed) -> None:
+    """A dispatcher that was idle for a moment before its kill publishes none of its messages again."""
+    d = DispatcherTestbed(testbed, one(publish_topic="/sent")).start()
+    for name in ("a", "b"):
+        d.publisher.publish_file(d.file(name))
+    until(lambda: len(published(d.subscriber)) == 2)
+    testbed.wait_until_outlived("dispatcher")
+    d.process.kill()
+    d.restart()
+    d.publisher.publish_file(d.file("c"))
+    until(lambda: "c" in [data["uid"] for _, _, data in published(d.subscriber)])
+    assert [data["uid"] for _, _, data in published(d.subscriber)] == ["a", "b", "c"]
+
+
 def test_killed_before_delivery(testbed: Testbed, tmp_path: Path) -> None:
     """A file received for several targets is delivered to all after a kill."""
     server = PyFtpd(tmp_path / "ftp", testbed.directory("out") / "far")

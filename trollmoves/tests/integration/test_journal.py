@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from trollmoves.errors import JournalError
+from trollmoves.errors import JournalError, UnsupportedValue
 from trollmoves.journal import (
     BACKLOG,
     DONE,
@@ -29,6 +29,7 @@ from trollmoves.journal import (
     SourcePosition,
     Task,
     journal_path,
+    to_sqlite_time,
 )
 
 LATER = 4e9  # s since the epoch; everything noted now is due then
@@ -713,6 +714,33 @@ os._exit(0)
 """
 
 
+OUTLIVING = """
+import os, sys, time
+from trollmoves.journal import DONE, Journal, Outcome, Task
+journal = Journal(sys.argv[1], synchronous=sys.argv[2])
+for count in range(int(sys.argv[3])):
+    (task, _), = journal.add_tasks([Task("chain", "fetch", f"{count}", "lane", "")])
+    journal.finish([Outcome(task, DONE)])
+    while (wait := journal.mark_alive()) < 60:
+        time.sleep(wait)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_idle_before_a_kill(path: str, synchronous: str, count: int) -> None:
+    """The time of a kill is known also if the process did nothing for a while; damage to this record is harmless."""
+    command = [sys.executable, "-c", OUTLIVING, path, synchronous, str(count)]
+    subprocess.run(command, check=True)
+    with closing(Journal(path)) as journal:
+        assert journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS) == []
+    subprocess.run(command, check=True)
+    Path(f"{path}.lock").write_text("not a time")
+    with closing(Journal(path)) as journal:
+        assert len(journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS)) == 1
+
+
 def test_finished_before_kill(path: str) -> None:
     """Tasks finished just before a kill are known, except those finished half a second earlier."""
 
@@ -756,3 +784,22 @@ def test_links_are_not_followed(path: str, suffix: str, kind: str) -> None:
         Journal(path)
     with open(victim) as file:
         assert file.read() == "mine"
+
+
+def test_a_value_that_cannot_be_stored(journal: Journal) -> None:
+    """A row that SQLite cannot store is refused with an error that no retry can help, and the others are stored."""
+    with pytest.raises(UnsupportedValue) as caught:
+        journal.append_announcements("chain", [announced(1), announced(2, mtime=2**63)])
+    assert not caught.value.temporary
+    journal.append_announcements("chain", [announced(1), announced(2, mtime=to_sqlite_time(2**63))])
+    assert journal.last_number("chain") == 2
+
+
+def test_what_is_set_aside_is_found_in_the_journal(journal: Journal) -> None:
+    """A file that cannot be processed is a failed task with the reason, once."""
+    for _ in range(2):
+        journal.set_aside("chain", "/in/odd", "ValueError: odd")
+    stored = journal.find("chain", "set_aside", "/in/odd")
+    assert stored is not None
+    assert (stored.state, stored.body) == (FAILED, "ValueError: odd")
+    assert journal.count() == {"waiting": 0, "done": 0, "failed": 1}

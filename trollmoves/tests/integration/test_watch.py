@@ -496,7 +496,7 @@ class Failing(RecordedFiles):
         super().__init__()
         self.error = error
         self.calls = 0
-        self.fails = 3
+        self.fails = 2
         self.poison = ""
 
     def __call__(self, files: list[FoundFile]) -> None:
@@ -536,17 +536,21 @@ def test_temporary_errors_are_retried_without_limit(directory: Path) -> None:
 
 
 def test_one_bad_file_costs_no_other(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that the handler always rejects is logged and dropped; the others of its batch are delivered."""
+    """A file that the handler always rejects is logged and set aside; the others of its batch are delivered."""
+    aside: list[tuple[str, str]] = []
     files = [write(directory / f"{index}.dat") for index in range(5)]
     failing = Failing(ValueError("poison"))
     failing.fails, failing.poison = 0, files[2]
-    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing, name="hrit")
+    watch = DirectoryWatch(
+        Origin(f"{directory}/{{name}}.dat"), failing, name="hrit", set_aside=lambda *item: aside.append(item)
+    )
     watch.start()
     try:
         failing.wait_for(*files[:2], *files[3:])
         sentinel(failing, directory / "end.dat")
         assert files[2] not in failing.paths
         assert f"[hrit] giving up on {files[2]}" in caplog.text
+        assert aside == [(files[2], "ValueError: poison")]
     finally:
         watch.stop()
 

@@ -7,6 +7,8 @@ import datetime
 import importlib.util
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,18 @@ from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess, fr
 USER = "sat"
 PASSWORD = "s3cr3t/pass@word"
 PASSIVE_PORTS = 16
+SUFFIX = ".dat"  # the only one that the quirk "listed-suffixes" accepts
+QUIRKS = (
+    "no-hidden-names",
+    "listed-suffixes",
+    "no-overwriting",
+    "no-rename",
+    "no-size",
+    "late-size",
+    "one-login",
+    "latin-1",
+    "foreign-address",
+)
 
 
 def missing(*, tls: bool = False) -> str:
@@ -85,6 +99,7 @@ def main() -> None:
     parser.add_argument("--certificate")
     parser.add_argument("--passive-ports")
     parser.add_argument("--permissions", default="elradfmwMT")
+    parser.add_argument("--quirk", action="append", default=[], choices=QUIRKS)
     parser.add_argument("--user", nargs=2, action="append", default=[], help="another user, and its home directory")
     given = parser.parse_args()
     authorizer = DummyAuthorizer()
@@ -95,7 +110,63 @@ def main() -> None:
     settings["passive_ports"] = [int(port) for port in given.passive_ports.split(",")]
     if given.certificate:
         settings |= {"certfile": given.certificate, "tls_control_required": True, "tls_data_required": True}
-    FTPServer((HOST, given.port), type("Handler", (base,), settings)).serve_forever()
+    FTPServer((HOST, given.port), _with_quirks(type("Handler", (base,), settings), given.quirk)).serve_forever()
+
+
+def _with_quirks(base: Any, quirks: Sequence[str]) -> Any:
+    """Return a handler that rejects, or replies, what the names of the quirks say."""
+    size_queries: Counter[str] = Counter()
+
+    class Handler(base):  # type: ignore[misc]
+        def ftp_STOR(self, file: str, mode: str = "w") -> Any:  # noqa: N802
+            rejection = _name_rejection(quirks, file)
+            return self.respond(rejection) if rejection else super().ftp_STOR(file, mode)
+
+        def ftp_RNTO(self, path: str) -> Any:  # noqa: N802
+            return self.respond("553 Cannot rename.") if "no-rename" in quirks else super().ftp_RNTO(path)
+
+        def ftp_SIZE(self, path: str) -> None:  # noqa: N802
+            size_queries[path] += 1
+            if "no-size" in quirks:
+                self.respond("502 SIZE is not implemented.")
+            elif "late-size" in quirks and size_queries[path] <= 2:
+                self.respond("213 17")
+            else:
+                super().ftp_SIZE(path)
+
+        def ftp_PASS(self, line: str) -> Any:  # noqa: N802
+            if "one-login" in quirks and _count_logins(self):
+                self.respond("530 Sorry, the maximum number of clients (1) for this user are already connected.")
+                self.close_when_done()
+                return None
+            return super().ftp_PASS(line)
+
+    return type("QuirkyHandler", (Handler,), _quirky_settings(quirks))
+
+
+def _quirky_settings(quirks: Sequence[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if "latin-1" in quirks:
+        settings |= {"encoding": "latin-1", "banner": "Anmeldung f\xfcr Ger\xe4te"}
+    if "foreign-address" in quirks:
+        settings["masquerade_address"] = "192.0.2.1"
+    return settings
+
+
+def _count_logins(handler: Any) -> int:
+    return sum(getattr(other, "authenticated", False) for other in handler.ioloop.socket_map.values())
+
+
+def _name_rejection(quirks: Sequence[str], file: str) -> str | None:
+    """Return the reply that rejects a file to store, None if it is accepted."""
+    name = os.path.basename(file)
+    if "no-hidden-names" in quirks and name.startswith("."):
+        return "553 Hidden names are not accepted."
+    if "listed-suffixes" in quirks and not name.endswith(SUFFIX):
+        return "550 This file type is not accepted."
+    if "no-overwriting" in quirks and os.path.exists(file):
+        return "553 The file exists."
+    return None
 
 
 if __name__ == "__main__":

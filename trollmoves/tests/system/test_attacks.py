@@ -39,7 +39,8 @@ class Fort:
         self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
         testbed.call_at_end(self.speaker.stop)
         folder = {name: feeder.folder for name, feeder in self.feeders.items()}
-        bound: dict[str, object] = {"allowed_destinations": f"{self.out} sftp://good.invalid/in"}
+        allowed = f"{self.out} sftp://good.invalid/in *://any.invalid/ ftp://me@host.invalid/"
+        bound: dict[str, object] = {"allowed_destinations": allowed}
         sections: dict[str, dict[str, object]] = {
             "DEFAULT": {"publisher_port": 9010},
             "plain": server_section(folder["plain"], self.ports["plain"], **bound),
@@ -332,6 +333,9 @@ def test_files_from_messages(fort: Fort) -> None:
         "sftp://good.invalid:23/in",
         "sftp://good.invalid/other",
         "ftp://good.invalid/in",
+        "file://any.invalid/tmp",
+        "ftp://you@host.invalid/in",
+        "ftp://host.invalid/in",
         "sftp://[::ffff:127.0.0.1]/in",
         "relative/path",
         "",

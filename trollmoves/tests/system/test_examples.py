@@ -140,7 +140,7 @@ def test_hot_spare(testbed: Testbed) -> None:
     example.says("primary.ini", "H-MSG4-000002 was received by a peer")
     example.put("incoming/H-MSG4-000003")
     example.says("primary.ini", "received H-MSG4-000003")
-    assert example.run["spare.ini"].lines().count(" received ") == 1
+    assert example.run["spare.ini"].lines().count("] received ") == 1
 
 
 def test_provider_topics(testbed: Testbed) -> None:

@@ -29,6 +29,7 @@ class Spares:
         if why := pyftpd.missing():
             pytest.skip(f"missing: {why}")
         self.testbed = testbed
+        self.old = old
         self.feeder = testbed.feeder()
         self.target = testbed.directory("out")
         ftp = PyFtpd(testbed.directory("ftp"), self.target)
@@ -57,6 +58,9 @@ class Spares:
             process.start(wait=False)
         for process in (self.server, self.primary, self.spare):
             process.wait_until_ready()
+        if not self.old:
+            for process in (self.primary, self.spare):  # a restarted client names its peers in requests
+                process.wait_for_line("found peer client")
         time.sleep(1.5)  # subscriptions of old clients are not visible
         for name in names(100_000):
             self.feeder.put(name)

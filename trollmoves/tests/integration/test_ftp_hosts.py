@@ -1,0 +1,220 @@
+"""FTP hosts that allow or reply less than a complete FTP server: each file arrives, and nothing else is left there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from trollmoves.errors import AuthenticationFailed, OriginChanged, TooManyConnections, TransferError
+from trollmoves.movers import FtpMover, close_connections, move_it
+from trollmoves.movers.host_capabilities import Limitation
+from trollmoves.movers.pool import shared_pool
+from trollmoves.tests.servers import pyftpd, vsftpd
+from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
+from trollmoves.tests.servers.vsftpd import Vsftpd
+
+Start = Callable[..., str]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return the directory of the server."""
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path, root: Path) -> Iterator[Start]:
+    """Return a function that starts a server with permissions and quirks and returns the URL of its directory."""
+    if why := pyftpd.missing():
+        pytest.skip(why)
+    with ExitStack() as stack:
+
+        def start(*quirks: str, permissions: str = "elradfmwMT") -> str:
+            options = [f"--permissions={permissions}", *(f"--quirk={quirk}" for quirk in quirks)]
+            server = stack.enter_context(PyFtpd(tmp_path / "server", root, options=tuple(options)))
+            return f"ftp://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}/"
+
+        yield start
+        close_connections()
+
+
+def write(tmp_path: Path, name: str, content: bytes | None = None) -> Path:
+    """Return a new file to send."""
+    path = tmp_path / name
+    path.write_bytes(os.urandom(30_000) if content is None else content)
+    return path
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Return the files of the server."""
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+def check_deliveries(tmp_path: Path, root: Path, url: str, attrs: dict[str, Any] | None = None) -> None:
+    """Deliver two files, one of them twice; check that nothing else is on the server."""
+    sent = {}
+    for name in ("a.dat", "b.dat", "a.dat"):
+        path = write(tmp_path, name)
+        move_it(path, url, attrs)
+        sent[name] = path.read_bytes()
+        assert tree(root) == sent
+
+
+HOSTS: dict[str, Any] = {
+    "no rename, no delete": ((), "elmw", Limitation.NO_RENAME),
+    "nothing but store": ((), "ew", Limitation.NO_SIZE, Limitation.NO_RENAME),
+    "no rename at the second step": (("no-rename",), "elradfmw", Limitation.NO_RENAME),
+    "no hidden names": (("no-hidden-names",), "elradfmw", Limitation.NO_HIDDEN_NAMES),
+    "listed suffixes": (("listed-suffixes",), "elradfmw", Limitation.NO_HIDDEN_NAMES),
+    "listed suffixes, no rename": (("listed-suffixes", "no-rename"), "elradfmw", Limitation.NO_RENAME),
+    "no size": (("no-size",), "elradfmw", Limitation.NO_SIZE),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_limited_host(host: str, start: Start, tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Files arrive by the operations that the host allows; its limitation is logged once, without the password."""
+    quirks, permissions, *limitations = HOSTS[host]
+    caplog.set_level("INFO")
+    check_deliveries(tmp_path, root, start(*quirks, permissions=permissions))
+    lines = [record.getMessage() for record in caplog.records if record.name.endswith("host_capabilities")]
+    assert [line.partition(": ")[2] for line in lines] == [limitation.value for limitation in limitations]
+    assert USER in lines[0]
+    assert PASSWORD not in lines[0]
+
+
+def test_upload_only_vsftpd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A vsftpd whose anonymous users may only store receives files under their final names, and nothing else."""
+    if why := vsftpd.missing():
+        pytest.skip(why)
+    caplog.set_level("INFO")
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        os.chmod(above, 0o755)
+    root = tmp_path / "root" / "up"
+    root.mkdir(parents=True)
+    shutil.chown(root, vsftpd.USER)
+    with Vsftpd(tmp_path / "server", root, upload_only=True) as server:
+        sent = {}
+        for name in ("a", "b"):
+            sent[name] = write(tmp_path, name).read_bytes()
+            move_it(tmp_path / name, f"ftp://127.0.0.1:{server.port}/up/")
+            assert tree(root) == sent
+        close_connections()
+    assert caplog.text.count(Limitation.NO_RENAME.value) == 1
+
+
+def test_late_size(start: Start, tmp_path: Path, root: Path) -> None:
+    """A host that reports the size of a file late receives each file with one attempt."""
+    check_deliveries(tmp_path, root, start("late-size"))
+
+
+@pytest.mark.parametrize("attrs", [{"use_tmp_on_transfer": "False"}, {"tmp_prefix": "tmp_"}])
+def test_options(attrs: dict[str, Any], start: Start, tmp_path: Path, root: Path) -> None:
+    """The options select the name during the transfer; a host that rejects hidden names needs no second attempt."""
+    url = start("no-hidden-names", *(["no-rename"] if "use_tmp_on_transfer" in attrs else []))
+    check_deliveries(tmp_path, root, url, attrs)
+    assert not any(host_lacks(url, limitation) for limitation in Limitation)
+
+
+def host_lacks(url: str, limitation: Limitation) -> bool:
+    """Return True if the limitation was recorded for the host of ``url``."""
+    return shared_pool().capabilities.get(FtpMover("none", url).endpoint()[:4], "").lacks(limitation)
+
+
+@pytest.mark.parametrize("size", [0, 30_000])
+def test_direct_transfer_that_fails(size: int, start: Start, tmp_path: Path, root: Path) -> None:
+    """A file that changes while it is sent under its final name is removed there."""
+    path = write(tmp_path, "a.dat", os.urandom(size))
+
+    def change(_: int) -> None:
+        with path.open("ab") as file:
+            file.write(b"more")
+
+    with pytest.raises(OriginChanged):
+        move_it(path, start(), {"use_tmp_on_transfer": False}, on_opened=change)
+    assert tree(root) == {}
+
+
+def test_rejected_direct_transfer(start: Start, tmp_path: Path, root: Path) -> None:
+    """A host that accepts a name once keeps the first file when it rejects the second."""
+    url = start("no-overwriting", permissions="elmw")
+    first = write(tmp_path, "a.dat").read_bytes()
+    move_it(tmp_path / "a.dat", url)
+    write(tmp_path, "a.dat")
+    with pytest.raises(TransferError):
+        move_it(tmp_path / "a.dat", url)
+    assert tree(root) == {"a.dat": first}
+
+
+def test_replies_in_another_encoding(start: Start, tmp_path: Path, root: Path) -> None:
+    """Replies that are not UTF-8 do not prevent a delivery."""
+    check_deliveries(tmp_path, root, start("latin-1"))
+
+
+def test_foreign_address(start: Start, tmp_path: Path, root: Path) -> None:
+    """The data go to the host of the URL, not to another one that the reply to PASV names."""
+    check_deliveries(tmp_path, root, start("foreign-address"))
+
+
+def test_one_login(start: Start, tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A host that accepts one login of a user receives concurrent deliveries one after the other."""
+    caplog.set_level("INFO")
+    url = start("one-login")
+    paths = [write(tmp_path, f"{number}.dat") for number in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda path: move_it(path, url), paths))
+    move_it(write(tmp_path, "other.dat"), url, {"stall_timeout": 50})  # not over the kept connection
+    assert tree(root) == {path.name: path.read_bytes() for path in [*paths, tmp_path / "other.dat"]}
+    assert caplog.text.count(Limitation.FEW_CONNECTIONS.value) <= 1  # 0 if the first login was faster than the others
+
+
+class Replies(socketserver.StreamRequestHandler):
+    """Sends the greeting, then the same reply to each command that is not USER."""
+
+    greeting, reply = "220 Ready", ""
+
+    def handle(self) -> None:
+        """Serve one connection."""
+        self.wfile.write(f"{self.greeting}\r\n".encode())
+        while not self.greeting.startswith("4") and (line := self.rfile.readline()):
+            self.wfile.write(b"331 Password\r\n" if line.startswith(b"USER") else f"{self.reply}\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reply", "kind"),
+    [
+        ("421 There are too many connected users, please try again later.", "", TooManyConnections),
+        ("421-Welcome\r\n421 5 users (the maximum) are already logged in, sorry", "", TooManyConnections),
+        ("220 Ready", "421 Too many connections from this IP", TooManyConnections),
+        ("220 Ready", "530 Sorry, the maximum number of clients (3) for this user are connected.", TooManyConnections),
+        ("220 Ready", "530 Not logged in, user limit exceeded.", TooManyConnections),
+        ("220 Ready", "530-Sorry.\r\n530 There are too many users in your class.", TooManyConnections),
+        ("220 Ready", "530 Login incorrect.", AuthenticationFailed),
+        ("220 Ready", "530 Too many failed login attempts.", AuthenticationFailed),
+    ],
+)
+def test_rejected_login(greeting: str, reply: str, kind: type[TransferError], tmp_path: Path) -> None:
+    """Rejections of one more connection are temporary; rejections of the credentials are not taken for them."""
+    handler = type("Handler", (Replies,), {"greeting": greeting, "reply": reply})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            with pytest.raises(TransferError) as caught:
+                move_it(write(tmp_path, "a"), f"ftp://sat:pw@127.0.0.1:{server.server_address[1]}/")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert type(caught.value) is kind
