@@ -172,12 +172,12 @@ class Daemon(ABC, Generic[O]):
             try:
                 current = self._run_chains(current, journal)
             except StartError:
-                if not journal.damage:
+                if not (journal.damage or journal.replaced):
                     raise
             finally:
                 journal.close()
             damage = journal.damage
-            if self._ending or not damage:
+            if self._ending or not (damage or journal.replaced):
                 break
         return 0
 
@@ -236,7 +236,8 @@ class Daemon(ABC, Generic[O]):
             if order in ("stop", "restart"):
                 self._ending = order == "stop"
                 if not self._ending:
-                    logger.error("the journal is damaged (%s), restarting all chains", runtime.journal.damage)
+                    reason = f"is damaged ({runtime.journal.damage})" if runtime.journal.damage else "was replaced"
+                    logger.error("the journal %s, restarting all chains", reason)
                 return current
             with self.paused_input():
                 current = self._reload(current, runtime)
@@ -345,6 +346,7 @@ class _JournalPruner:
             logger.debug("cannot prune the journal: %s", error)  # the scheduler logs the errors of writes
             done = None
         if done is None:
+            self._journal.check_file()
             self._steps = self._journal.prune(self._retention, self._compactors)
         self._next = time.monotonic() + (PRUNE_INTERVAL if done is None else PRUNE_STEP_PAUSE)
 

@@ -88,7 +88,7 @@ class ClientChain:
         """Publish that a file has been requested."""
         added: dict[str, Any] = {"destination": urls.without_login(attempt.destination)}
         if self._options.backup_targets:
-            added["backup_targets"] = list(self._options.backup_targets)
+            added["backup_targets"] = [urls.host_without_login(host) for host in self._options.backup_targets]
         self._publisher.send_encoded([attempt.message.derive("push", added)])
 
 

@@ -229,7 +229,7 @@ class ClientOptions(ChainOptions):
     )
     topic: str = _option(parsers.subject, "", "prefix of the subjects to accept, for providers without `/topic`")
     login: str | None = _optional(
-        secrets.resolve, "`user[:password]` for the destination; only sent in requests", secret=True
+        secrets.resolve_login, "`user[:password]` for the destination; only sent in requests", secret=True
     )
     publish_port: int = _option(parsers.integer(0, 65535), "0", "port to publish messages on; 0 is any free port")
     nameservers: Nameservers = _optional(  # noqa: RUF009  (returns a field)
@@ -256,7 +256,9 @@ class ClientOptions(ChainOptions):
     create_target_directory: bool = _option(parsers.boolean, "true", "create a destination directory on this host")
     ftp_root: str = _option(parsers.text, "/", "path on this host that precedes the path of the destination")
     backup_targets: tuple[str, ...] = _option(
-        parsers.word_list, "", "hosts to try if the host of the destination is unavailable, with the same user and port"
+        parsers.word_list,
+        "",
+        "hosts to try if the host of the destination is unavailable, with its user and port unless they have others",
     )
     processing_delay: float = _option(parsers.seconds, "0", "seconds that a hot spare waits for its peer")
     takeover_after: float = _option(
@@ -332,7 +334,9 @@ class TargetOptions(ChainOptions):
         "URL of the host, as `sftp://user@host:22`, without directory; without it, or without `scheme://`, files are "
         "delivered to this host",
     )
-    login: str | None = _optional(secrets.resolve, "`user[:password]` for hosts without a user in the URL", secret=True)
+    login: str | None = _optional(
+        secrets.resolve_login, "`user[:password]` for hosts without a user in the URL", secret=True
+    )
     directory: str = _option(parsers.text, "", "directory on the host; it may contain metadata fields")
     filepattern: str = _option(
         parsers.text, "", "file name on the host; it may contain metadata fields; without it the name is kept"

@@ -47,6 +47,7 @@ class AnnouncementTable(JournalDatabase):
             )
             if records:
                 self._numbers[chain] = records[-1].number
+                self._last_write = now
 
     def last_number(self, chain: str) -> int:
         """Return the number of the newest announcement of a chain, 0 if there is none."""

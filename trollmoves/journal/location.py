@@ -10,6 +10,7 @@ import os
 import sqlite3
 import stat
 from contextlib import suppress
+from pathlib import Path
 
 from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
 
@@ -70,18 +71,40 @@ def open_private(path: str) -> int:
     return descriptor
 
 
-def write_time(lock: int, seconds: float) -> None:
-    """Store a time in a lock file. It survives the death of the process; a failed write is ignored."""
+def write_times(lock: int, alive: float, written: float) -> None:
+    """Store two times in a lock file. They survive the death of the process; a failed write is ignored.
+
+    The process was alive at the first one, and wrote to the journal at the second one.
+    """
     with suppress(OSError):
-        os.pwrite(lock, f"{seconds:017.3f}".encode(), 0)
+        os.pwrite(lock, f"{alive:020.6f} {written:020.6f}\n".encode(), 0)
 
 
-def read_time(lock: int) -> float:
-    """Return the time in a lock file, 0 if there is none."""
+def read_times(lock: int) -> tuple[float, float]:
+    """Return the two times in a lock file, 0 if they are missing."""
     try:
-        return float(os.pread(lock, 17, 0))
+        alive, written = os.pread(lock, 41, 0).split()
+        return float(alive), float(written)
     except (OSError, ValueError):
-        return 0.0
+        return 0.0, 0.0
+
+
+def file_id(path: str) -> tuple[int, int] | None:
+    """Return device and inode of a file, None if it is missing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def location_of(path: str) -> str:
+    """Return a text that differs for a copy of a file: the machine and the inode."""
+    try:
+        machine = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        machine = ""
+    return f"{machine} {os.stat(path).st_ino}"
 
 
 def acquire_lock(path: str) -> tuple[int, bool]:

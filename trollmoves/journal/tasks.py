@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from trollmoves.journal.database import JournalDatabase
-from trollmoves.journal.location import write_time
+from trollmoves.journal.location import write_times
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
@@ -45,6 +45,7 @@ class TaskTable(JournalDatabase):
         with self._transaction() as db:
             for task in tasks:
                 added.append((task, True) if _insert(db, task, now) else (_existing(db, task), False))
+                self._last_write = now if added[-1][1] else self._last_write
             for chain, source in sources:
                 upsert_source(db, chain, source)
         return added
@@ -154,7 +155,7 @@ class TaskTable(JournalDatabase):
                     ),
                 )
                 if is_finished:
-                    self._last_finish = now
+                    self._last_finish = self._last_write = now
                 new += [following for following in outcome.follow_ups if _insert(db, following, now)]
         return new
 
@@ -165,13 +166,13 @@ class TaskTable(JournalDatabase):
         not wait for the disk.
         """
         finished = self._last_finish
-        if finished <= self._outlived:
+        if finished <= self._alive:
             return float("inf")
         now = self.now()
         if now <= finished + UNFLUSHED_SECONDS:
             return finished + UNFLUSHED_SECONDS - now + MARK_SLACK
-        write_time(self._lock_file, now)
-        self._outlived = finished
+        self._alive = now
+        write_times(self._lock_file, now, self._last_write)
         return float("inf")
 
     def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:

@@ -35,6 +35,7 @@ from trollmoves.movers.base import SourceFile
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Endpoint, RemoteMover
 from trollmoves.movers.tcp_progress import wait_readable
+from trollmoves.net.redaction import known_secrets
 from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
@@ -375,7 +376,10 @@ def _credentials(login: Endpoint) -> tuple[str, str]:
         reason = error.msg if error.msg.startswith("~") else f"line {error.lineno}, or the line before, is invalid"
         logger.warning("ignored ~/.netrc: %s", reason)
         entry = None
-    return (entry[0], entry[2] or "") if entry else ("anonymous", "anonymous@")
+    if not entry:
+        return "anonymous", "anonymous@"
+    known_secrets().add(entry[2])
+    return entry[0], entry[2] or ""
 
 
 def _set_up(ftp: ftplib.FTP, stall_timeout: float, *, passive: bool) -> None:

@@ -25,6 +25,10 @@ class Limitation(Enum):
     NO_PARTIALS = "it rejects temporary names; files are sent directly under their final names"
     NO_RENAME = "it rejects renames; files are sent directly under their final names"
     FEW_CONNECTIONS = "it rejects further connections; deliveries share those that it accepts"
+    NO_HEAD = "it does not report the size of an object; uploads are checked by the checksum in the reply to them"
+    NO_MULTIPART = "it rejects uploads in parts; large files are sent in one request"
+    NO_UPLOAD_LIST = "it does not list or abort unfinished uploads; configure a lifecycle rule of the bucket for that"
+    NO_REQUEST_CHECKSUMS = "it rejects the checksums that boto3 adds; uploads are sent without them"
     NO_SIZE = "it does not report the size of a file; whether all bytes arrived is not checked"
 
 

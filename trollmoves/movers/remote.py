@@ -15,7 +15,7 @@ from trollmoves.errors import BadDestination, ConnectionFailed, TooManyConnectio
 from trollmoves.movers import options
 from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
 from trollmoves.movers.pool import Connection, Lease, Pool, PoolLimits, shared_pool
-from trollmoves.net import urls
+from trollmoves.net import redaction, urls
 
 logger = logging.getLogger(__name__)
 CAPACITY_RETRY_DELAYS = (0.2, 0.5, 1.0)  # seconds; a host may count a connection for a moment after it was closed
@@ -55,18 +55,31 @@ class RemoteMover(Mover):
                 try:
                     return self._deliver_to(pool, source)
                 except (ConnectionFailed, TransferStalled) as error:
+                    self._remove_secrets(error)
                     logger.debug(
                         "%s is not available, trying the next backup target if any: %s",
                         urls.redacted(destination),
                         error,
                     )
                     first = first or error
+                except Exception as error:
+                    self._remove_secrets(error)
+                    raise
         assert first is not None  # noqa: S101  (there is always one destination)
         raise first
 
     def endpoint(self) -> Endpoint:
         """Return the endpoint of the current destination."""
         return _endpoint_of(self.destination._replace(path=""))
+
+    def _remove_secrets(self, error: Exception) -> None:
+        """Remove the secrets of this delivery from an exception: libraries and servers repeat their input."""
+        password = self.destination.netloc.rpartition("@")[0].partition(":")[2]
+        redaction.remove_from_error(error, (password, *redaction.values_of(dict(self.attrs))))
+
+    def capability_key(self, login: Endpoint) -> Hashable:
+        """Return what identifies the capabilities of the current destination, without secrets."""
+        return login[:4]
 
     def _destinations(self) -> Iterator[ParseResult]:
         first = self.destination
@@ -80,7 +93,7 @@ class RemoteMover(Mover):
         """Make one attempt; a pooled connection that proves dead is replaced without counting as an attempt."""
         login = self.endpoint()
         key = (login[:], repr(sorted(self.attrs.items())))
-        self.host = pool.capabilities.get(login[:4], self._host_url)
+        self.host = pool.capabilities.get(self.capability_key(login), self._host_url)
         limits = PoolLimits(self.option("max_connections"), self.option("connection_uptime"))
         delays = iter(CAPACITY_RETRY_DELAYS)
         while True:
@@ -171,9 +184,27 @@ def _endpoint_of(destination: ParseResult) -> Endpoint:
     host = urls.host(destination)
     if not host:
         raise BadDestination(f"{urls.redacted(destination)}: the URL has no host")
-    return Endpoint(
-        destination.scheme, host, urls.port(destination), urls.user(destination), urls.password(destination)
-    )
+    try:
+        host.encode("idna")  # as the resolver does
+    except UnicodeError as error:
+        cause = str(error.__cause__ or error)
+        raise BadDestination(f"{urls.redacted(destination)}: invalid host name: {cause}") from None
+    return Endpoint(destination.scheme, host, urls.port(destination), *checked_login(destination))
+
+
+def checked_login(destination: ParseResult) -> tuple[str | None, str | None]:
+    """Return user and password of a URL; raise BadDestination if no protocol can send them."""
+    user, password = urls.user(destination), urls.password(destination)
+    for text in filter(None, (user, password)):
+        if set(text) & set("\0\r\n") or (not text.isascii() and _has_surrogates(text)):
+            raise BadDestination(
+                f"{urls.redacted(destination)}: user and password must be UTF-8 text without line breaks and NUL"
+            )
+    return user, password
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _connection_survives(error: BaseException) -> bool:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from urllib.parse import ParseResult, quote, unquote
 
 from trollmoves.errors import BadDestination
-from trollmoves.net import hosts
+from trollmoves.net import hosts, redaction
 
-MASK = "***"
+MASK = redaction.MASK
 MAX_SHOWN = 300  # characters of a rejected URL in an error; its sender is not trusted
 CACHE_SIZE = 1000  # parsed URLs; few distinct ones are in use
 MAX_CACHED_LENGTH = 1000  # characters of a URL
@@ -125,12 +125,16 @@ def _redacted_line(text: str) -> str:
 
 
 def redact_text(text: str, max_length: int = MAX_TEXT) -> str:
-    """Return a text without the secrets of the URLs in it, in linear time; fast for a text without URLs.
+    """Return a text without the known secrets and those of the URLs in it, in linear time; fast for a text without.
 
     A longer text is cut to ``max_length`` characters before anything else, and its length is appended.
     """
     if len(text) > max_length:
-        return f"{redact_text(_cut(text, max_length), max_length)}... ({len(text)} characters)"
+        start = redaction.known_secrets().redact(
+            text[: max_length + redaction.MAX_LENGTH]
+        )  # before it is cut inside a secret
+        return f"{redact_text(_cut(start, max_length), max_length)}... ({len(text)} characters)"
+    text = redaction.known_secrets().redact(text)
     if "@" in text:
         if "://" in text:
             text = _IN_TEXT.sub(lambda found: _redacted_rest(found[0]), text)
@@ -227,16 +231,24 @@ def port(url: Url) -> int | None:
 
 
 def with_host(url: Url, target: str) -> ParseResult:
-    """Return the URL with another host, and port if ``target`` has one; user, password and path are kept.
+    """Return the URL with another host, and port and login if ``target`` has them; else these and the path are kept.
 
     The brackets of an IPv6 address are optional. Raises BadDestination.
     """
     parsed = parse(url)
     login, at, _ = parsed.netloc.rpartition("@")
+    own_login, own_at, target = target.rpartition("@")
+    if own_at:
+        login, at = own_login, own_at
     bare = f"[{target}]" if target.count(":") > 1 and not target.startswith("[") else target
     own = port(parsed)
     with_port = bare if own is None or bare.rpartition("]")[2].count(":") else f"{bare}:{own}"
     return parse(parsed._replace(netloc=f"{login}{at}{with_port}"))
+
+
+def host_without_login(target: str) -> str:
+    """Return a host of ``backup_targets`` without its login."""
+    return target.rpartition("@")[2]
 
 
 def join(url: ParseResult, *parts: str) -> ParseResult:

@@ -194,11 +194,13 @@ class Announcer:
             logger.info("[%s] republished %d announcement%s that no client had requested", self.name, count, plural)
 
     def _with_address(self, text: str) -> str:
-        """Return an announcement with the current request address."""
-        if f'"{self._address}"' in text:
+        """Return an announcement with the current request address and log."""
+        if f'"{self._address}"' in text and f'"{self._log_name}"' in text:
             return text
         message = Message.decode(text)
         message.data["request_address"] = self._address
+        if isinstance(metadata := message.data.get("announcement"), dict):
+            metadata["log"] = self._log_name
         return message.encode()
 
     # -- info and replay

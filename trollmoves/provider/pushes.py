@@ -188,7 +188,10 @@ class PushService:
         for done in self._journal.finished_for(self.name, ("push", DELIVERED_TO), number):
             receiver = done.key.partition(" ")[2] if done.kind == DELIVERED_TO else payload.request_id(done.body)
             if receiver and receiver.rpartition("/")[0] in push.unless_delivered_to:
-                changes = {"destination": destination.without_login, "request": {"delivered_to": receiver}}
+                changes = _without_logins(push) | {
+                    "destination": destination.without_login,
+                    "request": {"delivered_to": receiver},
+                }
                 request.reply(payload.reply_type(push.message.data), push.message.data | changes)
                 return True
         return False
@@ -381,10 +384,20 @@ def _requested_destination(task: Task) -> str:
     return urls.without_login(task.key.partition(" ")[2])
 
 
+def _without_logins(push: PushRequest) -> dict[str, Any]:
+    """Return the backup targets for a reply, without logins; {} if they have none."""
+    if not any("@" in host for host in push.backup_targets):
+        return {}
+    return {"backup_targets": [urls.host_without_login(host) for host in push.backup_targets]}
+
+
 def _success_reply(push: PushRequest, destination: str) -> str:
     message, type_ = push.message, payload.reply_type(push.message.data)
+    changes = _without_logins(push)
     if push.destination != destination:
-        message = Message(message.subject, type_, {**message.data, "destination": destination})
+        changes["destination"] = destination
+    if changes:
+        message = Message(message.subject, type_, {**message.data, **changes})
     return message.derive(type_, without="request")
 
 

@@ -158,7 +158,7 @@ class ReplayClient:
             if source is None:
                 return
             source.highest_seen = max(source.highest_seen, number)
-            gap = source.missing(number)
+            gap = source.missing(number) or number < (source.received_through or 0)
         if gap:
             self._request(source)
 
@@ -174,6 +174,9 @@ class ReplayClient:
                 return None
             # A new log at a known address: the server's journal was lost or replaced. Request all of the new log.
             position = self._orphans.get(log_name, 0 if (provider, address) in self._addresses else None)
+            for other in self._logs.values():
+                if (other.provider, other.address) == (provider, address) and other.received_through is None:
+                    other.received_through = 0  # replaced before its first reply
             source = _SourceLog(log_name, provider, address, position, first_seen=time.monotonic())
             self._logs[source.key] = source
         source.address = address
@@ -191,18 +194,22 @@ class ReplayClient:
                 data["max_age"] = time.monotonic() - self._started + FIRST_CONTACT_SLACK
             else:
                 data["after"] = source.saved_through(source.received_through)
+            after = data.get("after", 0)
         request = Message(f"/{self.name}", "replay", data).encode()
         self._requester.send_request(
-            source.address, request, REPLAY_TIMEOUT, lambda reply: self._on_reply(source, reply)
+            source.address, request, REPLAY_TIMEOUT, lambda reply: self._on_reply(source, after, reply)
         )
 
-    def _on_reply(self, source: _SourceLog, reply: Message | TrollmovesError) -> None:
+    def _on_reply(self, source: _SourceLog, after: int, reply: Message | TrollmovesError) -> None:
         more = False
         source.not_before = time.monotonic() + RETRY_DELAY  # reset after success
         try:
             data = _replay_data(reply)
             if data["log"] != source.name:
                 self._on_new_log(source, data["log"])
+            elif data["last"] < after:
+                self._rewind(source, after, data["last"])
+                more = True
             else:
                 more = self._apply(source, data)
         except TrollmovesError as error:
@@ -233,6 +240,21 @@ class ReplayClient:
             if has_advanced or not more or through < data["through"]:
                 source.not_before = 0.0
             return more and has_advanced
+
+    def _rewind(self, source: _SourceLog, after: int, last: int) -> None:
+        """Request a log from the beginning: its source has lost announcements, and will use their numbers again."""
+        logger.warning(
+            "[%s] %s has announcements up to %d, and this client up to %d (journal restored from a backup?); "
+            "requesting them from the beginning",
+            self.name,
+            source.address,
+            last,
+            after,
+        )
+        self._journal.rewind_source(self.name, source.name)
+        with self._lock:
+            source.received_through = source.live_from = source.live_to = 0
+            source.not_before = 0.0
 
     def _on_new_log(self, source: _SourceLog, log_name: str) -> None:
         logger.warning(

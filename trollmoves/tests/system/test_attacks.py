@@ -354,6 +354,30 @@ def test_destination(fort: Fort, destination: object) -> None:
     assert isinstance(answer.data, str)
 
 
+@pytest.mark.parametrize(
+    "destination",
+    [
+        "ftp://a%0d%0aDELE%20x:p@127.0.0.1:1/in",
+        "ftp://a%00b:p@127.0.0.1:1/in",
+        "ftps://a:p%0a@127.0.0.1:1/in",
+        "ftp://a%ffb:p@127.0.0.1:1/in",
+        "sftp://a:p%ff@127.0.0.1:1/in",
+        "scp://a%00b:p@127.0.0.1:1/in",
+        "s3://a%0a:p@bucket/in",
+        "s3://a:p%ff@bucket/in",
+        "ftp://a..b/in",
+        "sftp://.../in",
+        "scp://" + "a" * 300 + "/in",
+    ],
+)
+def test_login_or_host_that_cannot_be_sent(fort: Fort, destination: str) -> None:
+    """A login or host that no protocol can send is permanently rejected with the rule, without a traceback."""
+    answer = fort.push({**fort.feed("other"), "request": REQUEST}, "other", destination=destination)
+    assert (answer.type, answer.data["temporary"]) == ("err", False)
+    assert "invalid host name" in answer.data["error"] or "user and password must be" in answer.data["error"]
+    assert "unexpected error" not in fort.server.lines()
+
+
 @pytest.mark.parametrize("path", ["../in", "/etc", "a/../../in", "a\\..\\..\\in", "%2e%2e/in", 5, ["a"]])
 def test_sub_path(fort: Fort, path: object) -> None:
     """A sub-path that leads out of the destination is rejected, for one file or for one of several."""

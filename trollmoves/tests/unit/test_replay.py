@@ -524,6 +524,28 @@ def test_new_log_at_known_address(client: Client, server: Server) -> None:
     assert at_rest(client, server, 1)
 
 
+@pytest.mark.parametrize("how", ["connection", "heartbeat", "restart"])
+def test_log_went_back(stack: ExitStack, client: Client, server: Server, path: str, how: str) -> None:
+    """A source that has fewer announcements than this client received is requested from the beginning."""
+    in_touch(client, server, 50)
+    server.last = 7  # its host was restored from a snapshot
+    if how == "heartbeat":
+        client.heartbeat(server)
+    elif how == "connection":
+        client.catchup.request_all()
+    else:
+        client.stop()
+        client = Client(stack, path)
+        client.catchup.start()
+    until(lambda: client.numbers() == [1, 2, 3, 4, 5, 6, 7], SOON)
+    until(lambda: client.have() == {server.log: 7}, SOON)
+    assert at_rest(client, server, 2)
+    server.last = 8
+    client.hear(server, 8)
+    assert client.have() == {server.log: 8}
+    assert at_rest(client, server, 2)
+
+
 def test_log_replaced_while_away(stack: ExitStack, client: Client, server: Server, path: str) -> None:
     """A source that replies from another log is requested from its beginning, and the old log is dropped."""
     in_touch(client, server, 500)
