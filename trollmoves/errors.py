@@ -110,6 +110,12 @@ class OriginChanged(TemporaryTransferError):
     blames_origin = True
 
 
+class Superseded(TransferError):
+    """A newer version of the file was delivered to the same name, so this one is dropped."""
+
+    blames_origin = True
+
+
 class OriginUnreadable(TemporaryTransferError):
     """The file to deliver cannot be read: permissions of the file or a directory, or a disk error."""
 

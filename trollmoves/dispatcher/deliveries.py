@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from urllib.parse import ParseResult
 
 from trollmoves.config.options import TargetOptions
@@ -27,24 +25,30 @@ from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import format_bytes
+from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
+from trollmoves.watch.completeness import check_complete
 
 logger = logging.getLogger(__name__)
 
 KIND = "deliver"
 REPUBLISH = "republish"
-RECHECK_DELAY = 0.2  # seconds until the next attempt while another delivery to the same destination runs
-CACHE_SIZE = 10_000  # destinations for which the newest delivery is remembered
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOrder:
-    """A delivery as stored in the journal, without a password; ``receipt`` is the message to publish, or empty."""
+    """A delivery as stored in the journal, without a password.
+
+    ``receipt`` is the message to publish, or empty. ``size`` (bytes) and ``mtime_ns`` are those of the file when its
+    message arrived.
+    """
 
     path: str
     scheme: str
     netloc: str
     destination_path: str
-    receipt: str = ""
+    receipt: str
+    size: int
+    mtime_ns: int
 
     @property
     def url(self) -> ParseResult:
@@ -58,7 +62,7 @@ class DeliveryOrder:
 
     def text(self) -> str:
         """Return the order as JSON for the journal."""
-        return json.dumps([self.path, self.scheme, self.netloc, self.destination_path, self.receipt])
+        return json.dumps(astuple(self))
 
 
 class Deliveries:
@@ -75,7 +79,7 @@ class Deliveries:
         self._routes = routes(options)
         self._logins = logins(options)
         self._topic = Pattern(options.publish_topic, compose_only=True) if options.publish_topic else None
-        self._locks = _DestinationLocks()
+        self._order = OrderedNames()
         self._created = journal.now()
 
     def start(self) -> None:
@@ -134,7 +138,8 @@ class Deliveries:
             logger.warning("[%s] dispatch config %d: not delivering %s: %s", self.name, number, file.path, error)
             return
         receipt = self._receipt(file, url)
-        order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, receipt.raw if receipt else "")
+        text = receipt.raw if receipt else ""
+        order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, text, file.size, file.mtime_ns)
         version = f"{file.size} {file.mtime_ns}"
         key = f"{os.path.basename(file.path)} to {format_destination(url)}\n{file.path} {version} {url.geturl()}"
         host = "this host" if url.scheme == "file" else url.netloc.rpartition("@")[2] or url.scheme
@@ -158,14 +163,31 @@ class Deliveries:
     def _deliver(self, task: Task) -> Result:
         """Deliver a file; runs on a worker thread."""
         order, receipt = task.context or (DeliveryOrder(*json.loads(task.body)), None)
-        with self._locks.acquire(order.name, task.id) as verdict:
-            if verdict == _BUSY:
+        with self._order.claim((order.name,), task.id) as current:
+            if current is None:
                 task.tries -= 1
                 return Result(retry_in=RECHECK_DELAY)
-            if verdict == _SUPERSEDED:
+            if not current or (self._may_be_late(task) and self._has_newer(task, order)):
                 logger.info("[%s] not sending %s: superseded by a newer file", self.name, task.key.partition("\n")[0])
                 return Result()
             return self._send(task, order, receipt)
+
+    @staticmethod
+    def _may_be_late(task: Task) -> bool:
+        """Return True for a retry, and for a task that waited in the journal: newer tasks may have been stored."""
+        return task.tries > 1 or task.context is None
+
+    def _has_newer(self, task: Task, order: DeliveryOrder) -> bool:
+        """Return True if a newer version of the file is delivered to the same destination, or waits for that."""
+        destination = f" {order.url.geturl()}"
+        same_file = task.key.removesuffix(destination).rsplit(" ", 2)[0]
+        return any(key.endswith(destination) for key in self._journal.newer_keys(task, f"{same_file} "))
+
+    def _check_opened(self, order: DeliveryOrder, fd: int) -> None:
+        """Raise OriginChanged if the opened file is not the one of the message and may be incomplete."""
+        status = os.fstat(fd)
+        if (status.st_size, status.st_mtime_ns) != (order.size, order.mtime_ns):
+            check_complete(fd, order.path, self._options.quiet_time)
 
     def _send(self, task: Task, order: DeliveryOrder, receipt: Message | None) -> Result:
         started = time.monotonic()
@@ -174,7 +196,13 @@ class Deliveries:
             self._journal.identity, self.name, task.key, tried=task.may_have_run(self._created)
         )
         try:
-            move_it(order.path, self._with_password(url), self._options.connection_parameters, partial_id=mark)
+            move_it(
+                order.path,
+                self._with_password(url),
+                self._options.connection_parameters,
+                on_opened=partial(self._check_opened, order),
+                partial_id=mark,
+            )
         except TransferError as error:
             if error.temporary and self._journal.now() - task.created > self._options.retry_for > 0:
                 label = task.key.partition("\n")[0]
@@ -226,42 +254,6 @@ def enqueue(tasks: Sequence[Task], journal: Journal, scheduler: Scheduler) -> No
         journal.reset_tasks(restarted)
     failpoints.hit("deliveries-stored")
     scheduler.submit([*new, *restarted])
-
-
-_FREE, _BUSY, _SUPERSEDED = range(3)
-
-
-class _DestinationLocks:
-    """Serializes deliveries to the same destination and prevents an older file from replacing a newer one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._busy: set[str] = set()
-        self._newest: OrderedDict[str, int] = OrderedDict()  # number of the last delivered task, by destination
-
-    @contextmanager
-    def acquire(self, name: str, number: int) -> Iterator[int]:
-        """Lock a destination and yield ``_FREE`` if a task may deliver, else yield ``_BUSY`` or ``_SUPERSEDED``."""
-        with self._lock:
-            superseded = self._newest.get(name, 0) > number
-            verdict = _BUSY if name in self._busy else _SUPERSEDED if superseded else _FREE
-            if verdict == _FREE:
-                self._busy.add(name)
-        try:
-            yield verdict
-            if verdict == _FREE:
-                self._remember(name, number)
-        finally:
-            if verdict == _FREE:
-                with self._lock:
-                    self._busy.discard(name)
-
-    def _remember(self, name: str, number: int) -> None:
-        with self._lock:
-            self._newest[name] = number
-            self._newest.move_to_end(name)
-            while len(self._newest) > CACHE_SIZE:
-                self._newest.popitem(last=False)
 
 
 def _subject(composed: str) -> str:

@@ -206,6 +206,16 @@ class TaskTable(JournalDatabase):
             )
         )
 
+    def newer_keys(self, task: Task, prefix: str) -> list[str]:
+        """Return the keys that begin with ``prefix``, of the newer tasks of this kind that wait, run or are done."""
+        start = to_sqlite_text(prefix)
+        end = start[:-1] + chr(ord(start[-1]) + 1)
+        rows = self._read(
+            "SELECT key FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND id > ? AND state <> 2",
+            (task.chain, task.kind, start, end, task.id),
+        )
+        return [str(key) for (key,) in rows]
+
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         """Return the tasks of this kind for an announcement that are waiting or running."""
         return [task_of(row) for row in self._read(SELECT_PENDING, (number, chain, kind))]

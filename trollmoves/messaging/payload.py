@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
-from trollmoves.errors import MessageError, TrollmovesError
+from trollmoves.errors import MessageError, Superseded, TrollmovesError
 from trollmoves.net import hosts, urls
 
 FILE_TYPES = ("file", "dataset", "collection")  # message types that announce or confirm files
@@ -133,9 +133,10 @@ def error_payload(data: Any, error: TrollmovesError, retry_after: float = 0.0) -
     """Return the data of an ``err`` reply to the request with ``data``.
 
     It is the error text for legacy clients. Other clients also get ``temporary``, which is True if a retry may
-    succeed, and ``retry_after`` in seconds.
+    succeed, ``retry_after`` in seconds, and ``superseded`` if a newer version was delivered instead.
     """
     text = urls.redact_text(str(error))
     if request_metadata(data):
-        return {"error": text, "temporary": error.temporary, "retry_after": retry_after}
+        more = {"superseded": True} if isinstance(error, Superseded) else {}
+        return {"error": text, "temporary": error.temporary, "retry_after": retry_after, **more}
     return text

@@ -40,10 +40,12 @@ CHUNK = 8 << 20  # bytes per part
 MAX_SINGLE_PUT = 5 << 30  # bytes, the limit of one PUT
 TRIES = 2  # of one request by botocore, for a kept connection that the server has closed
 STALE_UPLOAD_AGE = 86400.0  # s after which an unfinished upload in the directory of a delivery is aborted
+_ADDS_CHECKSUMS = "request_checksum_calculation" in botocore.config.Config.OPTION_DEFAULTS  # 1.36 or newer
 MAX_CLEANED = 1000  # directories of one client in which such uploads were searched
 
 _MD5 = re.compile("[0-9a-f]{32}")
 _DENIED = ("403", "AccessDenied", "405", "MethodNotAllowed", "501", "NotImplemented")
+_NO_HEAD = ("400", "403", "404", "405", "501")  # 400: the object is encrypted with a key that HEAD would need
 # Replies of services that do not support the checksums which boto3 adds to uploads.
 _CHECKSUM_REJECTED = (
     *("400", "411", "501", "BadRequest", "InvalidArgument", "InvalidRequest", "MalformedTrailerError"),
@@ -128,7 +130,7 @@ class S3Connection(Connection):
             try:
                 self._upload(source, path)
             except botocore.exceptions.ClientError as error:
-                if not self._sums or code_of(error) not in _CHECKSUM_REJECTED:
+                if not (self._sums and _ADDS_CHECKSUMS) or code_of(error) not in _CHECKSUM_REJECTED:
                     raise
                 self._sums = False
                 try:
@@ -221,19 +223,17 @@ class S3Connection(Connection):
         last = self._last
         if last is not None and self._host.lacks(Limitation.NO_HEAD):
             return _confirmed_size(last, path)
-        try:
-            with translate_s3_errors(path):
+        with translate_s3_errors(path):
+            try:
                 return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
-        except FileNotFoundError:
-            if last is None:
-                raise
-            return _confirmed_size(last, path)
-        except PermissionRefused:
-            if last is None:
-                raise
-            size = _confirmed_size(last, path)
+            except botocore.exceptions.ClientError as error:
+                if last is None or code_of(error) not in _NO_HEAD:
+                    raise
+                denied = code_of(error) != "404"
+        size = _confirmed_size(last, path)
+        if denied:
             self._host.record(Limitation.NO_HEAD)
-            return size
+        return size
 
     def replace(self, partial: str, final: str) -> None:
         """Raise: S3 needs no partials."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,14 @@ class PushRequest:
     def file_names(self) -> str:
         """The base names of the files, for log lines."""
         return ", ".join(map(payload.file_name, self.uris))
+
+    def targets(self, destination: PushDestination) -> dict[str, dict[str, Any]]:
+        """Return the requested files by their final URLs, without passwords, and their own URIs."""
+        base = destination.without_password.rstrip("/")
+        return {
+            f"{base}/{str(item.get('path') or '').strip('/')}/{os.path.basename(item['uri'])}\n{item['uri']}": item
+            for item in self.files
+        }
 
     def resolve_destination(self, allowed: tuple[DestinationPattern, ...]) -> PushDestination:
         """Return the destination; raise RequestRejected or BadDestination if it is invalid or not allowed."""

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from trollmoves.errors import JournalError, OriginChanged, RequestRejected, TransferError, TrollmovesError
+from trollmoves.errors import (
+    JournalError,
+    OriginChanged,
+    RequestRejected,
+    Superseded,
+    TransferError,
+    TrollmovesError,
+)
 from trollmoves.journal import DONE, FAILED, AnnouncementRecord, Journal, Outcome, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
@@ -29,7 +36,10 @@ from trollmoves.provider.push_request import PushRequest
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints, symlinks
+from trollmoves.utils.file_versions import FileVersion
 from trollmoves.utils.logs import format_bytes
+from trollmoves.utils.ordered_names import RECHECK_DELAY as BUSY_DELAY
+from trollmoves.utils.ordered_names import OrderedNames
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +69,9 @@ class _PushContext(NamedTuple):
 class PushService:
     """The pushes of one chain: stored when requested, run by worker threads, answered when they end.
 
-    ``follow(number)`` returns the tasks that follow the delivery of the files of an announcement.
+    ``follow(number, delivered)`` returns the tasks that follow the delivery of the files of an announcement;
+    ``delivered`` contains the versions of the delivered files, by URI, without those that differ from the announcement.
+    Deliveries of one file to one final name are serialized, and an older announcement is not delivered after a newer.
     """
 
     def __init__(
@@ -73,7 +85,7 @@ class PushService:
         limit: int,
         parameters: Mapping[str, Any],
         allowed: tuple[DestinationPattern, ...],
-        follow: Callable[[int], Sequence[Task]],
+        follow: Callable[[int, Mapping[str, FileVersion]], Sequence[Task]],
     ) -> None:
         self.name = name
         self._journal = journal
@@ -87,6 +99,8 @@ class PushService:
         self._waiting: dict[int, list[_Waiter]] = {}
         self._quotas = ClientQuotas()
         self._cleaned: set[str] = set()
+        self._order = OrderedNames()
+        self._last_previous = journal.last_number(name)  # the last number that earlier processes announced
         self._started_at = journal.now()
         self._waiting_lock = threading.Lock()  # prevents the end of a push between its lookup and adding a waiter
 
@@ -214,22 +228,42 @@ class PushService:
         try:
             push, announced = task.context or self._load_context(message, number)
             # checked again: the allowed destinations may have changed since the request
-            size, delivered_to = self._deliver(task, announced, push, push.resolve_destination(self._allowed))
+            destination = push.resolve_destination(self._allowed)
+            targets = push.targets(destination)
+            with self._order.claim(targets, number) as current:
+                if current is None:
+                    task.tries -= 1
+                    return Result(retry_in=BUSY_DELAY)
+                if not current or self._is_outdated(announced, destination):
+                    raise Superseded("superseded by a newer version that was delivered")
+                files = [targets[name] for name in current]
+                size, delivered_to, delivered = self._deliver(task, announced, push, files, destination)
         except JournalError:
             raise
         except Exception as failure:
             error, names = self._to_error(failure), payload.file_names(message.data)
-            logger.warning("[%s] %s not delivered to %s: %s", self.name, names, shown, error)
+            level = logging.INFO if isinstance(error, Superseded) else logging.WARNING
+            logger.log(level, "[%s] %s not delivered to %s: %s", self.name, names, shown, error)
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
             on_committed = partial(self._reply_failure, task, text, error)
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
         failpoints.hit("delivered")
         seconds = time.monotonic() - started
         text = _success_reply(push, delivered_to)
-        follow_ups = (*self._follow(number), *self._receiver_records(task))
+        follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
         return Result(reply=text, follow_ups=follow_ups, on_committed=lambda: self._reply_waiters(task.id, text))
+
+    def _is_outdated(self, announced: AnnouncementRecord, destination: PushDestination) -> bool:
+        """Return True if an earlier process delivered a newer announcement of the files to this destination."""
+        if announced.number > self._last_previous:
+            return False
+        newest = self._journal.latest_announcement(self.name, announced.uri)
+        if newest is None or newest.number <= announced.number:
+            return False
+        pushes = self._journal.finished_for(self.name, ("push",), newest.number)
+        return any(task.key.partition(" ")[2] == destination.without_password for task in pushes)
 
     def _load_context(self, message: Message, number: int) -> _PushContext:
         announced = self._journal.get_announcement(self.name, number)
@@ -251,15 +285,25 @@ class PushService:
                 logger.info("[%s] removed stale partial file %s", self.name, path)
 
     def _deliver(
-        self, task: Task, announced: AnnouncementRecord, push: PushRequest, destination: PushDestination
-    ) -> tuple[int, str]:
-        """Return the bytes sent, and the destination; its host is that of the backup target if one was used."""
+        self,
+        task: Task,
+        announced: AnnouncementRecord,
+        push: PushRequest,
+        files: Sequence[Mapping[str, Any]],
+        destination: PushDestination,
+    ) -> tuple[int, str, dict[str, FileVersion]]:
+        """Deliver some of the requested files.
+
+        Return the bytes sent, the destination (with the host of the backup target if one was used), and the versions
+        of the files that were delivered as announced, by URI.
+        """
         size = 0
+        delivered: dict[str, FileVersion] = {}
         self._clean_stale_partials(destination.local_directory)
         delivered_to = destination.without_login
         retried = task.may_have_run(self._started_at)
         partial_id = PartialId.for_delivery(self._journal.identity, self.name, task.key, tried=retried)
-        for item in push.files:
+        for item in files:
             uri = item["uri"]
             pathname = self._file_store.path(announced.number, uri)
             url = move_it(
@@ -268,21 +312,25 @@ class PushService:
                 self._parameters,
                 rel_path=item.get("path"),
                 backup_targets=push.backup_targets,
-                on_opened=partial(self._check_opened, announced, uri, pathname),
+                on_opened=partial(self._check_opened, announced, uri, pathname, delivered),
                 partial_id=partial_id,
             )
             if url.netloc != destination.directory.netloc:
                 delivered_to = urls.without_login(urls.parse(delivered_to)._replace(netloc=url.netloc))
             size += _size(pathname)
-        return size, delivered_to
+        return size, delivered_to, delivered
 
-    def _check_opened(self, announced: AnnouncementRecord, uri: str, pathname: str, fd: int) -> None:
+    def _check_opened(
+        self, announced: AnnouncementRecord, uri: str, pathname: str, delivered: dict[str, FileVersion], fd: int
+    ) -> None:
         """Check the opened file: its path may have been replaced since the announcement."""
         try:
             real = symlinks.path_of_fd(fd, pathname)
         except OSError as error:
             raise OriginChanged(f"{pathname}: {error.strerror}") from error
-        self._file_store.check_access(announced, uri, real)
+        version = self._file_store.check_opened(announced, uri, fd, real)
+        if version is not None:
+            delivered[uri] = version
 
     def _receiver_records(self, task: Task) -> list[Task]:
         with self._waiting_lock:

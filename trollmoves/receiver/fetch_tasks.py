@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves.errors import MessageError
-from trollmoves.journal import DONE, FRESH, WAITING, Journal, Outcome, SourcePosition, Task
+from trollmoves.journal import DONE, FAILED, FRESH, WAITING, Journal, Outcome, SourcePosition, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.net import urls
@@ -207,6 +207,12 @@ class FetchTasks:
     def on_attempt_ended(self, task: Task) -> None:
         """Forget the late sources of a task: they are in the journal."""
         self._late.pop(task.id, None)
+
+    def is_superseded(self, task: Task) -> bool:
+        """Return True if a newer content of the file of a task is waiting or was fetched."""
+        known = self._journal.find(self.name, self._kind, file_key_of(task))
+        current = self._current(known, Fetch.load(known.body)) if known else task
+        return current.id > task.id and current.state != FAILED
 
     def finish_for_peer(self, keys: Iterable[str], is_in_flight: Callable[[Task], bool]) -> None:
         """Mark files that a peer has fetched as done, if their tasks wait and are not in flight."""

@@ -49,6 +49,10 @@ class PermanentlyRefused(TrollmovesError):
     """A source permanently rejected the request."""
 
 
+class SupersededAtSource(PermanentlyRefused):
+    """A source delivered a newer version of the file to the same destination, so this version is dropped."""
+
+
 def _parse_uptime(reply: Message | TrollmovesError) -> float:
     """Return the uptime in a server's reply (``1 day, 2:03:04.5``) in seconds, a negative number if there is none."""
     uptime = reply.data.get("uptime") if isinstance(reply, Message) and isinstance(reply.data, dict) else None
@@ -94,6 +98,9 @@ class SourceLookup(Protocol):
 
     def on_attempt_ended(self, task: Task) -> None:
         """Record that a run has ended without a delivery."""
+
+    def is_superseded(self, task: Task) -> bool:
+        """Return True if a newer version of the file of a task is waiting or was fetched."""
 
 
 class Fetcher:
@@ -161,6 +168,9 @@ class Fetcher:
         """Start to fetch a file. Runs on the scheduler thread."""
         name = file_key_of(task)
         hold = self._peers.hold_seconds(name)
+        if task.tries > 1 and self._sources.is_superseded(task):
+            self._drop(task, finish)
+            return
         if self._peers.is_done(name) or hold:
             finish(Result(retry_in=hold) if hold else Result())
             return
@@ -180,6 +190,13 @@ class Fetcher:
         if len(sources) > 1:
             sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
         self._request_next(FetchAttempt(task, message, destination, sources, finish))
+
+    def _drop(self, task: Task, finish: Callable[[Result], None]) -> None:
+        """End a task whose file has a newer version, which is delivered or waiting."""
+        name = file_key_of(task).replace("\n", ", ")
+        logger.info("[%s] dropped an older version of %s: a newer one is delivered or waiting", self.name, name)
+        self._sources.on_attempt_ended(task)
+        finish(Result())
 
     def _request_next(self, attempt: FetchAttempt) -> None:
         if not attempt.sources:
@@ -303,8 +320,10 @@ class Fetcher:
         elif reply.type == "wait":
             self._on_request(attempt)  # renews the hold of peers
             self._send_request(attempt, self._handle_reply)
+        elif isinstance(error := self._rejection(attempt, reply), SupersededAtSource):
+            self._drop(attempt.task, attempt.finish)
         else:
-            self._on_source_failed(attempt, self._rejection(attempt, reply))
+            self._on_source_failed(attempt, error)
 
     def _peer_has_received(self, attempt: FetchAttempt, reply: Message) -> bool:
         """Return True if a peer has published the receipt of this file, or will.
@@ -323,7 +342,8 @@ class Fetcher:
             retry_after = data.get("retry_after")
             if retry_after is not None and payload.is_seconds(retry_after):
                 attempt.retry_in = max(attempt.retry_in, min(float(retry_after), BACKOFF_MAX))
-            error_type = NotDelivered if data.get("temporary", True) else PermanentlyRefused
+            refusal = SupersededAtSource if data.get("superseded") else PermanentlyRefused
+            error_type = NotDelivered if data.get("temporary", True) else refusal
             return error_type(f"{attempt.source}: {_reason(data.get('error', reply.type))}")
         return NotDelivered(f"{attempt.source}: {_reason(data or reply.type)}")
 

@@ -251,9 +251,10 @@ class ReplayClient:
             last,
             after,
         )
-        self._journal.rewind_source(self.name, source.name)
+        self._journal.rewind_source(self.name, source.key)
         with self._lock:
             source.received_through = source.live_from = source.live_to = 0
+            source.highest_seen = last
             source.not_before = 0.0
 
     def _on_new_log(self, source: _SourceLog, log_name: str) -> None:

@@ -36,7 +36,7 @@ class ServerChain:
         self._request_handler = None
         root = Origin(options.origin).root if options.origin else None
         policy = SymlinkPolicy(self.name, root, options.external_symlinks)
-        file_store = LocalFileStore(self.name, runtime.journal, policy)
+        file_store = LocalFileStore(self.name, policy, options.quiet_time)
         if options.request_port is not None:
             self._request_handler = RequestHandler(
                 options, options.request_port, runtime.journal, publisher, runtime.scheduler, file_store

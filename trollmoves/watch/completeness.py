@@ -20,6 +20,8 @@ import signal
 import time
 from dataclasses import dataclass
 
+from trollmoves.errors import OriginChanged
+
 QUIET_SECONDS = 2.0  # unchanged for this long, a file is complete if the kernel cannot say whether it is open
 MISSED_CLOSE_SECONDS = 600.0  # minimum for a new file whose close event is expected
 WARN_AFTER = 600.0  # s; a file that is open and unchanged for this long is logged: a process may have forgotten it
@@ -57,18 +59,27 @@ def is_open_for_writing(path: str) -> bool | None:
     return _try_lease(path)[0]
 
 
-def _try_lease(path: str) -> tuple[bool | None, os.stat_result | None]:
-    """Return the result of ``is_open_for_writing``; if it is False, also the file's status at that moment.
+def check_complete(fd: int, path: str, quiet: float = QUIET_SECONDS) -> None:
+    """Raise OriginChanged if an open file may be incomplete: it is open for writing too.
 
-    The kernel grants a read lease (fcntl(2), F_SETLEASE) only if no process has the file open for writing. The lease
-    is released immediately; a process that opens the file for writing in between waits for those microseconds.
+    Where the kernel cannot say, the file may be incomplete until it has not changed for ``quiet`` seconds.
     """
-    try:
-        fd = os.open(path, _OPEN)
-    except BlockingIOError:
-        return True, None  # another process holds a write lease, as a Samba server does for its clients
-    except OSError:
-        return None, None
+    is_open, _ = _take_lease(fd)
+    if is_open is False:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    if is_open is None:
+        status = os.fstat(fd)
+        is_open = time.time() - max(status.st_mtime, status.st_ctime) < quiet
+    if is_open:
+        raise OriginChanged(f"{path}: differs from its announcement and may be incomplete, as it is being written")
+
+
+def _take_lease(fd: int) -> tuple[bool | None, os.stat_result | None]:
+    """Return the result of ``is_open_for_writing`` for a read-only descriptor; if it is False, also the file's status.
+
+    The kernel grants a read lease (fcntl(2), F_SETLEASE) only if no process has the file open for writing. If it is
+    granted, the caller releases it immediately; a process that opens the file for writing waits for those microseconds.
+    """
     try:
         # The kernel would ask for the lease with SIGIO, which ends the process; SIGURG is ignored.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
@@ -78,6 +89,18 @@ def _try_lease(path: str) -> tuple[bool | None, os.stat_result | None]:
         return True, None
     except OSError:
         return None, None
+
+
+def _try_lease(path: str) -> tuple[bool | None, os.stat_result | None]:
+    """Return the result of ``is_open_for_writing``; if it is False, also the file's status at that moment."""
+    try:
+        fd = os.open(path, _OPEN)
+    except BlockingIOError:
+        return True, None  # another process holds a write lease, as a Samba server does for its clients
+    except OSError:
+        return None, None
+    try:
+        return _take_lease(fd)
     finally:
         os.close(fd)
 

@@ -33,12 +33,14 @@ class LimitedS3:
         sums: bool = True,
         tag: str = "",
         location: str = "",
+        redirect: tuple[int, str] = (307, "TemporaryRedirect"),
         uploads: Mapping[str, str] | None = None,
     ) -> None:
         self.rules = dict(rules or {})
         self.sums = sums
         self.tag = tag
         self.location = location
+        self.redirect = redirect
         self.uploads = dict(uploads or {})  # unfinished uploads: the time of their begin, by key
         self.objects: dict[str, bytes] = {}
         self.parts: dict[int, bytes] = {}
@@ -86,7 +88,7 @@ class LimitedS3:
         if operation in self.rules:
             return _error(*self.rules[operation])
         if self.location and method in ("PUT", "POST"):
-            status, _, text = _error(307, "TemporaryRedirect")
+            status, _, text = _error(*self.redirect)
             return status, {"Location": f"{self.location}{target}"}, text
         if not self.sums and any("checksum" in name.lower() or name.lower() == "x-amz-trailer" for name in headers):
             return _error(501, "NotImplemented")
