@@ -211,6 +211,8 @@ class Requester:
     def _notify(self, request: _PendingRequest, reply: Message | TrollmovesError) -> None:
         try:
             request.on_reply(reply)
+        except TrollmovesError as error:
+            logger.error("[%s] cannot handle a reply from %s: %s", self.name, request.address, error)
         except Exception:
             logger.exception("[%s] unexpected error while handling a reply from %s", self.name, request.address)
 

@@ -281,6 +281,15 @@ class _Ftp(ftplib.FTP):
             self.file.reconfigure(errors="backslashreplace")
         return super().getline()
 
+    def makepasv(self) -> tuple[str, int]:
+        """Return the address for data: always the host of the control connection, whatever the server replies."""
+        try:
+            return super().makepasv()
+        except ftplib.error_perm:
+            if self.af != socket.AF_INET or self.sock is None:  # ftplib sends EPSV to an IPv6 address
+                raise
+            return ftplib.parse229(self.sendcmd("EPSV"), self.sock.getpeername())  # noqa: S321  (the URL selects FTP)
+
 
 class _FtpTls(_Ftp, ftplib.FTP_TLS):
     """FTP over TLS; data connections resume the TLS session of the control connection, as strict servers require."""

@@ -66,8 +66,9 @@ class AnnouncementReceiver:
             self.name,
             [PublisherEndpoint(address, (*topics, *heartbeat_topics)) for address, topics in self._topics.items()],
             self._on_messages,
-            alarm_scale=options.heartbeat_alarm_scale,
+            alarm_scale=options.heartbeat_alarm_scale if options.heartbeat else 0.0,
             on_connected=self._on_connected,
+            on_poll=peers.tick,
             set_aside=partial(journal.set_aside, self.name),
         )
 
@@ -82,6 +83,7 @@ class AnnouncementReceiver:
 
     def _on_connected(self, provider: str) -> None:  # noqa: ARG002  (its sources are not known)
         """Request announcements that were missed while the provider was disconnected."""
+        self._peers.record_gap()
         for address in self._replay_client.request_all():
             self._scheduler.resume_lane(self.name, f"{KIND} {address}")
         self._legacy_servers.request_all()
@@ -159,6 +161,8 @@ class AnnouncementReceiver:
                 self._scheduler.resume_lane(self.name, f"{KIND} {address}")
 
     def _on_replayed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
+        if messages:
+            self._peers.record_gap()
         self._record(messages, sources, BACKLOG)
 
     def _record(self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int) -> None:

@@ -130,8 +130,6 @@ class Fetcher:
         self._options = options
         self._client = client_name(journal, options.name)
         self._journal = journal
-        self._started = journal.now()
-        self._started_at = time.time()  # wall clock, comparable with the times of messages
         self._requester = requester
         self._sources = sources
         self._peers = peers
@@ -300,9 +298,17 @@ class Fetcher:
         return attempt.message.derive("push", added)
 
     def _is_late(self, attempt: FetchAttempt) -> bool:
-        """Return True if a file was announced before this process started, so that a peer may have fetched it."""
-        task = attempt.task
-        return task.created < self._started or (task.rank == BACKLOG and attempt.message.timestamp() < self._started_at)
+        """Return True if a peer may have fetched a file unnoticed: it was announced before the last gap ended."""
+        task, gap = attempt.task, self._peers.seconds_since_gap()
+        return task.created < self._journal.now() - gap or (
+            task.rank == BACKLOG and attempt.message.timestamp() < time.time() - gap
+        )
+
+    def _was_interrupted(self, attempt: FetchAttempt) -> bool:
+        """Return True if a peer may have taken over a file during the request for it."""
+        is_numbered = bool(payload.announcement_metadata(attempt.message.data))
+        requested = time.monotonic() - attempt.requested_at
+        return is_numbered and bool(self._peers.names()) and requested > self._peers.seconds_since_gap()
 
     def _handle_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
         if isinstance(reply, RequesterStopped):
@@ -314,7 +320,9 @@ class Fetcher:
             self._on_source_failed(attempt, reply)
             return
         self._down.pop(attempt.source, None)
-        if reply.type in payload.FILE_TYPES:
+        if reply.type in payload.FILE_TYPES and self._was_interrupted(attempt):
+            self._send_request(attempt, self._handle_reply)
+        elif reply.type in payload.FILE_TYPES:
             attempt.finish(Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply))
             self._acknowledge_others(attempt)
         elif reply.type == "wait":

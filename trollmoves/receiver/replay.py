@@ -102,6 +102,7 @@ class ReplayClient:
         self._requester = requester
         self._on_replayed = on_replayed
         self._started = time.monotonic()
+        self._throttle = LogThrottle(burst=1)
         self._lock = threading.Lock()
         self._logs: dict[str, _SourceLog] = {}
         self._orphans: dict[str, int] = {}  # positions in the logs of earlier providers, which may have been renamed
@@ -282,7 +283,9 @@ class ReplayClient:
             try:
                 message = Message.decode(text if isinstance(text, str) else "")
             except MessageError as error:
-                logger.warning("[%s] ignored a message in the log of %s: %s", self.name, source.address, error)
+                if (suffix := self._throttle.admit(source.address)) is not None:
+                    address = source.address
+                    logger.warning("[%s] ignored a message in the log of %s: %s%s", self.name, address, error, suffix)
                 continue
             if isinstance(message.data, dict):
                 if message.data.get("request_address") != source.address:

@@ -98,6 +98,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.files = Files()
         self.servers = [Server(address) for address in ADDRESSES]
         self.excused: set[tuple[str, int]] = set()  # numbers that the client cannot have
+        self.checked: list[Question] = []  # questions that were sent when an address was known or not
         self.known: set[str] = set()  # the addresses of which something was had
         self.heard: list[Heard] = []  # handed to the chain, and not noted yet
         self.begin()
@@ -286,8 +287,10 @@ class CatchUpMachine(RuleBasedStateMachine):
     @invariant()
     def first_contact_is_once(self) -> None:
         """A source known before is asked for all missing announcements, not only for recent ones."""
-        strangers = {question.address for question in self.wire.questions if "max_age" in question.data}
+        new = [question for question in self.wire.questions if question not in self.checked]
+        strangers = {question.address for question in new if "max_age" in question.data}
         assert not strangers & self.known
+        self.checked += new
         self.known |= {source.address for source in self.files.journal.sources(CHAIN)}
 
     def settle(self) -> None:
