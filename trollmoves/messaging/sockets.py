@@ -13,6 +13,7 @@ import zmq
 from trollmoves.errors import StartError
 from trollmoves.messaging.security import authenticator, curve_keys, handshake_errors
 from trollmoves.messaging.security.access import accept_filters
+from trollmoves.net import hosts
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
 Socket = zmq.Socket[bytes]
@@ -89,6 +90,9 @@ def _connected(
     security = authenticator.process_authenticator()
     socket = None
     try:
+        if not address.startswith("tcp://") or not hosts.is_host_and_port(address.removeprefix("tcp://")):
+            # ZeroMQ's other addresses reach sockets of this process or this host, or bind a source address.
+            raise StartError("the address must be tcp://host:port")
         socket = security.new_client_socket(kind)
         _set(socket, _options(address) | reconnect | dict(options or {}))
         watcher = ConnectionWatcher(socket, security) if watch else None
