@@ -23,7 +23,7 @@ from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.preparation import Preparer
-from trollmoves.scheduler.circuit_breaker import backoff
+from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler, failure_result
 from trollmoves.utils import failpoints
@@ -377,9 +377,8 @@ class Fetcher:
         data = reply.data
         if isinstance(data, dict):
             retry_after = data.get("retry_after")
-            attempt.retry_in = max(
-                attempt.retry_in, float(retry_after or 0.0) if payload.is_seconds(retry_after) else 0.0
-            )
+            if retry_after is not None and payload.is_seconds(retry_after):
+                attempt.retry_in = max(attempt.retry_in, min(float(retry_after), BACKOFF_MAX))
             refusal = SupersededAtSource if data.get("superseded") else PermanentlyRefused
             error_type = NotDelivered if data.get("temporary", True) else refusal
             return error_type(f"{attempt.source}: {_reason(data.get('error', reply.type))}")
