@@ -24,7 +24,7 @@ from trollmoves.net import urls
 logger = logging.getLogger(__name__)
 
 FIRST_CONTACT_SLACK = 5.0  # s before the start of this client from which announcements of a new source are requested
-REPLAY_TIMEOUT = 10.0  # s
+REPLAY_TIMEOUT = 30.0  # s; ZeroMQ closes a connection on which no page arrives for 15 s
 RETRY_DELAY = 5.0  # s before the next replay request to a source after a failed one, whatever it announces
 
 
