@@ -222,7 +222,8 @@ class Announcer:
     def replay(self, data: Any) -> dict[str, Any]:
         """Return the announcements ``after`` a number, or of the last ``max_age`` seconds.
 
-        The reply is limited in number and size, and complete up to the number ``through``. A client that names another log gets the name of this one.
+        The reply is limited in number and size, and complete up to the number ``through``. A client that names another
+        log gets the name of this one.
         """
         data = data if isinstance(data, dict) else {}
         after, age = data.get("after"), data.get("max_age")
