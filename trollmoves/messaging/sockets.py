@@ -204,7 +204,8 @@ def _host_name(address: str) -> str:
     """Return the host name in ``tcp://name:port``; empty if it is an IP address, or the address is invalid."""
     scheme, _, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
-    is_name = scheme == "tcp" and port.isdecimal() and host and not (host.startswith(("[", "*")) or ";" in host)
+    is_name = scheme == "tcp" and host and all(char.isalnum() or char in "._-" for char in host)
+    is_name = is_name and port.isdecimal() and 0 < int(port[:6]) <= 65535  # ZeroMQ rejects the others
     return host if is_name and not hosts.is_address(host) else ""
 
 
