@@ -45,6 +45,8 @@ _OPTIONS: dict[int, int] = {
 }
 
 NEXT_ADDRESS = 10.0  # s before the next address of a name is tried
+# The queue for a subscriber that does not ping is kept through an interruption: no pings, and TCP gives up late.
+LASTING: dict[int, int] = {zmq.HEARTBEAT_IVL: 0, zmq.TCP_MAXRT: 300_000}  # ms
 
 _WATCHED = handshake_errors.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 _NOW = int(zmq.NOBLOCK)
@@ -94,6 +96,9 @@ def _connected(
     security = authenticator.process_authenticator()
     socket = None
     try:
+        if not address.startswith("tcp://") or not hosts.is_host_and_port(address.removeprefix("tcp://")):
+            # ZeroMQ's other addresses reach sockets of this process or this host, or bind a source address.
+            raise StartError("the address must be tcp://host:port")
         socket = security.new_client_socket(kind)
         _set(socket, _options(address) | reconnect | dict(options or {}))
         watcher = ConnectionWatcher(socket, security, address) if watch else None
@@ -201,12 +206,9 @@ def tcp(host: str, port: int) -> str:
 
 
 def _host_name(address: str) -> str:
-    """Return the host name in ``tcp://name:port``; empty if it is an IP address, or the address is invalid."""
-    scheme, _, rest = address.partition("://")
-    host, _, port = rest.rpartition(":")
-    is_name = scheme == "tcp" and host and all(char.isalnum() or char in "._-" for char in host)
-    is_name = is_name and port.isdecimal() and 0 < int(port[:6]) <= 65535  # ZeroMQ rejects the others
-    return host if is_name and not hosts.is_address(host) else ""
+    """Return the host name in ``tcp://host:port``; empty if the host is an IP address."""
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    return "" if hosts.is_address(host) else host
 
 
 class ConnectionWatcher:
@@ -218,10 +220,10 @@ class ConnectionWatcher:
         self._host = _host_name(address)  # "" for an IP address
         self._target = ""  # the address to which the socket connects, without a name
         self._next_target = 0.0  # monotonic; another address is tried then
-        self._is_connected = False
         self._secured = curve_keys.curve_enabled()
         self._attempts = 0  # attempts since the last connection
         self._connected = 0
+        self.is_connected = False  # as of the last call of ``failure``
         self._monitor = security.monitor(socket, _WATCHED)
 
     def connect(self) -> None:
@@ -240,7 +242,7 @@ class ConnectionWatcher:
         """Unless connected, connect to the address of the name; if it has several, to the next one after a while."""
         now = time.monotonic()
         addresses = hosts.process_resolver().addresses(self._host)
-        if not addresses or self._is_connected:
+        if not addresses or self.is_connected:
             return
         targets = [tcp(one, int(self._address.rpartition(":")[2])) for one in addresses]
         known = targets.index(self._target) if self._target in targets else -1
@@ -267,10 +269,10 @@ class ConnectionWatcher:
                 event, value = handshake_errors.parse_event(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return found if found and (found.permanent or self._attempts > 1 or self.unresolved) else None
-            self._is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self.is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if event == zmq.EVENT_DISCONNECTED:
                 continue
-            if not event & handshake_errors.FAILURES:
+            if self.is_connected:
                 found, self._attempts = None, 0
                 self._connected += 1
                 continue

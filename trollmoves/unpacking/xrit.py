@@ -24,6 +24,8 @@ _UNPACKED_SUFFIX = "__"
 OUTPUT_PREFIX = b"Decompressed file:"
 _TAIL = 4096  # bytes at the end of the program's output that are read
 _MAX_SHOWN = 300  # characters of its last line in an error text
+ENVIRONMENT = {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR", "TZ"}
+"""The variables that the program gets; others may contain secrets."""
 _EXTERNAL_SIGNALS = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 
@@ -70,7 +72,13 @@ def _run(command: list[str], directory: str, stdout: BinaryIO, stderr: BinaryIO,
     """Return the exit status; the output goes to files, as an unread pipe would block the program."""
     try:
         process = subprocess.Popen(  # noqa: S603  (a list, no shell)
-            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
+            command,
+            cwd=directory,
+            env={name: value for name, value in os.environ.items() if name in ENVIRONMENT},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
         )
     except (OSError, ValueError) as error:
         raise TemporaryUnpackError(

@@ -12,7 +12,13 @@ import pytest
 
 pytest.importorskip("boto3", reason="no boto3 (PyPI)")
 
-from trollmoves.errors import BadDestination, PermissionRefused, TemporaryTransferError, TransferError
+from trollmoves.errors import (
+    AuthenticationFailed,
+    BadDestination,
+    PermissionRefused,
+    TemporaryTransferError,
+    TransferError,
+)
 from trollmoves.movers import PartialId, close_connections, move_it
 from trollmoves.movers.host_capabilities import Limitation
 from trollmoves.movers.pool import shared_pool
@@ -87,6 +93,19 @@ def test_missing_rights(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixt
             assert caplog.text.count(limitation.value) == 1
 
 
+def test_key_that_may_not_replace(tmp_path: Path) -> None:
+    """An object that an earlier attempt has stored, and that the key may not replace, is delivered; others are not."""
+    origin, retried = file_of(tmp_path), PartialId("a", may_exist=True)
+    with LimitedS3({"PUT": DENIED}) as service:
+        service.objects["bucket/in/f"] = origin.read_bytes()
+        move_it(origin, "s3://bucket/in/", attrs(service), partial_id=retried)
+        with pytest.raises(PermissionRefused):
+            move_it(origin, "s3://bucket/in/", attrs(service))
+        service.objects["bucket/in/f"] = b"x" * SMALL
+        with pytest.raises(PermissionRefused):
+            move_it(origin, "s3://bucket/in/", attrs(service), partial_id=retried)
+
+
 def test_object_is_taken_by_its_consumer(tmp_path: Path) -> None:
     """An object that a consumer removes before its size is read was delivered; this is not a limitation."""
     with LimitedS3({"HEAD": (404, "")}) as service:
@@ -121,7 +140,7 @@ def test_rejected_uploads_are_not_limitations(tmp_path: Path, rules: dict[str, A
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_service_without_new_checksums(tmp_path: Path, size: int) -> None:
-    """A service that rejects the checksums of boto3 gets uploads without them, from the second on without a try."""
+    """A service that rejects the checksums of boto3 gets uploads without them; it is found once."""
     origin = file_of(tmp_path, size)
     with LimitedS3(sums=False) as service:
         move_it(origin, "s3://bucket/in/", attrs(service))
@@ -183,3 +202,20 @@ def test_login_in_the_url(tmp_path: Path, login: str) -> None:
         assert list(service.objects) == ["bucket/in/f"]
         assert f"Credential={KEY}/" in service.headers[0]
         assert "gehe1m" not in "".join(service.headers)
+
+
+@pytest.mark.parametrize(
+    ("url", "more"),
+    [
+        ("s3://:gehe1m.secret@bucket/in/", {"key": None, "secret": None}),
+        (f"s3://{KEY}@bucket/in/", {"key": None, "secret": None}),
+        ("s3://bucket/in/", {"secret": None}),
+        ("s3://bucket/in/", {"key": None}),
+    ],
+)
+def test_half_a_login(tmp_path: Path, url: str, more: dict[str, Any]) -> None:
+    """A key without its secret, or a secret without its key, is rejected before a connection is made."""
+    with LimitedS3() as service:
+        with pytest.raises(AuthenticationFailed, match="is missing: set both"):
+            move_it(file_of(tmp_path), url, attrs(service, **more))
+        assert not service.operations
