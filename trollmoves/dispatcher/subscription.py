@@ -33,7 +33,7 @@ class Subscription:
         self._lock = threading.Lock()  # guards addresses and topics: the discovery thread adds addresses
         self._input_lock = threading.Lock()  # held during each batch, and while input is paused
         self._started = self._closed = False
-        self._subscriber = Subscriber("dispatcher", [], self._on_messages, set_aside=set_aside)
+        self._subscriber = Subscriber("dispatcher", [], self._on_messages, set_aside=set_aside, lasting=True)
         self._discovery = None
         if options.nameserver is not False:
             self._discovery = ServiceDiscovery(

@@ -4,8 +4,9 @@ A pattern has trollsift's syntax: ``H-000-{series:_<6s}-{nominal_time:%Y%m%d%H%M
 its literal text match anything but ``/``, and a field may occur several times in different formats
 (``{time:%Y}/{time:%m}/x{time:%d}.nc``), which are then parsed together.
 
-trollsift parses the pattern again for each name; here a pattern is compiled to one regular expression. Converted
-values are cached, since consecutive file names share most values. The conversions are those of trollsift.
+trollsift parses the pattern again for each name; here a pattern is compiled to one regular expression, which takes
+linear time for any name (``linear``). Converted values are cached, since consecutive file names share most values. The
+conversions are those of trollsift.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from trollsift import parser as trollsift
 
 from trollmoves.errors import TrollmovesError
+from trollmoves.matching.linear import Groups, LinearExpression
 from trollmoves.matching.received_time import text_of
 from trollmoves.net.urls import redact_text
 
@@ -202,7 +204,7 @@ class Origin:
 class _CompiledPattern(NamedTuple):
     """A compiled pattern: the groups of the regular expression and the converter of each field."""
 
-    match: Callable[[str], re.Match[str] | None]
+    match: Callable[[str], Groups | None]
     names: tuple[str, ...]
     groups: tuple[int, ...]
     converters: tuple[Callable[[str], Any], ...]
@@ -212,13 +214,13 @@ class _CompiledPattern(NamedTuple):
         found = self.match(name)
         if found is None:
             return None
-        texts = found.group(0, *self.groups)[1:] if self.groups else ()
         try:
             fields = {
-                field: convert(text) for field, convert, text in zip(self.names, self.converters, texts, strict=True)
+                field: convert(found[group] or "")
+                for field, convert, group in zip(self.names, self.converters, self.groups, strict=True)
             }
             for field, groups, join in self.joined:
-                fields[field] = join(found.group(*groups))
+                fields[field] = join(tuple(found[group] or "" for group in groups))
         except (ValueError, OverflowError):
             return None
         return fields
@@ -242,7 +244,7 @@ def _compile(text: str, segments: list[_Segment]) -> _CompiledPattern:
     index = expression.groupindex
     single = {name: known[0] for name, known in specs.items() if len(known) == 1}
     return _CompiledPattern(
-        expression.fullmatch,
+        expression.groups,
         tuple(single),
         tuple(index[_group(name, 0)] for name in single),
         tuple(_converter(spec) for spec in single.values()),
@@ -258,12 +260,20 @@ def _compile(text: str, segments: list[_Segment]) -> _CompiledPattern:
     )
 
 
-def _expression(text: str, segments: Iterable[_Segment]) -> re.Pattern[str]:
-    template = _format(segment._replace(literal=segment.literal.translate(_WILDCARDS)) for segment in segments)
+def _expression(text: str, segments: Iterable[_Segment]) -> LinearExpression:
+    parts: list[str] = []
+    names = set[str]()
     try:
-        regex = trollsift.regex_format(template)
-        # With DOTALL a field also matches a line feed in a name.
-        return re.compile(regex.replace(_ANY, "[^/]*?").replace(_ONE, "[^/]"), re.DOTALL)
+        for segment in segments:
+            literal = trollsift.regex_format(_format([_Segment(segment.literal.translate(_WILDCARDS))]))
+            for part in re.split(f"({_ANY}|{_ONE})", literal):
+                parts.append({_ANY: "[^/]*?", _ONE: "[^/]"}.get(part, part))
+            if segment.name in names:
+                parts.append(f"(?P={segment.name})")
+            elif segment.name is not None:
+                names.add(segment.name)
+                parts.append(trollsift.regex_format(_format_field(segment)))
+        return LinearExpression(parts)
     except KeyError as error:
         raise ValueError(f"invalid pattern {_redacted_repr(text)}: unknown trollsift format {error}") from None
     except (ValueError, OverflowError, re.error) as error:

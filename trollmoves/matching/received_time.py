@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from typing import Any
+
+CACHE_SIZE = 1000  # texts; consecutive messages share most times
+MAX_CACHED_LENGTH = 40  # characters
 
 
 class ReceivedTime(dt.datetime):
@@ -18,6 +22,11 @@ class ReceivedTime(dt.datetime):
 
 def read_time(text: str) -> ReceivedTime | str:
     """Return the time that ``text`` contains in ISO format, else ``text``."""
+    return (_read_time if len(text) <= MAX_CACHED_LENGTH else _read_time.__wrapped__)(text)
+
+
+@functools.lru_cache(maxsize=CACHE_SIZE)
+def _read_time(text: str) -> ReceivedTime | str:
     try:
         time = ReceivedTime.fromisoformat(text)
     except ValueError:

@@ -167,8 +167,9 @@ class Requester:
             if not sockets.is_readable(connection.socket):
                 return connection
             self._close(connection)  # a second reply to its last request
-        url = address if "://" in address else f"tcp://{address}"
-        socket, watcher = sockets.connect_monitored(zmq.DEALER, url, {int(zmq.LINGER): 0})
+        socket, watcher = sockets.connect_monitored(
+            zmq.DEALER, f"tcp://{address.removeprefix('tcp://')}", {int(zmq.LINGER): 0}
+        )
         self._poller.register(socket, zmq.POLLIN)
         connection = self._sockets[socket] = _RequestSocket(socket, watcher, address, shared)
         if shared:
@@ -210,6 +211,8 @@ class Requester:
     def _notify(self, request: _PendingRequest, reply: Message | TrollmovesError) -> None:
         try:
             request.on_reply(reply)
+        except TrollmovesError as error:
+            logger.error("[%s] cannot handle a reply from %s: %s", self.name, request.address, error)
         except Exception:
             logger.exception("[%s] unexpected error while handling a reply from %s", self.name, request.address)
 

@@ -13,6 +13,7 @@ import zmq
 from trollmoves.errors import StartError
 from trollmoves.messaging.security import authenticator, curve_keys, handshake_errors
 from trollmoves.messaging.security.access import accept_filters
+from trollmoves.net import hosts
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
 Socket = zmq.Socket[bytes]
@@ -42,6 +43,9 @@ _OPTIONS: dict[int, int] = {
     zmq.HANDSHAKE_IVL: HANDSHAKE,
     zmq.MAXMSGSIZE: LARGEST_MESSAGE,
 }
+
+# The queue for a subscriber that does not ping is kept through an interruption: no pings, and TCP gives up late.
+LASTING: dict[int, int] = {zmq.HEARTBEAT_IVL: 0, zmq.TCP_MAXRT: 300_000}  # ms
 
 _NOW = int(zmq.NOBLOCK)
 _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
@@ -86,6 +90,9 @@ def _connected(
     security = authenticator.process_authenticator()
     socket = None
     try:
+        if not address.startswith("tcp://") or not hosts.is_host_and_port(address.removeprefix("tcp://")):
+            # ZeroMQ's other addresses reach sockets of this process or this host, or bind a source address.
+            raise StartError("the address must be tcp://host:port")
         socket = security.new_client_socket(kind)
         _set(socket, _options(address) | reconnect | dict(options or {}))
         watcher = ConnectionWatcher(socket, security) if watch else None
@@ -197,7 +204,9 @@ class ConnectionWatcher:
         self._secured = curve_keys.curve_enabled()
         self._attempts = 0  # attempts since the last connection
         self._connected = 0
-        self._monitor = security.monitor(socket, handshake_errors.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
+        self.is_connected = False  # as of the last call of ``failure``
+        events = handshake_errors.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._monitor = security.monitor(socket, events)
 
     def failure(self) -> ConnectFailure | None:
         """Return the failure to connect since the last call, or None.
@@ -210,7 +219,10 @@ class ConnectionWatcher:
                 event, value = handshake_errors.parse_event(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return found if found and (found.permanent or self._attempts > 1) else None
-            if not event & handshake_errors.FAILURES:
+            self.is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if event == zmq.EVENT_DISCONNECTED:
+                continue
+            if self.is_connected:
                 found, self._attempts = None, 0
                 self._connected += 1
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import socket
 import stat
@@ -55,6 +56,7 @@ __all__ = [
     "translate_os_errors",
 ]
 
+logger = logging.getLogger(__name__)
 _BY_ERRNO: dict[int, type[TransferError]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
     **dict.fromkeys((errno.EACCES, errno.EPERM), PermissionRefused),
@@ -440,13 +442,19 @@ class Mover(ABC):
                 raise source.read_error from error
             if self.host is not None and path != final and is_rejection(error):
                 if sent:
-                    # A file that cannot be replaced says nothing about other names; but no partials may accumulate.
-                    lasting = not _exists(backend, final) or _exists(backend, path)
+                    lasting = self._is_lasting(backend, path, final)
                     raise _Rejected(Limitation.NO_RENAME, lasting=lasting) from error
                 if not source.position:
                     hidden = naming is Naming.HIDDEN
                     raise _Rejected(Limitation.NO_HIDDEN_NAMES if hidden else Limitation.NO_PARTIALS) from error
             raise
+
+    def _is_lasting(self, backend: Backend, partial: str, final: str) -> bool:
+        """Return True if a rejected rename concerns further files, too; warn about a partial that is left."""
+        if _exists(backend, partial):  # partials must not accumulate
+            logger.warning("%s: the host rejects renames and removals; remove its file %s", self, partial)
+            return True
+        return not _exists(backend, final)  # a file that cannot be replaced says nothing about other names
 
     def _partial(self, backend: Backend, final: str, naming: Naming) -> str:
         """Return the partial to send to, after removing that of an earlier attempt.
@@ -473,7 +481,7 @@ class Mover(ABC):
         return False
 
     def remove_incomplete(self, backend: Backend, path: str, error: BaseException, *, is_final: bool) -> None:  # noqa: ARG002
-        """Remove what an attempt that failed with ``error`` has sent: a partial, or a file under its final name.
+        """Remove the partial, or the file under its final name, of an attempt that failed with ``error``.
 
         Errors are ignored, as ``error`` is raised.
         """

@@ -186,9 +186,9 @@ def _endpoint_of(destination: ParseResult) -> Endpoint:
         raise BadDestination(f"{urls.redacted(destination)}: the URL has no host")
     try:
         host.encode("idna")  # as the resolver does
-    except UnicodeError as error:
-        cause = str(error.__cause__ or error)
-        raise BadDestination(f"{urls.redacted(destination)}: invalid host name: {cause}") from None
+    except UnicodeError:
+        rule = "between dots it must have 1 to 63 valid characters"
+        raise BadDestination(f"{urls.redacted(destination)}: invalid host name: {rule}") from None
     return Endpoint(destination.scheme, host, urls.port(destination), *checked_login(destination))
 
 

@@ -1,6 +1,6 @@
 """Delivers to S3 and compatible services; objects appear complete, so that partials are not needed.
 
-Each operation beside the upload is optional: keys and services that do not allow it are recorded as limitations.
+Each operation except the upload is optional: keys and services that do not allow it are recorded as limitations.
 """
 
 from __future__ import annotations
@@ -40,10 +40,13 @@ CHUNK = 8 << 20  # bytes per part
 MAX_SINGLE_PUT = 5 << 30  # bytes, the limit of one PUT
 TRIES = 2  # of one request by botocore, for a kept connection that the server has closed
 STALE_UPLOAD_AGE = 86400.0  # s after which an unfinished upload in the directory of a delivery is aborted
+_ADDS_CHECKSUMS = "request_checksum_calculation" in botocore.config.Config.OPTION_DEFAULTS  # 1.36 or newer
 MAX_CLEANED = 1000  # directories of one client in which such uploads were searched
 
+_WITH_SECRETS = [f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "parsers", "regions")]  # loggers
 _MD5 = re.compile("[0-9a-f]{32}")
 _DENIED = ("403", "AccessDenied", "405", "MethodNotAllowed", "501", "NotImplemented")
+_NO_HEAD = ("400", "403", "404", "405", "501")  # 400: the object is encrypted with a key that HEAD would need
 # Replies of services that do not support the checksums which boto3 adds to uploads.
 _CHECKSUM_REJECTED = (
     *("400", "411", "501", "BadRequest", "InvalidArgument", "InvalidRequest", "MalformedTrailerError"),
@@ -128,7 +131,7 @@ class S3Connection(Connection):
             try:
                 self._upload(source, path)
             except botocore.exceptions.ClientError as error:
-                if not self._sums or code_of(error) not in _CHECKSUM_REJECTED:
+                if not (self._sums and _ADDS_CHECKSUMS) or code_of(error) not in _CHECKSUM_REJECTED:
                     raise
                 self._sums = False
                 try:
@@ -154,11 +157,24 @@ class S3Connection(Connection):
 
     def _upload_at_once(self, source: SourceFile, path: str) -> None:
         bucket, key = _split(path)
-        with source.reader() as reader:
-            reply = self._client.put_object(
-                Bucket=bucket, Key=key, Body=reader, ContentLength=source.size, **self._extra
-            )
+        try:
+            with source.reader() as reader:
+                reply = self._client.put_object(
+                    Bucket=bucket, Key=key, Body=reader, ContentLength=source.size, **self._extra
+                )
+        except botocore.exceptions.ClientError as error:
+            if not self._retried or code_of(error) not in _DENIED or not self._is_delivered(source, bucket, key):
+                raise
+            reply = {}  # the key may not replace the object of the earlier attempt
         self._last = _Upload(source, reply)
+
+    def _is_delivered(self, source: SourceFile, bucket: str, key: str) -> bool:
+        """Return True if the object is known to have the content of the file."""
+        try:
+            found = self._client.head_object(Bucket=bucket, Key=key)
+        except botocore.exceptions.ClientError:
+            return False
+        return bool(found["ContentLength"] == source.size and _md5_tag(found) == _md5(source))
 
     def _upload_in_parts(self, source: SourceFile, path: str) -> None:
         bucket, key = _split(path)
@@ -221,19 +237,17 @@ class S3Connection(Connection):
         last = self._last
         if last is not None and self._host.lacks(Limitation.NO_HEAD):
             return _confirmed_size(last, path)
-        try:
-            with translate_s3_errors(path):
+        with translate_s3_errors(path):
+            try:
                 return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
-        except FileNotFoundError:
-            if last is None:
-                raise
-            return _confirmed_size(last, path)
-        except PermissionRefused:
-            if last is None:
-                raise
-            size = _confirmed_size(last, path)
+            except botocore.exceptions.ClientError as error:
+                if last is None or code_of(error) not in _NO_HEAD:
+                    raise
+                denied = code_of(error) != "404"
+        size = _confirmed_size(last, path)
+        if denied:
             self._host.record(Limitation.NO_HEAD)
-            return size
+        return size
 
     def replace(self, partial: str, final: str) -> None:
         """Raise: S3 needs no partials."""
@@ -268,7 +282,7 @@ class S3Connection(Connection):
 
 
 def _confirmed_size(upload: _Upload, path: str) -> int:
-    """Return the size of a file whose upload succeeded, after comparing the checksum in the reply, if any."""
+    """Return the size of an uploaded file, after comparing the checksum in the reply, if any."""
     if not any(name.startswith("Checksum") for name in upload.reply) and _md5_tag(upload.reply):
         _compare_tag(upload, path)
     return upload.source.size
@@ -283,12 +297,16 @@ def _md5_tag(reply: dict[str, Any]) -> str:
 
 def _compare_tag(upload: _Upload, path: str) -> None:
     """Raise TemporaryTransferError if the ETag, an MD5 sum, differs from that of the file."""
+    if _md5_tag(upload.reply) != _md5(upload.source):
+        raise TemporaryTransferError(f"{path}: the MD5 sum differs from that of the file")
+
+
+def _md5(source: SourceFile) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with upload.source.reader() as reader:
+    with source.reader() as reader:
         while block := reader.read(CHUNK):
             digest.update(block)
-    if _md5_tag(upload.reply) != digest.hexdigest():
-        raise TemporaryTransferError(f"{path}: the MD5 sum differs from that of the file")
+    return digest.hexdigest()
 
 
 class S3Mover(RemoteMover):
@@ -328,7 +346,7 @@ class S3Mover(RemoteMover):
         return S3Connection(acquire, self._transfer(), self._extra(), checksum=self.option("verify_checksum"))
 
     def deliver(self, backend: Backend, source: SourceFile) -> None:
-        """Deliver ``source`` by what the service and the key allow."""
+        """Deliver ``source`` by the operations that the service and the key allow."""
         if isinstance(backend, S3Connection) and self.host is not None:
             backend.prepare(self.host, self.partial_id)
         super().deliver(backend, source)
@@ -342,9 +360,14 @@ class S3Mover(RemoteMover):
             raise PermanentTransferError(f"S3: {type(error).__name__}: {error}") from error
 
     def _session(self, login: Endpoint) -> boto3.Session:
+        key, secret = login.user or self.option("key"), login.password or self.option("secret")
+        if bool(key) != bool(secret):
+            raise AuthenticationFailed(
+                f"S3: the {'secret access key' if key else 'access key id'} is missing: set both, or neither"
+            )
         return boto3.Session(
-            aws_access_key_id=login.user or self.option("key"),
-            aws_secret_access_key=login.password or self.option("secret"),
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
             aws_session_token=self.option("token"),
             profile_name=self.option("profile"),
         )
@@ -393,7 +416,7 @@ def shared_clients() -> SharedHandles[S3Client]:
 
 @functools.lru_cache(maxsize=1)
 def _clients_of(process: int) -> SharedHandles[S3Client]:  # noqa: ARG001  (the key)
-    for name in ("botocore.auth", "botocore.endpoint", "botocore.hooks", "botocore.parsers", "urllib3.connectionpool"):
+    for name in (*_WITH_SECRETS, "urllib3.connectionpool"):
         logging.getLogger(name).addFilter(_drop_debug)
     return SharedHandles(lambda client: client.s3.close(), lambda _: True, CLIENTS_SHARED_BY)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import ipaddress
+import re
 import socket
 import threading
 import time
@@ -13,6 +14,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
 import netifaces
+
+_HOST_AND_PORT = re.compile(r"(?:[\w.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?\]):([0-9]{1,5})", re.ASCII)
 
 CACHE_TTL = 60.0  # seconds that facts about this host are cached: DHCP and DNS may change them
 LOOKUP_TIMEOUT = 2.0  # seconds that a caller waits for DNS; on timeout the host counts as remote
@@ -31,6 +34,12 @@ def canonical(name: str) -> str:
 def is_address(name: str) -> bool:
     """Return True if a host is an IP address."""
     return len(name) <= MAX_LENGTH and bool(_address(name.strip("[]")))
+
+
+def is_host_and_port(text: str) -> bool:
+    """Return True if ``text`` is a host name or an address, an IPv6 address in brackets, then a colon and a port."""
+    match = _HOST_AND_PORT.fullmatch(text)
+    return bool(match and 0 < int(match[1]) < 65536)
 
 
 def is_local(host: str | None) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 MASK = "***"
-MIN_LENGTH = 4  # characters of a secret that is removed; shorter ones would remove parts of ordinary words
+MIN_LENGTH = 5  # characters of a secret that is removed; shorter ones would remove parts of ordinary words
 MIN_UNBOUND = 8  # characters of a secret that is also removed inside a word
 MAX_SECRETS = 1000  # known values; the oldest ones are forgotten first
 MAX_LENGTH = 4096  # characters of a secret that is removed
@@ -89,8 +89,11 @@ def _expression(value: str) -> re.Pattern[str]:
 
 
 def values_of(group: Any) -> Iterator[str]:
-    """Yield the texts in nested groups of connection parameters whose names are those of secrets."""
+    """Yield the secrets in nested groups of connection parameters, by their names, and the passwords in URLs."""
     for name, value in group.items() if isinstance(group, dict) else ():
-        if isinstance(value, str) and SECRET_NAME.search(str(name).lower()):
+        if not isinstance(value, str):
+            yield from values_of(value)
+        elif SECRET_NAME.search(str(name).lower()):
             yield value
-        yield from values_of(value)
+        elif "://" in value:
+            yield value.partition("://")[2].rpartition("@")[0].partition(":")[2]

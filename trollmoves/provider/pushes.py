@@ -43,6 +43,7 @@ from trollmoves.utils.ordered_names import OrderedNames
 
 logger = logging.getLogger(__name__)
 
+LEFT = "left"  # task kind that records a client which received the reply to a push, and left the receipt to its peer
 DELIVERED_TO = "delivered_to"  # task kind that records a further client which received the reply to a push
 REPLY_TTL = 60.0  # s during which a stored reply is reused for clients that send no request id
 RECHECK_DELAY = 60.0  # s between checks for files that are being fetched; their arrival resumes the push earlier
@@ -196,12 +197,21 @@ class PushService:
     def _reply_if_peer_has_files(
         self, request: Request, push: PushRequest, destination: PushDestination, number: int
     ) -> bool:
-        """Reply if one of the peers named in ``unless_delivered_to`` received the files; return True if so."""
+        """Reply if one of the peers named in ``unless_delivered_to`` received the files; return True if so.
+
+        This is recorded, so that the peer is not told the same in turn: one of both publishes the receipt.
+        """
         if not push.unless_delivered_to:
             return False
-        for done in self._journal.finished_for(self.name, ("push", DELIVERED_TO), number):
+        finished = self._journal.finished_for(self.name, ("push", DELIVERED_TO, LEFT), number)
+        left = {done.key.partition(" ")[2] for done in finished if done.kind == LEFT}
+        for done in finished:
             receiver = done.key.partition(" ")[2] if done.kind == DELIVERED_TO else payload.request_id(done.body)
-            if receiver and receiver.rpartition("/")[0] in push.unless_delivered_to:
+            peer = receiver.rpartition("/")[0] if receiver and done.kind != LEFT else ""
+            if peer in push.unless_delivered_to and peer not in left:
+                own = (push.id or "").rpartition("/")[0]
+                record = Task(self.name, LEFT, f"{number} {own}", LEFT, "", announcement_number=number, state=DONE)
+                self._journal.add_tasks([record])
                 changes = _without_logins(push) | {
                     "destination": destination.without_login,
                     "request": {"delivered_to": receiver},

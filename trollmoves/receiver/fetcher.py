@@ -21,7 +21,7 @@ from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.net import urls
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
-from trollmoves.scheduler.circuit_breaker import backoff
+from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
@@ -130,8 +130,6 @@ class Fetcher:
         self._options = options
         self._client = client_name(journal, options.name)
         self._journal = journal
-        self._started = journal.now()
-        self._started_at = time.time()  # wall clock, comparable with the times of messages
         self._requester = requester
         self._sources = sources
         self._peers = peers
@@ -300,9 +298,17 @@ class Fetcher:
         return attempt.message.derive("push", added)
 
     def _is_late(self, attempt: FetchAttempt) -> bool:
-        """Return True if a file was announced before this process started, so that a peer may have fetched it."""
-        task = attempt.task
-        return task.created < self._started or (task.rank == BACKLOG and attempt.message.timestamp() < self._started_at)
+        """Return True if a peer may have fetched a file unnoticed: it was announced before the last gap ended."""
+        task, gap = attempt.task, self._peers.seconds_since_gap()
+        return task.created < self._journal.now() - gap or (
+            task.rank == BACKLOG and attempt.message.timestamp() < time.time() - gap
+        )
+
+    def _was_interrupted(self, attempt: FetchAttempt) -> bool:
+        """Return True if a peer may have taken over a file during the request for it."""
+        is_numbered = bool(payload.announcement_metadata(attempt.message.data))
+        requested = time.monotonic() - attempt.requested_at
+        return is_numbered and bool(self._peers.names()) and requested > self._peers.seconds_since_gap()
 
     def _handle_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
         if isinstance(reply, RequesterStopped):
@@ -314,7 +320,9 @@ class Fetcher:
             self._on_source_failed(attempt, reply)
             return
         self._down.pop(attempt.source, None)
-        if reply.type in payload.FILE_TYPES:
+        if reply.type in payload.FILE_TYPES and self._was_interrupted(attempt):
+            self._send_request(attempt, self._handle_reply)
+        elif reply.type in payload.FILE_TYPES:
             attempt.finish(Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply))
             self._acknowledge_others(attempt)
         elif reply.type == "wait":
@@ -340,9 +348,8 @@ class Fetcher:
         data = reply.data
         if isinstance(data, dict):
             retry_after = data.get("retry_after")
-            attempt.retry_in = max(
-                attempt.retry_in, float(retry_after or 0.0) if payload.is_seconds(retry_after) else 0.0
-            )
+            if retry_after is not None and payload.is_seconds(retry_after):
+                attempt.retry_in = max(attempt.retry_in, min(float(retry_after), BACKOFF_MAX))
             refusal = SupersededAtSource if data.get("superseded") else PermanentlyRefused
             error_type = NotDelivered if data.get("temporary", True) else refusal
             return error_type(f"{attempt.source}: {_reason(data.get('error', reply.type))}")

@@ -307,6 +307,8 @@ class Scheduler:
         if result.on_committed:
             try:
                 result.on_committed()
+            except TrollmovesError as error:
+                logger.error("[%s] %s %s: %s", task.chain, task.kind, task.key, error)
             except Exception:
                 logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
 

@@ -28,6 +28,7 @@ from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.server.symlink_policy import SymlinkPolicy
 from trollmoves.utils import failpoints
 from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
+from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 from trollmoves.watch import DirectoryWatch, FoundFile
 from trollmoves.watch.completeness import check_complete
@@ -175,6 +176,7 @@ class MessageSource:
         self._options = options
         self._symlink_policy = symlink_policy
         self._announce = announce
+        self._throttle = LogThrottle()
         self._topics = options.topics or (options.listen or "",)
         self._subscriber = Subscriber(
             options.name,
@@ -214,7 +216,9 @@ class MessageSource:
             try:
                 announcements.append(self._announcement(message))
             except MessageError as error:
-                logger.warning("[%s] ignored message about %s: %s", self._options.name, message.subject, error)
+                if (suffix := self._throttle.admit(message.subject)) is not None:
+                    name = self._options.name
+                    logger.warning("[%s] ignored message about %s: %s%s", name, message.subject, error, suffix)
         if announcements:
             self._announce(announcements)
 

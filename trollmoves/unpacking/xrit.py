@@ -24,6 +24,8 @@ _UNPACKED_SUFFIX = "__"
 OUTPUT_PREFIX = b"Decompressed file:"
 _TAIL = 4096  # bytes at the end of the program's output that are read
 _MAX_SHOWN = 300  # characters of its last line in an error text
+ENVIRONMENT = {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR", "TZ"}
+"""The variables that the program gets; others may contain secrets."""
 _EXTERNAL_SIGNALS = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 
@@ -78,6 +80,7 @@ def _run(
             command,
             cwd=directory,
             pass_fds=(staging.source.fd,),
+            env={name: value for name, value in os.environ.items() if name in ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

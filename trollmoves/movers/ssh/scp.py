@@ -20,6 +20,7 @@ import scp
 from trollmoves.errors import BadDestination, ConnectionFailed, TransferStalled
 from trollmoves.movers import options
 from trollmoves.movers.base import Backend, SourceFile
+from trollmoves.movers.host_capabilities import HostCapabilities
 from trollmoves.movers.pool import Connection
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
 from trollmoves.movers.ssh.connection import (
@@ -78,7 +79,11 @@ class CommandBackend(Backend):
 
 
 def open_backend(
-    transport: paramiko.Transport, timeout: float, connect_timeout: float, commands: RemoteCommands
+    transport: paramiko.Transport,
+    timeout: float,
+    connect_timeout: float,
+    commands: RemoteCommands,
+    host: HostCapabilities | None,
 ) -> Backend:
     """Return a backend for file operations: SFTP if the server offers it, else ``commands``.
 
@@ -86,7 +91,7 @@ def open_backend(
         paramiko.ChannelException: the server allows no further channel.
     """
     try:
-        return open_sftp(transport, timeout, lambda: None, connect_timeout=connect_timeout)
+        return open_sftp(transport, timeout, lambda: None, host, connect_timeout=connect_timeout)
     except paramiko.ChannelException:
         raise
     except (paramiko.SSHException, ConnectionFailed):
@@ -103,19 +108,19 @@ class ScpConnection(Connection):
         transport: paramiko.Transport,
         timeout: float,
         hang_up: Callable[[], None],
+        host: HostCapabilities | None,
         *,
         connect_timeout: float,
         checksum: bool,
     ) -> None:
         self._transport = transport
         self._timeout = timeout
-        self._connect_timeout = connect_timeout
         self._hang_up = hang_up
         self._checksum = checksum
         self._commands = RemoteCommands(transport, timeout)
         self._sink: paramiko.Channel | None = None
         self._directory: list[str] = []
-        self._files = open_backend(transport, timeout, connect_timeout, self._commands)
+        self._files = open_backend(transport, timeout, connect_timeout, self._commands, host)
         try:
             # Start it now: a server that allows no further channel must be known before a file is sent.
             self._start()
@@ -144,6 +149,10 @@ class ScpConnection(Connection):
     def remove(self, path: str) -> None:
         """Remove ``path``."""
         self._files.remove(path)
+
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server rejects renames."""
+        return self._files.rejects_rename(path)
 
     def verify(self, source: SourceFile, path: str) -> None:
         """Compare SHA-256 sums if ``verify_checksum`` is set."""
@@ -279,6 +288,7 @@ class SingleChannelConnection(Connection):
         transport: paramiko.Transport,
         timeout: float,
         hang_up: Callable[[], None],
+        host: HostCapabilities | None,
         *,
         connect_timeout: float,
         checksum: bool,
@@ -287,6 +297,7 @@ class SingleChannelConnection(Connection):
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._hang_up = hang_up
+        self._host = host
         self._checksum = checksum
         self._commands = RemoteCommands(transport, timeout)
         self._files: Backend | None = None
@@ -316,6 +327,10 @@ class SingleChannelConnection(Connection):
         """Remove ``path``."""
         self._run(lambda files: files.remove(path))
 
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server rejects renames."""
+        return self._run(lambda files: files.rejects_rename(path))
+
     def verify(self, source: SourceFile, path: str) -> None:
         """Compare SHA-256 sums if ``verify_checksum`` is set."""
         if self._checksum:
@@ -344,7 +359,9 @@ class SingleChannelConnection(Connection):
     def _run(self, operation: Callable[[Backend], T]) -> T:
         def attempt() -> T:
             if self._files is None:
-                self._files = open_backend(self._transport, self._timeout, self._connect_timeout, self._commands)
+                self._files = open_backend(
+                    self._transport, self._timeout, self._connect_timeout, self._commands, self._host
+                )
             return operation(self._files)
 
         return self._retry_refused(attempt)
@@ -449,6 +466,7 @@ class ScpMover(SshMover):
             transport,
             self.stall_timeout,
             hang_up,
+            self.host,
             connect_timeout=self.connect_timeout,
             checksum=self.option("verify_checksum"),
         )
@@ -459,6 +477,7 @@ class ScpMover(SshMover):
             transport,
             self.stall_timeout,
             hang_up,
+            self.host,
             connect_timeout=self.connect_timeout,
             checksum=self.option("verify_checksum"),
         )

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import struct
+import time
 from collections.abc import Callable, Sequence
 
 import paramiko
@@ -23,7 +24,8 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TransferError,
 )
-from trollmoves.movers.base import PartialId, SourceFile, partial_path
+from trollmoves.movers.base import PartialId, SourceFile, is_partial, partial_path
+from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.ssh import sftp_protocol as protocol
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
@@ -35,12 +37,23 @@ WRITING, CREATING, TRUNCATING, EXCLUSIVE = 0x02, 0x08, 0x10, 0x20  # flags of OP
 FILE_MODE = struct.pack(">II", protocol.HAS_PERMISSIONS, 0o664)  # before the umask of the server
 DIRECTORY_MODE = struct.pack(">II", protocol.HAS_PERMISSIONS, 0o775)
 NO_MODE = struct.pack(">I", 0)
-# Flags and attributes of OPEN, in the order in which they are tried: some servers reject a mode, or the flag EXCLUSIVE.
-WAYS_TO_OPEN: Sequence[tuple[int, bytes]] = (
-    (WRITING | CREATING | EXCLUSIVE, FILE_MODE),
-    (WRITING | CREATING | EXCLUSIVE, NO_MODE),
-    (WRITING | CREATING | TRUNCATING, NO_MODE),
+# Flags and attributes of OPEN, in the order in which they are tried, and the limitation of a host that needs them.
+WayToOpen = tuple[int, bytes, Limitation | None]
+OPEN_PARTIAL: Sequence[WayToOpen] = (
+    (WRITING | CREATING | EXCLUSIVE, FILE_MODE, None),
+    (WRITING | CREATING | EXCLUSIVE, NO_MODE, Limitation.NO_MODE),
+    (WRITING | CREATING | TRUNCATING, NO_MODE, Limitation.NO_EXCLUSIVE_OPEN),
 )
+OPEN_FINAL: Sequence[WayToOpen] = (
+    (WRITING | CREATING | TRUNCATING, FILE_MODE, None),
+    (WRITING | CREATING | TRUNCATING, NO_MODE, Limitation.NO_MODE),
+)
+ERRNOS = {
+    protocol.NO_SUCH_FILE: errno.ENOENT,
+    protocol.PERMISSION_DENIED: errno.EACCES,
+    protocol.UNSUPPORTED: errno.EOPNOTSUPP,
+}
+RENAME_RETRY_DELAY = 0.5  # seconds; a virus scanner may still read the partial
 MAX_CHUNK = 261120  # the limit of OpenSSH
 READ_ONLY = 1  # flag of a file system
 MAX_UNCONFIRMED_BYTES = 4 << 20  # bytes sent and not confirmed: 40 MB/s over a link of 100 ms
@@ -56,7 +69,14 @@ class SftpConnection(Connection):
     """One SFTP channel."""
 
     def __init__(
-        self, channel: paramiko.Channel, timeout: float, hang_up: Callable[[], None], *, fsync: bool, checksum: bool
+        self,
+        channel: paramiko.Channel,
+        timeout: float,
+        hang_up: Callable[[], None],
+        host: HostCapabilities | None,
+        *,
+        fsync: bool,
+        checksum: bool,
     ) -> None:
         """Start the protocol over a new channel.
 
@@ -70,8 +90,7 @@ class SftpConnection(Connection):
         self._commands = RemoteCommands(channel.get_transport(), timeout)
         self._in_step = True
         self._sent: tuple[str, int, int] | None = None
-        self._way_to_open = 0
-        self._renames_aside = False
+        self._host = host or HostCapabilities("")
         self._protocol = SftpProtocol(channel)
         self._extensions = self._protocol.extensions
         self._chunk = self._longest_write()
@@ -127,21 +146,26 @@ class SftpConnection(Connection):
 
     def replace(self, partial: str, final: str) -> None:
         """Rename atomically if the server can, else rename an existing file first and remove it afterwards."""
+        aside = _aside_path(final)
         code, text = self._rename(partial, final)
         if code == protocol.OK:
-            if self._renames_aside:  # a killed process may have left it
-                self._protocol.request_without_reply(protocol.REMOVE, string(_aside_path(final)))
+            if self._host.lacks(Limitation.NO_REPLACEMENT):  # a killed process may have left it
+                self._protocol.request_without_reply(protocol.REMOVE, string(aside))
             return
         if self.is_directory(final):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), final)
-        if code == protocol.NO_SUCH_FILE or not self._may_exist(final) or not self._move_aside(final):
-            raise self._error(code, text, final)
-        self._renames_aside = True
-        code, text = self._rename(partial, final)
+        if code != protocol.NO_SUCH_FILE and self._may_exist(final) and self._move_aside(final, aside):
+            self._finish_replacement(partial, final, aside)
+            return
+        if code == protocol.FAILURE:
+            time.sleep(RENAME_RETRY_DELAY)
+            code, text = self._rename(partial, final)
         if code:
-            self._rename(_aside_path(final), final)
-            raise self._error(code, text, final)
-        self.remove(_aside_path(final))
+            raise self._rename_error(code, text, final)
+
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server answers the rename of the missing ``path`` by another reason."""
+        return self._rename(path, _aside_path(path))[0] in (protocol.PERMISSION_DENIED, protocol.UNSUPPORTED)
 
     def remove(self, path: str) -> None:
         """Remove ``path``."""
@@ -181,22 +205,31 @@ class SftpConnection(Connection):
     def _open(self, path: str) -> bytes:
         """Return the handle of the new file, with its length: the form in which it is sent back."""
         refused: tuple[int, str] | None = None
-        for number in range(self._way_to_open, len(WAYS_TO_OPEN)):
-            flags, attributes = WAYS_TO_OPEN[number]
+        for flags, attributes, limitation in self._ways_to_open(path):
             kind, data = self._protocol.reply(
                 self._protocol.request(protocol.OPEN, string(path), struct.pack(">I", flags), attributes)
             )
             if kind == protocol.HANDLE:
-                self._way_to_open = number
+                if refused and limitation:
+                    self._host.record(limitation)
                 return data
             code, text = protocol.status_of(kind, data)
             refused = refused or (code, text)
             if code in (protocol.NO_SUCH_FILE, protocol.NO_SPACE, protocol.QUOTA):
                 break
-            if self._protocol.attributes(path).mode:
+            if flags & EXCLUSIVE and self._protocol.attributes(path).mode:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         assert refused is not None  # noqa: S101  (there is a last way)
         raise self._error(*refused, path)
+
+    def _ways_to_open(self, path: str) -> Sequence[WayToOpen]:
+        """Return how to open ``path``, without those that the host is known to reject."""
+        ways = OPEN_PARTIAL if is_partial(path) else OPEN_FINAL
+        for number in range(len(ways) - 1, 0, -1):
+            limitation = ways[number][2]
+            if limitation and self._host.lacks(limitation):
+                return ways[number:]
+        return ways
 
     def _write(self, source: SourceFile, handle: bytes) -> tuple[list[int], tuple[int, str] | None]:
         """Send all writes with bounded unconfirmed data; return the pending requests and the first failure."""
@@ -239,20 +272,29 @@ class SftpConnection(Connection):
         kind, data = self._protocol.reply(self._protocol.request(protocol.STAT, string(path)))
         return kind == protocol.ATTRIBUTES or protocol.status_of(kind, data)[0] != protocol.NO_SUCH_FILE
 
-    def _move_aside(self, final: str) -> bool:
-        """Rename the existing file, which the server does not replace; return True if that succeeded."""
-        aside = _aside_path(final)
-        if self._rename(final, aside)[0] == protocol.OK:
-            return True
-        self._protocol.status(protocol.REMOVE, string(aside))  # left by a killed process
-        return self._rename(final, aside)[0] == protocol.OK
+    def _move_aside(self, final: str, aside: str) -> bool:
+        """Return True if the existing file ``final`` was renamed; not if the server rejects its later removal."""
+        code, _ = self._protocol.status(protocol.REMOVE, string(aside))  # a killed process may have left it
+        return code in (protocol.OK, protocol.NO_SUCH_FILE) and self._rename(final, aside)[0] == protocol.OK
+
+    def _finish_replacement(self, partial: str, final: str, aside: str) -> None:
+        """Rename the partial and remove the old file ``aside``; if that fails, the old file gets its name back."""
+        code, text = self._rename(partial, final)
+        if code:
+            self._rename(aside, final)
+            raise self._rename_error(code, text, final)
+        self.remove(aside)
+        self._host.record(Limitation.NO_REPLACEMENT)
+
+    def _rename_error(self, code: int, text: str, path: str) -> Exception:
+        """Return the exception for a rename that failed; a failure without a known reason is a rejection."""
+        error = self._error(code, text, path)
+        return PermissionRefused(f"rename to {error}") if type(error) is TemporaryTransferError else error
 
     def _error(self, code: int, text: str, path: str, needed: int = 1) -> Exception:
         """Return the exception for a status; version 3 has only "failure" for a full disk."""
-        if code == protocol.NO_SUCH_FILE:
-            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        if code == protocol.PERMISSION_DENIED:
-            return PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        if code in ERRNOS:
+            return OSError(ERRNOS[code], os.strerror(ERRNOS[code]), path)
         kind: type[TransferError] = TemporaryTransferError
         if code in (protocol.NO_SPACE, protocol.QUOTA):
             kind = NoSpace
@@ -294,6 +336,7 @@ def open_sftp(
     transport: paramiko.Transport,
     timeout: float,
     hang_up: Callable[[], None],
+    host: HostCapabilities | None,
     *,
     connect_timeout: float,
     fsync: bool = False,
@@ -309,7 +352,7 @@ def open_sftp(
         channel.settimeout(connect_timeout)
         with close_after(connect_timeout, channel):
             channel.invoke_subsystem("sftp")
-        connection = SftpConnection(channel, timeout, hang_up, fsync=fsync, checksum=checksum)
+        connection = SftpConnection(channel, timeout, hang_up, host, fsync=fsync, checksum=checksum)
         channel.settimeout(timeout)
     except BaseException:
         channel.close()
@@ -326,6 +369,7 @@ class SftpMover(SshMover):
             transport,
             self.stall_timeout,
             hang_up,
+            self.host,
             connect_timeout=self.connect_timeout,
             fsync=self.option("fsync"),
             checksum=self.option("verify_checksum"),

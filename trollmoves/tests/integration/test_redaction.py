@@ -100,8 +100,8 @@ def _record(text: str) -> logging.LogRecord:
 def test_short_secrets() -> None:
     """A short secret is removed as a word and not inside of words; a very short one, and a user, are not removed."""
     known = KnownSecrets()
-    known.add("data", "in", None, "")
-    assert known.redact("PASS data: database in /in/data_1") == "PASS ***: database in /in/***_1"
+    known.add("input", "in", None, "")
+    assert known.redact("PASS input: inputs in /in/input_1") == "PASS ***: inputs in /in/***_1"
     secrets.resolve_login("operator")
     assert urls.redact_text("the user operator") == "the user operator"
 
@@ -166,6 +166,10 @@ def test_reply_of_an_s3_service(tmp_path: Path, caplog: pytest.LogCaptureFixture
         for url, more in (
             (f"s3://AKIAKEY:{ENCODED}@bucket/in/", {}),
             ("s3://bucket/in/", {"key": "AKIAKEY", "secret": SECRET}),
+            (
+                "s3://bucket/in/",
+                {"key": "AKIAKEY", "secret": "x", "endpoint_url": f"http://user:{ENCODED}@{HOST}:{service.port}"},
+            ),
         ):
             shown = _fail(lambda url=url, more=more: move_it(tmp_path / "f", url, attrs | more))  # type: ignore[misc]
             assert "Weird ***" in shown

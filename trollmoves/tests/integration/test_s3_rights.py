@@ -12,7 +12,13 @@ import pytest
 
 pytest.importorskip("boto3", reason="no boto3 (PyPI)")
 
-from trollmoves.errors import BadDestination, PermissionRefused, TemporaryTransferError, TransferError
+from trollmoves.errors import (
+    AuthenticationFailed,
+    BadDestination,
+    PermissionRefused,
+    TemporaryTransferError,
+    TransferError,
+)
 from trollmoves.movers import PartialId, close_connections, move_it
 from trollmoves.movers.host_capabilities import Limitation
 from trollmoves.movers.pool import shared_pool
@@ -55,6 +61,8 @@ def limitations(service: LimitedS3) -> set[Limitation]:
 LIMITED: dict[str, Any] = {
     "nothing but put": ({"HEAD": (403, ""), "LIST": DENIED, "uploads": DENIED}, SMALL, {Limitation.NO_HEAD}),
     "no HEAD in the service": ({"HEAD": (405, "")}, SMALL, {Limitation.NO_HEAD}),
+    "HEAD needs another key": ({"HEAD": (400, "")}, SMALL, {Limitation.NO_HEAD}),
+    "HEAD is not implemented": ({"HEAD": (501, "")}, SMALL, {Limitation.NO_HEAD}),
     "no parts": ({"create": DENIED}, LARGE, {Limitation.NO_MULTIPART}),
     "no parts in the service": ({"create": (501, "NotImplemented")}, LARGE, {Limitation.NO_MULTIPART}),
     "no list of uploads": ({"uploads": DENIED}, LARGE, {Limitation.NO_UPLOAD_LIST}),
@@ -74,13 +82,28 @@ def test_missing_rights(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixt
     caplog.set_level("INFO")
     origin = file_of(tmp_path, size)
     with LimitedS3(rules, uploads={"in/old": OLD}) as service:
-        for target in ("s3://bucket/in/", "s3://bucket/in/", "s3://bucket/in/g"):
+        move_it(origin, "s3://bucket/in/", attrs(service))
+        service.operations.clear()
+        for target in ("s3://bucket/in/", "s3://bucket/in/g"):
             move_it(origin, target, attrs(service))
+        assert not {"HEAD", "create"} & rules.keys() & set(service.operations)
         assert limitations(service) == expected
         assert service.objects == dict.fromkeys(("bucket/in/f", "bucket/in/g"), origin.read_bytes())
         for limitation in expected:
             assert caplog.text.count(limitation.value) == 1
-        assert all(service.operations.count(operation) == 1 for operation in rules if operation in ("HEAD", "create"))
+
+
+def test_key_that_may_not_replace(tmp_path: Path) -> None:
+    """An object that an earlier attempt has stored, and that the key may not replace, is delivered; others are not."""
+    origin, retried = file_of(tmp_path), PartialId("a", may_exist=True)
+    with LimitedS3({"PUT": DENIED}) as service:
+        service.objects["bucket/in/f"] = origin.read_bytes()
+        move_it(origin, "s3://bucket/in/", attrs(service), partial_id=retried)
+        with pytest.raises(PermissionRefused):
+            move_it(origin, "s3://bucket/in/", attrs(service))
+        service.objects["bucket/in/f"] = b"x" * SMALL
+        with pytest.raises(PermissionRefused):
+            move_it(origin, "s3://bucket/in/", attrs(service), partial_id=retried)
 
 
 def test_object_is_taken_by_its_consumer(tmp_path: Path) -> None:
@@ -117,7 +140,7 @@ def test_rejected_uploads_are_not_limitations(tmp_path: Path, rules: dict[str, A
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_service_without_new_checksums(tmp_path: Path, size: int) -> None:
-    """A service that rejects the checksums of boto3 gets uploads without them, from the second on without a try."""
+    """A service that rejects the checksums of boto3 gets uploads without them; it is found once."""
     origin = file_of(tmp_path, size)
     with LimitedS3(sums=False) as service:
         move_it(origin, "s3://bucket/in/", attrs(service))
@@ -149,10 +172,15 @@ def test_unfinished_uploads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_redirects_do_not_carry_credentials(tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "redirect", [(307, "TemporaryRedirect"), (301, "PermanentRedirect"), (308, "Redirect"), (302, "")]
+)
+def test_redirects_do_not_carry_credentials(
+    tmp_path: Path, size: int, redirect: tuple[int, str], caplog: pytest.LogCaptureFixture
+) -> None:
     """A redirect to another host is not followed: that host gets no request, so neither key nor token."""
     caplog.set_level("DEBUG")
-    with LimitedS3() as other, LimitedS3(location=other.url) as service:
+    with LimitedS3() as other, LimitedS3(location=other.url, redirect=redirect) as service:
         with pytest.raises(TransferError) as caught:
             move_it(file_of(tmp_path, size), "s3://bucket/in/", attrs(service, token=TOKEN))
         assert not other.operations
@@ -174,3 +202,20 @@ def test_login_in_the_url(tmp_path: Path, login: str) -> None:
         assert list(service.objects) == ["bucket/in/f"]
         assert f"Credential={KEY}/" in service.headers[0]
         assert "gehe1m" not in "".join(service.headers)
+
+
+@pytest.mark.parametrize(
+    ("url", "more"),
+    [
+        ("s3://:gehe1m.secret@bucket/in/", {"key": None, "secret": None}),
+        (f"s3://{KEY}@bucket/in/", {"key": None, "secret": None}),
+        ("s3://bucket/in/", {"secret": None}),
+        ("s3://bucket/in/", {"key": None}),
+    ],
+)
+def test_half_a_login(tmp_path: Path, url: str, more: dict[str, Any]) -> None:
+    """A key without its secret, or a secret without its key, is rejected before a connection is made."""
+    with LimitedS3() as service:
+        with pytest.raises(AuthenticationFailed, match="is missing: set both"):
+            move_it(file_of(tmp_path), url, attrs(service, **more))
+        assert not service.operations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 from collections.abc import Iterator
@@ -11,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.errors import ConnectionFailed, TransferError
+from trollmoves.errors import ConnectionFailed
 from trollmoves.movers import close_connections, move_it
+from trollmoves.movers.host_capabilities import Limitation
+from trollmoves.movers.ssh import sftp
+from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import asyncsshd, openssh
 from trollmoves.tests.servers.asyncsshd import AsyncSshd
 from trollmoves.tests.servers.openssh import OpenSsh
@@ -73,11 +75,8 @@ def printing(folder: Path, script: str, *, subsystem: bool) -> Iterator[Host]:
 @pytest.mark.parametrize(
     "quirks",
     [
-        ["no extensions"],
         ["no extensions", "rename denied"],
         ["posix-rename keeps"],
-        ["no exclusive"],
-        ["no mode"],
         ["must truncate"],
         ["no stat"],
         ["no extensions", "no stat"],
@@ -94,14 +93,56 @@ def test_quirks(quirks: list[str], tmp_path: Path) -> None:
             assert host.contents() == {"f.dat": content}
 
 
-def test_old_file_survives_a_failed_replacement(tmp_path: Path) -> None:
-    """A server that renames nothing keeps the old file if the new one cannot be delivered."""
-    with quirky(tmp_path, "rename refused", "no remove") as host:
-        (host.directory / "f.dat").write_bytes(b"old")
-        (host.directory / "f.dat").chmod(0o444)
-        with contextlib.suppress(TransferError):
-            host.deliver(b"new")
-        assert host.contents()["f.dat"] in (b"old", b"new")
+@pytest.mark.parametrize(
+    ("quirks", "limitation"),
+    [
+        (["no hidden"], Limitation.NO_HIDDEN_NAMES),
+        (["only dat"], Limitation.NO_HIDDEN_NAMES),
+        (["no rename"], Limitation.NO_RENAME),
+        (["rename fails"], Limitation.NO_RENAME),
+        (["rename refused", "no remove"], Limitation.NO_RENAME),
+        (["rename refused", "no mode", "only dat", "no stat"], Limitation.NO_RENAME),
+        (["no extensions"], Limitation.NO_REPLACEMENT),
+        (["no exclusive"], Limitation.NO_EXCLUSIVE_OPEN),
+        (["no mode"], Limitation.NO_MODE),
+    ],
+    ids=lambda value: " + ".join(value) if isinstance(value, list) else "",
+)
+def test_limitations(
+    quirks: list[str], limitation: Limitation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limitation is logged once for all connections to the host; files are delivered and replaced without litter."""
+    caplog.set_level("INFO", "trollmoves.movers.host_capabilities")
+    with quirky(tmp_path, *quirks) as host:
+        for content in (os.urandom(50_000), b"another", b"third"):
+            host.deliver(content)
+            assert host.contents() == {"f.dat": content}
+            close_connections()
+    assert [record.message for record in caplog.records if limitation.value in record.message] == [
+        f"sftp://{host.server.user}@{HOST}:{host.server.port}: {limitation.value}"
+    ]
+
+
+@pytest.mark.parametrize("quirks", [["posix-rename keeps", "no remove"], ["rename refused", "no remove"]])
+def test_replacement_on_a_server_that_removes_nothing(quirks: list[str], tmp_path: Path) -> None:
+    """If neither a rename nor a removal makes room, the old file is overwritten; later ones leave no litter."""
+    with quirky(tmp_path, *quirks) as host:
+        for content in (b"one", b"second", b"third", b"fourth"):
+            host.deliver(content)
+            assert host.contents()["f.dat"] == content
+        assert len(host.contents()) <= 2  # the partial of the first replacement cannot be removed
+
+
+def test_old_name_left_by_a_killed_process(tmp_path: Path) -> None:
+    """A file that a killed process renamed before the replacement is removed by the next delivery of its name."""
+    with quirky(tmp_path, "no extensions") as host:
+        for content in (b"one", b"another"):
+            host.deliver(content)
+        left = host.directory / os.path.basename(sftp._aside_path(f"{host.directory}/f.dat"))
+        (host.directory / "f.dat").rename(left)
+        host.deliver(b"third")
+        until(lambda: not left.exists(), 5, "the old file is removed")
+        assert host.contents() == {"f.dat": b"third"}
 
 
 NOISE = "echo 'Welcome to the archive'"

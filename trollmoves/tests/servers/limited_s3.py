@@ -33,12 +33,14 @@ class LimitedS3:
         sums: bool = True,
         tag: str = "",
         location: str = "",
+        redirect: tuple[int, str] = (307, "TemporaryRedirect"),
         uploads: Mapping[str, str] | None = None,
     ) -> None:
         self.rules = dict(rules or {})
         self.sums = sums
         self.tag = tag
         self.location = location
+        self.redirect = redirect
         self.uploads = dict(uploads or {})  # unfinished uploads: the time of their begin, by key
         self.objects: dict[str, bytes] = {}
         self.parts: dict[int, bytes] = {}
@@ -86,7 +88,7 @@ class LimitedS3:
         if operation in self.rules:
             return _error(*self.rules[operation])
         if self.location and method in ("PUT", "POST"):
-            status, _, text = _error(307, "TemporaryRedirect")
+            status, _, text = _error(*self.redirect)
             return status, {"Location": f"{self.location}{target}"}, text
         if not self.sums and any("checksum" in name.lower() or name.lower() == "x-amz-trailer" for name in headers):
             return _error(501, "NotImplemented")
@@ -95,10 +97,9 @@ class LimitedS3:
     def _perform(self, operation: str, key: str, query: dict[str, list[str]], body: bytes) -> Reply:
         if operation == "PUT":
             self.objects[key] = body
-            return 200, {"ETag": f'"{self.tag or hashlib.md5(body, usedforsecurity=False).hexdigest()}"'}, ""
+            return 200, {"ETag": f'"{self.tag or _md5(body)}"'}, ""
         if operation == "HEAD":
-            found = self.objects.get(key)
-            return _error(404, "") if found is None else (200, {"Content-Length": str(len(found))}, "")
+            return self._described(key)
         if operation == "create":
             self.parts.clear()
             return 200, {}, "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
@@ -114,6 +115,12 @@ class LimitedS3:
             self.uploads.pop(key.partition("/")[2], None)
         return 204, {}, ""
 
+    def _described(self, key: str) -> Reply:
+        found = self.objects.get(key)
+        if found is None:
+            return _error(404, "")
+        return 200, {"Content-Length": str(len(found)), "ETag": f'"{_md5(found)}"'}, ""
+
     def _listed(self, prefix: str) -> str:
         uploads = "".join(
             f"<Upload><Key>{escape(key)}</Key><UploadId>9</UploadId><Initiated>{begun}</Initiated></Upload>"
@@ -121,6 +128,10 @@ class LimitedS3:
             if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
         )
         return f"<ListMultipartUploadsResult>{uploads}</ListMultipartUploadsResult>"
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _operation(method: str, query: dict[str, list[str]]) -> str:

@@ -180,6 +180,27 @@ def test_killed_before_ack(testbed: Testbed) -> None:
     assert spares.server.lines().count(f"delivered {name}") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["primary", "spare"])
+def test_stopped_client_returns(testbed: Testbed, which: str) -> None:
+    """A client that was stopped for longer than its peer waits does not repeat the deliveries of its peer."""
+    spares = Spares(testbed).start()
+    stopped: Process = getattr(spares, which)
+    before = spares.feeder.feed(5)
+    told(spares, *before)
+    stopped.send(signal.SIGSTOP)
+    during = spares.feeder.feed(50)
+    told(spares, *during)
+    time.sleep(TAKEOVER + DELAY)  # holds expire
+    stopped.send(signal.SIGCONT)
+    after = spares.feeder.feed(5)
+    told(spares, *after)
+    until(lambda: not testbed.pending_tasks("fetch"), what="both clients have considered all files")
+    (last,) = spares.feeder.feed()
+    told(spares, last)
+    spares.check(*before, *during, *after)
+
+
 def come_back(spares: Spares) -> None:
     """Start the primary again, and check that it takes over."""
     before = len(spares.by_spare.of_type("push"))

@@ -756,6 +756,22 @@ def test_program_on_the_path(segment: Path, target: Path, tmp_path: Path, monkey
     assert unpack("xrit", str(segment), str(target)) == [str(target / "H-000-__")]
 
 
+def test_program_gets_no_secrets(segment: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program gets the search path and the locale, and no other variable."""
+    for name, value in {
+        "FEED_PASSPHRASE": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "LD_PRELOAD": "",
+        "LANG": "C.UTF-8",
+    }.items():
+        monkeypatch.setenv(name, value)
+    program = make_program(tmp_path / "prog", "env > x__")
+    (path,) = unpack("xrit", str(segment), str(target), program=program)
+    given = {line.partition("=")[0] for line in Path(path).read_text().splitlines()}
+    assert {"PATH", "LANG"} <= given
+    assert given & {"FEED_PASSPHRASE", "AWS_SECRET_ACCESS_KEY", "LD_PRELOAD"} == set()
+
+
 def test_program_missing(segment: Path, target: Path, tmp_path: Path) -> None:
     """A missing or invalid program is reported with the options that name it."""
     assert "option prog" in failed(segment, target, str(tmp_path / "prog"), TemporaryUnpackError)
