@@ -72,7 +72,7 @@ class ReceiptPublisher:
         url = self._actual_destination(attempt, reply)
         ack = message.derive("ack")
         is_local = hosts.is_local(url.hostname)
-        base = (url.path if is_local else _with_user(url, attempt.destination)).rstrip("/")
+        base = (url.path if is_local else urls.without_password(url)).rstrip("/")
         data: dict[str, Any] = _with_new_uris(message.data, base) | {"origin": attempt.source}
         if is_local and any(self._is_packed(item["uri"]) for item in payload.file_items(data)):
             body = json.dumps(
@@ -224,13 +224,6 @@ def _unpacked_in(value: Any, unpack: Callable[[dict[str, Any]], list[dict[str, A
         else:
             items.append(_unpacked_in(item, unpack))
     return items
-
-
-def _with_user(url: ParseResult, requested: str) -> str:
-    """Return a URL with the user of the requested one, without the password."""
-    host = url.netloc.rpartition("@")[2]
-    user = urls.parse(requested).netloc.rpartition("@")[0].partition(":")[0]
-    return urls.with_login(url._replace(netloc=f"{user}@{host}" if user else host), "")
 
 
 def _with_new_uris(value: Any, base: str) -> Any:
