@@ -42,6 +42,7 @@ from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path, visible_partial_path
 from trollmoves.net import urls
 from trollmoves.utils import failpoints
+from trollmoves.utils.file_versions import remove_version, version_of
 
 __all__ = [
     "Backend",
@@ -182,16 +183,6 @@ class SourceFile:
     def mode(self) -> int:
         """Permissions of a copy before the umask: those of the origin, but not world-writable."""
         return self.status.st_mode & 0o775
-
-    def is_at(self, path: str) -> bool:
-        """Return True if ``path`` is this file, unmodified since it was opened."""
-        now, then = os.stat(path), self.status
-        return (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) == (
-            then.st_dev,
-            then.st_ino,
-            then.st_size,
-            then.st_mtime_ns,
-        )
 
     def check_unchanged(self) -> None:
         """Raise ``OriginChanged`` if the file was modified since it was opened."""
@@ -359,9 +350,10 @@ class Mover(ABC):
     def remove_origin(self) -> None:
         """Remove the origin if its path is still the delivered file."""
         with translate_os_errors(f"{self.origin} was delivered, but cannot be removed"):
-            if self.source is not None and not self.source.is_at(self.origin):
+            if self.source is None:
+                os.unlink(self.origin)
+            elif not remove_version(self.origin, version_of(self.source.status)):
                 raise OriginChanged(f"{self.origin} was delivered, but not removed: the path is another file now")
-            os.unlink(self.origin)
 
     def open(self) -> SourceFile:
         """Open the origin and call ``on_opened``; raises as ``SourceFile`` and ``on_opened``."""
