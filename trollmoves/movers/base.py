@@ -372,12 +372,12 @@ class Mover(ABC):
                 raise
         return source
 
-    @abstractmethod
-    def check(self, name: str) -> bool:
+    def check(self, name: str) -> bool:  # noqa: ARG002  (optional)
         """Write the origin under ``name`` to the destination, a directory, and remove it; return False without it.
 
         Raises TransferError if the host, the login or the directory does not accept the file.
         """
+        raise PermanentTransferError(f"{self}: deliveries by {type(self).__name__} cannot be checked")
 
     def write_and_remove(self, backend: Backend, source: SourceFile, name: str) -> bool:
         """Do the work of ``check`` with a backend."""
