@@ -55,10 +55,12 @@ class ClientChain:
         self._fetcher = Fetcher(
             options,
             runtime.journal,
+            runtime.scheduler,
             self._requester,
             fetches,
             peers,
             prepare=lambda _, message: self._destinations.url_for(message),
+            destinations=self._destinations,
             on_request=self._publish_push,
             on_delivered=self._receipts.on_delivered,
         )
@@ -71,13 +73,14 @@ class ClientChain:
         self._publisher.start()
         self._requester.start()
         self._receipts.start()
-        self._fetcher.start(self._scheduler)
+        self._fetcher.start()
         self._receiver.start()
 
     def stop(self) -> None:
         """Stop receiving and requesting; requests without a reply are repeated at the next start."""
         self._receiver.stop()
         self._scheduler.unregister(self.name)
+        self._fetcher.stop()
         self._requester.stop()
         self._publisher.stop()
 

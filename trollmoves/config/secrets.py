@@ -54,6 +54,8 @@ def resolve_login(value: str) -> str:
 def remember_passwords(value: str) -> None:
     """Make known the passwords that an option contains in URLs, or before hosts as ``user:password@host``."""
     for word in (value, *_SEPARATOR.split(value)) if "@" in value else ():
+        if word.startswith("/"):
+            continue  # a path on this host
         with suppress(BadDestination):
             known_secrets().add(urls.password(word if "://" in word else f"any://{word}"))
 

@@ -26,7 +26,7 @@ from trollmoves.net import urls
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
-from trollmoves.utils.logs import format_bytes
+from trollmoves.utils.logs import LogThrottle, format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 from trollmoves.watch.completeness import check_complete
 
@@ -82,6 +82,7 @@ class Deliveries:
         self._routes = routes(options)
         self._logins = logins(options)
         self._topic = Pattern(options.publish_topic, compose_only=True) if options.publish_topic else None
+        self._throttle = LogThrottle()
         self._order = OrderedNames()
         self._created = journal.now()
 
@@ -121,10 +122,14 @@ class Deliveries:
         try:
             tasks, error = self._deliveries(received, subject)
             return [*tasks, self._kept_message(received.message, subject)] if error else tasks
-        except TrollmovesError as error:
-            logger.warning("[%s] ignored message about %s: %s", self.name, received.message.subject, error)
-        except Exception:  # a malformed message must not stop the dispatcher
-            logger.exception("[%s] ignored message about %s", self.name, received.message.subject)
+        except Exception as error:  # a malformed message must not stop the dispatcher
+            subject = received.message.subject
+            if (suffix := self._throttle.admit(subject)) is not None:
+                level = logging.WARNING if isinstance(error, TrollmovesError) else logging.ERROR
+                trace = level == logging.ERROR
+                logger.log(
+                    level, "[%s] ignored message about %s: %s%s", self.name, subject, error, suffix, exc_info=trace
+                )
         return []
 
     def _deliveries(self, received: ReceivedMessage, subject: str | None) -> tuple[list[Task], TrollmovesError | None]:

@@ -18,6 +18,7 @@ from trollmoves.journal.location import (
     acquire_lock,
     file_id,
     location_of,
+    open_private,
     read_times,
     to_journal_error,
     write_times,
@@ -111,7 +112,10 @@ class JournalDatabase:
         logger.error("recovered %d rows from the damaged journal into a new one", count)
 
     def _open(self) -> None:
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        os.close(open_private(self.path))
+        for suffix in ("-wal", "-shm"):  # SQLite creates them with the permissions of the file
+            if os.path.lexists(self.path + suffix):
+                os.close(open_private(self.path + suffix))
         self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=200)
         try:
             self.identity = self._set_up(self._synchronous)
@@ -289,11 +293,20 @@ class JournalDatabase:
             if self._db.in_transaction:  # SQLite has rolled back already if the disk was full
                 self._db.execute("ROLLBACK")
 
-    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    def _read(self, sql: str, parameters: Sequence[Any] = (), enough: Callable[[Any], bool] | None = None) -> list[Any]:
+        """Return the rows of a query, through the first one for which ``enough`` returns True."""
         with self._lock:
             self._check()
             try:
-                return self._db.execute(sql, parameters).fetchall()
+                with closing(self._db.execute(sql, parameters)) as cursor:
+                    if enough is None:
+                        return cursor.fetchall()
+                    rows = []
+                    for row in cursor:
+                        rows.append(row)
+                        if enough(row):
+                            break
+                    return rows
             except (sqlite3.Error, OverflowError) as error:
                 raise self._to_journal_error("read", error) from error
 

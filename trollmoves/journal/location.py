@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import sqlite3
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
+
+logger = logging.getLogger(__name__)
 
 LOCK_SUFFIX = ".lock"  # suffix of the lock file
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -40,6 +44,31 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     stem = os.path.splitext(os.path.basename(config_file))[0]
     digest = hashlib.sha256(os.fsencode(config_file)).hexdigest()[:8]
     return os.path.join(directory, f"{role}-{stem}-{digest}.journal")
+
+
+def open_private(path: str) -> int:
+    """Open or create a file of the journal and return its descriptor; make an existing one readable by the owner only.
+
+    Raise OSError if it is a symbolic link or not a regular file, or its permissions cannot be changed.
+    """
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, f"{path} is a symbolic link, which another user may have created; use its target")
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, f"{path} must be a regular file")
+        if stat.S_IMODE(found.st_mode) & ~0o600:
+            os.fchmod(descriptor, 0o600)
+            logger.warning(
+                "%s had the permissions %04o, changed them to 0600: other users could access it",
+                path,
+                stat.S_IMODE(found.st_mode),
+            )
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def write_times(lock: int, alive: float, written: float) -> None:
@@ -86,7 +115,7 @@ def acquire_lock(path: str) -> tuple[int, bool]:
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
         existed = os.path.exists(path + LOCK_SUFFIX)
-        lock = os.open(path + LOCK_SUFFIX, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock = open_private(path + LOCK_SUFFIX)
     except OSError as error:
         raise to_journal_error(
             f"cannot create the journal {path}: {error.strerror}; "

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 from trollmoves.errors import MessageError, Superseded, TrollmovesError
-from trollmoves.net import urls
+from trollmoves.net import hosts, urls
 
 FILE_TYPES = ("file", "dataset", "collection")  # message types that announce or confirm files
 # Keys with which servers and clients coordinate a transfer; other subscribers have no use for them.
@@ -87,7 +87,7 @@ def request_metadata(data: Any) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if key not in checks or checks[key](value)}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int]:
     """Return True if a received value is a valid announcement number or count."""
     return type(value) is int and 0 <= value <= MAX_INT64
 
@@ -95,6 +95,11 @@ def is_number(value: Any) -> bool:
 def is_seconds(value: Any) -> bool:
     """Return True if a received value is a valid time span in seconds."""
     return type(value) in (int, float) and 0 <= value <= MAX_INT64
+
+
+def is_address(value: Any) -> TypeGuard[str]:
+    """Return True if a received value is the address ``host:port`` of a server."""
+    return isinstance(value, str) and hosts.is_host_and_port(value)
 
 
 def request_id(text: str) -> str | None:

@@ -13,7 +13,7 @@ import posttroll
 import zmq
 from posttroll.bbmcast import MulticastSender, get_configured_broadcast_port
 
-from trollmoves.errors import StartError
+from trollmoves.errors import StartError, TrollmovesError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import NEWEST_VERSION, Message
 from trollmoves.net import hosts
@@ -115,16 +115,16 @@ class Publisher:
         data: dict[str, Any] = {"min_interval": HEARTBEAT_INTERVAL}
         try:
             data |= self._heartbeat_data()
-        except Exception:
-            logger.exception("cannot build heartbeat data of %s, sending a bare heartbeat", self.name)
+        except Exception as error:
+            _log_failure(error, "cannot build heartbeat data of %s, sending a bare heartbeat: %s", self.name)
         self.send(Message(f"/heartbeat/{self.name}", "beat", data))
 
     def _heartbeat_loop(self) -> None:
         for delay in itertools.chain(INITIAL_HEARTBEAT_DELAYS, itertools.repeat(HEARTBEAT_INTERVAL)):
             try:
                 self.send_heartbeat()
-            except Exception:
-                logger.exception("cannot send a heartbeat of %s, next attempt in %.0f s", self.name, delay)
+            except Exception as error:
+                _log_failure(error, "cannot send a heartbeat of %s, next attempt in %.0f s: %s", self.name, delay)
             if self._stopped.wait(delay):
                 return
 
@@ -194,3 +194,8 @@ class _NameserverRegistration:
 def _configured_ports() -> tuple[int, int]:
     """Return the port range for port 0 (``POSTTROLL_PUB_MIN_PORT`` and ``..._MAX_PORT``)."""
     return int(posttroll.config.get("pub_min_port", 49152)), int(posttroll.config.get("pub_max_port", 65536))
+
+
+def _log_failure(error: Exception, text: str, *arguments: object) -> None:
+    """Log an error; with a traceback if it is unexpected."""
+    logger.error(text, *arguments, error, exc_info=not isinstance(error, TrollmovesError))

@@ -274,13 +274,22 @@ def _to_login_error(error: ftplib.Error) -> TransferError:
 
 
 class _Ftp(ftplib.FTP):
-    """FTP whose replies may be in any encoding: only their codes and numbers matter."""
+    """FTP with replies in any encoding: only their codes and numbers matter."""
 
     def getline(self) -> str:
         """Return the next line; bytes that are not UTF-8 become escapes."""
         if isinstance(self.file, io.TextIOWrapper) and self.file.errors == "strict":
             self.file.reconfigure(errors="backslashreplace")
         return super().getline()
+
+    def makepasv(self) -> tuple[str, int]:
+        """Return the address for data: always the host of the control connection, whatever the server replies."""
+        try:
+            return super().makepasv()
+        except ftplib.error_perm:
+            if self.af != socket.AF_INET or self.sock is None:  # ftplib sends EPSV to an IPv6 address
+                raise
+            return ftplib.parse229(self.sendcmd("EPSV"), self.sock.getpeername())  # noqa: S321  (the URL selects FTP)
 
 
 class _FtpTls(_Ftp, ftplib.FTP_TLS):

@@ -13,6 +13,7 @@ NAME_MAX = 255  # bytes, the limit of common file systems
 TOKEN_BYTES = 6
 SUFFIX = ".part"
 MAX_PREFIX = 64  # bytes
+VISIBLE_BYTES = 32  # of a name in a visible partial, which then has at most 50 bytes after its prefix
 _TOKEN = rf"[0-9a-f]{{{2 * TOKEN_BYTES}}}\{SUFFIX}"
 _PARTIAL = re.compile(rf"\..*\.{_TOKEN}|.*{_TOKEN}\..+", re.DOTALL)
 _ODD = re.compile(r"[^\w.+=,@%-]")  # characters that some protocols or servers do not support
@@ -51,14 +52,12 @@ def partial_path(path: str, token: str = "") -> str:
 def visible_partial_path(path: str, token: str = "", prefix: str = "") -> str:
     """Return ``PREFIX TOKEN.part.NAME``, without a space, in the directory of ``path``; a token as ``partial_path``.
 
-    For hosts that reject hidden names, or accept only some suffixes: NAME keeps its suffix, and loses its beginning if
-    it is too long. Patterns that begin with a name do not match a partial.
+    For hosts that reject hidden names, accept only some suffixes, or limit the length of a name: only the last
+    ``VISIBLE_BYTES`` of NAME are kept. Patterns that begin with a name do not match a partial.
     """
     directory, slash, name = path.rpartition("/")
-    start = f"{prefix}{token or os.urandom(TOKEN_BYTES).hex()}{SUFFIX}."
-    room = NAME_MAX - len(os.fsencode(start))
-    name = os.fsencode(_ODD.sub("_", name))[-room:].decode("utf-8", "ignore")
-    return f"{directory}{slash}{start}{name}"
+    end = os.fsencode(_ODD.sub("_", name))[-VISIBLE_BYTES:].decode("utf-8", "ignore")
+    return f"{directory}{slash}{prefix}{token or os.urandom(TOKEN_BYTES).hex()}{SUFFIX}.{end}"
 
 
 def check_prefix(prefix: str) -> None:

@@ -360,9 +360,14 @@ class S3Mover(RemoteMover):
             raise PermanentTransferError(f"S3: {type(error).__name__}: {error}") from error
 
     def _session(self, login: Endpoint) -> boto3.Session:
+        key, secret = login.user or self.option("key"), login.password or self.option("secret")
+        if bool(key) != bool(secret):
+            raise AuthenticationFailed(
+                f"S3: the {'secret access key' if key else 'access key id'} is missing: set both, or neither"
+            )
         return boto3.Session(
-            aws_access_key_id=login.user or self.option("key"),
-            aws_secret_access_key=login.password or self.option("secret"),
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
             aws_session_token=self.option("token"),
             profile_name=self.option("profile"),
         )

@@ -117,8 +117,8 @@ class FetchTasks:
     def _task(self, message: Message, rank: int) -> Task:
         data = message.data
         source = data.get("request_address")
-        if not isinstance(source, str) or not source:
-            raise MessageError(f"request_address must be a nonempty text, not {source!r}")
+        if not payload.is_address(source):
+            raise MessageError(f"invalid request_address {source!r:.100}: it must be host:port")
         key = file_key(data)
         for item in payload.file_items(data):
             payload.check_file_item(item)

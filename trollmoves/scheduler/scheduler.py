@@ -204,6 +204,14 @@ class Scheduler:
         else:
             logger.warning("[%s] %s, will be retried (attempt %d): %s%s", task.chain, text, task.tries, error, suffix)
 
+    def failure_result(self, task: Task, error: Exception) -> Result:
+        """Log the error that ended an attempt of a task; return the result of the attempt. Any thread."""
+        if isinstance(error, TrollmovesError):
+            self.log_failure(task, error)
+            return Result(error=error)
+        logger.error("[%s] %s %s: unexpected error", task.chain, task.kind, task.key, exc_info=error)
+        return Result(error=UnexpectedError(str(error) or type(error).__name__))
+
     def _outage_log(self, chain: str, lane: str) -> OutageLog:
         with self._lock:
             if (chain, lane) not in self._outage_logs and len(self._outage_logs) >= MAX_OUTAGE_LOGS:
@@ -276,12 +284,8 @@ class Scheduler:
             return Result(retry_in=0.0)
         try:
             return kind.handler(task) or Result()
-        except TrollmovesError as error:
-            self.log_failure(task, error)
-            return Result(error=error)
         except Exception as error:  # an error in one task must not stop the scheduler
-            logger.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
-            return Result(error=UnexpectedError(str(error) or type(error).__name__))
+            return self.failure_result(task, error)
 
     # -- scheduler thread
 
@@ -367,6 +371,8 @@ class Scheduler:
         if result.on_committed:
             try:
                 result.on_committed()
+            except TrollmovesError as error:
+                logger.error("[%s] %s %s: %s", task.chain, task.kind, task.key, error)
             except Exception:
                 logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
 
@@ -430,12 +436,8 @@ class Scheduler:
         unfinished = [task]  # only the first call of finish counts
         try:
             handler(task, finish)
-        except TrollmovesError as error:
-            self.log_failure(task, error)
-            finish(Result(error=error))
         except Exception as error:  # an error in one task must not stop the scheduler
-            logger.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
-            finish(Result(error=UnexpectedError(str(error) or type(error).__name__)))
+            finish(self.failure_result(task, error))
 
 
 class UnexpectedError(TrollmovesError):

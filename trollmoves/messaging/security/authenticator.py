@@ -17,6 +17,7 @@ from functools import cache
 import zmq
 from zmq.utils import z85
 
+from trollmoves.errors import StartError
 from trollmoves.messaging.security import connection_monitor, curve_keys
 from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
 from trollmoves.messaging.wakeup import Wakeup
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 Socket = zmq.Socket[bytes]
 
+MIN_LIBZMQ = (4, 3, 3)  # older versions have remote vulnerabilities: CVE-2019-13132, CVE-2020-15166
 MAX_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
 KEY_RELOAD_INTERVAL = 1.0  # s; added and removed keys take effect after at most this time
 ERROR_DELAY = 0.1  # s after an unexpected error
@@ -72,6 +74,9 @@ class Authenticator:
     """The ZeroMQ context of a process, with the thread that authenticates and monitors connections to its servers."""
 
     def __init__(self) -> None:
+        if zmq.zmq_version_info() < MIN_LIBZMQ:
+            needed = ".".join(map(str, MIN_LIBZMQ))
+            raise StartError(f"libzmq {zmq.zmq_version()} is too old: {needed} or newer is needed; update pyzmq")
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, min(MAX_SOCKETS, int(self.context.get(zmq.SOCKET_LIMIT))))
         self._policy = _ClientPolicy()
@@ -174,9 +179,9 @@ class Authenticator:
 
     def _answer_zap(self) -> None:
         frames = self._zap.recv_multipart()
-        code, user_id = b"500", b""
+        code, request_id, user_id = b"500", b"", b""
         try:
-            _version, _request, _domain, raw_address, _identity, mechanism, *credentials = frames
+            _version, request_id, _domain, raw_address, _identity, mechanism, *credentials = frames
             policy = self._policy
             address = raw_address.decode(errors="replace").removeprefix("::ffff:")
             reason = policy.rejection_reason(address, mechanism, credentials)
@@ -186,7 +191,7 @@ class Authenticator:
                 log.warning("rejected connection from %s: %s%s", address, reason, more)
         except Exception:
             log.exception("unexpected error while authenticating a connection")
-        self._zap.send_multipart([_ZAP_VERSION, frames[1], code, b"", user_id, b""])
+        self._zap.send_multipart([_ZAP_VERSION, request_id, code, b"", user_id, b""])
 
 
 @cache

@@ -31,6 +31,7 @@ EVENTS |= int(zmq.EVENT_MONITOR_STOPPED)
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _ESTABLISHED = 1  # of TCP's states
+_TCP_BYTES_RECEIVED = struct.Struct("128xQ")  # an end of the stream counts as one byte
 _TCP_INFO = struct.Struct("B51xI")  # the TCP state, and ms since the last data
 
 
@@ -133,7 +134,10 @@ class ConnectionMonitor:
         if failed:
             why = handshake_errors.explain_for_server(failed, secured=self._secured)
             level = logging.INFO if failed in (HandshakeError.DISCONNECTED, HandshakeError.TIMEOUT) else logging.WARNING
-            self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
+            if connection and failed == HandshakeError.DISCONNECTED and _has_sent_nothing(connection.socket):
+                log.debug("[port %d] %s connected and disconnected without sending data", self.port, address)
+            else:
+                self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
         elif self._rejected:
             self._rejected -= 1
         elif connection and _closed_by_zeromq(connection.socket):
@@ -164,3 +168,12 @@ def _closed_by_zeromq(connection: socket.socket) -> bool:
     except (OSError, struct.error):
         return False
     return bool(state == _ESTABLISHED and silence < RECENT_MS)
+
+
+def _has_sent_nothing(connection: socket.socket) -> bool:
+    """Return True if the peer has sent at most one byte, as a probe of the port does."""
+    try:
+        (count,) = _TCP_BYTES_RECEIVED.unpack_from(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136))
+    except (OSError, struct.error):
+        return False
+    return bool(count <= 1)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import ftplib
 import os
 import shutil
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from trollmoves.errors import AuthenticationFailed, OriginChanged, TooManyConnections, TransferError
-from trollmoves.movers import FtpMover, close_connections, move_it
+from trollmoves.errors import AuthenticationFailed, ConnectionFailed, OriginChanged, TooManyConnections, TransferError
+from trollmoves.movers import FtpMover, close_connections, is_partial, move_it
 from trollmoves.movers.host_capabilities import Limitation
 from trollmoves.movers.pool import shared_pool
 from trollmoves.tests.servers import pyftpd, vsftpd
@@ -65,7 +67,7 @@ def tree(root: Path) -> dict[str, bytes]:
 def check_deliveries(tmp_path: Path, root: Path, url: str, attrs: dict[str, Any] | None = None) -> None:
     """Deliver two files, one of them twice; check that nothing else is on the server."""
     sent = {}
-    for name in ("a.dat", "b.dat", "a.dat"):
+    for name in ("a" * 40 + ".dat", "b.dat", "a" * 40 + ".dat"):
         path = write(tmp_path, name)
         move_it(path, url, attrs)
         sent[name] = path.read_bytes()
@@ -79,6 +81,7 @@ HOSTS: dict[str, Any] = {
     "no hidden names": (("no-hidden-names",), "elradfmw", Limitation.NO_HIDDEN_NAMES),
     "listed suffixes": (("listed-suffixes",), "elradfmw", Limitation.NO_HIDDEN_NAMES),
     "listed suffixes, no rename": (("listed-suffixes", "no-rename"), "elradfmw", Limitation.NO_RENAME),
+    "short names": (("short-names",), "elradfmw", Limitation.NO_HIDDEN_NAMES),
     "no size": (("no-size",), "elradfmw", Limitation.NO_SIZE),
 }
 
@@ -96,7 +99,7 @@ def test_limited_host(host: str, start: Start, tmp_path: Path, root: Path, caplo
 
 
 def test_upload_only_vsftpd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A vsftpd whose anonymous users may only store receives files under their final names, and nothing else."""
+    """A vsftpd that lets anonymous users only store receives files under their final names, and nothing else."""
     if why := vsftpd.missing():
         pytest.skip(why)
     caplog.set_level("INFO")
@@ -113,6 +116,21 @@ def test_upload_only_vsftpd(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
             assert tree(root) == sent
         close_connections()
     assert caplog.text.count(Limitation.NO_RENAME.value) == 1
+
+
+def test_partial_that_cannot_be_removed(
+    start: Start, tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host that rejects a rename at its last step, and removals, keeps one partial, which a warning names."""
+    url = start("no-rename", permissions="elmfw")
+    sent = {}
+    for name in ("a.dat", "b.dat", "c.dat"):
+        sent[name] = write(tmp_path, name).read_bytes()
+        move_it(tmp_path / name, url)
+    left = [name for name in tree(root) if is_partial(name)]
+    assert {name: content for name, content in tree(root).items() if name not in left} == sent
+    assert len(left) == 1
+    assert [left[0] in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [True]
 
 
 def test_late_size(start: Start, tmp_path: Path, root: Path) -> None:
@@ -168,6 +186,87 @@ def test_foreign_address(start: Start, tmp_path: Path, root: Path) -> None:
     check_deliveries(tmp_path, root, start("foreign-address"))
 
 
+def test_epsv(start: Start, tmp_path: Path, root: Path) -> None:
+    """A host that disables PASV is sent EPSV."""
+    check_deliveries(tmp_path, root, start("no-pasv"))
+
+
+def test_ipv6(tmp_path: Path, root: Path) -> None:
+    """Files reach a server under its IPv6 address."""
+    if why := pyftpd.missing():
+        pytest.skip(why)
+    if not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this host has no IPv6")
+    with PyFtpd(tmp_path / "server", root, options=("--host=::",)) as server:
+        check_deliveries(tmp_path, root, f"ftp://{USER}:{quote(PASSWORD, safe='')}@[::1]:{server.port}/")
+        close_connections()
+
+
+def test_certificate_for_another_host(tmp_path: Path, root: Path) -> None:
+    """A trusted certificate is rejected if it is for another host; no password is sent."""
+    if why := pyftpd.missing(tls=True):
+        pytest.skip(why)
+    with PyFtpd(tmp_path / "server", root, tls=True, names=["ftp.example.org"]) as server:
+        assert isinstance(server, PyFtpd)
+        url = f"ftps://{USER}:wrong@127.0.0.1:{server.port}/"  # a login would be rejected with another text
+        with pytest.raises(AuthenticationFailed, match="certificate is rejected: IP address mismatch"):
+            move_it(write(tmp_path, "a"), url, {"ftp_tls_ca_file": str(server.certificate)})
+    assert tree(root) == {}
+
+
+class OldTls(socketserver.StreamRequestHandler):
+    """An FTP server that offers TLS 1.1; it keeps the commands it receives before."""
+
+    context: ssl.SSLContext
+    commands: list[bytes]
+
+    def handle(self) -> None:
+        """Serve one connection until TLS has started."""
+        self.wfile.write(b"220 Ready\r\n")
+        self.commands.append(self.rfile.readline())
+        self.wfile.write(b"234 Go on\r\n")
+        with suppress(OSError), self.context.wrap_socket(self.request, server_side=True) as tls:
+            tls.recv(1)
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+def test_old_tls(tmp_path: Path) -> None:
+    """A server that offers no newer TLS than 1.1 is rejected, before a login."""
+    if why := pyftpd.missing(tls=True):
+        pytest.skip(why)
+    certificate = tmp_path / "server.pem"
+    pyftpd.make_certificate(certificate)
+    contexts = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=certificate)
+    for context in contexts:
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    contexts[0].load_cert_chain(certificate)
+    commands: list[bytes] = []
+    with serve(type("Handler", (OldTls,), {"context": contexts[0], "commands": commands})) as port:
+        with ftplib.FTP_TLS(context=contexts[1]) as client:
+            client.connect("127.0.0.1", port)
+            client.auth()  # the server works for a client that allows TLS 1.1
+            assert isinstance(client.sock, ssl.SSLSocket)
+            assert client.sock.version() == "TLSv1.1"
+            client.close()
+        with pytest.raises(ConnectionFailed, match=r"(?i)version|protocol"):
+            move_it(write(tmp_path, "a"), f"ftps://sat:pw@127.0.0.1:{port}/", {"ftp_tls_ca_file": str(certificate)})
+    assert commands == [b"AUTH TLS\r\n"] * 2
+
+
+@contextmanager
+def serve(handler: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
+    """Serve connections in a thread during the block; yield the port."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_one_login(start: Start, tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A host that accepts one login of a user receives concurrent deliveries one after the other."""
     caplog.set_level("INFO")
@@ -208,13 +307,6 @@ class Replies(socketserver.StreamRequestHandler):
 def test_rejected_login(greeting: str, reply: str, kind: type[TransferError], tmp_path: Path) -> None:
     """Rejections of one more connection are temporary; rejections of the credentials are not taken for them."""
     handler = type("Handler", (Replies,), {"greeting": greeting, "reply": reply})
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            with pytest.raises(TransferError) as caught:
-                move_it(write(tmp_path, "a"), f"ftp://sat:pw@127.0.0.1:{server.server_address[1]}/")
-        finally:
-            server.shutdown()
-            thread.join()
+    with serve(handler) as port, pytest.raises(TransferError) as caught:
+        move_it(write(tmp_path, "a"), f"ftp://sat:pw@127.0.0.1:{port}/")
     assert type(caught.value) is kind

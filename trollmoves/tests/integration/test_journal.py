@@ -321,7 +321,12 @@ def test_log_can_be_read(journal: Journal) -> None:
     assert [a.number for a in journal.announcements_after("chain", 2, 10)] == [3, 4, 5]
     assert [a.number for a in journal.announcements_after("chain", 0, 2)] == [1, 2]
     assert journal.announcements_after("chain", 5, 10) == []
-    assert [a.number for a in journal.newest_announcements("chain", 2)] == [5, 4]
+    assert journal.newest_files("chain", 2) == [("message", "5"), ("message", "4")]
+    journal.append_announcements(
+        "long", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 100_000) for n in range(1, 9)]
+    )
+    assert [a.number for a in journal.announcements_after("long", 2, 10)] == [3, 4, 5]
+    assert [a.number for a in journal.undelivered_announcements("long", ("push",), 2, 10)] == [3, 4, 5]
     assert journal.get_announcement("chain", 3) == announced(3)
     assert journal.get_announcement("chain", 6) is None
     assert journal.get_announcements("chain", {2, 6, 4, 2**63 - 1}) == {2: announced(2), 4: announced(4)}
@@ -751,6 +756,39 @@ def test_finished_before_kill(path: str) -> None:
     assert run(0, "fetch") == 0
     assert run(UNFLUSHED_SECONDS + 0.1, "other") == 1
     assert run(0, "other") == 0
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", ".lock"])
+def test_permissions_of_existing_files_are_corrected(path: str, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Files of a journal that other users could read or write become private, and the log says so."""
+    Journal(path).close()
+    with open(path + suffix, "ab"):
+        pass
+    os.chmod(path + suffix, 0o666)
+    journal = Journal(path)
+    try:
+        assert not os.path.exists(path + suffix) or stat.S_IMODE(os.stat(path + suffix).st_mode) == 0o600
+    finally:
+        journal.close()
+    assert f"{path}{suffix} had the permissions 0666, changed them to 0600" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", ".lock"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_links_are_not_followed(path: str, suffix: str, kind: str) -> None:
+    """A journal is not opened if one of its files is a symbolic link or a pipe: the target of the link stays."""
+    os.makedirs(os.path.dirname(path))
+    victim = f"{path}.victim"
+    with open(victim, "w") as file:
+        file.write("mine")
+    if kind == "link":
+        os.symlink(victim, path + suffix)
+    else:
+        os.mkfifo(path + suffix, 0o600)
+    with pytest.raises(JournalError, match="journal"):
+        Journal(path)
+    with open(victim) as file:
+        assert file.read() == "mine"
 
 
 def test_a_value_that_cannot_be_stored(journal: Journal) -> None:

@@ -263,13 +263,13 @@ def test_partials_are_hidden_unique_and_recognised() -> None:
 
 
 def test_visible_partial_name() -> None:
-    """A visible partial keeps the suffix, begins with the prefix, fits a file system, and is recognized."""
+    """A visible partial keeps the suffix, begins with the prefix, is short, and is recognized."""
     for name in ("H-000.dat", "x" * 300 + ".dat", "ä" * 200 + ".dat", ".dat"):
         for prefix in ("", "tmp_", "."):
             partial = os.path.basename(visible_partial_path(f"/d/{name}", prefix=prefix))
             assert partial.startswith(prefix)
             assert partial.endswith(".dat")
-            assert len(os.fsencode(partial)) <= 255
+            assert len(os.fsencode(partial)) <= len(prefix) + 50
             assert is_partial(partial)
             assert partial != os.path.basename(visible_partial_path(f"/d/{name}", prefix=prefix))
 

@@ -12,7 +12,13 @@ import pytest
 
 pytest.importorskip("boto3", reason="no boto3 (PyPI)")
 
-from trollmoves.errors import BadDestination, PermissionRefused, TemporaryTransferError, TransferError
+from trollmoves.errors import (
+    AuthenticationFailed,
+    BadDestination,
+    PermissionRefused,
+    TemporaryTransferError,
+    TransferError,
+)
 from trollmoves.movers import PartialId, close_connections, move_it
 from trollmoves.movers.host_capabilities import Limitation
 from trollmoves.movers.pool import shared_pool
@@ -196,3 +202,20 @@ def test_login_in_the_url(tmp_path: Path, login: str) -> None:
         assert list(service.objects) == ["bucket/in/f"]
         assert f"Credential={KEY}/" in service.headers[0]
         assert "gehe1m" not in "".join(service.headers)
+
+
+@pytest.mark.parametrize(
+    ("url", "more"),
+    [
+        ("s3://:gehe1m.secret@bucket/in/", {"key": None, "secret": None}),
+        (f"s3://{KEY}@bucket/in/", {"key": None, "secret": None}),
+        ("s3://bucket/in/", {"secret": None}),
+        ("s3://bucket/in/", {"key": None}),
+    ],
+)
+def test_half_a_login(tmp_path: Path, url: str, more: dict[str, Any]) -> None:
+    """A key without its secret, or a secret without its key, is rejected before a connection is made."""
+    with LimitedS3() as service:
+        with pytest.raises(AuthenticationFailed, match="is missing: set both"):
+            move_it(file_of(tmp_path), url, attrs(service, **more))
+        assert not service.operations

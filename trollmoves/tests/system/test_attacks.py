@@ -216,7 +216,7 @@ def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
     replace_by_link(Path(data["uri"]), fort.secret)
     if chain == "none":
         answer = fort.push({**data, "request": REQUEST}, chain)
-        assert (answer.type, answer.data["temporary"]) == ("err", True)
+        assert (answer.type, answer.data["temporary"]) == ("err", False)
         assert "has changed since it was announced" in answer.data["error"]
         assert fort.push(older(data), chain).type == "err"
     else:  # our own link is announced; the older announcement does not cover it
@@ -437,7 +437,7 @@ def test_client_that_is_not_allowed(fort: Fort, kind: str) -> None:
     claims = {"request_address": f"{ALLOWED}:1", "Peer-Address": ALLOWED, "request": REQUEST}
     answer = send_request(fort.ports["closed"], TOPIC, kind, {**wanted, **claims})
     assert answer.type == "err"
-    assert answer.data == {"error": "this client is not allowed here", "temporary": False, "retry_after": 0.0}
+    assert answer.data == {"error": "this client is not allowed here", "temporary": True, "retry_after": 0.0}
     assert ask_from("127.0.0.3", fort.ports["closed"], kind, older(wanted)).data == "this client is not allowed here"
     assert fort.has_nothing_of(data["uid"])
     good = ask_from(ALLOWED, fort.ports["closed"], kind, wanted)

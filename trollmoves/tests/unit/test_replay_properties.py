@@ -24,6 +24,7 @@ from trollmoves.tests.unit.test_journal_properties import SAME, Files
 CHAIN = "client"
 PAGE = 3  # announcements in one answer
 ADDRESSES = ("one:1", "two:2")
+PROVIDER = "tcp://one:9010"
 
 Answer = Message | TrollmovesError
 Heard = tuple[str, str, int]  # "file" or "beat", the log, and the number
@@ -109,7 +110,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.heard = []
         self.full = False
         self.wire = Wire()
-        self.catchup = ReplayClient(CHAIN, self.files.journal, self.wire, self.missed)  # type: ignore[arg-type]
+        self.catchup = ReplayClient(CHAIN, [PROVIDER], self.files.journal, self.wire, self.missed)  # type: ignore[arg-type]
         self.catchup.start()
 
     def teardown(self) -> None:
@@ -174,9 +175,9 @@ class CatchUpMachine(RuleBasedStateMachine):
         for kind, log, number in self.heard:
             address = log.rpartition("/")[0]
             if kind == "beat":
-                self.catchup.on_heartbeat(log, number, address)
+                self.catchup.on_heartbeat(PROVIDER, log, number, address)
             else:
-                marks.append(self.catchup.on_announced(log, number, address))
+                marks.append(self.catchup.on_announced(PROVIDER, log, number, address))
         return [mark for mark in marks if mark]
 
     @precondition(lambda self: self.heard)
@@ -272,7 +273,9 @@ class CatchUpMachine(RuleBasedStateMachine):
     def nothing_is_claimed_that_was_not_noted(self) -> None:
         """The journal's position in a log never covers an announcement that is missing."""
         for source in self.files.journal.sources(CHAIN):
-            lacking = [n for n in range(1, source.received_through + 1) if not self.added(source.log, n)]
+            lacking = [
+                n for n in range(1, source.received_through + 1) if not self.added(source.log.partition(" ")[0], n)
+            ]
             assert not lacking, f"{source} without {lacking}"
 
     @invariant()
@@ -304,7 +307,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         for server in self.servers:
             lacking = [n for n in range(1, server.last + 1) if not self.added(server.log, n)]
             assert not lacking, f"{server} without {lacking}"
-            self.catchup.on_heartbeat(server.log, server.last, server.address)
+            self.catchup.on_heartbeat(PROVIDER, server.log, server.last, server.address)
         assert self.wire.questions == []
 
     def answer_all(self) -> None:
