@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import socket
 import stat
@@ -41,6 +42,7 @@ from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path, visible_partial_path
 from trollmoves.net import urls
 from trollmoves.utils import failpoints
+from trollmoves.utils.file_versions import remove_version, version_of
 
 __all__ = [
     "Backend",
@@ -54,6 +56,7 @@ __all__ = [
     "translate_os_errors",
 ]
 
+logger = logging.getLogger(__name__)
 _BY_ERRNO: dict[int, type[TransferError]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
     **dict.fromkeys((errno.EACCES, errno.EPERM), PermissionRefused),
@@ -180,16 +183,6 @@ class SourceFile:
     def mode(self) -> int:
         """Permissions of a copy before the umask: those of the origin, but not world-writable."""
         return self.status.st_mode & 0o775
-
-    def is_at(self, path: str) -> bool:
-        """Return True if ``path`` is this file, unmodified since it was opened."""
-        now, then = os.stat(path), self.status
-        return (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) == (
-            then.st_dev,
-            then.st_ino,
-            then.st_size,
-            then.st_mtime_ns,
-        )
 
     def check_unchanged(self) -> None:
         """Raise ``OriginChanged`` if the file was modified since it was opened."""
@@ -357,9 +350,10 @@ class Mover(ABC):
     def remove_origin(self) -> None:
         """Remove the origin if its path is still the delivered file."""
         with translate_os_errors(f"{self.origin} was delivered, but cannot be removed"):
-            if self.source is not None and not self.source.is_at(self.origin):
+            if self.source is None:
+                os.unlink(self.origin)
+            elif not remove_version(self.origin, version_of(self.source.status)):
                 raise OriginChanged(f"{self.origin} was delivered, but not removed: the path is another file now")
-            os.unlink(self.origin)
 
     def open(self) -> SourceFile:
         """Open the origin and call ``on_opened``; raises as ``SourceFile`` and ``on_opened``."""
@@ -448,13 +442,19 @@ class Mover(ABC):
                 raise source.read_error from error
             if self.host is not None and path != final and is_rejection(error):
                 if sent:
-                    # A file that cannot be replaced says nothing about other names; but no partials may accumulate.
-                    lasting = not _exists(backend, final) or _exists(backend, path)
+                    lasting = self._is_lasting(backend, path, final)
                     raise _Rejected(Limitation.NO_RENAME, lasting=lasting) from error
                 if not source.position:
                     hidden = naming is Naming.HIDDEN
                     raise _Rejected(Limitation.NO_HIDDEN_NAMES if hidden else Limitation.NO_PARTIALS) from error
             raise
+
+    def _is_lasting(self, backend: Backend, partial: str, final: str) -> bool:
+        """Return True if a rejected rename concerns further files, too; warn about a partial that is left."""
+        if _exists(backend, partial):  # partials must not accumulate
+            logger.warning("%s: the host rejects renames and removals; remove its file %s", self, partial)
+            return True
+        return not _exists(backend, final)  # a file that cannot be replaced says nothing about other names
 
     def _partial(self, backend: Backend, final: str, naming: Naming) -> str:
         """Return the partial to send to, after removing that of an earlier attempt.
@@ -481,7 +481,7 @@ class Mover(ABC):
         return False
 
     def remove_incomplete(self, backend: Backend, path: str, error: BaseException, *, is_final: bool) -> None:  # noqa: ARG002
-        """Remove what an attempt that failed with ``error`` has sent: a partial, or a file under its final name.
+        """Remove the partial, or the file under its final name, of an attempt that failed with ``error``.
 
         Errors are ignored, as ``error`` is raised.
         """

@@ -273,7 +273,7 @@ def _to_login_error(error: ftplib.Error) -> TransferError:
 
 
 class _Ftp(ftplib.FTP):
-    """FTP whose replies may be in any encoding: only their codes and numbers matter."""
+    """FTP with replies in any encoding: only their codes and numbers matter."""
 
     def getline(self) -> str:
         """Return the next line; bytes that are not UTF-8 become escapes."""

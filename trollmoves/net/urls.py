@@ -180,7 +180,7 @@ def without_password(url: Url) -> str:
         BadDestination: the URL is invalid.
     """
     parsed = parse(url)
-    return _text(parsed._replace(netloc=netloc_without_password(parsed.netloc)))
+    return _text(parsed._replace(netloc=netloc_without_password(parsed.netloc).removeprefix("@")))
 
 
 def netloc_without_password(netloc: str) -> str:

@@ -50,7 +50,7 @@ class ServerChain:
                 publisher,
                 file_store=file_store,
                 address=None,
-                describe=RemoteFileDescriber(options).describe,
+                describe=RemoteFileDescriber(options, policy).describe,
             )
         announce = self.announcer.announce
         self._source: DirectorySource | MessageSource

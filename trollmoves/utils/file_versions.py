@@ -68,9 +68,14 @@ def _check(directory: int, name: str, path: str, check: Callable[[str], None]) -
             os.close(target)
 
 
-def _remove(directory: int, name: str, version: FileVersion) -> bool:
+def hidden_name(name: str, version: FileVersion) -> str:
+    """Return the name of a file during its removal; the same after a kill."""
     digest = hashlib.blake2b(f"{name}\0{version}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    hidden = f".{digest}{_SUFFIX}"  # the same after a kill
+    return f".{digest}{_SUFFIX}"
+
+
+def _remove(directory: int, name: str, version: FileVersion) -> bool:
+    hidden = hidden_name(name, version)
     try:
         matches = version_of(os.stat(name, dir_fd=directory)) == version
     except FileNotFoundError:

@@ -20,7 +20,6 @@ from trollmoves.errors import (
     PermanentTransferError,
     TransferStalled,
     TrollmovesError,
-    UnknownHostKey,
 )
 from trollmoves.movers import options, ssh_options
 from trollmoves.movers.pool import Connection, SharedHandle, SharedHandles
@@ -35,6 +34,7 @@ PORT = 22
 FAST_TIMEOUT = 1.0  # seconds; nearly all replies come sooner, so that the TCP progress need not be read
 # Deliveries over one login. OpenSSH's MaxSessions allows 10 channels; a delivery by SCP uses up to three.
 CONNECTIONS_PER_LOGIN = 3
+MANY_KEYS = 5  # of an agent; OpenSSH's MaxAuthTries allows 6 attempts, and paramiko may need one before
 MAX_QUOTED = 200  # bytes of unexpected output of a server in an error text
 
 
@@ -112,7 +112,12 @@ class SshMover(RemoteMover):
         password = login.password if login.password is not None else self.option("password")
         key = private_keys.private_key(key_file, self.option("ssh_key_passphrase") or password) if key_file else None
         client = paramiko.SSHClient()
-        host_keys.configure_host_keys(client, self.option("ssh_host_key"), self.option("ssh_known_hosts"))
+        policy = host_keys.host_key_policy(
+            login.host, login.port or PORT, self.option("ssh_host_key"), self.option("ssh_known_hosts")
+        )
+        client.set_missing_host_key_policy(policy)
+        agent = private_keys.LimitedAgent(timeout)
+        client._agent = agent  # that of paramiko waits without a limit
         sock = _connected_socket(login, timeout, self.stall_timeout)
         try:
             with translate_ssh_errors():
@@ -132,11 +137,17 @@ class SshMover(RemoteMover):
                     look_for_keys=password is None,
                     disabled_algorithms=disabled,
                     sock=sock,
-                    transport_factory=_fast_transport,
+                    transport_factory=functools.partial(_fast_transport, policy.kinds),
                 )
-        except BaseException:
+        except BaseException as error:
+            offered = len(agent.offered)
             client.close()
             sock.close()
+            if offered >= MANY_KEYS and isinstance(error, (AuthenticationFailed, ConnectionFailed)):
+                raise AuthenticationFailed(
+                    f"{error}; the SSH agent offered up to {offered} keys, and servers end a login after a few: "
+                    "set ssh_key_filename"
+                ) from error
             raise
         return client
 
@@ -150,11 +161,14 @@ def _connected_socket(login: Endpoint, timeout: float, stall_timeout: float) -> 
     return sock
 
 
-def _fast_transport(sock: socket.socket, **arguments: object) -> paramiko.Transport:
-    """Return a transport that prefers the fastest secure ciphers, AES-GCM; paramiko puts them last."""
+def _fast_transport(known_kinds: frozenset[str], sock: socket.socket, **arguments: object) -> paramiko.Transport:
+    """Return a transport that prefers the known types of host keys, and AES-GCM, the fastest secure ciphers."""
     transport = paramiko.Transport(sock, **arguments)
     security = transport.get_security_options()
     security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
+    security.key_types = sorted(
+        security.key_types, key=lambda name: ("ssh-rsa" if name.startswith("rsa-sha2") else name) not in known_kinds
+    )
     return transport
 
 
@@ -235,10 +249,6 @@ def _with_progress_timeout(channel: paramiko.Channel, call: Callable[..., T], ar
 
 def _to_error(error: Exception) -> TrollmovesError:
     text = f"SSH: {str(error) or type(error).__name__}"
-    if isinstance(error, paramiko.BadHostKeyException):
-        return UnknownHostKey(
-            f"{error.hostname} presents another key than known_hosts lists; if its key was changed, replace that line"
-        )
     if isinstance(error, paramiko.ChannelException):
         return ChannelRefused(text)
     if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in text:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pytest
 
 from trollmoves.errors import AuthenticationFailed, ConnectionFailed, OriginChanged, TooManyConnections, TransferError
-from trollmoves.movers import FtpMover, close_connections, move_it
+from trollmoves.movers import FtpMover, close_connections, is_partial, move_it
 from trollmoves.movers.host_capabilities import Limitation
 from trollmoves.movers.pool import shared_pool
 from trollmoves.tests.servers import pyftpd, vsftpd
@@ -99,7 +99,7 @@ def test_limited_host(host: str, start: Start, tmp_path: Path, root: Path, caplo
 
 
 def test_upload_only_vsftpd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A vsftpd whose anonymous users may only store receives files under their final names, and nothing else."""
+    """A vsftpd that lets anonymous users only store receives files under their final names, and nothing else."""
     if why := vsftpd.missing():
         pytest.skip(why)
     caplog.set_level("INFO")
@@ -116,6 +116,21 @@ def test_upload_only_vsftpd(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
             assert tree(root) == sent
         close_connections()
     assert caplog.text.count(Limitation.NO_RENAME.value) == 1
+
+
+def test_partial_that_cannot_be_removed(
+    start: Start, tmp_path: Path, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host that rejects a rename at its last step, and removals, keeps one partial, which a warning names."""
+    url = start("no-rename", permissions="elmfw")
+    sent = {}
+    for name in ("a.dat", "b.dat", "c.dat"):
+        sent[name] = write(tmp_path, name).read_bytes()
+        move_it(tmp_path / name, url)
+    left = [name for name in tree(root) if is_partial(name)]
+    assert {name: content for name, content in tree(root).items() if name not in left} == sent
+    assert len(left) == 1
+    assert [left[0] in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [True]
 
 
 def test_late_size(start: Start, tmp_path: Path, root: Path) -> None:

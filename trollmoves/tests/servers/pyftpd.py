@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def _with_quirks(base: Any, quirks: Sequence[str]) -> Any:
-    """Return a handler that rejects, or replies, what the names of the quirks say."""
+    """Return a handler that behaves as the quirks require."""
     size_queries: Counter[str] = Counter()
 
     class Handler(base):  # type: ignore[misc]

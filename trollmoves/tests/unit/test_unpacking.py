@@ -848,7 +848,39 @@ def test_program_sees(segment: Path, target: Path, tmp_path: Path) -> None:
     unpack("xrit", str(segment), str(target), program=program)
     directory, entries, arguments, path = (tmp_path / "seen").read_text().splitlines()
     assert os.path.relpath(directory, target).startswith(".H-000-C_")
-    assert (entries.strip(), arguments, path) == ("0", "1", str(segment))
+    assert (entries.strip(), arguments, os.path.basename(path)) == ("0", "1", segment.name)
+    assert os.path.isabs(path)
+
+
+@pytest.mark.parametrize("kind", ["bzip", "tar", "xrit"])
+def test_path_that_leads_elsewhere_after_the_check(kind: str, target: Path, tmp_path: Path) -> None:
+    """All content comes from the file that was opened and checked, whatever its path becomes."""
+    name = {"bzip": "a.bz2", "tar": "a.tar", "xrit": "a-C_"}[kind]
+    for content in "good", "secret":
+        (tmp_path / content).mkdir()
+        (tmp_path / content / "a").write_text(content)
+        packed = tmp_path / content / name
+        if kind == "tar":
+            with tarfile.open(packed, "w") as archive:
+                archive.add(tmp_path / content / "a", "a")
+        else:
+            packed.write_bytes(bz2.compress(content.encode()) if kind == "bzip" else content.encode())
+
+    def exchange(fd: int) -> None:
+        os.unlink(tmp_path / "good" / name)
+        os.symlink(tmp_path / "secret" / name, tmp_path / "good" / name)
+
+    program = make_program(tmp_path / "prog", 'cp "$1" a')
+    (member,) = unpack(kind, str(tmp_path / "good" / name), str(target), program=program, on_opened=exchange)
+    assert Path(member).read_text() == "good"
+
+
+def test_file_that_is_rewritten_while_it_is_unpacked(segment: Path, target: Path, tmp_path: Path) -> None:
+    """A file that is modified while it is unpacked gives no result, and is unpacked again later."""
+    program = make_program(tmp_path / "prog", f'cp "$1" H-000-__; echo more >> {shlex.quote(str(segment))}')
+    with pytest.raises(TemporaryUnpackError, match="was modified while it was being unpacked"):
+        unpack("xrit", str(segment), str(target), program=program)
+    assert not everything(target)
 
 
 def test_program_that_says_much(segment: Path, target: Path, tmp_path: Path) -> None:
