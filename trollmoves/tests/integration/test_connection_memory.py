@@ -13,7 +13,7 @@ import zmq
 
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import MAX_SUBSCRIPTION_BYTES, Publisher
-from trollmoves.messaging.replier import Replier
+from trollmoves.messaging.replier import Replier, Request
 from trollmoves.tests.helpers.waiting import until
 
 HOST = "127.0.0.1"
@@ -29,10 +29,16 @@ def publisher() -> Iterator[Publisher]:
     one.stop()
 
 
+def answer(requests: list[Request]) -> None:
+    """Reply 1 MB to each request."""
+    for request in requests:
+        request.reply("pong", "x" * MB)
+
+
 @pytest.fixture
 def replier() -> Iterator[Replier]:
     """A replier whose replies have 1 MB."""
-    one = Replier("memory", 0, lambda requests: [one.reply("pong", "x" * MB) for one in requests], bind_address=HOST)
+    one = Replier("memory", 0, answer, bind_address=HOST)
     one.start()
     yield one
     one.stop()
@@ -103,7 +109,12 @@ def test_subscriber_that_does_not_read(publisher: Publisher) -> None:
         fast.setsockopt(zmq.LINGER, 0)
         fast.subscribe("")
         fast.connect(f"tcp://{HOST}:{publisher.port}")
-        until(lambda: publisher.send_heartbeat() or fast.poll(100), 20, "it is connected")
+
+        def connected() -> bool:
+            publisher.send_heartbeat()
+            return bool(fast.poll(100))
+
+        until(connected, 20, "it is connected")
         message = Message("/a", "file", "x" * 50_000)
         for _ in range(1000):
             publisher.send(message)
