@@ -95,8 +95,8 @@ class Authenticator:
         self._poller = zmq.Poller()
         self._poller.register(self._zap, zmq.POLLIN)
         self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
-        self._arrivals = select.epoll()  # of data on the connections
-        self._poller.register(self._arrivals.fileno(), zmq.POLLIN)
+        self._readable = select.epoll()  # of data on the connections
+        self._poller.register(self._readable.fileno(), zmq.POLLIN)
         self._receiving = False
         self._next_check = 0.0  # monotonic
         threading.Thread(target=self._run, name="authenticator", daemon=True).start()
@@ -125,7 +125,7 @@ class Authenticator:
             secured=secured,
             most_bytes=most_bytes,
             limits=limits,
-            arrivals=self._arrivals,
+            readable=self._readable,
             wake=self._wakeup.set,
         )
 
@@ -189,15 +189,15 @@ class Authenticator:
         now = time.monotonic()
         if now >= self._next_check:
             self._next_check = now + CHECK_INTERVAL_MS / 1000
-            filenos = {fileno for fileno, _ in self._arrivals.poll(0)}
+            filenos = {fileno for fileno, _ in self._readable.poll(0)}
             for monitor in self._monitors.values() if filenos else ():
                 monitor.on_data(filenos)
             if bool(filenos) != self._receiving:
                 self._receiving = bool(filenos)
                 if self._receiving:
-                    self._poller.unregister(self._arrivals.fileno())
+                    self._poller.unregister(self._readable.fileno())
                 else:
-                    self._poller.register(self._arrivals.fileno(), zmq.POLLIN)
+                    self._poller.register(self._readable.fileno(), zmq.POLLIN)
         for monitor in self._monitors.values():
             if monitor.check_due:
                 monitor.check()

@@ -70,7 +70,7 @@ class ConnectionMonitor:
         secured: bool,
         most_bytes: int,
         limits: MemoryLimits,
-        arrivals: select.epoll,
+        readable: select.epoll,
         wake: Callable[[], None],
     ) -> None:
         self.monitor = monitor
@@ -78,7 +78,7 @@ class ConnectionMonitor:
         self._secured = secured
         self._most_bytes = most_bytes
         self._limits = limits
-        self._arrivals = arrivals
+        self._readable = readable
         self._wake = wake
         self._by_fileno: dict[int, int] = {}  # ZeroMQ's descriptor by the duplicated one
         self._read: Counter[int] = Counter()  # bytes that the socket's thread has read, by descriptor
@@ -176,7 +176,7 @@ class ConnectionMonitor:
             self._forget(descriptor)
         self._connections[descriptor] = connection
         self._by_fileno[connection.socket.fileno()] = descriptor
-        self._arrivals.register(connection.socket, select.EPOLLIN | select.EPOLLET)
+        self._readable.register(connection.socket, select.EPOLLIN | select.EPOLLET)
         self._per_address[connection.address] += 1
         from_address = self._per_address[connection.address]
         if from_address > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:
@@ -236,7 +236,7 @@ class ConnectionMonitor:
         if connection is None:
             return
         with suppress(OSError):
-            self._arrivals.unregister(connection.socket)
+            self._readable.unregister(connection.socket)
         self._by_fileno.pop(connection.socket.fileno(), None)
         connection.socket.close()
         self._per_address[connection.address] -= 1
