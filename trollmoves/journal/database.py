@@ -293,11 +293,20 @@ class JournalDatabase:
             if self._db.in_transaction:  # SQLite has rolled back already if the disk was full
                 self._db.execute("ROLLBACK")
 
-    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    def _read(self, sql: str, parameters: Sequence[Any] = (), enough: Callable[[Any], bool] | None = None) -> list[Any]:
+        """Return the rows of a query, through the first one for which ``enough`` returns True."""
         with self._lock:
             self._check()
             try:
-                return self._db.execute(sql, parameters).fetchall()
+                with closing(self._db.execute(sql, parameters)) as cursor:
+                    if enough is None:
+                        return cursor.fetchall()
+                    rows = []
+                    for row in cursor:
+                        rows.append(row)
+                        if enough(row):
+                            break
+                    return rows
             except (sqlite3.Error, OverflowError) as error:
                 raise self._to_journal_error("read", error) from error
 

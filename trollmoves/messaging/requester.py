@@ -69,6 +69,8 @@ class _RequestSocket:
     connections: int = 0  # since the socket was created
 
     def send(self, request: _PendingRequest) -> None:
+        if self.watcher.unresolved:
+            raise NoReply(f"the name server has no address of {self.watcher.unresolved}")
         token = b""
         envelope = [token]
         if self.shared:

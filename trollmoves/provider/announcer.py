@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal, to_sqlite_time
-from trollmoves.messaging import payload
+from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 MAX_INFO_FILES = 2256  # files in a reply to `info`, as in trollmoves 0.19
 MAX_REPLAY = 500  # announcements in a reply to `replay`
+MAX_REPLAYED_BYTES = sockets.LARGEST_MESSAGE // 2  # of one announcement in a reply
 RETRY_DELAY = 60.0  # s before the next attempt after a journal error
 PAGE_SIZE = 500  # announcements per query
 
@@ -210,17 +212,18 @@ class Announcer:
         limit = data.get("max_count") if isinstance(data, dict) else None
         count = min(limit, MAX_INFO_FILES) if isinstance(limit, int) and limit >= 0 else MAX_INFO_FILES
         files: list[str] = []
-        for announced in self._journal.newest_announcements(self.name, count):
-            topic = announced.message.split(" ", 1)[0].removeprefix("pytroll:/")
+        for head, uid in self._journal.newest_files(self.name, count):
+            topic = head.removeprefix("pytroll:/")
             if topic.startswith(subject):
-                files.append(f"{topic}/{announced.uid}")
+                files.append(f"{topic}/{uid}")
         uptime = dt.timedelta(seconds=time.monotonic() - self._started)
         return {"files": files, "max_count": count, "uptime": str(uptime)}
 
     def replay(self, data: Any) -> dict[str, Any]:
         """Return the announcements ``after`` a number, or of the last ``max_age`` seconds.
 
-        The reply is complete up to the number ``through``. A client that names another log gets the name of this one.
+        The reply is limited in number and size, and complete up to the number ``through``. A client that names another
+        log gets the name of this one.
         """
         data = data if isinstance(data, dict) else {}
         after, age = data.get("after"), data.get("max_age")
@@ -233,8 +236,19 @@ class Announcer:
         if not payload.is_number(after):
             raise RequestRejected("a replay request must contain a number in 'after', or seconds in 'max_age'")
         found = self._journal.announcements_after(self.name, after, MAX_REPLAY)
-        messages = [self._with_address(a.message) for a in found if self._file_store.is_unchanged(a)]
+        messages = [
+            text
+            for a in found
+            if self._file_store.is_unchanged(a) and self._fits(text := self._with_address(a.message), a.uid)
+        ]
         return reply | {"through": found[-1].number if found else last, "messages": messages}
+
+    def _fits(self, text: str, uid: str) -> bool:
+        """Return True if a reply can contain an announcement, which is escaped in it; else log it."""
+        fits = len(json.encoder.encode_basestring_ascii(text)) <= MAX_REPLAYED_BYTES
+        if not fits:
+            logger.error("[%s] cannot replay %s: its announcement is too long", self.name, uid)
+        return fits
 
     def look_up(self, references: Iterable[Mapping[str, Any]]) -> dict[int, AnnouncementRecord]:
         """Return, by number, the announcements to which the metadata of several requests refer, for prefetching."""

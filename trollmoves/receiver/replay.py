@@ -25,7 +25,7 @@ from trollmoves.utils.logs import LogThrottle
 logger = logging.getLogger(__name__)
 
 FIRST_CONTACT_SLACK = 5.0  # s before the start of this client from which announcements of a new source are requested
-REPLAY_TIMEOUT = 10.0  # s
+REPLAY_TIMEOUT = 30.0  # s; ZeroMQ closes a connection on which no page arrives for 15 s
 MAX_LOGS = 1_000  # of one provider; a server has one for each chain
 RETRY_DELAY = 5.0  # s before the next replay request to a source after a failed one, whatever it announces
 

@@ -34,6 +34,7 @@ PORT = 22
 FAST_TIMEOUT = 1.0  # seconds; nearly all replies come sooner, so that the TCP progress need not be read
 # Deliveries over one login. OpenSSH's MaxSessions allows 10 channels; a delivery by SCP uses up to three.
 CONNECTIONS_PER_LOGIN = 3
+MAX_LOGIN_BYTES = 1 << 20  # bytes that a server may send until the end of the login; OpenSSH sends a few kB
 MANY_KEYS = 5  # of an agent; OpenSSH's MaxAuthTries allows 6 attempts, and paramiko may need one before
 MAX_QUOTED = 200  # bytes of unexpected output of a server in an error text
 
@@ -149,11 +150,13 @@ class SshMover(RemoteMover):
                     "set ssh_key_filename"
                 ) from error
             raise
+        sock.limit = None
         return client
 
 
-def _connected_socket(login: Endpoint, timeout: float, stall_timeout: float) -> socket.socket:
+def _connected_socket(login: Endpoint, timeout: float, stall_timeout: float) -> BufferedSocket:
     sock = BufferedSocket(socket.create_connection((login.host, login.port or PORT), timeout))
+    sock.limit = MAX_LOGIN_BYTES
     # Without it small packets wait for the server's delayed acknowledgements, 40 ms each.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # paramiko's channel timeouts do not end a blocked write to the socket; this option does.

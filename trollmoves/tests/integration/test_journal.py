@@ -321,7 +321,12 @@ def test_log_can_be_read(journal: Journal) -> None:
     assert [a.number for a in journal.announcements_after("chain", 2, 10)] == [3, 4, 5]
     assert [a.number for a in journal.announcements_after("chain", 0, 2)] == [1, 2]
     assert journal.announcements_after("chain", 5, 10) == []
-    assert [a.number for a in journal.newest_announcements("chain", 2)] == [5, 4]
+    assert journal.newest_files("chain", 2) == [("message", "5"), ("message", "4")]
+    journal.append_announcements(
+        "long", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 100_000) for n in range(1, 9)]
+    )
+    assert [a.number for a in journal.announcements_after("long", 2, 10)] == [3, 4, 5]
+    assert [a.number for a in journal.undelivered_announcements("long", ("push",), 2, 10)] == [3, 4, 5]
     assert journal.get_announcement("chain", 3) == announced(3)
     assert journal.get_announcement("chain", 6) is None
     assert journal.get_announcements("chain", {2, 6, 4, 2**63 - 1}) == {2: announced(2), 4: announced(4)}

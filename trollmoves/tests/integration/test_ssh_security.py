@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,6 +176,27 @@ def known_hosts_text(far: Far, folder: Path, lines: str) -> str:
         other=public(make_key(folder / "other")),
         rsa=public(make_key(folder / "rsa", "rsa")) if "{rsa}" in lines else "",
     )
+
+
+def test_endless_greeting(tmp_path: Path) -> None:
+    """A server that sends data without end in place of the SSH greeting is rejected after 1 MB."""
+    origin = tmp_path / "f"
+    origin.write_bytes(b"content")
+
+    def send_until_closed() -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            while True:
+                connection.sendall(bytes(65536))
+
+    with socket.create_server((HOST, 0)) as listening:
+        thread = threading.Thread(target=send_until_closed)
+        thread.start()
+        attrs = {"password": "p", "num_ssh_retries": 1, "connection_timeout": 60}
+        with pytest.raises(ConnectionFailed, match="too much data before the login"):
+            move_it(origin, f"sftp://sat@{HOST}:{listening.getsockname()[1]}/", attrs)
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_agent_that_hangs(far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
