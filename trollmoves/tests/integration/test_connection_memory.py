@@ -135,3 +135,12 @@ def test_replies_that_are_not_read(replier: Replier) -> None:
             for _ in range(500):
                 line.sendall(frames)
         until(lambda: is_closed(line), 30, "it is disconnected")
+
+
+def test_silent_connections_are_closed(publisher: Publisher, replier: Replier) -> None:
+    """A connection that sends nothing is closed after the time for the handshake, on both kinds of ports."""
+    lines = [socket.create_connection((HOST, port), 20) for port in (publisher.port, replier.port)]
+    for line in lines:
+        with closing(line):
+            while line.recv(100):
+                pass
