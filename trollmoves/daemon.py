@@ -19,7 +19,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from trollmoves import __version__
 from trollmoves.config import config_file
+from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
+from trollmoves.config.probes import probes
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
 from trollmoves.scheduler.scheduler import Scheduler
@@ -112,6 +114,8 @@ class Daemon(ABC, Generic[O]):
         add = parser.add_argument
         add("config_file", help="the configuration file")
         add("--check", action="store_true", help="print the chains that would run and all errors, then exit")
+        add("--strict", action="store_true", help="with --check: exit with status 1 also if there are warnings")
+        add("--connect", action="store_true", help="with --check: log in to all providers and destinations too")
         add("-c", "--log-config", metavar="FILE", help="logging configuration (YAML, dictConfig)")
         add("-l", "--log", metavar="FILE", help="log to this file instead of standard error")
         add("-v", "--verbose", action="store_true", help="log more")
@@ -143,7 +147,11 @@ class Daemon(ABC, Generic[O]):
         sys.stdout.write(self.check_report(found))
         if advice := self.startup_warning(found.sections.values()):
             sys.stdout.write(f"\n{advice}\n")
-        return 1 if found.broken else 0
+        warnings = environment_warnings(found, getattr(self.arguments, "port", None))
+        sys.stdout.writelines(f"warning: {warning}\n" for warning in warnings)
+        failed = self.arguments.connect and not _run_probes(found)
+        is_rejected = self.arguments.strict and bool(warnings or found.warnings)
+        return 1 if found.broken or failed or is_rejected else 0
 
     def _run_logged(self, log: LogWriter) -> int:
         status = 1
@@ -349,6 +357,17 @@ class _JournalPruner:
             self._journal.check_file()
             self._steps = self._journal.prune(self._retention, self._compactors)
         self._next = time.monotonic() + (PRUNE_INTERVAL if done is None else PRUNE_STEP_PAUSE)
+
+
+def _run_probes(found: config_file.Configuration[Any]) -> bool:
+    """Print a line for each probe; return True if all succeeded."""
+    succeeded = True
+    for probe in probes(found):
+        passed, line = probe.result()
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+        succeeded = succeeded and passed
+    return succeeded
 
 
 def _raise_fd_limit() -> None:

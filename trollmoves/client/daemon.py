@@ -59,6 +59,7 @@ class ClientChain:
             fetches,
             peers,
             prepare=lambda _, message: self._destinations.url_for(message),
+            destinations=self._destinations,
             on_request=self._publish_push,
             on_delivered=self._receipts.on_delivered,
         )
@@ -78,6 +79,7 @@ class ClientChain:
         """Stop receiving and requesting; requests without a reply are repeated at the next start."""
         self._receiver.stop()
         self._scheduler.unregister(self.name)
+        self._fetcher.stop()
         self._requester.stop()
         self._publisher.stop()
 

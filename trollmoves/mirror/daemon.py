@@ -98,6 +98,7 @@ class MirrorChain:
         """Stop receiving announcements and requests; pending fetches and pushes continue after the next start."""
         self._receiver.stop()
         self._request_handler.stop()
+        self._fetcher.stop()
         self._requester.stop()
 
     # -- relaying announcements

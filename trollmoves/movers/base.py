@@ -366,6 +366,23 @@ class Mover(ABC):
                 raise
         return source
 
+    def check(self, name: str) -> bool:  # noqa: ARG002  (optional)
+        """Write the origin under ``name`` to the destination, a directory, and remove it; return False without it.
+
+        Raises TransferError if the host, the login or the directory does not accept the file.
+        """
+        raise PermanentTransferError(f"{self}: deliveries by {type(self).__name__} cannot be checked")
+
+    def write_and_remove(self, backend: Backend, source: SourceFile, name: str) -> bool:
+        """Do the work of ``check`` with a backend."""
+        directory = self.path.rstrip("/")
+        if backend.partials and not backend.is_directory(directory or "/"):
+            return False
+        path = f"{directory}/{name}"
+        backend.send(source, path)
+        backend.remove(path)
+        return True
+
     def option(self, name: str) -> Any:
         """Return the connection parameter ``name``, or its default."""
         return options.value(self.attrs, name)

@@ -68,6 +68,21 @@ class RemoteMover(Mover):
         assert first is not None  # noqa: S101  (there is always one destination)
         raise first
 
+    def check(self, name: str) -> bool:
+        """Log in, write the origin under ``name``, and remove it there; return False without the directory."""
+        try:
+            with translate_os_errors(self), self.open() as source:
+                login = self.endpoint()
+                self.host = shared_pool().capabilities.get(self.capability_key(login), self._host_url)
+                connection = self._connect(login)
+                try:
+                    return self.write_and_remove(connection, source, name)
+                finally:
+                    connection.close()
+        except Exception as error:
+            self._remove_secrets(error)
+            raise
+
     def endpoint(self) -> Endpoint:
         """Return the endpoint of the current destination."""
         return _endpoint_of(self.destination._replace(path=""))

@@ -19,11 +19,13 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.net import urls
+from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
+from trollmoves.receiver.preparation import Preparer
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
 from trollmoves.scheduler.lanes import Result
-from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.scheduler.scheduler import Scheduler, failure_result
 from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 REQUESTS_PER_SOURCE = 32  # concurrent requests
 MAX_TRANSFER_SECONDS = 3600.0  # s allowed for one transfer of a legacy server
 ACK_TRIES = 5  # attempts to acknowledge a file to a source that does not reply
+HELD_RETRY_DELAY = 10.0  # s before the next look at a destination that does not respond
 UPTIME_SLACK = 0.2  # s allowed for the transmission of the reply
 MAX_REASON = 1_000  # characters of the error in a reply that are kept
 
@@ -106,11 +109,12 @@ class SourceLookup(Protocol):
 class Fetcher:
     """The requests of one chain.
 
-    ``prepare(task, message)`` returns the destination URL, with login, before a request; it runs on the scheduler
-    thread and may raise. ``on_request(attempt)`` is called for each request to a source, and again during the transfer.
+    ``prepare(task, message)`` returns the destination URL, with login, before a request; it may raise, and may block,
+    so it runs on a thread of ``Preparer``, unless ``destinations`` knows the URL. ``on_request(attempt)`` is called for
+    each request to a source, and again during the transfer.
     ``on_delivered(attempt, reply)`` is called on the requester's thread after a delivery and returns the result of the
     task. ``on_failed(task, error)`` is called if no source delivered; if ``error.temporary``, another attempt follows.
-    None of them may block.
+    These three must not block.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class Fetcher:
         peers: Peers,
         *,
         prepare: Callable[[Task, Message], str],
+        destinations: Destinations | None = None,
         on_request: Callable[[FetchAttempt], None],
         on_delivered: Callable[[FetchAttempt, Message], Result],
         on_failed: Callable[[Task, TrollmovesError], None] | None = None,
@@ -135,6 +140,8 @@ class Fetcher:
         self._peers = peers
         self._on_failed = on_failed
         self._prepare = prepare
+        self._destinations = destinations
+        self._preparer = Preparer(options.name)
         self._on_request = on_request
         self._on_delivered = on_delivered
         self._queues = SerialQueues()
@@ -148,6 +155,10 @@ class Fetcher:
         scheduler.register(
             self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=SUBSCRIBER_GRACE
         )
+
+    def stop(self) -> None:
+        """Stop preparing requests."""
+        self._preparer.stop()
 
     def acknowledge(self, source: str, announcement: str) -> None:
         """Send an ack to a source; without a reply it is repeated, ``ACK_TRIES`` times in total."""
@@ -184,10 +195,28 @@ class Fetcher:
         if self._journal.now() - task.created > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
-        destination = self._prepare(task, message)
         if len(sources) > 1:
             sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
-        self._request_next(FetchAttempt(task, message, destination, sources, finish))
+        known = self._destinations
+        attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", sources, finish)
+        if attempt.destination:
+            self._request_next(attempt)
+        else:
+            self._prepare_and_request(attempt, urls.redacted(known.compose(message).geturl()) if known else self.name)
+
+    def _prepare_and_request(self, attempt: FetchAttempt, directory: str) -> None:
+        def request(destination: str) -> None:
+            attempt.destination = destination
+            self._request_next(attempt)
+
+        def fail(error: Exception | None) -> None:
+            if error is None:
+                attempt.task.tries -= 1
+                attempt.finish(Result(retry_in=HELD_RETRY_DELAY))
+            else:
+                attempt.finish(failure_result(attempt.task, error))
+
+        self._preparer.run(directory, lambda: self._prepare(attempt.task, attempt.message), request, fail)
 
     def _drop(self, task: Task, finish: Callable[[Result], None]) -> None:
         """End a task whose file has a newer version, which is delivered or waiting."""

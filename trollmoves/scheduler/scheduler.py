@@ -372,12 +372,17 @@ class Scheduler:
         unfinished = [task]  # only the first call of finish counts
         try:
             handler(task, finish)
-        except TrollmovesError as error:
-            _log_failure(task, error)
-            finish(Result(error=error))
         except Exception as error:  # an error in one task must not stop the scheduler
-            logger.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
-            finish(Result(error=UnexpectedError(str(error) or type(error).__name__)))
+            finish(failure_result(task, error))
+
+
+def failure_result(task: Task, error: Exception) -> Result:
+    """Log the error that ended an attempt of a task; return the result of the attempt. Any thread."""
+    if isinstance(error, TrollmovesError):
+        _log_failure(task, error)
+        return Result(error=error)
+    logger.error("[%s] %s %s: unexpected error", task.chain, task.kind, task.key, exc_info=error)
+    return Result(error=UnexpectedError(str(error) or type(error).__name__))
 
 
 def _log_failure(task: Task, error: TrollmovesError) -> None:
