@@ -80,7 +80,7 @@ def test_stopped_subscriber(tmp_path: Path, publisher: Publisher, script: str) -
         expected = [f"pytroll://{number}" for number in range(COUNT)]
         for number in range(COUNT):
             publisher.send(Message(f"/{number}", "file", {"x": "x" * SIZE}))
-        time.sleep(sockets.HEARTBEAT_TIMEOUT / 1000 + 5)  # a kept connection is no event
+        time.sleep(sockets.HEARTBEAT_TIMEOUT / 1000 + 5)  # no event shows that a connection is kept
         process.send_signal(signal.SIGCONT)
         until(lambda: expected[-1] in lines(output), 20, "the last message")
         assert lines(output) == expected
