@@ -109,7 +109,7 @@ def request_id(text: str) -> str | None:
         return None
     try:
         metadata, _ = json.JSONDecoder().raw_decode(text, start + len('"request": '))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     id_ = metadata.get("id") if isinstance(metadata, dict) else None
     return id_ if isinstance(id_, str) else None

@@ -16,6 +16,7 @@ from posttroll.bbmcast import MulticastSender, get_configured_broadcast_port
 from trollmoves.errors import StartError, TrollmovesError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import NEWEST_VERSION, Message
+from trollmoves.messaging.security.connection_memory import MB, Limits, MemoryLimits
 from trollmoves.net import hosts
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
@@ -27,6 +28,12 @@ HEARTBEAT_INTERVAL = 30  # s
 INITIAL_HEARTBEAT_DELAYS = (1.0, 1.0, 2.0, 4.0, 8.0, 14.0)
 QUEUE_BYTES = 128_000_000  # bytes of messages that are queued for slow subscribers, by the average size of messages
 AVERAGED_OVER = 1000  # messages
+MAX_SUBSCRIPTION_BYTES = 4096  # the sender of a longer subscription is disconnected
+# ZeroMQ needs about 50 bytes for each byte of a subscription.
+MEMORY_LIMITS = MemoryLimits(
+    unread=Limits(64 * 1024, 2 * MB, 8 * MB),
+    unsent=Limits(16 * MB, 64 * MB, 256 * MB),
+)
 ADVERTISE_INTERVAL = 2.0  # s between broadcasts of the address, as in posttroll
 ADVERTISE_RETRY_DELAY = 60.0  # s after a failed broadcast
 
@@ -56,12 +63,13 @@ class Publisher:
         ``clients`` can connect.
         """
         self.name = name
-        self._socket, self.port = sockets.bind(
+        self._socket, self.port, self._monitor = sockets.bind(
             zmq.PUB,
             sockets.tcp(bind_address, port),
-            {zmq.SNDHWM: sockets.HIGH_WATER_MARK, **sockets.LASTING},
+            {zmq.SNDHWM: sockets.HIGH_WATER_MARK, zmq.MAXMSGSIZE: MAX_SUBSCRIPTION_BYTES, **sockets.LASTING},
             _configured_ports(),
             clients,
+            limits=MEMORY_LIMITS,
         )
         self._lock = threading.Lock()
         self._average_size = 0.0  # bytes
@@ -100,6 +108,7 @@ class Publisher:
                 self._limit_queue(frames)
                 for frame in frames:
                     self._socket.send(frame)
+                self._monitor.add_sent(sum(map(len, frames)))
 
     def _limit_queue(self, frames: Sequence[bytes]) -> None:
         """Limit the queue of each subscriber to QUEUE_BYTES of messages of average size; ZeroMQ counts messages."""

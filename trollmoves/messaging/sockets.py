@@ -13,6 +13,8 @@ import zmq
 from trollmoves.errors import StartError
 from trollmoves.messaging.security import authenticator, curve_keys, handshake_errors
 from trollmoves.messaging.security.access import accept_filters
+from trollmoves.messaging.security.connection_memory import MemoryLimits
+from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
 from trollmoves.net import hosts
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
@@ -124,8 +126,12 @@ def bind(
     options: Options | None = None,
     ports: tuple[int, int] | None = None,
     clients: ClientAllowlist = ANYONE,
-) -> tuple[Socket, int]:
-    """Return a socket bound to ``address`` and its port; port 0 chooses a free one, within ``ports`` if given.
+    *,
+    limits: MemoryLimits,
+) -> tuple[Socket, int, ConnectionMonitor]:
+    """Return a socket bound to ``address``, its port, and the monitor that enforces ``limits``.
+
+    Port 0 chooses a free one, within ``ports`` if given.
 
     A port in use is retried for ``BIND_TIMEOUT`` seconds: ZeroMQ releases that of a closed socket with a delay.
     Connections from addresses that are not among the ``clients`` are closed on accept. Raise StartError if the port
@@ -136,7 +142,7 @@ def bind(
     deadline = time.monotonic() + BIND_TIMEOUT
     while True:
         try:
-            return _bound(kind, address, all_options, ports or PORTS, filters)
+            return _bound(kind, address, all_options, ports or PORTS, filters, limits)
         except (*SOCKET_ERRORS, StartError) as error:
             if getattr(error, "errno", 0) != zmq.EADDRINUSE or time.monotonic() > deadline:
                 raise StartError(f"cannot listen on {address}: {_error_text(error)}") from error
@@ -144,10 +150,15 @@ def bind(
 
 
 def _bound(
-    kind: int, address: str, options: dict[int, int], ports: tuple[int, int], filters: Sequence[bytes]
-) -> tuple[Socket, int]:
+    kind: int,
+    address: str,
+    options: dict[int, int],
+    ports: tuple[int, int],
+    filters: Sequence[bytes],
+    limits: MemoryLimits,
+) -> tuple[Socket, int, ConnectionMonitor]:
     security = authenticator.process_authenticator()
-    socket, monitor = security.new_server_socket(kind, options[zmq.MAXMSGSIZE])
+    socket, monitor = security.new_server_socket(kind, options[zmq.MAXMSGSIZE], limits)
     try:
         _set(socket, options)
         for one in filters:
@@ -164,7 +175,7 @@ def _bound(
         socket.close(0)
         raise
     security.watch(monitor, port)
-    return socket, port
+    return socket, port, monitor
 
 
 def send(socket: Socket, frames: Sequence[bytes]) -> None:

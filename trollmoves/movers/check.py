@@ -15,7 +15,7 @@ from trollmoves.utils.logs import format_bytes
 
 
 def check_destination(directory: ParseResult, attrs: Mapping[str, Any]) -> str:
-    """Return what was found at ``directory``, which deliveries would write to; ``attrs`` are connection parameters.
+    """Return the result for ``directory``, which deliveries would write to; ``attrs`` are connection parameters.
 
     Raises:
         TransferError: the host, the login or the directory does not accept files. Its text contains no secret.

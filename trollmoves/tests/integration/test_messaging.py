@@ -1113,13 +1113,15 @@ def test_missing_keys_are_reported_in_one_line(tmp_path: Path) -> None:
     code = f"""
 from trollmoves.errors import StartError
 from trollmoves.messaging import sockets
+from trollmoves.messaging.publisher import MEMORY_LIMITS
 import posttroll, zmq
 
 for settings in ({{}}, {{name: {str(tmp_path / "no such")!r} for name in (
     "server_secret_key_file", "server_public_key_file", "client_secret_key_file", "clients_public_keys_directory"
 )}}):
     posttroll.config.config.update(settings)
-    for make in (lambda: sockets.connect(zmq.SUB, "tcp://{HOST}:5"), lambda: sockets.bind(zmq.PUB, "tcp://{HOST}:0")):
+    bind = lambda: sockets.bind(zmq.PUB, "tcp://{HOST}:0", limits=MEMORY_LIMITS)
+    for make in (lambda: sockets.connect(zmq.SUB, "tcp://{HOST}:5"), bind):
         try:
             make()
         except StartError as error:
