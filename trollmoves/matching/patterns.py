@@ -53,6 +53,7 @@ class ComposeError(TrollmovesError):
     """A name cannot be composed from these fields; ``field`` is the first one that is missing or invalid."""
 
     temporary = held = True
+    blames_directory = True  # other files may have the fields
 
     def __init__(self, text: str, field: str = "") -> None:
         super().__init__(text)

@@ -308,7 +308,7 @@ def test_nothing_that_is_said_ends_it(testbed: Testbed) -> None:
     d.publisher.publish_text(f"pytroll:/{TOPIC} file me@here 2025-01-01T00:00:00 v1.01 application/json {{bad")
     d.publisher.publish(TOPIC, "file", good)
     d.wait_for("npp/a")
-    d.wait_until_idle()
+    d.process.wait_for_line("metadata would lead above the directory")
     assert f"{remote} is on another host" in d.process.lines()
     assert "/no/such/file: No such file or directory" in d.process.lines()
     assert "missing field 'platform_name' for" in d.process.lines()
@@ -326,13 +326,13 @@ def test_file_urls(testbed: Testbed) -> None:
 
 
 def test_permanent_failure(testbed: Testbed) -> None:
-    """A permanent failure is logged once, and retried when a new message names the file."""
+    """A destination that must be repaired is logged once; a new message about the file retries it."""
     d = DispatcherTestbed(testbed, {**one(directory="OUT/file"), **LAST}).start()
     (d.out / "file").write_text("in the way")
     d.publisher.publish_file(d.file("a"))
-    d.process.wait_for_line("will not be retried")
-    d.wait_until_idle()
-    assert d.process.lines().count("will not be retried") == 1
+    d.process.wait_for_line(", held (attempt")
+    d.publisher.publish_file(d.source / "a")
+    assert d.process.lines().count(", held (attempt") == 1
     (d.out / "file").unlink()
     d.publisher.publish_file(d.source / "a")
     d.wait_for("file/a")
