@@ -19,8 +19,8 @@ import pytest
 
 from trollmoves.errors import (
     AuthenticationFailed,
-    BadDestination,
     ConnectionFailed,
+    NameRejected,
     NoSpace,
     OriginMissing,
     OriginUnreadable,
@@ -194,7 +194,7 @@ class MoverContract:
             path = tmp_path / name
             path.write_bytes(b"%d" % number)
             if name in self.unnameable:
-                with pytest.raises(BadDestination):
+                with pytest.raises(NameRejected):
                     move_it(path, target.url(f"{here}/"), target.attrs)
             else:
                 move_it(path, target.url(f"{here}/"), target.attrs)

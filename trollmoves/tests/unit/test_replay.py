@@ -363,6 +363,7 @@ def test_a_provider_cannot_move_the_position_of_another(stack: ExitStack, client
 def test_a_reply_cannot_skip_numbers_that_were_not_announced(client: Client, server: Server) -> None:
     """A reply that says "complete up to 10^15" counts up to the highest number that was announced."""
     in_touch(client, server)
+    server.last = 8
     server.instead = [("replay", {"log": server.log, "last": 10**15, "through": 10**15, "messages": [server.text(6)]})]
     client.heartbeat(server, 8)
     until(lambda: client.have() == {server.log: 8}, SOON)
