@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 MAX_PER_ADDRESS = 1_000  # connections from one address to one socket
 MAX_CONNECTIONS = 4_000  # connections to one socket
 FD_DIVISOR = 8  # the share of the process's descriptors for connections to one socket is 1/FD_DIVISOR
+MAX_EVENTS = 50  # events processed before the authenticator answers others
 RECENT_MS = 10_000  # ms since the last data from a peer
 
 MESSAGE_OVERHEAD = 256  # bytes of framing and encryption that a message has at most
@@ -94,15 +95,16 @@ class ConnectionMonitor:
         self._throttle = LogThrottle(burst=1)
 
     def process_events(self) -> bool:
-        """Process pending events; return False if the socket is closed."""
-        while True:
+        """Process pending events, at most MAX_EVENTS; return False if the socket is closed."""
+        for _ in range(MAX_EVENTS):
             try:
                 event, value = handshake_errors.parse_event(self.monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
-                return True
+                break
             if event == zmq.EVENT_MONITOR_STOPPED:
                 return False
             self._on_event(event, value)
+        return True
 
     def add_read(self, frame: zmq.Frame, size: int) -> int:
         """Record a message that the socket's thread has read, by one of its frames; return ZeroMQ's descriptor."""
