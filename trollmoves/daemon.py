@@ -19,11 +19,15 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from trollmoves import __version__
 from trollmoves.config import config_file
+from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
+from trollmoves.config.probes import probes
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
+from trollmoves.scheduler.lanes import ChainPolicy
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
+from trollmoves.utils.log_writer import LogWriter
 from trollmoves.watch import FileWatch
 
 logger = logging.getLogger(__name__)
@@ -111,6 +115,8 @@ class Daemon(ABC, Generic[O]):
         add = parser.add_argument
         add("config_file", help="the configuration file")
         add("--check", action="store_true", help="print the chains that would run and all errors, then exit")
+        add("--strict", action="store_true", help="with --check: exit with status 1 also if there are warnings")
+        add("--connect", action="store_true", help="with --check: log in to all providers and destinations too")
         add("-c", "--log-config", metavar="FILE", help="logging configuration (YAML, dictConfig)")
         add("-l", "--log", metavar="FILE", help="log to this file instead of standard error")
         add("-v", "--verbose", action="store_true", help="log more")
@@ -130,15 +136,10 @@ class Daemon(ABC, Generic[O]):
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | WORLD_WRITABLE)
-            logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
-            file_watch = FileWatch(self._file, lambda: self._orders.put("reload"))
-            file_watch.start()  # before the first read, so that no change is missed
-            try:
-                return self._run_daemon()
-            finally:
-                file_watch.stop()
+            return self._run_logged(
+                logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
+            )
         except TrollmovesError as error:
-            logger.debug("cause of the exit", exc_info=True)
             print(f"{self.make_parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the final message)
             return 1
 
@@ -147,26 +148,45 @@ class Daemon(ABC, Generic[O]):
         sys.stdout.write(self.check_report(found))
         if advice := self.startup_warning(found.sections.values()):
             sys.stdout.write(f"\n{advice}\n")
-        return 1 if found.broken else 0
+        warnings = environment_warnings(found, getattr(self.arguments, "port", None))
+        sys.stdout.writelines(f"warning: {warning}\n" for warning in warnings)
+        failed = self.arguments.connect and not _run_probes(found)
+        is_rejected = self.arguments.strict and bool(warnings or found.warnings)
+        return 1 if found.broken or failed or is_rejected else 0
 
-    def _run_daemon(self) -> int:
+    def _run_logged(self, log: LogWriter) -> int:
+        status = 1
+        file_watch = FileWatch(self._file, lambda: self._orders.put("reload"))
+        try:
+            file_watch.start()  # before the first read, so that no change is missed
+            status = self._run_daemon(log)
+        except TrollmovesError:
+            logger.debug("cause of the exit", exc_info=True)
+            raise
+        finally:
+            file_watch.stop()
+            if not log.close():  # the interpreter would wait without limit for a log that cannot be written
+                os._exit(status)
+        return status
+
+    def _run_daemon(self, log: LogWriter) -> int:
         sys.setswitchinterval(SWITCH_INTERVAL)
         _raise_fd_limit()
         current = self.read_config()
         _log_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
-        self._listen_to_signals()
+        self._listen_to_signals(log)
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
                 current = self._run_chains(current, journal)
             except StartError:
-                if not journal.damage:
+                if not (journal.damage or journal.replaced):
                     raise
             finally:
                 journal.close()
             damage = journal.damage
-            if self._ending or not damage:
+            if self._ending or not (damage or journal.replaced):
                 break
         return 0
 
@@ -205,9 +225,14 @@ class Daemon(ABC, Generic[O]):
         finally:
             self._stop(runtime)
 
-    def _listen_to_signals(self) -> None:
-        for number, order in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
-            signal.signal(number, lambda *_, order=order: self._orders.put(order))
+    def _listen_to_signals(self, log: LogWriter) -> None:
+        def hang_up(*_: object) -> None:
+            log.reopen()
+            self._orders.put("reload")
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._orders.put("stop"))
+        signal.signal(signal.SIGHUP, hang_up)
 
     def _command_loop(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
         pruner = _JournalPruner(runtime, self.compactors)
@@ -220,7 +245,8 @@ class Daemon(ABC, Generic[O]):
             if order in ("stop", "restart"):
                 self._ending = order == "stop"
                 if not self._ending:
-                    logger.error("the journal is damaged (%s), restarting all chains", runtime.journal.damage)
+                    reason = f"is damaged ({runtime.journal.damage})" if runtime.journal.damage else "was replaced"
+                    logger.error("the journal %s, restarting all chains", reason)
                 return current
             with self.paused_input():
                 current = self._reload(current, runtime)
@@ -229,8 +255,9 @@ class Daemon(ABC, Generic[O]):
 
     def _start_chain(self, options: O, runtime: Runtime) -> bool:
         chain = None
-        runtime.scheduler.set_priority(options.name, options.priority)
+        runtime.scheduler.set_policy(options.name, ChainPolicy(options.priority, options.probe_interval))
         try:
+            runtime.journal.release(options.name)
             chain = self.make_chain(options, runtime)
             chain.start()
         except Exception as error:  # the other chains must run
@@ -244,6 +271,9 @@ class Daemon(ABC, Generic[O]):
             self._chains[options.name] = chain
         logger.info("[%s] started", options.name)
         return True
+
+    def on_reload(self, chain: Chain) -> None:
+        """Repeat what failed in a chain with an unchanged configuration: an operator may have repaired the cause."""
 
     def _stop_chain(self, name: str) -> None:
         with self._chains_lock:
@@ -277,8 +307,12 @@ class Daemon(ABC, Generic[O]):
             if not self._start_chain(new.sections[name], runtime):
                 logger.error("[%s] keeps its previous configuration", name)
                 self._start_chain(current.sections[name], runtime)
-        for name in (*changes.added, *(n for n in changes.unchanged if n not in self._chains)):
-            self._start_chain(new.sections[name], runtime)
+        for name in (*changes.added, *changes.unchanged):
+            if name in self._chains:
+                runtime.scheduler.retry_now(name)
+                self.on_reload(self._chains[name])
+            else:
+                self._start_chain(new.sections[name], runtime)
         logger.info(
             "configuration reloaded: %d added, %d changed, %d removed, %d unchanged",
             len(changes.added),
@@ -329,8 +363,20 @@ class _JournalPruner:
             logger.debug("cannot prune the journal: %s", error)  # the scheduler logs the errors of writes
             done = None
         if done is None:
+            self._journal.check_file()
             self._steps = self._journal.prune(self._retention, self._compactors)
         self._next = time.monotonic() + (PRUNE_INTERVAL if done is None else PRUNE_STEP_PAUSE)
+
+
+def _run_probes(found: config_file.Configuration[Any]) -> bool:
+    """Print a line for each probe; return True if all succeeded."""
+    succeeded = True
+    for probe in probes(found):
+        passed, line = probe.result()
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+        succeeded = succeeded and passed
+    return succeeded
 
 
 def _raise_fd_limit() -> None:

@@ -1,8 +1,11 @@
 """All exceptions of this package, as one tree.
 
-``error.temporary`` decides about a retry: True if the same operation may succeed later, False if it fails until an
-operator changes something. ``error.outage`` decides whether other tasks of the same lane wait too. Error texts contain
-no secrets.
+There are three kinds of failure. A *temporary* one may end without an operator: the task is retried after a backoff.
+A *held* one ends when an operator repairs the destination, the credentials, the installation or the configuration:
+the task is retried every few minutes, and immediately after a reload, a restart or a repeated message. All others are
+*failed*: this file cannot be delivered, because it is missing or its name cannot exist at the destination.
+``error.temporary`` is True for the first two kinds, ``error.held`` for the second. ``error.outage`` decides whether
+other tasks of the same lane wait too. Error texts contain no secrets.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ class TrollmovesError(Exception):
     """Base class of all errors of this package."""
 
     temporary = False
+    held = False
     blames_origin = False  # caused by the file to send: the destination may work
     blames_directory = False  # caused by one directory: others on the same host may work
 
@@ -28,6 +32,8 @@ class StartError(TrollmovesError):
 class ConfigError(StartError):
     """A configuration is invalid; the text names the file, section and option as far as known."""
 
+    temporary = held = True
+
     def __init__(self, text: str, *, file: str = "", section: str = "", option: str = "") -> None:
         where = " ".join(filter(None, (file and f"{file}:", section and f"[{section}]", option and f"{option}:")))
         super().__init__(f"{where} {text}" if where else text)
@@ -42,6 +48,12 @@ class JournalError(StartError):
     temporary = True
 
 
+class UnsupportedValue(JournalError):
+    """A row has a value that SQLite cannot store; others can be stored."""
+
+    temporary = False
+
+
 class JournalFull(JournalError):
     """The disk of the journal is full."""
 
@@ -54,6 +66,12 @@ class RequestRejected(TrollmovesError):
     """A request is rejected; the text is the reply to the peer."""
 
 
+class AccessDenied(RequestRejected):
+    """The configuration does not allow this client or destination."""
+
+    temporary = held = True
+
+
 class UnpackError(TrollmovesError):
     """A packed file was not unpacked; the target directory contains none of its files."""
 
@@ -64,8 +82,14 @@ class TemporaryUnpackError(UnpackError):
     temporary = True
 
 
+class UnpackHeld(TemporaryUnpackError):
+    """The file may be unpacked when an operator has changed the target directory or installed a program."""
+
+    held = True
+
+
 class UnpackFailed(UnpackError):
-    """The file is damaged or unsafe to unpack, or the target directory is not writable."""
+    """The file is damaged or unsafe to unpack."""
 
 
 class TransferError(TrollmovesError):
@@ -80,6 +104,10 @@ class TemporaryTransferError(TransferError):
 
 class ConnectionFailed(TemporaryTransferError):
     """The host cannot be reached, or closed the connection."""
+
+
+class TooManyConnections(ConnectionFailed):
+    """The host rejects a further connection or login of this user or address."""
 
 
 class TransferStalled(TemporaryTransferError):
@@ -100,6 +128,12 @@ class OriginChanged(TemporaryTransferError):
     blames_origin = True
 
 
+class Superseded(TransferError):
+    """A newer version of the file was delivered to the same name, so this one is dropped."""
+
+    blames_origin = True
+
+
 class OriginUnreadable(TemporaryTransferError):
     """The file to deliver cannot be read: permissions of the file or a directory, or a disk error."""
 
@@ -109,14 +143,25 @@ class OriginUnreadable(TemporaryTransferError):
 class PermanentTransferError(TransferError):
     """The same transfer fails until an operator changes something."""
 
+    temporary = held = True
+
 
 class BadDestination(PermanentTransferError):
-    """The destination is not a URL that a mover supports."""
+    """The destination is not a URL that a mover supports, or its directory cannot be used."""
+
+    blames_directory = True
+
+
+class NameRejected(PermanentTransferError):
+    """A file of this name cannot exist at the destination."""
+
+    temporary = held = False
 
 
 class OriginMissing(PermanentTransferError):
     """The file to deliver does not exist, or is not a regular file."""
 
+    temporary = held = False
     blames_origin = True
 
 

@@ -55,10 +55,12 @@ class ClientChain:
         self._fetcher = Fetcher(
             options,
             runtime.journal,
+            runtime.scheduler,
             self._requester,
             fetches,
             peers,
             prepare=lambda _, message: self._destinations.url_for(message),
+            destinations=self._destinations,
             on_request=self._publish_push,
             on_delivered=self._receipts.on_delivered,
         )
@@ -71,13 +73,14 @@ class ClientChain:
         self._publisher.start()
         self._requester.start()
         self._receipts.start()
-        self._fetcher.start(self._scheduler)
+        self._fetcher.start()
         self._receiver.start()
 
     def stop(self) -> None:
         """Stop receiving and requesting; requests without a reply are repeated at the next start."""
         self._receiver.stop()
         self._scheduler.unregister(self.name)
+        self._fetcher.stop()
         self._requester.stop()
         self._publisher.stop()
 
@@ -88,7 +91,7 @@ class ClientChain:
         """Publish that a file has been requested."""
         added: dict[str, Any] = {"destination": urls.without_login(attempt.destination)}
         if self._options.backup_targets:
-            added["backup_targets"] = list(self._options.backup_targets)
+            added["backup_targets"] = [urls.host_without_login(host) for host in self._options.backup_targets]
         self._publisher.send_encoded([attempt.message.derive("push", added)])
 
 

@@ -20,11 +20,13 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.net import hosts, urls
 from trollmoves.receiver.destinations import Destinations
-from trollmoves.receiver.fetch_tasks import KIND, Fetch
+from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
 from trollmoves.receiver.fetcher import FetchAttempt
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
+from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
+from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class ReceiptPublisher:
         self._destinations = destinations
         self._scheduler = scheduler
         self._publisher = publisher
+        self._unpack_order = OrderedNames()
 
     def start(self) -> None:
         """Resume unpacking, and republish receipts that the previous process may have lost when it was killed."""
@@ -72,7 +75,7 @@ class ReceiptPublisher:
         url = self._actual_destination(attempt, reply)
         ack = message.derive("ack")
         is_local = hosts.is_local(url.hostname)
-        base = (url.path if is_local else _with_user(url, attempt.destination)).rstrip("/")
+        base = (url.path if is_local else urls.without_password(url)).rstrip("/")
         data: dict[str, Any] = _with_new_uris(message.data, base) | {"origin": attempt.source}
         if is_local and any(self._is_packed(item["uri"]) for item in payload.file_items(data)):
             body = json.dumps(
@@ -151,16 +154,26 @@ class ReceiptPublisher:
 
     def _unpack(self, task: Task) -> Result:
         """Unpack a delivered archive and publish the receipt. Runs on a worker thread."""
+        name = file_key_of(task)
+        with self._unpack_order.claim((name,), task.id) as current:
+            if current is None:
+                task.tries -= 1
+                return Result(retry_in=RECHECK_DELAY)
+            if not current:
+                logger.info("[%s] not unpacking %s: superseded by a newer version", self.name, name)
+                return Result()
+            return self._unpack_version(task)
+
+    def _unpack_version(self, task: Task) -> Result:
         text, root = json.loads(task.body)
         message = Message.decode(text)
-        packed: list[str] = []
+        packed: list[tuple[str, FileVersion]] = []
 
         def unpack(item: dict[str, Any]) -> list[dict[str, Any]]:
             if not self._is_packed(item["uri"]):
                 return [item]
             path = root + item["uri"]
-            packed.append(path)
-            members = self._members(path)
+            members = self._members(path, lambda fd: packed.append((path, version_of(os.fstat(fd)))))
             logger.info("[%s] unpacked %s, members: %d", self.name, os.path.basename(path), len(members))
             return [{"uid": os.path.basename(member), "uri": member.removeprefix(root)} for member in members]
 
@@ -169,11 +182,12 @@ class ReceiptPublisher:
         self._publisher.send_encoded([receipt])
         failpoints.hit("receipt-published")
         deletions = [
-            Task(self.name, "delete_archive", f"{task.key}\n{path}", "delete_archive", path) for path in packed
+            Task(self.name, "delete_archive", f"{task.key}\n{path}", "delete_archive", json.dumps([path, version]))
+            for path, version in packed
         ]
         return Result(reply=receipt, follow_ups=deletions if self._options.delete else ())
 
-    def _members(self, path: str) -> list[str]:
+    def _members(self, path: str, on_opened: Callable[[int], None]) -> list[str]:
         options = self._options
         return unpacking.unpack(
             options.compression or "",
@@ -181,19 +195,21 @@ class ReceiptPublisher:
             os.path.dirname(path),
             program=options.xritdecompressor,
             block_size=options.block_size,
+            on_opened=on_opened,
         )
 
     def _delete_archive(self, task: Task) -> None:
-        """Delete an unpacked archive. Runs on a worker thread."""
+        """Delete an unpacked archive, unless it was replaced since. Runs on a worker thread."""
+        path, version = json.loads(task.body)
         failpoints.hit("discarding")
         try:
-            os.unlink(task.body)
-            failpoints.hit("discarded")
+            if remove_version(path, FileVersion(*version)):
+                failpoints.hit("discarded")
         except FileNotFoundError:
             pass
         except OSError as error:
             logger.warning(
-                "[%s] cannot delete the archive %s: %s; leaving it in place", self.name, task.body, error.strerror
+                "[%s] cannot delete the archive %s: %s; leaving it in place", self.name, path, error.strerror
             )
 
 
@@ -224,13 +240,6 @@ def _unpacked_in(value: Any, unpack: Callable[[dict[str, Any]], list[dict[str, A
         else:
             items.append(_unpacked_in(item, unpack))
     return items
-
-
-def _with_user(url: ParseResult, requested: str) -> str:
-    """Return a URL with the user of the requested one, without the password."""
-    host = url.netloc.rpartition("@")[2]
-    user = urls.parse(requested).netloc.rpartition("@")[0].partition(":")[0]
-    return urls.with_login(url._replace(netloc=f"{user}@{host}" if user else host), "")
 
 
 def _with_new_uris(value: Any, base: str) -> Any:

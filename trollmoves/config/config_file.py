@@ -123,7 +123,7 @@ def check_report(configuration: Configuration[O]) -> str:
             lines += ["", _counted(len(texts), noun), *(f"  {text}" for text in texts)]
     if configuration.broken:
         lines += ["", "not running: " + " ".join(f"[{name}]" for name in configuration.broken)]
-    return "\n".join(" ".join(line.splitlines()) for line in lines) + "\n"
+    return "\n".join(urls.redact_text(" ".join(line.splitlines())) for line in lines) + "\n"
 
 
 def _without_port_conflicts(diagnostics: Diagnostics, usable: Mapping[str, O]) -> dict[str, O]:
@@ -190,7 +190,7 @@ def _format_value(name: str, value: object) -> str:
         return "; ".join(f"{key}={_format_value(key, item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ("," if isinstance(value, list) else " ").join(_format_value("", item) for item in value)
-    return urls.redacted(value) if "://" in str(value) else str(value)
+    return urls.redacted(value) if "://" in str(value) or "@" in str(value) else str(value)
 
 
 def _aligned(rows: Iterable[tuple[str, str]]) -> Iterator[str]:

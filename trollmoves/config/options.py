@@ -70,8 +70,8 @@ class SharedOptions:
     max_transfers_per_host: int = _option(parsers.integer(1, 1000), "4", "concurrent transfers to one destination host")
     retry_for: float = _option(
         parsers.seconds,
-        "604800",
-        "seconds during which a failed file is retried; the default is 7 days",
+        "0",
+        "seconds during which a failed file is retried; 0 is no limit",
     )
 
     def details(self) -> Iterable[tuple[str, object]]:
@@ -121,6 +121,11 @@ class ChainOptions(SharedOptions):
     priority: int = _option(
         parsers.integer(-1000, 1000), "0", "pending tasks run before those of sections with a lower priority"
     )
+    probe_interval: float = _option(
+        parsers.positive_seconds,
+        "120",
+        "maximum seconds between two attempts while a host or directory fails; a reload retries immediately",
+    )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
@@ -169,14 +174,21 @@ class ServerOptions(ChainOptions):
     allowed_destinations: tuple[destination_allowlist.DestinationPattern, ...] = _option(
         lambda value: tuple(map(destination_allowlist.parse_pattern, parsers.word_list(value))),
         "",
-        "destinations that requests may name: `scheme://host[:port]/path` or a path on this host, including all "
-        "directories below; `*` is allowed in host and path; without it all destinations",
+        "destinations that requests may name: `scheme://[user@]host[:port]/path` or a path on this host, including all "
+        "directories below; `*` is allowed in user, host and path, and as a scheme for all but paths on this host; "
+        "without it all destinations",
     )
     external_symlinks: str = _option(
         parsers.choice("owned", "all", "none"),
         "owned",
         "with `origin`: symbolic links to files outside it to announce: `all`, `none`, or those `owned` by the user of "
         "the server, by root, or by the owner of the file",
+    )
+    quiet_time: float = _option(
+        parsers.seconds,
+        "2",
+        "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
+        "cannot say whether it is open for writing",
     )
     station: str = _option(parsers.text, "unknown", "station name in the reply to a `ping`")
     info: dict[str, str | list[str]] = _option(  # noqa: RUF009  (returns a field)
@@ -222,7 +234,7 @@ class ClientOptions(ChainOptions):
     )
     topic: str = _option(parsers.subject, "", "prefix of the subjects to accept, for providers without `/topic`")
     login: str | None = _optional(
-        secrets.resolve, "`user[:password]` for the destination; only sent in requests", secret=True
+        secrets.resolve_login, "`user[:password]` for the destination; only sent in requests", secret=True
     )
     publish_port: int = _option(parsers.integer(0, 65535), "0", "port to publish messages on; 0 is any free port")
     nameservers: Nameservers = _optional(  # noqa: RUF009  (returns a field)
@@ -249,7 +261,9 @@ class ClientOptions(ChainOptions):
     create_target_directory: bool = _option(parsers.boolean, "true", "create a destination directory on this host")
     ftp_root: str = _option(parsers.text, "/", "path on this host that precedes the path of the destination")
     backup_targets: tuple[str, ...] = _option(
-        parsers.word_list, "", "hosts to try if the host of the destination is unavailable, with the same user and port"
+        parsers.word_list,
+        "",
+        "hosts to try if the host of the destination is unavailable, with its user and port unless they have others",
     )
     processing_delay: float = _option(parsers.seconds, "0", "seconds that a hot spare waits for its peer")
     takeover_after: float = _option(
@@ -325,7 +339,9 @@ class TargetOptions(ChainOptions):
         "URL of the host, as `sftp://user@host:22`, without directory; without it, or without `scheme://`, files are "
         "delivered to this host",
     )
-    login: str | None = _optional(secrets.resolve, "`user[:password]` for hosts without a user in the URL", secret=True)
+    login: str | None = _optional(
+        secrets.resolve_login, "`user[:password]` for hosts without a user in the URL", secret=True
+    )
     directory: str = _option(parsers.text, "", "directory on the host; it may contain metadata fields")
     filepattern: str = _option(
         parsers.text, "", "file name on the host; it may contain metadata fields; without it the name is kept"
@@ -340,6 +356,12 @@ class TargetOptions(ChainOptions):
         "",
         "new files to deliver, instead of subscribing to messages: directory and file name, with fields in trollsift's "
         "syntax",
+    )
+    quiet_time: float = _option(
+        parsers.seconds,
+        "2",
+        "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
+        "cannot say whether it is open for writing",
     )
     connection_parameters: dict[str, Any] = field(default_factory=dict)
     dispatch_configs: tuple[DispatchConfig, ...] = ()
@@ -370,7 +392,7 @@ LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_ski
 # Without effect in a mirror: it subscribes to its providers only and publishes on one port for all chains.
 NOT_OF_A_MIRROR = (
     *("origin", "listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "translate"),
-    *("unpack", "watchdog_timeout", "processing_delay", "takeover_after", "publish_port", "nameservers"),
+    *("quiet_time", "unpack", "watchdog_timeout", "processing_delay", "takeover_after", "publish_port", "nameservers"),
 )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from trollmoves.matching.received_time import text_of
 from trollmoves.net import urls
 
 MAX_SECONDS = 1e9  # seconds, about 31 years: accepted by every clock and timeout of Python
@@ -194,7 +195,8 @@ class MetadataReplacement:
         """Return the replacement of ``value``, which is not modified. Lists and values not in the map are returned."""
         if self.mapping is None:
             return self.text
-        return self.mapping.get(str(value), value) if isinstance(value, str | int | float) else value
+        text = text_of(value)
+        return self.mapping.get(str(text), value) if isinstance(text, str | int | float) else value
 
 
 def replacement(value: str) -> MetadataReplacement:

@@ -3,6 +3,7 @@
 The value of a secret option is the secret, ``file:/path`` of a file that contains only the secret, or ``env:NAME`` of
 an environment variable. In a path ``~`` and ``$VARIABLE`` are expanded, as in
 ``file:$CREDENTIALS_DIRECTORY/archive``. Secrets are read together with the configuration. Errors never show a secret.
+Each secret that is read is known to ``net.redaction``, which removes it from all texts.
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ import difflib
 import os
 import re
 import stat
+from contextlib import suppress
+
+from trollmoves.errors import BadDestination
+from trollmoves.net import urls
+from trollmoves.net.redaction import SECRET_NAME, known_secrets
 
 MAX_FILE_SIZE = 65_536  # bytes of a file with a secret
 FILE = "file:"
 VARIABLE = "env:"
 
+_SEPARATOR = re.compile(r"[\s,]+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LIKELY = ("login", "secret", "token", "password")
-_SECRET = re.compile("login|secret|token|passw|passphrase|credential|(?<!host_)key(?!_file)")
 
 
 def is_secret(name: str) -> bool:
     """Return True if an option of this name is probably a secret, also if misspelt: ``logn = user:password``."""
     name = name.lower()
-    return bool(_SECRET.search(name)) or bool(difflib.get_close_matches(name, _LIKELY, cutoff=0.8))
+    return bool(SECRET_NAME.search(name)) or bool(difflib.get_close_matches(name, _LIKELY, cutoff=0.8))
 
 
 def resolve(value: str) -> str:
@@ -33,6 +39,28 @@ def resolve(value: str) -> str:
     Raises:
         ValueError: the file or variable is missing or its content is invalid. The text follows the option's name.
     """
+    secret = _resolve(value)
+    known_secrets().add(secret)
+    return secret
+
+
+def resolve_login(value: str) -> str:
+    """Return the login, ``user[:password]``, as ``resolve``; only its password is a secret."""
+    login = _resolve(value)
+    known_secrets().add(login.partition(":")[2])
+    return login
+
+
+def remember_passwords(value: str) -> None:
+    """Make known the passwords that an option contains in URLs, or before hosts as ``user:password@host``."""
+    for word in (value, *_SEPARATOR.split(value)) if "@" in value else ():
+        if word.startswith("/"):
+            continue  # a path on this host
+        with suppress(BadDestination):
+            known_secrets().add(urls.password(word if "://" in word else f"any://{word}"))
+
+
+def _resolve(value: str) -> str:
     if value.startswith(FILE):
         return _read_file(_path(value))
     if value.startswith(VARIABLE):

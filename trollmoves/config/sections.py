@@ -139,6 +139,8 @@ class SectionParser(Generic[O]):
     def _value(self, name: str, option: Option, text: str) -> object:
         if option.secret and (warning := secrets.exposure_warning(text)):
             self.warn(name, warning)
+        if not option.secret:
+            secrets.remember_passwords(text)
         return option.parse(text)
 
     def _replacements(self) -> dict[str, parsers.MetadataReplacement]:
@@ -174,6 +176,7 @@ class SectionParser(Generic[O]):
         elif not is_group and (len(path) > 1 or isinstance(value, dict | list)):
             return self.problem(option, f"{path[0]} is one value, with no names below it")
         parameter = known if known and is_known else _unknown_parameter(path[-1])
+        secrets.remember_passwords(str(value))
         keeps_type = (
             isinstance(value, dict) if is_known else typed and not (parameter.secret and isinstance(value, str))
         )

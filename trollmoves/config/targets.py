@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import ParseResult
 
+from trollmoves.config import secrets
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
 from trollmoves.config.document import as_text
 from trollmoves.config.options import Alias, DispatchConfig, TargetOptions
@@ -22,7 +23,7 @@ SSH = "sftp"  # the mover of `ssh://`
 
 _DESTINATION_OPTIONS = ("host", "directory", "filepattern")
 _CONFIG_OPTIONS = ("topics", "conditions", "aliases", *_DESTINATION_OPTIONS)
-_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin")
+_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin", "quiet_time")
 
 
 class TargetParser(SectionParser[TargetOptions]):
@@ -204,6 +205,7 @@ def base_url(host: str) -> ParseResult:
     """Return the URL of a host, with its path; without a scheme it is this host. ValueError if it is invalid."""
     if "://" not in host:
         return ParseResult("file", "", "", "", "", "")
+    secrets.remember_passwords(host)
     try:
         url = urls.parse(host)
     except BadDestination:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
@@ -37,7 +38,13 @@ class TargetChain:
         self._watch = None
         self._oldest = 0.0  # seconds since the epoch
         if options.origin:
-            self._watch = DirectoryWatch(Origin(options.origin), self._on_found, name=self.name)
+            self._watch = DirectoryWatch(
+                Origin(options.origin),
+                self._on_found,
+                quiet=options.quiet_time,
+                name=self.name,
+                set_aside=partial(runtime.journal.set_aside, self.name),
+            )
             # Files older than the history in the journal were delivered long ago.
             self._oldest = time.time() - runtime.journal.history_seconds()
 
@@ -117,7 +124,11 @@ class Dispatcher(Daemon[TargetOptions]):
             self._publisher.start()
         options = runtime.options
         assert isinstance(options, DispatcherOptions)  # noqa: S101  (for the type checker)
-        self._subscription = Subscription(options, lambda messages: self._on_messages(messages, runtime))
+        self._subscription = Subscription(
+            options,
+            lambda messages: self._on_messages(messages, runtime),
+            partial(runtime.journal.set_aside, self.role),
+        )
         self._subscription.add_topics(self._topics)
 
     def close_shared(self) -> None:

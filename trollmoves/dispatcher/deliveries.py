@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from urllib.parse import ParseResult
 
 from trollmoves.config.options import TargetOptions
@@ -19,6 +18,7 @@ from trollmoves.dispatcher.routes import format_destination, logins, routes
 from trollmoves.errors import MessageError, TransferError, TrollmovesError
 from trollmoves.journal import FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
 from trollmoves.matching.patterns import ComposeError, Pattern
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.movers import PartialId, move_it
@@ -26,25 +26,32 @@ from trollmoves.net import urls
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
-from trollmoves.utils.logs import format_bytes
+from trollmoves.utils.logs import LogThrottle, format_bytes
+from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
+from trollmoves.watch.completeness import check_complete
 
 logger = logging.getLogger(__name__)
 
 KIND = "deliver"
 REPUBLISH = "republish"
-RECHECK_DELAY = 0.2  # seconds until the next attempt while another delivery to the same destination runs
-CACHE_SIZE = 10_000  # destinations for which the newest delivery is remembered
+ROUTE = "route"  # task kind: a message whose destination cannot be composed until the configuration is repaired
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOrder:
-    """A delivery as stored in the journal, without a password; ``receipt`` is the message to publish, or empty."""
+    """A delivery as stored in the journal, without a password.
+
+    ``receipt`` is the message to publish, or empty. ``size`` (bytes) and ``mtime_ns`` are those of the file when its
+    message arrived.
+    """
 
     path: str
     scheme: str
     netloc: str
     destination_path: str
-    receipt: str = ""
+    receipt: str
+    size: int
+    mtime_ns: int
 
     @property
     def url(self) -> ParseResult:
@@ -58,7 +65,7 @@ class DeliveryOrder:
 
     def text(self) -> str:
         """Return the order as JSON for the journal."""
-        return json.dumps([self.path, self.scheme, self.netloc, self.destination_path, self.receipt])
+        return json.dumps(astuple(self))
 
 
 class Deliveries:
@@ -75,7 +82,8 @@ class Deliveries:
         self._routes = routes(options)
         self._logins = logins(options)
         self._topic = Pattern(options.publish_topic, compose_only=True) if options.publish_topic else None
-        self._locks = _DestinationLocks()
+        self._throttle = LogThrottle()
+        self._order = OrderedNames()
         self._created = journal.now()
 
     def start(self) -> None:
@@ -86,6 +94,7 @@ class Deliveries:
         self._scheduler.register(
             self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, delay=delay
         )
+        self._scheduler.register(self.name, ROUTE, limit=1, handler=self._route)
         if self._publisher:
             self._scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=delay)
             self._scheduler.submit([task for task, new in self._journal.add_tasks(self._unpublished()) if new])
@@ -105,19 +114,51 @@ class Deliveries:
     # -- creating tasks
 
     def tasks(self, received: ReceivedMessage, subject: str | None) -> list[Task]:
-        """Return the delivery tasks for a message; log the files that cannot be delivered. Never raises.
+        """Return the tasks for a message; log the files that cannot be delivered. Never raises.
 
-        If ``subject`` is None, topics are not compared.
+        If ``subject`` is None, topics are not compared. If a destination cannot be composed, one of the tasks keeps the
+        message until the configuration is repaired.
         """
         try:
-            matching = [route for route in self._routes if not route.mismatch_reason(subject, received.metadata)]
-            files = list(self._local_files(received)) if matching else []
-            return [task for file in files for route in matching for task in self._task(route.number, file)]
-        except TrollmovesError as error:
-            logger.warning("[%s] ignored message about %s: %s", self.name, received.message.subject, error)
-        except Exception:  # a malformed message must not stop the dispatcher
-            logger.exception("[%s] ignored message about %s", self.name, received.message.subject)
+            tasks, error = self._deliveries(received, subject)
+            return [*tasks, self._kept_message(received.message, subject)] if error else tasks
+        except Exception as error:  # a malformed message must not stop the dispatcher
+            subject = received.message.subject
+            if (suffix := self._throttle.admit(subject)) is not None:
+                level = logging.WARNING if isinstance(error, TrollmovesError) else logging.ERROR
+                trace = level == logging.ERROR
+                logger.log(
+                    level, "[%s] ignored message about %s: %s%s", self.name, subject, error, suffix, exc_info=trace
+                )
         return []
+
+    def _deliveries(self, received: ReceivedMessage, subject: str | None) -> tuple[list[Task], TrollmovesError | None]:
+        """Return the delivery tasks for a message, and the error of a route without a destination."""
+        matching = [route for route in self._routes if not route.mismatch_reason(subject, received.metadata)]
+        tasks: list[Task] = []
+        failure: TrollmovesError | None = None
+        for file in self._local_files(received) if matching else ():
+            for route in matching:
+                try:
+                    tasks.append(self._task(route.number, file))
+                except TrollmovesError as error:
+                    failure = error
+        return tasks, failure
+
+    def _kept_message(self, message: Message, subject: str | None) -> Task:
+        text = message.raw or message.encode()
+        digest = hashlib.sha256(json.dumps([subject, message.data], default=str).encode()).hexdigest()
+        return Task(
+            self.name, ROUTE, f"{payload.file_names(message.data)}\n{digest}", ROUTE, json.dumps([text, subject])
+        )
+
+    def _route(self, task: Task) -> Result:
+        """Create the deliveries for a kept message; runs on a worker thread."""
+        text, subject = json.loads(task.body)
+        tasks, error = self._deliveries(ReceivedMessage(Message.decode(text)), subject)
+        if error:
+            raise error
+        return Result(follow_ups=tasks)
 
     def _local_files(self, received: ReceivedMessage) -> Iterator[LocalFile]:
         for file in received.files():
@@ -127,18 +168,16 @@ class Deliveries:
                 subject = received.message.subject
                 logger.warning("[%s] skipped a file in the message about %s: %s", self.name, subject, file)
 
-    def _task(self, number: int, file: LocalFile) -> Iterator[Task]:
-        try:
-            url = self._routes[number - 1].destination(file)
-        except TrollmovesError as error:
-            logger.warning("[%s] dispatch config %d: not delivering %s: %s", self.name, number, file.path, error)
-            return
+    def _task(self, number: int, file: LocalFile) -> Task:
+        """Return the delivery of a file by a route; raise ComposeError or BadDestination."""
+        url = self._routes[number - 1].destination(file)
         receipt = self._receipt(file, url)
-        order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, receipt.raw if receipt else "")
+        text = receipt.raw if receipt else ""
+        order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, text, file.size, file.mtime_ns)
         version = f"{file.size} {file.mtime_ns}"
         key = f"{os.path.basename(file.path)} to {format_destination(url)}\n{file.path} {version} {url.geturl()}"
-        host = "this host" if url.scheme == "file" else url.netloc.rpartition("@")[2] or url.scheme
-        yield Task(self.name, KIND, key, f"{KIND} {host}", order.text(), context=(order, receipt))
+        endpoint = "this host" if url.scheme == "file" else urls.endpoint(url)
+        return Task(self.name, KIND, key, f"{KIND} {endpoint}", order.text(), context=(order, receipt))
 
     def _receipt(self, file: LocalFile, url: ParseResult) -> Message | None:
         """Return the message to publish after a delivery, with its encoded text, or None if nothing is published."""
@@ -158,14 +197,31 @@ class Deliveries:
     def _deliver(self, task: Task) -> Result:
         """Deliver a file; runs on a worker thread."""
         order, receipt = task.context or (DeliveryOrder(*json.loads(task.body)), None)
-        with self._locks.acquire(order.name, task.id) as verdict:
-            if verdict == _BUSY:
+        with self._order.claim((order.name,), task.id) as current:
+            if current is None:
                 task.tries -= 1
                 return Result(retry_in=RECHECK_DELAY)
-            if verdict == _SUPERSEDED:
+            if not current or (self._may_be_late(task) and self._has_newer(task, order)):
                 logger.info("[%s] not sending %s: superseded by a newer file", self.name, task.key.partition("\n")[0])
                 return Result()
             return self._send(task, order, receipt)
+
+    @staticmethod
+    def _may_be_late(task: Task) -> bool:
+        """Return True for a retry, and for a task that waited in the journal: newer tasks may have been stored."""
+        return task.tries > 1 or task.context is None
+
+    def _has_newer(self, task: Task, order: DeliveryOrder) -> bool:
+        """Return True if a newer version of the file is delivered to the same destination, or waits for that."""
+        destination = f" {order.url.geturl()}"
+        same_file = task.key.removesuffix(destination).rsplit(" ", 2)[0]
+        return any(key.endswith(destination) for key in self._journal.newer_keys(task, f"{same_file} "))
+
+    def _check_opened(self, order: DeliveryOrder, fd: int) -> None:
+        """Raise OriginChanged if the opened file is not the one of the message and may be incomplete."""
+        status = os.fstat(fd)
+        if (status.st_size, status.st_mtime_ns) != (order.size, order.mtime_ns):
+            check_complete(fd, order.path, self._options.quiet_time)
 
     def _send(self, task: Task, order: DeliveryOrder, receipt: Message | None) -> Result:
         started = time.monotonic()
@@ -174,7 +230,13 @@ class Deliveries:
             self._journal.identity, self.name, task.key, tried=task.may_have_run(self._created)
         )
         try:
-            move_it(order.path, self._with_password(url), self._options.connection_parameters, partial_id=mark)
+            move_it(
+                order.path,
+                self._with_password(url),
+                self._options.connection_parameters,
+                on_opened=partial(self._check_opened, order),
+                partial_id=mark,
+            )
         except TransferError as error:
             if error.temporary and self._journal.now() - task.created > self._options.retry_for > 0:
                 label = task.key.partition("\n")[0]
@@ -208,7 +270,7 @@ class Deliveries:
 def enqueue(tasks: Sequence[Task], journal: Journal, scheduler: Scheduler) -> None:
     """Store tasks in one transaction and submit the new ones to the scheduler.
 
-    A stored task is skipped, except one that failed permanently: a repeated message restarts it.
+    A stored task is skipped, except one that failed: a repeated message retries it.
     """
     if not tasks:
         return
@@ -216,7 +278,7 @@ def enqueue(tasks: Sequence[Task], journal: Journal, scheduler: Scheduler) -> No
     for (stored, is_new), task in zip(journal.add_tasks(tasks), tasks, strict=True):
         if is_new:
             new.append(stored)
-        elif stored.state == FAILED:
+        elif stored.state == FAILED or (stored.state == WAITING and stored.tries):
             stored.body, stored.context, stored.lane = task.body, task.context, task.lane
             stored.state, stored.tries, stored.due = WAITING, 0, journal.now()
             restarted.append(stored)
@@ -226,42 +288,6 @@ def enqueue(tasks: Sequence[Task], journal: Journal, scheduler: Scheduler) -> No
         journal.reset_tasks(restarted)
     failpoints.hit("deliveries-stored")
     scheduler.submit([*new, *restarted])
-
-
-_FREE, _BUSY, _SUPERSEDED = range(3)
-
-
-class _DestinationLocks:
-    """Serializes deliveries to the same destination and prevents an older file from replacing a newer one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._busy: set[str] = set()
-        self._newest: OrderedDict[str, int] = OrderedDict()  # number of the last delivered task, by destination
-
-    @contextmanager
-    def acquire(self, name: str, number: int) -> Iterator[int]:
-        """Lock a destination and yield ``_FREE`` if a task may deliver, else yield ``_BUSY`` or ``_SUPERSEDED``."""
-        with self._lock:
-            superseded = self._newest.get(name, 0) > number
-            verdict = _BUSY if name in self._busy else _SUPERSEDED if superseded else _FREE
-            if verdict == _FREE:
-                self._busy.add(name)
-        try:
-            yield verdict
-            if verdict == _FREE:
-                self._remember(name, number)
-        finally:
-            if verdict == _FREE:
-                with self._lock:
-                    self._busy.discard(name)
-
-    def _remember(self, name: str, number: int) -> None:
-        with self._lock:
-            self._newest[name] = number
-            self._newest.move_to_end(name)
-            while len(self._newest) > CACHE_SIZE:
-                self._newest.popitem(last=False)
 
 
 def _subject(composed: str) -> str:

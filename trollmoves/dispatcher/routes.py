@@ -13,6 +13,7 @@ from trollmoves.config.targets import base_url, pattern_of
 from trollmoves.dispatcher.files import LocalFile
 from trollmoves.errors import BadDestination
 from trollmoves.matching.patterns import Pattern
+from trollmoves.matching.received_time import text_of
 from trollmoves.net import urls
 
 CREATION_TIME = "file_creation_time"
@@ -25,7 +26,7 @@ class Route:
         self.number = number
         self._config = config
         base = base_url(config.host)
-        self._base = base._replace(netloc=without_password(base.netloc))
+        self._base = base._replace(netloc=urls.netloc_without_password(base.netloc))
         text = pattern_of(config)
         self._pattern = Pattern(text, compose_only=True)
         self._keeps_name = not config.filepattern
@@ -79,13 +80,7 @@ def routes(options: TargetOptions) -> list[Route]:
 def logins(options: TargetOptions) -> dict[tuple[str, str], ParseResult]:
     """Return the base URLs of a target, including passwords, by scheme and netloc without password."""
     bases = [base_url(config.host) for config in options.dispatch_configs]
-    return {(base.scheme, without_password(base.netloc)): base for base in bases}
-
-
-def without_password(netloc: str) -> str:
-    """Return a netloc without its password."""
-    login, at, host = netloc.rpartition("@")
-    return f"{login.partition(':')[0]}{at}{host}"
+    return {(base.scheme, urls.netloc_without_password(base.netloc)): base for base in bases}
 
 
 def with_aliases(metadata: Mapping[str, Any], aliases: tuple[Alias, ...]) -> dict[str, Any]:
@@ -94,7 +89,9 @@ def with_aliases(metadata: Mapping[str, Any], aliases: tuple[Alias, ...]) -> dic
     for alias in aliases:
         if alias.key in metadata:
             value = metadata[alias.key]
-            result[alias.name] = alias.values.get(value, value) if _is_hashable(value) else value
+            if _is_hashable(value):
+                value = alias.values.get(value, alias.values.get(text_of(value), value))
+            result[alias.name] = value
     return result
 
 

@@ -11,6 +11,7 @@ from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.nameserver import ServiceDiscovery
 from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
+from trollmoves.utils.batch_delivery import SetAside
 
 NAMESERVER_TIMEOUT = 2.0  # seconds; a stop may wait this long for the reply
 POLL_INTERVAL = 0.1  # seconds between checks whether a paused batch must be dropped because the process stops
@@ -22,17 +23,17 @@ class Subscription:
     """One subscription for all targets of a dispatcher.
 
     The subscriber thread calls ``on_messages`` with each batch of messages about files; the ``Subscriber`` handles its
-    exceptions. The main thread calls the other methods.
+    exceptions and calls ``set_aside`` with a message that keeps failing. The main thread calls the other methods.
     """
 
-    def __init__(self, options: DispatcherOptions, on_messages: OnMessages) -> None:
+    def __init__(self, options: DispatcherOptions, on_messages: OnMessages, set_aside: SetAside) -> None:
         self._handler = on_messages
         self._addresses = [a if "://" in a else f"tcp://{a}" for a in options.subscribe_addresses]
         self._topics: tuple[str, ...] = ()
         self._lock = threading.Lock()  # guards addresses and topics: the discovery thread adds addresses
         self._input_lock = threading.Lock()  # held during each batch, and while input is paused
         self._started = self._closed = False
-        self._subscriber = Subscriber("dispatcher", [], self._on_messages)
+        self._subscriber = Subscriber("dispatcher", [], self._on_messages, set_aside=set_aside, lasting=True)
         self._discovery = None
         if options.nameserver is not False:
             self._discovery = ServiceDiscovery(

@@ -23,6 +23,7 @@ from trollmoves.journal.records import (
     Outcome,
     SourcePosition,
     Task,
+    to_sqlite_time,
 )
 from trollmoves.journal.sources import SourceTable
 from trollmoves.journal.tasks import TaskTable
@@ -43,6 +44,7 @@ __all__ = [
     "Task",
     "drop_body",
     "journal_path",
+    "to_sqlite_time",
 ]
 
 

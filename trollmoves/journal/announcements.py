@@ -9,6 +9,8 @@ from trollmoves.journal.records import AnnouncementRecord, to_sqlite_text
 
 _COLUMNS = "number, uri, uid, size, mtime, message"
 SCAN_BATCH = 2000  # announcements examined in one query
+MAX_PAGE_LENGTH = 250_000  # characters of the messages in one result; a line of 20 kB/s carries them within 15 s
+MAX_LIST_LENGTH = 4_000_000  # characters of the names in one result
 
 
 class AnnouncementTable(JournalDatabase):
@@ -47,6 +49,7 @@ class AnnouncementTable(JournalDatabase):
             )
             if records:
                 self._numbers[chain] = records[-1].number
+                self._last_write = now
 
     def last_number(self, chain: str) -> int:
         """Return the number of the newest announcement of a chain, 0 if there is none."""
@@ -94,10 +97,14 @@ class AnnouncementTable(JournalDatabase):
         return {row[0]: AnnouncementRecord(*row) for row in rows}
 
     def announcements_after(self, chain: str, number: int, limit: int) -> list[AnnouncementRecord]:
-        """Return at most ``limit`` announcements with numbers above ``number``, oldest first."""
+        """Return at most ``limit`` announcements with numbers above ``number``, oldest first.
+
+        The messages of all but the last one have less than ``MAX_PAGE_LENGTH`` characters together.
+        """
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number > ? ORDER BY number LIMIT ?",
             (chain, number, limit),
+            _length_limit(MAX_PAGE_LENGTH),
         )
         return [AnnouncementRecord(*row) for row in rows]
 
@@ -119,20 +126,28 @@ class AnnouncementTable(JournalDatabase):
                 before, low = int(rows[0][0]), middle
         return before
 
-    def newest_announcements(self, chain: str, limit: int) -> list[AnnouncementRecord]:
-        """Return at most ``limit`` announcements of a chain, newest first."""
-        rows = self._read(
-            f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? ORDER BY number DESC LIMIT ?",
+    def newest_files(self, chain: str, limit: int) -> list[tuple[str, str]]:
+        """Return (first word of the message, uid) of at most ``limit`` announcements of a chain, newest first.
+
+        All but the last one have less than ``MAX_LIST_LENGTH`` characters together.
+        """
+        return self._read(
+            "SELECT substr(message, 1, instr(message, ' ') - 1), uid FROM announcements WHERE chain = ? "
+            "ORDER BY number DESC LIMIT ?",
             (chain, limit),
+            _length_limit(MAX_LIST_LENGTH),
         )
-        return [AnnouncementRecord(*row) for row in rows]
 
     def undelivered_announcements(
         self, chain: str, kinds: Sequence[str], after: int, limit: int
     ) -> list[AnnouncementRecord]:
-        """Return announcements after a number without a finished task of ``kinds``, oldest first."""
+        """Return announcements after a number without a finished task of ``kinds``, oldest first.
+
+        The messages of all but the last one have less than ``MAX_PAGE_LENGTH`` characters together.
+        """
         placeholders = ",".join("?" * len(kinds))
         found: list[AnnouncementRecord] = []
+        length = 0
         last = self.last_number(chain)
         while after < last and len(found) < limit:  # in batches: nearly all may have been delivered
             rows = self._read(
@@ -140,7 +155,23 @@ class AnnouncementTable(JournalDatabase):
                 "AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.announcement_number = a.number AND t.chain = a.chain "
                 f"AND t.kind IN ({placeholders}) AND t.state = 1) ORDER BY number LIMIT ?",
                 (chain, after, after + SCAN_BATCH, *kinds, limit - len(found)),
+                _length_limit(MAX_PAGE_LENGTH - length),
             )
             found += [AnnouncementRecord(*row) for row in rows]
+            length += sum(len(row[-1]) for row in rows)
+            if length >= MAX_PAGE_LENGTH:
+                break
             after += SCAN_BATCH
         return found
+
+
+def _length_limit(limit: int) -> Callable[[Sequence[object]], bool]:
+    """Return a function that returns True once the rows passed to it have ``limit`` characters in their last column."""
+    length = 0
+
+    def is_reached(row: Sequence[object]) -> bool:
+        nonlocal length
+        length += len(str(row[-1]))
+        return length >= limit
+
+    return is_reached

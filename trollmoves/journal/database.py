@@ -8,18 +8,29 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from trollmoves.errors import JournalError, JournalFull
 from trollmoves.journal.clock import MonotonicWallClock
-from trollmoves.journal.location import LOCK_SUFFIX, acquire_lock, to_journal_error
+from trollmoves.journal.location import (
+    LOCK_SUFFIX,
+    acquire_lock,
+    file_id,
+    location_of,
+    open_private,
+    read_times,
+    to_journal_error,
+    write_times,
+)
 from trollmoves.journal.recovery import NotAJournal, is_corruption, quarantine, restore, salvage
 
 logger = logging.getLogger(__name__)
 
 QUICK_CHECK_MAX_BYTES = 256_000_000  # size in bytes up to which a journal is checked at startup, in less than a second
 CLOCK_SAVE_INTERVAL = 60.0  # s between two stored times
+WAL_SUFFIXES = ("-wal", "-shm")  # suffixes of the files that SQLite keeps next to an open journal
+CLOCK_SLACK = 0.001  # s; precision of times in the journal and its lock file
 _SCHEMA_VERSION = 1
 WAL_SIZE_LIMIT = 16_000_000  # bytes to which the write-ahead log is truncated after a checkpoint
 _SCHEMA = """
@@ -68,7 +79,11 @@ class JournalDatabase:
         self._clock = MonotonicWallClock()
         self._time_written = 0.0
         self._killed_at: float | None = None
+        self._alive, self._last_finish = 0.0, 0.0
+        self._last_write = self._marked_write = 0.0  # times of the newest rows, and of those in the lock file
+        self.replaced = False
         try:
+            self._has_lock_file = is_journal
             self._open_or_recover(damage, is_journal)
         except (sqlite3.Error, OSError) as error:
             os.close(self._lock_file)
@@ -97,10 +112,14 @@ class JournalDatabase:
         logger.error("recovered %d rows from the damaged journal into a new one", count)
 
     def _open(self) -> None:
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        os.close(open_private(self.path))
+        for suffix in ("-wal", "-shm"):  # SQLite creates them with the permissions of the file
+            if os.path.lexists(self.path + suffix):
+                os.close(open_private(self.path + suffix))
         self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=200)
         try:
             self.identity = self._set_up(self._synchronous)
+            self._files = {suffix: file_id(self.path + suffix) for suffix in ("", *WAL_SUFFIXES)}
         except BaseException:
             self._db.close()
             raise
@@ -129,12 +148,93 @@ class JournalDatabase:
         if version and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
             # The process was alive when it last stored the time: messages published well before that have been sent.
             self._killed_at = db.execute(
-                "SELECT max(max(finished), coalesce((SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'), 0)) "
-                "FROM tasks WHERE state <> 0"
+                "SELECT max(max(finished), coalesce((SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'), 0), ?) "
+                "FROM tasks WHERE state <> 0",
+                (read_times(self._lock_file)[0],),
             ).fetchone()[0]
+        self._renew_identity(bool(version))
         row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         self._restore_clock()
         return str(row[0])
+
+    def _renew_identity(self, existed: bool) -> None:
+        """Store a new identity if the journal is older than its last process, or a copy; store its location.
+
+        Otherwise numbers of announcements would be used twice, or by two servers.
+        """
+        location = location_of(self.path)
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'location'").fetchone()
+        if existed and row and (reason := self._copied(row[0] != location)):
+            logger.error(
+                "the journal %s %s: starting new logs of announcements; clients request them from the beginning",
+                self.path,
+                reason,
+            )
+            self._db.execute("UPDATE meta SET value = ? WHERE key = 'identity'", (uuid.uuid4().hex[:12],))
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('location', ?)", (location,))
+
+    def _copied(self, has_moved: bool) -> str:
+        """Return how the journal came here if it is a copy, an empty text otherwise."""
+        if has_moved or not self._has_lock_file:
+            return "was copied, or restored from a backup"
+        ((newest,),) = self._db.execute(
+            "SELECT max(coalesce((SELECT max(created) FROM tasks WHERE id = (SELECT max(id) FROM tasks)), 0), "
+            "coalesce((SELECT max(finished) FROM tasks WHERE state <> 0), 0), "
+            "coalesce((SELECT created FROM announcements WHERE id = (SELECT max(id) FROM announcements)), 0), "
+            "coalesce((SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'), 0))"
+        )
+        written = read_times(self._lock_file)[1]
+        return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
+
+    def check_file(self) -> None:
+        """Check that the files of this journal are still at its path; call it every minute.
+
+        A removed file is written again from the open one. If the file was replaced, ``replaced`` is set, ``on_damage``
+        is called, and all methods raise JournalError until the journal is reopened.
+        """
+        with self._lock:
+            if self._lock_file < 0 or self.damage or self.replaced:
+                return
+            try:
+                self._check_lock_file()
+                now = file_id(self.path)
+                if now is None:
+                    logger.error("the journal %s was removed while it was in use; writing it again", self.path)
+                    self._write_again()
+                elif now != self._files[""]:
+                    self.replaced = True
+            except (sqlite3.Error, OSError) as error:
+                logger.error("the journal %s cannot be written again, next attempt in a minute: %s", self.path, error)
+        if self.replaced and self._on_damage:
+            self._on_damage()
+
+    def _check_lock_file(self) -> None:
+        if file_id(self.path + LOCK_SUFFIX) != file_id(f"/proc/self/fd/{self._lock_file}"):
+            logger.error("the lock file of the journal %s was removed while it was in use; writing it again", self.path)
+            previous, (self._lock_file, _) = self._lock_file, acquire_lock(self.path)
+            os.close(previous)
+            write_times(self._lock_file, self._alive, self._last_write)
+
+    def _write_again(self) -> None:
+        copy = f"{self.path}.new"
+        with suppress(FileNotFoundError):
+            os.unlink(copy)
+        os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with closing(sqlite3.connect(copy)) as new:
+            self._db.backup(new)
+            new.execute("INSERT OR REPLACE INTO meta VALUES ('location', ?)", (location_of(copy),))
+            new.commit()
+        self._close_database(has_moved=True)
+        os.rename(copy, self.path)
+        self._has_lock_file = True
+        self._open()
+
+    def _close_database(self, *, has_moved: bool) -> None:
+        """Close the connection; if its file was removed or replaced, also remove the write-ahead log it had."""
+        self._db.close()
+        for suffix in WAL_SUFFIXES if has_moved else ():
+            if file_id(self.path + suffix) == self._files[suffix] is not None:
+                os.unlink(self.path + suffix)
 
     def now(self) -> float:
         """Return the time (s since the epoch) by which tasks are due. It never jumps, and restarts do not set it back.
@@ -156,12 +256,12 @@ class JournalDatabase:
         """Write everything to the file and release its lock. May be called twice."""
         with self._lock:
             if self._lock_file >= 0:
-                if not self.damage:
+                if not self.damage and not self.replaced:
                     with suppress(sqlite3.Error):
                         self._save_clock()
                         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('closed', '')")
                 try:
-                    self._db.close()
+                    self._close_database(has_moved=self.replaced)
                 finally:
                     os.close(self._lock_file)
                     self._lock_file = -1
@@ -178,6 +278,9 @@ class JournalDatabase:
                     written = self._save_clock()
                 self._db.execute("COMMIT")
                 self._time_written = written
+                if self._last_write > self._marked_write:
+                    write_times(self._lock_file, self._alive, self._last_write)
+                    self._marked_write = self._last_write
             except (sqlite3.Error, OverflowError) as error:
                 self._roll_back()
                 raise self._to_journal_error("written", error) from error
@@ -190,17 +293,28 @@ class JournalDatabase:
             if self._db.in_transaction:  # SQLite has rolled back already if the disk was full
                 self._db.execute("ROLLBACK")
 
-    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    def _read(self, sql: str, parameters: Sequence[Any] = (), enough: Callable[[Any], bool] | None = None) -> list[Any]:
+        """Return the rows of a query, through the first one for which ``enough`` returns True."""
         with self._lock:
             self._check()
             try:
-                return self._db.execute(sql, parameters).fetchall()
+                with closing(self._db.execute(sql, parameters)) as cursor:
+                    if enough is None:
+                        return cursor.fetchall()
+                    rows = []
+                    for row in cursor:
+                        rows.append(row)
+                        if enough(row):
+                            break
+                    return rows
             except (sqlite3.Error, OverflowError) as error:
                 raise self._to_journal_error("read", error) from error
 
     def _check(self) -> None:
         if self.damage:
             raise JournalError(f"the journal {self.path} is damaged: {self.damage}")
+        if self.replaced:
+            raise JournalError(f"the file of the journal {self.path} was replaced while it was in use")
 
     def _to_journal_error(self, participle: str, error: Exception) -> JournalError:
         if is_corruption(error) and not self.damage:

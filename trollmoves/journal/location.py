@@ -5,10 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import sqlite3
+import stat
+from contextlib import suppress
+from pathlib import Path
 
-from trollmoves.errors import JournalError, JournalFull
+from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
+
+logger = logging.getLogger(__name__)
 
 LOCK_SUFFIX = ".lock"  # suffix of the lock file
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -16,7 +22,9 @@ _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter
 
 
 def to_journal_error(text: str, error: Exception) -> JournalError:
-    """Return JournalFull if ``error`` means that the disk is full, JournalError otherwise."""
+    """Return JournalFull for a full disk, UnsupportedValue for a value that SQLite cannot store, else JournalError."""
+    if isinstance(error, (OverflowError, sqlite3.DataError)) or "binding parameter" in str(error):
+        return UnsupportedValue(text)
     full = getattr(error, "errno", 0) in _FULL or getattr(error, "sqlite_errorcode", 0) in _SQLITE_FULL
     return (JournalFull if full else JournalError)(text)
 
@@ -38,6 +46,67 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     return os.path.join(directory, f"{role}-{stem}-{digest}.journal")
 
 
+def open_private(path: str) -> int:
+    """Open or create a file of the journal and return its descriptor; make an existing one readable by the owner only.
+
+    Raise OSError if it is a symbolic link or not a regular file, or its permissions cannot be changed.
+    """
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, f"{path} is a symbolic link, which another user may have created; use its target")
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, f"{path} must be a regular file")
+        if stat.S_IMODE(found.st_mode) & ~0o600:
+            os.fchmod(descriptor, 0o600)
+            logger.warning(
+                "%s had the permissions %04o, changed them to 0600: other users could access it",
+                path,
+                stat.S_IMODE(found.st_mode),
+            )
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def write_times(lock: int, alive: float, written: float) -> None:
+    """Store two times in a lock file. They survive the death of the process; a failed write is ignored.
+
+    The process was alive at the first one, and wrote to the journal at the second one.
+    """
+    with suppress(OSError):
+        os.pwrite(lock, f"{alive:020.6f} {written:020.6f}\n".encode(), 0)
+
+
+def read_times(lock: int) -> tuple[float, float]:
+    """Return the two times in a lock file, 0 if they are missing."""
+    try:
+        alive, written = os.pread(lock, 41, 0).split()
+        return float(alive), float(written)
+    except (OSError, ValueError):
+        return 0.0, 0.0
+
+
+def file_id(path: str) -> tuple[int, int] | None:
+    """Return device and inode of a file, None if it is missing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def location_of(path: str) -> str:
+    """Return a text that differs for a copy of a file: the machine and the inode."""
+    try:
+        machine = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        machine = ""
+    return f"{machine} {os.stat(path).st_ino}"
+
+
 def acquire_lock(path: str) -> tuple[int, bool]:
     """Create the directory and lock the lock file of the journal until the process ends; JournalError if that fails.
 
@@ -46,7 +115,7 @@ def acquire_lock(path: str) -> tuple[int, bool]:
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
         existed = os.path.exists(path + LOCK_SUFFIX)
-        lock = os.open(path + LOCK_SUFFIX, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock = open_private(path + LOCK_SUFFIX)
     except OSError as error:
         raise to_journal_error(
             f"cannot create the journal {path}: {error.strerror}; "

@@ -74,6 +74,11 @@ class SourcePosition:
     received_through: int
 
 
+def to_sqlite_time(ns: int) -> int:
+    """Return a file time in ns that SQLite can store: a time outside of 1970 to 2262 is folded into that range."""
+    return ns % 2**63
+
+
 def to_sqlite_text(text: str) -> str:
     """Return a text that SQLite can store: bytes of a file name that are not UTF-8 become backslash escapes."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

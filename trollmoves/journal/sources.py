@@ -16,6 +16,13 @@ class SourceTable(JournalDatabase):
         rows = self._read("SELECT log, address, received_through FROM sources WHERE chain = ?", (chain,))
         return [SourcePosition(*row) for row in rows]
 
+    def rewind_source(self, chain: str, log: str) -> None:
+        """Set the position in a log to its beginning."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE sources SET received_through = 0 WHERE chain = ? AND log = ?", (chain, to_sqlite_text(log))
+            )
+
     def forget_source(self, chain: str, log: str) -> None:
         """Delete a log that its source has replaced."""
         with self._transaction() as db:

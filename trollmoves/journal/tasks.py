@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from trollmoves.journal.database import JournalDatabase
+from trollmoves.journal.location import write_times
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
     FAILED,
     FRESH,
+    UNFLUSHED_SECONDS,
     WAITING,
     Outcome,
     SourcePosition,
@@ -20,8 +22,12 @@ from trollmoves.journal.records import (
 )
 from trollmoves.journal.sources import upsert_source
 
+SET_ASIDE = "set_aside"  # kind of the records of files and messages that cannot be processed
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"
 SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0"
+
+
+MARK_SLACK = 0.01  # s; the stored time must be later than that of the task by more than UNFLUSHED_SECONDS
 
 
 class TaskTable(JournalDatabase):
@@ -39,9 +45,14 @@ class TaskTable(JournalDatabase):
         with self._transaction() as db:
             for task in tasks:
                 added.append((task, True) if _insert(db, task, now) else (_existing(db, task), False))
+                self._last_write = now if added[-1][1] else self._last_write
             for chain, source in sources:
                 upsert_source(db, chain, source)
         return added
+
+    def set_aside(self, chain: str, item: str, reason: str) -> None:
+        """Store a file or message that cannot be processed as a failed task, for a person to find."""
+        self.add_tasks([Task(chain, SET_ASIDE, item, SET_ASIDE, reason, state=FAILED)])
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
         """Return the task with this identity, in any state; None if there is none."""
@@ -143,8 +154,26 @@ class TaskTable(JournalDatabase):
                         task.id,
                     ),
                 )
+                if is_finished:
+                    self._last_finish = self._last_write = now
                 new += [following for following in outcome.follow_ups if _insert(db, following, now)]
         return new
+
+    def mark_alive(self) -> float:
+        """Record once, in the lock file, that this process outlived its last finished task by UNFLUSHED_SECONDS.
+
+        Return the seconds until the next call is due, infinite without a finished task that is not recorded. It does
+        not wait for the disk.
+        """
+        finished = self._last_finish
+        if finished <= self._alive:
+            return float("inf")
+        now = self.now()
+        if now <= finished + UNFLUSHED_SECONDS:
+            return finished + UNFLUSHED_SECONDS - now + MARK_SLACK
+        self._alive = now
+        write_times(self._lock_file, now, self._last_write)
+        return float("inf")
 
     def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
         """Return the tasks of these kinds that were done in the last ``seconds`` of the previous process, if killed.
@@ -177,6 +206,16 @@ class TaskTable(JournalDatabase):
             )
         )
 
+    def newer_keys(self, task: Task, prefix: str) -> list[str]:
+        """Return the keys that begin with ``prefix``, of the newer tasks of this kind that wait, run or are done."""
+        start = to_sqlite_text(prefix)
+        end = start[:-1] + chr(ord(start[-1]) + 1)
+        rows = self._read(
+            "SELECT key FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND id > ? AND state <> 2",
+            (task.chain, task.kind, start, end, task.id),
+        )
+        return [str(key) for (key,) in rows]
+
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         """Return the tasks of this kind for an announcement that are waiting or running."""
         return [task_of(row) for row in self._read(SELECT_PENDING, (number, chain, kind))]
@@ -191,6 +230,54 @@ class TaskTable(JournalDatabase):
         for task in tasks:
             task.due = now
         return tasks
+
+    def release(self, chain: str, lane: str | None = None) -> None:
+        """Make the failed attempts that wait in a chain, or in one of its lanes, due now."""
+        now = self.now()
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE tasks INDEXED BY tasks_waiting SET due = ?1 WHERE chain = ?2 AND state = 0 AND tries > 0 "
+                "AND due > ?1 AND (?3 IS NULL OR lane = ?3)",
+                (now, chain, lane),
+            )
+
+    def count_waiting(self, chain: str, lane: str) -> int:
+        """Return the number of tasks of a lane that are waiting or running."""
+        ((count,),) = self._read(
+            "SELECT count(*) FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, to_sqlite_text(lane))
+        )
+        return int(count)
+
+    def held(self, chain: str, limit: int = 1000) -> list[Task]:
+        """Return the waiting tasks of a chain whose last attempt failed, by due time; ``reply`` is the error."""
+        rows = self._read(
+            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND state = 0 AND reply IS NOT NULL ORDER BY due, id LIMIT ?",
+            (chain, limit),
+        )
+        return [task_of(row) for row in rows]
+
+    def failed(self, chain: str, limit: int = 1000) -> list[Task]:
+        """Return the failed tasks of a chain, the newest first; ``reply`` is the error."""
+        rows = self._read(
+            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND state = 2 ORDER BY finished DESC, id DESC LIMIT ?",
+            (chain, limit),
+        )
+        return [task_of(row) for row in rows]
+
+    def retry(self, ids: Iterable[int]) -> list[Task]:
+        """Make failed tasks waiting again, due now; return those that had failed, to be submitted to the scheduler."""
+        now = self.now()
+        retried: list[Task] = []
+        with self._transaction() as db:
+            for id_ in ids:
+                cursor = db.execute(
+                    "UPDATE tasks SET state = 0, tries = 0, due = ?1, created = ?1, finished = NULL, reply = NULL "
+                    "WHERE id = ?2 AND state = 2",
+                    (now, id_),
+                )
+                if cursor.rowcount:
+                    retried.append(task_of(db.execute(f"SELECT {COLUMNS} FROM tasks WHERE id = ?", (id_,)).fetchone()))
+        return retried
 
     def make_all_due_now(self, chain: str, kind: str) -> None:
         """Make all waiting tasks of a kind due now."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from trollmoves.matching.received_time import text_of
+
 EXCEPT = "except"
 
 Compare = Callable[[float, float], bool]
@@ -51,7 +53,7 @@ class OneOf:
     def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
         """Compare."""
         value = _value(metadata, self.key)
-        if value in self.values:
+        if value in self.values or text_of(value) in self.values:
             return ""
         listed = ", ".join(map(_short_repr, self.values))
         return f"{self.key} is {_short_repr(value)}, not {f'one of {listed}' if len(self.values) != 1 else listed}"
@@ -69,7 +71,7 @@ class Comparison:
         """Compare."""
         value = _value(metadata, self.key)
         try:
-            number = float(value)
+            number = float(text_of(value))
         except (TypeError, ValueError, OverflowError):
             raise MissingKey(f"{self.key} is {_short_repr(value)}, not a number") from None
         if _OPERATORS[self.operator](number, self.number):
@@ -206,5 +208,5 @@ def _value(metadata: Mapping[str, Any], key: str) -> Any:
 
 
 def _short_repr(value: object) -> str:
-    text = repr(value)
+    text = repr(text_of(value))
     return text if len(text) <= _MAX_REPR else f"{text[: _MAX_REPR - 3]}..."

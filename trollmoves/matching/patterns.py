@@ -4,8 +4,9 @@ A pattern has trollsift's syntax: ``H-000-{series:_<6s}-{nominal_time:%Y%m%d%H%M
 its literal text match anything but ``/``, and a field may occur several times in different formats
 (``{time:%Y}/{time:%m}/x{time:%d}.nc``), which are then parsed together.
 
-trollsift parses the pattern again for each name; here a pattern is compiled to one regular expression. Converted
-values are cached, since consecutive file names share most values. The conversions are those of trollsift.
+trollsift parses the pattern again for each name; here a pattern is compiled to one regular expression, which takes
+linear time for any name (``linear``). Converted values are cached, since consecutive file names share most values. The
+conversions are those of trollsift.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 from trollsift import parser as trollsift
 
 from trollmoves.errors import TrollmovesError
+from trollmoves.matching.linear import Groups, LinearExpression
+from trollmoves.matching.received_time import text_of
 from trollmoves.net.urls import redact_text
 
 CACHE_SIZE = 64  # converted values for each field of a pattern
@@ -33,8 +36,24 @@ _WITH_YEAR = frozenset("YyGcx")
 _SAMPLE = datetime(2024, 3, 15, 13, 30, 15, tzinfo=UTC)
 
 
+class _Formatter(trollsift.StringFormatter):
+    """Formats like trollsift, received times by their text if the format is not that of a time."""
+
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        return super().convert_field(text_of(value) if conversion else value, conversion)
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        return super().format_field(value if "%" in format_spec else text_of(value), format_spec)
+
+
+_FORMATTER = _Formatter()
+
+
 class ComposeError(TrollmovesError):
     """A name cannot be composed from these fields; ``field`` is the first one that is missing or invalid."""
+
+    temporary = held = True
+    blames_directory = True  # other files may have the fields
 
     def __init__(self, text: str, field: str = "") -> None:
         super().__init__(text)
@@ -91,11 +110,13 @@ class Pattern:
     def compose(self, fields: Mapping[str, Any]) -> str:
         """Return the name composed from these fields; other fields are ignored.
 
+        A received time keeps its text unless the format asks for a time (``%``): it may be a name such as ``20250101``.
+
         Raises:
             ComposeError: a field is missing, or its value does not fit its format.
         """
         try:
-            return str(trollsift.formatter.vformat(self.text, (), fields))
+            return str(_FORMATTER.vformat(self.text, (), fields))
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError):
             raise self._compose_error(fields) from None
 
@@ -108,7 +129,7 @@ class Pattern:
             if segment.name is None:
                 continue
             try:
-                trollsift.formatter.vformat(_format([segment]), (), fields)
+                _FORMATTER.vformat(_format([segment]), (), fields)
             except (KeyError, IndexError):
                 return ComposeError(f"missing field {segment.name!r} for {_redacted_repr(self.text)}", segment.name)
             except (ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -186,7 +207,7 @@ class Origin:
 class _CompiledPattern(NamedTuple):
     """A compiled pattern: the groups of the regular expression and the converter of each field."""
 
-    match: Callable[[str], re.Match[str] | None]
+    match: Callable[[str], Groups | None]
     names: tuple[str, ...]
     groups: tuple[int, ...]
     converters: tuple[Callable[[str], Any], ...]
@@ -196,13 +217,13 @@ class _CompiledPattern(NamedTuple):
         found = self.match(name)
         if found is None:
             return None
-        texts = found.group(0, *self.groups)[1:] if self.groups else ()
         try:
             fields = {
-                field: convert(text) for field, convert, text in zip(self.names, self.converters, texts, strict=True)
+                field: convert(found[group] or "")
+                for field, convert, group in zip(self.names, self.converters, self.groups, strict=True)
             }
             for field, groups, join in self.joined:
-                fields[field] = join(found.group(*groups))
+                fields[field] = join(tuple(found[group] or "" for group in groups))
         except (ValueError, OverflowError):
             return None
         return fields
@@ -226,7 +247,7 @@ def _compile(text: str, segments: list[_Segment]) -> _CompiledPattern:
     index = expression.groupindex
     single = {name: known[0] for name, known in specs.items() if len(known) == 1}
     return _CompiledPattern(
-        expression.fullmatch,
+        expression.groups,
         tuple(single),
         tuple(index[_group(name, 0)] for name in single),
         tuple(_converter(spec) for spec in single.values()),
@@ -242,12 +263,20 @@ def _compile(text: str, segments: list[_Segment]) -> _CompiledPattern:
     )
 
 
-def _expression(text: str, segments: Iterable[_Segment]) -> re.Pattern[str]:
-    template = _format(segment._replace(literal=segment.literal.translate(_WILDCARDS)) for segment in segments)
+def _expression(text: str, segments: Iterable[_Segment]) -> LinearExpression:
+    parts: list[str] = []
+    names = set[str]()
     try:
-        regex = trollsift.regex_format(template)
-        # With DOTALL a field also matches a line feed in a name.
-        return re.compile(regex.replace(_ANY, "[^/]*?").replace(_ONE, "[^/]"), re.DOTALL)
+        for segment in segments:
+            literal = trollsift.regex_format(_format([_Segment(segment.literal.translate(_WILDCARDS))]))
+            for part in re.split(f"({_ANY}|{_ONE})", literal):
+                parts.append({_ANY: "[^/]*?", _ONE: "[^/]"}.get(part, part))
+            if segment.name in names:
+                parts.append(f"(?P={segment.name})")
+            elif segment.name is not None:
+                names.add(segment.name)
+                parts.append(trollsift.regex_format(_format_field(segment)))
+        return LinearExpression(parts)
     except KeyError as error:
         raise ValueError(f"invalid pattern {_redacted_repr(text)}: unknown trollsift format {error}") from None
     except (ValueError, OverflowError, re.error) as error:

@@ -20,13 +20,14 @@ import posttroll
 import posttroll.message
 
 from trollmoves.errors import MessageError
+from trollmoves.matching.received_time import ReceivedTime, read_time
 from trollmoves.net import urls
 
 MAGIC = "pytroll:/"
 NEWEST_VERSION = "v1.2"
 NO_DATETIME_VERSION = "v1.01"
 
-# Values of these keys are names and addresses: a file called "20250101" must stay a string.
+# Values of these keys are names and addresses, and stay strings.
 _NEVER_A_TIME = frozenset({"uri", "uid", "path", "request_address", "destination"})
 _DIGITS = frozenset("0123456789")
 MIN_TIME_LENGTH = 7  # characters: "2025W01" is the shortest text that datetime.fromisoformat accepts
@@ -61,7 +62,10 @@ class _Encoder(json.JSONEncoder):
     def default(self, o: Any) -> Any:
         if isinstance(o, (dt.datetime, dt.time)):
             self.has_datetime |= isinstance(o, dt.datetime)
-            return (o if (self.version or NEWEST_VERSION) > NO_DATETIME_VERSION else o.replace(tzinfo=None)).isoformat()
+            keeps_zone = (self.version or NEWEST_VERSION) > NO_DATETIME_VERSION
+            if isinstance(o, ReceivedTime) and o.text and (keeps_zone or not o.tzinfo):
+                return o.text
+            return (o if keeps_zone else o.replace(tzinfo=None)).isoformat()
         if isinstance(o, dt.date):
             return o.isoformat()
         return super().default(o)
@@ -205,7 +209,7 @@ def _decode_data(mime: str, body: str, subject: str) -> Any:
 
 
 def _parse_times(value: Any, depth: int = 1) -> Any:
-    """Convert, in place, each ISO time string inside a dict to a datetime, as posttroll does."""
+    """Convert, in place, each ISO time string inside a dict to a datetime, as posttroll does; it keeps its text."""
     if type(value) is dict:
         _parse_times_in_dict(value, depth)
     elif type(value) is list:  # posttroll does not convert strings of the outermost list
@@ -248,10 +252,5 @@ def _check_depth(depth: int) -> None:
         raise MessageError(f"data nested deeper than {MAX_DEPTH} levels")
 
 
-def _parse_time(text: str) -> dt.datetime | str:
-    if len(text) < MIN_TIME_LENGTH or text[0] not in _DIGITS:
-        return text
-    try:
-        return dt.datetime.fromisoformat(text)
-    except ValueError:
-        return text
+def _parse_time(text: str) -> ReceivedTime | str:
+    return text if len(text) < MIN_TIME_LENGTH or text[0] not in _DIGITS else read_time(text)

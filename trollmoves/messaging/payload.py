@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
-from trollmoves.errors import MessageError, TrollmovesError
-from trollmoves.net import urls
+from trollmoves.errors import MessageError, Superseded, TrollmovesError
+from trollmoves.net import hosts, urls
 
 FILE_TYPES = ("file", "dataset", "collection")  # message types that announce or confirm files
 # Keys with which servers and clients coordinate a transfer; other subscribers have no use for them.
@@ -87,7 +87,7 @@ def request_metadata(data: Any) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if key not in checks or checks[key](value)}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int]:
     """Return True if a received value is a valid announcement number or count."""
     return type(value) is int and 0 <= value <= MAX_INT64
 
@@ -97,6 +97,11 @@ def is_seconds(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= MAX_INT64
 
 
+def is_address(value: Any) -> TypeGuard[str]:
+    """Return True if a received value is the address ``host:port`` of a server."""
+    return isinstance(value, str) and hosts.is_host_and_port(value)
+
+
 def request_id(text: str) -> str | None:
     """Return the id in the text of a request, without decoding the whole text; None if it has none."""
     start = text.find('"request": {')
@@ -104,7 +109,7 @@ def request_id(text: str) -> str | None:
         return None
     try:
         metadata, _ = json.JSONDecoder().raw_decode(text, start + len('"request": '))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     id_ = metadata.get("id") if isinstance(metadata, dict) else None
     return id_ if isinstance(id_, str) else None
@@ -128,9 +133,10 @@ def error_payload(data: Any, error: TrollmovesError, retry_after: float = 0.0) -
     """Return the data of an ``err`` reply to the request with ``data``.
 
     It is the error text for legacy clients. Other clients also get ``temporary``, which is True if a retry may
-    succeed, and ``retry_after`` in seconds.
+    succeed, ``retry_after`` in seconds, and ``superseded`` if a newer version was delivered instead.
     """
     text = urls.redact_text(str(error))
     if request_metadata(data):
-        return {"error": text, "temporary": error.temporary, "retry_after": retry_after}
+        more = {"superseded": True} if isinstance(error, Superseded) else {}
+        return {"error": text, "temporary": error.temporary, "retry_after": retry_after, **more}
     return text

@@ -13,9 +13,10 @@ import posttroll
 import zmq
 from posttroll.bbmcast import MulticastSender, get_configured_broadcast_port
 
-from trollmoves.errors import StartError
+from trollmoves.errors import StartError, TrollmovesError
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import NEWEST_VERSION, Message
+from trollmoves.messaging.security.connection_memory import MB, Limits, MemoryLimits
 from trollmoves.net import hosts
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
@@ -24,7 +25,15 @@ logger = logging.getLogger(__name__)
 SUBSCRIBER_GRACE = 1.0  # s after a start in which subscribers of the previous process reconnect
 HEARTBEAT_INTERVAL = 30  # s
 # s between the first heartbeats, which come faster because subscribers of a previous process reconnect
-INITIAL_HEARTBEAT_DELAYS = (1.0, 5.0)
+INITIAL_HEARTBEAT_DELAYS = (1.0, 1.0, 2.0, 4.0, 8.0, 14.0)
+QUEUE_BYTES = 128_000_000  # bytes of messages that are queued for slow subscribers, by the average size of messages
+AVERAGED_OVER = 1000  # messages
+MAX_SUBSCRIPTION_BYTES = 4096  # the sender of a longer subscription is disconnected
+# ZeroMQ needs about 50 bytes for each byte of a subscription.
+MEMORY_LIMITS = MemoryLimits(
+    unread=Limits(64 * 1024, 2 * MB, 8 * MB),
+    unsent=Limits(16 * MB, 64 * MB, 256 * MB),
+)
 ADVERTISE_INTERVAL = 2.0  # s between broadcasts of the address, as in posttroll
 ADVERTISE_RETRY_DELAY = 60.0  # s after a failed broadcast
 
@@ -54,14 +63,17 @@ class Publisher:
         ``clients`` can connect.
         """
         self.name = name
-        self._socket, self.port = sockets.bind(
+        self._socket, self.port, self._monitor = sockets.bind(
             zmq.PUB,
             sockets.tcp(bind_address, port),
-            {zmq.SNDHWM: sockets.HIGH_WATER_MARK},
+            {zmq.SNDHWM: sockets.HIGH_WATER_MARK, zmq.MAXMSGSIZE: MAX_SUBSCRIPTION_BYTES, **sockets.LASTING},
             _configured_ports(),
             clients,
+            limits=MEMORY_LIMITS,
         )
         self._lock = threading.Lock()
+        self._average_size = 0.0  # bytes
+        self._queue_limit = sockets.HIGH_WATER_MARK  # messages
         self._nameservers = nameservers
         self._heartbeat_data = heartbeat_data or dict
         self._stopped = threading.Event()
@@ -93,24 +105,35 @@ class Publisher:
         frames = [text.encode() for text in texts]
         with self._lock:
             if not self._socket.closed:
+                self._limit_queue(frames)
                 for frame in frames:
                     self._socket.send(frame)
+                self._monitor.add_sent(sum(map(len, frames)))
+
+    def _limit_queue(self, frames: Sequence[bytes]) -> None:
+        """Limit the queue of each subscriber to QUEUE_BYTES of messages of average size; ZeroMQ counts messages."""
+        for frame in frames:
+            self._average_size += (len(frame) - self._average_size) / AVERAGED_OVER
+        limit = min(sockets.HIGH_WATER_MARK, int(QUEUE_BYTES / max(1.0, self._average_size)))
+        if not 0.8 < limit / self._queue_limit < 1.25:
+            self._queue_limit = limit
+            self._socket.setsockopt(zmq.SNDHWM, limit)
 
     def send_heartbeat(self) -> None:
         """Send a heartbeat now; if its data cannot be built, send only the interval."""
         data: dict[str, Any] = {"min_interval": HEARTBEAT_INTERVAL}
         try:
             data |= self._heartbeat_data()
-        except Exception:
-            logger.exception("cannot build heartbeat data of %s, sending a bare heartbeat", self.name)
+        except Exception as error:
+            _log_failure(error, "cannot build heartbeat data of %s, sending a bare heartbeat: %s", self.name)
         self.send(Message(f"/heartbeat/{self.name}", "beat", data))
 
     def _heartbeat_loop(self) -> None:
         for delay in itertools.chain(INITIAL_HEARTBEAT_DELAYS, itertools.repeat(HEARTBEAT_INTERVAL)):
             try:
                 self.send_heartbeat()
-            except Exception:
-                logger.exception("cannot send a heartbeat of %s, next attempt in %.0f s", self.name, delay)
+            except Exception as error:
+                _log_failure(error, "cannot send a heartbeat of %s, next attempt in %.0f s: %s", self.name, delay)
             if self._stopped.wait(delay):
                 return
 
@@ -180,3 +203,8 @@ class _NameserverRegistration:
 def _configured_ports() -> tuple[int, int]:
     """Return the port range for port 0 (``POSTTROLL_PUB_MIN_PORT`` and ``..._MAX_PORT``)."""
     return int(posttroll.config.get("pub_min_port", 49152)), int(posttroll.config.get("pub_max_port", 65536))
+
+
+def _log_failure(error: Exception, text: str, *arguments: object) -> None:
+    """Log an error; with a traceback if it is unexpected."""
+    logger.error(text, *arguments, error, exc_info=not isinstance(error, TrollmovesError))

@@ -12,12 +12,13 @@ from functools import lru_cache
 
 import zmq
 
-from trollmoves.errors import MessageError, RequestRejected, TrollmovesError
+from trollmoves.errors import AccessDenied, MessageError, RequestRejected, TrollmovesError
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.fair_queue import FairQueue
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.security import curve_keys
 from trollmoves.messaging.security.access import ClientAccess, client_address, client_identity
+from trollmoves.messaging.security.connection_memory import MB, Limits, MemoryLimits
 from trollmoves.messaging.socket_thread import SocketThread
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 from trollmoves.utils.logs import LogThrottle
@@ -33,6 +34,11 @@ TICK = 1.0  # s between calls of ``tick``
 MAX_PARSED_BYTES = 65_536  # of a rejected request, to find the right form of the reply
 MAX_QUEUED_MESSAGES = 1_000  # per connection; beyond, ZeroMQ blocks the client
 MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the sender of a larger request is disconnected
+MAX_DESCRIPTORS = 10_000  # remembered; the replies to connections that are not are not counted
+MEMORY_LIMITS = MemoryLimits(
+    unread=Limits(MAX_REQUEST_BYTES + MB, 32 * MB, 64 * MB),
+    unsent=Limits(64 * MB, 96 * MB, 256 * MB),
+)
 MAX_REJECTIONS_PER_SECOND = 100  # replies to requests over quota
 THROTTLED_POLL_MS = 1  # ms between rounds while only throttled requests are pending; a reply interrupts it
 RETRY_AFTER = 5.0  # s after which a client over quota may repeat a request
@@ -104,7 +110,7 @@ class Replier:
         self._identify = client_identity if curve_keys.curve_enabled() else client_address
         self._handle = handle
         self._tick = tick
-        self._socket, self.port = sockets.bind(
+        self._socket, self.port, self._monitor = sockets.bind(
             zmq.ROUTER,
             sockets.tcp(bind_address, port),
             {
@@ -113,7 +119,9 @@ class Replier:
                 zmq.ROUTER_HANDOVER: 1,
                 zmq.MAXMSGSIZE: MAX_REQUEST_BYTES,
             },
+            limits=MEMORY_LIMITS,
         )
+        self._descriptors: dict[bytes, int] = {}  # ZeroMQ's descriptors, by connection
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
         self._next_tick = 0.0
         self._batch_size = BATCH_SIZE
@@ -189,19 +197,21 @@ class Replier:
             except zmq.Again:
                 return
             if connection in self._discarding:
-                while self._socket.recv(zmq.NOBLOCK, copy=False).more:
-                    pass
-            elif self._enqueue(connection, self._receive_rest()):
+                self._receive_rest(connection)
+            elif self._enqueue(connection, self._receive_rest(connection)):
                 continue
             if connection in over_quota:
                 return
             over_quota.add(connection)
 
-    def _receive_rest(self) -> list[zmq.Frame]:
+    def _receive_rest(self, connection: bytes) -> list[zmq.Frame]:
         """Receive the remaining frames of a request; ZeroMQ delivers messages as a whole."""
         frames = [self._socket.recv(zmq.NOBLOCK, copy=False)]
         while frames[-1].more:
             frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+        if len(self._descriptors) > MAX_DESCRIPTORS:
+            self._descriptors.clear()
+        self._descriptors[connection] = self._monitor.add_read(frames[-1], sum(map(len, frames)))
         return frames
 
     def _enqueue(self, connection: bytes, rest: list[zmq.Frame]) -> bool:
@@ -250,7 +260,7 @@ class Replier:
         """Reject the request of a client that is not allowed, with little work."""
         if (suffix := self._rejection_throttle.admit(client)) is not None:
             logger.warning("[%s] rejected a request: %s is not among the allowed clients%s", self.name, client, suffix)
-        error = RequestRejected("this client is not allowed here")
+        error = AccessDenied("this client is not allowed here")
         message = Message("/", "err", str(error))
         with suppress(MessageError):
             if len(frames[-1]) <= MAX_PARSED_BYTES:
@@ -275,7 +285,9 @@ class Replier:
         while self._outgoing:
             route, text = self._outgoing.popleft()
             try:
-                sockets.send(self._socket, [*route, text.encode()])
+                encoded = text.encode()
+                sockets.send(self._socket, [*route, encoded])
+                self._monitor.add_sent(len(encoded), self._descriptors.get(route[0], -1))
             except (zmq.ZMQError, UnicodeError) as error:
                 logger.warning("[%s] cannot send a reply: %s", self.name, error)
 

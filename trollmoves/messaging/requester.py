@@ -69,6 +69,8 @@ class _RequestSocket:
     connections: int = 0  # since the socket was created
 
     def send(self, request: _PendingRequest) -> None:
+        if self.watcher.unresolved:
+            raise NoReply(f"the name server has no address of {self.watcher.unresolved}")
         token = b""
         envelope = [token]
         if self.shared:
@@ -167,8 +169,9 @@ class Requester:
             if not sockets.is_readable(connection.socket):
                 return connection
             self._close(connection)  # a second reply to its last request
-        url = address if "://" in address else f"tcp://{address}"
-        socket, watcher = sockets.connect_monitored(zmq.DEALER, url, {int(zmq.LINGER): 0})
+        socket, watcher = sockets.connect_monitored(
+            zmq.DEALER, f"tcp://{address.removeprefix('tcp://')}", {int(zmq.LINGER): 0}
+        )
         self._poller.register(socket, zmq.POLLIN)
         connection = self._sockets[socket] = _RequestSocket(socket, watcher, address, shared)
         if shared:
@@ -210,6 +213,8 @@ class Requester:
     def _notify(self, request: _PendingRequest, reply: Message | TrollmovesError) -> None:
         try:
             request.on_reply(reply)
+        except TrollmovesError as error:
+            logger.error("[%s] cannot handle a reply from %s: %s", self.name, request.address, error)
         except Exception:
             logger.exception("[%s] unexpected error while handling a reply from %s", self.name, request.address)
 

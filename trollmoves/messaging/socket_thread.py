@@ -9,6 +9,7 @@ from typing import Any
 
 import zmq
 
+from trollmoves.errors import TrollmovesError
 from trollmoves.messaging.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,9 @@ class SocketThread:
                 if ready.pop(wakeup_fd, 0):
                     self.wakeup.clear()
                 self._process(list(ready))
+            except TrollmovesError as error:
+                logger.error("[%s] error in the %s thread, continuing: %s", self._name, self._role, error)
+                self.stopping.wait(ERROR_DELAY)
             except Exception:
                 logger.exception("[%s] unexpected error in the %s thread, continuing", self._name, self._role)
                 self.stopping.wait(ERROR_DELAY)

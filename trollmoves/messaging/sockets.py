@@ -13,6 +13,9 @@ import zmq
 from trollmoves.errors import StartError
 from trollmoves.messaging.security import authenticator, curve_keys, handshake_errors
 from trollmoves.messaging.security.access import accept_filters
+from trollmoves.messaging.security.connection_memory import MemoryLimits
+from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
+from trollmoves.net import hosts
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 
 Socket = zmq.Socket[bytes]
@@ -43,6 +46,11 @@ _OPTIONS: dict[int, int] = {
     zmq.MAXMSGSIZE: LARGEST_MESSAGE,
 }
 
+NEXT_ADDRESS = 10.0  # s before the next address of a name is tried
+# The queue for a subscriber that does not ping is kept through an interruption: no pings, and TCP gives up late.
+LASTING: dict[int, int] = {zmq.HEARTBEAT_IVL: 0, zmq.TCP_MAXRT: 300_000}  # ms
+
+_WATCHED = handshake_errors.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 _NOW = int(zmq.NOBLOCK)
 _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -65,7 +73,11 @@ def connect(kind: int, address: str, options: Options | None = None) -> Socket:
 
 
 def connect_monitored(kind: int, address: str, options: Options | None = None) -> tuple[Socket, ConnectionWatcher]:
-    """Return a socket as ``connect`` does, and a watcher, which must be closed before the socket."""
+    """Return a socket as ``connect`` does, and a watcher, which must be closed before the socket.
+
+    The watcher resolves a host name, connects the socket once there is an address, and follows the name when it moves.
+    ZeroMQ would resolve it on the thread that serves all connections.
+    """
     return _connected(kind, address, options, watch=True)
 
 
@@ -86,11 +98,17 @@ def _connected(
     security = authenticator.process_authenticator()
     socket = None
     try:
+        if not address.startswith("tcp://") or not hosts.is_host_and_port(address.removeprefix("tcp://")):
+            # ZeroMQ's other addresses reach sockets of this process or this host, or bind a source address.
+            raise StartError("the address must be tcp://host:port")
         socket = security.new_client_socket(kind)
         _set(socket, _options(address) | reconnect | dict(options or {}))
-        watcher = ConnectionWatcher(socket, security) if watch else None
+        watcher = ConnectionWatcher(socket, security, address) if watch else None
         try:
-            socket.connect(address)
+            if watcher:
+                watcher.connect()
+            else:
+                socket.connect(address)
         except Exception:
             if watcher:
                 watcher.close()
@@ -108,8 +126,12 @@ def bind(
     options: Options | None = None,
     ports: tuple[int, int] | None = None,
     clients: ClientAllowlist = ANYONE,
-) -> tuple[Socket, int]:
-    """Return a socket bound to ``address`` and its port; port 0 chooses a free one, within ``ports`` if given.
+    *,
+    limits: MemoryLimits,
+) -> tuple[Socket, int, ConnectionMonitor]:
+    """Return a socket bound to ``address``, its port, and the monitor that enforces ``limits``.
+
+    Port 0 chooses a free one, within ``ports`` if given.
 
     A port in use is retried for ``BIND_TIMEOUT`` seconds: ZeroMQ releases that of a closed socket with a delay.
     Connections from addresses that are not among the ``clients`` are closed on accept. Raise StartError if the port
@@ -120,7 +142,7 @@ def bind(
     deadline = time.monotonic() + BIND_TIMEOUT
     while True:
         try:
-            return _bound(kind, address, all_options, ports or PORTS, filters)
+            return _bound(kind, address, all_options, ports or PORTS, filters, limits)
         except (*SOCKET_ERRORS, StartError) as error:
             if getattr(error, "errno", 0) != zmq.EADDRINUSE or time.monotonic() > deadline:
                 raise StartError(f"cannot listen on {address}: {_error_text(error)}") from error
@@ -128,10 +150,15 @@ def bind(
 
 
 def _bound(
-    kind: int, address: str, options: dict[int, int], ports: tuple[int, int], filters: Sequence[bytes]
-) -> tuple[Socket, int]:
+    kind: int,
+    address: str,
+    options: dict[int, int],
+    ports: tuple[int, int],
+    filters: Sequence[bytes],
+    limits: MemoryLimits,
+) -> tuple[Socket, int, ConnectionMonitor]:
     security = authenticator.process_authenticator()
-    socket, monitor = security.new_server_socket(kind, options[zmq.MAXMSGSIZE])
+    socket, monitor = security.new_server_socket(kind, options[zmq.MAXMSGSIZE], limits)
     try:
         _set(socket, options)
         for one in filters:
@@ -148,7 +175,7 @@ def _bound(
         socket.close(0)
         raise
     security.watch(monitor, port)
-    return socket, port
+    return socket, port, monitor
 
 
 def send(socket: Socket, frames: Sequence[bytes]) -> None:
@@ -189,28 +216,74 @@ def tcp(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"tcp://{host}:{port}"
 
 
-class ConnectionWatcher:
-    """Watches the connection attempts of a client socket; used and closed by the socket's thread."""
+def _host_name(address: str) -> str:
+    """Return the host name in ``tcp://host:port``; empty if the host is an IP address."""
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    return "" if hosts.is_address(host) else host
 
-    def __init__(self, socket: Socket, security: authenticator.Authenticator) -> None:
+
+class ConnectionWatcher:
+    """Connects a client socket and watches its attempts; used and closed by the socket's thread."""
+
+    def __init__(self, socket: Socket, security: authenticator.Authenticator, address: str) -> None:
         self._socket = socket
+        self._address = address
+        self._host = _host_name(address)  # "" for an IP address
+        self._target = ""  # the address to which the socket connects, without a name
+        self._next_target = 0.0  # monotonic; another address is tried then
         self._secured = curve_keys.curve_enabled()
         self._attempts = 0  # attempts since the last connection
         self._connected = 0
-        self._monitor = security.monitor(socket, handshake_errors.FAILURES | int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
+        self.is_connected = False  # as of the last call of ``failure``
+        self._monitor = security.monitor(socket, _WATCHED)
+
+    def connect(self) -> None:
+        """Connect the socket, if it has no name or an address of the name is known; else ``failure`` does it later."""
+        if self._host:
+            self._follow_name()
+        else:
+            self._socket.connect(self._address)
+
+    @property
+    def unresolved(self) -> str:
+        """The host name if no address of it is known, else an empty text."""
+        return "" if self._target else self._host
+
+    def _follow_name(self) -> None:
+        """Unless connected, connect to the address of the name; if it has several, to the next one after a while."""
+        now = time.monotonic()
+        addresses = hosts.process_resolver().addresses(self._host)
+        if not addresses or self.is_connected:
+            return
+        targets = [tcp(one, int(self._address.rpartition(":")[2])) for one in addresses]
+        known = targets.index(self._target) if self._target in targets else -1
+        target = targets[(known + 1) % len(targets)]
+        if target == self._target or (known >= 0 and now < self._next_target):
+            return
+        if self._target:
+            self._socket.disconnect(self._target)
+        if "[" in target:
+            self._socket.setsockopt(zmq.IPV6, 1)
+        self._socket.connect(target)
+        self._target, self._next_target = target, now + NEXT_ADDRESS
 
     def failure(self) -> ConnectFailure | None:
         """Return the failure to connect since the last call, or None.
 
         A single disconnect is ignored: the server may be stopping.
         """
-        found = None
+        if self._host:
+            self._follow_name()
+        found = ConnectFailure(f"the name server has no address of {self.unresolved}") if self.unresolved else None
         while True:
             try:
                 event, value = handshake_errors.parse_event(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
-                return found if found and (found.permanent or self._attempts > 1) else None
-            if not event & handshake_errors.FAILURES:
+                return found if found and (found.permanent or self._attempts > 1 or self.unresolved) else None
+            self.is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if event == zmq.EVENT_DISCONNECTED:
+                continue
+            if self.is_connected:
                 found, self._attempts = None, 0
                 self._connected += 1
                 continue
@@ -234,4 +307,4 @@ class ConnectFailure:
     """The reason why a socket cannot connect."""
 
     reason: str
-    permanent: bool  # ZeroMQ does not retry with this socket
+    permanent: bool = False  # ZeroMQ does not retry with this socket

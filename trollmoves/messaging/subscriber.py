@@ -16,16 +16,18 @@ from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import MAGIC, Message
 from trollmoves.messaging.socket_thread import SocketThread
 from trollmoves.net import urls
-from trollmoves.utils.batch_delivery import BatchDelivery
+from trollmoves.utils.batch_delivery import BatchDelivery, SetAside
 from trollmoves.utils.logs import LogThrottle
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 200  # messages of one publisher handled together
 RETRY_DELAY = 5.0  # s before failed messages are passed to the handler again
-TRIES = 3  # of a batch with errors that are not temporary, before its messages are retried one by one
 POLL_INTERVAL = 1.0  # s between checks for silent publishers
 RECONNECT_DELAY = 5.0  # s before a rejected connection is retried
+UNREACHABLE_DELAY = 10.0  # s without a connection after which this is logged; later after twice the time, and so on
+UNREACHABLE_INTERVAL = 3600.0  # s; upper limit between two such lines
+DEFAULT_HEARTBEAT_INTERVAL = 30.0  # s; of a publisher that has not sent a heartbeat yet
 SUBSCRIBE_DELAY = 0.5  # s after which a connected publisher has received the subscriptions
 
 
@@ -45,8 +47,11 @@ class _Connection:
     socket: sockets.Socket
     watcher: sockets.ConnectionWatcher
     delivery: BatchDelivery[Message]
-    interval: float = 0.0  # s, from its heartbeats; 0 before the first
-    last_heartbeat: float = 0.0
+    last_heartbeat: float  # monotonic; the creation before the first
+    down_since: float | None  # monotonic; None while connected
+    next_report: float  # monotonic, if it is not connected
+    interval: float = DEFAULT_HEARTBEAT_INTERVAL  # s, from its heartbeats
+    is_reported: bool = False  # the log says that it cannot be reached
     connected_at: float = 0.0  # monotonic; 0 without a new connection to report
     retry_at: float = float("inf")  # monotonic, for a rejected connection, which ZeroMQ does not retry
 
@@ -66,17 +71,26 @@ class Subscriber:
         *,
         alarm_scale: float = 0.0,
         on_connected: Callable[[str], None] | None = None,
+        set_aside: SetAside | None = None,
+        on_poll: Callable[[], None] | None = None,
+        lasting: bool = False,
     ) -> None:
         """Connect; raise StartError for an invalid address.
 
         ``alarm_scale``: reconnect after this number of heartbeat intervals without a heartbeat; 0 leaves that to TCP
         and ZeroMQ, which detect a dead connection within half a minute. ``on_connected`` is called on the same thread
-        with the address of a publisher each time it has been connected or reconnected.
+        with the address of a publisher each time it has been connected or reconnected, ``set_aside`` with a message for
+        which ``on_messages`` keeps failing, and the reason. ``on_poll`` is called there at least every
+        ``POLL_INTERVAL`` seconds, before received messages are handled. ``lasting`` is for publishers that cannot
+        repeat messages: an interruption of less than five minutes ends neither a connection nor its queue.
         """
         self.name = name
         self._on_messages = on_messages
         self._alarm_scale = alarm_scale
+        self._socket_options = {int(zmq.RCVHWM): sockets.HIGH_WATER_MARK} | (sockets.LASTING if lasting else {})
         self._on_connected = on_connected
+        self._on_poll = on_poll
+        self._set_aside = set_aside
         self._next_check = 0.0
         self._throttle = LogThrottle(burst=1)
         self._thread = SocketThread(
@@ -113,13 +127,13 @@ class Subscriber:
         logger.debug(
             "[%s] connecting to %s for %s", self.name, endpoint.address, ", ".join(endpoint.topics) or "everything"
         )
-        options = {int(zmq.RCVHWM): sockets.HIGH_WATER_MARK}
-        socket, watcher = sockets.connect_monitored(zmq.SUB, endpoint.address, options)
+        socket, watcher = sockets.connect_monitored(zmq.SUB, endpoint.address, self._socket_options)
         for topic in endpoint.topics:
             socket.setsockopt_string(zmq.SUBSCRIBE, subscription(topic))
         self._poller.register(socket, zmq.POLLIN)
+        now = time.monotonic()
         connection = self._connections[socket] = _Connection(
-            endpoint, socket, watcher, self._new_delivery(endpoint.address)
+            endpoint, socket, watcher, self._new_delivery(endpoint.address), now, now, now + UNREACHABLE_DELAY
         )
         return connection
 
@@ -135,11 +149,13 @@ class Subscriber:
             source=address,
             describe=lambda message: f"message from {address}: {urls.excerpt(message.raw, 1000)}",
             stopping=self._thread.stopping,
-            tries=TRIES,
+            set_aside=self._set_aside,
             backoff_initial=RETRY_DELAY,
         )
 
     def _process(self, ready: list[sockets.Socket]) -> None:
+        if self._on_poll:
+            self._on_poll()
         for socket in ready:
             if socket in self._connections:
                 self._receive(self._connections[socket])
@@ -169,7 +185,9 @@ class Subscriber:
             try:
                 messages.append(Message.decode(raw))
             except MessageError as error:
-                logger.warning("[%s] ignored a message from %s: %s", self.name, connection.endpoint.address, error)
+                if (suffix := self._throttle.admit(f"malformed {connection.endpoint.address}")) is not None:
+                    address = connection.endpoint.address
+                    logger.warning("[%s] ignored a message from %s: %s%s", self.name, address, error, suffix)
         self._track_heartbeats(connection, messages)
         if messages:
             connection.delivery.deliver(messages)
@@ -190,11 +208,7 @@ class Subscriber:
         for connection in list(self._connections.values()):
             silence = now - connection.last_heartbeat
             # Unread messages may include heartbeats, and must not be dropped with the connection.
-            if (
-                connection.interval
-                and silence > self._alarm_scale * connection.interval
-                and not connection.socket.poll(0)
-            ):
+            if silence > self._alarm_scale * connection.interval and not connection.socket.poll(0):
                 logger.warning(
                     "[%s] no heartbeat from %s for %.0f s: reconnecting",
                     self.name,
@@ -211,6 +225,9 @@ class Subscriber:
             connection.retry_at = time.monotonic() + RECONNECT_DELAY
             return connection
         new.interval, new.last_heartbeat = connection.interval, connection.last_heartbeat
+        if connection.down_since is not None:
+            new.down_since, new.next_report = connection.down_since, connection.next_report
+            new.is_reported = connection.is_reported
         self._poller.unregister(connection.socket)
         del self._connections[connection.socket]
         self._disconnect(connection)
@@ -223,16 +240,37 @@ class Subscriber:
             return
         self._next_check = now + SUBSCRIBE_DELAY
         for connection in list(self._connections.values()):
-            self._check_failures(connection, now)
+            connection = self._check_failures(connection, now)
             if connection.watcher.new_connections():
                 connection.connected_at = now
+                self._log_connected(connection, now)
+            if not connection.watcher.is_connected:
+                self._log_unreachable(connection, now)
             if connection.connected_at and now - connection.connected_at >= SUBSCRIBE_DELAY:
                 connection.connected_at = 0.0
                 if self._on_connected:
                     self._on_connected(connection.endpoint.address)
 
-    def _check_failures(self, connection: _Connection, now: float) -> None:
-        """Log a failed connection, and retry it later if it was rejected."""
+    def _log_connected(self, connection: _Connection, now: float) -> None:
+        address = connection.endpoint.address
+        if connection.is_reported and connection.down_since is not None:
+            logger.info("[%s] connected to %s, back after %.0f s", self.name, address, now - connection.down_since)
+        else:
+            logger.info("[%s] connected to %s", self.name, address)
+        connection.down_since, connection.is_reported = None, False
+
+    def _log_unreachable(self, connection: _Connection, now: float) -> None:
+        if connection.down_since is None:
+            connection.down_since, connection.next_report = now, now + UNREACHABLE_DELAY
+        elif now >= connection.next_report:
+            seconds = now - connection.down_since
+            address = connection.endpoint.address
+            logger.warning("[%s] cannot reach %s for %.0f s, still trying", self.name, address, seconds)
+            connection.is_reported = True
+            connection.next_report = now + min(seconds, UNREACHABLE_INTERVAL)
+
+    def _check_failures(self, connection: _Connection, now: float) -> _Connection:
+        """Log a failed connection, and retry it later if it was rejected; return the current connection."""
         failure = connection.watcher.failure()
         if failure and (suffix := self._throttle.admit(f"{connection.endpoint.address} {failure.reason}")) is not None:
             logger.warning(
@@ -240,8 +278,7 @@ class Subscriber:
             )
         if failure and failure.permanent:
             connection.retry_at = now + RECONNECT_DELAY
-        if connection.retry_at <= now:
-            self._reconnect(connection)
+        return self._reconnect(connection) if connection.retry_at <= now else connection
 
 
 def subscription(topic: str) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from trollmoves import unpacking
@@ -16,11 +17,12 @@ from trollmoves.errors import ConfigError, RequestRejected, UnpackFailed
 from trollmoves.journal import AnnouncementRecord, Journal, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.provider.file_store import announced_uris
+from trollmoves.provider.file_store import announced_uris, current_versions
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, FetchTasks, file_key
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints, symlinks
+from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -123,21 +125,33 @@ class MirrorCache:
     def _lane(self, announced: AnnouncementRecord) -> str:
         return f"{KIND} {next(iter(self._announcements_of(Message.decode(announced.message))), '')}"
 
-    def check_access(self, announced: AnnouncementRecord, uri: str, real: str) -> None:
-        """Raise RequestRejected if a cached file is outside of the directory of its announcement."""
+    def check_opened(self, announced: AnnouncementRecord, uri: str, fd: int, real: str) -> FileVersion | None:
+        """Return the version of an open file; raise RequestRejected if it is outside of its directory."""
+        self._check_path(announced, uri, real)
+        return version_of(os.fstat(fd))
+
+    def _check_path(self, announced: AnnouncementRecord, uri: str, real: str) -> None:
         directory = self._directory(announced.number, Message.decode(announced.message))
         if not symlinks.is_below(real, os.path.realpath(directory)):
             name = os.path.basename(uri)
             raise RequestRejected(f"the cached file {name} must not be a link that leads out of its directory")
 
-    def delete(self, number: int, uri: str) -> None:
+    def versions(self, announced: AnnouncementRecord) -> dict[str, FileVersion] | None:
+        """Return the versions of the cached files by URI, without missing ones."""
+        versions: dict[str, FileVersion] = {}
+        for uri in announced_uris(announced):
+            versions |= current_versions({uri: self.path(announced.number, uri)}) or {}
+        return versions
+
+    def delete(self, announced: AnnouncementRecord, uri: str, version: FileVersion) -> bool:
         """Remove a cached file, and its directory if empty; raise BlockingIOError if a pending task needs the file."""
+        number = announced.number
         path = self.path(number, uri)
         with self._lock:
             if self._has_pending(number, "push", KIND, UNPACK):
                 raise BlockingIOError
             try:
-                os.unlink(path)
+                return remove_version(path, version, check=partial(self._check_path, announced, uri))
             finally:
                 self._remove_empty_dirs(number, os.path.dirname(path))
 
@@ -209,6 +223,10 @@ class MirrorCache:
 
     def on_attempt_ended(self, task: Task) -> None:
         """Do nothing: no state is kept per attempt."""
+
+    def is_superseded(self, task: Task) -> bool:  # noqa: ARG002
+        """Return False: each announcement has its own copies."""
+        return False
 
 
 def _copy_data(value: Any, compression: str | None) -> Any:

@@ -67,6 +67,7 @@ class MirrorChain:
         self._fetcher = Fetcher(
             options,
             runtime.journal,
+            runtime.scheduler,
             self._requester,
             self._cache,
             peers,
@@ -88,7 +89,7 @@ class MirrorChain:
     def start(self) -> None:
         """Start serving requests, then fetching and relaying, then receiving announcements."""
         self._requester.start()
-        self._fetcher.start(self._scheduler)
+        self._fetcher.start()
         self._request_handler.start()
         self._scheduler.register(self.name, UNPACK, limit=UNPACK_CONCURRENCY, handler=self._unpack)
         self._scheduler.register(self.name, RELAY, limit=RELAY_CONCURRENCY, handler=self._relay)
@@ -98,6 +99,7 @@ class MirrorChain:
         """Stop receiving announcements and requests; pending fetches and pushes continue after the next start."""
         self._receiver.stop()
         self._request_handler.stop()
+        self._fetcher.stop()
         self._requester.stop()
 
     # -- relaying announcements
@@ -196,6 +198,11 @@ class Mirror(Daemon[MirrorOptions]):
     def startup_warning(self, chains: Iterable[MirrorOptions]) -> str:
         """Return the security warning for the configuration of these chains; empty if there is none."""
         return security_warning(chains)
+
+    def on_reload(self, chain: Chain) -> None:
+        """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
+        if isinstance(chain, MirrorChain):
+            chain.announcer.republish()
 
     def close_shared(self) -> None:
         """Close the publish port."""

@@ -34,6 +34,7 @@ __all__ = [
     "close_connections",
     "is_partial",
     "move_it",
+    "mover_for",
 ]
 
 # Register a new mover here.
@@ -118,6 +119,17 @@ def move_it(
     if hook is not None:
         hook(mover.origin, mover.destination)
     return mover.destination
+
+
+def mover_for(scheme: str) -> type[Mover]:
+    """Return the mover class of a scheme; raise PermanentTransferError if its library is not installed.
+
+    Raises BadDestination for an unknown scheme.
+    """
+    location = REGISTRY.get(scheme)
+    if location is None:
+        raise BadDestination(f"no mover knows the scheme {scheme!r}")
+    return _load_mover(scheme, location)
 
 
 def _load_mover(scheme: str, location: str) -> type[Mover]:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import socket
 import stat
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 from urllib.parse import ParseResult
 
 from trollmoves.errors import (
+    AuthenticationFailed,
     BadDestination,
     ConnectionFailed,
+    NameRejected,
     NoSpace,
     OriginChanged,
     OriginMissing,
@@ -34,9 +39,11 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.movers import options
-from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path
+from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
+from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path, visible_partial_path
 from trollmoves.net import urls
 from trollmoves.utils import failpoints
+from trollmoves.utils.file_versions import remove_version, version_of
 
 __all__ = [
     "Backend",
@@ -50,17 +57,22 @@ __all__ = [
     "translate_os_errors",
 ]
 
+logger = logging.getLogger(__name__)
 _BY_ERRNO: dict[int, type[TransferError]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
     **dict.fromkeys((errno.EACCES, errno.EPERM), PermissionRefused),
     **dict.fromkeys((errno.EBUSY, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETXTBSY), TargetBusy),
     errno.EROFS: TargetBusy,  # the kernel remounts a disk read-only after an error; operators repair it
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL), BadDestination),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST), BadDestination),
     **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EPIPE), ConnectionFailed),
     errno.ETIMEDOUT: TransferStalled,
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ), NameRejected),
     errno.EFBIG: PermanentTransferError,
 }
 
+
+SIZE_DELAYS = (0.1, 0.3, 0.6, 1.0)  # seconds between queries while a host reports too small a size
+REJECTION_ERRNOS = {errno.EACCES, errno.EPERM, errno.EOPNOTSUPP}
 
 DEFAULT_TEXTS: dict[type[OSError], str] = {TimeoutError: "no reply or no progress before the timeout"}
 
@@ -142,7 +154,7 @@ class SourceFile:
 
     def reader(self) -> BinaryIO:
         """Return a file object positioned at the beginning; closing it keeps the source open."""
-        os.lseek(self.fd, 0, os.SEEK_SET)
+        self.rewind()
         return cast(BinaryIO, _Reader(self))
 
     def read(self, size: int) -> bytes:
@@ -157,9 +169,13 @@ class SourceFile:
         """Store the cause of a failed read."""
         self.read_error = OriginUnreadable(f"{self.path}: cannot be read: {error.strerror}")
 
+    def rewind(self) -> None:
+        """Continue reading at the beginning."""
+        os.lseek(self.fd, 0, os.SEEK_SET)
+
     @property
     def position(self) -> int:
-        """Number of bytes read so far, for a progress bar; any thread may call."""
+        """Number of bytes read so far; any thread may call."""
         try:
             return os.lseek(self.fd, 0, os.SEEK_CUR)
         except OSError:
@@ -169,16 +185,6 @@ class SourceFile:
     def mode(self) -> int:
         """Permissions of a copy before the umask: those of the origin, but not world-writable."""
         return self.status.st_mode & 0o775
-
-    def is_at(self, path: str) -> bool:
-        """Return True if ``path`` is this file, unmodified since it was opened."""
-        now, then = os.stat(path), self.status
-        return (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) == (
-            then.st_dev,
-            then.st_ino,
-            then.st_size,
-            then.st_mtime_ns,
-        )
 
     def check_unchanged(self) -> None:
         """Raise ``OriginChanged`` if the file was modified since it was opened."""
@@ -206,7 +212,9 @@ class _Reader(io.FileIO):
 class Backend(ABC):
     """One destination with the file operations of its protocol; used by one thread at a time.
 
-    Each operation raises only ``OSError`` (with errno) or ``TransferError``.
+    Each operation raises only ``OSError`` (with errno) or ``TransferError``. ``PermissionError``, ``PermissionRefused``
+    and ``PermanentTransferError`` by ``send``, before it reads the source, or by ``replace`` mean that the host rejects
+    the name or the operation; then the mover tries a lesser sequence of operations.
     """
 
     partials = True
@@ -236,8 +244,40 @@ class Backend(ABC):
     def remove(self, path: str) -> None:
         """Remove the file ``path``; a missing file is accepted."""
 
+    def rejects_rename(self, path: str) -> bool:  # noqa: ARG002  (optional)
+        """Return True if the host rejects renames, as far as the missing file ``path`` shows; once per host."""
+        return False
+
     def verify(self, source: SourceFile, path: str) -> None:  # noqa: B027  (optional)
         """Compare checksums if configured; raises ``TemporaryTransferError`` on a difference."""
+
+
+class Naming(Enum):
+    """The kind of name under which a file is sent: a partial, or its final name."""
+
+    HIDDEN = auto()
+    VISIBLE = auto()
+    FINAL = auto()
+
+
+class _Rejected(Exception):
+    """The host rejected a step of the sequence; the cause is its error."""
+
+    def __init__(self, limitation: Limitation, *, lasting: bool = True) -> None:
+        super().__init__(limitation)
+        self.limitation = limitation
+        self.lasting = lasting
+
+
+def is_rejection(error: BaseException) -> bool:
+    """Return True if the host rejected a name or an operation; False for an outage, a full disk or the origin."""
+    if isinstance(error, TransferError):
+        return (
+            isinstance(error, (PermissionRefused, PermanentTransferError))
+            and not isinstance(error, AuthenticationFailed)
+            and not error.blames_origin
+        )
+    return isinstance(error, OSError) and error.errno in REJECTION_ERRNOS
 
 
 def _is_path(text: str) -> bool:
@@ -282,6 +322,7 @@ class Mover(ABC):
         self.backup_targets = backup_targets or ()
         self.partial_id = partial_id
         self.source: SourceFile | None = None
+        self.host: HostCapabilities | None = None
         self.on_opened: Callable[[int], None] | None = None
 
     def __str__(self) -> str:
@@ -311,9 +352,10 @@ class Mover(ABC):
     def remove_origin(self) -> None:
         """Remove the origin if its path is still the delivered file."""
         with translate_os_errors(f"{self.origin} was delivered, but cannot be removed"):
-            if self.source is not None and not self.source.is_at(self.origin):
+            if self.source is None:
+                os.unlink(self.origin)
+            elif not remove_version(self.origin, version_of(self.source.status)):
                 raise OriginChanged(f"{self.origin} was delivered, but not removed: the path is another file now")
-            os.unlink(self.origin)
 
     def open(self) -> SourceFile:
         """Open the origin and call ``on_opened``; raises as ``SourceFile`` and ``on_opened``."""
@@ -326,6 +368,23 @@ class Mover(ABC):
                 raise
         return source
 
+    def check(self, name: str) -> bool:  # noqa: ARG002  (optional)
+        """Write the origin under ``name`` to the destination, a directory, and remove it; return False without it.
+
+        Raises TransferError if the host, the login or the directory does not accept the file.
+        """
+        raise PermanentTransferError(f"{self}: deliveries by {type(self).__name__} cannot be checked")
+
+    def write_and_remove(self, backend: Backend, source: SourceFile, name: str) -> bool:
+        """Do the work of ``check`` with a backend."""
+        directory = self.path.rstrip("/")
+        if backend.partials and not backend.is_directory(directory or "/"):
+            return False
+        path = f"{directory}/{name}"
+        backend.send(source, path)
+        backend.remove(path)
+        return True
+
     def option(self, name: str) -> Any:
         """Return the connection parameter ``name``, or its default."""
         return options.value(self.attrs, name)
@@ -336,55 +395,124 @@ class Mover(ABC):
         return self.destination.path
 
     def deliver(self, backend: Backend, source: SourceFile) -> None:
-        """Make one attempt to deliver ``source`` by ``backend``."""
+        """Deliver ``source`` by ``backend``, by the best sequence of operations that the host allows.
+
+        The file is sent to a partial and renamed; if the host rejects that, under its final name. Limitations of the
+        host are recorded after a success, so that an outage or a locked directory is not taken for one.
+        """
         self.source = source
         final = self._final_path(backend)
         if self.is_same_file(source, final):
             return
-        partial = self._partial(backend, final) if backend.partials else final
+        found: list[Limitation] = []
+        naming = self._first_naming(backend, final, found)
+        first: BaseException | None = None
+        while True:
+            try:
+                self._attempt(backend, source, final, naming)
+                break
+            except _Rejected as rejection:
+                first = first or rejection.__cause__
+                if rejection.lasting:
+                    found.append(rejection.limitation)
+                hidden = rejection.limitation is Limitation.NO_HIDDEN_NAMES
+                naming = Naming.VISIBLE if hidden else Naming.FINAL
+                source.rewind()
+            except (OSError, TransferError) as error:
+                if first is not None and is_rejection(error):
+                    raise first from None
+                raise
+        if found and self.host is not None:
+            self.host.record(found[-1])  # it includes those before
+
+    def _first_naming(self, backend: Backend, final: str, found: list[Limitation]) -> Naming:
+        """Return how to name the file until it is complete; add a limitation that a probe shows to ``found``."""
+        if not backend.partials or not self.option("use_tmp_on_transfer"):
+            return Naming.FINAL
+        naming = Naming.VISIBLE if self.option("tmp_prefix") else Naming.HIDDEN
+        host = self.host
+        if host is None:
+            return naming
+        if host.lacks(Limitation.NO_PARTIALS) or host.lacks(Limitation.NO_RENAME):
+            return Naming.FINAL
+        if not host.renames:
+            # Checked before data is sent: a host without renames may also reject the removal of the partial.
+            if backend.rejects_rename(partial_path(final)):
+                found.append(Limitation.NO_RENAME)
+                return Naming.FINAL
+            host.renames = True
+        return Naming.VISIBLE if host.lacks(Limitation.NO_HIDDEN_NAMES) else naming
+
+    def _attempt(self, backend: Backend, source: SourceFile, final: str, naming: Naming) -> None:
+        """Send, verify and rename; raise ``_Rejected`` if another sequence may succeed."""
+        path = final if naming is Naming.FINAL else self._partial(backend, final, naming)
+        sent = False
         try:
-            self._send(backend, source, partial)
-            self._verify(backend, source, partial)
-            if backend.partials:
+            self._send(backend, source, path)
+            self._verify(backend, source, path)
+            sent = True
+            if path != final:
                 failpoints.hit("sent")
-                backend.replace(partial, final)
+                backend.replace(path, final)
         except BaseException as error:
-            if backend.partials:
-                self.remove_partial(backend, partial, error)
+            if path != final or (backend.partials and source.position):  # else the earlier file of this name is intact
+                self.remove_incomplete(backend, path, error, is_final=path == final)
             if source.read_error:
                 raise source.read_error from error
+            if self.host is not None and path != final and is_rejection(error):
+                if sent:
+                    lasting = self._is_lasting(backend, path, final)
+                    raise _Rejected(Limitation.NO_RENAME, lasting=lasting) from error
+                if not source.position:
+                    hidden = naming is Naming.HIDDEN
+                    raise _Rejected(Limitation.NO_HIDDEN_NAMES if hidden else Limitation.NO_PARTIALS) from error
             raise
 
-    def _partial(self, backend: Backend, final: str) -> str:
+    def _is_lasting(self, backend: Backend, partial: str, final: str) -> bool:
+        """Return True if a rejected rename concerns further files, too; warn about a partial that is left."""
+        if _exists(backend, partial):  # partials must not accumulate
+            logger.warning("%s: the host rejects renames and removals; remove its file %s", self, partial)
+            return True
+        return not _exists(backend, final)  # a file that cannot be replaced says nothing about other names
+
+    def _partial(self, backend: Backend, final: str, naming: Naming) -> str:
         """Return the partial to send to, after removing that of an earlier attempt.
 
         It is not overwritten: the server may still be writing it for a killed process.
         """
+        prefix = self.option("tmp_prefix") or ""
+
+        def named(token: str = "") -> str:
+            return partial_path(final, token) if naming is Naming.HIDDEN else visible_partial_path(final, token, prefix)
+
         if self.partial_id is None:
-            return partial_path(final)
-        partial = partial_path(final, self.partial_id.token)
+            return named()
+        partial = named(self.partial_id.token)
         if self.partial_id.may_exist:
             try:
                 backend.remove(partial)
             except (PermissionError, PermissionRefused):  # without permission to delete, use another name
-                return partial_path(final)
+                return named()
         return partial
 
     def is_same_file(self, source: SourceFile, final: str) -> bool:  # noqa: ARG002  (only for local files)
         """Return True if ``final`` is the source itself, so that nothing needs to be sent."""
         return False
 
-    def remove_partial(self, backend: Backend, partial: str, error: BaseException) -> None:  # noqa: ARG002
-        """Remove the partial of an attempt that failed with ``error``; errors are ignored, as ``error`` is raised."""
+    def remove_incomplete(self, backend: Backend, path: str, error: BaseException, *, is_final: bool) -> None:  # noqa: ARG002
+        """Remove the partial, or the file under its final name, of an attempt that failed with ``error``.
+
+        Errors are ignored, as ``error`` is raised.
+        """
         try:
-            backend.remove(partial)
+            backend.remove(path)
         except (OSError, TransferError):
             return
 
     def _final_path(self, backend: Backend) -> str:
         path = self.path
         if not _is_path(path):
-            raise BadDestination(f"{self}: the path must not contain NUL or invalid characters")
+            raise NameRejected(f"{self}: the path must not contain NUL or invalid characters")
         if path.endswith("/"):
             return path + os.path.basename(self.origin)
         if not path:
@@ -404,6 +532,21 @@ class Mover(ABC):
     def _verify(self, backend: Backend, source: SourceFile, path: str) -> None:
         source.check_unchanged()
         size = backend.size(path)
-        if size is not None and size != source.size:
+        for delay in SIZE_DELAYS:
+            if size is None or size >= source.size:
+                break
+            time.sleep(delay)  # some hosts report the size of a file that they are still storing
+            size = backend.size(path)
+        if size is None:
+            if self.host is not None:
+                self.host.record(Limitation.NO_SIZE)
+        elif size != source.size:
             raise TemporaryTransferError(f"{self}: {size} of {source.size} bytes arrived")
         backend.verify(source, path)
+
+
+def _exists(backend: Backend, path: str) -> bool:
+    try:
+        return backend.size(path) is not None
+    except (OSError, TransferError):
+        return False

@@ -94,6 +94,11 @@ class FileMover(Mover):
                 self.deliver(files, source)
                 self.remove_origin()
 
+    def check(self, name: str) -> bool:
+        """Write the origin under ``name`` to the destination, and remove it; return False without the directory."""
+        with translate_os_errors(self), self.open() as source:
+            return self.write_and_remove(self._files(), source, name)
+
     def is_same_file(self, source: SourceFile, final: str) -> bool:
         """Return True if ``final`` has the inode of the source."""
         try:

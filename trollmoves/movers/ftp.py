@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import ftplib
+import io
 import logging
 import netrc
+import re
 import select
 import socket
 import ssl
@@ -21,17 +23,20 @@ from trollmoves.errors import (
     AuthenticationFailed,
     BadDestination,
     ConnectionFailed,
+    NameRejected,
     NoSpace,
     PermanentTransferError,
     PermissionRefused,
     TargetBusy,
     TemporaryTransferError,
+    TooManyConnections,
     TransferError,
 )
 from trollmoves.movers.base import SourceFile
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Endpoint, RemoteMover
 from trollmoves.movers.tcp_progress import wait_readable
+from trollmoves.net.redaction import known_secrets
 from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
@@ -49,6 +54,18 @@ _BY_CODE: dict[str, type[TransferError]] = {
     "530": AuthenticationFailed,
     "553": BadDestination,
 }
+# Replies to RNFR that reject every rename; some servers give both reasons for a missing file.
+_NO_RENAME = re.compile(
+    r"50[0-4]|(?!.*(?:no such|not found|not exist|cannot find|can't find))"
+    r".*(?:permission|privilege|denied|disallow|forbidden|prohibited|not (?:allowed|permitted|supported|implemented))",
+    re.IGNORECASE | re.DOTALL,
+)
+# Replies 530 that reject a login because of the number of connections, not because of the credentials.
+_LOGIN_LIMIT = re.compile(
+    r"(?!.*(?:attempt|fail|incorrect|invalid|wrong))"
+    r".*(?:too many|maximum|max\.|\blimit\b|already (?:connected|logged)|concurrent|simultaneous)",
+    re.IGNORECASE | re.DOTALL,
+)
 _NO_SPACE = ("no space", "disk full", "quota", "insufficient storage")
 
 
@@ -156,6 +173,18 @@ class FtpConnection(Connection):
         with self._translate_errors():
             self._ftp.rename(partial, final)
 
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server rejects RNFR for another reason than the missing ``path``."""
+        with self._translate_errors():
+            try:
+                self._ftp.sendcmd(f"RNFR {path}")
+            except ftplib.error_perm as error:
+                return bool(_NO_RENAME.match(str(error)))
+            except ftplib.error_temp as error:
+                if str(error).startswith("421"):
+                    raise
+        return False
+
     def remove(self, path: str) -> None:
         """Delete ``path``; a rejection is ignored, as it may mean a missing file."""
         with contextlib.suppress(PermanentTransferError), self._translate_errors():
@@ -200,7 +229,7 @@ class FtpConnection(Connection):
             self._in_step = False
             raise
         except ValueError as error:  # a line break, or characters missing in the encoding of the server
-            raise BadDestination(f"FTP does not support this path: {error}") from error
+            raise NameRejected(f"FTP does not support this path: {error}") from error
 
 
 def _send_file(source: SourceFile, data: socket.socket) -> OSError | None:
@@ -237,7 +266,33 @@ def _to_transfer_error(error: ftplib.Error) -> TransferError:
     return kind(f"the server replied {text!r}")
 
 
-class _FtpTls(ftplib.FTP_TLS):
+def _to_login_error(error: ftplib.Error) -> TransferError:
+    text = str(error)
+    if text.startswith("421") or (text.startswith("530") and _LOGIN_LIMIT.match(text)):
+        return TooManyConnections(f"the server replied {text!r}")
+    return _to_transfer_error(error)
+
+
+class _Ftp(ftplib.FTP):
+    """FTP with replies in any encoding: only their codes and numbers matter."""
+
+    def getline(self) -> str:
+        """Return the next line; bytes that are not UTF-8 become escapes."""
+        if isinstance(self.file, io.TextIOWrapper) and self.file.errors == "strict":
+            self.file.reconfigure(errors="backslashreplace")
+        return super().getline()
+
+    def makepasv(self) -> tuple[str, int]:
+        """Return the address for data: always the host of the control connection, whatever the server replies."""
+        try:
+            return super().makepasv()
+        except ftplib.error_perm:
+            if self.af != socket.AF_INET or self.sock is None:  # ftplib sends EPSV to an IPv6 address
+                raise
+            return ftplib.parse229(self.sendcmd("EPSV"), self.sock.getpeername())  # noqa: S321  (the URL selects FTP)
+
+
+class _FtpTls(_Ftp, ftplib.FTP_TLS):
     """FTP over TLS; data connections resume the TLS session of the control connection, as strict servers require."""
 
     def connect(self, host: str = "", port: int = 0, timeout: float = -999, source_address: Any = None) -> str:
@@ -276,7 +331,7 @@ class FtpMover(RemoteMover):
             _set_up(ftp, self.option("stall_timeout"), passive=self.option("ftp_passive"))
             connected = True
         except ftplib.Error as error:
-            raise _to_transfer_error(error) from None
+            raise _to_login_error(error) from None
         except EOFError as error:
             raise ConnectionFailed("the server closed the connection") from error
         finally:
@@ -285,7 +340,7 @@ class FtpMover(RemoteMover):
         return FtpConnection(ftp, self.option("stall_timeout"))
 
     def _client(self) -> ftplib.FTP:
-        return ftplib.FTP()  # noqa: S321  (the URL selects plain FTP)
+        return _Ftp()  # the URL selects plain FTP
 
     def _log_in(self, ftp: ftplib.FTP, user: str, password: str) -> None:
         ftp.login(user, password)
@@ -331,7 +386,10 @@ def _credentials(login: Endpoint) -> tuple[str, str]:
         reason = error.msg if error.msg.startswith("~") else f"line {error.lineno}, or the line before, is invalid"
         logger.warning("ignored ~/.netrc: %s", reason)
         entry = None
-    return (entry[0], entry[2] or "") if entry else ("anonymous", "anonymous@")
+    if not entry:
+        return "anonymous", "anonymous@"
+    known_secrets().add(entry[2])
+    return entry[0], entry[2] or ""
 
 
 def _set_up(ftp: ftplib.FTP, stall_timeout: float, *, passive: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from trollmoves.errors import ConfigError
-from trollmoves.movers import ssh_options
+from trollmoves.movers import partials, ssh_options
 
 SSH = ("scp", "sftp")
 FTP = ("ftp", "ftps")
@@ -67,8 +67,21 @@ OPTIONS: tuple[Option, ...] = (
     Option("ftp_passive", bool, True, FTP, "true: the server opens the data port; false: this host does"),
     Option("ftp_tls_ca_file", str, None, ("ftps",), "file of CA certificates, instead of those of the system"),
     Option("ftp_tls_verify", bool, True, ("ftps",), "check the certificate of the server"),
-    Option("use_tmp_on_transfer", bool, True, EVERY, "accepted; a temporary name is always used"),
-    Option("tmp_prefix", str, None, EVERY, "accepted; partials have fixed names"),
+    Option(
+        "use_tmp_on_transfer",
+        bool,
+        True,
+        EVERY,
+        "false: send directly under the final name, where readers can see the incomplete file",
+    ),
+    Option(
+        "tmp_prefix",
+        str,
+        None,
+        EVERY,
+        "beginning of the temporary name, for hosts that reject hidden names; not for s3",
+        check=partials.check_prefix,
+    ),
     Option("s3_use_multipart", bool, True, ("s3",), "send large files in parts"),
     Option("s3_use_copy", bool, False, ("s3",), "accepted; objects appear complete without a copy"),
     Option("s3_multipart_chunksize", int, None, ("s3",), "bytes per part"),

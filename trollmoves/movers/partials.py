@@ -1,4 +1,4 @@
-"""Hidden temporary names of files that are being sent (partials), in the directory of the final name."""
+"""Temporary names of files that are being sent (partials), in the directory of the final name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 NAME_MAX = 255  # bytes, the limit of common file systems
 TOKEN_BYTES = 6
 SUFFIX = ".part"
-_PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{{2 * TOKEN_BYTES}}}\{SUFFIX}", re.DOTALL)
+MAX_PREFIX = 64  # bytes
+VISIBLE_BYTES = 32  # of a name in a visible partial, which then has at most 50 bytes after its prefix
+_TOKEN = rf"[0-9a-f]{{{2 * TOKEN_BYTES}}}\{SUFFIX}"
+_PARTIAL = re.compile(rf"\..*\.{_TOKEN}|.*{_TOKEN}\..+", re.DOTALL)
 _ODD = re.compile(r"[^\w.+=,@%-]")  # characters that some protocols or servers do not support
 _ROOM = NAME_MAX - len(".") - len(".") - 2 * TOKEN_BYTES - len(SUFFIX)
 
@@ -46,14 +49,31 @@ def partial_path(path: str, token: str = "") -> str:
     return f"{directory}{slash}.{name}.{token or os.urandom(TOKEN_BYTES).hex()}{SUFFIX}"
 
 
+def visible_partial_path(path: str, token: str = "", prefix: str = "") -> str:
+    """Return ``PREFIX TOKEN.part.NAME``, without a space, in the directory of ``path``; a token as ``partial_path``.
+
+    For hosts that reject hidden names, accept only some suffixes, or limit the length of a name: only the last
+    ``VISIBLE_BYTES`` of NAME are kept. Patterns that begin with a name do not match a partial.
+    """
+    directory, slash, name = path.rpartition("/")
+    end = os.fsencode(_ODD.sub("_", name))[-VISIBLE_BYTES:].decode("utf-8", "ignore")
+    return f"{directory}{slash}{prefix}{token or os.urandom(TOKEN_BYTES).hex()}{SUFFIX}.{end}"
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise ``ValueError`` with the rule if ``prefix`` cannot begin a file name."""
+    if len(os.fsencode(prefix)) > MAX_PREFIX or any(character == "/" or character < " " for character in prefix):
+        raise ValueError(f"must be at most {MAX_PREFIX} bytes, without '/' and control characters")
+
+
 def _truncate(name: str) -> str:
     encoded = os.fsencode(name)
     return name if len(encoded) <= _ROOM else encoded[:_ROOM].decode("utf-8", "ignore")
 
 
 def is_partial(name: str) -> bool:
-    """Return True if ``name``, with or without a directory, has the form of ``partial_path``."""
-    return name.endswith(SUFFIX) and _PARTIAL.fullmatch(name.rpartition("/")[2]) is not None
+    """Return True if ``name``, with or without a directory, has the form of a partial."""
+    return SUFFIX in name and _PARTIAL.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def clean_partials(directory: str, older_than: float) -> list[str]:

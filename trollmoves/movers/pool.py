@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from trollmoves.errors import (
     ConnectionFailed,
@@ -24,13 +24,16 @@ from trollmoves.errors import (
     PermanentTransferError,
     PermissionRefused,
     TargetBusy,
+    TooManyConnections,
     TrollmovesError,
 )
 from trollmoves.movers.base import Backend
+from trollmoves.movers.host_capabilities import CapabilityCache, HostCapabilities, Limitation
 
 PROBE_AFTER_IDLE = 5.0  # seconds; a connection idle longer is probed before reuse
 PROBE_TIMEOUT = 5.0  # seconds to wait for the reply to a probe; then a new connection is made
 QUEUE_TIMEOUT = 600.0  # seconds a delivery waits for a free connection to a host
+HOST_LIMIT_TTL = 600.0  # seconds until a host that rejected a connection is tried with more again
 MAX_STALE_PARTIALS = 1000  # per host; bounds the memory for a host that stays down
 # Errors after which a connection can be reused.
 KEEPS_CONNECTION = (PermanentTransferError, PermissionRefused, NoSpace, OriginChanged)
@@ -79,7 +82,10 @@ class _Idle:
 
 
 class _HostPool:
-    """The idle connections to one host, and the number of those in use or being made."""
+    """The idle connections to one host, and the number of those in use or being made.
+
+    ``limit`` is the number of connections that the host accepts, until the monotonic time ``limit_until``.
+    """
 
     def __init__(self, lock: threading.Lock) -> None:
         self.free = threading.Condition(lock)
@@ -87,16 +93,26 @@ class _HostPool:
         self.busy = 0
         self.waiting = 0
         self.stale_partials: list[str] = []
+        self.limit = 0
+        self.limit_until = 0.0
 
     @property
     def unused(self) -> bool:
-        return not (self.idle or self.busy or self.waiting or self.stale_partials)
+        return not (self.idle or self.busy or self.waiting or self.stale_partials or self.is_limited)
+
+    @property
+    def is_limited(self) -> bool:
+        return time.monotonic() < self.limit_until
+
+    def max_busy(self, limits: PoolLimits) -> int:
+        return max(1, min(self.limit, limits.connections) if self.is_limited else limits.connections)
 
 
 class Pool:
-    """Connections by key; any thread may call."""
+    """Connections by key, and the capabilities of their hosts; any thread may call."""
 
     def __init__(self) -> None:
+        self.capabilities = CapabilityCache()
         self._lock = threading.Lock()
         self._host_pools: dict[Hashable, _HostPool] = {}
         self._expiry = threading.Condition(self._lock)
@@ -110,16 +126,25 @@ class Pool:
             return f"<Pool: {len(self._host_pools)} hosts, {idle} idle, {busy} in use>"
 
     @contextmanager
-    def lease(self, key: Hashable, connect: Callable[[], Connection], limits: PoolLimits) -> Iterator[Lease]:
+    def lease(
+        self,
+        key: Hashable,
+        connect: Callable[[], Connection],
+        limits: PoolLimits,
+        host: HostCapabilities | None = None,
+    ) -> Iterator[Lease]:
         """Yield an idle connection, or a new one made by ``connect``.
 
-        After the block it is kept for later deliveries, or closed if an error left it in an unknown state.
+        After the block it is kept for later deliveries, or closed if an error left it in an unknown state. If the host
+        rejects a connection with ``TooManyConnections`` while others are open, this delivery waits for one of those,
+        and no more are made for ``HOST_LIMIT_TTL`` seconds; ``host`` records that.
 
         Raises:
             TargetBusy: none became free within ``QUEUE_TIMEOUT`` seconds.
+            TooManyConnections: the host rejects a connection although none of ``key`` is open.
             TrollmovesError: raised by ``connect``.
         """
-        lease = self._acquire(key, connect, limits)
+        lease = self._acquire(key, connect, limits, host)
         keep = False
         try:
             yield lease
@@ -148,10 +173,14 @@ class Pool:
 
     def close_idle(self, key: Hashable) -> None:
         """Close the idle connections of ``key``, after one of them proved dead."""
+        self.close_idle_of(lambda other: other == key)
+
+    def close_idle_of(self, selects: Callable[[Any], bool]) -> None:
+        """Close the idle connections of the keys for which ``selects`` returns True."""
         with self._lock:
-            host_pool = self._host_pools.get(key)
-            idle_connections = [idle.connection for idle in host_pool.idle] if host_pool else []
-            if host_pool:
+            host_pools = [host_pool for key, host_pool in self._host_pools.items() if selects(key)]
+            idle_connections = [idle.connection for host_pool in host_pools for idle in host_pool.idle]
+            for host_pool in host_pools:
                 host_pool.idle.clear()
         for connection in idle_connections:
             connection.close()
@@ -182,32 +211,46 @@ class Pool:
         for key in [key for key, host_pool in self._host_pools.items() if host_pool.unused]:
             del self._host_pools[key]
 
-    def _acquire(self, key: Hashable, connect: Callable[[], Connection], limits: PoolLimits) -> Lease:
+    def _acquire(
+        self, key: Hashable, connect: Callable[[], Connection], limits: PoolLimits, host: HostCapabilities | None
+    ) -> Lease:
         deadline = time.monotonic() + QUEUE_TIMEOUT
         while True:
             idle, generation = self._acquire_slot(key, limits, deadline)
-            if idle is None:
-                break
-            if _usable(idle):
+            if idle is not None and _usable(idle):
                 return Lease(idle.connection, True, generation)
-            idle.connection.close()
-            self._release_slot(key)
-        try:
-            return Lease(connect(), False, generation)
-        except BaseException:
-            self._release_slot(key)
-            raise
+            if idle is not None:
+                idle.connection.close()
+                self._release_slot(key)
+                continue
+            try:
+                return Lease(connect(), False, generation)
+            except BaseException as error:
+                self._release_slot(key)
+                if not isinstance(error, TooManyConnections) or not self._limit_to_open(key):
+                    raise
+            if host is not None:
+                host.record(Limitation.FEW_CONNECTIONS)
+
+    def _limit_to_open(self, key: Hashable) -> bool:
+        """Make no more connections than those that are open or being made; return False without any."""
+        with self._lock:
+            host_pool = self._host_pools.get(key)
+            count = host_pool.busy + len(host_pool.idle) if host_pool else 0
+            if host_pool and count:
+                host_pool.limit, host_pool.limit_until = count, time.monotonic() + HOST_LIMIT_TTL
+            return count > 0
 
     def _acquire_slot(self, key: Hashable, limits: PoolLimits, deadline: float) -> tuple[_Idle | None, int]:
         """Return an idle connection, or None if a new one may be made; count it as busy."""
         with self._lock:
             host_pool = self._host_pool(key)
-            while not host_pool.idle and host_pool.busy >= max(1, limits.connections):
+            while not host_pool.idle and host_pool.busy >= host_pool.max_busy(limits):
                 host_pool.waiting += 1
                 try:
                     if not host_pool.free.wait(deadline - time.monotonic()):
                         raise TargetBusy(
-                            f"all {limits.connections} connections to the host are in use; see max_connections"
+                            f"all {host_pool.busy} connections to the host are in use; see max_connections"
                         )
                 finally:
                     host_pool.waiting -= 1

@@ -11,13 +11,14 @@ from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 from urllib.parse import ParseResult
 
-from trollmoves.errors import BadDestination, ConnectionFailed, TransferError, TransferStalled
+from trollmoves.errors import BadDestination, ConnectionFailed, TooManyConnections, TransferError, TransferStalled
 from trollmoves.movers import options
 from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
 from trollmoves.movers.pool import Connection, Lease, Pool, PoolLimits, shared_pool
-from trollmoves.net import urls
+from trollmoves.net import redaction, urls
 
 logger = logging.getLogger(__name__)
+CAPACITY_RETRY_DELAYS = (0.2, 0.5, 1.0)  # seconds; a host may count a connection for a moment after it was closed
 RETRY_DELAY = 0.3  # seconds before the second attempt to connect; doubled for each further one
 
 
@@ -54,18 +55,46 @@ class RemoteMover(Mover):
                 try:
                     return self._deliver_to(pool, source)
                 except (ConnectionFailed, TransferStalled) as error:
+                    self._remove_secrets(error)
                     logger.debug(
                         "%s is not available, trying the next backup target if any: %s",
                         urls.redacted(destination),
                         error,
                     )
                     first = first or error
+                except Exception as error:
+                    self._remove_secrets(error)
+                    raise
         assert first is not None  # noqa: S101  (there is always one destination)
         raise first
+
+    def check(self, name: str) -> bool:
+        """Log in, write the origin under ``name``, and remove it there; return False without the directory."""
+        try:
+            with translate_os_errors(self), self.open() as source:
+                login = self.endpoint()
+                self.host = shared_pool().capabilities.get(self.capability_key(login), self._host_url)
+                connection = self._connect(login)
+                try:
+                    return self.write_and_remove(connection, source, name)
+                finally:
+                    connection.close()
+        except Exception as error:
+            self._remove_secrets(error)
+            raise
 
     def endpoint(self) -> Endpoint:
         """Return the endpoint of the current destination."""
         return _endpoint_of(self.destination._replace(path=""))
+
+    def _remove_secrets(self, error: Exception) -> None:
+        """Remove the secrets of this delivery from an exception: libraries and servers repeat their input."""
+        password = self.destination.netloc.rpartition("@")[0].partition(":")[2]
+        redaction.remove_from_error(error, (password, *redaction.values_of(dict(self.attrs))))
+
+    def capability_key(self, login: Endpoint) -> Hashable:
+        """Return what identifies the capabilities of the current destination, without secrets."""
+        return login[:4]
 
     def _destinations(self) -> Iterator[ParseResult]:
         first = self.destination
@@ -79,42 +108,50 @@ class RemoteMover(Mover):
         """Make one attempt; a pooled connection that proves dead is replaced without counting as an attempt."""
         login = self.endpoint()
         key = (login[:], repr(sorted(self.attrs.items())))
+        self.host = pool.capabilities.get(self.capability_key(login), self._host_url)
         limits = PoolLimits(self.option("max_connections"), self.option("connection_uptime"))
+        delays = iter(CAPACITY_RETRY_DELAYS)
         while True:
             lease: Lease | None = None
             try:
-                with pool.lease(key, lambda: self._connect(login), limits) as lease:
+                with pool.lease(key, lambda: self._connect(login), limits, self.host) as lease:
                     self._remove_stale_partials(pool, key, lease.connection)
                     return self._deliver_over(pool, key, lease.connection, source)
+            except TooManyConnections:
+                delay = next(delays, None)
+                if delay is None:
+                    raise
+                # Those with other parameters may use up the logins of this user.
+                pool.close_idle_of(lambda other: other[0] == login[:])
+                time.sleep(delay)
             except ConnectionFailed:
                 if lease is None or not lease.reused:
                     raise
                 pool.close_idle(key)
 
     def _deliver_over(self, pool: Pool, key: Hashable, connection: Connection, source: SourceFile) -> None:
-        self._partial_left: str | None = None
+        self._partials_left: list[str] = []
         try:
             with translate_os_errors(self):
                 self.deliver(connection, source)
         finally:
-            if self._partial_left:
-                pool.remember_stale_partial(key, self._partial_left)
+            for path in self._partials_left:
+                pool.remember_stale_partial(key, path)
 
-    def remove_partial(self, backend: Backend, partial: str, error: BaseException) -> None:
-        """Remove a partial now, or keep it for the next delivery if the connection is broken."""
-        self._partial_left = partial
+    def remove_incomplete(self, backend: Backend, path: str, error: BaseException, *, is_final: bool) -> None:
+        """Remove a file now; if the connection is broken, keep a partial for the next delivery.
+
+        A final name is not kept: the next attempt may complete the file before.
+        """
+        removed = False
         if isinstance(backend, Connection) and backend.alive() and _connection_survives(error):
             try:
-                backend.remove(partial)
+                backend.remove(path)
+                removed = True
             except (OSError, TransferError) as removal_error:
-                logger.debug(
-                    "%s: cannot remove partial %s, will retry with the next delivery: %s",
-                    urls.redacted(self.destination),
-                    partial,
-                    removal_error,
-                )
-            else:
-                self._partial_left = None
+                logger.debug("%s: cannot remove %s: %s", urls.redacted(self.destination), path, removal_error)
+        if not (removed or is_final):
+            self._partials_left.append(path)
 
     def _remove_stale_partials(self, pool: Pool, key: Hashable, connection: Connection) -> None:
         paths = pool.take_stale_partials(key)
@@ -162,9 +199,27 @@ def _endpoint_of(destination: ParseResult) -> Endpoint:
     host = urls.host(destination)
     if not host:
         raise BadDestination(f"{urls.redacted(destination)}: the URL has no host")
-    return Endpoint(
-        destination.scheme, host, urls.port(destination), urls.user(destination), urls.password(destination)
-    )
+    try:
+        host.encode("idna")  # as the resolver does
+    except UnicodeError:
+        rule = "between dots it must have 1 to 63 valid characters"
+        raise BadDestination(f"{urls.redacted(destination)}: invalid host name: {rule}") from None
+    return Endpoint(destination.scheme, host, urls.port(destination), *checked_login(destination))
+
+
+def checked_login(destination: ParseResult) -> tuple[str | None, str | None]:
+    """Return user and password of a URL; raise BadDestination if no protocol can send them."""
+    user, password = urls.user(destination), urls.password(destination)
+    for text in filter(None, (user, password)):
+        if set(text) & set("\0\r\n") or (not text.isascii() and _has_surrogates(text)):
+            raise BadDestination(
+                f"{urls.redacted(destination)}: user and password must be UTF-8 text without line breaks and NUL"
+            )
+    return user, password
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _connection_survives(error: BaseException) -> bool:

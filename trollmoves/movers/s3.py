@@ -1,12 +1,18 @@
-"""Delivers to S3 and compatible services; objects appear complete, so that partials are not needed."""
+"""Delivers to S3 and compatible services; objects appear complete, so that partials are not needed.
+
+Each operation except the upload is optional: keys and services that do not allow it are recorded as limitations.
+"""
 
 from __future__ import annotations
 
-import errno
+import datetime as dt
 import functools
+import hashlib
 import logging
 import os
-from typing import Any
+import re
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import boto3
 import botocore.config
@@ -16,18 +22,15 @@ from boto3.s3.transfer import TransferConfig
 from trollmoves.errors import (
     AuthenticationFailed,
     BadDestination,
-    ConnectionFailed,
-    NoSpace,
     PermanentTransferError,
     PermissionRefused,
-    TargetBusy,
     TemporaryTransferError,
-    TransferError,
-    TransferStalled,
 )
-from trollmoves.movers.base import SourceFile
-from trollmoves.movers.pool import Connection, SharedHandles
-from trollmoves.movers.remote import Endpoint, RemoteMover
+from trollmoves.movers.base import Backend, PartialId, SourceFile
+from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
+from trollmoves.movers.pool import Connection, SharedHandle, SharedHandles
+from trollmoves.movers.remote import Endpoint, RemoteMover, checked_login
+from trollmoves.movers.s3_errors import code_of, translate_s3_errors
 from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
@@ -36,38 +39,75 @@ MULTIPART_THRESHOLD = 16 << 20  # bytes; larger objects are sent in parts by sev
 CHUNK = 8 << 20  # bytes per part
 MAX_SINGLE_PUT = 5 << 30  # bytes, the limit of one PUT
 TRIES = 2  # of one request by botocore, for a kept connection that the server has closed
-_BY_CODE: dict[str, type[TransferError]] = {
-    **dict.fromkeys(("403", "AccessDenied", "AllAccessDisabled", "MethodNotAllowed"), PermissionRefused),
-    **dict.fromkeys(
-        (
-            "InvalidAccessKeyId",
-            "SignatureDoesNotMatch",
-            "ExpiredToken",
-            "InvalidToken",
-            "AuthorizationHeaderMalformed",
-            "InvalidSecurity",
-        ),
-        AuthenticationFailed,
-    ),
-    **dict.fromkeys(("NoSuchBucket", "InvalidBucketName", "KeyTooLongError", "PermanentRedirect"), BadDestination),
-    **dict.fromkeys(("SlowDown", "ServiceUnavailable", "503", "Throttling", "TooManyRequests"), TargetBusy),
-    **dict.fromkeys(("InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "507"), NoSpace),
-    **dict.fromkeys(("RequestTimeout",), TransferStalled),
-}
-_CHANGED = ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch")
+STALE_UPLOAD_AGE = 86400.0  # s after which an unfinished upload in the directory of a delivery is aborted
+_ADDS_CHECKSUMS = "request_checksum_calculation" in botocore.config.Config.OPTION_DEFAULTS  # 1.36 or newer
+MAX_CLEANED = 1000  # directories of one client in which such uploads were searched
+
+_WITH_SECRETS = [f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "parsers", "regions")]  # loggers
+_MD5 = re.compile("[0-9a-f]{32}")
+_DENIED = ("403", "AccessDenied", "405", "MethodNotAllowed", "501", "NotImplemented")
+_NO_HEAD = ("400", "403", "404", "405", "501")  # 400: the object is encrypted with a key that HEAD would need
+# Replies of services that do not support the checksums which boto3 adds to uploads.
+_CHECKSUM_REJECTED = (
+    *("400", "411", "501", "BadRequest", "InvalidArgument", "InvalidRequest", "MalformedTrailerError"),
+    *("MissingContentLength", "NotImplemented", "SignatureDoesNotMatch"),
+    *("XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"),
+)
+
+
+class S3Client(NamedTuple):
+    """A client of boto3, and the directories in which it has searched for unfinished uploads."""
+
+    s3: Any
+    cleaned: set[str]
+
+
+class _Upload(NamedTuple):
+    """An upload that succeeded: the file, and the reply of the service; {} for an upload in parts."""
+
+    source: SourceFile
+    reply: dict[str, Any]
 
 
 class S3Connection(Connection):
-    """A shared client; the path of an object is ``/bucket/key``."""
+    """A shared client; the path of an object is ``/bucket/key``.
+
+    ``acquire`` returns the shared client with, or without, the checksums that boto3 adds to uploads.
+    """
 
     partials = False
 
-    def __init__(self, client: Any, hang_up: Any, transfer: TransferConfig, extra: dict[str, Any], *, checksum: bool):
-        self._client = client
-        self._hang_up = hang_up
+    def __init__(
+        self,
+        acquire: Callable[[bool], SharedHandle[S3Client]],
+        transfer: TransferConfig,
+        extra: dict[str, Any],
+        *,
+        checksum: bool,
+    ):
+        self._acquire = acquire
         self._transfer = transfer
         self._extra = extra
         self._checksum = checksum
+        self._handles = {True: acquire(True)}
+        self.prepare(HostCapabilities("s3"), None)
+
+    def prepare(self, host: HostCapabilities, partial_id: PartialId | None) -> None:
+        """Set the capabilities of the destination, and the identity of the next delivery."""
+        self._host = host
+        self._retried = partial_id is not None and partial_id.may_exist
+        self._sums = not host.lacks(Limitation.NO_REQUEST_CHECKSUMS)
+        self._last: _Upload | None = None
+
+    @property
+    def _client(self) -> Any:
+        return self._shared.s3
+
+    @property
+    def _shared(self) -> S3Client:
+        if self._sums not in self._handles:
+            self._handles[self._sums] = self._acquire(self._sums)
+        return self._handles[self._sums].value
 
     def is_directory(self, path: str) -> bool:
         """Return True if objects exist below ``path``; False without permission to list."""
@@ -86,26 +126,128 @@ class S3Connection(Connection):
         raise BadDestination(f"the bucket of {path} does not exist; create it first")
 
     def send(self, source: SourceFile, path: str) -> None:
-        """Upload, in parts if the file is large."""
+        """Upload, in parts if the file is large; without the checksums of boto3 if the service rejects them."""
+        with translate_s3_errors(path):
+            try:
+                self._upload(source, path)
+            except botocore.exceptions.ClientError as error:
+                if not (self._sums and _ADDS_CHECKSUMS) or code_of(error) not in _CHECKSUM_REJECTED:
+                    raise
+                self._sums = False
+                try:
+                    self._upload(source, path)
+                except botocore.exceptions.ClientError:
+                    raise error from None
+                self._host.record(Limitation.NO_REQUEST_CHECKSUMS)
+
+    def _upload(self, source: SourceFile, path: str) -> None:
+        if source.size < self._transfer.multipart_threshold or self._host.lacks(Limitation.NO_MULTIPART):
+            self._upload_at_once(source, path)
+            return
+        try:
+            self._upload_in_parts(source, path)
+        except botocore.exceptions.ClientError as error:
+            if error.operation_name != "CreateMultipartUpload" or code_of(error) not in _DENIED:
+                raise
+            try:
+                self._upload_at_once(source, path)
+            except botocore.exceptions.ClientError:
+                raise error from None
+            self._host.record(Limitation.NO_MULTIPART)
+
+    def _upload_at_once(self, source: SourceFile, path: str) -> None:
         bucket, key = _split(path)
-        with translate_s3_errors(path), source.reader() as reader:
-            if source.size < self._transfer.multipart_threshold:
-                self._client.put_object(Bucket=bucket, Key=key, Body=reader, ContentLength=source.size, **self._extra)
-            else:
-                self._client.upload_fileobj(
-                    reader,
-                    bucket,
-                    key,
-                    ExtraArgs=self._extra,
-                    Callback=lambda _: failpoints.hit("sending"),
-                    Config=self._transfer,
+        try:
+            with source.reader() as reader:
+                reply = self._client.put_object(
+                    Bucket=bucket, Key=key, Body=reader, ContentLength=source.size, **self._extra
                 )
+        except botocore.exceptions.ClientError as error:
+            if not self._retried or code_of(error) not in _DENIED or not self._is_delivered(source, bucket, key):
+                raise
+            reply = {}  # the key may not replace the object of the earlier attempt
+        self._last = _Upload(source, reply)
+
+    def _is_delivered(self, source: SourceFile, bucket: str, key: str) -> bool:
+        """Return True if the object is known to have the content of the file."""
+        try:
+            found = self._client.head_object(Bucket=bucket, Key=key)
+        except botocore.exceptions.ClientError:
+            return False
+        return bool(found["ContentLength"] == source.size and _md5_tag(found) == _md5(source))
+
+    def _upload_in_parts(self, source: SourceFile, path: str) -> None:
+        bucket, key = _split(path)
+        self._abort_unfinished(bucket, key)
+        with source.reader() as reader:
+            self._client.upload_fileobj(
+                reader,
+                bucket,
+                key,
+                ExtraArgs=self._extra,
+                Callback=lambda _: failpoints.hit("sending"),
+                Config=self._transfer,
+            )
+        self._last = _Upload(source, {})
+
+    def _abort_unfinished(self, bucket: str, key: str) -> None:
+        """Abort the uploads of killed processes: of this delivery, and in its directory those older than a day.
+
+        The directory is searched once per client. Errors are ignored: the upload that follows reports them.
+        """
+        if self._host.lacks(Limitation.NO_UPLOAD_LIST):
+            return
+        try:
+            for prefix in self._prefixes_to_search(bucket, key):
+                found = self._client.list_multipart_uploads(Bucket=bucket, Prefix=prefix, Delimiter="/")
+                for upload in found.get("Uploads", ()):
+                    self._abort_if_stale(bucket, key, upload)
+        except botocore.exceptions.ClientError as error:
+            if code_of(error) in _DENIED:
+                self._host.record(Limitation.NO_UPLOAD_LIST)
+            else:
+                logger.debug("%s: cannot abort unfinished uploads: %s", self._host.name, error)
+        except botocore.exceptions.BotoCoreError as error:
+            logger.debug("%s: cannot abort unfinished uploads: %s", self._host.name, error)
+
+    def _prefixes_to_search(self, bucket: str, key: str) -> list[str]:
+        directory = key.rpartition("/")[0]
+        cleaned, place = self._shared.cleaned, f"{bucket}/{directory}"
+        found = [key] if self._retried else []
+        if place not in cleaned:
+            if len(cleaned) >= MAX_CLEANED:
+                cleaned.clear()
+            cleaned.add(place)
+            found.append(f"{directory}/" if directory else "")
+        return found
+
+    def _abort_if_stale(self, bucket: str, key: str, upload: dict[str, Any]) -> None:
+        ours = self._retried and upload["Key"] == key
+        age = (dt.datetime.now(dt.UTC) - upload["Initiated"]).total_seconds()
+        if ours or age > STALE_UPLOAD_AGE:
+            self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            logger.info("%s: aborted an unfinished upload of %s, begun %.0f s ago", self._host.name, upload["Key"], age)
 
     def size(self, path: str) -> int:
-        """Return the length of the object in bytes."""
+        """Return the length of the object in bytes; that of the file if only the reply to the upload is known.
+
+        That is so without permission to read the object, and if a consumer has already taken it.
+        """
         bucket, key = _split(path)
+        last = self._last
+        if last is not None and self._host.lacks(Limitation.NO_HEAD):
+            return _confirmed_size(last, path)
         with translate_s3_errors(path):
-            return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
+            try:
+                return int(self._client.head_object(Bucket=bucket, Key=key)["ContentLength"])
+            except botocore.exceptions.ClientError as error:
+                if last is None or code_of(error) not in _NO_HEAD:
+                    raise
+                denied = code_of(error) != "404"
+        size = _confirmed_size(last, path)
+        if denied:
+            self._host.record(Limitation.NO_HEAD)
+        return size
 
     def replace(self, partial: str, final: str) -> None:
         """Raise: S3 needs no partials."""
@@ -117,10 +259,14 @@ class S3Connection(Connection):
         with translate_s3_errors(path):
             self._client.delete_object(Bucket=bucket, Key=key)
 
-    def verify(self, source: SourceFile, path: str) -> None:
+    def verify(self, source: SourceFile, path: str) -> None:  # noqa: ARG002  (the upload has it)
         """Compare the ETag if ``verify_checksum`` is set and it is an MD5 sum."""
-        if self._checksum:
-            _compare_etag(self._client, source, path)
+        if not self._checksum or self._last is None:
+            return
+        if _md5_tag(self._last.reply):
+            _compare_tag(self._last, path)
+        else:
+            logger.debug("%s: skipped the MD5 comparison, as the ETag is not an MD5 sum; S3 has checked the data", path)
 
     def alive(self) -> bool:
         """Return True: the client reconnects automatically."""
@@ -130,59 +276,110 @@ class S3Connection(Connection):
         """Do nothing: the client reconnects automatically."""
 
     def close(self) -> None:
-        """Release the client."""
-        self._hang_up()
+        """Release the clients."""
+        for handle in self._handles.values():
+            shared_clients().release(handle)
+
+
+def _confirmed_size(upload: _Upload, path: str) -> int:
+    """Return the size of an uploaded file, after comparing the checksum in the reply, if any."""
+    if not any(name.startswith("Checksum") for name in upload.reply) and _md5_tag(upload.reply):
+        _compare_tag(upload, path)
+    return upload.source.size
+
+
+def _md5_tag(reply: dict[str, Any]) -> str:
+    """Return the ETag in the reply to an upload if it is the MD5 sum of the data, else ""."""
+    tag = str(reply.get("ETag", "")).strip('"')
+    encrypted = "kms" in reply.get("ServerSideEncryption", "") or "SSECustomerAlgorithm" in reply
+    return tag if _MD5.fullmatch(tag) and not encrypted else ""
+
+
+def _compare_tag(upload: _Upload, path: str) -> None:
+    """Raise TemporaryTransferError if the ETag, an MD5 sum, differs from that of the file."""
+    if _md5_tag(upload.reply) != _md5(upload.source):
+        raise TemporaryTransferError(f"{path}: the MD5 sum differs from that of the file")
+
+
+def _md5(source: SourceFile) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with source.reader() as reader:
+        while block := reader.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class S3Mover(RemoteMover):
-    """Delivers to ``s3://bucket/path``; credentials come from connection parameters or boto3's configuration."""
+    """Delivers to ``s3://bucket/path``.
+
+    The login of the URL is the access key id and the secret access key; else these come from the connection parameters,
+    or from boto3's configuration.
+    """
 
     @property
     def path(self) -> str:
         """Bucket and key; with only a bucket the file keeps its name."""
-        return f"/{self.destination.netloc}{self.destination.path or '/'}"
+        return f"/{self._bucket}{self.destination.path or '/'}"
+
+    @property
+    def _bucket(self) -> str:
+        return self.destination.netloc.rpartition("@")[2]
 
     def endpoint(self) -> Endpoint:
-        """Return the endpoint of the service; buckets share a client."""
-        if not self.destination.netloc:
+        """Return the endpoint of the service and the login of the URL; buckets share a client."""
+        if not self._bucket:
             raise BadDestination("an S3 destination begins with s3://BUCKET/")
-        return Endpoint("s3", self.option("endpoint_url") or "", None, None, None)
+        return Endpoint("s3", self.option("endpoint_url") or "", None, *checked_login(self.destination))
 
-    def connect(self, login: Endpoint) -> Connection:  # noqa: ARG002  (the connection parameters are used)
-        """Return a connection over the client for these parameters."""
-        clients = shared_clients()
-        handle = clients.acquire(repr(sorted(self.attrs.items())), self._new_client, self.option("connection_timeout"))
-        return S3Connection(
-            handle.value,
-            functools.partial(clients.release, handle),
-            self._transfer(),
-            self._extra(),
-            checksum=self.option("verify_checksum"),
-        )
+    def capability_key(self, login: Endpoint) -> Hashable:
+        """Return service, bucket and key: rights differ between them."""
+        return (*login[:4], self._bucket, self.option("key"), self.option("profile"))
 
-    def _new_client(self) -> Any:
+    def connect(self, login: Endpoint) -> Connection:
+        """Return a connection over the clients for these parameters."""
+        parameters = login[:], repr(sorted(self.attrs.items()))
+
+        def acquire(sums: bool) -> SharedHandle[S3Client]:
+            make = functools.partial(self._new_client, login, sums=sums)
+            return shared_clients().acquire((parameters, sums), make, self.option("connection_timeout"))
+
+        return S3Connection(acquire, self._transfer(), self._extra(), checksum=self.option("verify_checksum"))
+
+    def deliver(self, backend: Backend, source: SourceFile) -> None:
+        """Deliver ``source`` by the operations that the service and the key allow."""
+        if isinstance(backend, S3Connection) and self.host is not None:
+            backend.prepare(self.host, self.partial_id)
+        super().deliver(backend, source)
+
+    def _new_client(self, login: Endpoint, *, sums: bool) -> S3Client:
         try:
-            return self._session().client("s3", **self._client_arguments())
+            return S3Client(self._session(login).client("s3", **self._client_arguments(sums=sums)), set())
         except botocore.exceptions.ProfileNotFound as error:
             raise AuthenticationFailed(f"S3: {error}") from error
         except (botocore.exceptions.BotoCoreError, ValueError, TypeError) as error:
             raise PermanentTransferError(f"S3: {type(error).__name__}: {error}") from error
 
-    def _session(self) -> boto3.Session:
+    def _session(self, login: Endpoint) -> boto3.Session:
+        key, secret = login.user or self.option("key"), login.password or self.option("secret")
+        if bool(key) != bool(secret):
+            raise AuthenticationFailed(
+                f"S3: the {'secret access key' if key else 'access key id'} is missing: set both, or neither"
+            )
         return boto3.Session(
-            aws_access_key_id=self.option("key"),
-            aws_secret_access_key=self.option("secret"),
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
             aws_session_token=self.option("token"),
             profile_name=self.option("profile"),
         )
 
-    def _client_arguments(self) -> dict[str, Any]:
+    def _client_arguments(self, *, sums: bool) -> dict[str, Any]:
         arguments = dict(self.option("client_kwargs") or {})
         config = {
             "connect_timeout": self.option("connection_timeout"),
             "read_timeout": self.option("stall_timeout"),
             "max_pool_connections": CLIENTS_SHARED_BY,
             "retries": {"total_max_attempts": TRIES, "mode": "standard"},
+            **({} if sums else {"request_checksum_calculation": "when_required"}),
             **(self.option("config_kwargs") or {}),
         }
         if self.option("anon"):
@@ -207,85 +404,21 @@ class S3Mover(RemoteMover):
         return extra
 
 
-class translate_s3_errors:  # noqa: N801  (used like a function in ``with``)
-    """Translates exceptions of boto3."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Translate an exception of boto3."""
-        translation = _translate(error, self._path) if error is not None else None
-        if translation is not None:
-            raise translation from error
-
-
-def _translate(error: BaseException, path: str) -> Exception | None:
-    while isinstance(error, boto3.exceptions.S3UploadFailedError) and error.__context__:
-        error = error.__context__
-    if isinstance(error, botocore.exceptions.ClientError):
-        return _to_transfer_error(error, path)
-    if isinstance(error, (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError)):
-        return TransferStalled(f"S3: {type(error).__name__}")
-    if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
-        return AuthenticationFailed(f"S3: {error}")
-    if isinstance(error, botocore.exceptions.ParamValidationError):
-        return BadDestination(f"S3: {error}")
-    if isinstance(error, (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)):
-        return ConnectionFailed(f"S3: {error}")
-    if isinstance(error, (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error)):
-        return TemporaryTransferError(f"S3: {type(error).__name__}: {error}")
-    return None
-
-
-def _to_transfer_error(error: botocore.exceptions.ClientError, path: str) -> Exception:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    text = f"{path}: S3 replied {status} {code}: {error.response.get('Error', {}).get('Message', '')}"
-    if code in _BY_CODE:
-        return _BY_CODE[code](text)
-    if code in _CHANGED or status >= 500 or status in (408, 429):
-        return TemporaryTransferError(text)
-    if status == 404:
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    return PermissionRefused(text) if status in (401, 403) else PermanentTransferError(text)
-
-
-def _compare_etag(client: Any, source: SourceFile, path: str) -> None:
-    import hashlib
-
-    bucket, key = _split(path)
-    with translate_s3_errors(path):
-        tag = client.head_object(Bucket=bucket, Key=key).get("ETag", "").strip('"')
-    if "-" in tag or len(tag) != 32:
-        logger.debug("%s: skipped the MD5 comparison, as the ETag is not an MD5 sum; S3 has checked each part", path)
-        return
-    digest = hashlib.md5(usedforsecurity=False)
-    with source.reader() as reader:
-        while block := reader.read(CHUNK):
-            digest.update(block)
-    if tag != digest.hexdigest():
-        raise TemporaryTransferError(f"{path}: the MD5 sum differs from that of the file")
-
-
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = path.lstrip("/").partition("/")
     return bucket, key
 
 
-def shared_clients() -> SharedHandles[Any]:
+def shared_clients() -> SharedHandles[S3Client]:
     """Return the S3 clients of this process."""
     return _clients_of(os.getpid())
 
 
 @functools.lru_cache(maxsize=1)
-def _clients_of(process: int) -> SharedHandles[Any]:  # noqa: ARG001  (the key)
-    for name in ("botocore.auth", "botocore.endpoint", "botocore.hooks", "botocore.parsers", "urllib3.connectionpool"):
+def _clients_of(process: int) -> SharedHandles[S3Client]:  # noqa: ARG001  (the key)
+    for name in (*_WITH_SECRETS, "urllib3.connectionpool"):
         logging.getLogger(name).addFilter(_drop_debug)
-    return SharedHandles(lambda client: client.close(), lambda _: True, CLIENTS_SHARED_BY)
+    return SharedHandles(lambda client: client.s3.close(), lambda _: True, CLIENTS_SHARED_BY)
 
 
 def _drop_debug(record: logging.LogRecord) -> bool:

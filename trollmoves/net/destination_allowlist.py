@@ -1,7 +1,7 @@
-"""Allowlist of destinations in requests: URL patterns with scheme, host and path.
+"""Allowlist of destinations in requests: URL patterns with scheme, user, host and path.
 
-The comparison uses the same parts of the same parsed URL as the movers. User and password are ignored. A path that can
-be read in two ways (``%2e%2e``, a backslash) is allowed only if neither reading leaves the allowed directory.
+The comparison uses the same parts of the same parsed URL as the movers. The password is ignored. A path that can be
+read in two ways (``%2e%2e``, a backslash) is allowed only if neither reading leaves the allowed directory.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import posixpath
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import ParseResult, unquote
+from urllib.parse import ParseResult, quote, unquote
 
-from trollmoves.errors import RequestRejected
+from trollmoves.errors import AccessDenied
 from trollmoves.net import hosts, urls
 
 DEFAULT_PORTS = {"ftp": 21, "ftps": 21, "scp": 22, "sftp": 22}
 ANY_PORT = -1
-LOCAL_SCHEMES = ("", "file")  # schemes of this host; the host in the URL is ignored
+LOCAL = "file"  # the scheme of this host; the host in the URL is ignored, and ``*`` does not include it
 MAX_DECODE_ROUNDS = 3  # nested encodings (%25) that are decoded
 
 _FORM = re.compile(r"(?P<scheme>\*|[A-Za-z][A-Za-z0-9+.-]*)://(?P<place>[^/]*)(?P<path>/.*)?", re.DOTALL)
@@ -31,18 +31,21 @@ class DestinationPattern:
     """One pattern: a directory and everything below it.
 
     ``*`` and ``?`` match any characters of a host or of one directory name. A ``port`` of None is the default port of
-    the scheme. An empty ``host`` or ``path`` matches any.
+    the scheme. An empty ``host`` or ``path`` matches any, and so does a ``user`` of None. The scheme ``*`` matches
+    every scheme but ``file``.
     """
 
     scheme: str
     host: str
     port: int | None
     path: str
+    user: str | None = None
 
     def __str__(self) -> str:
         port = "" if self.port is None else ":*" if self.port == ANY_PORT else f":{self.port}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}{port}{self.path or '/'}"
+        login = "" if self.user is None else f"{quote(self.user, safe='*?')}@"
+        return f"{self.scheme}://{login}{host}{port}{self.path or '/'}"
 
     def matches(self, url: ParseResult) -> bool:
         """Return True if a parsed destination is this directory or below it.
@@ -53,13 +56,19 @@ class DestinationPattern:
         Raises:
             BadDestination: the URL is invalid.
         """
-        if self.scheme not in ("*", url.scheme or "file"):
+        if url.scheme == LOCAL:
+            return self.scheme == LOCAL and self._matches_path(url.path)
+        if self.scheme not in ("*", url.scheme):
             return False
-        return (url.scheme in LOCAL_SCHEMES or self._matches_host(url)) and self._matches_path(url.path)
+        return self._matches_user(url) and self._matches_host(url) and self._matches_path(url.path)
+
+    def _matches_user(self, url: ParseResult) -> bool:
+        return self.user is None or _fits(urls.user(url) or "", self.user)
 
     def _matches_host(self, url: ParseResult) -> bool:
-        if url.scheme == "s3":  # the mover uses the whole netloc as bucket
-            return self.port in (None, ANY_PORT) and fnmatch.fnmatchcase(url.netloc, self.host or "*")
+        if url.scheme == "s3":
+            bucket = url.netloc.rpartition("@")[2]
+            return self.port in (None, ANY_PORT) and fnmatch.fnmatchcase(bucket, self.host or "*")
         bare = url._replace(path="")  # so that host and port are parsed as in the movers
         host = hosts.canonical(urls.host(bare) or "")
         if not self.host or self.host == "*":
@@ -73,20 +82,19 @@ class DestinationPattern:
 
     def _matches_path(self, path: str) -> bool:
         expected, found = _parts(self.path), _parts(path)
-        return len(found) >= len(expected) and all(
-            map(fnmatch.fnmatchcase, found, (part.replace("[", "[[]") for part in expected))
-        )
+        return len(found) >= len(expected) and all(map(_fits, found, expected))
 
 
 def parse_pattern(word: str) -> DestinationPattern:
-    """Return the pattern of a text: ``scheme://host[:port]/path``, or a path on this host.
+    """Return the pattern of a text: ``scheme://[user@]host[:port]/path``, or a path on this host.
 
     Raises:
-        ValueError: the text is invalid; the error shows no login.
+        ValueError: the text is invalid; the error shows no password.
     """
     text = word if "://" in word else f"file://{word}"
     found = _FORM.fullmatch(text)
-    place = _PLACE.fullmatch(found["place"].rpartition("@")[2]) if found else None
+    login, _, host_and_port = found["place"].rpartition("@") if found else ("", "", "")
+    place = _PLACE.fullmatch(host_and_port)
     if not found or not place or ("://" not in word and not word.startswith("/")):
         shown = urls.redacted(word)
         raise ValueError(f"a destination must be scheme://host/path or an absolute path: {shown!r}")
@@ -95,7 +103,11 @@ def parse_pattern(word: str) -> DestinationPattern:
         raise ValueError(f"port must be at most 65535: {port}")
     path = posixpath.normpath("/" + (found["path"] or "").lstrip("/"))
     return DestinationPattern(
-        found["scheme"].lower(), hosts.canonical(place["host"]), port, "" if path == "/" else path
+        found["scheme"].lower(),
+        hosts.canonical(place["host"]),
+        port,
+        "" if path == "/" else path,
+        unquote(login.partition(":")[0]) or None,
     )
 
 
@@ -108,7 +120,7 @@ def check_allowed(allowed: Iterable[DestinationPattern], url: ParseResult, below
         below: the sub-paths below it that the request names.
 
     Raises:
-        RequestRejected: the destination is not allowed.
+        AccessDenied: the destination is not allowed.
     """
     allowed = tuple(allowed)
     if not allowed:
@@ -116,7 +128,7 @@ def check_allowed(allowed: Iterable[DestinationPattern], url: ParseResult, below
     if _parts(url.path).count(".."):
         url = url._replace(path=posixpath.normpath("/" + url.path.lstrip("/")).rstrip("/") + "/")
     if any(map(_escapes_when_decoded, (url.path, *below))) or not any(place.matches(url) for place in allowed):
-        raise RequestRejected(f"{urls.redacted(url)} is not among the allowed destinations")
+        raise AccessDenied(f"{urls.redacted(url)} is not among the allowed destinations")
     return url
 
 
@@ -129,6 +141,10 @@ def _escapes_when_decoded(path: str) -> bool:
             return False
         path = decoded
     return True
+
+
+def _fits(text: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(text, pattern.replace("[", "[[]"))
 
 
 def _parts(path: str) -> list[str]:

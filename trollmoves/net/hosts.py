@@ -5,31 +5,45 @@ from __future__ import annotations
 import contextlib
 import functools
 import ipaddress
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
 
 import netifaces
+
+_HOST_AND_PORT = re.compile(r"(?:[\w.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?\]):([0-9]{1,5})", re.ASCII)
 
 CACHE_TTL = 60.0  # seconds that facts about this host are cached: DHCP and DNS may change them
 LOOKUP_TIMEOUT = 2.0  # seconds that a caller waits for DNS; on timeout the host counts as remote
 MAX_LOOKUPS = 16  # concurrent DNS lookups
 MAX_CACHED_ANSWERS = 1000  # bounds the memory when requests name many hosts
+REFRESH = 10.0  # seconds between two look-ups of a name that a connection uses
+FIRST_WAIT = 0.2  # seconds that the first call for a name waits for its look-up
 CACHE_SIZE = 1000  # parsed addresses; few distinct ones are in use
+MAX_LENGTH = 255  # characters of a host name or address
 
 
 def canonical(name: str) -> str:
     """Return the canonical form of a host: an address as ``ipaddress`` formats it, a name in lower case."""
     name = name.strip("[]").rstrip(".").lower()
-    return _address(name) or name
+    return _address(name) or name if len(name) <= MAX_LENGTH else name
 
 
 def is_address(name: str) -> bool:
     """Return True if a host is an IP address."""
-    return bool(_address(name.strip("[]")))
+    return len(name) <= MAX_LENGTH and bool(_address(name.strip("[]")))
+
+
+def is_host_and_port(text: str) -> bool:
+    """Return True if ``text`` is a host name or an address, an IPv6 address in brackets, then a colon and a port."""
+    match = _HOST_AND_PORT.fullmatch(text)
+    return bool(match and 0 < int(match[1]) < 65536)
 
 
 def is_local(host: str | None) -> bool:
@@ -40,6 +54,75 @@ def is_local(host: str | None) -> bool:
 def own_address() -> str:
     """Return the address to advertise for this host; see :meth:`LocalHost.address`."""
     return this_host().address()
+
+
+@functools.lru_cache(maxsize=1)
+def process_resolver() -> Resolver:
+    """Return the :class:`Resolver` of this process, created at the first call."""
+    return Resolver()
+
+
+class Resolver:
+    """Resolves host names in separate threads, and keeps the last addresses while a name server does not answer.
+
+    Thread-safe. No call waits for a name server, except the first one for a name, for at most ``FIRST_WAIT`` seconds.
+    """
+
+    def __init__(self, look_up: Callable[[str], Sequence[str]] | None = None, refresh: float = REFRESH) -> None:
+        self._look_up = look_up or _look_up_addresses
+        self._refresh = refresh
+        self._lock = threading.Lock()
+        self._names: OrderedDict[str, _Name] = OrderedDict()
+
+    def addresses(self, name: str) -> tuple[str, ...]:
+        """Return the last known addresses of a host, IPv4 first; empty if there are none yet.
+
+        They are looked up again every ``refresh`` seconds, if they are used.
+        """
+        if len(name) > MAX_LENGTH:
+            return ()
+        with self._lock:
+            known = self._names.get(name)
+            is_new = known is None
+            if known is None:
+                known = self._names[name] = _Name()
+                if len(self._names) > MAX_CACHED_ANSWERS:
+                    self._names.popitem(last=False)
+            if not known.is_running and time.monotonic() >= known.due:
+                self._start(name, known)
+        if is_new:
+            known.answered.wait(FIRST_WAIT)
+        return known.addresses
+
+    def _start(self, name: str, known: _Name) -> None:
+        """Start a look-up; the caller holds the lock."""
+        if sum(other.is_running for other in self._names.values()) >= MAX_LOOKUPS:
+            return
+        known.is_running = True
+        try:
+            threading.Thread(target=self._run, args=(name, known), name="dns-lookup", daemon=True).start()
+        except RuntimeError:  # no more threads, or the interpreter is shutting down
+            known.is_running = False
+
+    def _run(self, name: str, known: _Name) -> None:
+        try:
+            known.addresses = tuple(self._look_up(name)) or known.addresses
+        except (OSError, UnicodeError, ValueError):
+            pass  # unknown name or no name server: the last addresses stay
+        finally:
+            known.due = time.monotonic() + self._refresh
+            known.is_running = False
+            known.answered.set()
+
+
+@dataclass(slots=True)
+class _Name:
+    """The last addresses of a name, and the look-up of the next ones."""
+
+    addresses: tuple[str, ...] = ()
+    due: float = 0.0  # monotonic, of the next look-up
+    is_running: bool = False
+    answered: threading.Event = field(default_factory=threading.Event)
 
 
 @functools.lru_cache(maxsize=1)
@@ -78,6 +161,8 @@ class LocalHost:
         name = (host or "").strip("[]").rstrip(".").lower()
         if name in ("", "localhost", "localhost.localdomain") or name.endswith(".localhost"):
             return True
+        if len(name) > MAX_LENGTH:
+            return False
         if _address(name):
             return self._is_own(name)
         own = socket.gethostname().lower()
@@ -163,6 +248,11 @@ def _is_own_fqdn(name: str) -> bool:
 
 def _look_up(name: str) -> set[str]:
     return {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+
+
+def _look_up_addresses(name: str) -> list[str]:
+    found = [str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    return sorted(dict.fromkeys(found), key=lambda address: ":" in address)
 
 
 def _interface_addresses() -> Iterator[str]:

@@ -17,14 +17,17 @@ from typing import NamedTuple
 from urllib.parse import ParseResult, quote, unquote
 
 from trollmoves.errors import BadDestination
-from trollmoves.net import hosts
+from trollmoves.net import hosts, redaction
 
-MASK = "***"
+MASK = redaction.MASK
 MAX_SHOWN = 300  # characters of a rejected URL in an error; its sender is not trusted
 CACHE_SIZE = 1000  # parsed URLs; few distinct ones are in use
 MAX_CACHED_LENGTH = 1000  # characters of a URL
+MAX_LENGTH = 32_768  # characters of a destination; a path has at most 4096 bytes, percent-encoded three times as many
+MAX_TEXT = 100_000  # characters of a text that are redacted and shown
 
 _MAX_EXCERPT_INPUT = 4000  # characters of a text that are redacted for an excerpt
+_MAX_LOGIN = 4000  # characters of a login with blanks
 
 Url = str | ParseResult
 
@@ -38,7 +41,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _QUERY = re.compile(r"[?#&;][^?#&;=/]*=.*", re.DOTALL)
 # A URL inside a text ends at white space; an unencoded password may contain a blank before its "@".
 _IN_TEXT = re.compile(r"(?<=://)(?:[^\s:/@\[\]]+:(?!\d+\b)[^@\n]{0,200}@)?\S*[^\s.,;:!?'\")\]}>]")
-_NETLOC_IN_TEXT = re.compile(r"(?<=netloc=)(['\"])(.{0,500}?)@(?=[^@'\"]*\1)")
+_NETLOC_IN_TEXT = re.compile(r"(?<=netloc=)(['\"])(.{0,200}?)@(?=[^@'\"]*\1)")
 
 
 class _Parts(NamedTuple):
@@ -67,6 +70,8 @@ def parse(text: Url, default_scheme: str = "file") -> ParseResult:
         text = _text(text)
     if not isinstance(text, str):
         raise BadDestination(f"a destination must be a text, not {type(text).__name__}")
+    if len(text) > MAX_LENGTH:
+        raise BadDestination(f"a destination of {len(text)} characters is too long: at most {MAX_LENGTH} are allowed")
     return (_parsed if len(text) <= MAX_CACHED_LENGTH else _parsed.__wrapped__)(text, default_scheme)
 
 
@@ -109,6 +114,8 @@ def redacted(url: object) -> str:
         return f"<{type(url).__name__}>"
     if not isinstance(url, (str, bytes, bytearray, ParseResult)):
         return redact_text(text)
+    if len(text) > MAX_TEXT:
+        return f"{redacted(_cut(text, MAX_TEXT))}... ({len(text)} characters)"
     return (_redacted_line if len(text) <= MAX_CACHED_LENGTH else _redacted_line.__wrapped__)(text)
 
 
@@ -117,8 +124,17 @@ def _redacted_line(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _redacted_url(text))
 
 
-def redact_text(text: str) -> str:
-    """Return a text without the secrets of the URLs in it; fast for a text without URLs."""
+def redact_text(text: str, max_length: int = MAX_TEXT) -> str:
+    """Return a text without the known secrets and those of the URLs in it, in linear time; fast for a text without.
+
+    A longer text is cut to ``max_length`` characters before anything else, and its length is appended.
+    """
+    if len(text) > max_length:
+        start = redaction.known_secrets().redact(
+            text[: max_length + redaction.MAX_LENGTH]
+        )  # before it is cut inside a secret
+        return f"{redact_text(_cut(start, max_length), max_length)}... ({len(text)} characters)"
+    text = redaction.known_secrets().redact(text)
     if "@" in text:
         if "://" in text:
             text = _IN_TEXT.sub(lambda found: _redacted_rest(found[0]), text)
@@ -135,6 +151,14 @@ def excerpt(text: str, max_length: int = 60) -> str:
     return shown if len(shown) <= max_length and len(text) <= _MAX_EXCERPT_INPUT else f"{shown[: max_length - 3]}..."
 
 
+def _cut(text: str, max_length: int) -> str:
+    """Return the start of a text, without a URL at its end that may be cut inside a password."""
+    start = text[:max_length]
+    url = max(start.rfind("://"), start.rfind("netloc="))
+    is_cut = url >= 0 and (max_length - url < _MAX_LOGIN or not any(map(str.isspace, start[url:])))
+    return start[:url] if is_cut else start
+
+
 def without_login(url: Url) -> str:
     """Return the URL without user and password, for replies and published messages.
 
@@ -147,6 +171,27 @@ def without_login(url: Url) -> str:
 @functools.lru_cache(maxsize=CACHE_SIZE)
 def _without_login(parsed: ParseResult) -> str:
     return _text(parsed._replace(netloc=parsed.netloc.rpartition("@")[2]))
+
+
+def endpoint(url: ParseResult) -> str:
+    """Return scheme, user, host and port of a parsed URL, as ``scheme://user@host:port``, without the password."""
+    return f"{url.scheme}://{netloc_without_password(url.netloc)}"
+
+
+def without_password(url: Url) -> str:
+    """Return the URL with its user and without its password, as the identity of a destination.
+
+    Raises:
+        BadDestination: the URL is invalid.
+    """
+    parsed = parse(url)
+    return _text(parsed._replace(netloc=netloc_without_password(parsed.netloc).removeprefix("@")))
+
+
+def netloc_without_password(netloc: str) -> str:
+    """Return a netloc with its user and without its password."""
+    login, at, host_and_port = netloc.rpartition("@")
+    return f"{login.partition(':')[0]}{at}{host_and_port}"
 
 
 def with_login(url: Url, login: str) -> str:
@@ -191,16 +236,24 @@ def port(url: Url) -> int | None:
 
 
 def with_host(url: Url, target: str) -> ParseResult:
-    """Return the URL with another host, and port if ``target`` has one; user, password and path are kept.
+    """Return the URL with another host, and port and login if ``target`` has them; else these and the path are kept.
 
     The brackets of an IPv6 address are optional. Raises BadDestination.
     """
     parsed = parse(url)
     login, at, _ = parsed.netloc.rpartition("@")
+    own_login, own_at, target = target.rpartition("@")
+    if own_at:
+        login, at = own_login, own_at
     bare = f"[{target}]" if target.count(":") > 1 and not target.startswith("[") else target
     own = port(parsed)
     with_port = bare if own is None or bare.rpartition("]")[2].count(":") else f"{bare}:{own}"
     return parse(parsed._replace(netloc=f"{login}{at}{with_port}"))
+
+
+def host_without_login(target: str) -> str:
+    """Return a host of ``backup_targets`` without its login."""
+    return target.rpartition("@")[2]
 
 
 def join(url: ParseResult, *parts: str) -> ParseResult:

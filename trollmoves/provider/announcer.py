@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import threading
 import time
@@ -11,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
-from trollmoves.journal import AnnouncementRecord, Journal
-from trollmoves.messaging import payload
+from trollmoves.journal import AnnouncementRecord, Journal, to_sqlite_time
+from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 MAX_INFO_FILES = 2256  # files in a reply to `info`, as in trollmoves 0.19
 MAX_REPLAY = 500  # announcements in a reply to `replay`
+MAX_REPLAYED_BYTES = sockets.LARGEST_MESSAGE // 2  # of one announcement in a reply
 RETRY_DELAY = 60.0  # s before the next attempt after a journal error
 PAGE_SIZE = 500  # announcements per query
 
@@ -30,7 +32,8 @@ PAGE_SIZE = 500  # announcements per query
 class Announcement:
     """One or several files to announce in one message.
 
-    ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns.
+    ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns, as
+    ``to_sqlite_time`` returns it.
     ``extra_metadata`` is added to the metadata of the announcement.
     """
 
@@ -42,6 +45,9 @@ class Announcement:
     type: str = "file"
     subject: str = ""
     extra_metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.mtime = to_sqlite_time(self.mtime)
 
 
 class Announcer:
@@ -71,24 +77,31 @@ class Announcer:
         self._describe = describe
         self._log_name = f"{journal.identity}/{name}"
         self._started = time.monotonic()
-        self._last_previous = 0  # the last number that earlier processes announced
+        self._last_previous = 0  # the last number to republish
         self._announce_lock = threading.Lock()
         self._stopping = threading.Event()
-        self._republisher = threading.Thread(
-            target=self._republish_undelivered, name=f"republisher-{name}", daemon=True
-        )
+        self._republisher: threading.Thread | None = None
 
     def start(self, *, republish: bool) -> None:
         """Start; with ``republish`` also publish the undelivered announcements of earlier processes."""
         self._started = time.monotonic()
         if republish:
-            self._last_previous = self._journal.last_number(self.name)
-            self._republisher.start()
+            self.republish()
+
+    def republish(self) -> None:
+        """Publish the undelivered announcements again, so that clients repeat their requests. Main thread."""
+        if self._republisher and self._republisher.is_alive():
+            return
+        self._last_previous = self._journal.last_number(self.name)
+        self._republisher = threading.Thread(
+            target=self._republish_undelivered, name=f"republisher-{self.name}", daemon=True
+        )
+        self._republisher.start()
 
     def stop(self) -> None:
         """Stop announcing."""
         self._stopping.set()
-        if self._republisher.is_alive():
+        if self._republisher and self._republisher.is_alive():
             self._republisher.join(5.0)
 
     @property
@@ -187,14 +200,16 @@ class Announcer:
             count += len(texts)
         if count:
             plural = "s" if count > 1 else ""
-            logger.info("[%s] republished %d announcement%s that no client had requested", self.name, count, plural)
+            logger.info("[%s] republished %d undelivered announcement%s", self.name, count, plural)
 
     def _with_address(self, text: str) -> str:
-        """Return an announcement with the current request address."""
-        if f'"{self._address}"' in text:
+        """Return an announcement with the current request address and log."""
+        if f'"{self._address}"' in text and f'"{self._log_name}"' in text:
             return text
         message = Message.decode(text)
         message.data["request_address"] = self._address
+        if isinstance(metadata := message.data.get("announcement"), dict):
+            metadata["log"] = self._log_name
         return message.encode()
 
     # -- info and replay
@@ -204,17 +219,18 @@ class Announcer:
         limit = data.get("max_count") if isinstance(data, dict) else None
         count = min(limit, MAX_INFO_FILES) if isinstance(limit, int) and limit >= 0 else MAX_INFO_FILES
         files: list[str] = []
-        for announced in self._journal.newest_announcements(self.name, count):
-            topic = announced.message.split(" ", 1)[0].removeprefix("pytroll:/")
+        for head, uid in self._journal.newest_files(self.name, count):
+            topic = head.removeprefix("pytroll:/")
             if topic.startswith(subject):
-                files.append(f"{topic}/{announced.uid}")
+                files.append(f"{topic}/{uid}")
         uptime = dt.timedelta(seconds=time.monotonic() - self._started)
         return {"files": files, "max_count": count, "uptime": str(uptime)}
 
     def replay(self, data: Any) -> dict[str, Any]:
         """Return the announcements ``after`` a number, or of the last ``max_age`` seconds.
 
-        The reply is complete up to the number ``through``. A client that names another log gets the name of this one.
+        The reply is limited in number and size, and complete up to the number ``through``. A client that names another
+        log gets the name of this one.
         """
         data = data if isinstance(data, dict) else {}
         after, age = data.get("after"), data.get("max_age")
@@ -227,8 +243,19 @@ class Announcer:
         if not payload.is_number(after):
             raise RequestRejected("a replay request must contain a number in 'after', or seconds in 'max_age'")
         found = self._journal.announcements_after(self.name, after, MAX_REPLAY)
-        messages = [self._with_address(a.message) for a in found if self._file_store.is_unchanged(a)]
+        messages = [
+            text
+            for a in found
+            if self._file_store.is_unchanged(a) and self._fits(text := self._with_address(a.message), a.uid)
+        ]
         return reply | {"through": found[-1].number if found else last, "messages": messages}
+
+    def _fits(self, text: str, uid: str) -> bool:
+        """Return True if a reply can contain an announcement, which is escaped in it; else log it."""
+        fits = len(json.encoder.encode_basestring_ascii(text)) <= MAX_REPLAYED_BYTES
+        if not fits:
+            logger.error("[%s] cannot replay %s: its announcement is too long", self.name, uid)
+        return fits
 
     def look_up(self, references: Iterable[Mapping[str, Any]]) -> dict[int, AnnouncementRecord]:
         """Return, by number, the announcements to which the metadata of several requests refer, for prefetching."""

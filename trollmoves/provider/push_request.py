@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,16 @@ class PushRequest:
         """The base names of the files, for log lines."""
         return ", ".join(map(payload.file_name, self.uris))
 
+    def targets(self, destination: PushDestination) -> dict[str, dict[str, Any]]:
+        """Return the requested files by their final URLs, without passwords, and their own URIs."""
+        base = destination.without_password.rstrip("/")
+        return {
+            f"{base}/{str(item.get('path') or '').strip('/')}/{os.path.basename(item['uri'])}\n{item['uri']}": item
+            for item in self.files
+        }
+
     def resolve_destination(self, allowed: tuple[DestinationPattern, ...]) -> PushDestination:
-        """Return the destination; raise RequestRejected or BadDestination if it is invalid or not allowed."""
+        """Return the destination; raise BadDestination or AccessDenied if it is invalid or not allowed."""
         resolved = resolve_url(self.destination, allowed)
         subpaths = [item["path"] for item in self.files if item.get("path") is not None]
         if subpaths:

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from trollmoves.errors import JournalError, OriginChanged, RequestRejected, TransferError, TrollmovesError
+from trollmoves.errors import (
+    JournalError,
+    OriginChanged,
+    RequestRejected,
+    Superseded,
+    TransferError,
+    TrollmovesError,
+)
 from trollmoves.journal import DONE, FAILED, AnnouncementRecord, Journal, Outcome, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
@@ -29,10 +36,14 @@ from trollmoves.provider.push_request import PushRequest
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints, symlinks
+from trollmoves.utils.file_versions import FileVersion
 from trollmoves.utils.logs import format_bytes
+from trollmoves.utils.ordered_names import RECHECK_DELAY as BUSY_DELAY
+from trollmoves.utils.ordered_names import OrderedNames
 
 logger = logging.getLogger(__name__)
 
+LEFT = "left"  # task kind that records a client which received the reply to a push, and left the receipt to its peer
 DELIVERED_TO = "delivered_to"  # task kind that records a further client which received the reply to a push
 REPLY_TTL = 60.0  # s during which a stored reply is reused for clients that send no request id
 RECHECK_DELAY = 60.0  # s between checks for files that are being fetched; their arrival resumes the push earlier
@@ -59,7 +70,9 @@ class _PushContext(NamedTuple):
 class PushService:
     """The pushes of one chain: stored when requested, run by worker threads, answered when they end.
 
-    ``follow(number)`` returns the tasks that follow the delivery of the files of an announcement.
+    ``follow(number, delivered)`` returns the tasks that follow the delivery of the files of an announcement;
+    ``delivered`` contains the versions of the delivered files, by URI, without those that differ from the announcement.
+    Deliveries of one file to one final name are serialized, and an older announcement is not delivered after a newer.
     """
 
     def __init__(
@@ -73,7 +86,7 @@ class PushService:
         limit: int,
         parameters: Mapping[str, Any],
         allowed: tuple[DestinationPattern, ...],
-        follow: Callable[[int], Sequence[Task]],
+        follow: Callable[[int, Mapping[str, FileVersion]], Sequence[Task]],
     ) -> None:
         self.name = name
         self._journal = journal
@@ -87,6 +100,8 @@ class PushService:
         self._waiting: dict[int, list[_Waiter]] = {}
         self._quotas = ClientQuotas()
         self._cleaned: set[str] = set()
+        self._order = OrderedNames()
+        self._last_previous = journal.last_number(name)  # the last number that earlier processes announced
         self._started_at = journal.now()
         self._waiting_lock = threading.Lock()  # prevents the end of a push between its lookup and adding a waiter
 
@@ -144,7 +159,7 @@ class PushService:
                 raise HostUnavailable(f"{lane.removeprefix('push ')} is unavailable, next attempt in {pause:.0f} s")
             if self._reply_if_peer_has_files(request, push, destination, number):
                 return None
-            key, body = f"{number} {destination.without_login}", push.message.raw
+            key, body = f"{number} {destination.without_password}", push.message.raw
             context = _PushContext(push, announced)
             return Task(self.name, "push", key, lane, body, announcement_number=number, context=context)
         return None
@@ -166,7 +181,7 @@ class PushService:
         record = self._receiver_record(push, task)
         if record:
             self._journal.add_tasks([record])
-        destination = _compacted(task).get("destination") or task.key.partition(" ")[2]
+        destination = _compacted(task).get("destination") or _requested_destination(task)
         request.reply_encoded(task.reply or _success_reply(push, destination))
         failpoints.hit("replied")
 
@@ -182,13 +197,25 @@ class PushService:
     def _reply_if_peer_has_files(
         self, request: Request, push: PushRequest, destination: PushDestination, number: int
     ) -> bool:
-        """Reply if one of the peers named in ``unless_delivered_to`` received the files; return True if so."""
+        """Reply if one of the peers named in ``unless_delivered_to`` received the files; return True if so.
+
+        This is recorded, so that the peer is not told the same in turn: one of both publishes the receipt.
+        """
         if not push.unless_delivered_to:
             return False
-        for done in self._journal.finished_for(self.name, ("push", DELIVERED_TO), number):
+        finished = self._journal.finished_for(self.name, ("push", DELIVERED_TO, LEFT), number)
+        left = {done.key.partition(" ")[2] for done in finished if done.kind == LEFT}
+        for done in finished:
             receiver = done.key.partition(" ")[2] if done.kind == DELIVERED_TO else payload.request_id(done.body)
-            if receiver and receiver.rpartition("/")[0] in push.unless_delivered_to:
-                changes = {"destination": destination.without_login, "request": {"delivered_to": receiver}}
+            peer = receiver.rpartition("/")[0] if receiver and done.kind != LEFT else ""
+            if peer in push.unless_delivered_to and peer not in left:
+                own = (push.id or "").rpartition("/")[0]
+                record = Task(self.name, LEFT, f"{number} {own}", LEFT, "", announcement_number=number, state=DONE)
+                self._journal.add_tasks([record])
+                changes = _without_logins(push) | {
+                    "destination": destination.without_login,
+                    "request": {"delivered_to": receiver},
+                }
                 request.reply(payload.reply_type(push.message.data), push.message.data | changes)
                 return True
         return False
@@ -211,22 +238,44 @@ class PushService:
         try:
             push, announced = task.context or self._load_context(message, number)
             # checked again: the allowed destinations may have changed since the request
-            size, delivered_to = self._deliver(task, announced, push, push.resolve_destination(self._allowed))
+            destination = push.resolve_destination(self._allowed)
+            targets = push.targets(destination)
+            with self._order.claim(targets, number) as current:
+                if current is None:
+                    task.tries -= 1
+                    return Result(retry_in=BUSY_DELAY)
+                if not current or self._is_outdated(announced, destination):
+                    raise Superseded("superseded by a newer version that was delivered")
+                files = [targets[name] for name in current]
+                size, delivered_to, delivered = self._deliver(task, announced, push, files, destination)
         except JournalError:
             raise
         except Exception as failure:
             error, names = self._to_error(failure), payload.file_names(message.data)
-            logger.warning("[%s] %s not delivered to %s: %s", self.name, names, shown, error)
+            if isinstance(error, Superseded):
+                logger.info("[%s] %s not delivered to %s: %s", self.name, names, shown, error)
+            else:
+                self._scheduler.log_failure(task, error, f"{names} not delivered to {shown}")
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
             on_committed = partial(self._reply_failure, task, text, error)
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
         failpoints.hit("delivered")
         seconds = time.monotonic() - started
         text = _success_reply(push, delivered_to)
-        follow_ups = (*self._follow(number), *self._receiver_records(task))
+        follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
         return Result(reply=text, follow_ups=follow_ups, on_committed=lambda: self._reply_waiters(task.id, text))
+
+    def _is_outdated(self, announced: AnnouncementRecord, destination: PushDestination) -> bool:
+        """Return True if an earlier process delivered a newer announcement of the files to this destination."""
+        if announced.number > self._last_previous:
+            return False
+        newest = self._journal.latest_announcement(self.name, announced.uri)
+        if newest is None or newest.number <= announced.number:
+            return False
+        pushes = self._journal.finished_for(self.name, ("push",), newest.number)
+        return any(task.key.partition(" ")[2] == destination.without_password for task in pushes)
 
     def _load_context(self, message: Message, number: int) -> _PushContext:
         announced = self._journal.get_announcement(self.name, number)
@@ -248,15 +297,25 @@ class PushService:
                 logger.info("[%s] removed stale partial file %s", self.name, path)
 
     def _deliver(
-        self, task: Task, announced: AnnouncementRecord, push: PushRequest, destination: PushDestination
-    ) -> tuple[int, str]:
-        """Return the bytes sent, and the destination; its host is that of the backup target if one was used."""
+        self,
+        task: Task,
+        announced: AnnouncementRecord,
+        push: PushRequest,
+        files: Sequence[Mapping[str, Any]],
+        destination: PushDestination,
+    ) -> tuple[int, str, dict[str, FileVersion]]:
+        """Deliver some of the requested files.
+
+        Return the bytes sent, the destination (with the host of the backup target if one was used), and the versions
+        of the files that were delivered as announced, by URI.
+        """
         size = 0
+        delivered: dict[str, FileVersion] = {}
         self._clean_stale_partials(destination.local_directory)
         delivered_to = destination.without_login
         retried = task.may_have_run(self._started_at)
         partial_id = PartialId.for_delivery(self._journal.identity, self.name, task.key, tried=retried)
-        for item in push.files:
+        for item in files:
             uri = item["uri"]
             pathname = self._file_store.path(announced.number, uri)
             url = move_it(
@@ -265,21 +324,25 @@ class PushService:
                 self._parameters,
                 rel_path=item.get("path"),
                 backup_targets=push.backup_targets,
-                on_opened=partial(self._check_opened, announced, uri, pathname),
+                on_opened=partial(self._check_opened, announced, uri, pathname, delivered),
                 partial_id=partial_id,
             )
             if url.netloc != destination.directory.netloc:
                 delivered_to = urls.without_login(urls.parse(delivered_to)._replace(netloc=url.netloc))
             size += _size(pathname)
-        return size, delivered_to
+        return size, delivered_to, delivered
 
-    def _check_opened(self, announced: AnnouncementRecord, uri: str, pathname: str, fd: int) -> None:
+    def _check_opened(
+        self, announced: AnnouncementRecord, uri: str, pathname: str, delivered: dict[str, FileVersion], fd: int
+    ) -> None:
         """Check the opened file: its path may have been replaced since the announcement."""
         try:
             real = symlinks.path_of_fd(fd, pathname)
         except OSError as error:
             raise OriginChanged(f"{pathname}: {error.strerror}") from error
-        self._file_store.check_access(announced, uri, real)
+        version = self._file_store.check_opened(announced, uri, fd, real)
+        if version is not None:
+            delivered[uri] = version
 
     def _receiver_records(self, task: Task) -> list[Task]:
         with self._waiting_lock:
@@ -355,7 +418,7 @@ class PushService:
 
 
 class HostUnavailable(TransferError):
-    """The lane of a destination is paused after failures."""
+    """The lane of a destination is paused after failures, which are in the log."""
 
     temporary = True
 
@@ -367,7 +430,7 @@ def compact_body(task: Task) -> str:
     if id_:
         kept["request"] = {"id": id_}
     destination = Message.decode(task.reply).data["destination"] if task.reply else _compacted(task).get("destination")
-    if destination and destination != task.key.partition(" ")[2]:
+    if destination and destination != _requested_destination(task):
         kept["destination"] = destination
     return json.dumps(kept) if kept else ""
 
@@ -376,10 +439,25 @@ def _compacted(task: Task) -> dict[str, Any]:
     return dict(json.loads(task.body)) if task.body.startswith("{") else {}
 
 
+def _requested_destination(task: Task) -> str:
+    """Return the destination of a push, without its login."""
+    return urls.without_login(task.key.partition(" ")[2])
+
+
+def _without_logins(push: PushRequest) -> dict[str, Any]:
+    """Return the backup targets for a reply, without logins; {} if they have none."""
+    if not any("@" in host for host in push.backup_targets):
+        return {}
+    return {"backup_targets": [urls.host_without_login(host) for host in push.backup_targets]}
+
+
 def _success_reply(push: PushRequest, destination: str) -> str:
     message, type_ = push.message, payload.reply_type(push.message.data)
+    changes = _without_logins(push)
     if push.destination != destination:
-        message = Message(message.subject, type_, {**message.data, "destination": destination})
+        changes["destination"] = destination
+    if changes:
+        message = Message(message.subject, type_, {**message.data, **changes})
     return message.derive(type_, without="request")
 
 
@@ -397,7 +475,9 @@ def rejecting(name: str, request: Request) -> Iterator[None]:
 
 def reject(name: str, request: Request, error: TrollmovesError, retry_in: float = 0.0) -> None:
     """Reply ``err`` to a request, and log the reason."""
-    if (suffix := request.log_suffix()) is not None:
+    if isinstance(error, HostUnavailable):
+        logger.debug("[%s] rejected %s from %s: %s", name, request.message.type, request.sender, error)
+    elif (suffix := request.log_suffix()) is not None:
         logger.warning("[%s] rejected %s from %s: %s%s", name, request.message.type, request.sender, error, suffix)
     request.reply("err", payload.error_payload(request.message.data, error, retry_in))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from trollmoves.errors import RequestRejected
-from trollmoves.journal import WAITING, Journal, Task
-from trollmoves.provider.file_store import FileStore, announced_uris
+from trollmoves.journal import WAITING, AnnouncementRecord, Journal, Task
+from trollmoves.provider.file_store import FileStore
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
+from trollmoves.utils.file_versions import FileVersion
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +34,13 @@ class Removals:
         """Run due removals, including those of an earlier process."""
         self._scheduler.register(self.name, "remove", limit=1, handler=self._remove)
 
-    def tasks_for(self, number: int, extra_delay: float = 0.0) -> Sequence[Task]:
-        """Return the task that removes the files of an announcement, if removals are enabled."""
+    def tasks_for(
+        self, number: int, delivered: Mapping[str, FileVersion] | None = None, extra_delay: float = 0.0
+    ) -> Sequence[Task]:
+        """Return the task that removes the files of an announcement, if removals are enabled.
+
+        ``delivered`` contains the versions that were delivered, by URI: of these files, no other version is removed.
+        """
         if not self._enabled:
             return ()
         key, now = str(number), self._journal.now()
@@ -41,7 +48,8 @@ class Removals:
         if extra_delay or (known and known.state != WAITING):  # removed earlier, and fetched again since
             key = f"{number} {now:.3f}"
         due = now + self._delay + extra_delay
-        return (Task(self.name, "remove", key, "remove", "", due, announcement_number=number),)
+        body = json.dumps(delivered) if delivered else ""
+        return (Task(self.name, "remove", key, "remove", body, due, announcement_number=number),)
 
     def _remove(self, task: Task) -> Result:
         """Remove the delivered files of an announcement, unless a push needs them or they changed. Worker thread."""
@@ -51,21 +59,21 @@ class Removals:
             return Result()
         if self._journal.has_pending_for(self.name, "push", number):
             return Result(retry_in=max(1.0, self._delay))
-        if not self._file_store.is_unchanged(announced):
-            return Result()
+        delivered = json.loads(task.body) if task.body else {}
         busy = False
-        for uri in announced_uris(announced):
-            busy |= not self._delete(number, uri)
+        for uri, version in (self._file_store.versions(announced) or {}).items():
+            if delivered.get(uri, list(version)) == list(version):
+                busy |= not self._delete(announced, uri, version)
         return Result(retry_in=max(1.0, self._delay)) if busy else Result()
 
-    def _delete(self, number: int, uri: str) -> bool:
-        """Remove a file; return False if a pending push needs it."""
-        path = self._file_store.path(number, uri)
+    def _delete(self, announced: AnnouncementRecord, uri: str, version: FileVersion) -> bool:
+        """Remove a file unless it was replaced; return False if a pending push needs it."""
+        path = self._file_store.path(announced.number, uri)
         failpoints.hit("removing")
         try:
-            self._file_store.delete(number, uri)
-            failpoints.hit("removed")
-            logger.info("[%s] removed %s", self.name, path)
+            if self._file_store.delete(announced, uri, version):
+                failpoints.hit("removed")
+                logger.info("[%s] removed %s", self.name, path)
         except FileNotFoundError:
             pass
         except BlockingIOError:

@@ -8,6 +8,7 @@ however often it is announced, and also if this process is killed.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from trollmoves.config.options import ClientOptions
@@ -52,21 +53,23 @@ class AnnouncementReceiver:
         self._scheduler = scheduler
         self._fetches = fetches
         self._peers = peers
-        self._replay_client = ReplayClient(self.name, journal, requester, self._on_replayed)
-        self._legacy_servers = LegacyServers(self.name, journal, requester)
         self._topics: dict[
             str, list[str]
         ] = {}  # by provider; a provider may be configured several times, with several topics
         for provider in options.providers:
             topics = self._topics.setdefault(sockets.tcp(provider.host, provider.port), [])
             topics += [text for text in (provider.topic or topic,) if text and text not in topics]
+        self._replay_client = ReplayClient(self.name, self._topics, journal, requester, self._on_replayed)
+        self._legacy_servers = LegacyServers(self.name, journal, requester)
         heartbeat_topics = [HEARTBEAT_PREFIX] if options.heartbeat else []
         self._subscriber = Subscriber(
             self.name,
             [PublisherEndpoint(address, (*topics, *heartbeat_topics)) for address, topics in self._topics.items()],
             self._on_messages,
-            alarm_scale=options.heartbeat_alarm_scale,
+            alarm_scale=options.heartbeat_alarm_scale if options.heartbeat else 0.0,
             on_connected=self._on_connected,
+            on_poll=peers.tick,
+            set_aside=partial(journal.set_aside, self.name),
         )
 
     def start(self) -> None:
@@ -80,6 +83,7 @@ class AnnouncementReceiver:
 
     def _on_connected(self, provider: str) -> None:  # noqa: ARG002  (its sources are not known)
         """Request announcements that were missed while the provider was disconnected."""
+        self._peers.record_gap()
         for address in self._replay_client.request_all():
             self._scheduler.resume_lane(self.name, f"{KIND} {address}")
         self._legacy_servers.request_all()
@@ -97,15 +101,7 @@ class AnnouncementReceiver:
                 self._on_peer_heartbeat(message)
             elif message.type in payload.FILE_TYPES and isinstance(data, dict) and "request_address" in data:
                 announcements.append(message)
-                metadata = payload.announcement_metadata(data)
-                if metadata:
-                    position = self._replay_client.on_announced(
-                        metadata["log"], metadata["number"], str(data["request_address"])
-                    )
-                    if position:
-                        positions[metadata["log"]] = position
-                else:
-                    self._legacy_servers.on_announced(str(data["request_address"]), message.subject)
+                positions |= self._position(provider, message.subject, data)
             else:
                 done_keys += self._on_peer_message(message)
         if announcements:
@@ -113,6 +109,17 @@ class AnnouncementReceiver:
             self._replay_client.mark_saved()
         if done_keys:
             self._fetches.finish_for_peer(done_keys, self._is_in_flight)
+
+    def _position(self, provider: str, subject: str, data: dict[str, Any]) -> dict[str, tuple[str, SourcePosition]]:
+        """Record the number of an announcement; return the log and the (chain, position) to store, if any."""
+        address, metadata = data["request_address"], payload.announcement_metadata(data)
+        if not payload.is_address(address):
+            return {}  # the announcement is rejected when it is recorded
+        if not metadata:
+            self._legacy_servers.on_announced(address, subject)
+            return {}
+        position = self._replay_client.on_announced(provider, metadata["log"], metadata["number"], address)
+        return {metadata["log"]: position} if position else {}
 
     def _on_peer_message(self, message: Message) -> list[str]:
         """Record the activity of a peer client; return the key of a file that it has received, if any."""
@@ -149,11 +156,13 @@ class AnnouncementReceiver:
             is_subscribed = any(
                 str(entry.get("topic", "")).startswith(topic) for topic in self._topics.get(provider, ())
             )
-            if is_subscribed and isinstance(name, str) and isinstance(number, int) and isinstance(address, str):
-                self._replay_client.on_heartbeat(name, number, address)
+            if is_subscribed and isinstance(name, str) and payload.is_number(number) and payload.is_address(address):
+                self._replay_client.on_heartbeat(provider, name, number, address)
                 self._scheduler.resume_lane(self.name, f"{KIND} {address}")
 
     def _on_replayed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
+        if messages:
+            self._peers.record_gap()
         self._record(messages, sources, BACKLOG)
 
     def _record(self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int) -> None:

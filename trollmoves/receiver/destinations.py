@@ -22,7 +22,7 @@ CACHE_SIZE = 1_000  # destinations
 
 
 class Destinations:
-    """The destinations of one chain. Called by the scheduler thread and worker threads.
+    """The destinations of one chain. Any thread.
 
     ``ftp_root`` is the local directory that is prepended to the path of a destination with another scheme than file.
     """
@@ -41,18 +41,21 @@ class Destinations:
     def url_for(self, message: Message, below: str = "") -> str:
         """Return the URL, with login, of the directory for the files of an announcement, or of ``below`` in it.
 
-        A directory on this host is created. Raises BadDestination and the errors of ``Pattern.compose``.
+        A directory on this host is created, so a dead file system may block this call. Raises BadDestination and the
+        errors of ``Pattern.compose``.
         """
         text = self._compose(message, below)
-        if below:
-            return self._prepare(text)  # used only once
-        url, until = self._prepared.get(text, ("", 0.0))
-        if time.monotonic() > until:
-            url = self._prepare(text)
+        url = self._prepare(text)
+        if not below:  # otherwise used only once
             if len(self._prepared) > CACHE_SIZE:
                 self._prepared.clear()
             self._prepared[text] = (url, time.monotonic() + CACHE_TTL)
         return url
+
+    def cached_url(self, message: Message) -> str:
+        """Return the URL that ``url_for`` returned in the last ``CACHE_TTL`` seconds; empty if it must be called."""
+        url, until = self._prepared.get(self._compose(message, ""), ("", 0.0))
+        return url if time.monotonic() <= until else ""
 
     def _compose(self, message: Message, below: str) -> str:
         text = self._text if self._fixed is None else self._checked(self._pattern.compose(message.data))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves.errors import MessageError
-from trollmoves.journal import DONE, FRESH, WAITING, Journal, Outcome, SourcePosition, Task
+from trollmoves.journal import BACKLOG, DONE, FAILED, FRESH, WAITING, Journal, Outcome, SourcePosition, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.net import urls
@@ -82,6 +82,7 @@ class FetchTasks:
         self._acknowledge = acknowledge
         self._log_throttle = LogThrottle()
         self._lock = threading.Lock()  # live and replayed announcements may concern the same task
+        self._restarted: dict[int, Task] = {}  # failed tasks that are announced again, likewise
         self._changed: dict[int, Task] = {}  # tasks with new bodies, while a batch of announcements is recorded
         self._late: dict[int, AnnouncementsBySource] = {}  # by task: sources added after it may have been claimed
         self._delivered: dict[int, None] = {}  # delivered tasks, maybe not stored as done yet; newest last
@@ -108,13 +109,16 @@ class FetchTasks:
             changed, self._changed = self._changed, {}
             if changed:
                 self._journal.update_bodies(changed.values())
-            return new_tasks
+            restarted, self._restarted = self._restarted, {}
+            if restarted:
+                self._journal.reset_tasks(restarted.values())
+            return [*new_tasks, *restarted.values()]
 
     def _task(self, message: Message, rank: int) -> Task:
         data = message.data
         source = data.get("request_address")
-        if not isinstance(source, str) or not source:
-            raise MessageError(f"request_address must be a nonempty text, not {source!r}")
+        if not payload.is_address(source):
+            raise MessageError(f"invalid request_address {source!r:.100}: it must be host:port")
         key = file_key(data)
         for item in payload.file_items(data):
             payload.check_file_item(item)
@@ -141,7 +145,7 @@ class FetchTasks:
             self._add_source(current, known, fetch, source, announced.announcements[source])
             return []
         if before == version:
-            self._acknowledge_repetition(candidate, current, source, announced.announcements[source])
+            self._on_repetition(candidate, current, source, announced.announcements[source])
             return []
         fetch.generation += 1
         fetch.versions[source] = (version, fetch.generation)
@@ -149,8 +153,16 @@ class FetchTasks:
         self._update(known, fetch)
         return self._add_variant(candidate, f"{candidate.key}{_GENERATION}{fetch.generation}")
 
-    def _acknowledge_repetition(self, candidate: Task, current: Task, source: str, text: str) -> None:
-        """Acknowledge a fetched file that a numbering source announced again: it repeats only undelivered files."""
+    def _on_repetition(self, candidate: Task, current: Task, source: str, text: str) -> None:
+        """Retry a failed file that is announced again. Acknowledge a fetched one: sources repeat undelivered files."""
+        if current.state == FAILED or (current.state == WAITING and current.tries and current.rank == BACKLOG):
+            fetch = Fetch.load(current.body)
+            fetch.announcements[source] = text
+            current.body, current.due = fetch.dump(), self._journal.now()
+            if current.state == FAILED:
+                current.state, current.tries, current.created = WAITING, 0, current.due
+            self._restarted[current.id] = current
+            return
         metadata = payload.announcement_metadata(candidate.context.data)
         if metadata and candidate.rank == FRESH and current.state == DONE and self._acknowledge:
             self._acknowledge(source, text)
@@ -207,6 +219,12 @@ class FetchTasks:
     def on_attempt_ended(self, task: Task) -> None:
         """Forget the late sources of a task: they are in the journal."""
         self._late.pop(task.id, None)
+
+    def is_superseded(self, task: Task) -> bool:
+        """Return True if a newer content of the file of a task is waiting or was fetched."""
+        known = self._journal.find(self.name, self._kind, file_key_of(task))
+        current = self._current(known, Fetch.load(known.body)) if known else task
+        return current.id > task.id and current.state != FAILED
 
     def finish_for_peer(self, keys: Iterable[str], is_in_flight: Callable[[Task], bool]) -> None:
         """Mark files that a peer has fetched as done, if their tasks wait and are not in flight."""

@@ -18,19 +18,26 @@ from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
+from trollmoves.net import urls
+from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_key_of
 from trollmoves.receiver.peers import Peers
-from trollmoves.scheduler.circuit_breaker import backoff
+from trollmoves.receiver.preparation import Preparer
+from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
 from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
+from trollmoves.utils.outage_log import OutageLog
 
 logger = logging.getLogger(__name__)
 
 REQUESTS_PER_SOURCE = 32  # concurrent requests
 MAX_TRANSFER_SECONDS = 3600.0  # s allowed for one transfer of a legacy server
 ACK_TRIES = 5  # attempts to acknowledge a file to a source that does not reply
+HELD_RETRY_DELAY = 10.0  # s before the next look at a destination that does not respond
 UPTIME_SLACK = 0.2  # s allowed for the transmission of the reply
+MAX_REASON = 1_000  # characters of the error in a reply that are kept
 
 
 class RetryPeriodExpired(TrollmovesError):
@@ -47,10 +54,16 @@ class PermanentlyRefused(TrollmovesError):
     """A source permanently rejected the request."""
 
 
+class SupersededAtSource(PermanentlyRefused):
+    """A source delivered a newer version of the file to the same destination, so this version is dropped."""
+
+
 def _parse_uptime(reply: Message | TrollmovesError) -> float:
     """Return the uptime in a server's reply (``1 day, 2:03:04.5``) in seconds, a negative number if there is none."""
     uptime = reply.data.get("uptime") if isinstance(reply, Message) and isinstance(reply.data, dict) else None
-    match = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d*)?)", uptime if isinstance(uptime, str) else "")
+    match = re.fullmatch(
+        r"(?:(\d+) days?, )?(\d+):(\d+):(\d+(?:\.\d*)?)", uptime[:100] if isinstance(uptime, str) else ""
+    )
     if not match:
         return -1e9
     days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
@@ -91,26 +104,32 @@ class SourceLookup(Protocol):
     def on_attempt_ended(self, task: Task) -> None:
         """Record that a run has ended without a delivery."""
 
+    def is_superseded(self, task: Task) -> bool:
+        """Return True if a newer version of the file of a task is waiting or was fetched."""
+
 
 class Fetcher:
     """The requests of one chain.
 
-    ``prepare(task, message)`` returns the destination URL, with login, before a request; it runs on the scheduler
-    thread and may raise. ``on_request(attempt)`` is called for each request to a source, and again during the transfer.
+    ``prepare(task, message)`` returns the destination URL, with login, before a request; it may raise, and may block,
+    so it runs on a thread of ``Preparer``, unless ``destinations`` knows the URL. ``on_request(attempt)`` is called for
+    each request to a source, and again during the transfer.
     ``on_delivered(attempt, reply)`` is called on the requester's thread after a delivery and returns the result of the
     task. ``on_failed(task, error)`` is called if no source delivered; if ``error.temporary``, another attempt follows.
-    None of them may block.
+    These three must not block.
     """
 
     def __init__(
         self,
         options: ClientOptions,
         journal: Journal,
+        scheduler: Scheduler,
         requester: Requester,
         sources: SourceLookup,
         peers: Peers,
         *,
         prepare: Callable[[Task, Message], str],
+        destinations: Destinations | None = None,
         on_request: Callable[[FetchAttempt], None],
         on_delivered: Callable[[FetchAttempt, Message], Result],
         on_failed: Callable[[Task, TrollmovesError], None] | None = None,
@@ -119,26 +138,34 @@ class Fetcher:
         self._options = options
         self._client = client_name(journal, options.name)
         self._journal = journal
-        self._started = journal.now()
-        self._started_at = time.time()  # wall clock, comparable with the times of messages
         self._requester = requester
         self._sources = sources
         self._peers = peers
         self._on_failed = on_failed
         self._prepare = prepare
+        self._destinations = destinations
+        self._preparer = Preparer(options.name)
         self._on_request = on_request
         self._on_delivered = on_delivered
         self._queues = SerialQueues()
+        self._retries: dict[str, RetrySpacing] = {}  # by lane
+        self._retries_lock = threading.Lock()
+        self._failure_log = OutageLog(burst=3)
+        self._scheduler = scheduler
         self._down: dict[str, tuple[float, int]] = {}  # by source: end of backoff (monotonic), number of failures
 
-    def start(self, scheduler: Scheduler) -> None:
+    def start(self) -> None:
         """Register the fetch tasks with the scheduler.
 
         They start after ``SUBSCRIBER_GRACE``, so that subscribers can connect before the first receipt.
         """
-        scheduler.register(
+        self._scheduler.register(
             self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=SUBSCRIBER_GRACE
         )
+
+    def stop(self) -> None:
+        """Stop preparing requests."""
+        self._preparer.stop()
 
     def acknowledge(self, source: str, announcement: str) -> None:
         """Send an ack to a source; without a reply it is repeated, ``ACK_TRIES`` times in total."""
@@ -157,6 +184,9 @@ class Fetcher:
         """Start to fetch a file. Runs on the scheduler thread."""
         name = file_key_of(task)
         hold = self._peers.hold_seconds(name)
+        if task.tries > 1 and self._sources.is_superseded(task):
+            self._drop(task, finish)
+            return
         if self._peers.is_done(name) or hold:
             finish(Result(retry_in=hold) if hold else Result())
             return
@@ -172,10 +202,35 @@ class Fetcher:
         if self._journal.now() - task.created > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
-        destination = self._prepare(task, message)
         if len(sources) > 1:
             sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
-        self._request_next(FetchAttempt(task, message, destination, sources, finish))
+        known = self._destinations
+        attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", sources, finish)
+        if attempt.destination:
+            self._request_next(attempt)
+        else:
+            self._prepare_and_request(attempt, urls.redacted(known.compose(message).geturl()) if known else self.name)
+
+    def _prepare_and_request(self, attempt: FetchAttempt, directory: str) -> None:
+        def request(destination: str) -> None:
+            attempt.destination = destination
+            self._request_next(attempt)
+
+        def fail(error: Exception | None) -> None:
+            if error is None:
+                attempt.task.tries -= 1
+                attempt.finish(Result(retry_in=HELD_RETRY_DELAY))
+            else:
+                attempt.finish(self._scheduler.failure_result(attempt.task, error))
+
+        self._preparer.run(directory, lambda: self._prepare(attempt.task, attempt.message), request, fail)
+
+    def _drop(self, task: Task, finish: Callable[[Result], None]) -> None:
+        """End a task whose file has a newer version, which is delivered or waiting."""
+        name = file_key_of(task).replace("\n", ", ")
+        logger.info("[%s] dropped an older version of %s: a newer one is delivered or waiting", self.name, name)
+        self._sources.on_attempt_ended(task)
+        finish(Result())
 
     def _request_next(self, attempt: FetchAttempt) -> None:
         if not attempt.sources:
@@ -279,9 +334,17 @@ class Fetcher:
         return attempt.message.derive("push", added)
 
     def _is_late(self, attempt: FetchAttempt) -> bool:
-        """Return True if a file was announced before this process started, so that a peer may have fetched it."""
-        task = attempt.task
-        return task.created < self._started or (task.rank == BACKLOG and attempt.message.timestamp() < self._started_at)
+        """Return True if a peer may have fetched a file unnoticed: it was announced before the last gap ended."""
+        task, gap = attempt.task, self._peers.seconds_since_gap()
+        return task.created < self._journal.now() - gap or (
+            task.rank == BACKLOG and attempt.message.timestamp() < time.time() - gap
+        )
+
+    def _was_interrupted(self, attempt: FetchAttempt) -> bool:
+        """Return True if a peer may have taken over a file during the request for it."""
+        is_numbered = bool(payload.announcement_metadata(attempt.message.data))
+        requested = time.monotonic() - attempt.requested_at
+        return is_numbered and bool(self._peers.names()) and requested > self._peers.seconds_since_gap()
 
     def _handle_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
         if isinstance(reply, RequesterStopped):
@@ -293,14 +356,19 @@ class Fetcher:
             self._on_source_failed(attempt, reply)
             return
         self._down.pop(attempt.source, None)
-        if reply.type in payload.FILE_TYPES:
+        if reply.type in payload.FILE_TYPES and self._was_interrupted(attempt):
+            self._send_request(attempt, self._handle_reply)
+        elif reply.type in payload.FILE_TYPES:
             attempt.finish(Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply))
             self._acknowledge_others(attempt)
+            self._retry_others(attempt.task)
         elif reply.type == "wait":
             self._on_request(attempt)  # renews the hold of peers
             self._send_request(attempt, self._handle_reply)
+        elif isinstance(error := self._rejection(attempt, reply), SupersededAtSource):
+            self._drop(attempt.task, attempt.finish)
         else:
-            self._on_source_failed(attempt, self._rejection(attempt, reply))
+            self._on_source_failed(attempt, error)
 
     def _peer_has_received(self, attempt: FetchAttempt, reply: Message) -> bool:
         """Return True if a peer has published the receipt of this file, or will.
@@ -317,17 +385,19 @@ class Fetcher:
         data = reply.data
         if isinstance(data, dict):
             retry_after = data.get("retry_after")
-            attempt.retry_in = max(
-                attempt.retry_in, float(retry_after or 0.0) if payload.is_seconds(retry_after) else 0.0
-            )
-            error_type = NotDelivered if data.get("temporary", True) else PermanentlyRefused
-            return error_type(f"{attempt.source}: {data.get('error', reply.type)}")
-        return NotDelivered(f"{attempt.source}: {data or reply.type}")
+            if retry_after is not None and payload.is_seconds(retry_after):
+                attempt.retry_in = max(attempt.retry_in, min(float(retry_after), BACKOFF_MAX))
+            refusal = SupersededAtSource if data.get("superseded") else PermanentlyRefused
+            error_type = NotDelivered if data.get("temporary", True) else refusal
+            return error_type(f"{attempt.source}: {_reason(data.get('error', reply.type))}")
+        return NotDelivered(f"{attempt.source}: {_reason(data or reply.type)}")
 
     def _on_source_failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
         attempt.failures.append(error)
-        level = logging.WARNING if attempt.task.tries == 1 else logging.INFO
-        logger.log(level, "[%s] %s not delivered: %s", self.name, payload.file_names(attempt.message.data), error)
+        suffix = self._failure_log.admit(f"{attempt.source} {type(error).__name__}")
+        level = logging.WARNING if suffix is not None else logging.DEBUG
+        names = payload.file_names(attempt.message.data)
+        logger.log(level, "[%s] %s not delivered: %s%s", self.name, names, error, suffix or "")
         self._request_next(attempt)
 
     def _all_sources_failed(self, attempt: FetchAttempt) -> Result:
@@ -340,8 +410,23 @@ class Fetcher:
         if all(isinstance(error, NoReply) for error in attempt.failures):
             return self._failure_result(attempt.task, attempt.failures[-1])  # pauses the lane of this source
         result = self._failure_result(attempt.task, NotDelivered(str(attempt.failures[-1])))
-        result.error, result.retry_in = None, max(attempt.retry_in, backoff(attempt.task.tries))
+        task, probe_interval = attempt.task, self._options.probe_interval
+        with self._retries_lock:
+            retries = self._retries.setdefault(task.lane, RetrySpacing())
+            spaced = retries.record_failure(task.id, task.tries, probe_interval)
+        result.retry_in = attempt.retry_in or spaced
+        result.reply, result.error = str(result.error), None
         return result
+
+    def _retry_others(self, task: Task) -> None:
+        """After the success of a task that had failed, retry the other failed tasks of its lane now."""
+        with self._retries_lock:
+            retries = self._retries.get(task.lane)
+            recovered = retries is not None and retries.record_success(task.id)
+        if recovered:
+            if (summary := self._failure_log.end()) is not None:
+                logger.info("[%s] %s: works again%s", self.name, task.lane, summary)
+            self._scheduler.retry_now(self.name, task.lane)
 
     def _give_up(self, task: Task, message: Message, finish: Callable[[Result], None]) -> None:
         logger.error(
@@ -370,6 +455,10 @@ class Fetcher:
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()
+
+
+def _reason(value: object) -> str:
+    return urls.excerpt(str(value), MAX_REASON)
 
 
 class SerialQueues:

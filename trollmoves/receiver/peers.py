@@ -3,7 +3,8 @@
 Two clients with sections of the same name subscribe to each other, so that one can be the hot spare of the other. A
 ``push`` published by the peer makes this client hold its own request; an ``ack`` or receipt marks the file as done. If
 the peer goes silent, the hold expires and this client requests the file. Clients repeat their push during a transfer,
-and publish their name in heartbeats, so that a restarted client can ask servers for the deliveries to its peer.
+and publish their name in heartbeats: a client that may have missed messages of its peer, because it was started,
+stopped or disconnected, asks servers for the deliveries to its peer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 
 CACHE_TTL = 600.0  # s for which a file is remembered as done, for announcements that arrive later
 CACHE_SIZE = 20_000  # files
+MAX_SILENCE = 3.0  # s between two calls of ``tick`` after which this process was stopped, or its host suspended
 
 
 class Peers:
@@ -27,6 +29,7 @@ class Peers:
         self._hold = hold
         self._lock = threading.Lock()
         self._names = dict.fromkeys(known)
+        self._gap_ended = self._ticked = time.monotonic()
         self._requested: OrderedDict[str, float] = OrderedDict()
         self._done: OrderedDict[str, float] = OrderedDict()
 
@@ -39,6 +42,28 @@ class Peers:
         """Return the names of all known peers."""
         with self._lock:
             return list(self._names)
+
+    def tick(self) -> None:
+        """Record that messages of peers are received; call it every second."""
+        with self._lock:
+            self._check_stop()
+            self._ticked = time.monotonic()
+
+    def record_gap(self) -> None:
+        """Record that messages of peers may have been missed until now: a connection is new."""
+        with self._lock:
+            self._gap_ended = time.monotonic()
+
+    def seconds_since_gap(self) -> float:
+        """Return the seconds since messages of peers may have been missed: by a start, a stop or a connection."""
+        with self._lock:
+            self._check_stop()
+            return time.monotonic() - self._gap_ended
+
+    def _check_stop(self) -> None:
+        now = time.monotonic()
+        if now - self._ticked > MAX_SILENCE:
+            self._ticked = self._gap_ended = now
 
     def on_push(self, key: str) -> None:
         """Record that a peer has requested the file."""

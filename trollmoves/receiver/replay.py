@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,30 +20,46 @@ from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.net import urls
+from trollmoves.utils.logs import LogThrottle
 
 logger = logging.getLogger(__name__)
 
 FIRST_CONTACT_SLACK = 5.0  # s before the start of this client from which announcements of a new source are requested
-REPLAY_TIMEOUT = 10.0  # s
+REPLAY_TIMEOUT = 30.0  # s; ZeroMQ closes a connection on which no page arrives for 15 s
+MAX_LOGS = 1_000  # of one provider; a server has one for each chain
 RETRY_DELAY = 5.0  # s before the next replay request to a source after a failed one, whatever it announces
 
 
 @dataclass(slots=True)
 class _SourceLog:
-    """One source's log. All up to ``received_through`` is stored; ``live_from`` to ``live_to`` arrived as messages."""
+    """One log of a provider. All up to ``received_through`` is stored.
+
+    ``live_from`` to ``live_to`` arrived as messages.
+    """
 
     name: str
+    provider: str
     address: str
     received_through: int | None = None  # None before the first reply
     live_from: int = 0
     live_to: int = 0
+    highest_seen: int = 0  # highest number that an announcement or a heartbeat had
     lowest_unsaved: int = 0  # lowest received number that may not be in the journal yet; 0 if there is none
     request_pending: bool = False
     retry_when_done: bool = False  # another request was due while one was pending
     not_before: float = 0.0  # monotonic; no request before this time
     first_seen: float = 0.0  # monotonic; 0 if known from an earlier process
 
+    @property
+    def key(self) -> str:
+        """The name of the log in the journal."""
+        return f"{self.name} {self.provider}"
+
+    def position(self, received_through: int) -> SourcePosition:
+        return SourcePosition(self.key, self.address, received_through)
+
     def add(self, number: int) -> None:
+        self.highest_seen = max(self.highest_seen, number)
         self.lowest_unsaved = min(self.lowest_unsaved or number, number)
         if self.live_from and number == self.live_to + 1:
             self.live_to = number
@@ -65,7 +81,9 @@ class _SourceLog:
 
 
 class ReplayClient:
-    """The positions of one chain in the logs of its sources. Any thread.
+    """The positions of one chain in the logs of its ``providers`` (``tcp://host:port``). Any thread.
+
+    A log belongs to the provider whose messages name it: a provider cannot change the position in the log of another.
 
     ``on_replayed(messages, positions)`` is called on the requester's thread with missed announcements and the
     (chain, position) to store in the same transaction.
@@ -74,6 +92,7 @@ class ReplayClient:
     def __init__(
         self,
         name: str,
+        providers: Collection[str],
         journal: Journal,
         requester: Requester,
         on_replayed: Callable[[list[Message], list[tuple[str, SourcePosition]]], None],
@@ -83,9 +102,19 @@ class ReplayClient:
         self._requester = requester
         self._on_replayed = on_replayed
         self._started = time.monotonic()
+        self._throttle = LogThrottle(burst=1)
         self._lock = threading.Lock()
-        self._logs = {s.log: _SourceLog(s.log, s.address, s.received_through) for s in journal.sources(name)}
-        self._addresses = {s.address for s in self._logs.values()}
+        self._logs: dict[str, _SourceLog] = {}
+        self._orphans: dict[str, int] = {}  # positions in the logs of earlier providers, which may have been renamed
+        for stored in journal.sources(name):
+            log_name, _, provider = stored.log.rpartition(" ")
+            if provider in providers:
+                self._logs[stored.log] = _SourceLog(log_name, provider, stored.address, stored.received_through)
+            else:
+                log_name = log_name if provider.startswith("tcp://") else stored.log
+                self._orphans[log_name] = max(stored.received_through, self._orphans.get(log_name, 0))
+        self._addresses = {(s.provider, s.address) for s in self._logs.values()}
+        self._throttle = LogThrottle(burst=1)
 
     def start(self) -> None:
         """Request the announcements that all known sources made while this client was stopped."""
@@ -99,19 +128,23 @@ class ReplayClient:
             self._request(source)
         return {source.address for source in known}
 
-    def on_announced(self, log_name: str, number: int, address: str) -> tuple[str, SourcePosition] | None:
+    def on_announced(
+        self, provider: str, log_name: str, number: int, address: str
+    ) -> tuple[str, SourcePosition] | None:
         """Record a received number; return the (chain, position) to store together with its announcement.
 
         Call ``mark_saved`` after the transaction, and store each batch before passing in the next one.
         """
         with self._lock:
-            source = self._source(log_name, address)
+            source = self._source(provider, log_name, address)
+            if source is None:
+                return None
             source.add(number)
             gap = source.missing(number)
             position = source.received_through
         if gap:
             self._request(source)
-        return None if position is None else (self.name, SourcePosition(log_name, address, position))
+        return None if position is None else (self.name, source.position(position))
 
     def mark_saved(self) -> None:
         """Record that all received announcements are in the journal."""
@@ -119,22 +152,36 @@ class ReplayClient:
             for source in self._logs.values():
                 source.lowest_unsaved = 0
 
-    def on_heartbeat(self, log_name: str, number: int, address: str) -> None:
+    def on_heartbeat(self, provider: str, log_name: str, number: int, address: str) -> None:
         """Record the last number in a source's log; request a replay if it was not received."""
         with self._lock:
-            source = self._source(log_name, address)
-            gap = source.missing(number)
+            source = self._source(provider, log_name, address)
+            if source is None:
+                return
+            source.highest_seen = max(source.highest_seen, number)
+            gap = source.missing(number) or number < (source.received_through or 0)
         if gap:
             self._request(source)
 
-    def _source(self, log_name: str, address: str) -> _SourceLog:
-        source = self._logs.get(log_name)
+    def _source(self, provider: str, log_name: str, address: str) -> _SourceLog | None:
+        """Return a log of a provider; None if it has too many."""
+        source = self._logs.get(f"{log_name} {provider}")
         if source is None:
+            if sum(known.provider == provider for known in self._logs.values()) >= MAX_LOGS:
+                if (more := self._throttle.admit(provider)) is not None:
+                    logger.warning(
+                        "[%s] ignored a log of %s: it has more than %d%s", self.name, provider, MAX_LOGS, more
+                    )
+                return None
             # A new log at a known address: the server's journal was lost or replaced. Request all of the new log.
-            position = 0 if address in self._addresses else None
-            source = self._logs[log_name] = _SourceLog(log_name, address, position, first_seen=time.monotonic())
-            self._addresses.add(address)
+            position = self._orphans.get(log_name, 0 if (provider, address) in self._addresses else None)
+            for other in self._logs.values():
+                if (other.provider, other.address) == (provider, address) and other.received_through is None:
+                    other.received_through = 0  # replaced before its first reply
+            source = _SourceLog(log_name, provider, address, position, first_seen=time.monotonic())
+            self._logs[source.key] = source
         source.address = address
+        self._addresses.add((provider, address))
         return source
 
     def _request(self, source: _SourceLog) -> None:
@@ -148,18 +195,22 @@ class ReplayClient:
                 data["max_age"] = time.monotonic() - self._started + FIRST_CONTACT_SLACK
             else:
                 data["after"] = source.saved_through(source.received_through)
+            after = data.get("after", 0)
         request = Message(f"/{self.name}", "replay", data).encode()
         self._requester.send_request(
-            source.address, request, REPLAY_TIMEOUT, lambda reply: self._on_reply(source, reply)
+            source.address, request, REPLAY_TIMEOUT, lambda reply: self._on_reply(source, after, reply)
         )
 
-    def _on_reply(self, source: _SourceLog, reply: Message | TrollmovesError) -> None:
+    def _on_reply(self, source: _SourceLog, after: int, reply: Message | TrollmovesError) -> None:
         more = False
         source.not_before = time.monotonic() + RETRY_DELAY  # reset after success
         try:
             data = _replay_data(reply)
             if data["log"] != source.name:
                 self._on_new_log(source, data["log"])
+            elif data["last"] < after:
+                self._rewind(source, after, data["last"])
+                more = True
             else:
                 more = self._apply(source, data)
         except TrollmovesError as error:
@@ -174,9 +225,11 @@ class ReplayClient:
     def _apply(self, source: _SourceLog, data: dict[str, Any]) -> bool:
         """Store the announcements of a reply; return True if more can be requested immediately."""
         messages = self._decode(source, data["messages"])
-        through: int = data["through"]
+        numbers = [payload.announcement_metadata(message.data).get("number", 0) for message in messages]
+        # A wrong number would skip all announcements before it: it must have been announced.
+        through: int = min(data["through"], max([source.highest_seen, source.received_through or 0, *numbers]))
         # Live announcements may not be stored yet, so the stored position is that of this reply only.
-        self._on_replayed(messages, [(self.name, SourcePosition(source.name, source.address, through))])
+        self._on_replayed(messages, [(self.name, source.position(through))])
         if messages:
             logger.info("[%s] caught up with %d announcements of %s", self.name, len(messages), source.address)
         with self._lock:
@@ -185,9 +238,25 @@ class ReplayClient:
             source.join()
             source.request_pending = False  # later gaps cause new requests
             more = max(data["last"], source.live_to) > source.received_through
-            if has_advanced or not more:
+            if has_advanced or not more or through < data["through"]:
                 source.not_before = 0.0
             return more and has_advanced
+
+    def _rewind(self, source: _SourceLog, after: int, last: int) -> None:
+        """Request a log from the beginning: its source has lost announcements, and will use their numbers again."""
+        logger.warning(
+            "[%s] %s has announcements up to %d, and this client up to %d (journal restored from a backup?); "
+            "requesting them from the beginning",
+            self.name,
+            source.address,
+            last,
+            after,
+        )
+        self._journal.rewind_source(self.name, source.key)
+        with self._lock:
+            source.received_through = source.live_from = source.live_to = 0
+            source.highest_seen = last
+            source.not_before = 0.0
 
     def _on_new_log(self, source: _SourceLog, log_name: str) -> None:
         logger.warning(
@@ -195,12 +264,15 @@ class ReplayClient:
             self.name,
             source.address,
         )
-        # Add the new log first: if killed in between, the address must still be known.
-        self._journal.add_tasks([], [(self.name, SourcePosition(log_name, source.address, 0))])
-        self._journal.forget_source(self.name, source.name)
         with self._lock:
-            self._logs.pop(source.name, None)
-            new = self._source(log_name, source.address)
+            self._logs.pop(source.key, None)
+            new = self._source(source.provider, log_name, source.address)
+        if new is None:
+            return
+        # Add the new log first: if killed in between, the address must still be known.
+        self._journal.add_tasks([], [(self.name, new.position(0))])
+        self._journal.forget_source(self.name, source.key)
+        with self._lock:
             if time.monotonic() - source.first_seen < RETRY_DELAY:  # several servers, with several logs, at one address
                 new.not_before = time.monotonic() + RETRY_DELAY
         self._request(new)
@@ -211,7 +283,9 @@ class ReplayClient:
             try:
                 message = Message.decode(text if isinstance(text, str) else "")
             except MessageError as error:
-                logger.warning("[%s] ignored a message in the log of %s: %s", self.name, source.address, error)
+                if (suffix := self._throttle.admit(source.address)) is not None:
+                    address = source.address
+                    logger.warning("[%s] ignored a message in the log of %s: %s%s", self.name, address, error, suffix)
                 continue
             if isinstance(message.data, dict):
                 if message.data.get("request_address") != source.address:

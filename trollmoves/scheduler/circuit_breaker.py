@@ -11,7 +11,8 @@ from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Task
 
 BACKOFF_INITIAL = 1.0  # s before the second attempt
-BACKOFF_MAX = 300.0  # s, so that the recovery of a host is noticed within minutes
+BACKOFF_MAX = 120.0  # s; the default of the option ``probe_interval``
+HELD_INITIAL = 15.0  # s before the second attempt if an operator must repair something: hosts ban quick repetitions
 
 
 def backoff(attempts: int, initial: float = BACKOFF_INITIAL, maximum: float = BACKOFF_MAX) -> float:
@@ -34,12 +35,14 @@ class CircuitBreaker:
     """The circuit breaker of one lane. For the scheduler thread; any thread may call ``resume``.
 
     ``failures`` counts the pauses since the last success. ``healthy`` is True once a task has finished since the lane
-    was created, unless the last one failed with an outage.
+    was created, unless the last one failed with an outage. A pause lasts ``probe_interval`` seconds at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, probe_interval: float = BACKOFF_MAX) -> None:
+        self.probe_interval = probe_interval
         self.failures = 0
         self.healthy = False
+        self.held = False  # an operator must repair the cause of the pause
         self._paused_until = 0.0  # monotonic
         self._probe_id = 0  # the task that was claimed after the last pause
 
@@ -54,7 +57,7 @@ class CircuitBreaker:
 
     def is_expired(self) -> bool:
         """Return True if the failures are old enough to be forgotten."""
-        return not self.failures or time.monotonic() >= self._paused_until + BACKOFF_MAX
+        return not self.failures or time.monotonic() >= self._paused_until + self.probe_interval
 
     def is_probing(self, in_flight: Container[int]) -> bool:
         """Return True while the probe is in flight."""
@@ -76,6 +79,7 @@ class CircuitBreaker:
         if error and error.blames_origin:
             return Transition.NONE  # the attempt never reached the destination
         self.healthy = error is None or not error.outage
+        self.held = bool(error and error.held and error.outage)
         if self.healthy:
             recovered = self.failures > 0
             self.failures = 0
@@ -84,5 +88,6 @@ class CircuitBreaker:
         if self.failures and task.id != self._probe_id:
             return Transition.NONE  # the task was started before the pause
         self.failures += 1
-        self._paused_until = time.monotonic() + backoff(self.failures)
+        initial = HELD_INITIAL if self.held else BACKOFF_INITIAL
+        self._paused_until = time.monotonic() + backoff(self.failures, initial, self.probe_interval)
         return Transition.OPENED

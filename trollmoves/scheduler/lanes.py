@@ -13,11 +13,19 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Journal, Task
-from trollmoves.scheduler.circuit_breaker import CircuitBreaker, Transition
+from trollmoves.scheduler.circuit_breaker import (
+    BACKOFF_INITIAL,
+    BACKOFF_MAX,
+    HELD_INITIAL,
+    CircuitBreaker,
+    Transition,
+    backoff,
+)
+from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.utils.rate import RateMeter
 
 if TYPE_CHECKING:
@@ -50,6 +58,13 @@ class Result:
     on_committed: Callable[[], None] | None = None
 
 
+class ChainPolicy(NamedTuple):
+    """How the tasks of one chain are scheduled: the priority, and the maximum seconds between attempts."""
+
+    priority: int = 0
+    probe_interval: float = BACKOFF_MAX
+
+
 @dataclass(frozen=True, slots=True)
 class TaskKind:
     """One kind of task of one chain: its handler, and how many tasks of a lane may run concurrently."""
@@ -58,7 +73,7 @@ class TaskKind:
     handler: Handler | None = None  # runs on a worker thread
     async_handler: AsyncHandler | None = None  # starts the task on the scheduler thread; ``finish`` is called later
     not_before: float = 0.0  # monotonic; no task is claimed earlier
-    priority: int = 0  # of the chain; a higher one goes first
+    policy: ChainPolicy = field(default_factory=ChainPolicy)
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +89,7 @@ class Lane:
     ready: deque[Task] = field(default_factory=deque)
     workers: int = 0  # workers that are assigned to this lane
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    retries: RetrySpacing = field(default_factory=RetrySpacing)
     starved: bool = False  # no worker was available; the end of another lane's task may change that
     next_due: float = NEVER  # when to read the journal again, by the clock
     rate: RateMeter = field(default_factory=RateMeter)  # of finished tasks
@@ -86,7 +102,7 @@ class Lane:
     def priority(self) -> int:
         """The priority of the chain; 0 when the chain is stopped."""
         kind = self.kind
-        return kind.priority if kind else 0
+        return kind.policy.priority if kind else 0
 
     def submit(self, tasks: Iterable[Task]) -> None:
         """Hand over tasks that were just stored in the journal. Any thread."""
@@ -194,12 +210,20 @@ class Lane:
             except IndexError:  # a worker took the last one
                 return
 
+    def retry_delay(self, task: Task, error: TrollmovesError | None) -> float:
+        """Return the seconds before the next attempt of a failed task."""
+        if error and not error.outage:
+            return self.retries.record_failure(task.id, task.tries, self.breaker.probe_interval)
+        initial = HELD_INITIAL if error and error.held else BACKOFF_INITIAL
+        return backoff(task.tries, initial, self.breaker.probe_interval)
+
     def record_result(self, task: Task, error: TrollmovesError | None) -> bool:
-        """Record how a task ended: pause after an outage; return True if the lane has recovered."""
+        """Record how a task ended: pause after an outage; return True if failed tasks can be retried now."""
         transition = self.breaker.record_result(task, error)
         if transition is Transition.OPENED:
             self.release_unstarted()
-        return transition is Transition.CLOSED
+        retried = error is None and self.retries.record_success(task.id)
+        return retried or transition is Transition.CLOSED
 
 
 class LaneQueue:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.scheduler.circuit_breaker import backoff
-from trollmoves.scheduler.lanes import Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.lanes import ChainPolicy, Lane, LaneQueue, Result, TaskKind
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
+from trollmoves.utils.outage_log import OutageLog
 from trollmoves.utils.rate import RateMeter
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
 RESERVE_FROM = 8  # minimum number of workers for which one is reserved for healthy lanes
+MAX_OUTAGE_LOGS = 1000  # lanes whose outages are remembered for the log
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
 
@@ -48,7 +49,8 @@ class Scheduler:
         self._highest_claimed_id = 0  # of all dropped lanes
         self._tokens = LaneQueue()  # one entry for each assigned worker
         self._unproven_workers = 0  # assigned to lanes that are not healthy, counted in the last round
-        self._priorities: dict[str, int] = {}  # by chain
+        self._outage_logs: dict[tuple[str, str], OutageLog] = {}  # by lane; they outlive idle lanes
+        self._policies: dict[str, ChainPolicy] = {}  # by chain
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._woken = False
@@ -78,12 +80,22 @@ class Scheduler:
         if known and known.breaker.resume():
             self._wake()
 
-    def set_priority(self, chain: str, priority: int) -> None:
-        """Set the priority of a chain (default 0) for the kinds that are registered afterwards.
+    def retry_now(self, chain: str, lane: str | None = None) -> None:
+        """Retry the failed tasks of a chain, or of one of its lanes, because the cause may be repaired. Any thread."""
+        self._journal.release(chain, lane)
+        with self._lock:
+            lanes = [known for known in self._lanes.values() if known.chain == chain and lane in (None, known.name)]
+        for known in lanes:
+            known.journal_pending = True
+            known.breaker.resume()
+        self._wake()
+
+    def set_policy(self, chain: str, policy: ChainPolicy) -> None:
+        """Set the policy of a chain for the kinds that are registered afterwards.
 
         Waiting tasks of a higher priority start first. Running tasks are not interrupted.
         """
-        self._priorities[chain] = priority
+        self._policies[chain] = policy
 
     def register(
         self,
@@ -109,7 +121,9 @@ class Scheduler:
         """
         if handler:
             limit = min(limit, max(1, len(self._threads) - 1))  # one thread remains for other lanes
-        registered = TaskKind(limit, handler, async_handler, time.monotonic() + delay, self._priorities.get(chain, 0))
+        registered = TaskKind(
+            limit, handler, async_handler, time.monotonic() + delay, self._policies.get(chain, ChainPolicy())
+        )
         with self._lock:
             self._kinds[chain, kind] = registered  # before reading the lanes: later tasks are submitted
         waiting = {lane for lane, lane_kind in self._journal.lanes(chain) if lane_kind == kind}
@@ -117,6 +131,7 @@ class Scheduler:
             for lane in self._lanes.values():
                 if lane.chain == chain and lane.name in waiting:
                     lane.kind = registered
+                    lane.breaker.probe_interval = registered.policy.probe_interval
             for name in waiting:
                 self._get_lane(chain, name, registered).journal_pending = True
         self._wake()
@@ -137,7 +152,8 @@ class Scheduler:
         """Return the seconds until a lane is retried after repeated outages, 0 if it is not paused."""
         with self._lock:
             known = self._lanes.get((chain, lane))
-        return known.breaker.pause_remaining() if known and known.breaker.failures > 1 else 0.0
+        paused = known is not None and (known.breaker.failures > 1 or known.breaker.held)
+        return known.breaker.pause_remaining() if known and paused else 0.0
 
     def in_flight_ids(self, chain: str, lane: str) -> set[int]:
         """Return the ids of the tasks in flight of a lane."""
@@ -161,7 +177,46 @@ class Scheduler:
                 chain, name, kind, self._journal.now, highest_claimed_id=self._highest_claimed_id
             )
         lane.kind = kind
+        lane.breaker.probe_interval = kind.policy.probe_interval
         return lane
+
+    def log_failure(self, task: Task, error: TrollmovesError, text: str = "") -> None:
+        """Log a failed attempt. Failures of a whole lane are logged once, later only counted. Any thread.
+
+        Args:
+            task: the task.
+            error: why the attempt failed.
+            text: describes the attempt; by default the kind and the name of the task.
+        """
+        text = text or f"{task.kind} of {task.key.partition(chr(10))[0]} failed"
+        if not error.temporary:
+            logger.error("[%s] %s, will not be retried (attempt %d): %s", task.chain, text, task.tries, error)
+            return
+        suffix: str | None = ""
+        if error.outage or error.blames_directory:
+            suffix = self._outage_log(task.chain, task.lane).admit(type(error).__name__)
+        if suffix is None:
+            logger.debug("[%s] %s (attempt %d): %s", task.chain, text, task.tries, error)
+        elif error.held:
+            count = self._journal.count_waiting(task.chain, task.lane)
+            waiting = f"; {count} file{'' if count == 1 else 's'} waiting until this is repaired" if count else ""
+            logger.error("[%s] %s, held (attempt %d): %s%s%s", task.chain, text, task.tries, error, waiting, suffix)
+        else:
+            logger.warning("[%s] %s, will be retried (attempt %d): %s%s", task.chain, text, task.tries, error, suffix)
+
+    def failure_result(self, task: Task, error: Exception) -> Result:
+        """Log the error that ended an attempt of a task; return the result of the attempt. Any thread."""
+        if isinstance(error, TrollmovesError):
+            self.log_failure(task, error)
+            return Result(error=error)
+        logger.error("[%s] %s %s: unexpected error", task.chain, task.kind, task.key, exc_info=error)
+        return Result(error=UnexpectedError(str(error) or type(error).__name__))
+
+    def _outage_log(self, chain: str, lane: str) -> OutageLog:
+        with self._lock:
+            if (chain, lane) not in self._outage_logs and len(self._outage_logs) >= MAX_OUTAGE_LOGS:
+                del self._outage_logs[next(iter(self._outage_logs))]
+            return self._outage_logs.setdefault((chain, lane), OutageLog())
 
     # -- start and stop
 
@@ -222,20 +277,15 @@ class Scheduler:
                 self._finished.append((lane, None, Result()))  # unassigns this worker
                 self._wake()
 
-    @staticmethod
-    def _run(lane: Lane, task: Task) -> Result:
+    def _run(self, lane: Lane, task: Task) -> Result:
         kind = lane.kind
         if kind is None or kind.handler is None:
             task.tries -= 1  # the chain was stopped
             return Result(retry_in=0.0)
         try:
             return kind.handler(task) or Result()
-        except TrollmovesError as error:
-            _log_failure(task, error)
-            return Result(error=error)
         except Exception as error:  # an error in one task must not stop the scheduler
-            logger.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
-            return Result(error=UnexpectedError(str(error) or type(error).__name__))
+            return self.failure_result(task, error)
 
     # -- scheduler thread
 
@@ -274,19 +324,19 @@ class Scheduler:
                 self._wake()
 
     def _sleep_seconds(self) -> float:
-        return max(0.0, min([MAX_IDLE_SLEEP, *(lane.seconds_until_ready() for lane in self._all_lanes())]))
+        alive = self._journal.mark_alive()
+        return max(0.0, min([MAX_IDLE_SLEEP, alive, *(lane.seconds_until_ready() for lane in self._all_lanes())]))
 
     def _commit_results(self) -> int:
         """Store the results of finished tasks, then run their callbacks; return the number of results."""
         results = [self._finished[n] for n in range(len(self._finished))]
         now = self._journal.now()
-        outcomes = [(lane, _to_outcome(task, result, now)) for lane, task, result in results if task is not None]
-        new = self._journal.finish([outcome for _, outcome in outcomes]) if outcomes else []
-        if outcomes:
-            failpoints.hit("committed")
+        outcomes = [(lane, _to_outcome(lane, task, result, now)) for lane, task, result in results if task is not None]
+        new = self._store(outcomes)
         for lane, outcome in outcomes:
             if outcome.state == WAITING:
                 lane.note_due(outcome.due)
+        recovered: dict[Lane, bool] = {}  # True if a task was done
         for lane, task, result in results:
             self._finished.popleft()
             if task is None:
@@ -295,24 +345,41 @@ class Scheduler:
             lane.in_flight.pop(task.id, None)
             lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
-                logger.info("[%s] %s: works again", lane.chain, lane.name)
+                recovered[lane] = recovered.get(lane, False) or result.error is None
             self._run_callback(task, result)
         if new:
             self.submit(new)
+        for lane, worked in recovered.items():
+            self._retry_recovered(lane, worked)
         return len(outcomes)
+
+    def _store(self, outcomes: Sequence[tuple[Lane, Outcome]]) -> list[Task]:
+        """Store outcomes; return the new follow-up tasks."""
+        if not outcomes:
+            return []
+        new = self._journal.finish([outcome for _, outcome in outcomes])
+        failpoints.hit("committed")
+        return new
+
+    def _retry_recovered(self, lane: Lane, worked: bool) -> None:
+        if worked and (summary := self._outage_log(lane.chain, lane.name).end()) is not None:
+            logger.info("[%s] %s: works again%s", lane.chain, lane.name, summary)
+        self.retry_now(lane.chain, lane.name)
 
     @staticmethod
     def _run_callback(task: Task, result: Result) -> None:
         if result.on_committed:
             try:
                 result.on_committed()
+            except TrollmovesError as error:
+                logger.error("[%s] %s %s: %s", task.chain, task.kind, task.key, error)
             except Exception:
                 logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
         self._unproven_workers = sum(lane.workers for lane in lanes if not lane.breaker.healthy)
-        if any(self._priorities.values()):
+        if any(policy.priority for policy in self._policies.values()):
             lanes.sort(key=lambda lane: lane.priority, reverse=True)
         for lane in lanes:
             kind = lane.kind
@@ -369,18 +436,8 @@ class Scheduler:
         unfinished = [task]  # only the first call of finish counts
         try:
             handler(task, finish)
-        except TrollmovesError as error:
-            _log_failure(task, error)
-            finish(Result(error=error))
         except Exception as error:  # an error in one task must not stop the scheduler
-            logger.exception("[%s] %s %s: unexpected error", task.chain, task.kind, task.key)
-            finish(Result(error=UnexpectedError(str(error) or type(error).__name__)))
-
-
-def _log_failure(task: Task, error: TrollmovesError) -> None:
-    level, end = (logging.WARNING, "will be retried") if error.temporary else (logging.ERROR, "will not be retried")
-    name = task.key.partition("\n")[0]
-    logger.log(level, "[%s] %s of %s %s (attempt %d): %s", task.chain, task.kind, name, end, task.tries, error)
+            finish(self.failure_result(task, error))
 
 
 class UnexpectedError(TrollmovesError):
@@ -389,12 +446,13 @@ class UnexpectedError(TrollmovesError):
     temporary = True
 
 
-def _to_outcome(task: Task, result: Result, now: float) -> Outcome:
+def _to_outcome(lane: Lane, task: Task, result: Result, now: float) -> Outcome:
     if result.error is None and result.retry_in is None:
         return Outcome(task, DONE, result.reply, follow_ups=result.follow_ups)
+    reply = result.reply if result.reply is not None or result.error is None else str(result.error)
     if result.error and (result.final or not result.error.temporary):
-        return Outcome(task, FAILED, result.reply, follow_ups=result.follow_ups)
-    wait = result.retry_in if result.retry_in is not None else backoff(task.tries)
+        return Outcome(task, FAILED, reply, follow_ups=result.follow_ups)
+    wait = result.retry_in if result.retry_in is not None else lane.retry_delay(task, result.error)
     if wait:
         task.rank = BACKLOG  # new tasks do not wait behind failed ones
-    return Outcome(task, WAITING, result.reply, due=now + wait, follow_ups=result.follow_ups)
+    return Outcome(task, WAITING, reply, due=now + wait, follow_ups=result.follow_ups)

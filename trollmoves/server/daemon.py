@@ -36,7 +36,7 @@ class ServerChain:
         self._request_handler = None
         root = Origin(options.origin).root if options.origin else None
         policy = SymlinkPolicy(self.name, root, options.external_symlinks)
-        file_store = LocalFileStore(self.name, runtime.journal, policy)
+        file_store = LocalFileStore(self.name, policy, options.quiet_time)
         if options.request_port is not None:
             self._request_handler = RequestHandler(
                 options, options.request_port, runtime.journal, publisher, runtime.scheduler, file_store
@@ -50,12 +50,12 @@ class ServerChain:
                 publisher,
                 file_store=file_store,
                 address=None,
-                describe=RemoteFileDescriber(options).describe,
+                describe=RemoteFileDescriber(options, policy).describe,
             )
         announce = self.announcer.announce
         self._source: DirectorySource | MessageSource
         if options.origin is None:
-            self._source = MessageSource(options, policy, announce)
+            self._source = MessageSource(options, runtime.journal, policy, announce)
         else:
             self._source = DirectorySource(
                 options, runtime.journal, runtime.scheduler, policy, announce, backlog=backlog, polling=polling
@@ -104,6 +104,11 @@ class Server(Daemon[ServerOptions]):
     def startup_warning(self, chains: Iterable[ServerOptions]) -> str:
         """Return the security warning for the configuration of these chains; empty if there is none."""
         return security_warning(chains)
+
+    def on_reload(self, chain: Chain) -> None:
+        """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
+        if isinstance(chain, ServerChain) and chain.takes_requests and not self.arguments.disable_backlog:
+            chain.announcer.republish()
 
     def close_shared(self) -> None:
         """Close the publish port."""

@@ -8,11 +8,12 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from trollmoves import unpacking
 from trollmoves.config.options import ServerOptions
-from trollmoves.errors import BadDestination, MessageError
+from trollmoves.errors import BadDestination, MessageError, RequestRejected
 from trollmoves.journal import Journal, Task
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging import payload
@@ -26,7 +27,11 @@ from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.server.symlink_policy import SymlinkPolicy
 from trollmoves.utils import failpoints
+from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
+from trollmoves.utils.logs import LogThrottle
+from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 from trollmoves.watch import DirectoryWatch, FoundFile
+from trollmoves.watch.completeness import check_complete
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +60,15 @@ class DirectorySource:
         self._symlink_policy = symlink_policy
         self._announce = announce
         self._origin = Origin(options.origin or "")
+        self._unpack_order = OrderedNames()
         self._watch = DirectoryWatch(
             self._origin,
             self._on_found,
             backlog=backlog,
             polling=options.watchdog_timeout if polling else None,
+            quiet=options.quiet_time,
             name=options.name,
+            set_aside=partial(journal.set_aside, options.name),
         )
 
     def start(self) -> None:
@@ -110,13 +118,33 @@ class DirectorySource:
     def _unpack(self, task: Task) -> Result | None:
         """Unpack a file and announce its contents. Worker thread."""
         path = json.loads(task.body)
+        with self._unpack_order.claim((path,), task.id) as current:
+            if current is None:
+                task.tries -= 1
+                return Result(retry_in=RECHECK_DELAY)
+            if current:
+                self._unpack_version(task, path)
+            else:
+                logger.info("[%s] not unpacking %s: superseded by a newer version", self._options.name, path)
+        return None
+
+    def _unpack_version(self, task: Task, path: str) -> None:
         options = self._options
+        opened: list[FileVersion] = []
+
+        def check(fd: int) -> None:
+            self._symlink_policy.check_opened(path, fd)
+            version = version_of(os.fstat(fd))
+            if not task.key.endswith(f" {version.size} {version.mtime_ns}"):
+                check_complete(fd, path, options.quiet_time)
+            opened.append(version)
+
         fields = self._origin.parse(path)
         if fields is None or not os.path.exists(path) or not self._symlink_policy.allowed_files([path]):
             logger.warning("[%s] cannot unpack %s: it no longer exists, or may not be announced", options.name, path)
-            return None
+            return
         directory = options.working_directory or tempfile.gettempdir()
-        unpacked = unpacking.unpack(options.compression or "", path, directory, program=options.prog)
+        unpacked = unpacking.unpack(options.compression or "", path, directory, program=options.prog, on_opened=check)
         failpoints.hit("unpacked")
         versions = [(file, size_and_mtime([file])) for file in unpacked]
         link_digests = self._symlink_policy.link_digests
@@ -125,20 +153,37 @@ class DirectorySource:
         )
         logger.info("[%s] unpacked %s", options.name, os.path.basename(path))
         if options.delete:
-            os.unlink(path)
-        return None
+            self._remove_packed(path, opened[-1])
+
+    def _remove_packed(self, path: str, version: FileVersion) -> None:
+        """Remove a packed file, unless it was replaced since it was unpacked."""
+        metadata = {LINK_DIGESTS: self._symlink_policy.link_digests([path])}
+        try:
+            remove_version(path, version, check=lambda real: self._symlink_policy.check(path, real, metadata))
+        except FileNotFoundError:
+            pass
+        except RequestRejected as error:
+            logger.warning("[%s] kept %s: %s", self._options.name, path, error)
 
 
 class MessageSource:
     """Announces the files on this host that received messages name."""
 
-    def __init__(self, options: ServerOptions, symlink_policy: SymlinkPolicy, announce: Announce) -> None:
+    def __init__(
+        self, options: ServerOptions, journal: Journal, symlink_policy: SymlinkPolicy, announce: Announce
+    ) -> None:
         """Connect to the configured addresses; raise StartError if an address is invalid."""
         self._options = options
         self._symlink_policy = symlink_policy
         self._announce = announce
+        self._throttle = LogThrottle()
         self._topics = options.topics or (options.listen or "",)
-        self._subscriber = Subscriber(options.name, self._publishers(options.addresses), self._on_messages)
+        self._subscriber = Subscriber(
+            options.name,
+            self._publishers(options.addresses),
+            self._on_messages,
+            set_aside=partial(journal.set_aside, options.name),
+        )
         self._discovery = None
         if options.nameserver is not False:
             self._discovery = ServiceDiscovery(
@@ -171,7 +216,9 @@ class MessageSource:
             try:
                 announcements.append(self._announcement(message))
             except MessageError as error:
-                logger.warning("[%s] ignored message about %s: %s", self._options.name, message.subject, error)
+                if (suffix := self._throttle.admit(message.subject)) is not None:
+                    name = self._options.name
+                    logger.warning("[%s] ignored message about %s: %s%s", name, message.subject, error, suffix)
         if announcements:
             self._announce(announcements)
 

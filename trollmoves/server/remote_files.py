@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 from trollmoves.config.options import ServerOptions
 from trollmoves.errors import UnpackFailed
 from trollmoves.provider.announcer import Announcement
+from trollmoves.server.symlink_policy import SymlinkPolicy
 from trollmoves.unpacking import archive_reader
 from trollmoves.unpacking.archive_reader import Member, MemberKind
+from trollmoves.unpacking.packed_file import PackedFile
 
 PROTOCOL = "ssh"
 _SINGLE = "fsspec.implementations.sftp.SFTPFileSystem"
@@ -39,7 +41,8 @@ class ArchiveContents(NamedTuple):
 class RemoteFileDescriber:
     """Creates the messages of a chain without a request port."""
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, symlink_policy: SymlinkPolicy) -> None:
+        self._symlink_policy = symlink_policy
         self._options = options
         self._host = options.request_address or socket.gethostname()
 
@@ -49,7 +52,11 @@ class RemoteFileDescriber:
         metadata = {key: value for key, value in announcement.data.items() if key not in ("uri", "uid")}
         if self._options.unpack is None:
             return "file", describe(path, self._host, metadata)
-        members = read_archive_contents(path, self._options.unpack)
+        members = read_archive_contents(
+            path,
+            self._options.unpack,
+            lambda fd: self._symlink_policy.check_opened(path, fd, announcement.extra_metadata),
+        )
         return "dataset", describe_members(path, self._host, members, metadata)
 
 
@@ -93,7 +100,7 @@ def describe_members(
     )
 
 
-def read_archive_contents(path: str, kind: str) -> ArchiveContents:
+def read_archive_contents(path: str, kind: str, on_opened: Callable[[int], None] | None = None) -> ArchiveContents:
     """Return the names of the files in an archive. Any thread; slow for large compressed archives.
 
     Links in a tar archive count as files if they lead to a file in it, since fsspec follows them.
@@ -101,6 +108,7 @@ def read_archive_contents(path: str, kind: str) -> ArchiveContents:
     Args:
         path: the archive.
         kind: ``tar`` or ``zip``.
+        on_opened: called with the descriptor of the archive before it is read; its exceptions propagate.
 
     Raises:
         UnpackFailed: the archive is damaged, contains no file, or contains a file that fsspec cannot open.
@@ -109,10 +117,9 @@ def read_archive_contents(path: str, kind: str) -> ArchiveContents:
     """
     names: dict[str, str] = {}
     links: dict[str, str] = {}
-    archive_reader.check_is_file(path)
-    with archive_reader.translate_os_errors(path):
-        compression = archive_reader.tar_compression(path) if kind == "tar" else None
-        with closing(archive_reader.members(path, kind)) as members:
+    with PackedFile(path, on_opened) as packed, archive_reader.translate_os_errors(path):
+        compression = archive_reader.tar_compression(packed) if kind == "tar" else None
+        with closing(archive_reader.members(packed, kind)) as members:
             for member in members:
                 _add_member(member, _name(member, kind, path), names, links)
     files = names.keys() - links.keys()

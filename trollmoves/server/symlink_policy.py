@@ -97,6 +97,22 @@ class SymlinkPolicy:
             return
         raise RequestRejected(f"the link target of {os.path.basename(path)} has changed since it was announced")
 
+    def check_opened(self, path: str, fd: int, metadata: Mapping[str, object] | None = None) -> None:
+        """Raise RequestRejected if an open file, found in the origin, must not be announced.
+
+        ``metadata`` is that of the announcement, None if the file was not announced.
+        """
+        try:
+            real = symlinks.path_of_fd(fd, path)
+        except OSError as error:
+            raise RequestRejected(f"{path}: {error.strerror}") from error
+        if metadata is None:
+            allowed = self.allowed_files([path])
+            if path not in allowed:
+                raise RequestRejected(f"{path} must not be announced: it leads out of the origin")
+            metadata = {LINK_DIGESTS: allowed[path]}
+        self.check(path, real, metadata)
+
     def _is_inside(self, real: str) -> bool:
         return self._root is not None and symlinks.is_below(real, self._real_root())
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from trollmoves.net.redaction import known_secrets
 from trollmoves.tests.helpers.daemons import Testbed
 from trollmoves.tests.helpers.machine_load import BUSY_SHARE, OtherLoad
 
@@ -24,6 +25,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell sets it for 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # for our children: some are ended so
 
 _ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+@pytest.fixture(autouse=True)
+def _forget_secrets() -> Iterator[None]:
+    """Forget the secrets of a test, which may be words in the texts of the next."""
+    yield
+    known_secrets.cache_clear()
 
 
 @pytest.fixture

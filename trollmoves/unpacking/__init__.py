@@ -13,8 +13,9 @@ from types import MappingProxyType
 
 from trollmoves.errors import UnpackFailed
 from trollmoves.unpacking.archive import unpack_archive
-from trollmoves.unpacking.archive_reader import check_is_file, translate_os_errors
+from trollmoves.unpacking.archive_reader import translate_os_errors
 from trollmoves.unpacking.bzip import unpack_bzip
+from trollmoves.unpacking.packed_file import PackedFile
 from trollmoves.unpacking.staging import StagingDirectory
 from trollmoves.unpacking.xrit import unpack_xrit
 
@@ -79,6 +80,7 @@ def unpack(
     program: str | None = None,
     block_size: int = BLOCK,
     program_timeout: float = PROGRAM_TIMEOUT,
+    on_opened: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Unpack the file ``path`` into ``directory``, which is created if missing; blocks until done.
 
@@ -93,6 +95,8 @@ def unpack(
         program: for xrit, path of the program or its name in ``$PATH``; None: ``xRITDecompress``.
         block_size: bytes unpacked at a time; for archives at most 1 MiB.
         program_timeout: seconds after which the program is killed.
+        on_opened: called with the descriptor of the packed file before it is read; its exceptions propagate. All
+            content comes from this descriptor.
 
     Returns:
         Absolute paths of the files, in the archive's order; at least one.
@@ -105,6 +109,9 @@ def unpack(
     unpacker = UNPACKERS[name]
     if not applies(name, path):
         raise UnpackFailed(f"{path}: its name does not end in {' or '.join(unpacker.suffixes)}")
-    check_is_file(path)
-    with translate_os_errors(f"{path} cannot be unpacked in {directory}"), StagingDirectory(path, directory) as staging:
+    with (
+        PackedFile(path, on_opened) as source,
+        translate_os_errors(f"{path} cannot be unpacked in {directory}"),
+        StagingDirectory(source, directory) as staging,
+    ):
         return unpacker.unpack(staging, Settings(program or None, max(block_size, 1), program_timeout))

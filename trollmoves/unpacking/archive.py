@@ -38,7 +38,7 @@ def unpack_archive(kind: str, staging: StagingDirectory, block_size: int) -> lis
     """
     files: dict[str, str] = {}
     links: dict[str, str] = {}
-    with closing(archive_reader.members(staging.packed, kind)) as members:
+    with closing(archive_reader.members(staging.source, kind)) as members:
         for number, member in enumerate(members):
             name = _safe_name(member, staging.packed)
             files.pop(name, None)  # a later member of the same name replaces it

@@ -13,7 +13,6 @@ import enum
 import errno
 import gzip
 import lzma
-import os
 import posixpath
 import stat
 import struct
@@ -25,9 +24,10 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
-from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed
+from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed, UnpackHeld
+from trollmoves.unpacking.packed_file import PackedFile
 
 MAX_MEMBERS = 100_000  # each takes a few hundred bytes of memory
 MAX_LINK_DEPTH = 40  # links in a chain
@@ -49,7 +49,7 @@ PARSER_ERRNOS = (
     None,
     errno.EINVAL,
 )  # of an OSError for damaged data: gzip and bz2 set no errno; zipfile seeks to invalid offsets
-PERMANENT_ERRNOS = frozenset(
+HELD_ERRNOS = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS),
         *(errno.EXDEV, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG),
@@ -110,37 +110,29 @@ def translate_os_errors(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind: type[UnpackError] = UnpackFailed if error.errno in PERMANENT_ERRNOS else TemporaryUnpackError
+        kind: type[UnpackError] = TemporaryUnpackError
+        if error.errno in HELD_ERRNOS:
+            kind = UnpackFailed if error.errno == errno.ENAMETOOLONG else UnpackHeld
         raise kind(f"{action}: {error.strerror or error}") from error
 
 
-def check_is_file(path: str) -> None:
-    """Raise ``UnpackFailed`` if ``path`` is missing or not a regular file."""
-    try:
-        is_file = stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError) as error:
-        raise UnpackFailed(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if not is_file:
-        raise UnpackFailed(f"{path} must be a regular file")
+def members(packed: PackedFile, kind: str) -> Generator[Member, None, None]:
+    """Yield the members of an open archive in order; any thread may call.
 
-
-def members(path: str, kind: str) -> Generator[Member, None, None]:
-    """Yield the members of the archive ``path`` in order; any thread may call.
-
-    If the iteration completes, the archive is undamaged. It stays open until then, or until the iterator is closed.
+    If the iteration completes, the archive is undamaged.
 
     Args:
-        path: path of the archive.
+        packed: the archive; one iteration at a time.
         kind: ``tar``, optionally compressed by gzip or bzip2, or ``zip``.
 
     Raises:
         UnpackFailed: the archive is damaged, or has more than ``MAX_MEMBERS`` members.
         OSError: the archive cannot be read.
     """
-    with translate_damage(path), closing(_READERS[kind](path)) as found:
+    with translate_damage(packed.path), closing(_READERS[kind](packed.reader())) as found:
         for number, member in enumerate(found):
             if number == MAX_MEMBERS:
-                raise UnpackFailed(f"{path} has more than {MAX_MEMBERS} members")
+                raise UnpackFailed(f"{packed.path} has more than {MAX_MEMBERS} members")
             yield member
 
 
@@ -153,19 +145,18 @@ def resolve_link(name: str, links: Mapping[str, str]) -> str:
     return name
 
 
-def tar_compression(path: str) -> str | None:
-    """Return ``gzip``, ``bz2`` or None by the first bytes of a tar archive; raises OSError as ``open``."""
-    with open(path, "rb") as file:
-        return _compression(file.read(_MAX_MAGIC))
+def tar_compression(packed: PackedFile) -> str | None:
+    """Return ``gzip``, ``bz2`` or None by the first bytes of a tar archive; raises OSError if it cannot be read."""
+    return _compression(packed.reader().read(_MAX_MAGIC))
 
 
 def _compression(start: bytes) -> str | None:
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
 
 
-def _tar_members(path: str) -> Generator[Member, None, None]:
+def _tar_members(packed: BinaryIO) -> Generator[Member, None, None]:
     with ExitStack() as stack:
-        file: Any = stack.enter_context(open(path, "rb"))
+        file: Any = packed
         compression = _compression(file.read(_MAX_MAGIC))
         file.seek(0)
         if compression:
@@ -205,8 +196,8 @@ def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
     )
 
 
-def _zip_members(path: str) -> Generator[Member, None, None]:
-    with zipfile.ZipFile(path) as archive:
+def _zip_members(packed: BinaryIO) -> Generator[Member, None, None]:
+    with zipfile.ZipFile(packed) as archive:
         for info in archive.infolist():
             mode = info.external_attr >> 16  # 0 unless made on a Unix system
             kind = MemberKind.FILE if stat.S_IFMT(mode) in (0, stat.S_IFREG) else MemberKind.OTHER
@@ -244,7 +235,7 @@ class _ForwardOnlyFile:
             self._offset = self._stream.seek(position)
 
 
-_READERS: Mapping[str, Callable[[str], Generator[Member, None, None]]] = MappingProxyType(
+_READERS: Mapping[str, Callable[[BinaryIO], Generator[Member, None, None]]] = MappingProxyType(
     {"tar": _tar_members, "zip": _zip_members}
 )
 _DECOMPRESSORS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(

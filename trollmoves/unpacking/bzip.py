@@ -26,9 +26,9 @@ def unpack_bzip(staging: StagingDirectory, block_size: int) -> list[str]:
         OSError: the file cannot be read, or the result not written.
     """
     packed = staging.packed
-    if not os.stat(packed).st_size:
+    if not staging.source.status.st_size:
         raise UnpackFailed(f"{packed} is damaged: it is empty")
-    with staging.new_file("0") as file, translate_damage(packed), bz2.BZ2File(packed) as source:
+    with staging.new_file("0") as file, translate_damage(packed), bz2.BZ2File(staging.source.reader()) as source:
         while block := source.read(block_size):
             file.write(block)
     return staging.commit({os.path.basename(packed).removesuffix(SUFFIX): file.name})

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from trollmoves.errors import UnpackFailed
+from trollmoves.unpacking.packed_file import PackedFile
 
 SUFFIX = ".unpacking"
 FILE_MODE = 0o664  # before the umask
@@ -37,11 +38,14 @@ class StagingDirectory:
 
     Attributes:
         path: a new private directory, removed with its content at the end of the block.
+        source: the packed file, open.
+        packed: its path, for names and error texts.
         directory: absolute path of the target directory; created if missing.
     """
 
-    def __init__(self, packed: str, directory: str) -> None:
-        self.packed = packed
+    def __init__(self, source: PackedFile, directory: str) -> None:
+        self.source = source
+        self.packed = source.path
         self.directory = os.path.abspath(directory)
         self.path = ""
         self._claimed = ""
@@ -88,7 +92,9 @@ class StagingDirectory:
 
         Raises:
             OSError, UnpackFailed: a file cannot be renamed; new files are removed again.
+            TemporaryUnpackError: the packed file was modified since it was opened.
         """
+        self.source.check_unchanged()
         finals = {os.path.join(self.directory, name): path for name, path in files.items()}
         self._check(list(finals))
         new: list[str] = []
@@ -109,12 +115,15 @@ class StagingDirectory:
         for parent in {os.path.dirname(final) for final in finals}:
             if not os.path.join(os.path.realpath(parent), "").startswith(root):
                 raise UnpackFailed(f"{self.packed}: {parent} is a link to a directory outside of {self.directory}")
+        own = [self.source.status]
+        with suppress(FileNotFoundError):
+            own.append(os.lstat(self.packed))
         for final in finals:
             with suppress(FileNotFoundError):
                 status = os.lstat(final)
                 if stat.S_ISDIR(status.st_mode):
                     raise IsADirectoryError(errno.EISDIR, f"{final} is a directory")
-                if any(os.path.samestat(status, get_status(self.packed)) for get_status in (os.stat, os.lstat)):
+                if any(os.path.samestat(status, other) for other in own):
                     raise UnpackFailed(f"{self.packed}: a member would replace the packed file")
 
     def _cleanup(self) -> None:

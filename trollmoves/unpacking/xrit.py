@@ -24,6 +24,8 @@ _UNPACKED_SUFFIX = "__"
 OUTPUT_PREFIX = b"Decompressed file:"
 _TAIL = 4096  # bytes at the end of the program's output that are read
 _MAX_SHOWN = 300  # characters of its last line in an error text
+ENVIRONMENT = {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR", "TZ"}
+"""The variables that the program gets; others may contain secrets."""
 _EXTERNAL_SIGNALS = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 
@@ -40,14 +42,17 @@ def unpack_xrit(staging: StagingDirectory, program: str | None, timeout: float) 
         UnpackFailed: the program rejected the file, or wrote no result.
         OSError: the result cannot be renamed.
     """
-    command = [_find_program(program), os.path.abspath(staging.packed)]
+    # The program opens the file by a name; this one leads to the descriptor, which it inherits.
+    packed = os.path.join(staging.path, os.path.basename(staging.packed))
+    command = [_find_program(program), packed]
+    os.symlink(f"/proc/self/fd/{staging.source.fd}", packed)
     work = os.path.join(staging.path, "work")
     os.mkdir(work)
     with (
         open(os.path.join(staging.path, "stdout"), "w+b") as stdout,
         open(os.path.join(staging.path, "stderr"), "w+b") as stderr,
     ):
-        status = _run(command, work, stdout, stderr, timeout)
+        status = _run(command, work, stdout, stderr, timeout, staging)
         last_line = _last_line(stderr) or _last_line(stdout)
         result = _result(work, os.path.basename(staging.packed), _tail(stdout))
     _check(staging, status, result, f"{command[0]} on {staging.packed}", last_line)
@@ -66,11 +71,20 @@ def _find_program(program: str | None) -> str:
     return os.path.abspath(found)
 
 
-def _run(command: list[str], directory: str, stdout: BinaryIO, stderr: BinaryIO, timeout: float) -> int:
+def _run(
+    command: list[str], directory: str, stdout: BinaryIO, stderr: BinaryIO, timeout: float, staging: StagingDirectory
+) -> int:
     """Return the exit status; the output goes to files, as an unread pipe would block the program."""
     try:
         process = subprocess.Popen(  # noqa: S603  (a list, no shell)
-            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
+            command,
+            cwd=directory,
+            pass_fds=(staging.source.fd,),
+            env={name: value for name, value in os.environ.items() if name in ENVIRONMENT},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
         )
     except (OSError, ValueError) as error:
         raise TemporaryUnpackError(
@@ -80,7 +94,7 @@ def _run(command: list[str], directory: str, stdout: BinaryIO, stderr: BinaryIO,
     try:
         return process.wait(timeout)
     except subprocess.TimeoutExpired:
-        raise TemporaryUnpackError(f"{command[0]} on {command[1]}: killed after {timeout:g} s") from None
+        raise TemporaryUnpackError(f"{command[0]} on {staging.packed}: killed after {timeout:g} s") from None
     finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -102,7 +116,7 @@ def _check(staging: StagingDirectory, status: int, result: str, action: str, las
         result = ""
     if status or not result:
         # Programs often do not report a full disk.
-        staging.check_free_space(os.stat(staging.packed).st_size)
+        staging.check_free_space(staging.source.status.st_size)
     else:
         staging.check_free_space(1)  # on a full disk the result may be truncated without an error
     if status in _EXTERNAL_SIGNALS:

@@ -1,15 +1,9 @@
-"""Logging of the daemons.
-
-Each line passes one formatter, regardless of its handler. It removes the secrets of URLs and escapes control characters
-in messages, so that no file name can forge a line. A traceback keeps its lines, indented.
-"""
+"""Logging of the daemons: its handlers and levels, and how repeated lines are limited."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import logging.config
-import logging.handlers
 import threading
 import time
 from collections import OrderedDict
@@ -20,10 +14,8 @@ import yaml
 
 from trollmoves.errors import ConfigError
 from trollmoves.net.urls import redact_text
-
-FORMAT = "[%(levelname)s: %(asctime)s : %(name)s] %(message)s"
-BACKUP_COUNT = 7  # log files of previous days
-MAX_MESSAGE_LENGTH = 10_000  # characters; longer messages are truncated, because they may contain remote input
+from trollmoves.utils.log_format import FastRedactingFormatter, RedactingFormatter
+from trollmoves.utils.log_writer import LogFile, LogWriter, QueuedHandler, StderrHandler
 
 # Minimum levels of third-party loggers in verbose mode. The DEBUG lines of some contain keys and tokens, or report
 # every packet or watch.
@@ -39,12 +31,14 @@ LIBRARY_LEVELS = {
 BURST = 20  # lines of one kind in THROTTLE_SECONDS
 THROTTLE_SECONDS = 60.0  # s during which further lines are only counted
 MAX_KEYS = 1_000  # kinds that are tracked
+MAX_KIND_LENGTH = 1_000  # characters by which kinds are distinguished
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
-def set_up(*, file: str | None = None, config: str | None = None, verbose: bool = False) -> None:
-    """Set up the logging of this process. Called by the main thread, before other threads start.
+def set_up(*, file: str | None = None, config: str | None = None, verbose: bool = False) -> LogWriter:
+    """Set up the logging of this process; return its writer. Called by the main thread, before other threads start.
 
+    The writer's thread formats and writes the lines of all handlers. The caller closes the writer at the end.
     Without ``file`` and ``config`` the log goes to stderr; with both, to both. Loggers that are not in ``config`` have
     the level INFO, third-party loggers WARNING.
 
@@ -59,9 +53,9 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
     """
     settings = _read(config) if config else {}
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler.formatter, RedactingFormatter)]:
-        root.removeHandler(handler)  # of an earlier call
-        handler.close()
+    for earlier in [handler for handler in root.handlers if isinstance(handler, QueuedHandler)]:
+        root.removeHandler(earlier)
+        earlier.close()
     if config:
         _apply(settings, config)
     else:
@@ -69,15 +63,13 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
     if file:
         root.addHandler(_file_handler(file))
     elif not config:
-        root.addHandler(_with_formatter(logging.StreamHandler()))
+        root.addHandler(_with_formatter(StderrHandler()))
     _set_library_levels(_names(settings.get("loggers")), verbose)
     if verbose:
         _enable_debug(_names(settings.get("loggers")))
-    for handler in _handlers():
-        if not isinstance(handler.formatter, RedactingFormatter):
-            handler.setFormatter(RedactingFormatter(handler.formatter))
     # Otherwise a failing handler (a full disk) would print each lost line to stderr, with its secrets.
     logging.raiseExceptions = False
+    return _put_behind_writer()
 
 
 def format_bytes(n_bytes: int) -> str:
@@ -105,6 +97,7 @@ class LogThrottle:
 
     def admit(self, kind: str = "") -> str | None:
         """Return the suffix of the line, which counts the suppressed lines, or None to suppress this line."""
+        kind = kind[:MAX_KIND_LENGTH]
         now = time.monotonic()
         with self._lock:
             since, count = self._kinds.get(kind, (now, 0))
@@ -122,72 +115,6 @@ class LogThrottle:
             else ""
         )
         return (f" ({suppressed} similar lines suppressed before)" if suppressed else "") + last
-
-
-class RedactingFormatter(logging.Formatter):
-    """Wraps a formatter, removes secrets, and escapes control characters so that a message cannot forge a line.
-
-    Args:
-        inner: the wrapped formatter; by default, ``logging.Formatter()``, which returns only the message.
-    """
-
-    def __init__(self, inner: logging.Formatter | None = None) -> None:
-        super().__init__()
-        self._inner = inner or logging.Formatter()
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line; never raises."""
-        record = copy.copy(record)
-        record.msg, record.args = _message(record), None
-        try:
-            text = self._inner.format(record)
-        except Exception:  # the format uses an attribute that this record lacks
-            text = logging.Formatter(FORMAT).format(record)
-        text = redact_text(text)
-        if record.exc_info or record.exc_text or record.stack_info:
-            text = "\n    ".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
-        return text
-
-
-class FastRedactingFormatter(RedactingFormatter):
-    """Like ``RedactingFormatter`` with ``FORMAT``, at half the cost, because a line is written for every file."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.Formatter(FORMAT))
-        self._second = (-1, "")  # the last second, and its text
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line; never raises."""
-        if record.exc_info or record.exc_text or record.stack_info:
-            return super().format(record)
-        return redact_text(f"[{record.levelname}: {self._time(record)} : {record.name}] {_message(record)}")
-
-    def _time(self, record: logging.LogRecord) -> str:
-        second, text = self._second
-        if int(record.created) != second:
-            second, text = self._second = (
-                int(record.created),
-                time.strftime(self.default_time_format, time.localtime(record.created)),
-            )
-        return f"{text},{int(record.msecs):03d}"
-
-
-def _message(record: logging.LogRecord) -> str:
-    """Return the message, printable and not too long."""
-    try:
-        message = record.getMessage()
-    except Exception as error:  # mismatched arguments, or an object that cannot be converted
-        message = f"{record.msg!r} ({type(error).__name__} in its arguments)"
-    else:
-        if len(message) <= MAX_MESSAGE_LENGTH and message.isprintable():
-            return message
-    if len(message) > MAX_MESSAGE_LENGTH:
-        message = f"{redact_text(message)[:MAX_MESSAGE_LENGTH]}... ({len(message)} characters)"
-    return message if message.isprintable() else _escaped(message)
-
-
-def _escaped(text: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _read(config: str) -> dict[str, Any]:
@@ -215,13 +142,20 @@ def _one_line(error: BaseException) -> str:
     return redact_text(" ".join(str(error).split())) or type(error).__name__
 
 
+def _put_behind_writer() -> LogWriter:
+    """Let all handlers write redacted lines, on the thread of the returned writer."""
+    for handler in _handlers():
+        if not isinstance(handler.formatter, RedactingFormatter):
+            handler.setFormatter(RedactingFormatter(handler.formatter))
+    writer = LogWriter()
+    for logger in _loggers():
+        logger.handlers[:] = map(writer.queued, logger.handlers)
+    return writer
+
+
 def _file_handler(file: str) -> logging.Handler:
     try:
-        return _with_formatter(
-            logging.handlers.TimedRotatingFileHandler(
-                file, when="midnight", backupCount=BACKUP_COUNT, encoding="utf-8", errors="backslashreplace"
-            )
-        )
+        return _with_formatter(LogFile(file))
     except OSError as error:
         raise ConfigError(f"cannot be opened: {error.strerror}", file=file) from None
 
@@ -253,10 +187,14 @@ def _names(loggers: object) -> set[str]:
     return set(map(str, loggers)) if isinstance(loggers, Mapping) else set()
 
 
+def _loggers() -> Iterator[logging.Logger]:
+    yield logging.getLogger()
+    yield from (logger for logger in logging.Logger.manager.loggerDict.values() if isinstance(logger, logging.Logger))
+
+
 def _handlers() -> Iterator[logging.Handler]:
     """Yield the handlers of all loggers, and the handlers to which these forward records."""
-    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-    pending = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
+    pending = [handler for logger in _loggers() for handler in logger.handlers]
     seen: list[logging.Handler] = []
     while pending:
         handler = pending.pop()

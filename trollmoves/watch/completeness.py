@@ -1,11 +1,12 @@
 """Decides whether a file has been written completely.
 
-A file is complete when no process has it open for writing. An event proves this for a file that was written or renamed
-within a watched directory. Files older than the watch and new hard or symbolic links have no such event.
-``is_open_for_writing`` checks all of them, since a file may be reopened after its event.
+A file is complete when no process has it open for writing. ``is_open_for_writing`` asks the kernel; a file that is open
+is never complete, however long its writer pauses.
 
-Where this check is impossible (the file belongs to another user and this process lacks CAP_LEASE, or the file system
-has no leases), events are trusted; any other file is complete once its size and times have not changed for a while.
+Where the kernel cannot say (the file belongs to another user and this process lacks CAP_LEASE, or the file system has
+no leases), the event of a file that was closed or renamed within a watched directory is trusted. A file without such an
+event (older than the watch, or a new hard or symbolic link) is complete once its size and times have not changed for a
+while.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ from __future__ import annotations
 import enum
 import fcntl
 import heapq
+import logging
 import os
 import signal
 import time
 from dataclasses import dataclass
 
+from trollmoves.errors import OriginChanged
+
 QUIET_SECONDS = 2.0  # unchanged for this long, a file is complete if the kernel cannot say whether it is open
-MAX_OPEN_SECONDS = 600.0  # unchanged for this long, a file is reported although it is still open: a forgotten handle
+MISSED_CLOSE_SECONDS = 600.0  # minimum for a new file whose close event is expected
+WARN_AFTER = 600.0  # s; a file that is open and unchanged for this long is logged: a process may have forgotten it
 RECHECK_INTERVAL = 1.0  # s between two checks of a deferred file
 FIRST_RECHECK = 0.005  # s; the close event precedes the end of the writing, on some disks by milliseconds
 MAX_DEFERRED = 10_000  # files; the directory of any further file is listed again
+
+logger = logging.getLogger(__name__)
 
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -43,6 +50,7 @@ class Trigger(enum.Enum):
 
 
 _TRUSTED = frozenset({Trigger.CLOSED, Trigger.MOVED})
+_SUFFICIENT = _TRUSTED | {Trigger.SETTLED}  # where the kernel cannot say whether the file is open
 _FRESH = _TRUSTED | {Trigger.CREATED}
 
 
@@ -51,18 +59,27 @@ def is_open_for_writing(path: str) -> bool | None:
     return _try_lease(path)[0]
 
 
-def _try_lease(path: str) -> tuple[bool | None, os.stat_result | None]:
-    """Return the result of ``is_open_for_writing``; if it is False, also the file's status at that moment.
+def check_complete(fd: int, path: str, quiet: float = QUIET_SECONDS) -> None:
+    """Raise OriginChanged if an open file may be incomplete: it is open for writing too.
 
-    The kernel grants a read lease (fcntl(2), F_SETLEASE) only if no process has the file open for writing. The lease
-    is released immediately; a process that opens the file for writing in between waits for those microseconds.
+    Where the kernel cannot say, the file may be incomplete until it has not changed for ``quiet`` seconds.
     """
-    try:
-        fd = os.open(path, _OPEN)
-    except BlockingIOError:
-        return True, None  # another process holds a write lease, as a Samba server does for its clients
-    except OSError:
-        return None, None
+    is_open, _ = _take_lease(fd)
+    if is_open is False:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    if is_open is None:
+        status = os.fstat(fd)
+        is_open = time.time() - max(status.st_mtime, status.st_ctime) < quiet
+    if is_open:
+        raise OriginChanged(f"{path}: differs from its announcement and may be incomplete, as it is being written")
+
+
+def _take_lease(fd: int) -> tuple[bool | None, os.stat_result | None]:
+    """Return the result of ``is_open_for_writing`` for a read-only descriptor; if it is False, also the file's status.
+
+    The kernel grants a read lease (fcntl(2), F_SETLEASE) only if no process has the file open for writing. If it is
+    granted, the caller releases it immediately; a process that opens the file for writing waits for those microseconds.
+    """
     try:
         # The kernel would ask for the lease with SIGIO, which ends the process; SIGURG is ignored.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
@@ -72,6 +89,18 @@ def _try_lease(path: str) -> tuple[bool | None, os.stat_result | None]:
         return True, None
     except OSError:
         return None, None
+
+
+def _try_lease(path: str) -> tuple[bool | None, os.stat_result | None]:
+    """Return the result of ``is_open_for_writing``; if it is False, also the file's status at that moment."""
+    try:
+        fd = os.open(path, _OPEN)
+    except BlockingIOError:
+        return True, None  # another process holds a write lease, as a Samba server does for its clients
+    except OSError:
+        return None, None
+    try:
+        return _take_lease(fd)
     finally:
         os.close(fd)
 
@@ -83,6 +112,7 @@ class _Deferred:
     unchanged_since: float
     delay: float
     due: float = 0.0
+    warned: bool = False
 
 
 class CompletenessChecker:
@@ -91,15 +121,22 @@ class CompletenessChecker:
     Args:
         limit: Maximum number of deferred files.
         quiet: Seconds without change, see ``QUIET_SECONDS``.
-        max_open: Seconds without change, see ``MAX_OPEN_SECONDS``.
+        warn_after: Seconds without change, see ``WARN_AFTER``.
+        name: The name of the chain, for the log.
     """
 
     def __init__(
-        self, *, limit: int = MAX_DEFERRED, quiet: float = QUIET_SECONDS, max_open: float = MAX_OPEN_SECONDS
+        self,
+        *,
+        limit: int = MAX_DEFERRED,
+        quiet: float = QUIET_SECONDS,
+        warn_after: float = WARN_AFTER,
+        name: str = "watch",
     ) -> None:
         self._limit = limit
         self._quiet = quiet
-        self._max_open = max_open
+        self._warn_after = warn_after
+        self._name = name
         self._deferred: dict[str, _Deferred] = {}
         self._schedule: list[tuple[float, str]] = []  # heap of (due, path); dropped paths stay until they are due
         self._overflowed: set[str] = set()
@@ -109,10 +146,8 @@ class CompletenessChecker:
 
     def check(self, path: str, stat: os.stat_result, trigger: Trigger) -> os.stat_result | None:
         """Return the status of a complete file; otherwise defer the file and return None."""
-        if trigger is Trigger.SETTLED:
-            return stat
         is_open, status = _try_lease(path)
-        if status is None and is_open is None and trigger in _TRUSTED:
+        if status is None and is_open is None and trigger in _SUFFICIENT:
             status = stat
         if status is None and self._quiet_long_enough(path, stat, trigger, is_open):
             status = stat
@@ -130,7 +165,14 @@ class CompletenessChecker:
             entry = _Deferred(trigger, signature, now - max(age, 0.0), delay)
         elif entry.signature != signature:
             entry.signature, entry.unchanged_since = signature, now
-        if now - entry.unchanged_since >= self._required_quiet(stat, entry.trigger, is_open):
+        unchanged = now - entry.unchanged_since
+        if is_open and unchanged >= self._warn_after and not entry.warned:
+            entry.warned = True
+            logger.warning(
+                "[%s] %s has been open for writing for %.0f s without a change, not announced until it is closed",
+                *(self._name, path, unchanged),
+            )
+        if not is_open and unchanged >= self._required_quiet(stat, entry.trigger):
             return True
         if len(self._deferred) >= self._limit:
             self._overflowed.add(os.path.dirname(path))
@@ -168,16 +210,12 @@ class CompletenessChecker:
             heapq.heappop(self._schedule)
         return None
 
-    def _required_quiet(self, stat: os.stat_result, trigger: Trigger, is_open: bool | None) -> float:
-        """Return the seconds without change after which a file is complete.
+    def _required_quiet(self, stat: os.stat_result, trigger: Trigger) -> float:
+        """Return the seconds without change after which a file is complete, if the kernel cannot say.
 
         A new name is a link if the file has other names, or if its metadata changed after its content (as linking
         does). Without these signs another process is most likely writing it, and will close it with an event.
         """
-        if trigger in _TRUSTED:
-            return self._quiet
-        if is_open:
-            return self._max_open
         if trigger is Trigger.CREATED and stat.st_nlink == 1 and stat.st_ctime_ns <= stat.st_mtime_ns:
-            return self._max_open
+            return max(self._quiet, MISSED_CLOSE_SECONDS)
         return self._quiet

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 
 from trollmoves.matching.patterns import Origin
-from trollmoves.utils.batch_delivery import BatchDelivery
+from trollmoves.utils.batch_delivery import BatchDelivery, SetAside
 from trollmoves.watch import inotify
-from trollmoves.watch.completeness import CompletenessChecker, Trigger
+from trollmoves.watch.completeness import QUIET_SECONDS, CompletenessChecker, Trigger
 from trollmoves.watch.directories import Directory, DirectoryTree, is_gone
 from trollmoves.watch.found_file import FoundFile
 from trollmoves.watch.inotify import EventQueue, Inotify, events
@@ -56,8 +56,11 @@ class DirectoryWatch:
         backlog: If True, files that exist at the start are reported.
         polling: Seconds between two listings, instead of using the kernel's events; a file is reported when two
             successive listings show the same size and time.
+        quiet: Seconds without change after which a file is complete where the kernel cannot say whether it is open for
+            writing.
         name: The name of the chain, for the log and the names of threads.
         batch_size: Maximum number of files in one call.
+        set_aside: Called with the path of a file for which ``on_found`` keeps failing, and the reason.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class DirectoryWatch:
         *,
         backlog: bool = True,
         polling: float | None = None,
+        quiet: float = QUIET_SECONDS,
         name: str = "watch",
         batch_size: int = 200,
+        set_aside: SetAside | None = None,
     ) -> None:
         self._origin = origin
         self._backlog = backlog
@@ -79,14 +84,19 @@ class DirectoryWatch:
         self._stopping = threading.Event()
         self._watching = threading.Event()
         self._delivery = BatchDelivery(
-            on_found, name, source=origin.text, describe=attrgetter("path"), stopping=self._stopping
+            on_found,
+            name,
+            source=origin.text,
+            describe=attrgetter("path"),
+            stopping=self._stopping,
+            set_aside=set_aside,
         )
         self._thread = threading.Thread(target=self._run, name=f"{name}-files", daemon=True)
         self._inotify: Inotify | None = None
         self._queue: EventQueue
         self._directories: DirectoryTree
         # The rest belongs to self._thread.
-        self._checker = CompletenessChecker()
+        self._checker = CompletenessChecker(quiet=quiet, name=name)
         self._recent = _Recent(CACHE_SIZE)
         self._scanner = Scanner(self._on_list_failure, polling=polling is not None)
         self._retry_listing: set[str] = set()

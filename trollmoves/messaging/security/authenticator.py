@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import select
 import threading
 import time
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from functools import cache
 import zmq
 from zmq.utils import z85
 
+from trollmoves.errors import StartError
 from trollmoves.messaging.security import connection_monitor, curve_keys
+from trollmoves.messaging.security.connection_memory import MemoryLimits
 from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
 from trollmoves.messaging.wakeup import Wakeup
 from trollmoves.utils.logs import LogThrottle
@@ -26,8 +29,11 @@ log = logging.getLogger(__name__)
 
 Socket = zmq.Socket[bytes]
 
+MIN_LIBZMQ = (4, 3, 3)  # older versions have remote vulnerabilities: CVE-2019-13132, CVE-2020-15166
 MAX_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
 KEY_RELOAD_INTERVAL = 1.0  # s; added and removed keys take effect after at most this time
+IDLE_MS = 1000
+CHECK_INTERVAL_MS = 20  # between checks of the memory of connections on which data arrive
 ERROR_DELAY = 0.1  # s after an unexpected error
 
 _DOMAIN = b"*"
@@ -72,6 +78,9 @@ class Authenticator:
     """The ZeroMQ context of a process, with the thread that authenticates and monitors connections to its servers."""
 
     def __init__(self) -> None:
+        if zmq.zmq_version_info() < MIN_LIBZMQ:
+            needed = ".".join(map(str, MIN_LIBZMQ))
+            raise StartError(f"libzmq {zmq.zmq_version()} is too old: {needed} or newer is needed; update pyzmq")
         self.context = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, min(MAX_SOCKETS, int(self.context.get(zmq.SOCKET_LIMIT))))
         self._policy = _ClientPolicy()
@@ -86,11 +95,15 @@ class Authenticator:
         self._poller = zmq.Poller()
         self._poller.register(self._zap, zmq.POLLIN)
         self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        self._readable = select.epoll()  # of data on the connections
+        self._poller.register(self._readable.fileno(), zmq.POLLIN)
+        self._receiving = False
+        self._next_check = 0.0  # monotonic
         threading.Thread(target=self._run, name="authenticator", daemon=True).start()
 
     # -- socket creation, on any thread
 
-    def new_server_socket(self, kind: int, most_bytes: int) -> tuple[Socket, ConnectionMonitor]:
+    def new_server_socket(self, kind: int, most_bytes: int, limits: MemoryLimits) -> tuple[Socket, ConnectionMonitor]:
         """Return an unbound socket, secured according to posttroll's settings, and its connection monitor.
 
         Raise StartError if the settings are invalid.
@@ -108,7 +121,12 @@ class Authenticator:
             created.zap_domain = _DOMAIN
             created.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         return created, ConnectionMonitor(
-            self.monitor(created, connection_monitor.EVENTS), secured=secured, most_bytes=most_bytes
+            self.monitor(created, connection_monitor.EVENTS),
+            secured=secured,
+            most_bytes=most_bytes,
+            limits=limits,
+            readable=self._readable,
+            wake=self._wakeup.set,
         )
 
     def new_client_socket(self, kind: int) -> Socket:
@@ -148,13 +166,14 @@ class Authenticator:
     def _run(self) -> None:
         while True:
             try:
-                ready = [one for one, _ in self._poller.poll(int(1000 * KEY_RELOAD_INTERVAL))]
+                ready = [one for one, _ in self._poller.poll(CHECK_INTERVAL_MS if self._receiving else IDLE_MS)]
                 self._wakeup.clear()
                 if self._zap in ready:
                     self._answer_zap()
                 for one in ready:
                     if one in self._monitors:
                         self._process_monitor(one)
+                self._check_memory()
                 while not self._new.empty():
                     monitor = self._new.get()
                     self._monitors[monitor.monitor] = monitor
@@ -165,6 +184,24 @@ class Authenticator:
                 log.exception("unexpected error in the authenticator")
                 time.sleep(ERROR_DELAY)
 
+    def _check_memory(self) -> None:
+        """Check the connections with new data, then wait: while data keep arriving, check at a fixed interval."""
+        now = time.monotonic()
+        if now >= self._next_check:
+            self._next_check = now + CHECK_INTERVAL_MS / 1000
+            filenos = {fileno for fileno, _ in self._readable.poll(0)}
+            for monitor in self._monitors.values() if filenos else ():
+                monitor.on_data(filenos)
+            if bool(filenos) != self._receiving:
+                self._receiving = bool(filenos)
+                if self._receiving:
+                    self._poller.unregister(self._readable.fileno())
+                else:
+                    self._poller.register(self._readable.fileno(), zmq.POLLIN)
+        for monitor in self._monitors.values():
+            if monitor.check_due:
+                monitor.check()
+
     def _process_monitor(self, events: Socket) -> None:
         monitor = self._monitors[events]
         if not monitor.process_events():
@@ -174,9 +211,9 @@ class Authenticator:
 
     def _answer_zap(self) -> None:
         frames = self._zap.recv_multipart()
-        code, user_id = b"500", b""
+        code, request_id, user_id = b"500", b"", b""
         try:
-            _version, _request, _domain, raw_address, _identity, mechanism, *credentials = frames
+            _version, request_id, _domain, raw_address, _identity, mechanism, *credentials = frames
             policy = self._policy
             address = raw_address.decode(errors="replace").removeprefix("::ffff:")
             reason = policy.rejection_reason(address, mechanism, credentials)
@@ -186,7 +223,7 @@ class Authenticator:
                 log.warning("rejected connection from %s: %s%s", address, reason, more)
         except Exception:
             log.exception("unexpected error while authenticating a connection")
-        self._zap.send_multipart([_ZAP_VERSION, frames[1], code, b"", user_id, b""])
+        self._zap.send_multipart([_ZAP_VERSION, request_id, code, b"", user_id, b""])
 
 
 @cache

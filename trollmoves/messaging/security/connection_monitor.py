@@ -6,15 +6,23 @@ import errno
 import logging
 import os
 import resource
+import select
 import socket
 import struct
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import zmq
 
 from trollmoves.messaging.security import handshake_errors
+from trollmoves.messaging.security.connection_memory import (
+    HANDSHAKE_BYTES,
+    ConnectionBytes,
+    MemoryLimits,
+    excess,
+)
 from trollmoves.messaging.security.handshake_errors import HandshakeError
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.logs import format_bytes as readable_size
@@ -24,13 +32,18 @@ log = logging.getLogger(__name__)
 MAX_PER_ADDRESS = 1_000  # connections from one address to one socket
 MAX_CONNECTIONS = 4_000  # connections to one socket
 FD_DIVISOR = 8  # the share of the process's descriptors for connections to one socket is 1/FD_DIVISOR
+MAX_EVENTS = 50  # events processed before the authenticator answers others
 RECENT_MS = 10_000  # ms since the last data from a peer
+
+MESSAGE_OVERHEAD = 256  # bytes of framing and encryption that a message has at most
+CHECK_BYTES = 1_000_000  # sent bytes after which the connections are checked
 
 EVENTS = int(handshake_errors.FAILURES | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
 EVENTS |= int(zmq.EVENT_MONITOR_STOPPED)
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _ESTABLISHED = 1  # of TCP's states
+_TCP_BYTES_RECEIVED = struct.Struct("128xQ")  # an end of the stream counts as one byte
 _TCP_INFO = struct.Struct("B51xI")  # the TCP state, and ms since the last data
 
 
@@ -40,6 +53,9 @@ class _Connection:
 
     socket: socket.socket
     address: str
+    bytes: ConnectionBytes
+    read_before: int  # by earlier connections with the same descriptor
+    sent_before: int
 
 
 class ConnectionMonitor:
@@ -48,11 +64,29 @@ class ConnectionMonitor:
     A connection over the limit is closed. Established connections stay.
     """
 
-    def __init__(self, monitor: zmq.Socket[bytes], *, secured: bool, most_bytes: int) -> None:
+    def __init__(
+        self,
+        monitor: zmq.Socket[bytes],
+        *,
+        secured: bool,
+        most_bytes: int,
+        limits: MemoryLimits,
+        readable: select.epoll,
+        wake: Callable[[], None],
+    ) -> None:
         self.monitor = monitor
         self.port = 0
         self._secured = secured
         self._most_bytes = most_bytes
+        self._limits = limits
+        self._readable = readable
+        self._wake = wake
+        self._by_fileno: dict[int, int] = {}  # ZeroMQ's descriptor by the duplicated one
+        self._read: Counter[int] = Counter()  # bytes that the socket's thread has read, by descriptor
+        self._sent: Counter[int] = Counter()
+        self._published = 0
+        self._unchecked = 0  # bytes sent since the last check
+        self.check_due = False
         self._max_connections = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FD_DIVISOR)
         self._connections: dict[int, _Connection] = {}  # by ZeroMQ's descriptor
         self._per_address: Counter[str] = Counter()
@@ -61,21 +95,66 @@ class ConnectionMonitor:
         self._throttle = LogThrottle(burst=1)
 
     def process_events(self) -> bool:
-        """Process pending events; return False if the socket is closed."""
-        while True:
+        """Process pending events, at most MAX_EVENTS; return False if the socket is closed."""
+        for _ in range(MAX_EVENTS):
             try:
                 event, value = handshake_errors.parse_event(self.monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
-                return True
+                break
             if event == zmq.EVENT_MONITOR_STOPPED:
                 return False
             self._on_event(event, value)
+        return True
+
+    def add_read(self, frame: zmq.Frame, size: int) -> int:
+        """Record a message that the socket's thread has read, by one of its frames; return ZeroMQ's descriptor."""
+        descriptor = int(frame.get(int(zmq.SRCFD)))
+        self._read[descriptor] += size + MESSAGE_OVERHEAD
+        return descriptor
+
+    def add_sent(self, size: int, descriptor: int | None = None) -> None:
+        """Record a message that the socket's thread has sent to one connection, or to all."""
+        if descriptor is None:
+            self._published += size
+        else:
+            self._sent[descriptor] += size
+        self._unchecked += size
+        if self._unchecked > CHECK_BYTES:
+            self._unchecked, self.check_due = 0, True
+            self._wake()
+
+    def on_data(self, filenos: set[int]) -> None:
+        """Check the connections on whose duplicated descriptors data arrived."""
+        found = [descriptor for fileno in filenos if (descriptor := self._by_fileno.get(fileno)) is not None]
+        if max((self._update(descriptor).unread for descriptor in found), default=0) > HANDSHAKE_BYTES // 2:
+            self.check()
+
+    def check(self) -> None:
+        """Close the connections with too many bytes in memory."""
+        self.check_due = False
+        connections = {id(found): found for found in map(self._update, self._connections)}
+        for one in excess(list(connections.values()), self._limits):
+            self._log_throttled(
+                "memory",
+                f"closed the connection from {one.address}: {readable_size(one.unread)} received and not complete or "
+                f"not read, {readable_size(one.unsent)} sent and not accepted by the client",
+            )
+            with suppress(OSError):
+                one.socket.shutdown(socket.SHUT_RDWR)
+
+    def _update(self, descriptor: int) -> ConnectionBytes:
+        connection = self._connections[descriptor]
+        connection.bytes.update(
+            self._read[descriptor] - connection.read_before,
+            self._published + self._sent[descriptor] - connection.sent_before,
+            secured=self._secured,
+        )
+        return connection.bytes
 
     def close(self) -> None:
         """Close the duplicated descriptors; the socket itself is closed already."""
-        for connection in self._connections.values():
-            connection.socket.close()
-        self._connections.clear()
+        for descriptor in list(self._connections):
+            self._forget(descriptor)
         self.monitor.close()
 
     def _on_event(self, event: int, value: int) -> None:
@@ -98,6 +177,8 @@ class ConnectionMonitor:
         if descriptor in self._connections:
             self._forget(descriptor)
         self._connections[descriptor] = connection
+        self._by_fileno[connection.socket.fileno()] = descriptor
+        self._readable.register(connection.socket, select.EPOLLIN | select.EPOLLET)
         self._per_address[connection.address] += 1
         from_address = self._per_address[connection.address]
         if from_address > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:
@@ -120,7 +201,9 @@ class ConnectionMonitor:
                 return None
             address = str(borrowed.getpeername()[0]).removeprefix("::ffff:")
             # socket.dup() would make the connection block, for ZeroMQ too.
-            return _Connection(socket.socket(fileno=os.dup(descriptor)), address)
+            own = socket.socket(fileno=os.dup(descriptor))
+            sent = self._published + self._sent[descriptor]
+            return _Connection(own, address, ConnectionBytes(own, address, 0), self._read[descriptor], sent)
         except (OSError, IndexError):
             return None
         finally:
@@ -133,7 +216,10 @@ class ConnectionMonitor:
         if failed:
             why = handshake_errors.explain_for_server(failed, secured=self._secured)
             level = logging.INFO if failed in (HandshakeError.DISCONNECTED, HandshakeError.TIMEOUT) else logging.WARNING
-            self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
+            if connection and failed == HandshakeError.DISCONNECTED and _has_sent_nothing(connection.socket):
+                log.debug("[port %d] %s connected and disconnected without sending data", self.port, address)
+            else:
+                self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
         elif self._rejected:
             self._rejected -= 1
         elif connection and _closed_by_zeromq(connection.socket):
@@ -151,6 +237,9 @@ class ConnectionMonitor:
         connection = self._connections.pop(descriptor, None)
         if connection is None:
             return
+        with suppress(OSError):
+            self._readable.unregister(connection.socket)
+        self._by_fileno.pop(connection.socket.fileno(), None)
         connection.socket.close()
         self._per_address[connection.address] -= 1
         if not self._per_address[connection.address]:
@@ -164,3 +253,12 @@ def _closed_by_zeromq(connection: socket.socket) -> bool:
     except (OSError, struct.error):
         return False
     return bool(state == _ESTABLISHED and silence < RECENT_MS)
+
+
+def _has_sent_nothing(connection: socket.socket) -> bool:
+    """Return True if the peer has sent at most one byte, as a probe of the port does."""
+    try:
+        (count,) = _TCP_BYTES_RECEIVED.unpack_from(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136))
+    except (OSError, struct.error):
+        return False
+    return bool(count <= 1)

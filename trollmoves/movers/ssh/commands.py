@@ -22,13 +22,13 @@ from trollmoves.errors import (
     TransferError,
 )
 from trollmoves.movers.base import SourceFile
-from trollmoves.movers.ssh.connection import translate_ssh_errors
+from trollmoves.movers.ssh.connection import MAX_QUOTED, close_after, translate_ssh_errors
 
 BLOCK = 1 << 20
-MAX_OUTPUT = 1 << 16  # bytes of a program's output that are kept
+MAX_OUTPUT = 1 << 16  # bytes of output of one operation
 _LOOP = (
     "env LC_ALL=C xargs -0 -n 3 sh -c '"
-    'case "$1" in'
+    'printf "\\0"; case "$1" in'
     ' size) wc -c < "$2";;'
     ' sha256) sha256sum -- "$2";;'
     ' is_directory) test -d "$2";;'
@@ -37,7 +37,7 @@ _LOOP = (
     ' remove) rm -f -- "$2";;'
     ' esac 2>&1; printf "\\0%d\\n" $?\' sh'
 )
-_END = re.compile(rb"\0(\d+)\n\Z")
+_RESULT = re.compile(rb"\0([^\0]*)\0(\d+)\n\Z")  # before the first one the login shell may print a text
 _BY_TEXT: tuple[tuple[str, type[TransferError] | int], ...] = (
     ("no space left", NoSpace),
     ("quota exceeded", NoSpace),
@@ -63,7 +63,7 @@ def error_of(text: str) -> Exception:
 class RemoteCommands:
     """Runs operations, one at a time, over one channel of a login."""
 
-    def __init__(self, transport: paramiko.Transport, timeout: float | None) -> None:
+    def __init__(self, transport: paramiko.Transport, timeout: float) -> None:
         self._transport = transport
         self._timeout = timeout
         self._channel: paramiko.Channel | None = None
@@ -118,14 +118,14 @@ class RemoteCommands:
             self._channel = self._transport.open_session(timeout=self._timeout)
             self._channel.settimeout(self._timeout)
             self._channel.set_combine_stderr(True)
-            self._channel.exec_command(_LOOP)
+            with close_after(self._timeout, self._channel):
+                self._channel.exec_command(_LOOP)
         self._channel.sendall(b"".join(os.fsencode(word) + b"\0" for word in words))
         output = b""
-        while not (end := _END.search(output)):
+        while not (result := _RESULT.search(output)):
             more = self._channel.recv(BLOCK)
-            if not more:
-                raise ConnectionFailed(
-                    f"the server does not run programs: {output.decode('utf-8', 'replace').strip()!r}"
-                )
-            output = output[-MAX_OUTPUT:] + more
-        return output[: end.start()].decode("utf-8", "replace"), int(end[1])
+            output += more
+            if not more or len(output) > MAX_OUTPUT:
+                printed = output[:MAX_QUOTED].decode("utf-8", "replace").strip()
+                raise ConnectionFailed(f"the server does not run programs: {printed!r}")
+        return result[1].decode("utf-8", "replace"), int(result[2])

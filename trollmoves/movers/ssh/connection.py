@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import socket
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -19,7 +20,6 @@ from trollmoves.errors import (
     PermanentTransferError,
     TransferStalled,
     TrollmovesError,
-    UnknownHostKey,
 )
 from trollmoves.movers import options, ssh_options
 from trollmoves.movers.pool import Connection, SharedHandle, SharedHandles
@@ -34,6 +34,9 @@ PORT = 22
 FAST_TIMEOUT = 1.0  # seconds; nearly all replies come sooner, so that the TCP progress need not be read
 # Deliveries over one login. OpenSSH's MaxSessions allows 10 channels; a delivery by SCP uses up to three.
 CONNECTIONS_PER_LOGIN = 3
+MAX_LOGIN_BYTES = 1 << 20  # bytes that a server may send until the end of the login; OpenSSH sends a few kB
+MANY_KEYS = 5  # of an agent; OpenSSH's MaxAuthTries allows 6 attempts, and paramiko may need one before
+MAX_QUOTED = 200  # bytes of unexpected output of a server in an error text
 
 
 class ChannelRefused(ConnectionFailed):
@@ -56,6 +59,11 @@ class SshMover(RemoteMover):
         """Seconds without progress after which a transfer fails."""
         return float(self.option("stall_timeout"))
 
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds to connect, log in and open the channels."""
+        return float(options.first_set(self.attrs, "ssh_connection_timeout", "connection_timeout"))
+
     @abstractmethod
     def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Return a connection over new channels; its ``close`` calls ``hang_up``."""
@@ -72,7 +80,7 @@ class SshMover(RemoteMover):
         """
         logins = shared_logins()
         key = (login[:], repr(sorted(self.attrs.items())))
-        timeout = 3 * self._connection_timeout() + 1
+        timeout = 3 * self.connect_timeout + 1
         handle = logins.acquire(key, lambda: self._log_in(login), timeout)
         try:
             with translate_ssh_errors():
@@ -98,17 +106,19 @@ class SshMover(RemoteMover):
                 raise
             return self.open_single_channel(transport, hang_up)
 
-    def _connection_timeout(self) -> float:
-        return float(options.first_set(self.attrs, "ssh_connection_timeout", "connection_timeout"))
-
     def _log_in(self, login: Endpoint) -> paramiko.SSHClient:
-        timeout = self._connection_timeout()
+        timeout = self.connect_timeout
         key_file = options.first_set(self.attrs, "ssh_key_filename", "ssh_private_key_file")
         disabled = ssh_options.disabled_algorithms(self.option("ssh_weak_algorithms") or "")
         password = login.password if login.password is not None else self.option("password")
         key = private_keys.private_key(key_file, self.option("ssh_key_passphrase") or password) if key_file else None
         client = paramiko.SSHClient()
-        host_keys.configure_host_keys(client, self.option("ssh_host_key"), self.option("ssh_known_hosts"))
+        policy = host_keys.host_key_policy(
+            login.host, login.port or PORT, self.option("ssh_host_key"), self.option("ssh_known_hosts")
+        )
+        client.set_missing_host_key_policy(policy)
+        agent = private_keys.LimitedAgent(timeout)
+        client._agent = agent  # that of paramiko waits without a limit
         sock = _connected_socket(login, timeout, self.stall_timeout)
         try:
             with translate_ssh_errors():
@@ -128,17 +138,25 @@ class SshMover(RemoteMover):
                     look_for_keys=password is None,
                     disabled_algorithms=disabled,
                     sock=sock,
-                    transport_factory=_fast_transport,
+                    transport_factory=functools.partial(_fast_transport, policy.kinds),
                 )
-        except BaseException:
+        except BaseException as error:
+            offered = len(agent.offered)
             client.close()
             sock.close()
+            if offered >= MANY_KEYS and isinstance(error, (AuthenticationFailed, ConnectionFailed)):
+                raise AuthenticationFailed(
+                    f"{error}; the SSH agent offered up to {offered} keys, and servers end a login after a few: "
+                    "set ssh_key_filename"
+                ) from error
             raise
+        sock.limit = None
         return client
 
 
-def _connected_socket(login: Endpoint, timeout: float, stall_timeout: float) -> socket.socket:
+def _connected_socket(login: Endpoint, timeout: float, stall_timeout: float) -> BufferedSocket:
     sock = BufferedSocket(socket.create_connection((login.host, login.port or PORT), timeout))
+    sock.limit = MAX_LOGIN_BYTES
     # Without it small packets wait for the server's delayed acknowledgements, 40 ms each.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # paramiko's channel timeouts do not end a blocked write to the socket; this option does.
@@ -146,11 +164,14 @@ def _connected_socket(login: Endpoint, timeout: float, stall_timeout: float) -> 
     return sock
 
 
-def _fast_transport(sock: socket.socket, **arguments: object) -> paramiko.Transport:
-    """Return a transport that prefers the fastest secure ciphers, AES-GCM; paramiko puts them last."""
+def _fast_transport(known_kinds: frozenset[str], sock: socket.socket, **arguments: object) -> paramiko.Transport:
+    """Return a transport that prefers the known types of host keys, and AES-GCM, the fastest secure ciphers."""
     transport = paramiko.Transport(sock, **arguments)
     security = transport.get_security_options()
     security.ciphers = sorted(security.ciphers, key=lambda name: "gcm" not in name)
+    security.key_types = sorted(
+        security.key_types, key=lambda name: ("ssh-rsa" if name.startswith("rsa-sha2") else name) not in known_kinds
+    )
     return transport
 
 
@@ -169,6 +190,31 @@ def translate_ssh_errors() -> Iterator[None]:
         if error.errno is None:  # paramiko raises it for a closed channel
             raise ConnectionFailed(f"SSH: {error}") from error
         raise
+
+
+@contextlib.contextmanager
+def close_after(seconds: float, channel: paramiko.Channel) -> Iterator[None]:
+    """Close ``channel`` if the block takes longer than ``seconds``; then raise ``TimeoutError``.
+
+    paramiko waits without a limit for the reply to a request that starts a program or a subsystem.
+    """
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        channel.close()
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except paramiko.SSHException:
+        if expired.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
 
 
 def send_all(channel: paramiko.Channel, data: bytes) -> None:
@@ -206,10 +252,6 @@ def _with_progress_timeout(channel: paramiko.Channel, call: Callable[..., T], ar
 
 def _to_error(error: Exception) -> TrollmovesError:
     text = f"SSH: {str(error) or type(error).__name__}"
-    if isinstance(error, paramiko.BadHostKeyException):
-        return UnknownHostKey(
-            f"{error.hostname} presents another key than known_hosts lists; if its key was changed, replace that line"
-        )
     if isinstance(error, paramiko.ChannelException):
         return ChannelRefused(text)
     if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in text:

@@ -3,65 +3,102 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 
 import paramiko
 
 from trollmoves.errors import UnknownHostKey
 from trollmoves.movers import ssh_options
+from trollmoves.movers.ssh import known_hosts
+from trollmoves.movers.ssh.known_hosts import CERTIFICATE_AUTHORITY, REVOKED, Line
 
+USER_KNOWN_HOSTS = "~/.ssh/known_hosts"
 SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
 
 
-def configure_host_keys(client: paramiko.SSHClient, pins: str | None, known_hosts: str | None) -> None:
-    """Configure a client to accept known host keys, or with ``pins`` only these fingerprints.
+def host_key_policy(host: str, port: int, pins: str | None, extra_known_hosts: str | None) -> HostKeyPolicy:
+    """Return a policy that accepts the known keys of a host, or with ``pins`` only the keys with these fingerprints.
 
     Raises:
-        UnknownHostKey: a known_hosts file cannot be read.
+        UnknownHostKey: a known_hosts file cannot be read, and nothing is pinned.
     """
+    files = [os.path.expanduser(path) for path in (USER_KNOWN_HOSTS, SYSTEM_KNOWN_HOSTS, extra_known_hosts) if path]
+    try:
+        lines, plain = known_hosts.lines_for(files, host, port)
+    except OSError as error:
+        if pins is None:
+            raise UnknownHostKey(f"{error.filename} cannot be read: {error.strerror}") from error
+        lines, plain = [], []
     if pins is not None:
-        client.set_missing_host_key_policy(PinnedHostKeys(ssh_options.fingerprints(pins)))
-        return
-    client.set_missing_host_key_policy(RejectUnknownHost())
-    for path in ("~/.ssh/known_hosts", SYSTEM_KNOWN_HOSTS, known_hosts):
-        path = os.path.expanduser(path or "")
-        if path and os.path.exists(path):
-            _load(client, path)
+        return PinnedHostKeys(ssh_options.fingerprints(pins), [*lines, *plain])
+    return KnownHostKeys(host, port, lines, plain, files[-1] if extra_known_hosts else files[0])
 
 
-class RejectUnknownHost(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Rejects hosts that are not in known_hosts."""
+class HostKeyPolicy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+    """Accepts or rejects the key of a host; for a client without known hosts, so that each key is checked here."""
+
+    kinds: frozenset[str] = frozenset()
+    """Types of the known keys of the host, which it should be asked for."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self._revoked = {line.blob: line.place for line in lines if line.marker == REVOKED}
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
-        """Raise with the key and the remedy."""
+        """Raise ``UnknownHostKey`` with the fingerprint and the remedy if the key is not accepted."""
+        described = f"a {key.get_name()} key ({key.fingerprint.rstrip('=')})"
+        if key.asbytes() in self._revoked:
+            raise UnknownHostKey(
+                f"{hostname} presents {described} that {self._revoked[key.asbytes()]} marks as revoked; "
+                "the host needs a new key"
+            )
+        self.check(hostname, key, described)
+
+    def check(self, hostname: str, key: paramiko.PKey, described: str) -> None:
+        """Raise ``UnknownHostKey`` if the key, which is not revoked, is not accepted."""
+        raise NotImplementedError
+
+
+class KnownHostKeys(HostKeyPolicy):
+    """Accepts the keys of known_hosts, as OpenSSH does."""
+
+    def __init__(self, host: str, port: int, lines: Sequence[Line], plain: Sequence[Line], file: str) -> None:
+        super().__init__([*lines, *plain])
+        self._scan = f"ssh-keyscan -p {port} {shlex.quote(host)} >> {shlex.quote(file)}"
+        self._file = file
+        self._lines = [line for line in lines if not line.marker]
+        # Without a line for the port, a key of the host at the default port is accepted.
+        self._accepted = {line.blob for line in self._lines or plain if not line.marker}
+        self._authorities = [line.place for line in (*lines, *plain) if line.marker == CERTIFICATE_AUTHORITY]
+        self.kinds = frozenset(line.kind for line in self._lines or plain if not line.marker)
+
+    def check(self, hostname: str, key: paramiko.PKey, described: str) -> None:
+        """Raise if known_hosts does not list the key."""
+        if key.asbytes() in self._accepted:
+            return
+        verify = "compare the fingerprint with the one that the administrator of the host reports; if they are equal,"
+        if self._lines:
+            places = ", ".join(line.place for line in self._lines[:3])
+            raise UnknownHostKey(
+                f"{hostname} presents {described}, another key than {places}; {verify} "
+                f"remove the old line and run: {self._scan}"
+            )
+        ignored = "".join(
+            f" (the certificate authority in {place} is not supported)" for place in self._authorities[:1]
+        )
         raise UnknownHostKey(
-            f"{hostname} presents a {key.get_name()} key ({key.fingerprint}) that is not in known_hosts; verify it, "
-            "then add it, for instance by ssh-keyscan"
+            f"{hostname} presents {described} that is not in {self._file}{ignored}; {verify} run: {self._scan}"
         )
 
 
-class PinnedHostKeys(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Accepts hosts with one of certain keys; for a client without known hosts."""
+class PinnedHostKeys(HostKeyPolicy):
+    """Accepts certain keys only."""
 
-    def __init__(self, fingerprints: Sequence[str]) -> None:
+    def __init__(self, fingerprints: Sequence[str], lines: Sequence[Line]) -> None:
+        super().__init__(lines)
         self._fingerprints = fingerprints
 
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
+    def check(self, hostname: str, key: paramiko.PKey, described: str) -> None:
         """Raise if the fingerprint is not pinned."""
         if key.fingerprint.rstrip("=") not in self._fingerprints:
-            raise UnknownHostKey(
-                f"{hostname} presents a {key.get_name()} key ({key.fingerprint}) that is not in ssh_host_key"
-            )
-
-
-def _load(client: paramiko.SSHClient, path: str) -> None:
-    try:
-        client.load_system_host_keys(path)
-    except OSError as error:
-        raise UnknownHostKey(f"{path} cannot be read: {error.strerror}") from error
-    except (paramiko.hostkeys.InvalidHostKey, paramiko.SSHException, ValueError) as error:
-        raise UnknownHostKey(f"{path} contains a line that is not a host key: {_line_of(error)}") from error
-
-
-def _line_of(error: Exception) -> str:
-    return repr(str(getattr(error, "line", "") or error)[:60])
+            raise UnknownHostKey(f"{hostname} presents {described} that is not in ssh_host_key")

@@ -1,13 +1,16 @@
-"""Private keys for SSH, read from their files."""
+"""Private keys for SSH, from their files and from an agent."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
+from collections.abc import Sequence
 
 import paramiko
+import paramiko.agent
 
-from trollmoves.errors import AuthenticationFailed
+from trollmoves.errors import AuthenticationFailed, TransferStalled
 
 _KINDS = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
 
@@ -47,3 +50,40 @@ def _read(path: str, passphrase: str | None) -> paramiko.PKey:
         if passphrase is None
         else f"the key file {path} has another passphrase, or contains no private key"
     )
+
+
+class LimitedAgent(paramiko.agent.AgentSSH):  # type: ignore[misc]
+    """The agent of ``SSH_AUTH_SOCK``; each reply has a time limit. It is connected when its keys are needed."""
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__()
+        self._timeout = timeout
+
+    @property
+    def offered(self) -> Sequence[paramiko.AgentKey]:
+        """The keys that were offered to the server; none before ``get_keys``."""
+        return tuple(self._keys)
+
+    def get_keys(self) -> Sequence[paramiko.AgentKey]:
+        """Return the keys of the agent, none without an agent; raises ``TransferStalled`` if it does not reply."""
+        path = os.environ.get("SSH_AUTH_SOCK")
+        if not path or self._conn is not None:
+            return self.offered
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(self._timeout)
+        try:
+            connection.connect(path)
+            self._connect(connection)
+        except TimeoutError:
+            connection.close()
+            raise TransferStalled(
+                f"the SSH agent {path} did not reply within {self._timeout:g} s; restart it, set ssh_key_filename "
+                "or unset SSH_AUTH_SOCK"
+            ) from None
+        except (OSError, paramiko.SSHException):  # the agent has ended
+            connection.close()
+        return self.offered
+
+    def close(self) -> None:
+        """Close the connection to the agent."""
+        self._close()

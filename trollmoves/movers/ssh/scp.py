@@ -17,12 +17,21 @@ from typing import TypeVar
 import paramiko
 import scp
 
-from trollmoves.errors import BadDestination, ConnectionFailed, TransferStalled
+from trollmoves.errors import ConnectionFailed, NameRejected, TransferStalled
 from trollmoves.movers import options
 from trollmoves.movers.base import Backend, SourceFile
+from trollmoves.movers.host_capabilities import HostCapabilities
 from trollmoves.movers.pool import Connection
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
-from trollmoves.movers.ssh.connection import ChannelRefused, SshMover, receive, send_all, translate_ssh_errors
+from trollmoves.movers.ssh.connection import (
+    MAX_QUOTED,
+    ChannelRefused,
+    SshMover,
+    close_after,
+    receive,
+    send_all,
+    translate_ssh_errors,
+)
 from trollmoves.movers.ssh.sftp import open_sftp
 from trollmoves.utils import failpoints
 
@@ -69,14 +78,20 @@ class CommandBackend(Backend):
         self._commands.run("remove", path)
 
 
-def open_backend(transport: paramiko.Transport, timeout: float, commands: RemoteCommands) -> Backend:
+def open_backend(
+    transport: paramiko.Transport,
+    timeout: float,
+    connect_timeout: float,
+    commands: RemoteCommands,
+    host: HostCapabilities | None,
+) -> Backend:
     """Return a backend for file operations: SFTP if the server offers it, else ``commands``.
 
     Raises:
         paramiko.ChannelException: the server allows no further channel.
     """
     try:
-        return open_sftp(transport, timeout, lambda: None)
+        return open_sftp(transport, timeout, lambda: None, host, connect_timeout=connect_timeout)
     except paramiko.ChannelException:
         raise
     except (paramiko.SSHException, ConnectionFailed):
@@ -89,7 +104,14 @@ class ScpConnection(Connection):
     """One ``scp`` process that receives all files of a connection, and a backend for all other operations."""
 
     def __init__(
-        self, transport: paramiko.Transport, timeout: float, hang_up: Callable[[], None], *, checksum: bool
+        self,
+        transport: paramiko.Transport,
+        timeout: float,
+        hang_up: Callable[[], None],
+        host: HostCapabilities | None,
+        *,
+        connect_timeout: float,
+        checksum: bool,
     ) -> None:
         self._transport = transport
         self._timeout = timeout
@@ -98,7 +120,7 @@ class ScpConnection(Connection):
         self._commands = RemoteCommands(transport, timeout)
         self._sink: paramiko.Channel | None = None
         self._directory: list[str] = []
-        self._files = open_backend(transport, timeout, self._commands)
+        self._files = open_backend(transport, timeout, connect_timeout, self._commands, host)
         try:
             # Start it now: a server that allows no further channel must be known before a file is sent.
             self._start()
@@ -128,6 +150,10 @@ class ScpConnection(Connection):
         """Remove ``path``."""
         self._files.remove(path)
 
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server rejects renames."""
+        return self._files.rejects_rename(path)
+
     def verify(self, source: SourceFile, path: str) -> None:
         """Compare SHA-256 sums if ``verify_checksum`` is set."""
         if self._checksum:
@@ -138,7 +164,7 @@ class ScpConnection(Connection):
         directory, _, name = path.rpartition("/")
         parts = [part for part in directory.split("/") if part not in ("", ".")]
         if any("\n" in part or part == ".." for part in parts):
-            raise BadDestination(f"{directory!r}: a path for SCP must not contain a line break or '..'")
+            raise NameRejected(f"{directory!r}: a path for SCP must not contain a line break or '..'")
         if self._sink is None:
             self._start()
         common = _count_common(self._directory, parts)
@@ -182,7 +208,8 @@ class ScpConnection(Connection):
         with translate_ssh_errors():
             self._sink = self._transport.open_session(timeout=self._timeout)
             self._sink.settimeout(self._timeout)
-            self._sink.exec_command(SINK)
+            with close_after(self._timeout, self._sink):
+                self._sink.exec_command(SINK)
         self._directory = []
         try:
             self._expect_ok()
@@ -232,17 +259,21 @@ class ScpConnection(Connection):
             reply = receive(self._channel, 1)
             if reply == OK:
                 return
+            if reply not in (b"", WARNING, FATAL):
+                printed = reply + (receive(self._channel, MAX_QUOTED) if self._channel.recv_ready() else b"")
+                raise ConnectionFailed(
+                    f"the server does not speak SCP: it printed {printed.decode('utf-8', 'replace').strip()!r}; "
+                    "its login shell must print nothing"
+                )
             text = b""
-            while not text.endswith(b"\n") and len(text) < MAX_REPLY:
+            while reply and not text.endswith(b"\n") and len(text) < MAX_REPLY:
                 more = receive(self._channel, MAX_REPLY)
                 if not more:
                     break
                 text += more
-        if reply in (WARNING, FATAL):
-            raise error_of(text.decode("utf-8", "replace").strip())
         if not reply:
             raise ConnectionFailed("the server closed the channel")
-        raise ConnectionFailed(f"the server does not speak SCP: {(reply + text)[:200]!r}")
+        raise error_of(text.decode("utf-8", "replace").strip())
 
 
 class SingleChannelConnection(Connection):
@@ -253,11 +284,20 @@ class SingleChannelConnection(Connection):
     """
 
     def __init__(
-        self, transport: paramiko.Transport, timeout: float, hang_up: Callable[[], None], *, checksum: bool
+        self,
+        transport: paramiko.Transport,
+        timeout: float,
+        hang_up: Callable[[], None],
+        host: HostCapabilities | None,
+        *,
+        connect_timeout: float,
+        checksum: bool,
     ) -> None:
         self._transport = transport
         self._timeout = timeout
+        self._connect_timeout = connect_timeout
         self._hang_up = hang_up
+        self._host = host
         self._checksum = checksum
         self._commands = RemoteCommands(transport, timeout)
         self._files: Backend | None = None
@@ -287,6 +327,10 @@ class SingleChannelConnection(Connection):
         """Remove ``path``."""
         self._run(lambda files: files.remove(path))
 
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server rejects renames."""
+        return self._run(lambda files: files.rejects_rename(path))
+
     def verify(self, source: SourceFile, path: str) -> None:
         """Compare SHA-256 sums if ``verify_checksum`` is set."""
         if self._checksum:
@@ -315,7 +359,9 @@ class SingleChannelConnection(Connection):
     def _run(self, operation: Callable[[Backend], T]) -> T:
         def attempt() -> T:
             if self._files is None:
-                self._files = open_backend(self._transport, self._timeout, self._commands)
+                self._files = open_backend(
+                    self._transport, self._timeout, self._connect_timeout, self._commands, self._host
+                )
             return operation(self._files)
 
         return self._retry_refused(attempt)
@@ -416,8 +462,22 @@ class ScpMover(SshMover):
 
     def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Open one channel for files and one for other operations."""
-        return ScpConnection(transport, self.stall_timeout, hang_up, checksum=self.option("verify_checksum"))
+        return ScpConnection(
+            transport,
+            self.stall_timeout,
+            hang_up,
+            self.host,
+            connect_timeout=self.connect_timeout,
+            checksum=self.option("verify_checksum"),
+        )
 
     def open_single_channel(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Return a connection that uses one channel at a time."""
-        return SingleChannelConnection(transport, self.stall_timeout, hang_up, checksum=self.option("verify_checksum"))
+        return SingleChannelConnection(
+            transport,
+            self.stall_timeout,
+            hang_up,
+            self.host,
+            connect_timeout=self.connect_timeout,
+            checksum=self.option("verify_checksum"),
+        )

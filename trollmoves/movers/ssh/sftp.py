@@ -11,7 +11,8 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import paramiko
 
@@ -23,20 +24,36 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TransferError,
 )
-from trollmoves.movers.base import SourceFile
+from trollmoves.movers.base import PartialId, SourceFile, is_partial, partial_path
+from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
+from trollmoves.movers.ssh import sftp_protocol as protocol
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
-from trollmoves.movers.ssh.connection import SshMover, receive, send_all, translate_ssh_errors
+from trollmoves.movers.ssh.connection import SshMover, close_after
+from trollmoves.movers.ssh.sftp_protocol import CHUNK, SftpProtocol, string
 from trollmoves.utils import failpoints
 
-INIT, VERSION, OPEN, CLOSE, WRITE, LSTAT, FSTAT, REMOVE, MKDIR, STAT, RENAME = 1, 2, 3, 4, 6, 7, 8, 13, 14, 17, 18
-STATUS, HANDLE, ATTRIBUTES, EXTENDED, EXTENDED_REPLY = 101, 102, 105, 200, 201
-OK, NO_SUCH_FILE, PERMISSION_DENIED, FAILURE, BAD_MESSAGE, NO_CONNECTION, CONNECTION_LOST = 0, 2, 3, 4, 5, 6, 7
-NO_SPACE, QUOTA = 14, 15  # of later protocol versions, but some servers send them
-HAS_SIZE, HAS_PERMISSIONS = 1, 4
-CREATE_NEW = 0x02 | 0x08 | 0x20  # write, create, fail if it exists
-FILE_MODE, DIRECTORY_MODE = 0o664, 0o775  # before the umask of the server
-CHUNK = 32768  # bytes in one write, which every server accepts
+WRITING, CREATING, TRUNCATING, EXCLUSIVE = 0x02, 0x08, 0x10, 0x20  # flags of OPEN
+FILE_MODE = struct.pack(">II", protocol.HAS_PERMISSIONS, 0o664)  # before the umask of the server
+DIRECTORY_MODE = struct.pack(">II", protocol.HAS_PERMISSIONS, 0o775)
+NO_MODE = struct.pack(">I", 0)
+# Flags and attributes of OPEN, in the order in which they are tried, and the limitation of a host that needs them.
+WayToOpen = tuple[int, bytes, Limitation | None]
+OPEN_PARTIAL: Sequence[WayToOpen] = (
+    (WRITING | CREATING | EXCLUSIVE, FILE_MODE, None),
+    (WRITING | CREATING | EXCLUSIVE, NO_MODE, Limitation.NO_MODE),
+    (WRITING | CREATING | TRUNCATING, NO_MODE, Limitation.NO_EXCLUSIVE_OPEN),
+)
+OPEN_FINAL: Sequence[WayToOpen] = (
+    (WRITING | CREATING | TRUNCATING, FILE_MODE, None),
+    (WRITING | CREATING | TRUNCATING, NO_MODE, Limitation.NO_MODE),
+)
+ERRNOS = {
+    protocol.NO_SUCH_FILE: errno.ENOENT,
+    protocol.PERMISSION_DENIED: errno.EACCES,
+    protocol.UNSUPPORTED: errno.EOPNOTSUPP,
+}
+RENAME_RETRY_DELAY = 0.5  # seconds; a virus scanner may still read the partial
 MAX_CHUNK = 261120  # the limit of OpenSSH
 READ_ONLY = 1  # flag of a file system
 MAX_UNCONFIRMED_BYTES = 4 << 20  # bytes sent and not confirmed: 40 MB/s over a link of 100 ms
@@ -51,7 +68,16 @@ POSIX_RENAME, FSYNC, STATVFS, LIMITS = (
 class SftpConnection(Connection):
     """One SFTP channel."""
 
-    def __init__(self, channel: paramiko.Channel, hang_up: Callable[[], None], *, fsync: bool, checksum: bool) -> None:
+    def __init__(
+        self,
+        channel: paramiko.Channel,
+        timeout: float,
+        hang_up: Callable[[], None],
+        host: HostCapabilities | None,
+        *,
+        fsync: bool,
+        checksum: bool,
+    ) -> None:
         """Start the protocol over a new channel.
 
         Raises:
@@ -61,32 +87,28 @@ class SftpConnection(Connection):
         self._hang_up = hang_up
         self._fsync = fsync
         self._checksum = checksum
-        self._commands = RemoteCommands(channel.get_transport(), channel.gettimeout())
-        self._number = 0
+        self._commands = RemoteCommands(channel.get_transport(), timeout)
         self._in_step = True
-        self._buffer = bytearray()
-        self._outbox: list[bytes] = []
-        self._outbox_size = 0
-        self._replies: dict[int, tuple[int, bytes]] = {}
-        self._sent: tuple[str, int] | None = None
-        self._extensions = self._handshake()
+        self._sent: tuple[str, int, int] | None = None
+        self._host = host or HostCapabilities("")
+        self._protocol = SftpProtocol(channel)
+        self._extensions = self._protocol.extensions
         self._chunk = self._longest_write()
 
     # Backend operations
 
     def is_directory(self, path: str) -> bool:
         """Return True if ``path`` is a directory."""
-        return stat.S_ISDIR(self._attributes(path)[1])
+        return stat.S_ISDIR(self._protocol.attributes(path).mode)
 
     def make_directories(self, path: str) -> None:
         """Create ``path`` and missing parents."""
-        attributes = struct.pack(">II", HAS_PERMISSIONS, DIRECTORY_MODE)
-        code, text = self._status(MKDIR, _string(path), attributes)
-        if code == NO_SUCH_FILE and path.strip("/"):
+        code, text = self._protocol.status(protocol.MKDIR, string(path), DIRECTORY_MODE)
+        if code == protocol.NO_SUCH_FILE and path.strip("/"):
             self.make_directories(path.rstrip("/").rpartition("/")[0] or "/")
-            code, text = self._status(MKDIR, _string(path), attributes)
+            code, text = self._protocol.status(protocol.MKDIR, string(path), DIRECTORY_MODE)
         if code and not self.is_directory(path):
-            if self._attributes(path)[1]:
+            if self._protocol.attributes(path).mode:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
             raise self._error(code, text, path)
 
@@ -96,23 +118,25 @@ class SftpConnection(Connection):
         handle = self._open(path)
         self._in_step = False  # until all replies have arrived; after an interruption the connection is unusable
         pending, failed = self._write(source, handle)
-        size_request = self._send(FSTAT, handle)
+        size_request = self._protocol.request(protocol.FSTAT, handle)
         if self._fsync and FSYNC in self._extensions:
-            pending.append(self._send(EXTENDED, _string(FSYNC), handle))
-        pending.append(self._send(CLOSE, handle))
+            pending.append(self._protocol.request(protocol.EXTENDED, string(FSYNC), handle))
+        pending.append(self._protocol.request(protocol.CLOSE, handle))
         failed = self._wait_all(pending, failed)
-        kind, data = self._reply(size_request)
+        kind, data = self._protocol.reply(size_request)
         self._in_step = True
         if failed:
-            raise self._error(*failed, path)
-        if kind == ATTRIBUTES:
-            self._sent = (path, _parse_attributes(data)[0])
+            raise self._error(*failed, path, source.size)
+        if kind == protocol.ATTRIBUTES:
+            self._sent = (path, protocol.parse_attributes(data).size, source.size)
 
     def size(self, path: str) -> int | None:
-        """Return the size reported after the write, else request it."""
-        if self._sent and self._sent[0] == path and self._sent[1] >= 0:
-            return self._sent[1]
-        size = self._attributes(path)[0]
+        """Return the size reported after the write; request it if that is missing, or not the size of the source."""
+        if self._sent is not None:
+            sent_path, size, expected = self._sent
+            if sent_path == path and size == expected:
+                return size
+        size = self._protocol.attributes(path).size
         return size if size >= 0 else None
 
     def verify(self, source: SourceFile, path: str) -> None:
@@ -121,23 +145,32 @@ class SftpConnection(Connection):
             self._commands.compare_sha256(source, path)
 
     def replace(self, partial: str, final: str) -> None:
-        """Rename atomically if the server can, else remove an existing file first."""
-        if POSIX_RENAME in self._extensions:
-            code, text = self._status(EXTENDED, _string(POSIX_RENAME), _string(partial), _string(final))
-        else:
-            code, text = self._status(RENAME, _string(partial), _string(final))
-            if code not in (OK, NO_SUCH_FILE, PERMISSION_DENIED) and not self.is_directory(final):
-                self.remove(final)
-                code, text = self._status(RENAME, _string(partial), _string(final))
+        """Rename atomically if the server can, else rename an existing file first and remove it afterwards."""
+        aside = _aside_path(final)
+        code, text = self._rename(partial, final)
+        if code == protocol.OK:
+            if self._host.lacks(Limitation.NO_REPLACEMENT):  # a killed process may have left it
+                self._protocol.request_without_reply(protocol.REMOVE, string(aside))
+            return
+        if self.is_directory(final):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), final)
+        if code != protocol.NO_SUCH_FILE and self._may_exist(final) and self._move_aside(final, aside):
+            self._finish_replacement(partial, final, aside)
+            return
+        if code == protocol.FAILURE:
+            time.sleep(RENAME_RETRY_DELAY)
+            code, text = self._rename(partial, final)
         if code:
-            if self.is_directory(final):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), final)
-            raise self._error(code, text, final)
+            raise self._rename_error(code, text, final)
+
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server answers the rename of the missing ``path`` by another reason."""
+        return self._rename(path, _aside_path(path))[0] in (protocol.PERMISSION_DENIED, protocol.UNSUPPORTED)
 
     def remove(self, path: str) -> None:
         """Remove ``path``."""
-        code, text = self._status(REMOVE, _string(path))
-        if code not in (OK, NO_SUCH_FILE):
+        code, text = self._protocol.status(protocol.REMOVE, string(path))
+        if code not in (protocol.OK, protocol.NO_SUCH_FILE):
             raise self._error(code, text, path)
 
     def alive(self) -> bool:
@@ -149,7 +182,7 @@ class SftpConnection(Connection):
         """Request the attributes of the root directory."""
         timeout = self._channel.gettimeout()
         self._channel.settimeout(min(PROBE_TIMEOUT, timeout))
-        self._attributes("/")
+        self._protocol.attributes("/")
         self._channel.settimeout(timeout)
 
     def close(self) -> None:
@@ -159,46 +192,54 @@ class SftpConnection(Connection):
             self._channel.close()
         self._hang_up()
 
-    # Protocol
-
-    def _handshake(self) -> dict[bytes, bytes]:
-        with translate_ssh_errors():
-            self._channel.sendall(struct.pack(">IBI", 5, INIT, 3))
-        kind, data = self._packet()
-        if kind != VERSION:
-            raise ConnectionFailed("the server does not speak SFTP")
-        extensions, position = {}, 4
-        while position < len(data):
-            name, position = _take_string(data, position)
-            extensions[name], position = _take_string(data, position)
-        return extensions
+    # Steps of the operations
 
     def _longest_write(self) -> int:
         if LIMITS not in self._extensions:
             return CHUNK
-        kind, data = self._reply(self._send(EXTENDED, _string(LIMITS)))
-        if kind != EXTENDED_REPLY:
+        kind, data = self._protocol.reply(self._protocol.request(protocol.EXTENDED, string(LIMITS)))
+        if kind != protocol.EXTENDED_REPLY:
             return CHUNK
-        return min(max(int(struct.unpack_from(">QQQ", data)[2]), CHUNK), MAX_CHUNK)
+        return min(max(int(protocol.unpack(">QQQ", data)[2]), CHUNK), MAX_CHUNK)
 
     def _open(self, path: str) -> bytes:
-        attributes = struct.pack(">II", HAS_PERMISSIONS, FILE_MODE)
-        kind, data = self._reply(self._send(OPEN, _string(path), struct.pack(">I", CREATE_NEW), attributes))
-        if kind != HANDLE:
-            code, text = _status_of(kind, data)
-            if code == FAILURE and self._attributes(path)[1]:
+        """Return the handle of the new file, with its length: the form in which it is sent back."""
+        refused: tuple[int, str] | None = None
+        for flags, attributes, limitation in self._ways_to_open(path):
+            kind, data = self._protocol.reply(
+                self._protocol.request(protocol.OPEN, string(path), struct.pack(">I", flags), attributes)
+            )
+            if kind == protocol.HANDLE:
+                if refused and limitation:
+                    self._host.record(limitation)
+                return data
+            code, text = protocol.status_of(kind, data)
+            refused = refused or (code, text)
+            if code in (protocol.NO_SUCH_FILE, protocol.NO_SPACE, protocol.QUOTA):
+                break
+            if flags & EXCLUSIVE and self._protocol.attributes(path).mode:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-            raise self._error(code, text, path)
-        return data  # with its length, in the form in which it is sent back
+        assert refused is not None  # noqa: S101  (there is a last way)
+        raise self._error(*refused, path)
+
+    def _ways_to_open(self, path: str) -> Sequence[WayToOpen]:
+        """Return how to open ``path``, without those that the host is known to reject."""
+        ways = OPEN_PARTIAL if is_partial(path) else OPEN_FINAL
+        for number in range(len(ways) - 1, 0, -1):
+            limitation = ways[number][2]
+            if limitation and self._host.lacks(limitation):
+                return ways[number:]
+        return ways
 
     def _write(self, source: SourceFile, handle: bytes) -> tuple[list[int], tuple[int, str] | None]:
         """Send all writes with bounded unconfirmed data; return the pending requests and the first failure."""
         pending: list[int] = []
         limit = max(2, MAX_UNCONFIRMED_BYTES // self._chunk)
         offset = 0
+        request = self._protocol.request
         with source.reader() as reader:
             while block := reader.read(self._chunk):
-                pending.append(self._send(WRITE, handle, struct.pack(">QI", offset, len(block)), block))
+                pending.append(request(protocol.WRITE, handle, struct.pack(">QI", offset, len(block)), block))
                 offset += len(block)
                 failpoints.hit("sending")
                 if len(pending) >= limit:
@@ -215,145 +256,108 @@ class SftpConnection(Connection):
         return failed
 
     def _failure(self, number: int) -> tuple[int, str] | None:
-        code, text = _status_of(*self._reply(number))
+        code, text = protocol.status_of(*self._protocol.reply(number))
         return (code, text) if code else None
 
-    def _attributes(self, path: str) -> tuple[int, int]:
-        """Return size and mode of ``path``; -1 and 0 if it does not exist."""
-        kind, data = self._reply(self._send(STAT, _string(path)))
-        return _parse_attributes(data) if kind == ATTRIBUTES else (-1, 0)
+    def _rename(self, old: str, new: str) -> tuple[int, str]:
+        if POSIX_RENAME in self._extensions:
+            code, text = self._protocol.status(protocol.EXTENDED, string(POSIX_RENAME), string(old), string(new))
+            if code != protocol.UNSUPPORTED:
+                return code, text
+            del self._extensions[POSIX_RENAME]
+        return self._protocol.status(protocol.RENAME, string(old), string(new))
 
-    def _status(self, kind: int, *parts: bytes) -> tuple[int, str]:
-        return _status_of(*self._reply(self._send(kind, *parts)))
+    def _may_exist(self, path: str) -> bool:
+        """Return False if the server reports that ``path`` is missing; it may refuse to report attributes."""
+        kind, data = self._protocol.reply(self._protocol.request(protocol.STAT, string(path)))
+        return kind == protocol.ATTRIBUTES or protocol.status_of(kind, data)[0] != protocol.NO_SUCH_FILE
 
-    def _error(self, code: int, text: str, path: str) -> Exception:
+    def _move_aside(self, final: str, aside: str) -> bool:
+        """Return True if the existing file ``final`` was renamed; not if the server rejects its later removal."""
+        code, _ = self._protocol.status(protocol.REMOVE, string(aside))  # a killed process may have left it
+        return code in (protocol.OK, protocol.NO_SUCH_FILE) and self._rename(final, aside)[0] == protocol.OK
+
+    def _finish_replacement(self, partial: str, final: str, aside: str) -> None:
+        """Rename the partial and remove the old file ``aside``; if that fails, the old file gets its name back."""
+        code, text = self._rename(partial, final)
+        if code:
+            self._rename(aside, final)
+            raise self._rename_error(code, text, final)
+        self.remove(aside)
+        self._host.record(Limitation.NO_REPLACEMENT)
+
+    def _rename_error(self, code: int, text: str, path: str) -> Exception:
+        """Return the exception for a rename that failed; a failure without a known reason is a rejection."""
+        error = self._error(code, text, path)
+        return PermissionRefused(f"rename to {error}") if type(error) is TemporaryTransferError else error
+
+    def _error(self, code: int, text: str, path: str, needed: int = 1) -> Exception:
         """Return the exception for a status; version 3 has only "failure" for a full disk."""
-        if code == NO_SUCH_FILE:
-            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        if code == PERMISSION_DENIED:
-            return PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        if code in ERRNOS:
+            return OSError(ERRNOS[code], os.strerror(ERRNOS[code]), path)
         kind: type[TransferError] = TemporaryTransferError
-        if code in (NO_SPACE, QUOTA):
+        if code in (protocol.NO_SPACE, protocol.QUOTA):
             kind = NoSpace
-        elif code == FAILURE:
+        elif code == protocol.FAILURE:
             error = error_of(text)
-            if isinstance(error, PermissionRefused) or not isinstance(error, TemporaryTransferError):
+            if type(error) is not TemporaryTransferError:
                 return error
-            kind = self._classify_failure(path)
-        elif code == BAD_MESSAGE:
+            return self._examine_disk(path, needed) or TemporaryTransferError(f"{path}: the server replied {text!r}")
+        elif code == protocol.BAD_MESSAGE:
             kind = BadDestination
-        elif code in (NO_CONNECTION, CONNECTION_LOST):
+        elif code in (protocol.NO_CONNECTION, protocol.CONNECTION_LOST):
             kind = ConnectionFailed
         return kind(f"{path}: the server replied {text or code!r}")
 
-    def _classify_failure(self, path: str) -> type[TransferError]:
+    def _examine_disk(self, path: str, needed: int) -> TransferError | None:
+        """Return the error if the file system of ``path`` is read-only, or lacks ``needed`` bytes or an inode."""
         if STATVFS not in self._extensions:
-            return TemporaryTransferError
+            return None
         directory = path.rpartition("/")[0] or "/"
-        kind, data = self._reply(self._send(EXTENDED, _string(STATVFS), _string(directory)))
-        if kind != EXTENDED_REPLY:
-            return TemporaryTransferError
-        _, _, _, _, free_blocks, files, _, free_files, _, flags, _ = struct.unpack(">11Q", data[:88])
+        kind, data = self._protocol.reply(self._protocol.request(protocol.EXTENDED, string(STATVFS), string(directory)))
+        if kind != protocol.EXTENDED_REPLY:
+            return None
+        _, block, _, _, free_blocks, inodes, _, free_inodes, _, flags, _ = protocol.unpack(">11Q", data)
         if flags & READ_ONLY:
-            return PermissionRefused
-        return NoSpace if free_blocks == 0 or (files and free_files == 0) else TemporaryTransferError
-
-    def _send(self, kind: int, *parts: bytes) -> int:
-        """Send a request; return its number, which its reply carries.
-
-        Small requests are buffered until a reply is awaited: one packet costs less than three.
-        """
-        self._number = (self._number + 1) & 0xFFFFFFFF
-        length = 5 + sum(map(len, parts))
-        self._outbox += (struct.pack(">IBI", length, kind, self._number), *parts)
-        self._outbox_size += length
-        if self._outbox_size >= CHUNK:
-            self._flush()
-        return self._number
-
-    def _flush(self) -> None:
-        if self._outbox:
-            data = b"".join(self._outbox)
-            self._outbox.clear()
-            self._outbox_size = 0
-            with translate_ssh_errors():
-                send_all(self._channel, data)
-
-    def _reply(self, number: int) -> tuple[int, bytes]:
-        """Wait for one reply; store replies to other requests that arrive first."""
-        self._flush()
-        while number not in self._replies:
-            kind, data = self._packet()
-            self._replies[struct.unpack_from(">I", data)[0]] = kind, data[4:]
-        return self._replies.pop(number)
-
-    def _packet(self) -> tuple[int, bytes]:
-        (length,) = struct.unpack(">I", self._read(4))
-        data = self._read(length)
-        return data[0], data[1:]
-
-    def _read(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            with translate_ssh_errors():
-                more = receive(self._channel, CHUNK)
-            if not more:
-                raise ConnectionFailed("the server closed the channel")
-            self._buffer += more
-        data = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return data
+            return PermissionRefused(f"{directory}: the file system of the server is mounted read-only")
+        if free_blocks * block < needed:
+            return NoSpace(f"{directory}: the disk of the server is full: {free_blocks * block} bytes are free")
+        if inodes and not free_inodes:
+            return NoSpace(f"{directory}: the disk of the server is full: 0 of {inodes} inodes are free")
+        return None
 
 
-def _string(text: str | bytes) -> bytes:
-    data = text if isinstance(text, bytes) else os.fsencode(text)
-    return struct.pack(">I", len(data)) + data
-
-
-def _take_string(data: bytes, position: int) -> tuple[bytes, int]:
-    (length,) = struct.unpack_from(">I", data, position)
-    end = position + 4 + length
-    return data[position + 4 : end], end
-
-
-def _status_of(kind: int, data: bytes) -> tuple[int, str]:
-    if kind != STATUS:
-        return FAILURE, f"an unexpected packet of type {kind}"
-    (code,) = struct.unpack_from(">I", data)
-    text = _take_string(data, 4)[0].decode("utf-8", "replace") if len(data) > 4 else ""
-    return code, text
-
-
-def _parse_attributes(data: bytes) -> tuple[int, int]:
-    """Return size and mode; -1 and 0 if missing."""
-    (flags,) = struct.unpack_from(">I", data)
-    size, mode, position = -1, 0, 4
-    if flags & HAS_SIZE:
-        (size,) = struct.unpack_from(">Q", data, position)
-        position += 8
-    if flags & 2:  # owner and group
-        position += 8
-    if flags & HAS_PERMISSIONS:
-        (mode,) = struct.unpack_from(">I", data, position)
-    return size, mode
+def _aside_path(final: str) -> str:
+    """Return the hidden name that an existing file has until it is replaced."""
+    return partial_path(final, PartialId.for_delivery("replaced", final, tried=False).token)
 
 
 def open_sftp(
     transport: paramiko.Transport,
     timeout: float,
     hang_up: Callable[[], None],
+    host: HostCapabilities | None,
     *,
+    connect_timeout: float,
     fsync: bool = False,
     checksum: bool = False,
 ) -> SftpConnection:
-    """Return an SFTP connection over a new channel of ``transport``."""
+    """Return an SFTP connection over a new channel of ``transport``.
+
+    Raises:
+        TimeoutError: SFTP did not start within ``connect_timeout`` seconds.
+    """
     channel = transport.open_session(timeout=timeout)
     try:
+        channel.settimeout(connect_timeout)
+        with close_after(connect_timeout, channel):
+            channel.invoke_subsystem("sftp")
+        connection = SftpConnection(channel, timeout, hang_up, host, fsync=fsync, checksum=checksum)
         channel.settimeout(timeout)
-        channel.invoke_subsystem("sftp")
-        return SftpConnection(channel, hang_up, fsync=fsync, checksum=checksum)
     except BaseException:
         channel.close()
         raise
+    return connection
 
 
 class SftpMover(SshMover):
@@ -365,6 +369,8 @@ class SftpMover(SshMover):
             transport,
             self.stall_timeout,
             hang_up,
+            self.host,
+            connect_timeout=self.connect_timeout,
             fsync=self.option("fsync"),
             checksum=self.option("verify_checksum"),
         )

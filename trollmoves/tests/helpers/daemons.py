@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
+from trollmoves.journal import UNFLUSHED_SECONDS
 from trollmoves.tests.helpers.feeding import PATTERN, Feeder
 from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
@@ -28,6 +30,7 @@ from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 REPOSITORY = Path(__file__).parents[3]
 TOPIC = "/1b/hrit-segment/0deg"
 MIRROR_TOPIC = "/mirrored/0deg"
+LOG_SETTLES = 0.02  # s without a new line after which a running daemon has written its log
 READY = 30.0  # s that a daemon has to come up on a busy machine
 
 S = TypeVar("S")
@@ -99,14 +102,24 @@ class Process:
         self._read_from = self.log.stat().st_size
 
     def lines(self) -> str:
-        """Return the lines logged since the last start or ``mark_log``."""
+        """Return the lines logged since the last start or ``mark_log``, once no more are being written."""
+        text = self._read_log()
+        while self.is_running():
+            time.sleep(LOG_SETTLES)
+            if (later := self._read_log()) == text:
+                break
+            text = later
+        return text
+
+    def _read_log(self) -> str:
         with self.log.open("rb") as log:
             log.seek(self._read_from)
             return log.read().decode(errors="replace")
 
     def wait_for_line(self, part: str, times: int = 1, seconds: float = 20) -> None:
         """Wait until its log contains ``part`` at least ``times`` times."""
-        until(lambda: self.lines().count(part) >= times, seconds, f"{part!r} in the log:\n{self.lines()[-3000:]}")
+        found = f"{part!r} in the log:\n{self._read_log()[-3000:]}"
+        until(lambda: self._read_log().count(part) >= times, seconds, found)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -195,6 +208,18 @@ class Testbed:
     def call_at_end(self, end: Callable[[], object]) -> None:
         """Call a function at the end of the test."""
         self._ending.callback(end)
+
+    def wait_until_outlived(self, role: str) -> None:
+        """Wait until a daemon has recorded that it lives on after its last task."""
+        (lock,) = (self.root / "state").rglob(f"{role}-*.journal.lock")
+        (journal,) = (self.root / "state").rglob(f"{role}-*.journal")
+
+        def outlived() -> bool:
+            with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=20)) as opened:
+                ((last,),) = opened.execute("SELECT max(finished) FROM tasks WHERE state <> 0")
+            return bool(float(lock.read_text().split()[0]) > last + UNFLUSHED_SECONDS)
+
+        until(outlived, 20, f"the {role} is idle")
 
     def enter(self, thing: AbstractContextManager[S]) -> S:
         """Enter a context that ends with the testbed."""

@@ -9,6 +9,7 @@ import sys
 
 from trollmoves.matching.patterns import Origin
 from trollmoves.watch import DirectoryWatch, FoundFile
+from trollmoves.watch.completeness import QUIET_SECONDS
 
 
 def say(*lines: object) -> None:
@@ -47,7 +48,8 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     if "user" in options:
         os.setresuid(*3 * [int(options["user"])])
-    watch = DirectoryWatch(Origin(pattern), Counter(int(options["count"])) if "count" in options else recorded)
+    on_found = Counter(int(options["count"])) if "count" in options else recorded
+    watch = DirectoryWatch(Origin(pattern), on_found, quiet=float(options.get("quiet", QUIET_SECONDS)))
     watch.start()
     say("started")
     sys.stdin.read()

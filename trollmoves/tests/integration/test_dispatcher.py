@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import signal
 import socket
@@ -156,6 +157,23 @@ def test_two_dispatch_configs(testbed: Testbed) -> None:
     assert {"one/1_a", "two/2_a"} == {name for name in d.delivered_files() if not name.startswith("last")}
 
 
+def test_texts_that_read_as_times(testbed: Testbed) -> None:
+    """Metadata such as ``20250101`` keep their text in paths, aliases, conditions and published messages."""
+    config = one(
+        directory="OUT/{product}",
+        filepattern="{batch}_{start:%H}_{uid}",
+        aliases={"batch": {"2025W01": "first"}},
+        conditions=[{"product": "20250101"}],
+        publish_topic="/sent/{product}",
+    )
+    d = DispatcherTestbed(testbed, config).start()
+    d.publisher.publish_file(d.file("a"), product="20250101", batch="2025W01", start="2025-01-01T12:00:00")
+    d.wait_for("20250101/first_12_a")
+    d.subscriber.wait_for_receipts(["a"])
+    (sent,) = [json.loads(text.partition("application/json ")[2]) for text in d.subscriber.texts if "/sent/" in text]
+    assert (sent["product"], sent["batch"]) == ("20250101", "2025W01")
+
+
 def test_alias_name(testbed: Testbed) -> None:
     """An alias may have its own name, next to the item, in each message."""
     aliases = {"product": [{"_alias_name": "short", "green": "gg"}, {"green": "g"}]}
@@ -290,7 +308,7 @@ def test_nothing_that_is_said_ends_it(testbed: Testbed) -> None:
     d.publisher.publish_text(f"pytroll:/{TOPIC} file me@here 2025-01-01T00:00:00 v1.01 application/json {{bad")
     d.publisher.publish(TOPIC, "file", good)
     d.wait_for("npp/a")
-    d.wait_until_idle()
+    d.process.wait_for_line("metadata would lead above the directory")
     assert f"{remote} is on another host" in d.process.lines()
     assert "/no/such/file: No such file or directory" in d.process.lines()
     assert "missing field 'platform_name' for" in d.process.lines()
@@ -308,19 +326,33 @@ def test_file_urls(testbed: Testbed) -> None:
 
 
 def test_permanent_failure(testbed: Testbed) -> None:
-    """A permanent failure is logged once, and retried when a new message names the file."""
+    """A destination that must be repaired is logged once; a new message about the file retries it."""
     d = DispatcherTestbed(testbed, {**one(directory="OUT/file"), **LAST}).start()
     (d.out / "file").write_text("in the way")
     d.publisher.publish_file(d.file("a"))
-    d.process.wait_for_line("will not be retried")
-    d.wait_until_idle()
-    assert d.process.lines().count("will not be retried") == 1
+    d.process.wait_for_line(", held (attempt")
+    d.publisher.publish_file(d.source / "a")
+    assert d.process.lines().count(", held (attempt") == 1
     (d.out / "file").unlink()
     d.publisher.publish_file(d.source / "a")
     d.wait_for("file/a")
 
 
 @needs_ftp
+def test_idle_dispatcher_is_killed(testbed: Testbed) -> None:
+    """A dispatcher that was idle for a moment before its kill publishes none of its messages again."""
+    d = DispatcherTestbed(testbed, one(publish_topic="/sent")).start()
+    for name in ("a", "b"):
+        d.publisher.publish_file(d.file(name))
+    until(lambda: len(published(d.subscriber)) == 2)
+    testbed.wait_until_outlived("dispatcher")
+    d.process.kill()
+    d.restart()
+    d.publisher.publish_file(d.file("c"))
+    until(lambda: "c" in [data["uid"] for _, _, data in published(d.subscriber)])
+    assert [data["uid"] for _, _, data in published(d.subscriber)] == ["a", "b", "c"]
+
+
 def test_killed_before_delivery(testbed: Testbed, tmp_path: Path) -> None:
     """A file received for several targets is delivered to all after a kill."""
     server = PyFtpd(tmp_path / "ftp", testbed.directory("out") / "far")
@@ -340,6 +372,20 @@ def test_killed_before_delivery(testbed: Testbed, tmp_path: Path) -> None:
     arrived = d.delivered_files()
     for name in near:
         assert arrived[f"near/{name}"] == arrived[f"far/{name}"] == f"content of {name}"
+
+
+@needs_ftp
+def test_users_of_one_host(testbed: Testbed, tmp_path: Path) -> None:
+    """Two users of one host with their own home directories get each file, from one target."""
+    homes = {USER: testbed.directory("home-a"), "other": testbed.directory("home-b")}
+    server = PyFtpd(tmp_path / "ftp", homes[USER], options=("--user", "other", str(homes["other"])))
+    password = quote(PASSWORD, safe="")
+    configs = [{"host": f"ftp://{user}:{password}@127.0.0.1:{server.port}", "topics": [TOPIC]} for user in homes]
+    with server:
+        d = DispatcherTestbed(testbed, {"far": {"directory": "/in", "dispatch_configs": configs}}).start()
+        for name in ("a", "b"):
+            d.publisher.publish_file(d.file(name))
+        until(lambda: all(len(list(home.glob("in/?"))) == 2 for home in homes.values()), what="each user has both")
 
 
 def test_retry_for(testbed: Testbed) -> None:

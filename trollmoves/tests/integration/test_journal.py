@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from trollmoves.errors import JournalError
+from trollmoves.errors import JournalError, UnsupportedValue
 from trollmoves.journal import (
     BACKLOG,
     DONE,
@@ -29,6 +29,7 @@ from trollmoves.journal import (
     SourcePosition,
     Task,
     journal_path,
+    to_sqlite_time,
 )
 
 LATER = 4e9  # s since the epoch; everything noted now is due then
@@ -320,7 +321,12 @@ def test_log_can_be_read(journal: Journal) -> None:
     assert [a.number for a in journal.announcements_after("chain", 2, 10)] == [3, 4, 5]
     assert [a.number for a in journal.announcements_after("chain", 0, 2)] == [1, 2]
     assert journal.announcements_after("chain", 5, 10) == []
-    assert [a.number for a in journal.newest_announcements("chain", 2)] == [5, 4]
+    assert journal.newest_files("chain", 2) == [("message", "5"), ("message", "4")]
+    journal.append_announcements(
+        "long", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 100_000) for n in range(1, 9)]
+    )
+    assert [a.number for a in journal.announcements_after("long", 2, 10)] == [3, 4, 5]
+    assert [a.number for a in journal.undelivered_announcements("long", ("push",), 2, 10)] == [3, 4, 5]
     assert journal.get_announcement("chain", 3) == announced(3)
     assert journal.get_announcement("chain", 6) is None
     assert journal.get_announcements("chain", {2, 6, 4, 2**63 - 1}) == {2: announced(2), 4: announced(4)}
@@ -713,6 +719,33 @@ os._exit(0)
 """
 
 
+OUTLIVING = """
+import os, sys, time
+from trollmoves.journal import DONE, Journal, Outcome, Task
+journal = Journal(sys.argv[1], synchronous=sys.argv[2])
+for count in range(int(sys.argv[3])):
+    (task, _), = journal.add_tasks([Task("chain", "fetch", f"{count}", "lane", "")])
+    journal.finish([Outcome(task, DONE)])
+    while (wait := journal.mark_alive()) < 60:
+        time.sleep(wait)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_idle_before_a_kill(path: str, synchronous: str, count: int) -> None:
+    """The time of a kill is known also if the process did nothing for a while; damage to this record is harmless."""
+    command = [sys.executable, "-c", OUTLIVING, path, synchronous, str(count)]
+    subprocess.run(command, check=True)
+    with closing(Journal(path)) as journal:
+        assert journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS) == []
+    subprocess.run(command, check=True)
+    Path(f"{path}.lock").write_text("not a time")
+    with closing(Journal(path)) as journal:
+        assert len(journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS)) == 1
+
+
 def test_finished_before_kill(path: str) -> None:
     """Tasks finished just before a kill are known, except those finished half a second earlier."""
 
@@ -723,3 +756,55 @@ def test_finished_before_kill(path: str) -> None:
     assert run(0, "fetch") == 0
     assert run(UNFLUSHED_SECONDS + 0.1, "other") == 1
     assert run(0, "other") == 0
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", ".lock"])
+def test_permissions_of_existing_files_are_corrected(path: str, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Files of a journal that other users could read or write become private, and the log says so."""
+    Journal(path).close()
+    with open(path + suffix, "ab"):
+        pass
+    os.chmod(path + suffix, 0o666)
+    journal = Journal(path)
+    try:
+        assert not os.path.exists(path + suffix) or stat.S_IMODE(os.stat(path + suffix).st_mode) == 0o600
+    finally:
+        journal.close()
+    assert f"{path}{suffix} had the permissions 0666, changed them to 0600" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", ".lock"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_links_are_not_followed(path: str, suffix: str, kind: str) -> None:
+    """A journal is not opened if one of its files is a symbolic link or a pipe: the target of the link stays."""
+    os.makedirs(os.path.dirname(path))
+    victim = f"{path}.victim"
+    with open(victim, "w") as file:
+        file.write("mine")
+    if kind == "link":
+        os.symlink(victim, path + suffix)
+    else:
+        os.mkfifo(path + suffix, 0o600)
+    with pytest.raises(JournalError, match="journal"):
+        Journal(path)
+    with open(victim) as file:
+        assert file.read() == "mine"
+
+
+def test_a_value_that_cannot_be_stored(journal: Journal) -> None:
+    """A row that SQLite cannot store is refused with an error that no retry can help, and the others are stored."""
+    with pytest.raises(UnsupportedValue) as caught:
+        journal.append_announcements("chain", [announced(1), announced(2, mtime=2**63)])
+    assert not caught.value.temporary
+    journal.append_announcements("chain", [announced(1), announced(2, mtime=to_sqlite_time(2**63))])
+    assert journal.last_number("chain") == 2
+
+
+def test_what_is_set_aside_is_found_in_the_journal(journal: Journal) -> None:
+    """A file that cannot be processed is a failed task with the reason, once."""
+    for _ in range(2):
+        journal.set_aside("chain", "/in/odd", "ValueError: odd")
+    stored = journal.find("chain", "set_aside", "/in/odd")
+    assert stored is not None
+    assert (stored.state, stored.body) == (FAILED, "ValueError: odd")
+    assert journal.count() == {"waiting": 0, "done": 0, "failed": 1}

@@ -286,7 +286,7 @@ QUERIES: dict[str, Callable[[Journal], object]] = {
     "announcement": lambda j: j.get_announcement("chain", 1),
     "announced_after": lambda j: j.announcements_after("chain", 3, 5),
     "number_before": lambda j: j.number_before("chain", 5.0),
-    "newest": lambda j: j.newest_announcements("chain", 5),
+    "newest": lambda j: j.newest_files("chain", 5),
     "undelivered": lambda j: j.undelivered_announcements("chain", ("push", "ack"), 2990, 5),
     "sources": lambda j: j.sources("chain"),
     "upkeep": lambda j: keep_up(j, ALL, 300.0, fetch=drop_body),

@@ -14,7 +14,7 @@ import pytest
 
 from trollmoves.errors import ConfigError, StartError
 from trollmoves.net import urls
-from trollmoves.utils import logs
+from trollmoves.utils import log_format, logs
 
 LINE = re.compile(r"\[(DEBUG|INFO|WARNING|ERROR): \d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} : [\w.]+\] ")
 SAY = """
@@ -22,11 +22,12 @@ import logging
 from trollmoves.utils import logs
 {before}
 logging.getLogger("trollmoves.early")
-logs.set_up(**{arguments!r})
+writer = logs.set_up(**{arguments!r})
 for name in ("trollmoves.server", "trollmoves.early", "posttroll", "paramiko.transport", "botocore", "pyinotify"):
     for level in ("debug", "info", "warning", "error"):
         getattr(logging.getLogger(name), level)(level + " to ftp://me:s3cret@host/in by " + name)
 {more}
+assert writer.close()
 """
 
 
@@ -48,7 +49,7 @@ def formatted(message: object, *args: object, inner: logging.Formatter | None = 
     """Return the line that the formatter makes of a message."""
     record = logging.LogRecord("x", logging.INFO, "x.py", 1, message, args, None)
     vars(record).update(more)
-    return logs.RedactingFormatter(inner).format(record)
+    return log_format.RedactingFormatter(inner).format(record)
 
 
 def configuration(path: Path, text: str) -> str:
@@ -89,21 +90,6 @@ def test_lines_go_to_a_file(tmp_path: Path) -> None:
     lines = file.read_text("utf-8").splitlines()[len(lines) :]
     assert received(lines, "trollmoves.server") == ["debug", "info", "warning", "error"]
     assert lines[-1].endswith("] é \\udcff")
-
-
-def test_file_rotates_at_midnight(tmp_path: Path) -> None:
-    """Each day has its own log file, and seven days are kept."""
-    file = tmp_path / "daemon.log"
-    more = f"""
-handler = logging.getLogger().handlers[-1]
-for day in range(10):
-    open("{file}.2020-01-%02d" % (day + 1), "w").close()
-handler.rolloverAt = 0
-logging.getLogger().info("today")
-"""
-    said(more, file=str(file))
-    assert len(file.read_text().splitlines()) == 1
-    assert len(list(tmp_path.glob("daemon.log.*"))) == 7
 
 
 CONSOLE = """
@@ -165,8 +151,8 @@ def queue():
 
 def test_lines_through_a_queue_are_masked(tmp_path: Path) -> None:
     """Handlers behind a queue write lines once, in their form, without secrets."""
-    more = "queue = logging.getLogger().handlers[0]\nlogging.info('a\\nftp://u:s3cret@h')\n"
-    more += "queue.listener.start()\nqueue.listener.stop()"
+    more = "queue = logging.getLogger().handlers[0].target\nlogging.info('a\\nftp://u:s3cret@h')\n"
+    more += "writer.close()\nqueue.listener.start()\nqueue.listener.stop()"
     lines = said(more, before=QUEUE_FACTORY, config=configuration(tmp_path / "log.yaml", QUEUE))
     assert lines[-1] == "INFO|a\\nftp://u@h"
     assert received(lines, "trollmoves.server") == ["info", "warning", "error"]
@@ -219,7 +205,7 @@ def test_unwritable_log_file_is_reported(tmp_path: Path) -> None:
 
 def test_setup_replaces_earlier_setup() -> None:
     """A second call leaves one handler, so that no line is written twice."""
-    more = "logs.set_up(verbose=True); logging.info('once')"
+    more = "writer = logs.set_up(verbose=True); logging.info('once')"
     assert sum("once" in line for line in said(more)) == 1
 
 
@@ -264,8 +250,8 @@ def test_a_message_is_one_line_without_secrets(message: object, args: tuple[obje
 
 def test_an_endless_message_is_cut() -> None:
     """A message of a million characters is cut, with its secrets gone before."""
-    line = formatted("%s", "x" * (logs.MAX_MESSAGE_LENGTH - 10) + " ftp://u:" + "s3cret" * 200_000 + "@h")
-    assert len(line) < logs.MAX_MESSAGE_LENGTH + 100
+    line = formatted("%s", "x" * (log_format.MAX_MESSAGE_LENGTH - 10) + " ftp://u:" + "s3cret" * 200_000 + "@h")
+    assert len(line) < log_format.MAX_MESSAGE_LENGTH + 100
     assert "s3cret" not in line
     assert line.endswith("characters)")
 
@@ -286,7 +272,7 @@ def test_traceback_is_redacted() -> None:
 def test_a_record_is_not_changed() -> None:
     """Other handlers see the record as it was made."""
     record = logging.makeLogRecord({"msg": "a %s", "args": ("ftp://u:p@h\n",)})
-    logs.RedactingFormatter().format(record)
+    log_format.RedactingFormatter().format(record)
     assert (record.msg, record.args) == ("a %s", ("ftp://u:p@h\n",))
 
 
@@ -296,7 +282,7 @@ def test_care_costs_little() -> None:
     record = logging.makeLogRecord(
         {"msg": "[%s] delivered %s to %s", "args": ("hrit", "H-000-MSG4__", "sftp://host/in")}
     )
-    plain = logging.Formatter(logs.FORMAT)
+    plain = logging.Formatter(log_format.FORMAT)
 
     def seconds(formatter: logging.Formatter) -> float:
         best = 1e9
@@ -307,7 +293,7 @@ def test_care_costs_little() -> None:
             best = min(best, time.thread_time() - begin)
         return best
 
-    assert seconds(logs.FastRedactingFormatter()) < 2 * seconds(plain)
+    assert seconds(log_format.FastRedactingFormatter()) < 2 * seconds(plain)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,14 @@ import posttroll.message
 import pytest
 import zmq
 
-from trollmoves.errors import MessageError, RequestRejected, StartError, TemporaryTransferError, TrollmovesError
+from trollmoves.errors import (
+    JournalFull,
+    MessageError,
+    RequestRejected,
+    StartError,
+    TemporaryTransferError,
+    TrollmovesError,
+)
 from trollmoves.messaging import publisher, sockets, subscriber
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
@@ -662,6 +670,26 @@ def test_connections_are_reported(stack: ExitStack) -> None:
     until(lambda: recorded == [provider.address] * 2, 2 * SOON)
 
 
+def test_the_reachability_of_a_publisher_is_logged(
+    stack: ExitStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publisher that cannot be reached is logged, also from the start, and again when it is back."""
+    monkeypatch.setattr(subscriber, "UNREACHABLE_DELAY", 0.1)
+    port = free_port()
+    address = f"tcp://{HOST}:{port}"
+
+    def count(text: str) -> int:
+        return sum(text in record.getMessage() for record in caplog.records)
+
+    with caplog.at_level(logging.INFO):
+        Ear(stack, PublisherEndpoint(address, ("",)))
+        for round_ in (1, 2):
+            until(lambda n=round_: count(f"cannot reach {address} for ") >= n, 2 * SOON)  # type: ignore[misc]
+            one = published(stack, port)
+            until(lambda n=round_: count(f"connected to {address}, back after ") == n, 2 * SOON)  # type: ignore[misc]
+            one.stop()
+
+
 def test_first_heartbeat(stack: ExitStack) -> None:
     """A heartbeat is published at the start, with its interval and the given data, readable by posttroll."""
     port = free_port()
@@ -883,7 +911,7 @@ def test_one_bad_message_does_not_block(stack: ExitStack, monkeypatch: pytest.Mo
 
 
 def test_malformed_messages_are_skipped(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
-    """Malformed messages are skipped with a warning, in any number, and the following ones are received."""
+    """Malformed messages are skipped and counted, with one warning a minute, and the following ones are received."""
     one = published(stack)
     recorder = Ear(stack, at(one, ""))
     connected(recorder, one)
@@ -892,8 +920,39 @@ def test_malformed_messages_are_skipped(stack: ExitStack, caplog: pytest.LogCapt
         one.send_encoded([*bad * 200, Message("/a", "file", "good").encode()])
         until(lambda: recorder.of("file") == ["good"], SOON)
     warnings = [record.getMessage() for record in caplog.records if record.name.endswith("subscriber")]
-    assert len(warnings) == 600
-    assert at(one).address in warnings[0]
+    (warning,) = [text for text in warnings if "ignored a message" in text]
+    assert at(one).address in warning
+
+
+def test_a_probe_of_a_port_is_not_a_warning(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that sends nothing is logged at DEBUG only; one that sends something else, at INFO or above."""
+    one = published(stack)
+
+    def lines(level: int) -> list[str]:
+        return [record.getMessage() for record in caplog.records if f"[port {one.port}]" in record.getMessage()
+                and record.levelno >= level]  # fmt: skip
+
+    with caplog.at_level(logging.DEBUG):
+        socket.create_connection((HOST, one.port)).close()
+        until(lambda: lines(logging.DEBUG), SOON)
+        assert not lines(logging.INFO)
+        with socket.create_connection((HOST, one.port)) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        until(lambda: lines(logging.INFO), SOON)
+
+
+def test_an_expected_error_in_a_heartbeat_has_no_traceback(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    """A heartbeat whose data cannot be read from the journal is logged in one line, and sent without them."""
+
+    def trouble() -> dict[str, Any]:
+        raise JournalFull("the journal cannot be written: the disk is full")
+
+    one = published(stack, heartbeat_data=trouble)
+    recorder = Ear(stack, at(one))
+    until(lambda: recorder.of("beat"), SOON)
+    found = [record for record in caplog.records if "bare heartbeat" in record.getMessage()]
+    assert found
+    assert not any(record.exc_info for record in found)
 
 
 def test_a_wrong_provider_is_named() -> None:
@@ -1054,13 +1113,15 @@ def test_missing_keys_are_reported_in_one_line(tmp_path: Path) -> None:
     code = f"""
 from trollmoves.errors import StartError
 from trollmoves.messaging import sockets
+from trollmoves.messaging.publisher import MEMORY_LIMITS
 import posttroll, zmq
 
 for settings in ({{}}, {{name: {str(tmp_path / "no such")!r} for name in (
     "server_secret_key_file", "server_public_key_file", "client_secret_key_file", "clients_public_keys_directory"
 )}}):
     posttroll.config.config.update(settings)
-    for make in (lambda: sockets.connect(zmq.SUB, "tcp://{HOST}:5"), lambda: sockets.bind(zmq.PUB, "tcp://{HOST}:0")):
+    bind = lambda: sockets.bind(zmq.PUB, "tcp://{HOST}:0", limits=MEMORY_LIMITS)
+    for make in (lambda: sockets.connect(zmq.SUB, "tcp://{HOST}:5"), bind):
         try:
             make()
         except StartError as error:

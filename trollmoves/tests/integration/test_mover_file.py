@@ -19,6 +19,7 @@ from trollmoves.errors import BadDestination, NoSpace, OriginChanged, OriginMiss
 from trollmoves.movers import MOVERS, FileMover, clean_partials, is_partial, move_it
 from trollmoves.movers.base import SourceFile, partial_path
 from trollmoves.movers.file import SMALL_FILE
+from trollmoves.movers.partials import visible_partial_path
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
 from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import ServerProcess
@@ -259,6 +260,34 @@ def test_partials_are_hidden_unique_and_recognised() -> None:
         assert is_partial(os.path.basename(one))
     for name in ("a", ".a.part", ".a.0123456789AB.part", "a.0123456789ab.part", ".hidden", "x.part"):
         assert not is_partial(name)
+
+
+def test_visible_partial_name() -> None:
+    """A visible partial keeps the suffix, begins with the prefix, is short, and is recognized."""
+    for name in ("H-000.dat", "x" * 300 + ".dat", "ä" * 200 + ".dat", ".dat"):
+        for prefix in ("", "tmp_", "."):
+            partial = os.path.basename(visible_partial_path(f"/d/{name}", prefix=prefix))
+            assert partial.startswith(prefix)
+            assert partial.endswith(".dat")
+            assert len(os.fsencode(partial)) <= len(prefix) + 50
+            assert is_partial(partial)
+            assert partial != os.path.basename(visible_partial_path(f"/d/{name}", prefix=prefix))
+
+
+def test_direct_local_transfer(tmp_path: Path) -> None:
+    """With ``use_tmp_on_transfer`` false a file is replaced directly; one that changes during that is removed."""
+    origin, target = tmp_path / "origin", tmp_path / "target"
+    for size in (10, 5_000_000, 3):
+        origin.write_bytes(os.urandom(size))
+        move_it(origin, f"{target}/", {"use_tmp_on_transfer": False})
+        assert (target / "origin").read_bytes() == origin.read_bytes()
+
+    def change(_: int) -> None:
+        origin.write_bytes(b"more than before")
+
+    with pytest.raises(OriginChanged):
+        move_it(origin, f"{target}/", {"use_tmp_on_transfer": False}, on_opened=change)
+    assert os.listdir(target) == []
 
 
 def test_stale_partials_are_cleaned(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class TestFtpsOnPyFtpd(OnPyFtpd):
         """An untrusted certificate is permanently rejected, unless verification is off."""
         with pytest.raises(AuthenticationFailed, match="certificate") as caught:
             move_it(origin, target.url(f"{here}/"), {})
-        assert not caught.value.temporary
+        assert caught.value.held
         move_it(origin, target.url(f"{here}/"), {"ftp_tls_verify": "no"})
         assert set(target.files.tree(here)) == {origin.name}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trollmoves.errors import AuthenticationFailed, ConnectionFailed, PermanentTransferError
-from trollmoves.movers import move_it
+from trollmoves.movers import PartialId, move_it
 from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget
 from trollmoves.tests.servers.process import HOST, free_port
@@ -129,6 +129,25 @@ class TestS3OnSeaweed(MoverContract):
         assert set(target.files.tree(here)) == {origin.name}
         with pytest.raises(AuthenticationFailed):
             move_it(origin, target.url(f"{here}/"), attrs | {"profile": "nobody"})
+
+    def test_key_that_may_only_upload(self, target: MoverTarget, tmp_path: Path, here: str) -> None:
+        """A key without permission to read and list delivers, as one object and in parts."""
+        origin = tmp_path / "f"
+        for size in (1000, 17 << 20):
+            origin.write_bytes(os.urandom(size))
+            move_it(origin, target.url(f"{here}/"), target.attrs | {"key": seaweed.WRITER})
+            assert target.files.read(f"{here}/f") == origin.read_bytes()
+
+    def test_unfinished_upload_of_a_killed_process(self, target: MoverTarget, tmp_path: Path, here: str) -> None:
+        """The next attempt of a delivery aborts the upload that a killed one left, and no other."""
+        s3, origin = target.files.s3, tmp_path / "f"
+        origin.write_bytes(os.urandom(17 << 20))
+        for name in ("f", "other"):
+            s3.create_multipart_upload(Bucket=BUCKET, Key=f"{here}/{name}")
+        move_it(origin, target.url(f"{here}/"), target.attrs, partial_id=PartialId("a", may_exist=True))
+        left = s3.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{here}/").get("Uploads", ())
+        assert [upload["Key"] for upload in left] == [f"{here}/other"]
+        s3.abort_multipart_upload(Bucket=BUCKET, Key=left[0]["Key"], UploadId=left[0]["UploadId"])
 
     def test_path_style_and_extra_arguments(self, target: MoverTarget, origin: Path, here: str) -> None:
         """The addressing style and extra arguments of objects can be set, by the names of s3fs."""

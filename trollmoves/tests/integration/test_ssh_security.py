@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +16,16 @@ from urllib.parse import quote
 
 import pytest
 
-from trollmoves.errors import AuthenticationFailed, ConfigError, PermanentTransferError, UnknownHostKey
+from trollmoves.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    ConnectionFailed,
+    PermanentTransferError,
+    TransferStalled,
+    UnknownHostKey,
+)
 from trollmoves.movers import close_connections, move_it
+from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import asyncsshd, openssh
 from trollmoves.tests.servers.asyncsshd import AsyncSshd
 from trollmoves.tests.servers.openssh import OpenSsh, fingerprint, make_key
@@ -32,9 +46,9 @@ class Far:
         self.key = {"ssh_key_filename": str(server.user_key)}
         self.known = {"ssh_known_hosts": str(server.known_hosts)}
 
-    def deliver(self, attrs: Mapping[str, Any], scheme: str = "sftp", login: str = "") -> None:
+    def deliver(self, attrs: Mapping[str, Any], scheme: str = "sftp", login: str = "", host: str = HOST) -> None:
         """Deliver a file, and see that it is there."""
-        url = f"{scheme}://{login or self.server.user}@{HOST}:{self.server.port}{self.target}/"
+        url = f"{scheme}://{login or self.server.user}@{host}:{self.server.port}{self.target}/"
         move_it(self.origin, url, attrs)
         arrived = self.target / self.origin.name
         assert arrived.read_bytes() == b"content"
@@ -71,7 +85,7 @@ def test_host_key_differs_from_pin(far: Far, scheme: str) -> None:
     """A host with another key is permanently rejected even if known_hosts has it; the error shows its fingerprint."""
     with pytest.raises(UnknownHostKey, match="not in ssh_host_key") as caught:
         far.deliver(far.key | far.known | {"ssh_host_key": OTHER}, scheme)
-    assert not caught.value.temporary
+    assert caught.value.held
     assert fingerprint(far.server.host_key) in str(caught.value)
 
 
@@ -82,11 +96,137 @@ def test_invalid_fingerprint(far: Far, pins: str) -> None:
         far.deliver(far.key | far.known | {"ssh_host_key": pins})
 
 
-def test_broken_known_hosts(far: Far) -> None:
-    """A known_hosts file with an invalid line trusts no host, and the line is reported."""
-    far.server.known_hosts.write_text("[127.0.0.1]:22 ssh-ed25519 A\n")
-    with pytest.raises(UnknownHostKey, match="known_hosts contains a line"):
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "{name} ssh-ed25519 A\n{name} {key}",
+        "one word\n\n# comment\n{name} ssh-rsa {blob}\n@unknown * {key}\n\x00\xff\n{name} {key}",
+        "other,{name}\t{key} comment",
+        "[127.0.0.?]:* {key}",
+        "!{name},* {other}\n* {key}",
+        "other,127.0.0.1 {key}",
+        "{hashed} {key}",
+        "@cert-authority * {other}\n{name} {key}",
+        "@revoked * {other}\n{name} {key}",
+        "{name} {other}\n{name} {key}",
+        "{name} {rsa}\n{name} {key}",
+    ],
+)
+def test_known_hosts(far: Far, tmp_path: Path, lines: str) -> None:
+    """A host is accepted by the lines by which OpenSSH accepts it; a damaged line does not affect the others."""
+    far.server.known_hosts.write_text(known_hosts_text(far, tmp_path, lines), encoding="latin-1")
+    far.deliver(far.key | far.known)
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ("{name} ssh-ed25519 A", "not in .*known_hosts"),
+        ("!{name},!127.0.0.1,* {key}", "not in .*known_hosts"),
+        ("[127.0.0.1]:1 {key}", "not in .*known_hosts"),
+        ("@cert-authority * {key}", "certificate authority in .*known_hosts:1 is not supported"),
+        ("{name} {key}\n@revoked * {key}", "known_hosts:2 marks as revoked"),
+        ("{name} {key}\n@revoked {name} {key}", "known_hosts:2 marks as revoked"),
+        ("\n{name} {other}", "another key than .*known_hosts:2; .*remove the old line"),
+        ("{name} {other}\n127.0.0.1 {key}", "another key than .*known_hosts:1"),
+        ("{name} {rsa}", "another key than .*known_hosts:1"),
+    ],
+)
+def test_rejected_by_known_hosts(far: Far, tmp_path: Path, lines: str, text: str) -> None:
+    """Other hosts are rejected; the error names the place, the fingerprint and the command that adds the key."""
+    known = far.server.known_hosts
+    known.write_text(known_hosts_text(far, tmp_path, lines))
+    with pytest.raises(UnknownHostKey, match=text) as caught:
         far.deliver(far.key | far.known)
+    assert fingerprint(far.server.host_key) in str(caught.value)
+    assert "revoked" in text or f"run: ssh-keyscan -p {far.server.port} {HOST} >> {known}" in str(caught.value)
+
+
+def test_upper_case_host_name(far: Far) -> None:
+    """Names of hosts are compared without case."""
+    kind, key = far.server.host_key.with_suffix(".pub").read_text().split()[:2]
+    far.server.known_hosts.write_text(f"[LocalHost]:{far.server.port} {kind} {key}\n")
+    with contextlib.suppress(ConnectionFailed):  # a host without an entry for localhost
+        far.deliver(far.key | far.known, host="LOCALHOST")
+
+
+def test_revoked_key_with_pin(far: Far) -> None:
+    """A revoked key is rejected even if its fingerprint is pinned."""
+    kind, key = far.server.host_key.with_suffix(".pub").read_text().split()[:2]
+    far.server.known_hosts.write_text(f"@revoked * {kind} {key}\n")
+    with pytest.raises(UnknownHostKey, match="revoked"):
+        far.deliver(far.key | far.known | {"ssh_host_key": fingerprint(far.server.host_key)})
+
+
+def known_hosts_text(far: Far, folder: Path, lines: str) -> str:
+    """Return ``lines`` with the name and key of the server, and keys of others."""
+
+    def public(path: Path) -> str:
+        return " ".join(path.with_suffix(".pub").read_text().split()[:2])
+
+    name = f"[{HOST}]:{far.server.port}"
+    hashed = folder / "hashed"
+    hashed.write_text(f"{name} {public(far.server.host_key)}\n")
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(hashed)], check=True, capture_output=True)
+    return lines.format(
+        name=name,
+        key=public(far.server.host_key),
+        blob=public(far.server.host_key).split()[1],
+        hashed=hashed.read_text().split()[0],
+        other=public(make_key(folder / "other")),
+        rsa=public(make_key(folder / "rsa", "rsa")) if "{rsa}" in lines else "",
+    )
+
+
+def test_endless_greeting(tmp_path: Path) -> None:
+    """A server that sends data without end in place of the SSH greeting is rejected after 1 MB."""
+    origin = tmp_path / "f"
+    origin.write_bytes(b"content")
+
+    def send_until_closed() -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            while True:
+                connection.sendall(bytes(65536))
+
+    with socket.create_server((HOST, 0)) as listening:
+        thread = threading.Thread(target=send_until_closed)
+        thread.start()
+        attrs = {"password": "p", "num_ssh_retries": 1, "connection_timeout": 60}
+        with pytest.raises(ConnectionFailed, match="too much data before the login"):
+            move_it(origin, f"sftp://sat@{HOST}:{listening.getsockname()[1]}/", attrs)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_agent_that_hangs(far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that does not reply costs ``connection_timeout``; the error names it. A key file needs no agent."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(f"{folder}/agent")
+        agent.listen()
+        monkeypatch.setenv("SSH_AUTH_SOCK", f"{folder}/agent")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with pytest.raises(TransferStalled, match=f"SSH agent {folder}/agent did not reply within 1 s"):
+            far.deliver(far.known | {"connection_timeout": 1})
+        far.deliver(far.key | far.known)
+
+
+def test_agent_with_many_keys(far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the server ends a login because an agent offers too many keys, the error names the remedy."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["ssh-agent", "-D", "-a", f"{folder}/agent"]
+        agent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            until(lambda: os.path.exists(f"{folder}/agent"), 5, "the agent listens")
+            monkeypatch.setenv("SSH_AUTH_SOCK", f"{folder}/agent")
+            monkeypatch.setenv("HOME", str(tmp_path))
+            keys = [str(make_key(tmp_path / f"key{number}")) for number in range(10)]
+            subprocess.run(["ssh-add", "-q", *keys, str(far.server.user_key)], check=True)
+            with pytest.raises(AuthenticationFailed, match=r"agent offered up to 11 keys.*ssh_key_filename"):
+                far.deliver(far.known)
+        finally:
+            agent.terminate()
+            agent.wait(5)
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])
@@ -99,7 +239,7 @@ def test_key_with_passphrase(far: Far, tmp_path: Path, kind: str) -> None:
     for wrong in ({"ssh_key_passphrase": "wr0ng phrase"}, {}):
         with pytest.raises(AuthenticationFailed) as caught:
             far.deliver(attrs | wrong)
-        assert not caught.value.temporary
+        assert caught.value.held
         assert "phrase/" not in str(caught.value)
         assert "wr0ng" not in str(caught.value)
 
@@ -136,7 +276,7 @@ def test_weak_algorithms(tmp_path: Path, what: str, scheme: str) -> None:
     with openssh_with(tmp_path, WEAK[what], "rsa" if what == "host key" else "ed25519") as far:
         with pytest.raises(PermanentTransferError, match=f"no acceptable {what}.*ssh_weak_algorithms") as caught:
             far.deliver(far.key | far.known, scheme)
-        assert not caught.value.temporary
+        assert caught.value.held
 
 
 @pytest.mark.parametrize(("what", "allowed"), [("ciphers", "aes128-cbc"), ("macs", "hmac-sha1, hmac-md5")])

@@ -329,18 +329,23 @@ def test_open_file_at_start_is_reported_complete(directory: Path) -> None:
         assert [found.size for found in recorded.of_path(directory / "a.dat")] == [11]
 
 
-@pytest.mark.parametrize("trigger", [Trigger.LISTED, Trigger.CREATED, Trigger.MOVED, Trigger.CLOSED])
-def test_file_that_stays_open_is_complete_in_the_end(directory: Path, trigger: Trigger) -> None:
-    """A file kept open by a process that inherited it is complete after a timeout."""
-    checker = CompletenessChecker(quiet=0.2, max_open=0.4)
-    begun = time.monotonic() - 0.02  # files are dated by the last tick of the system's clock
+@pytest.mark.parametrize("trigger", list(Trigger))
+def test_file_is_never_complete_while_it_is_open(
+    directory: Path, trigger: Trigger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long a writer pauses, its file is not complete before it is closed; one warning names the file."""
+    checker = CompletenessChecker(quiet=0.0, warn_after=0.0, name="hrit")
     with open(directory / "a.dat", "w") as file:
-        file.write("all")
+        file.write("half")
         file.flush()
-        assert not checker.check(file.name, os.stat(file.name), trigger)
-        until(lambda: checker.check(file.name, os.stat(file.name), trigger))
-        assert time.monotonic() - begun >= (0.2 if trigger in (Trigger.MOVED, Trigger.CLOSED) else 0.4)
+        age(file.name, 100_000)
+        for _ in range(5):
+            assert not checker.check(file.name, os.stat(file.name), trigger)
+        assert len(checker) == 1
+    assert checker.check(file.name, os.stat(file.name), trigger)
     assert not len(checker)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"[hrit] {file.name} has been open for writing for ")
 
 
 def test_number_of_deferred_files_is_limited(directory: Path) -> None:
@@ -401,6 +406,18 @@ def test_backlog_of_another_user(public: Path) -> None:
         child.wait_for(path)
         child.wait_for(move_in(public / "b.dat"), write(public / "c.dat"))
         assert sorted(child.paths) == [path, str(public / "b.dat"), str(public / "c.dat")]
+
+
+@ROOT_ONLY
+def test_quiet_time_of_another_users_file(public: Path) -> None:
+    """Where the kernel cannot say whether a file is open, it is complete after the configured time without a change."""
+    path = write(public / "a.dat")
+    assert_unknown(path)
+    with Child(public / "{name}.dat", user=1, quiet=3600) as child:
+        child.wait_for(move_in(public / "end.dat"))
+        assert child.paths == [str(public / "end.dat")]
+    with Child(public / "{name}.dat", user=1, quiet=0) as child:
+        child.wait_for(path, public / "end.dat")
 
 
 @ROOT_ONLY
@@ -479,7 +496,7 @@ class Failing(RecordedFiles):
         super().__init__()
         self.error = error
         self.calls = 0
-        self.fails = 3
+        self.fails = 2
         self.poison = ""
 
     def __call__(self, files: list[FoundFile]) -> None:
@@ -519,17 +536,21 @@ def test_temporary_errors_are_retried_without_limit(directory: Path) -> None:
 
 
 def test_one_bad_file_costs_no_other(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that the handler always rejects is logged and dropped; the others of its batch are delivered."""
+    """A file that the handler always rejects is logged and set aside; the others of its batch are delivered."""
+    aside: list[tuple[str, str]] = []
     files = [write(directory / f"{index}.dat") for index in range(5)]
     failing = Failing(ValueError("poison"))
     failing.fails, failing.poison = 0, files[2]
-    watch = DirectoryWatch(Origin(f"{directory}/{{name}}.dat"), failing, name="hrit")
+    watch = DirectoryWatch(
+        Origin(f"{directory}/{{name}}.dat"), failing, name="hrit", set_aside=lambda *item: aside.append(item)
+    )
     watch.start()
     try:
         failing.wait_for(*files[:2], *files[3:])
         sentinel(failing, directory / "end.dat")
         assert files[2] not in failing.paths
         assert f"[hrit] giving up on {files[2]}" in caplog.text
+        assert aside == [(files[2], "ValueError: poison")]
     finally:
         watch.stop()
 

@@ -369,6 +369,18 @@ def test_polling_finds_files_that_have_settled(tmp_path: Path) -> None:
         assert [file.fresh for file in recorded.files] == [False] * 3
 
 
+def test_polling_does_not_report_an_open_file(tmp_path: Path) -> None:
+    """With polling, a file that is open for writing is reported only when it is closed, however quiet it is."""
+    with watching(tmp_path / "{name}.dat", polling=0.05) as recorded, open(tmp_path / "a.dat", "w") as file:
+        file.write("half")
+        file.flush()
+        for name in "b", "c":
+            sentinel(recorded, tmp_path / f"{name}.dat")
+        assert recorded.names == ["b.dat", "c.dat"]
+        file.close()
+        recorded.wait_for(file.name)
+
+
 def test_polling_does_not_report_a_growing_file(tmp_path: Path) -> None:
     """A file that changed between two listings is not returned; an unchanged one is returned once."""
     directory = Directory(str(tmp_path), 0, (0, 0), 0)

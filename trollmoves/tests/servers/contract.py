@@ -19,8 +19,8 @@ import pytest
 
 from trollmoves.errors import (
     AuthenticationFailed,
-    BadDestination,
     ConnectionFailed,
+    NameRejected,
     NoSpace,
     OriginMissing,
     OriginUnreadable,
@@ -194,7 +194,7 @@ class MoverContract:
             path = tmp_path / name
             path.write_bytes(b"%d" % number)
             if name in self.unnameable:
-                with pytest.raises(BadDestination):
+                with pytest.raises(NameRejected):
                     move_it(path, target.url(f"{here}/"), target.attrs)
             else:
                 move_it(path, target.url(f"{here}/"), target.attrs)
@@ -433,7 +433,7 @@ class MoverContract:
         move_it(origin, target.url(f"{here}/f"), target.attrs)
         with pytest.raises(TransferError) as caught:
             move_it(origin, target.url(f"{here}/f/g"), target.attrs)
-        assert not caught.value.temporary
+        assert caught.value.held
         assert set(target.files.tree(here)) == {"f"}
 
     def test_wrong_login(self, target: MoverTarget, origin: Path, here: str) -> None:
@@ -442,7 +442,7 @@ class MoverContract:
             pytest.skip("the server lets everybody in")
         with pytest.raises(AuthenticationFailed) as caught:
             move_it(origin, target.url(f"{here}/", login=target.wrong_login), target.attrs | target.wrong_attrs)
-        assert not caught.value.temporary
+        assert caught.value.held
 
     def test_no_secret_in_log_or_messages(
         self, target: MoverTarget, origin: Path, here: str, proxy: Proxy, caplog: pytest.LogCaptureFixture

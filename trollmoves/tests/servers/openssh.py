@@ -11,6 +11,7 @@ from pathlib import Path
 from trollmoves.tests.servers.process import HOST, PROXY_HOST, ServerProcess, free_port
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
 _CONFIG = """
 {extra}

@@ -14,6 +14,7 @@ from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
 
 KEY = "AKIATROLLMOVES"
 SECRET = "s3cr3t/pass+word"
+WRITER = "AKIAWRITER"  # may upload only
 BUCKET = "data"
 
 
@@ -53,7 +54,12 @@ class Seaweed(ServerProcess):
                             "name": "test",
                             "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
                             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-                        }
+                        },
+                        {
+                            "name": "writer",
+                            "credentials": [{"accessKey": WRITER, "secretKey": SECRET}],
+                            "actions": ["Write"],
+                        },
                     ]
                 }
             )

@@ -28,7 +28,7 @@ allow_writeable_chroot=YES
 write_enable=YES
 anon_upload_enable=YES
 anon_mkdir_write_enable=YES
-anon_other_write_enable=YES
+anon_other_write_enable={other_writes}
 anon_world_readable_only=NO
 anon_umask=022
 secure_chroot_dir={folder}/empty
@@ -56,9 +56,12 @@ def missing() -> str:
 
 
 class Vsftpd(ServerProcess):
-    """A server for anonymous users, who may write to the last part of ``root`` only."""
+    """A server for anonymous users, who may write to the last part of ``root`` only.
 
-    def __init__(self, folder: Path, root: Path, *, tls: bool = False) -> None:
+    With ``upload_only``, vsftpd's default, they may neither rename nor delete.
+    """
+
+    def __init__(self, folder: Path, root: Path, *, tls: bool = False, upload_only: bool = False) -> None:
         (folder / "empty").mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.root = root
@@ -73,6 +76,7 @@ class Vsftpd(ServerProcess):
                 port=port,
                 top=root.parent,
                 folder=folder,
+                other_writes="NO" if upload_only else "YES",
                 low=self.passive_ports[0],
                 high=self.passive_ports[-1],
                 tls=_TLS.format(certificate=self.certificate) if tls else "",

@@ -39,7 +39,8 @@ class Fort:
         self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
         testbed.call_at_end(self.speaker.stop)
         folder = {name: feeder.folder for name, feeder in self.feeders.items()}
-        bound: dict[str, object] = {"allowed_destinations": f"{self.out} sftp://good.invalid/in"}
+        allowed = f"{self.out} sftp://good.invalid/in *://any.invalid/ ftp://me@host.invalid/"
+        bound: dict[str, object] = {"allowed_destinations": allowed}
         sections: dict[str, dict[str, object]] = {
             "DEFAULT": {"publisher_port": 9010},
             "plain": server_section(folder["plain"], self.ports["plain"], **bound),
@@ -332,6 +333,9 @@ def test_files_from_messages(fort: Fort) -> None:
         "sftp://good.invalid:23/in",
         "sftp://good.invalid/other",
         "ftp://good.invalid/in",
+        "file://any.invalid/tmp",
+        "ftp://you@host.invalid/in",
+        "ftp://host.invalid/in",
         "sftp://[::ffff:127.0.0.1]/in",
         "relative/path",
         "",
@@ -340,14 +344,38 @@ def test_files_from_messages(fort: Fort) -> None:
     ],
 )
 def test_destination(fort: Fort, destination: object) -> None:
-    """A request for a destination that is not allowed is permanently rejected, and nothing is written."""
+    """A request for a destination that is not allowed is rejected, and nothing is written."""
     data = fort.feed()
     wanted = destination.format(out=fort.out) if isinstance(destination, str) else destination
     answer = fort.push({**data, "request": REQUEST}, destination=wanted)
-    assert (answer.type, answer.data["temporary"]) == ("err", False)
+    assert answer.type == "err"
     answer = fort.push(older(data), destination=wanted)
     assert answer.type == "err"
     assert isinstance(answer.data, str)
+
+
+@pytest.mark.parametrize(
+    "destination",
+    [
+        "ftp://a%0d%0aDELE%20x:p@127.0.0.1:1/in",
+        "ftp://a%00b:p@127.0.0.1:1/in",
+        "ftps://a:p%0a@127.0.0.1:1/in",
+        "ftp://a%ffb:p@127.0.0.1:1/in",
+        "sftp://a:p%ff@127.0.0.1:1/in",
+        "scp://a%00b:p@127.0.0.1:1/in",
+        "s3://a%0a:p@bucket/in",
+        "s3://a:p%ff@bucket/in",
+        "ftp://a..b/in",
+        "sftp://.../in",
+        "scp://" + "a" * 300 + "/in",
+    ],
+)
+def test_login_or_host_that_cannot_be_sent(fort: Fort, destination: str) -> None:
+    """A login or host that no protocol can send is permanently rejected with the rule, without a traceback."""
+    answer = fort.push({**fort.feed("other"), "request": REQUEST}, "other", destination=destination)
+    assert (answer.type, answer.data["temporary"]) == ("err", True)
+    assert "invalid host name" in answer.data["error"] or "user and password must be" in answer.data["error"]
+    assert "unexpected error" not in fort.server.lines()
 
 
 @pytest.mark.parametrize("path", ["../in", "/etc", "a/../../in", "a\\..\\..\\in", "%2e%2e/in", 5, ["a"]])
@@ -409,7 +437,7 @@ def test_client_that_is_not_allowed(fort: Fort, kind: str) -> None:
     claims = {"request_address": f"{ALLOWED}:1", "Peer-Address": ALLOWED, "request": REQUEST}
     answer = send_request(fort.ports["closed"], TOPIC, kind, {**wanted, **claims})
     assert answer.type == "err"
-    assert answer.data == {"error": "this client is not allowed here", "temporary": False, "retry_after": 0.0}
+    assert answer.data == {"error": "this client is not allowed here", "temporary": True, "retry_after": 0.0}
     assert ask_from("127.0.0.3", fort.ports["closed"], kind, older(wanted)).data == "this client is not allowed here"
     assert fort.has_nothing_of(data["uid"])
     good = ask_from(ALLOWED, fort.ports["closed"], kind, wanted)

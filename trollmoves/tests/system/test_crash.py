@@ -38,8 +38,10 @@ def test_killed_while_delivering_to_another_host(place: type[RemoteScenario], st
 @pytest.mark.skipif(bool(seaweed.missing()), reason=f"missing: {seaweed.missing()}")
 @pytest.mark.parametrize("step", ["sending", "delivered"])
 def test_killed_while_delivering_to_a_bucket(step: str, testbed: Testbed) -> None:
-    """A server killed during an upload repeats it; the object is complete or absent."""
-    crash(Case("server", step, S3Scenario, "", MOVED[step]), testbed)
+    """A server killed during an upload repeats it and leaves no unfinished one; the object is complete or absent."""
+    scenario = crash(Case("server", step, S3Scenario, "", MOVED[step]), testbed)
+    assert isinstance(scenario, S3Scenario)
+    assert not scenario.s3.list_multipart_uploads(Bucket=seaweed.BUCKET).get("Uploads")
 
 
 def test_every_failpoint_has_a_case() -> None:

@@ -285,6 +285,49 @@ def test_removed_key_is_rejected(testbed: Testbed, keys: Keys) -> None:
     until(lambda: not keys.can_connect(pair.request_port, "alice", 0.5), 20)
 
 
+def test_no_key_is_accepted_while_the_directory_of_keys_cannot_be_read(testbed: Testbed, keys: Keys) -> None:
+    """A server whose key directory has been removed rejects all clients, and accepts them when it is back."""
+    pair = SecuredPair(testbed, keys)
+    pair.server.start()
+    assert keys.can_connect(pair.request_port, "alice")
+    away = keys.clients.rename(keys.folder / "away")
+    until(lambda: not keys.can_connect(pair.request_port, "alice", 0.5), 20)
+    assert not keys.can_connect(pair.publish_port, "alice", 0.5)
+    pair.server.wait_for_line(f"cannot read client keys, rejecting all connections: {keys.clients}")
+    away.rename(keys.clients)
+    until(lambda: keys.can_connect(pair.request_port, "alice", 1.0), 20)
+
+
+def test_messages_to_the_authenticator_do_not_stop_it(keys: Keys) -> None:
+    """Malformed authentication requests from sockets of the same process are answered, and clients still connect."""
+    code = f"""
+import sys, zmq
+from trollmoves.messaging.replier import Replier
+from trollmoves.messaging.security.authenticator import process_authenticator
+ours = Replier("ours", 0, lambda requests: [one.reply("pong") for one in requests], bind_address="{HOST}")
+ours.start()
+sender = process_authenticator().context.socket(zmq.DEALER)
+sender.connect("inproc://zeromq.zap.01")
+for frames in ([b"x"], [b"1.0", b"1"], [b""] * 3, [b"x"] * 20, [b"1.0", b"1", b"*", b"a", b"i", b"CURVE", b"short"]):
+    sender.send_multipart([b"", *frames])
+    assert sender.poll(10_000), frames
+    assert sender.recv_multipart()[3] in (b"400", b"500"), frames
+print(ours.port, flush=True)
+sys.stdin.read()
+"""
+    environment = os.environ | keys.settings("alice")
+    keys.authorize("alice")
+    keys.make("mallory")
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout
+        port = int(running.stdout.readline())
+        assert keys.can_connect(port, "alice")
+        assert not keys.can_connect(port, "mallory", 0.5)
+        running.communicate("")
+
+
 def test_only_authorized_addresses_connect(testbed: Testbed) -> None:
     """Posttroll's authorized_client_addresses is applied without keys too."""
     pair = ServerClientPair(testbed)

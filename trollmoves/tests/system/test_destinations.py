@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from trollmoves.movers.partials import partial_path
-from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed, client_section
+from trollmoves.tests.helpers.daemons import MIRROR_TOPIC, ServerClientPair, Testbed, client_section, mirror_section
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.integration.test_clock import Clock
+from trollmoves.tests.servers import pyftpd
+from trollmoves.tests.servers.process import HOST
 
 TWO_HOURS = 7200
 
@@ -31,8 +35,8 @@ def test_destination_is_down(testbed: Testbed) -> None:
     assert pair.feeder.missing(far.folder) == []
 
 
-def test_destination_rejects_permanently(testbed: Testbed) -> None:
-    """A permanent failure is logged once per file and not retried; other sections continue."""
+def test_destination_is_held(testbed: Testbed) -> None:
+    """A destination that an operator must repair is logged once; other sections continue."""
     (testbed.root / "file").write_text("no directory")
     pair = ServerClientPair(testbed)
     wrong = client_section(
@@ -40,13 +44,41 @@ def test_destination_rejects_permanently(testbed: Testbed) -> None:
     )
     pair.client.reconfigure({**pair.client_sections, "wrong": wrong})
     pair.start()
-    names = pair.feeder.feed(3)
+    pair.feeder.feed(3)
     pair.wait_until_done()
-    pair.client.wait_for_line("permanently rejected by all sources", 3)
-    pair.feeder.feed(1)
+    pair.server.wait_for_line(", held (attempt")
+    pair.feeder.feed(10)
     pair.wait_until_done()
-    pair.client.wait_for_line("permanently rejected by all sources", 4)
-    assert [pair.server.lines().count(f"{name} not delivered") for name in names] == [1, 1, 1]
+    assert pair.server.lines().count("not delivered") == 1
+
+
+@pytest.mark.parametrize("provider", ["server", "mirror"])
+def test_users_of_one_url(testbed: Testbed, provider: str) -> None:
+    """Two users with one URL have their own home directories: each gets every file, by a server and by a mirror."""
+    if why := pyftpd.missing():
+        pytest.skip(f"missing: {why}")
+    homes = {pyftpd.USER: testbed.directory("home-a"), "other": testbed.directory("home-b")}
+    options = ("--user", "other", str(homes["other"]))
+    ftp = testbed.enter(pyftpd.PyFtpd(testbed.directory("ftpd"), homes[pyftpd.USER], options=options))
+    pair = ServerClientPair(testbed)
+    port, topic = pair.publish_port, {}
+    if provider == "mirror":
+        port, topic = testbed.port(), {"topic": MIRROR_TOPIC}
+        section = mirror_section(pair.publish_port, testbed.directory("copies"), testbed.port())
+        testbed.mirror({"far": section}, port).start()
+    subscribers = []
+    for user in homes:
+        login = f"{user}:{pyftpd.PASSWORD}"
+        section = client_section(port, f"ftp://{HOST}:{ftp.port}/in", testbed.port(), login=login, **topic)
+        pair.client_sections[user] = section
+        subscribers.append(testbed.subscriber(int(str(section["publish_port"]))))
+    pair.client.reconfigure(pair.client_sections)
+    pair.start()
+    pair.feeder.feed(5)
+    for subscriber in subscribers:
+        subscriber.wait_for_receipts(pair.feeder.fed, 30)
+        assert not [text for text in subscriber.texts if f"@{HOST}" in text]
+    assert [pair.feeder.missing(home / "in") for home in homes.values()] == [[], []]
 
 
 def test_stale_partials_are_removed(testbed: Testbed) -> None:

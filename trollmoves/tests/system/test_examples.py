@@ -204,7 +204,7 @@ def test_exposed_mirror(testbed: Testbed) -> None:
     example.put("incoming/H-MSG4-000001")
     example.arrives("customers/a/in/MSG4/H-MSG4-000001")
     example.says("mirror.ini", "is not among the allowed destinations")
-    example.says("client.ini", "permanently rejected by all sources")
+    example.says("client.ini", "is not among the allowed destinations")
     example.says("server.ini", "H-MSG4-000002 leads out of the origin")
     assert not (testbed.root / "elsewhere").exists()
     assert not list((testbed.root / "customers").rglob("*000002"))

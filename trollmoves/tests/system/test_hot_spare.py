@@ -29,6 +29,7 @@ class Spares:
         if why := pyftpd.missing():
             pytest.skip(f"missing: {why}")
         self.testbed = testbed
+        self.old = old
         self.feeder = testbed.feeder()
         self.target = testbed.directory("out")
         ftp = PyFtpd(testbed.directory("ftp"), self.target)
@@ -57,6 +58,9 @@ class Spares:
             process.start(wait=False)
         for process in (self.server, self.primary, self.spare):
             process.wait_until_ready()
+        if not self.old:
+            for process in (self.primary, self.spare):  # a restarted client names its peers in requests
+                process.wait_for_line("found peer client")
         time.sleep(1.5)  # subscriptions of old clients are not visible
         for name in names(100_000):
             self.feeder.put(name)
@@ -174,6 +178,27 @@ def test_killed_before_ack(testbed: Testbed) -> None:
     come_back(spares)
     spares.check(name)
     assert spares.server.lines().count(f"delivered {name}") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["primary", "spare"])
+def test_stopped_client_returns(testbed: Testbed, which: str) -> None:
+    """A client that was stopped for longer than its peer waits does not repeat the deliveries of its peer."""
+    spares = Spares(testbed).start()
+    stopped: Process = getattr(spares, which)
+    before = spares.feeder.feed(5)
+    told(spares, *before)
+    stopped.send(signal.SIGSTOP)
+    during = spares.feeder.feed(50)
+    told(spares, *during)
+    time.sleep(TAKEOVER + DELAY)  # holds expire
+    stopped.send(signal.SIGCONT)
+    after = spares.feeder.feed(5)
+    told(spares, *after)
+    until(lambda: not testbed.pending_tasks("fetch"), what="both clients have considered all files")
+    (last,) = spares.feeder.feed()
+    told(spares, last)
+    spares.check(*before, *during, *after)
 
 
 def come_back(spares: Spares) -> None:

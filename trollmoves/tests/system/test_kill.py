@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +81,27 @@ def test_stopped_in_a_burst(pair: ServerClientPair, which: str) -> None:
     assert "Traceback" not in process.lines()
     process.start()
     pair.wait_until_done(60)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "bzip"}], ids=["plain", "unpacking"])
+def test_idle_client_is_killed(testbed: Testbed, options: dict[str, Any]) -> None:
+    """A client that was idle for a moment before its kill publishes none of its receipts again."""
+    pair = ServerClientPair(testbed, **options)
+    pair.server_sections["hrit"]["origin"] = f"{pair.feeder.folder}/{{name}}"
+    pair.server.reconfigure(pair.server_sections)
+    pair.start()
+    if options:
+        (pair.feeder.folder / "H-packed.bz2").write_bytes(bz2.compress(b"segment"))
+        pair.received.wait_for(1, "file")
+    pair.feeder.feed(5)
+    pair.received.wait_for_receipts(list(pair.feeder.fed)[-5:])
+    before = len(pair.received.of_type("file"))
+    testbed.wait_until_outlived("client")
+    pair.client.kill()
+    pair.client.start()
+    (last,) = pair.feeder.feed()
+    pair.received.wait_for_receipts([last])
+    assert len(pair.received.of_type("file")) == before + 1
 
 
 def test_client_was_down(pair: ServerClientPair) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from trollmoves.messaging import sockets
 from trollmoves.tests.helpers.daemons import Process, Testbed, client_section, server_section
 from trollmoves.tests.helpers.feeding import Feeder, names
 from trollmoves.tests.helpers.network import Host, Network, SlowLink
@@ -103,6 +104,11 @@ def in_touch(sender: Sender, receiver: Receiver) -> None:
     receiver.wait_for(sender.feeder)
 
 
+def after_ping() -> None:
+    """Wait until the first ping of each connection, which contains the time after which its publisher drops it."""
+    time.sleep(sockets.HEARTBEAT / 1000 + 2)
+
+
 def test_link_is_cut_for_seconds(sender: Sender, receiver: Receiver) -> None:
     """Files announced and requested while the link is cut arrive when it is back, each transferred once."""
     in_touch(sender, receiver)
@@ -147,6 +153,7 @@ def test_outage_longer_than_every_timeout(testbed: Testbed, network: Network, se
     sender.feeder.feed(5)
     for receiver in receivers:
         receiver.wait_for(sender.feeder)
+    after_ping()
     sender.feeder.feed(50)
     cut.host.cut()
     deaf.host.drop_packets(incoming=1.0)
@@ -166,6 +173,7 @@ def test_outage_longer_than_every_timeout(testbed: Testbed, network: Network, se
 def test_peer_vanishes(sender: Sender, receiver: Receiver) -> None:
     """A client that vanished is detected; it may return at another address, and gets the missed files."""
     in_touch(sender, receiver)
+    after_ping()
     receiver.host.cut()
     receiver.client.kill()
     sender.feeder.feed(50)
@@ -182,6 +190,7 @@ def test_peer_vanishes(sender: Sender, receiver: Receiver) -> None:
 def test_client_is_stopped(sender: Sender, receiver: Receiver) -> None:
     """A client that was stopped until its queue was dropped gets everything."""
     in_touch(sender, receiver)
+    after_ping()
     receiver.client.send(signal.SIGSTOP)
     sender.feeder.feed(1000)
     until(lambda: sender.host.connections(sender.port) == 0, NOTICED, "the server drops its peer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -248,14 +249,20 @@ def test_retry_period_expires(testbed: Testbed) -> None:
     assert pair.received.receipts() == []
 
 
-def test_permanent_rejection(testbed: Testbed) -> None:
-    """A permanent rejection is logged once, and the file not requested again."""
-    (testbed.root / "a-file").write_text("in the way")
-    pair = ServerClientPair(testbed, destination=f"{testbed.root}/a-file/below").start()
-    (name,) = pair.feeder.feed()
-    pair.client.wait_for_line("permanently rejected by all sources")
-    assert pair.server.lines().count(f"{name} not delivered") == 1
-    assert len(pair.received.of_type("push")) == 1
+def test_held_destination(testbed: Testbed) -> None:
+    """A file in the place of the directory holds the files; they arrive after the repair and a reload."""
+    obstacle = testbed.root / "a-file"
+    obstacle.write_text("in the way")
+    pair = ServerClientPair(testbed, destination=f"{obstacle}/below").start()
+    names = pair.feeder.feed(20)
+    pair.server.wait_for_line(", held (attempt")
+    pair.client.wait_for_line("not delivered")
+    obstacle.unlink()
+    obstacle.mkdir()
+    pair.client.send(signal.SIGHUP)
+    pair.received.wait_for_receipts(names, 60)
+    assert pair.server.lines().count(", held (attempt") == 1
+    assert pair.client.lines().count("not delivered") <= 3
 
 
 def test_name_servers(testbed: Testbed) -> None:

@@ -245,6 +245,64 @@ def test_delete(everything: Everything) -> None:
     assert (target / "pushed.dat").exists()
 
 
+@pytest.mark.parametrize(("mode", "half", "whole"), [("wb", b"2", b"22"), ("r+b", b"3", b"33"), ("ab", b"4", b"44")])
+def test_file_that_is_rewritten_after_its_announcement(
+    everything: Everything, mode: str, half: bytes, whole: bytes
+) -> None:
+    """No part of a file is delivered while it is truncated, overwritten or extended; then all of it is."""
+    target = everything.testbed.directory("rewritten-out")
+    path = put(everything.testbed.root / "delete" / f"rewritten-{mode[0]}.dat", b"1" * 100)
+    heard = everything.heard("/delete", path.name)
+    with open(path, mode) as file:
+        file.write(half * 50)
+        file.flush()
+        os.utime(path, (1, 1))
+        reply = everything.push("delete", heard, target)
+        assert reply.type == "err"
+        assert "as it is being written" in str(reply.data)
+        assert not (target / path.name).exists()
+        file.write(whole * 50)
+    content = path.read_bytes()
+    assert everything.push("delete", heard, target).type == "file"
+    assert (target / path.name).read_bytes() == content
+
+
+def test_older_version_after_a_newer_one(everything: Everything) -> None:
+    """An older announcement is not delivered after a newer one of the same file."""
+    target = everything.testbed.directory("order-out")
+
+    def announce(content: bytes) -> dict[str, Any]:
+        known = len(everything.subscriber.messages)
+        put(everything.testbed.root / "delete" / "order.dat", content)
+        (found,) = until(
+            lambda: [one for one in everything.subscriber.messages[known:] if "order.dat" in str(one.data)]
+        )
+        return {**found.data, "destination": str(target), "request": {"id": f"test/{content!r}", "timeout": 60}}
+
+    older, newer = announce(b"older"), announce(b"newest")
+    assert send_request(everything.ports["delete"], "/delete", "push", newer).type == "file"
+    reply = send_request(everything.ports["delete"], "/delete", "push", older)
+    assert (reply.type, reply.data["superseded"], reply.data["temporary"]) == ("err", True, False)
+    assert (target / "order.dat").read_bytes() == b"newest"
+
+
+def test_delete_keeps_another_version(everything: Everything) -> None:
+    """A file that replaced the delivered one is not removed, even if it has the same size and time."""
+    folder, target = everything.testbed.root / "delete", everything.testbed.directory("kept-out")
+    path = put(folder / "replaced.dat", b"old")
+    heard = everything.heard("/delete", path.name)
+    status = path.stat()
+    assert everything.push("delete", heard, target).type == "file"
+    staged = folder / ".replaced.dat"
+    staged.write_bytes(b"new")
+    os.utime(staged, ns=(status.st_atime_ns, status.st_mtime_ns))
+    staged.rename(path)
+    later = put(folder / "later.dat", b"x")
+    assert everything.push("delete", everything.heard("/delete", later.name), target).type == "file"
+    until(lambda: not later.exists())
+    assert path.read_bytes() == b"new"
+
+
 def test_listen(everything: Everything) -> None:
     """``listen`` re-announces local files that messages name; other hosts' files are ignored."""
     folder = everything.testbed.directory("spoken")

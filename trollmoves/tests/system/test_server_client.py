@@ -409,6 +409,7 @@ def test_asked_twice_while_it_runs(testbed: Testbed) -> None:
     for asker in askers:
         asker.join(30 * TIMEOUT_FACTOR)
     assert answers == ["file"] * 5
+    pair.server.wait_for_line(" delivered ")
     assert pair.server.lines().count(" delivered ") == 1
     assert (pair.target / name).stat().st_size == 150_000_000
 

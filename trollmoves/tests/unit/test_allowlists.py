@@ -35,7 +35,13 @@ def allows(patterns: str, destination: str, *below: str) -> bool:
         ("sftp://host/data", "sftp://HOST/data/sub/"),
         ("sftp://host/data", "sftp://host./data/"),
         ("sftp://host/data", "sftp://user:pass@host/data/"),
-        ("sftp://other:secret@host/data", "sftp://user@host/data/"),
+        ("sftp://user:secret@host/data", "sftp://user@host/data/"),
+        ("sftp://user@host/data", "sftp://user:pass@host/data/"),
+        ("sftp://us*@host/data", "sftp://user@host/data/"),
+        ("*://a%40b@host/data", "ftp://a%40b:pass@host/data/"),
+        ("s3://bucket/prefix", "s3://key:secret@bucket/prefix/x/"),
+        ("*://*/", "sftp://host/data/"),
+        ("*://host/data /data", "/data/x"),
         ("sftp://host/data", "sftp://host:22/data/"),
         ("sftp://host:22/data", "sftp://host/data/"),
         ("sftp://host:2222/data", "sftp://host:2222/data/"),
@@ -76,6 +82,17 @@ def test_allowed(patterns: str, destination: str) -> None:
         ("/data/out", "sftp://localhost/data/out/"),
         ("/data/out", "ftp://host/data/out/"),
         ("sftp://host/data", "/data/"),
+        ("sftp://other@host/data", "sftp://user@host/data/"),
+        ("sftp://user@host/data", "sftp://host/data/"),
+        ("sftp://user@host/data", "sftp://USER@host/data/"),
+        ("sftp://us[e]r@host/data", "sftp://user@host/data/"),
+        ("sftp://user@host/data", "sftp://user%0a@host/data/"),
+        ("*://host/data", "/data/"),
+        ("*://host/data", "file://host/data/"),
+        ("*://localhost/data", "file://localhost/data/"),
+        ("*://*/data", "file:/data/"),
+        ("*:///data", "file:///data/"),
+        ("*://user@*/data", "file://user@host/data/"),
         ("sftp://host/data", "file://host/data/"),
         ("sftp://host/data", "scp://host/data/"),
         ("sftp://host/data", "sftp://evil/data/"),
@@ -142,9 +159,9 @@ def test_invalid_pattern(word: str) -> None:
         destination_allowlist.parse_pattern(word)
 
 
-def test_pattern_shows_no_login() -> None:
-    """A login in a pattern plays no part and is not shown, neither when it is right nor when it is wrong."""
-    assert str(destination_allowlist.parse_pattern("sftp://u:gehe1m@host:*/a/../b")) == "sftp://host:*/b"
+def test_pattern_shows_no_password() -> None:
+    """The password in a pattern is neither compared nor shown, whether the pattern is valid or not."""
+    assert str(destination_allowlist.parse_pattern("sftp://u:gehe1m@host:*/a/../b")) == "sftp://u@host:*/b"
     with pytest.raises(ValueError, match="scheme") as wrong:
         destination_allowlist.parse_pattern("sftp://u:gehe1m@ho[st/")
     assert "gehe1m" not in str(wrong.value)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from trollmoves.matching import conditions
+from trollmoves.matching.received_time import read_time
 
 METADATA: dict[str, Any] = {
     "product": "green",
@@ -114,6 +115,15 @@ def test_not_matching(given: Any) -> None:
     found = conditions.parse_conditions(given)
     assert not found.match(METADATA)
     assert found.mismatch_reason(METADATA)
+
+
+@pytest.mark.parametrize("given", [{"a": "20250101"}, {"a": ["x", "20250101"]}, {"a": dt.datetime(2025, 1, 1)}])  # noqa: DTZ001
+def test_text_that_reads_as_a_time(given: Any) -> None:
+    """A received text that reads as a time matches the same text, a number and a time."""
+    metadata = {"a": read_time("20250101")}
+    assert conditions.parse_conditions(given).match(metadata)
+    assert conditions.parse_conditions({"a": ">20250100"}).match(metadata)
+    assert conditions.parse_conditions({"a": "x"}).mismatch_reason(metadata) == "a is '20250101', not 'x'"
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from typing import TypeVar
 
 import pytest
 
-from trollmoves.config import config_file, document
+from trollmoves.config import config_file, document, parsers
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions
 from trollmoves.config.parsers import ProviderAddress
 from trollmoves.errors import ConfigError
+from trollmoves.matching.received_time import read_time
 
 SCHEMES = ["file", "ftp", "ftps", "scp", "sftp", "s3"]
 
@@ -338,6 +339,7 @@ class TestClient:
         assert [*hrit] == ["platform_name", "sensor", "variant"]
         assert [hrit["platform_name"].apply(value) for value in ("MSG4_", "MSG1_")] == ["Meteosat-11", "MSG1_"]
         assert (hrit["sensor"].apply("seviri"), hrit["variant"].apply("x")) == ("SEVIRI", "http://site.org")
+        assert parsers.replacement("20250101:new").apply(read_time("20250101")) == "new"
         assert [*found["npp"].replacements] == ["station"]
         assert warnings(read, text, ClientOptions) == [
             "[npp] workers: is an option of the process, and has no effect here: move it to [DEFAULT]",
@@ -523,7 +525,7 @@ class TestFile:
             2,
         )
         assert [chain.max_transfers_per_host for chain in found.sections.values()] == [2, 3]
-        assert [chain.retry_for for chain in found.sections.values()] == [604800.0, 60.0]
+        assert [chain.retry_for for chain in found.sections.values()] == [0.0, 60.0]
         assert found.warnings == ()
 
     @pytest.mark.parametrize(

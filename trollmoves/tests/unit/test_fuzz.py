@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import contextlib
 import datetime as dt
@@ -31,6 +32,7 @@ from trollmoves.matching import conditions, patterns
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
+from trollmoves.movers.ssh import known_hosts
 from trollmoves.net import urls
 from trollmoves.tests.helpers.fuzzing import ODD_TEXTS, SCALE, Fuzz, scaled
 
@@ -369,3 +371,21 @@ def test_any_destination_of_a_file(name: str, rel_path: str) -> None:
         with contextlib.suppress(TransferError):
             reached = move_it(origin, f"file://{folder}/out/{name}", rel_path=rel_path)
             assert reached.path.startswith(folder)
+
+
+KNOWN_HOSTS = st.lists(
+    st.sampled_from(["@revoked ", "@x ", "!", "|1|", "host", "*", "[", "]:22", ",", " ", "\t", "\n", "ssh-rsa", "AAAA"])
+    | st.text(max_size=4)
+).map("".join)
+
+
+@tries(200)
+@given(KNOWN_HOSTS)
+def test_any_text_in_known_hosts(text: str) -> None:
+    """Any known_hosts file gives the valid lines; the others do not affect the line after them."""
+    key = base64.b64encode(b"\0\0\0\x07ssh-rsa\0").decode()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "known_hosts"
+        path.write_text(f"{text}\nhost ssh-rsa {key}\n", encoding="utf-8")
+        lines, _ = known_hosts.lines_for([str(path)], "HOST", 22)
+    assert lines[-1].kind == "ssh-rsa"

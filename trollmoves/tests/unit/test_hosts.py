@@ -12,6 +12,12 @@ import pytest
 from trollmoves.net import hosts
 from trollmoves.tests.helpers.waiting import until
 
+VALID = ["a:1", "192.0.2.7:9094", "a-b.example.org:65535", "[2001:db8::7]:9094", "[fe80::1%eth0]:9", "h_1:09"]
+INVALID = [
+    "", "a", "a:", ":1", "a:0", "a:65536", "a:-1", "a:1:2", "2001:db8::7:9094", "*:9094", "a b:1", "a:1\n", "a:\u0661",
+    "tcp://a:1", "inproc://zeromq.zap.01", "ipc:///tmp/x:1", "127.0.0.1:0;192.0.2.7:9094", "eth0;a:1", "u@a:1", "a/b:1",
+]  # fmt: skip
+
 
 def test_this_host_is_known_by_all_its_names_and_addresses() -> None:
     """No host, localhost, loopback, the host name and every interface's address mean this host."""
@@ -117,3 +123,41 @@ def test_the_advertised_address_is_this_hosts() -> None:
     assert hosts.is_local(hosts.own_address())
     assert hosts.own_address() == hosts.own_address()
     assert ":" not in hosts.own_address()
+
+
+def test_a_silent_name_server_delays_no_caller() -> None:
+    """Only the first call waits, shortly; when the name server answers, and when the name moves, later calls see it."""
+    answers = threading.Event()
+    found = ["192.0.2.1"]
+
+    def look_up(name: str) -> list[str]:
+        answers.wait(20)
+        return found if name == "source" else []
+
+    resolver = hosts.Resolver(look_up, refresh=0.0)
+    assert resolver.addresses("source") == ()
+    begin = time.monotonic()
+    for _ in range(100):
+        assert resolver.addresses("source") == ()
+    assert time.monotonic() - begin < hosts.FIRST_WAIT * 10
+    answers.set()
+    until(lambda: resolver.addresses("source") == ("192.0.2.1",), 10)
+    found[:] = ["192.0.2.2"]
+    until(lambda: resolver.addresses("source") == ("192.0.2.2",), 10)
+    found.clear()  # the last addresses stay while there are no others
+    assert resolver.addresses("source") == ("192.0.2.2",)
+    assert resolver.addresses("x" * 10_000_000) == ()
+
+
+def test_the_memory_of_a_resolver_is_bounded() -> None:
+    """Names that nothing uses any more are forgotten."""
+    resolver = hosts.Resolver(lambda name: [name], refresh=0.0)
+    for number in range(hosts.MAX_CACHED_ANSWERS + 10):
+        resolver.addresses(f"h{number}")
+    assert len(resolver._names) == hosts.MAX_CACHED_ANSWERS
+
+
+@pytest.mark.parametrize(("texts", "valid"), [(VALID, True), (INVALID, False)])
+def test_host_and_port(texts: list[str], valid: bool) -> None:
+    """An address of a peer is a host and a port; ZeroMQ's other notations reach sockets inside this host."""
+    assert [text for text in texts if hosts.is_host_and_port(text) is not valid] == []

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trollmoves.client.daemon import Client
-from trollmoves.errors import PermanentTransferError
+from trollmoves.errors import NameRejected
 from trollmoves.journal import (
     DONE,
     FAILED,
@@ -240,7 +240,7 @@ class Hands:
         if todo[:1] == ["again"]:
             return Result(retry_in=0.002)
         if todo[:1] == ["fails"]:
-            raise PermanentTransferError("no")
+            raise NameRejected("no")
         then = (Task("chain", "work", f"{task.key} then", task.lane, "[]"),) if todo else ()
         return Result(reply="done", follow_ups=then)
 

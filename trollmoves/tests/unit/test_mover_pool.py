@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from trollmoves.errors import BadDestination, ConnectionFailed, TemporaryTransferError
+from trollmoves.errors import BadDestination, ConnectionFailed, TemporaryTransferError, TooManyConnections
 from trollmoves.movers.base import SourceFile
+from trollmoves.movers.host_capabilities import HostCapabilities
 from trollmoves.movers.pool import Connection, Pool, PoolLimits, SharedHandles
 from trollmoves.tests.helpers.waiting import until
 
@@ -154,6 +155,51 @@ def test_failed_connect_frees_its_slot(pool: Pool) -> None:
 
     for _ in range(5):
         with pytest.raises(ConnectionFailed), pool.lease("a", fail, LIMITS):
+            pass
+    assert repr(pool) == "<Pool: 0 hosts, 0 idle, 0 in use>"
+
+
+def test_host_that_accepts_few_connections(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    """Deliveries share the connections that the host accepts; the limit is logged once."""
+    caplog.set_level("INFO")
+    limits, host = PoolLimits(connections=6, uptime=30), HostCapabilities("ftp://host")
+    attempts: list[int] = []
+    served: list[Connection] = []
+
+    def connect() -> Connection:
+        attempts.append(1)
+        if len(attempts) > 1:
+            raise TooManyConnections("530 too many users")
+        return Line()
+
+    def deliver() -> None:
+        with pool.lease("a", connect, limits, host) as lease:
+            served.append(lease.connection)
+
+    threads = [threading.Thread(target=deliver) for _ in range(5)]
+    with pool.lease("a", connect, limits, host) as first:
+        for thread in threads:
+            thread.start()
+        until(lambda: len(attempts) > 1, 30, "the host rejected a connection")
+    for thread in threads:
+        thread.join(30)
+    assert served == [first.connection] * 5
+    assert len(attempts) <= 6
+    tried = len(attempts)
+    with pool.lease("a", connect, limits, host):
+        pass
+    assert len(attempts) == tried
+    assert caplog.text.count("it rejects further connections") == 1
+
+
+def test_host_that_accepts_no_connection(pool: Pool) -> None:
+    """A rejection while none is open is raised and frees its slot."""
+
+    def connect() -> Connection:
+        raise TooManyConnections("421 too many users")
+
+    for _ in range(3):
+        with pytest.raises(TooManyConnections), pool.lease("a", connect, LIMITS):
             pass
     assert repr(pool) == "<Pool: 0 hosts, 0 idle, 0 in use>"
 

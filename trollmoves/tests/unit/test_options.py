@@ -32,6 +32,7 @@ SERVER: dict[str, object] = {
     "station": "unknown",
     "allowed_destinations": (),
     "external_symlinks": "owned",
+    "quiet_time": 2.0,
     "info": {},
     "compression": None,
     "working_directory": None,
@@ -41,6 +42,7 @@ SERVER: dict[str, object] = {
     "unpack": None,
     "watchdog_timeout": 1.0,
     "priority": 0,
+    "probe_interval": 120.0,
 }
 CLIENT: dict[str, object] = {
     "providers": (),
@@ -63,12 +65,13 @@ CLIENT: dict[str, object] = {
     "processing_delay": 0.0,
     "takeover_after": 30.0,
     "priority": 0,
+    "probe_interval": 120.0,
 }
 SHARED: dict[str, object] = {
     "bind_address": "*",
     "allowed_clients": ANYONE,
     "max_transfers_per_host": 4,
-    "retry_for": 7 * 86400.0,
+    "retry_for": 0.0,
 }
 PROCESS: dict[str, object] = {
     "journal": "",

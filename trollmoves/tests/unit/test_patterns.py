@@ -16,6 +16,7 @@ import trollsift
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.matching.patterns import ComposeError, Origin, Pattern
+from trollmoves.matching.received_time import read_time
 
 HRIT = (
     "H-000-{series:_<6s}-{platform_name:_<12s}-{channel:_<9s}-{segment:_<9s}"
@@ -244,7 +245,7 @@ def test_missing_field_is_reported(pattern: str, fields: dict[str, Any], field: 
     assert refusal.value.field == field
     assert says in str(refusal.value)
     assert isinstance(refusal.value, TrollmovesError)
-    assert not refusal.value.temporary
+    assert refusal.value.held
 
 
 def test_a_destination_with_fields_shows_no_password() -> None:
@@ -260,6 +261,25 @@ def test_a_destination_with_fields_shows_no_password() -> None:
     for text in (pattern, missing.value, unfit.value, malformed.value):
         assert "ftp://me@host" in str(text)
         assert "s3cret" not in repr(text) + str(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "name"),
+    [
+        ("20250101", "{a}", "20250101"),
+        ("2025W01", "{a}", "2025W01"),
+        ("20250101T1200", "{a}/{a:%Y/%m}", "20250101T1200/2025/01"),
+        ("2025-01-01", "{a!R}", "20250101"),
+        ("2025w01", "{a!u}", "2025W01"),
+        ("2025W01", "{a:_<10s}", "2025W01___"),
+        ("20250101", "{a:>9}", " 20250101"),
+        ("2025-01-01T12:00:00", "{a}_{a.year}", "2025-01-01T12:00:00_2025"),
+        ("2025-01-01T12:00:00Z", "{a:%H%M}{a}", "12002025-01-01T12:00:00Z"),
+    ],
+)
+def test_text_that_reads_as_a_time(text: str, pattern: str, name: str) -> None:
+    """A received text is composed unchanged, as any text, unless the format asks for a time."""
+    assert Pattern(pattern, compose_only=True).compose({"a": read_time(text)}) == name
 
 
 def test_pattern_only_for_composing() -> None:

@@ -24,6 +24,7 @@ from trollmoves.tests.helpers.waiting import until
 
 SOON = 20.0  # s; far more than anything here takes
 HOST = "127.0.0.1"
+PROVIDER, OTHER = "tcp://one:9010", "tcp://two:9010"
 
 
 class Server:
@@ -83,7 +84,7 @@ class Client:
         self._own.callback(self.requester.stop)
         self.missed: list[Message] = []
         self.trouble: list[Exception] = []
-        self.catchup = ReplayClient("client", self.journal, self.requester, self._note)
+        self.catchup = ReplayClient("client", [PROVIDER, OTHER], self.journal, self.requester, self._note)
         self.requester.start()
 
     def _note(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
@@ -95,13 +96,13 @@ class Client:
     def hear(self, server: Server, *numbers: int) -> None:
         """Receive announcements, and store them."""
         for number in numbers:
-            mark = self.catchup.on_announced(server.log, number, server.address)
+            mark = self.catchup.on_announced(PROVIDER, server.log, number, server.address)
             self.journal.add_tasks([], [mark] if mark else [])
             self.catchup.mark_saved()
 
     def heartbeat(self, server: Server, number: int | None = None) -> None:
         """Receive a heartbeat."""
-        self.catchup.on_heartbeat(server.log, server.last if number is None else number, server.address)
+        self.catchup.on_heartbeat(PROVIDER, server.log, server.last if number is None else number, server.address)
 
     def settle(self, server: Server) -> None:
         """Wait until answers that came before are dealt with: they are, one after the other."""
@@ -115,7 +116,8 @@ class Client:
 
     def have(self) -> dict[str, int]:
         """Return how far each log is had, as the journal says."""
-        return {source.log: source.received_through for source in self.journal.sources("client")}
+        sources = self.journal.sources("client")
+        return {source.log.removesuffix(f" {PROVIDER}"): source.received_through for source in sources}
 
     def stop(self) -> None:
         """End, as the process does."""
@@ -288,9 +290,9 @@ def test_only_stored_numbers_count(client: Client, server: Server) -> None:
     """A reply moves the stored position only over its own numbers: others may not be stored yet."""
     in_touch(client, server)
     server.last = 7
-    client.catchup.on_announced(server.log, 7, server.address)
+    client.catchup.on_announced(PROVIDER, server.log, 7, server.address)
     server.hold.clear()
-    client.catchup.on_announced(server.log, 8, server.address)  # and not noted
+    client.catchup.on_announced(PROVIDER, server.log, 8, server.address)  # and not noted
     server.hold.set()
     until(lambda: client.numbers() == [6, 7], SOON)
     assert client.have() == {server.log: 7}
@@ -341,6 +343,51 @@ def test_sources_are_apart(stack: ExitStack, client: Client, server: Server) -> 
     until(lambda: client.have() == {server.log: 6, other.log: 83}, SOON)
     assert client.numbers() == [81, 82, 83]
     assert server.asked == []
+
+
+def test_a_provider_cannot_move_the_position_of_another(stack: ExitStack, client: Client, server: Server) -> None:
+    """A provider that names another provider's log gets its own position in it; the other one stays."""
+    rogue = Server(stack, server.log)
+    in_touch(client, server)
+    rogue.instead = [("replay", {"log": server.log, "last": 10**15, "through": 10**15, "messages": []})]
+    client.catchup.on_heartbeat(OTHER, server.log, 10**15, rogue.address)
+    client.journal.add_tasks([], [mark] if (mark := client.catchup.on_announced(OTHER, server.log, 99, "x:1")) else [])
+    client.settle(rogue)
+    assert client.have()[server.log] == 5
+    server.last = 7
+    client.hear(server, 7)
+    until(lambda: client.have()[server.log] == 7, SOON)
+    assert client.numbers()[-2:] == [6, 7]
+
+
+def test_a_reply_cannot_skip_numbers_that_were_not_announced(client: Client, server: Server) -> None:
+    """A reply that says "complete up to 10^15" counts up to the highest number that was announced."""
+    in_touch(client, server)
+    server.last = 8
+    server.instead = [("replay", {"log": server.log, "last": 10**15, "through": 10**15, "messages": [server.text(6)]})]
+    client.heartbeat(server, 8)
+    until(lambda: client.have() == {server.log: 8}, SOON)
+
+
+def test_a_renamed_provider_keeps_its_position(stack: ExitStack, client: Client, server: Server, path: str) -> None:
+    """The position in a log of an earlier provider applies to the provider that names the log now."""
+    in_touch(client, server)
+    (stored,) = client.journal.sources("client")
+    client.journal.add_tasks([], [("client", SourcePosition(server.log, stored.address, 5))])
+    client.journal.forget_source("client", stored.log)
+    client.stop()
+    client, server.last = Client(stack, path), 7
+    client.heartbeat(server)
+    until(lambda: client.numbers() == [6, 7], SOON)
+
+
+def test_the_logs_of_a_provider_are_limited(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further logs of a provider are ignored."""
+    monkeypatch.setattr(replay, "MAX_LOGS", 1)
+    in_touch(client, server)
+    client.catchup.on_heartbeat(PROVIDER, "log/other", 9, server.address)
+    assert client.catchup.on_announced(PROVIDER, "log/other", 9, server.address) is None
+    assert at_rest(client, server, 0)
 
 
 # -- outages
@@ -476,6 +523,28 @@ def test_new_log_at_known_address(client: Client, server: Server) -> None:
     until(lambda: client.numbers() == [1, 2, 3], SOON)
     assert client.have()["log/new"] == 3
     assert at_rest(client, server, 1)
+
+
+@pytest.mark.parametrize("how", ["connection", "heartbeat", "restart"])
+def test_log_went_back(stack: ExitStack, client: Client, server: Server, path: str, how: str) -> None:
+    """A source that has fewer announcements than this client received is requested from the beginning."""
+    in_touch(client, server, 50)
+    server.last = 7  # its host was restored from a snapshot
+    if how == "heartbeat":
+        client.heartbeat(server)
+    elif how == "connection":
+        client.catchup.request_all()
+    else:
+        client.stop()
+        client = Client(stack, path)
+        client.catchup.start()
+    until(lambda: client.numbers() == [1, 2, 3, 4, 5, 6, 7], SOON)
+    until(lambda: client.have() == {server.log: 7}, SOON)
+    assert at_rest(client, server, 2)
+    server.last = 8
+    client.hear(server, 8)
+    assert client.have() == {server.log: 8}
+    assert at_rest(client, server, 2)
 
 
 def test_log_replaced_while_away(stack: ExitStack, client: Client, server: Server, path: str) -> None:

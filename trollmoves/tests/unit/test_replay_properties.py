@@ -24,6 +24,7 @@ from trollmoves.tests.unit.test_journal_properties import SAME, Files
 CHAIN = "client"
 PAGE = 3  # announcements in one answer
 ADDRESSES = ("one:1", "two:2")
+PROVIDER = "tcp://one:9010"
 
 Answer = Message | TrollmovesError
 Heard = tuple[str, str, int]  # "file" or "beat", the log, and the number
@@ -97,6 +98,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.files = Files()
         self.servers = [Server(address) for address in ADDRESSES]
         self.excused: set[tuple[str, int]] = set()  # numbers that the client cannot have
+        self.checked: list[Question] = []  # questions that were sent when an address was known or not
         self.known: set[str] = set()  # the addresses of which something was had
         self.heard: list[Heard] = []  # handed to the chain, and not noted yet
         self.begin()
@@ -108,7 +110,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.heard = []
         self.full = False
         self.wire = Wire()
-        self.catchup = ReplayClient(CHAIN, self.files.journal, self.wire, self.missed)  # type: ignore[arg-type]
+        self.catchup = ReplayClient(CHAIN, [PROVIDER], self.files.journal, self.wire, self.missed)  # type: ignore[arg-type]
         self.catchup.start()
 
     def teardown(self) -> None:
@@ -173,9 +175,9 @@ class CatchUpMachine(RuleBasedStateMachine):
         for kind, log, number in self.heard:
             address = log.rpartition("/")[0]
             if kind == "beat":
-                self.catchup.on_heartbeat(log, number, address)
+                self.catchup.on_heartbeat(PROVIDER, log, number, address)
             else:
-                marks.append(self.catchup.on_announced(log, number, address))
+                marks.append(self.catchup.on_announced(PROVIDER, log, number, address))
         return [mark for mark in marks if mark]
 
     @precondition(lambda self: self.heard)
@@ -271,7 +273,9 @@ class CatchUpMachine(RuleBasedStateMachine):
     def nothing_is_claimed_that_was_not_noted(self) -> None:
         """The journal's position in a log never covers an announcement that is missing."""
         for source in self.files.journal.sources(CHAIN):
-            lacking = [n for n in range(1, source.received_through + 1) if not self.added(source.log, n)]
+            lacking = [
+                n for n in range(1, source.received_through + 1) if not self.added(source.log.partition(" ")[0], n)
+            ]
             assert not lacking, f"{source} without {lacking}"
 
     @invariant()
@@ -283,8 +287,10 @@ class CatchUpMachine(RuleBasedStateMachine):
     @invariant()
     def first_contact_is_once(self) -> None:
         """A source known before is asked for all missing announcements, not only for recent ones."""
-        strangers = {question.address for question in self.wire.questions if "max_age" in question.data}
+        new = [question for question in self.wire.questions if question not in self.checked]
+        strangers = {question.address for question in new if "max_age" in question.data}
         assert not strangers & self.known
+        self.checked += new
         self.known |= {source.address for source in self.files.journal.sources(CHAIN)}
 
     def settle(self) -> None:
@@ -301,7 +307,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         for server in self.servers:
             lacking = [n for n in range(1, server.last + 1) if not self.added(server.log, n)]
             assert not lacking, f"{server} without {lacking}"
-            self.catchup.on_heartbeat(server.log, server.last, server.address)
+            self.catchup.on_heartbeat(PROVIDER, server.log, server.last, server.address)
         assert self.wire.questions == []
 
     def answer_all(self) -> None:

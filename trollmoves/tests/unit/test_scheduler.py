@@ -16,16 +16,16 @@ import pytest
 
 from trollmoves.errors import (
     ConnectionFailed,
+    NameRejected,
     OriginChanged,
     OriginMissing,
     OriginUnreadable,
-    PermanentTransferError,
     TemporaryTransferError,
     TrollmovesError,
 )
 from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
-from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, Lane, Result, TaskKind
+from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, ChainPolicy, Lane, Result, TaskKind
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.tests.helpers.waiting import until
 
@@ -368,7 +368,7 @@ def test_a_permanent_failure_is_tried_once(runtime: House) -> None:
     def handle(task: Task) -> None:
         tries.append(task.key)
         if task.key == "bad":
-            raise PermanentTransferError("never")
+            raise NameRejected("never")
 
     workers = runtime.workers()
     workers.register("chain", "work", limit=1, handler=handle)
@@ -573,7 +573,7 @@ def test_a_starter_that_raises_has_failed(runtime: House) -> None:
         if task.tries == 1:
             raise RuntimeError("a bug")
         if task.key == "bad":
-            raise PermanentTransferError("never")
+            raise NameRejected("never")
         finish(Result())
 
     workers = runtime.workers()
@@ -588,7 +588,7 @@ def test_a_task_ends_once(runtime: House) -> None:
 
     def start(_: Task, finish: Callable[[Result], None]) -> None:
         finish(Result(reply="first"))
-        finish(Result(error=PermanentTransferError("second")))
+        finish(Result(error=NameRejected("second")))
 
     workers = runtime.workers()
     workers.register("chain", "work", limit=1, async_handler=start)
@@ -920,7 +920,7 @@ def test_priority(runtime: House) -> None:
     workers = runtime.workers(threads=1)
     chains = {"usual": 0, "low": -1, "high": 7, "higher": 8}
     for chain, priority in chains.items():
-        workers.set_priority(chain, priority)
+        workers.set_policy(chain, ChainPolicy(priority))
         workers.register(chain, "work", limit=1, handler=gauge)
     runtime.note(workers, Task("usual", "work", "first", "lane blocker", ""))
     until(lambda: gauge.begun == ["first"], SOON)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed
+from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed, UnpackHeld
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.disks import SIZE, small_disk
 from trollmoves.unpacking import UNPACKERS, applies, unpack
@@ -451,7 +451,7 @@ def test_directory_in_the_way(tmp_path: Path, target: Path) -> None:
     """Where a directory has the name of one file, none of the files appears."""
     (target / "b").mkdir()
     path = make_tar(tmp_path / "x.tar", {"a": b"a", "b": b"b"})
-    with pytest.raises(UnpackFailed, match="is a directory"):
+    with pytest.raises(UnpackHeld, match="is a directory"):
         unpack("tar", str(path), str(target))
     assert everything(target) == {"b/": b""}
 
@@ -460,7 +460,7 @@ def test_file_in_the_way_of_a_directory(tmp_path: Path, target: Path) -> None:
     """Where a file has the name of a directory that is needed, what appeared already goes away again."""
     (target / "d").write_bytes(b"mine")
     path = make_tar(tmp_path / "x.tar", {"a": b"a", "e/f": b"f", "d/b": b"b"})
-    with pytest.raises(UnpackFailed):
+    with pytest.raises(UnpackHeld):
         unpack("tar", str(path), str(target))
     assert everything(target) == {"d": b"mine"}
 
@@ -589,7 +589,7 @@ def test_failure_next_to_success(tmp_path: Path, target: Path) -> None:
 
     def fail() -> None:
         while not done.is_set():
-            with pytest.raises(UnpackFailed, match="cross-device"):
+            with pytest.raises(UnpackHeld, match="cross-device"):
                 unpack("tar", str(bad), str(target))
 
     with small_disk(target / "elsewhere"), ThreadPoolExecutor(2) as pool:
@@ -610,7 +610,7 @@ def test_failure_at_the_end(tmp_path: Path, target: Path) -> None:
     path = make_tar(tmp_path / "x.tar", {"new": b"n", "d/e/new": b"n", "old": b"new", "elsewhere/x": b"x", "z": b"z"})
     (target / "old").write_bytes(b"old")
     with small_disk(target / "elsewhere"):  # which is another file system
-        with pytest.raises(UnpackFailed, match="cross-device"):
+        with pytest.raises(UnpackHeld, match="cross-device"):
             unpack("tar", str(path), str(target))
         assert everything(target).keys() == {"old", "elsewhere/"}
 
@@ -756,6 +756,22 @@ def test_program_on_the_path(segment: Path, target: Path, tmp_path: Path, monkey
     assert unpack("xrit", str(segment), str(target)) == [str(target / "H-000-__")]
 
 
+def test_program_gets_no_secrets(segment: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program gets the search path and the locale, and no other variable."""
+    for name, value in {
+        "FEED_PASSPHRASE": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "LD_PRELOAD": "",
+        "LANG": "C.UTF-8",
+    }.items():
+        monkeypatch.setenv(name, value)
+    program = make_program(tmp_path / "prog", "env > x__")
+    (path,) = unpack("xrit", str(segment), str(target), program=program)
+    given = {line.partition("=")[0] for line in Path(path).read_text().splitlines()}
+    assert {"PATH", "LANG"} <= given
+    assert given & {"FEED_PASSPHRASE", "AWS_SECRET_ACCESS_KEY", "LD_PRELOAD"} == set()
+
+
 def test_program_missing(segment: Path, target: Path, tmp_path: Path) -> None:
     """A missing or invalid program is reported with the options that name it."""
     assert "option prog" in failed(segment, target, str(tmp_path / "prog"), TemporaryUnpackError)
@@ -832,7 +848,39 @@ def test_program_sees(segment: Path, target: Path, tmp_path: Path) -> None:
     unpack("xrit", str(segment), str(target), program=program)
     directory, entries, arguments, path = (tmp_path / "seen").read_text().splitlines()
     assert os.path.relpath(directory, target).startswith(".H-000-C_")
-    assert (entries.strip(), arguments, path) == ("0", "1", str(segment))
+    assert (entries.strip(), arguments, os.path.basename(path)) == ("0", "1", segment.name)
+    assert os.path.isabs(path)
+
+
+@pytest.mark.parametrize("kind", ["bzip", "tar", "xrit"])
+def test_path_that_leads_elsewhere_after_the_check(kind: str, target: Path, tmp_path: Path) -> None:
+    """All content comes from the file that was opened and checked, whatever its path becomes."""
+    name = {"bzip": "a.bz2", "tar": "a.tar", "xrit": "a-C_"}[kind]
+    for content in "good", "secret":
+        (tmp_path / content).mkdir()
+        (tmp_path / content / "a").write_text(content)
+        packed = tmp_path / content / name
+        if kind == "tar":
+            with tarfile.open(packed, "w") as archive:
+                archive.add(tmp_path / content / "a", "a")
+        else:
+            packed.write_bytes(bz2.compress(content.encode()) if kind == "bzip" else content.encode())
+
+    def exchange(fd: int) -> None:
+        os.unlink(tmp_path / "good" / name)
+        os.symlink(tmp_path / "secret" / name, tmp_path / "good" / name)
+
+    program = make_program(tmp_path / "prog", 'cp "$1" a')
+    (member,) = unpack(kind, str(tmp_path / "good" / name), str(target), program=program, on_opened=exchange)
+    assert Path(member).read_text() == "good"
+
+
+def test_file_that_is_rewritten_while_it_is_unpacked(segment: Path, target: Path, tmp_path: Path) -> None:
+    """A file that is modified while it is unpacked gives no result, and is unpacked again later."""
+    program = make_program(tmp_path / "prog", f'cp "$1" H-000-__; echo more >> {shlex.quote(str(segment))}')
+    with pytest.raises(TemporaryUnpackError, match="was modified while it was being unpacked"):
+        unpack("xrit", str(segment), str(target), program=program)
+    assert not everything(target)
 
 
 def test_program_that_says_much(segment: Path, target: Path, tmp_path: Path) -> None:

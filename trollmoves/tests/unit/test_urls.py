@@ -151,6 +151,38 @@ def test_login_roundtrip() -> None:
         assert urls.without_login(url) == "sftp://host:22/in/a@b?c#d"
 
 
+@pytest.mark.parametrize(
+    ("url", "identity"),
+    [
+        ("ftp://a:p%40ss%2Fw:rd@h:22/in", "ftp://a@h:22/in"),
+        ("ftp://a@h/in", "ftp://a@h/in"),
+        ("ftp://:pw@h/in", "ftp://h/in"),
+        ("ftp://h/in", "ftp://h/in"),
+        ("/in", "file:///in"),
+    ],
+)
+def test_identity_has_the_user(url: str, identity: str) -> None:
+    """The identity of a destination contains its user and not its password."""
+    assert urls.without_password(url) == identity
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("two", "sftp://a:b@two:2222/in"),
+        ("two:22", "sftp://a:b@two:22/in"),
+        ("c:d@two", "sftp://c:d@two:2222/in"),
+        ("c@[::1]:22", "sftp://c@[::1]:22/in"),
+        ("c:d%40e@::1", "sftp://c:d%40e@[::1]:2222/in"),
+    ],
+)
+def test_other_host(target: str, expected: str) -> None:
+    """Another host keeps login and port of the URL unless it has its own; a login never becomes part of the host."""
+    url = urls.with_host("sftp://a:b@h:2222/in", target)
+    assert url.geturl() == expected
+    assert urls.host(url) in ("two", "::1")
+
+
 def test_a_login_needs_a_host() -> None:
     """A path on this host takes no login, and an empty login takes the present one away."""
     assert urls.with_login("/data/in", "me:pw") == "file:///data/in"

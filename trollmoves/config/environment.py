@@ -1,0 +1,88 @@
+"""What ``--check`` finds in a valid configuration by looking at this host, without a network."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from trollmoves.config.config_file import Configuration
+from trollmoves.config.diagnostics import Diagnostics, did_you_mean
+from trollmoves.config.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions, TargetOptions
+from trollmoves.config.targets import base_url
+from trollmoves.errors import TransferError
+from trollmoves.movers import mover_for
+from trollmoves.net import urls
+
+# Metadata that most messages contain; the metadata of a site may have other names.
+COMMON_FIELDS = (
+    *("uid", "uri", "start_time", "end_time", "nominal_time", "creation_time", "platform_name", "sensor", "series"),
+    *("orbit_number", "channel", "segment", "product", "format", "data_processing_level", "variant", "station"),
+)
+_FIELD_NAME = re.compile(r"\{([A-Za-z_]\w*)")
+
+
+def environment_warnings(configuration: Configuration[Any], publish_port: int | None) -> tuple[str, ...]:
+    """Return warnings about the sections that name file, section and option; ``publish_port`` is that of ``-p``."""
+    diagnostics = Diagnostics(configuration.file)
+    for name, chain in configuration.sections.items():
+        for option, text in _warnings(chain, publish_port):
+            diagnostics.warn(name, option, urls.redact_text(text))
+    return tuple(diagnostics.warnings)
+
+
+def static_directory(text: str) -> str:
+    """Return the part of a path or URL before the first directory or name with a field."""
+    before, brace, _ = text.partition("{")
+    return before.rpartition("/")[0] + "/" if brace else text
+
+
+def _warnings(chain: ChainOptions, publish_port: int | None) -> Iterator[tuple[str, str]]:
+    if isinstance(chain, ServerOptions):
+        yield from _server_warnings(chain, publish_port)
+    if isinstance(chain, ClientOptions):
+        yield from _client_warnings(chain)
+    if isinstance(chain, TargetOptions):
+        for config in chain.dispatch_configs:
+            yield from _library_warnings("host", base_url(config.host).scheme)
+
+
+def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator[tuple[str, str]]:
+    if chain.origin and not isinstance(chain, MirrorOptions):
+        directory = static_directory(os.path.join(os.path.dirname(chain.origin), ""))
+        if not os.path.isdir(directory):
+            yield "origin", f"the directory {directory} does not exist: create it, or correct the path"
+    if chain.request_port and chain.request_port == publish_port:
+        yield "request_port", f"{publish_port} is also the port for announcements (-p): use two different ports"
+    if chain.request_port and not chain.request_address and _is_loopback(chain.bind_address):
+        yield "bind_address", f"{chain.bind_address} is only reachable from this host: set request_address too"
+
+
+def _client_warnings(chain: ClientOptions) -> Iterator[tuple[str, str]]:
+    topics = [chain.topic, getattr(chain, "client_topic", ""), *(provider.topic for provider in chain.providers)]
+    if not any(topics) and chain.heartbeat:
+        yield "topic", "is empty, and no provider has one: only heartbeats will be received"
+    if not chain.destination:
+        return
+    for name in dict.fromkeys(_FIELD_NAME.findall(chain.destination)):
+        if name not in COMMON_FIELDS and (meant := did_you_mean(name, COMMON_FIELDS)):
+            yield "destination", f"the field {{{name}}} is not common in messages{meant}"
+    if not isinstance(chain, MirrorOptions):  # a mirror fetches files to this host
+        return
+    yield from _library_warnings("destination", urls.parse(static_directory(chain.destination)).scheme)
+
+
+def _library_warnings(option: str, scheme: str) -> Iterator[tuple[str, str]]:
+    try:
+        mover_for(scheme)
+    except TransferError as error:
+        yield option, str(error)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

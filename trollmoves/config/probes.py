@@ -1,0 +1,76 @@
+"""The probes of ``--check --connect``: connect to all providers, log in to all destinations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from trollmoves.config.config_file import Configuration
+from trollmoves.config.environment import static_directory
+from trollmoves.config.options import ChainOptions, ClientOptions, DispatcherOptions, ServerOptions, TargetOptions
+from trollmoves.config.targets import base_url
+from trollmoves.errors import TrollmovesError
+from trollmoves.messaging.check import check_publisher
+from trollmoves.movers.check import check_destination
+from trollmoves.net import urls
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe; ``run`` returns a text that begins with ``ok``, or raises."""
+
+    subject: str
+    run: Callable[[], str]
+
+    def result(self) -> tuple[bool, str]:
+        """Run; return True after a success, and one line without secrets."""
+        passed = False
+        try:
+            text, passed = self.run(), True
+        except TrollmovesError as error:
+            text = f"FAILED: {error}"
+        except Exception as error:  # a library may raise any exception; the other probes must run
+            text = f"FAILED: {type(error).__name__}: {error}"
+        return passed, " ".join(urls.redact_text(f"{self.subject}: {text}").split())
+
+
+def probes(configuration: Configuration[Any]) -> Iterator[Probe]:
+    """Yield a probe for each provider and each destination of the sections, in their order."""
+    if isinstance(configuration.process, DispatcherOptions):
+        for address in configuration.process.subscribe_addresses:
+            yield _provider(address)
+    for name, chain in configuration.sections.items():
+        for probe in _chain_probes(chain):
+            yield Probe(f"[{name}] {probe.subject}", probe.run)
+
+
+def _chain_probes(chain: ChainOptions) -> Iterator[Probe]:
+    if isinstance(chain, ClientOptions):
+        for provider in chain.providers:
+            yield _provider(provider.address)
+        if chain.destination:
+            yield _destination(chain.destination, chain.login or "", {})
+    elif isinstance(chain, ServerOptions):
+        for address in chain.addresses:
+            yield _provider(address if "://" in address else f"tcp://{address}")
+    elif isinstance(chain, TargetOptions):
+        for config in chain.dispatch_configs:
+            base = base_url(config.host)
+            directory = urls.join(base, config.directory) if base.path else base._replace(path=config.directory)
+            yield _destination(directory.geturl(), "", chain.connection_parameters)
+
+
+def _provider(address: str) -> Probe:
+    return Probe(f"provider {address}", partial(check_publisher, address))
+
+
+def _destination(text: str, login: str, attrs: Mapping[str, Any]) -> Probe:
+    """Return the probe of a directory, up to the first part with a field."""
+    directory = static_directory(text)
+    subject = f"destination {urls.redacted(urls.without_password(directory))}"
+    if "{" in text and directory.endswith("//"):
+        return Probe(subject, lambda: "ok, not checked: the host depends on metadata")
+    url = urls.parse(urls.with_login(directory, login) if login else directory)
+    return Probe(subject, partial(check_destination, url, attrs))

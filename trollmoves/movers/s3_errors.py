@@ -1,0 +1,96 @@
+"""Translation of the exceptions of boto3."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import boto3
+import botocore.exceptions
+
+from trollmoves.errors import (
+    AuthenticationFailed,
+    BadDestination,
+    ConnectionFailed,
+    NameRejected,
+    NoSpace,
+    PermanentTransferError,
+    PermissionRefused,
+    TargetBusy,
+    TemporaryTransferError,
+    TransferError,
+    TransferStalled,
+)
+
+_BY_CODE: dict[str, type[TransferError]] = {
+    **dict.fromkeys(("403", "AccessDenied", "AllAccessDisabled", "405", "MethodNotAllowed"), PermissionRefused),
+    **dict.fromkeys(
+        (
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "ExpiredToken",
+            "InvalidToken",
+            "AuthorizationHeaderMalformed",
+            "InvalidSecurity",
+        ),
+        AuthenticationFailed,
+    ),
+    **dict.fromkeys(("NoSuchBucket", "InvalidBucketName", "PermanentRedirect"), BadDestination),
+    "KeyTooLongError": NameRejected,
+    **dict.fromkeys(("SlowDown", "ServiceUnavailable", "503", "Throttling", "TooManyRequests"), TargetBusy),
+    **dict.fromkeys(("InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "507"), NoSpace),
+    **dict.fromkeys(("RequestTimeout",), TransferStalled),
+}
+_CHANGED = ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch")
+
+
+def code_of(error: botocore.exceptions.ClientError) -> str:
+    """Return the error code in a reply, which is the HTTP status if the reply has no body."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+class translate_s3_errors:  # noqa: N801  (used like a function in ``with``)
+    """Translates exceptions of boto3."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Translate an exception of boto3."""
+        translation = _translate(error, self._path) if error is not None else None
+        if translation is not None:
+            raise translation from error
+
+
+def _translate(error: BaseException, path: str) -> Exception | None:
+    while isinstance(error, boto3.exceptions.S3UploadFailedError) and error.__context__:
+        error = error.__context__
+    if isinstance(error, botocore.exceptions.ClientError):
+        return _to_transfer_error(error, path)
+    if isinstance(error, (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError)):
+        return TransferStalled(f"S3: {type(error).__name__}")
+    if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
+        return AuthenticationFailed(f"S3: {error}")
+    if isinstance(error, botocore.exceptions.ParamValidationError):
+        return BadDestination(f"S3: {error}")
+    if isinstance(error, (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)):
+        return ConnectionFailed(f"S3: {error}")
+    if isinstance(error, (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error)):
+        return TemporaryTransferError(f"S3: {type(error).__name__}: {error}")
+    return None
+
+
+def _to_transfer_error(error: botocore.exceptions.ClientError, path: str) -> Exception:
+    code = code_of(error)
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    text = f"{path}: S3 replied {status} {code}: {error.response.get('Error', {}).get('Message', '')}"
+    if code in _BY_CODE:
+        return _BY_CODE[code](text)
+    if code in _CHANGED or status >= 500 or status in (408, 429):
+        return TemporaryTransferError(text)
+    if status == 404:
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return PermissionRefused(text) if status in (401, 403) else PermanentTransferError(text)

@@ -1,0 +1,146 @@
+"""The memory that a peer can occupy in a listening socket is bounded in bytes: real sockets, raw ZMTP peers."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+
+import pytest
+import zmq
+
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.publisher import MAX_SUBSCRIPTION_BYTES, Publisher
+from trollmoves.messaging.replier import Replier, Request
+from trollmoves.tests.helpers.waiting import until
+
+HOST = "127.0.0.1"
+MB = 1 << 20
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    """A publisher."""
+    one = Publisher("memory", bind_address=HOST, nameservers=False)
+    one.start()
+    yield one
+    one.stop()
+
+
+def answer(requests: list[Request]) -> None:
+    """Reply 1 MB to each request."""
+    for request in requests:
+        request.reply("pong", "x" * MB)
+
+
+@pytest.fixture
+def replier() -> Iterator[Replier]:
+    """A replier whose replies have 1 MB."""
+    one = Replier("memory", 0, answer, bind_address=HOST)
+    one.start()
+    yield one
+    one.stop()
+
+
+def peer(port: int, kind: bytes) -> socket.socket:
+    """Connect, and complete the handshake of ZMTP 3.0 without a key."""
+    line = socket.socket()
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.settimeout(20)
+    line.connect((HOST, port))
+    line.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 32))
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+    line.sendall(b"\x04" + bytes([len(ready)]) + ready)
+    received = b""
+    while b"READY" not in received:
+        received += line.recv(64)
+    return line
+
+
+def sent_until_closed(line: socket.socket, block: bytes, most: int) -> int:
+    """Send a block repeatedly until the connection is closed; return the number of bytes."""
+    sent = 0
+    with suppress(OSError):
+        while sent < most:
+            line.sendall(block)
+            sent += len(block)
+    return sent
+
+
+@pytest.mark.parametrize("size", [1, 1 << 16])
+def test_unfinished_message(publisher: Publisher, replier: Replier, size: int) -> None:
+    """A message of many frames is cut off, however small they are, and others are served."""
+    frame = b"\x03" + struct.pack(">Q", size) + bytes(size)
+    block = frame * max(1, 100_000 // len(frame))
+    for port, kind in ((replier.port, b"DEALER"), (publisher.port, b"SUB")):
+        with closing(peer(port, kind)) as line:
+            assert sent_until_closed(line, block, 400 * MB) < 200 * MB
+    with zmq.Context() as context, context.socket(zmq.REQ) as asking:
+        asking.setsockopt(zmq.LINGER, 0)
+        asking.connect(f"tcp://{HOST}:{replier.port}")
+        asking.send_string(Message("/a", "ping").encode())
+        assert asking.poll(20_000)
+
+
+def test_subscriptions(publisher: Publisher) -> None:
+    """A long subscription, and many short ones, are cut off."""
+    for size in (MAX_SUBSCRIPTION_BYTES + 1, 200):
+        frame = b"\x02" + struct.pack(">Q", size) + b"\x01" + bytes(size - 1)
+        with closing(peer(publisher.port, b"SUB")) as line:
+            assert sent_until_closed(line, frame, 50 * MB) < 50 * MB
+
+
+def is_closed(line: socket.socket) -> bool:
+    """Return True if the peer has closed the connection; reads nothing."""
+    try:
+        line.sendall(b"\x04\x05\x04PONG")
+    except OSError:
+        return True
+    time.sleep(0.1)
+    return False
+
+
+def test_subscriber_that_does_not_read(publisher: Publisher) -> None:
+    """A subscriber that reads nothing is disconnected; one that reads receives everything."""
+    with closing(peer(publisher.port, b"SUB")) as slow, zmq.Context() as context, context.socket(zmq.SUB) as fast:
+        slow.sendall(b"\x00\x01\x01")
+        fast.setsockopt(zmq.LINGER, 0)
+        fast.subscribe("")
+        fast.connect(f"tcp://{HOST}:{publisher.port}")
+
+        def connected() -> bool:
+            publisher.send_heartbeat()
+            return bool(fast.poll(100))
+
+        until(connected, 20, "it is connected")
+        message = Message("/a", "file", "x" * 50_000)
+        for _ in range(1000):
+            publisher.send(message)
+            if fast.poll(0):
+                fast.recv()
+        until(lambda: is_closed(slow), 20, "the slow one is disconnected")
+        publisher.send(Message("/end", "file"))
+        until(lambda: fast.poll(1000) and b"//end" in fast.recv(), 20, "the last message")
+
+
+def test_replies_that_are_not_read(replier: Replier) -> None:
+    """A client that reads no replies is disconnected."""
+    request = Message("/a", "ping").encode().encode()
+    frames = b"\x01\x00" + b"\x00" + bytes([len(request)]) + request
+    with closing(peer(replier.port, b"DEALER")) as line:
+        assert len(request) < 256
+        with suppress(OSError):
+            for _ in range(500):
+                line.sendall(frames)
+        until(lambda: is_closed(line), 30, "it is disconnected")
+
+
+def test_silent_connections_are_closed(publisher: Publisher, replier: Replier) -> None:
+    """A connection that sends nothing is closed after the time for the handshake, on both kinds of ports."""
+    lines = [socket.create_connection((HOST, port), 20) for port in (publisher.port, replier.port)]
+    for line in lines:
+        with closing(line):
+            while line.recv(100):
+                pass
