@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -148,11 +148,15 @@ class Daemon(ABC, Generic[O]):
         sys.stdout.write(self.check_report(found))
         if advice := self.startup_warning(found.sections.values()):
             sys.stdout.write(f"\n{advice}\n")
-        warnings = environment_warnings(found, getattr(self.arguments, "port", None))
+        warnings = self.host_warnings(found)
         sys.stdout.writelines(f"warning: {warning}\n" for warning in warnings)
         failed = self.arguments.connect and not _run_probes(found)
         is_rejected = self.arguments.strict and bool(warnings or found.warnings)
         return 1 if found.broken or failed or is_rejected else 0
+
+    def host_warnings(self, found: config_file.Configuration[O]) -> Sequence[str]:
+        """Return the warnings of ``--check`` about this host, where the configuration would run."""
+        return environment_warnings(found, getattr(self.arguments, "port", None))
 
     def _run_logged(self, log: LogWriter) -> int:
         status = 1
