@@ -22,6 +22,7 @@ from trollmoves.config import config_file
 from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
+from trollmoves.control.server import ControlServer, Handler
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
 from trollmoves.scheduler.lanes import ChainPolicy
@@ -95,6 +96,10 @@ class Daemon(ABC, Generic[O]):
     def startup_warning(self, chains: Iterable[O]) -> str:  # noqa: ARG002
         """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
+
+    def control_handlers(self, runtime: Runtime) -> dict[str, Handler]:  # noqa: ARG002
+        """Return the handlers of the requests at the control socket, by name. They run on its thread."""
+        return {"health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()}}
 
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
@@ -214,7 +219,9 @@ class Daemon(ABC, Generic[O]):
         """Run the chains until the process stops or the journal is damaged; return their configuration."""
         runtime = Runtime(current.process, journal, Scheduler(journal, current.process.workers))
         self.open_shared(runtime)
+        control = ControlServer(journal.path, self.control_handlers(runtime))
         try:
+            control.start()
             runtime.scheduler.start()
             with self.paused_input():
                 for options in current.sections.values():
@@ -228,6 +235,7 @@ class Daemon(ABC, Generic[O]):
             return self._command_loop(current, runtime)
         finally:
             self._stop(runtime)
+            control.stop()
 
     def _listen_to_signals(self, log: LogWriter) -> None:
         def hang_up(*_: object) -> None:

@@ -22,7 +22,7 @@ LAYERS = (
     ("provider", "receiver", "daemon"),
     ("config",),
     ("scheduler", "messaging", "movers", "watch"),
-    ("unpacking", "matching", "utils"),
+    ("unpacking", "matching", "utils", "control"),
     ("journal", "net"),
     ("errors",),
     ("trollmoves",),  # the version
