@@ -23,7 +23,7 @@ from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler
-from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
+from trollmoves.errors import ConfigError, JournalError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
 from trollmoves.scheduler.lanes import ChainPolicy
 from trollmoves.scheduler.scheduler import Scheduler
@@ -188,6 +188,8 @@ class Daemon(ABC, Generic[O]):
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
+                with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
+                    journal.record_owner(self.role, self._file)
                 current = self._run_chains(current, journal)
             except StartError:
                 if not (journal.damage or journal.replaced):

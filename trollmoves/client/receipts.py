@@ -76,6 +76,7 @@ class ReceiptPublisher:
         ack = message.derive("ack")
         is_local = hosts.is_local(url.hostname)
         base = (url.path if is_local else urls.without_password(url)).rstrip("/")
+        delivery = attempt.delivery(base)
         data: dict[str, Any] = _with_new_uris(message.data, base) | {"origin": attempt.source}
         if is_local and any(self._is_packed(item["uri"]) for item in payload.file_items(data)):
             body = json.dumps(
@@ -87,11 +88,11 @@ class ReceiptPublisher:
             self._publisher.send_encoded([ack])
             failpoints.hit("acked")
             self._log(attempt)
-            return Result(follow_ups=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
+            return Result(follow_ups=(Task(self.name, "unpack", attempt.task.key, "unpack", body),), delivery=delivery)
         self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
         failpoints.hit("receipt-published")
         self._log(attempt)
-        return Result(reply=json.dumps([attempt.source, base]))
+        return Result(reply=json.dumps([attempt.source, base]), delivery=delivery)
 
     def _log(self, attempt: FetchAttempt) -> None:
         seconds = time.monotonic() - attempt.started

@@ -16,7 +16,7 @@ from trollmoves.config.options import TargetOptions
 from trollmoves.dispatcher.files import LocalFile, ReceivedMessage
 from trollmoves.dispatcher.routes import format_destination, logins, routes
 from trollmoves.errors import MessageError, TransferError, TrollmovesError
-from trollmoves.journal import FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
+from trollmoves.journal import FAILED, UNFLUSHED_SECONDS, WAITING, Delivery, Journal, Task
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
@@ -244,19 +244,20 @@ class Deliveries:
                 return Result(error=error, final=True)
             raise
         failpoints.hit("delivered")
+        delivery = Delivery(_size(order.path), time.monotonic() - started)
         logger.info(
             "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
             self.name,
             os.path.basename(order.path),
             format_destination(url),
-            format_bytes(_size(order.path)),
-            time.monotonic() - started,
+            format_bytes(delivery.size or 0),
+            delivery.seconds,
             task.tries,
         )
         if self._publisher and order.receipt:
             self._publish(receipt or Message.decode(order.receipt))
             failpoints.hit("receipt-published")
-        return Result()
+        return Result(delivery=delivery)
 
     def _publish(self, receipt: Message) -> None:
         if self._publisher:

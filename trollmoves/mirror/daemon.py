@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from trollmoves.config.options import MirrorOptions
@@ -18,6 +19,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.mirror.cache import RELAY_KEY, UNPACK, MirrorCache
+from trollmoves.net import urls
 from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.request_handler import RequestHandler, security_warning
@@ -150,12 +152,14 @@ class MirrorChain:
             error = NotDelivered(f"{attempt.source} reported a delivery, but {missing} does not exist")
             return Result(error=error, on_committed=lambda: self._on_fetch_failed(attempt.task, error))
         logger.info("[%s] fetched %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source)
+        delivery = attempt.delivery(urls.without_login(attempt.destination))
         removals = self._request_handler.removals.tasks_for(number, extra_delay=CLIENT_RETRY_WINDOW)
         if self._cache.packed_files(number):
             key = f"{number} {self._journal.now():.3f}"
             unpack = Task(self.name, UNPACK, key, UNPACK, "", announcement_number=number)
-            return Result(follow_ups=(unpack, *removals))
-        return Result(follow_ups=removals, on_committed=lambda: self._request_handler.pushes.resume(number))
+            return Result(follow_ups=(unpack, *removals), delivery=delivery)
+        on_committed = partial(self._request_handler.pushes.resume, number)
+        return Result(follow_ups=removals, delivery=delivery, on_committed=on_committed)
 
     def _unpack(self, task: Task) -> Result:
         """Unpack fetched files and resume their pushes. Worker thread."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from trollmoves.config.options import ClientOptions
 from trollmoves.errors import TrollmovesError
-from trollmoves.journal import BACKLOG, Journal, Task
+from trollmoves.journal import BACKLOG, Delivery, Journal, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
@@ -90,6 +90,12 @@ class FetchAttempt:
     requested_at: float = 0.0  # monotonic
     server_busy: bool = True  # False if a legacy server seems to have dropped the request
     started: float = field(default_factory=time.monotonic)
+
+    def delivery(self, destination: str) -> Delivery:
+        """Return the delivery by the current source, for the row of the task."""
+        size = payload.announcement_metadata(self.message.data).get("size")
+        known = size if isinstance(size, int) else None
+        return Delivery(known, time.monotonic() - self.started, destination, self.source)
 
 
 class SourceLookup(Protocol):
