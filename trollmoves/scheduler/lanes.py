@@ -90,6 +90,8 @@ class Lane:
     workers: int = 0  # workers that are assigned to this lane
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     retries: RetrySpacing = field(default_factory=RetrySpacing)
+    paused: bool = False  # by an operator
+    revoked: set[int] = field(default_factory=set)  # tasks that an operator dropped, which may have been submitted
     starved: bool = False  # no worker was available; the end of another lane's task may change that
     next_due: float = NEVER  # when to read the journal again, by the clock
     rate: RateMeter = field(default_factory=RateMeter)  # of finished tasks
@@ -106,7 +108,10 @@ class Lane:
 
     def submit(self, tasks: Iterable[Task]) -> None:
         """Hand over tasks that were just stored in the journal. Any thread."""
-        self._submitted.extend(tasks)
+        if self.paused:
+            self.journal_pending = True
+        else:
+            self._submitted.extend(tasks)
 
     def seconds_until_ready(self) -> float:
         """Return the seconds after which the lane may have work without a further event."""
@@ -157,7 +162,7 @@ class Lane:
 
     def _free_slots(self) -> int:
         kind = self.kind
-        if kind is None:
+        if kind is None or self.paused:
             return 0
         if self.breaker.failures:  # one probe, in addition to tasks started before the pause
             return 0 if self.breaker.is_probing(self.in_flight) or len(self.in_flight) >= kind.limit else 1
@@ -171,6 +176,8 @@ class Lane:
         tasks: list[Task] = []
         while self._submitted:
             task = self._submitted.popleft()
+            if task.id in self.revoked:
+                continue
             if task.due > now:
                 self.next_due = min(self.next_due, task.due)
             elif self.journal_pending or len(tasks) >= slots or task.id <= self.highest_claimed_id:
@@ -178,6 +185,7 @@ class Lane:
                 self._keep_context(task)
             elif task.id not in self.in_flight:
                 tasks.append(task)
+        self.revoked.clear()
         return tasks
 
     def _keep_context(self, task: Task) -> None:

@@ -19,7 +19,7 @@ LAYERS = (
     ("bin",),
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file"),
     ("provider", "receiver", "daemon"),
-    ("config",),
+    ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
     ("unpacking", "matching", "utils", "control"),
     ("journal", "net"),
