@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -24,7 +24,9 @@ from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
-from trollmoves.scheduler.lanes import ChainPolicy
+from trollmoves.metrics.service import MetricsService
+from trollmoves.metrics.state import DaemonReader
+from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
 from trollmoves.utils.log_writer import LogWriter
@@ -48,6 +50,9 @@ class Chain(Protocol):
 
     name: str
 
+    def provider_states(self) -> Mapping[str, bool]:
+        """Return whether each provider or publisher is connected, by address. Any thread."""
+
     def start(self) -> None:
         """Start the chain; raise ``StartError`` if it cannot run."""
 
@@ -62,12 +67,14 @@ class Runtime:
     options: ProcessOptions
     journal: Journal
     scheduler: Scheduler
+    on_announced: Callable[[str, Sequence[FileStats]], None] | None = None  # counts announced files for the metrics
 
 
 class Daemon(ABC, Generic[O]):
     """A process with chains. Only its main thread starts, reloads and stops chains."""
 
     role: ClassVar[str]
+    last_event: ClassVar[str]  # the event that shows that a chain gets files: announced, received or delivered
     options: type[O]
     compactors: ClassVar[Compactors] = {}  # functions that compact the body of a finished task, by kind
 
@@ -77,6 +84,7 @@ class Daemon(ABC, Generic[O]):
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
         self._ending = False
+        self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._start_error = ""  # why the last chain could not be started
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
@@ -122,6 +130,10 @@ class Daemon(ABC, Generic[O]):
         add("-v", "--verbose", action="store_true", help="log more")
         add("--version", action="version", version=f"trollmoves {__version__}")
         return parser
+
+    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
+        """Return whether each provider or publisher is connected, by chain and address. Any thread."""
+        return [(chain.name, chain.provider_states()) for chain in self.running_chains()]
 
     def running_chains(self) -> list[Chain]:
         """Return the running chains. Any thread."""
@@ -175,6 +187,7 @@ class Daemon(ABC, Generic[O]):
         current = self.read_config()
         _log_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
+        self._lines_dropped = lambda: log.dropped
         self._listen_to_signals(log)
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
@@ -208,7 +221,10 @@ class Daemon(ABC, Generic[O]):
 
     def _run_chains(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
         """Run the chains until the process stops or the journal is damaged; return their configuration."""
-        runtime = Runtime(current.process, journal, Scheduler(journal, current.process.workers))
+        metrics = MetricsService.create(current.process)
+        counters = metrics.counters if metrics else None
+        scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
+        runtime = Runtime(current.process, journal, scheduler, counters.count_announced if counters else None)
         self.open_shared(runtime)
         try:
             runtime.scheduler.start()
@@ -221,9 +237,26 @@ class Daemon(ABC, Generic[O]):
             logger.info("%s %s runs %s, journal %s", self.role, __version__, chains, journal.path)
             if advice := self.startup_warning(current.sections.values()):
                 logger.warning("%s", advice)
+            if metrics:
+                labels = {"role": self.role, "config": os.path.basename(self._file)}
+                metrics.start(self._state_reader(runtime, metrics), labels)
             return self._command_loop(current, runtime)
         finally:
+            if metrics:
+                metrics.stop()
             self._stop(runtime)
+
+    def _state_reader(self, runtime: Runtime, metrics: MetricsService) -> DaemonReader:
+        return DaemonReader(
+            journal=runtime.journal.path,
+            counters=metrics.counters,
+            event=self.last_event,
+            chains=lambda: [chain.name for chain in self.running_chains()],
+            lanes=runtime.scheduler.lane_states,
+            providers=self.provider_states,
+            now=runtime.journal.now,
+            lines_dropped=self._lines_dropped,
+        )
 
     def _listen_to_signals(self, log: LogWriter) -> None:
         def hang_up(*_: object) -> None:

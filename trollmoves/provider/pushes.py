@@ -33,7 +33,7 @@ from trollmoves.provider.client_quotas import ClientQuotas
 from trollmoves.provider.destinations import PushDestination
 from trollmoves.provider.file_store import FileStore
 from trollmoves.provider.push_request import PushRequest
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints, symlinks
 from trollmoves.utils.file_versions import FileVersion
@@ -265,7 +265,9 @@ class PushService:
         follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
-        return Result(reply=text, follow_ups=follow_ups, on_committed=lambda: self._reply_waiters(task.id, text))
+        stats = FileStats(len(files), size, announced.mtime or 0)
+        on_committed = partial(self._reply_waiters, task.id, text)
+        return Result(reply=text, follow_ups=follow_ups, on_committed=on_committed, files=stats)
 
     def _is_outdated(self, announced: AnnouncementRecord, destination: PushDestination) -> bool:
         """Return True if an earlier process delivered a newer announcement of the files to this destination."""

@@ -39,6 +39,14 @@ STALL_SECONDS = 0.01  # s without a finished task after which another worker is 
 NEVER = float("inf")
 
 
+class FileStats(NamedTuple):
+    """The files of an announcement or of a delivery, for the metrics."""
+
+    number: int
+    size: int  # bytes; 0 if unknown
+    mtime: int  # ns since the epoch; the newest modification time, or the time of the announcement
+
+
 @dataclass(slots=True)
 class Result:
     """How a handler ended one run of a task, if it neither raised an error nor returned None.
@@ -48,6 +56,7 @@ class Result:
     ``error`` permanent, or ``final``: the task has failed and is not retried.
     ``retry_in`` without an error: the task runs again after this many seconds, and the lane is not blamed.
     ``on_committed`` is called on the scheduler thread after the commit; it must not block.
+    ``files``: what the task has delivered or fetched; None if nothing.
     """
 
     reply: str | None = None
@@ -56,6 +65,7 @@ class Result:
     retry_in: float | None = None
     final: bool = False
     on_committed: Callable[[], None] | None = None
+    files: FileStats | None = None
 
 
 class ChainPolicy(NamedTuple):

@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
@@ -38,11 +38,26 @@ MAX_OUTAGE_LOGS = 1000  # lanes whose outages are remembered for the log
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
 
+class LaneState(NamedTuple):
+    """The state of a lane. ``failing``: no task has succeeded since the last outage."""
+
+    chain: str
+    name: str
+    in_flight: int
+    paused: float  # s until the next probe; 0 without a pause
+    failing: bool
+    held: bool  # an operator must repair the cause
+
+
 class Scheduler:
     """The threads that run the tasks of a process, and the state of each lane."""
 
-    def __init__(self, journal: Journal, threads: int = 16) -> None:
+    def __init__(
+        self, journal: Journal, threads: int = 16, observe: Callable[[Task, Result], None] | None = None
+    ) -> None:
+        """``observe`` is called on the scheduler thread with each stored result; it must not block."""
         self._journal = journal
+        self._observe = observe
         self._kinds: dict[tuple[str, str], TaskKind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # guards kinds and lanes; other threads start and stop chains
@@ -147,6 +162,20 @@ class Scheduler:
     def in_flight(self, chain: str | None = None) -> int:
         """Return the number of tasks in flight of one chain, or of all chains."""
         return sum(len(lane.in_flight) for lane in self._all_lanes() if chain in (None, lane.chain))
+
+    def lane_states(self) -> list[LaneState]:
+        """Return the state of each lane that has tasks or failures. Any thread."""
+        return [
+            LaneState(
+                lane.chain,
+                lane.name,
+                len(lane.in_flight),
+                lane.breaker.pause_remaining() if lane.breaker.failures else 0.0,
+                lane.breaker.failures > 0,
+                lane.breaker.held,
+            )
+            for lane in self._all_lanes()
+        ]
 
     def pause_remaining(self, chain: str, lane: str) -> float:
         """Return the seconds until a lane is retried after repeated outages, 0 if it is not paused."""
@@ -346,7 +375,7 @@ class Scheduler:
             lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
                 recovered[lane] = recovered.get(lane, False) or result.error is None
-            self._run_callback(task, result)
+            self._run_callbacks(task, result)
         if new:
             self.submit(new)
         for lane, worked in recovered.items():
@@ -366,15 +395,16 @@ class Scheduler:
             logger.info("[%s] %s: works again%s", lane.chain, lane.name, summary)
         self.retry_now(lane.chain, lane.name)
 
-    @staticmethod
-    def _run_callback(task: Task, result: Result) -> None:
-        if result.on_committed:
-            try:
+    def _run_callbacks(self, task: Task, result: Result) -> None:
+        try:
+            if result.on_committed:
                 result.on_committed()
-            except TrollmovesError as error:
-                logger.error("[%s] %s %s: %s", task.chain, task.kind, task.key, error)
-            except Exception:
-                logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
+            if self._observe:
+                self._observe(task, result)
+        except TrollmovesError as error:
+            logger.error("[%s] %s %s: %s", task.chain, task.kind, task.key, error)
+        except Exception:
+            logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()

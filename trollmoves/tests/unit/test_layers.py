@@ -19,6 +19,7 @@ LAYERS = (
     ("bin",),
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file"),
     ("provider", "receiver", "daemon"),
+    ("metrics",),
     ("config",),
     ("scheduler", "messaging", "movers", "watch"),
     ("unpacking", "matching", "utils"),
@@ -40,6 +41,7 @@ OWNERS = {
     "boto3": "movers",
     "botocore": "movers",
     "ftplib": "movers",
+    "prometheus_client": "metrics",
 }
 
 
