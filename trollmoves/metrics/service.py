@@ -38,7 +38,6 @@ class MetricsService:
         self._exporter: Exporter | None = None
         self._throttle = LogThrottle(burst=1, pause=3600.0)
         self._connections = 0
-        self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
 
@@ -59,6 +58,7 @@ class MetricsService:
         from trollmoves.metrics.exporter import Exporter
 
         self._exporter = Exporter(reader, labels)
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
 
     def stop(self) -> None:
