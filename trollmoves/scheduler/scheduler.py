@@ -2,14 +2,12 @@
 
 The scheduler thread is the only one that claims due tasks and stores results, many in one transaction. The worker
 threads only run handlers. A lane (a destination host, a source) uses no more workers than its limit. After an outage
-the whole lane pauses, then one task probes it. Failing hosts cannot use up the workers: some are reserved for lanes
-with a recent success.
+the whole lane pauses, then one task probes it. Neither failing hosts nor one sender can use up the workers.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -20,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.scheduler.lanes import ChainPolicy, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.worker_shares import WorkerShares
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.outage_log import OutageLog
@@ -33,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
-RESERVE_FROM = 8  # minimum number of workers for which one is reserved for healthy lanes
 MAX_OUTAGE_LOGS = 1000  # lanes whose outages are remembered for the log
+MAX_PROVEN = 1000  # idle lanes that are remembered as healthy
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
 
@@ -48,7 +47,8 @@ class Scheduler:
         self._lock = threading.Lock()  # guards kinds and lanes; other threads start and stop chains
         self._highest_claimed_id = 0  # of all dropped lanes
         self._tokens = LaneQueue()  # one entry for each assigned worker
-        self._unproven_workers = 0  # assigned to lanes that are not healthy, counted in the last round
+        self._proven: dict[tuple[str, str], None] = {}  # healthy lanes that were dropped because they were idle
+        self._healthy_starved = False  # healthy lanes wait for a worker of another lane
         self._outage_logs: dict[tuple[str, str], OutageLog] = {}  # by lane; they outlive idle lanes
         self._policies: dict[str, ChainPolicy] = {}  # by chain
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
@@ -106,6 +106,7 @@ class Scheduler:
         handler: Handler | None = None,
         async_handler: AsyncHandler | None = None,
         delay: float = 0.0,
+        by_owner: bool = False,
     ) -> None:
         """Register the handler of a kind of task. A lane contains tasks of one kind.
 
@@ -118,11 +119,17 @@ class Scheduler:
             async_handler: starts a task on the scheduler thread and must not block. Its second argument is to be called
                 once with the result, from any thread. An exception is the failure of the task.
             delay: seconds before the first task may start.
+            by_owner: share the workers between the owners of the tasks.
         """
         if handler:
             limit = min(limit, max(1, len(self._threads) - 1))  # one thread remains for other lanes
         registered = TaskKind(
-            limit, handler, async_handler, time.monotonic() + delay, self._policies.get(chain, ChainPolicy())
+            limit,
+            handler,
+            async_handler,
+            time.monotonic() + delay,
+            by_owner,
+            self._policies.get(chain, ChainPolicy()),
         )
         with self._lock:
             self._kinds[chain, kind] = registered  # before reading the lanes: later tasks are submitted
@@ -133,7 +140,9 @@ class Scheduler:
                     lane.kind = registered
                     lane.breaker.probe_interval = registered.policy.probe_interval
             for name in waiting:
-                self._get_lane(chain, name, registered).journal_pending = True
+                lane = self._get_lane(chain, name, registered)
+                lane.journal_pending = True
+                lane.owners.add("")
         self._wake()
 
     def unregister(self, chain: str) -> None:
@@ -176,6 +185,8 @@ class Scheduler:
             lane = self._lanes[chain, name] = Lane(
                 chain, name, kind, self._journal.now, highest_claimed_id=self._highest_claimed_id
             )
+            lane.proven = (chain, name) in self._proven
+            self._proven.pop((chain, name), None)
         lane.kind = kind
         lane.breaker.probe_interval = kind.policy.probe_interval
         return lane
@@ -269,10 +280,13 @@ class Scheduler:
                 self._wake()
                 if result.error and result.error.outage:
                     break  # the scheduler thread decides how the lane continues
-                if lane.last_progress > slice_end and not self._tokens.empty():  # other lanes wait for a thread
-                    self._tokens.put(lane)
-                    lane = None
-                    break
+                if lane.last_progress > slice_end:
+                    if not self._tokens.empty():  # other lanes wait for a thread
+                        self._tokens.put(lane)
+                        lane = None
+                        break
+                    if self._healthy_starved:
+                        break
             if lane is not None:
                 self._finished.append((lane, None, Result()))  # unassigns this worker
                 self._wake()
@@ -378,9 +392,10 @@ class Scheduler:
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        self._unproven_workers = sum(lane.workers for lane in lanes if not lane.breaker.healthy)
-        if any(policy.priority for policy in self._policies.values()):
-            lanes.sort(key=lambda lane: lane.priority, reverse=True)
+        shares = WorkerShares(lanes, len(self._threads))
+        if self._healthy_starved or any(policy.priority for policy in self._policies.values()):
+            lanes.sort(key=lambda lane: (-lane.priority, lane.starved_since))
+        healthy_starved = False
         for lane in lanes:
             kind = lane.kind
             if self._stopping or kind is None:
@@ -390,41 +405,35 @@ class Scheduler:
                     self._start_async(lane, kind.async_handler, task)
             else:
                 lane.ready.extend(lane.claim(self._journal))
-                self._assign_worker(lane, kind)
+                self._assign_worker(lane, kind, shares)
+                healthy_starved |= lane.breaker.healthy and lane.starved_since < NEVER
             if lane.is_idle():
                 self._drop_idle_lane(lane)
+        self._healthy_starved = healthy_starved
 
-    def _assign_worker(self, lane: Lane, kind: TaskKind) -> None:
+    def _assign_worker(self, lane: Lane, kind: TaskKind, shares: WorkerShares) -> None:
         """Assign one worker to a lane, and one more each time it stalls, up to its limit.
 
         Short tasks run fastest on one thread; more threads would only compete for the GIL.
         """
-        lane.starved = False
+        starved_since, lane.starved_since = lane.starved_since, NEVER
         if lane.workers < min(kind.limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
-            if not lane.breaker.healthy:
-                lane.starved = self._unproven_workers >= self._probing_limit(lane)
-                if lane.starved:
-                    return
-                self._unproven_workers += 1
+            now = time.monotonic()
+            if not shares.assign(lane):
+                lane.starved_since = min(starved_since, now)
+                return
             lane.workers += 1
-            lane.last_progress = time.monotonic()
+            lane.last_progress = now
             self._tokens.put(lane)
-
-    def _probing_limit(self, lane: Lane) -> int:
-        """Return the number of workers on unhealthy lanes from which this lane gets no further worker.
-
-        Therefore many dead hosts cannot use up all workers: the last quarter is reserved for the first worker of lanes
-        without failures, and the last worker for healthy lanes if there are at least ``RESERVE_FROM`` workers.
-        """
-        threads = len(self._threads)
-        if not lane.workers and not lane.breaker.failures:
-            return threads - 1 if threads >= RESERVE_FROM else sys.maxsize
-        return threads - max(1, threads // 4)
 
     def _drop_idle_lane(self, lane: Lane) -> None:
         with self._lock:
             if lane.is_idle():
                 self._lanes.pop((lane.chain, lane.name), None)
+                if lane.breaker.healthy or (lane.proven and not lane.breaker.failures):
+                    self._proven[lane.chain, lane.name] = None
+                    if len(self._proven) > MAX_PROVEN:
+                        del self._proven[next(iter(self._proven))]
                 self._highest_claimed_id = max(self._highest_claimed_id, lane.highest_claimed_id)
 
     def _start_async(self, lane: Lane, handler: AsyncHandler, task: Task) -> None:
