@@ -49,7 +49,7 @@ class RemoteMover(Mover):
     def copy(self) -> None:
         """Deliver to the destination, or to the first backup target that can be reached.
 
-        If the unreachable ones take too long, the attempt fails, and the next one begins with the targets that are left.
+        If these are too slow to fail, the attempt fails, and the next one begins with the targets that are left.
         """
         pool = shared_pool()
         first: TransferError | None = None

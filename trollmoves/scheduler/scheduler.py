@@ -268,28 +268,31 @@ class Scheduler:
             lane = self._tokens.get()
             if lane is None:
                 return
-            slice_end = time.monotonic() + TIME_SLICE
-            while True:
-                try:
-                    task = lane.ready.popleft()
-                except IndexError:
-                    break
-                result = self._run(lane, task)
-                lane.last_progress = time.monotonic()
-                self._finished.append((lane, task, result))
-                self._wake()
-                if result.error and result.error.outage:
-                    break  # the scheduler thread decides how the lane continues
-                if lane.last_progress > slice_end:
-                    if not self._tokens.empty():  # other lanes wait for a thread
-                        self._tokens.put(lane)
-                        lane = None
-                        break
-                    if self._healthy_starved:
-                        break
-            if lane is not None:
+            if self._run_ready(lane):
+                self._tokens.put(lane)
+            else:
                 self._finished.append((lane, None, Result()))  # unassigns this worker
                 self._wake()
+
+    def _run_ready(self, lane: Lane) -> bool:
+        """Run the ready tasks of a lane; return True if its time is over because other lanes wait for a thread."""
+        slice_end = time.monotonic() + TIME_SLICE
+        while True:
+            try:
+                task = lane.ready.popleft()
+            except IndexError:
+                return False
+            result = self._run(lane, task)
+            lane.last_progress = time.monotonic()
+            self._finished.append((lane, task, result))
+            self._wake()
+            if result.error and result.error.outage:
+                return False  # the scheduler thread decides how the lane continues
+            if lane.last_progress > slice_end:
+                if not self._tokens.empty():
+                    return True
+                if self._healthy_starved:
+                    return False
 
     def _run(self, lane: Lane, task: Task) -> Result:
         kind = lane.kind
