@@ -323,4 +323,5 @@ def wait_until_processed(
         until(lambda: last.asked, 120 * max(1, SCALE), "the last message is processed")
     (name,) = feeder.feed(1)
     ear.wait_for_receipts([name], 120)
-    assert server.is_running() and fuzzed.is_running()
+    assert server.is_running()
+    assert fuzzed.is_running()
