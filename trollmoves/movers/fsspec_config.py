@@ -87,9 +87,9 @@ def _read(path: str) -> dict[str, dict[str, Any]]:
 def _from_environment() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for protocol in PROTOCOLS:
-        whole = _parsed(os.environ.get(f"{VARIABLE}{protocol.upper()}", ""))
+        group = _parsed(os.environ.get(f"{VARIABLE}{protocol.upper()}", ""))
         prefix = f"{VARIABLE}{protocol.upper()}_"
-        found |= whole if isinstance(whole, dict) else {}
+        found |= group if isinstance(group, dict) else {}
         found |= {
             name.removeprefix(prefix).lower(): _parsed(value)
             for name, value in os.environ.items()
