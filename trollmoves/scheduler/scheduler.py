@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
-from trollmoves.scheduler.worker_shares import WorkerShares
+from trollmoves.scheduler.worker_limits import WorkerLimits
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.outage_log import OutageLog
@@ -395,7 +395,7 @@ class Scheduler:
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        shares = WorkerShares(lanes, len(self._threads))
+        limits = WorkerLimits(lanes, len(self._threads))
         if self._healthy_starved or any(policy.priority for policy in self._policies.values()):
             lanes.sort(key=lambda lane: (-lane.priority, lane.starved_since))
         healthy_starved = False
@@ -408,13 +408,13 @@ class Scheduler:
                     self._start_async(lane, kind.async_handler, task)
             else:
                 lane.ready.extend(lane.claim(self._journal))
-                self._assign_worker(lane, kind, shares)
+                self._assign_worker(lane, kind, limits)
                 healthy_starved |= lane.breaker.healthy and lane.starved_since < NEVER
             if lane.is_idle():
                 self._drop_idle_lane(lane)
         self._healthy_starved = healthy_starved
 
-    def _assign_worker(self, lane: Lane, kind: TaskKind, shares: WorkerShares) -> None:
+    def _assign_worker(self, lane: Lane, kind: TaskKind, limits: WorkerLimits) -> None:
         """Assign one worker to a lane, and one more each time it stalls, up to its limit.
 
         Short tasks run fastest on one thread; more threads would only compete for the GIL.
@@ -422,7 +422,7 @@ class Scheduler:
         starved_since, lane.starved_since = lane.starved_since, NEVER
         if lane.workers < min(kind.limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
             now = time.monotonic()
-            if not shares.assign(lane):
+            if not limits.assign(lane):
                 lane.starved_since = min(starved_since, now)
                 return
             lane.workers += 1

@@ -1,4 +1,4 @@
-"""Shares the workers between lanes, and between the owners of their tasks."""
+"""Limits the workers of lanes, and of the owners of their tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEW_SHARE = 1.0  # on lanes that are not healthy
 FAILING_SHARE = 1 / 3  # the same, for a lane with failures
 
 
-class WorkerShares:
+class WorkerLimits:
     """The assigned workers at one moment, and which lanes may have a further one.
 
     Many dead hosts cannot use up all workers: the last quarter is reserved for the first worker of lanes without
