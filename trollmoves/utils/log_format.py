@@ -81,7 +81,12 @@ def _message(record: logging.LogRecord) -> str:
             return message
     if len(message) > MAX_MESSAGE_LENGTH:
         message = redact_text(message, MAX_MESSAGE_LENGTH)
-    return message if message.isprintable() else _escaped(message)
+    return printable(message)
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with control characters, invalid characters and line ends escaped."""
+    return text if text.isprintable() else _escaped(text)
 
 
 def _escaped(text: str) -> str:
