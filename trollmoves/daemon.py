@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -22,6 +22,7 @@ from trollmoves.config import config_file
 from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
+from trollmoves.control.server import ControlServer, Handler
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, journal_path
 from trollmoves.scheduler.lanes import ChainPolicy
@@ -96,6 +97,10 @@ class Daemon(ABC, Generic[O]):
         """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
 
+    def control_handlers(self, runtime: Runtime) -> dict[str, Handler]:  # noqa: ARG002
+        """Return the handlers of the requests at the control socket, by name. They run on its thread."""
+        return {"health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()}}
+
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
         return config_file.read(self._file, self.options)
@@ -148,11 +153,15 @@ class Daemon(ABC, Generic[O]):
         sys.stdout.write(self.check_report(found))
         if advice := self.startup_warning(found.sections.values()):
             sys.stdout.write(f"\n{advice}\n")
-        warnings = environment_warnings(found, getattr(self.arguments, "port", None))
+        warnings = self.host_warnings(found)
         sys.stdout.writelines(f"warning: {warning}\n" for warning in warnings)
         failed = self.arguments.connect and not _run_probes(found)
         is_rejected = self.arguments.strict and bool(warnings or found.warnings)
         return 1 if found.broken or failed or is_rejected else 0
+
+    def host_warnings(self, found: config_file.Configuration[O]) -> Sequence[str]:
+        """Return the warnings of ``--check`` about this host, where the configuration would run."""
+        return environment_warnings(found, getattr(self.arguments, "port", None))
 
     def _run_logged(self, log: LogWriter) -> int:
         status = 1
@@ -210,7 +219,9 @@ class Daemon(ABC, Generic[O]):
         """Run the chains until the process stops or the journal is damaged; return their configuration."""
         runtime = Runtime(current.process, journal, Scheduler(journal, current.process.workers))
         self.open_shared(runtime)
+        control = ControlServer(journal.path, self.control_handlers(runtime))
         try:
+            control.start()
             runtime.scheduler.start()
             with self.paused_input():
                 for options in current.sections.values():
@@ -224,6 +235,7 @@ class Daemon(ABC, Generic[O]):
             return self._command_loop(current, runtime)
         finally:
             self._stop(runtime)
+            control.stop()
 
     def _listen_to_signals(self, log: LogWriter) -> None:
         def hang_up(*_: object) -> None:
