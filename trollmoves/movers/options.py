@@ -150,6 +150,12 @@ def first_set(attrs: Mapping[str, Any], *names: str) -> Any:
     return value(attrs, names[-1])
 
 
+def is_known(name: str, scheme: str) -> bool:
+    """Return True if ``name`` is an option of the movers for ``scheme``."""
+    option = _BY_NAME.get(name)
+    return option is not None and scheme in option.schemes
+
+
 def unknown_names(attrs: Mapping[str, Any]) -> list[str]:
     """Return the unknown names in ``attrs``, sorted."""
     return sorted(str(name) for name in attrs if name not in _BY_NAME)
