@@ -24,6 +24,7 @@ from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.outage_log import OutageLog
 from trollmoves.utils.rate import RateMeter
+from trollmoves.utils.watched_threads import WatchedThread
 
 if TYPE_CHECKING:
     from trollmoves.scheduler.lanes import AsyncHandler, Handler
@@ -60,7 +61,7 @@ class Scheduler:
         self._threads = [
             threading.Thread(target=self._worker_loop, name=f"worker-{n}", daemon=True) for n in range(threads)
         ]
-        self._scheduler_thread = threading.Thread(target=self._scheduler_loop, name="scheduler", daemon=True)
+        self._scheduler_thread = WatchedThread(target=self._scheduler_loop, name="scheduler", daemon=True)
 
     def __repr__(self) -> str:
         lanes = self._all_lanes()
@@ -70,6 +71,17 @@ class Scheduler:
     def _all_lanes(self) -> list[Lane]:
         with self._lock:
             return list(self._lanes.values())
+
+    def summary(self) -> str:
+        """Return the tasks in flight, and the lanes without success, in words. Any thread."""
+        lanes = self._all_lanes()
+        count = sum(len(lane.in_flight) for lane in lanes)
+        held = sum(lane.breaker.held for lane in lanes)
+        failing = sum(lane.breaker.failures > 0 and not lane.breaker.held for lane in lanes)
+        parts = [f"{count} task{'' if count == 1 else 's'} in flight"]
+        parts += [f"{failing} lane{'' if failing == 1 else 's'} backing off"] if failing else []
+        parts += [f"{held} lane{'' if held == 1 else 's'} held"] if held else []
+        return ", ".join(parts)
 
     # -- tasks and lanes
 
@@ -315,8 +327,11 @@ class Scheduler:
         throttle = LogThrottle(burst=1)
         meter = RateMeter()
         while self._finished or not self._closing.is_set():
+            timeout = self._sleep_seconds()
+            self._scheduler_thread.end_round()
             with suppress(Empty):
-                self._wakeups.get(timeout=self._sleep_seconds())
+                self._wakeups.get(timeout=timeout)
+            self._scheduler_thread.begin_round()
             self._woken = False
             try:
                 stopping = self._stopping
