@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
 from trollmoves.utils.log_writer import LogWriter
+from trollmoves.utils.service_manager import Reporter, ServiceManager
 from trollmoves.watch import FileWatch
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Daemon(ABC, Generic[O]):
         self._chains: dict[str, Chain] = {}
         self._ending = False
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
+        self._service = ServiceManager()
         self._start_error = ""  # why the last chain could not be started
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
@@ -224,6 +226,8 @@ class Daemon(ABC, Generic[O]):
                 if not logged:
                     logger.error("%s; waiting for free space", error)
                 logged = True
+                extension = int(2e6 * DISK_SPACE_POLL)  # µs
+                self._service.notify(STATUS="waiting for free space for the journal", EXTEND_TIMEOUT_USEC=extension)
             with suppress(Empty):
                 if self._orders.get(timeout=DISK_SPACE_POLL) == "stop":
                     return None
@@ -236,6 +240,7 @@ class Daemon(ABC, Generic[O]):
         runtime = Runtime(current.process, journal, scheduler, counters.count_announced if counters else None)
         self.open_shared(runtime)
         control = ControlServer(journal.path, self.control_handlers(runtime))
+        reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
         try:
             control.start()
             runtime.scheduler.start()
@@ -251,12 +256,21 @@ class Daemon(ABC, Generic[O]):
             if metrics:
                 labels = {"role": self.role, "config": os.path.basename(self._file)}
                 metrics.start(self._state_reader(runtime, metrics), labels)
+            reporter.start()
             return self._command_loop(current, runtime)
         finally:
+            reporter.stop()
             if metrics:
                 metrics.stop()
             self._stop(runtime)
             control.stop()
+
+    def _status_line(self, current: config_file.Configuration[O], runtime: Runtime) -> str:
+        """Return the status of this process for the service manager."""
+        running = len(self.running_chains())
+        stopped = len(current.sections) - running
+        missing = f", {stopped} could not be started" if stopped > 0 else ""
+        return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
 
     def _state_reader(self, runtime: Runtime, metrics: MetricsService) -> DaemonReader:
         return DaemonReader(
@@ -336,36 +350,61 @@ class Daemon(ABC, Generic[O]):
 
     def _reload(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
         """Read the configuration again; start, stop and restart the chains that differ from it."""
+        self._service.notify(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
         try:
-            new = self.read_config()
+            return self._apply(self.read_config(), current, runtime)
         except ConfigError as error:
             logger.error("configuration not reloaded, the chains keep running unchanged: %s", error)
             return current
+        finally:
+            self._service.notify(READY=1)
+
+    def _apply(
+        self, new: config_file.Configuration[O], current: config_file.Configuration[O], runtime: Runtime
+    ) -> config_file.Configuration[O]:
+        """Start, stop and restart the chains that differ from a configuration; return the one that runs."""
         _log_problems(new)
         changes = config_file.changes(current, new)
         if changes.process:
             logger.warning("changes in [DEFAULT] take effect after a restart: %s", ", ".join(changes.process))
         for name in changes.removed:
             self._stop_chain(name)
-        for name in changes.changed:
-            self._stop_chain(name)
-            if not self._start_chain(new.sections[name], runtime):
-                logger.error("[%s] keeps its previous configuration", name)
-                self._start_chain(current.sections[name], runtime)
-        for name in (*changes.added, *changes.unchanged):
-            if name in self._chains:
-                runtime.scheduler.retry_now(name)
-                self.on_reload(self._chains[name])
-            else:
-                self._start_chain(new.sections[name], runtime)
-        logger.info(
-            "configuration reloaded: %d added, %d changed, %d removed, %d unchanged",
-            len(changes.added),
-            len(changes.changed),
+        changed = [name for name in changes.changed if self._replace_chain(current, new, name, runtime)]
+        previous = {name: current.sections[name] for name in changes.changed if name not in changed}
+        added = [name for name in changes.added if self._start_chain(new.sections[name], runtime)]
+        unchanged = [name for name in changes.unchanged if self._retry_chain(new.sections[name], runtime)]
+        failed = len(new.sections) - len(added) - len(changed) - len(unchanged) + len(new.broken)
+        logger.log(
+            logging.WARNING if failed else logging.INFO,
+            "configuration reloaded: %d added, %d changed, %d removed, %d unchanged%s",
+            len(added),
+            len(changed),
             len(changes.removed),
-            len(changes.unchanged) + len(changes.kept_broken),
+            len(unchanged),
+            f", {failed} failed" if failed else "",
         )
-        return changes.running
+        return replace(changes.running, sections={**changes.running.sections, **previous})
+
+    def _replace_chain(
+        self, current: config_file.Configuration[O], new: config_file.Configuration[O], name: str, runtime: Runtime
+    ) -> bool:
+        """Restart a chain with new options; return False if it continues with the previous ones."""
+        for line in config_file.differences(current.sections[name], new.sections[name]):
+            logger.info("[%s] changed %s", name, line)
+        self._stop_chain(name)
+        if self._start_chain(new.sections[name], runtime):
+            return True
+        logger.error("[%s] keeps its previous configuration", name)
+        self._start_chain(current.sections[name], runtime)
+        return False
+
+    def _retry_chain(self, options: O, runtime: Runtime) -> bool:
+        """Repeat what failed in a chain with unchanged options; start it if it does not run; return True if it runs."""
+        if options.name not in self._chains:
+            return self._start_chain(options, runtime)
+        runtime.scheduler.retry_now(options.name)
+        self.on_reload(self._chains[options.name])
+        return True
 
     def _stop(self, runtime: Runtime) -> None:
         """Shut down: stop input, wait for running tasks, then close."""

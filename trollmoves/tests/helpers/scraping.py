@@ -15,7 +15,8 @@ class Scrape:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+        self._samples = [sample for family in families for sample in family.samples]
 
     def value(self, name: str, **labels: str) -> float:
         """Return the sum of the samples that have these labels; NaN if there is none."""

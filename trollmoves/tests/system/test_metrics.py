@@ -7,10 +7,10 @@ from contextlib import suppress
 import pytest
 
 from trollmoves.tests.helpers.daemons import (
-    HOST,
     ServerClientPair,
     Testbed,
 )
+from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.scraping import Scrape, scrape
 from trollmoves.tests.helpers.waiting import until
 
