@@ -17,8 +17,8 @@ BIN = PACKAGE.parent / "bin"
 # From the top down: the packages and modules directly below trollmoves. Each imports from lower layers only.
 LAYERS = (
     ("bin",),
-    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file"),
-    ("provider", "receiver", "daemon"),
+    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it"),
+    ("provider", "receiver", "daemon", "filescleaner"),
     ("config",),
     ("scheduler", "messaging", "movers", "watch"),
     ("unpacking", "matching", "utils"),
