@@ -111,6 +111,19 @@ def changes(old: Configuration[O], new: Configuration[O]) -> Changes[O]:
     )
 
 
+def differences(old: ChainOptions, new: ChainOptions) -> Iterator[str]:
+    """Yield a text for each option that differs, such as ``topic: /a -> /b``; values of secrets are masked."""
+    table = options.options_of(type(new))
+    before, after = (dict(_non_default_values(section, table)) for section in (old, new))
+    names = dict.fromkeys([*before, *after])
+    for name in names:
+        values = [section.get(name, "default") for section in (before, after)]
+        if values[0] != values[1]:
+            yield urls.redact_text(f"{name}: {' -> '.join(values)}")
+    if before == after:
+        yield "a secret"
+
+
 def check_report(configuration: Configuration[O]) -> str:
     """Return the report for ``--check``: options that differ from their defaults, then warnings and problems."""
     role = next((f"{chain.role} " for chain in configuration.sections.values()), "")

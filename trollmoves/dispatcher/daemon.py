@@ -17,11 +17,11 @@ from trollmoves.daemon import Chain, Daemon, Runtime
 from trollmoves.dispatcher.deliveries import KIND, REPUBLISH, Deliveries, enqueue
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
-from trollmoves.dispatcher.subscription import Subscription
 from trollmoves.journal import drop_body
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
+from trollmoves.receiver.subscription import Subscription
 from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
@@ -125,7 +125,10 @@ class Dispatcher(Daemon[TargetOptions]):
         options = runtime.options
         assert isinstance(options, DispatcherOptions)  # noqa: S101  (for the type checker)
         self._subscription = Subscription(
-            options,
+            self.role,
+            options.subscribe_addresses,
+            options.nameserver,
+            options.subscribe_services,
             lambda messages: self._on_messages(messages, runtime),
             partial(runtime.journal.set_aside, self.role),
         )

@@ -99,6 +99,7 @@ class Subscriber:
             poll_timeout=lambda: int(POLL_INTERVAL * 1000),
             process=self._process,
             close=self._disconnect_all,
+            is_watched=False,  # messages wait while the journal cannot be written
         )
         self._poller = self._thread.poller
         self._connections: dict[sockets.Socket, _Connection] = {}

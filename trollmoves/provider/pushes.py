@@ -108,7 +108,7 @@ class PushService:
     def start(self) -> None:
         """Run the pending pushes, including those that waited for their files in an earlier process."""
         self._journal.make_all_due_now(self.name, "push")
-        self._scheduler.register(self.name, "push", limit=self._limit, handler=self._push)
+        self._scheduler.register(self.name, "push", limit=self._limit, handler=self._push, by_owner=True)
 
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
@@ -121,7 +121,7 @@ class PushService:
         for request, push, task in admitted:
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("[%s] %s requested %s: %s", self.name, request.sender, push.file_names, task.lane)
-            task.rank = self._quotas.rank(request.sender)
+            task.rank, task.owner = self._quotas.rank(request.sender), request.sender
         with self._waiting_lock:
             stored = self._journal.add_tasks([task for _, _, task in admitted])
             runnable = []
@@ -223,7 +223,7 @@ class PushService:
     def _restart(self, task: Task, requested: Task) -> None:
         task.body, task.state, task.tries, task.lane = requested.body, 0, 0, requested.lane
         task.due = task.created = self._journal.now()
-        task.context = requested.context
+        task.context, task.owner = requested.context, requested.owner
         self._journal.reset_tasks([task])
 
     def _push(self, task: Task) -> Result:

@@ -14,8 +14,9 @@ import yaml
 
 from trollmoves.errors import ConfigError
 from trollmoves.net.urls import redact_text
-from trollmoves.utils.log_format import FastRedactingFormatter, RedactingFormatter
+from trollmoves.utils.log_format import JOURNAL_FORMAT, FastRedactingFormatter, JournalFormatter, RedactingFormatter
 from trollmoves.utils.log_writer import LogFile, LogWriter, QueuedHandler, StderrHandler
+from trollmoves.utils.service_manager import logs_to_journal
 
 # Minimum levels of third-party loggers in verbose mode. The DEBUG lines of some contain keys and tokens, or report
 # every packet or watch.
@@ -39,7 +40,8 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
     """Set up the logging of this process; return its writer. Called by the main thread, before other threads start.
 
     The writer's thread formats and writes the lines of all handlers. The caller closes the writer at the end.
-    Without ``file`` and ``config`` the log goes to stderr; with both, to both. Loggers that are not in ``config`` have
+    Without ``file`` and ``config`` the log goes to stderr; with both, to both. Lines to the journal of systemd have a
+    priority and no time. Loggers that are not in ``config`` have
     the level INFO, third-party loggers WARNING.
 
     Args:
@@ -63,7 +65,7 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
     if file:
         root.addHandler(_file_handler(file))
     elif not config:
-        root.addHandler(_with_formatter(StderrHandler()))
+        root.addHandler(_stderr_handler())
     limit_libraries(_names(settings.get("loggers")), verbose=verbose)
     if verbose:
         _enable_debug(_names(settings.get("loggers")))
@@ -146,7 +148,8 @@ def _put_behind_writer() -> LogWriter:
     """Let all handlers write redacted lines, on the thread of the returned writer."""
     for handler in _handlers():
         if not isinstance(handler.formatter, RedactingFormatter):
-            handler.setFormatter(RedactingFormatter(handler.formatter))
+            wrapper = JournalFormatter if _writes_to_journal(handler) else RedactingFormatter
+            handler.setFormatter(wrapper(handler.formatter))
     writer = LogWriter()
     for logger in _loggers():
         logger.handlers[:] = map(writer.queued, logger.handlers)
@@ -158,6 +161,21 @@ def _file_handler(file: str) -> logging.Handler:
         return _with_formatter(LogFile(file))
     except OSError as error:
         raise ConfigError(f"cannot be opened: {error.strerror}", file=file) from None
+
+
+def _stderr_handler() -> logging.Handler:
+    handler = StderrHandler()
+    if _writes_to_journal(handler):
+        handler.setFormatter(JournalFormatter(logging.Formatter(JOURNAL_FORMAT)))
+        return handler
+    return _with_formatter(handler)
+
+
+def _writes_to_journal(handler: logging.Handler) -> bool:
+    try:
+        return isinstance(handler, logging.StreamHandler) and logs_to_journal(handler.stream.fileno())
+    except (AttributeError, OSError, ValueError):  # a stream without a descriptor
+        return False
 
 
 def _with_formatter(handler: logging.Handler) -> logging.Handler:
