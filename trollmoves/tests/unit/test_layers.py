@@ -18,8 +18,8 @@ BIN = PACKAGE.parent / "bin"
 LAYERS = (
     ("bin", "__main__"),
     ("cli",),
-    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file"),
-    ("provider", "receiver", "daemon"),
+    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it"),
+    ("provider", "receiver", "daemon", "filescleaner"),
     ("metrics",),
     ("config",),
     ("scheduler", "messaging", "movers", "watch"),
