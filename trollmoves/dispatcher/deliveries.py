@@ -24,7 +24,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.movers import PartialId, move_it
 from trollmoves.net import urls
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle, format_bytes
@@ -266,19 +266,20 @@ class Deliveries:
                 return Result(error=error, final=True)
             raise
         failpoints.hit("delivered")
+        size = _size(order.path)
         logger.info(
             "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
             self.name,
             os.path.basename(order.path),
             format_destination(url),
-            format_bytes(_size(order.path)),
+            format_bytes(size),
             time.monotonic() - started,
             task.tries,
         )
         if self._publisher and order.receipt:
             self._publish(receipt or Message.decode(order.receipt))
             failpoints.hit("receipt-published")
-        return Result()
+        return Result(files=FileStats(1, size, order.mtime_ns))
 
     def _publish(self, receipt: Message) -> None:
         if self._publisher:
