@@ -88,11 +88,12 @@ class ReceiptPublisher:
             self._publisher.send_encoded([ack])
             failpoints.hit("acked")
             self._log(attempt)
-            return Result(follow_ups=(Task(self.name, "unpack", attempt.task.key, "unpack", body),), delivery=delivery)
+            unpack = Task(self.name, "unpack", attempt.task.key, "unpack", body)
+            return Result(follow_ups=(unpack,), files=attempt.stats(), delivery=delivery)
         self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
         failpoints.hit("receipt-published")
         self._log(attempt)
-        return Result(reply=json.dumps([attempt.source, base]), delivery=delivery)
+        return Result(reply=json.dumps([attempt.source, base]), files=attempt.stats(), delivery=delivery)
 
     def _log(self, attempt: FetchAttempt) -> None:
         seconds = time.monotonic() - attempt.started
