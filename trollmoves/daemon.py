@@ -31,6 +31,9 @@ from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.status import model
+from trollmoves.status.sections import sections_of
+from trollmoves.status.snapshot import Live, snapshot
 from trollmoves.utils import logs
 from trollmoves.utils.log_writer import LogWriter
 from trollmoves.utils.service_manager import Reporter, ServiceManager
@@ -89,10 +92,11 @@ class Daemon(ABC, Generic[O]):
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
         self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
+        self._configuration: config_file.Configuration[O] | None = None  # that runs; replaced, never modified
         self._ending = False
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._service = ServiceManager()
-        self._start_error = ""  # why the last chain could not be started
+        self._start_errors: dict[str, str] = {}  # why chains do not run, the last one last; replaced, never modified
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
     # -- hooks of each daemon
@@ -111,16 +115,34 @@ class Daemon(ABC, Generic[O]):
         """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
 
-    def control_handlers(self, runtime: Runtime, orders: OrderExecutor) -> dict[str, Handler]:  # noqa: ARG002
+    def control_handlers(self, runtime: Runtime, orders: OrderExecutor) -> dict[str, Handler]:
         """Return the handlers of the requests at the control socket, by name. They run on its thread."""
 
         def carry_out(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
             return orders.execute({**request, "action": request["request"]}, f"{peer.name} (uid {peer.uid})")
 
         return {
+            "snapshot": lambda *_: self.snapshot(runtime).as_dict(),
+            "logs": lambda *_: {"lines": logs.recent()},
             "health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()},
             **dict.fromkeys(ACTIONS, carry_out),
         }
+
+    def snapshot(self, runtime: Runtime) -> model.Daemon:
+        """Return the state of this daemon, its chains and destinations. Any thread."""
+        found = self._configuration
+        names = dict.fromkeys([*found.sections, *found.broken]) if found else self._sections
+        live = Live(
+            pid=os.getpid(),
+            version=__version__,
+            lanes=runtime.scheduler.lane_states(),
+            providers=dict(self.provider_states()),
+            running={chain.name for chain in self.running_chains()},
+            problems=self._start_errors,
+        )
+        config = os.path.abspath(self._file)
+        daemon = model.Daemon(os.path.basename(config), self.role, config, runtime.journal.path)
+        return snapshot(daemon, sections_of(found, names), live)
 
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
@@ -252,7 +274,7 @@ class Daemon(ABC, Generic[O]):
         scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
         runtime = Runtime(current.process, journal, scheduler, counters.count_announced if counters else None)
         self.open_shared(runtime)
-        self._sections = tuple(current.sections)
+        self._sections, self._configuration = tuple(current.sections), current
         orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
         control = ControlServer(journal.path, self.control_handlers(runtime, orders))
         reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
@@ -263,7 +285,8 @@ class Daemon(ABC, Generic[O]):
                 for options in current.sections.values():
                     self._start_chain(options, runtime)
             if not self._chains:
-                raise StartError(f"no chain could be started{self._start_error}")
+                reason = "".join(f": [{name}] {error}" for name, error in list(self._start_errors.items())[-1:])
+                raise StartError(f"no chain could be started{reason}")
             chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
             orders.start()
             control.start()
@@ -339,12 +362,13 @@ class Daemon(ABC, Generic[O]):
         except Exception as error:  # the other chains must run
             expected = isinstance(error, TrollmovesError)
             logger.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
-            self._start_error = f": [{options.name}] {error}"
+            self._start_errors = {**self._start_errors, options.name: str(error)}
             if chain:
                 self._stop_safely(chain)
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
+        self._start_errors = {name: text for name, text in self._start_errors.items() if name != options.name}
         logger.info("[%s] started", options.name)
         return True
 
@@ -408,7 +432,7 @@ class Daemon(ABC, Generic[O]):
             len(unchanged),
             f", {failed} failed" if failed else "",
         )
-        self._sections = tuple(changes.running.sections)
+        self._sections, self._configuration = tuple(changes.running.sections), changes.running
         return replace(changes.running, sections={**changes.running.sections, **previous})
 
     def _replace_chain(

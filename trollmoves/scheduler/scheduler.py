@@ -541,7 +541,8 @@ def _to_outcome(lane: Lane, task: Task, result: Result, now: float) -> Outcome:
     if result.error is None and result.retry_in is None:
         return Outcome(task, DONE, result.reply, follow_ups=result.follow_ups, delivery=result.delivery)
     error = None if result.error is None else str(result.error)
-    failure = result.error.failure if result.error else None
+    # With a reply and without an error, a client waits for the next attempt of one file: its lane is not blamed.
+    failure = result.error.failure if result.error else None if result.reply is None else "retry"
     reply = error if result.reply is None else result.reply
     if result.error and (result.final or not result.error.temporary):
         return Outcome(task, FAILED, reply, follow_ups=result.follow_ups, failure=failure, error=error)
