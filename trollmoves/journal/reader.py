@@ -170,8 +170,8 @@ class JournalReader:
         """Return the tasks with a failure by chain, lane and failure."""
         return self._named(
             FailureRow,
-            "SELECT t.chain, t.lane, t.failure, count(*), sum(t.state = 2), min(coalesce(a.created, t.created)), t.reply "
-            "FROM tasks t INDEXED BY tasks_failure LEFT JOIN announcements a "
+            "SELECT t.chain, t.lane, t.failure, count(*), sum(t.state = 2), min(coalesce(a.created, t.created)), "
+            "t.reply FROM tasks t INDEXED BY tasks_failure LEFT JOIN announcements a "
             "ON a.chain = t.chain AND a.number = t.announcement_number "
             f"WHERE t.failure IS NOT NULL AND t.state IN (0, 2) AND {WANTED} GROUP BY t.chain, t.lane, t.failure",
         )
