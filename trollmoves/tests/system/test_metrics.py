@@ -82,7 +82,7 @@ def test_server_and_client(testbed: Testbed) -> None:
         assert page.value("trollmoves_log_lines_dropped_total") == 0
         assert page.value("process_cpu_seconds_total") > 0
         assert page.labels("trollmoves_build_info")[0]["version"]
-    assert client.value("trollmoves_provider_up", provider=f"{HOST}:{pair.publish_port}") == 1
+    scrape_until(ports[1], "trollmoves_provider_up", 1, provider=f"{HOST}:{pair.publish_port}")
 
 
 def test_a_server_that_is_down(testbed: Testbed) -> None:
@@ -139,7 +139,7 @@ def test_dispatcher(testbed: Testbed) -> None:
     page = scrape_until(port, "trollmoves_waiting", 1, chain="wrong", kind="route", endpoint="this host")
     assert page.value("trollmoves_files_total", chain="near", kind="deliver", result="delivered") == 1
     assert page.value("trollmoves_bytes_total", chain="near") == 5
-    assert page.value("trollmoves_provider_up", provider=d.publisher.address.removeprefix("tcp://")) == 1
+    scrape_until(port, "trollmoves_provider_up", 1, provider=d.publisher.address.removeprefix("tcp://"))
 
 
 def test_no_secrets(testbed: Testbed) -> None:
