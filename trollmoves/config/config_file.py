@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from trollmoves.config import options, secrets
 from trollmoves.config.diagnostics import Diagnostics, combined_error
 from trollmoves.config.document import DEFAULT, read_ini, read_text
-from trollmoves.config.options import PREFIX, ChainOptions, Option, ProcessOptions, SharedOptions
+from trollmoves.config.options import PREFIX, ChainOptions, MoveItOptions, Option, ProcessOptions, SharedOptions
 from trollmoves.config.sections import SectionParser, read_options
 from trollmoves.errors import ConfigError
 from trollmoves.net import urls
@@ -147,6 +147,8 @@ def _without_port_conflicts(diagnostics: Diagnostics, usable: Mapping[str, O]) -
 
 
 def _ports(chain: ChainOptions) -> Iterator[tuple[str, int]]:
+    if isinstance(chain, MoveItOptions):  # it does not listen on its request port
+        return
     for option in ("request_port", "publish_port"):
         if port := getattr(chain, option, None):
             yield option, port
