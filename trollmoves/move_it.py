@@ -71,6 +71,10 @@ class MoveItChain:
         self._source.stop()
         self._runtime.scheduler.unregister(self.name)
 
+    def provider_states(self) -> dict[str, bool]:
+        """Return an empty dictionary: it subscribes to nothing."""
+        return {}
+
     def _is_new(self, file: FoundFile) -> bool:
         return file.fresh or not is_older(file.path, self._oldest)
 

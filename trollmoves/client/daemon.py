@@ -84,6 +84,10 @@ class ClientChain:
         self._requester.stop()
         self._publisher.stop()
 
+    def provider_states(self) -> dict[str, bool]:
+        """Return whether each provider is connected, by address. Any thread."""
+        return self._receiver.provider_states()
+
     def _acknowledge(self, source: str, announcement: str) -> None:
         self._fetcher.acknowledge(source, announcement)
 
@@ -99,6 +103,7 @@ class Client(Daemon[ClientOptions]):
     """The client daemon."""
 
     role = "client"
+    last_event = "received"
     options = ClientOptions
     compactors = {KIND: compact_body, "republish": drop_body, "unpack": drop_body}
 

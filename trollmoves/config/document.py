@@ -47,13 +47,18 @@ def read_document(file: str, diagnostics: Diagnostics, general: Collection[str])
         ConfigError: the file cannot be read or parsed.
     """
     content = read_text(file)
-    first = _FIRST_LINE.match(content)
-    if not first or first[1] != "[":
+    if not is_ini(content):
         return _from_yaml(file, content, diagnostics, general)
     flat = read_ini(file, content, nested=True)
     return Document(
         _nest(file, DEFAULT, flat.default), {name: _nest(file, name, texts) for name, texts in flat.sections.items()}
     )
+
+
+def is_ini(content: str) -> bool:
+    """Return True if the first line of a file that is not a comment is a [section]."""
+    first = _FIRST_LINE.match(content)
+    return first is not None and first[1] == "["
 
 
 def read_ini(file: str, content: str, *, nested: bool = False) -> Document:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -17,11 +17,11 @@ from trollmoves.daemon import Chain, Daemon, Runtime
 from trollmoves.dispatcher.deliveries import KIND, REPUBLISH, Deliveries, enqueue, is_older
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
-from trollmoves.dispatcher.subscription import Subscription
 from trollmoves.journal import drop_body
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
+from trollmoves.receiver.subscription import Subscription
 from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
@@ -59,6 +59,10 @@ class TargetChain:
         if self._watch:
             self._watch.start()
 
+    def provider_states(self) -> dict[str, bool]:
+        """Return nothing: all targets share the publishers of the process."""
+        return {}
+
     def stop(self) -> None:
         """Stop the directory watch and the deliveries; pending deliveries stay in the journal."""
         if self._watch:
@@ -83,6 +87,7 @@ class Dispatcher(Daemon[TargetOptions]):
     """The dispatcher: one subscription and at most one publisher for all its targets."""
 
     role = "dispatcher"
+    last_event = "delivered"
     options = TargetOptions
     compactors = {KIND: drop_body, REPUBLISH: drop_body}
 
@@ -123,7 +128,10 @@ class Dispatcher(Daemon[TargetOptions]):
         options = runtime.options
         assert isinstance(options, DispatcherOptions)  # noqa: S101  (for the type checker)
         self._subscription = Subscription(
-            options,
+            self.role,
+            options.subscribe_addresses,
+            options.nameserver,
+            options.subscribe_services,
             lambda messages: self._on_messages(messages, runtime),
             partial(runtime.journal.set_aside, self.role),
         )
@@ -135,6 +143,10 @@ class Dispatcher(Daemon[TargetOptions]):
             self._subscription.stop()
         if self._publisher:
             self._publisher.stop()
+
+    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
+        """Return whether each publisher is connected, by address, for all targets together."""
+        return [(self.role, self._subscription.connection_states())] if self._subscription else []
 
     def paused_input(self) -> AbstractContextManager[None]:
         """Hold messages back while targets start or stop."""

@@ -23,7 +23,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.movers import PartialId, move_it
 from trollmoves.net import urls
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 from trollmoves.utils.file_versions import FileVersion, version_of
@@ -265,12 +265,13 @@ class Deliveries:
                 return Result(error=error, final=True)
             raise
         failpoints.hit("delivered")
+        size = _size(order.path)
         logger.info(
             "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
             self.name,
             os.path.basename(order.path),
             format_destination(url),
-            format_bytes(_size(order.path)),
+            format_bytes(size),
             time.monotonic() - started,
             task.tries,
         )
@@ -280,7 +281,7 @@ class Deliveries:
                 receipt.data["uri"] = reached.path + os.path.basename(order.path)
             self._publish(receipt)
             failpoints.hit("receipt-published")
-        return Result(follow_ups=self._removal(task, order))
+        return Result(follow_ups=self._removal(task, order), files=FileStats(1, size, order.mtime_ns))
 
     def _publish(self, receipt: Message) -> None:
         if self._publisher:

@@ -11,7 +11,7 @@ from urllib.parse import ParseResult
 from trollmoves.config.options import Alias, DispatchConfig, TargetOptions
 from trollmoves.config.targets import base_url, pattern_of
 from trollmoves.dispatcher.files import LocalFile
-from trollmoves.errors import BadDestination
+from trollmoves.errors import NameRejected
 from trollmoves.matching.patterns import Pattern
 from trollmoves.matching.received_time import text_of
 from trollmoves.net import urls
@@ -48,7 +48,7 @@ class Route:
 
         Raises:
             ComposeError: metadata are missing or do not fit the pattern.
-            BadDestination: metadata lead above the directory.
+            NameRejected: metadata lead above the directory.
         """
         metadata = with_aliases(file.metadata, self._config.aliases)
         if self._uses_creation_time:
@@ -56,7 +56,7 @@ class Route:
             metadata[CREATION_TIME] = datetime.fromtimestamp(file.ctime_ns / 1e9)  # noqa: DTZ006
         path = self._with_file_name(self._pattern.compose(metadata), file.path)
         if not self._allows_parent and ".." in path.split("/"):
-            raise BadDestination(f"metadata would lead above the directory: {path}")
+            raise NameRejected(f"metadata would lead above the directory: {path}")
         return self._url(path)
 
     def pattern(self, path: str) -> ParseResult:

@@ -44,6 +44,7 @@ CREATE INDEX IF NOT EXISTS tasks_waiting ON tasks (chain, lane, rank, due) WHERE
 CREATE INDEX IF NOT EXISTS tasks_announcement ON tasks (announcement_number, chain)
     WHERE announcement_number IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_finished ON tasks (finished) WHERE state <> 0;
+CREATE INDEX IF NOT EXISTS tasks_failed ON tasks (chain, kind) WHERE state = 2;
 CREATE TABLE IF NOT EXISTS announcements (
     id INTEGER PRIMARY KEY, chain TEXT NOT NULL, number INTEGER NOT NULL, uri TEXT NOT NULL, uid TEXT NOT NULL,
     size INTEGER, mtime INTEGER, created REAL NOT NULL, message TEXT NOT NULL);

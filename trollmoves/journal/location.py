@@ -17,6 +17,8 @@ from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
 logger = logging.getLogger(__name__)
 
 LOCK_SUFFIX = ".lock"  # suffix of the lock file
+JOURNAL_SUFFIX = ".journal"
+SYSTEM_STATE_DIRECTORY = "/var/lib/trollmoves"  # of daemons that systemd starts
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter if shared memory cannot grow
 
@@ -37,13 +39,35 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     """
     if configured:
         return os.path.abspath(os.path.expanduser(configured))
-    systemd = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    directory = systemd or os.path.join(home, "trollmoves")
+    return os.path.join(state_directories()[0], journal_name(config_file, role))
+
+
+def find_journal(configured: str, config_file: str, role: str) -> str:
+    """Return the path of the journal that a daemon uses, for a process with another environment.
+
+    Without ``configured`` it is the newest one in ``state_directories``; ``journal_path`` if there is none.
+    """
+    if not configured:
+        name = journal_name(config_file, role)
+        paths = [path for directory in state_directories() if os.path.exists(path := os.path.join(directory, name))]
+        if paths:
+            return max(paths, key=os.path.getmtime)
+    return journal_path(configured, config_file, role)
+
+
+def journal_name(config_file: str, role: str) -> str:
+    """Return the name of the journal of a configuration file that names none."""
     config_file = os.path.abspath(config_file)
     stem = os.path.splitext(os.path.basename(config_file))[0]
     digest = hashlib.sha256(os.fsencode(config_file)).hexdigest()[:8]
-    return os.path.join(directory, f"{role}-{stem}-{digest}.journal")
+    return f"{role}-{stem}-{digest}{JOURNAL_SUFFIX}"
+
+
+def state_directories() -> list[str]:
+    """Return the directories of journals without a configured path. This process would use the first one."""
+    systemd = [path for path in os.environ.get("STATE_DIRECTORY", "").split(":") if path]
+    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return list(dict.fromkeys([*systemd, os.path.join(home, "trollmoves"), SYSTEM_STATE_DIRECTORY]))
 
 
 def open_private(path: str) -> int:

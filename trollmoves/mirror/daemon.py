@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from trollmoves.config.options import MirrorOptions
@@ -64,6 +65,7 @@ class MirrorChain:
             options, options.request_port, runtime.journal, publisher, runtime.scheduler, self._cache
         )
         self.announcer = self._request_handler.announcer
+        self.announcer.on_announced = runtime.on_announced
         self._fetcher = Fetcher(
             options,
             runtime.journal,
@@ -101,6 +103,10 @@ class MirrorChain:
         self._request_handler.stop()
         self._fetcher.stop()
         self._requester.stop()
+
+    def provider_states(self) -> dict[str, bool]:
+        """Return whether each provider is connected, by address. Any thread."""
+        return self._receiver.provider_states()
 
     # -- relaying announcements
 
@@ -154,8 +160,9 @@ class MirrorChain:
         if self._cache.packed_files(number):
             key = f"{number} {self._journal.now():.3f}"
             unpack = Task(self.name, UNPACK, key, UNPACK, "", announcement_number=number)
-            return Result(follow_ups=(unpack, *removals))
-        return Result(follow_ups=removals, on_committed=lambda: self._request_handler.pushes.resume(number))
+            return Result(follow_ups=(unpack, *removals), files=attempt.stats())
+        on_committed = partial(self._request_handler.pushes.resume, number)
+        return Result(follow_ups=removals, on_committed=on_committed, files=attempt.stats())
 
     def _unpack(self, task: Task) -> Result:
         """Unpack fetched files and resume their pushes. Worker thread."""
@@ -181,6 +188,7 @@ class Mirror(Daemon[MirrorOptions]):
     """The mirror daemon: one publisher for all its chains."""
 
     role = "mirror"
+    last_event = "announced"
     options = MirrorOptions
     compactors = {"push": pushes.compact_body}
 

@@ -6,44 +6,36 @@ Each operation except the upload is optional: keys and services that do not allo
 from __future__ import annotations
 
 import datetime as dt
-import functools
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import ParseResult
 
-import boto3
 import botocore.config
 import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 
-from trollmoves.errors import (
-    AuthenticationFailed,
-    BadDestination,
-    PermanentTransferError,
-    PermissionRefused,
-    TemporaryTransferError,
-)
+from trollmoves.errors import BadDestination, PermissionRefused, TemporaryTransferError
 from trollmoves.movers.base import Backend, PartialId, SourceFile
+from trollmoves.movers.fsspec_config import with_s3_defaults
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
-from trollmoves.movers.pool import Connection, SharedHandle, SharedHandles
+from trollmoves.movers.pool import Connection, SharedHandle
 from trollmoves.movers.remote import Endpoint, RemoteMover, checked_login
+from trollmoves.movers.s3_client import ClientParameters, S3Client, shared_clients, split_path
 from trollmoves.movers.s3_errors import code_of, translate_s3_errors
 from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
-CLIENTS_SHARED_BY = 64  # deliveries over one client, which is thread-safe
 MULTIPART_THRESHOLD = 16 << 20  # bytes; larger objects are sent in parts by several threads
 CHUNK = 8 << 20  # bytes per part
 MAX_SINGLE_PUT = 5 << 30  # bytes, the limit of one PUT
-TRIES = 2  # of one request by botocore, for a kept connection that the server has closed
 STALE_UPLOAD_AGE = 86400.0  # s after which an unfinished upload in the directory of a delivery is aborted
 _ADDS_CHECKSUMS = "request_checksum_calculation" in botocore.config.Config.OPTION_DEFAULTS  # 1.36 or newer
 MAX_CLEANED = 1000  # directories of one client in which such uploads were searched
 
-_WITH_SECRETS = [f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "parsers", "regions")]  # loggers
 _MD5 = re.compile("[0-9a-f]{32}")
 _DENIED = ("403", "AccessDenied", "405", "MethodNotAllowed", "501", "NotImplemented")
 _NO_HEAD = ("400", "403", "404", "405", "501")  # 400: the object is encrypted with a key that HEAD would need
@@ -53,13 +45,6 @@ _CHECKSUM_REJECTED = (
     *("MissingContentLength", "NotImplemented", "SignatureDoesNotMatch"),
     *("XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"),
 )
-
-
-class S3Client(NamedTuple):
-    """A client of boto3, and the directories in which it has searched for unfinished uploads."""
-
-    s3: Any
-    cleaned: set[str]
 
 
 class _Upload(NamedTuple):
@@ -111,7 +96,7 @@ class S3Connection(Connection):
 
     def is_directory(self, path: str) -> bool:
         """Return True if objects exist below ``path``; False without permission to list."""
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         if not key:
             return True
         try:
@@ -156,7 +141,7 @@ class S3Connection(Connection):
             self._host.record(Limitation.NO_MULTIPART)
 
     def _upload_at_once(self, source: SourceFile, path: str) -> None:
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         try:
             with source.reader() as reader:
                 reply = self._client.put_object(
@@ -177,7 +162,7 @@ class S3Connection(Connection):
         return bool(found["ContentLength"] == source.size and _md5_tag(found) == _md5(source))
 
     def _upload_in_parts(self, source: SourceFile, path: str) -> None:
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         self._abort_unfinished(bucket, key)
         with source.reader() as reader:
             self._client.upload_fileobj(
@@ -233,7 +218,7 @@ class S3Connection(Connection):
 
         That is so without permission to read the object, and if a consumer has already taken it.
         """
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         last = self._last
         if last is not None and self._host.lacks(Limitation.NO_HEAD):
             return _confirmed_size(last, path)
@@ -255,7 +240,7 @@ class S3Connection(Connection):
 
     def remove(self, path: str) -> None:
         """Remove the object."""
-        bucket, key = _split(path)
+        bucket, key = split_path(path)
         with translate_s3_errors(path):
             self._client.delete_object(Bucket=bucket, Key=key)
 
@@ -313,8 +298,19 @@ class S3Mover(RemoteMover):
     """Delivers to ``s3://bucket/path``.
 
     The login of the URL is the access key id and the secret access key; else these come from the connection parameters,
-    or from boto3's configuration.
+    or from the configuration of fsspec or boto3. Parameters that are not set are those of fsspec's configuration.
     """
+
+    def __init__(
+        self,
+        origin: str | os.PathLike[str],
+        destination: str | ParseResult,
+        attrs: Mapping[str, Any] | None = None,
+        backup_targets: Sequence[str] | None = None,
+        partial_id: PartialId | None = None,
+    ) -> None:
+        super().__init__(origin, destination, attrs, backup_targets, partial_id)
+        self.attrs = with_s3_defaults(self.attrs, login="@" in self.destination.netloc)
 
     @property
     def path(self) -> str:
@@ -337,11 +333,10 @@ class S3Mover(RemoteMover):
 
     def connect(self, login: Endpoint) -> Connection:
         """Return a connection over the clients for these parameters."""
-        parameters = login[:], repr(sorted(self.attrs.items()))
+        parameters = ClientParameters(self.attrs, login.user, login.password)
 
         def acquire(sums: bool) -> SharedHandle[S3Client]:
-            make = functools.partial(self._new_client, login, sums=sums)
-            return shared_clients().acquire((parameters, sums), make, self.option("connection_timeout"))
+            return parameters.acquire(sums=sums)
 
         return S3Connection(acquire, self._transfer(), self._extra(), checksum=self.option("verify_checksum"))
 
@@ -350,44 +345,6 @@ class S3Mover(RemoteMover):
         if isinstance(backend, S3Connection) and self.host is not None:
             backend.prepare(self.host, self.partial_id)
         super().deliver(backend, source)
-
-    def _new_client(self, login: Endpoint, *, sums: bool) -> S3Client:
-        try:
-            return S3Client(self._session(login).client("s3", **self._client_arguments(sums=sums)), set())
-        except botocore.exceptions.ProfileNotFound as error:
-            raise AuthenticationFailed(f"S3: {error}") from error
-        except (botocore.exceptions.BotoCoreError, ValueError, TypeError) as error:
-            raise PermanentTransferError(f"S3: {type(error).__name__}: {error}") from error
-
-    def _session(self, login: Endpoint) -> boto3.Session:
-        key, secret = login.user or self.option("key"), login.password or self.option("secret")
-        if bool(key) != bool(secret):
-            raise AuthenticationFailed(
-                f"S3: the {'secret access key' if key else 'access key id'} is missing: set both, or neither"
-            )
-        return boto3.Session(
-            aws_access_key_id=key,
-            aws_secret_access_key=secret,
-            aws_session_token=self.option("token"),
-            profile_name=self.option("profile"),
-        )
-
-    def _client_arguments(self, *, sums: bool) -> dict[str, Any]:
-        arguments = dict(self.option("client_kwargs") or {})
-        config = {
-            "connect_timeout": self.option("connection_timeout"),
-            "read_timeout": self.option("stall_timeout"),
-            "max_pool_connections": CLIENTS_SHARED_BY,
-            "retries": {"total_max_attempts": TRIES, "mode": "standard"},
-            **({} if sums else {"request_checksum_calculation": "when_required"}),
-            **(self.option("config_kwargs") or {}),
-        }
-        if self.option("anon"):
-            config["signature_version"] = botocore.UNSIGNED
-        arguments.setdefault("endpoint_url", self.option("endpoint_url"))
-        arguments.setdefault("use_ssl", self.option("use_ssl"))
-        arguments.setdefault("config", botocore.config.Config(**config))
-        return arguments
 
     def _transfer(self) -> TransferConfig:
         chunk = self.option("s3_multipart_chunksize") or CHUNK
@@ -402,25 +359,3 @@ class S3Mover(RemoteMover):
         if self.option("requester_pays"):
             extra["RequestPayer"] = "requester"
         return extra
-
-
-def _split(path: str) -> tuple[str, str]:
-    bucket, _, key = path.lstrip("/").partition("/")
-    return bucket, key
-
-
-def shared_clients() -> SharedHandles[S3Client]:
-    """Return the S3 clients of this process."""
-    return _clients_of(os.getpid())
-
-
-@functools.lru_cache(maxsize=1)
-def _clients_of(process: int) -> SharedHandles[S3Client]:  # noqa: ARG001  (the key)
-    for name in (*_WITH_SECRETS, "urllib3.connectionpool"):
-        logging.getLogger(name).addFilter(_drop_debug)
-    return SharedHandles(lambda client: client.s3.close(), lambda _: True, CLIENTS_SHARED_BY)
-
-
-def _drop_debug(record: logging.LogRecord) -> bool:
-    """Drop debug records: they show request headers with session tokens."""
-    return record.levelno > logging.DEBUG

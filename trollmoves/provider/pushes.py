@@ -33,7 +33,7 @@ from trollmoves.provider.client_quotas import ClientQuotas
 from trollmoves.provider.destinations import PushDestination
 from trollmoves.provider.file_store import FileStore
 from trollmoves.provider.push_request import PushRequest
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints, symlinks
 from trollmoves.utils.file_versions import FileVersion
@@ -108,7 +108,7 @@ class PushService:
     def start(self) -> None:
         """Run the pending pushes, including those that waited for their files in an earlier process."""
         self._journal.make_all_due_now(self.name, "push")
-        self._scheduler.register(self.name, "push", limit=self._limit, handler=self._push)
+        self._scheduler.register(self.name, "push", limit=self._limit, handler=self._push, by_owner=True)
 
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
@@ -121,7 +121,7 @@ class PushService:
         for request, push, task in admitted:
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("[%s] %s requested %s: %s", self.name, request.sender, push.file_names, task.lane)
-            task.rank = self._quotas.rank(request.sender)
+            task.rank, task.owner = self._quotas.rank(request.sender), request.sender
         with self._waiting_lock:
             stored = self._journal.add_tasks([task for _, _, task in admitted])
             runnable = []
@@ -223,7 +223,7 @@ class PushService:
     def _restart(self, task: Task, requested: Task) -> None:
         task.body, task.state, task.tries, task.lane = requested.body, 0, 0, requested.lane
         task.due = task.created = self._journal.now()
-        task.context = requested.context
+        task.context, task.owner = requested.context, requested.owner
         self._journal.reset_tasks([task])
 
     def _push(self, task: Task) -> Result:
@@ -265,7 +265,9 @@ class PushService:
         follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
-        return Result(reply=text, follow_ups=follow_ups, on_committed=lambda: self._reply_waiters(task.id, text))
+        stats = FileStats(len(files), size, announced.mtime or 0)
+        on_committed = partial(self._reply_waiters, task.id, text)
+        return Result(reply=text, follow_ups=follow_ups, on_committed=on_committed, files=stats)
 
     def _is_outdated(self, announced: AnnouncementRecord, destination: PushDestination) -> bool:
         """Return True if an earlier process delivered a newer announcement of the files to this destination."""

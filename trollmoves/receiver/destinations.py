@@ -9,7 +9,7 @@ import time
 from typing import Literal
 from urllib.parse import ParseResult
 
-from trollmoves.errors import BadDestination
+from trollmoves.errors import BadDestination, NameRejected
 from trollmoves.matching.patterns import Pattern
 from trollmoves.messaging.messages import Message
 from trollmoves.movers.file import LocalBackend
@@ -41,8 +41,8 @@ class Destinations:
     def url_for(self, message: Message, below: str = "") -> str:
         """Return the URL, with login, of the directory for the files of an announcement, or of ``below`` in it.
 
-        A directory on this host is created, so a dead file system may block this call. Raises BadDestination and the
-        errors of ``Pattern.compose``.
+        A directory on this host is created, so a dead file system may block this call. Raises BadDestination,
+        NameRejected and the errors of ``Pattern.compose``.
         """
         text = self._compose(message, below)
         url = self._prepare(text)
@@ -62,11 +62,14 @@ class Destinations:
         return f"{text.rstrip('/')}/{below}" if below else text
 
     def _checked(self, text: str) -> str:
-        """Return ``text``; BadDestination if untrusted metadata would leave the configured destination."""
-        fixed, url = self._fixed, urls.parse(text)
+        """Return ``text``; raise NameRejected if metadata make it invalid or lead out of the configured destination."""
+        try:
+            fixed, url = self._fixed, urls.parse(text)
+        except BadDestination as error:
+            raise NameRejected(str(error)) from None
         has_parent_reference = ".." in text.replace("\\", "/").split("/") and not self._allows_parent_reference
         if has_parent_reference or (fixed and (url.scheme, url.netloc) != (fixed.scheme, fixed.netloc)):
-            raise BadDestination(f"metadata must not lead out of the configured destination: {urls.redacted(text)}")
+            raise NameRejected(f"metadata must not lead out of the configured destination: {urls.redacted(text)}")
         return text
 
     def compose(self, message: Message, below: str = "") -> ParseResult:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from trollmoves.config.options import ClientOptions
 from trollmoves.errors import TrollmovesError
-from trollmoves.journal import BACKLOG, Journal, Task
+from trollmoves.journal import Journal, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
@@ -24,7 +24,7 @@ from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_ke
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.preparation import Preparer
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
@@ -37,6 +37,7 @@ MAX_TRANSFER_SECONDS = 3600.0  # s allowed for one transfer of a legacy server
 ACK_TRIES = 5  # attempts to acknowledge a file to a source that does not reply
 HELD_RETRY_DELAY = 10.0  # s before the next look at a destination that does not respond
 UPTIME_SLACK = 0.2  # s allowed for the transmission of the reply
+BUFFERED_SECONDS = 5.0  # s after a gap in which messages from before its end are still processed
 MAX_REASON = 1_000  # characters of the error in a reply that are kept
 
 
@@ -90,6 +91,12 @@ class FetchAttempt:
     requested_at: float = 0.0  # monotonic
     server_busy: bool = True  # False if a legacy server seems to have dropped the request
     started: float = field(default_factory=time.monotonic)
+
+    def stats(self) -> FileStats:
+        """Return number, bytes and time of the files, as announced; a legacy server announces no bytes."""
+        metadata = payload.announcement_metadata(self.message.data)
+        mtime = metadata.get("mtime") or int(self.message.timestamp() * 1e9)
+        return FileStats(payload.count_files(self.message.data), metadata.get("size") or 0, mtime)
 
 
 class SourceLookup(Protocol):
@@ -334,10 +341,14 @@ class Fetcher:
         return attempt.message.derive("push", added)
 
     def _is_late(self, attempt: FetchAttempt) -> bool:
-        """Return True if a peer may have fetched a file unnoticed: it was announced before the last gap ended."""
+        """Return True if a peer may have fetched a file unnoticed: it was announced before the last gap ended.
+
+        An announcement from before the end of a gap may wait in a receive buffer until after it.
+        """
         task, gap = attempt.task, self._peers.seconds_since_gap()
-        return task.created < self._journal.now() - gap or (
-            task.rank == BACKLOG and attempt.message.timestamp() < time.time() - gap
+        return (
+            task.created < self._journal.now() - gap + BUFFERED_SECONDS
+            or attempt.message.timestamp() < time.time() - gap
         )
 
     def _was_interrupted(self, attempt: FetchAttempt) -> bool:

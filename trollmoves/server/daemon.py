@@ -52,6 +52,7 @@ class ServerChain:
                 address=None,
                 describe=RemoteFileDescriber(options, policy).describe,
             )
+        self.announcer.on_announced = runtime.on_announced
         announce = self.announcer.announce
         self._source: DirectorySource | MessageSource
         if options.origin is None:
@@ -65,6 +66,10 @@ class ServerChain:
     def takes_requests(self) -> bool:
         """True if the chain has a request port."""
         return self._request_handler is not None
+
+    def provider_states(self) -> dict[str, bool]:
+        """Return whether each publisher of messages is connected, by address. Any thread."""
+        return self._source.connection_states() if isinstance(self._source, MessageSource) else {}
 
     def start(self) -> None:
         """Start replying to requests, then start announcing."""
@@ -87,6 +92,7 @@ class Server(Daemon[ServerOptions]):
     """The server daemon: one publisher for all its chains."""
 
     role = "server"
+    last_event = "announced"
     options = ServerOptions
     compactors = {"push": pushes.compact_body}
 

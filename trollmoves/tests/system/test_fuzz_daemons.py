@@ -203,7 +203,7 @@ def test_client(testbed: Testbed) -> None:
         liar = ending.enter_context(Liar())
         started = time.monotonic()
         preach(voice, strange_announcements(f"{HOST}:{liar.port}"), count, 2)
-        wait_until_heard(voice, server, feeder, ear, client)
+        wait_until_processed(voice, server, feeder, ear, client)
         assert_sound(client, count, time.monotonic() - started)
 
 
@@ -312,13 +312,16 @@ class Liar:
                 self._socket.send_multipart([identity, *fuzz.frames(kinds, fuzz.random.choice((data, numbers)))])
 
 
-def wait_until_heard(
+def wait_until_processed(
     voice: RecordedPublisher, server: Process, feeder: Feeder, ear: RecordingSubscriber, fuzzed: Process
 ) -> None:
     """Wait until all fuzzed messages are processed, and a valid file sent after them is fetched."""
-    mark = "that-was-it"
-    voice.publish_bytes(f"pytroll:/{TOPIC} {mark}".encode())
-    fuzzed.wait_for_line(mark, seconds=60 * max(1, SCALE))
+    with Liar() as last:
+        source = strange_announcements(f"{HOST}:{last.port}")[1]
+        announced = source | {"uid": "last", "uri": f"file://{HOST}/nowhere/last"}
+        voice.publish(TOPIC, "file", announced)
+        until(lambda: last.asked, 120 * max(1, SCALE), "the last message is processed")
     (name,) = feeder.feed(1)
     ear.wait_for_receipts([name], 120)
     assert server.is_running()
+    assert fuzzed.is_running()

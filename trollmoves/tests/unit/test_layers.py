@@ -16,13 +16,15 @@ BIN = PACKAGE.parent / "bin"
 
 # From the top down: the packages and modules directly below trollmoves. Each imports from lower layers only.
 LAYERS = (
-    ("bin",),
+    ("bin", "__main__"),
+    ("cli",),
     ("move_it",),
-    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file"),
-    ("provider", "receiver", "daemon"),
+    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it"),
+    ("provider", "receiver", "daemon", "filescleaner"),
+    ("metrics",),
     ("config",),
     ("scheduler", "messaging", "movers", "watch"),
-    ("unpacking", "matching", "utils"),
+    ("unpacking", "matching", "utils", "control"),
     ("journal", "net"),
     ("errors",),
     ("trollmoves",),  # the version
@@ -41,6 +43,7 @@ OWNERS = {
     "boto3": "movers",
     "botocore": "movers",
     "ftplib": "movers",
+    "prometheus_client": "metrics",
 }
 
 

@@ -1,12 +1,12 @@
-"""Receives messages about files for all targets of a dispatcher."""
+"""Receives messages about files from configured publishers and from services of a name server."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
-from trollmoves.config.options import DispatcherOptions
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.nameserver import ServiceDiscovery
@@ -20,25 +20,42 @@ OnMessages = Callable[[Sequence[Message]], None]
 
 
 class Subscription:
-    """One subscription for all targets of a dispatcher.
+    """One subscription for all chains of a daemon.
 
     The subscriber thread calls ``on_messages`` with each batch of messages about files; the ``Subscriber`` handles its
     exceptions and calls ``set_aside`` with a message that keeps failing. The main thread calls the other methods.
+
+    Args:
+        name: the name of the subscriber, for the log.
+        addresses: publishers, as ``tcp://host:port`` or ``host:port``.
+        nameserver: host of the name server to query for publishers; False queries none.
+        services: services to query for; all without one.
+        on_messages: the handler.
+        set_aside: records a message that keeps failing, and the reason.
+        types: the types of messages to pass to the handler; others are ignored.
     """
 
-    def __init__(self, options: DispatcherOptions, on_messages: OnMessages, set_aside: SetAside) -> None:
+    def __init__(
+        self,
+        name: str,
+        addresses: Sequence[str],
+        nameserver: str | Literal[False],
+        services: Sequence[str],
+        on_messages: OnMessages,
+        set_aside: SetAside,
+        types: Sequence[str] = payload.FILE_TYPES,
+    ) -> None:
         self._handler = on_messages
-        self._addresses = [a if "://" in a else f"tcp://{a}" for a in options.subscribe_addresses]
+        self._types = types
+        self._addresses = [a if "://" in a else f"tcp://{a}" for a in addresses]
         self._topics: tuple[str, ...] = ()
         self._lock = threading.Lock()  # guards addresses and topics: the discovery thread adds addresses
         self._input_lock = threading.Lock()  # held during each batch, and while input is paused
         self._started = self._closed = False
-        self._subscriber = Subscriber("dispatcher", [], self._on_messages, set_aside=set_aside, lasting=True)
+        self._subscriber = Subscriber(name, [], self._on_messages, set_aside=set_aside, lasting=True)
         self._discovery = None
-        if options.nameserver is not False:
-            self._discovery = ServiceDiscovery(
-                options.subscribe_services, options.nameserver, NAMESERVER_TIMEOUT, self._on_addresses
-            )
+        if nameserver is not False:
+            self._discovery = ServiceDiscovery(services, nameserver, NAMESERVER_TIMEOUT, self._on_addresses)
 
     def stop(self) -> None:
         """Stop receiving; drop the batch that a pause holds back."""
@@ -46,6 +63,10 @@ class Subscription:
         if self._discovery:
             self._discovery.stop()
         self._subscriber.stop()
+
+    def connection_states(self) -> dict[str, bool]:
+        """Return whether each publisher is connected, by address. Any thread."""
+        return self._subscriber.connection_states()
 
     def add_topics(self, topics: Sequence[str]) -> None:
         """Subscribe to further subject prefixes; existing subscriptions are not interrupted."""
@@ -57,7 +78,7 @@ class Subscription:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Hold messages back in ZeroMQ while targets start or stop; start receiving after the first pause."""
+        """Hold messages back in ZeroMQ while chains start or stop; start receiving after the first pause."""
         with self._input_lock:
             yield
             if not self._started and not self._closed:
@@ -74,7 +95,7 @@ class Subscription:
                 self._subscriber.add_publishers([PublisherEndpoint(address, self._topics) for address in new])
 
     def _on_messages(self, _: str, messages: list[Message]) -> None:
-        file_messages = [message for message in messages if message.type in payload.FILE_TYPES]
+        file_messages = [message for message in messages if message.type in self._types]
         if not file_messages:
             return
         while not self._input_lock.acquire(timeout=POLL_INTERVAL):

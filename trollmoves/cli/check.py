@@ -1,0 +1,89 @@
+"""``trollmoves check``: what a daemon would run, with all problems and warnings about its configuration."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from trollmoves.cli.answers import CRITICAL, OK, WARNING, Answer, add_json_option, show
+from trollmoves.cli.selection import add_config_arguments
+from trollmoves.config.kinds import detect_kind
+from trollmoves.config.probes import probes
+from trollmoves.daemon import Daemon
+from trollmoves.errors import ConfigError
+from trollmoves.net.urls import redact_text
+
+# The module and the class of each daemon; they are imported when they are needed, because that takes long.
+DAEMONS: Mapping[str, tuple[str, str]] = {
+    "server": ("trollmoves.server.daemon", "Server"),
+    "client": ("trollmoves.client.daemon", "Client"),
+    "mirror": ("trollmoves.mirror.daemon", "Mirror"),
+    "dispatcher": ("trollmoves.dispatcher.daemon", "Dispatcher"),
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser."""
+    parser = subparsers.add_parser(
+        "check", help="check a configuration file", description="Check a configuration file; run nothing."
+    )
+    add_config_arguments(parser, nargs=None)
+    parser.add_argument("--connect", action="store_true", help="log in to all providers and destinations too")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 if there are warnings")
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand: 0 without problems, 1 with warnings if ``--strict``, 2 with problems."""
+    return show(_check(arguments), arguments)
+
+
+def make_daemon(kind: str, config: str) -> Daemon[Any]:
+    """Return a daemon that is not started."""
+    module_name, class_name = DAEMONS[kind]
+    module = import_module(module_name)
+    make_parser: Callable[[], argparse.ArgumentParser] = module.make_parser
+    daemon: Daemon[Any] = getattr(module, class_name)(make_parser().parse_args(["--check", "--", config]))
+    return daemon
+
+
+def _check(arguments: argparse.Namespace) -> Answer:
+    config = arguments.config
+    kind = arguments.kind or detect_kind(config)
+    daemon = make_daemon(kind, config)
+    try:
+        found = daemon.read_config()
+    except ConfigError as error:
+        return Answer(CRITICAL, str(error), {"file": config, "kind": kind, "problems": [str(error)]})
+    advice = daemon.startup_warning(found.sections.values())
+    warnings = [*found.warnings, *daemon.host_warnings(found)]
+    results = [probe.result() for probe in probes(found)] if arguments.connect else []
+    problems = [str(problem) for problem in found.problems]
+    failed = [line for passed, line in results if not passed]
+    code = CRITICAL if problems or failed else WARNING if warnings and arguments.strict else OK
+    counts = [
+        _counted(len(found.sections), f"{kind} chain"),
+        *(_counted(len(items), noun) for noun, items in (("problem", problems), ("warning", warnings)) if items),
+        *([f"{len(failed)} of {_counted(len(results), 'connection')} failed"] if failed else []),
+    ]
+    facts = {
+        "file": config,
+        "kind": kind,
+        "chains": list(found.sections),
+        "not_running": list(found.broken),
+        "problems": problems,
+        "warnings": [redact_text(text) for text in warnings],
+        "advice": advice,
+        "connections": [{"ok": passed, "text": line} for passed, line in results],
+    }
+    report = daemon.check_report(found).splitlines()
+    extra = [f"warning: {text}" for text in warnings if text not in found.warnings]
+    extra += [advice] if advice else []
+    return Answer(code, f"{config}: {', '.join(counts)}", facts, [*report[1:], *extra, *(line for _, line in results)])
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,70 @@
+"""The frame of the command ``trollmoves``: its subcommands, and the errors that they have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from trollmoves import __version__
+from trollmoves.cli import check
+from trollmoves.cli.answers import UNKNOWN, Answer, show
+from trollmoves.errors import TrollmovesError
+from trollmoves.net.urls import redact_text
+
+EPILOG = """Exit codes, as for Nagios: 0 ok, 1 warning, 2 critical, 3 unknown. --json prints the same facts as JSON.
+Most subcommands read the journal, also while the daemon is down; they never change it."""
+
+
+class Subcommand(Protocol):
+    """A module of a subcommand (or of several): the only interface to this frame.
+
+    ``add_parser`` adds the parsers, each with ``set_defaults(run=...)``: a function that gets the arguments and returns
+    an exit code. It may raise TrollmovesError, which is printed in one line, with the exit code 3.
+    """
+
+    def add_parser(self, subparsers: argparse._SubParsersAction[Parser]) -> None:
+        """Add the parsers of the subcommands."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that exits with the code 3, unknown, for invalid arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(UNKNOWN, f"{self.prog}: {message}\n")
+
+
+SUBCOMMANDS: Sequence[Subcommand] = (check,)  # modules, in the order of the help
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        prog="trollmoves",
+        description="See the state of the daemons, and act on it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"trollmoves {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for module in SUBCOMMANDS:
+        module.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNKNOWN
+    except TrollmovesError as error:
+        return show(Answer(UNKNOWN, redact_text(str(error))), arguments)

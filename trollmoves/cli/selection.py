@@ -1,0 +1,86 @@
+"""Which daemons a subcommand is about: their configuration files and journals."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trollmoves.config.config_file import Configuration
+from trollmoves.config.kinds import KINDS, READERS, detect_kind, section_names
+from trollmoves.config.options import ChainOptions
+from trollmoves.errors import ConfigError
+from trollmoves.journal.location import find_journal
+
+
+@dataclass(frozen=True)
+class DaemonFiles:
+    """The files of one daemon, running or not.
+
+    ``config`` is an empty string if only the journal is known. ``configuration`` is None if the file is invalid as a
+    whole; then ``problem`` is the reason. ``sections`` has the names of all sections, also of invalid ones.
+    """
+
+    kind: str
+    config: str
+    journal: str
+    sections: tuple[str, ...] = ()
+    configuration: Configuration[Any] | None = None
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name for people: the configuration file without directories, else the journal."""
+        return os.path.basename(self.config or self.journal)
+
+    @property
+    def chains(self) -> Mapping[str, ChainOptions]:
+        """The options of the valid sections."""
+        return self.configuration.sections if self.configuration else {}
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    sections: tuple[str, ...] = ()
+    configuration: Configuration[Any] | None = None
+    problem: str = ""
+    journal: str = field(default="")  # the option
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, nargs: str | None = "*") -> None:
+    """Add the positional arguments CONFIG, and ``--kind``."""
+    parser.add_argument("config", nargs=nargs, metavar="CONFIG", help="configuration file of a daemon")
+    _add_kind(parser)
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--config CONFIG``, which may be repeated, and ``--kind``."""
+    parser.add_argument(
+        "-c", "--config", action="append", default=[], metavar="CONFIG", help="configuration file of a daemon"
+    )
+    _add_kind(parser)
+
+
+def _add_kind(parser: argparse.ArgumentParser) -> None:
+    text = "the daemon that the file is for (default: as its content shows)"
+    parser.add_argument("--kind", choices=KINDS, help=text)
+
+
+def daemon_of(config: str, kind: str | None = None) -> DaemonFiles:
+    """Return the files of the daemon with this configuration file; ConfigError if it is unreadable or ambiguous."""
+    config = os.path.abspath(config)
+    kind = kind or detect_kind(config)
+    loaded = _load(config, kind)
+    journal = find_journal(loaded.journal, config, kind)
+    return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem)
+
+
+def _load(config: str, kind: str) -> _Loaded:
+    names = tuple(section_names(config))
+    try:
+        found = READERS[kind](config)
+    except ConfigError as error:  # the journal of a daemon that does not start is of interest too
+        return _Loaded(names, None, str(error))
+    return _Loaded(names, found, "; ".join(map(str, found.problems)), found.process.journal)

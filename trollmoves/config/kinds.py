@@ -1,0 +1,60 @@
+"""Which daemon a configuration file belongs to, and how to read it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
+from trollmoves.config import config_file
+from trollmoves.config.config_file import Configuration
+from trollmoves.config.diagnostics import Diagnostics
+from trollmoves.config.dispatcher_file import SUBSCRIBER, read_dispatcher_config
+from trollmoves.config.document import DEFAULT, Document, is_ini, read_document, read_ini, read_text
+from trollmoves.config.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, options_of
+from trollmoves.errors import ConfigError
+
+READERS: Mapping[str, Callable[[str], Configuration[Any]]] = {
+    "server": partial(config_file.read, role=ServerOptions),
+    "client": partial(config_file.read, role=ClientOptions),
+    "mirror": partial(config_file.read, role=MirrorOptions),
+    "dispatcher": read_dispatcher_config,
+}
+KINDS = tuple(READERS)
+_OF_A_TARGET = {"host", "directory", "filepattern", "topics", "conditions", "aliases", "dispatch_configs"}
+
+
+def detect_kind(path: str | os.PathLike[str]) -> str:
+    """Return the kind of daemon that a configuration file is for: "server", "client", "mirror" or "dispatcher".
+
+    Raises:
+        ConfigError: the file cannot be read, or it does not show its kind.
+    """
+    file = os.fspath(path)
+    content = read_text(file)
+    if not is_ini(content):
+        return "dispatcher"
+    document = read_ini(file, content)
+    kinds = Counter(filter(None, (_kind_of(name, options) for name, options in document.sections.items())))
+    (kind, count), *others = kinds.most_common(2) or [("", 0)]
+    if not kind or (others and others[0][1] == count):
+        raise ConfigError(f"it may belong to any daemon: use --kind with one of {', '.join(KINDS)}", file=file)
+    return kind
+
+
+def _kind_of(section: str, options: Collection[str]) -> str:
+    """Return the kind of daemon that has a section with these options, an empty string if it is not known."""
+    if section == SUBSCRIBER or _OF_A_TARGET & {name.partition("__")[0] for name in options}:
+        return "dispatcher"
+    if "providers" in options or "client_topic" in options:
+        return "mirror" if "request_port" in options else "client"
+    return "server" if "origin" in options or "listen" in options else ""
+
+
+def section_names(path: str | os.PathLike[str]) -> list[str]:
+    """Return the names of all sections of a file, also of invalid ones; ConfigError if it cannot be parsed."""
+    file = os.fspath(path)
+    document: Document = read_document(file, Diagnostics(file), options_of(ProcessOptions))
+    return [name for name in document.sections if name not in (SUBSCRIBER, DEFAULT)]
