@@ -11,7 +11,16 @@ from functools import partial
 from trollmoves.config.options import ChainOptions, MoveItOptions, TargetOptions
 from trollmoves.config.targets import config_of
 from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.dispatcher.deliveries import KIND, REPUBLISH, Deliveries, enqueue, is_older
+from trollmoves.dispatcher.deliveries import (
+    KIND,
+    REPUBLISH,
+    Deliveries,
+    compact_body,
+    enqueue,
+    is_older,
+    task_again,
+    task_to,
+)
 from trollmoves.dispatcher.files import ReceivedMessage
 from trollmoves.journal import drop_body
 from trollmoves.matching.patterns import Origin
@@ -19,6 +28,7 @@ from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.net import hosts
+from trollmoves.orders.executor import Resender
 from trollmoves.provider.announcer import Announcement
 from trollmoves.server.daemon import add_watch_arguments
 from trollmoves.server.file_sources import DirectorySource
@@ -100,7 +110,9 @@ class MoveIt(Daemon[MoveItOptions]):
 
     role = "move_it"
     options = MoveItOptions
-    compactors = {KIND: drop_body, REPUBLISH: drop_body}
+    last_event = "delivered"
+    compactors = {KIND: compact_body, REPUBLISH: drop_body}
+    resenders = {KIND: Resender(task_again, task_to)}
     _publisher: Publisher | None = None
 
     def open_shared(self, runtime: Runtime) -> None:

@@ -14,13 +14,23 @@ from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, TargetOptions
 from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.dispatcher.deliveries import KIND, REPUBLISH, Deliveries, enqueue, is_older
+from trollmoves.dispatcher.deliveries import (
+    KIND,
+    REPUBLISH,
+    Deliveries,
+    compact_body,
+    enqueue,
+    is_older,
+    task_again,
+    task_to,
+)
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
 from trollmoves.journal import drop_body
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
+from trollmoves.orders.executor import Resender
 from trollmoves.receiver.subscription import Subscription
 from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
@@ -89,7 +99,8 @@ class Dispatcher(Daemon[TargetOptions]):
     role = "dispatcher"
     last_event = "delivered"
     options = TargetOptions
-    compactors = {KIND: drop_body, REPUBLISH: drop_body}
+    compactors = {KIND: compact_body, REPUBLISH: drop_body}
+    resenders = {KIND: Resender(task_again, task_to)}
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)

@@ -6,17 +6,18 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from urllib.parse import ParseResult
 
 from trollmoves.config.options import TargetOptions
 from trollmoves.dispatcher.files import LocalFile, ReceivedMessage
 from trollmoves.dispatcher.routes import format_destination, logins, routes
-from trollmoves.errors import MessageError, OriginUnreadable, TransferError, TrollmovesError
-from trollmoves.journal import DONE, FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
+from trollmoves.errors import BadDestination, MessageError, OriginUnreadable, TransferError, TrollmovesError
+from trollmoves.journal import BACKLOG, DONE, FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 KIND = "deliver"
 REPUBLISH = "republish"
 REMOVE = "remove"  # task kind: remove a file that all destinations have received
+_KEY = re.compile(r"[^\n]*\n(.*) (\d+) (\d+) ([a-z0-9+.-]+)://([^/]*)(/.*)", re.DOTALL)  # of a delivery
 ROUTE = "route"  # task kind: a message whose destination cannot be composed until the configuration is repaired
 
 
@@ -69,6 +71,29 @@ class DeliveryOrder:
     def text(self) -> str:
         """Return the order as JSON for the journal."""
         return json.dumps(astuple(self))
+
+    @property
+    def key(self) -> str:
+        """The key of the task: the delivery for people, then the file, its version and the destination."""
+        version = f"{self.size} {self.mtime_ns}"
+        name = f"{os.path.basename(self.path)} to {format_destination(self.url)}"
+        return f"{name}\n{self.path} {version} {self.url.geturl()}"
+
+    @property
+    def lane(self) -> str:
+        """The lane of the task."""
+        return f"{KIND} {'this host' if self.scheme == 'file' else urls.endpoint(self.url)}"
+
+    @classmethod
+    def load(cls, task: Task) -> DeliveryOrder | None:
+        """Return the order of a task, also of a compacted one; None if its key is unreadable."""
+        if task.body.startswith("["):
+            return cls(*json.loads(task.body))
+        found = _KEY.fullmatch(task.key)
+        if not found:
+            return None
+        path, size, mtime, scheme, netloc, destination = found.groups()
+        return cls(path, scheme, netloc, destination, task.body, int(size), int(mtime))
 
 
 class Deliveries:
@@ -121,7 +146,7 @@ class Deliveries:
         return [
             Task(self.name, REPUBLISH, f"{task.id} {task.finished}", REPUBLISH, receipt)
             for task in self._journal.finished_before_kill(self.name, (KIND,), UNFLUSHED_SECONDS)
-            if task.body and (receipt := DeliveryOrder(*json.loads(task.body)).receipt)
+            if (order := DeliveryOrder.load(task)) and (receipt := order.receipt)
         ]
 
     def _republish(self, task: Task) -> None:
@@ -193,10 +218,7 @@ class Deliveries:
         receipt = self._receipt(file, url)
         text = receipt.raw if receipt else ""
         order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, text, file.size, file.mtime_ns, removes)
-        version = f"{file.size} {file.mtime_ns}"
-        key = f"{os.path.basename(file.path)} to {format_destination(url)}\n{file.path} {version} {url.geturl()}"
-        endpoint = "this host" if url.scheme == "file" else urls.endpoint(url)
-        return Task(self.name, KIND, key, f"{KIND} {endpoint}", order.text(), context=(order, receipt))
+        return Task(self.name, KIND, order.key, order.lane, order.text(), context=(order, receipt))
 
     def _receipt(self, file: LocalFile, url: ParseResult) -> Message | None:
         """Return the message to publish after a delivery, with its encoded text, or None if nothing is published."""
@@ -344,6 +366,32 @@ class Deliveries:
         return url._replace(netloc=login.netloc) if login else url
 
 
+def task_again(journal: Journal, task: Task) -> Task | None:  # noqa: ARG001
+    """Return the task that repeats a finished delivery; None if its order is unreadable."""
+    order = DeliveryOrder.load(task)
+    if order:
+        task.body, task.rank = order.text(), BACKLOG
+    return task if order else None
+
+
+def task_to(journal: Journal, task: Task, destination: str) -> Task | None:  # noqa: ARG001
+    """Return a task that delivers the file of another one to a directory, whose login is in the configuration."""
+    order, url = DeliveryOrder.load(task), urls.parse(destination)
+    if urls.password(url):
+        raise BadDestination("the password of a destination must be in the configuration of the target")
+    if order is None:
+        return None
+    path = f"{url.path.rstrip('/')}/{os.path.basename(order.path)}"
+    other = replace(order, scheme=url.scheme, netloc=url.netloc, destination_path=path, receipt="")
+    return Task(task.chain, KIND, other.key, other.lane, other.text(), rank=BACKLOG)
+
+
+def compact_body(task: Task) -> str:
+    """Return the part of a finished delivery to keep: its receipt. The key contains all other values."""
+    order = DeliveryOrder.load(task)
+    return order.receipt if order else ""
+
+
 def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, scheduler: Scheduler) -> None:
     """Store tasks in one transaction and submit the new ones to the scheduler.
 
@@ -382,13 +430,11 @@ def _states(journal: Journal, name: str, path: str, size: int, mtime_ns: int) ->
 
 
 def _receipt_data(task: Task) -> tuple[str, object] | None:
-    """Return subject and data of the receipt of a delivery, None if its body was dropped."""
-    if not task.body:
-        return None
-    receipt = DeliveryOrder(*json.loads(task.body)).receipt
-    if not receipt:
-        return "", None
-    message = Message.decode(receipt)
+    """Return subject and data of the receipt of a delivery, None if its order is unreadable."""
+    order = DeliveryOrder.load(task)
+    if not order or not order.receipt:
+        return ("", None) if order else None
+    message = Message.decode(order.receipt)
     return message.subject, message.data
 
 

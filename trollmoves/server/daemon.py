@@ -8,8 +8,10 @@ from typing import Any
 
 from trollmoves.config.options import ServerOptions
 from trollmoves.daemon import Chain, Daemon, Runtime
+from trollmoves.journal import Task
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.publisher import Publisher
+from trollmoves.orders.executor import Resender
 from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.request_handler import RequestHandler, security_warning
@@ -79,6 +81,11 @@ class ServerChain:
             self.announcer.start(republish=False)
         self._source.start()
 
+    def on_dropped(self, tasks: Sequence[Task]) -> None:
+        """Reject the requests for files that an operator dropped."""
+        if self._request_handler:
+            self._request_handler.pushes.on_dropped(tasks)
+
     def stop(self) -> None:
         """Stop announcing, then stop replying to requests."""
         self._source.stop()
@@ -95,6 +102,7 @@ class Server(Daemon[ServerOptions]):
     last_event = "announced"
     options = ServerOptions
     compactors = {"push": pushes.compact_body}
+    resenders = {"push": Resender(pushes.task_again, announced=pushes.task_to)}
 
     def open_shared(self, runtime: Runtime) -> None:
         """Bind the publish port."""
@@ -115,6 +123,11 @@ class Server(Daemon[ServerOptions]):
         """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
         if isinstance(chain, ServerChain) and chain.takes_requests and not self.arguments.disable_backlog:
             chain.announcer.republish()
+
+    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
+        """Reject the requests for files that an operator dropped."""
+        if isinstance(chain, ServerChain):
+            chain.on_dropped(tasks)
 
     def close_shared(self) -> None:
         """Close the publish port."""

@@ -22,7 +22,7 @@ LAYERS = (
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it"),
     ("provider", "receiver", "daemon", "filescleaner"),
     ("metrics",),
-    ("config",),
+    ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
     ("unpacking", "matching", "utils", "control"),
     ("journal", "net"),
