@@ -22,11 +22,13 @@ from trollmoves.config import config_file
 from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
-from trollmoves.control.server import ControlServer, Handler
+from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
-from trollmoves.journal import Compactors, Journal, Retention, journal_path
+from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path
 from trollmoves.metrics.service import MetricsService
 from trollmoves.metrics.state import DaemonReader
+from trollmoves.orders.executor import OrderExecutor, Resender
+from trollmoves.orders.order import ACTIONS
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
@@ -78,6 +80,7 @@ class Daemon(ABC, Generic[O]):
     role: ClassVar[str]
     last_event: ClassVar[str]  # the event that shows that a chain gets files: announced, received or delivered
     options: type[O]
+    resenders: ClassVar[Mapping[str, Resender]] = {}  # how finished transfers are repeated, by kind of task
     compactors: ClassVar[Compactors] = {}  # functions that compact the body of a finished task, by kind
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -85,6 +88,7 @@ class Daemon(ABC, Generic[O]):
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
+        self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
         self._ending = False
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._service = ServiceManager()
@@ -107,9 +111,16 @@ class Daemon(ABC, Generic[O]):
         """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
 
-    def control_handlers(self, runtime: Runtime) -> dict[str, Handler]:  # noqa: ARG002
+    def control_handlers(self, runtime: Runtime, orders: OrderExecutor) -> dict[str, Handler]:  # noqa: ARG002
         """Return the handlers of the requests at the control socket, by name. They run on its thread."""
-        return {"health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()}}
+
+        def carry_out(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
+            return orders.execute({**request, "action": request["request"]}, f"{peer.name} (uid {peer.uid})")
+
+        return {
+            "health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()},
+            **dict.fromkeys(ACTIONS, carry_out),
+        }
 
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
@@ -239,10 +250,12 @@ class Daemon(ABC, Generic[O]):
         scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
         runtime = Runtime(current.process, journal, scheduler, counters.count_announced if counters else None)
         self.open_shared(runtime)
-        control = ControlServer(journal.path, self.control_handlers(runtime))
+        self._sections = tuple(current.sections)
+        orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
+        control = ControlServer(journal.path, self.control_handlers(runtime, orders))
         reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
         try:
-            control.start()
+            orders.pause_lanes()
             runtime.scheduler.start()
             with self.paused_input():
                 for options in current.sections.values():
@@ -250,6 +263,8 @@ class Daemon(ABC, Generic[O]):
             if not self._chains:
                 raise StartError(f"no chain could be started{self._start_error}")
             chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
+            orders.start()
+            control.start()
             logger.info("%s %s runs %s, journal %s", self.role, __version__, chains, journal.path)
             if advice := self.startup_warning(current.sections.values()):
                 logger.warning("%s", advice)
@@ -334,6 +349,14 @@ class Daemon(ABC, Generic[O]):
     def on_reload(self, chain: Chain) -> None:
         """Repeat what failed in a chain with an unchanged configuration: an operator may have repaired the cause."""
 
+    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
+        """Handle tasks of a chain that an operator dropped. Any thread."""
+
+    def _on_dropped(self, tasks: Sequence[Task]) -> None:
+        for chain in self.running_chains():
+            if own := [task for task in tasks if task.chain == chain.name]:
+                self.on_dropped(chain, own)
+
     def _stop_chain(self, name: str) -> None:
         with self._chains_lock:
             chain = self._chains.pop(name, None)
@@ -383,6 +406,7 @@ class Daemon(ABC, Generic[O]):
             len(unchanged),
             f", {failed} failed" if failed else "",
         )
+        self._sections = tuple(changes.running.sections)
         return replace(changes.running, sections={**changes.running.sections, **previous})
 
     def _replace_chain(

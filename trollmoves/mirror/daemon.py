@@ -12,13 +12,14 @@ from typing import Any
 
 from trollmoves.config.options import MirrorOptions
 from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.errors import ConfigError, MessageError, TrollmovesError, UnpackError
+from trollmoves.errors import ConfigError, MessageError, RequestRejected, TrollmovesError, UnpackError
 from trollmoves.journal import Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.mirror.cache import RELAY_KEY, UNPACK, MirrorCache
+from trollmoves.orders.executor import Resender
 from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.request_handler import RequestHandler, security_warning
@@ -103,6 +104,13 @@ class MirrorChain:
         self._request_handler.stop()
         self._fetcher.stop()
         self._requester.stop()
+
+    def on_dropped(self, tasks: Sequence[Task]) -> None:
+        """Reject the requests for files that an operator dropped, or that are not fetched because of it."""
+        self._request_handler.pushes.on_dropped(tasks)
+        for task in tasks:
+            if task.kind == KIND:
+                self._on_fetch_failed(task, RequestRejected("dropped by the operator of the mirror"))
 
     def provider_states(self) -> dict[str, bool]:
         """Return whether each provider is connected, by address. Any thread."""
@@ -191,6 +199,7 @@ class Mirror(Daemon[MirrorOptions]):
     last_event = "announced"
     options = MirrorOptions
     compactors = {"push": pushes.compact_body}
+    resenders = {"push": Resender(pushes.task_again, announced=pushes.task_to)}
 
     def open_shared(self, runtime: Runtime) -> None:
         """Bind the publish port."""
@@ -211,6 +220,11 @@ class Mirror(Daemon[MirrorOptions]):
         """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
         if isinstance(chain, MirrorChain):
             chain.announcer.republish()
+
+    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
+        """Reject the requests for files that an operator dropped."""
+        if isinstance(chain, MirrorChain):
+            chain.on_dropped(tasks)
 
     def close_shared(self) -> None:
         """Close the publish port."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.worker_limits import WorkerLimits
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
@@ -67,6 +68,7 @@ class Scheduler:
         self._healthy_starved = False  # healthy lanes wait for a worker of another lane
         self._outage_logs: dict[tuple[str, str], OutageLog] = {}  # by lane; they outlive idle lanes
         self._policies: dict[str, ChainPolicy] = {}  # by chain
+        self._pauses = Pauses()
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._woken = False
@@ -110,12 +112,39 @@ class Scheduler:
     def retry_now(self, chain: str, lane: str | None = None) -> None:
         """Retry the failed tasks of a chain, or of one of its lanes, because the cause may be repaired. Any thread."""
         self._journal.release(chain, lane)
+        self.look_again(chain, lane)
+
+    def look_again(self, chain: str, lane: str | None = None) -> None:
+        """Read the due tasks of a chain, or of one of its lanes, from the journal; end its pause by outages."""
         with self._lock:
             lanes = [known for known in self._lanes.values() if known.chain == chain and lane in (None, known.name)]
         for known in lanes:
             known.journal_pending = True
             known.breaker.resume()
         self._wake()
+
+    def set_pauses(self, pauses: Pauses) -> None:
+        """Pause the lanes that ``pauses`` covers, also future ones, and resume all others. Any thread.
+
+        Running transfers continue. New tasks of a paused lane wait in the journal.
+        """
+        with self._lock:
+            self._pauses = pauses
+            for lane in self._lanes.values():
+                lane.paused = pauses.covers(lane.chain, lane.name)
+                lane.journal_pending = True
+        self._wake()
+
+    def runs(self, chain: str, kind: str) -> bool:
+        """Return True if a chain has registered this kind of task."""
+        return (chain, kind) in self._kinds
+
+    def revoke(self, tasks: Sequence[Task]) -> None:
+        """Do not start tasks that were dropped in the journal although they may have been submitted. Any thread."""
+        with self._lock:
+            for task in tasks:
+                if lane := self._lanes.get((task.chain, task.lane)):
+                    lane.revoked.add(task.id)
 
     def set_policy(self, chain: str, policy: ChainPolicy) -> None:
         """Set the policy of a chain for the kinds that are registered afterwards.
@@ -224,7 +253,12 @@ class Scheduler:
         lane = self._lanes.get((chain, name))
         if lane is None:
             lane = self._lanes[chain, name] = Lane(
-                chain, name, kind, self._journal.now, highest_claimed_id=self._highest_claimed_id
+                chain,
+                name,
+                kind,
+                self._journal.now,
+                highest_claimed_id=self._highest_claimed_id,
+                paused=self._pauses.covers(chain, name),
             )
             lane.proven = (chain, name) in self._proven
             self._proven.pop((chain, name), None)
@@ -446,7 +480,7 @@ class Scheduler:
         healthy_starved = False
         for lane in lanes:
             kind = lane.kind
-            if self._stopping or kind is None:
+            if self._stopping or kind is None or lane.paused:
                 lane.release_unstarted()
             elif kind.async_handler:
                 for task in lane.claim(self._journal):
