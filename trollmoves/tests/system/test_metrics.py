@@ -245,7 +245,8 @@ def test_prometheus_finds_the_silent_chain(testbed: Testbed) -> None:
         )
         (folder / name).write_text(re.sub(r"for: \d+m", "for: 1s", text).replace("> 3600", "> 8"))
     prometheus.promtool("check", "config", folder / "prometheus.yml")
-    with prometheus.Prometheus(folder) as server:
+    server = prometheus.Prometheus(folder)
+    with server:
         until(lambda: server.healthy_targets() == 2, 30, "both daemons are scraped")
         pair.feeder.feed(FILES)
         pair.wait_until_done()
