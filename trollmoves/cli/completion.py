@@ -18,6 +18,8 @@ COMMANDS: Mapping[str, str] = {
     "move_it_client.py": "trollmoves.client.daemon",
     "move_it_mirror.py": "trollmoves.mirror.daemon",
     "dispatcher.py": "trollmoves.dispatcher.daemon",
+    "move_it.py": "trollmoves.move_it",
+    "remove_it.py": "trollmoves.remove_it",
     "move_it_req.py": "trollmoves.move_it_req",
     "move_file.py": "trollmoves.move_file",
 }
