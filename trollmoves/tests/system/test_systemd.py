@@ -151,7 +151,7 @@ def test_stuck_thread_under_systemd(booted: BootedSystemd) -> None:
     armed = f"{sys.executable} -m trollmoves.tests.helpers.armed request-received:block"
     command = f"{REPOSITORY}/bin/move_it_server.py $CONFIG $ARGUMENTS"
     once = f"sh -c 'test -e /run/again || exec {armed} {command}; exec {command}'"
-    booted.write(drop_in, f"[Service]\nWatchdogSec=4\nRestartSec=0\nExecStart=\nExecStart=/bin/{once}\n")
+    booted.write(drop_in, f"[Service]\nWatchdogSec=2\nRestartSec=0\nExecStart=\nExecStart=/bin/{once}\n")
     booted.run("systemctl", "daemon-reload")
     booted.run("systemctl", "start", SERVER, CLIENT)
     feed(booted, 1, wait=False)
@@ -178,6 +178,7 @@ def test_ssh_keys_in_the_sandbox(booted: BootedSystemd) -> None:
     booted.write(f"{home}/.ssh/known_hosts", f"[127.0.0.1]:2222 {key}\n")
     booted.run("sh", "-c", f"cp {home}/.ssh/id_ed25519.pub {home}/.ssh/authorized_keys; chmod 700 {home}/.ssh")
     booted.run("chown", "-R", "trollmoves:", home)
+    booted.run("usermod", "--password", "*", "trollmoves")  # sshd rejects locked accounts
     options = "-o ListenAddress=127.0.0.1 -o StrictModes=no -o UsePAM=no -o AllowUsers=trollmoves -o PidFile=none"
     options += " -o Subsystem='sftp internal-sftp' -o AuthorizedKeysFile=/var/lib/trollmoves/.ssh/authorized_keys"
     sshd = f"exec /usr/sbin/sshd -D -f /dev/null -p 2222 -h /etc/sshd-test/host_key {options}"
