@@ -10,7 +10,14 @@ from typing import Any
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
-from trollmoves.config.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions, TargetOptions
+from trollmoves.config.options import (
+    ChainOptions,
+    ClientOptions,
+    MirrorOptions,
+    S3DownloaderOptions,
+    ServerOptions,
+    TargetOptions,
+)
 from trollmoves.config.targets import base_url
 from trollmoves.errors import TransferError
 from trollmoves.movers import mover_for
@@ -44,6 +51,11 @@ def _warnings(chain: ChainOptions, publish_port: int | None) -> Iterator[tuple[s
         yield from _server_warnings(chain, publish_port)
     if isinstance(chain, ClientOptions):
         yield from _client_warnings(chain)
+    if isinstance(chain, S3DownloaderOptions):
+        yield from _library_warnings("bucket", "s3")
+        if not os.path.isdir(chain.download_destination):
+            text = f"the directory {chain.download_destination} does not exist: create it, or correct the path"
+            yield "download_destination", text
     if isinstance(chain, TargetOptions):
         for config in chain.dispatch_configs:
             yield from _library_warnings("host", base_url(config.host).scheme)

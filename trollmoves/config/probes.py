@@ -9,7 +9,15 @@ from typing import Any
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.environment import static_directory
-from trollmoves.config.options import ChainOptions, ClientOptions, DispatcherOptions, ServerOptions, TargetOptions
+from trollmoves.config.options import (
+    ChainOptions,
+    ClientOptions,
+    DispatcherOptions,
+    FetcherOptions,
+    S3DownloaderOptions,
+    ServerOptions,
+    TargetOptions,
+)
 from trollmoves.config.targets import base_url
 from trollmoves.errors import TrollmovesError
 from trollmoves.messaging.check import check_publisher
@@ -56,10 +64,32 @@ def _chain_probes(chain: ChainOptions) -> Iterator[Probe]:
         for address in chain.addresses:
             yield _provider(address if "://" in address else f"tcp://{address}")
     elif isinstance(chain, TargetOptions):
-        for config in chain.dispatch_configs:
-            base = base_url(config.host)
-            directory = urls.join(base, config.directory) if base.path else base._replace(path=config.directory)
-            yield _destination(directory.geturl(), "", chain.connection_parameters)
+        yield from _target_probes(chain)
+    elif isinstance(chain, FetcherOptions | S3DownloaderOptions):
+        yield from _fetch_probes(chain)
+
+
+def _target_probes(chain: TargetOptions) -> Iterator[Probe]:
+    for config in chain.dispatch_configs:
+        base = base_url(config.host)
+        directory = urls.join(base, config.directory) if base.path else base._replace(path=config.directory)
+        yield _destination(directory.geturl(), "", chain.connection_parameters)
+
+
+def _fetch_probes(chain: FetcherOptions | S3DownloaderOptions) -> Iterator[Probe]:
+    if isinstance(chain, FetcherOptions):
+        addresses, directory = chain.subscriber_config__addresses, chain.destination
+    else:
+        addresses, directory = chain.subscriber_addresses, chain.download_destination
+        yield Probe(f"bucket {chain.bucket}", partial(_check_bucket, chain))
+    yield from map(_provider, addresses)
+    yield _destination(directory, "", {})
+
+
+def _check_bucket(chain: S3DownloaderOptions) -> str:
+    from trollmoves.movers.s3_download import S3Reader
+
+    return S3Reader().check_bucket(chain.bucket, chain.connection_parameters)
 
 
 def _provider(address: str) -> Probe:

@@ -1,20 +1,15 @@
-"""Reads remote files by fsspec.
-
-SFTP uses the logins of the movers, which reject unknown host keys. Messages choose the file system and its arguments, so
-only file systems that read are allowed.
-"""
+"""Reads remote files by fsspec. SFTP uses the logins of the movers, which reject unknown host keys."""
 
 from __future__ import annotations
 
-import ftplib
 import functools
 import shutil
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 from urllib.parse import ParseResult, quote
 
 import fsspec
@@ -23,7 +18,6 @@ from fsspec.implementations.sftp import SFTPFileSystem
 from trollmoves.errors import (
     AuthenticationFailed,
     ConnectionFailed,
-    MessageError,
     OriginChanged,
     OriginMissing,
     OriginUnreadable,
@@ -32,6 +26,7 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TrollmovesError,
 )
+from trollmoves.fetching.descriptions import HTTP, SSH, Description, is_chained, passwords, redacted
 from trollmoves.movers.base import from_os_error
 from trollmoves.movers.ssh.connection import translate_ssh_errors
 from trollmoves.movers.ssh.login import open_sftp
@@ -42,72 +37,54 @@ PREFETCH_REQUESTS = 64  # requests of SFTP in flight for one file
 MAX_IDLE = 25.0  # s after which a kept login may have been closed by the server or a firewall
 HTTP_CONNECT_TIMEOUT = 20.0  # s
 HTTP_STALL_TIMEOUT = 60.0  # s without data
-MAX_NESTING = 5  # file systems inside of one another
-_SSH = ("sftp", "ssh")
-_HTTP = ("http", "https")
-# Those that read files from other hosts, and archives. Others would write caches to this host, or run programs.
-ALLOWED = frozenset(
-    (
-        "abfs",
-        "abfss",
-        "adl",
-        "az",
-        "file",
-        "ftp",
-        "gcs",
-        "gs",
-        "hdfs",
-        "http",
-        "https",
-        "libarchive",
-        "local",
-        "s3",
-        "s3a",
-    )
-    + ("sftp", "smb", "ssh", "tar", "webhdfs", "zip")
-)
-_NO_OPTIONS = ("cls", "protocol", "args", "mode")  # a mode could open an archive for writing
 
 
-class RemoteFile:
-    """A file that fsspec reads: the chained URL ``uri``, or ``path`` in a described file system."""
+def read(uri: str, path: str, description: Description | None, stream: BinaryIO) -> None:
+    """Write a file to ``stream``: the chained URL ``uri``, or ``path`` in the file system of ``description``.
 
-    def __init__(self, uri: str, path: str = "", description: Mapping[str, Any] | None = None) -> None:
-        """Raise MessageError if a file system is unknown or not allowed; opens no connection."""
-        self._uri = uri
-        self._path = path
-        self._description = _described(description) if description else None
-        _check_uri(uri)
+    Connections are kept for the next file that the calling thread reads.
 
-    def read_to(self, stream: BinaryIO) -> None:
-        """Write the content to ``stream``; raise TransferError, without secrets, if it is not complete."""
-        secrets = [*redaction.values_of(self._description.options if self._description else {}), *_passwords(self._uri)]
-        try:
-            with _translate_errors(self._path or self._uri):
-                self._read_to(stream)
-        except TrollmovesError as error:
-            redaction.remove_from_error(error, secrets)
-            raise
+    Raises:
+        TransferError: not all of the file was read; the text contains no secret.
+    """
+    try:
+        with _translate_errors(redacted(path or uri)):
+            filesystem, name = _open(uri, path, description)
+            if isinstance(filesystem, VerifiedSftp) and not filesystem.is_usable():
+                VerifiedSftp.clear_instance_cache()
+                filesystem, name = _open(uri, path, description)
+            _copy(filesystem, name, stream)
+    except TrollmovesError as error:
+        VerifiedSftp.clear_instance_cache()  # the next attempt logs in again
+        redaction.remove_from_error(error, [*passwords(uri), *(description.secrets() if description else ())])
+        raise
 
-    def _read_to(self, stream: BinaryIO) -> None:
-        filesystem, path = self._open()
-        if isinstance(filesystem, VerifiedSftp) and not filesystem.is_usable():
-            VerifiedSftp.clear_instance_cache()
-            filesystem, path = self._open()
-        try:
-            _copy(filesystem, path, stream)
-        except Exception:
-            VerifiedSftp.clear_instance_cache()  # the next attempt logs in again
-            raise
 
-    def _open(self) -> tuple[Any, str]:
-        _register()
-        if self._description:
-            return self._description.open(), self._path
-        if "::" not in self._uri and self._uri.startswith(tuple(f"{one}:" for one in _HTTP)):
-            return _Description("http", [], {}).open(), self._uri
-        filesystem, path = fsspec.core.url_to_fs(self._uri)
-        return filesystem, str(path)
+def _open(uri: str, path: str, description: Description | None) -> tuple[Any, str]:
+    _register()
+    if description:
+        return _filesystem(description), path
+    scheme = uri.partition(":")[0]
+    if is_chained(uri) or scheme not in (*HTTP, *SSH):
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        return filesystem, path
+    if scheme in HTTP:
+        return _filesystem(Description("http")), uri
+    url = urls.parse(uri)
+    login = {"port": urls.port(url), "username": urls.user(url), "password": urls.password(url)}
+    given = {name: value for name, value in login.items() if value is not None}
+    return _filesystem(Description("sftp", (), {"host": urls.host(url), **given})), url.path
+
+
+def _filesystem(description: Description) -> Any:
+    options = {
+        name: _filesystem(value) if isinstance(value, Description) else value
+        for name, value in description.options.items()
+    }
+    if description.protocol in HTTP:
+        given = options.get("client_kwargs")
+        options["client_kwargs"] = {**(given if isinstance(given, dict) else {}), "timeout": _http_timeout()}
+    return fsspec.filesystem(description.protocol, *description.arguments, **options)
 
 
 class VerifiedSftp(SFTPFileSystem):  # type: ignore[misc]
@@ -129,9 +106,10 @@ class VerifiedSftp(SFTPFileSystem):  # type: ignore[misc]
     def is_usable(self) -> bool:
         """Return True if the login was used recently and is not closed."""
         transport = self.client.get_transport()
-        return transport is not None and transport.is_active() and time.monotonic() - self._last_used < MAX_IDLE
+        is_active = transport is not None and transport.is_active()
+        return is_active and time.monotonic() - self._last_used < MAX_IDLE
 
-    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **_: Any) -> Any:  # noqa: ARG002
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         file = self.ftp.open(path, mode)
         file.prefetch(file.stat().st_size, PREFETCH_REQUESTS)
         self._last_used = time.monotonic()
@@ -140,12 +118,13 @@ class VerifiedSftp(SFTPFileSystem):  # type: ignore[misc]
 
 @functools.cache
 def _register() -> None:
-    for protocol in _SSH:
+    for protocol in SSH:
         fsspec.register_implementation(protocol, VerifiedSftp, clobber=True)
 
 
 def _copy(filesystem: Any, path: str, stream: BinaryIO) -> None:
-    if _protocol_of(filesystem) in _HTTP:
+    protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
+    if set(protocols) & set(HTTP):
         filesystem.get_file(path, stream)
         return
     before = _version(filesystem, path)
@@ -164,72 +143,6 @@ def _version(filesystem: Any, path: str) -> tuple[int | None, object]:
     return info.get("size"), info.get("mtime")
 
 
-def _protocol_of(filesystem: Any) -> str:
-    protocol = filesystem.protocol
-    return str(protocol if isinstance(protocol, str) else protocol[0])
-
-
-class _Description(NamedTuple):
-    """A file system in a message, checked."""
-
-    protocol: str
-    arguments: list[Any]
-    options: dict[str, Any]
-
-    def open(self) -> Any:
-        """Return the file system."""
-        options = {
-            name: value.open() if isinstance(value, _Description) else value for name, value in self.options.items()
-        }
-        if self.protocol in _HTTP:
-            options["client_kwargs"] = {**options.get("client_kwargs", {}), "timeout": _http_timeout()}
-        return fsspec.filesystem(self.protocol, *self.arguments, **options)
-
-
-def _described(given: Mapping[str, Any], depth: int = 0) -> _Description:
-    """Return the description of a file system; raise MessageError if it, or one inside of it, is not allowed."""
-    if depth > MAX_NESTING:
-        raise MessageError(f"its file systems are nested deeper than {MAX_NESTING} levels")
-    protocol = given.get("protocol")
-    protocol = protocol[0] if isinstance(protocol, list) and protocol else protocol
-    _check_protocol(protocol)
-    found: dict[str, Any] = {}
-    for name, value in given.items():
-        if name == "target_protocol":
-            _check_protocol(value)
-        if name == "fo" and isinstance(value, str):
-            _check_uri(value)
-        if name not in _NO_OPTIONS:
-            found[name] = _described(value, depth + 1) if isinstance(value, dict) and "protocol" in value else value
-    arguments = given.get("args") or []
-    if not all(isinstance(argument, str | int | float) for argument in arguments):
-        raise MessageError("the arguments of its file system must be texts or numbers")
-    return _Description(str(protocol), list(arguments), found)
-
-
-def _check_uri(uri: str) -> None:
-    """Raise MessageError if a part of a chained URL is not allowed."""
-    for part in uri.split("::"):
-        scheme, separator, _ = part.partition("://")
-        if separator:
-            _check_protocol(scheme)
-        elif "::" in uri and "/" not in part:
-            _check_protocol(part)
-
-
-def _check_protocol(protocol: object) -> None:
-    if protocol not in ALLOWED:
-        raise MessageError(
-            f"no file system for {urls.excerpt(str(protocol))!r}: use one of {', '.join(sorted(ALLOWED))}"
-        )
-
-
-def _passwords(uri: str) -> Iterator[str]:
-    for part in uri.split("::"):
-        if password := part.partition("://")[2].rpartition("@")[0].partition(":")[2]:
-            yield password
-
-
 def _http_timeout() -> Any:
     import aiohttp
 
@@ -237,32 +150,27 @@ def _http_timeout() -> Any:
 
 
 @contextmanager
-def _translate_errors(name: str) -> Iterator[None]:
-    """Translate the exceptions of fsspec and its libraries."""
-    shown = "::".join(urls.redacted(part) for part in name.split("::"))
+def _translate_errors(shown: str) -> Iterator[None]:
+    """Translate the exceptions of fsspec and its libraries; ``shown`` is the file."""
     try:
         with translate_ssh_errors():
             yield
     except TrollmovesError:
         raise
-    except Exception as error:
+    except Exception as error:  # a library may raise any exception
         raise _translated(error, shown) from error
 
 
 def _translated(error: Exception, shown: str) -> TrollmovesError:
-    if isinstance(error, FileNotFoundError):
-        return OriginMissing(f"{shown}: the file does not exist")
-    if isinstance(error, ImportError):
-        return PermanentTransferError(f"{shown}: {error}; pip install 'trollmoves[fetcher]'")
-    if isinstance(error, ftplib.error_perm):
-        kind = AuthenticationFailed if str(error).startswith("530") else PermissionRefused
-        return kind(f"{shown}: {error}")
-    if isinstance(error, (EOFError, ftplib.Error)):
-        return ConnectionFailed(f"{shown}: {str(error) or type(error).__name__}")
-    if isinstance(error, (tarfile.TarError, zipfile.BadZipFile)):
-        return OriginUnreadable(f"{shown}: {error}")
-    if "aiohttp" in type(error).__module__:
+    text = f"{shown}: {str(error) or type(error).__name__}"
+    library = type(error).__module__.partition(".")[0]
+    if library == "aiohttp":
         return _translated_http(error, shown)
+    if library == "ftplib":
+        return AuthenticationFailed(text) if str(error).startswith("530") else ConnectionFailed(text)
+    for kinds, translate in _TRANSLATIONS:
+        if isinstance(error, kinds):
+            return translate(text)
     if isinstance(error, OSError):
         return from_os_error(error, shown)
     return OriginUnreadable(f"{shown}: {type(error).__name__}: {error}")
@@ -275,6 +183,13 @@ def _translated_http(error: Exception, shown: str) -> TrollmovesError:
         return AuthenticationFailed(text)
     if status == 403:
         return PermissionRefused(text)
-    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
-        return OriginMissing(text)
-    return ConnectionFailed(text)
+    is_missing = isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
+    return OriginMissing(text) if is_missing else ConnectionFailed(text)
+
+
+_TRANSLATIONS = (
+    (FileNotFoundError, lambda text: OriginMissing(f"{text}: the file does not exist")),
+    (ImportError, lambda text: PermanentTransferError(f"{text}; pip install 'trollmoves[fetcher]'")),
+    (EOFError, ConnectionFailed),
+    ((tarfile.TarError, zipfile.BadZipFile), OriginUnreadable),
+)

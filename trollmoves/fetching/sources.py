@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import ParseResult, unquote
 
 from trollmoves.errors import BadDestination, MessageError, OriginMissing, PermanentTransferError
+from trollmoves.fetching.descriptions import LOCAL, S3, Description, check_uri, is_chained, parse_description
 from trollmoves.movers import PartialId, move_it
 from trollmoves.movers import options as mover_options
 from trollmoves.net import hosts, urls
 
-_LOCAL = ("file", "local")
-_S3 = ("s3", "s3a")
 S3Download = Callable[[ParseResult, BinaryIO, Mapping[str, Any]], None]
 
 
@@ -55,9 +55,8 @@ class LocalSource(Source):
 class S3Source(Source):
     """An object; ``url`` is ``s3://bucket/key``."""
 
-    def __init__(self, url: ParseResult, attrs: Mapping[str, Any], download: S3Download) -> None:
-        endpoint = f"{urls.endpoint(url)} {attrs.get('endpoint_url') or ''}".rstrip()
-        super().__init__(unquote(os.path.basename(url.path)), endpoint)
+    def __init__(self, url: ParseResult, attrs: Mapping[str, Any], download: S3Download, name: str) -> None:
+        super().__init__(name, urls.endpoint(url))
         self._url = url
         self._attrs = attrs
         self._download = download
@@ -73,19 +72,19 @@ class S3Source(Source):
 class RemoteSource(Source):
     """A file that fsspec reads."""
 
-    def __init__(self, uri: str, path: str = "", description: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, uri: str, path: str = "", description: Description | None = None) -> None:
+        """Raise MessageError if a file system is not allowed; opens no connection."""
+        check_uri(uri)
         super().__init__(unquote(_last_part(path or uri)), _endpoint(uri, description))
-        try:
-            from trollmoves.fetching.filesystems import RemoteFile
-        except ModuleNotFoundError as error:
-            raise PermanentTransferError(
-                f"fetching needs {error.name}, which is not installed: pip install 'trollmoves[fetcher]'"
-            ) from error
-        self._file = RemoteFile(uri, path, description)
+        self._uri = uri
+        self._path = path
+        self._description = description
 
     def read_to(self, stream: BinaryIO) -> None:
         """Write the content of the file to ``stream``."""
-        self._file.read_to(stream)
+        with _need_library("fetcher"):
+            from trollmoves.fetching import filesystems
+        filesystems.read(self._uri, self._path, self._description, stream)
 
 
 class Sources:
@@ -97,9 +96,7 @@ class Sources:
     def source(self, data: Mapping[str, Any]) -> Source:
         """Return the source of a file by ``path`` and ``filesystem``, else by ``uri``.
 
-        Raises:
-            MessageError: the data name no file that can be read.
-            PermanentTransferError: a library is not installed.
+        Raises MessageError if the data name no file that can be read.
         """
         path, description = data.get("path"), data.get("filesystem")
         if path and description:
@@ -107,37 +104,40 @@ class Sources:
         uri = data.get("uri")
         if not isinstance(uri, str) or not uri:
             raise MessageError(f"its uri must be a non-empty string: {urls.excerpt(str(uri), 100)!r}")
-        if "::" in uri:
+        if is_chained(uri):
             return RemoteSource(uri)
         url = _parse(uri)
-        if url.scheme in _LOCAL:
+        if url.scheme in LOCAL:
             if not hosts.is_local(url.hostname):
                 raise MessageError(f"{urls.redacted(url)} is on another host")
             return LocalSource(url.path)
-        return self.s3_object(url, {}) if url.scheme in _S3 else RemoteSource(uri)
+        return self.s3_object(url, {}) if url.scheme in S3 else RemoteSource(uri)
 
-    def s3_object(self, url: ParseResult, attrs: Mapping[str, Any]) -> S3Source:
-        """Return the source of the object ``s3://bucket/key``; ``attrs`` are connection parameters."""
+    def s3_object(self, url: ParseResult, attrs: Mapping[str, Any], name: str | None = None) -> S3Source:
+        """Return the source of the object ``s3://bucket/key``.
+
+        ``attrs`` are connection parameters; ``name`` is by default the last part of the key, without URL quoting.
+        """
         if not url.netloc.rpartition("@")[2]:
             raise MessageError("the uri of an object must be s3://BUCKET/KEY")
-        return S3Source(url, attrs, self._download)
+        name = unquote(os.path.basename(url.path)) if name is None else name
+        return S3Source(url, attrs, self._download, name)
 
-    def _described(self, path: Any, description: Any) -> Source:
-        if not isinstance(path, str) or not isinstance(description, dict):
-            raise MessageError("its path must be a string, and its filesystem a dictionary")
-        protocol = description.get("protocol")
-        protocol = protocol[0] if isinstance(protocol, list) and protocol else protocol
-        if protocol in _LOCAL:
+    def _described(self, path: Any, given: Any) -> Source:
+        if not isinstance(path, str):
+            raise MessageError("its path must be a string")
+        description = parse_description(given)
+        if description.protocol in LOCAL:
             return LocalSource(path)
-        if protocol in _S3:
-            attrs = {name: value for name, value in description.items() if mover_options.is_known(name, "s3")}
+        if description.protocol in S3:
+            attrs = {name: value for name, value in description.options.items() if mover_options.is_known(name, "s3")}
             return self.s3_object(_parse(f"s3://{path.removeprefix('s3://')}"), attrs)
         return RemoteSource("", path, description)
 
     def _download(self, url: ParseResult, stream: BinaryIO, attrs: Mapping[str, Any]) -> None:
         if self._reader is None:
-            from trollmoves.movers.s3_download import S3Reader
-
+            with _need_library("s3"):
+                from trollmoves.movers.s3_download import S3Reader
             self._reader = S3Reader()
         self._reader.download(url, stream, attrs)
 
@@ -151,16 +151,26 @@ def _parse(uri: str) -> ParseResult:
 
 def _last_part(uri: str) -> str:
     """Return the last part of the path of a URL, for a chained one of its first URL."""
-    first = uri.partition("::")[0]
+    first = uri.partition("::")[0] if is_chained(uri) else uri
     if first.startswith(("http://", "https://")):
         first = first.partition("?")[0].partition("#")[0]
     return first.rpartition("/")[2]
 
 
-def _endpoint(uri: str, description: Mapping[str, Any] | None) -> str:
+def _endpoint(uri: str, description: Description | None) -> str:
     if description is None:
-        return urls.endpoint(_parse(uri.rpartition("::")[2]))
-    inner = description.get("target_options")
-    inner = inner if isinstance(inner, dict) else description
-    protocol = description.get("target_protocol") or description.get("protocol")
-    return f"{urls.excerpt(str(protocol))}://{urls.excerpt(str(inner.get('host') or ''))}"
+        return urls.endpoint(_parse(uri.rpartition("::")[2] if is_chained(uri) else uri))
+    options = description.options
+    inner = options["target_options"] if isinstance(options.get("target_options"), dict) else options
+    protocol = options.get("target_protocol") or description.protocol
+    return f"{protocol}://{urls.excerpt(str(inner.get('host') or ''))}"
+
+
+@contextmanager
+def _need_library(extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise PermanentTransferError(
+            f"fetching needs {error.name}, which is not installed: pip install 'trollmoves[{extra}]'"
+        ) from error

@@ -60,7 +60,7 @@ class S3Reader:
         attrs = with_s3_defaults(attrs)
         try:
             with translate_s3_errors(bucket):
-                self._client(ClientParameters(attrs)).s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
+                self._client(ClientParameters(attrs)).s3.list_objects_v2(Bucket=split_path(bucket)[0], MaxKeys=1)
         except Exception as error:
             redaction.remove_from_error(error, redaction.values_of(dict(attrs)))
             raise

@@ -18,7 +18,8 @@ BIN = PACKAGE.parent / "bin"
 LAYERS = (
     ("bin", "__main__"),
     ("cli",),
-    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file"),
+    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "fetcher", "s3downloader"),
+    ("fetching",),
     ("provider", "receiver", "daemon"),
     ("config",),
     ("scheduler", "messaging", "movers", "watch"),
@@ -41,6 +42,8 @@ OWNERS = {
     "boto3": "movers",
     "botocore": "movers",
     "ftplib": "movers",
+    "fsspec": "fetching",
+    "aiohttp": "fetching",
 }
 
 

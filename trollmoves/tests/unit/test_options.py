@@ -13,7 +13,7 @@ from trollmoves.config.options import ClientOptions, MirrorOptions, ProcessOptio
 from trollmoves.movers import options as mover_options
 from trollmoves.net.client_allowlist import ANYONE
 
-ROLES = [ProcessOptions, ServerOptions, ClientOptions, MirrorOptions]
+ROLES = [ProcessOptions, ServerOptions, ClientOptions, MirrorOptions, FetcherOptions, S3DownloaderOptions]
 
 # Options in the files of existing sites, with the defaults that these rely on.
 SERVER: dict[str, object] = {
