@@ -1,9 +1,12 @@
 #!/usr/bin/env python
 """Copy or move files to any destination; see ``trollmoves.move_file``."""
 
+import signal
 import sys
 
-from trollmoves.move_file import main
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules are loaded ends without a traceback
+
+from trollmoves.move_file import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -22,13 +22,18 @@ from trollmoves.config import config_file
 from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
-from trollmoves.control.server import ControlServer, Handler
+from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
-from trollmoves.journal import Compactors, Journal, Retention, journal_path
-from trollmoves.scheduler.lanes import ChainPolicy
+from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path
+from trollmoves.metrics.service import MetricsService
+from trollmoves.metrics.state import DaemonReader
+from trollmoves.orders.executor import OrderExecutor, Resender
+from trollmoves.orders.order import ACTIONS
+from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
 from trollmoves.utils.log_writer import LogWriter
+from trollmoves.utils.service_manager import Reporter, ServiceManager
 from trollmoves.watch import FileWatch
 
 logger = logging.getLogger(__name__)
@@ -49,6 +54,9 @@ class Chain(Protocol):
 
     name: str
 
+    def provider_states(self) -> Mapping[str, bool]:
+        """Return whether each provider or publisher is connected, by address. Any thread."""
+
     def start(self) -> None:
         """Start the chain; raise ``StartError`` if it cannot run."""
 
@@ -63,13 +71,16 @@ class Runtime:
     options: ProcessOptions
     journal: Journal
     scheduler: Scheduler
+    on_announced: Callable[[str, Sequence[FileStats]], None] | None = None  # counts announced files for the metrics
 
 
 class Daemon(ABC, Generic[O]):
     """A process with chains. Only its main thread starts, reloads and stops chains."""
 
     role: ClassVar[str]
+    last_event: ClassVar[str]  # the event that shows that a chain gets files: announced, received or delivered
     options: type[O]
+    resenders: ClassVar[Mapping[str, Resender]] = {}  # how finished transfers are repeated, by kind of task
     compactors: ClassVar[Compactors] = {}  # functions that compact the body of a finished task, by kind
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -77,7 +88,10 @@ class Daemon(ABC, Generic[O]):
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
+        self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
         self._ending = False
+        self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
+        self._service = ServiceManager()
         self._start_error = ""  # why the last chain could not be started
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
@@ -97,9 +111,16 @@ class Daemon(ABC, Generic[O]):
         """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
 
-    def control_handlers(self, runtime: Runtime) -> dict[str, Handler]:  # noqa: ARG002
+    def control_handlers(self, runtime: Runtime, orders: OrderExecutor) -> dict[str, Handler]:  # noqa: ARG002
         """Return the handlers of the requests at the control socket, by name. They run on its thread."""
-        return {"health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()}}
+
+        def carry_out(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
+            return orders.execute({**request, "action": request["request"]}, f"{peer.name} (uid {peer.uid})")
+
+        return {
+            "health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()},
+            **dict.fromkeys(ACTIONS, carry_out),
+        }
 
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
@@ -133,6 +154,10 @@ class Daemon(ABC, Generic[O]):
         add("-l", "--log", metavar="FILE", help="log to this file instead of standard error")
         add("-v", "--verbose", action="store_true", help="log more")
         add("--version", action="version", version=f"trollmoves {__version__}")
+
+    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
+        """Return whether each provider or publisher is connected, by chain and address. Any thread."""
+        return [(chain.name, chain.provider_states()) for chain in self.running_chains()]
 
     def running_chains(self) -> list[Chain]:
         """Return the running chains. Any thread."""
@@ -197,6 +222,7 @@ class Daemon(ABC, Generic[O]):
         _log_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
         if log:
+            self._lines_dropped = lambda: log.dropped
             self._listen_to_signals(log)
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
@@ -224,17 +250,25 @@ class Daemon(ABC, Generic[O]):
                 if not logged:
                     logger.error("%s; waiting for free space", error)
                 logged = True
+                extension = int(2e6 * DISK_SPACE_POLL)  # µs
+                self._service.notify(STATUS="waiting for free space for the journal", EXTEND_TIMEOUT_USEC=extension)
             with suppress(Empty):
                 if self._orders.get(timeout=DISK_SPACE_POLL) == "stop":
                     return None
 
     def _run_chains(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
         """Run the chains until the process stops or the journal is damaged; return their configuration."""
-        runtime = Runtime(current.process, journal, Scheduler(journal, current.process.workers))
+        metrics = MetricsService.create(current.process)
+        counters = metrics.counters if metrics else None
+        scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
+        runtime = Runtime(current.process, journal, scheduler, counters.count_announced if counters else None)
         self.open_shared(runtime)
-        control = ControlServer(journal.path, self.control_handlers(runtime))
+        self._sections = tuple(current.sections)
+        orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
+        control = ControlServer(journal.path, self.control_handlers(runtime, orders))
+        reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
         try:
-            control.start()
+            orders.pause_lanes()
             runtime.scheduler.start()
             with self.paused_input():
                 for options in current.sections.values():
@@ -242,13 +276,41 @@ class Daemon(ABC, Generic[O]):
             if not self._chains:
                 raise StartError(f"no chain could be started{self._start_error}")
             chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
+            orders.start()
+            control.start()
             logger.info("%s %s runs %s, journal %s", self.role, __version__, chains, journal.path)
             if advice := self.startup_warning(current.sections.values()):
                 logger.warning("%s", advice)
+            if metrics:
+                labels = {"role": self.role, "config": os.path.basename(self._file)}
+                metrics.start(self._state_reader(runtime, metrics), labels)
+            reporter.start()
             return self._command_loop(current, runtime)
         finally:
+            reporter.stop()
+            if metrics:
+                metrics.stop()
             self._stop(runtime)
             control.stop()
+
+    def _status_line(self, current: config_file.Configuration[O], runtime: Runtime) -> str:
+        """Return the status of this process for the service manager."""
+        running = len(self.running_chains())
+        stopped = len(current.sections) - running
+        missing = f", {stopped} could not be started" if stopped > 0 else ""
+        return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
+
+    def _state_reader(self, runtime: Runtime, metrics: MetricsService) -> DaemonReader:
+        return DaemonReader(
+            journal=runtime.journal.path,
+            counters=metrics.counters,
+            event=self.last_event,
+            chains=lambda: [chain.name for chain in self.running_chains()],
+            lanes=runtime.scheduler.lane_states,
+            providers=self.provider_states,
+            now=runtime.journal.now,
+            lines_dropped=self._lines_dropped,
+        )
 
     def _listen_to_signals(self, log: LogWriter) -> None:
         def hang_up(*_: object) -> None:
@@ -300,6 +362,14 @@ class Daemon(ABC, Generic[O]):
     def on_reload(self, chain: Chain) -> None:
         """Repeat what failed in a chain with an unchanged configuration: an operator may have repaired the cause."""
 
+    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
+        """Handle tasks of a chain that an operator dropped. Any thread."""
+
+    def _on_dropped(self, tasks: Sequence[Task]) -> None:
+        for chain in self.running_chains():
+            if own := [task for task in tasks if task.chain == chain.name]:
+                self.on_dropped(chain, own)
+
     def _stop_chain(self, name: str) -> None:
         with self._chains_lock:
             chain = self._chains.pop(name, None)
@@ -316,36 +386,62 @@ class Daemon(ABC, Generic[O]):
 
     def _reload(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
         """Read the configuration again; start, stop and restart the chains that differ from it."""
+        self._service.notify(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
         try:
-            new = self.read_config()
+            return self._apply(self.read_config(), current, runtime)
         except ConfigError as error:
             logger.error("configuration not reloaded, the chains keep running unchanged: %s", error)
             return current
+        finally:
+            self._service.notify(READY=1)
+
+    def _apply(
+        self, new: config_file.Configuration[O], current: config_file.Configuration[O], runtime: Runtime
+    ) -> config_file.Configuration[O]:
+        """Start, stop and restart the chains that differ from a configuration; return the one that runs."""
         _log_problems(new)
         changes = config_file.changes(current, new)
         if changes.process:
             logger.warning("changes in [DEFAULT] take effect after a restart: %s", ", ".join(changes.process))
         for name in changes.removed:
             self._stop_chain(name)
-        for name in changes.changed:
-            self._stop_chain(name)
-            if not self._start_chain(new.sections[name], runtime):
-                logger.error("[%s] keeps its previous configuration", name)
-                self._start_chain(current.sections[name], runtime)
-        for name in (*changes.added, *changes.unchanged):
-            if name in self._chains:
-                runtime.scheduler.retry_now(name)
-                self.on_reload(self._chains[name])
-            else:
-                self._start_chain(new.sections[name], runtime)
-        logger.info(
-            "configuration reloaded: %d added, %d changed, %d removed, %d unchanged",
-            len(changes.added),
-            len(changes.changed),
+        changed = [name for name in changes.changed if self._replace_chain(current, new, name, runtime)]
+        previous = {name: current.sections[name] for name in changes.changed if name not in changed}
+        added = [name for name in changes.added if self._start_chain(new.sections[name], runtime)]
+        unchanged = [name for name in changes.unchanged if self._retry_chain(new.sections[name], runtime)]
+        failed = len(new.sections) - len(added) - len(changed) - len(unchanged) + len(new.broken)
+        logger.log(
+            logging.WARNING if failed else logging.INFO,
+            "configuration reloaded: %d added, %d changed, %d removed, %d unchanged%s",
+            len(added),
+            len(changed),
             len(changes.removed),
-            len(changes.unchanged) + len(changes.kept_broken),
+            len(unchanged),
+            f", {failed} failed" if failed else "",
         )
-        return changes.running
+        self._sections = tuple(changes.running.sections)
+        return replace(changes.running, sections={**changes.running.sections, **previous})
+
+    def _replace_chain(
+        self, current: config_file.Configuration[O], new: config_file.Configuration[O], name: str, runtime: Runtime
+    ) -> bool:
+        """Restart a chain with new options; return False if it continues with the previous ones."""
+        for line in config_file.differences(current.sections[name], new.sections[name]):
+            logger.info("[%s] changed %s", name, line)
+        self._stop_chain(name)
+        if self._start_chain(new.sections[name], runtime):
+            return True
+        logger.error("[%s] keeps its previous configuration", name)
+        self._start_chain(current.sections[name], runtime)
+        return False
+
+    def _retry_chain(self, options: O, runtime: Runtime) -> bool:
+        """Repeat what failed in a chain with unchanged options; start it if it does not run; return True if it runs."""
+        if options.name not in self._chains:
+            return self._start_chain(options, runtime)
+        runtime.scheduler.retry_now(options.name)
+        self.on_reload(self._chains[options.name])
+        return True
 
     def _stop(self, runtime: Runtime) -> None:
         """Shut down: stop input, wait for running tasks, then close."""

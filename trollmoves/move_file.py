@@ -4,106 +4,264 @@ from __future__ import annotations
 
 import argparse
 import glob
+import json
 import os
+import signal
+import stat
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, NoReturn
+from urllib.parse import ParseResult
 
+from trollmoves import __version__
 from trollmoves.config import secrets
 from trollmoves.errors import TransferError, TrollmovesError
-from trollmoves.movers import MOVERS, Mover, close_connections, options
+from trollmoves.movers import MOVERS, Mover, close_connections, mover_for, options
 from trollmoves.net import urls
+from trollmoves.utils.log_format import printable
 from trollmoves.utils.logs import format_bytes
+from trollmoves.utils.progress import Progress, ProgressDisplay, counted
 
-REFRESH_INTERVAL = 0.2  # s between two updates of the progress line
-BAR_WIDTH = 24  # characters
+STOP_TIMEOUT = 3.0  # s after Ctrl-C in which running transfers remove their partials
+STOP_POLL = 0.02  # s
 OK, FAILED, USAGE = 0, 1, 2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CHECKSUM = "verify_checksum"
 _EPILOG = """DEST is a path or a URL: file, ftp, ftps, scp, sftp or s3. With a trailing slash, or if it is an
-existing directory, the files keep their names; otherwise it is the new name of a single file.
-The exit code is 0 if all files were delivered, 1 if some were not, 2 if the arguments are invalid."""
+existing directory, the files keep their names; otherwise it is the new name of a single file. A directory keeps its
+name and its tree in DEST; empty directories are not copied.
+The exit code is 0 if all files were delivered, 1 if some were not, 2 if the arguments are invalid, 130 after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to deliver."""
+
+    path: str
+    directory: str = ""
+    """The directory below the destination, relative, for a file of a tree."""
 
 
 @dataclass
-class Progress:
-    """Counts of files and bytes, updated by the threads that deliver."""
+class Delivery:
+    """The delivery of one file, and its result."""
 
-    total: int
-    files: int
-    started: float = field(default_factory=time.monotonic)
-    sent: int = 0
-    done: int = 0
-    failed: int = 0
-    running: dict[str, Mover] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, size: int, *, delivered: bool) -> None:
-        """Count one file of ``size`` bytes."""
-        with self._lock:
-            self.done += delivered
-            self.failed += not delivered
-            self.sent += size if delivered else 0
+    source: Source
+    destination: ParseResult
+    size: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    temporary: bool = False
+    """True if a retry may succeed."""
+    delivered: bool = False
+    mover: Mover | None = None
+    descriptor: int = -1
+    """Of the open file; -1 before it is opened."""
 
     @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return max(time.monotonic() - self.started, 1e-6)
+    def holds_partial(self) -> bool:
+        """True if the destination may have a partial: the connection was open before the transfer began."""
+        return self.mover is not None and self.mover.source is not None
 
-    def line(self) -> str:
-        """Return the bar, files, bytes and rate."""
-        in_flight = [mover.source.position for mover in list(self.running.values()) if mover.source]
-        sent = min(self.sent + sum(in_flight), self.total)
-        share = sent / self.total if self.total else self.done / max(self.files, 1)
-        filled = int(share * BAR_WIDTH)
-        return (
-            f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {self.done}/{self.files} files, "
-            f"{format_bytes(sent)} of {format_bytes(self.total)}, {format_bytes(round(sent / self.seconds))}/s"
-        )
+    def position(self) -> int:
+        """Return the bytes that were read of the file."""
+        with suppress(OSError):
+            return os.lseek(self.descriptor, 0, os.SEEK_CUR)
+        return 0
 
-    def summary(self, verb: str, destination: str) -> str:
-        """Return the final line: files, failures, bytes, time and rate."""
-        failures = f", {self.failed} failed" if self.failed else ""
-        return (
-            f"{verb} {self.done} of {self.files} files to {destination}{failures} "
-            f"({format_bytes(self.sent)}, {self.seconds:.2f} s, {format_bytes(round(self.sent / self.seconds))}/s)"
+    def record(self) -> dict[str, Any]:
+        """Return the result for ``--json``."""
+        destination = self.mover.destination if self.mover else self.destination
+        shown: dict[str, Any] = {"source": self.source.path, "destination": urls.redacted(destination)}
+        if self.delivered:
+            return {**shown, "delivered": True, "size": self.size, "seconds": round(self.seconds, 3)}
+        return {**shown, "delivered": False, "error": self.error or "interrupted", "temporary": self.temporary}
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal asked this process to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.status = 128 + number
+
+
+@dataclass
+class Command:
+    """One run of the command."""
+
+    arguments: argparse.Namespace
+    attrs: dict[str, Any]
+    deliveries: list[Delivery]
+    destination: ParseResult
+    skipped: list[str]
+    """Lines about sources that are not delivered."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> int:
+        """Deliver all files; return the exit code."""
+        quiet = self.arguments.quiet or self.arguments.json
+        progress = Progress(sum(one.size for one in self.deliveries), len(self.deliveries))
+        threads = ThreadPoolExecutor(self.arguments.jobs)
+        with ProgressDisplay(progress, None if quiet else sys.stdout) as display:
+            for line in self.skipped:
+                progress.add(0, delivered=False)
+                display.error(printable(line))
+            futures = {threads.submit(self._deliver, one, progress): one for one in self.deliveries}
+            try:
+                for future in as_completed(futures):
+                    _finish(future, futures[future], progress, display)
+            except _Stopped as stopped:
+                threads.shutdown(wait=False, cancel_futures=True)
+                is_clean = self._abort()
+                code = stopped.status
+            else:
+                threads.shutdown()
+                is_clean = True
+                code = FAILED if progress.failed else OK
+        interrupted = code not in (OK, FAILED)
+        if self.arguments.move and not interrupted:
+            _remove_empty(self.arguments.sources)
+        self._report(progress, interrupted=interrupted, is_clean=is_clean)
+        if interrupted:
+            _exit(code)
+        return code
+
+    def _deliver(self, delivery: Delivery, progress: Progress) -> None:
+        """Deliver and count one file."""
+        started = time.monotonic()
+
+        def on_opened(descriptor: int) -> None:
+            delivery.descriptor = descriptor
+            delivery.size = os.fstat(descriptor).st_size
+            if self.stopping.is_set():
+                raise TransferError("interrupted")
+
+        scheme = delivery.destination.scheme
+        mover = mover_for(scheme)(delivery.source.path, delivery.destination, self.attrs, self.arguments.backup)
+        mover.on_opened = on_opened
+        delivery.mover = mover
+        progress.running[delivery.source.path] = delivery.position
+        try:
+            if self.arguments.move:
+                mover.move()
+            else:
+                mover.copy()
+            delivery.delivered = True
+        finally:
+            del progress.running[delivery.source.path]
+            delivery.seconds = time.monotonic() - started
+            if mover.source is not None:
+                mover.source = None
+        progress.add(delivery.size, delivered=True)
+
+    def _abort(self) -> bool:
+        """Make the running transfers fail, so that they remove their partials; return False if some did not in time.
+
+        The files become unreadable under their descriptors, which ends each protocol where it reads the next block.
+        """
+        self.stopping.set()
+        unreadable = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for delivery in self.deliveries:
+            if delivery.holds_partial and delivery.descriptor >= 0:
+                os.dup2(unreadable, delivery.descriptor, inheritable=False)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while any(delivery.holds_partial for delivery in self.deliveries) and time.monotonic() < deadline:
+            time.sleep(STOP_POLL)
+        return not any(delivery.holds_partial for delivery in self.deliveries)
+
+    def _report(self, progress: Progress, *, interrupted: bool, is_clean: bool) -> None:
+        """Print the final line, or the JSON document."""
+        verb = "moved" if self.arguments.move else "copied"
+        redacted = printable(urls.redacted(self.destination))
+        if self.arguments.json:
+            document = {
+                "action": verb,
+                "destination": redacted,
+                "delivered": progress.done,
+                "failed": len(self.deliveries) + len(self.skipped) - progress.done,
+                "bytes": progress.sent,
+                "seconds": round(progress.seconds, 3),
+                "interrupted": interrupted,
+                "files": [delivery.record() for delivery in self.deliveries],
+            }
+            print(json.dumps(document, indent=2))  # noqa: T201
+            return
+        failures = f", {progress.failed} failed" if progress.failed else ""
+        rate = format_bytes(round(progress.sent / progress.seconds))
+        line = (
+            f"{verb} {progress.done} of {counted(len(self.deliveries) + len(self.skipped))} to {redacted}{failures} "
+            f"({format_bytes(progress.sent)}, {progress.seconds:.2f} s, {rate}/s)"
         )
+        if interrupted:
+            left = "" if is_clean else "; a transfer did not stop in time, and may leave a partial at the destination"
+            _error(f"interrupted: {line}{left}")
+        elif not self.arguments.quiet:
+            print(line)  # noqa: T201
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
-        attrs = _attrs(arguments.option)
-        origins = _origins(arguments.sources)
-        destination = _destination(arguments.destination, several=len(arguments.sources) > 1 or len(origins) > 1)
+        _stop_on_signals()
+        return _run(arguments)
     except (TrollmovesError, ValueError) as error:
-        print(f"move_file.py: {error}", file=sys.stderr)  # noqa: T201  (a command for people)
+        _error(printable(str(error)))
         return USAGE
-    if arguments.dry_run:
-        for origin in origins:
-            print(f"would {'move' if arguments.move else 'copy'} {origin} to {urls.redacted(destination)}")  # noqa: T201
-        return OK
-    try:
-        return _deliver_all(arguments, origins, destination, attrs)
+    except KeyboardInterrupt as stopped:
+        _error("interrupted")
+        return stopped.status if isinstance(stopped, _Stopped) else 130
+    except BrokenPipeError:  # the reader of a pipe has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     finally:
         close_connections()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _run(arguments: argparse.Namespace) -> int:
+    attrs = _attrs(arguments.option)
+    sources, skipped = _sources(arguments.sources, recursive=arguments.recursive)
+    several = len(sources) + len(skipped) > 1 or len(arguments.sources) > 1 or any(one.directory for one in sources)
+    destination = _destination(arguments.destination, several=several)
+    if arguments.verify:
+        _require_checksums(destination.scheme)
+        attrs[CHECKSUM] = True
+    if destination.scheme not in ("", "file"):
+        attrs.setdefault("max_connections", arguments.jobs)
+    deliveries = [Delivery(source, _below(destination, source.directory), _size(source.path)) for source in sources]
+    if not arguments.dry_run:
+        return Command(arguments, attrs, deliveries, destination, skipped).run()
+    verb = "move" if arguments.move else "copy"
+    for one in deliveries:
+        print(printable(f"would {verb} {one.source.path} to {urls.redacted(one.destination)}"))  # noqa: T201
+    for line in skipped:
+        _error(printable(line))
+    return FAILED if skipped else OK
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="move_file.py", description=__doc__, epilog=_EPILOG)
-    parser.add_argument("sources", nargs="+", metavar="SRC", help="files, or patterns in quotes")
-    parser.add_argument("destination", metavar="DEST", help="path or URL")
-    parser.add_argument("-m", "--move", action="store_true", help="remove each file once it is delivered")
-    parser.add_argument("-n", "--dry-run", action="store_true", help="only print the planned transfers")
-    parser.add_argument("-j", "--jobs", type=int, default=4, help="concurrent transfers (default %(default)s)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only errors")
-    parser.add_argument(
-        "-b", "--backup", action="append", default=[], metavar="HOST", help="host to use if DEST does not respond"
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SRC", help="files, or patterns in quotes; with -r also directories")
+    add("destination", metavar="DEST", help="path or URL")
+    add("-m", "--move", action="store_true", help="remove each file once it is delivered")
+    add("-r", "--recursive", action="store_true", help="deliver the files of directories too, with their tree")
+    add("-n", "--dry-run", action="store_true", help="only print the planned transfers")
+    add(
+        "-j", "--jobs", type=_jobs, default=4, metavar="N", help="concurrent transfers, 1 or more (default %(default)s)"
     )
-    parser.add_argument(
+    add("-q", "--quiet", action="store_true", help="print only errors")
+    add("--verify", action="store_true", help="compare the checksums of both files after each transfer; not for FTP")
+    add("--json", action="store_true", help="print the results as one JSON document; errors go to stderr too")
+    add("-b", "--backup", action="append", default=[], metavar="HOST", help="host to use if DEST does not respond")
+    add(
         "-o",
         "--option",
         action="append",
@@ -112,7 +270,14 @@ def _parser() -> argparse.ArgumentParser:
         help="a connection parameter, such as ssh_key_filename=PATH; NAME__KEY=VALUE for one of a group; for "
         "a secret, use file:PATH or env:VARIABLE, because the list of processes shows the command line",
     )
+    add("--version", action="version", version=f"trollmoves {__version__}")
     return parser
+
+
+def _jobs(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of transfers, 1 or more")
+    return int(text)
 
 
 def _attrs(assignments: Iterable[str]) -> dict[str, Any]:
@@ -132,109 +297,134 @@ def _attrs(assignments: Iterable[str]) -> dict[str, Any]:
     return attrs
 
 
-def _origins(sources: Iterable[str]) -> list[str]:
-    """Return the files; an existing source is used as it is, even if its name is also a pattern."""
-    origins: list[str] = []
-    for source in sources:
-        matches = [source] if os.path.lexists(source) else sorted(filter(os.path.isfile, glob.glob(source)))
+def _sources(texts: Iterable[str], *, recursive: bool) -> tuple[list[Source], list[str]]:
+    """Return the files, and lines about those that are skipped.
+
+    An existing source is used as it is, even if its name is also a pattern.
+    """
+    found: list[Source] = []
+    skipped: list[str] = []
+    for text in texts:
+        matches = [text] if os.path.lexists(text) else sorted(filter(_is_source, glob.glob(text)))
         if not matches:
-            raise ValueError(f"{source}: no such file")
-        origins += matches
-    return list(dict.fromkeys(origins))
+            raise ValueError(f"{text}: no such file")
+        for path in matches:
+            if not os.path.isdir(path):
+                found.append(Source(path))
+            elif recursive:
+                found += _tree(path, skipped)
+            elif path == text:
+                skipped.append(f"{path}: is a directory; use -r to deliver its files")
+    return list({source.path: source for source in found}.values()), skipped
 
 
-def _destination(text: str, *, several: bool) -> Any:
+def _is_source(path: str) -> bool:
+    return os.path.isfile(path) or os.path.isdir(path)
+
+
+def _tree(top: str, skipped: list[str]) -> list[Source]:
+    """Return the files of a directory; symbolic links to directories are not followed."""
+    parent = os.path.dirname(os.path.abspath(top))
+
+    def skip(error: OSError) -> None:
+        skipped.append(f"{error.filename}: cannot be listed: {error.strerror}")
+
+    found = []
+    for folder, folders, names in os.walk(top, onerror=skip):
+        folders.sort()
+        directory = os.path.relpath(os.path.abspath(folder), parent)
+        found += [Source(os.path.join(folder, name), directory) for name in sorted(names)]
+    return found
+
+
+def _remove_empty(sources: Iterable[str]) -> None:
+    """Remove the directories that are empty after their files were moved."""
+    for source in sources:
+        if os.path.isdir(source) and not os.path.islink(source):
+            for folder, _, _ in os.walk(source, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(folder)
+
+
+def _destination(text: str, *, several: bool) -> ParseResult:
     """Return the parsed destination; several files can only go to a directory."""
     parsed = urls.parse(text)
     if parsed.scheme not in MOVERS:
         raise ValueError(f"unsupported scheme {parsed.scheme!r}; must be one of {', '.join(filter(None, MOVERS))}")
     if not parsed.netloc and not parsed.path.startswith("/"):
-        parsed = parsed._replace(path=os.path.join(os.getcwd(), parsed.path))
+        parsed = parsed._replace(path=os.path.join(_working_directory(), parsed.path))
     if several and not parsed.path.endswith("/"):
         parsed = parsed._replace(path=f"{parsed.path}/")
     return parsed
 
 
-def _deliver_all(arguments: argparse.Namespace, origins: list[str], destination: Any, attrs: dict[str, Any]) -> int:
-    progress = Progress(sum(map(_size, origins)), len(origins))
-    redacted = urls.redacted(destination)
-    stream = None if arguments.quiet else sys.stdout
-    jobs = max(1, arguments.jobs)
-    if destination.scheme != "file":
-        attrs.setdefault("max_connections", jobs)
-    with ThreadPoolExecutor(jobs) as threads, _ProgressBar(progress, stream):
-        futures = {
-            threads.submit(
-                _deliver,
-                MOVERS[destination.scheme](origin, destination, attrs, arguments.backup),
-                progress,
-                move=arguments.move,
-            ): origin
-            for origin in origins
-        }
-        try:
-            for future in as_completed(futures):
-                _count(future, futures[future], progress)
-        except KeyboardInterrupt:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
-    if stream:
-        print(progress.summary("moved" if arguments.move else "copied", redacted), file=stream)
-    return FAILED if progress.failed else OK
-
-
-def _deliver(mover: Mover, progress: Progress, *, move: bool) -> None:
-    """Deliver and count one file."""
-    size = _size(mover.origin)
-    progress.running[mover.origin] = mover
+def _working_directory() -> str:
     try:
-        if move:
-            mover.move()
-        else:
-            mover.copy()
-    finally:
-        del progress.running[mover.origin]
-    progress.add(size, delivered=True)
+        return os.getcwd()
+    except OSError as error:
+        raise ValueError(f"the working directory cannot be used: {error.strerror}") from None
 
 
-def _count(future: Future[None], origin: str, progress: Progress) -> None:
+def _below(destination: ParseResult, directory: str) -> ParseResult:
+    return destination._replace(path=f"{destination.path}{directory}/") if directory else destination
+
+
+def _require_checksums(scheme: str) -> None:
+    """Raise ValueError if the protocol cannot compare checksums."""
+    schemes = next(option.schemes for option in options.OPTIONS if option.name == CHECKSUM)
+    if scheme not in schemes:
+        raise ValueError(
+            f"--verify: {scheme} cannot compare checksums; it works with {', '.join(filter(None, schemes))}"
+        )
+
+
+def _finish(future: Future[None], delivery: Delivery, progress: Progress, display: ProgressDisplay) -> None:
+    """Record and print the error of a finished transfer."""
     try:
         future.result()
+        return
     except TrollmovesError as error:
-        progress.add(0, delivered=False)
-        hint = " (a retry may succeed)" if isinstance(error, TransferError) and error.temporary else ""
-        print(f"\r{origin}: {error}{hint}", file=sys.stderr)  # noqa: T201
+        delivery.error = urls.redact_text(str(error))
+        delivery.temporary = isinstance(error, TransferError) and error.temporary
+    except Exception as error:  # one file must not stop the others
+        delivery.error = urls.redact_text(f"unexpected error: {type(error).__name__}: {error}")
+    progress.add(0, delivered=False)
+    hint = " (a retry may succeed)" if delivery.temporary else ""
+    display.error(printable(f"{delivery.source.path}: {delivery.error}{hint}"))
 
 
 def _size(path: str) -> int:
     try:
-        return os.path.getsize(path)
+        status = os.stat(path)
     except OSError:
         return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-class _ProgressBar:
-    """Shows the progress on a terminal while its block runs."""
+def _stop_on_signals() -> None:
+    """Raise ``_Stopped`` in the main thread at the first signal; exit at the second."""
 
-    def __init__(self, progress: Progress, stream: TextIO | None) -> None:
-        self._progress = progress
-        self._stream = stream if stream is not None and stream.isatty() else None
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+    def stop(number: int, _: object) -> NoReturn:
+        for each in SIGNALS:
+            signal.signal(each, lambda number, _: os._exit(128 + number))
+        raise _Stopped(number)
 
-    def __enter__(self) -> None:
-        if self._stream:
-            self._thread.start()
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, stop)
 
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        if self._stream:
-            self._thread.join()
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
 
-    def _run(self) -> None:
-        assert self._stream is not None  # noqa: S101  (the thread only runs with a stream)
-        while not self._end.wait(REFRESH_INTERVAL):
-            self._stream.write(f"\r\x1b[K{self._progress.line()}")
-            self._stream.flush()
+def _exit(code: int) -> NoReturn:
+    """End the process without waiting for threads that are still connecting."""
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _error(text: str) -> None:
+    with suppress(OSError):
+        print(f"move_file.py: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,14 +6,18 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
+from trollmoves.config.document import DEFAULT
 from trollmoves.config.options import (
     ChainOptions,
     ClientOptions,
     MirrorOptions,
+    MoveItOptions,
+    ProcessOptions,
     S3DownloaderOptions,
     ServerOptions,
     TargetOptions,
@@ -34,6 +38,8 @@ _FIELD_NAME = re.compile(r"\{([A-Za-z_]\w*)")
 def environment_warnings(configuration: Configuration[Any], publish_port: int | None) -> tuple[str, ...]:
     """Return warnings about the sections that name file, section and option; ``publish_port`` is that of ``-p``."""
     diagnostics = Diagnostics(configuration.file)
+    for option, text in _process_warnings(configuration.process):
+        diagnostics.warn(DEFAULT, option, text)
     for name, chain in configuration.sections.items():
         for option, text in _warnings(chain, publish_port):
             diagnostics.warn(name, option, urls.redact_text(text))
@@ -46,19 +52,37 @@ def static_directory(text: str) -> str:
     return before.rpartition("/")[0] + "/" if brace else text
 
 
+def _process_warnings(process: ProcessOptions) -> Iterator[tuple[str, str]]:
+    for option in ("metrics_port", "metrics_file"):
+        if getattr(process, option) and not find_spec("prometheus_client"):
+            yield option, "prometheus_client is not installed: pip install 'trollmoves[metrics]'"
+    directory = os.path.dirname(process.metrics_file) or "."
+    if process.metrics_file and not os.path.isdir(directory):
+        yield "metrics_file", f"the directory {directory} does not exist: create it, or correct the path"
+
+
 def _warnings(chain: ChainOptions, publish_port: int | None) -> Iterator[tuple[str, str]]:
     if isinstance(chain, ServerOptions):
         yield from _server_warnings(chain, publish_port)
     if isinstance(chain, ClientOptions):
         yield from _client_warnings(chain)
     if isinstance(chain, S3DownloaderOptions):
-        yield from _library_warnings("bucket", "s3")
-        if not os.path.isdir(chain.download_destination):
-            text = f"the directory {chain.download_destination} does not exist: create it, or correct the path"
-            yield "download_destination", text
-    if isinstance(chain, TargetOptions):
-        for config in chain.dispatch_configs:
-            yield from _library_warnings("host", base_url(config.host).scheme)
+        yield from _s3downloader_warnings(chain)
+    if isinstance(chain, MoveItOptions):
+        schemes = [("destinations", urls.parse(destination).scheme) for destination in chain.destinations]
+    elif isinstance(chain, TargetOptions):
+        schemes = [("host", base_url(config.host).scheme) for config in chain.dispatch_configs]
+    else:
+        schemes = []
+    for option, scheme in schemes:
+        yield from _library_warnings(option, scheme)
+
+
+def _s3downloader_warnings(chain: S3DownloaderOptions) -> Iterator[tuple[str, str]]:
+    yield from _library_warnings("bucket", "s3")
+    if not os.path.isdir(chain.download_destination):
+        text = f"the directory {chain.download_destination} does not exist: create it, or correct the path"
+        yield "download_destination", text
 
 
 def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator[tuple[str, str]]:
@@ -66,6 +90,8 @@ def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator
         directory = static_directory(os.path.join(os.path.dirname(chain.origin), ""))
         if not os.path.isdir(directory):
             yield "origin", f"the directory {directory} does not exist: create it, or correct the path"
+    if isinstance(chain, MoveItOptions):
+        return
     if chain.request_port and chain.request_port == publish_port:
         yield "request_port", f"{publish_port} is also the port for announcements (-p): use two different ports"
     if chain.request_port and not chain.request_address and _is_loopback(chain.bind_address):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from trollmoves.errors import BadDestination
 from trollmoves.matching.received_time import text_of
 from trollmoves.net import urls
 
@@ -113,6 +114,31 @@ def choice_or_none(*allowed: str) -> Callable[[str], str | None]:
 def word_list(value: str) -> tuple[str, ...]:
     """Split a list at blanks, line ends and commas."""
     return tuple(value.replace(",", " ").split())
+
+
+def destinations(value: str) -> tuple[str, ...]:
+    """Split a list of destination URLs and paths at blanks and line ends, without duplicates."""
+    found = tuple(dict.fromkeys(value.split()))
+    for word in found:
+        try:
+            urls.parse(word)
+        except BadDestination:
+            raise ValueError(f"invalid URL: {urls.redacted(word)}") from None
+    return found
+
+
+def comma_list(value: str) -> tuple[str, ...]:
+    """Split a list at commas; blanks around the items are removed, empty items are ignored."""
+    return tuple(filter(None, map(str.strip, value.split(","))))
+
+
+def templates(value: str) -> tuple[str, ...]:
+    """Parse a list of path patterns; the last part of each must be a pattern of names."""
+    found = comma_list(value)
+    for template in found:
+        if template.rstrip("/").rpartition("/")[2] in ("", ".", ".."):
+            raise ValueError(f"must end with the pattern of a name: {quoted(template)}")
+    return found
 
 
 def host(value: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -14,13 +14,23 @@ from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, TargetOptions
 from trollmoves.daemon import Chain, Daemon, Runtime, nameservers_of
-from trollmoves.dispatcher.deliveries import KIND, REPUBLISH, Deliveries, enqueue
+from trollmoves.dispatcher.deliveries import (
+    KIND,
+    REPUBLISH,
+    Deliveries,
+    compact_body,
+    enqueue,
+    is_older,
+    task_again,
+    task_to,
+)
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
 from trollmoves.journal import drop_body
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
+from trollmoves.orders.executor import Resender
 from trollmoves.receiver.subscription import Subscription
 from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
@@ -59,6 +69,10 @@ class TargetChain:
         if self._watch:
             self._watch.start()
 
+    def provider_states(self) -> dict[str, bool]:
+        """Return nothing: all targets share the publishers of the process."""
+        return {}
+
     def stop(self) -> None:
         """Stop the directory watch and the deliveries; pending deliveries stay in the journal."""
         if self._watch:
@@ -69,24 +83,24 @@ class TargetChain:
         messages = [
             Message("/", "file", {**file.fields, "uri": file.path, "uid": os.path.basename(file.path)})
             for file in found
-            if file.fresh or not self._is_old(file.path)
+            if file.fresh or not is_older(file.path, self._oldest)
         ]
-        tasks = [task for message in messages for task in self.deliveries.tasks(ReceivedMessage(message), None)]
+        tasks = [
+            (self.deliveries, task)
+            for message in messages
+            for task in self.deliveries.tasks(ReceivedMessage(message), None)
+        ]
         enqueue(tasks, self._runtime.journal, self._runtime.scheduler)
-
-    def _is_old(self, path: str) -> bool:
-        try:
-            return os.stat(path).st_ctime < self._oldest
-        except OSError:
-            return True
 
 
 class Dispatcher(Daemon[TargetOptions]):
     """The dispatcher: one subscription and at most one publisher for all its targets."""
 
     role = "dispatcher"
+    last_event = "delivered"
     options = TargetOptions
-    compactors = {KIND: drop_body, REPUBLISH: drop_body}
+    compactors = {KIND: compact_body, REPUBLISH: drop_body}
+    resenders = {KIND: Resender(task_again, task_to)}
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -141,6 +155,10 @@ class Dispatcher(Daemon[TargetOptions]):
         if self._publisher:
             self._publisher.stop()
 
+    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
+        """Return whether each publisher is connected, by address, for all targets together."""
+        return [(self.role, self._subscription.connection_states())] if self._subscription else []
+
     def paused_input(self) -> AbstractContextManager[None]:
         """Hold messages back while targets start or stop."""
         return self._subscription.paused() if self._subscription else nullcontext()
@@ -155,7 +173,7 @@ class Dispatcher(Daemon[TargetOptions]):
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [
-                task
+                (chain.deliveries, task)
                 for received in map(ReceivedMessage, messages)
                 for chain in chains
                 for task in chain.deliveries.tasks(received, received.message.subject)

@@ -74,6 +74,10 @@ class FetchChain:
         scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=delay)
         scheduler.submit([task for task, new in journal.add_tasks(self._unpublished()) if new])
 
+    def provider_states(self) -> dict[str, bool]:
+        """Return nothing: the publishers are those of the process."""
+        return {}
+
     def stop(self) -> None:
         """Start no further fetches; pending ones stay in the journal."""
         self._runtime.scheduler.unregister(self.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple, TypeVar
@@ -101,6 +101,10 @@ class FetchDaemon(Daemon[O]):
             self._subscription.stop()
         if self._publisher:
             self._publisher.stop()
+
+    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
+        """Return whether each publisher is connected, by address."""
+        return [(self.role, self._subscription.connection_states())] if self._subscription else []
 
     def paused_input(self) -> AbstractContextManager[None]:
         """Hold messages back while the chain starts or stops."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-WAITING, DONE, FAILED = 0, 1, 2
+WAITING, DONE, FAILED, DROPPED = 0, 1, 2, 3  # states; an operator drops tasks that are not to run any longer
 FRESH, BACKLOG = 0, 1  # ranks: tasks of the lower rank are claimed first
 UNFLUSHED_SECONDS = 0.5  # s before a kill in which published messages may not have been sent
 
@@ -17,8 +17,8 @@ class Task:
 
     ``due``, ``created`` and ``finished`` are seconds since the epoch by the journal's clock (``now``).
     ``announcement_number`` is the announcement that the task concerns. A task may be added as ``DONE``, as a record
-    only. ``context`` is data of the submitter for the handler; it is not stored, so it is None on a task that was read
-    from the journal.
+    only. ``context`` is data of the submitter for the handler, and ``owner`` the sender of the request. They are not
+    stored, so they are empty on a task that was read from the journal.
     """
 
     chain: str
@@ -36,6 +36,7 @@ class Task:
     reply: str | None = None
     finished: float | None = None
     context: Any = None
+    owner: str = ""
 
     def may_have_run(self, started: float) -> bool:
         """Return True if the task may have run before, in this process or in one that ended before ``started``."""

@@ -11,6 +11,7 @@ from trollmoves.journal.location import write_times
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
+    DROPPED,
     FAILED,
     FRESH,
     UNFLUSHED_SECONDS,
@@ -85,6 +86,20 @@ class TaskTable(JournalDatabase):
                     "WHERE id = ?",
                     (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id),
                 )
+
+    def renew_tasks(self, tasks: Iterable[Task]) -> None:
+        """Restart finished tasks as new ones: each gets a new id, and its body and lane are stored."""
+        now = self.now()
+        with self._transaction() as db:
+            for t in tasks:
+                t.lane, t.due, t.created = to_sqlite_text(t.lane), now, now
+                t.state, t.tries, t.finished, t.reply = WAITING, 0, None, None
+                (new_id,) = db.execute(
+                    "UPDATE tasks SET id = (SELECT max(id) + 1 FROM tasks), body = ?, lane = ?, rank = ?, due = ?, "
+                    "state = 0, tries = 0, created = ?, finished = NULL, reply = NULL WHERE id = ? RETURNING id",
+                    (to_sqlite_text(t.body), t.lane, t.rank, now, now, t.id),
+                ).fetchone()
+                t.id = int(new_id)
 
     def update_bodies(self, tasks: Iterable[Task]) -> None:
         """Store only the body of existing tasks."""
@@ -191,11 +206,11 @@ class TaskTable(JournalDatabase):
         return [task_of(row) for row in rows]
 
     def count(self, chain: str | None = None) -> dict[str, int]:
-        """Return the numbers of waiting, done and failed tasks, of one chain or of all. This scans all of them."""
+        """Return the numbers of tasks by state, of one chain or of all. This scans all of them."""
         where, parameters = ("WHERE chain = ?", (chain,)) if chain is not None else ("", ())
         rows = self._read(f"SELECT state, count(*) FROM tasks {where} GROUP BY state", parameters)
-        names = {WAITING: "waiting", DONE: "done", FAILED: "failed"}
-        return dict.fromkeys(names.values(), 0) | {names[state]: number for state, number in rows}
+        names = {WAITING: "waiting", DONE: "done", FAILED: "failed", DROPPED: "dropped"}
+        return {"waiting": 0, "done": 0, "failed": 0} | {names[state]: number for state, number in rows}
 
     def has_pending_for(self, chain: str, kind: str, number: int) -> bool:
         """Return True if a task of this kind for this announcement is waiting or running."""
@@ -211,10 +226,21 @@ class TaskTable(JournalDatabase):
         start = to_sqlite_text(prefix)
         end = start[:-1] + chr(ord(start[-1]) + 1)
         rows = self._read(
-            "SELECT key FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND id > ? AND state <> 2",
+            "SELECT key FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND id > ? "
+            "AND state IN (0, 1)",
             (task.chain, task.kind, start, end, task.id),
         )
         return [str(key) for (key,) in rows]
+
+    def states(self, chain: str, kind: str, prefix: str, part: str) -> list[tuple[int, int]]:
+        """Return (id, state) of the tasks of a kind with a key that begins with ``prefix`` and contains ``part``."""
+        start = to_sqlite_text(prefix)
+        end = start[:-1] + chr(ord(start[-1]) + 1)
+        rows = self._read(
+            "SELECT id, state FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND instr(key, ?) > 0",
+            (chain, kind, start, end, to_sqlite_text(part)),
+        )
+        return [(int(id_), int(state)) for id_, state in rows]
 
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         """Return the tasks of this kind for an announcement that are waiting or running."""

@@ -11,6 +11,7 @@ import zmq
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.messaging.wakeup import Wakeup
+from trollmoves.utils.watched_threads import WatchedThread
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class SocketThread:
         poll_timeout: Returns the maximum time to wait for the next event, in ms.
         process: Called with the ready sockets; the list is empty after a wake-up or the timeout.
         close: Closes the sockets.
+        is_watched: False if ``process`` may wait for a condition that only an operator can end, such as a full disk.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class SocketThread:
         poll_timeout: Callable[[], int],
         process: Callable[[list[Any]], None],
         close: Callable[[], None],
+        is_watched: bool = True,
     ) -> None:
         self._role = role
         self._name = name
@@ -50,7 +53,8 @@ class SocketThread:
         self.wakeup = Wakeup()
         self.poller = zmq.Poller()
         self.poller.register(self.wakeup.fileno(), zmq.POLLIN)
-        self._thread = threading.Thread(target=self._run, name=f"{role}-{name}", daemon=True)
+        self._is_watched = is_watched
+        self._thread = WatchedThread(target=self._run, name=f"{role}-{name}", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -73,7 +77,10 @@ class SocketThread:
         wakeup_fd = self.wakeup.fileno()
         while not self.stopping.is_set():
             try:
+                self._thread.end_round()
                 ready = dict(self.poller.poll(self._poll_timeout()))
+                if self._is_watched:
+                    self._thread.begin_round()
                 if ready.pop(wakeup_fd, 0):
                     self.wakeup.clear()
                 self._process(list(ready))
@@ -83,6 +90,7 @@ class SocketThread:
             except Exception:
                 logger.exception("[%s] unexpected error in the %s thread, continuing", self._name, self._role)
                 self.stopping.wait(ERROR_DELAY)
+        self._thread.end_round()
         self._close_all()
 
     def _close_all(self) -> None:

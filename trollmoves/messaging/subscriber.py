@@ -99,6 +99,7 @@ class Subscriber:
             poll_timeout=lambda: int(POLL_INTERVAL * 1000),
             process=self._process,
             close=self._disconnect_all,
+            is_watched=False,  # messages wait while the journal cannot be written
         )
         self._poller = self._thread.poller
         self._connections: dict[sockets.Socket, _Connection] = {}
@@ -117,6 +118,14 @@ class Subscriber:
     def _disconnect_all(self) -> None:
         for connection in self._connections.values():
             self._disconnect(connection)
+
+    def connection_states(self) -> dict[str, bool]:
+        """Return whether each publisher is connected, by address without ``tcp://``. Any thread."""
+        states: dict[str, bool] = {}
+        for connection in list(self._connections.values()):
+            address = connection.endpoint.address.removeprefix("tcp://")
+            states[address] = states.get(address, True) and connection.down_since is None
+        return states
 
     def add_publishers(self, endpoints: Sequence[PublisherEndpoint]) -> None:
         """Connect to further publishers; any thread."""

@@ -16,6 +16,7 @@ import re
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,6 +114,11 @@ class FtpConnection(Connection):
         with self._translate_errors(), data:
             self._in_step = False
             broken = _send_file(source, data)
+            if source.read_error:  # the connection works, so that the partial can be removed
+                with contextlib.suppress(ftplib.Error):
+                    self._ftp.voidresp()
+                self._in_step = True
+                raise source.read_error
             if isinstance(broken, TimeoutError):
                 raise broken
             if broken is None and self._ftp.sock is not None:
@@ -238,6 +244,8 @@ def _send_file(source: SourceFile, data: socket.socket) -> OSError | None:
         _write(source, data)
         data.shutdown(socket.SHUT_WR)
     except OSError as error:
+        if source.read_error:  # the server need not receive the data that is still in the buffers
+            data.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         data.close()
         return error
     return None

@@ -38,7 +38,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("connection_timeout", float, 20.0, REMOTE, "seconds to connect and log in"),
     Option("stall_timeout", float, 60.0, REMOTE, "seconds without progress after which a transfer fails"),
     Option("fsync", bool, False, ("", "file", "sftp"), "sync the file to disk before it is renamed"),
-    Option("verify_checksum", bool, False, (*SSH, "s3"), "compare checksums before the file is renamed"),
+    Option("verify_checksum", bool, False, ("", "file", *SSH, "s3"), "compare checksums before the file is renamed"),
     Option("hard_link", bool, False, ("", "file"), "link instead of copying when on one file system"),
     Option("ssh_key_filename", str, None, SSH, "private key file to log in with"),
     Option("ssh_private_key_file", str, None, SSH, "the same, old spelling"),

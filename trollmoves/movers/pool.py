@@ -34,6 +34,7 @@ PROBE_AFTER_IDLE = 5.0  # seconds; a connection idle longer is probed before reu
 PROBE_TIMEOUT = 5.0  # seconds to wait for the reply to a probe; then a new connection is made
 QUEUE_TIMEOUT = 600.0  # seconds a delivery waits for a free connection to a host
 HOST_LIMIT_TTL = 600.0  # seconds until a host that rejected a connection is tried with more again
+MAX_NEXT_TARGETS = 1000  # destinations with backup targets that were not all tried
 MAX_STALE_PARTIALS = 1000  # per host; bounds the memory for a host that stays down
 # Errors after which a connection can be reused.
 KEEPS_CONNECTION = (PermanentTransferError, PermissionRefused, NoSpace, OriginChanged)
@@ -118,6 +119,7 @@ class Pool:
         self._expiry = threading.Condition(self._lock)
         self._reaper: threading.Thread | None = None
         self._generation = 0
+        self._next_targets: dict[Hashable, int] = {}
 
     def __repr__(self) -> str:
         with self._lock:
@@ -200,6 +202,18 @@ class Pool:
                 return []
             paths, host_pool.stale_partials = host_pool.stale_partials, []
             return paths
+
+    def set_next_target(self, key: Hashable, number: int) -> None:
+        """Store the number of the target with which the next delivery to ``key`` begins."""
+        with self._lock:
+            self._next_targets[key] = number
+            if len(self._next_targets) > MAX_NEXT_TARGETS:
+                del self._next_targets[next(iter(self._next_targets))]
+
+    def take_next_target(self, key: Hashable) -> int:
+        """Return the stored number of a target and forget it; 0 without one."""
+        with self._lock:
+            return self._next_targets.pop(key, 0)
 
     def _host_pool(self, key: Hashable) -> _HostPool:
         host_pool = self._host_pools.get(key)

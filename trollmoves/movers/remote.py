@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import NamedTuple
 from urllib.parse import ParseResult
 
@@ -19,6 +19,7 @@ from trollmoves.net import redaction, urls
 
 logger = logging.getLogger(__name__)
 CAPACITY_RETRY_DELAYS = (0.2, 0.5, 1.0)  # seconds; a host may count a connection for a moment after it was closed
+BACKUP_BUDGET = 3  # connection_timeout times this, plus stall_timeout: seconds after which no further target is tried
 RETRY_DELAY = 0.3  # seconds before the second attempt to connect; doubled for each further one
 
 
@@ -46,12 +47,21 @@ class RemoteMover(Mover):
         """Return a new connection, logged in; raises ``OSError`` or ``TransferError``."""
 
     def copy(self) -> None:
-        """Deliver to the destination, or to the first backup target that can be reached."""
+        """Deliver to the destination, or to the first backup target that can be reached.
+
+        If these are too slow to fail, the attempt fails, and the next one begins with the targets that are left.
+        """
         pool = shared_pool()
         first: TransferError | None = None
+        destinations, key = self._destinations(), (self.destination.netloc, *self.backup_targets)
+        start = pool.take_next_target(key) if self.backup_targets else 0
+        end = time.monotonic() + BACKUP_BUDGET * self.option("connection_timeout") + self.option("stall_timeout")
         with self.open() as source:
-            for destination in self._destinations():
-                self.destination = destination
+            for number in (*range(start, len(destinations)), *range(start)):
+                if first and time.monotonic() > end:
+                    pool.set_next_target(key, number)
+                    break
+                self.destination = destination = destinations[number]
                 try:
                     return self._deliver_to(pool, source)
                 except (ConnectionFailed, TransferStalled) as error:
@@ -96,13 +106,8 @@ class RemoteMover(Mover):
         """Return what identifies the capabilities of the current destination, without secrets."""
         return login[:4]
 
-    def _destinations(self) -> Iterator[ParseResult]:
-        first = self.destination
-        yield first
-        if not self.backup_targets:
-            return
-        for target in self.backup_targets:
-            yield urls.with_host(first, target)
+    def _destinations(self) -> list[ParseResult]:
+        return [self.destination, *(urls.with_host(self.destination, target) for target in self.backup_targets)]
 
     def _deliver_to(self, pool: Pool, source: SourceFile) -> None:
         """Make one attempt; a pooled connection that proves dead is replaced without counting as an attempt."""

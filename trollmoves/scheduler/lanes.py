@@ -35,8 +35,17 @@ if TYPE_CHECKING:
 PREFETCH = 16  # tasks in flight for each task that may run concurrently, so that results are committed in groups
 ASYNC_BURST_FACTOR = 8  # multiplies the limit of asynchronous tasks while they finish at a high rate
 MAX_CONTEXTS = 500  # contexts kept per lane for tasks that wait in the journal
+MAX_OWNERS = 100  # owners kept per lane
 STALL_SECONDS = 0.01  # s without a finished task after which another worker is assigned to a lane
 NEVER = float("inf")
+
+
+class FileStats(NamedTuple):
+    """The files of an announcement or of a delivery, for the metrics."""
+
+    number: int
+    size: int  # bytes; 0 if unknown
+    mtime: int  # ns since the epoch; the newest modification time, or the time of the announcement
 
 
 @dataclass(slots=True)
@@ -48,6 +57,7 @@ class Result:
     ``error`` permanent, or ``final``: the task has failed and is not retried.
     ``retry_in`` without an error: the task runs again after this many seconds, and the lane is not blamed.
     ``on_committed`` is called on the scheduler thread after the commit; it must not block.
+    ``files``: what the task has delivered or fetched; None if nothing.
     """
 
     reply: str | None = None
@@ -56,6 +66,7 @@ class Result:
     retry_in: float | None = None
     final: bool = False
     on_committed: Callable[[], None] | None = None
+    files: FileStats | None = None
 
 
 class ChainPolicy(NamedTuple):
@@ -73,6 +84,7 @@ class TaskKind:
     handler: Handler | None = None  # runs on a worker thread
     async_handler: AsyncHandler | None = None  # starts the task on the scheduler thread; ``finish`` is called later
     not_before: float = 0.0  # monotonic; no task is claimed earlier
+    by_owner: bool = False  # the workers are shared between the owners of the tasks
     policy: ChainPolicy = field(default_factory=ChainPolicy)
 
 
@@ -90,11 +102,15 @@ class Lane:
     workers: int = 0  # workers that are assigned to this lane
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     retries: RetrySpacing = field(default_factory=RetrySpacing)
-    starved: bool = False  # no worker was available; the end of another lane's task may change that
+    paused: bool = False  # by an operator
+    revoked: set[int] = field(default_factory=set)  # tasks that an operator dropped, which may have been submitted
+    proven: bool = False  # its tasks finished before it was idle
+    starved_since: float = NEVER  # monotonic; no worker is available until a task of another lane ends
     next_due: float = NEVER  # when to read the journal again, by the clock
     rate: RateMeter = field(default_factory=RateMeter)  # of finished tasks
     last_progress: float = 0.0  # monotonic; when a task finished or a worker was assigned
     highest_claimed_id: int = 0
+    owners: set[str] = field(default_factory=set)  # of the submitted tasks; "" for those of an earlier process
     _submitted: deque[Task] = field(default_factory=deque)
     _contexts: dict[int, Task] = field(default_factory=dict)  # submitted tasks that will be read from the journal
 
@@ -106,12 +122,18 @@ class Lane:
 
     def submit(self, tasks: Iterable[Task]) -> None:
         """Hand over tasks that were just stored in the journal. Any thread."""
-        self._submitted.extend(tasks)
+        if self.paused:
+            self.journal_pending = True
+            return
+        for task in tasks:
+            if len(self.owners) < MAX_OWNERS:
+                self.owners.add(task.owner)
+            self._submitted.append(task)
 
     def seconds_until_ready(self) -> float:
         """Return the seconds after which the lane may have work without a further event."""
         kind = self.kind  # other threads start and stop chains
-        if self.ready and kind and self.workers < kind.limit and not self.starved:
+        if self.ready and kind and self.workers < kind.limit and self.starved_since == NEVER:
             return STALL_SECONDS
         if not self._free_slots():
             return NEVER  # the end of a task wakes the scheduler thread
@@ -157,7 +179,7 @@ class Lane:
 
     def _free_slots(self) -> int:
         kind = self.kind
-        if kind is None:
+        if kind is None or self.paused:
             return 0
         if self.breaker.failures:  # one probe, in addition to tasks started before the pause
             return 0 if self.breaker.is_probing(self.in_flight) or len(self.in_flight) >= kind.limit else 1
@@ -171,6 +193,8 @@ class Lane:
         tasks: list[Task] = []
         while self._submitted:
             task = self._submitted.popleft()
+            if task.id in self.revoked:
+                continue
             if task.due > now:
                 self.next_due = min(self.next_due, task.due)
             elif self.journal_pending or len(tasks) >= slots or task.id <= self.highest_claimed_id:
@@ -178,6 +202,7 @@ class Lane:
                 self._keep_context(task)
             elif task.id not in self.in_flight:
                 tasks.append(task)
+        self.revoked.clear()
         return tasks
 
     def _keep_context(self, task: Task) -> None:

@@ -2,29 +2,30 @@
 
 The scheduler thread is the only one that claims due tasks and stores results, many in one transaction. The worker
 threads only run handlers. A lane (a destination host, a source) uses no more workers than its limit. After an outage
-the whole lane pauses, then one task probes it. Failing hosts cannot use up the workers: some are reserved for lanes
-with a recent success.
+the whole lane pauses, then one task probes it. Neither failing hosts nor one sender can use up the workers.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.scheduler.lanes import ChainPolicy, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.pauses import Pauses
+from trollmoves.scheduler.worker_limits import WorkerLimits
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.outage_log import OutageLog
 from trollmoves.utils.rate import RateMeter
+from trollmoves.utils.watched_threads import WatchedThread
 
 if TYPE_CHECKING:
     from trollmoves.scheduler.lanes import AsyncHandler, Handler
@@ -33,24 +34,41 @@ logger = logging.getLogger(__name__)
 
 MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
-RESERVE_FROM = 8  # minimum number of workers for which one is reserved for healthy lanes
 MAX_OUTAGE_LOGS = 1000  # lanes whose outages are remembered for the log
+MAX_PROVEN = 1000  # idle lanes that are remembered as healthy
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
+
+
+class LaneState(NamedTuple):
+    """The state of a lane. ``failing``: no task has succeeded since the last outage."""
+
+    chain: str
+    name: str
+    in_flight: int
+    paused: float  # s until the next probe; 0 without a pause
+    failing: bool
+    held: bool  # an operator must repair the cause
 
 
 class Scheduler:
     """The threads that run the tasks of a process, and the state of each lane."""
 
-    def __init__(self, journal: Journal, threads: int = 16) -> None:
+    def __init__(
+        self, journal: Journal, threads: int = 16, observe: Callable[[Task, Result], None] | None = None
+    ) -> None:
+        """``observe`` is called on the scheduler thread with each stored result; it must not block."""
         self._journal = journal
+        self._observe = observe
         self._kinds: dict[tuple[str, str], TaskKind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # guards kinds and lanes; other threads start and stop chains
         self._highest_claimed_id = 0  # of all dropped lanes
         self._tokens = LaneQueue()  # one entry for each assigned worker
-        self._unproven_workers = 0  # assigned to lanes that are not healthy, counted in the last round
+        self._proven: dict[tuple[str, str], None] = {}  # healthy lanes that were dropped because they were idle
+        self._healthy_starved = False  # healthy lanes wait for a worker of another lane
         self._outage_logs: dict[tuple[str, str], OutageLog] = {}  # by lane; they outlive idle lanes
         self._policies: dict[str, ChainPolicy] = {}  # by chain
+        self._pauses = Pauses()
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._woken = False
@@ -60,7 +78,7 @@ class Scheduler:
         self._threads = [
             threading.Thread(target=self._worker_loop, name=f"worker-{n}", daemon=True) for n in range(threads)
         ]
-        self._scheduler_thread = threading.Thread(target=self._scheduler_loop, name="scheduler", daemon=True)
+        self._scheduler_thread = WatchedThread(target=self._scheduler_loop, name="scheduler", daemon=True)
 
     def __repr__(self) -> str:
         lanes = self._all_lanes()
@@ -70,6 +88,17 @@ class Scheduler:
     def _all_lanes(self) -> list[Lane]:
         with self._lock:
             return list(self._lanes.values())
+
+    def summary(self) -> str:
+        """Return the tasks in flight, and the lanes without success, in words. Any thread."""
+        lanes = self._all_lanes()
+        count = sum(len(lane.in_flight) for lane in lanes)
+        held = sum(lane.breaker.held for lane in lanes)
+        failing = sum(lane.breaker.failures > 0 and not lane.breaker.held for lane in lanes)
+        parts = [f"{count} task{'' if count == 1 else 's'} in flight"]
+        parts += [f"{failing} lane{'' if failing == 1 else 's'} backing off"] if failing else []
+        parts += [f"{held} lane{'' if held == 1 else 's'} held"] if held else []
+        return ", ".join(parts)
 
     # -- tasks and lanes
 
@@ -83,12 +112,39 @@ class Scheduler:
     def retry_now(self, chain: str, lane: str | None = None) -> None:
         """Retry the failed tasks of a chain, or of one of its lanes, because the cause may be repaired. Any thread."""
         self._journal.release(chain, lane)
+        self.look_again(chain, lane)
+
+    def look_again(self, chain: str, lane: str | None = None) -> None:
+        """Read the due tasks of a chain, or of one of its lanes, from the journal; end its pause by outages."""
         with self._lock:
             lanes = [known for known in self._lanes.values() if known.chain == chain and lane in (None, known.name)]
         for known in lanes:
             known.journal_pending = True
             known.breaker.resume()
         self._wake()
+
+    def set_pauses(self, pauses: Pauses) -> None:
+        """Pause the lanes that ``pauses`` covers, also future ones, and resume all others. Any thread.
+
+        Running transfers continue. New tasks of a paused lane wait in the journal.
+        """
+        with self._lock:
+            self._pauses = pauses
+            for lane in self._lanes.values():
+                lane.paused = pauses.covers(lane.chain, lane.name)
+                lane.journal_pending = True
+        self._wake()
+
+    def runs(self, chain: str, kind: str) -> bool:
+        """Return True if a chain has registered this kind of task."""
+        return (chain, kind) in self._kinds
+
+    def revoke(self, tasks: Sequence[Task]) -> None:
+        """Do not start tasks that were dropped in the journal although they may have been submitted. Any thread."""
+        with self._lock:
+            for task in tasks:
+                if lane := self._lanes.get((task.chain, task.lane)):
+                    lane.revoked.add(task.id)
 
     def set_policy(self, chain: str, policy: ChainPolicy) -> None:
         """Set the policy of a chain for the kinds that are registered afterwards.
@@ -106,6 +162,7 @@ class Scheduler:
         handler: Handler | None = None,
         async_handler: AsyncHandler | None = None,
         delay: float = 0.0,
+        by_owner: bool = False,
     ) -> None:
         """Register the handler of a kind of task. A lane contains tasks of one kind.
 
@@ -118,11 +175,17 @@ class Scheduler:
             async_handler: starts a task on the scheduler thread and must not block. Its second argument is to be called
                 once with the result, from any thread. An exception is the failure of the task.
             delay: seconds before the first task may start.
+            by_owner: share the workers between the owners of the tasks.
         """
         if handler:
             limit = min(limit, max(1, len(self._threads) - 1))  # one thread remains for other lanes
         registered = TaskKind(
-            limit, handler, async_handler, time.monotonic() + delay, self._policies.get(chain, ChainPolicy())
+            limit,
+            handler,
+            async_handler,
+            time.monotonic() + delay,
+            by_owner,
+            self._policies.get(chain, ChainPolicy()),
         )
         with self._lock:
             self._kinds[chain, kind] = registered  # before reading the lanes: later tasks are submitted
@@ -133,7 +196,9 @@ class Scheduler:
                     lane.kind = registered
                     lane.breaker.probe_interval = registered.policy.probe_interval
             for name in waiting:
-                self._get_lane(chain, name, registered).journal_pending = True
+                lane = self._get_lane(chain, name, registered)
+                lane.journal_pending = True
+                lane.owners.add("")
         self._wake()
 
     def unregister(self, chain: str) -> None:
@@ -147,6 +212,20 @@ class Scheduler:
     def in_flight(self, chain: str | None = None) -> int:
         """Return the number of tasks in flight of one chain, or of all chains."""
         return sum(len(lane.in_flight) for lane in self._all_lanes() if chain in (None, lane.chain))
+
+    def lane_states(self) -> list[LaneState]:
+        """Return the state of each lane that has tasks or failures. Any thread."""
+        return [
+            LaneState(
+                lane.chain,
+                lane.name,
+                len(lane.in_flight),
+                lane.breaker.pause_remaining() if lane.breaker.failures else 0.0,
+                lane.breaker.failures > 0,
+                lane.breaker.held,
+            )
+            for lane in self._all_lanes()
+        ]
 
     def pause_remaining(self, chain: str, lane: str) -> float:
         """Return the seconds until a lane is retried after repeated outages, 0 if it is not paused."""
@@ -174,8 +253,15 @@ class Scheduler:
         lane = self._lanes.get((chain, name))
         if lane is None:
             lane = self._lanes[chain, name] = Lane(
-                chain, name, kind, self._journal.now, highest_claimed_id=self._highest_claimed_id
+                chain,
+                name,
+                kind,
+                self._journal.now,
+                highest_claimed_id=self._highest_claimed_id,
+                paused=self._pauses.covers(chain, name),
             )
+            lane.proven = (chain, name) in self._proven
+            self._proven.pop((chain, name), None)
         lane.kind = kind
         lane.breaker.probe_interval = kind.policy.probe_interval
         return lane
@@ -257,25 +343,31 @@ class Scheduler:
             lane = self._tokens.get()
             if lane is None:
                 return
-            slice_end = time.monotonic() + TIME_SLICE
-            while True:
-                try:
-                    task = lane.ready.popleft()
-                except IndexError:
-                    break
-                result = self._run(lane, task)
-                lane.last_progress = time.monotonic()
-                self._finished.append((lane, task, result))
-                self._wake()
-                if result.error and result.error.outage:
-                    break  # the scheduler thread decides how the lane continues
-                if lane.last_progress > slice_end and not self._tokens.empty():  # other lanes wait for a thread
-                    self._tokens.put(lane)
-                    lane = None
-                    break
-            if lane is not None:
+            if self._run_ready(lane):
+                self._tokens.put(lane)
+            else:
                 self._finished.append((lane, None, Result()))  # unassigns this worker
                 self._wake()
+
+    def _run_ready(self, lane: Lane) -> bool:
+        """Run the ready tasks of a lane; return True if its time is over because other lanes wait for a thread."""
+        slice_end = time.monotonic() + TIME_SLICE
+        while True:
+            try:
+                task = lane.ready.popleft()
+            except IndexError:
+                return False
+            result = self._run(lane, task)
+            lane.last_progress = time.monotonic()
+            self._finished.append((lane, task, result))
+            self._wake()
+            if result.error and result.error.outage:
+                return False  # the scheduler thread decides how the lane continues
+            if lane.last_progress > slice_end:
+                if not self._tokens.empty():
+                    return True
+                if self._healthy_starved:
+                    return False
 
     def _run(self, lane: Lane, task: Task) -> Result:
         kind = lane.kind
@@ -298,8 +390,11 @@ class Scheduler:
         throttle = LogThrottle(burst=1)
         meter = RateMeter()
         while self._finished or not self._closing.is_set():
+            timeout = self._sleep_seconds()
+            self._scheduler_thread.end_round()
             with suppress(Empty):
-                self._wakeups.get(timeout=self._sleep_seconds())
+                self._wakeups.get(timeout=timeout)
+            self._scheduler_thread.begin_round()
             self._woken = False
             try:
                 stopping = self._stopping
@@ -346,7 +441,7 @@ class Scheduler:
             lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
                 recovered[lane] = recovered.get(lane, False) or result.error is None
-            self._run_callback(task, result)
+            self._run_callbacks(task, result)
         if new:
             self.submit(new)
         for lane, worked in recovered.items():
@@ -366,65 +461,61 @@ class Scheduler:
             logger.info("[%s] %s: works again%s", lane.chain, lane.name, summary)
         self.retry_now(lane.chain, lane.name)
 
-    @staticmethod
-    def _run_callback(task: Task, result: Result) -> None:
-        if result.on_committed:
-            try:
+    def _run_callbacks(self, task: Task, result: Result) -> None:
+        try:
+            if result.on_committed:
                 result.on_committed()
-            except TrollmovesError as error:
-                logger.error("[%s] %s %s: %s", task.chain, task.kind, task.key, error)
-            except Exception:
-                logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
+            if self._observe:
+                self._observe(task, result)
+        except TrollmovesError as error:
+            logger.error("[%s] %s %s: %s", task.chain, task.kind, task.key, error)
+        except Exception:
+            logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        self._unproven_workers = sum(lane.workers for lane in lanes if not lane.breaker.healthy)
-        if any(policy.priority for policy in self._policies.values()):
-            lanes.sort(key=lambda lane: lane.priority, reverse=True)
+        limits = WorkerLimits(lanes, len(self._threads))
+        if self._healthy_starved or any(policy.priority for policy in self._policies.values()):
+            lanes.sort(key=lambda lane: (-lane.priority, lane.starved_since))
+        healthy_starved = False
         for lane in lanes:
             kind = lane.kind
-            if self._stopping or kind is None:
+            if self._stopping or kind is None or lane.paused:
                 lane.release_unstarted()
             elif kind.async_handler:
                 for task in lane.claim(self._journal):
                     self._start_async(lane, kind.async_handler, task)
             else:
                 lane.ready.extend(lane.claim(self._journal))
-                self._assign_worker(lane, kind)
+                self._assign_worker(lane, kind, limits)
+                healthy_starved |= lane.breaker.healthy and lane.starved_since < NEVER
             if lane.is_idle():
                 self._drop_idle_lane(lane)
+        self._healthy_starved = healthy_starved
 
-    def _assign_worker(self, lane: Lane, kind: TaskKind) -> None:
+    def _assign_worker(self, lane: Lane, kind: TaskKind, limits: WorkerLimits) -> None:
         """Assign one worker to a lane, and one more each time it stalls, up to its limit.
 
         Short tasks run fastest on one thread; more threads would only compete for the GIL.
         """
-        lane.starved = False
+        starved_since, lane.starved_since = lane.starved_since, NEVER
         if lane.workers < min(kind.limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
-            if not lane.breaker.healthy:
-                lane.starved = self._unproven_workers >= self._probing_limit(lane)
-                if lane.starved:
-                    return
-                self._unproven_workers += 1
+            now = time.monotonic()
+            if not limits.assign(lane):
+                lane.starved_since = min(starved_since, now)
+                return
             lane.workers += 1
-            lane.last_progress = time.monotonic()
+            lane.last_progress = now
             self._tokens.put(lane)
-
-    def _probing_limit(self, lane: Lane) -> int:
-        """Return the number of workers on unhealthy lanes from which this lane gets no further worker.
-
-        Therefore many dead hosts cannot use up all workers: the last quarter is reserved for the first worker of lanes
-        without failures, and the last worker for healthy lanes if there are at least ``RESERVE_FROM`` workers.
-        """
-        threads = len(self._threads)
-        if not lane.workers and not lane.breaker.failures:
-            return threads - 1 if threads >= RESERVE_FROM else sys.maxsize
-        return threads - max(1, threads // 4)
 
     def _drop_idle_lane(self, lane: Lane) -> None:
         with self._lock:
             if lane.is_idle():
                 self._lanes.pop((lane.chain, lane.name), None)
+                if lane.breaker.healthy or (lane.proven and not lane.breaker.failures):
+                    self._proven[lane.chain, lane.name] = None
+                    if len(self._proven) > MAX_PROVEN:
+                        del self._proven[next(iter(self._proven))]
                 self._highest_claimed_id = max(self._highest_claimed_id, lane.highest_claimed_id)
 
     def _start_async(self, lane: Lane, handler: AsyncHandler, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""Failpoints: kill the process at a named point (crash-recovery tests only).
+"""Failpoints: kill the process, or block a thread, at a named point (tests of recovery only).
 
 A failpoint does nothing unless a test entry point calls ``arm`` before it runs the daemon.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 
@@ -29,3 +30,14 @@ def arm(name: str, count: int = 1) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     hit = kill
+
+
+def arm_block(name: str) -> None:
+    """Make each thread that reaches the failpoint ``name`` wait without end."""
+    global hit
+
+    def block(reached: str) -> None:
+        if reached == name:
+            threading.Event().wait()
+
+    hit = block

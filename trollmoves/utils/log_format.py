@@ -12,6 +12,8 @@ import time
 from trollmoves.net.urls import redact_text
 
 FORMAT = "[%(levelname)s: %(asctime)s : %(name)s] %(message)s"
+JOURNAL_FORMAT = "[%(levelname)s : %(name)s] %(message)s"  # the journal has the time
+PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.NOTSET, 7))
 MAX_MESSAGE_LENGTH = 10_000  # characters; longer messages are truncated, because they may contain remote input
 
 
@@ -70,6 +72,20 @@ class FastRedactingFormatter(RedactingFormatter):
         return f"{text},{int(record.msecs):03d}"
 
 
+class JournalFormatter(RedactingFormatter):
+    """Wraps a formatter for the journal of systemd: each line begins with its priority, ``<3>`` for an error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines; never raises."""
+        priority = f"<{_priority(record.levelno)}>"
+        return priority + super().format(record).replace("\n", f"\n{priority}")
+
+
+def _priority(level: int) -> int:
+    """Return the priority of syslog(3) of a level."""
+    return next(priority for least, priority in PRIORITIES if level >= least)
+
+
 def _message(record: logging.LogRecord) -> str:
     """Return the message, printable and not too long."""
     try:
@@ -81,7 +97,12 @@ def _message(record: logging.LogRecord) -> str:
             return message
     if len(message) > MAX_MESSAGE_LENGTH:
         message = redact_text(message, MAX_MESSAGE_LENGTH)
-    return message if message.isprintable() else _escaped(message)
+    return printable(message)
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with control characters, invalid characters and line ends escaped."""
+    return text if text.isprintable() else _escaped(text)
 
 
 def _escaped(text: str) -> str:

@@ -7,15 +7,16 @@ import logging.config
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from trollmoves.errors import ConfigError
 from trollmoves.net.urls import redact_text
-from trollmoves.utils.log_format import FastRedactingFormatter, RedactingFormatter
+from trollmoves.utils.log_format import JOURNAL_FORMAT, FastRedactingFormatter, JournalFormatter, RedactingFormatter
 from trollmoves.utils.log_writer import LogFile, LogWriter, QueuedHandler, Rotation, StderrHandler
+from trollmoves.utils.service_manager import logs_to_journal
 
 # Minimum levels of third-party loggers in verbose mode. The DEBUG lines of some contain keys and tokens, or report
 # every packet or watch.
@@ -45,7 +46,8 @@ def set_up(
     """Set up the logging of this process; return its writer. Called by the main thread, before other threads start.
 
     The writer's thread formats and writes the lines of all handlers. The caller closes the writer at the end.
-    Without ``file`` and ``config`` the log goes to stderr; with both, to both. Loggers that are not in ``config`` have
+    Without ``file`` and ``config`` the log goes to stderr; with both, to both. Lines to the journal of systemd have a
+    priority and no time. Loggers that are not in ``config`` have
     the level INFO, third-party loggers WARNING.
 
     Args:
@@ -70,8 +72,8 @@ def set_up(
     if file:
         root.addHandler(_file_handler(file, rotation))
     elif not config:
-        root.addHandler(_with_formatter(StderrHandler()))
-    _set_library_levels(_names(settings.get("loggers")), verbose)
+        root.addHandler(_stderr_handler())
+    limit_libraries(_names(settings.get("loggers")), verbose=verbose)
     if verbose:
         _enable_debug(_names(settings.get("loggers")))
     # Otherwise a failing handler (a full disk) would print each lost line to stderr, with its secrets.
@@ -153,7 +155,8 @@ def _put_behind_writer() -> LogWriter:
     """Let all handlers write redacted lines, on the thread of the returned writer."""
     for handler in _handlers():
         if not isinstance(handler.formatter, RedactingFormatter):
-            handler.setFormatter(RedactingFormatter(handler.formatter))
+            wrapper = JournalFormatter if _writes_to_journal(handler) else RedactingFormatter
+            handler.setFormatter(wrapper(handler.formatter))
     writer = LogWriter()
     for logger in _loggers():
         logger.handlers[:] = map(writer.queued, logger.handlers)
@@ -167,12 +170,28 @@ def _file_handler(file: str, rotation: Rotation) -> logging.Handler:
         raise ConfigError(f"cannot be opened: {error.strerror}", file=file) from None
 
 
+def _stderr_handler() -> logging.Handler:
+    handler = StderrHandler()
+    if _writes_to_journal(handler):
+        handler.setFormatter(JournalFormatter(logging.Formatter(JOURNAL_FORMAT)))
+        return handler
+    return _with_formatter(handler)
+
+
+def _writes_to_journal(handler: logging.Handler) -> bool:
+    try:
+        return isinstance(handler, logging.StreamHandler) and logs_to_journal(handler.stream.fileno())
+    except (AttributeError, OSError, ValueError):  # a stream without a descriptor
+        return False
+
+
 def _with_formatter(handler: logging.Handler) -> logging.Handler:
     handler.setFormatter(FastRedactingFormatter())
     return handler
 
 
-def _set_library_levels(configured: set[str], verbose: bool) -> None:
+def limit_libraries(configured: Collection[str] = (), *, verbose: bool) -> None:
+    """Set the levels of third-party loggers that are not ``configured``."""
     for name, level in LIBRARY_LEVELS.items():
         if name not in configured:
             logger = logging.getLogger(name)

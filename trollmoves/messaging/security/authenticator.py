@@ -22,6 +22,7 @@ from trollmoves.errors import StartError
 from trollmoves.messaging.security import connection_monitor, curve_keys
 from trollmoves.messaging.security.connection_memory import MemoryLimits
 from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
+from trollmoves.messaging.security.lingering import LingeringConnections
 from trollmoves.messaging.wakeup import Wakeup
 from trollmoves.utils.logs import LogThrottle
 
@@ -97,6 +98,7 @@ class Authenticator:
         self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
         self._readable = select.epoll()  # of data on the connections
         self._poller.register(self._readable.fileno(), zmq.POLLIN)
+        self._lingering = LingeringConnections(self._readable)
         self._receiving = False
         self._next_check = 0.0  # monotonic
         threading.Thread(target=self._run, name="authenticator", daemon=True).start()
@@ -126,6 +128,7 @@ class Authenticator:
             most_bytes=most_bytes,
             limits=limits,
             readable=self._readable,
+            lingering=self._lingering,
             wake=self._wakeup.set,
         )
 
@@ -190,6 +193,7 @@ class Authenticator:
         if now >= self._next_check:
             self._next_check = now + CHECK_INTERVAL_MS / 1000
             filenos = {fileno for fileno, _ in self._readable.poll(0)}
+            self._lingering.discard(filenos)
             for monitor in self._monitors.values() if filenos else ():
                 monitor.on_data(filenos)
             if bool(filenos) != self._receiving:
@@ -201,6 +205,7 @@ class Authenticator:
         for monitor in self._monitors.values():
             if monitor.check_due:
                 monitor.check()
+        self._lingering.close_expired()
 
     def _process_monitor(self, events: Socket) -> None:
         monitor = self._monitors[events]

@@ -24,6 +24,7 @@ from trollmoves.messaging.security.connection_memory import (
     excess,
 )
 from trollmoves.messaging.security.handshake_errors import HandshakeError
+from trollmoves.messaging.security.lingering import LingeringConnections
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.logs import format_bytes as readable_size
 
@@ -72,6 +73,7 @@ class ConnectionMonitor:
         most_bytes: int,
         limits: MemoryLimits,
         readable: select.epoll,
+        lingering: LingeringConnections,
         wake: Callable[[], None],
     ) -> None:
         self.monitor = monitor
@@ -80,6 +82,7 @@ class ConnectionMonitor:
         self._most_bytes = most_bytes
         self._limits = limits
         self._readable = readable
+        self._lingering = lingering
         self._wake = wake
         self._by_fileno: dict[int, int] = {}  # ZeroMQ's descriptor by the duplicated one
         self._read: Counter[int] = Counter()  # bytes that the socket's thread has read, by descriptor
@@ -227,6 +230,8 @@ class ConnectionMonitor:
             self._log_throttled(
                 "cut", f"closed the connection from {address}: it sent more than {size} in a message, or invalid data"
             )
+            self._lingering.add(self._remove(connection, descriptor).socket)
+            return
         self._forget(descriptor)
 
     def _log_throttled(self, kind: str, text: str, level: int = logging.WARNING) -> None:
@@ -234,16 +239,22 @@ class ConnectionMonitor:
             log.log(level, "[port %d] %s%s", self.port, text, more)
 
     def _forget(self, descriptor: int) -> None:
-        connection = self._connections.pop(descriptor, None)
+        connection = self._connections.get(descriptor)
         if connection is None:
             return
+        self._remove(connection, descriptor)
         with suppress(OSError):
             self._readable.unregister(connection.socket)
-        self._by_fileno.pop(connection.socket.fileno(), None)
         connection.socket.close()
+
+    def _remove(self, connection: _Connection, descriptor: int) -> _Connection:
+        """Remove a connection from the counts; it stays open."""
+        del self._connections[descriptor]
+        self._by_fileno.pop(connection.socket.fileno(), None)
         self._per_address[connection.address] -= 1
         if not self._per_address[connection.address]:
             del self._per_address[connection.address]
+        return connection
 
 
 def _closed_by_zeromq(connection: socket.socket) -> bool:

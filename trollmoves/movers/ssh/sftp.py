@@ -117,7 +117,15 @@ class SftpConnection(Connection):
         self._sent = None
         handle = self._open(path)
         self._in_step = False  # until all replies have arrived; after an interruption the connection is unusable
-        pending, failed = self._write(source, handle)
+        pending: list[int] = []
+        try:
+            failed = self._write(source, handle, pending)
+        except OSError:
+            if source.read_error:  # the connection works, so that the partial can be removed
+                pending.append(self._protocol.request(protocol.CLOSE, handle))
+                self._wait_all(pending, None)
+                self._in_step = True
+            raise
         size_request = self._protocol.request(protocol.FSTAT, handle)
         if self._fsync and FSYNC in self._extensions:
             pending.append(self._protocol.request(protocol.EXTENDED, string(FSYNC), handle))
@@ -231,9 +239,8 @@ class SftpConnection(Connection):
                 return ways[number:]
         return ways
 
-    def _write(self, source: SourceFile, handle: bytes) -> tuple[list[int], tuple[int, str] | None]:
-        """Send all writes with bounded unconfirmed data; return the pending requests and the first failure."""
-        pending: list[int] = []
+    def _write(self, source: SourceFile, handle: bytes, pending: list[int]) -> tuple[int, str] | None:
+        """Send all writes with bounded unconfirmed data; add the pending requests, return the first failure."""
         limit = max(2, MAX_UNCONFIRMED_BYTES // self._chunk)
         offset = 0
         request = self._protocol.request
@@ -245,8 +252,8 @@ class SftpConnection(Connection):
                 if len(pending) >= limit:
                     failed = self._failure(pending.pop(0))
                     if failed:
-                        return pending, failed
-        return pending, None
+                        return failed
+        return None
 
     def _wait_all(self, pending: list[int], failed: tuple[int, str] | None) -> tuple[int, str] | None:
         """Wait for the replies to ``pending``; return the first failure."""

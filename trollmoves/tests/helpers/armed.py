@@ -1,7 +1,7 @@
-"""Runs a command that kills itself at a failpoint.
+"""Runs a command that kills itself, or blocks a thread, at a failpoint.
 
 ``python -m trollmoves.tests.helpers.armed NAME:COUNT SCRIPT ARGUMENTS`` runs SCRIPT, which sends itself SIGKILL when it
-reaches the failpoint NAME for the COUNT-th time.
+reaches the failpoint NAME for the COUNT-th time. With ``NAME:block`` the thread that reaches it waits without end.
 """
 
 from __future__ import annotations
@@ -56,10 +56,14 @@ def main(arguments: Sequence[str]) -> None:
     """Arm the failpoint and run the script; exit with a list of the failpoints if the first argument names none."""
     wanted, script, *rest = arguments
     name, _, count = wanted.partition(":")
-    if name not in FAILPOINTS or not count.isdecimal() or int(count) < 1:
+    is_block = count == "block"
+    if name not in FAILPOINTS or not (is_block or (count.isdecimal() and int(count))):
         known = "\n".join(f"  {one}: {sentence}" for one, sentence in FAILPOINTS.items())
         sys.exit(f"{wanted} must be NAME:COUNT of these:\n{known}")
-    failpoints.arm(name, int(count))
+    if is_block:
+        failpoints.arm_block(name)
+    else:
+        failpoints.arm(name, int(count))
     sys.argv = [script, *rest]
     runpy.run_path(script, run_name="__main__")
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import quote
+from urllib.parse import quote, urlparse
 
 import pytest
 
-from trollmoves.errors import AuthenticationFailed
+from trollmoves.errors import AuthenticationFailed, TransferStalled
 from trollmoves.movers import move_it
 from trollmoves.tests.servers import pyftpd, vsftpd
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
-from trollmoves.tests.servers.process import PROXY_HOST
+from trollmoves.tests.servers.process import HOST, PROXY_HOST
 from trollmoves.tests.servers.proxy import Proxy
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
 from trollmoves.tests.servers.vsftpd import Vsftpd
@@ -52,6 +55,28 @@ class OnPyFtpd(MoverContract):
                 secrets=(PASSWORD, quote(PASSWORD, safe=""), "wr0ng.pass"),
                 ports=tuple(server.passive_ports),
             )
+
+    def test_silent_backup_targets(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """Many targets that never reply share the time of an attempt, and a later attempt reaches the last target."""
+        silent = [f"127.0.0.{n}" for n in range(10, 18)]
+        attrs = target.attrs | {"connection_timeout": 0.2, "stall_timeout": 0.2}
+        url = target.url(f"{here}/", silent[0])
+        with ExitStack() as stack:
+            for host in silent:
+                line = stack.enter_context(socket.socket())
+                line.bind((host, urlparse(url).port))
+                line.listen()
+            took: list[float] = []
+            while len(took) < 4:
+                begun = time.monotonic()
+                try:
+                    move_it(origin, url, attrs, backup_targets=[*silent[1:], HOST])
+                    break
+                except TransferStalled:
+                    took.append(time.monotonic() - begun)
+        assert 1 <= len(took) < 4
+        assert max(took) < 1.6
+        assert target.files.tree(here) == {origin.name: origin.read_bytes()}
 
     def test_slow_link(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""

@@ -1,4 +1,4 @@
-"""``pytroll-fetcher`` and ``s3downloader.py`` fetch the files that messages name, from real servers, and publish their paths."""
+"""``pytroll-fetcher`` and ``s3downloader.py`` fetch from real servers, and publish the paths of the files."""
 
 from __future__ import annotations
 

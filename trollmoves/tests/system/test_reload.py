@@ -285,3 +285,20 @@ def test_transfer_in_flight(testbed: Testbed, which: str) -> None:
         assert (root / name).read_bytes() == pair.feeder.fed[name]
         assert pair.server.lines().count(" delivered ") == 1
         assert "attempt 1" in pair.client.lines()
+
+
+def test_changes_are_logged(testbed: Testbed) -> None:
+    """A reload logs each changed option, without secrets, and how many sections failed."""
+    pair = ServerClientPair(testbed, destination="ftp://user:old-secret@127.0.0.1/in/")
+    pair.client.start()
+    section = pair.client_sections["hrit"]
+    changed = {**section, "destination": "ftp://user:new-secret@127.0.0.1/out/", "priority": 3}
+    pair.client.reconfigure({"hrit": changed})
+    pair.client.wait_for_line("configuration reloaded: 0 added, 1 changed, 0 removed, 0 unchanged")
+    lines = pair.client.lines()
+    assert "[hrit] changed destination: ftp://user@127.0.0.1/in/ -> ftp://user@127.0.0.1/out/" in lines
+    assert "[hrit] changed priority: default -> 3" in lines
+    assert "secret" not in lines
+    used = {**section, "publish_port": testbed.port(), "providers": "nonsense:port"}
+    pair.client.reconfigure({"hrit": changed, "new": used})
+    pair.client.wait_for_line("configuration reloaded: 0 added, 0 changed, 0 removed, 1 unchanged, 1 failed")

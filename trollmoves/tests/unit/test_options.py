@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from trollmoves.config import options, parsers
-from trollmoves.config.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, SharedOptions
+from trollmoves.config.options import (
+    ClientOptions,
+    FetcherOptions,
+    MirrorOptions,
+    ProcessOptions,
+    S3DownloaderOptions,
+    ServerOptions,
+    SharedOptions,
+)
 from trollmoves.movers import options as mover_options
 from trollmoves.net.client_allowlist import ANYONE
 
@@ -82,6 +90,9 @@ PROCESS: dict[str, object] = {
     "max_announcements": 1_000_000,
     "stop_timeout": 10.0,
     "workers": 16,
+    "metrics_port": None,
+    "metrics_address": "127.0.0.1",
+    "metrics_file": "",
 }
 
 

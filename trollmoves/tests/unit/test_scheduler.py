@@ -279,6 +279,60 @@ def test_hanging_lanes_leave_workers(runtime: House, lanes: int, running: int) -
     until(lambda: runtime.state("new") == DONE and runtime.journal.count()["waiting"] == 0, SOON)
 
 
+def owned(owner: str, *submitted: Task) -> list[Task]:
+    """Give tasks an owner."""
+    return [replace(task, owner=owner) for task in submitted]
+
+
+def test_one_owner_leaves_workers(runtime: House) -> None:
+    """However many lanes hang, of one owner or of several, the lanes of another owner begin immediately."""
+    gauge, gate = Gauge(), threading.Event()
+    workers = runtime.workers(16)
+    workers.register("chain", "work", limit=15, handler=gauge, by_owner=True)
+    for n, (owner, running) in enumerate((("a", 8), ("b", 12), ("c", 14))):
+        gauge.gates |= {f"{owner}-{m}": gate for m in range(30)}
+        runtime.note(workers, *owned(owner, *(task(f"{owner}-{m} 0", f"{owner}-{m}") for m in range(30))))
+        until(lambda: gauge.running.total() >= running, SOON)  # noqa: B023
+        runtime.note(workers, *owned("other", *tasks(range(5), f"new-{n}")))
+        until(lambda n=n: runtime.state(f"new-{n} 4") == DONE, SOON)  # type: ignore[misc]
+        assert gauge.running.total() == running
+    gate.set()
+    until(lambda: runtime.journal.count() == {"waiting": 0, "done": 105, "failed": 0}, SOON)
+
+
+def test_lane_that_worked_before_it_was_idle(runtime: House) -> None:
+    """A lane that was idle gets the last worker, if its tasks finished before."""
+    gauge, gate = Gauge(), threading.Event()
+    workers = runtime.workers(8)
+    workers.register("chain", "work", limit=1, handler=gauge)
+    runtime.note(workers, *tasks(range(1), "known"))
+    until(lambda: "0 tasks in 0 lanes" in repr(workers), SOON, "the lane is dropped")
+    gauge.gates = {f"hung-{n}": gate for n in range(20)}
+    runtime.note(workers, *(task(f"hung-{n} 0", f"hung-{n}") for n in range(20)))
+    until(lambda: gauge.running.total() == 7, SOON)
+    runtime.note(workers, task("known 1", "known"), task("unknown 0", "unknown"))
+    until(lambda: runtime.state("known 1") == DONE, SOON)
+    assert runtime.state("unknown 0") == WAITING
+    gate.set()
+    until(lambda: runtime.state("unknown 0") == DONE, SOON)
+
+
+def test_lanes_of_one_owner_take_turns(runtime: House) -> None:
+    """Many busy lanes of one owner all progress, though the owner does not get all workers."""
+    done = Counter[str]()
+
+    def work(task: Task) -> None:
+        time.sleep(0.004)
+        done[task.lane] += 1
+
+    workers = runtime.workers(8)
+    workers.register("chain", "work", limit=1, handler=work, by_owner=True)
+    runtime.note(workers, *owned("a", *(task(f"{n % 20} {n}", f"lane-{n % 20}") for n in range(4000))))
+    until(lambda: done.total() > 1000, 2 * SOON)
+    assert len(done) == 20
+    assert max(done.values()) < 5 * min(done.values())
+
+
 def test_a_dead_lane_holds_up_no_other(runtime: House) -> None:
     """A lane in which every try fails is tried ever more seldom, while the others run."""
     tried: list[float] = []
