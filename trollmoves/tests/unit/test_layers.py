@@ -17,9 +17,9 @@ BIN = PACKAGE.parent / "bin"
 # From the top down: the packages and modules directly below trollmoves. Each imports from lower layers only.
 LAYERS = (
     ("bin", "__main__"),
-    ("cli",),
+    ("cli", "move_it_server", "move_it_client", "move_it_mirror"),
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it"),
-    ("provider", "receiver", "daemon", "filescleaner"),
+    ("provider", "receiver", "daemon", "filescleaner", "logging"),
     ("config",),
     ("scheduler", "messaging", "movers", "watch"),
     ("unpacking", "matching", "utils", "control"),
