@@ -77,7 +77,7 @@ def read(path: str | os.PathLike[str], role: type[O]) -> Configuration[O]:
         name: SectionParser(diagnostics, role, name, values, default).read()
         for name, values in document.sections.items()
     }
-    usable = _without_port_conflicts(diagnostics, {name: chain for name, chain in chains.items() if chain})
+    usable = _without_port_conflicts(diagnostics, process, {name: chain for name, chain in chains.items() if chain})
     return make_configuration(diagnostics, process, usable, "section", (DEFAULT,))
 
 
@@ -159,9 +159,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _without_port_conflicts(diagnostics: Diagnostics, usable: Mapping[str, O]) -> dict[str, O]:
-    """Return the sections that use no port of an earlier section."""
+def _without_port_conflicts(diagnostics: Diagnostics, process: ProcessOptions, usable: Mapping[str, O]) -> dict[str, O]:
+    """Return the sections that use no port of the process or of an earlier section."""
     used: list[tuple[int, str, str]] = []
+    if process.metrics_port is not None:
+        used.append((process.metrics_port, process.metrics_address, DEFAULT))
     kept = {}
     for name, chain in usable.items():
         own = [(port, chain.bind_address, option) for option, port in _ports(chain)]

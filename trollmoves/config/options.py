@@ -115,6 +115,17 @@ class ProcessOptions(SharedOptions):
         "seconds to wait for running transfers at shutdown; unfinished ones are repeated after the next start",
     )
     workers: int = _option(parsers.integer(1, 1000), "16", "concurrent transfers")
+    metrics_port: int | None = _optional(
+        parsers.port, "port on which Prometheus can scrape metrics; without it none; see [monitoring](monitoring.md)"
+    )
+    metrics_address: str = _option(
+        parsers.host, "127.0.0.1", "address on which `metrics_port` listens; `*` is all addresses"
+    )
+    metrics_file: str = _option(
+        parsers.text,
+        "",
+        "file `*.prom` to write metrics to every 15 seconds, for the textfile collector of node_exporter",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

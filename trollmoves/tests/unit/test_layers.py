@@ -20,7 +20,8 @@ LAYERS = (
     ("cli", "move_it_server", "move_it_client", "move_it_mirror"),
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it"),
     ("provider", "receiver", "daemon", "filescleaner", "logging"),
-    ("config",),
+    ("metrics",),
+    ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
     ("unpacking", "matching", "utils", "control"),
     ("journal", "net"),
@@ -41,6 +42,7 @@ OWNERS = {
     "boto3": "movers",
     "botocore": "movers",
     "ftplib": "movers",
+    "prometheus_client": "metrics",
 }
 
 
