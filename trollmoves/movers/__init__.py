@@ -151,8 +151,9 @@ def mover_for(scheme: str) -> type[Mover]:
     except KeyError:
         raise UnknownScheme(f"no mover knows the scheme {scheme!r}") from None
     except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
         raise PermanentTransferError(
-            f"deliveries by {scheme} need {error.name}, which is not installed: pip install {error.name}"
+            f"deliveries by {scheme} need {library}, which is not installed: pip install {library}"
         ) from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,23 @@ def test_scripts_catch_built_in_exceptions(tmp_path: Path) -> None:
     for call in (lambda: move_it(file, "dav://host/in/"), lambda: mover_for("dav"), lambda: MOVERS["dav"]):
         with pytest.raises(KeyError, match="dav"):
             call()
+
+
+@pytest.mark.parametrize(("scheme", "library"), [("sftp", "paramiko"), ("scp", "paramiko"), ("s3", "boto3")])
+def test_missing_library(tmp_path: Path, scheme: str, library: str) -> None:
+    """A library that is missing in a broken installation is a held error with the remedy."""
+    script = f"""
+import sys
+sys.modules[{library!r}] = None
+from trollmoves.errors import PermanentTransferError
+from trollmoves.movers import move_it
+try:
+    move_it("/etc/hostname", "{scheme}://host/in/")
+except PermanentTransferError as error:
+    print(error.held, error)
+"""
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown == f"True deliveries by {scheme} need {library}, which is not installed: pip install {library}\n"
 
 
 def test_own_mover(tmp_path: Path) -> None:
