@@ -3,6 +3,7 @@
 # make test       all tests
 # make test-fast  unit and integration tests
 # make coverage   all tests with coverage, child processes included
+# make docs       the documentation as a site, in build/site
 # make bench      measure the speed, compared with 0.19.0
 
 VENV = .venv
@@ -16,13 +17,14 @@ PROSE = code docs tests#  what make lint checks
 DEFINES = pyproject.toml setup.py trollmoves/__init__.py $(wildcard bin/*.py)
 RUN_TESTS = -m pytest -n $(JOBS) --dist worksteal
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-fast coverage bench lint clean
+.PHONY: help demo test test-fast coverage docs bench lint clean
 
 help:
 	@echo "make demo       a server, a client and 1,500 satellite files on this machine, half a minute"
 	@echo "make test       all tests;  make test PYTEST='-k journal'  some tests"
 	@echo "make test-fast  unit and integration tests"
 	@echo "make coverage   all tests with branch coverage, child processes included; prints the report"
+	@echo "make docs       the documentation as a site, in build/site; broken links are errors"
 	@echo "make bench      speed on this machine, compared with 0.19.0;  make bench BENCH='burst steady'  some benchmarks"
 	@echo "make lint       format, style, types and prose"
 	@echo "make clean      remove the files that these targets create"
@@ -43,6 +45,9 @@ coverage: $(VENV)/.dev
 	@rm -rf .coverage && mkdir .coverage
 	@NEWEST_PYTHON="$$(.ci/setup python newest)" $(VENV)/bin/coverage run $(RUN_TESTS) $(PYTEST); status=$$?; \
 		$(VENV)/bin/coverage combine -q && $(VENV)/bin/coverage report && exit $$status
+
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build -q
 
 bench: $(VENV)/.bench
 	@.ci/setup packages
@@ -66,6 +71,10 @@ $(VENV)/.demo: $(DEFINES)
 $(VENV)/.dev: $(DEFINES)
 	@.ci/setup venv $(VENV) dev $(PYTHON)
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(DEFINES)
+	@.ci/setup venv $(VENV) dev,docs $(PYTHON)
+	@touch $@ $(VENV)/.demo $(VENV)/.dev
 
 $(VENV)/.bench: $(DEFINES)
 	@.ci/setup venv $(VENV) dev,bench $(PYTHON)

@@ -74,28 +74,32 @@ def state_directories() -> list[str]:
 
 
 def open_private(path: str) -> int:
-    """Open or create a file of the journal and return its descriptor; make an existing one readable by the owner only.
+    """Open or create a file of the journal, for the owner only, and return its descriptor.
 
-    Raise OSError if it is a symbolic link or not a regular file, or its permissions cannot be changed.
+    Raise OSError if it is a symbolic link or not a regular file.
     """
     if os.path.islink(path):
         raise OSError(errno.ELOOP, f"{path} is a symbolic link, which another user may have created; use its target")
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, f"{path} must be a regular file")
-        if stat.S_IMODE(found.st_mode) & ~0o600:
-            os.fchmod(descriptor, 0o600)
-            logger.warning(
-                "%s had the permissions %04o, changed them to 0600: other users could access it",
-                path,
-                stat.S_IMODE(found.st_mode),
-            )
-    except BaseException:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise
+        raise OSError(errno.EINVAL, f"{path} must be a regular file")
     return descriptor
+
+
+def make_private(path: str) -> None:
+    """Make an existing file of the journal readable by the owner only; OSError if that fails."""
+    # With O_PATH, because closing any other descriptor would release the locks of this process on the file.
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        permissions = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if permissions & ~0o600:
+            os.chmod(f"/proc/self/fd/{descriptor}", 0o600)
+            logger.warning(
+                "%s had the permissions %04o, changed them to 0600: other users could access it", path, permissions
+            )
+    finally:
+        os.close(descriptor)
 
 
 def write_times(lock: int, alive: float, written: float) -> None:
@@ -143,6 +147,7 @@ def acquire_lock(path: str) -> tuple[int, bool]:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
         existed = os.path.exists(path + LOCK_SUFFIX)
         lock = open_private(path + LOCK_SUFFIX)
+        make_private(path + LOCK_SUFFIX)
     except OSError as error:
         raise to_journal_error(
             f"cannot create the journal {path}: {error.strerror}; "
