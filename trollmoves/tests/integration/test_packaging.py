@@ -104,7 +104,9 @@ def test_dependencies(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))
-    required = {re.split(r"[^\w-]", text)[0] for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text}
+    required = {
+        re.split(r"[^\w-]", text)[0] for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text
+    }
     assert required >= {"posttroll", "pyinotify", "paramiko", "scp", "boto3", "netifaces-plus", "pyyaml"}
     extras = {extra.replace("-", "_") for extra in metadata.get_all("Provides-Extra", [])}
     assert extras >= {"all", "server", "remote_fs", "fetcher", "s3", "ssh", "docs"}
