@@ -19,7 +19,7 @@ from trollmoves.journal import UNFLUSHED_SECONDS, Task
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.movers import PartialId
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle, format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
@@ -137,16 +137,17 @@ class FetchChain:
             if current is None:
                 task.tries -= 1
                 return Result(retry_in=RECHECK_DELAY)
+            size = 0
             if current:
-                self._fetch_to(task, source, path)
+                size = self._fetch_to(task, source, path)
             else:
                 logger.info("[%s] not fetching %s again: a newer message did", self.name, source.name)
             receipt = self._rules.receipt(message, path)
             self._publisher.send(receipt)
             failpoints.hit("receipt-published")
-            return Result(reply=receipt.encode())
+            return Result(reply=receipt.encode(), files=FileStats(1, size, int(message.timestamp() * 1e9)))
 
-    def _fetch_to(self, task: Task, source: Source, path: str) -> None:
+    def _fetch_to(self, task: Task, source: Source, path: str) -> int:
         started = time.monotonic()
         tried = task.may_have_run(self._created)
         partial_id = PartialId.for_delivery(self._runtime.journal.identity, self.name, task.key, tried=tried)
@@ -157,6 +158,7 @@ class FetchChain:
             "[%s] fetched %s from %s (%s, %.2f s, attempt %d)",
             *(self.name, source.name, source.endpoint, format_bytes(size), seconds, task.tries),
         )
+        return size
 
     # -- receipts of a killed process
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import email
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,6 +97,19 @@ def test_every_package_is_there(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("trollmoves/")}
     assert held == {name for name in modules if not name.startswith("trollmoves/tests/")} | {"trollmoves/py.typed"}
+
+
+def test_dependencies(wheel: Path) -> None:
+    """A plain installation has the libraries of all protocols; the extras of 0.19 exist."""
+    with ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    required = {
+        re.split(r"[^\w-]", text)[0] for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text
+    }
+    assert required >= {"posttroll", "pyinotify", "paramiko", "scp", "boto3", "netifaces-plus", "pyyaml"}
+    extras = {extra.replace("-", "_") for extra in metadata.get_all("Provides-Extra", [])}
+    assert extras >= {"all", "server", "remote_fs", "fetcher", "s3", "ssh", "docs"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
