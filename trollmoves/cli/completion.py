@@ -20,6 +20,8 @@ COMMANDS: Mapping[str, str] = {
     "dispatcher.py": "trollmoves.dispatcher.daemon",
     "move_it.py": "trollmoves.move_it",
     "remove_it.py": "trollmoves.remove_it",
+    "s3downloader.py": "trollmoves.s3downloader",
+    "pytroll-fetcher": "trollmoves.fetcher",
     "move_it_req.py": "trollmoves.move_it_req",
     "move_file.py": "trollmoves.move_file",
 }

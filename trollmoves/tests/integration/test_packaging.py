@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import email
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,6 +101,19 @@ def test_every_package_is_there(wheel: Path) -> None:
     assert {name for name in held if name.startswith("trollmoves/")} == expected
     pages = {name.rpartition("/")[2] for name in held if "/share/man/man1/" in name}
     assert pages == {f"{command}.1" for command in [*COMMANDS, "trollmoves"]}
+
+
+def test_dependencies(wheel: Path) -> None:
+    """A plain installation has the libraries of all protocols; the extras of 0.19 exist."""
+    with ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    required = {
+        re.split(r"[^\w-]", text)[0] for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text
+    }
+    assert required >= {"posttroll", "pyinotify", "paramiko", "scp", "boto3", "netifaces-plus", "pyyaml"}
+    extras = {extra.replace("-", "_") for extra in metadata.get_all("Provides-Extra", [])}
+    assert extras >= {"all", "server", "remote_fs", "fetcher", "s3", "ssh", "docs"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
