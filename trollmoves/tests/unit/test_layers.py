@@ -20,7 +20,7 @@ LAYERS = (
     ("cli",),
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it"),
     ("provider", "receiver", "daemon", "filescleaner"),
-    ("metrics",),
+    ("metrics", "monitor"),
     ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
     ("unpacking", "matching", "utils", "control"),
