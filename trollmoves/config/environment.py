@@ -16,6 +16,7 @@ from trollmoves.config.options import (
     ChainOptions,
     ClientOptions,
     MirrorOptions,
+    MoveItOptions,
     ProcessOptions,
     ServerOptions,
     TargetOptions,
@@ -64,6 +65,9 @@ def _warnings(chain: ChainOptions, publish_port: int | None) -> Iterator[tuple[s
         yield from _server_warnings(chain, publish_port)
     if isinstance(chain, ClientOptions):
         yield from _client_warnings(chain)
+    if isinstance(chain, MoveItOptions):
+        for destination in chain.destinations:
+            yield from _library_warnings("destinations", urls.parse(destination).scheme)
     if isinstance(chain, TargetOptions):
         for config in chain.dispatch_configs:
             yield from _library_warnings("host", base_url(config.host).scheme)
@@ -74,6 +78,8 @@ def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator
         directory = static_directory(os.path.join(os.path.dirname(chain.origin), ""))
         if not os.path.isdir(directory):
             yield "origin", f"the directory {directory} does not exist: create it, or correct the path"
+    if isinstance(chain, MoveItOptions):
+        return
     if chain.request_port and chain.request_port == publish_port:
         yield "request_port", f"{publish_port} is also the port for announcements (-p): use two different ports"
     if chain.request_port and not chain.request_address and _is_loopback(chain.bind_address):

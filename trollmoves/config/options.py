@@ -323,6 +323,45 @@ class MirrorOptions(ClientOptions, ServerOptions):
     delay: float = _option(parsers.seconds, "0", "seconds between receiving and republishing an announcement")
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MoveItOptions(ServerOptions):
+    """One section of ``move_it.py``: the files of a directory, and their destinations."""
+
+    role = "move_it"
+    topic: str = _option(
+        parsers.subject, "", "with `-p`: subject of the messages about delivered files; it may contain metadata fields"
+    )
+    origin: str | None = cast(
+        "str | None",
+        _field(
+            Option(
+                parsers.text,
+                None,
+                "files to deliver: directory and file name; both may contain fields in trollsift's syntax",
+                required=True,
+            )
+        ),
+    )
+    destinations: tuple[str, ...] = _required(
+        parsers.destinations,
+        "URLs or paths, separated by blanks, that each file is copied to; with a trailing `/`, or if it is an existing "
+        "directory, the file keeps its name; they may contain metadata fields; schemes: none or `file`, `ftp`, `ftps`, "
+        "`scp`, `sftp`, `s3`",
+    )
+    delete: bool = _option(
+        parsers.boolean,
+        "false",
+        "remove a file when all destinations have received it; with `compression` the packed file is removed after "
+        "unpacking",
+    )
+    request_port: int | None = _optional(
+        parsers.port, "adds `request_address`, with this port, to the messages; nothing listens on it"
+    )
+    request_address: str | None = _optional(
+        parsers.host, "host in that `request_address`; without it the address of this host"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DispatcherOptions(ProcessOptions):
     """Options of a dispatcher process: the publishers for all its targets."""
@@ -394,6 +433,12 @@ class TargetOptions(ChainOptions):
         "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
         "cannot say whether it is open for writing",
     )
+    repeat_after: float = _option(
+        parsers.seconds,
+        "300",
+        "seconds after a delivery during which a repeated message with the same metadata about the unchanged file is "
+        "ignored; later the file is delivered and published again",
+    )
     connection_parameters: dict[str, Any] = field(default_factory=dict)
     dispatch_configs: tuple[DispatchConfig, ...] = ()
 
@@ -461,7 +506,13 @@ _BY_KIND: Mapping[type, Callable[[str], object]] = MappingProxyType(
 LEGACY_SPELLINGS = ("connection_uptime", "ssh_key_filename", "ssh_connection_timeout", "ssh_private_key_file")
 
 # Options of old files, without effect: the publishing port of a server is an argument of its command.
-LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_skip_levels")
+LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_skip_levels", "delete_hook")
+
+# Without effect in move_it.py: it pushes files without requests.
+NOT_OF_MOVE_IT = (
+    *("listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "translate"),
+    *("station", "allowed_destinations", "unpack", "remove_delay"),
+)
 
 # Without effect in a mirror: it subscribes to its providers only and publishes on one port for all chains.
 NOT_OF_A_MIRROR = (
@@ -575,6 +626,13 @@ _CHAPTERS: tuple[tuple[str, str, type[OptionTable], tuple[type[OptionTable], ...
         f"for the client. Without effect are {_listed(NOT_OF_A_MIRROR)}. Additional or different options:",
         MirrorOptions,
         (ClientOptions, ServerOptions),
+    ),
+    (
+        "move_it",
+        "A section of `move_it.py` has the options of a server, see [move_it](move_it.md). Without effect are "
+        f"{_listed(NOT_OF_MOVE_IT)}. Additional or different options:",
+        MoveItOptions,
+        (ServerOptions,),
     ),
     (
         "Dispatcher",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from trollmoves.errors import BadDestination
 from trollmoves.matching.received_time import text_of
 from trollmoves.net import urls
 
@@ -122,6 +123,17 @@ def choice_or_none(*allowed: str) -> Callable[[str], str | None]:
 def word_list(value: str) -> tuple[str, ...]:
     """Split a list at blanks, line ends and commas."""
     return tuple(value.replace(",", " ").split())
+
+
+def destinations(value: str) -> tuple[str, ...]:
+    """Split a list of destination URLs and paths at blanks and line ends, without duplicates."""
+    found = tuple(dict.fromkeys(value.split()))
+    for word in found:
+        try:
+            urls.parse(word)
+        except BadDestination:
+            raise ValueError(f"invalid URL: {urls.redacted(word)}") from None
+    return found
 
 
 def comma_list(value: str) -> tuple[str, ...]:

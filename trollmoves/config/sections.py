@@ -20,6 +20,7 @@ from trollmoves.config.options import (
     ChainOptions,
     ClientOptions,
     MirrorOptions,
+    MoveItOptions,
     Option,
     ProcessOptions,
     ServerOptions,
@@ -236,6 +237,21 @@ def _check_server(section: SectionParser[Any], chain: ServerOptions) -> None:
         section.problem("origin", "is missing: set origin or listen to select the files to announce")
 
 
+def _check_move_it(section: SectionParser[Any], chain: MoveItOptions) -> None:
+    for name in options.NOT_OF_MOVE_IT:
+        if section.is_set(name):
+            section.warn(name, "has no effect in a section of move_it")
+    if not chain.topic and "topic" not in section.wrong:
+        section.warn("topic", "is missing: files are delivered, but no messages about them are published")
+    for destination in chain.destinations:
+        with section.problems_of("destinations"):
+            _check_pattern(destination)
+        try:
+            check_scheme(urls.parse(destination).scheme)
+        except ValueError as error:
+            section.warn("destinations", f"{error}; files for it are held")
+
+
 def _check_client(section: SectionParser[Any], chain: ClientOptions) -> None:
     if isinstance(chain, MirrorOptions) and chain.compression == "tar":
         section.warn("compression", "has no effect: a mirror forwards archives unchanged; let clients unpack them")
@@ -250,10 +266,7 @@ def _check_client(section: SectionParser[Any], chain: ClientOptions) -> None:
 def _check_destination(text: str) -> None:
     """Raise ValueError if the destination is invalid for all metadata."""
     shown = urls.redacted(text)
-    try:
-        patterns.Pattern(text, compose_only=True)
-    except ValueError as error:
-        raise ValueError(f"{shown} cannot be composed: {str(error).rpartition(': ')[2]}") from None
+    _check_pattern(text)
     try:
         url = urls.parse(_FIELD.sub("1", text))  # a digit is valid as host and as port
     except BadDestination:
@@ -261,6 +274,14 @@ def _check_destination(text: str) -> None:
     check_scheme(url.scheme)
     if url.scheme == "file" and not url.path.startswith("/") and not text.startswith("{"):
         raise ValueError(f"must be an absolute path: {shown}")
+
+
+def _check_pattern(text: str) -> None:
+    """Raise ValueError if a destination cannot be composed."""
+    try:
+        patterns.Pattern(text, compose_only=True)
+    except ValueError as error:
+        raise ValueError(f"{urls.redacted(text)} cannot be composed: {str(error).rpartition(': ')[2]}") from None
 
 
 def check_scheme(scheme: str) -> None:
@@ -274,4 +295,5 @@ _FIELD = re.compile(r"\{[^{}]*\}")
 _CHECKS: tuple[tuple[type[ChainOptions], Callable[[SectionParser[Any], Any], None]], ...] = (
     (ServerOptions, _check_server),
     (ClientOptions, _check_client),
+    (MoveItOptions, _check_move_it),
 )

@@ -23,7 +23,7 @@ SSH = "sftp"  # the mover of `ssh://`
 
 _DESTINATION_OPTIONS = ("host", "directory", "filepattern")
 _CONFIG_OPTIONS = ("topics", "conditions", "aliases", *_DESTINATION_OPTIONS)
-_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin", "quiet_time")
+_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin", "quiet_time", "repeat_after")
 
 
 class TargetParser(SectionParser[TargetOptions]):
@@ -211,6 +211,17 @@ def base_url(host: str) -> ParseResult:
     except BadDestination:
         raise ValueError(f"invalid URL: {urls.redacted(host)}") from None
     return url._replace(scheme=SSH) if url.scheme == "ssh" else url
+
+
+def config_of(destination: str) -> DispatchConfig:
+    """Return the dispatch config that delivers all files to a URL or path; BadDestination if it is invalid."""
+    secrets.remember_passwords(destination)
+    url = urls.parse(destination)
+    host = url._replace(path="").geturl() if "://" in destination else ""
+    directory, filepattern = os.path.split(url.path)
+    if not filepattern:
+        return DispatchConfig(host=host, directory=url.path or "/")
+    return DispatchConfig(host=host, directory=directory, filepattern=filepattern)
 
 
 def pattern_of(config: DispatchConfig) -> str:

@@ -14,7 +14,16 @@ from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, TargetOptions
 from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.dispatcher.deliveries import KIND, REPUBLISH, Deliveries, compact_body, enqueue, task_again, task_to
+from trollmoves.dispatcher.deliveries import (
+    KIND,
+    REPUBLISH,
+    Deliveries,
+    compact_body,
+    enqueue,
+    is_older,
+    task_again,
+    task_to,
+)
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
 from trollmoves.journal import drop_body
@@ -74,16 +83,14 @@ class TargetChain:
         messages = [
             Message("/", "file", {**file.fields, "uri": file.path, "uid": os.path.basename(file.path)})
             for file in found
-            if file.fresh or not self._is_old(file.path)
+            if file.fresh or not is_older(file.path, self._oldest)
         ]
-        tasks = [task for message in messages for task in self.deliveries.tasks(ReceivedMessage(message), None)]
+        tasks = [
+            (self.deliveries, task)
+            for message in messages
+            for task in self.deliveries.tasks(ReceivedMessage(message), None)
+        ]
         enqueue(tasks, self._runtime.journal, self._runtime.scheduler)
-
-    def _is_old(self, path: str) -> bool:
-        try:
-            return os.stat(path).st_ctime < self._oldest
-        except OSError:
-            return True
 
 
 class Dispatcher(Daemon[TargetOptions]):
@@ -166,7 +173,7 @@ class Dispatcher(Daemon[TargetOptions]):
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [
-                task
+                (chain.deliveries, task)
                 for received in map(ReceivedMessage, messages)
                 for chain in chains
                 for task in chain.deliveries.tasks(received, received.message.subject)

@@ -91,6 +91,8 @@ def move_it(
 ) -> ParseResult:
     """Deliver a copy of the file ``pathname`` and return the destination that received it; any thread may call.
 
+    The path of the result ends with ``/`` if the file kept its name in that directory.
+
     Args:
         pathname: path of the file.
         destination: URL or ``ParseResult``. With a trailing ``/``, or if it is an existing directory, the file keeps

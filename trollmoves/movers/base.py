@@ -517,7 +517,10 @@ class Mover(ABC):
             return path + os.path.basename(self.origin)
         if not path:
             raise BadDestination(f"{self}: the destination has no path")
-        return f"{path}/{os.path.basename(self.origin)}" if backend.is_directory(path) else path
+        if backend.is_directory(path):
+            self.destination = self.destination._replace(path=f"{self.destination.path}/")
+            path = f"{path}/{os.path.basename(self.origin)}"
+        return path
 
     def _send(self, backend: Backend, source: SourceFile, path: str) -> None:
         try:

@@ -262,7 +262,7 @@ def test_log_arguments(testbed: Testbed) -> None:
     for _ in range(2):
         d.publisher.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
     d.wait_for("a")
-    until(lambda: "a to " in file.read_text() and "is a duplicate" in other.read_text(), what="both logs")
+    until(lambda: "a to " in file.read_text() and "ignored a repeated message" in other.read_text(), what="both logs")
     assert d.process.lines() == ""
 
 
@@ -276,6 +276,26 @@ def test_duplicates(testbed: Testbed) -> None:
     until(lambda: d.delivered_files().get("a") == "new and longer content", what="the new content")
     d.wait_until_idle()
     assert len(d.subscriber.wait_for(2)) == 2
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_repeated_messages(testbed: Testbed, published: bool) -> None:
+    """A repeated message about an unchanged file is ignored for ``repeat_after``, unless its metadata differ."""
+    topic = {"publish_topic": "/sent"} if published else {}
+    d = DispatcherTestbed(testbed, {**one(repeat_after=100, **topic), **LAST}).start()
+    path = d.file("a")
+    for version in (1, 1, 2):
+        d.publisher.publish_file(path, version=version)
+        d.wait_until_idle()
+    assert d.process.lines().count("ignored a repeated message: the delivery of a to ") == (1 if published else 2)
+    again = d.process.lines().count("delivering a to ")
+    assert again == (1 if published else 0)
+    d.reconfigure({**one(repeat_after=0.01, **topic), **LAST})
+    (d.out / "a").unlink()
+    d.publisher.publish_file(path, version=2)
+    d.wait_for("a")
+    if published:
+        assert [received.data["version"] for received in d.subscriber.wait_for(3)] == [1, 2, 2]
 
 
 def test_to_one_name(testbed: Testbed) -> None:
