@@ -143,7 +143,9 @@ class ChainOptions(SharedOptions):
         "maximum seconds between two attempts while a host or directory fails; a reload retries immediately",
     )
     expect_every: float = _option(
-        parsers.seconds, "0", "alarm if no file comes for this number of seconds; 0 is never; see [alarms](operating.md)"
+        parsers.seconds,
+        "0",
+        "alarm if no file comes for this number of seconds; 0 is never; see [alarms](operating.md#alarms)",
     )
     max_age: float = _option(
         parsers.seconds, "0", "alarm if a file waits for more than this number of seconds; 0 is never"

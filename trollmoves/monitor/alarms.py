@@ -72,7 +72,9 @@ class Alarms:
         """Return the active alarms, the oldest first. Any thread."""
         return sorted(self._active.copy().values(), key=lambda alarm: alarm.since)
 
-    def update(self, sections: Mapping[str, ChainOptions], states: Mapping[str, ChainState], now: float) -> list[Change]:
+    def update(
+        self, sections: Mapping[str, ChainOptions], states: Mapping[str, ChainState], now: float
+    ) -> list[Change]:
         """Compare the states of chains with their limits; log each change of an alarm, and return the changes."""
         found = {
             (name, alarm.name): alarm

@@ -15,11 +15,10 @@ from trollmoves.scheduler.scheduler import LaneState, Scheduler
 OK, WARNING, CRITICAL = "ok", "warning", "critical"
 CODES = {OK: 0, WARNING: 1, CRITICAL: 2}  # exit codes, as for Nagios
 RESPONSE_TIME = 5.0  # s after which a directory does not respond
-MAX_AGE = 60.0  # s after which a check does not count any longer
+MAX_CHECK_TIME = 30.0  # s of a check after which the journal does not respond
 
 
 class _OriginCheck(NamedTuple):
-    started: float  # monotonic
     done: threading.Event
     result: list[str]  # the problem, empty if there is none
 
@@ -44,6 +43,7 @@ class Health:
         self._journal_problem = ""
         self._origin_problems: Mapping[str, str] = {}
         self._checks: dict[str, _OriginCheck] = {}  # unfinished ones, by directory
+        self._checking_since = 0.0  # monotonic; 0 between two checks
         self._checked_at = time.monotonic()
         self._read_at = 0.0
 
@@ -54,7 +54,7 @@ class Health:
 
     def check(self) -> None:
         """Check the journal and the origins. It waits RESPONSE_TIME for a directory at most."""
-        started = time.monotonic()
+        self._checking_since = started = time.monotonic()
         try:
             self._journal.check_writable()
             self._journal_problem = ""
@@ -66,12 +66,13 @@ class Health:
                 problems[chain] = problem
         self._origin_problems = problems
         self._checked_at = time.monotonic()
+        self._checking_since = 0.0
 
     def _origin_problem(self, directory: str, deadline: float) -> str:
         """Return the problem of a directory. It is read on another thread, because a dead mount blocks its reader."""
         check = self._checks.get(directory)
         if check is None:
-            check = self._checks[directory] = _OriginCheck(time.monotonic(), threading.Event(), [])
+            check = self._checks[directory] = _OriginCheck(threading.Event(), [])
             threading.Thread(target=_read, args=(directory, check), name="origin-check", daemon=True).start()
         if not check.done.wait(max(0.0, deadline - time.monotonic())):
             return "does not respond"
@@ -95,7 +96,7 @@ class Health:
         critical += [f"[{chain}] origin: {problem}" for chain, problem in self._origin_problems.items()]
         critical += [f"[{chain}] does not run" for chain in self._missing()]
         warnings = [
-            f"[{lane.chain}] {lane.lane} {'is held' if lane.held else 'fails'}, next attempt in {lane.pause_remaining:.0f} s"
+            f"[{lane.chain}] {lane.name} {'is held' if lane.held else 'fails'}, next attempt in {lane.paused:.0f} s"
             for lane in lanes
             if lane.failing
         ]
@@ -111,8 +112,8 @@ class Health:
     def _journal_state(self) -> str:
         if self._journal.damage or self._journal_problem:
             return "not writable"
-        unchecked = self._read_at - self._checked_at > MAX_AGE
-        return "not responding" if unchecked and time.monotonic() - self._read_at > MAX_AGE else "ok"
+        since = self._checking_since
+        return "not responding" if since and time.monotonic() - since > MAX_CHECK_TIME else "ok"
 
 
 def _counts(lanes: Iterable[LaneState]) -> dict[str, int]:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from trollmoves.config.options import ChainOptions
 from trollmoves.errors import JournalError
@@ -13,7 +14,7 @@ from trollmoves.journal import DONE, DROPPED, FAILED, Journal
 from trollmoves.journal.statistics import count_finished, last_file_time, read_statistics
 from trollmoves.monitor.alarms import Alarms, ChainState, has_alarms
 from trollmoves.monitor.commands import AlarmCommands
-from trollmoves.monitor.health import Health
+from trollmoves.monitor.health import CODES, OK, WARNING, Health
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,9 @@ MAX_INTERVAL = 10.0  # s between two rounds
 MIN_INTERVAL = 0.25  # s; an alarm starts at most a quarter of its limit late
 HEALTH_INTERVAL = 10.0  # s between two checks of the health, while it is read
 FILE_KINDS = ("push", "fetch", "deliver", "relay", "route", "unpack")  # kinds of tasks about files
+WORDS = {"announce": "announced", "fetch": "received", "push": "delivered", "deliver": "delivered"}  # by kind
 DAY = 86_400.0  # s
+LAST_KINDS = {"announced": "announce", "received": "fetch", "delivered": "deliver"}  # by event
 
 
 class Monitor:
@@ -59,6 +62,15 @@ class Monitor:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(2.0)
+
+    def health_report(self) -> dict[str, Any]:
+        """Return the health of the daemon with its active alarms. Any thread."""
+        report = self.health.of_daemon()
+        alarms = self.alarms.active()
+        if alarms and report["status"] == OK:
+            report |= {"status": WARNING, "code": CODES[WARNING]}
+        report["problems"] += [f"[{alarm.chain}] alarm {alarm.name}: {alarm.text}" for alarm in alarms]
+        return report | {"alarms": [alarm.facts() for alarm in alarms]}
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -106,18 +118,17 @@ class Monitor:
 
     def log_summary(self) -> None:
         """Log one line about the last 24 hours of each chain."""
-        sections = self._sections()
         now = self._journal.now()
         counts = count_finished(self._journal.path, now - DAY)
-        for name, state in self._states(sections).items():
-            done = {kind: count for (chain, kind, end), count in counts.items() if chain == name and end == DONE}
-            others = {
-                end: sum(count for (chain, _, state_), count in counts.items() if chain == name and state_ == end)
-                for end in (FAILED, DROPPED)
-            }
-            words = {"announce": "announced", "fetch": "received", "push": "delivered", "deliver": "delivered"}
-            parts = [f"{done.get(kind, 0)} {word}" for kind, word in words.items() if kind in done or kind == self._event]
-            parts += [f"{others[FAILED]} failed"]
-            parts += [f"{others[DROPPED]} dropped"] if others[DROPPED] else []
+        for name, state in self._states(self._sections()).items():
+            own = {(kind, end): count for (chain, kind, end), count in counts.items() if chain == name}
+            parts = [f"{own.get((kind, DONE), 0)} {word}" for kind, word in WORDS.items() if self._shows(kind, own)]
+            parts += [
+                f"{sum(count for (_, end), count in own.items() if end == state_)} {word}"
+                for state_, word in ((FAILED, "failed"), (DROPPED, "dropped"))
+            ]
             oldest = f", the oldest for {now - state.oldest:.0f} s" if state.oldest else ""
             logger.info("[%s] last 24 h: %s; %d waiting%s", name, ", ".join(parts), state.waiting, oldest)
+
+    def _shows(self, kind: str, counts: Mapping[tuple[str, int], int]) -> bool:
+        return kind == self._event or (kind, DONE) in counts
