@@ -37,7 +37,7 @@ class JournalStatistics:
 def read_statistics(path: str) -> JournalStatistics:
     """Return the statistics of the journal at ``path``; raise JournalError if it cannot be read. Any thread.
 
-    This reads indexes only: some 0.1 s for a million waiting tasks. Finished tasks cost nothing.
+    It takes 0.4 s of processor time for a million waiting tasks. Finished tasks cost nothing.
     """
     with _opened(path) as db:
         db.execute("BEGIN")
