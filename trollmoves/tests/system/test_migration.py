@@ -58,7 +58,7 @@ class Site:
             process.stop()
 
     def repeat_announcements(self) -> None:
-        """Make the server announce again what was not delivered: by a reload, or by a restart of the old version."""
+        """Make the server repeat its announcements: by a reload, or by a restart of the old version."""
         if self.versions["server"] == NEW:
             self.current("server").send(signal.SIGHUP)
         else:
@@ -77,11 +77,11 @@ class Site:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "switches",
-    [("server", "client", "server", "client"), ("client", "server", "client", "server")],
+    [("server", "client", "server", "client"), ("client", "server", "client", "server", "client")],
     ids=["server-first", "client-first"],
 )
 def test_upgrade_and_rollback(testbed: Testbed, switches: Iterable[str]) -> None:
-    """Both hosts are upgraded and rolled back: every file arrives, is published once, and is removed."""
+    """Both hosts are upgraded and rolled back, one is upgraded again: each file arrives once, and is removed."""
     site = Site(testbed)
     for role in switches:
         site.switch(role)
