@@ -217,6 +217,11 @@ class JournalDatabase:
             for key, value in (("role", role), ("config", os.path.abspath(config_file))):
                 db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, to_sqlite_text(value)))
 
+    def check_writable(self) -> None:
+        """Store the current time; raise JournalError if the journal cannot be written."""
+        with self._transaction():
+            self._save_clock()
+
     def check_file(self) -> None:
         """Check that the files of this journal are still at its path; call it every minute.
 
