@@ -337,7 +337,7 @@ class Daemon(ABC, Generic[O]):
                 logger.warning("%s", advice)
             if metrics:
                 labels = {"role": self.role, "config": os.path.basename(self._file)}
-                metrics.start(self._state_reader(runtime, metrics), labels)
+                metrics.start(self._state_reader(runtime, metrics, monitor), labels)
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
@@ -355,7 +355,7 @@ class Daemon(ABC, Generic[O]):
         missing = f", {stopped} could not be started" if stopped > 0 else ""
         return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
 
-    def _state_reader(self, runtime: Runtime, metrics: MetricsService) -> DaemonReader:
+    def _state_reader(self, runtime: Runtime, metrics: MetricsService, monitor: Monitor) -> DaemonReader:
         return DaemonReader(
             journal=runtime.journal.path,
             counters=metrics.counters,
@@ -363,6 +363,7 @@ class Daemon(ABC, Generic[O]):
             chains=lambda: [chain.name for chain in self.running_chains()],
             lanes=runtime.scheduler.lane_states,
             providers=self.provider_states,
+            alarms=monitor.alarm_states,
             now=runtime.journal.now,
             lines_dropped=self._lines_dropped,
         )
