@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from trollmoves import __version__
 from trollmoves.config import config_file
@@ -140,14 +140,20 @@ class Daemon(ABC, Generic[O]):
         parser = argparse.ArgumentParser(description=description)
         add = parser.add_argument
         add("config_file", help="the configuration file")
+        add("-c", "--log-config", metavar="FILE", help="logging configuration (YAML, dictConfig)")
+        cls.add_arguments(parser)
+        return parser
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of all daemons except the files of configuration and of logging."""
+        add = parser.add_argument
         add("--check", action="store_true", help="print the chains that would run and all errors, then exit")
         add("--strict", action="store_true", help="with --check: exit with status 1 also if there are warnings")
         add("--connect", action="store_true", help="with --check: log in to all providers and destinations too")
-        add("-c", "--log-config", metavar="FILE", help="logging configuration (YAML, dictConfig)")
         add("-l", "--log", metavar="FILE", help="log to this file instead of standard error")
         add("-v", "--verbose", action="store_true", help="log more")
         add("--version", action="version", version=f"trollmoves {__version__}")
-        return parser
 
     def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
         """Return whether each provider or publisher is connected, by chain and address. Any thread."""
@@ -166,12 +172,14 @@ class Daemon(ABC, Generic[O]):
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | WORLD_WRITABLE)
-            return self._run_logged(
-                logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
-            )
+            return self._run_logged(self.set_up_log())
         except TrollmovesError as error:
             print(f"{self.make_parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the final message)
             return 1
+
+    def set_up_log(self) -> LogWriter:
+        """Set up the log of the process, and return its writer; raise ``ConfigError`` if it is not usable."""
+        return logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
 
     def _check(self) -> int:
         found = self.read_config()
@@ -203,14 +211,19 @@ class Daemon(ABC, Generic[O]):
                 os._exit(status)
         return status
 
-    def _run_daemon(self, log: LogWriter) -> int:
+    def run_in_script(self) -> None:
+        """Run with the log and the signals of the calling script, until KeyboardInterrupt; raise ``StartError``."""
+        self._run_daemon(None)
+
+    def _run_daemon(self, log: LogWriter | None) -> int:
         sys.setswitchinterval(SWITCH_INTERVAL)
         _raise_fd_limit()
         current = self.read_config()
         _log_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
-        self._lines_dropped = lambda: log.dropped
-        self._listen_to_signals(log)
+        if log:
+            self._lines_dropped = lambda: log.dropped
+            self._listen_to_signals(log)
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
@@ -485,6 +498,14 @@ def _run_probes(found: config_file.Configuration[Any]) -> bool:
         sys.stdout.flush()
         succeeded = succeeded and passed
     return succeeded
+
+
+def nameservers_of(arguments: Sequence[str] | None) -> Sequence[str] | Literal[False] | None:
+    """Return the name servers in the values of an argument ``-n``; without a host, or with ``false``, False."""
+    if arguments is None:
+        return None
+    hosts = [host for host in arguments if host.lower() not in ("false", "none", "no", "off", "0", "")]
+    return hosts or False
 
 
 def _raise_fd_limit() -> None:

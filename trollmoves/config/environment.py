@@ -18,6 +18,7 @@ from trollmoves.config.options import (
     MirrorOptions,
     MoveItOptions,
     ProcessOptions,
+    S3DownloaderOptions,
     ServerOptions,
     TargetOptions,
 )
@@ -65,12 +66,23 @@ def _warnings(chain: ChainOptions, publish_port: int | None) -> Iterator[tuple[s
         yield from _server_warnings(chain, publish_port)
     if isinstance(chain, ClientOptions):
         yield from _client_warnings(chain)
+    if isinstance(chain, S3DownloaderOptions):
+        yield from _s3downloader_warnings(chain)
     if isinstance(chain, MoveItOptions):
-        for destination in chain.destinations:
-            yield from _library_warnings("destinations", urls.parse(destination).scheme)
-    if isinstance(chain, TargetOptions):
-        for config in chain.dispatch_configs:
-            yield from _library_warnings("host", base_url(config.host).scheme)
+        schemes = [("destinations", urls.parse(destination).scheme) for destination in chain.destinations]
+    elif isinstance(chain, TargetOptions):
+        schemes = [("host", base_url(config.host).scheme) for config in chain.dispatch_configs]
+    else:
+        schemes = []
+    for option, scheme in schemes:
+        yield from _library_warnings(option, scheme)
+
+
+def _s3downloader_warnings(chain: S3DownloaderOptions) -> Iterator[tuple[str, str]]:
+    yield from _library_warnings("bucket", "s3")
+    if not os.path.isdir(chain.download_destination):
+        text = f"the directory {chain.download_destination} does not exist: create it, or correct the path"
+        yield "download_destination", text
 
 
 def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator[tuple[str, str]]:

@@ -362,6 +362,58 @@ class DispatcherOptions(ProcessOptions):
     )
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FetcherOptions(ChainOptions):
+    """What ``pytroll-fetcher`` fetches; ``group__name`` is the key ``name`` below ``group`` in its file."""
+
+    role = "fetcher"
+    destination: str = _required(
+        parsers.text, "directory on this host to fetch files to, created if missing; it may contain metadata fields"
+    )
+    subscriber_config__topics: tuple[str, ...] = _option(
+        parsers.word_list, "", "subjects to subscribe to; without it all"
+    )
+    subscriber_config__addresses: tuple[str, ...] = _option(
+        parsers.word_list, "", "publishers to connect to, as `tcp://host:port`"
+    )
+    subscriber_config__services: tuple[str, ...] = _option(
+        parsers.word_list, "", "services of the name server to subscribe to; without it all"
+    )
+    subscriber_config__nameserver: str | Literal[False] = _option(
+        parsers.nameserver, "localhost", "host of the name server to ask for publishers; `false` disables it"
+    )
+    publisher_config__name: str = _option(parsers.text, "fetcher", "name of the service that is published")
+    publisher_config__port: int = _option(parsers.integer(0, 65535), "0", "port to publish on; 0 is any free port")
+    publisher_config__nameservers: Nameservers = _optional(  # noqa: RUF009  (returns a field)
+        parsers.nameservers, "hosts of the name servers for that port; `false` disables them, without it multicast"
+    )
+    publisher_config__min_port: int | None = _optional(parsers.port, "first port that may be chosen for port 0")
+    publisher_config__max_port: int | None = _optional(parsers.port, "port after the last that may be chosen")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class S3DownloaderOptions(ChainOptions):
+    """What ``s3downloader.py`` fetches; ``logging__name`` is the key ``name`` below ``logging`` in its file."""
+
+    role = "s3downloader"
+    subscribe_topic: tuple[str, ...] = cast(
+        "tuple[str, ...]", _field(Option(parsers.word_list, "", "subjects to subscribe to", required=True))
+    )
+    publish_topic: str = _required(parsers.subject, "subject of the messages about fetched files")
+    bucket: str = _required(parsers.text, "bucket of the objects, whatever the `uri` of a message says")
+    download_destination: str = _option(parsers.text, ".", "existing directory on this host to fetch objects to")
+    services: tuple[str, ...] = _option(
+        parsers.word_list, "", "services of the name server to subscribe to; without it all"
+    )
+    subscriber_addresses: tuple[str, ...] = _option(
+        parsers.word_list, "", "publishers to connect to, as `tcp://host:port`"
+    )
+    logging__log_rotation_days: int = _option(parsers.integer(1, 1000), "1", "days after which the log file is rotated")
+    logging__log_rotation_backup: int = _option(parsers.integer(0, 100000), "30", "old log files that are kept")
+    logging__logging_mode: str = _option(parsers.text, "info", "`DEBUG` logs more")
+    connection_parameters: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Alias:
     """Replacements for the values of metadata item ``key``, available under ``name`` when paths are composed."""
@@ -630,6 +682,21 @@ _CHAPTERS: tuple[tuple[str, str, type[OptionTable], tuple[type[OptionTable], ...
         "A target of `dispatcher.py`, in YAML or INI. `topics`, `conditions`, `aliases` and `dispatch_configs` are in "
         "[dispatcher](dispatcher.md).",
         TargetOptions,
+        (SharedOptions,),
+    ),
+    (
+        "Fetcher",
+        "The file of `pytroll-fetcher`, in YAML; `group__name` is the key `name` below `group`. The options of the "
+        "process and of a section are allowed too; see [fetching](fetching.md).",
+        FetcherOptions,
+        (SharedOptions,),
+    ),
+    (
+        "S3 downloader",
+        "The file of `s3downloader.py`, in YAML, where `subscribe-topic` and `publish-topic` have a hyphen and "
+        "`logging__name` is the key `name` below `logging`. `s3_kwargs` contains connection parameters. The options of "
+        "the process and of a section are allowed too; see [fetching](fetching.md).",
+        S3DownloaderOptions,
         (SharedOptions,),
     ),
     (

@@ -14,7 +14,9 @@ from trollmoves.config.options import (
     ClientOptions,
     DispatchConfig,
     DispatcherOptions,
+    FetcherOptions,
     MoveItOptions,
+    S3DownloaderOptions,
     ServerOptions,
     TargetOptions,
 )
@@ -65,12 +67,30 @@ def _chain_probes(chain: ChainOptions) -> Iterator[Probe]:
         yield from (_provider(address if "://" in address else f"tcp://{address}") for address in chain.addresses)
     elif isinstance(chain, TargetOptions):
         yield from (_delivery(config, chain.connection_parameters) for config in chain.dispatch_configs)
+    elif isinstance(chain, FetcherOptions | S3DownloaderOptions):
+        yield from _fetch_probes(chain)
 
 
 def _delivery(config: DispatchConfig, attrs: Mapping[str, Any]) -> Probe:
     base = base_url(config.host)
     directory = urls.join(base, config.directory) if base.path else base._replace(path=config.directory)
     return _destination(directory.geturl(), "", attrs)
+
+
+def _fetch_probes(chain: FetcherOptions | S3DownloaderOptions) -> Iterator[Probe]:
+    if isinstance(chain, FetcherOptions):
+        addresses, directory = chain.subscriber_config__addresses, chain.destination
+    else:
+        addresses, directory = chain.subscriber_addresses, chain.download_destination
+        yield Probe(f"bucket {chain.bucket}", partial(_check_bucket, chain))
+    yield from map(_provider, addresses)
+    yield _destination(directory, "", {})
+
+
+def _check_bucket(chain: S3DownloaderOptions) -> str:
+    from trollmoves.movers.s3_download import S3Reader
+
+    return S3Reader().check_bucket(chain.bucket, chain.connection_parameters)
 
 
 def _provider(address: str) -> Probe:

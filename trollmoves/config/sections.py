@@ -162,6 +162,16 @@ class SectionParser(Generic[O]):
                 self.add_parameter(found, option, option.removeprefix(PREFIX).split("__"), text)
         return found
 
+    def typed_parameters(self, option: str, given: object) -> dict[str, Any]:
+        """Return the connection parameters below an option of a YAML file, which may be typed and nested."""
+        found: dict[str, Any] = {}
+        if not isinstance(given, dict):
+            self.problem(option, "must have names below it")
+            return found
+        for path, value in _leaves([], given):
+            self.add_parameter(found, " ".join([option, *path]), path, value, typed=True)
+        return found
+
     def add_parameter(
         self, found: dict[str, Any], option: str, path: list[str], value: object, *, typed: bool = False
     ) -> None:
@@ -215,6 +225,15 @@ class SectionParser(Generic[O]):
         if name in options.parameters():
             return f"is unknown; did you mean {PREFIX}{name}?"
         return f"is unknown, and has no effect{did_you_mean(name, [*self._table, *self._process, f'{PREFIX}...'])}"
+
+
+def _leaves(path: list[str], group: Mapping[Any, Any]) -> Iterator[tuple[list[str], object]]:
+    """Yield path and value of each item of nested groups; an empty group is a value, a None at the top is absent."""
+    for key, value in group.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves([*path, str(key)], value)
+        elif path or value is not None:
+            yield [*path, str(key)], value
 
 
 def _unknown_parameter(name: str) -> Option:

@@ -13,7 +13,7 @@ from functools import partial
 from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, TargetOptions
-from trollmoves.daemon import Chain, Daemon, Runtime
+from trollmoves.daemon import Chain, Daemon, Runtime, nameservers_of
 from trollmoves.dispatcher.deliveries import (
     KIND,
     REPUBLISH,
@@ -131,7 +131,7 @@ class Dispatcher(Daemon[TargetOptions]):
             self._publisher = Publisher(
                 "dispatcher",
                 self.arguments.publish_port,
-                nameservers=_nameservers(self.arguments.publish_nameserver),
+                nameservers=nameservers_of(self.arguments.publish_nameserver),
                 bind_address=runtime.options.bind_address,
                 clients=runtime.options.allowed_clients,
             )
@@ -181,13 +181,6 @@ class Dispatcher(Daemon[TargetOptions]):
             runtime.journal,
             runtime.scheduler,
         )
-
-
-def _nameservers(arguments: Sequence[str] | None) -> Sequence[str] | bool | None:
-    if arguments is None:
-        return None
-    hosts = [host for host in arguments if host.lower() not in ("false", "none", "no", "off", "0", "")]
-    return hosts or False
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -28,6 +28,7 @@ from trollmoves.errors import (
     NameRejected,
     NoSpace,
     OriginChanged,
+    OriginForbidden,
     OriginMissing,
     OriginUnreadable,
     PermanentTransferError,
@@ -112,6 +113,12 @@ class translate_os_errors:  # noqa: N801  (used like a function in ``with``)
 MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 
 
+def _open_error(error: OSError) -> type[TransferError]:
+    if error.errno in MISSING_ERRNOS:
+        return OriginMissing
+    return OriginForbidden if isinstance(error, PermissionError) else OriginUnreadable
+
+
 class SourceFile:
     """The open origin: reads one file, even if its path is renamed or replaced.
 
@@ -136,8 +143,7 @@ class SourceFile:
         except ValueError as error:
             raise OriginMissing(f"{path}: {error}") from error
         except OSError as error:
-            kind = OriginMissing if error.errno in MISSING_ERRNOS else OriginUnreadable
-            raise kind(f"{path}: {error.strerror}") from error
+            raise _open_error(error)(f"{path}: {error.strerror}") from error
         self.status = os.fstat(self.fd)
         self.size = self.status.st_size
         if not stat.S_ISREG(self.status.st_mode):
@@ -491,7 +497,7 @@ class Mover(ABC):
         if self.partial_id.may_exist:
             try:
                 backend.remove(partial)
-            except (PermissionError, PermissionRefused):  # without permission to delete, use another name
+            except PermissionError:  # without permission to delete, use another name
                 return named()
         return partial
 

@@ -18,9 +18,10 @@ BIN = PACKAGE.parent / "bin"
 LAYERS = (
     ("bin", "__main__"),
     ("cli",),
-    ("move_it",),
-    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it"),
-    ("provider", "receiver", "daemon", "filescleaner"),
+    ("move_it", "move_it_server", "move_it_client", "move_it_mirror"),
+    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it", "fetcher", "s3downloader"),
+    ("fetching",),
+    ("provider", "receiver", "daemon", "filescleaner", "logging"),
     ("metrics",),
     ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
@@ -43,6 +44,8 @@ OWNERS = {
     "boto3": "movers",
     "botocore": "movers",
     "ftplib": "movers",
+    "fsspec": "fetching",
+    "aiohttp": "fetching",
     "prometheus_client": "metrics",
 }
 

@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 
 from trollmoves.config import options, parsers
-from trollmoves.config.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, SharedOptions
+from trollmoves.config.options import (
+    ClientOptions,
+    FetcherOptions,
+    MirrorOptions,
+    ProcessOptions,
+    S3DownloaderOptions,
+    ServerOptions,
+    SharedOptions,
+)
 from trollmoves.movers import options as mover_options
 from trollmoves.net.client_allowlist import ANYONE
 
-ROLES = [ProcessOptions, ServerOptions, ClientOptions, MirrorOptions]
+ROLES = [ProcessOptions, ServerOptions, ClientOptions, MirrorOptions, FetcherOptions, S3DownloaderOptions]
 
 # Options in the files of existing sites, with the defaults that these rely on.
 SERVER: dict[str, object] = {
