@@ -30,18 +30,14 @@ def modules() -> dict[str, ast.Module]:
 
 
 class Text(NamedTuple):
-    """A text of the code: its constant parts, with a placeholder between two of them."""
+    """A text of the code: its constant parts, with a placeholder between two of them, and their number of letters."""
 
     parts: tuple[str, ...]
-
-    @property
-    def letters(self) -> int:
-        """The number of letters in the constant parts."""
-        return letters("".join(self.parts))
+    letters: int
 
     def is_in(self, line: str) -> bool:
         """Return True if the code writes the line with this text, and most of the line is constant."""
-        if self.letters <= 0.4 * letters(line) or not all(part in line for part in self.parts):
+        if not all(part in line for part in self.parts) or self.letters <= 0.4 * letters(line):
             return False
         return re.fullmatch(".*".join(map(re.escape, self.parts)), line) is not None
 
@@ -55,8 +51,9 @@ def text_of(node: ast.expr) -> Text | None:
         parts = "".join(map(str, values)).split("\0")
     else:
         return None
-    text = Text(tuple(part.partition("\n")[0] for part in parts))
-    return text if text.letters >= MIN_LETTERS else None
+    constants = tuple(part.partition("\n")[0] for part in parts)
+    count = letters("".join(constants))
+    return Text(constants, count) if count >= MIN_LETTERS else None
 
 
 def texts() -> Iterator[Text]:
