@@ -25,8 +25,11 @@ from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path
+from trollmoves.matching.patterns import Origin
 from trollmoves.metrics.service import MetricsService
 from trollmoves.metrics.state import DaemonReader
+from trollmoves.monitor.health import Health
+from trollmoves.monitor.monitor import LAST_KINDS, Monitor
 from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
@@ -71,6 +74,7 @@ class Runtime:
     options: ProcessOptions
     journal: Journal
     scheduler: Scheduler
+    health: Health
     on_announced: Callable[[str, Sequence[FileStats]], None] | None = None  # counts announced files for the metrics
 
 
@@ -88,6 +92,7 @@ class Daemon(ABC, Generic[O]):
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
+        self._running_options: dict[str, O] = {}  # of the running chains; guarded likewise
         self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
         self._ending = False
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
@@ -111,14 +116,15 @@ class Daemon(ABC, Generic[O]):
         """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
 
-    def control_handlers(self, runtime: Runtime, orders: OrderExecutor) -> dict[str, Handler]:  # noqa: ARG002
+    def control_handlers(self, orders: OrderExecutor, monitor: Monitor) -> dict[str, Handler]:
         """Return the handlers of the requests at the control socket, by name. They run on its thread."""
 
         def carry_out(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
             return orders.execute({**request, "action": request["request"]}, f"{peer.name} (uid {peer.uid})")
 
+        process = {"role": self.role, "version": __version__, "pid": os.getpid(), "config": self._file}
         return {
-            "health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()},
+            "health": lambda *_: process | monitor.health_report(),
             **dict.fromkeys(ACTIONS, carry_out),
         }
 
@@ -163,6 +169,19 @@ class Daemon(ABC, Generic[O]):
         """Return the running chains. Any thread."""
         with self._chains_lock:
             return list(self._chains.values())
+
+    def running_options(self) -> dict[str, O]:
+        """Return the options of the running chains by name. Any thread."""
+        with self._chains_lock:
+            return dict(self._running_options)
+
+    def _origins(self) -> dict[str, str]:
+        """Return the watched directories by chain, without their subdirectories."""
+        return {
+            name: Origin(origin).root
+            for name, options in self.running_options().items()
+            if (origin := getattr(options, "origin", None))
+        }
 
     # -- main loop
 
@@ -261,11 +280,14 @@ class Daemon(ABC, Generic[O]):
         metrics = MetricsService.create(current.process)
         counters = metrics.counters if metrics else None
         scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
-        runtime = Runtime(current.process, journal, scheduler, counters.count_announced if counters else None)
+        self._sections = (*current.sections, *current.broken)
+        health = Health(journal, scheduler, self._origins, lambda: set(self._sections) - self.running_options().keys())
+        runtime = Runtime(current.process, journal, scheduler, health, counters.count_announced if counters else None)
         self.open_shared(runtime)
-        self._sections = tuple(current.sections)
+        facts = {"role": self.role, "config": os.path.abspath(self._file)}
+        monitor = Monitor(journal, LAST_KINDS[self.last_event], self.running_options, health, facts)
         orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
-        control = ControlServer(journal.path, self.control_handlers(runtime, orders))
+        control = ControlServer(journal.path, self.control_handlers(orders, monitor))
         reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
         try:
             orders.pause_lanes()
@@ -278,6 +300,7 @@ class Daemon(ABC, Generic[O]):
             chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
             orders.start()
             control.start()
+            monitor.start()
             logger.info("%s %s runs %s, journal %s", self.role, __version__, chains, journal.path)
             if advice := self.startup_warning(current.sections.values()):
                 logger.warning("%s", advice)
@@ -288,6 +311,7 @@ class Daemon(ABC, Generic[O]):
             return self._command_loop(current, runtime)
         finally:
             reporter.stop()
+            monitor.stop()
             if metrics:
                 metrics.stop()
             self._stop(runtime)
@@ -356,6 +380,7 @@ class Daemon(ABC, Generic[O]):
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
+            self._running_options[options.name] = options
         logger.info("[%s] started", options.name)
         return True
 
@@ -373,6 +398,7 @@ class Daemon(ABC, Generic[O]):
     def _stop_chain(self, name: str) -> None:
         with self._chains_lock:
             chain = self._chains.pop(name, None)
+            self._running_options.pop(name, None)
         if chain is not None:
             self._stop_safely(chain)
             logger.info("[%s] stopped", name)
@@ -419,7 +445,7 @@ class Daemon(ABC, Generic[O]):
             len(unchanged),
             f", {failed} failed" if failed else "",
         )
-        self._sections = tuple(changes.running.sections)
+        self._sections = tuple({**changes.running.sections, **new.broken})
         return replace(changes.running, sections={**changes.running.sections, **previous})
 
     def _replace_chain(

@@ -142,6 +142,23 @@ class ChainOptions(SharedOptions):
         "120",
         "maximum seconds between two attempts while a host or directory fails; a reload retries immediately",
     )
+    expect_every: float = _option(
+        parsers.seconds,
+        "0",
+        "alarm if no file comes for this number of seconds; 0 is never; see [alarms](operating.md#alarms)",
+    )
+    max_age: float = _option(
+        parsers.seconds, "0", "alarm if a file waits for more than this number of seconds; 0 is never"
+    )
+    max_failed: int | None = _optional(
+        parsers.integer(0, 1_000_000_000), "alarm if more files than this have failed; without it never"
+    )
+    on_alarm: tuple[str, ...] = _option(
+        parsers.command,
+        "",
+        "command to run when an alarm starts or ends, without a shell, for 30 seconds at most; the facts are in its "
+        "environment",
+    )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"

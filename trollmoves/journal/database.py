@@ -190,6 +190,11 @@ class JournalDatabase:
         written = read_times(self._lock_file)[1]
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
 
+    def check_writable(self) -> None:
+        """Store the current time; raise JournalError if the journal cannot be written."""
+        with self._transaction():
+            self._save_clock()
+
     def check_file(self) -> None:
         """Check that the files of this journal are still at its path; call it every minute.
 
