@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.statistics import JournalStatistics, journal_size, read_last_times, read_statistics
+from trollmoves.journal.statistics import JournalStatistics, LaneBacklog, journal_size, read_last_times, read_statistics
 from trollmoves.metrics.counters import EVENTS, FileCounters
 from trollmoves.scheduler.scheduler import LaneState
 
@@ -21,17 +21,18 @@ class EndpointState:
 
     waiting: int = 0  # tasks that wait or run
     in_flight: int = 0
-    held: int = 0  # of the waiting ones
+    held: int = 0  # of the waiting ones: an operator must repair the cause, or the endpoint
     oldest: float = 0.0  # s since the oldest waiting task was created
     failing: bool = False
 
-    def add_lane(self, lane: LaneState | None, count: int, age: float) -> None:
+    def add_lane(self, lane: LaneState | None, backlog: LaneBacklog | None, now: float) -> None:
         """Add the tasks of a lane; several lanes, of different users, can have one endpoint."""
-        self.waiting += count
-        self.oldest = max(self.oldest, age)
+        if backlog:
+            self.waiting += backlog.count
+            self.held += backlog.count if lane and lane.held else backlog.held
+            self.oldest = max(self.oldest, now - backlog.oldest)
         if lane:
             self.in_flight += lane.in_flight
-            self.held += count if lane.held else 0
             self.failing = self.failing or lane.failing
 
 
@@ -101,9 +102,8 @@ class DaemonReader:
             kind = name.partition(" ")[0]
             if kind in FILE_KINDS:
                 key = chain, kind, self.counters.endpoint(name)
-                waiting = backlog.get((chain, name))
-                count, age = (waiting.count, max(0.0, now - waiting.oldest)) if waiting else (0, 0.0)
-                found.setdefault(key, EndpointState()).add_lane(lanes.get((chain, name)), count, age)
+                endpoint = found.setdefault(key, EndpointState())
+                endpoint.add_lane(lanes.get((chain, name)), backlog.get((chain, name)), now)
         return found
 
     def _last_times(self) -> dict[tuple[str, str], float]:

@@ -136,7 +136,7 @@ def test_dispatcher(testbed: Testbed) -> None:
     file = d.file("a", "12345")
     d.publisher.publish_file(file)
     d.wait_for("a")
-    page = scrape_until(port, "trollmoves_waiting", 1, chain="wrong", kind="route", endpoint="this host")
+    page = scrape_until(port, "trollmoves_held", 1, chain="wrong", kind="route", endpoint="this host")
     assert page.value("trollmoves_files_total", chain="near", kind="deliver", result="delivered") == 1
     assert page.value("trollmoves_bytes_total", chain="near") == 5
     scrape_until(port, "trollmoves_provider_up", 1, provider=d.publisher.address.removeprefix("tcp://"))
