@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -22,10 +22,14 @@ from trollmoves.config import config_file
 from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
-from trollmoves.control.server import ControlServer, Handler
+from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
-from trollmoves.journal import Compactors, Journal, Retention, journal_path
-from trollmoves.scheduler.lanes import ChainPolicy
+from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path
+from trollmoves.metrics.service import MetricsService
+from trollmoves.metrics.state import DaemonReader
+from trollmoves.orders.executor import OrderExecutor, Resender
+from trollmoves.orders.order import ACTIONS
+from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import logs
 from trollmoves.utils.log_writer import LogWriter
@@ -50,6 +54,9 @@ class Chain(Protocol):
 
     name: str
 
+    def provider_states(self) -> Mapping[str, bool]:
+        """Return whether each provider or publisher is connected, by address. Any thread."""
+
     def start(self) -> None:
         """Start the chain; raise ``StartError`` if it cannot run."""
 
@@ -64,13 +71,16 @@ class Runtime:
     options: ProcessOptions
     journal: Journal
     scheduler: Scheduler
+    on_announced: Callable[[str, Sequence[FileStats]], None] | None = None  # counts announced files for the metrics
 
 
 class Daemon(ABC, Generic[O]):
     """A process with chains. Only its main thread starts, reloads and stops chains."""
 
     role: ClassVar[str]
+    last_event: ClassVar[str]  # the event that shows that a chain gets files: announced, received or delivered
     options: type[O]
+    resenders: ClassVar[Mapping[str, Resender]] = {}  # how finished transfers are repeated, by kind of task
     compactors: ClassVar[Compactors] = {}  # functions that compact the body of a finished task, by kind
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -78,7 +88,9 @@ class Daemon(ABC, Generic[O]):
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
+        self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
         self._ending = False
+        self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._service = ServiceManager()
         self._start_error = ""  # why the last chain could not be started
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
@@ -99,9 +111,16 @@ class Daemon(ABC, Generic[O]):
         """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
 
-    def control_handlers(self, runtime: Runtime) -> dict[str, Handler]:  # noqa: ARG002
+    def control_handlers(self, runtime: Runtime, orders: OrderExecutor) -> dict[str, Handler]:  # noqa: ARG002
         """Return the handlers of the requests at the control socket, by name. They run on its thread."""
-        return {"health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()}}
+
+        def carry_out(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
+            return orders.execute({**request, "action": request["request"]}, f"{peer.name} (uid {peer.uid})")
+
+        return {
+            "health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()},
+            **dict.fromkeys(ACTIONS, carry_out),
+        }
 
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
@@ -129,6 +148,10 @@ class Daemon(ABC, Generic[O]):
         add("-v", "--verbose", action="store_true", help="log more")
         add("--version", action="version", version=f"trollmoves {__version__}")
         return parser
+
+    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
+        """Return whether each provider or publisher is connected, by chain and address. Any thread."""
+        return [(chain.name, chain.provider_states()) for chain in self.running_chains()]
 
     def running_chains(self) -> list[Chain]:
         """Return the running chains. Any thread."""
@@ -186,6 +209,7 @@ class Daemon(ABC, Generic[O]):
         current = self.read_config()
         _log_problems(current)
         path = journal_path(current.process.journal or "", self._file, self.role)
+        self._lines_dropped = lambda: log.dropped
         self._listen_to_signals(log)
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
@@ -221,12 +245,17 @@ class Daemon(ABC, Generic[O]):
 
     def _run_chains(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
         """Run the chains until the process stops or the journal is damaged; return their configuration."""
-        runtime = Runtime(current.process, journal, Scheduler(journal, current.process.workers))
+        metrics = MetricsService.create(current.process)
+        counters = metrics.counters if metrics else None
+        scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
+        runtime = Runtime(current.process, journal, scheduler, counters.count_announced if counters else None)
         self.open_shared(runtime)
-        control = ControlServer(journal.path, self.control_handlers(runtime))
+        self._sections = tuple(current.sections)
+        orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
+        control = ControlServer(journal.path, self.control_handlers(runtime, orders))
         reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
         try:
-            control.start()
+            orders.pause_lanes()
             runtime.scheduler.start()
             with self.paused_input():
                 for options in current.sections.values():
@@ -234,13 +263,20 @@ class Daemon(ABC, Generic[O]):
             if not self._chains:
                 raise StartError(f"no chain could be started{self._start_error}")
             chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
+            orders.start()
+            control.start()
             logger.info("%s %s runs %s, journal %s", self.role, __version__, chains, journal.path)
             if advice := self.startup_warning(current.sections.values()):
                 logger.warning("%s", advice)
+            if metrics:
+                labels = {"role": self.role, "config": os.path.basename(self._file)}
+                metrics.start(self._state_reader(runtime, metrics), labels)
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
             reporter.stop()
+            if metrics:
+                metrics.stop()
             self._stop(runtime)
             control.stop()
 
@@ -250,6 +286,18 @@ class Daemon(ABC, Generic[O]):
         stopped = len(current.sections) - running
         missing = f", {stopped} could not be started" if stopped > 0 else ""
         return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
+
+    def _state_reader(self, runtime: Runtime, metrics: MetricsService) -> DaemonReader:
+        return DaemonReader(
+            journal=runtime.journal.path,
+            counters=metrics.counters,
+            event=self.last_event,
+            chains=lambda: [chain.name for chain in self.running_chains()],
+            lanes=runtime.scheduler.lane_states,
+            providers=self.provider_states,
+            now=runtime.journal.now,
+            lines_dropped=self._lines_dropped,
+        )
 
     def _listen_to_signals(self, log: LogWriter) -> None:
         def hang_up(*_: object) -> None:
@@ -301,6 +349,14 @@ class Daemon(ABC, Generic[O]):
     def on_reload(self, chain: Chain) -> None:
         """Repeat what failed in a chain with an unchanged configuration: an operator may have repaired the cause."""
 
+    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
+        """Handle tasks of a chain that an operator dropped. Any thread."""
+
+    def _on_dropped(self, tasks: Sequence[Task]) -> None:
+        for chain in self.running_chains():
+            if own := [task for task in tasks if task.chain == chain.name]:
+                self.on_dropped(chain, own)
+
     def _stop_chain(self, name: str) -> None:
         with self._chains_lock:
             chain = self._chains.pop(name, None)
@@ -350,6 +406,7 @@ class Daemon(ABC, Generic[O]):
             len(unchanged),
             f", {failed} failed" if failed else "",
         )
+        self._sections = tuple(changes.running.sections)
         return replace(changes.running, sections={**changes.running.sections, **previous})
 
     def _replace_chain(

@@ -14,9 +14,10 @@ from trollmoves.journal import drop_body
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.net import urls
+from trollmoves.orders.executor import Resender
 from trollmoves.receiver.announcements import PEER, AnnouncementReceiver
 from trollmoves.receiver.destinations import Destinations
-from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, compact_body
+from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, compact_body, task_again
 from trollmoves.receiver.fetcher import FetchAttempt, Fetcher, client_name
 from trollmoves.receiver.peers import Peers
 
@@ -84,6 +85,10 @@ class ClientChain:
         self._requester.stop()
         self._publisher.stop()
 
+    def provider_states(self) -> dict[str, bool]:
+        """Return whether each provider is connected, by address. Any thread."""
+        return self._receiver.provider_states()
+
     def _acknowledge(self, source: str, announcement: str) -> None:
         self._fetcher.acknowledge(source, announcement)
 
@@ -99,8 +104,10 @@ class Client(Daemon[ClientOptions]):
     """The client daemon."""
 
     role = "client"
+    last_event = "received"
     options = ClientOptions
     compactors = {KIND: compact_body, "republish": drop_body, "unpack": drop_body}
+    resenders = {KIND: Resender(task_again)}
 
     def make_chain(self, options: ClientOptions, runtime: Runtime) -> Chain:
         """Return a new chain for one section."""

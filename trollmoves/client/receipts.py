@@ -87,11 +87,12 @@ class ReceiptPublisher:
             self._publisher.send_encoded([ack])
             failpoints.hit("acked")
             self._log(attempt)
-            return Result(follow_ups=(Task(self.name, "unpack", attempt.task.key, "unpack", body),))
+            unpack = Task(self.name, "unpack", attempt.task.key, "unpack", body)
+            return Result(follow_ups=(unpack,), files=attempt.stats())
         self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
         failpoints.hit("receipt-published")
         self._log(attempt)
-        return Result(reply=json.dumps([attempt.source, base]))
+        return Result(reply=json.dumps([attempt.source, base]), files=attempt.stats())
 
     def _log(self, attempt: FetchAttempt) -> None:
         seconds = time.monotonic() - attempt.started

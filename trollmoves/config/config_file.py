@@ -6,14 +6,14 @@ Errors, warnings and reports contain no secrets.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
 from trollmoves.config import options, secrets
 from trollmoves.config.diagnostics import Diagnostics, combined_error
 from trollmoves.config.document import DEFAULT, read_ini, read_text
-from trollmoves.config.options import PREFIX, ChainOptions, Option, ProcessOptions, SharedOptions
+from trollmoves.config.options import PREFIX, ChainOptions, Option, OptionTable, ProcessOptions
 from trollmoves.config.sections import SectionParser, read_options
 from trollmoves.errors import ConfigError
 from trollmoves.net import urls
@@ -77,7 +77,7 @@ def read(path: str | os.PathLike[str], role: type[O]) -> Configuration[O]:
         name: SectionParser(diagnostics, role, name, values, default).read()
         for name, values in document.sections.items()
     }
-    usable = _without_port_conflicts(diagnostics, {name: chain for name, chain in chains.items() if chain})
+    usable = _without_port_conflicts(diagnostics, process, {name: chain for name, chain in chains.items() if chain})
     return make_configuration(diagnostics, process, usable, "section", (DEFAULT,))
 
 
@@ -127,21 +127,43 @@ def differences(old: ChainOptions, new: ChainOptions) -> Iterator[str]:
 def check_report(configuration: Configuration[O]) -> str:
     """Return the report for ``--check``: options that differ from their defaults, then warnings and problems."""
     role = next((f"{chain.role} " for chain in configuration.sections.values()), "")
-    lines = [f"{configuration.file}: {_counted(len(configuration.sections), f'{role}chain')}"]
-    lines += _aligned(_non_default_values(configuration.process, options.options_of(type(configuration.process))))
+    lines = [f"{configuration.file}: {counted(len(configuration.sections), f'{role}chain')}"]
+    lines += option_lines(configuration.process)
     for name, chain in configuration.sections.items():
-        lines += ["", f"[{name}]", *_aligned(_non_default_values(chain, options.options_of(type(chain))))]
-    for noun, texts in (("warning", configuration.warnings), ("problem", configuration.problems)):
-        if texts:
-            lines += ["", _counted(len(texts), noun), *(f"  {text}" for text in texts)]
+        lines += ["", f"[{name}]", *option_lines(chain)]
+    lines += problem_lines(configuration.warnings, configuration.problems)
     if configuration.broken:
         lines += ["", "not running: " + " ".join(f"[{name}]" for name in configuration.broken)]
+    return report_text(lines)
+
+
+def option_lines(section: OptionTable) -> Iterator[str]:
+    """Return a line of a report for each option that differs from its default."""
+    yield from _aligned(_non_default_values(section, options.options_of(type(section))))
+
+
+def problem_lines(warnings: Sequence[str], problems: Sequence[ConfigError]) -> Iterator[str]:
+    """Return the lines of a report for warnings and problems."""
+    for noun, texts in (("warning", warnings), ("problem", problems)):
+        if texts:
+            yield from ("", counted(len(texts), noun), *(f"  {text}" for text in texts))
+
+
+def report_text(lines: Iterable[str]) -> str:
+    """Return the text of a report, without secrets."""
     return "\n".join(urls.redact_text(" ".join(line.splitlines())) for line in lines) + "\n"
 
 
-def _without_port_conflicts(diagnostics: Diagnostics, usable: Mapping[str, O]) -> dict[str, O]:
-    """Return the sections that use no port of an earlier section."""
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun, such as ``2 chains``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _without_port_conflicts(diagnostics: Diagnostics, process: ProcessOptions, usable: Mapping[str, O]) -> dict[str, O]:
+    """Return the sections that use no port of the process or of an earlier section."""
     used: list[tuple[int, str, str]] = []
+    if process.metrics_port is not None:
+        used.append((process.metrics_port, process.metrics_address, DEFAULT))
     kept = {}
     for name, chain in usable.items():
         own = [(port, chain.bind_address, option) for option, port in _ports(chain)]
@@ -165,11 +187,7 @@ def _ports(chain: ChainOptions) -> Iterator[tuple[str, int]]:
             yield option, port
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _non_default_values(section: SharedOptions, table: Mapping[str, Option]) -> Iterator[tuple[str, str]]:
+def _non_default_values(section: OptionTable, table: Mapping[str, Option]) -> Iterator[tuple[str, str]]:
     """Yield name and formatted value of each option that differs from its default."""
     for name, option in table.items():
         value = getattr(section, name)

@@ -6,11 +6,20 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
-from trollmoves.config.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions, TargetOptions
+from trollmoves.config.document import DEFAULT
+from trollmoves.config.options import (
+    ChainOptions,
+    ClientOptions,
+    MirrorOptions,
+    ProcessOptions,
+    ServerOptions,
+    TargetOptions,
+)
 from trollmoves.config.targets import base_url
 from trollmoves.errors import TransferError
 from trollmoves.movers import mover_for
@@ -27,6 +36,8 @@ _FIELD_NAME = re.compile(r"\{([A-Za-z_]\w*)")
 def environment_warnings(configuration: Configuration[Any], publish_port: int | None) -> tuple[str, ...]:
     """Return warnings about the sections that name file, section and option; ``publish_port`` is that of ``-p``."""
     diagnostics = Diagnostics(configuration.file)
+    for option, text in _process_warnings(configuration.process):
+        diagnostics.warn(DEFAULT, option, text)
     for name, chain in configuration.sections.items():
         for option, text in _warnings(chain, publish_port):
             diagnostics.warn(name, option, urls.redact_text(text))
@@ -37,6 +48,15 @@ def static_directory(text: str) -> str:
     """Return the part of a path or URL before the first directory or name with a field."""
     before, brace, _ = text.partition("{")
     return before.rpartition("/")[0] + "/" if brace else text
+
+
+def _process_warnings(process: ProcessOptions) -> Iterator[tuple[str, str]]:
+    for option in ("metrics_port", "metrics_file"):
+        if getattr(process, option) and not find_spec("prometheus_client"):
+            yield option, "prometheus_client is not installed: pip install 'trollmoves[metrics]'"
+    directory = os.path.dirname(process.metrics_file) or "."
+    if process.metrics_file and not os.path.isdir(directory):
+        yield "metrics_file", f"the directory {directory} does not exist: create it, or correct the path"
 
 
 def _warnings(chain: ChainOptions, publish_port: int | None) -> Iterator[tuple[str, str]]:

@@ -57,7 +57,16 @@ def _field(option: Option) -> object:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SharedOptions:
+class OptionTable:
+    """Base class of all tables: one instance contains the validated options of one section."""
+
+    def details(self) -> Iterable[tuple[str, object]]:
+        """Return names and values that ``--check`` shows in addition to the options."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SharedOptions(OptionTable):
     """Options of the process that a section may override."""
 
     bind_address: str = _option(parsers.host, "*", "address to listen on; `*` is all addresses")
@@ -73,10 +82,6 @@ class SharedOptions:
         "0",
         "seconds during which a failed file is retried; 0 is no limit",
     )
-
-    def details(self) -> Iterable[tuple[str, object]]:
-        """Return names and values that ``--check`` shows in addition to the options."""
-        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +115,17 @@ class ProcessOptions(SharedOptions):
         "seconds to wait for running transfers at shutdown; unfinished ones are repeated after the next start",
     )
     workers: int = _option(parsers.integer(1, 1000), "16", "concurrent transfers")
+    metrics_port: int | None = _optional(
+        parsers.port, "port on which Prometheus can scrape metrics; without it none; see [monitoring](monitoring.md)"
+    )
+    metrics_address: str = _option(
+        parsers.host, "127.0.0.1", "address on which `metrics_port` listens; `*` is all addresses"
+    )
+    metrics_file: str = _option(
+        parsers.text,
+        "",
+        "file `*.prom` to write metrics to every 15 seconds, for the textfile collector of node_exporter",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -373,6 +389,49 @@ class TargetOptions(ChainOptions):
             yield f"dispatch_configs {number}", f"{'every file' if self.origin else ' '.join(config.topics)}{when}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class MailOptions(OptionTable):
+    """Options in [DEFAULT] of a file for ``remove_it.py``: the mail of ``--mail``."""
+
+    mailhost: str = _option(parsers.text, "", "`host` or `host:port` of the SMTP server; the default port is 25")
+    to: tuple[str, ...] = _option(parsers.comma_list, "", "addresses that get the mail, separated by commas")
+    subject: str = _option(
+        parsers.text, "", "subject of the mail; `{hostname}` and `{user}` are replaced by those of the process"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RemovalOptions(OptionTable):
+    """One section of a file for ``remove_it.py``: the files to remove, and their age."""
+
+    name: str
+    base_dir: str = _option(parsers.text, "", "directory of relative templates")
+    templates: tuple[str, ...] = _required(
+        parsers.templates,
+        "patterns of paths in `base_dir`, separated by commas; `*`, `?` and `[..]` are allowed in every part; a "
+        "pattern that starts with `/` does not use `base_dir`",
+    )
+    days: int = _option(parsers.integer(0, 1_000_000), "0", "age in days; the four units of the age are added")
+    hours: int = _option(parsers.integer(0, 1_000_000_000), "0", "age in hours")
+    minutes: int = _option(parsers.integer(0, 1_000_000_000), "0", "age in minutes")
+    seconds: int = _option(parsers.integer(0, 1_000_000_000), "0", "age in seconds")
+    stat_time_method: str = _option(
+        parsers.choice("st_ctime", "st_mtime", "st_atime"),
+        "st_ctime",
+        "time that counts: of the last change of content or attributes (`st_ctime`), of content (`st_mtime`), or of "
+        "the last access (`st_atime`)",
+    )
+    recursive: bool = _option(
+        parsers.boolean, "false", "apply the last part of each template in all directories below too"
+    )
+    include_hidden: bool = _option(parsers.boolean, "false", "patterns match names with a leading dot too")
+
+    @property
+    def age(self) -> int:
+        """The age in seconds; files that are older are removed."""
+        return 86_400 * self.days + 3_600 * self.hours + 60 * self.minutes + self.seconds
+
+
 _BY_KIND: Mapping[type, Callable[[str], object]] = MappingProxyType(
     {
         bool: parsers.boolean,
@@ -396,14 +455,14 @@ NOT_OF_A_MIRROR = (
 )
 
 
-def options_of(role: type[SharedOptions]) -> dict[str, Option]:
+def options_of(role: type[OptionTable]) -> dict[str, Option]:
     """Return the options of a role by name, those of the class before inherited ones."""
     found = {item.name: item.metadata["option"] for item in fields(role) if "option" in item.metadata}
     own = [name for name in found if name in inspect.get_annotations(role)]
     return {name: found[name] for name in [*own, *(name for name in found if name not in own)]}
 
 
-def takes_parameters(role: type[SharedOptions]) -> bool:
+def takes_parameters(role: type[OptionTable]) -> bool:
     """Return True if sections of this role have connection parameters."""
     return "connection_parameters" in {item.name for item in fields(role)}
 
@@ -477,7 +536,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-_CHAPTERS: tuple[tuple[str, str, type[SharedOptions], tuple[type[SharedOptions], ...]], ...] = (
+_CHAPTERS: tuple[tuple[str, str, type[OptionTable], tuple[type[OptionTable], ...]], ...] = (
     ("The process", "In `[DEFAULT]`, for the whole process.", ProcessOptions, (SharedOptions,)),
     (
         "The process, or one section",
@@ -514,6 +573,18 @@ _CHAPTERS: tuple[tuple[str, str, type[SharedOptions], tuple[type[SharedOptions],
         "[dispatcher](dispatcher.md).",
         TargetOptions,
         (SharedOptions,),
+    ),
+    (
+        "Mail of remove_it.py",
+        "In `[DEFAULT]` of a file for `remove_it.py`, for `--mail`; see [remove_it](remove_it.md).",
+        MailOptions,
+        (),
+    ),
+    (
+        "Section of remove_it.py",
+        "A section of a file for `remove_it.py`. The age must be more than zero.",
+        RemovalOptions,
+        (),
     ),
 )
 

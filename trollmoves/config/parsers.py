@@ -115,6 +115,20 @@ def word_list(value: str) -> tuple[str, ...]:
     return tuple(value.replace(",", " ").split())
 
 
+def comma_list(value: str) -> tuple[str, ...]:
+    """Split a list at commas; blanks around the items are removed, empty items are ignored."""
+    return tuple(filter(None, map(str.strip, value.split(","))))
+
+
+def templates(value: str) -> tuple[str, ...]:
+    """Parse a list of path patterns; the last part of each must be a pattern of names."""
+    found = comma_list(value)
+    for template in found:
+        if template.rstrip("/").rpartition("/")[2] in ("", ".", ".."):
+            raise ValueError(f"must end with the pattern of a name: {quoted(template)}")
+    return found
+
+
 def host(value: str) -> str:
     """Parse a host name or address."""
     if len(word_list(value)) != 1 or "/" in value:

@@ -24,7 +24,7 @@ class NotRunning(ControlError):
     """No daemon listens at the control socket of this journal."""
 
 
-def request(journal: str, name: str, timeout: float = TIMEOUT, **arguments: Any) -> dict[str, Any]:
+def request(journal: str, name: str, /, timeout: float = TIMEOUT, **arguments: Any) -> dict[str, Any]:
     """Return the reply of the daemon with this journal to a request.
 
     Args:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -14,13 +14,14 @@ from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, TargetOptions
 from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.dispatcher.deliveries import KIND, REPUBLISH, Deliveries, enqueue
+from trollmoves.dispatcher.deliveries import KIND, REPUBLISH, Deliveries, compact_body, enqueue, task_again, task_to
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
 from trollmoves.journal import drop_body
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
+from trollmoves.orders.executor import Resender
 from trollmoves.receiver.subscription import Subscription
 from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
@@ -59,6 +60,10 @@ class TargetChain:
         if self._watch:
             self._watch.start()
 
+    def provider_states(self) -> dict[str, bool]:
+        """Return nothing: all targets share the publishers of the process."""
+        return {}
+
     def stop(self) -> None:
         """Stop the directory watch and the deliveries; pending deliveries stay in the journal."""
         if self._watch:
@@ -85,8 +90,10 @@ class Dispatcher(Daemon[TargetOptions]):
     """The dispatcher: one subscription and at most one publisher for all its targets."""
 
     role = "dispatcher"
+    last_event = "delivered"
     options = TargetOptions
-    compactors = {KIND: drop_body, REPUBLISH: drop_body}
+    compactors = {KIND: compact_body, REPUBLISH: drop_body}
+    resenders = {KIND: Resender(task_again, task_to)}
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -140,6 +147,10 @@ class Dispatcher(Daemon[TargetOptions]):
             self._subscription.stop()
         if self._publisher:
             self._publisher.stop()
+
+    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
+        """Return whether each publisher is connected, by address, for all targets together."""
+        return [(self.role, self._subscription.connection_states())] if self._subscription else []
 
     def paused_input(self) -> AbstractContextManager[None]:
         """Hold messages back while targets start or stop."""

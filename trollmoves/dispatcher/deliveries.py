@@ -6,24 +6,25 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from urllib.parse import ParseResult
 
 from trollmoves.config.options import TargetOptions
 from trollmoves.dispatcher.files import LocalFile, ReceivedMessage
 from trollmoves.dispatcher.routes import format_destination, logins, routes
-from trollmoves.errors import MessageError, TransferError, TrollmovesError
-from trollmoves.journal import FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
+from trollmoves.errors import BadDestination, MessageError, TransferError, TrollmovesError
+from trollmoves.journal import BACKLOG, FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.movers import PartialId, move_it
 from trollmoves.net import urls
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle, format_bytes
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "deliver"
 REPUBLISH = "republish"
+_KEY = re.compile(r"[^\n]*\n(.*) (\d+) (\d+) ([a-z0-9+.-]+)://([^/]*)(/.*)", re.DOTALL)  # of a delivery
 ROUTE = "route"  # task kind: a message whose destination cannot be composed until the configuration is repaired
 
 
@@ -66,6 +68,29 @@ class DeliveryOrder:
     def text(self) -> str:
         """Return the order as JSON for the journal."""
         return json.dumps(astuple(self))
+
+    @property
+    def key(self) -> str:
+        """The key of the task: the delivery for people, then the file, its version and the destination."""
+        version = f"{self.size} {self.mtime_ns}"
+        name = f"{os.path.basename(self.path)} to {format_destination(self.url)}"
+        return f"{name}\n{self.path} {version} {self.url.geturl()}"
+
+    @property
+    def lane(self) -> str:
+        """The lane of the task."""
+        return f"{KIND} {'this host' if self.scheme == 'file' else urls.endpoint(self.url)}"
+
+    @classmethod
+    def load(cls, task: Task) -> DeliveryOrder | None:
+        """Return the order of a task, also of a compacted one; None if its key is unreadable."""
+        if task.body.startswith("["):
+            return cls(*json.loads(task.body))
+        found = _KEY.fullmatch(task.key)
+        if not found:
+            return None
+        path, size, mtime, scheme, netloc, destination = found.groups()
+        return cls(path, scheme, netloc, destination, task.body, int(size), int(mtime))
 
 
 class Deliveries:
@@ -104,7 +129,7 @@ class Deliveries:
         return [
             Task(self.name, REPUBLISH, f"{task.id} {task.finished}", REPUBLISH, receipt)
             for task in self._journal.finished_before_kill(self.name, (KIND,), UNFLUSHED_SECONDS)
-            if task.body and (receipt := DeliveryOrder(*json.loads(task.body)).receipt)
+            if (order := DeliveryOrder.load(task)) and (receipt := order.receipt)
         ]
 
     def _republish(self, task: Task) -> None:
@@ -174,10 +199,7 @@ class Deliveries:
         receipt = self._receipt(file, url)
         text = receipt.raw if receipt else ""
         order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, text, file.size, file.mtime_ns)
-        version = f"{file.size} {file.mtime_ns}"
-        key = f"{os.path.basename(file.path)} to {format_destination(url)}\n{file.path} {version} {url.geturl()}"
-        endpoint = "this host" if url.scheme == "file" else urls.endpoint(url)
-        return Task(self.name, KIND, key, f"{KIND} {endpoint}", order.text(), context=(order, receipt))
+        return Task(self.name, KIND, order.key, order.lane, order.text(), context=(order, receipt))
 
     def _receipt(self, file: LocalFile, url: ParseResult) -> Message | None:
         """Return the message to publish after a delivery, with its encoded text, or None if nothing is published."""
@@ -244,19 +266,20 @@ class Deliveries:
                 return Result(error=error, final=True)
             raise
         failpoints.hit("delivered")
+        size = _size(order.path)
         logger.info(
             "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
             self.name,
             os.path.basename(order.path),
             format_destination(url),
-            format_bytes(_size(order.path)),
+            format_bytes(size),
             time.monotonic() - started,
             task.tries,
         )
         if self._publisher and order.receipt:
             self._publish(receipt or Message.decode(order.receipt))
             failpoints.hit("receipt-published")
-        return Result()
+        return Result(files=FileStats(1, size, order.mtime_ns))
 
     def _publish(self, receipt: Message) -> None:
         if self._publisher:
@@ -265,6 +288,32 @@ class Deliveries:
     def _with_password(self, url: ParseResult) -> ParseResult:
         login = self._logins.get((url.scheme, url.netloc))
         return url._replace(netloc=login.netloc) if login else url
+
+
+def task_again(journal: Journal, task: Task) -> Task | None:  # noqa: ARG001
+    """Return the task that repeats a finished delivery; None if its order is unreadable."""
+    order = DeliveryOrder.load(task)
+    if order:
+        task.body, task.rank = order.text(), BACKLOG
+    return task if order else None
+
+
+def task_to(journal: Journal, task: Task, destination: str) -> Task | None:  # noqa: ARG001
+    """Return a task that delivers the file of another one to a directory, whose login is in the configuration."""
+    order, url = DeliveryOrder.load(task), urls.parse(destination)
+    if urls.password(url):
+        raise BadDestination("the password of a destination must be in the configuration of the target")
+    if order is None:
+        return None
+    path = f"{url.path.rstrip('/')}/{os.path.basename(order.path)}"
+    other = replace(order, scheme=url.scheme, netloc=url.netloc, destination_path=path, receipt="")
+    return Task(task.chain, KIND, other.key, other.lane, other.text(), rank=BACKLOG)
+
+
+def compact_body(task: Task) -> str:
+    """Return the part of a finished delivery to keep: its receipt. The key contains all other values."""
+    order = DeliveryOrder.load(task)
+    return order.receipt if order else ""
 
 
 def enqueue(tasks: Sequence[Task], journal: Journal, scheduler: Scheduler) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from trollmoves.journal.announcements import AnnouncementTable
 from trollmoves.journal.location import journal_path
+from trollmoves.journal.orders import OrderTable
 from trollmoves.journal.pruning import Compactors, Pruning, Retention, drop_body
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
+    DROPPED,
     FAILED,
     FRESH,
     UNFLUSHED_SECONDS,
@@ -31,6 +33,7 @@ from trollmoves.journal.tasks import TaskTable
 __all__ = [
     "BACKLOG",
     "DONE",
+    "DROPPED",
     "FAILED",
     "FRESH",
     "UNFLUSHED_SECONDS",
@@ -48,5 +51,5 @@ __all__ = [
 ]
 
 
-class Journal(TaskTable, AnnouncementTable, SourceTable, Pruning):
+class Journal(TaskTable, AnnouncementTable, SourceTable, OrderTable, Pruning):
     """An open journal. It owns its file until ``close``."""

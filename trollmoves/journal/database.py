@@ -31,7 +31,7 @@ QUICK_CHECK_MAX_BYTES = 256_000_000  # size in bytes up to which a journal is ch
 CLOCK_SAVE_INTERVAL = 60.0  # s between two stored times
 WAL_SUFFIXES = ("-wal", "-shm")  # suffixes of the files that SQLite keeps next to an open journal
 CLOCK_SLACK = 0.001  # s; precision of times in the journal and its lock file
-_SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1
 WAL_SIZE_LIMIT = 16_000_000  # bytes to which the write-ahead log is truncated after a checkpoint
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -44,6 +44,7 @@ CREATE INDEX IF NOT EXISTS tasks_waiting ON tasks (chain, lane, rank, due) WHERE
 CREATE INDEX IF NOT EXISTS tasks_announcement ON tasks (announcement_number, chain)
     WHERE announcement_number IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_finished ON tasks (finished) WHERE state <> 0;
+CREATE INDEX IF NOT EXISTS tasks_failed ON tasks (chain, kind) WHERE state = 2;
 CREATE TABLE IF NOT EXISTS announcements (
     id INTEGER PRIMARY KEY, chain TEXT NOT NULL, number INTEGER NOT NULL, uri TEXT NOT NULL, uid TEXT NOT NULL,
     size INTEGER, mtime INTEGER, created REAL NOT NULL, message TEXT NOT NULL);
@@ -128,7 +129,7 @@ class JournalDatabase:
         """Create missing tables; return the identity of the journal."""
         db = self._db
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _SCHEMA_VERSION):
+        if version not in (0, SCHEMA_VERSION):
             raise NotAJournal(f"it was written by another version of this program (schema version {version})")
         if not version and db.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise NotAJournal("it is a database of another program")
@@ -143,7 +144,7 @@ class JournalDatabase:
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute("PRAGMA wal_autocheckpoint=2000")
         db.execute(f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT}")
-        db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT")
+        db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
         db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
         if version and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
             # The process was alive when it last stored the time: messages published well before that have been sent.
@@ -309,6 +310,14 @@ class JournalDatabase:
                     return rows
             except (sqlite3.Error, OverflowError) as error:
                 raise self._to_journal_error("read", error) from error
+
+    def _read_on_own_connection(self, sql: str, *parameters: Any) -> list[Any]:
+        """Return the rows of a query that scans many rows: other threads can use the journal at the same time."""
+        try:
+            with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+                return db.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
 
     def _check(self) -> None:
         if self.damage:

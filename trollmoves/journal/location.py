@@ -9,6 +9,7 @@ import logging
 import os
 import sqlite3
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from trollmoves.errors import JournalError, JournalFull, UnsupportedValue
 logger = logging.getLogger(__name__)
 
 LOCK_SUFFIX = ".lock"  # suffix of the lock file
+LOCK_ATTEMPTS = 10
+LOCK_PAUSE = 0.05  # s between two attempts
 JOURNAL_SUFFIX = ".journal"
 SYSTEM_STATE_DIRECTORY = "/var/lib/trollmoves"  # of daemons that systemd starts
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -147,7 +150,7 @@ def acquire_lock(path: str) -> tuple[int, bool]:
             error,
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
     except OSError as error:
         os.close(lock)
         if error.errno not in (errno.EAGAIN, errno.EACCES):
@@ -156,3 +159,13 @@ def acquire_lock(path: str) -> tuple[int, bool]:
             f"the journal {path} is in use by another process; give each process its own journal"
         ) from error
     return lock, existed
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a lock file; wait a moment for a command that stores an order."""
+    for _ in range(LOCK_ATTEMPTS - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_PAUSE)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
-from trollmoves.errors import JournalError
 from trollmoves.journal.database import JournalDatabase
 from trollmoves.journal.records import DONE, Task, to_sqlite_text
 from trollmoves.journal.tasks import COLUMNS, row_of, task_of
@@ -163,13 +160,6 @@ class Pruning(JournalDatabase):
 
     def _pragma(self, name: str) -> int:
         return int(self._read(f"PRAGMA {name}")[0][0])
-
-    def _read_on_own_connection(self, sql: str, *parameters: Any) -> list[Any]:
-        try:
-            with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
-                return db.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
 
 
 def drop_body(task: Task) -> str:  # noqa: ARG001

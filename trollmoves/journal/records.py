@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-WAITING, DONE, FAILED = 0, 1, 2
+WAITING, DONE, FAILED, DROPPED = 0, 1, 2, 3  # states; an operator drops tasks that are not to run any longer
 FRESH, BACKLOG = 0, 1  # ranks: tasks of the lower rank are claimed first
 UNFLUSHED_SECONDS = 0.5  # s before a kill in which published messages may not have been sent
 

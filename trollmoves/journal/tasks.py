@@ -11,6 +11,7 @@ from trollmoves.journal.location import write_times
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
+    DROPPED,
     FAILED,
     FRESH,
     UNFLUSHED_SECONDS,
@@ -191,11 +192,11 @@ class TaskTable(JournalDatabase):
         return [task_of(row) for row in rows]
 
     def count(self, chain: str | None = None) -> dict[str, int]:
-        """Return the numbers of waiting, done and failed tasks, of one chain or of all. This scans all of them."""
+        """Return the numbers of tasks by state, of one chain or of all. This scans all of them."""
         where, parameters = ("WHERE chain = ?", (chain,)) if chain is not None else ("", ())
         rows = self._read(f"SELECT state, count(*) FROM tasks {where} GROUP BY state", parameters)
-        names = {WAITING: "waiting", DONE: "done", FAILED: "failed"}
-        return dict.fromkeys(names.values(), 0) | {names[state]: number for state, number in rows}
+        names = {WAITING: "waiting", DONE: "done", FAILED: "failed", DROPPED: "dropped"}
+        return {"waiting": 0, "done": 0, "failed": 0} | {names[state]: number for state, number in rows}
 
     def has_pending_for(self, chain: str, kind: str, number: int) -> bool:
         """Return True if a task of this kind for this announcement is waiting or running."""
@@ -211,7 +212,8 @@ class TaskTable(JournalDatabase):
         start = to_sqlite_text(prefix)
         end = start[:-1] + chr(ord(start[-1]) + 1)
         rows = self._read(
-            "SELECT key FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND id > ? AND state <> 2",
+            "SELECT key FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND id > ? "
+            "AND state IN (0, 1)",
             (task.chain, task.kind, start, end, task.id),
         )
         return [str(key) for (key,) in rows]

@@ -42,6 +42,11 @@ def file_uris(data: Any) -> list[Any]:
     return [item["uri"] for item in file_items(data)]
 
 
+def count_files(data: Any) -> int:
+    """Return the number of files of a message."""
+    return 1 if "uri" in data else len(file_items(data))
+
+
 def file_names(data: Any) -> str:
     """Return the base names of the files, for log lines."""
     return ", ".join(file_name(str(uri)) for uri in file_uris(data))

@@ -119,6 +119,14 @@ class Subscriber:
         for connection in self._connections.values():
             self._disconnect(connection)
 
+    def connection_states(self) -> dict[str, bool]:
+        """Return whether each publisher is connected, by address without ``tcp://``. Any thread."""
+        states: dict[str, bool] = {}
+        for connection in list(self._connections.values()):
+            address = connection.endpoint.address.removeprefix("tcp://")
+            states[address] = states.get(address, True) and connection.down_since is None
+        return states
+
     def add_publishers(self, endpoints: Sequence[PublisherEndpoint]) -> None:
         """Connect to further publishers; any thread."""
         self._pending.extend(endpoints)

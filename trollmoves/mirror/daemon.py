@@ -7,17 +7,19 @@ import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from trollmoves.config.options import MirrorOptions
 from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.errors import ConfigError, MessageError, TrollmovesError, UnpackError
+from trollmoves.errors import ConfigError, MessageError, RequestRejected, TrollmovesError, UnpackError
 from trollmoves.journal import Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.mirror.cache import RELAY_KEY, UNPACK, MirrorCache
+from trollmoves.orders.executor import Resender
 from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.request_handler import RequestHandler, security_warning
@@ -64,6 +66,7 @@ class MirrorChain:
             options, options.request_port, runtime.journal, publisher, runtime.scheduler, self._cache
         )
         self.announcer = self._request_handler.announcer
+        self.announcer.on_announced = runtime.on_announced
         self._fetcher = Fetcher(
             options,
             runtime.journal,
@@ -101,6 +104,17 @@ class MirrorChain:
         self._request_handler.stop()
         self._fetcher.stop()
         self._requester.stop()
+
+    def on_dropped(self, tasks: Sequence[Task]) -> None:
+        """Reject the requests for files that an operator dropped, or that are not fetched because of it."""
+        self._request_handler.pushes.on_dropped(tasks)
+        for task in tasks:
+            if task.kind == KIND:
+                self._on_fetch_failed(task, RequestRejected("dropped by the operator of the mirror"))
+
+    def provider_states(self) -> dict[str, bool]:
+        """Return whether each provider is connected, by address. Any thread."""
+        return self._receiver.provider_states()
 
     # -- relaying announcements
 
@@ -154,8 +168,9 @@ class MirrorChain:
         if self._cache.packed_files(number):
             key = f"{number} {self._journal.now():.3f}"
             unpack = Task(self.name, UNPACK, key, UNPACK, "", announcement_number=number)
-            return Result(follow_ups=(unpack, *removals))
-        return Result(follow_ups=removals, on_committed=lambda: self._request_handler.pushes.resume(number))
+            return Result(follow_ups=(unpack, *removals), files=attempt.stats())
+        on_committed = partial(self._request_handler.pushes.resume, number)
+        return Result(follow_ups=removals, on_committed=on_committed, files=attempt.stats())
 
     def _unpack(self, task: Task) -> Result:
         """Unpack fetched files and resume their pushes. Worker thread."""
@@ -181,8 +196,10 @@ class Mirror(Daemon[MirrorOptions]):
     """The mirror daemon: one publisher for all its chains."""
 
     role = "mirror"
+    last_event = "announced"
     options = MirrorOptions
     compactors = {"push": pushes.compact_body}
+    resenders = {"push": Resender(pushes.task_again, announced=pushes.task_to)}
 
     def open_shared(self, runtime: Runtime) -> None:
         """Bind the publish port."""
@@ -203,6 +220,11 @@ class Mirror(Daemon[MirrorOptions]):
         """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
         if isinstance(chain, MirrorChain):
             chain.announcer.republish()
+
+    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
+        """Reject the requests for files that an operator dropped."""
+        if isinstance(chain, MirrorChain):
+            chain.on_dropped(tasks)
 
     def close_shared(self) -> None:
         """Close the publish port."""

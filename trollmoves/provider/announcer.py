@@ -17,6 +17,7 @@ from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
+from trollmoves.scheduler.lanes import FileStats
 from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
@@ -49,12 +50,17 @@ class Announcement:
     def __post_init__(self) -> None:
         self.mtime = to_sqlite_time(self.mtime)
 
+    def stats(self) -> FileStats:
+        """Return number, bytes and time of the files."""
+        return FileStats(payload.count_files(self.data), self.size or 0, self.mtime)
+
 
 class Announcer:
     """The announcement log of one chain. Any thread.
 
     With a request address, announcements contain it and are numbered, so that clients can detect missed announcements.
     Without one, ``describe`` returns the type and data of a message from which readers can open the file remotely.
+    ``on_announced`` is called with the chain and the files of each announcement that was published.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Announcer:
         self._announce_lock = threading.Lock()
         self._stopping = threading.Event()
         self._republisher: threading.Thread | None = None
+        self.on_announced: Callable[[str, Sequence[FileStats]], None] | None = None
 
     def start(self, *, republish: bool) -> None:
         """Start; with ``republish`` also publish the undelivered announcements of earlier processes."""
@@ -142,6 +149,8 @@ class Announcer:
             if new:
                 failpoints.hit("announced")
             self._publisher.send_encoded(texts)
+            if new and self.on_announced:
+                self.on_announced(self.name, [a.stats() for a in new])
         if new:
             failpoints.hit("published")
             suffix = f" and {len(new) - 1} more" if len(new) > 1 else ""

@@ -21,7 +21,7 @@ from trollmoves.errors import (
     TransferError,
     TrollmovesError,
 )
-from trollmoves.journal import DONE, FAILED, AnnouncementRecord, Journal, Outcome, Task
+from trollmoves.journal import BACKLOG, DONE, DROPPED, FAILED, AnnouncementRecord, Journal, Outcome, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
@@ -30,10 +30,10 @@ from trollmoves.net import urls
 from trollmoves.net.destination_allowlist import DestinationPattern
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.client_quotas import ClientQuotas
-from trollmoves.provider.destinations import PushDestination
+from trollmoves.provider.destinations import PushDestination, resolve_url
 from trollmoves.provider.file_store import FileStore
 from trollmoves.provider.push_request import PushRequest
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints, symlinks
 from trollmoves.utils.file_versions import FileVersion
@@ -171,7 +171,7 @@ class PushService:
         does a request without an id after REPLY_TTL.
         """
         if known.state != DONE:
-            return known.state == FAILED
+            return known.state in (FAILED, DROPPED)
         previous_id = payload.request_id(known.body)
         if push.id and previous_id and push.id.rpartition("/")[0] == previous_id.rpartition("/")[0]:
             return push.id != previous_id
@@ -265,7 +265,9 @@ class PushService:
         follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
-        return Result(reply=text, follow_ups=follow_ups, on_committed=lambda: self._reply_waiters(task.id, text))
+        stats = FileStats(len(files), size, announced.mtime or 0)
+        on_committed = partial(self._reply_waiters, task.id, text)
+        return Result(reply=text, follow_ups=follow_ups, on_committed=on_committed, files=stats)
 
     def _is_outdated(self, announced: AnnouncementRecord, destination: PushDestination) -> bool:
         """Return True if an earlier process delivered a newer announcement of the files to this destination."""
@@ -403,6 +405,20 @@ class PushService:
             for waiter in waiters:
                 reject(self.name, waiter.request, HostUnavailable(str(error)), pause)
 
+    def on_dropped(self, tasks: Sequence[Task]) -> None:
+        """Reject the requests for pushes that an operator dropped; do not publish their announcements again."""
+        pushes = [task for task in tasks if task.kind == "push" and task.announcement_number]
+        self._quotas.remove([task.id for task in pushes])
+        self._journal.add_tasks(
+            Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
+            for number in {task.announcement_number for task in pushes}
+        )
+        for task in pushes:
+            with self._waiting_lock:
+                waiters = self._waiting.pop(task.id, ())
+            for waiter in waiters:
+                reject(self.name, waiter.request, RequestRejected("dropped by the operator of the server"))
+
     def send_keepalives(self) -> None:
         """Send "wait" to clients shortly before their timeout expires."""
         now = time.monotonic()
@@ -421,6 +437,29 @@ class HostUnavailable(TransferError):
     """The lane of a destination is paused after failures, which are in the log."""
 
     temporary = True
+
+
+def task_again(journal: Journal, task: Task) -> Task | None:
+    """Return the task that repeats a finished push; None if its announcement is pruned.
+
+    Passwords in the URL of the destination are kept for some minutes after the push only.
+    """
+    announced = journal.get_announcement(task.chain, task.announcement_number or 0)
+    if announced is None:
+        return None
+    if task.body == "" or task.body.startswith("{"):
+        added = {"destination": task.key.partition(" ")[2], **_compacted(task)}
+        task.body = Message.decode(announced.message).derive("push", added)
+    task.rank = BACKLOG
+    return task
+
+
+def task_to(chain: str, announced: AnnouncementRecord, destination: str) -> Task:
+    """Return a task that delivers the files of an announcement to a destination; BadDestination if it is invalid."""
+    resolved = resolve_url(destination, ())  # whether it is allowed is checked when the task runs
+    body = Message.decode(announced.message).derive("push", {"destination": destination})
+    key = f"{announced.number} {resolved.without_password}"
+    return Task(chain, "push", key, resolved.lane, body, rank=BACKLOG, announcement_number=announced.number)
 
 
 def compact_body(task: Task) -> str:

@@ -81,6 +81,10 @@ class AnnouncementReceiver:
         """Stop receiving."""
         self._subscriber.stop()
 
+    def provider_states(self) -> dict[str, bool]:
+        """Return whether each provider is connected, by address. Any thread."""
+        return self._subscriber.connection_states()
+
     def _on_connected(self, provider: str) -> None:  # noqa: ARG002  (its sources are not known)
         """Request announcements that were missed while the provider was disconnected."""
         self._peers.record_gap()

@@ -224,7 +224,7 @@ class FetchTasks:
         """Return True if a newer content of the file of a task is waiting or was fetched."""
         known = self._journal.find(self.name, self._kind, file_key_of(task))
         current = self._current(known, Fetch.load(known.body)) if known else task
-        return current.id > task.id and current.state != FAILED
+        return current.id > task.id and current.state in (WAITING, DONE)
 
     def finish_for_peer(self, keys: Iterable[str], is_in_flight: Callable[[Task], bool]) -> None:
         """Mark files that a peer has fetched as done, if their tasks wait and are not in flight."""
@@ -245,6 +245,16 @@ def compact_body(task: Task) -> str:
     fetch = Fetch.load(task.body)
     fetch.announcements = {}
     return fetch.dump()
+
+
+def task_again(journal: Journal, task: Task) -> Task | None:  # noqa: ARG001
+    """Return a task that fetches a file again; None if its announcements are compacted.
+
+    It gets a new id: to the request id of a finished task, a server only replies that it is done.
+    """
+    if not Fetch.load(task.body).announcements:
+        return None
+    return Task(task.chain, task.kind, task.key, task.lane, task.body, rank=BACKLOG)
 
 
 def file_key(data: dict[str, Any]) -> str:

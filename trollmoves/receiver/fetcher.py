@@ -24,7 +24,7 @@ from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, file_ke
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.preparation import Preparer
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
@@ -91,6 +91,12 @@ class FetchAttempt:
     requested_at: float = 0.0  # monotonic
     server_busy: bool = True  # False if a legacy server seems to have dropped the request
     started: float = field(default_factory=time.monotonic)
+
+    def stats(self) -> FileStats:
+        """Return number, bytes and time of the files, as announced; a legacy server announces no bytes."""
+        metadata = payload.announcement_metadata(self.message.data)
+        mtime = metadata.get("mtime") or int(self.message.timestamp() * 1e9)
+        return FileStats(payload.count_files(self.message.data), metadata.get("size") or 0, mtime)
 
 
 class SourceLookup(Protocol):

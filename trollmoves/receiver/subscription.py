@@ -64,6 +64,10 @@ class Subscription:
             self._discovery.stop()
         self._subscriber.stop()
 
+    def connection_states(self) -> dict[str, bool]:
+        """Return whether each publisher is connected, by address. Any thread."""
+        return self._subscriber.connection_states()
+
     def add_topics(self, topics: Sequence[str]) -> None:
         """Subscribe to further subject prefixes; existing subscriptions are not interrupted."""
         with self._lock:

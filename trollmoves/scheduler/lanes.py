@@ -40,6 +40,14 @@ STALL_SECONDS = 0.01  # s without a finished task after which another worker is 
 NEVER = float("inf")
 
 
+class FileStats(NamedTuple):
+    """The files of an announcement or of a delivery, for the metrics."""
+
+    number: int
+    size: int  # bytes; 0 if unknown
+    mtime: int  # ns since the epoch; the newest modification time, or the time of the announcement
+
+
 @dataclass(slots=True)
 class Result:
     """How a handler ended one run of a task, if it neither raised an error nor returned None.
@@ -49,6 +57,7 @@ class Result:
     ``error`` permanent, or ``final``: the task has failed and is not retried.
     ``retry_in`` without an error: the task runs again after this many seconds, and the lane is not blamed.
     ``on_committed`` is called on the scheduler thread after the commit; it must not block.
+    ``files``: what the task has delivered or fetched; None if nothing.
     """
 
     reply: str | None = None
@@ -57,6 +66,7 @@ class Result:
     retry_in: float | None = None
     final: bool = False
     on_committed: Callable[[], None] | None = None
+    files: FileStats | None = None
 
 
 class ChainPolicy(NamedTuple):
@@ -92,6 +102,8 @@ class Lane:
     workers: int = 0  # workers that are assigned to this lane
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     retries: RetrySpacing = field(default_factory=RetrySpacing)
+    paused: bool = False  # by an operator
+    revoked: set[int] = field(default_factory=set)  # tasks that an operator dropped, which may have been submitted
     proven: bool = False  # its tasks finished before it was idle
     starved_since: float = NEVER  # monotonic; no worker is available until a task of another lane ends
     next_due: float = NEVER  # when to read the journal again, by the clock
@@ -110,6 +122,9 @@ class Lane:
 
     def submit(self, tasks: Iterable[Task]) -> None:
         """Hand over tasks that were just stored in the journal. Any thread."""
+        if self.paused:
+            self.journal_pending = True
+            return
         for task in tasks:
             if len(self.owners) < MAX_OWNERS:
                 self.owners.add(task.owner)
@@ -164,7 +179,7 @@ class Lane:
 
     def _free_slots(self) -> int:
         kind = self.kind
-        if kind is None:
+        if kind is None or self.paused:
             return 0
         if self.breaker.failures:  # one probe, in addition to tasks started before the pause
             return 0 if self.breaker.is_probing(self.in_flight) or len(self.in_flight) >= kind.limit else 1
@@ -178,6 +193,8 @@ class Lane:
         tasks: list[Task] = []
         while self._submitted:
             task = self._submitted.popleft()
+            if task.id in self.revoked:
+                continue
             if task.due > now:
                 self.next_due = min(self.next_due, task.due)
             elif self.journal_pending or len(tasks) >= slots or task.id <= self.highest_claimed_id:
@@ -185,6 +202,7 @@ class Lane:
                 self._keep_context(task)
             elif task.id not in self.in_flight:
                 tasks.append(task)
+        self.revoked.clear()
         return tasks
 
     def _keep_context(self, task: Task) -> None:

@@ -11,14 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.worker_limits import WorkerLimits
 from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
@@ -38,11 +39,26 @@ MAX_PROVEN = 1000  # idle lanes that are remembered as healthy
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
 
+class LaneState(NamedTuple):
+    """The state of a lane. ``failing``: no task has succeeded since the last outage."""
+
+    chain: str
+    name: str
+    in_flight: int
+    paused: float  # s until the next probe; 0 without a pause
+    failing: bool
+    held: bool  # an operator must repair the cause
+
+
 class Scheduler:
     """The threads that run the tasks of a process, and the state of each lane."""
 
-    def __init__(self, journal: Journal, threads: int = 16) -> None:
+    def __init__(
+        self, journal: Journal, threads: int = 16, observe: Callable[[Task, Result], None] | None = None
+    ) -> None:
+        """``observe`` is called on the scheduler thread with each stored result; it must not block."""
         self._journal = journal
+        self._observe = observe
         self._kinds: dict[tuple[str, str], TaskKind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # guards kinds and lanes; other threads start and stop chains
@@ -52,6 +68,7 @@ class Scheduler:
         self._healthy_starved = False  # healthy lanes wait for a worker of another lane
         self._outage_logs: dict[tuple[str, str], OutageLog] = {}  # by lane; they outlive idle lanes
         self._policies: dict[str, ChainPolicy] = {}  # by chain
+        self._pauses = Pauses()
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._woken = False
@@ -95,12 +112,39 @@ class Scheduler:
     def retry_now(self, chain: str, lane: str | None = None) -> None:
         """Retry the failed tasks of a chain, or of one of its lanes, because the cause may be repaired. Any thread."""
         self._journal.release(chain, lane)
+        self.look_again(chain, lane)
+
+    def look_again(self, chain: str, lane: str | None = None) -> None:
+        """Read the due tasks of a chain, or of one of its lanes, from the journal; end its pause by outages."""
         with self._lock:
             lanes = [known for known in self._lanes.values() if known.chain == chain and lane in (None, known.name)]
         for known in lanes:
             known.journal_pending = True
             known.breaker.resume()
         self._wake()
+
+    def set_pauses(self, pauses: Pauses) -> None:
+        """Pause the lanes that ``pauses`` covers, also future ones, and resume all others. Any thread.
+
+        Running transfers continue. New tasks of a paused lane wait in the journal.
+        """
+        with self._lock:
+            self._pauses = pauses
+            for lane in self._lanes.values():
+                lane.paused = pauses.covers(lane.chain, lane.name)
+                lane.journal_pending = True
+        self._wake()
+
+    def runs(self, chain: str, kind: str) -> bool:
+        """Return True if a chain has registered this kind of task."""
+        return (chain, kind) in self._kinds
+
+    def revoke(self, tasks: Sequence[Task]) -> None:
+        """Do not start tasks that were dropped in the journal although they may have been submitted. Any thread."""
+        with self._lock:
+            for task in tasks:
+                if lane := self._lanes.get((task.chain, task.lane)):
+                    lane.revoked.add(task.id)
 
     def set_policy(self, chain: str, policy: ChainPolicy) -> None:
         """Set the policy of a chain for the kinds that are registered afterwards.
@@ -169,6 +213,20 @@ class Scheduler:
         """Return the number of tasks in flight of one chain, or of all chains."""
         return sum(len(lane.in_flight) for lane in self._all_lanes() if chain in (None, lane.chain))
 
+    def lane_states(self) -> list[LaneState]:
+        """Return the state of each lane that has tasks or failures. Any thread."""
+        return [
+            LaneState(
+                lane.chain,
+                lane.name,
+                len(lane.in_flight),
+                lane.breaker.pause_remaining() if lane.breaker.failures else 0.0,
+                lane.breaker.failures > 0,
+                lane.breaker.held,
+            )
+            for lane in self._all_lanes()
+        ]
+
     def pause_remaining(self, chain: str, lane: str) -> float:
         """Return the seconds until a lane is retried after repeated outages, 0 if it is not paused."""
         with self._lock:
@@ -195,7 +253,12 @@ class Scheduler:
         lane = self._lanes.get((chain, name))
         if lane is None:
             lane = self._lanes[chain, name] = Lane(
-                chain, name, kind, self._journal.now, highest_claimed_id=self._highest_claimed_id
+                chain,
+                name,
+                kind,
+                self._journal.now,
+                highest_claimed_id=self._highest_claimed_id,
+                paused=self._pauses.covers(chain, name),
             )
             lane.proven = (chain, name) in self._proven
             self._proven.pop((chain, name), None)
@@ -378,7 +441,7 @@ class Scheduler:
             lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
                 recovered[lane] = recovered.get(lane, False) or result.error is None
-            self._run_callback(task, result)
+            self._run_callbacks(task, result)
         if new:
             self.submit(new)
         for lane, worked in recovered.items():
@@ -398,15 +461,16 @@ class Scheduler:
             logger.info("[%s] %s: works again%s", lane.chain, lane.name, summary)
         self.retry_now(lane.chain, lane.name)
 
-    @staticmethod
-    def _run_callback(task: Task, result: Result) -> None:
-        if result.on_committed:
-            try:
+    def _run_callbacks(self, task: Task, result: Result) -> None:
+        try:
+            if result.on_committed:
                 result.on_committed()
-            except TrollmovesError as error:
-                logger.error("[%s] %s %s: %s", task.chain, task.kind, task.key, error)
-            except Exception:
-                logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
+            if self._observe:
+                self._observe(task, result)
+        except TrollmovesError as error:
+            logger.error("[%s] %s %s: %s", task.chain, task.kind, task.key, error)
+        except Exception:
+            logger.exception("[%s] %s %s: unexpected error in the callback", task.chain, task.kind, task.key)
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
@@ -416,7 +480,7 @@ class Scheduler:
         healthy_starved = False
         for lane in lanes:
             kind = lane.kind
-            if self._stopping or kind is None:
+            if self._stopping or kind is None or lane.paused:
                 lane.release_unstarted()
             elif kind.async_handler:
                 for task in lane.claim(self._journal):

@@ -8,8 +8,10 @@ from typing import Any
 
 from trollmoves.config.options import ServerOptions
 from trollmoves.daemon import Chain, Daemon, Runtime
+from trollmoves.journal import Task
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.publisher import Publisher
+from trollmoves.orders.executor import Resender
 from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.request_handler import RequestHandler, security_warning
@@ -52,6 +54,7 @@ class ServerChain:
                 address=None,
                 describe=RemoteFileDescriber(options, policy).describe,
             )
+        self.announcer.on_announced = runtime.on_announced
         announce = self.announcer.announce
         self._source: DirectorySource | MessageSource
         if options.origin is None:
@@ -66,6 +69,10 @@ class ServerChain:
         """True if the chain has a request port."""
         return self._request_handler is not None
 
+    def provider_states(self) -> dict[str, bool]:
+        """Return whether each publisher of messages is connected, by address. Any thread."""
+        return self._source.connection_states() if isinstance(self._source, MessageSource) else {}
+
     def start(self) -> None:
         """Start replying to requests, then start announcing."""
         if self._request_handler:
@@ -73,6 +80,11 @@ class ServerChain:
         else:
             self.announcer.start(republish=False)
         self._source.start()
+
+    def on_dropped(self, tasks: Sequence[Task]) -> None:
+        """Reject the requests for files that an operator dropped."""
+        if self._request_handler:
+            self._request_handler.pushes.on_dropped(tasks)
 
     def stop(self) -> None:
         """Stop announcing, then stop replying to requests."""
@@ -87,8 +99,10 @@ class Server(Daemon[ServerOptions]):
     """The server daemon: one publisher for all its chains."""
 
     role = "server"
+    last_event = "announced"
     options = ServerOptions
     compactors = {"push": pushes.compact_body}
+    resenders = {"push": Resender(pushes.task_again, announced=pushes.task_to)}
 
     def open_shared(self, runtime: Runtime) -> None:
         """Bind the publish port."""
@@ -109,6 +123,11 @@ class Server(Daemon[ServerOptions]):
         """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
         if isinstance(chain, ServerChain) and chain.takes_requests and not self.arguments.disable_backlog:
             chain.announcer.republish()
+
+    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
+        """Reject the requests for files that an operator dropped."""
+        if isinstance(chain, ServerChain):
+            chain.on_dropped(tasks)
 
     def close_shared(self) -> None:
         """Close the publish port."""

@@ -190,6 +190,10 @@ class MessageSource:
                 options.services, options.nameserver, options.timeout, self._on_addresses, follow=options.addr_listener
             )
 
+    def connection_states(self) -> dict[str, bool]:
+        """Return whether each publisher is connected, by address. Any thread."""
+        return self._subscriber.connection_states()
+
     def start(self) -> None:
         """Start receiving messages."""
         self._subscriber.start()

@@ -61,7 +61,7 @@ def remove_version(path: str, version: FileVersion, check: Callable[[str], None]
         _paths_in_removal.add(path)
         if check is not None:
             _check(fd, name, directory, check)
-        return _remove(fd, name, version)
+        return remove_version_at(fd, name, version)
     finally:
         os.close(fd)
         with _removals:
@@ -98,7 +98,8 @@ def hidden_name(name: str, version: FileVersion) -> str:
     return f".{digest}{_SUFFIX}"
 
 
-def _remove(directory: int, name: str, version: FileVersion) -> bool:
+def remove_version_at(directory: int, name: str, version: FileVersion) -> bool:
+    """Remove a file of an open directory, as ``remove_version`` does; ``directory`` is its descriptor."""
     hidden = hidden_name(name, version)
     try:
         matches = version_of(os.stat(name, dir_fd=directory)) == version

@@ -60,6 +60,7 @@ class LogWriter:
         self._handlers: dict[logging.Handler, QueuedHandler] = {}
         self._lock = threading.Lock()  # guards the counts of dropped records
         self._dropped: Counter[logging.Handler] | None = None  # by handler, since the queue is full
+        self.dropped = 0  # records since the start
         self._closed = False
         self._traceback = logging.Formatter()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -99,6 +100,7 @@ class LogWriter:
                 self._dropped = Counter()
                 self._queue.put(partial(self._report_dropped, self._dropped))
             self._dropped[handler] += 1
+            self.dropped += 1
 
     # -- the writer's thread
 

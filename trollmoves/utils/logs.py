@@ -7,7 +7,7 @@ import logging.config
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -66,7 +66,7 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
         root.addHandler(_file_handler(file))
     elif not config:
         root.addHandler(_stderr_handler())
-    _set_library_levels(_names(settings.get("loggers")), verbose)
+    limit_libraries(_names(settings.get("loggers")), verbose=verbose)
     if verbose:
         _enable_debug(_names(settings.get("loggers")))
     # Otherwise a failing handler (a full disk) would print each lost line to stderr, with its secrets.
@@ -183,7 +183,8 @@ def _with_formatter(handler: logging.Handler) -> logging.Handler:
     return handler
 
 
-def _set_library_levels(configured: set[str], verbose: bool) -> None:
+def limit_libraries(configured: Collection[str] = (), *, verbose: bool) -> None:
+    """Set the levels of third-party loggers that are not ``configured``."""
     for name, level in LIBRARY_LEVELS.items():
         if name not in configured:
             logger = logging.getLogger(name)

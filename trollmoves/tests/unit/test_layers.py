@@ -18,9 +18,10 @@ BIN = PACKAGE.parent / "bin"
 LAYERS = (
     ("bin", "__main__"),
     ("cli",),
-    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file"),
-    ("provider", "receiver", "daemon"),
-    ("config",),
+    ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it"),
+    ("provider", "receiver", "daemon", "filescleaner"),
+    ("metrics",),
+    ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
     ("unpacking", "matching", "utils", "control"),
     ("journal", "net"),
@@ -41,6 +42,7 @@ OWNERS = {
     "boto3": "movers",
     "botocore": "movers",
     "ftplib": "movers",
+    "prometheus_client": "metrics",
 }
 
 

@@ -82,6 +82,9 @@ PROCESS: dict[str, object] = {
     "max_announcements": 1_000_000,
     "stop_timeout": 10.0,
     "workers": 16,
+    "metrics_port": None,
+    "metrics_address": "127.0.0.1",
+    "metrics_file": "",
 }
 
 

@@ -1,0 +1,230 @@
+"""Orders of an operator: recorded before they are carried out, and the tasks that they concern.
+
+An order and a pause are tasks of the chain ``""``, so that a new journal takes them over from a damaged one. A waiting
+order is carried out at the next start. A waiting pause is in effect; its key is the name of a chain or destination.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+from trollmoves.errors import JournalError
+from trollmoves.journal.database import SCHEMA_VERSION, JournalDatabase
+from trollmoves.journal.location import LOCK_SUFFIX, acquire_lock
+from trollmoves.journal.records import DONE, DROPPED, FAILED, WAITING, AnnouncementRecord, Task, to_sqlite_text
+from trollmoves.journal.tasks import COLUMNS, row_of, task_of
+
+ORDER = "order"  # kind
+PAUSE = "pause"  # kind
+BATCH_SIZE = 200  # rows in one transaction, so that other ones wait a few ms at most
+MAX_SELECTED = 100_000  # tasks of one order
+RECENT_TASKS = 100_000  # newest tasks that are searched for the names of destinations
+
+_INSERT = (
+    "INSERT INTO tasks (chain, kind, key, lane, rank, due, state, tries, created, body) "
+    "VALUES ('', ?1, ?2, ?1, 0, ?3, 0, 0, ?3, ?4) ON CONFLICT (chain, kind, key) "
+    "DO UPDATE SET state = 0, body = excluded.body, created = excluded.created, finished = NULL, reply = NULL"
+)
+
+
+class Selection(NamedTuple):
+    """Which tasks an order concerns: ``states`` and ``kinds``, and optionally one chain, file, and time.
+
+    ``file`` is the name or path of a file, with ``*``, ``?`` and ``[...]`` as in a shell; empty for all files.
+    Tasks that do not wait were finished between ``since`` and ``until`` (s since the epoch).
+    """
+
+    states: Collection[int]
+    kinds: Collection[str]
+    chain: str = ""
+    file: str = ""
+    since: float = 0.0
+    until: float = math.inf
+
+
+class OrderTable(JournalDatabase):
+    """The orders in a journal, and the changes of tasks that they cause."""
+
+    def add_order(self, key: str, body: str) -> None:
+        """Store an order, to be carried out now or at the next start."""
+        self._store(ORDER, key, body)
+
+    def waiting_orders(self) -> list[Task]:
+        """Return the orders that are not carried out yet, oldest first."""
+        return self._of_kind(ORDER)
+
+    def end_order(self, key: str, reply: str, *, done: bool) -> None:
+        """Store the result of an order."""
+        self._end(ORDER, key, DONE if done else FAILED, reply)
+
+    def pauses(self) -> list[Task]:
+        """Return the pauses that are in effect; the key of each one is the name of a chain or destination."""
+        return self._of_kind(PAUSE)
+
+    def add_pause(self, name: str, body: str) -> None:
+        """Store a pause."""
+        self._store(PAUSE, name, body)
+
+    def end_pause(self, name: str) -> None:
+        """Store the end of a pause."""
+        self._end(PAUSE, name, DONE, "")
+
+    def _store(self, kind: str, key: str, body: str) -> None:
+        with self._transaction() as db:
+            self._last_write = self.now()
+            db.execute(_INSERT, (kind, to_sqlite_text(key), self._last_write, to_sqlite_text(body)))
+
+    def _of_kind(self, kind: str) -> list[Task]:
+        rows = self._read(
+            f"SELECT {COLUMNS} FROM tasks WHERE chain = '' AND kind = ? AND state = 0 ORDER BY created, id", (kind,)
+        )
+        return [task_of(row) for row in rows]
+
+    def _end(self, kind: str, key: str, state: int, reply: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE tasks SET state = ?, finished = ?, reply = ? WHERE chain = '' AND kind = ? AND key = ?",
+                (state, self.now(), to_sqlite_text(reply), kind, to_sqlite_text(key)),
+            )
+
+    # -- tasks of an order
+
+    def recent_lanes(self) -> set[tuple[str, str]]:
+        """Return (chain, lane) of the newest tasks. It reads many rows, without delaying other threads."""
+        return set(
+            self._read_on_own_connection(
+                "SELECT DISTINCT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT ?)",
+                RECENT_TASKS,
+            )
+        )
+
+    def select(self, selection: Selection) -> list[Task]:
+        """Return at most MAX_SELECTED tasks, newest first. It reads many rows, without delaying other threads."""
+        where = f"t.state IN ({_marks(selection.states)}) AND t.kind IN ({_marks(selection.kinds)})"
+        parameters: list[object] = [*selection.states, *selection.kinds]
+        if WAITING not in selection.states:
+            where += " AND t.state <> 0 AND t.finished BETWEEN ? AND ?"
+            parameters += [selection.since, selection.until]
+        if selection.chain:
+            where += " AND t.chain = ?"
+            parameters.append(selection.chain)
+        if selection.file:
+            matches, patterns = _file_condition(selection.file)
+            where += f" AND ({matches})"
+            parameters += patterns
+        columns = ", ".join(f"t.{name}" for name in COLUMNS.split(", "))
+        rows = self._read_on_own_connection(
+            f"SELECT {columns} FROM tasks t LEFT JOIN announcements a "
+            "ON a.chain = t.chain AND a.number = t.announcement_number "
+            f"WHERE t.chain <> '' AND {where} ORDER BY t.id DESC LIMIT {MAX_SELECTED}",
+            *parameters,
+        )
+        return [task_of(row) for row in rows]
+
+    def announced_files(self, chain: str, file: str, since: float) -> list[tuple[str, AnnouncementRecord]]:
+        """Return (chain, announcement) of at most MAX_SELECTED announcements, newest first, the last of each file."""
+        where = "a.created >= ?"
+        parameters: list[object] = [since]
+        if chain:
+            where += " AND a.chain = ?"
+            parameters.append(chain)
+        if file:
+            where += " AND (a.uid GLOB ? OR a.uri GLOB ?)"
+            parameters += [_glob(file), _glob(file) if file.startswith("/") else f"*/{_glob(file)}"]
+        rows = self._read_on_own_connection(
+            "SELECT a.chain, max(a.number), a.uri, a.uid, a.size, a.mtime, a.message FROM announcements a "
+            f"WHERE {where} GROUP BY a.chain, a.uri ORDER BY a.id DESC LIMIT {MAX_SELECTED}",
+            *parameters,
+        )
+        return [(chain_, AnnouncementRecord(*record)) for chain_, *record in rows]
+
+    def restart(self, tasks: Sequence[Task]) -> list[Task]:
+        """Store tasks as waiting and due now, in batches; return them.
+
+        A row keeps its id, so its order among others. A task with the id 0 replaces the row of its key by a new one.
+        """
+        for batch in _batches(tasks):
+            now = self.now()
+            with self._transaction() as db:
+                for task in batch:
+                    task.state, task.tries, task.due, task.created = WAITING, 0, now, now
+                    task.reply, task.finished, task.lane = None, None, to_sqlite_text(task.lane)
+                    id_, chain, kind, key, *rest = row_of(task)
+                    values = (id_ or None, chain, kind, to_sqlite_text(key), *rest)
+                    cursor = db.execute(
+                        f"INSERT OR REPLACE INTO tasks ({COLUMNS}) VALUES ({_marks(values)})",
+                        values,
+                    )
+                    task.id = cursor.lastrowid or task.id
+                self._last_write = now
+        return list(tasks)
+
+    def make_due(self, tasks: Sequence[Task]) -> None:
+        """Make waiting tasks due now, in batches."""
+        self._update(tasks, "UPDATE tasks SET due = min(due, ?) WHERE id = ? AND state = 0")
+
+    def drop(self, tasks: Sequence[Task]) -> None:
+        """Store waiting or failed tasks as dropped, in batches: a repeated message does not restart them."""
+        self._update(tasks, f"UPDATE tasks SET state = {DROPPED}, finished = ? WHERE id = ? AND state IN (0, 2)")
+
+    def _update(self, tasks: Sequence[Task], sql: str) -> None:
+        for batch in _batches(tasks):
+            now = self.now()
+            with self._transaction() as db:
+                db.executemany(sql, [(now, task.id) for task in batch])
+
+
+def record_offline(path: str, key: str, body: str) -> None:
+    """Store an order in the journal of a daemon that does not run; it is carried out at the next start.
+
+    Raises:
+        JournalError: the journal does not exist, is in use, or cannot be written.
+    """
+    if not (os.path.exists(path) and os.path.exists(path + LOCK_SUFFIX)):
+        raise JournalError(f"the journal {path} does not exist: start the daemon once, then repeat the command")
+    lock, _ = acquire_lock(path)
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version != SCHEMA_VERSION:
+                raise JournalError(f"the journal {path} was written by another version of this program")
+            db.execute("PRAGMA synchronous=FULL")
+            stored = db.execute("SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'").fetchone()
+            db.execute(_INSERT, (ORDER, to_sqlite_text(key), max(time.time(), stored[0] if stored else 0.0), body))
+    except sqlite3.Error as error:
+        raise JournalError(f"the journal {path} cannot be written: {error}") from error
+    finally:
+        os.close(lock)
+
+
+def _file_condition(file: str) -> tuple[str, list[object]]:
+    """Return an SQL condition for the tasks of a file, and its parameters."""
+    path = _glob(file)
+    name = path.rsplit("/", 1)[-1]
+    anywhere = path if path.startswith("/") else f"*/{path}"
+    by_key = [
+        *(name, f"{name}\n*", f"*\n{name}", f"*\n{name}\n*"),  # fetch: the names of all files, one per line
+        f"{name} to *\n{anywhere} *",  # deliver: also the path of the file
+        anywhere,  # a file that was set aside
+    ]
+    condition = f"t.announcement_number IS NULL AND ({' OR '.join(['t.key GLOB ?'] * len(by_key))})"
+    return f"a.uid GLOB ? OR a.uri GLOB ? OR {condition}", [name, anywhere, *by_key]
+
+
+def _glob(file: str) -> str:
+    """Return a pattern for GLOB; without ``*`` and ``?`` the text is literal."""
+    return file if "*" in file or "?" in file else file.replace("[", "[[]")
+
+
+def _batches(tasks: Sequence[Task]) -> Iterable[Sequence[Task]]:
+    return (tasks[start : start + BATCH_SIZE] for start in range(0, len(tasks), BATCH_SIZE))
+
+
+def _marks(values: Collection[object]) -> str:
+    return ", ".join("?" * len(values))

@@ -1,0 +1,116 @@
+"""The state of a daemon when it is scraped: its lanes, providers and journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from trollmoves.errors import JournalError
+from trollmoves.journal.statistics import JournalStatistics, journal_size, read_last_times, read_statistics
+from trollmoves.metrics.counters import EVENTS, FileCounters
+from trollmoves.scheduler.scheduler import LaneState
+
+# Kinds of tasks about files; the first word of a lane is the kind of its tasks.
+FILE_KINDS = (*EVENTS, "relay", "route", "unpack")
+_EVENTS_BY_KIND = {**EVENTS, "announce": "announced"}
+
+
+@dataclass(slots=True)
+class EndpointState:
+    """The tasks of a chain for one destination or source."""
+
+    waiting: int = 0  # tasks that wait or run
+    in_flight: int = 0
+    held: int = 0  # of the waiting ones
+    oldest: float = 0.0  # s since the oldest waiting task was created
+    failing: bool = False
+
+    def add_lane(self, lane: LaneState | None, count: int, age: float) -> None:
+        """Add the tasks of a lane; several lanes, of different users, can have one endpoint."""
+        self.waiting += count
+        self.oldest = max(self.oldest, age)
+        if lane:
+            self.in_flight += lane.in_flight
+            self.held += count if lane.held else 0
+            self.failing = self.failing or lane.failing
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonState:
+    """One reading of the state. ``journal_readable`` False: the tasks that wait and those that failed are missing."""
+
+    journal_readable: bool
+    journal_size: int  # bytes
+    endpoints: Mapping[tuple[str, str, str], EndpointState]  # by chain, kind, endpoint
+    failed: Mapping[tuple[str, str], int]  # tasks by chain and kind
+    last: Mapping[tuple[str, str], float]  # s since the epoch, by chain and event; 0 if no file is known
+    providers: Mapping[tuple[str, str], bool]  # by chain and address; True while it is connected
+    log_lines_dropped: int
+
+
+@dataclass(slots=True)
+class DaemonReader:
+    """Reads the state of a daemon, without a lock that the transfers need. Metrics thread.
+
+    ``event`` is the event that shows that a chain gets files. ``chains`` returns the names of the running chains,
+    ``providers`` whether each provider of a chain is connected, ``lanes`` the state of all lanes, ``lines_dropped`` the
+    number of log lines that were dropped.
+    """
+
+    journal: str  # path
+    counters: FileCounters
+    event: str
+    chains: Callable[[], Iterable[str]]
+    lanes: Callable[[], list[LaneState]]
+    providers: Callable[[], Iterable[tuple[str, Mapping[str, bool]]]]
+    now: Callable[[], float]  # the journal's clock
+    lines_dropped: Callable[[], int]
+    _earlier: Mapping[tuple[str, str], float] | None = field(default=None, init=False)  # of earlier processes
+
+    def read(self) -> DaemonState:
+        """Return the state now."""
+        found = self._statistics()
+        statistics = found or JournalStatistics((), {})
+        return DaemonState(
+            found is not None,
+            journal_size(self.journal),
+            self._endpoints(statistics),
+            {key: count for key, count in statistics.failed.items() if count},
+            self._last_times(),
+            {(chain, address): up for chain, states in self.providers() for address, up in states.items()},
+            self.lines_dropped(),
+        )
+
+    def _statistics(self) -> JournalStatistics | None:
+        try:
+            if self._earlier is None:
+                self._earlier = read_last_times(self.journal)
+            return read_statistics(self.journal)
+        except JournalError:
+            return None  # the scheduler logs it
+
+    def _endpoints(self, statistics: JournalStatistics) -> dict[tuple[str, str, str], EndpointState]:
+        found = {key[:3]: EndpointState() for key in self.counters.results.copy()}
+        lanes = {(lane.chain, lane.name): lane for lane in self.lanes()}
+        backlog = {(lane.chain, lane.lane): lane for lane in statistics.backlog}
+        now = self.now()
+        for chain, name in lanes.keys() | backlog.keys():
+            kind = name.partition(" ")[0]
+            if kind in FILE_KINDS:
+                key = chain, kind, self.counters.endpoint(name)
+                waiting = backlog.get((chain, name))
+                count, age = (waiting.count, max(0.0, now - waiting.oldest)) if waiting else (0, 0.0)
+                found.setdefault(key, EndpointState()).add_lane(lanes.get((chain, name)), count, age)
+        return found
+
+    def _last_times(self) -> dict[tuple[str, str], float]:
+        earlier = {
+            (chain, _EVENTS_BY_KIND[kind]): time
+            for (chain, kind), time in (self._earlier or {}).items()
+            if kind in _EVENTS_BY_KIND
+        }
+        now = self.counters.last.copy()
+        return {
+            (chain, self.event): now.get((chain, self.event)) or earlier.get((chain, self.event), 0.0)
+            for chain in self.chains()
+        }

@@ -1,0 +1,1 @@
+"""Orders of an operator: pause, resume, release, retry, resend and drop."""
