@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from trollmoves import __version__
-from trollmoves.cli import check
+from trollmoves.cli import actions, check, completion, health, units
 from trollmoves.cli.answers import UNKNOWN, Answer, show
 from trollmoves.errors import TrollmovesError
 from trollmoves.net.urls import redact_text
 
 EPILOG = """Exit codes, as for Nagios: 0 ok, 1 warning, 2 critical, 3 unknown. --json prints the same facts as JSON.
-Most subcommands read the journal, also while the daemon is down; they never change it."""
+Most subcommands read the journal, also while the daemon is down. Only pause, resume, release, retry, resend and drop
+change something: a running daemon carries them out immediately, a stopped one at its next start."""
 
 
 class Subcommand(Protocol):
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(UNKNOWN, f"{self.prog}: {message}\n")
 
 
-SUBCOMMANDS: Sequence[Subcommand] = (check,)  # modules, in the order of the help
+SUBCOMMANDS: Sequence[Subcommand] = (check, health, actions, units, completion)  # modules, in the order of the help
 
 
 def make_parser() -> Parser:

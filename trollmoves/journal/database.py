@@ -18,6 +18,7 @@ from trollmoves.journal.location import (
     acquire_lock,
     file_id,
     location_of,
+    make_private,
     open_private,
     read_times,
     to_journal_error,
@@ -113,10 +114,12 @@ class JournalDatabase:
         logger.error("recovered %d rows from the damaged journal into a new one", count)
 
     def _open(self) -> None:
-        os.close(open_private(self.path))
-        for suffix in ("-wal", "-shm"):  # SQLite creates them with the permissions of the file
+        is_ours = _is_empty_or_journal(open_private(self.path))
+        for suffix in ("", *WAL_SUFFIXES):  # SQLite creates the others with the permissions of the first
             if os.path.lexists(self.path + suffix):
                 os.close(open_private(self.path + suffix))
+                if is_ours:
+                    make_private(self.path + suffix)
         self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=200)
         try:
             self.identity = self._set_up(self._synchronous)
@@ -186,6 +189,11 @@ class JournalDatabase:
         )
         written = read_times(self._lock_file)[1]
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
+
+    def check_writable(self) -> None:
+        """Store the current time; raise JournalError if the journal cannot be written."""
+        with self._transaction():
+            self._save_clock()
 
     def check_file(self) -> None:
         """Check that the files of this journal are still at its path; call it every minute.
@@ -335,3 +343,10 @@ class JournalDatabase:
             with suppress(sqlite3.Error):  # the write-ahead log may have filled the disk
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return journal_error
+
+
+def _is_empty_or_journal(descriptor: int) -> bool:
+    """Return True if a file is empty or looks like a journal; close the descriptor."""
+    with os.fdopen(descriptor, "rb") as file:
+        header = file.read(100)  # https://sqlite.org/fileformat2.html#the_database_header
+    return not header or (header.startswith(b"SQLite format 3\0") and header[60:64] != b"\0\0\0\0")

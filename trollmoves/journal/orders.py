@@ -12,12 +12,13 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.database import SCHEMA_VERSION, JournalDatabase
 from trollmoves.journal.location import LOCK_SUFFIX, acquire_lock
-from trollmoves.journal.records import DONE, DROPPED, FAILED, WAITING, AnnouncementRecord, Task, to_sqlite_text
+from trollmoves.journal.records import DONE, DROPPED, WAITING, AnnouncementRecord, Task, to_sqlite_text
 from trollmoves.journal.tasks import COLUMNS, row_of, task_of
 
 ORDER = "order"  # kind
@@ -31,6 +32,8 @@ _INSERT = (
     "VALUES ('', ?1, ?2, ?1, 0, ?3, 0, 0, ?3, ?4) ON CONFLICT (chain, kind, key) "
     "DO UPDATE SET state = 0, body = excluded.body, created = excluded.created, finished = NULL, reply = NULL"
 )
+
+_LANES = "SELECT DISTINCT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT ?)"
 
 
 class Selection(NamedTuple):
@@ -60,8 +63,8 @@ class OrderTable(JournalDatabase):
         return self._of_kind(ORDER)
 
     def end_order(self, key: str, reply: str, *, done: bool) -> None:
-        """Store the result of an order."""
-        self._end(ORDER, key, DONE if done else FAILED, reply)
+        """Store the result of an order; a rejected one is dropped."""
+        self._end(ORDER, key, DONE if done else DROPPED, reply)
 
     def pauses(self) -> list[Task]:
         """Return the pauses that are in effect; the key of each one is the name of a chain or destination."""
@@ -97,12 +100,7 @@ class OrderTable(JournalDatabase):
 
     def recent_lanes(self) -> set[tuple[str, str]]:
         """Return (chain, lane) of the newest tasks. It reads many rows, without delaying other threads."""
-        return set(
-            self._read_on_own_connection(
-                "SELECT DISTINCT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT ?)",
-                RECENT_TASKS,
-            )
-        )
+        return recent_lanes(self.path)
 
     def select(self, selection: Selection) -> list[Task]:
         """Return at most MAX_SELECTED tasks, newest first. It reads many rows, without delaying other threads."""
@@ -178,6 +176,15 @@ class OrderTable(JournalDatabase):
             now = self.now()
             with self._transaction() as db:
                 db.executemany(sql, [(now, task.id) for task in batch])
+
+
+def recent_lanes(path: str) -> set[tuple[str, str]]:
+    """Return (chain, lane) of the newest tasks in a journal; raise JournalError if it cannot be read."""
+    try:
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return set(db.execute(_LANES, (RECENT_TASKS,)))
+    except sqlite3.Error as error:
+        raise JournalError(f"the journal {path} cannot be read: {error}") from error
 
 
 def record_offline(path: str, key: str, body: str) -> None:

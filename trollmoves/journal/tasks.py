@@ -87,6 +87,20 @@ class TaskTable(JournalDatabase):
                     (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id),
                 )
 
+    def renew_tasks(self, tasks: Iterable[Task]) -> None:
+        """Restart finished tasks as new ones: each gets a new id, and its body and lane are stored."""
+        now = self.now()
+        with self._transaction() as db:
+            for t in tasks:
+                t.lane, t.due, t.created = to_sqlite_text(t.lane), now, now
+                t.state, t.tries, t.finished, t.reply = WAITING, 0, None, None
+                (new_id,) = db.execute(
+                    "UPDATE tasks SET id = (SELECT max(id) + 1 FROM tasks), body = ?, lane = ?, rank = ?, due = ?, "
+                    "state = 0, tries = 0, created = ?, finished = NULL, reply = NULL WHERE id = ? RETURNING id",
+                    (to_sqlite_text(t.body), t.lane, t.rank, now, now, t.id),
+                ).fetchone()
+                t.id = int(new_id)
+
     def update_bodies(self, tasks: Iterable[Task]) -> None:
         """Store only the body of existing tasks."""
         with self._transaction() as db:
@@ -217,6 +231,16 @@ class TaskTable(JournalDatabase):
             (task.chain, task.kind, start, end, task.id),
         )
         return [str(key) for (key,) in rows]
+
+    def states(self, chain: str, kind: str, prefix: str, part: str) -> list[tuple[int, int]]:
+        """Return (id, state) of the tasks of a kind with a key that begins with ``prefix`` and contains ``part``."""
+        start = to_sqlite_text(prefix)
+        end = start[:-1] + chr(ord(start[-1]) + 1)
+        rows = self._read(
+            "SELECT id, state FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND instr(key, ?) > 0",
+            (chain, kind, start, end, to_sqlite_text(part)),
+        )
+        return [(int(id_), int(state)) for id_, state in rows]
 
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         """Return the tasks of this kind for an announcement that are waiting or running."""

@@ -63,7 +63,13 @@ class MirrorChain:
         self._relays = FetchTasks(self.name, runtime.journal, peers, options.delay, self._on_late_source, kind=RELAY)
         self._cache = MirrorCache(options, runtime.journal, runtime.scheduler, destinations, self._relays)
         self._request_handler = RequestHandler(
-            options, options.request_port, runtime.journal, publisher, runtime.scheduler, self._cache
+            options,
+            options.request_port,
+            runtime.journal,
+            publisher,
+            runtime.scheduler,
+            self._cache,
+            runtime.health.of_chain,
         )
         self.announcer = self._request_handler.announcer
         self.announcer.on_announced = runtime.on_announced

@@ -28,6 +28,7 @@ from trollmoves.errors import (
     NameRejected,
     NoSpace,
     OriginChanged,
+    OriginForbidden,
     OriginMissing,
     OriginUnreadable,
     PermanentTransferError,
@@ -117,6 +118,12 @@ def _open(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
+def _open_error(error: OSError) -> type[TransferError]:
+    if error.errno in MISSING_ERRNOS:
+        return OriginMissing
+    return OriginForbidden if isinstance(error, PermissionError) else OriginUnreadable
+
+
 class SourceFile:
     """The open origin: reads one file, even if its path is renamed or replaced.
 
@@ -140,8 +147,7 @@ class SourceFile:
         except ValueError as error:
             raise OriginMissing(f"{path}: {error}") from error
         except OSError as error:
-            kind = OriginMissing if error.errno in MISSING_ERRNOS else OriginUnreadable
-            raise kind(f"{path}: {error.strerror}") from error
+            raise _open_error(error)(f"{path}: {error.strerror}") from error
         self.status = os.fstat(self.fd)
         self.size = self.status.st_size
         if not stat.S_ISREG(self.status.st_mode):
@@ -495,7 +501,7 @@ class Mover(ABC):
         if self.partial_id.may_exist:
             try:
                 backend.remove(partial)
-            except (PermissionError, PermissionRefused):  # without permission to delete, use another name
+            except PermissionError:  # without permission to delete, use another name
                 return named()
         return partial
 
@@ -521,7 +527,10 @@ class Mover(ABC):
             return path + os.path.basename(self.origin)
         if not path:
             raise BadDestination(f"{self}: the destination has no path")
-        return f"{path}/{os.path.basename(self.origin)}" if backend.is_directory(path) else path
+        if backend.is_directory(path):
+            self.destination = self.destination._replace(path=f"{self.destination.path}/")
+            path = f"{path}/{os.path.basename(self.origin)}"
+        return path
 
     def _send(self, backend: Backend, source: SourceFile, path: str) -> None:
         try:

@@ -25,7 +25,7 @@ from trollmoves.orders.order import (
     Order,
     OrderRejected,
 )
-from trollmoves.scheduler.pauses import Pauses, lane_endpoint
+from trollmoves.scheduler.pauses import Pauses, is_endpoint, lane_endpoint
 from trollmoves.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class OrderExecutor:
         known = {(chain, lane) for chain, lane in self._journal.recent_lanes() if lane_endpoint(lane)}
         named = Pauses([order.name])
         lanes = {(chain, lane) for chain, lane in known if named.covers(chain, lane)}
-        if not lanes and order.name not in self._sections() and not _is_endpoint(order.name):
+        if not lanes and order.name not in self._sections() and not is_endpoint(order.name):
             names = sorted({*self._sections(), *(lane_endpoint(lane) for _, lane in known)})
             more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
             listed = ", ".join(names[:MAX_NAMES])
@@ -243,11 +243,6 @@ def _result(text: str, count: int, **more: object) -> dict[str, Any]:
 
 def _files(count: int) -> str:
     return f"{count} file{'' if count == 1 else 's'}"
-
-
-def _is_endpoint(name: str) -> bool:
-    scheme, separator, netloc = name.partition("://")
-    return bool(scheme and separator and netloc) and "/" not in netloc
 
 
 def _user_of(body: str) -> str:

@@ -22,6 +22,17 @@ def names_of(endpoint: str) -> set[str]:
     return netlocs | {f"{scheme}{separator}{name}" for name in netlocs}
 
 
+def is_endpoint(name: str) -> bool:
+    """Return True for ``scheme://host``, which may be paused before it is known."""
+    scheme, separator, netloc = name.partition("://")
+    return bool(scheme and separator and netloc) and "/" not in netloc
+
+
+def is_known(name: str, lanes: Iterable[tuple[str, str]]) -> bool:
+    """Return True if one of the (chain, lane) has this destination or source."""
+    return any(name in names_of(endpoint) for _, lane in lanes if (endpoint := lane_endpoint(lane)))
+
+
 class Pauses:
     """The names of paused chains, destinations and sources. Immutable."""
 

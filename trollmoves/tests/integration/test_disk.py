@@ -15,6 +15,7 @@ import pytest
 
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
+from trollmoves.tests.helpers.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
 
@@ -213,7 +214,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         for path in bad:
             path.chmod(0)
         pair.client.send(signal.SIGCONT)
-        pair.client.wait_for_line("Permission denied", 2 * len(bad))  # more failures than pause a lane
+        enough = 2 * len(bad)  # more failures than pause a lane
+        until(lambda: len(pair.received.of_type("push")) >= enough, 60, "the client repeats its requests")
+        assert "Permission denied" in pair.client.lines()
         pair.received.wait_for_receipts(pair.feeder.feed(20))
         assert "is unavailable, next attempt" not in pair.client.lines()
         assert "permanently rejected" not in pair.client.lines()

@@ -1,7 +1,8 @@
-"""The orders of an operator do what they say on running and stopped daemons, and survive a kill."""
+"""The orders of an operator work on running and stopped daemons, and survive a kill."""
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from trollmoves.control import client
 from trollmoves.control.client import ControlError
+from trollmoves.errors import JournalError
 from trollmoves.journal.orders import record_offline
 from trollmoves.orders.order import Order
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
@@ -85,10 +87,12 @@ def test_orders_for_a_stopped_daemon(testbed: Testbed, pair: ServerClientPair) -
     """Orders that were stored while a daemon was down are carried out at its start, once, in their order."""
     pair.feeder.feed(1)
     pair.wait_until_done()
-    with pytest.raises(Exception, match="in use by another process"):
+    with pytest.raises(JournalError, match="in use by another process"):
         store(testbed, "client", "pause", name="hrit")
     pair.client.kill()
-    store(testbed, "client", "pause", name="hrit")
+    ended = testbed.run("trollmoves", "pause", "hrit", "-c", pair.client.config)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "stored; the daemon does not run" in ended.stdout
     pair.client.start()
     pair.feeder.feed(2)
     wait_for_waiting(testbed, "client", "fetch", 2)
@@ -100,6 +104,25 @@ def test_orders_for_a_stopped_daemon(testbed: Testbed, pair: ServerClientPair) -
     assert [state for _, state in tasks(testbed, "client", "order")].count(0) == 0
     assert "resume hrit, ordered by a test at " in pair.client.lines()
     assert "hrit is not paused" in pair.client.lines()
+
+
+def test_command(testbed: Testbed, pair: ServerClientPair) -> None:
+    """The command gives an order to the daemons that are named, or to all running ones, as text and as JSON."""
+    (name,) = pair.feeder.feed(1)
+    pair.wait_until_done()
+    until(lambda: not testbed.pending_tasks())
+    (pair.target / name).unlink()
+    ended = testbed.run("trollmoves", "resend", name, "--since", "1h", "-c", pair.server.config, "--json")
+    assert ended.returncode == 0
+    reply = json.loads(ended.stdout)
+    assert (reply["status"], reply["daemons"][0]["state"], reply["daemons"][0]["count"]) == ("ok", "done", 1)
+    until(lambda: (pair.target / name).exists())
+    assert testbed.run("trollmoves", "pause", "this host").returncode == 0
+    assert "paused" in pair.server.lines()
+    for arguments in (["pause", "nosuch"], ["retry"], ["drop", "nosuch"], ["resend", "--since", "soon"]):
+        ended = testbed.run("trollmoves", *arguments)
+        assert ended.returncode == 3
+        assert "Traceback" not in ended.stderr
 
 
 def test_unknown_names(testbed: Testbed, pair: ServerClientPair) -> None:
