@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trollmoves.server.remote_files import describe, describe_members, read_archive_contents
-from trollmoves.tests.helpers.armed import FAILPOINTS
-from trollmoves.tests.helpers.crashing import armed
 from trollmoves.tests.helpers.daemons import Testbed, script
 from trollmoves.tests.helpers.fetching import FETCHER, S3DOWNLOADER, TOPIC, FetchTestbed
 from trollmoves.tests.helpers.waiting import until
@@ -29,7 +26,6 @@ from trollmoves.tests.servers.process import HOST
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed, client
 
 CONTENT = b"granule " * 5000
-Publish = Callable[[str, str, Any], None]
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +67,6 @@ def s3_variables(server: Seaweed) -> dict[str, str]:
     """Return fsspec's variables for the server."""
     endpoint = f"http://{HOST}:{server.port}"
     return {"FSSPEC_S3_KEY": KEY, "FSSPEC_S3_SECRET": SECRET, "FSSPEC_S3_ENDPOINT_URL": endpoint}
-
-
-def give_login(fetcher: FetchTestbed, server: OpenSsh, *, known: bool = True) -> Path:
-    """Give the user of the process a key, and the key of the server unless it is not to be known; return the folder."""
-    folder = fetcher.testbed.directory("home/.ssh")
-    shutil.copy(server.user_key, folder / "id_ed25519")
-    (folder / "known_hosts").write_text(server.known_hosts.read_text() if known else "")
-    return folder
 
 
 # -- messages
@@ -123,7 +111,7 @@ def test_s3downloader_publishes_as_before(testbed: Testbed, s3: Seaweed) -> None
 def test_fetcher_reads_from_everywhere(testbed: Testbed, s3: Seaweed, ssh: OpenSsh) -> None:
     """Files, SFTP, HTTP, S3 by fsspec's configuration, members of archives, and the messages of a remote server."""
     fetcher = FetchTestbed(testbed, FETCHER, environment=s3_variables(s3))
-    give_login(fetcher, ssh)
+    fetcher.give_login(ssh.user_key, ssh.known_hosts.read_text())
     fetcher.start()
     source = testbed.directory("in")
     for number in range(8):
@@ -161,32 +149,6 @@ def test_fetcher_reads_from_everywhere(testbed: Testbed, s3: Seaweed, ssh: OpenS
 # -- nothing is lost
 
 
-KILLED_AT = ("fetches-stored", "sending", "sent", "fetched", "receipt-published", "committed")
-
-
-@pytest.mark.parametrize("name", KILLED_AT)
-def test_kill(testbed: Testbed, ssh: OpenSsh, name: str) -> None:
-    """After kill -9 at any step the file is fetched and published by the next process; no partial is left."""
-    assert name in FAILPOINTS
-    fetcher = FetchTestbed(testbed, FETCHER)
-    give_login(fetcher, ssh)
-    plain = fetcher.process.command
-    fetcher.process.command = armed(list(plain), f"{name}:1")
-    fetcher.start()
-    source = testbed.directory("in") / "f.nc"
-    source.write_bytes(CONTENT)
-    fetcher.publisher.publish(TOPIC, "file", {"uri": f"sftp://{HOST}:{ssh.port}{source}", "orbit": 1})
-    popen = fetcher.process.popen
-    assert popen is not None
-    assert popen.wait(20) == -signal.SIGKILL
-    published = len(fetcher.subscriber.of_type("file"))
-    fetcher.process.command = plain
-    fetcher.restart()
-    received = fetcher.fetched(max(1, published))
-    assert {one.uid for one in received} == {"f.nc"}
-    assert fetcher.files() == {"f.nc": CONTENT}
-
-
 def test_held_credentials(testbed: Testbed, s3: Seaweed) -> None:
     """With a wrong secret the objects are held, with one error, and fetched after a repair and a reload."""
     wrong = s3_options(s3)
@@ -215,7 +177,7 @@ def test_missing_directory_is_held(testbed: Testbed, s3: Seaweed) -> None:
 def test_unknown_host_key_is_held(testbed: Testbed, ssh: OpenSsh) -> None:
     """A source with an unknown host key is not read until an operator has added the key."""
     fetcher = FetchTestbed(testbed, FETCHER)
-    folder = give_login(fetcher, ssh, known=False)
+    folder = fetcher.give_login(ssh.user_key, "")
     fetcher.start()
     source = testbed.directory("in") / "f.nc"
     source.write_bytes(CONTENT)
