@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -163,8 +164,8 @@ def _request_address(options: MoveItOptions) -> dict[str, str]:
     return {"request_address": address.removeprefix("tcp://")}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``move_it.py``; return its exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = MoveIt.make_parser("Copy new files to several destinations.")
     parser.add_argument(
         "-p",
@@ -173,7 +174,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="port for publishing messages about delivered files; without it none are published",
     )
     add_watch_arguments(parser)
-    return MoveIt(parser.parse_args(argv)).run()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``move_it.py``; return its exit status."""
+    return MoveIt(make_parser().parse_args(argv)).run()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not made:
             source = folder / "source"
             source.mkdir()
-            for name in ("trollmoves", "bin"):
+            for name in ("trollmoves", "bin", "man"):
                 shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
             for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
                 shutil.copy(CHECKOUT / name, source)
@@ -92,11 +92,15 @@ def run(prefix: Path, command: str, *arguments: str | Path) -> subprocess.Comple
 
 
 def test_every_package_is_there(wheel: Path) -> None:
-    """The package holds every module but the tests."""
+    """The package holds every module but the tests, the systemd units, and the man pages."""
     modules = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "trollmoves").rglob("*.py")}
     with ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if name.startswith("trollmoves/")}
-    assert held == {name for name in modules if not name.startswith("trollmoves/tests/")} | {"trollmoves/py.typed"}
+        held = set(archive.namelist())
+    units = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "trollmoves" / "systemd").iterdir()}
+    expected = {name for name in modules if not name.startswith("trollmoves/tests/")} | units | {"trollmoves/py.typed"}
+    assert {name for name in held if name.startswith("trollmoves/")} == expected
+    pages = {name.rpartition("/")[2] for name in held if "/share/man/man1/" in name}
+    assert pages == {f"{command}.1" for command in [*COMMANDS, "trollmoves"]}
 
 
 def test_dependencies(wheel: Path) -> None:
