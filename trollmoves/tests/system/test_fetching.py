@@ -6,7 +6,6 @@ import functools
 import http.server
 import json
 import signal
-import subprocess
 import sys
 import tarfile
 import threading
@@ -15,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from posttroll.message import Message
 
+from trollmoves.config.kinds import detect_kind, section_names
+from trollmoves.errors import OriginMissing
+from trollmoves.fetcher import cli, fetch_from_message
+from trollmoves.s3downloader import main
 from trollmoves.server.remote_files import describe, describe_members, read_archive_contents
-from trollmoves.tests.helpers.daemons import Testbed, script
+from trollmoves.tests.helpers.daemons import Testbed
 from trollmoves.tests.helpers.fetching import FETCHER, S3DOWNLOADER, TOPIC, FetchTestbed
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import openssh, seaweed
@@ -273,15 +277,19 @@ def test_repeated_and_replaced(testbed: Testbed) -> None:
         (S3DOWNLOADER, None, "cannot be read"),
     ],
 )
-def test_invalid_configuration(testbed: Testbed, command: str, text: str | None, part: str) -> None:
+def test_invalid_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, text: str | None, part: str
+) -> None:
     """An invalid or missing file ends the command with status 1 and one line, which says where and why."""
-    path = testbed.config(text or "", "in.yaml")
-    if text is None:
-        path.unlink()
-    ended = testbed.run(command, *(["-c"] if command == S3DOWNLOADER else []), path)
-    assert ended.returncode == 1
-    assert part in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    path = tmp_path / "in.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert (cli if command == FETCHER else main)(
+        [*(["-c"] if command == S3DOWNLOADER else []), str(path), "--check"]
+    ) == 1
+    shown = capsys.readouterr().err
+    assert part in shown
+    assert len(shown.splitlines()) == 1
 
 
 def test_check(testbed: Testbed, s3: Seaweed) -> None:
@@ -297,13 +305,19 @@ def test_check(testbed: Testbed, s3: Seaweed) -> None:
     assert f"destination                    {fetcher.out}" in ended.stdout
 
 
-def test_command_lines(testbed: Testbed) -> None:
-    """Without ``-c`` s3downloader.py ends with status 1; both commands explain their arguments."""
+def test_command_line_without_configuration(testbed: Testbed) -> None:
+    """Without ``-c`` s3downloader.py ends with status 1, and names the argument."""
     ended = testbed.run(S3DOWNLOADER)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "-c FILE" in ended.stderr
-    for command in (FETCHER, S3DOWNLOADER):
-        assert testbed.run(command, "-h").returncode == 0
+
+
+def test_kinds(testbed: Testbed) -> None:
+    """The command ``trollmoves`` finds out to which process a file belongs."""
+    for command, kind in ((FETCHER, "fetcher"), (S3DOWNLOADER, "s3downloader")):
+        path = FetchTestbed(testbed, command, {"bucket": "b"} if command == S3DOWNLOADER else {}).config
+        assert detect_kind(path) == kind
+        assert section_names(path) == [kind]
 
 
 # -- Python
@@ -334,11 +348,6 @@ def test_fetch_from_subscriber(testbed: Testbed) -> None:
 
 def test_fetch_from_message(tmp_path: Path) -> None:
     """A script fetches the file of one message of posttroll, and gets its path."""
-    from posttroll.message import Message
-
-    from trollmoves.errors import OriginMissing
-    from trollmoves.fetcher import fetch_from_message
-
     (tmp_path / "f.nc").write_bytes(CONTENT)
     message = Message("/x", "file", {"uri": str(tmp_path / "f.nc"), "sensor": "viirs"})
     path = fetch_from_message(message, tmp_path / "{sensor}")
@@ -346,12 +355,3 @@ def test_fetch_from_message(tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
     with pytest.raises(OriginMissing):
         fetch_from_message(Message("/x", "file", {"uri": str(tmp_path / "missing.nc")}), str(tmp_path / "out"))
-
-
-def test_names() -> None:
-    """The names that other packages import."""
-    command = (
-        "from trollmoves.fetcher import cli, fetch_from_message, fetch_from_subscriber; import trollmoves.s3downloader"
-    )
-    subprocess.run([sys.executable, "-c", f"{command}; trollmoves.s3downloader.main"], check=True)
-    assert Path(script(FETCHER)).exists()
