@@ -14,7 +14,14 @@ from trollmoves.config.diagnostics import Diagnostics
 from trollmoves.config.dispatcher_file import SUBSCRIBER, read_dispatcher_config
 from trollmoves.config.document import DEFAULT, Document, is_ini, load_yaml, read_document, read_ini, read_text
 from trollmoves.config.fetch_files import read_fetcher_config, read_s3downloader_config
-from trollmoves.config.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, options_of
+from trollmoves.config.options import (
+    ClientOptions,
+    MirrorOptions,
+    MoveItOptions,
+    ProcessOptions,
+    ServerOptions,
+    options_of,
+)
 from trollmoves.errors import ConfigError
 
 READERS: Mapping[str, Callable[[str], Configuration[Any]]] = {
@@ -22,6 +29,7 @@ READERS: Mapping[str, Callable[[str], Configuration[Any]]] = {
     "client": partial(config_file.read, role=ClientOptions),
     "mirror": partial(config_file.read, role=MirrorOptions),
     "dispatcher": read_dispatcher_config,
+    "move_it": partial(config_file.read, role=MoveItOptions),
     "fetcher": read_fetcher_config,
     "s3downloader": read_s3downloader_config,
 }
@@ -31,7 +39,7 @@ _OF_A_TARGET = {"host", "directory", "filepattern", "topics", "conditions", "ali
 
 
 def detect_kind(path: str | os.PathLike[str]) -> str:
-    """Return the kind of daemon that a configuration file is for, one of ``KINDS``.
+    """Return the kind of daemon that a configuration file is for: one of ``KINDS``.
 
     Raises:
         ConfigError: the file cannot be read, or it does not show its kind.
@@ -58,6 +66,8 @@ def _kind_of(section: str, options: Collection[str]) -> str:
         return "dispatcher"
     if "providers" in options or "client_topic" in options:
         return "mirror" if "request_port" in options else "client"
+    if "destinations" in options:
+        return "move_it"
     return "server" if "origin" in options or "listen" in options else ""
 
 

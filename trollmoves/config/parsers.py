@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -67,6 +68,14 @@ def positive_seconds(value: str) -> float:
     if not found:
         raise ValueError("must be more than 0")
     return found
+
+
+def command(value: str) -> tuple[str, ...]:
+    """Parse a command into its words, with quotes as in a shell; the shell has no other part in it."""
+    try:
+        return tuple(shlex.split(value))
+    except ValueError as error:
+        raise ValueError(f"must be a command with complete quotes ({error}): {quoted(value)}") from None
 
 
 def days(value: str) -> float:

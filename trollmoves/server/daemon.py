@@ -41,7 +41,13 @@ class ServerChain:
         file_store = LocalFileStore(self.name, policy, options.quiet_time)
         if options.request_port is not None:
             self._request_handler = RequestHandler(
-                options, options.request_port, runtime.journal, publisher, runtime.scheduler, file_store
+                options,
+                options.request_port,
+                runtime.journal,
+                publisher,
+                runtime.scheduler,
+                file_store,
+                runtime.health.of_chain,
             )
             self.announcer = self._request_handler.announcer
         else:

@@ -22,7 +22,7 @@ LAYERS = (
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it", "fetcher", "s3downloader"),
     ("fetching",),
     ("provider", "receiver", "daemon", "filescleaner", "logging"),
-    ("metrics",),
+    ("metrics", "monitor", "status"),
     ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
     ("unpacking", "matching", "utils", "control"),

@@ -24,6 +24,7 @@ from trollmoves.net.client_allowlist import ANYONE
 ROLES = [ProcessOptions, ServerOptions, ClientOptions, MirrorOptions, FetcherOptions, S3DownloaderOptions]
 
 # Options in the files of existing sites, with the defaults that these rely on.
+ALARMS: dict[str, object] = {"expect_every": 0.0, "max_age": 0.0, "max_failed": None, "on_alarm": ()}
 SERVER: dict[str, object] = {
     "topic": "",
     "origin": None,
@@ -51,6 +52,7 @@ SERVER: dict[str, object] = {
     "watchdog_timeout": 1.0,
     "priority": 0,
     "probe_interval": 120.0,
+    **ALARMS,
 }
 CLIENT: dict[str, object] = {
     "providers": (),
@@ -74,6 +76,7 @@ CLIENT: dict[str, object] = {
     "takeover_after": 30.0,
     "priority": 0,
     "probe_interval": 120.0,
+    **ALARMS,
 }
 SHARED: dict[str, object] = {
     "bind_address": "*",
