@@ -4,6 +4,7 @@
 # make test-fast  unit and integration tests
 # make coverage   all tests with coverage, child processes included
 # make docs       the documentation as a site, in build/site
+# make man        write the man pages of all commands
 # make bench      measure the speed, compared with 0.19.0
 
 VENV = .venv
@@ -17,7 +18,7 @@ PROSE = code docs tests#  what make lint checks
 DEFINES = pyproject.toml setup.py trollmoves/__init__.py $(wildcard bin/*.py)
 RUN_TESTS = -m pytest -n $(JOBS) --dist worksteal
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-fast coverage docs bench lint clean
+.PHONY: help demo test test-fast coverage docs bench lint man clean
 
 help:
 	@echo "make demo       a server, a client and 1,500 satellite files on this machine, half a minute"
@@ -27,6 +28,7 @@ help:
 	@echo "make docs       the documentation as a site, in build/site; broken links are errors"
 	@echo "make bench      speed on this machine, compared with 0.19.0;  make bench BENCH='burst steady'  some benchmarks"
 	@echo "make lint       format, style, types and prose"
+	@echo "make man        write the man pages of all commands to man/"
 	@echo "make clean      remove the files that these targets create"
 
 demo: $(VENV)/.demo
@@ -58,6 +60,9 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python .ci/check_prose.py $(PROSE)
+
+man: $(VENV)/.dev
+	$(VENV)/bin/python .ci/man
 
 clean:
 	rm -rf .venv* .demo .end-to-end .tox .coverage build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

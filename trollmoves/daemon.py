@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from trollmoves import __version__
 from trollmoves.config import config_file
@@ -23,14 +23,20 @@ from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler, Peer
-from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
-from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path
+from trollmoves.errors import ConfigError, JournalError, JournalFull, StartError, TrollmovesError
+from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path, network_warning, place_journal
+from trollmoves.matching.patterns import Origin
 from trollmoves.metrics.service import MetricsService
 from trollmoves.metrics.state import DaemonReader
+from trollmoves.monitor.health import Health
+from trollmoves.monitor.monitor import LAST_KINDS, Monitor
 from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.status import model
+from trollmoves.status.sections import sections_of
+from trollmoves.status.snapshot import Live, snapshot
 from trollmoves.utils import logs
 from trollmoves.utils.log_writer import LogWriter
 from trollmoves.utils.service_manager import Reporter, ServiceManager
@@ -71,6 +77,7 @@ class Runtime:
     options: ProcessOptions
     journal: Journal
     scheduler: Scheduler
+    health: Health
     on_announced: Callable[[str, Sequence[FileStats]], None] | None = None  # counts announced files for the metrics
 
 
@@ -88,11 +95,13 @@ class Daemon(ABC, Generic[O]):
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
         self._chains: dict[str, Chain] = {}
+        self._running_options: dict[str, O] = {}  # of the running chains; guarded likewise
         self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
+        self._configuration: config_file.Configuration[O] | None = None  # that runs; replaced, never modified
         self._ending = False
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._service = ServiceManager()
-        self._start_error = ""  # why the last chain could not be started
+        self._start_errors: dict[str, str] = {}  # why chains do not run, the last one last; replaced, never modified
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
     # -- hooks of each daemon
@@ -111,16 +120,37 @@ class Daemon(ABC, Generic[O]):
         """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
 
-    def control_handlers(self, runtime: Runtime, orders: OrderExecutor) -> dict[str, Handler]:  # noqa: ARG002
+    def control_handlers(self, runtime: Runtime, orders: OrderExecutor, monitor: Monitor) -> dict[str, Handler]:
         """Return the handlers of the requests at the control socket, by name. They run on its thread."""
 
         def carry_out(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
             return orders.execute({**request, "action": request["request"]}, f"{peer.name} (uid {peer.uid})")
 
+        process = {"role": self.role, "version": __version__, "pid": os.getpid(), "config": self._file}
         return {
-            "health": lambda *_: {"role": self.role, "version": __version__, "pid": os.getpid()},
+            "snapshot": lambda *_: self.snapshot(runtime, monitor).as_dict(),
+            "logs": lambda *_: {"lines": logs.recent()},
+            "health": lambda *_: process | monitor.health_report(),
             **dict.fromkeys(ACTIONS, carry_out),
         }
+
+    def snapshot(self, runtime: Runtime, monitor: Monitor) -> model.Daemon:
+        """Return the state of this daemon, its chains and destinations. Any thread."""
+        alarms: dict[str, list[str]] = {}
+        for alarm in monitor.alarms.active():
+            alarms.setdefault(alarm.chain, []).append(f"{alarm.name}: {alarm.text}")
+        live = Live(
+            pid=os.getpid(),
+            version=__version__,
+            lanes=runtime.scheduler.lane_states(),
+            providers=dict(self.provider_states()),
+            running={chain.name for chain in self.running_chains()},
+            problems=self._start_errors,
+            alarms=alarms,
+        )
+        config = os.path.abspath(self._file)
+        daemon = model.Daemon(os.path.basename(config), self.role, config, runtime.journal.path)
+        return snapshot(daemon, sections_of(self._configuration, self._sections), live)
 
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
@@ -140,14 +170,20 @@ class Daemon(ABC, Generic[O]):
         parser = argparse.ArgumentParser(description=description)
         add = parser.add_argument
         add("config_file", help="the configuration file")
+        add("-c", "--log-config", metavar="FILE", help="logging configuration (YAML, dictConfig)")
+        cls.add_arguments(parser)
+        return parser
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of all daemons except the files of configuration and of logging."""
+        add = parser.add_argument
         add("--check", action="store_true", help="print the chains that would run and all errors, then exit")
         add("--strict", action="store_true", help="with --check: exit with status 1 also if there are warnings")
         add("--connect", action="store_true", help="with --check: log in to all providers and destinations too")
-        add("-c", "--log-config", metavar="FILE", help="logging configuration (YAML, dictConfig)")
         add("-l", "--log", metavar="FILE", help="log to this file instead of standard error")
         add("-v", "--verbose", action="store_true", help="log more")
         add("--version", action="version", version=f"trollmoves {__version__}")
-        return parser
 
     def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
         """Return whether each provider or publisher is connected, by chain and address. Any thread."""
@@ -158,6 +194,19 @@ class Daemon(ABC, Generic[O]):
         with self._chains_lock:
             return list(self._chains.values())
 
+    def running_options(self) -> dict[str, O]:
+        """Return the options of the running chains by name. Any thread."""
+        with self._chains_lock:
+            return dict(self._running_options)
+
+    def _origins(self) -> dict[str, str]:
+        """Return the watched directories by chain, without their subdirectories."""
+        return {
+            name: Origin(origin).root
+            for name, options in self.running_options().items()
+            if (origin := getattr(options, "origin", None))
+        }
+
     # -- main loop
 
     def run(self) -> int:
@@ -166,19 +215,22 @@ class Daemon(ABC, Generic[O]):
             if self.arguments.check:
                 return self._check()
             os.umask(os.umask(0) | WORLD_WRITABLE)
-            return self._run_logged(
-                logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
-            )
+            return self._run_logged(self.set_up_log())
         except TrollmovesError as error:
             print(f"{self.make_parser('').prog}: {error}", file=sys.stderr)  # noqa: T201  (the final message)
             return 1
+
+    def set_up_log(self) -> LogWriter:
+        """Set up the log of the process, and return its writer; raise ``ConfigError`` if it is not usable."""
+        return logs.set_up(file=self.arguments.log, config=self.arguments.log_config, verbose=self.arguments.verbose)
 
     def _check(self) -> int:
         found = self.read_config()
         sys.stdout.write(self.check_report(found))
         if advice := self.startup_warning(found.sections.values()):
             sys.stdout.write(f"\n{advice}\n")
-        warnings = self.host_warnings(found)
+        path = journal_path(found.process.journal, self._file, self.role)
+        warnings = [*self.host_warnings(found), *filter(None, [network_warning(path)])]
         sys.stdout.writelines(f"warning: {warning}\n" for warning in warnings)
         failed = self.arguments.connect and not _run_probes(found)
         is_rejected = self.arguments.strict and bool(warnings or found.warnings)
@@ -203,17 +255,26 @@ class Daemon(ABC, Generic[O]):
                 os._exit(status)
         return status
 
-    def _run_daemon(self, log: LogWriter) -> int:
+    def run_in_script(self) -> None:
+        """Run with the log and the signals of the calling script, until KeyboardInterrupt; raise ``StartError``."""
+        self._run_daemon(None)
+
+    def _run_daemon(self, log: LogWriter | None) -> int:
         sys.setswitchinterval(SWITCH_INTERVAL)
         _raise_fd_limit()
         current = self.read_config()
         _log_problems(current)
-        path = journal_path(current.process.journal or "", self._file, self.role)
-        self._lines_dropped = lambda: log.dropped
-        self._listen_to_signals(log)
+        path = place_journal(current.process.journal or "", self._file, self.role)
+        if warning := network_warning(path):
+            logger.warning("%s", warning)
+        if log:
+            self._lines_dropped = lambda: log.dropped
+            self._listen_to_signals(log)
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
+                with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
+                    journal.record_owner(self.role, self._file)
                 current = self._run_chains(current, journal)
             except StartError:
                 if not (journal.damage or journal.replaced):
@@ -248,11 +309,15 @@ class Daemon(ABC, Generic[O]):
         metrics = MetricsService.create(current.process)
         counters = metrics.counters if metrics else None
         scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
-        runtime = Runtime(current.process, journal, scheduler, counters.count_announced if counters else None)
+        self._sections = (*current.sections, *current.broken)
+        health = Health(journal, scheduler, self._origins, lambda: set(self._sections) - self.running_options().keys())
+        runtime = Runtime(current.process, journal, scheduler, health, counters.count_announced if counters else None)
         self.open_shared(runtime)
-        self._sections = tuple(current.sections)
+        self._configuration = current
+        facts = {"role": self.role, "config": os.path.abspath(self._file)}
+        monitor = Monitor(journal, LAST_KINDS[self.last_event], self.running_options, health, facts)
         orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
-        control = ControlServer(journal.path, self.control_handlers(runtime, orders))
+        control = ControlServer(journal.path, self.control_handlers(runtime, orders, monitor))
         reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
         try:
             orders.pause_lanes()
@@ -261,20 +326,23 @@ class Daemon(ABC, Generic[O]):
                 for options in current.sections.values():
                     self._start_chain(options, runtime)
             if not self._chains:
-                raise StartError(f"no chain could be started{self._start_error}")
+                reason = "".join(f": [{name}] {error}" for name, error in list(self._start_errors.items())[-1:])
+                raise StartError(f"no chain could be started{reason}")
             chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
             orders.start()
             control.start()
+            monitor.start()
             logger.info("%s %s runs %s, journal %s", self.role, __version__, chains, journal.path)
             if advice := self.startup_warning(current.sections.values()):
                 logger.warning("%s", advice)
             if metrics:
                 labels = {"role": self.role, "config": os.path.basename(self._file)}
-                metrics.start(self._state_reader(runtime, metrics), labels)
+                metrics.start(self._state_reader(runtime, metrics, monitor), labels)
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
             reporter.stop()
+            monitor.stop()
             if metrics:
                 metrics.stop()
             self._stop(runtime)
@@ -287,7 +355,7 @@ class Daemon(ABC, Generic[O]):
         missing = f", {stopped} could not be started" if stopped > 0 else ""
         return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
 
-    def _state_reader(self, runtime: Runtime, metrics: MetricsService) -> DaemonReader:
+    def _state_reader(self, runtime: Runtime, metrics: MetricsService, monitor: Monitor) -> DaemonReader:
         return DaemonReader(
             journal=runtime.journal.path,
             counters=metrics.counters,
@@ -295,6 +363,7 @@ class Daemon(ABC, Generic[O]):
             chains=lambda: [chain.name for chain in self.running_chains()],
             lanes=runtime.scheduler.lane_states,
             providers=self.provider_states,
+            alarms=monitor.alarm_states,
             now=runtime.journal.now,
             lines_dropped=self._lines_dropped,
         )
@@ -337,12 +406,14 @@ class Daemon(ABC, Generic[O]):
         except Exception as error:  # the other chains must run
             expected = isinstance(error, TrollmovesError)
             logger.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
-            self._start_error = f": [{options.name}] {error}"
+            self._start_errors = {**self._start_errors, options.name: str(error)}
             if chain:
                 self._stop_safely(chain)
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
+            self._running_options[options.name] = options
+        self._start_errors = {name: text for name, text in self._start_errors.items() if name != options.name}
         logger.info("[%s] started", options.name)
         return True
 
@@ -360,6 +431,7 @@ class Daemon(ABC, Generic[O]):
     def _stop_chain(self, name: str) -> None:
         with self._chains_lock:
             chain = self._chains.pop(name, None)
+            self._running_options.pop(name, None)
         if chain is not None:
             self._stop_safely(chain)
             logger.info("[%s] stopped", name)
@@ -406,7 +478,8 @@ class Daemon(ABC, Generic[O]):
             len(unchanged),
             f", {failed} failed" if failed else "",
         )
-        self._sections = tuple(changes.running.sections)
+        self._sections = tuple({**changes.running.sections, **new.broken})
+        self._configuration = changes.running
         return replace(changes.running, sections={**changes.running.sections, **previous})
 
     def _replace_chain(
@@ -485,6 +558,14 @@ def _run_probes(found: config_file.Configuration[Any]) -> bool:
         sys.stdout.flush()
         succeeded = succeeded and passed
     return succeeded
+
+
+def nameservers_of(arguments: Sequence[str] | None) -> Sequence[str] | Literal[False] | None:
+    """Return the name servers in the values of an argument ``-n``; without a host, or with ``false``, False."""
+    if arguments is None:
+        return None
+    hosts = [host for host in arguments if host.lower() not in ("false", "none", "no", "off", "0", "")]
+    return hosts or False
 
 
 def _raise_fd_limit() -> None:

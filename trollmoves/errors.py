@@ -6,6 +6,10 @@ the task is retried every few minutes, and immediately after a reload, a restart
 *failed*: this file cannot be delivered, because it is missing or its name cannot exist at the destination.
 ``error.temporary`` is True for the first two kinds, ``error.held`` for the second. ``error.outage`` decides whether
 other tasks of the same lane wait too. Error texts contain no secrets.
+
+Transfer errors are also built-in exceptions, for scripts that handle these: ``FileNotFoundError``, ``PermissionError``,
+``ConnectionError``, ``TimeoutError``, otherwise ``OSError``. In this package, ``except OSError`` around a delivery must
+let them pass.
 """
 
 from __future__ import annotations
@@ -23,6 +27,13 @@ class TrollmovesError(Exception):
     def outage(self) -> bool:
         """True if other transfers to or from the same host would probably fail too."""
         return self.temporary and not (self.blames_origin or self.blames_directory)
+
+    @property
+    def failure(self) -> str:
+        """The kind of failure as stored in the journal: "held", "outage", "retry" or "failed"."""
+        if not self.temporary:
+            return "failed"
+        return "held" if self.held else "outage" if self.outage else "retry"
 
 
 class StartError(TrollmovesError):
@@ -92,8 +103,12 @@ class UnpackFailed(UnpackError):
     """The file is damaged or unsafe to unpack."""
 
 
-class TransferError(TrollmovesError):
+class TransferError(TrollmovesError, OSError):
     """One attempt to deliver one file failed."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.strerror = text  # as scripts expect of an OSError
 
 
 class TemporaryTransferError(TransferError):
@@ -102,7 +117,7 @@ class TemporaryTransferError(TransferError):
     temporary = True
 
 
-class ConnectionFailed(TemporaryTransferError):
+class ConnectionFailed(TemporaryTransferError, ConnectionError):
     """The host cannot be reached, or closed the connection."""
 
 
@@ -110,7 +125,7 @@ class TooManyConnections(ConnectionFailed):
     """The host rejects a further connection or login of this user or address."""
 
 
-class TransferStalled(TemporaryTransferError):
+class TransferStalled(TemporaryTransferError, TimeoutError):
     """The transfer made no progress during the timeout."""
 
 
@@ -132,12 +147,17 @@ class Superseded(TransferError):
     """A newer version of the file was delivered to the same name, so this one is dropped."""
 
     blames_origin = True
+    failure = "superseded"
 
 
 class OriginUnreadable(TemporaryTransferError):
     """The file to deliver cannot be read: permissions of the file or a directory, or a disk error."""
 
     blames_origin = True
+
+
+class OriginForbidden(OriginUnreadable, PermissionError):
+    """Read permission of the file to deliver, or of a directory, is missing."""
 
 
 class PermanentTransferError(TransferError):
@@ -152,13 +172,17 @@ class BadDestination(PermanentTransferError):
     blames_directory = True
 
 
+class UnknownScheme(BadDestination, KeyError):
+    """No mover supports the scheme of the URL."""
+
+
 class NameRejected(PermanentTransferError):
     """A file of this name cannot exist at the destination."""
 
     temporary = held = False
 
 
-class OriginMissing(PermanentTransferError):
+class OriginMissing(PermanentTransferError, FileNotFoundError):
     """The file to deliver does not exist, or is not a regular file."""
 
     temporary = held = False
@@ -173,7 +197,7 @@ class UnknownHostKey(PermanentTransferError):
     """The key of the SSH host is not in known_hosts, or differs from the key there."""
 
 
-class PermissionRefused(TemporaryTransferError):
+class PermissionRefused(TemporaryTransferError, PermissionError):
     """Write permission is missing; temporary, because an operator may grant it. Other directories may be writable."""
 
     blames_directory = True

@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Ping a server, or list the files that it announced last.")
     add = parser.add_argument
     mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--ping", action="store_true", help="request the name of the station")
+    mode.add_argument("--ping", action="store_true", help="request the name of the station and its health")
     mode.add_argument("--info", metavar="TOPIC", help="request the newest files with a subject that starts with TOPIC")
     add("--spam", metavar="S", type=_seconds, help="repeat the request every S seconds until Ctrl-C")
     add("--extra", metavar="K:V,K:V", type=_extra, default={}, help="additional keys for the data of the request")
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except TrollmovesError as error:
         print(f"move_it_req.py: {_printable(str(error))}", file=sys.stderr)  # noqa: T201
-        return 1
+        return 1 if arguments.info is not None else NO_REPLY if isinstance(error, NoReply) else UNKNOWN
 
 
 def _request_once(client: RequestClient, arguments: argparse.Namespace) -> int:
@@ -128,7 +128,7 @@ def _request_once(client: RequestClient, arguments: argparse.Namespace) -> int:
     reply, took = client.request(_request(arguments))
     for line in _pong(client.address, reply, took) if arguments.ping else _info(client.address, _data(reply)):
         _print(line)
-    return 0
+    return CODES.get(str(_health(reply).get("status", "ok")), UNKNOWN) if arguments.ping else 0
 
 
 def _request_repeatedly(client: RequestClient, arguments: argparse.Namespace) -> int:
@@ -156,6 +156,8 @@ def _request_repeatedly(client: RequestClient, arguments: argparse.Namespace) ->
 
 # -- requests and replies
 
+CODES = {"ok": 0, "warning": 1, "critical": 2}  # exit codes by verdict, as for Nagios
+NO_REPLY, UNKNOWN = 2, 3
 _REPLY_TYPES = {"ping": "pong", "info": "info"}
 
 
@@ -167,6 +169,14 @@ def _request(arguments: argparse.Namespace) -> Message:
 
 def _pong(address: str, reply: Message, took: float) -> Iterator[str]:
     yield f"station {_printable(_data(reply).get('station', 'unknown'))} at {address} answered in {1000 * took:.1f} ms"
+    health = _health(reply)
+    if health:
+        lanes = health.get("lanes")
+        lanes = lanes if isinstance(lanes, dict) else {}
+        yield _printable(
+            f"{str(health.get('status')).upper()}: journal {health.get('journal')}, origin {health.get('origin')}, "
+            f"{lanes.get('failing')} of {_count(lanes.get('total'), 'lane')} failing, {lanes.get('held')} held"
+        )
 
 
 def _info(address: str, data: dict[str, Any]) -> Iterator[str]:
@@ -182,8 +192,14 @@ def _data(reply: Message) -> dict[str, Any]:
     return reply.data if isinstance(reply.data, dict) else {}
 
 
-def _count(files: int) -> str:
-    return f"{files} file{'' if files == 1 else 's'}"
+def _health(reply: Message) -> dict[str, Any]:
+    """Return the verdict in a reply; {} from older servers."""
+    health = _data(reply).get("health")
+    return health if isinstance(health, dict) else {}
+
+
+def _count(number: object, noun: str = "file") -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _files(data: dict[str, Any]) -> Sequence[object]:

@@ -36,7 +36,7 @@ LOG_FORMAT = "[%(asctime)s %(levelname)-8s] %(message)s"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 1 if the configuration or one of its sections cannot be used."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         found = removal_file.read(arguments.configuration_file)
         if arguments.check:
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="remove_it.py", description="Remove old files, and publish what was removed.")
     add = parser.add_argument
     add("configuration_file", help="the configuration file (INI)")

@@ -77,12 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
     Order.parse({**values, "by": _user(), "at": time.time()})
     outcomes = [
         _give(daemon, values, explicit=bool(arguments.config))
-        for daemon in ([daemon_of(path, arguments.kind) for path in arguments.config] or list(_all_daemons()))
+        for daemon in ([daemon_of(path, arguments.kind) for path in arguments.config] or list(all_daemons()))
     ]
     return show(_answer(arguments.action, outcomes), arguments)
 
 
-def _all_daemons() -> Iterator[DaemonFiles]:
+def all_daemons() -> Iterator[DaemonFiles]:
     """Yield the daemons that have a journal in one of the usual directories."""
     for directory in state_directories():
         for path in sorted(Path(directory).glob(f"*{JOURNAL_SUFFIX}")):

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from trollmoves.config import options, secrets
 from trollmoves.config.diagnostics import Diagnostics, combined_error
 from trollmoves.config.document import DEFAULT, read_ini, read_text
-from trollmoves.config.options import PREFIX, ChainOptions, Option, OptionTable, ProcessOptions
+from trollmoves.config.options import PREFIX, ChainOptions, MoveItOptions, Option, OptionTable, ProcessOptions
 from trollmoves.config.sections import SectionParser, read_options
 from trollmoves.errors import ConfigError
 from trollmoves.net import urls
@@ -182,6 +182,8 @@ def _without_port_conflicts(diagnostics: Diagnostics, process: ProcessOptions, u
 
 
 def _ports(chain: ChainOptions) -> Iterator[tuple[str, int]]:
+    if isinstance(chain, MoveItOptions):  # it does not listen on its request port
+        return
     for option in ("request_port", "publish_port"):
         if port := getattr(chain, option, None):
             yield option, port

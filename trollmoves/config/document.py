@@ -224,7 +224,7 @@ class _Loader(yaml.SafeLoader):
 def _from_yaml(file: str, content: str, diagnostics: Diagnostics, general: Collection[str]) -> Document:
     default: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
-    for key, value in _load_yaml(file, content, diagnostics).items():
+    for key, value in load_yaml(file, content, diagnostics).items():
         name = str(key)
         if name in general and not isinstance(value, dict):
             default[name] = value
@@ -239,7 +239,8 @@ def _from_yaml(file: str, content: str, diagnostics: Diagnostics, general: Colle
     return Document(default, {name: {**default, **options} for name, options in sections.items()})
 
 
-def _load_yaml(file: str, content: str, diagnostics: Diagnostics) -> Mapping[Any, Any]:
+def load_yaml(file: str, content: str, diagnostics: Diagnostics) -> Mapping[Any, Any]:
+    """Return the dictionary in a YAML text; raise ConfigError if there is none."""
     try:
         loader = _Loader(content)
         try:
@@ -253,7 +254,7 @@ def _load_yaml(file: str, content: str, diagnostics: Diagnostics) -> Mapping[Any
     if found is None:
         raise ConfigError("is empty, so there is nothing to run", file=file)
     if not isinstance(found, dict):
-        raise ConfigError("must contain targets: each is a name with options below it", file=file)
+        raise ConfigError("must contain names, each with a value or with options below it", file=file)
     return found
 
 

@@ -16,7 +16,9 @@ from trollmoves.config.options import (
     ChainOptions,
     ClientOptions,
     MirrorOptions,
+    MoveItOptions,
     ProcessOptions,
+    S3DownloaderOptions,
     ServerOptions,
     TargetOptions,
 )
@@ -64,9 +66,23 @@ def _warnings(chain: ChainOptions, publish_port: int | None) -> Iterator[tuple[s
         yield from _server_warnings(chain, publish_port)
     if isinstance(chain, ClientOptions):
         yield from _client_warnings(chain)
-    if isinstance(chain, TargetOptions):
-        for config in chain.dispatch_configs:
-            yield from _library_warnings("host", base_url(config.host).scheme)
+    if isinstance(chain, S3DownloaderOptions):
+        yield from _s3downloader_warnings(chain)
+    if isinstance(chain, MoveItOptions):
+        schemes = [("destinations", urls.parse(destination).scheme) for destination in chain.destinations]
+    elif isinstance(chain, TargetOptions):
+        schemes = [("host", base_url(config.host).scheme) for config in chain.dispatch_configs]
+    else:
+        schemes = []
+    for option, scheme in schemes:
+        yield from _library_warnings(option, scheme)
+
+
+def _s3downloader_warnings(chain: S3DownloaderOptions) -> Iterator[tuple[str, str]]:
+    yield from _library_warnings("bucket", "s3")
+    if not os.path.isdir(chain.download_destination):
+        text = f"the directory {chain.download_destination} does not exist: create it, or correct the path"
+        yield "download_destination", text
 
 
 def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator[tuple[str, str]]:
@@ -74,6 +90,8 @@ def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator
         directory = static_directory(os.path.join(os.path.dirname(chain.origin), ""))
         if not os.path.isdir(directory):
             yield "origin", f"the directory {directory} does not exist: create it, or correct the path"
+    if isinstance(chain, MoveItOptions):
+        return
     if chain.request_port and chain.request_port == publish_port:
         yield "request_port", f"{publish_port} is also the port for announcements (-p): use two different ports"
     if chain.request_port and not chain.request_address and _is_loopback(chain.bind_address):
@@ -81,9 +99,6 @@ def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator
 
 
 def _client_warnings(chain: ClientOptions) -> Iterator[tuple[str, str]]:
-    topics = [chain.topic, getattr(chain, "client_topic", ""), *(provider.topic for provider in chain.providers)]
-    if not any(topics) and chain.heartbeat:
-        yield "topic", "is empty, and no provider has one: only heartbeats will be received"
     if not chain.destination:
         return
     for name in dict.fromkeys(_FIELD_NAME.findall(chain.destination)):

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 Nameservers = tuple[str, ...] | Literal[False] | None
 PREFIX = "connection_parameters__"
+EVERYTHING = "/"  # the prefix of all subjects
 
 
 class Option(NamedTuple):
@@ -37,10 +38,15 @@ class Option(NamedTuple):
     help: str
     required: bool = False
     secret: bool = False
+    if_empty: str = ""  # text for which an option without a value stands; an empty one counts as absent
 
 
 def _option(parse: Callable[[str], T], default: str, help_text: str, *, secret: bool = False) -> T:
     return cast(T, _field(Option(parse, default, help_text, secret=secret)))
+
+
+def _subscription(help_text: str) -> str:
+    return cast(str, _field(Option(parsers.subject, "", help_text, if_empty=EVERYTHING)))
 
 
 def _required(parse: Callable[[str], T], help_text: str) -> T:
@@ -141,6 +147,23 @@ class ChainOptions(SharedOptions):
         parsers.positive_seconds,
         "120",
         "maximum seconds between two attempts while a host or directory fails; a reload retries immediately",
+    )
+    expect_every: float = _option(
+        parsers.seconds,
+        "0",
+        "alarm if no file comes for this number of seconds; 0 is never; see [alarms](operating.md#alarms)",
+    )
+    max_age: float = _option(
+        parsers.seconds, "0", "alarm if a file waits for more than this number of seconds; 0 is never"
+    )
+    max_failed: int | None = _optional(
+        parsers.integer(0, 1_000_000_000), "alarm if more files than this have failed; without it never"
+    )
+    on_alarm: tuple[str, ...] = _option(
+        parsers.command,
+        "",
+        "command to run when an alarm starts or ends, without a shell, for 30 seconds at most; the facts are in its "
+        "environment",
     )
 
     def __repr__(self) -> str:
@@ -248,7 +271,9 @@ class ClientOptions(ChainOptions):
         "URL of the directory to deliver files to; it may contain metadata fields; schemes: none or `file`, `ftp`, "
         "`ftps`, `scp`, `sftp`, `s3`",
     )
-    topic: str = _option(parsers.subject, "", "prefix of the subjects to accept, for providers without `/topic`")
+    topic: str = _subscription(
+        "prefix of the subjects to accept, for providers without `/topic`; with an empty value all subjects"
+    )
     login: str | None = _optional(
         secrets.resolve_login, "`user[:password]` for the destination; only sent in requests", secret=True
     )
@@ -296,8 +321,8 @@ class MirrorOptions(ClientOptions, ServerOptions):
 
     role = "mirror"
     topic: str = _required(parsers.subject, "subject of the announcements")
-    client_topic: str = _option(
-        parsers.subject, "", "prefix of the subjects to accept from the providers; without it `topic`"
+    client_topic: str = _subscription(
+        "prefix of the subjects to accept from the providers; without it `topic`, with an empty value all subjects"
     )
     request_port: int | None = cast(
         "int | None", _field(Option(parsers.port, None, "port for requests", required=True))
@@ -306,6 +331,45 @@ class MirrorOptions(ClientOptions, ServerOptions):
         parsers.text, "", "URL of the directory to fetch files to; without it a directory in the working directory"
     )
     delay: float = _option(parsers.seconds, "0", "seconds between receiving and republishing an announcement")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MoveItOptions(ServerOptions):
+    """One section of ``move_it.py``: the files of a directory, and their destinations."""
+
+    role = "move_it"
+    topic: str = _option(
+        parsers.subject, "", "with `-p`: subject of the messages about delivered files; it may contain metadata fields"
+    )
+    origin: str | None = cast(
+        "str | None",
+        _field(
+            Option(
+                parsers.text,
+                None,
+                "files to deliver: directory and file name; both may contain fields in trollsift's syntax",
+                required=True,
+            )
+        ),
+    )
+    destinations: tuple[str, ...] = _required(
+        parsers.destinations,
+        "URLs or paths, separated by blanks, that each file is copied to; with a trailing `/`, or if it is an existing "
+        "directory, the file keeps its name; they may contain metadata fields; schemes: none or `file`, `ftp`, `ftps`, "
+        "`scp`, `sftp`, `s3`",
+    )
+    delete: bool = _option(
+        parsers.boolean,
+        "false",
+        "remove a file when all destinations have received it; with `compression` the packed file is removed after "
+        "unpacking",
+    )
+    request_port: int | None = _optional(
+        parsers.port, "adds `request_address`, with this port, to the messages; nothing listens on it"
+    )
+    request_address: str | None = _optional(
+        parsers.host, "host in that `request_address`; without it the address of this host"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +385,58 @@ class DispatcherOptions(ProcessOptions):
     subscribe_services: tuple[str, ...] = _option(
         parsers.word_list, "", "services of the name server to subscribe to; without it all"
     )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FetcherOptions(ChainOptions):
+    """What ``pytroll-fetcher`` fetches; ``group__name`` is the key ``name`` below ``group`` in its file."""
+
+    role = "fetcher"
+    destination: str = _required(
+        parsers.text, "directory on this host to fetch files to, created if missing; it may contain metadata fields"
+    )
+    subscriber_config__topics: tuple[str, ...] = _option(
+        parsers.word_list, "", "subjects to subscribe to; without it all"
+    )
+    subscriber_config__addresses: tuple[str, ...] = _option(
+        parsers.word_list, "", "publishers to connect to, as `tcp://host:port`"
+    )
+    subscriber_config__services: tuple[str, ...] = _option(
+        parsers.word_list, "", "services of the name server to subscribe to; without it all"
+    )
+    subscriber_config__nameserver: str | Literal[False] = _option(
+        parsers.nameserver, "localhost", "host of the name server to ask for publishers; `false` disables it"
+    )
+    publisher_config__name: str = _option(parsers.text, "fetcher", "name of the service that is published")
+    publisher_config__port: int = _option(parsers.integer(0, 65535), "0", "port to publish on; 0 is any free port")
+    publisher_config__nameservers: Nameservers = _optional(  # noqa: RUF009  (returns a field)
+        parsers.nameservers, "hosts of the name servers for that port; `false` disables them, without it multicast"
+    )
+    publisher_config__min_port: int | None = _optional(parsers.port, "first port that may be chosen for port 0")
+    publisher_config__max_port: int | None = _optional(parsers.port, "port after the last that may be chosen")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class S3DownloaderOptions(ChainOptions):
+    """What ``s3downloader.py`` fetches; ``logging__name`` is the key ``name`` below ``logging`` in its file."""
+
+    role = "s3downloader"
+    subscribe_topic: tuple[str, ...] = cast(
+        "tuple[str, ...]", _field(Option(parsers.word_list, "", "subjects to subscribe to", required=True))
+    )
+    publish_topic: str = _required(parsers.subject, "subject of the messages about fetched files")
+    bucket: str = _required(parsers.text, "bucket of the objects, whatever the `uri` of a message says")
+    download_destination: str = _option(parsers.text, ".", "existing directory on this host to fetch objects to")
+    services: tuple[str, ...] = _option(
+        parsers.word_list, "", "services of the name server to subscribe to; without it all"
+    )
+    subscriber_addresses: tuple[str, ...] = _option(
+        parsers.word_list, "", "publishers to connect to, as `tcp://host:port`"
+    )
+    logging__log_rotation_days: int = _option(parsers.integer(1, 1000), "1", "days after which the log file is rotated")
+    logging__log_rotation_backup: int = _option(parsers.integer(0, 100000), "30", "old log files that are kept")
+    logging__logging_mode: str = _option(parsers.text, "info", "`DEBUG` logs more")
+    connection_parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -378,6 +494,17 @@ class TargetOptions(ChainOptions):
         "2",
         "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
         "cannot say whether it is open for writing",
+    )
+    collections: bool = _option(
+        parsers.boolean,
+        "false",
+        "process messages of the type `collection` too: their files are delivered and published one by one",
+    )
+    repeat_after: float = _option(
+        parsers.seconds,
+        "300",
+        "seconds after a delivery during which a repeated message with the same metadata about the unchanged file is "
+        "ignored; later the file is delivered and published again",
     )
     connection_parameters: dict[str, Any] = field(default_factory=dict)
     dispatch_configs: tuple[DispatchConfig, ...] = ()
@@ -446,7 +573,13 @@ _BY_KIND: Mapping[type, Callable[[str], object]] = MappingProxyType(
 LEGACY_SPELLINGS = ("connection_uptime", "ssh_key_filename", "ssh_connection_timeout", "ssh_private_key_file")
 
 # Options of old files, without effect: the publishing port of a server is an argument of its command.
-LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_skip_levels")
+LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_skip_levels", "delete_hook")
+
+# Without effect in move_it.py: it pushes files without requests.
+NOT_OF_MOVE_IT = (
+    *("listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "translate"),
+    *("station", "allowed_destinations", "unpack", "remove_delay"),
+)
 
 # Without effect in a mirror: it subscribes to its providers only and publishes on one port for all chains.
 NOT_OF_A_MIRROR = (
@@ -562,6 +695,13 @@ _CHAPTERS: tuple[tuple[str, str, type[OptionTable], tuple[type[OptionTable], ...
         (ClientOptions, ServerOptions),
     ),
     (
+        "move_it",
+        "A section of `move_it.py` has the options of a server, see [move_it](move_it.md). Without effect are "
+        f"{_listed(NOT_OF_MOVE_IT)}. Additional or different options:",
+        MoveItOptions,
+        (ServerOptions,),
+    ),
+    (
         "Dispatcher",
         "In `posttroll_subscriber` of a file for `dispatcher.py`, for all targets; see [dispatcher](dispatcher.md).",
         DispatcherOptions,
@@ -572,6 +712,21 @@ _CHAPTERS: tuple[tuple[str, str, type[OptionTable], tuple[type[OptionTable], ...
         "A target of `dispatcher.py`, in YAML or INI. `topics`, `conditions`, `aliases` and `dispatch_configs` are in "
         "[dispatcher](dispatcher.md).",
         TargetOptions,
+        (SharedOptions,),
+    ),
+    (
+        "Fetcher",
+        "The file of `pytroll-fetcher`, in YAML; `group__name` is the key `name` below `group`. The options of the "
+        "process and of a section are allowed too; see [fetching](fetching.md).",
+        FetcherOptions,
+        (SharedOptions,),
+    ),
+    (
+        "S3 downloader",
+        "The file of `s3downloader.py`, in YAML, where `subscribe-topic` and `publish-topic` have a hyphen and "
+        "`logging__name` is the key `name` below `logging`. `s3_kwargs` contains connection parameters. The options of "
+        "the process and of a section are allowed too; see [fetching](fetching.md).",
+        S3DownloaderOptions,
         (SharedOptions,),
     ),
     (

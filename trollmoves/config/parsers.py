@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import configparser
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from trollmoves.errors import BadDestination
 from trollmoves.matching.received_time import text_of
 from trollmoves.net import urls
 
@@ -68,6 +70,14 @@ def positive_seconds(value: str) -> float:
     return found
 
 
+def command(value: str) -> tuple[str, ...]:
+    """Parse a command into its words, with quotes as in a shell; the shell has no other part in it."""
+    try:
+        return tuple(shlex.split(value))
+    except ValueError as error:
+        raise ValueError(f"must be a command with complete quotes ({error}): {quoted(value)}") from None
+
+
 def days(value: str) -> float:
     """Parse a time in days."""
     return _check_max(number(value), MAX_SECONDS // 86400, value)
@@ -113,6 +123,17 @@ def choice_or_none(*allowed: str) -> Callable[[str], str | None]:
 def word_list(value: str) -> tuple[str, ...]:
     """Split a list at blanks, line ends and commas."""
     return tuple(value.replace(",", " ").split())
+
+
+def destinations(value: str) -> tuple[str, ...]:
+    """Split a list of destination URLs and paths at blanks and line ends, without duplicates."""
+    found = tuple(dict.fromkeys(value.split()))
+    for word in found:
+        try:
+            urls.parse(word)
+        except BadDestination:
+            raise ValueError(f"invalid URL: {urls.redacted(word)}") from None
+    return found
 
 
 def comma_list(value: str) -> tuple[str, ...]:

@@ -9,8 +9,18 @@ from typing import Any
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.environment import static_directory
-from trollmoves.config.options import ChainOptions, ClientOptions, DispatcherOptions, ServerOptions, TargetOptions
-from trollmoves.config.targets import base_url
+from trollmoves.config.options import (
+    ChainOptions,
+    ClientOptions,
+    DispatchConfig,
+    DispatcherOptions,
+    FetcherOptions,
+    MoveItOptions,
+    S3DownloaderOptions,
+    ServerOptions,
+    TargetOptions,
+)
+from trollmoves.config.targets import base_url, config_of
 from trollmoves.errors import TrollmovesError
 from trollmoves.messaging.check import check_publisher
 from trollmoves.movers.check import check_destination
@@ -48,18 +58,39 @@ def probes(configuration: Configuration[Any]) -> Iterator[Probe]:
 
 def _chain_probes(chain: ChainOptions) -> Iterator[Probe]:
     if isinstance(chain, ClientOptions):
-        for provider in chain.providers:
-            yield _provider(provider.address)
+        yield from (_provider(provider.address) for provider in chain.providers)
         if chain.destination:
             yield _destination(chain.destination, chain.login or "", {})
+    elif isinstance(chain, MoveItOptions):
+        yield from (_delivery(config_of(url), chain.connection_parameters) for url in chain.destinations)
     elif isinstance(chain, ServerOptions):
-        for address in chain.addresses:
-            yield _provider(address if "://" in address else f"tcp://{address}")
+        yield from (_provider(address if "://" in address else f"tcp://{address}") for address in chain.addresses)
     elif isinstance(chain, TargetOptions):
-        for config in chain.dispatch_configs:
-            base = base_url(config.host)
-            directory = urls.join(base, config.directory) if base.path else base._replace(path=config.directory)
-            yield _destination(directory.geturl(), "", chain.connection_parameters)
+        yield from (_delivery(config, chain.connection_parameters) for config in chain.dispatch_configs)
+    elif isinstance(chain, FetcherOptions | S3DownloaderOptions):
+        yield from _fetch_probes(chain)
+
+
+def _delivery(config: DispatchConfig, attrs: Mapping[str, Any]) -> Probe:
+    base = base_url(config.host)
+    directory = urls.join(base, config.directory) if base.path else base._replace(path=config.directory)
+    return _destination(directory.geturl(), "", attrs)
+
+
+def _fetch_probes(chain: FetcherOptions | S3DownloaderOptions) -> Iterator[Probe]:
+    if isinstance(chain, FetcherOptions):
+        addresses, directory = chain.subscriber_config__addresses, chain.destination
+    else:
+        addresses, directory = chain.subscriber_addresses, chain.download_destination
+        yield Probe(f"bucket {chain.bucket}", partial(_check_bucket, chain))
+    yield from map(_provider, addresses)
+    yield _destination(directory, "", {})
+
+
+def _check_bucket(chain: S3DownloaderOptions) -> str:
+    from trollmoves.movers.s3_download import S3Reader
+
+    return S3Reader().check_bucket(chain.bucket, chain.connection_parameters)
 
 
 def _provider(address: str) -> Probe:

@@ -20,6 +20,7 @@ from trollmoves.config.options import (
     ChainOptions,
     ClientOptions,
     MirrorOptions,
+    MoveItOptions,
     Option,
     ProcessOptions,
     ServerOptions,
@@ -73,7 +74,7 @@ class SectionParser(Generic[O]):
         self._process = options.options_of(ProcessOptions)
         self._texts: dict[str, str] = {}
         for option, value in values.items():
-            if option not in self.nested and (text := self.plain_text(option, value)):
+            if option not in self.nested and (text := self.plain_text(option, value) or self._text_if_empty(option)):
                 self._texts[option] = text
 
     def read(self) -> O | None:
@@ -99,6 +100,9 @@ class SectionParser(Generic[O]):
             self.problem(option, "is one value, with no names below it")
             return ""
         return as_text(value)
+
+    def _text_if_empty(self, option: str) -> str:
+        return self._table[option].if_empty if option in self._table else ""
 
     def problem(self, option: str, text: object) -> None:
         """Add a problem that makes the section invalid, at most one per option; [DEFAULT] reports process options."""
@@ -161,6 +165,16 @@ class SectionParser(Generic[O]):
                 self.add_parameter(found, option, option.removeprefix(PREFIX).split("__"), text)
         return found
 
+    def typed_parameters(self, option: str, given: object) -> dict[str, Any]:
+        """Return the connection parameters below an option of a YAML file, which may be typed and nested."""
+        found: dict[str, Any] = {}
+        if not isinstance(given, dict):
+            self.problem(option, "must have names below it")
+            return found
+        for path, value in _leaves([], given):
+            self.add_parameter(found, " ".join([option, *path]), path, value, typed=True)
+        return found
+
     def add_parameter(
         self, found: dict[str, Any], option: str, path: list[str], value: object, *, typed: bool = False
     ) -> None:
@@ -216,6 +230,15 @@ class SectionParser(Generic[O]):
         return f"is unknown, and has no effect{did_you_mean(name, [*self._table, *self._process, f'{PREFIX}...'])}"
 
 
+def _leaves(path: list[str], group: Mapping[Any, Any]) -> Iterator[tuple[list[str], object]]:
+    """Yield path and value of each item of nested groups; an empty group is a value, a None at the top is absent."""
+    for key, value in group.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves([*path, str(key)], value)
+        elif path or value is not None:
+            yield [*path, str(key)], value
+
+
 def _unknown_parameter(name: str) -> Option:
     """Return the option of a parameter that is not in the table: only its name may mark it as a secret."""
     secret = secrets.is_secret(name)
@@ -236,6 +259,21 @@ def _check_server(section: SectionParser[Any], chain: ServerOptions) -> None:
         section.problem("origin", "is missing: set origin or listen to select the files to announce")
 
 
+def _check_move_it(section: SectionParser[Any], chain: MoveItOptions) -> None:
+    for name in options.NOT_OF_MOVE_IT:
+        if section.is_set(name):
+            section.warn(name, "has no effect in a section of move_it")
+    if not chain.topic and "topic" not in section.wrong:
+        section.warn("topic", "is missing: files are delivered, but no messages about them are published")
+    for destination in chain.destinations:
+        with section.problems_of("destinations"):
+            _check_pattern(destination)
+        try:
+            check_scheme(urls.parse(destination).scheme)
+        except ValueError as error:
+            section.warn("destinations", f"{error}; files for it are held")
+
+
 def _check_client(section: SectionParser[Any], chain: ClientOptions) -> None:
     if isinstance(chain, MirrorOptions) and chain.compression == "tar":
         section.warn("compression", "has no effect: a mirror forwards archives unchanged; let clients unpack them")
@@ -243,17 +281,18 @@ def _check_client(section: SectionParser[Any], chain: ClientOptions) -> None:
         with section.problems_of("destination"):
             _check_destination(chain.destination)
     topics = [chain.topic, getattr(chain, "client_topic", ""), *(provider.topic for provider in chain.providers)]
-    if not any(topics) and not chain.heartbeat and not section.wrong & {"providers", "topic"}:
-        section.warn("topic", "is missing, and no provider has one: no announcements will be received")
+    if not any(topics) and not section.wrong & {"providers", "topic"}:
+        section.warn(
+            "topic",
+            "is missing, and no provider has one: no announcements will be received; an empty value, 'topic =', "
+            "subscribes to all subjects",
+        )
 
 
 def _check_destination(text: str) -> None:
     """Raise ValueError if the destination is invalid for all metadata."""
     shown = urls.redacted(text)
-    try:
-        patterns.Pattern(text, compose_only=True)
-    except ValueError as error:
-        raise ValueError(f"{shown} cannot be composed: {str(error).rpartition(': ')[2]}") from None
+    _check_pattern(text)
     try:
         url = urls.parse(_FIELD.sub("1", text))  # a digit is valid as host and as port
     except BadDestination:
@@ -261,6 +300,14 @@ def _check_destination(text: str) -> None:
     check_scheme(url.scheme)
     if url.scheme == "file" and not url.path.startswith("/") and not text.startswith("{"):
         raise ValueError(f"must be an absolute path: {shown}")
+
+
+def _check_pattern(text: str) -> None:
+    """Raise ValueError if a destination cannot be composed."""
+    try:
+        patterns.Pattern(text, compose_only=True)
+    except ValueError as error:
+        raise ValueError(f"{urls.redacted(text)} cannot be composed: {str(error).rpartition(': ')[2]}") from None
 
 
 def check_scheme(scheme: str) -> None:
@@ -274,4 +321,5 @@ _FIELD = re.compile(r"\{[^{}]*\}")
 _CHECKS: tuple[tuple[type[ChainOptions], Callable[[SectionParser[Any], Any], None]], ...] = (
     (ServerOptions, _check_server),
     (ClientOptions, _check_client),
+    (MoveItOptions, _check_move_it),
 )

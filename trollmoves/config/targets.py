@@ -23,7 +23,7 @@ SSH = "sftp"  # the mover of `ssh://`
 
 _DESTINATION_OPTIONS = ("host", "directory", "filepattern")
 _CONFIG_OPTIONS = ("topics", "conditions", "aliases", *_DESTINATION_OPTIONS)
-_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin", "quiet_time")
+_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin", "quiet_time", "collections", "repeat_after")
 
 
 class TargetParser(SectionParser[TargetOptions]):
@@ -55,13 +55,7 @@ class TargetParser(SectionParser[TargetOptions]):
     def connection_parameters(self) -> dict[str, Any]:
         """Return the connection parameters, of which a YAML file may contain typed and nested ones."""
         given = self._values.get("connection_parameters", {})
-        found: dict[str, Any] = {}
-        if not isinstance(given, dict):
-            self.problem("connection_parameters", "must have names below it")
-            given = {}
-        for path, value in _leaves([], given):
-            self.add_parameter(found, " ".join(["connection_parameters", *path]), path, value, typed=True)
-        return {**super().connection_parameters(), **found}
+        return {**super().connection_parameters(), **self.typed_parameters("connection_parameters", given)}
 
     def _with_login(self, login: str | None, config: DispatchConfig) -> DispatchConfig:
         """Add the login of the target to the URL of a host without a user."""
@@ -213,18 +207,20 @@ def base_url(host: str) -> ParseResult:
     return url._replace(scheme=SSH) if url.scheme == "ssh" else url
 
 
+def config_of(destination: str) -> DispatchConfig:
+    """Return the dispatch config that delivers all files to a URL or path; BadDestination if it is invalid."""
+    secrets.remember_passwords(destination)
+    url = urls.parse(destination)
+    host = url._replace(path="").geturl() if "://" in destination else ""
+    directory, filepattern = os.path.split(url.path)
+    if not filepattern:
+        return DispatchConfig(host=host, directory=url.path or "/")
+    return DispatchConfig(host=host, directory=directory, filepattern=filepattern)
+
+
 def pattern_of(config: DispatchConfig) -> str:
     """Return the pattern of the paths of a dispatch config; without a file pattern, of its directories."""
     return os.path.join(config.directory, config.filepattern) if config.filepattern else config.directory
-
-
-def _leaves(path: list[str], group: Mapping[Any, Any]) -> Iterator[tuple[list[str], object]]:
-    """Yield path and value of each item of nested groups; an empty group is a value, a None at the top is absent."""
-    for key, value in group.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves([*path, str(key)], value)
-        elif path or value is not None:
-            yield [*path, str(key)], value
 
 
 def _tables(given: object) -> Iterator[tuple[object, object, object]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,8 +15,17 @@ from functools import partial
 from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, TargetOptions
-from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.dispatcher.deliveries import KIND, REPUBLISH, Deliveries, compact_body, enqueue, task_again, task_to
+from trollmoves.daemon import Chain, Daemon, Runtime, nameservers_of
+from trollmoves.dispatcher.deliveries import (
+    KIND,
+    REPUBLISH,
+    Deliveries,
+    compact_body,
+    enqueue,
+    is_older,
+    task_again,
+    task_to,
+)
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
 from trollmoves.journal import drop_body
@@ -27,6 +38,10 @@ from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
 logger = logging.getLogger(__name__)
+
+_PORT = ("-p", "--publish-port")
+_NAMESERVER = ("-n", "--publish-nameserver")
+_WITH_VALUE = ("-c", "--log-config", "-l", "--log", "--explain")
 
 
 class TargetChain:
@@ -74,16 +89,14 @@ class TargetChain:
         messages = [
             Message("/", "file", {**file.fields, "uri": file.path, "uid": os.path.basename(file.path)})
             for file in found
-            if file.fresh or not self._is_old(file.path)
+            if file.fresh or not is_older(file.path, self._oldest)
         ]
-        tasks = [task for message in messages for task in self.deliveries.tasks(ReceivedMessage(message), None)]
+        tasks = [
+            (self.deliveries, task)
+            for message in messages
+            for task in self.deliveries.tasks(ReceivedMessage(message), None)
+        ]
         enqueue(tasks, self._runtime.journal, self._runtime.scheduler)
-
-    def _is_old(self, path: str) -> bool:
-        try:
-            return os.stat(path).st_ctime < self._oldest
-        except OSError:
-            return True
 
 
 class Dispatcher(Daemon[TargetOptions]):
@@ -124,7 +137,7 @@ class Dispatcher(Daemon[TargetOptions]):
             self._publisher = Publisher(
                 "dispatcher",
                 self.arguments.publish_port,
-                nameservers=_nameservers(self.arguments.publish_nameserver),
+                nameservers=nameservers_of(self.arguments.publish_nameserver),
                 bind_address=runtime.options.bind_address,
                 clients=runtime.options.allowed_clients,
             )
@@ -166,7 +179,7 @@ class Dispatcher(Daemon[TargetOptions]):
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [
-                task
+                (chain.deliveries, task)
                 for received in map(ReceivedMessage, messages)
                 for chain in chains
                 for task in chain.deliveries.tasks(received, received.message.subject)
@@ -176,13 +189,6 @@ class Dispatcher(Daemon[TargetOptions]):
         )
 
 
-def _nameservers(arguments: Sequence[str] | None) -> Sequence[str] | bool | None:
-    if arguments is None:
-        return None
-    hosts = [host for host in arguments if host.lower() not in ("false", "none", "no", "off", "0", "")]
-    return hosts or False
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Dispatcher.make_parser(
@@ -190,8 +196,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "-p",
-        "--publish-port",
+        *_PORT,
         type=int,
         nargs="?",
         const=0,
@@ -199,8 +204,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="publish a message about each delivered file on this port (no number: any free port)",
     )
     add(
-        "-n",
-        "--publish-nameserver",
+        *_NAMESERVER,
         nargs="*",
         metavar="HOST",
         help="register the port with these nameservers; without HOST, or with false: with none; without it: multicast",
@@ -215,4 +219,25 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dispatcher.py`` and return its exit status."""
-    return Dispatcher(make_parser().parse_args(argv)).run()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return Dispatcher(make_parser().parse_args(_with_file_first(arguments))).run()
+
+
+def _with_file_first(arguments: list[str]) -> list[str]:
+    """Return the arguments with the configuration file in front, if ``-p`` or ``-n`` before it would take it."""
+    words = iter(enumerate(arguments))
+    last_of_list: int | None = None
+    for at, word in words:
+        following = arguments[at + 1] if at + 1 < len(arguments) else "-"
+        if word in _WITH_VALUE or (word in _PORT and following.isdigit()):
+            next(words, None)
+        elif word in _NAMESERVER:
+            hosts = list(itertools.takewhile(lambda other: not other.startswith("-"), arguments[at + 1 :]))
+            last_of_list = at + len(hosts) if hosts else None
+            for _ in hosts:
+                next(words)
+        elif not word.startswith("-"):
+            return [word, *arguments[:at], *arguments[at + 1 :]]
+    if last_of_list is None:
+        return arguments
+    return [arguments[last_of_list], *arguments[:last_of_list], *arguments[last_of_list + 1 :]]

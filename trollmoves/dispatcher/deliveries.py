@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from urllib.parse import ParseResult
@@ -16,8 +16,8 @@ from urllib.parse import ParseResult
 from trollmoves.config.options import TargetOptions
 from trollmoves.dispatcher.files import LocalFile, ReceivedMessage
 from trollmoves.dispatcher.routes import format_destination, logins, routes
-from trollmoves.errors import BadDestination, MessageError, TransferError, TrollmovesError
-from trollmoves.journal import BACKLOG, FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
+from trollmoves.errors import BadDestination, MessageError, OriginUnreadable, TransferError, TrollmovesError
+from trollmoves.journal import BACKLOG, DONE, FAILED, UNFLUSHED_SECONDS, WAITING, Delivery, Journal, Task
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
@@ -27,6 +27,7 @@ from trollmoves.net import urls
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import failpoints
+from trollmoves.utils.file_versions import FileVersion, version_of
 from trollmoves.utils.logs import LogThrottle, format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 from trollmoves.watch.completeness import check_complete
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "deliver"
 REPUBLISH = "republish"
+REMOVE = "remove"  # task kind: remove a file that all destinations have received
 _KEY = re.compile(r"[^\n]*\n(.*) (\d+) (\d+) ([a-z0-9+.-]+)://([^/]*)(/.*)", re.DOTALL)  # of a delivery
 ROUTE = "route"  # task kind: a message whose destination cannot be composed until the configuration is repaired
 
@@ -44,7 +46,7 @@ class DeliveryOrder:
     """A delivery as stored in the journal, without a password.
 
     ``receipt`` is the message to publish, or empty. ``size`` (bytes) and ``mtime_ns`` are those of the file when its
-    message arrived.
+    message arrived. ``removes`` is True if the file is removed when all destinations have received it.
     """
 
     path: str
@@ -54,6 +56,7 @@ class DeliveryOrder:
     receipt: str
     size: int
     mtime_ns: int
+    removes: bool = False
 
     @property
     def url(self) -> ParseResult:
@@ -94,16 +97,29 @@ class DeliveryOrder:
 
 
 class Deliveries:
-    """The deliveries to one target. The subscriber or watch thread calls ``tasks``; worker threads run the tasks."""
+    """The deliveries to one target. The subscriber or watch thread calls ``tasks``; worker threads run the tasks.
+
+    ``check_opened`` is called with the path and the descriptor of each opened file; it raises if the file must not be
+    delivered. ``remove`` removes one version of a file, after all deliveries of an order that asks for it.
+    """
 
     def __init__(
-        self, options: TargetOptions, journal: Journal, scheduler: Scheduler, publisher: Publisher | None
+        self,
+        options: TargetOptions,
+        journal: Journal,
+        scheduler: Scheduler,
+        publisher: Publisher | None,
+        *,
+        check_opened: Callable[[str, int], None] | None = None,
+        remove: Callable[[str, FileVersion], None] | None = None,
     ) -> None:
         self.name = options.name
         self._options = options
         self._journal = journal
         self._scheduler = scheduler
         self._publisher = publisher
+        self._check_path = check_opened
+        self._remove_version = remove
         self._routes = routes(options)
         self._logins = logins(options)
         self._topic = Pattern(options.publish_topic, compose_only=True) if options.publish_topic else None
@@ -120,6 +136,7 @@ class Deliveries:
             self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, delay=delay
         )
         self._scheduler.register(self.name, ROUTE, limit=1, handler=self._route)
+        self._scheduler.register(self.name, REMOVE, limit=1, handler=self._remove)
         if self._publisher:
             self._scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=delay)
             self._scheduler.submit([task for task, new in self._journal.add_tasks(self._unpublished()) if new])
@@ -138,15 +155,16 @@ class Deliveries:
 
     # -- creating tasks
 
-    def tasks(self, received: ReceivedMessage, subject: str | None) -> list[Task]:
+    def tasks(self, received: ReceivedMessage, subject: str | None, *, removes: bool = False) -> list[Task]:
         """Return the tasks for a message; log the files that cannot be delivered. Never raises.
 
-        If ``subject`` is None, topics are not compared. If a destination cannot be composed, one of the tasks keeps the
+        If ``subject`` is None, topics are not compared. With ``removes``, each file is removed when all destinations
+        have received it. If a destination cannot be composed, one of the tasks keeps the
         message until the configuration is repaired.
         """
         try:
-            tasks, error = self._deliveries(received, subject)
-            return [*tasks, self._kept_message(received.message, subject)] if error else tasks
+            tasks, error = self._deliveries(received, subject, removes)
+            return [*tasks, self._kept_message(received.message, subject, removes)] if error else tasks
         except Exception as error:  # a malformed message must not stop the dispatcher
             subject = received.message.subject
             if (suffix := self._throttle.admit(subject)) is not None:
@@ -157,30 +175,33 @@ class Deliveries:
                 )
         return []
 
-    def _deliveries(self, received: ReceivedMessage, subject: str | None) -> tuple[list[Task], TrollmovesError | None]:
+    def _deliveries(
+        self, received: ReceivedMessage, subject: str | None, removes: bool
+    ) -> tuple[list[Task], TrollmovesError | None]:
         """Return the delivery tasks for a message, and the error of a route without a destination."""
+        if received.message.type == "collection" and not self._options.collections:
+            return [], None
         matching = [route for route in self._routes if not route.mismatch_reason(subject, received.metadata)]
         tasks: list[Task] = []
         failure: TrollmovesError | None = None
         for file in self._local_files(received) if matching else ():
             for route in matching:
                 try:
-                    tasks.append(self._task(route.number, file))
+                    tasks.append(self._task(route.number, file, removes))
                 except TrollmovesError as error:
                     failure = error
         return tasks, failure
 
-    def _kept_message(self, message: Message, subject: str | None) -> Task:
+    def _kept_message(self, message: Message, subject: str | None, removes: bool) -> Task:
         text = message.raw or message.encode()
         digest = hashlib.sha256(json.dumps([subject, message.data], default=str).encode()).hexdigest()
-        return Task(
-            self.name, ROUTE, f"{payload.file_names(message.data)}\n{digest}", ROUTE, json.dumps([text, subject])
-        )
+        body = json.dumps([text, subject, removes])
+        return Task(self.name, ROUTE, f"{payload.file_names(message.data)}\n{digest}", ROUTE, body)
 
     def _route(self, task: Task) -> Result:
         """Create the deliveries for a kept message; runs on a worker thread."""
-        text, subject = json.loads(task.body)
-        tasks, error = self._deliveries(ReceivedMessage(Message.decode(text)), subject)
+        text, subject, *removes = json.loads(task.body)
+        tasks, error = self._deliveries(ReceivedMessage(Message.decode(text)), subject, any(removes))
         if error:
             raise error
         return Result(follow_ups=tasks)
@@ -193,12 +214,12 @@ class Deliveries:
                 subject = received.message.subject
                 logger.warning("[%s] skipped a file in the message about %s: %s", self.name, subject, file)
 
-    def _task(self, number: int, file: LocalFile) -> Task:
+    def _task(self, number: int, file: LocalFile, removes: bool) -> Task:
         """Return the delivery of a file by a route; raise ComposeError or BadDestination."""
         url = self._routes[number - 1].destination(file)
         receipt = self._receipt(file, url)
         text = receipt.raw if receipt else ""
-        order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, text, file.size, file.mtime_ns)
+        order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, text, file.size, file.mtime_ns, removes)
         return Task(self.name, KIND, order.key, order.lane, order.text(), context=(order, receipt))
 
     def _receipt(self, file: LocalFile, url: ParseResult) -> Message | None:
@@ -225,7 +246,7 @@ class Deliveries:
                 return Result(retry_in=RECHECK_DELAY)
             if not current or (self._may_be_late(task) and self._has_newer(task, order)):
                 logger.info("[%s] not sending %s: superseded by a newer file", self.name, task.key.partition("\n")[0])
-                return Result()
+                return Result(follow_ups=self._removal(task, order))
             return self._send(task, order, receipt)
 
     @staticmethod
@@ -241,6 +262,8 @@ class Deliveries:
 
     def _check_opened(self, order: DeliveryOrder, fd: int) -> None:
         """Raise OriginChanged if the opened file is not the one of the message and may be incomplete."""
+        if self._check_path:
+            self._check_path(order.path, fd)
         status = os.fstat(fd)
         if (status.st_size, status.st_mtime_ns) != (order.size, order.mtime_ns):
             check_complete(fd, order.path, self._options.quiet_time)
@@ -252,7 +275,7 @@ class Deliveries:
             self._journal.identity, self.name, task.key, tried=task.may_have_run(self._created)
         )
         try:
-            move_it(
+            reached = move_it(
                 order.path,
                 self._with_password(url),
                 self._options.connection_parameters,
@@ -267,23 +290,80 @@ class Deliveries:
             raise
         failpoints.hit("delivered")
         size = _size(order.path)
+        seconds = time.monotonic() - started
         logger.info(
             "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
             self.name,
             os.path.basename(order.path),
             format_destination(url),
             format_bytes(size),
-            time.monotonic() - started,
+            seconds,
             task.tries,
         )
         if self._publisher and order.receipt:
-            self._publish(receipt or Message.decode(order.receipt))
+            receipt = receipt or Message.decode(order.receipt)
+            if reached.path.endswith("/"):  # the destination is an existing directory, in which the file keeps its name
+                receipt.data["uri"] = reached.path + os.path.basename(order.path)
+            self._publish(receipt)
             failpoints.hit("receipt-published")
-        return Result(files=FileStats(1, size, order.mtime_ns))
+        stats, delivery = FileStats(1, size, order.mtime_ns), Delivery(size, seconds)
+        return Result(follow_ups=self._removal(task, order), files=stats, delivery=delivery)
 
     def _publish(self, receipt: Message) -> None:
         if self._publisher:
             self._publisher.send(Message(receipt.subject, receipt.type, receipt.data))
+
+    # -- removing
+
+    def _removal(self, task: Task, order: DeliveryOrder) -> Sequence[Task]:
+        """Return the task that runs after a delivery and removes its file if that was the last one."""
+        if not order.removes:
+            return ()
+        return (Task(self.name, REMOVE, str(task.id), REMOVE, json.dumps([order.path, order.size, order.mtime_ns])),)
+
+    def _remove(self, task: Task) -> None:
+        """Remove a file if all routes have delivered this version of it; runs on a worker thread."""
+        path, size, mtime_ns = json.loads(task.body)
+        states = _states(self._journal, self.name, path, size, mtime_ns)
+        if len(states) < len(self._routes) or set(states.values()) != {DONE}:
+            return
+        try:
+            version = version_of(os.stat(path))
+            if self._remove_version and (version.size, version.mtime_ns) == (size, mtime_ns):
+                self._remove_version(path, version)
+                logger.info("[%s] removed %s", self.name, path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OriginUnreadable(f"{path} was delivered, but cannot be removed: {error.strerror}") from None
+
+    # -- repeated messages
+
+    def repeat_reason(self, stored: Task, repeated: Task) -> str:
+        """Return the reason to repeat a delivery that is done, or an empty string."""
+        order = repeated.context[0]
+        if order.removes:
+            return "the file was removed and is back" if self._was_removed(order) else ""
+        if stored.finished is None or self._options.origin:
+            return ""
+        age = self._journal.now() - stored.finished
+        if age >= self._options.repeat_after:
+            return f"delivered {age:.0f} s ago"
+        return "" if _receipt_data(stored) in (None, _receipt_data(repeated)) else "its metadata have changed"
+
+    def _was_removed(self, order: DeliveryOrder) -> bool:
+        states = _states(self._journal, self.name, order.path, order.size, order.mtime_ns)
+        removals = [self._journal.find(self.name, REMOVE, str(id_)) for id_ in states]
+        return set(states.values()) == {DONE} and all(removal and removal.state == DONE for removal in removals)
+
+    def log_ignored(self, stored: Task) -> None:
+        """Log that a repeated message has no effect, since the file is delivered or its delivery pending."""
+        level = logging.DEBUG if self._options.origin else logging.INFO
+        state = (
+            "is pending" if stored.finished is None else f"was done {self._journal.now() - stored.finished:.0f} s ago"
+        )
+        label = stored.key.partition("\n")[0]
+        logger.log(level, "[%s] ignored a repeated message: the delivery of %s %s", self.name, label, state)
 
     def _with_password(self, url: ParseResult) -> ParseResult:
         login = self._logins.get((url.scheme, url.netloc))
@@ -316,27 +396,58 @@ def compact_body(task: Task) -> str:
     return order.receipt if order else ""
 
 
-def enqueue(tasks: Sequence[Task], journal: Journal, scheduler: Scheduler) -> None:
+def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, scheduler: Scheduler) -> None:
     """Store tasks in one transaction and submit the new ones to the scheduler.
 
-    A stored task is skipped, except one that failed: a repeated message retries it.
+    A stored task is restarted if it failed, or if the repeated message is a reason to deliver the file again.
     """
-    if not tasks:
+    wanted = list(deliveries)
+    if not wanted:
         return
-    new, restarted = [], []
-    for (stored, is_new), task in zip(journal.add_tasks(tasks), tasks, strict=True):
+    new, restarted, renewed = [], [], []
+    results = journal.add_tasks([task for _, task in wanted])
+    for (stored, is_new), (owner, task) in zip(results, wanted, strict=True):
         if is_new:
             new.append(stored)
         elif stored.state == FAILED or (stored.state == WAITING and stored.tries):
             stored.body, stored.context, stored.lane = task.body, task.context, task.lane
             stored.state, stored.tries, stored.due = WAITING, 0, journal.now()
             restarted.append(stored)
+        elif stored.state == DONE and stored.kind == KIND and (reason := owner.repeat_reason(stored, task)):
+            logger.info("[%s] delivering %s again: %s", stored.chain, stored.key.partition("\n")[0], reason)
+            stored.body, stored.context, stored.lane = task.body, task.context, task.lane
+            renewed.append(stored)
         else:
-            logger.debug("[%s] %s is a duplicate", stored.chain, stored.key.partition("\n")[0])
+            owner.log_ignored(stored)
     if restarted:
         journal.reset_tasks(restarted)
+    if renewed:
+        journal.renew_tasks(renewed)
     failpoints.hit("deliveries-stored")
-    scheduler.submit([*new, *restarted])
+    scheduler.submit([*new, *restarted, *renewed])
+
+
+def _states(journal: Journal, name: str, path: str, size: int, mtime_ns: int) -> dict[int, int]:
+    """Return the states of the deliveries of one version of a file, by id."""
+    prefix = f"{os.path.basename(path)} to "
+    return dict(journal.states(name, KIND, prefix, f"\n{path} {size} {mtime_ns} "))
+
+
+def _receipt_data(task: Task) -> tuple[str, object] | None:
+    """Return subject and data of the receipt of a delivery, None if its order is unreadable."""
+    order = DeliveryOrder.load(task)
+    if not order or not order.receipt:
+        return ("", None) if order else None
+    message = Message.decode(order.receipt)
+    return message.subject, message.data
+
+
+def is_older(path: str, oldest: float) -> bool:
+    """Return True if the status of a file last changed before ``oldest``, s since the epoch, or the file is missing."""
+    try:
+        return os.stat(path).st_ctime < oldest
+    except OSError:
+        return True
 
 
 def _subject(composed: str) -> str:

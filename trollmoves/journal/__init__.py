@@ -12,6 +12,7 @@ from __future__ import annotations
 from trollmoves.journal.announcements import AnnouncementTable
 from trollmoves.journal.location import journal_path
 from trollmoves.journal.orders import OrderTable
+from trollmoves.journal.placement import network_warning, place_journal
 from trollmoves.journal.pruning import Compactors, Pruning, Retention, drop_body
 from trollmoves.journal.records import (
     BACKLOG,
@@ -22,6 +23,7 @@ from trollmoves.journal.records import (
     UNFLUSHED_SECONDS,
     WAITING,
     AnnouncementRecord,
+    Delivery,
     Outcome,
     SourcePosition,
     Task,
@@ -40,6 +42,7 @@ __all__ = [
     "WAITING",
     "AnnouncementRecord",
     "Compactors",
+    "Delivery",
     "Journal",
     "Outcome",
     "Retention",
@@ -47,6 +50,8 @@ __all__ = [
     "Task",
     "drop_body",
     "journal_path",
+    "network_warning",
+    "place_journal",
     "to_sqlite_time",
 ]
 

@@ -37,7 +37,7 @@ class JournalStatistics:
 def read_statistics(path: str) -> JournalStatistics:
     """Return the statistics of the journal at ``path``; raise JournalError if it cannot be read. Any thread.
 
-    This reads indexes only: some 0.1 s for a million waiting tasks. Finished tasks cost nothing.
+    It takes 0.4 s of processor time for a million waiting tasks. Finished tasks cost nothing.
     """
     with _opened(path) as db:
         db.execute("BEGIN")
@@ -72,6 +72,39 @@ def read_last_times(path: str) -> dict[tuple[str, str], float]:
             "(SELECT chain, max(id) AS last FROM announcements GROUP BY chain)"
         ).fetchall()
     return {(chain, kind): time for chain, kind, time in (*tasks, *announced)}
+
+
+def last_file_time(path: str, chain: str, kind: str) -> float:
+    """Return when the last task of a kind was done, or with "announce" a file was announced; 0 if none is known.
+
+    As ``read_last_times``, for one chain.
+    """
+    with _opened(path) as db:
+        if kind == "announce":
+            row = db.execute(
+                "SELECT created FROM announcements WHERE chain = ? ORDER BY number DESC LIMIT 1", (chain,)
+            ).fetchone()
+        else:
+            row = db.execute(
+                "SELECT finished FROM (SELECT chain, kind, finished, state FROM tasks INDEXED BY tasks_finished "
+                "WHERE state <> 0 ORDER BY finished DESC LIMIT ?) WHERE state = 1 AND chain = ? AND kind = ? LIMIT 1",
+                (MAX_SCANNED, chain, kind),
+            ).fetchone()
+    return float(row[0]) if row else 0.0
+
+
+def count_finished(path: str, since: float) -> dict[tuple[str, str, int], int]:
+    """Return the number of finished tasks since a time, by chain, kind and state; with announcements as "announce"."""
+    with _opened(path) as db:
+        tasks = db.execute(
+            "SELECT chain, kind, state, count(*) FROM tasks INDEXED BY tasks_finished WHERE state <> 0 "
+            "AND finished >= ? GROUP BY chain, kind, state",
+            (since,),
+        ).fetchall()
+        announced = db.execute(
+            "SELECT chain, 'announce', 1, count(*) FROM announcements WHERE created >= ? GROUP BY chain", (since,)
+        ).fetchall()
+    return {(chain, kind, state): count for chain, kind, state, count in (*tasks, *announced)}
 
 
 def journal_size(path: str) -> int:

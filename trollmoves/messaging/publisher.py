@@ -55,19 +55,22 @@ class Publisher:
         bind_address: str = "*",
         clients: ClientAllowlist = ANYONE,
         heartbeat_data: Callable[[], dict[str, Any]] | None = None,
+        heartbeat: bool = True,
+        ports: tuple[int, int] | None = None,
     ) -> None:
         """Bind the socket; raise StartError if the port is in use.
 
         ``nameservers``: None broadcasts the address by multicast, a list registers it with these hosts, False does
-        neither. ``heartbeat_data`` returns the data of a heartbeat in addition to its interval. Only addresses in
-        ``clients`` can connect.
+        neither. ``heartbeat_data`` returns the data of a heartbeat in addition to its interval; without
+        ``heartbeat`` none is sent. Only addresses in ``clients`` can connect. ``ports`` is the range for port 0, by
+        default that of posttroll's configuration.
         """
         self.name = name
         self._socket, self.port, self._monitor = sockets.bind(
             zmq.PUB,
             sockets.tcp(bind_address, port),
             {zmq.SNDHWM: sockets.HIGH_WATER_MARK, zmq.MAXMSGSIZE: MAX_SUBSCRIPTION_BYTES, **sockets.LASTING},
-            _configured_ports(),
+            ports or _configured_ports(),
             clients,
             limits=MEMORY_LIMITS,
         )
@@ -77,7 +80,9 @@ class Publisher:
         self._nameservers = nameservers
         self._heartbeat_data = heartbeat_data or dict
         self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._heartbeat_loop, name=f"heartbeat-{name}", daemon=True)]
+        self._threads: list[threading.Thread] = []
+        if heartbeat:
+            self._threads.append(threading.Thread(target=self._heartbeat_loop, name=f"heartbeat-{name}", daemon=True))
         if nameservers is not False:
             self._threads.append(threading.Thread(target=self._advertise_loop, name=f"advertiser-{name}", daemon=True))
 

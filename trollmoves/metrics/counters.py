@@ -15,6 +15,7 @@ from trollmoves.scheduler.lanes import FileStats, Result
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0)
 MAX_ENDPOINTS = 200  # endpoints that are counted separately; clients name destinations, so their number has no limit
 MAX_LABEL_LENGTH = 200  # characters
+LOCAL = "this host"  # the endpoint of a lane without a host
 OTHER = "other"  # the endpoint of further ones
 MAX_CACHED_LANES = 1000  # lanes; further ones are looked up each time
 # Kinds of tasks that move files, and the event that a success is.
@@ -82,8 +83,7 @@ class FileCounters:
 
     def endpoint(self, lane: str) -> str:
         """Return the label of a lane: its host without a login, or ``other`` if there are too many."""
-        _, _, host = lane.partition(" ")
-        scheme, separator, rest = host.rpartition("://")
+        scheme, separator, rest = (lane.partition(" ")[2] or LOCAL).rpartition("://")
         found = f"{scheme}{separator}{rest.rpartition('@')[2]}"[:MAX_LABEL_LENGTH]
         if found not in self._endpoints:
             if len(self._endpoints) >= MAX_ENDPOINTS:

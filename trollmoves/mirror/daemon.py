@@ -19,6 +19,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.mirror.cache import RELAY_KEY, UNPACK, MirrorCache
+from trollmoves.net import urls
 from trollmoves.orders.executor import Resender
 from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement
@@ -63,7 +64,13 @@ class MirrorChain:
         self._relays = FetchTasks(self.name, runtime.journal, peers, options.delay, self._on_late_source, kind=RELAY)
         self._cache = MirrorCache(options, runtime.journal, runtime.scheduler, destinations, self._relays)
         self._request_handler = RequestHandler(
-            options, options.request_port, runtime.journal, publisher, runtime.scheduler, self._cache
+            options,
+            options.request_port,
+            runtime.journal,
+            publisher,
+            runtime.scheduler,
+            self._cache,
+            runtime.health.of_chain,
         )
         self.announcer = self._request_handler.announcer
         self.announcer.on_announced = runtime.on_announced
@@ -164,13 +171,14 @@ class MirrorChain:
             error = NotDelivered(f"{attempt.source} reported a delivery, but {missing} does not exist")
             return Result(error=error, on_committed=lambda: self._on_fetch_failed(attempt.task, error))
         logger.info("[%s] fetched %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source)
+        delivery = attempt.delivery(urls.without_login(attempt.destination))
         removals = self._request_handler.removals.tasks_for(number, extra_delay=CLIENT_RETRY_WINDOW)
         if self._cache.packed_files(number):
             key = f"{number} {self._journal.now():.3f}"
             unpack = Task(self.name, UNPACK, key, UNPACK, "", announcement_number=number)
-            return Result(follow_ups=(unpack, *removals), files=attempt.stats())
+            return Result(follow_ups=(unpack, *removals), files=attempt.stats(), delivery=delivery)
         on_committed = partial(self._request_handler.pushes.resume, number)
-        return Result(follow_ups=removals, on_committed=on_committed, files=attempt.stats())
+        return Result(follow_ups=removals, on_committed=on_committed, files=attempt.stats(), delivery=delivery)
 
     def _unpack(self, task: Task) -> Result:
         """Unpack fetched files and resume their pushes. Worker thread."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import ParseResult
 
-from trollmoves.errors import BadDestination, PermanentTransferError
+from trollmoves.errors import BadDestination, PermanentTransferError, UnknownScheme
 from trollmoves.movers.base import Mover, PartialId, clean_partials, is_partial, parse_destination
 from trollmoves.movers.file import FileMover
 from trollmoves.net import urls
@@ -37,8 +37,8 @@ __all__ = [
     "mover_for",
 ]
 
-# Register a new mover here.
-REGISTRY: Mapping[str, str] = {
+# Register a new mover of this package here.
+_CLASSES = {
     "": "file.FileMover",
     "file": "file.FileMover",
     "ftp": "ftp.FtpMover",
@@ -49,20 +49,36 @@ REGISTRY: Mapping[str, str] = {
 }
 
 
-class _Movers(Mapping[str, type[Mover]]):
-    """Mover classes by URL scheme; a module and its library are imported on first use."""
+class _Movers(MutableMapping[str, type[Mover]]):
+    """Mover classes by URL scheme; a module and its library are imported on first use.
+
+    A script may register its movers (``MOVERS["dav"] = DavMover``) or replace others before the first delivery.
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[str, str | type[Mover]] = {**_CLASSES}
 
     def __getitem__(self, scheme: str) -> type[Mover]:
-        return _mover_class(REGISTRY[scheme])
+        found = self._classes[scheme]
+        return _mover_class(found) if isinstance(found, str) else found
+
+    def __setitem__(self, scheme: str, mover_class: type[Mover]) -> None:
+        self._classes[scheme] = mover_class
+
+    def __delitem__(self, scheme: str) -> None:
+        del self._classes[scheme]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(REGISTRY)
+        return iter(self._classes)
 
     def __len__(self) -> int:
-        return len(REGISTRY)
+        return len(self._classes)
+
+    def __contains__(self, scheme: object) -> bool:
+        return scheme in self._classes
 
 
-MOVERS: Mapping[str, type[Mover]] = _Movers()
+MOVERS: MutableMapping[str, type[Mover]] = _Movers()
 
 
 @functools.cache
@@ -73,7 +89,7 @@ def _mover_class(location: str) -> type[Mover]:
 
 
 def __getattr__(name: str) -> Any:
-    for location in REGISTRY.values():
+    for location in _CLASSES.values():
         if location.endswith(f".{name}"):
             return _mover_class(location)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -91,6 +107,8 @@ def move_it(
 ) -> ParseResult:
     """Deliver a copy of the file ``pathname`` and return the destination that received it; any thread may call.
 
+    The path of the result ends with ``/`` if the file kept its name in that directory.
+
     Args:
         pathname: path of the file.
         destination: URL or ``ParseResult``. With a trailing ``/``, or if it is an existing directory, the file keeps
@@ -105,15 +123,17 @@ def move_it(
 
     Raises:
         TransferError: the file was not delivered; ``temporary`` is True if the same delivery may succeed later.
+            It is also a ``FileNotFoundError``, ``PermissionError``, ``ConnectionError``, ``TimeoutError`` or
+            ``OSError``; a ``KeyError`` for an unknown scheme.
         ConfigError: a connection parameter is invalid.
     """
     target = parse_destination(destination)
     if rel_path:
         target = _with_subpath(target, rel_path)
-    location = REGISTRY.get(target.scheme)
-    if location is None:
-        raise BadDestination(f"{urls.redacted(target)}: no mover knows the scheme {target.scheme!r}")
-    mover = _load_mover(target.scheme, location)(pathname, target, attrs, backup_targets, partial_id)
+    if target.scheme not in MOVERS:
+        raise UnknownScheme(f"{urls.redacted(target)}: no mover knows the scheme {target.scheme!r}")
+    mover = mover_for(target.scheme)(pathname, target, attrs, backup_targets)
+    mover.partial_id = partial_id
     mover.on_opened = on_opened
     mover.copy()
     if hook is not None:
@@ -122,23 +142,20 @@ def move_it(
 
 
 def mover_for(scheme: str) -> type[Mover]:
-    """Return the mover class of a scheme; raise PermanentTransferError if its library is not installed.
+    """Return the mover class of a scheme.
 
-    Raises BadDestination for an unknown scheme.
+    Raises:
+        UnknownScheme: no mover supports the scheme.
+        PermanentTransferError: its library is not installed.
     """
-    location = REGISTRY.get(scheme)
-    if location is None:
-        raise BadDestination(f"no mover knows the scheme {scheme!r}")
-    return _load_mover(scheme, location)
-
-
-def _load_mover(scheme: str, location: str) -> type[Mover]:
     try:
-        return _mover_class(location)
+        return MOVERS[scheme]
+    except KeyError:
+        raise UnknownScheme(f"no mover knows the scheme {scheme!r}") from None
     except ModuleNotFoundError as error:
-        extra = "s3" if scheme == "s3" else "ssh"
+        library = (error.name or "").partition(".")[0]
         raise PermanentTransferError(
-            f"deliveries by {scheme} need {error.name}, which is not installed: pip install 'trollmoves[{extra}]'"
+            f"deliveries by {scheme} need {library}, which is not installed: pip install {library}"
         ) from error
 
 

@@ -28,6 +28,7 @@ from trollmoves.errors import (
     NameRejected,
     NoSpace,
     OriginChanged,
+    OriginForbidden,
     OriginMissing,
     OriginUnreadable,
     PermanentTransferError,
@@ -43,7 +44,7 @@ from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path, visible_partial_path
 from trollmoves.net import urls
 from trollmoves.utils import failpoints
-from trollmoves.utils.file_versions import remove_version, version_of
+from trollmoves.utils.file_versions import despite_removal, remove_version, version_of
 
 __all__ = [
     "Backend",
@@ -112,6 +113,17 @@ class translate_os_errors:  # noqa: N801  (used like a function in ``with``)
 MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 
 
+def _open(path: str) -> int:
+    # Non-blocking: opening a named pipe would wait for its writer.
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def _open_error(error: OSError) -> type[TransferError]:
+    if error.errno in MISSING_ERRNOS:
+        return OriginMissing
+    return OriginForbidden if isinstance(error, PermissionError) else OriginUnreadable
+
+
 class SourceFile:
     """The open origin: reads one file, even if its path is renamed or replaced.
 
@@ -131,13 +143,11 @@ class SourceFile:
         self.name = path.rpartition("/")[2]
         self.read_error: OriginUnreadable | None = None
         try:
-            # Non-blocking: opening a named pipe would wait for its writer.
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self.fd = despite_removal(path, _open)
         except ValueError as error:
             raise OriginMissing(f"{path}: {error}") from error
         except OSError as error:
-            kind = OriginMissing if error.errno in MISSING_ERRNOS else OriginUnreadable
-            raise kind(f"{path}: {error.strerror}") from error
+            raise _open_error(error)(f"{path}: {error.strerror}") from error
         self.status = os.fstat(self.fd)
         self.size = self.status.st_size
         if not stat.S_ISREG(self.status.st_mode):
@@ -491,7 +501,7 @@ class Mover(ABC):
         if self.partial_id.may_exist:
             try:
                 backend.remove(partial)
-            except (PermissionError, PermissionRefused):  # without permission to delete, use another name
+            except PermissionError:  # without permission to delete, use another name
                 return named()
         return partial
 
@@ -517,7 +527,10 @@ class Mover(ABC):
             return path + os.path.basename(self.origin)
         if not path:
             raise BadDestination(f"{self}: the destination has no path")
-        return f"{path}/{os.path.basename(self.origin)}" if backend.is_directory(path) else path
+        if backend.is_directory(path):
+            self.destination = self.destination._replace(path=f"{self.destination.path}/")
+            path = f"{path}/{os.path.basename(self.origin)}"
+        return path
 
     def _send(self, backend: Backend, source: SourceFile, path: str) -> None:
         try:

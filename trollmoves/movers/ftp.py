@@ -223,6 +223,8 @@ class FtpConnection(Connection):
         """Translate exceptions of ftplib."""
         try:
             yield
+        except TransferError:
+            raise
         except ftplib.Error as error:
             raise _to_transfer_error(error) from error
         except EOFError as error:

@@ -188,7 +188,7 @@ class RemoteMover(Mover):
         with translate_os_errors(f"connecting to {self._host_url}"):
             try:
                 return self.connect(login)
-            except TimeoutError:
+            except (TimeoutError, TransferError):
                 raise
             except OSError as error:
                 raise ConnectionFailed(f"connecting to {self._host_url}: {error.strerror or error}") from error
@@ -229,5 +229,4 @@ def _has_surrogates(text: str) -> bool:
 
 def _connection_survives(error: BaseException) -> bool:
     """Return True if a connection is usable after ``error``."""
-    broken = (TimeoutError, ConnectionError, ConnectionFailed, TransferStalled)
-    return isinstance(error, Exception) and not isinstance(error, broken)
+    return isinstance(error, Exception) and not isinstance(error, (TimeoutError, ConnectionError))

@@ -30,13 +30,16 @@ class S3Client(NamedTuple):
 
 
 class ClientParameters:
-    """The connection parameters ``attrs`` of clients, and the login of the URL, which replaces that of ``attrs``."""
+    """The connection parameters ``attrs`` of clients, and the login of the URL, which replaces that of ``attrs``.
+
+    ``key`` identifies them; it contains secrets.
+    """
 
     def __init__(self, attrs: Mapping[str, Any], user: str | None = None, password: str | None = None) -> None:
         self._attrs = attrs
         self._user = user
         self._password = password
-        self._key = user, password, repr(sorted(attrs.items()))
+        self.key = user, password, repr(sorted(attrs.items()))
 
     def acquire(self, *, sums: bool = True) -> SharedHandle[S3Client]:
         """Return a shared client, to be released, with or without the checksums that boto3 adds to uploads.
@@ -45,13 +48,14 @@ class ClientParameters:
             AuthenticationFailed: the credentials are incomplete, or the profile is missing.
             PermanentTransferError: boto3 rejects a parameter.
         """
-        make = functools.partial(self._make, sums=sums)
-        return shared_clients().acquire((self._key, sums), make, self._option("connection_timeout"))
+        make = functools.partial(self.new_client, sums=sums)
+        return shared_clients().acquire((self.key, sums), make, self._option("connection_timeout"))
 
     def _option(self, name: str) -> Any:
         return options.value(self._attrs, name)
 
-    def _make(self, *, sums: bool) -> S3Client:
+    def new_client(self, *, sums: bool = True) -> S3Client:
+        """Return a client that is not shared; raises as ``acquire``."""
         try:
             return S3Client(self._session().client("s3", **self._client_arguments(sums=sums)), set())
         except botocore.exceptions.ProfileNotFound as error:

@@ -56,6 +56,11 @@ def own_address() -> str:
     return this_host().address()
 
 
+def own_addresses() -> list[str]:
+    """Return the addresses of the interfaces of this host."""
+    return this_host().addresses()
+
+
 @functools.lru_cache(maxsize=1)
 def process_resolver() -> Resolver:
     """Return the :class:`Resolver` of this process, created at the first call."""
@@ -180,6 +185,10 @@ class LocalHost:
         with self._lock:
             self._own = (time.monotonic() + self._lifetime, found)
         return found
+
+    def addresses(self) -> list[str]:
+        """Return the addresses of all interfaces."""
+        return list(self._interfaces())
 
     def _candidates(self) -> Iterator[str]:
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

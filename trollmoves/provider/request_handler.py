@@ -6,7 +6,7 @@ Used by server and mirror: ``announcer`` keeps the announcement log, ``pushes`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from trollmoves.config.options import ServerOptions
@@ -50,9 +50,11 @@ class RequestHandler:
         publisher: Publisher,
         scheduler: Scheduler,
         file_store: FileStore,
+        health: Callable[[str], Mapping[str, Any]],
     ) -> None:
-        """Bind the request port; raise StartError if it is in use."""
+        """Bind the request port; raise StartError if it is in use. ``health`` returns the health of a chain."""
         self.name = options.name
+        self._health = health
         self._station = options.station
         self._journal = journal
         self._scheduler = scheduler
@@ -108,7 +110,7 @@ class RequestHandler:
     def _reply(self, request: Request) -> None:
         kind, data = request.message.type, request.message.data
         if kind == "ping":
-            request.reply("pong", {"station": self._station})
+            request.reply("pong", {"station": self._station, "health": self._health(self.name)})
         elif kind == "info":
             request.reply("info", self.announcer.info(request.message.subject, data))
         elif kind == "ack":

@@ -41,7 +41,13 @@ class ServerChain:
         file_store = LocalFileStore(self.name, policy, options.quiet_time)
         if options.request_port is not None:
             self._request_handler = RequestHandler(
-                options, options.request_port, runtime.journal, publisher, runtime.scheduler, file_store
+                options,
+                options.request_port,
+                runtime.journal,
+                publisher,
+                runtime.scheduler,
+                file_store,
+                runtime.health.of_chain,
             )
             self.announcer = self._request_handler.announcer
         else:
@@ -156,13 +162,20 @@ class Server(Daemon[ServerOptions]):
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Server.make_parser("Announce new files and push them to clients on request.")
+    parser.add_argument(
+        "-p", "--port", type=int, default=PUBLISH_PORT, help="port for publishing announcements (%(default)s)"
+    )
+    add_watch_arguments(parser)
+    return parser
+
+
+def add_watch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command that watches directories."""
     add = parser.add_argument
-    add("-p", "--port", type=int, default=PUBLISH_PORT, help="port for publishing announcements (%(default)s)")
     add("--disable-backlog", action="store_true", help="ignore the files that exist at the start")
     add("-w", "--watchdog", action="store_true", help="poll the directories instead of using inotify events")
     add("--chain-check-interval", type=float, default=30.0, help="accepted and ignored: chains need no checks")
     add("--max-notifier-restarts", type=int, default=10, help="accepted and ignored: there is no limit")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from trollmoves import unpacking
 from trollmoves.config.options import ServerOptions
 from trollmoves.errors import BadDestination, MessageError, RequestRejected
-from trollmoves.journal import Journal, Task
+from trollmoves.journal import DONE, Journal, Task
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
@@ -41,7 +41,11 @@ UNPACK_CONCURRENCY = 4
 
 
 class DirectorySource:
-    """Announces the files that appear under ``origin``; packed files are unpacked first."""
+    """Announces the files that appear under ``origin``; packed files are unpacked first.
+
+    ``announce_unpacked`` replaces ``announce`` for unpacked files. Empty files are skipped unless ``empty`` is set,
+    and so are files for which ``accept`` returns False.
+    """
 
     def __init__(
         self,
@@ -53,12 +57,17 @@ class DirectorySource:
         *,
         backlog: bool,
         polling: bool,
+        announce_unpacked: Announce | None = None,
+        accept: Callable[[FoundFile], bool] = lambda _: True,
+        empty: bool = False,
     ) -> None:
         self._options = options
         self._journal = journal
         self._scheduler = scheduler
         self._symlink_policy = symlink_policy
         self._announce = announce
+        self._announce_unpacked = announce_unpacked or announce
+        self._accept = accept
         self._origin = Origin(options.origin or "")
         self._unpack_order = OrderedNames()
         self._watch = DirectoryWatch(
@@ -68,6 +77,7 @@ class DirectorySource:
             polling=options.watchdog_timeout if polling else None,
             quiet=options.quiet_time,
             name=options.name,
+            empty=empty,
             set_aside=partial(journal.set_aside, options.name),
         )
 
@@ -84,11 +94,14 @@ class DirectorySource:
     def _on_found(self, found: list[FoundFile]) -> None:
         failpoints.hit("found")
         allowed = self._symlink_policy.allowed_files(file.path for file in found)
-        found = [file for file in found if file.path in allowed]
+        found = [file for file in found if file.path in allowed and self._accept(file)]
         packed = [file for file in found if self._is_packed(file.path)]
         if packed:
             stored = self._journal.add_tasks([self._unpack_task(file) for file in packed])
-            self._scheduler.submit([task for task, created in stored if created])
+            returned = [task for task, created in stored if not created and self._has_returned(task)]
+            if returned:
+                self._journal.renew_tasks(returned)
+            self._scheduler.submit([*(task for task, created in stored if created), *returned])
         plain = [
             self._announcement(file.path, file.fields, file.size, file.mtime_ns, allowed[file.path])
             for file in found
@@ -106,6 +119,10 @@ class DirectorySource:
         return Announcement(path, uid, data, size, mtime, extra_metadata=metadata)
 
     # -- packed files
+
+    def _has_returned(self, task: Task) -> bool:
+        """Return True if a packed file exists that was unpacked and removed."""
+        return self._options.delete and task.state == DONE and os.path.exists(json.loads(task.body))
 
     def _is_packed(self, path: str) -> bool:
         compression = self._options.compression
@@ -148,15 +165,15 @@ class DirectorySource:
         failpoints.hit("unpacked")
         versions = [(file, size_and_mtime([file])) for file in unpacked]
         link_digests = self._symlink_policy.link_digests
-        self._announce(
+        self._announce_unpacked(
             [self._announcement(file, fields, *version, link_digests([file])) for file, version in versions if version]
         )
         logger.info("[%s] unpacked %s", options.name, os.path.basename(path))
         if options.delete:
-            self._remove_packed(path, opened[-1])
+            self.remove(path, opened[-1])
 
-    def _remove_packed(self, path: str, version: FileVersion) -> None:
-        """Remove a packed file, unless it was replaced since it was unpacked."""
+    def remove(self, path: str, version: FileVersion) -> None:
+        """Remove a file unless it was replaced by another version. Any thread."""
         metadata = {LINK_DIGESTS: self._symlink_policy.link_digests([path])}
         try:
             remove_version(path, version, check=lambda real: self._symlink_policy.check(path, real, metadata))

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from trollmoves.utils.log_format import resolved
 from trollmoves.utils.rate import RateMeter
@@ -165,6 +165,14 @@ class StderrHandler(_LineHandler):
         super().__init__(self._open_lines(sys.stderr.fileno() if sys.stderr else os.devnull, "standard error"))
 
 
+class Rotation(NamedTuple):
+    """When a log file is rotated: at midnight after this number of days; old files beyond ``backups`` are removed."""
+
+    days: int = 1
+    backups: int = BACKUP_COUNT
+    utc: bool = False
+
+
 class LogFile(_LineHandler, logging.handlers.TimedRotatingFileHandler):
     """Appends lines to a file that is rotated at midnight.
 
@@ -172,8 +180,8 @@ class LogFile(_LineHandler, logging.handlers.TimedRotatingFileHandler):
         OSError: the file cannot be opened.
     """
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file, when="midnight", backupCount=BACKUP_COUNT)
+    def __init__(self, file: str, rotation: Rotation = Rotation()) -> None:  # noqa: B008  (immutable)
+        super().__init__(file, when="midnight", interval=rotation.days, backupCount=rotation.backups, utc=rotation.utc)
 
     def _open(self) -> io.TextIOWrapper:
         return self._open_lines(self.baseFilename, f"the log file {self.baseFilename}")

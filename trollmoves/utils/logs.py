@@ -15,7 +15,8 @@ import yaml
 from trollmoves.errors import ConfigError
 from trollmoves.net.urls import redact_text
 from trollmoves.utils.log_format import JOURNAL_FORMAT, FastRedactingFormatter, JournalFormatter, RedactingFormatter
-from trollmoves.utils.log_writer import LogFile, LogWriter, QueuedHandler, StderrHandler
+from trollmoves.utils.log_writer import LogFile, LogWriter, QueuedHandler, Rotation, StderrHandler
+from trollmoves.utils.recent_log import RecentLog
 from trollmoves.utils.service_manager import logs_to_journal
 
 # Minimum levels of third-party loggers in verbose mode. The DEBUG lines of some contain keys and tokens, or report
@@ -36,7 +37,13 @@ MAX_KIND_LENGTH = 1_000  # characters by which kinds are distinguished
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
-def set_up(*, file: str | None = None, config: str | None = None, verbose: bool = False) -> LogWriter:
+def set_up(
+    *,
+    file: str | None = None,
+    config: str | None = None,
+    verbose: bool = False,
+    rotation: Rotation = Rotation(),  # noqa: B008  (immutable)
+) -> LogWriter:
     """Set up the logging of this process; return its writer. Called by the main thread, before other threads start.
 
     The writer's thread formats and writes the lines of all handlers. The caller closes the writer at the end.
@@ -45,9 +52,10 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
     the level INFO, third-party loggers WARNING.
 
     Args:
-        file: the file to append to. It is rotated at midnight; seven old files are kept.
+        file: the file to append to.
         config: a YAML file for ``logging.config.dictConfig``. By default, existing loggers stay
             enabled (``disable_existing_loggers: false``).
+        rotation: when ``file`` is rotated; by default at midnight, and seven old files are kept.
         verbose: log at DEBUG, also to the console and files of ``config``. Handlers for errors only are unchanged.
 
     Raises:
@@ -63,15 +71,21 @@ def set_up(*, file: str | None = None, config: str | None = None, verbose: bool 
     else:
         root.setLevel(logging.INFO)
     if file:
-        root.addHandler(_file_handler(file))
+        root.addHandler(_file_handler(file, rotation))
     elif not config:
         root.addHandler(_stderr_handler())
+    root.addHandler(RecentLog())
     limit_libraries(_names(settings.get("loggers")), verbose=verbose)
     if verbose:
         _enable_debug(_names(settings.get("loggers")))
     # Otherwise a failing handler (a full disk) would print each lost line to stderr, with its secrets.
     logging.raiseExceptions = False
     return _put_behind_writer()
+
+
+def recent() -> list[dict[str, Any]]:
+    """Return the last warnings and errors of this process. Any thread."""
+    return [line for handler in _handlers() if isinstance(handler, RecentLog) for line in handler.lines()]
 
 
 def format_bytes(n_bytes: int) -> str:
@@ -156,9 +170,9 @@ def _put_behind_writer() -> LogWriter:
     return writer
 
 
-def _file_handler(file: str) -> logging.Handler:
+def _file_handler(file: str, rotation: Rotation) -> logging.Handler:
     try:
-        return _with_formatter(LogFile(file))
+        return _with_formatter(LogFile(file, rotation))
     except OSError as error:
         raise ConfigError(f"cannot be opened: {error.strerror}", file=file) from None
 

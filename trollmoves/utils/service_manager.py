@@ -86,7 +86,7 @@ class Reporter:
         for thread, seconds in found.items():
             if thread not in self._stuck:
                 logger.critical(
-                    "the thread %s is stuck for %.0f s; the service manager will restart this process\n%s",
+                    "the thread %s is stuck for %.0f s; the service manager will restart this process; it is in %s",
                     thread.name,
                     seconds,
                     stack_of(thread),

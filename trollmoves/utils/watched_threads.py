@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ def stuck_threads(limit: float) -> Iterator[tuple[WatchedThread, float]]:
 
 
 def stack_of(thread: threading.Thread) -> str:
-    """Return the lines of code that a thread is executing."""
+    """Return the functions that a thread is executing, on one line, the innermost last."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return "".join(traceback.format_stack(frame)) if frame else ""
+    frames = traceback.extract_stack(frame) if frame else []
+    return " > ".join(f"{one.name} ({os.path.basename(one.filename)}:{one.lineno})" for one in frames)

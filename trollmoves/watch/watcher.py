@@ -42,10 +42,10 @@ logger = logging.getLogger(__name__)
 class DirectoryWatch:
     """Reports the new files of one origin.
 
-    A file is reported each time it is written and closed, renamed to its name, or linked there. Existing files are
-    reported by directory, in the order of the directory names, and within each directory the oldest first (in windows
-    of 10,000). Hidden and empty files are not reported. If the kernel loses events, files may be reported again, with
-    the same size, time and inode, but no file is missed.
+    A file is reported each time it is written and closed, renamed to its name, or linked there. Hidden files are not
+    reported, and empty ones only on request. Existing files are reported by directory, in the order of the directory
+    names, and within each directory the oldest first (in windows of 10,000). If the kernel loses events, files may be
+    reported again, with the same size, time and inode, but no file is missed.
 
     ``on_found`` is called by one thread. If it raises, the files are passed again (see ``BatchDelivery``), and events
     are queued until then.
@@ -59,6 +59,7 @@ class DirectoryWatch:
         quiet: Seconds without change after which a file is complete where the kernel cannot say whether it is open for
             writing.
         name: The name of the chain, for the log and the names of threads.
+        empty: If True, empty files are reported too.
         batch_size: Maximum number of files in one call.
         set_aside: Called with the path of a file for which ``on_found`` keeps failing, and the reason.
     """
@@ -72,6 +73,7 @@ class DirectoryWatch:
         polling: float | None = None,
         quiet: float = QUIET_SECONDS,
         name: str = "watch",
+        empty: bool = False,
         batch_size: int = 200,
         set_aside: SetAside | None = None,
     ) -> None:
@@ -79,6 +81,7 @@ class DirectoryWatch:
         self._backlog = backlog
         self._polling = polling
         self._name = name
+        self._min_size = 0 if empty else 1  # bytes
         self._batch_size = batch_size
         self._interval = AUDIT_INTERVAL if polling is None else max(polling, MIN_POLL_INTERVAL)
         self._stopping = threading.Event()
@@ -279,11 +282,11 @@ class DirectoryWatch:
             status = os.stat(path)
         except OSError:
             status = None  # removed in between, or a dangling link
-        if status is None or not stat.S_ISREG(status.st_mode) or not status.st_size:
+        if status is None or not stat.S_ISREG(status.st_mode) or status.st_size < self._min_size:
             self._checker.drop(path)  # an empty file will have another event once it has content
             return None
         complete = self._checker.check(path, status, trigger)
-        if complete is None or not complete.st_size:
+        if complete is None or complete.st_size < self._min_size:
             return None
         return FoundFile(path, fields, complete.st_size, complete.st_mtime_ns, complete.st_ino, trigger.fresh)
 

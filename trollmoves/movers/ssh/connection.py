@@ -81,7 +81,7 @@ class SshMover(RemoteMover):
         logins = shared_logins()
         key = (login[:], repr(sorted(self.attrs.items())))
         timeout = 3 * self.connect_timeout + 1
-        handle = logins.acquire(key, lambda: self._log_in(login), timeout)
+        handle = logins.acquire(key, lambda: self.log_in(login), timeout)
         try:
             with translate_ssh_errors():
                 return self.open_connection(handle.value.get_transport(), _release_once(logins, handle))
@@ -90,7 +90,7 @@ class SshMover(RemoteMover):
         except BaseException:
             logins.release(handle)
             raise
-        handle = logins.acquire(key, lambda: self._log_in(login), timeout, exclusive=True)
+        handle = logins.acquire(key, lambda: self.log_in(login), timeout, exclusive=True)
         try:
             with translate_ssh_errors():
                 return self._open_exclusive(handle.value.get_transport(), _release_once(logins, handle))
@@ -106,7 +106,8 @@ class SshMover(RemoteMover):
                 raise
             return self.open_single_channel(transport, hang_up)
 
-    def _log_in(self, login: Endpoint) -> paramiko.SSHClient:
+    def log_in(self, login: Endpoint) -> paramiko.SSHClient:
+        """Return a new login, which the caller closes; raises ``OSError`` or ``TransferError``."""
         timeout = self.connect_timeout
         key_file = options.first_set(self.attrs, "ssh_key_filename", "ssh_private_key_file")
         disabled = ssh_options.disabled_algorithms(self.option("ssh_weak_algorithms") or "")

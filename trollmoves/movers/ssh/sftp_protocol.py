@@ -104,7 +104,7 @@ class SftpProtocol:
             self._channel.sendall(struct.pack(">IBI", 5, INIT, 3))
         try:
             kind, data = self._packet()
-        except (ConnectionFailed, TimeoutError) as error:
+        except (ConnectionError, TimeoutError) as error:
             raise self._not_started(error) from error
         if kind != VERSION:
             raise self._not_started(ConnectionFailed("the server does not speak SFTP"))

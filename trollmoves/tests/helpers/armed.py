@@ -46,6 +46,9 @@ FAILPOINTS: Mapping[str, str] = {
     # dispatcher
     "message-received": "Messages are received, and not stored yet.",
     "deliveries-stored": "Deliveries are stored, and not started yet.",
+    # pytroll-fetcher and s3downloader.py
+    "fetches-stored": "Fetches are stored, and not started yet.",
+    "fetched": "A file is complete under its name, and not published yet.",
 }
 
 

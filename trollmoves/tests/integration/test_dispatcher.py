@@ -194,8 +194,10 @@ def test_file_creation_time(testbed: Testbed) -> None:
 
 
 def test_collection(testbed: Testbed) -> None:
-    """The files of a collection are delivered and published one by one, with the metadata of their part."""
-    d = DispatcherTestbed(testbed, one(publish_topic="/sent/{platform_name}")).start()
+    """With ``collections`` their files are delivered and published one by one, with the metadata of their part."""
+    targets = one(publish_topic="/sent/{platform_name}", collections=True)
+    targets["without"] = {"directory": "OUT/without", "topics": [TOPIC]}
+    d = DispatcherTestbed(testbed, targets).start()
     parts = [
         {"start_time": START, "dataset": [{"uri": str(d.file("a")), "uid": "a"}]},
         {"dataset": [{"uri": str(d.file("b")), "uid": "b"}, {"uri": str(d.file("c"))}]},
@@ -208,6 +210,19 @@ def test_collection(testbed: Testbed) -> None:
         ("/sent/npp", "file", {"platform_name": "npp", "uid": "b", "uri": f"{d.out}/b"}),
         ("/sent/npp", "file", {"platform_name": "npp", "uid": "c", "uri": f"{d.out}/c"}),
     ]
+    assert not (d.out / "without").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-p", "CONFIG"), ("-n", "CONFIG"), ("-p", "9999", "-n", "host", "CONFIG"), ("CONFIG", "-n", "host", "-p")],
+)
+def test_file_after_options(testbed: Testbed, arguments: tuple[str, ...]) -> None:
+    """-p and -n before the configuration file do not take it for their value."""
+    config = testbed.config("[t]\ndirectory = /x\ntopics = /a\n")
+    done = testbed.run("dispatcher.py", "--check", *(argument.replace("CONFIG", str(config)) for argument in arguments))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[t]" in done.stdout
 
 
 def test_topic_of_several_words(testbed: Testbed) -> None:
@@ -262,7 +277,7 @@ def test_log_arguments(testbed: Testbed) -> None:
     for _ in range(2):
         d.publisher.publish_file(d.file("a") if not (d.source / "a").exists() else d.source / "a")
     d.wait_for("a")
-    until(lambda: "a to " in file.read_text() and "is a duplicate" in other.read_text(), what="both logs")
+    until(lambda: "a to " in file.read_text() and "ignored a repeated message" in other.read_text(), what="both logs")
     assert d.process.lines() == ""
 
 
@@ -276,6 +291,26 @@ def test_duplicates(testbed: Testbed) -> None:
     until(lambda: d.delivered_files().get("a") == "new and longer content", what="the new content")
     d.wait_until_idle()
     assert len(d.subscriber.wait_for(2)) == 2
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_repeated_messages(testbed: Testbed, published: bool) -> None:
+    """A repeated message about an unchanged file is ignored for ``repeat_after``, unless its metadata differ."""
+    topic = {"publish_topic": "/sent"} if published else {}
+    d = DispatcherTestbed(testbed, {**one(repeat_after=100, **topic), **LAST}).start()
+    path = d.file("a")
+    for version in (1, 1, 2):
+        d.publisher.publish_file(path, version=version)
+        d.wait_until_idle()
+    assert d.process.lines().count("ignored a repeated message: the delivery of a to ") == (1 if published else 2)
+    again = d.process.lines().count("delivering a to ")
+    assert again == (1 if published else 0)
+    d.reconfigure({**one(repeat_after=0.01, **topic), **LAST})
+    (d.out / "a").unlink()
+    d.publisher.publish_file(path, version=2)
+    d.wait_for("a")
+    if published:
+        assert [received.data["version"] for received in d.subscriber.wait_for(3)] == [1, 2, 2]
 
 
 def test_to_one_name(testbed: Testbed) -> None:

@@ -31,9 +31,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerClientPair]
         yield pair
 
 
-def failed(ended: subprocess.CompletedProcess[str]) -> str:
-    """Check that a command ended with status 1 and one line; return that."""
-    assert (ended.returncode, ended.stdout) == (1, "")
+def failed(ended: subprocess.CompletedProcess[str], status: int = 1) -> str:
+    """Check that a command ended with a status and one line; return that."""
+    assert (ended.returncode, ended.stdout) == (status, "")
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"{REQ}: ")
     return line
@@ -41,11 +41,11 @@ def failed(ended: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize("form", ["tcp://{}:{}", "{}:{}"])
 def test_ping(pair: ServerClientPair, testbed: Testbed, form: str) -> None:
-    """A ping shows the station and the time to the reply."""
+    """A ping shows the station, the time to the reply, and the health."""
     ended = testbed.run(REQ, "--ping", form.format(HOST, pair.request_port))
     assert (ended.returncode, ended.stderr) == (0, "")
     address = f"tcp://{HOST}:{pair.request_port}"
-    assert re.fullmatch(rf"station Norrköping at {address} answered in {MILLISECONDS}\n", ended.stdout)
+    assert re.fullmatch(rf"station Norrköping at {address} answered in {MILLISECONDS}\nOK: .*\n", ended.stdout)
 
 
 def test_info(pair: ServerClientPair, testbed: Testbed) -> None:
@@ -103,12 +103,12 @@ def interrupted(testbed: Testbed, *arguments: str, after: int) -> Iterator[list[
 
 
 def test_no_server(testbed: Testbed) -> None:
-    """Without a reply one line names the reason, and the status is 1."""
+    """Without a reply one line names the reason, and the status is critical."""
     port = testbed.port()
-    assert failed(testbed.run(REQ, "--ping", f"{HOST}:{port}")).endswith(
+    assert failed(testbed.run(REQ, "--ping", f"{HOST}:{port}"), 2).endswith(
         f"no reply from tcp://{HOST}:{port}: Connection refused"
     )
-    assert "no reply" in failed(testbed.run(REQ, "--ping", "tcp://no-such-host.invalid:1"))
+    assert "no reply" in failed(testbed.run(REQ, "--ping", "tcp://no-such-host.invalid:1"), 2)
 
 
 def test_silent_server(testbed: Testbed) -> None:
@@ -129,7 +129,7 @@ def test_silent_server(testbed: Testbed) -> None:
 @pytest.mark.parametrize("address", ["nonsense", "http://host:1/x", "host:99999", ""])
 def test_invalid_address(testbed: Testbed, address: str) -> None:
     """An invalid address is reported without a request."""
-    assert failed(testbed.run(REQ, "--ping", address))
+    assert failed(testbed.run(REQ, "--ping", address), 3)
 
 
 def test_either_ping_or_info(testbed: Testbed) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import email
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not made:
             source = folder / "source"
             source.mkdir()
-            for name in ("trollmoves", "bin"):
+            for name in ("trollmoves", "bin", "man"):
                 shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
             for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
                 shutil.copy(CHECKOUT / name, source)
@@ -90,11 +92,28 @@ def run(prefix: Path, command: str, *arguments: str | Path) -> subprocess.Comple
 
 
 def test_every_package_is_there(wheel: Path) -> None:
-    """The package holds every module but the tests."""
+    """The package holds every module but the tests, the systemd units, and the man pages."""
     modules = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "trollmoves").rglob("*.py")}
     with ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if name.startswith("trollmoves/")}
-    assert held == {name for name in modules if not name.startswith("trollmoves/tests/")} | {"trollmoves/py.typed"}
+        held = set(archive.namelist())
+    units = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "trollmoves" / "systemd").iterdir()}
+    expected = {name for name in modules if not name.startswith("trollmoves/tests/")} | units | {"trollmoves/py.typed"}
+    assert {name for name in held if name.startswith("trollmoves/")} == expected
+    pages = {name.rpartition("/")[2] for name in held if "/share/man/man1/" in name}
+    assert pages == {f"{command}.1" for command in os.listdir(CHECKOUT / "bin")}
+
+
+def test_dependencies(wheel: Path) -> None:
+    """A plain installation has the libraries of all protocols; the extras of 0.19 exist."""
+    with ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    required = {
+        re.split(r"[^\w-]", text)[0] for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text
+    }
+    assert required >= {"posttroll", "pyinotify", "paramiko", "scp", "boto3", "netifaces-plus", "pyyaml"}
+    extras = {extra.replace("-", "_") for extra in metadata.get_all("Provides-Extra", [])}
+    assert extras >= {"all", "server", "remote_fs", "fetcher", "s3", "ssh", "docs"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

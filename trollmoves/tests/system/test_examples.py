@@ -35,7 +35,7 @@ class Example:
         for folder in re.findall(r"^mkdir -p (.*)$", page, re.MULTILINE):
             for one in self.moved(folder).split():
                 Path(one).mkdir(parents=True)
-        for line in re.findall(r"^move_it_\w+\.py .*$", page, re.MULTILINE):
+        for line in re.findall(r"^move_it\w*\.py .*$", page, re.MULTILINE):
             script, config, *arguments = self.moved(line).split()
             path = testbed.config(self.moved((EXAMPLES / name / config).read_text()), config)
             self.run[config] = testbed.process(config, testbed.command(script, path, *arguments), path)
@@ -161,6 +161,18 @@ def test_unpacking(testbed: Testbed) -> None:
     for name in ("single", "one", "two"):
         example.arrives(f"arrived/{name}")
     until(lambda: not packed.exists() and not (testbed.root / "arrived" / "both.tar").exists())
+
+
+def test_move_it(testbed: Testbed) -> None:
+    """Files reach all destinations, unpacked if they are packed, and a delivered original is removed."""
+    example = Example(testbed, "move_it").start()
+    path = example.put("incoming/noaa20_202501020304.dat")
+    example.put("incoming/product.bz2", bz2.compress(b"packed"))
+    until(lambda: (testbed.root / "unpacked" / "product").exists(), what="the unpacked file")
+    until(lambda: not path.exists(), what="the original is removed")
+    assert (testbed.root / "archive" / "noaa20_202501020304.dat").read_bytes() == (
+        testbed.root / "web" / "latest.dat"
+    ).read_bytes()
 
 
 def test_remote_files(testbed: Testbed) -> None:

@@ -1,4 +1,4 @@
-"""The orders of an operator do what they say on running and stopped daemons, and survive a kill."""
+"""The orders of an operator work on running and stopped daemons, and survive a kill."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_order_and_keys_of_published_messages(pair: ServerClientPair) -> None:
 def test_ping(pair: ServerClientPair) -> None:
     """A ping returns the name of the station."""
     answer = send_request(pair.request_port, "/ping/pong", "ping")
-    assert (answer.subject, answer.type, answer.data) == ("/ping/pong", "pong", {"station": STATION})
+    assert (answer.subject, answer.type, answer.data["station"]) == ("/ping/pong", "pong", STATION)
 
 
 def test_info(pair: ServerClientPair) -> None:

@@ -362,7 +362,7 @@ def test_problems(tmp_path: Path, lines: str, recorded: str) -> None:
     [
         ("", "is empty, so there is nothing to run"),
         ("# nothing\n", "is empty"),
-        ("- a\n- b\n", "must contain targets"),
+        ("- a\n- b\n", "must contain names"),
         ("t: [x\nu: y\n", "is neither YAML nor INI: line 2: "),
         ("t:\n  conditions: !=5\n", "line 2: could not determine a constructor for the tag '!=5'; a text that begins"),
         (

@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 
 from trollmoves.config import options, parsers
-from trollmoves.config.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, SharedOptions
+from trollmoves.config.options import (
+    ClientOptions,
+    FetcherOptions,
+    MirrorOptions,
+    ProcessOptions,
+    S3DownloaderOptions,
+    ServerOptions,
+    SharedOptions,
+)
 from trollmoves.movers import options as mover_options
 from trollmoves.net.client_allowlist import ANYONE
 
-ROLES = [ProcessOptions, ServerOptions, ClientOptions, MirrorOptions]
+ROLES = [ProcessOptions, ServerOptions, ClientOptions, MirrorOptions, FetcherOptions, S3DownloaderOptions]
 
 # Options in the files of existing sites, with the defaults that these rely on.
+ALARMS: dict[str, object] = {"expect_every": 0.0, "max_age": 0.0, "max_failed": None, "on_alarm": ()}
 SERVER: dict[str, object] = {
     "topic": "",
     "origin": None,
@@ -43,6 +52,7 @@ SERVER: dict[str, object] = {
     "watchdog_timeout": 1.0,
     "priority": 0,
     "probe_interval": 120.0,
+    **ALARMS,
 }
 CLIENT: dict[str, object] = {
     "providers": (),
@@ -66,6 +76,7 @@ CLIENT: dict[str, object] = {
     "takeover_after": 30.0,
     "priority": 0,
     "probe_interval": 120.0,
+    **ALARMS,
 }
 SHARED: dict[str, object] = {
     "bind_address": "*",

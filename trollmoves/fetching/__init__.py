@@ -1,0 +1,1 @@
+"""Fetching of files that messages name to this host."""
