@@ -25,7 +25,8 @@ LAYERS = (
     ("metrics", "monitor", "status"),
     ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
-    ("unpacking", "matching", "utils", "control"),
+    ("unpacking",),
+    ("matching", "utils", "control"),
     ("journal", "net"),
     ("errors",),
     ("trollmoves",),  # the version
