@@ -118,7 +118,7 @@ class FinishedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class JournalFacts:
-    """What a journal contains: bytes, pages, and rows by table, or by chain, kind and state."""
+    """The contents of a journal: bytes, pages, and rows by table, or by chain, kind and state."""
 
     size: int
     wal_size: int
