@@ -187,7 +187,7 @@ class TaskTable(JournalDatabase):
         self._lane_changes = {} if is_due else changes
         if is_due:
             self._lanes_stored = now
-            self._failing = self._failing - changes.keys() | failing
+            self._failing = self._failing - {lane for lane, change in changes.items() if change.done} | failing
         return new
 
     def _store_rest(self) -> None:
