@@ -124,7 +124,7 @@ def ask_about_state(site: Site, *, running: bool) -> None:
     assert good["total_files"] == len(site.names)
     assert good["total_bytes"] == 1000 * len(site.names)
     assert good["last_file"] in site.names
-    assert chains["bad"]["waiting"] == len(site.names)
+    assert chains["bad"]["waiting"] + chains["bad"]["in_flight"] == len(site.names)
     assert chains["bad"]["oldest_age"] > 0
     assert chains["hrit"]["last_number"] == len(site.names)
 
