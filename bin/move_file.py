@@ -4,7 +4,8 @@
 import signal
 import sys
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules are loaded ends without a traceback
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the modules are loaded ends without a traceback
 
 from trollmoves.move_file import main  # noqa: E402
 
