@@ -24,7 +24,7 @@ from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
-from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path
+from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path, network_warning, place_journal
 from trollmoves.matching.patterns import Origin
 from trollmoves.metrics.service import MetricsService
 from trollmoves.metrics.state import DaemonReader
@@ -205,7 +205,8 @@ class Daemon(ABC, Generic[O]):
         sys.stdout.write(self.check_report(found))
         if advice := self.startup_warning(found.sections.values()):
             sys.stdout.write(f"\n{advice}\n")
-        warnings = self.host_warnings(found)
+        path = journal_path(found.process.journal, self._file, self.role)
+        warnings = [*self.host_warnings(found), *filter(None, [network_warning(path)])]
         sys.stdout.writelines(f"warning: {warning}\n" for warning in warnings)
         failed = self.arguments.connect and not _run_probes(found)
         is_rejected = self.arguments.strict and bool(warnings or found.warnings)
@@ -239,7 +240,9 @@ class Daemon(ABC, Generic[O]):
         _raise_fd_limit()
         current = self.read_config()
         _log_problems(current)
-        path = journal_path(current.process.journal or "", self._file, self.role)
+        path = place_journal(current.process.journal or "", self._file, self.role)
+        if warning := network_warning(path):
+            logger.warning("%s", warning)
         if log:
             self._lines_dropped = lambda: log.dropped
             self._listen_to_signals(log)
@@ -306,7 +309,7 @@ class Daemon(ABC, Generic[O]):
                 logger.warning("%s", advice)
             if metrics:
                 labels = {"role": self.role, "config": os.path.basename(self._file)}
-                metrics.start(self._state_reader(runtime, metrics), labels)
+                metrics.start(self._state_reader(runtime, metrics, monitor), labels)
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
@@ -324,7 +327,7 @@ class Daemon(ABC, Generic[O]):
         missing = f", {stopped} could not be started" if stopped > 0 else ""
         return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
 
-    def _state_reader(self, runtime: Runtime, metrics: MetricsService) -> DaemonReader:
+    def _state_reader(self, runtime: Runtime, metrics: MetricsService, monitor: Monitor) -> DaemonReader:
         return DaemonReader(
             journal=runtime.journal.path,
             counters=metrics.counters,
@@ -332,6 +335,7 @@ class Daemon(ABC, Generic[O]):
             chains=lambda: [chain.name for chain in self.running_chains()],
             lanes=runtime.scheduler.lane_states,
             providers=self.provider_states,
+            alarms=monitor.alarm_states,
             now=runtime.journal.now,
             lines_dropped=self._lines_dropped,
         )

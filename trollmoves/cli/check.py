@@ -21,6 +21,7 @@ DAEMONS: Mapping[str, tuple[str, str]] = {
     "client": ("trollmoves.client.daemon", "Client"),
     "mirror": ("trollmoves.mirror.daemon", "Mirror"),
     "dispatcher": ("trollmoves.dispatcher.daemon", "Dispatcher"),
+    "move_it": ("trollmoves.move_it", "MoveIt"),
 }
 
 

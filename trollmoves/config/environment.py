@@ -99,9 +99,6 @@ def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator
 
 
 def _client_warnings(chain: ClientOptions) -> Iterator[tuple[str, str]]:
-    topics = [chain.topic, getattr(chain, "client_topic", ""), *(provider.topic for provider in chain.providers)]
-    if not any(topics) and chain.heartbeat:
-        yield "topic", "is empty, and no provider has one: only heartbeats will be received"
     if not chain.destination:
         return
     for name in dict.fromkeys(_FIELD_NAME.findall(chain.destination)):

@@ -13,7 +13,14 @@ from trollmoves.config.config_file import Configuration
 from trollmoves.config.diagnostics import Diagnostics
 from trollmoves.config.dispatcher_file import SUBSCRIBER, read_dispatcher_config
 from trollmoves.config.document import DEFAULT, Document, is_ini, read_document, read_ini, read_text
-from trollmoves.config.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, options_of
+from trollmoves.config.options import (
+    ClientOptions,
+    MirrorOptions,
+    MoveItOptions,
+    ProcessOptions,
+    ServerOptions,
+    options_of,
+)
 from trollmoves.errors import ConfigError
 
 READERS: Mapping[str, Callable[[str], Configuration[Any]]] = {
@@ -21,13 +28,14 @@ READERS: Mapping[str, Callable[[str], Configuration[Any]]] = {
     "client": partial(config_file.read, role=ClientOptions),
     "mirror": partial(config_file.read, role=MirrorOptions),
     "dispatcher": read_dispatcher_config,
+    "move_it": partial(config_file.read, role=MoveItOptions),
 }
 KINDS = tuple(READERS)
 _OF_A_TARGET = {"host", "directory", "filepattern", "topics", "conditions", "aliases", "dispatch_configs"}
 
 
 def detect_kind(path: str | os.PathLike[str]) -> str:
-    """Return the kind of daemon that a configuration file is for: "server", "client", "mirror" or "dispatcher".
+    """Return the kind of daemon that a configuration file is for: one of ``KINDS``.
 
     Raises:
         ConfigError: the file cannot be read, or it does not show its kind.
@@ -50,6 +58,8 @@ def _kind_of(section: str, options: Collection[str]) -> str:
         return "dispatcher"
     if "providers" in options or "client_topic" in options:
         return "mirror" if "request_port" in options else "client"
+    if "destinations" in options:
+        return "move_it"
     return "server" if "origin" in options or "listen" in options else ""
 
 

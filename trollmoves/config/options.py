@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 Nameservers = tuple[str, ...] | Literal[False] | None
 PREFIX = "connection_parameters__"
+EVERYTHING = "/"  # the prefix of all subjects
 
 
 class Option(NamedTuple):
@@ -37,10 +38,15 @@ class Option(NamedTuple):
     help: str
     required: bool = False
     secret: bool = False
+    if_empty: str = ""  # text for which an option without a value stands; an empty one counts as absent
 
 
 def _option(parse: Callable[[str], T], default: str, help_text: str, *, secret: bool = False) -> T:
     return cast(T, _field(Option(parse, default, help_text, secret=secret)))
+
+
+def _subscription(help_text: str) -> str:
+    return cast(str, _field(Option(parsers.subject, "", help_text, if_empty=EVERYTHING)))
 
 
 def _required(parse: Callable[[str], T], help_text: str) -> T:
@@ -265,7 +271,9 @@ class ClientOptions(ChainOptions):
         "URL of the directory to deliver files to; it may contain metadata fields; schemes: none or `file`, `ftp`, "
         "`ftps`, `scp`, `sftp`, `s3`",
     )
-    topic: str = _option(parsers.subject, "", "prefix of the subjects to accept, for providers without `/topic`")
+    topic: str = _subscription(
+        "prefix of the subjects to accept, for providers without `/topic`; with an empty value all subjects"
+    )
     login: str | None = _optional(
         secrets.resolve_login, "`user[:password]` for the destination; only sent in requests", secret=True
     )
@@ -313,8 +321,8 @@ class MirrorOptions(ClientOptions, ServerOptions):
 
     role = "mirror"
     topic: str = _required(parsers.subject, "subject of the announcements")
-    client_topic: str = _option(
-        parsers.subject, "", "prefix of the subjects to accept from the providers; without it `topic`"
+    client_topic: str = _subscription(
+        "prefix of the subjects to accept from the providers; without it `topic`, with an empty value all subjects"
     )
     request_port: int | None = cast(
         "int | None", _field(Option(parsers.port, None, "port for requests", required=True))
@@ -486,6 +494,11 @@ class TargetOptions(ChainOptions):
         "2",
         "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
         "cannot say whether it is open for writing",
+    )
+    collections: bool = _option(
+        parsers.boolean,
+        "false",
+        "process messages of the type `collection` too: their files are delivered and published one by one",
     )
     repeat_after: float = _option(
         parsers.seconds,

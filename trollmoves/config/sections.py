@@ -74,7 +74,7 @@ class SectionParser(Generic[O]):
         self._process = options.options_of(ProcessOptions)
         self._texts: dict[str, str] = {}
         for option, value in values.items():
-            if option not in self.nested and (text := self.plain_text(option, value)):
+            if option not in self.nested and (text := self.plain_text(option, value) or self._text_if_empty(option)):
                 self._texts[option] = text
 
     def read(self) -> O | None:
@@ -100,6 +100,9 @@ class SectionParser(Generic[O]):
             self.problem(option, "is one value, with no names below it")
             return ""
         return as_text(value)
+
+    def _text_if_empty(self, option: str) -> str:
+        return self._table[option].if_empty if option in self._table else ""
 
     def problem(self, option: str, text: object) -> None:
         """Add a problem that makes the section invalid, at most one per option; [DEFAULT] reports process options."""
@@ -278,8 +281,12 @@ def _check_client(section: SectionParser[Any], chain: ClientOptions) -> None:
         with section.problems_of("destination"):
             _check_destination(chain.destination)
     topics = [chain.topic, getattr(chain, "client_topic", ""), *(provider.topic for provider in chain.providers)]
-    if not any(topics) and not chain.heartbeat and not section.wrong & {"providers", "topic"}:
-        section.warn("topic", "is missing, and no provider has one: no announcements will be received")
+    if not any(topics) and not section.wrong & {"providers", "topic"}:
+        section.warn(
+            "topic",
+            "is missing, and no provider has one: no announcements will be received; an empty value, 'topic =', "
+            "subscribes to all subjects",
+        )
 
 
 def _check_destination(text: str) -> None:

@@ -23,7 +23,7 @@ SSH = "sftp"  # the mover of `ssh://`
 
 _DESTINATION_OPTIONS = ("host", "directory", "filepattern")
 _CONFIG_OPTIONS = ("topics", "conditions", "aliases", *_DESTINATION_OPTIONS)
-_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin", "quiet_time", "repeat_after")
+_TARGET_OPTIONS = ("publish_topic", "connection_parameters", "origin", "quiet_time", "collections", "repeat_after")
 
 
 class TargetParser(SectionParser[TargetOptions]):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +38,10 @@ from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
 logger = logging.getLogger(__name__)
+
+_PORT = ("-p", "--publish-port")
+_NAMESERVER = ("-n", "--publish-nameserver")
+_WITH_VALUE = ("-c", "--log-config", "-l", "--log", "--explain")
 
 
 class TargetChain:
@@ -190,8 +196,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "-p",
-        "--publish-port",
+        *_PORT,
         type=int,
         nargs="?",
         const=0,
@@ -199,8 +204,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="publish a message about each delivered file on this port (no number: any free port)",
     )
     add(
-        "-n",
-        "--publish-nameserver",
+        *_NAMESERVER,
         nargs="*",
         metavar="HOST",
         help="register the port with these nameservers; without HOST, or with false: with none; without it: multicast",
@@ -215,4 +219,25 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dispatcher.py`` and return its exit status."""
-    return Dispatcher(make_parser().parse_args(argv)).run()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return Dispatcher(make_parser().parse_args(_with_file_first(arguments))).run()
+
+
+def _with_file_first(arguments: list[str]) -> list[str]:
+    """Return the arguments with the configuration file in front, if ``-p`` or ``-n`` before it would take it."""
+    words = iter(enumerate(arguments))
+    last_of_list: int | None = None
+    for at, word in words:
+        following = arguments[at + 1] if at + 1 < len(arguments) else "-"
+        if word in _WITH_VALUE or (word in _PORT and following.isdigit()):
+            next(words, None)
+        elif word in _NAMESERVER:
+            hosts = list(itertools.takewhile(lambda other: not other.startswith("-"), arguments[at + 1 :]))
+            last_of_list = at + len(hosts) if hosts else None
+            for _ in hosts:
+                next(words)
+        elif not word.startswith("-"):
+            return [word, *arguments[:at], *arguments[at + 1 :]]
+    if last_of_list is None:
+        return arguments
+    return [arguments[last_of_list], *arguments[:last_of_list], *arguments[last_of_list + 1 :]]

@@ -179,6 +179,8 @@ class Deliveries:
         self, received: ReceivedMessage, subject: str | None, removes: bool
     ) -> tuple[list[Task], TrollmovesError | None]:
         """Return the delivery tasks for a message, and the error of a route without a destination."""
+        if received.message.type == "collection" and not self._options.collections:
+            return [], None
         matching = [route for route in self._routes if not route.mismatch_reason(subject, received.metadata)]
         tasks: list[Task] = []
         failure: TrollmovesError | None = None

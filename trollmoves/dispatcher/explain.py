@@ -72,6 +72,9 @@ def _explain_target(target: TargetOptions, message: Message, path: str | None) -
     if message.type not in payload.FILE_TYPES:
         yield f"no: messages of type {message.type} are not about files"
         return
+    if message.type == "collection" and not target.collections:
+        yield "no: collections is false"
+        return
     if target.origin:
         fields = Origin(target.origin).parse(path) if path else None
         if fields is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from trollmoves.journal.announcements import AnnouncementTable
 from trollmoves.journal.location import journal_path
 from trollmoves.journal.orders import OrderTable
+from trollmoves.journal.placement import network_warning, place_journal
 from trollmoves.journal.pruning import Compactors, Pruning, Retention, drop_body
 from trollmoves.journal.records import (
     BACKLOG,
@@ -47,6 +48,8 @@ __all__ = [
     "Task",
     "drop_body",
     "journal_path",
+    "network_warning",
+    "place_journal",
     "to_sqlite_time",
 ]
 

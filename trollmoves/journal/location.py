@@ -7,8 +7,11 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
+import socket
 import sqlite3
 import stat
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +24,7 @@ LOCK_SUFFIX = ".lock"  # suffix of the lock file
 LOCK_ATTEMPTS = 10
 LOCK_PAUSE = 0.05  # s between two attempts
 JOURNAL_SUFFIX = ".journal"
+MAX_HOST = 64  # characters of the name of a host in the name of a journal
 SYSTEM_STATE_DIRECTORY = "/var/lib/trollmoves"  # of daemons that systemd starts
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)  # the latter if shared memory cannot grow
@@ -37,7 +41,7 @@ def to_journal_error(text: str, error: Exception) -> JournalError:
 def journal_path(configured: str, config_file: str, role: str) -> str:
     """Return the path of the journal for a configuration file.
 
-    This is ``configured`` if given, else one file per role and configuration file in ``$STATE_DIRECTORY``
+    This is ``configured`` if given, else one file per role, configuration file and host in ``$STATE_DIRECTORY``
     (systemd), ``$XDG_STATE_HOME/trollmoves`` or ``~/.local/state/trollmoves``.
     """
     if configured:
@@ -51,26 +55,39 @@ def find_journal(configured: str, config_file: str, role: str) -> str:
     Without ``configured`` it is the newest one in ``state_directories``; ``journal_path`` if there is none.
     """
     if not configured:
-        name = journal_name(config_file, role)
-        paths = [path for directory in state_directories() if os.path.exists(path := os.path.join(directory, name))]
+        names = (journal_name(config_file, role), journal_name(config_file, role, host=""))
+        candidates = (os.path.join(directory, name) for directory in state_directories() for name in names)
+        paths = [path for path in candidates if os.path.exists(path)]
         if paths:
             return max(paths, key=os.path.getmtime)
     return journal_path(configured, config_file, role)
 
 
-def journal_name(config_file: str, role: str) -> str:
-    """Return the name of the journal of a configuration file that names none."""
+def journal_name(config_file: str, role: str, host: str | None = None) -> str:
+    """Return the name of the journal of a configuration file that names none.
+
+    It contains the name of this host, since hosts may share a home directory; with an empty ``host`` it does not.
+    """
+    host = socket.gethostname() if host is None else host
+    suffix = re.sub(r"[^A-Za-z0-9.-]", "_", f"-{host}")[:MAX_HOST] if host else ""
     config_file = os.path.abspath(config_file)
     stem = os.path.splitext(os.path.basename(config_file))[0]
     digest = hashlib.sha256(os.fsencode(config_file)).hexdigest()[:8]
-    return f"{role}-{stem}-{digest}{JOURNAL_SUFFIX}"
+    return f"{role}-{stem}-{digest}{suffix}{JOURNAL_SUFFIX}"
 
 
 def state_directories() -> list[str]:
-    """Return the directories of journals without a configured path. This process would use the first one."""
+    """Return the directories of journals without a configured path; a process uses the first one if it can."""
     systemd = [path for path in os.environ.get("STATE_DIRECTORY", "").split(":") if path]
     home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return list(dict.fromkeys([*systemd, os.path.join(home, "trollmoves"), SYSTEM_STATE_DIRECTORY]))
+    own = os.path.join(home, "trollmoves")
+    return list(dict.fromkeys([*systemd, own, SYSTEM_STATE_DIRECTORY, *fallback_directories()]))
+
+
+def fallback_directories() -> list[str]:
+    """Return the directories for journals of processes that cannot write their state directory."""
+    systemd = [path for path in os.environ.get("RUNTIME_DIRECTORY", "").split(":") if path]
+    return [*systemd, os.path.join(tempfile.gettempdir(), f"trollmoves-{os.getuid()}")]
 
 
 def open_private(path: str) -> int:

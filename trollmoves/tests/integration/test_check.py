@@ -36,7 +36,6 @@ def section(testbed: Testbed, role: str, **options: object) -> dict[str, object]
         ("server", {"request_port": 9010}, "request_port: 9010 is also the port for announcements"),
         ("mirror", {"request_port": 9010}, "request_port: 9010 is also the port for announcements"),
         ("server", {"bind_address": "127.0.0.1", "request_address": ""}, "bind_address: 127.0.0.1 is only reachable"),
-        ("client", {"topic": ""}, "topic: is empty, and no provider has one"),
         ("client", {"destination": "/data/{start_tme}/"}, "the field {start_tme} is not common in messages"),
         ("client", {"no_such_option": ""}, ""),
     ],

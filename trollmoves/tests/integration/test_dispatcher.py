@@ -194,8 +194,10 @@ def test_file_creation_time(testbed: Testbed) -> None:
 
 
 def test_collection(testbed: Testbed) -> None:
-    """The files of a collection are delivered and published one by one, with the metadata of their part."""
-    d = DispatcherTestbed(testbed, one(publish_topic="/sent/{platform_name}")).start()
+    """With ``collections`` their files are delivered and published one by one, with the metadata of their part."""
+    targets = one(publish_topic="/sent/{platform_name}", collections=True)
+    targets["without"] = {"directory": "OUT/without", "topics": [TOPIC]}
+    d = DispatcherTestbed(testbed, targets).start()
     parts = [
         {"start_time": START, "dataset": [{"uri": str(d.file("a")), "uid": "a"}]},
         {"dataset": [{"uri": str(d.file("b")), "uid": "b"}, {"uri": str(d.file("c"))}]},
@@ -208,6 +210,19 @@ def test_collection(testbed: Testbed) -> None:
         ("/sent/npp", "file", {"platform_name": "npp", "uid": "b", "uri": f"{d.out}/b"}),
         ("/sent/npp", "file", {"platform_name": "npp", "uid": "c", "uri": f"{d.out}/c"}),
     ]
+    assert not (d.out / "without").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("-p", "CONFIG"), ("-n", "CONFIG"), ("-p", "9999", "-n", "host", "CONFIG"), ("CONFIG", "-n", "host", "-p")],
+)
+def test_file_after_options(testbed: Testbed, arguments: tuple[str, ...]) -> None:
+    """-p and -n before the configuration file do not take it for their value."""
+    config = testbed.config("[t]\ndirectory = /x\ntopics = /a\n")
+    done = testbed.run("dispatcher.py", "--check", *(argument.replace("CONFIG", str(config)) for argument in arguments))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[t]" in done.stdout
 
 
 def test_topic_of_several_words(testbed: Testbed) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +31,11 @@ from trollmoves.journal import (
     SourcePosition,
     Task,
     journal_path,
+    network_warning,
+    place_journal,
     to_sqlite_time,
 )
+from trollmoves.journal.location import journal_name
 
 LATER = 4e9  # s since the epoch; everything noted now is due then
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
@@ -621,6 +626,54 @@ def test_journal_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     paths = {journal_path("", file, role) for file in ("/etc/a.ini", "/srv/a.ini", "a.ini") for role in ("client", "x")}
     assert len(paths) == 6
     assert journal_path("", "a.ini", "client") == journal_path("", str(tmp_path / "a.ini"), "client")
+
+
+def test_journal_of_an_earlier_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The name contains the host; a journal without it is renamed, with its unwritten log; one in use is an error."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    old = tmp_path / journal_name("a.ini", "client", host="")
+    program = (
+        "import os, sys; from trollmoves.journal import Journal, Task; j = Journal(sys.argv[1]); "
+        "j.add_tasks([Task('c', 'fetch', 'k', 'lane', '')]); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", program, old], check=True)
+    assert Path(f"{old}-wal").stat().st_size
+    with closing(Journal(str(old))), pytest.raises(JournalError, match="in use by another process"):
+        place_journal("", "a.ini", "client")
+    path = place_journal("", "a.ini", "client")
+    assert os.path.basename(path) == old.name.replace(".journal", f"-{socket.gethostname()}.journal")
+    assert not list(tmp_path.glob(f"{old.name}*"))
+    with closing(Journal(path)) as journal:
+        assert journal.find("c", "fetch", "k")
+    assert place_journal("", "a.ini", "client") == path
+
+
+def test_unwritable_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a writable home the journal is in the runtime or temporary directory, with a warning."""
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME", "RUNTIME_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"trollmoves-{os.getuid()}"
+    assert os.path.dirname(place_journal("", "a.ini", "client")) == str(own)
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert "cannot write the state directory /proc/nowhere/.local/state/trollmoves" in caplog.text
+    own.chmod(0o777)
+    assert place_journal("", "a.ini", "client").startswith("/proc/nowhere")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    assert os.path.dirname(place_journal("", "a.ini", "client")) == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("point", "kind", "warned"), [("/", "ext4", False), ("/home\\040x", "nfs4", True), ("/home", "cifs", False)]
+)
+def test_network_file_system(tmp_path: Path, point: str, kind: str, warned: bool) -> None:
+    """A journal on a network file system causes a warning."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:5 / {point} rw shared:1 - {kind} server:/x rw\n")
+    warning = network_warning("/home x/state/a.journal", str(mounts))
+    assert bool(warning) == warned
+    assert not warned or "nfs4 at /home x" in warning
 
 
 # -- threads and kills

@@ -416,12 +416,14 @@ class TestClient:
         ]
 
     def test_nothing_to_hear(self, read: Read[ClientOptions]) -> None:
-        """Topics of providers are enough, heartbeats are enough; without any of these there is a warning."""
+        """Topics of providers are enough, an empty topic is all subjects; without any of these there is a warning."""
         text = GOOD_CLIENT.replace("topic = /good\n", "")
-        assert warnings(read, text, ClientOptions) == []
-        assert warnings(read, text + "heartbeat = no\n", ClientOptions) == [
-            "[good] topic: is missing, and no provider has one: no announcements will be received"
+        assert warnings(read, text, ClientOptions) == [
+            "[good] topic: is missing, and no provider has one: no announcements will be received; an empty value, "
+            "'topic =', subscribes to all subjects"
         ]
+        assert warnings(read, text + "topic =\n", ClientOptions) == []
+        assert read(text + "topic =\n", ClientOptions).sections["good"].topic == "/"
         assert warnings(read, text.replace("a:1", "a:1/x") + "heartbeat = no\n", ClientOptions) == []
 
     def test_one_publish_port_twice(self, read: Read[ClientOptions]) -> None:
