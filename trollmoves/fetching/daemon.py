@@ -42,7 +42,6 @@ class FetchDaemon(Daemon[O]):
 
     last_event = "received"
     compactors = {KIND: drop_body, REPUBLISH: drop_body}
-    last_event = "received"
     types: ClassVar[Sequence[str]]
 
     def __init__(self, arguments: argparse.Namespace) -> None:
