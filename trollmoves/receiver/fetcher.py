@@ -140,6 +140,7 @@ class Fetcher:
         on_request: Callable[[FetchAttempt], None],
         on_delivered: Callable[[FetchAttempt, Message], Result],
         on_failed: Callable[[Task, TrollmovesError], None] | None = None,
+        delay: float = SUBSCRIBER_GRACE,
     ) -> None:
         self.name = options.name
         self._options = options
@@ -149,6 +150,7 @@ class Fetcher:
         self._sources = sources
         self._peers = peers
         self._on_failed = on_failed
+        self._delay = delay
         self._prepare = prepare
         self._destinations = destinations
         self._preparer = Preparer(options.name)
@@ -164,10 +166,10 @@ class Fetcher:
     def start(self) -> None:
         """Register the fetch tasks with the scheduler.
 
-        They start after ``SUBSCRIBER_GRACE``, so that subscribers can connect before the first receipt.
+        They start after ``delay`` seconds, so that subscribers can connect before the first receipt.
         """
         self._scheduler.register(
-            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=SUBSCRIBER_GRACE
+            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=self._delay
         )
 
     def stop(self) -> None:
