@@ -23,7 +23,7 @@ from trollmoves.config.environment import environment_warnings
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler, Peer
-from trollmoves.errors import ConfigError, JournalFull, StartError, TrollmovesError
+from trollmoves.errors import ConfigError, JournalError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path, network_warning, place_journal
 from trollmoves.matching.patterns import Origin
 from trollmoves.metrics.service import MetricsService
@@ -34,6 +34,9 @@ from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.status import model
+from trollmoves.status.sections import sections_of
+from trollmoves.status.snapshot import Live, snapshot
 from trollmoves.utils import logs
 from trollmoves.utils.log_writer import LogWriter
 from trollmoves.utils.service_manager import Reporter, ServiceManager
@@ -94,10 +97,11 @@ class Daemon(ABC, Generic[O]):
         self._chains: dict[str, Chain] = {}
         self._running_options: dict[str, O] = {}  # of the running chains; guarded likewise
         self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
+        self._configuration: config_file.Configuration[O] | None = None  # that runs; replaced, never modified
         self._ending = False
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._service = ServiceManager()
-        self._start_error = ""  # why the last chain could not be started
+        self._start_errors: dict[str, str] = {}  # why chains do not run, the last one last; replaced, never modified
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
     # -- hooks of each daemon
@@ -116,7 +120,7 @@ class Daemon(ABC, Generic[O]):
         """Return one line of advice to the operator of these chains, or an empty string."""
         return ""
 
-    def control_handlers(self, orders: OrderExecutor, monitor: Monitor) -> dict[str, Handler]:
+    def control_handlers(self, runtime: Runtime, orders: OrderExecutor, monitor: Monitor) -> dict[str, Handler]:
         """Return the handlers of the requests at the control socket, by name. They run on its thread."""
 
         def carry_out(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
@@ -124,9 +128,29 @@ class Daemon(ABC, Generic[O]):
 
         process = {"role": self.role, "version": __version__, "pid": os.getpid(), "config": self._file}
         return {
+            "snapshot": lambda *_: self.snapshot(runtime, monitor).as_dict(),
+            "logs": lambda *_: {"lines": logs.recent()},
             "health": lambda *_: process | monitor.health_report(),
             **dict.fromkeys(ACTIONS, carry_out),
         }
+
+    def snapshot(self, runtime: Runtime, monitor: Monitor) -> model.Daemon:
+        """Return the state of this daemon, its chains and destinations. Any thread."""
+        alarms: dict[str, list[str]] = {}
+        for alarm in monitor.alarms.active():
+            alarms.setdefault(alarm.chain, []).append(f"{alarm.name}: {alarm.text}")
+        live = Live(
+            pid=os.getpid(),
+            version=__version__,
+            lanes=runtime.scheduler.lane_states(),
+            providers=dict(self.provider_states()),
+            running={chain.name for chain in self.running_chains()},
+            problems=self._start_errors,
+            alarms=alarms,
+        )
+        config = os.path.abspath(self._file)
+        daemon = model.Daemon(os.path.basename(config), self.role, config, runtime.journal.path)
+        return snapshot(daemon, sections_of(self._configuration, self._sections), live)
 
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
@@ -249,6 +273,8 @@ class Daemon(ABC, Generic[O]):
         damage = ""
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
+                with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
+                    journal.record_owner(self.role, self._file)
                 current = self._run_chains(current, journal)
             except StartError:
                 if not (journal.damage or journal.replaced):
@@ -287,10 +313,11 @@ class Daemon(ABC, Generic[O]):
         health = Health(journal, scheduler, self._origins, lambda: set(self._sections) - self.running_options().keys())
         runtime = Runtime(current.process, journal, scheduler, health, counters.count_announced if counters else None)
         self.open_shared(runtime)
+        self._configuration = current
         facts = {"role": self.role, "config": os.path.abspath(self._file)}
         monitor = Monitor(journal, LAST_KINDS[self.last_event], self.running_options, health, facts)
         orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
-        control = ControlServer(journal.path, self.control_handlers(orders, monitor))
+        control = ControlServer(journal.path, self.control_handlers(runtime, orders, monitor))
         reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
         try:
             orders.pause_lanes()
@@ -299,7 +326,8 @@ class Daemon(ABC, Generic[O]):
                 for options in current.sections.values():
                     self._start_chain(options, runtime)
             if not self._chains:
-                raise StartError(f"no chain could be started{self._start_error}")
+                reason = "".join(f": [{name}] {error}" for name, error in list(self._start_errors.items())[-1:])
+                raise StartError(f"no chain could be started{reason}")
             chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
             orders.start()
             control.start()
@@ -309,7 +337,7 @@ class Daemon(ABC, Generic[O]):
                 logger.warning("%s", advice)
             if metrics:
                 labels = {"role": self.role, "config": os.path.basename(self._file)}
-                metrics.start(self._state_reader(runtime, metrics), labels)
+                metrics.start(self._state_reader(runtime, metrics, monitor), labels)
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
@@ -327,7 +355,7 @@ class Daemon(ABC, Generic[O]):
         missing = f", {stopped} could not be started" if stopped > 0 else ""
         return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
 
-    def _state_reader(self, runtime: Runtime, metrics: MetricsService) -> DaemonReader:
+    def _state_reader(self, runtime: Runtime, metrics: MetricsService, monitor: Monitor) -> DaemonReader:
         return DaemonReader(
             journal=runtime.journal.path,
             counters=metrics.counters,
@@ -335,6 +363,7 @@ class Daemon(ABC, Generic[O]):
             chains=lambda: [chain.name for chain in self.running_chains()],
             lanes=runtime.scheduler.lane_states,
             providers=self.provider_states,
+            alarms=monitor.alarm_states,
             now=runtime.journal.now,
             lines_dropped=self._lines_dropped,
         )
@@ -377,13 +406,14 @@ class Daemon(ABC, Generic[O]):
         except Exception as error:  # the other chains must run
             expected = isinstance(error, TrollmovesError)
             logger.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
-            self._start_error = f": [{options.name}] {error}"
+            self._start_errors = {**self._start_errors, options.name: str(error)}
             if chain:
                 self._stop_safely(chain)
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
             self._running_options[options.name] = options
+        self._start_errors = {name: text for name, text in self._start_errors.items() if name != options.name}
         logger.info("[%s] started", options.name)
         return True
 
@@ -449,6 +479,7 @@ class Daemon(ABC, Generic[O]):
             f", {failed} failed" if failed else "",
         )
         self._sections = tuple({**changes.running.sections, **new.broken})
+        self._configuration = changes.running
         return replace(changes.running, sections={**changes.running.sections, **previous})
 
     def _replace_chain(

@@ -28,6 +28,13 @@ class TrollmovesError(Exception):
         """True if other transfers to or from the same host would probably fail too."""
         return self.temporary and not (self.blames_origin or self.blames_directory)
 
+    @property
+    def failure(self) -> str:
+        """The kind of failure as stored in the journal: "held", "outage", "retry" or "failed"."""
+        if not self.temporary:
+            return "failed"
+        return "held" if self.held else "outage" if self.outage else "retry"
+
 
 class StartError(TrollmovesError):
     """A daemon cannot start; the text gives the reason and the remedy in one line."""
@@ -140,6 +147,7 @@ class Superseded(TransferError):
     """A newer version of the file was delivered to the same name, so this one is dropped."""
 
     blames_origin = True
+    failure = "superseded"
 
 
 class OriginUnreadable(TemporaryTransferError):

@@ -22,6 +22,8 @@ DAEMONS: Mapping[str, tuple[str, str]] = {
     "mirror": ("trollmoves.mirror.daemon", "Mirror"),
     "dispatcher": ("trollmoves.dispatcher.daemon", "Dispatcher"),
     "move_it": ("trollmoves.move_it", "MoveIt"),
+    "fetcher": ("trollmoves.fetcher", "Fetcher"),
+    "s3downloader": ("trollmoves.s3downloader", "S3Downloader"),
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from trollmoves import __version__
-from trollmoves.cli import actions, check, completion, health, units
+from trollmoves.cli import actions, check, completion, health, history, journal, lists, logs, status, units
 from trollmoves.cli.answers import UNKNOWN, Answer, show
 from trollmoves.errors import TrollmovesError
 from trollmoves.net.urls import redact_text
@@ -39,7 +39,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(UNKNOWN, f"{self.prog}: {message}\n")
 
 
-SUBCOMMANDS: Sequence[Subcommand] = (check, health, actions, units, completion)  # modules, in the order of the help
+# Modules, in the order of the help.
+SUBCOMMANDS: Sequence[Subcommand] = (
+    *(status, lists, history, check, health, journal, logs),
+    *(actions, units, completion),
+)
 
 
 def make_parser() -> Parser:

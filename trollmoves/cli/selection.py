@@ -11,8 +11,9 @@ from typing import Any
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.kinds import KINDS, READERS, detect_kind, section_names
 from trollmoves.config.options import ChainOptions
-from trollmoves.errors import ConfigError
-from trollmoves.journal.location import find_journal
+from trollmoves.errors import ConfigError, JournalError
+from trollmoves.journal.location import JOURNAL_SUFFIX, find_journal, state_directories
+from trollmoves.journal.reader import JournalReader
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,49 @@ def daemon_of(config: str, kind: str | None = None) -> DaemonFiles:
     kind = kind or detect_kind(config)
     loaded = _load(config, kind)
     journal = find_journal(loaded.journal, config, kind)
+    return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem)
+
+
+def selected(arguments: argparse.Namespace) -> list[DaemonFiles]:
+    """Return the daemons that the arguments name; without a name all with a journal in a usual directory.
+
+    Raises:
+        ConfigError: a configuration file cannot be read, or no daemon was found.
+    """
+    named = [daemon_of(config, arguments.kind) for config in arguments.config]
+    found = named or known_daemons()
+    if not found:
+        directories = ", ".join(state_directories())
+        raise ConfigError(f"no daemon found in {directories}: name its configuration file")
+    return found
+
+
+def known_daemons() -> list[DaemonFiles]:
+    """Return the daemons with a journal in one of the usual directories."""
+    paths = [
+        os.path.join(directory, name)
+        for directory in state_directories()
+        if os.path.isdir(directory) and os.access(directory, os.R_OK)
+        for name in sorted(os.listdir(directory))
+        if name.endswith(JOURNAL_SUFFIX)
+    ]
+    return [_daemon_with(path) for path in paths]
+
+
+def _daemon_with(journal: str) -> DaemonFiles:
+    """Return the daemon that has written a journal."""
+    kind = os.path.basename(journal).partition("-")[0]
+    try:
+        with JournalReader(journal) as reader:
+            kind, config = reader.meta.get("role", kind), reader.meta.get("config", "")
+    except JournalError as error:
+        return DaemonFiles(kind, "", journal, problem=str(error))
+    if kind not in READERS or not os.path.exists(config):
+        return DaemonFiles(kind, "", journal, problem=f"{config} does not exist" if config else "")
+    try:
+        loaded = _load(config, kind)
+    except ConfigError as error:
+        return DaemonFiles(kind, config, journal, problem=str(error))
     return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem)
 
 

@@ -76,6 +76,7 @@ class ReceiptPublisher:
         ack = message.derive("ack")
         is_local = hosts.is_local(url.hostname)
         base = (url.path if is_local else urls.without_password(url)).rstrip("/")
+        delivery = attempt.delivery(base)
         data: dict[str, Any] = _with_new_uris(message.data, base) | {"origin": attempt.source}
         if is_local and any(self._is_packed(item["uri"]) for item in payload.file_items(data)):
             body = json.dumps(
@@ -88,11 +89,11 @@ class ReceiptPublisher:
             failpoints.hit("acked")
             self._log(attempt)
             unpack = Task(self.name, "unpack", attempt.task.key, "unpack", body)
-            return Result(follow_ups=(unpack,), files=attempt.stats())
+            return Result(follow_ups=(unpack,), files=attempt.stats(), delivery=delivery)
         self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
         failpoints.hit("receipt-published")
         self._log(attempt)
-        return Result(reply=json.dumps([attempt.source, base]), files=attempt.stats())
+        return Result(reply=json.dumps([attempt.source, base]), files=attempt.stats(), delivery=delivery)
 
     def _log(self, attempt: FetchAttempt) -> None:
         seconds = time.monotonic() - attempt.started

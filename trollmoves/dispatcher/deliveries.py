@@ -17,7 +17,7 @@ from trollmoves.config.options import TargetOptions
 from trollmoves.dispatcher.files import LocalFile, ReceivedMessage
 from trollmoves.dispatcher.routes import format_destination, logins, routes
 from trollmoves.errors import BadDestination, MessageError, OriginUnreadable, TransferError, TrollmovesError
-from trollmoves.journal import BACKLOG, DONE, FAILED, UNFLUSHED_SECONDS, WAITING, Journal, Task
+from trollmoves.journal import BACKLOG, DONE, FAILED, UNFLUSHED_SECONDS, WAITING, Delivery, Journal, Task
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
@@ -290,13 +290,14 @@ class Deliveries:
             raise
         failpoints.hit("delivered")
         size = _size(order.path)
+        seconds = time.monotonic() - started
         logger.info(
             "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
             self.name,
             os.path.basename(order.path),
             format_destination(url),
             format_bytes(size),
-            time.monotonic() - started,
+            seconds,
             task.tries,
         )
         if self._publisher and order.receipt:
@@ -305,7 +306,8 @@ class Deliveries:
                 receipt.data["uri"] = reached.path + os.path.basename(order.path)
             self._publish(receipt)
             failpoints.hit("receipt-published")
-        return Result(follow_ups=self._removal(task, order), files=FileStats(1, size, order.mtime_ns))
+        stats, delivery = FileStats(1, size, order.mtime_ns), Delivery(size, seconds)
+        return Result(follow_ups=self._removal(task, order), files=stats, delivery=delivery)
 
     def _publish(self, receipt: Message) -> None:
         if self._publisher:

@@ -24,6 +24,7 @@ from trollmoves.journal.location import (
     to_journal_error,
     write_times,
 )
+from trollmoves.journal.records import to_sqlite_text
 from trollmoves.journal.recovery import NotAJournal, is_corruption, quarantine, restore, salvage
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITH
 CREATE TABLE IF NOT EXISTS tasks (
     id INTEGER PRIMARY KEY, chain TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, lane TEXT NOT NULL,
     rank INTEGER NOT NULL, due REAL NOT NULL, state INTEGER NOT NULL, tries INTEGER NOT NULL, created REAL NOT NULL,
-    finished REAL, announcement_number INTEGER, body TEXT NOT NULL, reply TEXT);
+    finished REAL, announcement_number INTEGER, body TEXT NOT NULL, reply TEXT,
+    failure TEXT, size INTEGER, seconds REAL, destination TEXT, peer TEXT);
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_key ON tasks (chain, kind, key);
 CREATE INDEX IF NOT EXISTS tasks_waiting ON tasks (chain, lane, rank, due) WHERE state = 0;
 CREATE INDEX IF NOT EXISTS tasks_announcement ON tasks (announcement_number, chain)
@@ -54,6 +56,18 @@ CREATE INDEX IF NOT EXISTS announcements_uri ON announcements (chain, uri, numbe
 CREATE TABLE IF NOT EXISTS sources (
     chain TEXT NOT NULL, log TEXT NOT NULL, address TEXT NOT NULL, received_through INTEGER NOT NULL,
     PRIMARY KEY (chain, log)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lanes (
+    chain TEXT NOT NULL, lane TEXT NOT NULL, done INTEGER NOT NULL, bytes INTEGER NOT NULL, last_done REAL,
+    last_id INTEGER, failure TEXT, error TEXT, failing_since REAL, updated REAL NOT NULL,
+    PRIMARY KEY (chain, lane)) WITHOUT ROWID;
+"""
+# Added to tables of earlier versions, which ignore them: the schema version is unchanged, so that a journal can be used
+# by both. Indices of added columns are created after them.
+_ADDED_COLUMNS = {
+    "failure": "TEXT", "size": "INTEGER", "seconds": "REAL", "destination": "TEXT", "peer": "TEXT",
+}  # fmt: skip
+_ADDED_INDICES = """
+CREATE INDEX IF NOT EXISTS tasks_failure ON tasks (chain, lane, failure, id) WHERE failure IS NOT NULL;
 """
 
 
@@ -148,6 +162,7 @@ class JournalDatabase:
         db.execute("PRAGMA wal_autocheckpoint=2000")
         db.execute(f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT}")
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
+        self._add_missing_columns()
         db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
         if version and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
             # The process was alive when it last stored the time: messages published well before that have been sent.
@@ -160,6 +175,12 @@ class JournalDatabase:
         row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         self._restore_clock()
         return str(row[0])
+
+    def _add_missing_columns(self) -> None:
+        known = {row[1] for row in self._db.execute("PRAGMA table_info(tasks)")}
+        missing = [name for name in _ADDED_COLUMNS if name not in known]
+        added = "".join(f"ALTER TABLE tasks ADD COLUMN {name} {_ADDED_COLUMNS[name]}; " for name in missing)
+        self._db.executescript(f"BEGIN IMMEDIATE; {added} {_ADDED_INDICES} COMMIT")
 
     def _renew_identity(self, existed: bool) -> None:
         """Store a new identity if the journal is older than its last process, or a copy; store its location.
@@ -189,6 +210,12 @@ class JournalDatabase:
         )
         written = read_times(self._lock_file)[1]
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
+
+    def record_owner(self, role: str, config_file: str) -> None:
+        """Store which daemon writes this journal, for the commands that read it."""
+        with self._transaction() as db:
+            for key, value in (("role", role), ("config", os.path.abspath(config_file))):
+                db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, to_sqlite_text(value)))
 
     def check_writable(self) -> None:
         """Store the current time; raise JournalError if the journal cannot be written."""
@@ -268,12 +295,16 @@ class JournalDatabase:
                 if not self.damage and not self.replaced:
                     with suppress(sqlite3.Error):
                         self._save_clock()
+                        self._store_rest()
                         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('closed', '')")
                 try:
                     self._close_database(has_moved=self.replaced)
                 finally:
                     os.close(self._lock_file)
                     self._lock_file = -1
+
+    def _store_rest(self) -> None:
+        """Write what is kept in memory; called before the file is closed."""
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

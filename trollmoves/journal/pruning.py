@@ -6,6 +6,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trollmoves.journal.database import JournalDatabase
 from trollmoves.journal.records import DONE, Task, to_sqlite_text
@@ -18,6 +19,9 @@ BATCH_SIZE = 200  # rows in one step, so that other transactions wait a few ms a
 VACUUM_PAGES = 100  # pages released in one step
 MAX_FREE_FRACTION = 0.25  # of the file that may be free before pages are released; new rows reuse free pages
 FREE_PAGES = 1000  # pages (4 MB) that may be free in any case
+
+_COLUMNS = f"{COLUMNS}, failure, size, seconds, destination, peer"
+_FINISHED = COLUMNS.count(",")  # index of the last column of a task
 
 Compactors = Mapping[str, Callable[[Task], str]]
 
@@ -44,7 +48,9 @@ class Pruning(JournalDatabase):
         """
         before = self.now() - min_age
         yield from self._compact_finished(before, compactors)
-        yield from self._drop_finished(min(self._finished_before(retention), before))
+        finished_before = min(self._finished_before(retention), before)
+        yield from self._drop_finished(finished_before)
+        self._drop_lanes(finished_before)
         for chain in self._announcing_chains():
             yield from self._drop_announced(chain, retention)
         yield from self._vacuum()
@@ -61,17 +67,13 @@ class Pruning(JournalDatabase):
         while True:
             with self._transaction() as db:
                 rows = db.execute(
-                    f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_finished WHERE state <> 0 AND finished <= ? "
+                    f"SELECT {_COLUMNS} FROM tasks INDEXED BY tasks_finished WHERE state <> 0 AND finished <= ? "
                     "AND (finished, id) > (?, ?) ORDER BY finished, id LIMIT ?",
                     (before, at, last, BATCH_SIZE),
                 ).fetchall()
                 if rows:
-                    _replace(
-                        db,
-                        [one for one in map(task_of, rows) if one.state == DONE and one.kind in compactors],
-                        compactors,
-                    )
-                    at, last = rows[-1][-1], rows[-1][0]
+                    _replace(db, rows, compactors)
+                    at, last = rows[-1][_FINISHED], rows[-1][0]
                     _set_meta(db, "shortened", f"{at!r} {last}")
             if not rows:
                 return
@@ -110,6 +112,14 @@ class Pruning(JournalDatabase):
             if not rows:
                 return
             yield len(rows)
+
+    def _drop_lanes(self, before: float) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "DELETE FROM lanes WHERE updated < ? AND NOT EXISTS (SELECT 1 FROM tasks t "
+                "WHERE t.chain = lanes.chain AND t.lane = lanes.lane AND t.state = 0)",
+                (before,),
+            )
 
     # -- announcements
 
@@ -167,18 +177,19 @@ def drop_body(task: Task) -> str:  # noqa: ARG001
     return ""
 
 
-def _replace(db: sqlite3.Connection, tasks: Sequence[Task], compactors: Compactors) -> None:
+def _replace(db: sqlite3.Connection, rows: Sequence[Any], compactors: Compactors) -> None:
     """Replace rows by compacted ones: SQLite frees pages for deleted rows, but not for shortened ones."""
     compacted = []
-    for task in tasks:
+    for row in rows:
+        task = task_of(row[: _FINISHED + 1])
+        if task.state != DONE or task.kind not in compactors:
+            continue
         body = _compacted_body(task, compactors[task.kind])
         if body != task.body or task.reply is not None:
             task.body, task.reply = body, None
-            compacted.append(task)
-    db.executemany("DELETE FROM tasks WHERE id = ?", [(task.id,) for task in compacted])
-    db.executemany(
-        f"INSERT INTO tasks ({COLUMNS}) VALUES ({', '.join('?' * (COLUMNS.count(',') + 1))})", map(row_of, compacted)
-    )
+            compacted.append((*row_of(task), *row[_FINISHED + 1 :]))
+    db.executemany("DELETE FROM tasks WHERE id = ?", [row[:1] for row in compacted])
+    db.executemany(f"INSERT INTO tasks ({_COLUMNS}) VALUES ({', '.join('?' * (_COLUMNS.count(',') + 1))})", compacted)
 
 
 def _compacted_body(task: Task, compact: Callable[[Task], str]) -> str:

@@ -43,15 +43,35 @@ class Task:
         return self.tries > 1 or self.finished is not None or self.created < started
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A delivery, as kept in the row of its task: bytes and seconds (None if unknown), and both sides of it.
+
+    ``destination`` is the directory without login, None if the key of the task has it. ``peer`` is the client that
+    requested the files, or the source that delivered them.
+    """
+
+    size: int | None
+    seconds: float | None
+    destination: str | None = None
+    peer: str | None = None
+
+
 @dataclass(slots=True)
 class Outcome:
-    """Result of one run of a task: ``DONE`` or ``FAILED`` with a reply, or ``WAITING`` for an attempt at ``due``."""
+    """Result of one run of a task: ``DONE`` or ``FAILED`` with a reply, or ``WAITING`` for an attempt at ``due``.
+
+    ``failure`` is the kind of failure (``TrollmovesError.failure``) and ``error`` its text; None without one.
+    """
 
     task: Task
     state: int
     reply: str | None = None
     due: float = 0.0
     follow_ups: Sequence[Task] = field(default_factory=tuple)
+    failure: str | None = None
+    error: str | None = None
+    delivery: Delivery | None = None
 
 
 @dataclass(slots=True)

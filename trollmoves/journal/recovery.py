@@ -24,7 +24,8 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "tasks": {
         "id": _INT, "chain": _TEXT, "kind": _TEXT, "key": _TEXT, "lane": _TEXT, "rank": _INT, "due": _REAL,
         "state": _INT, "tries": _INT, "created": _REAL, "finished": _MAYBE_REAL,
-        "announcement_number": _MAYBE_INT, "body": _TEXT, "reply": _MAYBE_TEXT,
+        "announcement_number": _MAYBE_INT, "body": _TEXT, "reply": _MAYBE_TEXT, "failure": _MAYBE_TEXT,
+        "size": _MAYBE_INT, "seconds": _MAYBE_REAL, "destination": _MAYBE_TEXT, "peer": _MAYBE_TEXT,
     },
     "announcements": {
         "id": _INT, "chain": _TEXT, "number": _INT, "uri": _TEXT, "uid": _TEXT, "size": _MAYBE_INT,
@@ -75,7 +76,8 @@ def salvage(renamed: str, db: sqlite3.Connection) -> int:
         damaged.text_factory = _text
         db.execute("BEGIN IMMEDIATE")
         try:
-            for table, columns in _TABLES.items():
+            for table, all_columns in _TABLES.items():
+                columns = _existing(damaged, table, all_columns)
                 count += _copy(db, table, columns, _rows(damaged, table, columns))
             count += _copy(db, "sources", _SOURCES, _sources(damaged))
         except BaseException:
@@ -95,6 +97,16 @@ def _copy(
         f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", complete
     )
     return db.total_changes - before
+
+
+def _existing(
+    damaged: sqlite3.Connection, table: str, columns: Mapping[str, tuple[type, ...]]
+) -> Mapping[str, tuple[type, ...]]:
+    """Return the columns that a table has: earlier versions had fewer."""
+    with suppress(sqlite3.Error):
+        known = {row[1] for row in damaged.execute(f"PRAGMA table_info({table})")}
+        return {name: types for name, types in columns.items() if name in known} or columns
+    return columns
 
 
 def _rows(

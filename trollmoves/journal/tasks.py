@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
+from trollmoves.errors import JournalError
 from trollmoves.journal.database import JournalDatabase
+from trollmoves.journal.lanes import LANE_INTERVAL, LaneChanges, merge_changes, record_outcome, store_lanes
 from trollmoves.journal.location import write_times
 from trollmoves.journal.records import (
     BACKLOG,
@@ -16,6 +19,7 @@ from trollmoves.journal.records import (
     FRESH,
     UNFLUSHED_SECONDS,
     WAITING,
+    Delivery,
     Outcome,
     SourcePosition,
     Task,
@@ -28,11 +32,24 @@ COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announc
 SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0"
 
 
+_NO_DELIVERY = Delivery(None, None)
+_FINISH = (
+    "UPDATE tasks SET state = ?, rank = ?, tries = ?, due = ?, reply = ?, finished = ?, size = ?, seconds = ?, "
+    "destination = ?, peer = ? WHERE id = ?"
+)
+_FINISH_FAILED = _FINISH.replace(" WHERE", ", failure = ? WHERE")
 MARK_SLACK = 0.01  # s; the stored time must be later than that of the task by more than UNFLUSHED_SECONDS
 
 
 class TaskTable(JournalDatabase):
     """The tasks of a journal. Their unique (chain, kind, key) suppresses duplicates, also after a restart."""
+
+    def __init__(
+        self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
+    ) -> None:
+        self._lane_changes: LaneChanges = {}  # not stored yet
+        self._lanes_stored = 0.0
+        super().__init__(path, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
     def add_tasks(
         self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]] = ()
@@ -82,8 +99,8 @@ class TaskTable(JournalDatabase):
             for t in tasks:
                 t.lane = to_sqlite_text(t.lane)
                 db.execute(
-                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, created = ? "
-                    "WHERE id = ?",
+                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, created = ?, "
+                    "failure = NULL WHERE id = ?",
                     (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id),
                 )
 
@@ -153,26 +170,33 @@ class TaskTable(JournalDatabase):
         """Store outcomes and their follow-up tasks in one transaction; return the follow-ups that are new."""
         now = self.now()
         new: list[Task] = []
+        changes: LaneChanges = {}
         with self._transaction() as db:
             for outcome in outcomes:
-                task = outcome.task
-                is_finished = outcome.state != WAITING
-                db.execute(
-                    "UPDATE tasks SET state = ?, rank = ?, tries = ?, due = ?, reply = ?, finished = ? WHERE id = ?",
-                    (
-                        outcome.state,
-                        task.rank,
-                        task.tries,
-                        outcome.due or task.due,
-                        None if outcome.reply is None else to_sqlite_text(outcome.reply),
-                        now if is_finished else None,
-                        task.id,
-                    ),
-                )
-                if is_finished:
+                _store_outcome(db, outcome, now)
+                if outcome.state != WAITING:
                     self._last_finish = self._last_write = now
+                record_outcome(changes, outcome)
                 new += [following for following in outcome.follow_ups if _insert(db, following, now)]
+            merge_changes(changes, self._lane_changes)
+            is_due = now - self._lanes_stored > LANE_INTERVAL or any(one.failure for one in changes.values())
+            if is_due:
+                store_lanes(db, changes, now)
+        self._lane_changes = {} if is_due else changes
+        self._lanes_stored = now if is_due else self._lanes_stored
         return new
+
+    def _store_rest(self) -> None:
+        store_lanes(self._db, self._lane_changes, self.now())
+        self._lane_changes = {}
+
+    def store_lanes(self) -> None:
+        """Store the states of lanes that ``finish`` has kept in memory, because many tasks finished."""
+        now = self.now()
+        with self._transaction() as db:
+            store_lanes(db, self._lane_changes, now)
+            self._lane_changes = {}
+        self._lanes_stored = now
 
     def mark_alive(self) -> float:
         """Record once, in the lock file, that this process outlived its last finished task by UNFLUSHED_SECONDS.
@@ -188,6 +212,9 @@ class TaskTable(JournalDatabase):
             return finished + UNFLUSHED_SECONDS - now + MARK_SLACK
         self._alive = now
         write_times(self._lock_file, now, self._last_write)
+        if self._lane_changes:
+            with suppress(JournalError):  # they stay in memory
+                self.store_lanes()
         return float("inf")
 
     def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
@@ -297,8 +324,8 @@ class TaskTable(JournalDatabase):
         with self._transaction() as db:
             for id_ in ids:
                 cursor = db.execute(
-                    "UPDATE tasks SET state = 0, tries = 0, due = ?1, created = ?1, finished = NULL, reply = NULL "
-                    "WHERE id = ?2 AND state = 2",
+                    "UPDATE tasks SET state = 0, tries = 0, due = ?1, created = ?1, finished = NULL, reply = NULL, "
+                    "failure = NULL WHERE id = ?2 AND state = 2",
                     (now, id_),
                 )
                 if cursor.rowcount:
@@ -315,22 +342,50 @@ class TaskTable(JournalDatabase):
                 (now, chain, kind, now),
             )
 
-    def fail_pending(self, chain: str, lane: str, *, exclude: Collection[int] = ()) -> list[int]:
+    def fail_pending(
+        self, chain: str, lane: str, *, exclude: Collection[int] = (), failure: str | None = None
+    ) -> list[int]:
         """Mark all waiting tasks of a lane as failed, without the ids in ``exclude``; return their ids."""
         with self._transaction() as db:
             rows = db.execute("SELECT id FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, lane))
             ids = [row[0] for row in rows if row[0] not in exclude]
             now = self.now()
-            db.executemany("UPDATE tasks SET state = 2, finished = ? WHERE id = ?", [(now, id_) for id_ in ids])
+            db.executemany(
+                "UPDATE tasks SET state = 2, finished = ?, failure = ? WHERE id = ?",
+                [(now, failure, id_) for id_ in ids],
+            )
         return ids
+
+
+def _store_outcome(db: sqlite3.Connection, outcome: Outcome, now: float) -> None:
+    task, delivery = outcome.task, outcome.delivery or _NO_DELIVERY
+    # A column less for nearly all tasks, because ``failure`` is in an index.
+    failed = outcome.failure is not None or task.tries > 1
+    db.execute(
+        _FINISH_FAILED if failed else _FINISH,
+        (
+            outcome.state,
+            task.rank,
+            task.tries,
+            outcome.due or task.due,
+            None if outcome.reply is None else to_sqlite_text(outcome.reply),
+            now if outcome.state != WAITING else None,
+            delivery.size,
+            delivery.seconds,
+            delivery.destination and to_sqlite_text(delivery.destination),
+            delivery.peer and to_sqlite_text(delivery.peer),
+            *((outcome.failure,) if failed else ()),
+            task.id,
+        ),
+    )
 
 
 def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
     task.lane = to_sqlite_text(task.lane)
     cursor = db.execute(
         "INSERT OR IGNORE INTO tasks "
-        "(chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, body) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
+        "(chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, body, failure) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)",
         (
             task.chain,
             task.kind,
@@ -343,6 +398,7 @@ def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
             None if task.state == WAITING else now,
             task.announcement_number,
             to_sqlite_text(task.body),
+            "failed" if task.state == FAILED else None,
         ),
     )
     if cursor.rowcount != 1:

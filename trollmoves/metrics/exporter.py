@@ -135,6 +135,8 @@ class _DaemonCollector(Collector):
         yield self._gauge("last_file_timestamp_seconds", text, ("chain", "event"), state.last.items())
         text = "1 if the provider or publisher is connected."
         yield self._gauge("provider_up", text, ("chain", "provider"), state.providers.items())
+        text = "1 while the alarm of this option is active."
+        yield self._gauge("alarm", text, ("chain", "alarm"), state.alarms.items())
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...], rows: Rows) -> Metric:
         family = GaugeMetricFamily(f"trollmoves_{name}", text, labels=(*self._names, *labels))

@@ -45,6 +45,7 @@ class DaemonState:
     failed: Mapping[tuple[str, str], int]  # tasks by chain and kind
     last: Mapping[tuple[str, str], float]  # s since the epoch, by chain and event; 0 if no file is known
     providers: Mapping[tuple[str, str], bool]  # by chain and address; True while it is connected
+    alarms: Mapping[tuple[str, str], bool]  # by chain and option; True while it is active
     log_lines_dropped: int
 
 
@@ -53,8 +54,8 @@ class DaemonReader:
     """Reads the state of a daemon, without a lock that the transfers need. Metrics thread.
 
     ``event`` is the event that shows that a chain gets files. ``chains`` returns the names of the running chains,
-    ``providers`` whether each provider of a chain is connected, ``lanes`` the state of all lanes, ``lines_dropped`` the
-    number of log lines that were dropped.
+    ``providers`` whether each provider of a chain is connected, ``lanes`` the state of all lanes, ``alarms`` which
+    alarms are active, ``lines_dropped`` the number of log lines that were dropped.
     """
 
     journal: str  # path
@@ -64,6 +65,7 @@ class DaemonReader:
     lanes: Callable[[], list[LaneState]]
     providers: Callable[[], Iterable[tuple[str, Mapping[str, bool]]]]
     now: Callable[[], float]  # the journal's clock
+    alarms: Callable[[], Mapping[tuple[str, str], bool]]
     lines_dropped: Callable[[], int]
     _earlier: Mapping[tuple[str, str], float] | None = field(default=None, init=False)  # of earlier processes
 
@@ -78,6 +80,7 @@ class DaemonReader:
             {key: count for key, count in statistics.failed.items() if count},
             self._last_times(),
             {(chain, address): up for chain, states in self.providers() for address, up in states.items()},
+            self.alarms(),
             self.lines_dropped(),
         )
 

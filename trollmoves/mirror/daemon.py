@@ -19,6 +19,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.mirror.cache import RELAY_KEY, UNPACK, MirrorCache
+from trollmoves.net import urls
 from trollmoves.orders.executor import Resender
 from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement
@@ -170,13 +171,14 @@ class MirrorChain:
             error = NotDelivered(f"{attempt.source} reported a delivery, but {missing} does not exist")
             return Result(error=error, on_committed=lambda: self._on_fetch_failed(attempt.task, error))
         logger.info("[%s] fetched %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source)
+        delivery = attempt.delivery(urls.without_login(attempt.destination))
         removals = self._request_handler.removals.tasks_for(number, extra_delay=CLIENT_RETRY_WINDOW)
         if self._cache.packed_files(number):
             key = f"{number} {self._journal.now():.3f}"
             unpack = Task(self.name, UNPACK, key, UNPACK, "", announcement_number=number)
-            return Result(follow_ups=(unpack, *removals), files=attempt.stats())
+            return Result(follow_ups=(unpack, *removals), files=attempt.stats(), delivery=delivery)
         on_committed = partial(self._request_handler.pushes.resume, number)
-        return Result(follow_ups=removals, on_committed=on_committed, files=attempt.stats())
+        return Result(follow_ups=removals, on_committed=on_committed, files=attempt.stats(), delivery=delivery)
 
     def _unpack(self, task: Task) -> Result:
         """Unpack fetched files and resume their pushes. Worker thread."""

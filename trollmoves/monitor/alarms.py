@@ -56,9 +56,14 @@ class Change(NamedTuple):
     command: tuple[str, ...]
 
 
-def has_alarms(options: ChainOptions) -> bool:
-    """Return True if a section has limits."""
-    return bool(options.expect_every or options.max_age or options.max_failed is not None)
+def limits_of(options: ChainOptions) -> list[str]:
+    """Return the names of the limits that a section has."""
+    found = {
+        EXPECT_EVERY: options.expect_every > 0,
+        MAX_AGE: options.max_age > 0,
+        MAX_FAILED: options.max_failed is not None,
+    }
+    return [name for name, is_set in found.items() if is_set]
 
 
 class Alarms:

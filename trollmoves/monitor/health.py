@@ -14,6 +14,7 @@ from trollmoves.scheduler.scheduler import LaneState, Scheduler
 
 OK, WARNING, CRITICAL = "ok", "warning", "critical"
 CODES = {OK: 0, WARNING: 1, CRITICAL: 2}  # exit codes, as for Nagios
+CACHE_TIME = 1.0  # s; pings may come often
 RESPONSE_TIME = 5.0  # s after which a directory does not respond
 MAX_CHECK_TIME = 30.0  # s of a check after which the journal does not respond
 
@@ -46,6 +47,7 @@ class Health:
         self._checking_since = 0.0  # monotonic; 0 between two checks
         self._checked_at = time.monotonic()
         self._read_at = 0.0
+        self._known: dict[str, tuple[float, dict[str, Any]]] = {}  # by chain: when it was determined, the health
 
     @property
     def is_wanted(self) -> bool:
@@ -80,8 +82,15 @@ class Health:
         return "".join(check.result)
 
     def of_chain(self, chain: str) -> dict[str, Any]:
-        """Return the health of one chain for other hosts, without paths. Any thread."""
+        """Return the health of one chain for other hosts, without paths, at most a second old. Any thread."""
         self._read_at = time.monotonic()
+        then, known = self._known.get(chain, (0.0, {}))
+        if not known or self._read_at - then > CACHE_TIME:
+            known = self._of_chain(chain)
+            self._known[chain] = self._read_at, known
+        return known
+
+    def _of_chain(self, chain: str) -> dict[str, Any]:
         lanes = _counts(lane for lane in self._scheduler.lane_states() if lane.chain == chain)
         journal = self._journal_state()
         origin = "unreadable" if chain in self._origin_problems else "ok"

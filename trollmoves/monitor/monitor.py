@@ -12,7 +12,7 @@ from trollmoves.config.options import ChainOptions
 from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, DROPPED, FAILED, Journal
 from trollmoves.journal.statistics import count_finished, last_file_time, read_statistics
-from trollmoves.monitor.alarms import Alarms, ChainState, has_alarms
+from trollmoves.monitor.alarms import Alarms, ChainState, limits_of
 from trollmoves.monitor.commands import AlarmCommands
 from trollmoves.monitor.health import CODES, OK, WARNING, Health
 
@@ -72,6 +72,13 @@ class Monitor:
         report["problems"] += [f"[{alarm.chain}] alarm {alarm.name}: {alarm.text}" for alarm in alarms]
         return report | {"alarms": [alarm.facts() for alarm in alarms]}
 
+    def alarm_states(self) -> dict[tuple[str, str], bool]:
+        """Return whether each configured alarm is active, by chain and option. Any thread."""
+        configured = {
+            (name, alarm): False for name, options in self._sections().items() for alarm in limits_of(options)
+        }
+        return configured | {(alarm.chain, alarm.name): True for alarm in self.alarms.active()}
+
     def _loop(self) -> None:
         while not self._stopping.is_set():
             try:
@@ -92,7 +99,7 @@ class Monitor:
     def _round(self) -> None:
         self._commands.poll()
         sections = self._sections()
-        if any(map(has_alarms, sections.values())) or self.alarms.active():
+        if any(map(limits_of, sections.values())) or self.alarms.active():
             for change in self.alarms.update(sections, self._states(sections), self._journal.now()):
                 self._commands.add(change)
         if time.monotonic() >= self._health_due and (self.health.is_wanted or not self._health_due):

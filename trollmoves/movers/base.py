@@ -44,7 +44,7 @@ from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path, visible_partial_path
 from trollmoves.net import urls
 from trollmoves.utils import failpoints
-from trollmoves.utils.file_versions import remove_version, version_of
+from trollmoves.utils.file_versions import despite_removal, remove_version, version_of
 
 __all__ = [
     "Backend",
@@ -113,6 +113,11 @@ class translate_os_errors:  # noqa: N801  (used like a function in ``with``)
 MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 
 
+def _open(path: str) -> int:
+    # Non-blocking: opening a named pipe would wait for its writer.
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
 def _open_error(error: OSError) -> type[TransferError]:
     if error.errno in MISSING_ERRNOS:
         return OriginMissing
@@ -138,8 +143,7 @@ class SourceFile:
         self.name = path.rpartition("/")[2]
         self.read_error: OriginUnreadable | None = None
         try:
-            # Non-blocking: opening a named pipe would wait for its writer.
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self.fd = despite_removal(path, _open)
         except ValueError as error:
             raise OriginMissing(f"{path}: {error}") from error
         except OSError as error:

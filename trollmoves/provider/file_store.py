@@ -10,7 +10,7 @@ from trollmoves.journal import AnnouncementRecord, to_sqlite_time
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.net import urls
-from trollmoves.utils.file_versions import FileVersion, version_of
+from trollmoves.utils.file_versions import FileVersion, despite_removal, version_of
 
 LINK_DIGESTS = "link_digests"  # key in the metadata of an announcement: digests of the link targets at that time
 
@@ -58,7 +58,7 @@ def announced_uris(announced: AnnouncementRecord) -> set[str]:
 def current_versions(paths: Mapping[str, str]) -> dict[str, FileVersion] | None:
     """Return the versions of files, by the keys of their paths; None if a file is missing."""
     try:
-        return {key: version_of(os.stat(path)) for key, path in paths.items()}
+        return {key: version_of(despite_removal(path, os.stat)) for key, path in paths.items()}
     except (OSError, ValueError):
         return None
 

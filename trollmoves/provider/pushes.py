@@ -21,7 +21,7 @@ from trollmoves.errors import (
     TransferError,
     TrollmovesError,
 )
-from trollmoves.journal import BACKLOG, DONE, DROPPED, FAILED, AnnouncementRecord, Journal, Outcome, Task
+from trollmoves.journal import BACKLOG, DONE, DROPPED, FAILED, AnnouncementRecord, Delivery, Journal, Outcome, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
@@ -266,8 +266,10 @@ class PushService:
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
         stats = FileStats(len(files), size, announced.mtime or 0)
+        backup = delivered_to if delivered_to != destination.without_login else None
+        delivery = Delivery(size, seconds, backup, push.message.sender)
         on_committed = partial(self._reply_waiters, task.id, text)
-        return Result(reply=text, follow_ups=follow_ups, on_committed=on_committed, files=stats)
+        return Result(reply=text, follow_ups=follow_ups, on_committed=on_committed, files=stats, delivery=delivery)
 
     def _is_outdated(self, announced: AnnouncementRecord, destination: PushDestination) -> bool:
         """Return True if an earlier process delivered a newer announcement of the files to this destination."""
@@ -386,7 +388,8 @@ class PushService:
                     self._waiting[task.id] = staying
                     kept.add(task.id)
             ended = [task for task in tasks if task.id not in kept]
-            self._journal.finish([Outcome(task, FAILED) for task in ended])
+            failure, text = error.failure, str(error)
+            self._journal.finish([Outcome(task, FAILED, failure=failure, error=text) for task in ended])
             self._quotas.remove([task.id for task in ended])
         for waiter in rejected:
             reject(self.name, waiter.request, error)
@@ -398,7 +401,7 @@ class PushService:
         if not error.outage or not pause:
             return
         in_flight = self._scheduler.in_flight_ids(self.name, task.lane)
-        for id_ in self._journal.fail_pending(self.name, task.lane, exclude=in_flight):
+        for id_ in self._journal.fail_pending(self.name, task.lane, exclude=in_flight, failure=error.failure):
             self._quotas.remove([id_])
             with self._waiting_lock:
                 waiters = self._waiting.pop(id_, ())

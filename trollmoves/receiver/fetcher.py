@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from trollmoves.config.options import ClientOptions
 from trollmoves.errors import TrollmovesError
-from trollmoves.journal import Journal, Task
+from trollmoves.journal import Delivery, Journal, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
@@ -97,6 +97,11 @@ class FetchAttempt:
         metadata = payload.announcement_metadata(self.message.data)
         mtime = metadata.get("mtime") or int(self.message.timestamp() * 1e9)
         return FileStats(payload.count_files(self.message.data), metadata.get("size") or 0, mtime)
+
+    def delivery(self, destination: str) -> Delivery:
+        """Return the delivery by the current source, for the row of the task."""
+        size = payload.announcement_metadata(self.message.data).get("size")
+        return Delivery(size, time.monotonic() - self.started, destination, self.source)
 
 
 class SourceLookup(Protocol):

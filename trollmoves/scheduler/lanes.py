@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import TrollmovesError
-from trollmoves.journal import Journal, Task
+from trollmoves.journal import Delivery, Journal, Task
 from trollmoves.scheduler.circuit_breaker import (
     BACKOFF_INITIAL,
     BACKOFF_MAX,
@@ -52,7 +52,7 @@ class FileStats(NamedTuple):
 class Result:
     """How a handler ended one run of a task, if it neither raised an error nor returned None.
 
-    ``error`` None: the task is done; ``reply`` and ``follow_ups`` are stored in the same transaction.
+    ``error`` None: the task is done; ``reply``, ``follow_ups`` and ``delivery`` are stored in the same transaction.
     ``error`` temporary: the task is retried after the usual backoff, or after ``retry_in`` seconds.
     ``error`` permanent, or ``final``: the task has failed and is not retried.
     ``retry_in`` without an error: the task runs again after this many seconds, and the lane is not blamed.
@@ -65,6 +65,7 @@ class Result:
     error: TrollmovesError | None = None
     retry_in: float | None = None
     final: bool = False
+    delivery: Delivery | None = None
     on_committed: Callable[[], None] | None = None
     files: FileStats | None = None
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from trollmoves.errors import TemporaryUnpackError, UnpackFailed
+from trollmoves.utils.file_versions import despite_removal
 
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -27,7 +28,7 @@ class PackedFile:
     def __init__(self, path: str, on_opened: Callable[[int], None] | None = None) -> None:
         self.path = path
         try:
-            self.fd = os.open(path, _OPEN)
+            self.fd = despite_removal(path, lambda name: os.open(name, _OPEN))
         except (OSError, ValueError) as error:
             raise UnpackFailed(f"{path}: {getattr(error, 'strerror', None) or error}") from error
         try:

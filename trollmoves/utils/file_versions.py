@@ -7,15 +7,22 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from trollmoves.utils.symlinks import path_of_fd
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _RENAME_NOREPLACE = 1
 _SUFFIX = ".removing"
+_REMOVAL_TIMEOUT = 10.0  # s that others wait for a removal of this process
+
+T = TypeVar("T")
+
+_removals = threading.Condition()
+_paths_in_removal: set[str] = set()
 
 
 class FileVersion(NamedTuple):
@@ -51,11 +58,28 @@ def remove_version(path: str, version: FileVersion, check: Callable[[str], None]
     directory, name = os.path.split(path)
     fd = os.open(directory or ".", _DIRECTORY)
     try:
+        _paths_in_removal.add(path)
         if check is not None:
             _check(fd, name, directory, check)
         return remove_version_at(fd, name, version)
     finally:
         os.close(fd)
+        with _removals:
+            _paths_in_removal.discard(path)
+            _removals.notify_all()
+
+
+def despite_removal(path: str, access: Callable[[str], T]) -> T:
+    """Return ``access(path)``, also while a removal of an older version in this process hides the file for a moment.
+
+    Any thread. Raises as ``access`` does, FileNotFoundError only after that removal.
+    """
+    try:
+        return access(path)
+    except FileNotFoundError:
+        with _removals:
+            _removals.wait_for(lambda: path not in _paths_in_removal, _REMOVAL_TIMEOUT)
+        return access(path)
 
 
 def _check(directory: int, name: str, path: str, check: Callable[[str], None]) -> None:

@@ -16,6 +16,7 @@ from trollmoves.errors import ConfigError
 from trollmoves.net.urls import redact_text
 from trollmoves.utils.log_format import JOURNAL_FORMAT, FastRedactingFormatter, JournalFormatter, RedactingFormatter
 from trollmoves.utils.log_writer import LogFile, LogWriter, QueuedHandler, Rotation, StderrHandler
+from trollmoves.utils.recent_log import RecentLog
 from trollmoves.utils.service_manager import logs_to_journal
 
 # Minimum levels of third-party loggers in verbose mode. The DEBUG lines of some contain keys and tokens, or report
@@ -73,12 +74,18 @@ def set_up(
         root.addHandler(_file_handler(file, rotation))
     elif not config:
         root.addHandler(_stderr_handler())
+    root.addHandler(RecentLog())
     limit_libraries(_names(settings.get("loggers")), verbose=verbose)
     if verbose:
         _enable_debug(_names(settings.get("loggers")))
     # Otherwise a failing handler (a full disk) would print each lost line to stderr, with its secrets.
     logging.raiseExceptions = False
     return _put_behind_writer()
+
+
+def recent() -> list[dict[str, Any]]:
+    """Return the last warnings and errors of this process. Any thread."""
+    return [line for handler in _handlers() if isinstance(handler, RecentLog) for line in handler.lines()]
 
 
 def format_bytes(n_bytes: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import fnmatch
 import functools
 import hashlib
 import hmac
@@ -105,9 +106,8 @@ def _matches(pattern: str, name: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _expression(pattern: str) -> re.Pattern[str]:
-    """Return the expression of a name in which ``*`` and ``?`` are wildcards, and brackets are not."""
-    parts = re.split(r"(\*+|\?)", pattern)
-    return re.compile("".join({"*": ".*", "?": "."}.get(part[:1], re.escape(part)) for part in parts), re.DOTALL)
+    """Return the expression, without backtracking, of a name in which ``*`` and ``?`` are wildcards, brackets not."""
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))
 
 
 def _hash_matches(hashed: str, name: str) -> bool:

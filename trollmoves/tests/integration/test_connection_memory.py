@@ -69,6 +69,18 @@ def sent_until_closed(line: socket.socket, block: bytes, most: int) -> int:
     return sent
 
 
+def test_short_connections(replier: Replier, caplog: pytest.LogCaptureFixture) -> None:
+    """Each of many short connections, of which the descriptors are used again, gets its reply."""
+    for _ in range(300):
+        with zmq.Context() as context, context.socket(zmq.REQ) as asking:
+            asking.setsockopt(zmq.LINGER, 0)
+            asking.connect(f"tcp://{HOST}:{replier.port}")
+            asking.send_string(Message("/x", "ping").encode())
+            assert asking.poll(20_000), "no reply"
+            asking.recv()
+    assert "closed the connection" not in caplog.text
+
+
 @pytest.mark.parametrize("size", [1, 1 << 16])
 def test_unfinished_message(publisher: Publisher, replier: Replier, size: int) -> None:
     """A message of many frames is cut off, however small they are, and others are served."""

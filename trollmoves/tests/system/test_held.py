@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,13 @@ import pytest
 from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.tests.servers import pyftpd
+from trollmoves.tests.servers import openssh, pyftpd, seaweed
+from trollmoves.tests.servers.disks import SIZE, small_disk
 
 COUNT = 20
 HOST = "127.0.0.1"
+PROBE_INTERVAL = 3.0  # s
+SOON = 20.0  # s; more than several probes take, less than the first pause of a lane that probes every ten minutes
 
 
 @pytest.fixture
@@ -93,3 +99,152 @@ def test_dead_port_does_not_stop_another(testbed: Testbed, ftp: pyftpd.PyFtpd) -
     pair.received.wait_for_receipts(names, 60)
     until(lambda: sorted(path.name for path in Path(ftp.root).iterdir()) == sorted(names), 20, "all files")
     assert "push ftp" not in "".join(line for line in pair.server.lines().splitlines() if "works again" in line)
+
+
+@dataclass
+class Fault:
+    """A destination with a fault, and its repair at the far end or in the installation."""
+
+    destination: str
+    repair: Callable[[], object]
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    client: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def rejected_login(testbed: Testbed) -> Fault:
+    """Return an FTP host with another password, until it is set to the right one."""
+    if why := pyftpd.missing():
+        pytest.skip(f"missing: {why}")
+    far = testbed.directory("far")
+    host = testbed.enter(pyftpd.PyFtpd(testbed.directory("ftpd"), far, password="another"))
+
+    def repair() -> None:
+        host.stop()
+        host.environment["FTP_TEST_PASSWORD"] = pyftpd.PASSWORD
+        host.start()
+
+    return Fault(f"ftp://{HOST}:{host.port}/", repair, client={"login": f"{pyftpd.USER}:{pyftpd.PASSWORD}"})
+
+
+def changed_certificate(testbed: Testbed) -> Fault:
+    """Return an FTPS host with a new certificate, until it is among the trusted ones."""
+    if why := pyftpd.missing(tls=True):
+        pytest.skip(f"missing: {why}")
+    host = testbed.enter(pyftpd.PyFtpd(testbed.directory("ftpd"), testbed.directory("far"), tls=True))
+    assert isinstance(host, pyftpd.PyFtpd)
+    trusted = testbed.root / "trusted.pem"
+    pyftpd.make_certificate(trusted)
+
+    def repair() -> None:
+        trusted.write_bytes(host.certificate.read_bytes())
+
+    return Fault(
+        f"ftps://{HOST}:{host.port}/",
+        repair,
+        {"ftp_tls_ca_file": trusted},
+        {"login": f"{pyftpd.USER}:{pyftpd.PASSWORD}"},
+    )
+
+
+def ssh_fault(testbed: Testbed, file: str, contents: str) -> Fault:
+    """Return an SSH host, one of whose files, or that of its known keys, has other contents until the repair."""
+    if why := openssh.missing():
+        pytest.skip(f"missing: {why}")
+    host = openssh.OpenSsh(testbed.directory("sshd"))
+    testbed.enter(host)
+    path = host.known_hosts.with_name(file)
+    right = path.read_text()
+    path.write_text(contents or right.replace(right.split()[2], openssh_key(testbed)))
+    return Fault(
+        f"sftp://{host.user}@{HOST}:{host.port}{testbed.directory('far')}",
+        lambda: path.write_text(right),
+        {"ssh_key_filename": host.user_key, "ssh_known_hosts": host.known_hosts, "num_ssh_retries": 1},
+    )
+
+
+def openssh_key(testbed: Testbed) -> str:
+    """Return a public key that no host has."""
+    return openssh.make_key(testbed.root / "other").with_suffix(".pub").read_text().split()[1]
+
+
+def changed_host_key(testbed: Testbed) -> Fault:
+    """Return an SSH host with another key than the known one."""
+    return ssh_fault(testbed, "known_hosts", "")
+
+
+def rejected_key(testbed: Testbed) -> Fault:
+    """Return an SSH host that accepts no key of this user."""
+    return ssh_fault(testbed, "authorized_keys", "# none\n")
+
+
+def missing_bucket(testbed: Testbed) -> Fault:
+    """Return an S3 service whose bucket was removed."""
+    if why := seaweed.missing():
+        pytest.skip(f"missing: {why}")
+    service = seaweed.Seaweed(testbed.directory("weed"))
+    testbed.enter(service)
+    s3 = seaweed.client(service.port)
+    s3.delete_bucket(Bucket=seaweed.BUCKET)
+    options = {"endpoint_url": f"http://{HOST}:{service.port}", "key": seaweed.KEY, "secret": seaweed.SECRET}
+    return Fault(f"s3://{seaweed.BUCKET}/in/", lambda: s3.create_bucket(Bucket=seaweed.BUCKET), options)
+
+
+def full_disk(testbed: Testbed) -> Fault:
+    """Return a directory on a full disk."""
+    disk = testbed.enter(small_disk(testbed.root / "small"))
+    filler = disk / "filler"
+    filler.write_bytes(bytes(SIZE))
+    return Fault(str(disk / "in"), filler.unlink)
+
+
+def missing_library(testbed: Testbed) -> Fault:
+    """Return an SSH host, while the library for SSH is not installed."""
+    fault = ssh_fault(testbed, "authorized_keys", "")
+    stub = testbed.directory("stub") / "paramiko.py"
+    stub.write_text("raise ModuleNotFoundError(\"No module named 'paramiko'\", name='paramiko')\n")
+    paths = os.pathsep.join((str(stub.parent), testbed.environment["PYTHONPATH"]))
+    fault.repair()
+    return Fault(fault.destination, stub.unlink, fault.parameters, fault.client, {"PYTHONPATH": paths})
+
+
+FAULTS = (
+    rejected_login,
+    changed_certificate,
+    changed_host_key,
+    rejected_key,
+    missing_bucket,
+    full_disk,
+    missing_library,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["probe", "reload"])
+@pytest.mark.parametrize("make", FAULTS)
+def test_repair(testbed: Testbed, make: Callable[[Testbed], Fault], way: str) -> None:
+    """All files arrive after the repair: without touching the daemons within a few probes, or soon after a reload."""
+    fault = make(testbed)
+    interval = PROBE_INTERVAL if way == "probe" else 600.0
+    pair = ServerClientPair(
+        testbed,
+        {"probe_interval": interval}
+        | {f"connection_parameters__{name}": value for name, value in fault.parameters.items()},
+        destination=fault.destination,
+        probe_interval=interval,
+        **fault.client,
+    )
+    pair.server.environment = {**pair.server.environment, **fault.environment}
+    pair.start()
+    names = pair.feeder.feed(COUNT)
+    pair.server.wait_for_line("not delivered")
+    pair.client.wait_for_line("not delivered")
+    until(lambda: not testbed.pending_tasks("push"), what="no attempt is running")
+    assert pair.received.receipts() == []
+    fault.repair()
+    if way == "reload":
+        for daemon in (pair.server, pair.client):
+            daemon.send(signal.SIGHUP)
+            daemon.wait_for_line("configuration reloaded")
+    pair.received.wait_for_receipts(names, SOON)
+    assert pair.server.lines().count("not delivered") <= 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from trollmoves.errors import RequestRejected
-from trollmoves.utils.file_versions import FileVersion, hidden_name, remove_version, version_of
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.utils.file_versions import FileVersion, despite_removal, hidden_name, remove_version, version_of
 from trollmoves.utils.ordered_names import OrderedNames
 
 
@@ -89,6 +91,35 @@ def test_link_is_removed_and_not_its_target(path: Path) -> None:
     assert remove_version(str(link), version(path), seen.append)
     assert os.listdir(path.parent) == ["a.dat"]
     assert seen == [str(link), str(path)]
+
+
+def test_newer_file_is_found_during_a_removal(path: Path) -> None:
+    """A file that a removal hides for a moment is found by the other readers of the process."""
+    kept, away = version(path), path.with_name(".away")
+    sought: list[str] = []
+
+    def access(name: str) -> FileVersion:
+        sought.append(name)
+        return version_of(os.stat(name))
+
+    def check(real: str) -> None:
+        path.rename(away)
+        found = threads.submit(despite_removal, str(path), access)
+        until(lambda: len(sought) == 1, 10, "it is missing")
+        with pytest.raises(TimeoutError):
+            found.result(0.1)
+        away.rename(path)
+        results.append(found)
+        raise RequestRejected(real)
+
+    results: list[Future[FileVersion]] = []
+    with ThreadPoolExecutor() as threads:
+        with pytest.raises(RequestRejected):
+            remove_version(str(path), kept, check)
+        assert results[0].result(10) == kept
+    assert len(sought) == 2
+    with pytest.raises(FileNotFoundError):
+        despite_removal(f"{path}.none", access)
 
 
 def test_directory_that_was_replaced_by_a_link(tmp_path: Path) -> None:

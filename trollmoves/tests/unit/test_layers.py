@@ -22,10 +22,11 @@ LAYERS = (
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it", "fetcher", "s3downloader"),
     ("fetching",),
     ("provider", "receiver", "daemon", "filescleaner", "logging"),
-    ("metrics", "monitor"),
+    ("metrics", "monitor", "status"),
     ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
-    ("unpacking", "matching", "utils", "control"),
+    ("unpacking",),
+    ("matching", "utils", "control"),
     ("journal", "net"),
     ("errors",),
     ("trollmoves",),  # the version

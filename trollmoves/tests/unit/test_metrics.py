@@ -38,6 +38,7 @@ def reader(journal: Journal, counters: FileCounters, *lanes: LaneState) -> Daemo
         lanes=lambda: list(lanes),
         providers=lambda: [("hrit", {"a:9010": True, "b:9010": False})],
         now=journal.now,
+        alarms=lambda: {("hrit", "max_age"): False, ("hrit", "max_failed"): True},
         lines_dropped=lambda: 3,
     )
 
@@ -112,6 +113,7 @@ def test_state(tmp_path: Path) -> None:
     assert page.value("trollmoves_failed", kind="fetch") == page.value("trollmoves_failed", kind="set_aside") == 1
     assert page.value("trollmoves_provider_up", provider="a:9010") == 1
     assert page.value("trollmoves_provider_up", provider="b:9010") == 0
+    assert [page.value("trollmoves_alarm", alarm=name) for name in ("max_age", "max_failed")] == [0, 1]
     assert page.value("trollmoves_log_lines_dropped_total") == 3
     assert page.value("trollmoves_last_file_timestamp_seconds", chain="hrit", event="received") == 0
     journal.close()

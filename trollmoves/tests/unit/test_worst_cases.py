@@ -1,19 +1,27 @@
-"""No text from outside takes more than linear time: a limit of CPU time per byte, up to the largest message."""
+"""No text from outside takes more than linear time: a limit of CPU time per byte, up to the largest message.
+
+``TROLLMOVES_FUZZ=500`` tries a million random texts for each parser, and texts of 16 MB.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
+import posttroll.message
 import pytest
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.matching.conditions import parse_conditions
+from trollmoves.matching.patterns import ComposeError, Origin, Pattern
+from trollmoves.matching.received_time import read_time
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
+from trollmoves.movers.ssh import known_hosts
 from trollmoves.net import destination_allowlist, hosts, urls
-from trollmoves.tests.helpers.fuzzing import SCALE
+from trollmoves.tests.helpers.fuzzing import SCALE, Fuzz, scaled
 from trollmoves.utils.logs import LogThrottle
 
 CPU_PER_BYTE = 1.5e-6  # s, on a slow machine
@@ -85,8 +93,74 @@ def host(text: str) -> None:
     hosts.process_resolver().addresses(text)
 
 
+NAMES = [
+    Pattern(text)
+    for text in (
+        "{a}_{b}_{c}_{d}.nc",
+        "{t:%Y%m%d%H%M}-{a:_<9s}-{n:03d}-__",
+        "{a:4s}{a:4s}*{b}?{c}",
+        "{a}{b:.2f}_{t:%j}",
+    )
+]
+ORIGIN = Origin("/in/{a}/{t:%Y%m%d}/{b}_{c}.nc")
+
+
+def name(text: str) -> None:
+    """Match the name of a file, and compose one."""
+    for pattern in NAMES:
+        with suppress(ValueError):
+            pattern.parse(text)
+        with suppress(ComposeError):
+            pattern.compose(dict.fromkeys("abcdnt", text))
+    ORIGIN.parse(f"/in/{text}")
+    ORIGIN.directory_may_match(text)
+
+
+def time_of(text: str) -> None:
+    """Read a time."""
+    read_time(text)
+    read_time(f"2025-01-02T03:04:05.{text}")
+    payload.is_seconds(text)
+
+
+def known_host(text: str) -> None:
+    """Read a known_hosts file with this text in each place, for a long host name."""
+    with tempfile.NamedTemporaryFile() as file:
+        for raw in (
+            text,
+            f"{text} ssh-rsa AAAA",
+            f"|1|{text} ssh-rsa AAAAB3NzaC1yc2E=",
+            f"*{text[:200]}* ssh-rsa AAAA",
+        ):
+            file.write(raw.encode("utf-8", "surrogatepass") + b"\n")
+        file.flush()
+        known_hosts.lines_for([file.name], "a" * 250, 2222)
+
+
+def nameserver(text: str) -> None:
+    """Read the reply of a nameserver, as posttroll does."""
+    for raw in (text, f'{HEAD}application/json [{{"URI": "{text}"}}]'):
+        with suppress(Exception):
+            posttroll.message.Message(rawstr=raw)
+
+
+PARSERS = [message, url, shown, condition, host, name, time_of, known_host, nameserver]
+
+
 @pytest.mark.alone
-@pytest.mark.parametrize("parse", [message, url, shown, condition, host])
+@pytest.mark.parametrize("parse", PARSERS)
+def test_random_texts(parse: Callable[[str], None]) -> None:
+    """The same for random texts from these parts, which raise no unexpected error."""
+    random = Fuzz(30).random
+    for _ in range(scaled(2000)):
+        text = "".join(random.choices(UNITS, k=random.randrange(1, 40))) * random.choice((1, 1, 1, 3, 50))
+        begin = time.thread_time()
+        parse(text)
+        assert time.thread_time() - begin < 0.02 + CPU_PER_BYTE * len(text), text
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("parse", PARSERS)
 def test_time_per_byte(parse: Callable[[str], None]) -> None:
     """Each parser takes at most 1.5 us of CPU time per byte, and 5 ms, for texts that are made to be slow."""
     for unit in UNITS:

@@ -1,0 +1,92 @@
+"""``trollmoves journal``: size and contents of a journal, and a backup of it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from trollmoves.cli.answers import OK, Answer, add_json_option, show, table
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
+from trollmoves.cli.texts import age, counted, size
+from trollmoves.config.options import ProcessOptions
+from trollmoves.errors import ConfigError
+from trollmoves.journal.reader import JournalFacts, JournalReader, running_pid
+
+DAY = 86_400.0  # s
+STATES = ("waiting", "done", "failed", "dropped")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser."""
+    text = "size and contents of journals, and a backup copy"
+    parser = subparsers.add_parser("journal", help=text, description="Print size and contents of journals.")
+    add_config_arguments(parser)
+    parser.add_argument("--backup", metavar="FILE", help="copy the journal to a new file, also while the daemon runs")
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand."""
+    daemons = selected(arguments)
+    if arguments.backup and len(daemons) != 1:
+        raise ConfigError("--backup copies one journal: name one configuration file")
+    answers = [_describe(daemon, arguments.backup) for daemon in daemons]
+    verdict = "; ".join(str(facts.pop("verdict")) for facts, _ in answers)
+    lines = [line for _, lines in answers for line in lines]
+    return show(Answer(OK, verdict, {"journals": [facts for facts, _ in answers]}, lines), arguments)
+
+
+def _describe(daemon: DaemonFiles, backup: str | None) -> tuple[dict[str, Any], list[str]]:
+    options = daemon.configuration.process if daemon.configuration else ProcessOptions()
+    with JournalReader(daemon.journal) as reader:
+        facts, now = reader.facts(), reader.now()
+        prunable = reader.count_prunable(now - options.keep_finished * DAY, now - options.keep_announcements * DAY)
+        if backup:
+            reader.back_up(backup)
+        identity = reader.meta.get("identity", "")
+    pid = running_pid(daemon.journal)
+    tasks, announced = sum(facts.tasks.values()), sum(facts.announcements.values())
+    rows = f"{counted(tasks, 'task')}, {counted(announced, 'announcement')}"
+    verdict = f"{daemon.name}: {size(facts.size + facts.wal_size)}, {rows}"
+    described = {
+        "verdict": f"{verdict}, copied to {backup}" if backup else verdict,
+        "name": daemon.name,
+        "journal": daemon.journal,
+        "identity": identity,
+        "pid": pid,
+        "bytes": facts.size,
+        "wal_bytes": facts.wal_size,
+        "free_bytes": facts.free,
+        "tasks": [
+            {"chain": chain, "kind": kind, "state": STATES[state], "number": number}
+            for (chain, kind, state), number in sorted(facts.tasks.items())
+        ],
+        "announcements": [{"chain": chain, "number": number} for chain, number in facts.announcements.items()],
+        "prunable_tasks": prunable[0],
+        "prunable_announcements": prunable[1],
+        "oldest_finished": facts.oldest_finished,
+        "oldest_announcement": facts.oldest_announcement,
+        "backup": backup,
+        "time": time.time(),
+    }
+    return described, _lines(described, facts)
+
+
+def _lines(described: dict[str, Any], facts: JournalFacts) -> list[str]:
+    pid = described["pid"]
+    rows = [
+        *((chain or "-", kind, STATES[state], number) for (chain, kind, state), number in sorted(facts.tasks.items())),
+        *((chain, "announcement", "", number) for chain, number in facts.announcements.items()),
+    ]
+    return [
+        f"journal   {described['journal']}, identity {described['identity']}",
+        f"process   {f'running, pid {pid}' if pid else 'not running'}",
+        f"size      {size(facts.size)}, write-ahead log {size(facts.wal_size)}, free pages {size(facts.free)}",
+        f"oldest    finished task {age(facts.oldest_finished) or '-'}, "
+        f"announcement {age(facts.oldest_announcement) or '-'}",
+        f"prunable  {counted(described['prunable_tasks'], 'task')}, "
+        f"{counted(described['prunable_announcements'], 'announcement')}",
+        *table(("SECTION", "KIND", "STATE", "ROWS"), rows, shrink=(0,), right=(3,)),
+    ]

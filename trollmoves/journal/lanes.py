@@ -1,0 +1,79 @@
+"""The state of each lane as of its last finished attempt, so that it is known while the daemon is down."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from trollmoves.journal.records import DONE, Outcome, to_sqlite_text
+
+LANE_INTERVAL = 1.0  # s between two writes of a lane that works; a failure is written immediately
+MAX_ERROR = 1_000  # characters of an error that are kept
+
+
+@dataclass(slots=True)
+class LaneChange:
+    """The changes of one lane that are not stored: done tasks, their bytes, and the last failure."""
+
+    done: int = 0
+    size: int = 0
+    last_id: int | None = None
+    failure: str | None = None
+    error: str | None = None
+
+
+LaneChanges = dict[tuple[str, str], LaneChange]  # by chain and lane
+
+
+def record_outcome(changes: LaneChanges, outcome: Outcome) -> None:
+    """Add an outcome to the changes of its lane."""
+    key = outcome.task.chain, outcome.task.lane
+    change = changes.get(key)
+    if change is None:
+        change = changes[key] = LaneChange()
+    if outcome.state == DONE:
+        change.done += 1
+        change.last_id = outcome.task.id
+        change.failure = None
+        if outcome.delivery and outcome.delivery.size:
+            change.size += outcome.delivery.size
+    elif outcome.failure in ("held", "outage"):
+        change.failure, change.error = outcome.failure, outcome.error
+
+
+def merge_changes(changes: LaneChanges, earlier: LaneChanges) -> None:
+    """Add earlier changes, which contain no failure, to later ones."""
+    for key, before in earlier.items():
+        change = changes.setdefault(key, before)
+        if change is not before:
+            change.done += before.done
+            change.size += before.size
+            change.last_id = before.last_id if change.last_id is None else change.last_id
+
+
+def store_lanes(db: sqlite3.Connection, changes: LaneChanges, now: float) -> None:
+    """Add changes to the rows of their lanes."""
+    for (chain, lane), change in changes.items():
+        failure = change.failure
+        db.execute(
+            "INSERT INTO lanes (chain, lane, done, bytes, last_done, last_id, failure, error, failing_since, updated) "
+            "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (chain, lane) DO UPDATE SET "
+            "done = done + ?3, bytes = bytes + ?4, last_done = coalesce(?5, last_done), "
+            "last_id = coalesce(?6, last_id), "
+            # A failure, or a success, replaces the earlier state; an error of one file changes nothing.
+            "failure = iif(?7 IS NOT NULL OR ?3, ?7, failure), error = iif(?7 IS NOT NULL OR ?3, ?8, error), "
+            "failing_since = iif(?7 IS NOT NULL, coalesce(failing_since, ?9), iif(?3, NULL, failing_since)), "
+            "updated = ?10",
+            (
+                chain,
+                to_sqlite_text(lane),
+                change.done,
+                change.size,
+                now if change.done else None,
+                change.last_id,
+                failure,
+                to_sqlite_text(change.error[:MAX_ERROR]) if failure and change.error else None,
+                now if failure else None,
+                now,
+            ),
+        )

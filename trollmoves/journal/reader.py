@@ -1,0 +1,356 @@
+"""Reads a journal without changing or locking it, while its daemon runs or is down."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from trollmoves.errors import JournalError
+from trollmoves.journal.database import SCHEMA_VERSION
+from trollmoves.journal.location import LOCK_SUFFIX, to_journal_error
+
+READ_TIMEOUT = 5.0  # s to wait for a lock of the file
+SCAN_BATCH = 20_000  # rows examined in one query, so that the write-ahead log of the daemon can be truncated
+_TASK = (
+    "t.id, t.chain, t.kind, t.key, t.lane, t.due, t.state, t.tries, t.created, t.finished, t.announcement_number, "
+    "t.body, t.reply, t.failure, t.size, t.seconds, t.destination, t.peer"
+)
+# Of tasks ``t`` with a failure: without pushes of files that the client got from another source.
+WANTED = (
+    "(t.failure = 'failed' OR t.announcement_number IS NULL OR NOT EXISTS (SELECT 1 FROM tasks k "
+    "WHERE k.announcement_number = t.announcement_number AND k.chain = t.chain AND k.kind = 'ack'))"
+)
+
+
+class TaskRow(NamedTuple):
+    """A task; times are seconds since the epoch by the journal's clock. See ``records`` for the columns."""
+
+    id: int
+    chain: str
+    kind: str
+    key: str
+    lane: str
+    due: float
+    state: int
+    tries: int
+    created: float
+    finished: float | None
+    number: int | None
+    body: str
+    reply: str | None
+    failure: str | None
+    size: int | None
+    seconds: float | None
+    destination: str | None
+    peer: str | None
+
+
+class AnnouncedRow(NamedTuple):
+    """An announcement: its file (mtime in ns) and when it was appended to the log."""
+
+    chain: str
+    number: int
+    uri: str
+    uid: str
+    size: int | None
+    mtime: int | None
+    created: float
+    message: str
+
+
+class WaitingRow(NamedTuple):
+    """The waiting tasks of a lane: their number, and when the first one is due and was created."""
+
+    chain: str
+    lane: str
+    number: int
+    due: float
+    created: float
+
+
+class FailureRow(NamedTuple):
+    """The tasks of a lane with one kind of failure.
+
+    ``refused`` is how many of them wait for the next request of a client: a server ends a push that fails.
+    """
+
+    chain: str
+    lane: str
+    failure: str
+    number: int
+    refused: int
+    oldest: float
+    reply: str | None  # of the oldest
+
+
+class LaneRow(NamedTuple):
+    """The state of a lane as of its last finished attempt; ``failure`` is "held" or "outage", None if it works."""
+
+    chain: str
+    lane: str
+    done: int
+    size: int
+    last_done: float | None
+    last_key: str | None
+    last_number: int | None
+    last_file: str | None
+    failure: str | None
+    error: str | None
+    failing_since: float | None
+
+
+class FinishedRow(NamedTuple):
+    """A task that was done recently; ``appeared`` is when its file was announced, or else when it was created."""
+
+    chain: str
+    lane: str
+    finished: float
+    size: int | None
+    appeared: float
+
+
+@dataclass(frozen=True)
+class JournalFacts:
+    """What a journal contains: bytes, pages, and rows by table, or by chain, kind and state."""
+
+    size: int
+    wal_size: int
+    free: int
+    tasks: dict[tuple[str, str, int], int]
+    announcements: dict[str, int]
+    oldest_finished: float | None
+    oldest_announcement: float | None
+
+
+class JournalReader:
+    """A read-only connection to a journal. One thread.
+
+    Never used in the process that has the journal open with another library than SQLite: closing a file releases the
+    locks that the process has on it.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open the journal; JournalError if it does not exist, cannot be read, or was written by another version."""
+        self.path = path
+        self._db = self._connect()
+        self._check_version()
+        self.meta: dict[str, str] = dict(self._rows("SELECT key, value FROM meta"))
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+
+    def now(self) -> float:
+        """Return the time of the journal's clock, which may be ahead of the wall clock."""
+        return max(time.time(), float(self.meta.get("time", 0)))
+
+    # -- the state of lanes
+
+    def waiting(self) -> list[WaitingRow]:
+        """Return the waiting tasks by lane, those in flight included. It reads indexes only."""
+        return self._named(
+            WaitingRow,
+            "SELECT chain, lane, number, due, (SELECT created FROM tasks WHERE id = first) FROM (SELECT chain, lane, "
+            "count(*) AS number, min(due) AS due, min(id) AS first FROM tasks INDEXED BY tasks_waiting "
+            "WHERE state = 0 AND chain <> '' GROUP BY chain, lane)",
+        )
+
+    def failures(self) -> list[FailureRow]:
+        """Return the tasks with a failure by chain, lane and failure."""
+        return self._named(
+            FailureRow,
+            "SELECT t.chain, t.lane, t.failure, count(*), sum(t.state = 2), min(coalesce(a.created, t.created)), "
+            "t.reply FROM tasks t INDEXED BY tasks_failure LEFT JOIN announcements a "
+            "ON a.chain = t.chain AND a.number = t.announcement_number "
+            f"WHERE t.failure IS NOT NULL AND t.state IN (0, 2) AND {WANTED} GROUP BY t.chain, t.lane, t.failure",
+        )
+
+    def lanes(self) -> list[LaneRow]:
+        """Return the state of each lane as of its last finished attempt."""
+        return self._named(
+            LaneRow,
+            "SELECT l.chain, l.lane, l.done, l.bytes, l.last_done, t.key, t.announcement_number, a.uid, l.failure, "
+            "l.error, l.failing_since FROM lanes l LEFT JOIN tasks t ON t.id = l.last_id "
+            "LEFT JOIN announcements a ON a.chain = t.chain AND a.number = t.announcement_number WHERE l.chain <> ''",
+        )
+
+    def finished_since(self, since: float, limit: int) -> list[FinishedRow]:
+        """Return at most ``limit`` tasks that were done since a time, newest first."""
+        return self._named(
+            FinishedRow,
+            "SELECT t.chain, t.lane, t.finished, t.size, coalesce(a.created, t.created) FROM tasks t "
+            "INDEXED BY tasks_finished LEFT JOIN announcements a "
+            "ON a.chain = t.chain AND a.number = t.announcement_number "
+            "WHERE t.state <> 0 AND t.finished >= ? AND t.state = 1 AND t.seconds IS NOT NULL "
+            "ORDER BY t.finished DESC LIMIT ?",
+            (since, limit),
+        )
+
+    def last_announcements(self) -> dict[str, AnnouncedRow]:
+        """Return the newest announcement of each chain."""
+        rows = self._named(
+            AnnouncedRow,
+            "SELECT chain, number, uri, uid, size, mtime, created, '' FROM announcements "
+            "WHERE id IN (SELECT max(id) FROM announcements GROUP BY chain)",
+        )
+        return {row.chain: row for row in rows}
+
+    def pauses(self) -> dict[str, str]:
+        """Return the pauses of an operator: the order by the name of a chain or destination."""
+        return dict(self._rows("SELECT key, body FROM tasks WHERE chain = '' AND kind = 'pause' AND state = 0"))
+
+    # -- lists of tasks
+
+    def tasks(
+        self, where: str, parameters: Sequence[object] = (), order: str = "t.id", limit: int = -1
+    ) -> list[TaskRow]:
+        """Return the tasks for an SQL condition on ``t``, built from constants only."""
+        sql = f"SELECT {_TASK} FROM tasks t WHERE t.chain <> '' AND {where} ORDER BY {order} LIMIT ?"
+        return self._named(TaskRow, sql, (*parameters, limit))
+
+    def count_tasks(self, where: str) -> int:
+        """Return the number of tasks for such a condition."""
+        return int(self._rows(f"SELECT count(*) FROM tasks t WHERE t.chain <> '' AND {where}")[0][0])
+
+    def announcement(self, chain: str, number: int) -> AnnouncedRow | None:
+        """Return an announcement, None if it was pruned."""
+        rows = self._announced("chain = ? AND number = ?", (chain, number))
+        return rows[0] if rows else None
+
+    def find_announcements(self, name: str, pattern: str, limit: int) -> list[AnnouncedRow]:
+        """Return the newest announcements of a file, by its path, its name, or a pattern for one of them."""
+        found: list[AnnouncedRow] = []
+        for low, high in self._ranges("announcements"):
+            condition = "id BETWEEN ? AND ? AND (uid = ? OR uri = ? OR uid GLOB ? OR uri GLOB ?) ORDER BY id DESC"
+            found += self._announced(condition, (low, high, name, name, pattern, pattern))
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def find_tasks(self, conditions: str, parameters: Sequence[object], limit: int) -> list[TaskRow]:
+        """Return the newest tasks for an SQL condition on ``t.key``, in short queries over all tasks."""
+        found: list[TaskRow] = []
+        for low, high in self._ranges("tasks"):
+            found += self.tasks(f"t.id BETWEEN ? AND ? AND ({conditions})", (low, high, *parameters), "t.id DESC")
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def _announced(self, condition: str, parameters: Sequence[object]) -> list[AnnouncedRow]:
+        columns = "chain, number, uri, uid, size, mtime, created, message"
+        return self._named(AnnouncedRow, f"SELECT {columns} FROM announcements WHERE {condition}", parameters)
+
+    def _ranges(self, table: str) -> Iterator[tuple[int, int]]:
+        """Yield ranges of ids, newest first."""
+        ((first, last),) = self._rows(f"SELECT min(id), max(id) FROM {table}")
+        high = last or 0
+        while high >= (first or 1):
+            yield high - SCAN_BATCH + 1, high
+            high -= SCAN_BATCH
+
+    # -- the file
+
+    def facts(self) -> JournalFacts:
+        """Return sizes and numbers of rows. It reads all rows."""
+        ((page_size,),), ((free,),) = self._rows("PRAGMA page_size"), self._rows("PRAGMA freelist_count")
+        tasks = self._rows("SELECT chain, kind, state, count(*) FROM tasks GROUP BY chain, kind, state")
+        announced = self._rows("SELECT chain, count(*), min(created) FROM announcements GROUP BY chain")
+        ((oldest,),) = self._rows("SELECT min(finished) FROM tasks INDEXED BY tasks_finished WHERE state <> 0")
+        return JournalFacts(
+            _size(self.path),
+            _size(f"{self.path}-wal"),
+            int(free) * int(page_size),
+            {(chain, kind, state): count for chain, kind, state, count in tasks},
+            {chain: count for chain, count, _ in announced},
+            oldest,
+            min((created for _, _, created in announced), default=None),
+        )
+
+    def count_prunable(self, finished_before: float, announced_before: float) -> tuple[int, int]:
+        """Return the numbers of finished tasks and of announcements that are older than these times."""
+        sql = "SELECT count(*) FROM tasks INDEXED BY tasks_finished WHERE state <> 0 AND finished <= ?"
+        ((tasks,),) = self._rows(sql, (finished_before,))
+        ((announced,),) = self._rows("SELECT count(*) FROM announcements WHERE created < ?", (announced_before,))
+        return int(tasks), int(announced)
+
+    def back_up(self, copy: str) -> None:
+        """Copy the journal to a new file, also while the daemon writes; JournalError if that fails."""
+        try:
+            os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise JournalError(f"cannot create the backup {copy}: {error.strerror}") from None
+        try:
+            with closing(sqlite3.connect(copy)) as target:
+                self._db.backup(target)
+                target.execute("PRAGMA journal_mode=DELETE")  # one file
+                ((result,),) = target.execute("PRAGMA quick_check(1)").fetchall()
+            if result != "ok":
+                raise JournalError(f"the backup {copy} is damaged: {result}")
+        except (sqlite3.Error, JournalError) as error:
+            with suppress(OSError):
+                os.unlink(copy)
+            raise to_journal_error(f"cannot write the backup {copy}: {error}", error) from error
+
+    # -- queries
+
+    def _connect(self) -> sqlite3.Connection:
+        if not os.path.exists(self.path):
+            raise JournalError(
+                f"the journal {self.path} does not exist: its daemon has not run yet, or uses another one"
+            )
+        if not os.access(self.path, os.R_OK):
+            raise JournalError(f"the journal {self.path} cannot be read: run this command as its owner or as root")
+        # Without a write-ahead log no process writes; then SQLite must not create one.
+        self._immutable = not os.path.exists(f"{self.path}-wal")
+        uri = f"{Path(self.path).absolute().as_uri()}?mode=ro{'&immutable=1' if self._immutable else ''}"
+        return sqlite3.connect(uri, uri=True, timeout=READ_TIMEOUT, isolation_level=None)
+
+    def _check_version(self) -> None:
+        ((version,),) = self._rows("PRAGMA user_version")
+        if version != SCHEMA_VERSION or not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'lanes'"):
+            raise JournalError(f"the journal {self.path} was written by another version: start its daemon once")
+
+    def _named(self, row_type: Any, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+        return [row_type(*row) for row in self._rows(sql, parameters)]
+
+    def _rows(self, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+        try:
+            return self._db.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            if self._immutable and os.path.exists(f"{self.path}-wal"):  # the daemon was started
+                self._db.close()
+                self._db = self._connect()
+                return self._rows(sql, parameters)
+            raise to_journal_error(f"the journal {self.path} cannot be read: {error}", error) from error
+
+
+def running_pid(path: str) -> int | None:
+    """Return the id of the process that has locked a journal, None if there is none; without locking it."""
+    try:
+        inode = os.stat(path + LOCK_SUFFIX).st_ino
+        locks = Path("/proc/locks").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    for line in locks.splitlines():
+        fields = line.split()
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+            return int(fields[4])
+    return None
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

@@ -1,0 +1,200 @@
+"""The history of a file in one journal: each step with its time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from trollmoves.journal.reader import AnnouncedRow, JournalReader, TaskRow
+from trollmoves.journal.records import DONE, FAILED, WAITING
+from trollmoves.messaging import payload
+from trollmoves.net import urls
+from trollmoves.status.names import destination_of, error_of, file_of_key
+
+MAX_FOUND = 200  # announcements and tasks of one request
+# Kinds of tasks whose keys begin with the number of the announcement: their file is that of the announcement.
+_OF_A_NUMBER = ("push", "ack", "remove", "delivered_to", "left", "unpack")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a file: ``time`` in seconds since the epoch, None if it has not happened yet.
+
+    ``event`` is a short text, as listed in doc/operating.md. The other fields are empty if they do not apply.
+    """
+
+    time: float | None
+    event: str
+    chain: str
+    file: str
+    destination: str = ""
+    peer: str = ""  # the client, or the source
+    number: int | None = None  # of the announcement
+    size: int | None = None  # bytes
+    seconds: float | None = None
+    attempts: int | None = None
+    text: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def history(reader: JournalReader, name: str) -> list[Step]:
+    """Return the steps of the files with a name, a path, or a pattern with ``*`` and ``?``, oldest first.
+
+    At most ``MAX_FOUND`` announcements and as many tasks are searched for, newest first.
+    """
+    announced = reader.find_announcements(name, name, MAX_FOUND)
+    steps = [step for row in announced for step in _announced(row)]
+    seen: set[int] = set()
+    found: list[TaskRow] = []
+    for row in announced:
+        tasks = reader.tasks("t.chain = ? AND t.announcement_number = ?", (row.chain, row.number))
+        steps += [step for task in tasks for step in _steps(task, row.uid)]
+        seen |= {task.id for task in tasks}
+    for task in _tasks_by_key(reader, name):
+        if task.id not in seen:
+            steps += _steps(task, file_of_key(task.kind, task.key))
+            found.append(task)
+    steps += _receipts(found)
+    return sorted(steps, key=lambda step: float("inf") if step.time is None else step.time)
+
+
+def _tasks_by_key(reader: JournalReader, name: str) -> list[TaskRow]:
+    """Return the tasks whose keys contain the name of the file."""
+    pattern = name if "*" in name or "?" in name else name.replace("[", "[[]")
+    base = pattern.rsplit("/", 1)[-1]
+    kinds = ", ".join(f"'{kind}'" for kind in _OF_A_NUMBER)
+    patterns = (
+        *(base, f"{base}\n*", f"*\n{base}", f"*\n{base}\n*"),  # fetch, relay, route: names of files, one per line
+        f"{base} to *" if base == pattern else f"{base} to *\n{pattern} *",  # deliver
+        pattern,  # a file that was set aside
+        f"*/{base} *" if base == pattern else f"{pattern} *",  # unpack: path, size and time
+    )
+    condition = " OR ".join(["t.key GLOB ?"] * len(patterns))
+    return reader.find_tasks(f"t.kind NOT IN ({kinds}) AND ({condition})", patterns, MAX_FOUND)
+
+
+def _receipts(tasks: list[TaskRow]) -> Iterator[Step]:
+    """Yield the receipts that a client published: with the delivery, or after it unpacked the files."""
+    packed = {(task.chain, task.key) for task in tasks if task.kind == "unpack"}
+    for task in tasks:
+        unpacked = task.kind == "unpack" and not task.key.startswith("/")  # a path: of a server
+        fetched = task.kind == "fetch" and task.seconds is not None and (task.chain, task.key) not in packed
+        if (unpacked or fetched) and task.number is None and task.state == DONE:
+            yield Step(task.finished, "receipt published", task.chain, file_of_key(task.kind, task.key))
+
+
+def _announced(row: AnnouncedRow) -> Iterator[Step]:
+    if row.mtime:
+        yield Step(row.mtime / 1e9, "written", row.chain, row.uid, size=row.size)
+    yield Step(row.created, "announced", row.chain, row.uid, number=row.number, size=row.size, text=row.uri)
+
+
+def _steps(task: TaskRow, file: str) -> Iterator[Step]:
+    describe = _STEPS.get(task.kind)
+    if describe:
+        yield from describe(task, file)
+
+
+def _push(task: TaskRow, file: str) -> Iterator[Step]:
+    destination = urls.redacted(destination_of(task.kind, task.key, task.destination))
+    client = task.peer or _client_of(task.body)
+    yield _step(task, task.created, "requested", file, destination, client)
+    yield from _result(task, file, destination, "delivered", client)
+
+
+def _transfer(task: TaskRow, file: str) -> Iterator[Step]:
+    event, begin = ("fetched", "received") if task.kind == "fetch" else ("delivered", "received")
+    if task.kind == "relay":
+        event = "relayed"
+    source = task.lane.partition(" ")[2] if task.kind in ("fetch", "relay") else ""
+    destination = urls.redacted(destination_of(task.kind, task.key, task.destination))
+    yield _step(task, task.created, begin, file, "", source)
+    yield from _result(task, file, destination, event, task.peer or source)
+
+
+def _result(task: TaskRow, file: str, destination: str, done: str, peer: str) -> Iterator[Step]:
+    error = " ".join(urls.redact_text(error_of(task.reply)).split()) if task.failure else ""
+    if task.state == DONE:
+        event = done if task.seconds is not None or task.kind in ("relay", "unpack") else "superseded or had by a peer"
+        yield _step(task, task.finished, event, file, destination, peer)
+    elif task.state == FAILED:
+        event = {"failed": "failed", "superseded": "superseded"}.get(task.failure or "failed", "refused")
+        yield _step(task, task.finished, event, file, destination, peer, error)
+    elif task.state == WAITING:
+        held = "held" if task.failure == "held" else "waiting"
+        yield _step(task, None, held, file, destination, peer, error, {"next_attempt": task.due})
+    else:
+        yield _step(task, task.finished, "dropped", file, destination, peer, "by an operator")
+
+
+def _record(event: str) -> Any:
+    def describe(task: TaskRow, file: str) -> Iterator[Step]:
+        peer = task.key.partition(" ")[2] if task.kind in ("delivered_to", "left") else ""
+        yield _step(task, task.finished, event, file, "", peer)
+
+    return describe
+
+
+def _removal(task: TaskRow, file: str) -> Iterator[Step]:
+    if task.state == DONE:
+        yield Step(task.finished, "removed", task.chain, file, number=task.number)
+    elif task.state == WAITING:
+        yield _step(task, None, "removal planned", file, details={"next_attempt": task.due})
+
+
+def _unpacking(task: TaskRow, file: str) -> Iterator[Step]:
+    yield from _result(task, file, "", "unpacked", "")
+
+
+def _set_aside(task: TaskRow, file: str) -> Iterator[Step]:
+    yield _step(task, task.created, "failed", file, text=task.body)
+
+
+def _step(
+    task: TaskRow,
+    time: float | None,
+    event: str,
+    file: str,
+    destination: str = "",
+    peer: str = "",
+    text: str = "",
+    details: dict[str, Any] | None = None,
+) -> Step:
+    finished = time is not None and time == task.finished
+    return Step(
+        *(time, event, task.chain, file, destination, peer, task.number),
+        size=task.size if finished else None,
+        seconds=task.seconds if finished else None,
+        attempts=(task.tries or None) if finished or time is None else None,
+        text=text,
+        details=details or {},
+    )
+
+
+def _client_of(body: str) -> str:
+    """Return the client that sent a request, or the id of the request if only that is left of it."""
+    parts = body.split(" ", 3)
+    if body.startswith("pytroll:/") and len(parts) > 2:
+        return parts[2]
+    try:
+        return str(json.loads(body)["request"]["id"]) if body else ""
+    except (ValueError, KeyError, TypeError):
+        return payload.request_id(body) or ""
+
+
+_STEPS = {
+    "push": _push,
+    "fetch": _transfer,
+    "relay": _transfer,
+    "deliver": _transfer,
+    "route": _transfer,
+    "unpack": _unpacking,
+    "ack": _record("acknowledged"),
+    "delivered_to": _record("replied to a further client"),
+    "left": _record("left to a peer"),
+    "remove": _removal,
+    "delete_archive": _removal,
+    "set_aside": _set_aside,
+}
