@@ -90,6 +90,11 @@ class ClientChain:
         """Return whether each provider is connected, by address. Any thread."""
         return self._receiver.provider_states()
 
+    @property
+    def replayed(self) -> int:
+        """The number of announcements that the chain had missed and requested since its start."""
+        return self._receiver.replayed
+
     def _acknowledge(self, source: str, announcement: str) -> None:
         self._fetcher.acknowledge(source, announcement)
 

@@ -53,6 +53,7 @@ class AnnouncementReceiver:
         self._journal = journal
         self._scheduler = scheduler
         self._fetches = fetches
+        self.replayed = 0  # announcements that were missed and requested, since the start
         self._peers = peers
         peers.seen = bool(journal.keys(options.name, PEER_SEEN))
         self._topics: dict[
@@ -175,6 +176,7 @@ class AnnouncementReceiver:
 
     def _on_replayed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
         if messages:
+            self.replayed += len(messages)
             self._peers.record_gap()
         self._record(messages, sources, BACKLOG)
 

@@ -546,6 +546,16 @@ def test_invalid_address(stack: ExitStack, address: str) -> None:
     assert good.wait() == ["good"]
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["inproc://zeromq.zap.01", "ipc:///tmp/socket", f"tcp://{HOST}:0;{HOST}:5", "tcp://*:5", f"udp://{HOST}:5"],
+)
+def test_other_addresses(address: str) -> None:
+    """A socket connects to the port of a host only."""
+    with pytest.raises(StartError, match="the address must be tcp://host:port"):
+        sockets.connect(zmq.DEALER, address)
+
+
 def test_invalid_reply(stack: ExitStack) -> None:
     """An undecodable reply is a MessageError, and an exception in a callback does not affect other requests."""
     context = zmq.Context()
