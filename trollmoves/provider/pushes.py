@@ -498,8 +498,12 @@ def _success_reply(push: PushRequest, destination: str) -> str:
     changes = _without_logins(push)
     if push.destination != destination:
         changes["destination"] = destination
-    if changes:
-        message = Message(message.subject, type_, {**message.data, **changes})
+    is_leaking = push.id is None and "announcement" in message.data  # a legacy client publishes the data of the reply
+    if changes or is_leaking:
+        data = {**message.data, **changes}
+        if is_leaking:
+            del data["announcement"]
+        message = Message(message.subject, type_, data)
     return message.derive(type_, without="request")
 
 
