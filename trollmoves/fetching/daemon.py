@@ -41,6 +41,7 @@ class FetchDaemon(Daemon[O]):
     """A process that fetches files."""
 
     compactors = {KIND: drop_body, REPUBLISH: drop_body}
+    last_event = "received"
     types: ClassVar[Sequence[str]]
 
     def __init__(self, arguments: argparse.Namespace) -> None:
