@@ -112,6 +112,14 @@ def test_end_of_a_stream_that_was_too_long(publisher: Publisher) -> None:
             pass
 
 
+def test_long_request(replier: Replier) -> None:
+    """A request of 17 MB in one frame is cut off."""
+    with closing(peer(replier.port, b"DEALER")) as line, suppress(ConnectionError):
+        line.sendall(b"\x02" + struct.pack(">Q", 17 * MB) + bytes(17 * MB))
+        while line.recv(100):
+            pass
+
+
 def is_closed(line: socket.socket) -> bool:
     """Return True if the peer has closed the connection; reads nothing."""
     try:
