@@ -1,7 +1,7 @@
 """Removes each defence of doc/security.md in turn and expects a test to fail.
 
-``python -m trollmoves.tests.helpers.defences [WORD ...]`` runs in the project's root, with words that select defences by
-their names. It prints the defences that no test notices, and exits with 1 if there are any.
+``python -m trollmoves.tests.helpers.defences [WORD ...]`` runs in the project's root, with words that select
+defences by their names. It prints the defences that no test notices, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -378,16 +378,6 @@ DEFENCES = (
         "os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)",
         "integration/test_journal.py::test_only_the_owner_may_read",
         "system/test_modes.py",
-    ),
-    _defence(
-        "links among the files of a journal",
-        "journal/location.py",
-        """    if os.path.islink(path):
-        raise OSError(errno.ELOOP, f"{path} is a symbolic link, which another user may have created; use its target")
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-""",
-        "    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)\n",
-        "integration/test_journal.py::test_links_are_not_followed",
     ),
     # Floods
     _defence(
