@@ -451,7 +451,7 @@ def task_again(journal: Journal, task: Task) -> Task | None:
     if announced is None:
         return None
     if task.body == "" or task.body.startswith("{"):
-        added = {"destination": task.key.partition(" ")[2], **_compacted(task)}
+        added = _compacted(task) | {"destination": task.key.partition(" ")[2]}  # not that of a backup target
         task.body = Message.decode(announced.message).derive("push", added)
     task.rank = BACKLOG
     return task
