@@ -64,6 +64,7 @@ class ClientChain:
             destinations=self._destinations,
             on_request=self._publish_push,
             on_delivered=self._receipts.on_delivered,
+            delay=self._publisher.grace,
         )
         self._receiver = AnnouncementReceiver(
             options, options.topic, runtime.journal, runtime.scheduler, self._requester, fetches, peers

@@ -273,3 +273,30 @@ def test_example_rules() -> None:
     example = REPOSITORY / "examples" / "monitoring"
     prometheus.promtool("check", "config", example / "prometheus.yml")
     assert "SUCCESS" in prometheus.promtool("test", "rules", example / "alerts_test.yml")
+
+
+def test_without_the_library(testbed: Testbed) -> None:
+    """Without prometheus_client the daemon logs one error with the remedy, and moves files."""
+    (testbed.directory("stub") / "prometheus_client.py").write_text("raise ImportError('no prometheus_client')")
+    pair = ServerClientPair(testbed)
+    pair.server.environment = {
+        **testbed.environment,
+        "PYTHONPATH": f"{testbed.root / 'stub'}:{testbed.environment['PYTHONPATH']}",
+    }
+    pair.server.reconfigure(with_metrics(pair.server_sections, testbed.port()))
+    pair.start()
+    pair.feeder.feed(FILES)
+    pair.wait_until_done()
+    assert "running without metrics: no prometheus_client; install it: " in pair.server.lines()
+
+
+def test_check(testbed: Testbed) -> None:
+    """``--check`` warns about a missing directory for the file, and rejects a section with the metrics port."""
+    port = testbed.port()
+    section = server_section(testbed.directory("in"), port)
+    other = section | {"request_port": testbed.port()}
+    config = testbed.config(with_metrics({"a": section, "b": other}, port, metrics_file="/nowhere/x.prom"))
+    done = testbed.run("move_it_server.py", config, "--check")
+    assert "metrics_file: the directory /nowhere does not exist" in done.stdout
+    assert f"request_port: port {port} is already used by [DEFAULT]" in done.stdout
+    assert "not running: [a]" in done.stdout
