@@ -40,8 +40,8 @@ class Endpoints(NamedTuple):
 class FetchDaemon(Daemon[O]):
     """A process that fetches files."""
 
-    compactors = {KIND: drop_body, REPUBLISH: drop_body}
     last_event = "received"
+    compactors = {KIND: drop_body, REPUBLISH: drop_body}
     types: ClassVar[Sequence[str]]
 
     def __init__(self, arguments: argparse.Namespace) -> None:
