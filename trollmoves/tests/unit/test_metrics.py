@@ -80,7 +80,7 @@ def test_outcomes(kind: str, result: Result, outcome: str | None) -> None:
 
 
 def test_endpoints_are_bounded() -> None:
-    """However many hosts requests name, the number of endpoints is limited; the users of a host are counted together."""
+    """The number of endpoints is limited; the users of a host are counted together."""
     counters = FileCounters()
     for number in range(3 * MAX_ENDPOINTS):
         for user in ("a", "b"):
