@@ -590,6 +590,6 @@ def _raise_fd_limit() -> None:
 
 def _log_problems(found: config_file.Configuration[Any]) -> None:
     for warning in found.warnings:
-        logger.warning("%s", warning)
+        logger.log(logging.INFO if warning in found.legacy else logging.WARNING, "%s", warning)
     for problem in found.problems:
         logger.error("%s", problem)
