@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -132,6 +133,9 @@ class Site:
             with flow.paused() if self.versions[role] == OLD else nullcontext():
                 self.stop(role)
             self.start(role, version)
+            if role == "client" and version == OLD:  # it cannot request what it missed: the server repeats it
+                self.connect()
+                self.processes["server", NEW].send(signal.SIGHUP)
         flow.feed_more()
 
     def check(self, flow: Flow) -> None:
