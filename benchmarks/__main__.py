@@ -26,6 +26,7 @@ def works(*, full: bool, old: bool) -> dict[str, Work]:
         "large-burst": partial(flow.burst, count=4000 * times, old=False),
         "steady": partial(flow.steady, seconds=10 * times),
         "idle": partial(flow.idle, count=300 * times, old=old),
+        "metrics": partial(flow.metrics, count=2000),
         "small": partial(movers.small, count=500, old=old),
         "large": partial(movers.large, megabytes=200 * times),
         "fan-out": partial(topologies.fan_out, count=200 * times),

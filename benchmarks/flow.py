@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.observers import Arrivals, Cost, Receipts, percentiles
 from trollmoves.tests.helpers import legacy_peer as earlier
 from trollmoves.tests.helpers.daemons import DaemonPair, Testbed
 from trollmoves.tests.helpers.feeding import content, names
+from trollmoves.tests.helpers.scraping import scrape
 from trollmoves.tests.helpers.waiting import until
 
 WORK_TIMEOUT = 600.0  # s for each measurement
@@ -31,6 +33,7 @@ class Bench:
     receipts: Receipts
     arrivals: Arrivals
     names: Iterator[str]
+    metrics_ports: Sequence[int] = ()
 
     def put(self, count: int, *, pause: float = 0.0) -> dict[str, float]:
         """Create files by renaming prepared ones; return the time of each."""
@@ -68,15 +71,26 @@ class Bench:
 
 
 @contextmanager
-def stage(logs: Path, *, old: bool = False, options: Mapping[str, object] | None = None) -> Iterator[Bench]:
+def stage(
+    logs: Path, *, old: bool = False, options: Mapping[str, object] | None = None, metrics: bool = False
+) -> Iterator[Bench]:
     """Start a server and a client, ours or those of 0.19.0, and move files to warm them up."""
     with Testbed(logs) as testbed:
         pair = DaemonPair(testbed, options)
+        ports = [testbed.port(), testbed.port()] if metrics else []
+        for port, daemon, sections in zip(
+            ports, (pair.server, pair.client), (pair.server_sections, pair.client_sections), strict=False
+        ):
+            daemon.reconfigure({"DEFAULT": {"metrics_port": port}, **sections})
         if old:
             pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
             pair.client = earlier.client(testbed, pair.client_sections)
         one = Bench(
-            pair, testbed.close_at_end(Receipts(pair.client_port)), testbed.close_at_end(Arrivals(pair.target)), names()
+            pair,
+            testbed.close_at_end(Receipts(pair.client_port)),
+            testbed.close_at_end(Arrivals(pair.target)),
+            names(),
+            ports,
         )
         pair.start()
         if old:  # it does not repeat messages from before the connection
@@ -117,6 +131,26 @@ def burst(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
         yield Figure("CPU of the server per file", server.cpu() / count * 1e6, "us", more=False)
         yield Figure("CPU of the client per file", client.cpu() / count * 1e6, "us", more=False)
         yield Figure("memory of both", cost.memory(), "MB", more=False)
+
+
+def metrics(logs: Path, *, count: int, pairs: int = 10) -> Iterator[Figure]:
+    """Compare the CPU of a burst with and without metrics, in alternating pairs; each burst includes a scrape."""
+    ratios = []
+    for number in range(pairs):
+        costs = {}
+        for enabled in (True, False) if number % 2 else (False, True):
+            with stage(logs, metrics=enabled) as one:
+                cost = Cost(*one.processes)
+                for port in one.metrics_ports:
+                    scrape(port)
+                one.rate(count)
+                costs[enabled] = cost.cpu()
+        ratios.append(costs[True] / costs[False])
+    ratio = statistics.median(ratios)
+    yield Figure(
+        "CPU of a file with metrics, relative to without", ratio, "times", more=False,
+        promise="<= 1.03", kept=ratio <= 1.03,
+    )  # fmt: skip
 
 
 def steady(logs: Path, *, seconds: int) -> Iterator[Figure]:

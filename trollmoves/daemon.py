@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from trollmoves import __version__
 from trollmoves.config import config_file
@@ -68,6 +68,15 @@ class Chain(Protocol):
 
     def stop(self) -> None:
         """Shut the chain down; also after a failed start."""
+
+
+@runtime_checkable
+class ReceivingChain(Chain, Protocol):
+    """A chain that receives announcements."""
+
+    @property
+    def replayed(self) -> int:
+        """The number of announcements that the chain had missed and requested since its start. Any thread."""
 
 
 @dataclass(frozen=True)
@@ -363,6 +372,9 @@ class Daemon(ABC, Generic[O]):
             chains=lambda: [chain.name for chain in self.running_chains()],
             lanes=runtime.scheduler.lane_states,
             providers=self.provider_states,
+            replayed=lambda: {
+                chain.name: chain.replayed for chain in self.running_chains() if isinstance(chain, ReceivingChain)
+            },
             alarms=monitor.alarm_states,
             now=runtime.journal.now,
             lines_dropped=self._lines_dropped,
@@ -578,6 +590,6 @@ def _raise_fd_limit() -> None:
 
 def _log_problems(found: config_file.Configuration[Any]) -> None:
     for warning in found.warnings:
-        logger.warning("%s", warning)
+        logger.log(logging.INFO if warning in found.legacy else logging.WARNING, "%s", warning)
     for problem in found.problems:
         logger.error("%s", problem)

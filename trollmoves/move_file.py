@@ -29,6 +29,7 @@ from trollmoves.utils.progress import Progress, ProgressDisplay, counted
 
 STOP_TIMEOUT = 3.0  # s after Ctrl-C in which running transfers remove their partials
 STOP_POLL = 0.02  # s
+REPEATED_SIGNAL = 0.5  # s in which further signals belong to the first one
 OK, FAILED, USAGE = 0, 1, 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CHECKSUM = "verify_checksum"
@@ -402,12 +403,18 @@ def _size(path: str) -> int:
 
 
 def _stop_on_signals() -> None:
-    """Raise ``_Stopped`` in the main thread at the first signal; exit at the second."""
+    """Raise ``_Stopped`` in the main thread at the first signal; exit at a later one.
 
-    def stop(number: int, _: object) -> NoReturn:
-        for each in SIGNALS:
-            signal.signal(each, lambda number, _: os._exit(128 + number))
-        raise _Stopped(number)
+    A terminal and a wrapper, as timeout(1), send the same signal twice: that counts as one.
+    """
+    stopped_at: list[float] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped_at.append(time.monotonic())
+        if len(stopped_at) == 1:
+            raise _Stopped(number)
+        if stopped_at[-1] - stopped_at[0] > REPEATED_SIGNAL:
+            os._exit(128 + number)
 
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup

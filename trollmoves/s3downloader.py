@@ -107,7 +107,8 @@ class S3Downloader(FetchDaemon[S3DownloaderOptions]):
         """Return the parser of the command line."""
         parser = argparse.ArgumentParser(description=description)
         add = parser.add_argument
-        add("-c", "--config-file", metavar="FILE", help="the configuration file (YAML)")
+        add("config_file", nargs="?", metavar="FILE", help="the configuration file (YAML)")
+        add("-c", "--config-file", dest="config_option", metavar="FILE", help="the same")
         add(
             "-r",
             "--subscribe-nameserver",
@@ -135,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``s3downloader.py`` and return its exit status."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
+    arguments.config_file = arguments.config_option or arguments.config_file
     if not arguments.config_file:
         sys.stderr.write(f"{parser.prog}: no configuration file: name it with -c FILE\n")
         return 1

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trollmoves.cli.answers import CRITICAL, OK, WARNING, Answer, add_json_option, show
 from trollmoves.cli.selection import add_config_arguments
+from trollmoves.config.config_file import Configuration
 from trollmoves.config.kinds import detect_kind
-from trollmoves.config.probes import probes
-from trollmoves.daemon import Daemon
 from trollmoves.errors import ConfigError
 from trollmoves.net.urls import redact_text
+
+if TYPE_CHECKING:
+    from trollmoves.daemon import Daemon
 
 # The module and the class of each daemon; they are imported when they are needed, because that takes long.
 DAEMONS: Mapping[str, tuple[str, str]] = {
@@ -22,6 +24,8 @@ DAEMONS: Mapping[str, tuple[str, str]] = {
     "mirror": ("trollmoves.mirror.daemon", "Mirror"),
     "dispatcher": ("trollmoves.dispatcher.daemon", "Dispatcher"),
     "move_it": ("trollmoves.move_it", "MoveIt"),
+    "fetcher": ("trollmoves.fetcher", "Fetcher"),
+    "s3downloader": ("trollmoves.s3downloader", "S3Downloader"),
 }
 
 
@@ -40,6 +44,12 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand: 0 without problems, 1 with warnings if ``--strict``, 2 with problems."""
     return show(_check(arguments), arguments)
+
+
+def _probe_results(found: Configuration[Any]) -> list[tuple[bool, str]]:
+    from trollmoves.config.probes import probes  # imported when it is needed: it takes long
+
+    return [probe.result() for probe in probes(found)]
 
 
 def make_daemon(kind: str, config: str) -> Daemon[Any]:
@@ -61,7 +71,7 @@ def _check(arguments: argparse.Namespace) -> Answer:
         return Answer(CRITICAL, str(error), {"file": config, "kind": kind, "problems": [str(error)]})
     advice = daemon.startup_warning(found.sections.values())
     warnings = [*found.warnings, *daemon.host_warnings(found)]
-    results = [probe.result() for probe in probes(found)] if arguments.connect else []
+    results = _probe_results(found) if arguments.connect else []
     problems = [str(problem) for problem in found.problems]
     failed = [line for passed, line in results if not passed]
     code = CRITICAL if problems or failed else WARNING if warnings and arguments.strict else OK

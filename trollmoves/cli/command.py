@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from trollmoves import __version__
-from trollmoves.cli import actions, check, completion, health, history, journal, lists, logs, status, units
+from trollmoves.cli import actions, check, completion, explain, health, history, journal, lists, logs, status, units
 from trollmoves.cli.answers import UNKNOWN, Answer, show
 from trollmoves.cli.web import web
 from trollmoves.errors import TrollmovesError
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 # Modules, in the order of the help.
 SUBCOMMANDS: Sequence[Subcommand] = (
-    *(status, lists, history, check, health, journal, logs),
+    *(status, lists, history, explain, check, health, journal, logs),
     *(actions, web, units, completion),
 )
 

@@ -25,7 +25,8 @@ COMMANDS: Mapping[str, str] = {
     "move_it_req.py": "trollmoves.move_it_req",
     "move_file.py": "trollmoves.move_file",
 }
-FILE_ARGUMENTS = {"FILE", "CONFIG", "SRC", "DEST", "config_file"}  # metavars and names that a shell completes as files
+# metavars and names that a shell completes as files
+FILE_ARGUMENTS = {"FILE", "CONFIG", "SRC", "DEST", "config_file", "configuration_file"}
 DIRECTORY_ARGUMENTS = {"DIR"}
 _DESCRIPTION = """Print a script that completes all commands of trollmoves, with their options. To use it:
 bash: trollmoves completion bash > ~/.local/share/bash-completion/completions/trollmoves, and in ~/.bashrc:

@@ -19,11 +19,15 @@ from trollmoves.errors import StartError
 SYSTEM_DIRECTORY = "/etc/systemd/system"
 SERVICE_USER = "trollmoves"
 MARK = "# Written by `trollmoves units --install`"
-COMMANDS: Mapping[str, tuple[str, str]] = {  # the command of a kind, and the suffix of its configuration files
-    "server": ("move_it_server.py", "ini"),
-    "client": ("move_it_client.py", "ini"),
-    "mirror": ("move_it_mirror.py", "ini"),
-    "dispatcher": ("dispatcher.py", "yaml"),
+# The command of a kind with the option for its configuration file, if any, and the suffix of that file.
+COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "server": ("move_it_server.py", "", "ini"),
+    "client": ("move_it_client.py", "", "ini"),
+    "mirror": ("move_it_mirror.py", "", "ini"),
+    "dispatcher": ("dispatcher.py", "", "yaml"),
+    "move-it": ("move_it.py", "", "ini"),
+    "fetcher": ("pytroll-fetcher", "", "yaml"),
+    "s3downloader": ("s3downloader.py", "-c ", "yaml"),
 }
 _DESCRIPTION = """Print the systemd units of the daemons, or install them. Each instance runs one configuration file:
 trollmoves-server@hrit.service runs /etc/trollmoves/hrit.ini. See doc/systemd.md."""
@@ -65,7 +69,7 @@ def unit(kind: str, *, user: bool = False) -> str:
         kind: the kind of daemon.
         user: for the user manager, which can neither change the user nor restrict file systems.
     """
-    command, suffix = COMMANDS[kind]
+    command, option, suffix = COMMANDS[kind]
     data = resources.files("trollmoves") / "systemd"
     sandbox = (data / "sandbox-user.conf").read_text("utf-8")
     if not user:
@@ -75,6 +79,7 @@ def unit(kind: str, *, user: bool = False) -> str:
         command=command,
         path=_path_of(command),
         suffix=suffix,
+        option=option,
         scope="--user" if user else "--system",
         after="After=network.target" if user else "After=network-online.target\nWants=network-online.target",
         user="" if user else f"User={SERVICE_USER}\nGroup={SERVICE_USER}",

@@ -64,6 +64,7 @@ class ClientChain:
             destinations=self._destinations,
             on_request=self._publish_push,
             on_delivered=self._receipts.on_delivered,
+            delay=self._publisher.grace,
         )
         self._receiver = AnnouncementReceiver(
             options, options.topic, runtime.journal, runtime.scheduler, self._requester, fetches, peers
@@ -88,6 +89,11 @@ class ClientChain:
     def provider_states(self) -> dict[str, bool]:
         """Return whether each provider is connected, by address. Any thread."""
         return self._receiver.provider_states()
+
+    @property
+    def replayed(self) -> int:
+        """The number of announcements that the chain had missed and requested since its start."""
+        return self._receiver.replayed
 
     def _acknowledge(self, source: str, announcement: str) -> None:
         self._fetcher.acknowledge(source, announcement)

@@ -17,7 +17,7 @@ from trollmoves.errors import BadDestination
 from trollmoves.journal import UNFLUSHED_SECONDS, Journal, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
+from trollmoves.messaging.publisher import Publisher
 from trollmoves.net import hosts, urls
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
@@ -57,10 +57,10 @@ class ReceiptPublisher:
         """Resume unpacking, and republish receipts that the previous process may have lost when it was killed."""
         if self._options.compression:
             self._scheduler.register(
-                self.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack, delay=SUBSCRIBER_GRACE
+                self.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack, delay=self._publisher.grace
             )
             self._scheduler.register(self.name, "delete_archive", limit=1, handler=self._delete_archive)
-        self._scheduler.register(self.name, "republish", limit=1, handler=self._republish, delay=SUBSCRIBER_GRACE)
+        self._scheduler.register(self.name, "republish", limit=1, handler=self._republish, delay=self._publisher.grace)
         lost = [
             Task(self.name, "republish", f"{task.id} {task.finished}", "republish", json.dumps(texts))
             for task in self._journal.finished_before_kill(self.name, (KIND, "unpack"), UNFLUSHED_SECONDS)

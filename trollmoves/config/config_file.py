@@ -26,7 +26,8 @@ O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custo
 class Configuration(Generic[O]):
     """A file that has been read: options of the process, valid sections in their order, and the problems.
 
-    Each warning and each problem is one sentence that names file, section and option.
+    Each warning and each problem is one sentence that names file, section and option. ``legacy`` has the warnings about
+    valid options of earlier versions: a daemon logs them as information.
     """
 
     file: str
@@ -34,6 +35,7 @@ class Configuration(Generic[O]):
     sections: Mapping[str, O]
     warnings: tuple[str, ...] = ()
     problems: tuple[ConfigError, ...] = ()
+    legacy: frozenset[str] = frozenset()
 
     @property
     def broken(self) -> dict[str, ConfigError]:
@@ -89,7 +91,14 @@ def make_configuration(
         raise ConfigError(f"nothing to run: the file contains no {noun}", file=diagnostics.file)
     if not usable or any(problem.section in essential for problem in diagnostics.problems):
         raise combined_error(diagnostics.file, diagnostics.problems)
-    return Configuration(diagnostics.file, process, usable, tuple(diagnostics.warnings), tuple(diagnostics.problems))
+    return Configuration(
+        diagnostics.file,
+        process,
+        usable,
+        tuple(diagnostics.warnings),
+        tuple(diagnostics.problems),
+        frozenset(diagnostics.legacy),
+    )
 
 
 def changes(old: Configuration[O], new: Configuration[O]) -> Changes[O]:

@@ -16,17 +16,20 @@ class Diagnostics:
         self.file = file
         self.problems: list[ConfigError] = []
         self.warnings: list[str] = []
+        self.legacy: set[str] = set()  # those of the warnings that files of earlier versions cause
 
     def problem(self, section: str, option: str, text: object) -> None:
         """Add a problem that makes the section unusable."""
         line = " ".join(urls.redact_text(str(text)).splitlines())
         self.problems.append(ConfigError(line, file=self.file, section=section, option=option))
 
-    def warn(self, section: str, option: str, text: str) -> None:
-        """Add a warning unless it exists."""
+    def warn(self, section: str, option: str, text: str, *, legacy: bool = False) -> None:
+        """Add a warning unless it exists; ``legacy`` if it is about a valid option of earlier versions."""
         warning = str(ConfigError(text, file=self.file, section=section, option=option))
         if warning not in self.warnings:
             self.warnings.append(warning)
+        if legacy:
+            self.legacy.add(warning)
 
 
 def combined_error(file: str, problems: Sequence[ConfigError]) -> ConfigError:

@@ -12,7 +12,8 @@ from trollmoves.config import config_file
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.diagnostics import Diagnostics
 from trollmoves.config.dispatcher_file import SUBSCRIBER, read_dispatcher_config
-from trollmoves.config.document import DEFAULT, Document, is_ini, read_document, read_ini, read_text
+from trollmoves.config.document import DEFAULT, Document, is_ini, load_yaml, read_document, read_ini, read_text
+from trollmoves.config.fetch_files import read_fetcher_config, read_s3downloader_config
 from trollmoves.config.options import (
     ClientOptions,
     MirrorOptions,
@@ -29,8 +30,11 @@ READERS: Mapping[str, Callable[[str], Configuration[Any]]] = {
     "mirror": partial(config_file.read, role=MirrorOptions),
     "dispatcher": read_dispatcher_config,
     "move_it": partial(config_file.read, role=MoveItOptions),
+    "fetcher": read_fetcher_config,
+    "s3downloader": read_s3downloader_config,
 }
 KINDS = tuple(READERS)
+_ONE_CHAIN = {"fetcher": ("subscriber_config", "publisher_config"), "s3downloader": ("bucket", "publish-topic")}
 _OF_A_TARGET = {"host", "directory", "filepattern", "topics", "conditions", "aliases", "dispatch_configs"}
 
 
@@ -43,13 +47,17 @@ def detect_kind(path: str | os.PathLike[str]) -> str:
     file = os.fspath(path)
     content = read_text(file)
     if not is_ini(content):
-        return "dispatcher"
+        return _kind_of_yaml(load_yaml(file, content, Diagnostics(file)))
     document = read_ini(file, content)
     kinds = Counter(filter(None, (_kind_of(name, options) for name, options in document.sections.items())))
     (kind, count), *others = kinds.most_common(2) or [("", 0)]
     if not kind or (others and others[0][1] == count):
         raise ConfigError(f"it may belong to any daemon: use --kind with one of {', '.join(KINDS)}", file=file)
     return kind
+
+
+def _kind_of_yaml(names: Collection[Any]) -> str:
+    return next((kind for kind, own in _ONE_CHAIN.items() if any(name in names for name in own)), "dispatcher")
 
 
 def _kind_of(section: str, options: Collection[str]) -> str:
@@ -66,5 +74,8 @@ def _kind_of(section: str, options: Collection[str]) -> str:
 def section_names(path: str | os.PathLike[str]) -> list[str]:
     """Return the names of all sections of a file, also of invalid ones; ConfigError if it cannot be parsed."""
     file = os.fspath(path)
+    content = read_text(file)
+    if not is_ini(content) and (kind := _kind_of_yaml(load_yaml(file, content, Diagnostics(file)))) in _ONE_CHAIN:
+        return [kind]
     document: Document = read_document(file, Diagnostics(file), options_of(ProcessOptions))
     return [name for name in document.sections if name not in (SUBSCRIBER, DEFAULT)]

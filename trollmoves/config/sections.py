@@ -111,9 +111,9 @@ class SectionParser(Generic[O]):
             self._diagnostics.problem(self.name, option, f"{text} (in [{DEFAULT}])" if inherited else text)
         self.wrong.add(option)
 
-    def warn(self, option: str, text: str) -> None:
-        """Add a warning; it names [DEFAULT] if the option comes from there."""
-        self._diagnostics.warn(DEFAULT if self._inherited(option) else self.name, option, text)
+    def warn(self, option: str, text: str, *, legacy: bool = False) -> None:
+        """Add a warning, see ``Diagnostics.warn``; it names [DEFAULT] if the option comes from there."""
+        self._diagnostics.warn(DEFAULT if self._inherited(option) else self.name, option, text, legacy=legacy)
 
     def is_set(self, option: str) -> bool:
         """Return True if the section or [DEFAULT] has the option."""
@@ -208,14 +208,14 @@ class SectionParser(Generic[O]):
                 self.warn(name, f"replaces the metadata item of that name{meant}")
         elif name in LEGACY_SPELLINGS and takes_parameters:
             effect = "is ignored, since both are set" if f"{PREFIX}{name}" in self._texts else "still works"
-            self.warn(name, f"is the old spelling of {PREFIX}{name}, and {effect}")
+            self.warn(name, f"is the old spelling of {PREFIX}{name}, and {effect}", legacy=effect == "still works")
         elif name.startswith(PREFIX) and takes_parameters:
             pass
         elif name in self._process:
             if not self._inherited(name):
                 self.warn(name, f"is an option of the process, and has no effect here: move it to [{DEFAULT}]")
         else:
-            self.warn(name, self._why_ignored(name))
+            self.warn(name, self._why_ignored(name), legacy=name in LEGACY_IGNORED)
 
     def _why_ignored(self, name: str) -> str:
         if name in LEGACY_IGNORED:
@@ -249,7 +249,7 @@ def _check_server(section: SectionParser[Any], chain: ServerOptions) -> None:
     if isinstance(chain, MirrorOptions):
         for name in options.NOT_OF_A_MIRROR:
             if section.is_set(name):
-                section.warn(name, "has no effect in a mirror's section")
+                section.warn(name, "has no effect in a mirror's section", legacy=True)
     elif chain.origin:
         with section.problems_of("origin"):
             patterns.Origin(chain.origin)
@@ -262,7 +262,7 @@ def _check_server(section: SectionParser[Any], chain: ServerOptions) -> None:
 def _check_move_it(section: SectionParser[Any], chain: MoveItOptions) -> None:
     for name in options.NOT_OF_MOVE_IT:
         if section.is_set(name):
-            section.warn(name, "has no effect in a section of move_it")
+            section.warn(name, "has no effect in a section of move_it", legacy=True)
     if not chain.topic and "topic" not in section.wrong:
         section.warn("topic", "is missing: files are delivered, but no messages about them are published")
     for destination in chain.destinations:

@@ -21,7 +21,7 @@ from trollmoves.journal import BACKLOG, DONE, FAILED, UNFLUSHED_SECONDS, WAITING
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
+from trollmoves.messaging.publisher import Publisher
 from trollmoves.movers import PartialId, move_it
 from trollmoves.net import urls
 from trollmoves.scheduler.lanes import FileStats, Result
@@ -131,7 +131,7 @@ class Deliveries:
         """Start the deliveries, including those stored by an earlier process."""
         if self._publisher and not self._topic:
             logger.info("[%s] no publish_topic: its deliveries will not be published", self.name)
-        delay = SUBSCRIBER_GRACE if self._publisher else 0.0
+        delay = self._publisher.grace if self._publisher else 0.0
         self._scheduler.register(
             self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, delay=delay
         )

@@ -17,7 +17,7 @@ from trollmoves.fetching.fetch import fetch
 from trollmoves.fetching.sources import Source
 from trollmoves.journal import UNFLUSHED_SECONDS, Task
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
+from trollmoves.messaging.publisher import Publisher
 from trollmoves.movers import PartialId
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.utils import failpoints
@@ -69,7 +69,7 @@ class FetchChain:
     def start(self) -> None:
         """Resume pending fetches, including those stored by an earlier process."""
         scheduler, journal = self._runtime.scheduler, self._runtime.journal
-        limit, delay = self._options.max_transfers_per_host, SUBSCRIBER_GRACE
+        limit, delay = self._options.max_transfers_per_host, self._publisher.grace
         scheduler.register(self.name, KIND, limit=limit, handler=self._fetch, delay=delay)
         scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=delay)
         scheduler.submit([task for task, new in journal.add_tasks(self._unpublished()) if new])

@@ -40,6 +40,7 @@ class Endpoints(NamedTuple):
 class FetchDaemon(Daemon[O]):
     """A process that fetches files."""
 
+    last_event = "received"
     compactors = {KIND: drop_body, REPUBLISH: drop_body}
     types: ClassVar[Sequence[str]]
 

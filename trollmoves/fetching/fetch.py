@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
-from trollmoves.errors import BadDestination, OriginUnreadable
+from trollmoves.errors import BadDestination, OriginUnreadable, TrollmovesError
 from trollmoves.fetching.sources import LocalSource, Source
 from trollmoves.movers import PartialId
 from trollmoves.movers.base import from_os_error, partial_path, translate_os_errors
@@ -50,6 +50,8 @@ def _fetch_remote(source: Source, path: str, partial: str) -> int:
         with _Partial(partial) as stream:
             try:
                 source.read_to(cast(BinaryIO, stream))
+            except TrollmovesError:
+                raise
             except OSError as error:
                 raise OriginUnreadable(f"{source.name}: {error.strerror or error}") from error
             size = os.fstat(stream.fileno()).st_size

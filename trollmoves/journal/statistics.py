@@ -18,12 +18,17 @@ MAX_SCANNED = 100_000  # finished tasks that are searched for the last one of ea
 
 @dataclass(frozen=True, slots=True)
 class LaneBacklog:
-    """The tasks of a lane that wait or run: their number, and when the oldest one was created (the journal's clock)."""
+    """The tasks of a lane that wait or run.
+
+    ``oldest`` is when the oldest one was created, by the journal's clock; ``held`` is the number of tasks whose last
+    attempt failed for a cause that an operator must repair.
+    """
 
     chain: str
     lane: str
     count: int
     oldest: float
+    held: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +51,20 @@ def read_statistics(path: str) -> JournalStatistics:
             "count(*) AS number, min(id) AS first FROM tasks INDEXED BY tasks_waiting WHERE state = 0 "
             "GROUP BY chain, lane)"
         ).fetchall()
+        held = db.execute(
+            "SELECT chain, lane, count(*) FROM tasks INDEXED BY tasks_failure WHERE failure = 'held' AND state = 0 "
+            "GROUP BY chain, lane"
+        ).fetchall()
         failed = db.execute(
             "SELECT chain, kind, count(*) FROM tasks INDEXED BY tasks_failed WHERE state = 2 GROUP BY chain, kind"
         ).fetchall()
+    held_by_lane = {(chain, lane): count for chain, lane, count in held}
     return JournalStatistics(
-        tuple(LaneBacklog(*row) for row in backlog), {(chain, kind): count for chain, kind, count in failed}
+        tuple(
+            LaneBacklog(chain, lane, count, oldest, held_by_lane.get((chain, lane), 0))
+            for chain, lane, count, oldest in backlog
+        ),
+        {(chain, kind): count for chain, kind, count in failed},
     )
 
 

@@ -1,24 +1,32 @@
-"""Periodic lookup of publishers of services in a nameserver."""
+"""Lookup of publishers of services in a nameserver, by its publications and by queries."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from posttroll.address_receiver import get_configured_address_port
 from posttroll.ns import get_pub_address
+
+from trollmoves.messaging import sockets
+from trollmoves.messaging.messages import Message
+from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
 
 logger = logging.getLogger(__name__)
 
+ADDRESSES = "/address"  # subjects of the publications of a nameserver
 QUERY_INTERVAL = 10.0  # s between queries: services start, stop and change their address
 
 
 class ServiceDiscovery:
-    """Queries a nameserver for the addresses of services, on a separate thread.
+    """Finds the addresses of services.
 
-    For each new address ``on_addresses`` is called on that thread with all known addresses (``tcp://host:port``).
-    Without services it looks up all publishers. With ``follow`` it queries until ``stop``, otherwise until one query
-    finds all services.
+    For each new address ``on_addresses`` is called with all known addresses (``tcp://host:port``), on one of two
+    threads, one at a time. Without services it looks up all publishers. With ``follow`` it subscribes to the addresses
+    that the nameserver publishes, and queries it until ``stop``, since publications may be missed; otherwise it queries
+    until one query finds all services.
     """
 
     def __init__(
@@ -37,16 +45,25 @@ class ServiceDiscovery:
         self._follow = follow
         self._known: dict[str, None] = {}
         self._missing: set[str] = set()
+        self._lock = threading.Lock()  # guards the known addresses
+        self._subscriber: Subscriber | None = None
+        if follow:
+            publications = PublisherEndpoint(sockets.tcp(nameserver, get_configured_address_port()), (ADDRESSES,))
+            self._subscriber = Subscriber(f"nameserver {nameserver}", [publications], self._on_published)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"nameserver-{nameserver}", daemon=True)
 
     def start(self) -> None:
-        """Start to query, now and every QUERY_INTERVAL seconds."""
+        """Subscribe, and query now and every QUERY_INTERVAL seconds."""
+        if self._subscriber:
+            self._subscriber.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Stop querying; wait for a running query up to its timeout."""
         self._stopped.set()
+        if self._subscriber:
+            self._subscriber.stop()
         if self._thread.is_alive():
             self._thread.join(self._timeout + 1.0)
 
@@ -57,6 +74,24 @@ class ServiceDiscovery:
                 return
             self._stopped.wait(QUERY_INTERVAL)
 
+    def _on_published(self, _: str, messages: list[Message]) -> None:
+        self._add([address for message in messages if (address := self._address(message.data))])
+
+    def _address(self, data: Any) -> str:
+        """Return the address in a publication of the nameserver, if it is that of a service to follow."""
+        if not isinstance(data, dict) or data.get("status") is False or not isinstance(data.get("URI"), str):
+            return ""
+        names = data.get("service")
+        is_wanted = "" in self._services or any(name in self._services for name in names or () if isinstance(name, str))
+        return str(data["URI"]) if is_wanted else ""
+
+    def _add(self, addresses: list[str]) -> None:
+        with self._lock:
+            new = [address for address in addresses if address not in self._known]
+            if new:
+                self._known |= dict.fromkeys(new)
+                self._on_addresses(list(self._known))
+
     def _query(self, service: str) -> bool:
         try:
             reply = get_pub_address(service, timeout=self._timeout, nameserver=self._nameserver)
@@ -64,10 +99,7 @@ class ServiceDiscovery:
         except Exception as error:  # every error of a nameserver may be temporary
             logger.debug("cannot query the nameserver at %s: %s", self._nameserver, error)
             addresses = []
-        new = [address for address in addresses if address not in self._known]
-        if new:
-            self._known |= dict.fromkeys(new)
-            self._on_addresses(list(self._known))
+        self._add(addresses)
         if not addresses and service not in self._missing:
             logger.warning(
                 "no address of %s from the nameserver at %s, next attempt in %.0f s",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 logger = logging.getLogger(__name__)
 
 SUBSCRIBER_GRACE = 1.0  # s after a start in which subscribers of the previous process reconnect
+# s after a start on another port in which the nameservers publish it, and subscribers connect
+NEW_PORT_GRACE = 3.0
 HEARTBEAT_INTERVAL = 30  # s
 # s between the first heartbeats, which come faster because subscribers of a previous process reconnect
 INITIAL_HEARTBEAT_DELAYS = (1.0, 1.0, 2.0, 4.0, 8.0, 14.0)
@@ -34,6 +37,7 @@ MEMORY_LIMITS = MemoryLimits(
     unread=Limits(64 * 1024, 2 * MB, 8 * MB),
     unsent=Limits(16 * MB, 64 * MB, 256 * MB),
 )
+CONNECT_POLL = 0.1  # s between checks, while a nameserver is not connected, whether the publisher stops
 ADVERTISE_INTERVAL = 2.0  # s between broadcasts of the address, as in posttroll
 ADVERTISE_RETRY_DELAY = 60.0  # s after a failed broadcast
 
@@ -74,6 +78,8 @@ class Publisher:
             clients,
             limits=MEMORY_LIMITS,
         )
+        self.grace = NEW_PORT_GRACE if port == 0 and nameservers is not False else SUBSCRIBER_GRACE
+        """Seconds after the start in which subscribers connect: messages sent earlier may be lost."""
         self._lock = threading.Lock()
         self._average_size = 0.0  # bytes
         self._queue_limit = sockets.HIGH_WATER_MARK  # messages
@@ -162,7 +168,7 @@ class Publisher:
         port = get_configured_broadcast_port()
         sender: _Sender
         sender = (
-            _NameserverRegistration(port, self._nameservers)
+            _NameserverRegistration(port, self._nameservers, self._stopped.is_set)
             if isinstance(self._nameservers, Sequence)
             else MulticastSender(port)
         )
@@ -174,14 +180,20 @@ class Publisher:
         }
         with closing(sender):
             while not self._stopped.is_set():
+                next_time = time.monotonic() + ADVERTISE_INTERVAL
                 sender(Message(f"/address/{self.name}", "info", data).encode())
-                self._stopped.wait(ADVERTISE_INTERVAL)
+                self._stopped.wait(max(0.0, next_time - time.monotonic()))
 
 
 class _NameserverRegistration:
-    """Sends an address to nameservers, each on a separate socket; an unreachable one does not delay the others."""
+    """Sends an address to nameservers, each on a separate socket.
 
-    def __init__(self, port: int, hosts: Sequence[str]) -> None:
+    It waits up to ADVERTISE_INTERVAL for connections, since ZeroMQ drops earlier messages; an unreachable nameserver
+    does not delay the others.
+    """
+
+    def __init__(self, port: int, hosts: Sequence[str], stopped: Callable[[], bool]) -> None:
+        self._stopped = stopped
         options: dict[int, int] = {zmq.LINGER: 0, zmq.IMMEDIATE: 1}  # drop messages for an unreachable nameserver
         self._sockets: list[sockets.Socket] = []
         try:
@@ -193,12 +205,20 @@ class _NameserverRegistration:
             raise
 
     def __call__(self, data: str) -> None:
+        poller = zmq.Poller()
         for socket in self._sockets:
             with suppress(zmq.Again):
                 while True:
                     socket.recv_multipart(zmq.NOBLOCK)  # discard the reply to the previous registration
-            with suppress(zmq.Again):
-                socket.send_multipart([b"", data.encode()], zmq.NOBLOCK)
+            poller.register(socket, zmq.POLLOUT)
+        deadline = time.monotonic() + ADVERTISE_INTERVAL
+        while poller.sockets and (left := deadline - time.monotonic()) > 0:
+            for socket, _ in poller.poll(int(min(left, CONNECT_POLL) * 1000)):
+                with suppress(zmq.Again):
+                    socket.send_multipart([b"", data.encode()], zmq.NOBLOCK)
+                    poller.unregister(socket)
+            if self._stopped():
+                return
 
     def close(self) -> None:
         for socket in self._sockets:

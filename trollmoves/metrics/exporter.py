@@ -135,6 +135,9 @@ class _DaemonCollector(Collector):
         yield self._gauge("last_file_timestamp_seconds", text, ("chain", "event"), state.last.items())
         text = "1 if the provider or publisher is connected."
         yield self._gauge("provider_up", text, ("chain", "provider"), state.providers.items())
+        text = "Announcements that were missed, and requested from their source."
+        rows: Rows = [((chain,), count) for chain, count in state.replayed.items()]
+        yield self._counter("replayed_announcements", text, ("chain",), rows)
         text = "1 while the alarm of this option is active."
         yield self._gauge("alarm", text, ("chain", "alarm"), state.alarms.items())
 

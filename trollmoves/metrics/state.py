@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.statistics import JournalStatistics, journal_size, read_last_times, read_statistics
+from trollmoves.journal.statistics import JournalStatistics, LaneBacklog, journal_size, read_last_times, read_statistics
 from trollmoves.metrics.counters import EVENTS, FileCounters
 from trollmoves.scheduler.scheduler import LaneState
 
@@ -21,17 +21,18 @@ class EndpointState:
 
     waiting: int = 0  # tasks that wait or run
     in_flight: int = 0
-    held: int = 0  # of the waiting ones
+    held: int = 0  # of the waiting ones: an operator must repair the cause, or the endpoint
     oldest: float = 0.0  # s since the oldest waiting task was created
     failing: bool = False
 
-    def add_lane(self, lane: LaneState | None, count: int, age: float) -> None:
+    def add_lane(self, lane: LaneState | None, backlog: LaneBacklog | None, now: float) -> None:
         """Add the tasks of a lane; several lanes, of different users, can have one endpoint."""
-        self.waiting += count
-        self.oldest = max(self.oldest, age)
+        if backlog:
+            self.waiting += backlog.count
+            self.held += backlog.count if lane and lane.held else backlog.held
+            self.oldest = max(self.oldest, now - backlog.oldest)
         if lane:
             self.in_flight += lane.in_flight
-            self.held += count if lane.held else 0
             self.failing = self.failing or lane.failing
 
 
@@ -45,6 +46,7 @@ class DaemonState:
     failed: Mapping[tuple[str, str], int]  # tasks by chain and kind
     last: Mapping[tuple[str, str], float]  # s since the epoch, by chain and event; 0 if no file is known
     providers: Mapping[tuple[str, str], bool]  # by chain and address; True while it is connected
+    replayed: Mapping[str, int]  # announcements that were missed and requested, by chain
     alarms: Mapping[tuple[str, str], bool]  # by chain and option; True while it is active
     log_lines_dropped: int
 
@@ -54,8 +56,9 @@ class DaemonReader:
     """Reads the state of a daemon, without a lock that the transfers need. Metrics thread.
 
     ``event`` is the event that shows that a chain gets files. ``chains`` returns the names of the running chains,
-    ``providers`` whether each provider of a chain is connected, ``lanes`` the state of all lanes, ``alarms`` which
-    alarms are active, ``lines_dropped`` the number of log lines that were dropped.
+    ``providers`` whether each provider of a chain is connected, ``lanes`` the state of all lanes, ``replayed`` the
+    number of announcements that a chain had missed, ``alarms`` which alarms are active, ``lines_dropped`` the number of
+    log lines that were dropped.
     """
 
     journal: str  # path
@@ -65,6 +68,7 @@ class DaemonReader:
     lanes: Callable[[], list[LaneState]]
     providers: Callable[[], Iterable[tuple[str, Mapping[str, bool]]]]
     now: Callable[[], float]  # the journal's clock
+    replayed: Callable[[], Mapping[str, int]]
     alarms: Callable[[], Mapping[tuple[str, str], bool]]
     lines_dropped: Callable[[], int]
     _earlier: Mapping[tuple[str, str], float] | None = field(default=None, init=False)  # of earlier processes
@@ -80,6 +84,7 @@ class DaemonReader:
             {key: count for key, count in statistics.failed.items() if count},
             self._last_times(),
             {(chain, address): up for chain, states in self.providers() for address, up in states.items()},
+            self.replayed(),
             self.alarms(),
             self.lines_dropped(),
         )
@@ -101,9 +106,8 @@ class DaemonReader:
             kind = name.partition(" ")[0]
             if kind in FILE_KINDS:
                 key = chain, kind, self.counters.endpoint(name)
-                waiting = backlog.get((chain, name))
-                count, age = (waiting.count, max(0.0, now - waiting.oldest)) if waiting else (0, 0.0)
-                found.setdefault(key, EndpointState()).add_lane(lanes.get((chain, name)), count, age)
+                endpoint = found.setdefault(key, EndpointState())
+                endpoint.add_lane(lanes.get((chain, name)), backlog.get((chain, name)), now)
         return found
 
     def _last_times(self) -> dict[tuple[str, str], float]:

@@ -123,6 +123,11 @@ class MirrorChain:
         """Return whether each provider is connected, by address. Any thread."""
         return self._receiver.provider_states()
 
+    @property
+    def replayed(self) -> int:
+        """The number of announcements that the chain had missed and requested since its start."""
+        return self._receiver.replayed
+
     # -- relaying announcements
 
     def _relay(self, task: Task) -> Result:

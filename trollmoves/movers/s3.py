@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 MULTIPART_THRESHOLD = 16 << 20  # bytes; larger objects are sent in parts by several threads
 CHUNK = 8 << 20  # bytes per part
 MAX_SINGLE_PUT = 5 << 30  # bytes, the limit of one PUT
+CLOCK_DIFFERENCE = 60.0  # s by which the clock of the service may be behind
 STALE_UPLOAD_AGE = 86400.0  # s after which an unfinished upload in the directory of a delivery is aborted
 _ADDS_CHECKSUMS = "request_checksum_calculation" in botocore.config.Config.OPTION_DEFAULTS  # 1.36 or newer
 MAX_CLEANED = 1000  # directories of one client in which such uploads were searched
@@ -176,9 +177,10 @@ class S3Connection(Connection):
         self._last = _Upload(source, {})
 
     def _abort_unfinished(self, bucket: str, key: str) -> None:
-        """Abort the uploads of killed processes: of this delivery, and in its directory those older than a day.
+        """Abort the uploads of killed processes: to this key, and in its directory those older than a day.
 
-        The directory is searched once per client. Errors are ignored: the upload that follows reports them.
+        Uploads to this key are those of an earlier attempt, and those that began before this client was created. The
+        directory is searched once per client. Errors are ignored: the upload that follows reports them.
         """
         if self._host.lacks(Limitation.NO_UPLOAD_LIST):
             return
@@ -198,7 +200,7 @@ class S3Connection(Connection):
     def _prefixes_to_search(self, bucket: str, key: str) -> list[str]:
         directory = key.rpartition("/")[0]
         cleaned, place = self._shared.cleaned, f"{bucket}/{directory}"
-        found = [key] if self._retried else []
+        found = [key] if self._retried or f"{bucket}/{key}" in self._shared.unfinished else []
         if place not in cleaned:
             if len(cleaned) >= MAX_CLEANED:
                 cleaned.clear()
@@ -207,11 +209,15 @@ class S3Connection(Connection):
         return found
 
     def _abort_if_stale(self, bucket: str, key: str, upload: dict[str, Any]) -> None:
-        ours = self._retried and upload["Key"] == key
+        path = f"{bucket}/{upload['Key']}"
         age = (dt.datetime.now(dt.UTC) - upload["Initiated"]).total_seconds()
-        if ours or age > STALE_UPLOAD_AGE:
+        is_earlier = (self._shared.created - upload["Initiated"]).total_seconds() > CLOCK_DIFFERENCE
+        if age > STALE_UPLOAD_AGE or (upload["Key"] == key and (self._retried or is_earlier)):
             self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            self._shared.unfinished.discard(path)
             logger.info("%s: aborted an unfinished upload of %s, begun %.0f s ago", self._host.name, upload["Key"], age)
+        elif is_earlier and len(self._shared.unfinished) < MAX_CLEANED:
+            self._shared.unfinished.add(path)
 
     def size(self, path: str) -> int:
         """Return the length of the object in bytes; that of the file if only the reply to the upload is known.

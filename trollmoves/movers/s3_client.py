@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import logging
 import os
@@ -23,10 +24,16 @@ _WITH_SECRETS = [f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "p
 
 
 class S3Client(NamedTuple):
-    """A client of boto3, and the directories in which it has searched for unfinished uploads."""
+    """A client of boto3.
+
+    ``cleaned`` has the directories in which unfinished uploads were searched, ``unfinished`` the paths of uploads that
+    were found there, but may still be running.
+    """
 
     s3: Any
+    created: dt.datetime
     cleaned: set[str]
+    unfinished: set[str]
 
 
 class ClientParameters:
@@ -57,7 +64,8 @@ class ClientParameters:
     def new_client(self, *, sums: bool = True) -> S3Client:
         """Return a client that is not shared; raises as ``acquire``."""
         try:
-            return S3Client(self._session().client("s3", **self._client_arguments(sums=sums)), set())
+            client = self._session().client("s3", **self._client_arguments(sums=sums))
+            return S3Client(client, dt.datetime.now(dt.UTC), set(), set())
         except botocore.exceptions.ProfileNotFound as error:
             raise AuthenticationFailed(f"S3: {error}") from error
         except (botocore.exceptions.BotoCoreError, ValueError, TypeError) as error:

@@ -19,6 +19,7 @@ from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
 from trollmoves.scheduler.lanes import FileStats
 from trollmoves.utils import failpoints
+from trollmoves.utils.watched_threads import foreign_disk
 
 logger = logging.getLogger(__name__)
 
@@ -252,11 +253,9 @@ class Announcer:
         if not payload.is_number(after):
             raise RequestRejected("a replay request must contain a number in 'after', or seconds in 'max_age'")
         found = self._journal.announcements_after(self.name, after, MAX_REPLAY)
-        messages = [
-            text
-            for a in found
-            if self._file_store.is_unchanged(a) and self._fits(text := self._with_address(a.message), a.uid)
-        ]
+        with foreign_disk():
+            unchanged = [a for a in found if self._file_store.is_unchanged(a)]
+        messages = [text for a in unchanged if self._fits(text := self._with_address(a.message), a.uid)]
         return reply | {"through": found[-1].number if found else last, "messages": messages}
 
     def _fits(self, text: str, uid: str) -> bool:

@@ -451,7 +451,7 @@ def task_again(journal: Journal, task: Task) -> Task | None:
     if announced is None:
         return None
     if task.body == "" or task.body.startswith("{"):
-        added = {"destination": task.key.partition(" ")[2], **_compacted(task)}
+        added = _compacted(task) | {"destination": task.key.partition(" ")[2]}  # not that of a backup target
         task.body = Message.decode(announced.message).derive("push", added)
     task.rank = BACKLOG
     return task
@@ -498,8 +498,12 @@ def _success_reply(push: PushRequest, destination: str) -> str:
     changes = _without_logins(push)
     if push.destination != destination:
         changes["destination"] = destination
-    if changes:
-        message = Message(message.subject, type_, {**message.data, **changes})
+    is_leaking = push.id is None and "announcement" in message.data  # a legacy client publishes the data of the reply
+    if changes or is_leaking:
+        data = {**message.data, **changes}
+        if is_leaking:
+            del data["announcement"]
+        message = Message(message.subject, type_, data)
     return message.derive(type_, without="request")
 
 

@@ -27,6 +27,7 @@ from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
 
+PEER_SEEN = "peer_seen"  # kind of the task that records a message of a peer
 PEER = "peer"  # kind of the tasks that record known peers
 HEARTBEAT_PREFIX = "/heartbeat/move_it"  # prefix of the publisher names of servers, mirrors and clients
 
@@ -52,7 +53,9 @@ class AnnouncementReceiver:
         self._journal = journal
         self._scheduler = scheduler
         self._fetches = fetches
+        self.replayed = 0  # announcements that were missed and requested, since the start
         self._peers = peers
+        peers.seen = bool(journal.keys(options.name, PEER_SEEN))
         self._topics: dict[
             str, list[str]
         ] = {}  # by provider; a provider may be configured several times, with several topics
@@ -60,7 +63,7 @@ class AnnouncementReceiver:
             topics = self._topics.setdefault(sockets.tcp(provider.host, provider.port), [])
             topics += [text for text in (provider.topic or topic,) if text and text not in topics]
         self._replay_client = ReplayClient(self.name, self._topics, journal, requester, self._on_replayed)
-        self._legacy_servers = LegacyServers(self.name, journal, requester)
+        self._legacy_servers = LegacyServers(self.name, journal, requester, peers)
         heartbeat_topics = [HEARTBEAT_PREFIX] if options.heartbeat else []
         self._subscriber = Subscriber(
             self.name,
@@ -133,11 +136,18 @@ class AnnouncementReceiver:
             key = file_key(message.data)
         except MessageError:
             return []
+        self._record_peer()
         if message.type == "push":
             self._peers.on_push(key)
             return []
         self._peers.on_done(key)
         return [key]
+
+    def _record_peer(self) -> None:
+        """Record that this client has a peer, also for the next process: a legacy one has no name."""
+        if not self._peers.seen:
+            self._peers.seen = True
+            self._journal.add_tasks([Task(self.name, PEER_SEEN, PEER_SEEN, PEER_SEEN, "", state=DONE)])
 
     def _on_peer_heartbeat(self, message: Message) -> None:
         """Record the name of a peer client, also for requests by the next process."""
@@ -166,6 +176,7 @@ class AnnouncementReceiver:
 
     def _on_replayed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
         if messages:
+            self.replayed += len(messages)
             self._peers.record_gap()
         self._record(messages, sources, BACKLOG)
 

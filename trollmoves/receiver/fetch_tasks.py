@@ -173,8 +173,7 @@ class FetchTasks:
                 current.state, current.tries, current.created = WAITING, 0, current.due
             self._restarted[current.id] = current
             return
-        metadata = payload.announcement_metadata(candidate.context.data)
-        if metadata and candidate.rank == FRESH and current.state == DONE and self._acknowledge:
+        if candidate.rank == FRESH and current.state == DONE and self._acknowledge:
             self._acknowledge(source, text)
 
     def _add_variant(self, candidate: Task, key: str, *, merge: bool = False) -> list[Task]:

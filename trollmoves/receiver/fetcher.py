@@ -6,9 +6,10 @@ import logging
 import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from trollmoves.config.options import ClientOptions
@@ -33,6 +34,7 @@ from trollmoves.utils.outage_log import OutageLog
 logger = logging.getLogger(__name__)
 
 REQUESTS_PER_SOURCE = 32  # concurrent requests
+REQUESTS_PER_LEGACY_SOURCE = 4  # likewise; more exceed the MaxSessions of the sshd that it pushes to
 MAX_TRANSFER_SECONDS = 3600.0  # s allowed for one transfer of a legacy server
 ACK_TRIES = 5  # attempts to acknowledge a file to a source that does not reply
 HELD_RETRY_DELAY = 10.0  # s before the next look at a destination that does not respond
@@ -145,6 +147,7 @@ class Fetcher:
         on_request: Callable[[FetchAttempt], None],
         on_delivered: Callable[[FetchAttempt, Message], Result],
         on_failed: Callable[[Task, TrollmovesError], None] | None = None,
+        delay: float = SUBSCRIBER_GRACE,
     ) -> None:
         self.name = options.name
         self._options = options
@@ -154,12 +157,14 @@ class Fetcher:
         self._sources = sources
         self._peers = peers
         self._on_failed = on_failed
+        self._delay = delay
         self._prepare = prepare
         self._destinations = destinations
         self._preparer = Preparer(options.name)
         self._on_request = on_request
         self._on_delivered = on_delivered
-        self._queues = SerialQueues()
+        self._serial_requests = LimitedQueues(1)
+        self._legacy_requests = LimitedQueues(REQUESTS_PER_LEGACY_SOURCE)
         self._retries: dict[str, RetrySpacing] = {}  # by lane
         self._retries_lock = threading.Lock()
         self._failure_log = OutageLog(burst=3)
@@ -169,10 +174,10 @@ class Fetcher:
     def start(self) -> None:
         """Register the fetch tasks with the scheduler.
 
-        They start after ``SUBSCRIBER_GRACE``, so that subscribers can connect before the first receipt.
+        They start after ``delay`` seconds, so that subscribers can connect before the first receipt.
         """
         self._scheduler.register(
-            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=SUBSCRIBER_GRACE
+            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=self._delay
         )
 
     def stop(self) -> None:
@@ -252,15 +257,20 @@ class Fetcher:
         attempt.source = next(iter(attempt.sources))
         announcement = attempt.sources.pop(attempt.source)
         attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
-        if self._needs_serial_requests(attempt):
-            self._queues.run(attempt.source, lambda: self._begin_request(attempt, self._on_serial_reply))
+        queues = self._queues_for(attempt)
+        if queues:
+            queues.run(attempt.source, lambda: self._begin_request(attempt, partial(self._on_queued_reply, queues)))
         else:
             self._begin_request(attempt, self._handle_reply)
 
-    @staticmethod
-    def _needs_serial_requests(attempt: FetchAttempt) -> bool:
-        """Return True for legacy servers with an FTP destination: their FTP mover corrupts concurrent transfers."""
-        return attempt.destination.startswith("ftp") and not payload.announcement_metadata(attempt.message.data)
+    def _queues_for(self, attempt: FetchAttempt) -> LimitedQueues | None:
+        """Return the queues that limit concurrent requests to legacy servers; None for others.
+
+        The FTP mover of legacy servers corrupts concurrent transfers; their other movers open a session for each.
+        """
+        if payload.announcement_metadata(attempt.message.data):
+            return None
+        return self._serial_requests if attempt.destination.startswith("ftp") else self._legacy_requests
 
     def _begin_request(
         self, attempt: FetchAttempt, handler: Callable[[FetchAttempt, Message | TrollmovesError], None]
@@ -273,12 +283,12 @@ class Fetcher:
         failpoints.hit("requesting")
         self._send_request(attempt, handler)
 
-    def _on_serial_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
+    def _on_queued_reply(self, queues: LimitedQueues, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
         source = attempt.source
         try:
             self._handle_reply(attempt, reply)
         finally:
-            self._queues.done(source)
+            queues.done(source)
 
     def _send_request(
         self, attempt: FetchAttempt, handler: Callable[[FetchAttempt, Message | TrollmovesError], None]
@@ -477,27 +487,33 @@ def _reason(value: object) -> str:
     return urls.excerpt(str(value), MAX_REASON)
 
 
-class SerialQueues:
-    """Serial execution per key. Any thread."""
+class LimitedQueues:
+    """Execution of at most ``limit`` calls per key at a time, in order. Any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._lock = threading.Lock()
-        self._waiting: dict[str, deque[Callable[[], None]]] = {}  # queued behind the running call, by key
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[str, deque[Callable[[], None]]] = {}
 
     def run(self, key: str, start: Callable[[], None]) -> None:
-        """Call ``start`` now, or after all earlier calls for this key are done; each must lead to one ``done`` call."""
+        """Call ``start`` now, or after earlier calls for this key are done; each must lead to one ``done`` call."""
         with self._lock:
-            if key in self._waiting:
-                self._waiting[key].append(start)
+            if self._running[key] >= self._limit:
+                self._waiting.setdefault(key, deque()).append(start)
                 return
-            self._waiting[key] = deque()
+            self._running[key] += 1
         start()
 
     def done(self, key: str) -> None:
-        """End the running call of a key, and start the next one on this thread."""
+        """End a running call of a key, and start the next one on this thread."""
         with self._lock:
-            if not self._waiting[key]:
-                del self._waiting[key]
+            waiting = self._waiting.get(key)
+            if not waiting:
+                self._waiting.pop(key, None)
+                self._running[key] -= 1
+                if not self._running[key]:
+                    del self._running[key]
                 return
-            start = self._waiting[key].popleft()
+            start = waiting.popleft()
         start()

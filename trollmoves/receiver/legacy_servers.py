@@ -16,6 +16,7 @@ from trollmoves.journal import DONE, Journal, Task
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import Requester
 from trollmoves.receiver.fetch_tasks import KIND as FETCH
+from trollmoves.receiver.peers import Peers
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,11 @@ MAX_NAMED = 10  # files in one log line
 class LegacyServers:
     """The legacy servers of one chain. Any thread."""
 
-    def __init__(self, name: str, journal: Journal, requester: Requester) -> None:
+    def __init__(self, name: str, journal: Journal, requester: Requester, peers: Peers) -> None:
         self.name = name
         self._journal = journal
         self._requester = requester
+        self._peers = peers
         self._lock = threading.Lock()
         self._known = set(journal.keys(name, KIND))
         self._reported: set[str] = set()  # names of logged files
@@ -44,7 +46,7 @@ class LegacyServers:
                 return
             self._known.add(key)
         self._journal.add_tasks([Task(self.name, KIND, key, KIND, "", state=DONE)])
-        logger.warning(
+        logger.info(
             "[%s] %s is an older server: missed announcements can be reported but not recovered",
             self.name,
             address,
@@ -73,7 +75,7 @@ class LegacyServers:
         self._requester.send_request(address, request, TIMEOUT, on_reply)
 
     def _report(self, address: str, names: list[str]) -> None:
-        known = [self._journal.find(self.name, FETCH, name) is not None for name in names]
+        known = [self._journal.find(self.name, FETCH, name) is not None or self._peers.is_done(name) for name in names]
         # Files older than the oldest known one may have been announced before this client was installed.
         oldest = len(known) - known[::-1].index(True) if True in known else 0
         unknown = [name for name, is_known in zip(names[:oldest], known, strict=False) if not is_known]
@@ -81,11 +83,14 @@ class LegacyServers:
         self._reported.update(missed)
         if missed:
             more = f" and {len(missed) - MAX_NAMED} more" if len(missed) > MAX_NAMED else ""
-            logger.error(
-                "[%s] missed %d announcements of %s, these files are not fetched: %s%s",
+            shared = self._peers.seen
+            logger.log(
+                logging.INFO if shared else logging.ERROR,
+                "[%s] missed %d announcements of %s, these files are not fetched%s: %s%s",
                 self.name,
                 len(missed),
                 address,
+                ", except by the peer client" if shared else "",
                 " ".join(missed[:MAX_NAMED]),
                 more,
             )

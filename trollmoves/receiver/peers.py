@@ -29,6 +29,8 @@ class Peers:
         self._hold = hold
         self._lock = threading.Lock()
         self._names = dict.fromkeys(known)
+        self.seen = False
+        """True if this client has received a message of a peer, also in an earlier process."""
         self._gap_ended = self._ticked = time.monotonic()
         self._requested: OrderedDict[str, float] = OrderedDict()
         self._done: OrderedDict[str, float] = OrderedDict()

@@ -7,7 +7,6 @@ from typing import Any
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions, ClientOptions
-from trollmoves.messaging import sockets
 from trollmoves.status.snapshot import Section
 
 
@@ -27,6 +26,6 @@ def sections_of(configuration: Configuration[Any] | None, names: Iterable[str], 
 def _section(options: ChainOptions) -> Section:
     addresses: tuple[str, ...] = ()
     if isinstance(options, ClientOptions):
-        addresses = tuple(dict.fromkeys(sockets.tcp(one.host, one.port) for one in options.providers))
+        addresses = tuple(dict.fromkeys(one.address for one in options.providers))
     expect_every, max_age = (float(getattr(options, name, 0) or 0) for name in ("expect_every", "max_age"))
     return Section(options.name, providers=addresses, expect_every=expect_every, max_age=max_age)

@@ -60,7 +60,7 @@ class Progress:
         if width >= MIN_BAR_WIDTH:
             filled = int(share * width)
             return f"[{'#' * filled}{'.' * (width - filled)}] {text}"
-        shorter = (text, f"{files} files, {share:.0%}, {rate}", f"{files}, {share:.0%}, {rate}", f"{files} {share:.0%}")
+        shorter = (text, f"{files}, {share:.0%}, {rate}", f"{files} {share:.0%}")
         return next((line for line in shorter if len(line) <= columns), shorter[-1][:columns])
 
 

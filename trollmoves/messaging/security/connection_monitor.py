@@ -225,7 +225,7 @@ class ConnectionMonitor:
                 self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
         elif self._rejected:
             self._rejected -= 1
-        elif connection and _closed_by_zeromq(connection.socket):
+        elif connection and _closed_by_zeromq(connection.socket, descriptor):
             size = readable_size(self._most_bytes)
             self._log_throttled(
                 "cut", f"closed the connection from {address}: it sent more than {size} in a message, or invalid data"
@@ -257,8 +257,14 @@ class ConnectionMonitor:
         return connection
 
 
-def _closed_by_zeromq(connection: socket.socket) -> bool:
-    """Return True if ZeroMQ closed a connection that was alive: established, with recent data from the peer."""
+def _closed_by_zeromq(connection: socket.socket, descriptor: int) -> bool:
+    """Return True if ZeroMQ closed a connection that was alive: established, with recent data from the peer.
+
+    If its descriptor is still open, the event is that of an earlier connection with the same descriptor.
+    """
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(descriptor), os.fstat(connection.fileno())):
+            return False
     try:
         state, silence = _TCP_INFO.unpack_from(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64))
     except (OSError, struct.error):

@@ -20,9 +20,12 @@ from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed,
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.feeding import Feeder, content
+from trollmoves.tests.helpers.fetching import FETCHER, FetchTestbed
+from trollmoves.tests.helpers.fetching import TOPIC as FETCHED_TOPIC
 from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import seaweed
+from trollmoves.tests.servers.openssh import OpenSsh
 from trollmoves.tests.servers.seaweed import Seaweed
 from trollmoves.tests.system.test_mirror import Chain
 
@@ -349,6 +352,40 @@ class RepeatedMessageScenario(DispatcherScenario):
         self.send_messages(self.feeder.fed)
 
 
+class FetcherScenario(CrashScenario):
+    """A fetcher that receives messages about files on another host."""
+
+    def set_up(self) -> None:
+        """Make a fetcher that can log in to the host."""
+        self.fetching = FetchTestbed(self.testbed, FETCHER)
+        self.host = OpenSsh(self.testbed.directory("ssh"))
+        self.testbed.enter(self.host)
+        self.fetching.give_login(self.host.user_key, self.host.known_hosts.read_text())
+        self.processes = {"fetcher": self.fetching.process}
+        self.received, self.target = self.fetching.subscriber, self.fetching.out
+        self.feeder = Feeder(self.testbed.directory("in"))
+
+    def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
+        """Publish messages once it is subscribed, one by one: messages sent to a dying fetcher are lost."""
+        arm()
+        self.fetching.start()
+        self.feed()
+        for number, name in enumerate(list(self.feeder.fed)[: self.count]):
+            self.received.wait_for_receipts(list(self.feeder.fed)[:number], DEADLINE)
+            self.send_messages([name])
+
+    def send_messages(self, names: Iterable[str]) -> None:
+        """Publish messages about files."""
+        for name in names:
+            uri = f"sftp://{HOST}:{self.host.port}{self.feeder.folder / name}"
+            self.fetching.publisher.publish(FETCHED_TOPIC, "file", {"uri": uri})
+
+    def restart(self, victim: Process) -> None:
+        """Start it, wait until it is subscribed, and publish the remaining messages."""
+        self.fetching.restart()
+        self.send_messages(list(self.feeder.fed)[self.count :])
+
+
 class RemoteScenario(LargeFileScenario):
     """A server that delivers to another host."""
 
@@ -483,6 +520,12 @@ CASES = (
     Case("dispatcher", "delivered", DispatcherScenario, DELIVERED_TWICE, count=2),
     Case("dispatcher", "receipt-published", DispatcherScenario, f"{DELIVERED_TWICE}; {PUBLISHED_TWICE}", count=2),
     Case("dispatcher", "committed", DispatcherScenario, "receipts of the last half second are published twice"),
+    Case("fetcher", "fetches-stored", FetcherScenario, DELAY),
+    Case("fetcher", "sending", FetcherScenario, "a hidden partial, which the next attempt replaces", count=2),
+    Case("fetcher", "sent", FetcherScenario, "a hidden partial, which the next attempt replaces", count=2),
+    Case("fetcher", "fetched", FetcherScenario, "one file is fetched twice; it is complete at any time", count=2),
+    Case("fetcher", "receipt-published", FetcherScenario, f"one file is fetched twice; {PUBLISHED_TWICE}", count=2),
+    Case("fetcher", "committed", FetcherScenario, "receipts of the last half second are published twice"),
 )
 
 FAR = (SftpScenario, ScpScenario, FtpScenario)

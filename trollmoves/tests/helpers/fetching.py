@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,6 +69,13 @@ class FetchTestbed:
                 "publisher_config": {"name": "fetcher", "port": self.port, "nameservers": False},
             }
         return yaml.safe_dump({**base, **options}).replace("OUT", str(self.out))
+
+    def give_login(self, key: Path, known_hosts: str) -> Path:
+        """Give the user of the process a key and the keys of hosts; return the directory of both."""
+        folder = self.testbed.directory("home/.ssh")
+        shutil.copy(key, folder / "id_ed25519")
+        (folder / "known_hosts").write_text(known_hosts)
+        return folder
 
     def start(self) -> FetchTestbed:
         """Start it, and wait until it is subscribed and has its subscriber."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -119,10 +120,65 @@ def garbage(port: int) -> None:
             line.sendall(os.urandom(5000))
 
 
+def peer(port: int, kind: bytes) -> socket.socket:
+    """Connect, and complete the handshake of ZMTP 3.0 without a key."""
+    line = tcp(port)
+    line.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 32))
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+    line.sendall(b"\x04" + bytes([len(ready)]) + ready)
+    received = b""
+    while b"READY" not in received:
+        if not (block := line.recv(64)):
+            raise ConnectionError
+        received += block
+    return line
+
+
+def send_again(port: int, kind: bytes, block: bytes) -> None:
+    """Send a block as often as the connection lasts, over one connection after another."""
+    while True:
+        with suppress(OSError), peer(port, kind) as line:
+            while True:
+                line.sendall(block)
+
+
+def many_frames(port: int) -> None:
+    """A message of frames without an end."""
+    send_again(port, b"DEALER", (b"\x03" + struct.pack(">Q", 10_000) + bytes(10_000)) * 20)
+
+
+def small_frames(port: int) -> None:
+    """The same of frames of one byte."""
+    send_again(port, b"DEALER", b"\x01\x01x" * 10_000)
+
+
+def long_subscriptions(port: int) -> None:
+    """Subscriptions that are too long."""
+    send_again(port, b"SUB", b"\x02" + struct.pack(">Q", 1_000_000) + b"\x01" + bytes(999_999))
+
+
+def subscriptions(port: int) -> None:
+    """Many subscriptions, each a different one."""
+    while True:
+        with suppress(OSError), peer(port, b"SUB") as line:
+            for number in range(sys.maxsize):
+                line.sendall(b"\x00\x15\x01%020d" % number)
+
+
+def unread_replies(port: int) -> None:
+    """Questions over connections that read no reply."""
+    request = str(Message("/", "info", {"max_count": 2000})).encode()
+    send_again(port, b"DEALER", b"\x01\x00" + b"\x00" + bytes([len(request)]) + request)
+
+
 KINDS: dict[str, Callable[[int], None]] = {
     one.__name__: one for one in (pings, many_pings, infos, pushes, nonsense, large, half_open, garbage)
 }
 
+# Of a hostile run, by the port: that of requests, or of publications.
+HOSTILE_REQUESTS = (many_frames, small_frames, half_open, unread_replies, garbage)
+HOSTILE_SUBSCRIBERS = (small_frames, long_subscriptions, subscriptions, half_open)
+
 
 if __name__ == "__main__":
-    KINDS[sys.argv[1]](int(sys.argv[2]))
+    globals()[sys.argv[1]](int(sys.argv[2]))

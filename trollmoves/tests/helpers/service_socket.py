@@ -12,7 +12,7 @@ from trollmoves.tests.helpers.waiting import until
 
 
 class ServiceSocket:
-    """Receives the reports of one process. ``environment`` is what a service manager adds to its environment."""
+    """Receives the reports of one process. ``environment`` has the variables of a service manager."""
 
     def __init__(self, testbed: Testbed, watchdog: float = 0.0) -> None:
         path = testbed.root / "notify"

@@ -69,6 +69,18 @@ def sent_until_closed(line: socket.socket, block: bytes, most: int) -> int:
     return sent
 
 
+def test_short_connections(replier: Replier, caplog: pytest.LogCaptureFixture) -> None:
+    """Each of many short connections, of which the descriptors are used again, gets its reply."""
+    for _ in range(300):
+        with zmq.Context() as context, context.socket(zmq.REQ) as asking:
+            asking.setsockopt(zmq.LINGER, 0)
+            asking.connect(f"tcp://{HOST}:{replier.port}")
+            asking.send_string(Message("/x", "ping").encode())
+            assert asking.poll(20_000), "no reply"
+            asking.recv()
+    assert "closed the connection" not in caplog.text
+
+
 @pytest.mark.parametrize("size", [1, 1 << 16])
 def test_unfinished_message(publisher: Publisher, replier: Replier, size: int) -> None:
     """A message of many frames is cut off, however small they are, and others are served."""
@@ -96,6 +108,14 @@ def test_end_of_a_stream_that_was_too_long(publisher: Publisher) -> None:
     """A peer that sends a long subscription reads the end of the stream, and no reset, when it has sent all."""
     with closing(peer(publisher.port, b"SUB")) as line:
         line.sendall(b"\x02" + struct.pack(">Q", 10 * MB) + bytes(10 * MB))
+        while line.recv(100):
+            pass
+
+
+def test_long_request(replier: Replier) -> None:
+    """A request of 17 MB in one frame is cut off."""
+    with closing(peer(replier.port, b"DEALER")) as line, suppress(ConnectionError):
+        line.sendall(b"\x02" + struct.pack(">Q", 17 * MB) + bytes(17 * MB))
         while line.recv(100):
             pass
 

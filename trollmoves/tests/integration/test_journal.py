@@ -434,7 +434,7 @@ def test_source_positions(path: str) -> None:
 # -- the file
 
 
-def test_only_the_owner_may_read(path: str) -> None:
+def test_only_the_owner_may_read(path: str, caplog: pytest.LogCaptureFixture) -> None:
     """The files of the journal are readable and writable by their owner alone, since requests hold passwords."""
     old = os.umask(0)
     try:
@@ -443,6 +443,7 @@ def test_only_the_owner_may_read(path: str) -> None:
         files = [os.path.join(os.path.dirname(path), name) for name in os.listdir(os.path.dirname(path))]
         assert len(files) >= 3
         assert {stat.S_IMODE(os.stat(file).st_mode) for file in files} == {0o600}
+        assert "had the permissions" not in caplog.text
         journal.close()
     finally:
         os.umask(old)

@@ -29,6 +29,7 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TrollmovesError,
 )
+from trollmoves.messaging import nameserver as discovery
 from trollmoves.messaging import publisher, sockets, subscriber
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
@@ -545,6 +546,16 @@ def test_invalid_address(stack: ExitStack, address: str) -> None:
     assert good.wait() == ["good"]
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["inproc://zeromq.zap.01", "ipc:///tmp/socket", f"tcp://{HOST}:0;{HOST}:5", "tcp://*:5", f"udp://{HOST}:5"],
+)
+def test_other_addresses(address: str) -> None:
+    """A socket connects to the port of a host only."""
+    with pytest.raises(StartError, match="the address must be tcp://host:port"):
+        sockets.connect(zmq.DEALER, address)
+
+
 def test_invalid_reply(stack: ExitStack) -> None:
     """An undecodable reply is a MessageError, and an exception in a callback does not affect other requests."""
     context = zmq.Context()
@@ -1016,6 +1027,24 @@ def test_nameservers_receive_the_address(
     started = time.monotonic()
     one.stop()
     assert time.monotonic() - started < SOON
+
+
+def test_nameserver_publications_are_followed(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    nameserver: Callable[[], subprocess.Popen[bytes]],
+    stack: ExitStack,
+) -> None:
+    """A publisher that starts after a query is known when the nameserver publishes it, not at the next query."""
+    nameserver()
+    monkeypatch.setattr(discovery, "QUERY_INTERVAL", 1000.0)
+    found: list[str] = []
+    wanted = discovery.ServiceDiscovery(["move_it_server"], "localhost", 1.0, found.extend)
+    wanted.start()
+    stack.callback(wanted.stop)
+    until(lambda: "no address of move_it_server" in caplog.text, 4 * SOON)
+    one = published(stack, nameservers=["localhost"])
+    until(lambda: any(address.endswith(f":{one.port}") for address in found), 4 * SOON)
 
 
 def test_publishes_without_multicast(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from trollmoves.tests.helpers import legacy_peer as earlier
 from trollmoves.tests.helpers.daemons import Testbed
 from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR
 from trollmoves.tests.servers import smtpd
@@ -171,6 +172,52 @@ def test_no_mail(testbed: Testbed, missing: str) -> None:
     config = testbed.config({"DEFAULT": default, "none": section(testbed.root / "none")})
     ended = testbed.run(REMOVE_IT, config, "--dry-run", "-m", "-v")
     assert f"no mail is sent: {missing} missing in [DEFAULT]" in ended.stderr
+
+
+SAME: dict[str, dict[str, object]] = {
+    "all": {"templates": "*"},
+    "directories": {"templates": "*/*.dat,.h*/*,[a-c]?d"},
+    "recursive": {"templates": "sub/*.dat", "recursive": "1"},
+    "hidden": {"templates": "s*/*", "include_hidden": "1", "recursive": "yes"},
+}
+
+
+def test_removes_as_the_earlier_version(testbed: Testbed) -> None:
+    """On equal trees the earlier version leaves the same files and directories."""
+    left_by = []
+    for version in ("old", "new"):
+        folder = testbed.directory(version)
+        for name in SAME:
+            make_tree(folder / name)
+        config = testbed.config({name: section(folder / name, **options) for name, options in SAME.items()})
+        if version == "old":
+            earlier.remove_it(testbed, config)
+        else:
+            assert testbed.run(REMOVE_IT, config).returncode == 0
+        left_by.append(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")))
+    assert left_by[0] == left_by[1]
+
+
+def make_tree(folder: Path) -> None:
+    """Make a tree of old and new files, directories and links."""
+    for name in ("sub/one/two", "sub/.hidden", ".hid", "empty", "full", "abd"):
+        (folder / name).mkdir(parents=True)
+    old(
+        folder,
+        "a.dat",
+        "b.keep",
+        "sub/c.dat",
+        "sub/one/two/d.dat",
+        "sub/.hidden/e.dat",
+        "sub/.f.dat",
+        ".hid/g",
+        "full/h",
+    )
+    (folder / "new.dat").touch()
+    for link, target in {"link.dat": "a.dat", "sub/link": "../full", "dangling.dat": "nothing"}.items():
+        (folder / link).symlink_to(target)
+    for name in ("empty", "full", "abd"):
+        os.utime(folder / name, (1, 1))
 
 
 def test_example(testbed: Testbed) -> None:

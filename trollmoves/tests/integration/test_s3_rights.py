@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import traceback
 from collections.abc import Iterator
@@ -168,6 +169,17 @@ def test_unfinished_uploads(tmp_path: Path) -> None:
         assert service.uploads == {"in/f": RECENT, **kept}
         move_it(origin, "s3://bucket/in/", attrs(service), partial_id=PartialId("a", may_exist=True))
         assert service.uploads == kept
+        assert service.operations.count("uploads") == 2
+
+
+def test_unfinished_upload_to_the_same_key(tmp_path: Path) -> None:
+    """A delivery of a newer version aborts an upload to its key that began before this process connected."""
+    now = dt.datetime.now(dt.UTC)
+    before, since = (f"{now + dt.timedelta(minutes=m):%Y-%m-%dT%H:%M:%S}.000Z" for m in (-5, 5))
+    with LimitedS3(uploads={"in/f": before, "in/g": before, "in/h": since, "in/i": before}) as service:
+        for name in ("f", "g", "h"):  # the directory is searched with the first one
+            move_it(file_of(tmp_path, LARGE, name), "s3://bucket/in/", attrs(service))
+        assert service.uploads == {"in/h": since, "in/i": before}
         assert service.operations.count("uploads") == 2
 
 

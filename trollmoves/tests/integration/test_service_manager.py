@@ -11,6 +11,7 @@ import pytest
 
 from trollmoves.tests.helpers.crashing import armed
 from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
+from trollmoves.tests.helpers.dead_mount import DeadMount
 from trollmoves.tests.helpers.service_socket import ServiceSocket, add_environment, journal_stream
 from trollmoves.tests.helpers.waiting import until
 
@@ -61,6 +62,24 @@ def test_slow_destination_does_not_miss_the_watchdog(testbed: Testbed) -> None:
     pair.start()
     pair.feeder.feed(3)
     until(lambda: "in flight" in manager.values("STATUS")[-1] and "0 tasks" not in manager.values("STATUS")[-1], 20)
+    manager.wait_for("WATCHDOG", len(manager.values("WATCHDOG")) + 8)
+    assert "stuck" not in pair.server.lines()
+
+
+def test_dead_origin_does_not_miss_the_watchdog(testbed: Testbed) -> None:
+    """A server whose origin is on a dead file system goes on reporting, also when its files are requested."""
+    pair = ServerClientPair(testbed)
+    manager = ServiceSocket(testbed, WATCHDOG)
+    add_environment(pair.server, manager.environment)
+    pair.start()
+    pair.feeder.feed(1)
+    pair.wait_until_done()
+    assert pair.client.terminate() == 0
+    pair.feeder.feed(1)
+    pair.server.wait_for_line("[hrit] announced ", 2)
+    DeadMount(testbed, pair.feeder.folder)
+    pair.client.start()
+    pair.client.wait_for_line("connected to")
     manager.wait_for("WATCHDOG", len(manager.values("WATCHDOG")) + 8)
     assert "stuck" not in pair.server.lines()
 

@@ -1,4 +1,4 @@
-"""A systemd that runs as process 1 of its own namespaces, on a copy-on-write view of this machine's files."""
+"""Boots systemd in new namespaces, as their process 1, on a copy-on-write view of the files of this machine."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _why_not() -> str:
 class BootedSystemd:
     """Boots systemd; skips the test if this machine does not allow it. It ends with the testbed.
 
-    ``root`` is its root directory. What is written there is gone afterwards.
+    ``root`` is its root directory; files that are written there disappear at the end.
     """
 
     def __init__(self, testbed: Testbed) -> None:

@@ -381,7 +381,10 @@ def test_login_or_host_that_cannot_be_sent(fort: Fort, destination: str) -> None
 @pytest.mark.parametrize("path", ["../in", "/etc", "a/../../in", "a\\..\\..\\in", "%2e%2e/in", 5, ["a"]])
 def test_sub_path(fort: Fort, path: object) -> None:
     """A sub-path that leads out of the destination is rejected, for one file or for one of several."""
-    assert fort.push(fort.feed(), path=path).type == "err"
+    answer = fort.push(fort.feed(), path=path)
+    assert answer.type == "err"
+    rule = "allowed destinations" if path == "%2e%2e/in" else "must be a path below the destination"
+    assert rule in str(answer.data)
 
 
 @pytest.mark.parametrize("backups", [["evil.invalid"], ["good.invalid", "x@evil.invalid"], ["good.invalid:23"]])

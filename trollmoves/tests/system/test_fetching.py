@@ -5,22 +5,23 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from posttroll.message import Message
 
+from trollmoves.config.kinds import detect_kind, section_names
+from trollmoves.errors import OriginMissing
+from trollmoves.fetcher import cli, fetch_from_message
+from trollmoves.s3downloader import main
 from trollmoves.server.remote_files import describe, describe_members, read_archive_contents
-from trollmoves.tests.helpers.armed import FAILPOINTS
-from trollmoves.tests.helpers.crashing import armed
-from trollmoves.tests.helpers.daemons import Testbed, script
+from trollmoves.tests.helpers.daemons import Testbed
 from trollmoves.tests.helpers.fetching import FETCHER, S3DOWNLOADER, TOPIC, FetchTestbed
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import openssh, seaweed
@@ -29,7 +30,6 @@ from trollmoves.tests.servers.process import HOST
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed, client
 
 CONTENT = b"granule " * 5000
-Publish = Callable[[str, str, Any], None]
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +71,6 @@ def s3_variables(server: Seaweed) -> dict[str, str]:
     """Return fsspec's variables for the server."""
     endpoint = f"http://{HOST}:{server.port}"
     return {"FSSPEC_S3_KEY": KEY, "FSSPEC_S3_SECRET": SECRET, "FSSPEC_S3_ENDPOINT_URL": endpoint}
-
-
-def give_login(fetcher: FetchTestbed, server: OpenSsh, *, known: bool = True) -> Path:
-    """Give the user of the process a key, and the key of the server unless it is not to be known; return the folder."""
-    folder = fetcher.testbed.directory("home/.ssh")
-    shutil.copy(server.user_key, folder / "id_ed25519")
-    (folder / "known_hosts").write_text(server.known_hosts.read_text() if known else "")
-    return folder
 
 
 # -- messages
@@ -123,7 +115,7 @@ def test_s3downloader_publishes_as_before(testbed: Testbed, s3: Seaweed) -> None
 def test_fetcher_reads_from_everywhere(testbed: Testbed, s3: Seaweed, ssh: OpenSsh) -> None:
     """Files, SFTP, HTTP, S3 by fsspec's configuration, members of archives, and the messages of a remote server."""
     fetcher = FetchTestbed(testbed, FETCHER, environment=s3_variables(s3))
-    give_login(fetcher, ssh)
+    fetcher.give_login(ssh.user_key, ssh.known_hosts.read_text())
     fetcher.start()
     source = testbed.directory("in")
     for number in range(8):
@@ -161,32 +153,6 @@ def test_fetcher_reads_from_everywhere(testbed: Testbed, s3: Seaweed, ssh: OpenS
 # -- nothing is lost
 
 
-KILLED_AT = ("fetches-stored", "sending", "sent", "fetched", "receipt-published", "committed")
-
-
-@pytest.mark.parametrize("name", KILLED_AT)
-def test_kill(testbed: Testbed, ssh: OpenSsh, name: str) -> None:
-    """After kill -9 at any step the file is fetched and published by the next process; no partial is left."""
-    assert name in FAILPOINTS
-    fetcher = FetchTestbed(testbed, FETCHER)
-    give_login(fetcher, ssh)
-    plain = fetcher.process.command
-    fetcher.process.command = armed(list(plain), f"{name}:1")
-    fetcher.start()
-    source = testbed.directory("in") / "f.nc"
-    source.write_bytes(CONTENT)
-    fetcher.publisher.publish(TOPIC, "file", {"uri": f"sftp://{HOST}:{ssh.port}{source}", "orbit": 1})
-    popen = fetcher.process.popen
-    assert popen is not None
-    assert popen.wait(20) == -signal.SIGKILL
-    published = len(fetcher.subscriber.of_type("file"))
-    fetcher.process.command = plain
-    fetcher.restart()
-    received = fetcher.fetched(max(1, published))
-    assert {one.uid for one in received} == {"f.nc"}
-    assert fetcher.files() == {"f.nc": CONTENT}
-
-
 def test_held_credentials(testbed: Testbed, s3: Seaweed) -> None:
     """With a wrong secret the objects are held, with one error, and fetched after a repair and a reload."""
     wrong = s3_options(s3)
@@ -215,7 +181,7 @@ def test_missing_directory_is_held(testbed: Testbed, s3: Seaweed) -> None:
 def test_unknown_host_key_is_held(testbed: Testbed, ssh: OpenSsh) -> None:
     """A source with an unknown host key is not read until an operator has added the key."""
     fetcher = FetchTestbed(testbed, FETCHER)
-    folder = give_login(fetcher, ssh, known=False)
+    folder = fetcher.give_login(ssh.user_key, "")
     fetcher.start()
     source = testbed.directory("in") / "f.nc"
     source.write_bytes(CONTENT)
@@ -311,15 +277,19 @@ def test_repeated_and_replaced(testbed: Testbed) -> None:
         (S3DOWNLOADER, None, "cannot be read"),
     ],
 )
-def test_invalid_configuration(testbed: Testbed, command: str, text: str | None, part: str) -> None:
+def test_invalid_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, text: str | None, part: str
+) -> None:
     """An invalid or missing file ends the command with status 1 and one line, which says where and why."""
-    path = testbed.config(text or "", "in.yaml")
-    if text is None:
-        path.unlink()
-    ended = testbed.run(command, *(["-c"] if command == S3DOWNLOADER else []), path)
-    assert ended.returncode == 1
-    assert part in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    path = tmp_path / "in.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert (cli if command == FETCHER else main)(
+        [*(["-c"] if command == S3DOWNLOADER else []), str(path), "--check"]
+    ) == 1
+    shown = capsys.readouterr().err
+    assert part in shown
+    assert len(shown.splitlines()) == 1
 
 
 def test_check(testbed: Testbed, s3: Seaweed) -> None:
@@ -335,13 +305,19 @@ def test_check(testbed: Testbed, s3: Seaweed) -> None:
     assert f"destination                    {fetcher.out}" in ended.stdout
 
 
-def test_command_lines(testbed: Testbed) -> None:
-    """Without ``-c`` s3downloader.py ends with status 1; both commands explain their arguments."""
+def test_command_line_without_configuration(testbed: Testbed) -> None:
+    """Without ``-c`` s3downloader.py ends with status 1, and names the argument."""
     ended = testbed.run(S3DOWNLOADER)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "-c FILE" in ended.stderr
-    for command in (FETCHER, S3DOWNLOADER):
-        assert testbed.run(command, "-h").returncode == 0
+
+
+def test_kinds(testbed: Testbed) -> None:
+    """The command ``trollmoves`` finds out to which process a file belongs."""
+    for command, kind in ((FETCHER, "fetcher"), (S3DOWNLOADER, "s3downloader")):
+        path = FetchTestbed(testbed, command, {"bucket": "b"} if command == S3DOWNLOADER else {}).config
+        assert detect_kind(path) == kind
+        assert section_names(path) == [kind]
 
 
 # -- Python
@@ -372,11 +348,6 @@ def test_fetch_from_subscriber(testbed: Testbed) -> None:
 
 def test_fetch_from_message(tmp_path: Path) -> None:
     """A script fetches the file of one message of posttroll, and gets its path."""
-    from posttroll.message import Message
-
-    from trollmoves.errors import OriginMissing
-    from trollmoves.fetcher import fetch_from_message
-
     (tmp_path / "f.nc").write_bytes(CONTENT)
     message = Message("/x", "file", {"uri": str(tmp_path / "f.nc"), "sensor": "viirs"})
     path = fetch_from_message(message, tmp_path / "{sensor}")
@@ -384,12 +355,3 @@ def test_fetch_from_message(tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
     with pytest.raises(OriginMissing):
         fetch_from_message(Message("/x", "file", {"uri": str(tmp_path / "missing.nc")}), str(tmp_path / "out"))
-
-
-def test_names() -> None:
-    """The names that other packages import."""
-    command = (
-        "from trollmoves.fetcher import cli, fetch_from_message, fetch_from_subscriber; import trollmoves.s3downloader"
-    )
-    subprocess.run([sys.executable, "-c", f"{command}; trollmoves.s3downloader.main"], check=True)
-    assert Path(script(FETCHER)).exists()

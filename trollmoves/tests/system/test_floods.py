@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
+from trollmoves.tests.helpers import flooding
+from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
 from trollmoves.tests.helpers.flooding import FLOODER, HALF_OPEN, KINDS
 from trollmoves.tests.helpers.recording import RequestSocket
 from trollmoves.tests.helpers.waiting import until
@@ -22,6 +23,7 @@ SAMPLES = 25
 TIMES_SLOWER = 2.0
 ROOM = 0.02  # s of tolerance on a busy machine
 MEMORY = 500  # MB
+HOSTILE_MEMORY = 200  # MB
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
@@ -76,10 +78,10 @@ def flood(kind: str, port: int, processors: set[int]) -> Iterator[None]:
         flooding.wait()
 
 
-def memory(pair: ServerClientPair) -> float:
-    """Return the resident memory of the server in MB."""
-    assert pair.server.popen
-    with open(f"/proc/{pair.server.popen.pid}/statm") as stream:
+def memory(process: Process) -> float:
+    """Return the resident memory of a daemon in MB."""
+    assert process.popen
+    with open(f"/proc/{process.popen.pid}/statm") as stream:
         return int(stream.read().split()[1]) * 4096 / 1e6
 
 
@@ -112,11 +114,37 @@ def test_flood_does_not_delay_others(kind: str, pair: ServerClientPair, processo
         for what, usual, now in zip(("ping", "file"), before, during, strict=True):
             print(f"{kind}: {what} {usual * 1000:.1f} ms, in the flood {now * 1000:.1f} ms, {now / usual:.1f} times")  # noqa: T201
         until(lambda: SAYS[kind] in pair.server.lines(), 30, f"{SAYS[kind]!r} in\n{pair.server.lines()[-2000:]}")
-    assert memory(pair) < MEMORY
+    assert memory(pair.server) < MEMORY
     said = [line for line in pair.server.lines().splitlines() if "INFO" not in line]
     assert len(said) < 100, said
     for usual, now in zip(before, during, strict=True):
         assert now < TIMES_SLOWER * usual + ROOM
+
+
+def test_hostile_run(pair: ServerClientPair, processors: set[int]) -> None:
+    """All that a host without a key can do to all ports leaves each daemon small, and files nearly as fast as usual.
+
+    ``TROLLMOVES_HOSTILE=600`` is the run of ten minutes.
+    """
+    before = latencies(pair)
+    most, during = [0.0, 0.0], []
+    end = time.monotonic() + float(os.environ.get("TROLLMOVES_HOSTILE", "20"))
+    with ExitStack() as floods:
+        for kind in flooding.HOSTILE_REQUESTS:
+            floods.enter_context(flood(kind.__name__, pair.request_port, processors))
+        for port in (pair.publish_port, pair.client_port):
+            for kind in flooding.HOSTILE_SUBSCRIBERS:
+                floods.enter_context(flood(kind.__name__, port, processors))
+        while time.monotonic() < end:
+            during.append(latencies(pair)[1])
+            most = [max(one) for one in zip(most, map(memory, (pair.server, pair.client)), strict=True)]
+    seconds = statistics.median(during)
+    print(  # noqa: T201
+        f"a file {before[1] * 1000:.1f} ms, in the hostile run {seconds * 1000:.1f} ms (at most "
+        f"{max(during) * 1000:.1f} ms in {len(during)} rounds); memory of server and client at most {most} MB"
+    )
+    assert max(most) < HOSTILE_MEMORY
+    assert seconds < TIMES_SLOWER * before[1] + ROOM
 
 
 def connections(port: int) -> int:

@@ -179,14 +179,14 @@ def rejected_key(testbed: Testbed) -> Fault:
 
 
 def missing_bucket(testbed: Testbed) -> Fault:
-    """Return an S3 service whose bucket was removed."""
+    """Return an S3 service whose bucket was removed, with a key that does not create buckets."""
     if why := seaweed.missing():
         pytest.skip(f"missing: {why}")
     service = seaweed.Seaweed(testbed.directory("weed"))
     testbed.enter(service)
     s3 = seaweed.client(service.port)
     s3.delete_bucket(Bucket=seaweed.BUCKET)
-    options = {"endpoint_url": f"http://{HOST}:{service.port}", "key": seaweed.KEY, "secret": seaweed.SECRET}
+    options = {"endpoint_url": f"http://{HOST}:{service.port}", "key": seaweed.WRITER, "secret": seaweed.SECRET}
     return Fault(f"s3://{seaweed.BUCKET}/in/", lambda: s3.create_bucket(Bucket=seaweed.BUCKET), options)
 
 

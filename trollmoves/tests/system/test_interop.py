@@ -87,6 +87,20 @@ def test_missed_announcements_of_an_old_server(testbed: Testbed) -> None:
     assert len(set(named)) == len(named)
 
 
+def test_known_file_of_an_old_server(testbed: Testbed) -> None:
+    """A known file that an old server announces again is acked, so that the server removes it."""
+    pair = ServerClientPair(testbed)
+    sections = {"hrit": pair.server_sections["hrit"] | {"delete": "true", "remove_delay": 4}}
+    pair.server = earlier.server(testbed, sections, pair.publish_port)
+    begin(pair)
+    (name,) = pair.feeder.feed()
+    pair.received.wait_for_receipts([name])
+    pair.server.kill()  # with the pending removal
+    assert (pair.feeder.folder / name).exists()
+    pair.server.start()
+    until(lambda: not (pair.feeder.folder / name).exists(), 40, "the file is removed")
+
+
 def test_old_client(testbed: Testbed) -> None:
     """An old client gets every file from our server, and publishes receipts."""
     pair = ServerClientPair(testbed, login="sat:gehe1m")
@@ -97,6 +111,7 @@ def test_old_client(testbed: Testbed) -> None:
     for name in names:
         assert [one.type for one in pair.received.of_file(name)] == ["push", "ack", "file"]
     assert not [text for text in pair.received.texts if "gehe1m" in text]
+    assert not [one for one in pair.received.of_type("file") if "announcement" in one.data]
 
 
 def test_old_client_of_a_server_that_is_restarted(testbed: Testbed) -> None:

@@ -86,9 +86,10 @@ def test_server_and_client(testbed: Testbed) -> None:
 
 
 def test_a_server_that_is_down(testbed: Testbed) -> None:
-    """A client reports a provider that is down, its waiting files and their age; its last file survives a restart."""
+    """A client reports a provider that is down, and missed announcements; it knows its last file after a restart."""
     pair = ServerClientPair(testbed)
-    port = testbed.port()
+    port, server_port = testbed.port(), testbed.port()
+    pair.server.reconfigure(with_metrics(pair.server_sections, server_port))
     pair.client.reconfigure(with_metrics(pair.client_sections, port))
     pair.start()
     pair.feeder.feed(1)
@@ -96,12 +97,18 @@ def test_a_server_that_is_down(testbed: Testbed) -> None:
     last = scrape_until(port, "trollmoves_files_total", 1, result="received").value(
         "trollmoves_last_file_timestamp_seconds"
     )
-    pair.server.kill()
-    scrape_until(port, "trollmoves_provider_up", 0)
     pair.client.kill()
+    pair.server.kill()
     pair.client.start()
     restarted = scrape_until(port, "trollmoves_provider_up", 0)
     assert restarted.value("trollmoves_last_file_timestamp_seconds") == pytest.approx(last, abs=1)
+    pair.client.kill()
+    pair.server.start()
+    pair.feeder.feed(FILES)
+    scrape_until(server_port, "trollmoves_announced_files_total", FILES)
+    pair.client.start()
+    pair.wait_until_done()
+    scrape_until(port, "trollmoves_replayed_announcements_total", FILES, chain="hrit")
 
 
 def test_mirror(testbed: Testbed) -> None:
@@ -136,7 +143,7 @@ def test_dispatcher(testbed: Testbed) -> None:
     file = d.file("a", "12345")
     d.publisher.publish_file(file)
     d.wait_for("a")
-    page = scrape_until(port, "trollmoves_waiting", 1, chain="wrong", kind="route", endpoint="this host")
+    page = scrape_until(port, "trollmoves_held", 1, chain="wrong", kind="route", endpoint="this host")
     assert page.value("trollmoves_files_total", chain="near", kind="deliver", result="delivered") == 1
     assert page.value("trollmoves_bytes_total", chain="near") == 5
     scrape_until(port, "trollmoves_provider_up", 1, provider=d.publisher.address.removeprefix("tcp://"))
@@ -266,3 +273,30 @@ def test_example_rules() -> None:
     example = REPOSITORY / "examples" / "monitoring"
     prometheus.promtool("check", "config", example / "prometheus.yml")
     assert "SUCCESS" in prometheus.promtool("test", "rules", example / "alerts_test.yml")
+
+
+def test_without_the_library(testbed: Testbed) -> None:
+    """Without prometheus_client the daemon logs one error with the remedy, and moves files."""
+    (testbed.directory("stub") / "prometheus_client.py").write_text("raise ImportError('no prometheus_client')")
+    pair = ServerClientPair(testbed)
+    pair.server.environment = {
+        **testbed.environment,
+        "PYTHONPATH": f"{testbed.root / 'stub'}:{testbed.environment['PYTHONPATH']}",
+    }
+    pair.server.reconfigure(with_metrics(pair.server_sections, testbed.port()))
+    pair.start()
+    pair.feeder.feed(FILES)
+    pair.wait_until_done()
+    assert "running without metrics: no prometheus_client; install it: " in pair.server.lines()
+
+
+def test_check(testbed: Testbed) -> None:
+    """``--check`` warns about a missing directory for the file, and rejects a section with the metrics port."""
+    port = testbed.port()
+    section = server_section(testbed.directory("in"), port)
+    other = section | {"request_port": testbed.port()}
+    config = testbed.config(with_metrics({"a": section, "b": other}, port, metrics_file="/nowhere/x.prom"))
+    done = testbed.run("move_it_server.py", config, "--check")
+    assert "metrics_file: the directory /nowhere does not exist" in done.stdout
+    assert f"request_port: port {port} is already used by [DEFAULT]" in done.stdout
+    assert "not running: [a]" in done.stdout

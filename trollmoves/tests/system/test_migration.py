@@ -4,34 +4,57 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 
 import pytest
 
 from trollmoves.tests.helpers import legacy_peer as earlier
-from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
+from trollmoves.tests.helpers.daemons import TOPIC, Process, ServerClientPair, Testbed, script
+from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.waiting import until
 
 OLD, NEW = "old", "new"
 STOPS = 10  # s for a daemon of either version
+DISPATCHER = """
+posttroll_subscriber:
+  subscribe_addresses: ["tcp://{host}:{port}"]
+  nameserver: false
+archive:
+  host: ""
+  directory: {folder}
+  filepattern: "{{uid}}"
+  dispatch_configs:
+    - topics: [{topic}]
+"""
 
 
 class Site:
-    """A server that deletes delivered files, and a client, each in one of two versions; it starts with the old one."""
+    """A server that deletes delivered files, a client, and a dispatcher for its receipts, each in one of two versions.
+
+    It starts with the old ones.
+    """
 
     def __init__(self, testbed: Testbed) -> None:
         self.pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 1})
         pair = self.pair
+        self.archive = testbed.directory("archive")
+        text = DISPATCHER.format(host=HOST, port=pair.client_port, folder=self.archive, topic=TOPIC)
+        config = testbed.config(text, "dispatcher.yaml")
+        dispatcher = [sys.executable, script("dispatcher.py"), str(config)]
         self.processes = {
             ("server", OLD): earlier.server(testbed, pair.server_sections, pair.publish_port),
             ("server", NEW): pair.server,
             ("client", OLD): earlier.client(testbed, pair.client_sections),
             ("client", NEW): pair.client,
+            ("dispatcher", OLD): earlier.dispatcher(testbed, text),
+            ("dispatcher", NEW): testbed.process("dispatcher", dispatcher, config),
         }
-        self.versions = {"server": OLD, "client": OLD}
-        self.current("client").start()
-        self.current("server").start()
+        self.versions = {"client": OLD, "dispatcher": OLD, "server": OLD}
+        for role in self.versions:
+            self.current(role).start()
         self.feed_and_deliver()
 
     def current(self, role: str) -> Process:
@@ -66,22 +89,40 @@ class Site:
             self.current("server").start()
 
     def feed_and_deliver(self) -> None:
-        """Feed files; wait until they, and all before, are delivered, published, and removed from the origin."""
+        """Feed files; wait until they, and all before, are delivered, published, and removed from the origin.
+
+        The dispatcher gets the files that are fed once it is connected to the client.
+        """
         feeder = self.pair.feeder
-        feeder.feed(3)
+        self.connect()
+        fed = feeder.feed(3)
         delivered = f"{self.versions}: all files are delivered and removed"
         until(lambda: not feeder.missing(self.pair.target) and not any(feeder.folder.iterdir()), 60, delivered)
         self.pair.received.wait_for_receipts(feeder.fed)
+        until(lambda: all((self.archive / name).exists() for name in fed), 30, f"{self.versions}: {fed} are archived")
+
+    def connect(self) -> None:
+        """Feed files until one reaches the archive."""
+        for _ in range(30):
+            (name,) = self.pair.feeder.feed(1)
+            with suppress(AssertionError):
+                until((self.archive / name).exists, 2, timeout_factor=1)
+                return
+        raise AssertionError(f"{self.versions}: no file reaches the archive")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "switches",
-    [("server", "client", "server", "client"), ("client", "server", "client", "server", "client")],
-    ids=["server-first", "client-first"],
+    [
+        ("server", "client", "dispatcher", "server", "client", "dispatcher"),
+        ("client", "dispatcher", "server", "client", "server", "client"),
+        ("dispatcher", "server", "client", "dispatcher", "server"),
+    ],
+    ids=["server-first", "client-first", "dispatcher-first"],
 )
 def test_upgrade_and_rollback(testbed: Testbed, switches: Iterable[str]) -> None:
-    """Both hosts are upgraded and rolled back, one is upgraded again: each file arrives once, and is removed."""
+    """The hosts are upgraded and rolled back, one is upgraded again: each file arrives once, and is removed."""
     site = Site(testbed)
     for role in switches:
         site.switch(role)

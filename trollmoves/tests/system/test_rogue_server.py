@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import sqlite3
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class Rogue:
         self.address = f"{HOST}:{self._router.bind_to_random_port(f'tcp://{HOST}')}"
         self.asked: list[Any] = []
         self.lie: dict[str, object] = {}
+        self.kind = ""  # of the replies to requests; empty for success
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._answer)
         self._thread.start()
@@ -46,7 +49,7 @@ class Rogue:
                 identity, empty, text = self._router.recv_multipart()
                 asked = Message.decode(text.decode())
                 self.asked.append(asked)
-                kind = "file" if asked.type == "push" else asked.type
+                kind = (self.kind or "file") if asked.type == "push" else asked.type
                 answer = Message(asked.subject, kind, {**asked.data, **self.lie} if asked.data else {})
                 self._router.send_multipart([identity, empty, str(answer).encode()])
 
@@ -62,6 +65,7 @@ class Scene:
 
     def __init__(self, testbed: Testbed) -> None:
         self.rogue = Rogue()
+        self.testbed = testbed
         testbed.call_at_end(self.rogue.close)
         self.target = testbed.directory("out")
         self.outside = testbed.directory("outside")
@@ -155,6 +159,22 @@ def test_false_destination_in_a_reply(scene: Scene) -> None:
     assert not (scene.outside / "member").exists()
     assert (scene.target / "member").read_bytes() == b"x"
     assert scene.ears["plain"].of_file(victim.name)[-1].data["uri"] == str(scene.target / victim.name)
+
+
+def test_time_of_the_next_attempt(scene: Scene) -> None:
+    """A server cannot delay the next attempt by more than a few minutes."""
+    scene.rogue.kind, scene.rogue.lie = "err", {"error": "x", "temporary": True, "retry_after": 1e9}
+    scene.rogue.announce("/a/later", place="here")
+    (journal,) = (scene.testbed.root / "state").rglob("client-*.journal")
+
+    def delays() -> list[float]:
+        with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True, timeout=20)) as opened:
+            return [row[0] for row in opened.execute("SELECT due - created FROM tasks WHERE state = 0 AND tries > 0")]
+
+    until(lambda: len(delays()) == 3, 20, "each chain was rejected")
+    scene.rogue.kind, scene.rogue.lie = "", {}
+    assert min(delays()) > 30
+    assert max(delays()) < 300
 
 
 def test_control_characters_in_the_log(scene: Scene) -> None:

@@ -50,6 +50,22 @@ def test_units_are_valid(installed: Path, kind: str) -> None:
         assert "trollmoves" not in done.stderr
 
 
+def test_units_of_users_are_valid(tmp_path: Path) -> None:
+    """The user manager reads the units of --user without a warning."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("missing: no systemd-analyze (Debian: systemd)")
+    path = tmp_path / "trollmoves-server@x.service"
+    path.write_text(units.unit("server", user=True))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--user", "--man=no", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_installation(installed: Path) -> None:
     """A second installation replaces the units; a unit of another program is not replaced."""
     command = [sys.executable, str(REPOSITORY / "bin" / "trollmoves"), "units", "--install", "--kind", "mirror"]

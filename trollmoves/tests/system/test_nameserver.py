@@ -1,0 +1,54 @@
+"""Daemons and posttroll's nameserver: no first message is lost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from trollmoves.tests.helpers import legacy_peer
+from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.servers.process import ServerProcess
+
+FILES = 60
+LISTENER = """
+import sys
+from posttroll.subscriber import Subscribe
+with Subscribe(sys.argv[1], "", addr_listener=True, timeout=1, nameserver="localhost") as subscriber:
+    for message in subscriber.recv(0.1):
+        is_file = message is not None and message.type == "file"
+        print(f"file {message.data['uid']}" if is_file else "message", flush=True)
+"""
+
+
+@pytest.fixture
+def settings(testbed: Testbed) -> Mapping[str, str]:
+    """Start a nameserver and return its settings."""
+    ports = {name: testbed.port() for name in ("nameserver", "broadcast", "address_publish")}
+    settings = {f"POSTTROLL_{name.upper()}_PORT": str(port) for name, port in ports.items()}
+    command = [sys.executable, str(Path(sys.executable).with_name("nameserver")), "--no-multicast"]
+    testbed.enter(ServerProcess(ports["nameserver"], command, testbed.root / "nameserver.log", settings))
+    return settings
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["ours", "0.19"])
+def test_no_receipt_of_a_new_port_is_lost(testbed: Testbed, settings: Mapping[str, str], old: bool) -> None:
+    """A posttroll subscriber that follows the nameserver gets every receipt of a client on a random port."""
+    pair = ServerClientPair(testbed, publish_port=0, nameservers="localhost")
+    if old:
+        pair.client = legacy_peer.client(testbed, pair.client_sections)
+        pair.client.ready = lambda _: True
+    pair.client.environment = {**pair.client.environment, **settings}
+    listener = testbed.process(
+        "listener", [sys.executable, "-c", LISTENER, "move_it_hrit"], testbed.root, lambda one: "message" in one.lines()
+    )
+    listener.environment = {**listener.environment, **settings}
+    listener.start()
+    names = pair.feeder.feed(FILES)
+    pair.server.start()
+    pair.client.start()
+    wanted = {f"file {name}" for name in names}
+    until(lambda: wanted <= set(listener.lines().splitlines()), 30, "all receipts")
