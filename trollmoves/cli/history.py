@@ -65,9 +65,11 @@ def _as_dict(kind: str, name: str, step: Step) -> dict[str, Any]:
 
 def _lines(found: list[tuple[str, Step]]) -> list[str]:
     several = len({step.file for _, step in found}) > 1
+    days = {clock(step.time)[:10] for _, step in found if step.time is not None}
+    cut = 11 if len(days) == 1 else 0  # a common date is only in the verdict
     header = ["TIME", "DAEMON", "SECTION", "EVENT", *(["FILE"] if several else []), "DETAILS"]
     rows = [
-        [clock(step.time) or "-", kind, step.chain, step.event, *([step.file] if several else []), _details(step)]
+        [clock(step.time)[cut:] or "-", kind, step.chain, step.event, *([step.file] if several else []), _details(step)]
         for kind, step in found
     ]
     return table(header, rows, shrink=(len(header) - 1, 4))

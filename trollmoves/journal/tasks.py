@@ -49,6 +49,7 @@ class TaskTable(JournalDatabase):
     ) -> None:
         self._lane_changes: LaneChanges = {}  # not stored yet
         self._lanes_stored = 0.0
+        self._failing: set[tuple[str, str]] = set()  # lanes whose failure is stored
         super().__init__(path, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
     def add_tasks(
@@ -179,11 +180,14 @@ class TaskTable(JournalDatabase):
                 record_outcome(changes, outcome)
                 new += [following for following in outcome.follow_ups if _insert(db, following, now)]
             merge_changes(changes, self._lane_changes)
-            is_due = now - self._lanes_stored > LANE_INTERVAL or any(one.failure for one in changes.values())
+            failing = {lane for lane, change in changes.items() if change.failure}
+            is_due = now - self._lanes_stored > LANE_INTERVAL or failing or not self._failing.isdisjoint(changes)
             if is_due:
                 store_lanes(db, changes, now)
         self._lane_changes = {} if is_due else changes
-        self._lanes_stored = now if is_due else self._lanes_stored
+        if is_due:
+            self._lanes_stored = now
+            self._failing = self._failing - {lane for lane, change in changes.items() if change.done} | failing
         return new
 
     def _store_rest(self) -> None:

@@ -1,4 +1,4 @@
-"""What a section would do with a file or a message, and the reason if it would do nothing."""
+"""The decision of a section about a file or a message, and the reason if it does nothing with it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from trollmoves.net import urls
 from trollmoves.status.names import destination_of, error_of, file_of_key
 
 MAX_FOUND = 200  # announcements and tasks of one request
-# Kinds of tasks whose keys begin with the number of the announcement: their file is that of the announcement.
+# Kinds of tasks that are found by the number of their announcement.
 _OF_A_NUMBER = ("push", "ack", "remove", "delivered_to", "left", "unpack")
 
 
@@ -61,7 +61,7 @@ def history(reader: JournalReader, name: str) -> list[Step]:
 
 
 def _tasks_by_key(reader: JournalReader, name: str) -> list[TaskRow]:
-    """Return the tasks whose keys contain the name of the file."""
+    """Return the tasks that have the name of the file in their keys."""
     pattern = name if "*" in name or "?" in name else name.replace("[", "[[]")
     base = pattern.rsplit("/", 1)[-1]
     kinds = ", ".join(f"'{kind}'" for kind in _OF_A_NUMBER)
@@ -117,8 +117,9 @@ def _transfer(task: TaskRow, file: str) -> Iterator[Step]:
 def _result(task: TaskRow, file: str, destination: str, done: str, peer: str) -> Iterator[Step]:
     error = " ".join(urls.redact_text(error_of(task.reply)).split()) if task.failure else ""
     if task.state == DONE:
-        event = done if task.seconds is not None or task.kind in ("relay", "unpack") else "superseded or had by a peer"
-        yield _step(task, task.finished, event, file, destination, peer)
+        is_done = task.seconds is not None or task.kind in ("relay", "route", "unpack")
+        text = "" if is_done else "a peer received it, or a newer version exists"
+        yield _step(task, task.finished, done if is_done else "not needed", file, destination, peer, text)
     elif task.state == FAILED:
         event = {"failed": "failed", "superseded": "superseded"}.get(task.failure or "failed", "refused")
         yield _step(task, task.finished, event, file, destination, peer, error)

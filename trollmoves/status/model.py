@@ -49,8 +49,8 @@ class Traffic:
 class Destination:
     """The transfers to one destination host, or from one source of a client or mirror: a lane.
 
-    ``waiting`` is without ``in_flight``. ``held`` files wait until an operator repairs the cause, which is ``error``;
-    they are also counted in ``waiting``. ``refused`` files of a server wait for the next request of the client.
+    ``waiting`` is without ``in_flight``. ``held`` files, in both, wait until an operator repairs the cause, which is
+    ``error``. ``refused`` files, of the waiting ones of a server, wait for the next request of the client.
     """
 
     name: str

@@ -18,7 +18,7 @@ from trollmoves.status.model import Chain, Daemon, Destination, Provider, Traffi
 from trollmoves.status.names import error_of, file_of_key
 
 WINDOW = 300.0  # s of the rates and latencies
-RECENT_FILES = 10_000  # files of the rates and latencies, so that a snapshot is quick during a burst
+RECENT_FILES = 5_000  # files of the rates and latencies, so that a snapshot is quick during a burst
 BEHIND_AFTER = 60.0  # s that a file waits until its destination counts as behind
 DOWN_AFTER = 60.0  # s of failures until a destination counts as down
 FORGET_AFTER = 600.0  # s after which a failure without waiting files is not shown
@@ -86,6 +86,9 @@ class _Builder:
         self._announced = reader.last_announcements()
         self._pauses = Pauses(reader.pauses())
         self._finished = reader.finished_since(self._now - WINDOW, RECENT_FILES)
+        self._finished_by_lane: dict[tuple[str, str], list[FinishedRow]] = defaultdict(list)
+        for finished in self._finished:
+            self._finished_by_lane[finished.chain, finished.lane].append(finished)
         self._window = WINDOW
         if len(self._finished) == RECENT_FILES:
             self._window = max(1.0, self._now - self._finished[-1].finished)
@@ -171,9 +174,9 @@ class _Builder:
         if temporary and not one.error:
             one.error = error_of(min(temporary, key=lambda failure: failure.oldest).reply) or None
         is_held = row is not None and row.failure == "held"
-        one.held = one.waiting if is_held else failures["held"].number if "held" in failures else 0
+        one.held = one.waiting + one.in_flight if is_held else failures["held"].number if "held" in failures else 0
         one.next_attempt = self._next_attempt(one, running, waiting)
-        one.traffic = self._traffic([row for row in self._finished if (row.chain, row.lane) == key])
+        one.traffic = self._traffic(self._finished_by_lane.get(key, []))
         one.state = self._state(one, waiting, section.max_age or BEHIND_AFTER, has_failures=bool(temporary))
         return one
 

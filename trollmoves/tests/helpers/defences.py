@@ -1,7 +1,7 @@
 """Removes each defence of doc/security.md in turn and expects a test to fail.
 
-``python -m trollmoves.tests.helpers.defences [WORD ...]`` runs in the project's root, with the words for the defences
-whose names contain one of them. It prints the defences that no test notices, and exits with 1 if there are any.
+``python -m trollmoves.tests.helpers.defences [WORD ...]`` runs in the project's root, with words that select
+defences by their names. It prints the defences that no test notices, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def _defence(name: str, module: str, text: str, without: str, *tests: str) -> De
 
 
 ATTACKS, ROGUE, CURVE = "system/test_attacks.py", "system/test_rogue_server.py", "system/test_curve.py"
-MEMORY, UNPACKING, LISTS = (
+MEMORY, LIMITS, UNPACKING, LISTS = (
     "integration/test_connection_memory.py",
+    "unit/test_memory_limits.py",
     "unit/test_unpacking.py",
     "unit/test_allowlists.py",
 )
@@ -378,16 +379,6 @@ DEFENCES = (
         "integration/test_journal.py::test_only_the_owner_may_read",
         "system/test_modes.py",
     ),
-    _defence(
-        "links among the files of a journal",
-        "journal/location.py",
-        """    if os.path.islink(path):
-        raise OSError(errno.ELOOP, f"{path} is a symbolic link, which another user may have created; use its target")
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-""",
-        "    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)\n",
-        "integration/test_journal.py::test_links_are_not_followed",
-    ),
     # Floods
     _defence(
         "time of a handshake",
@@ -443,36 +434,35 @@ DEFENCES = (
         "messaging/security/connection_memory.py",
         "return self.unread > most or self.unsent > limits.unsent.connection",
         "return self.unsent > limits.unsent.connection",
-        f"{MEMORY}::test_unfinished_message",
+        LIMITS,
     ),
     _defence(
         "sent bytes in memory",
         "messaging/security/connection_memory.py",
         "return self.unread > most or self.unsent > limits.unsent.connection",
         "return self.unread > most",
-        f"{MEMORY}::test_replies_that_are_not_read",
-        f"{MEMORY}::test_subscriber_that_does_not_read",
+        LIMITS,
     ),
     _defence(
         "bytes before a key is accepted",
         "messaging/security/connection_memory.py",
         "most = limits.unread.connection if self.authenticated else min(HANDSHAKE_BYTES, limits.unread.connection)",
         "most = limits.unread.connection",
-        MEMORY,
+        LIMITS,
     ),
     _defence(
         "bytes of all connections",
         "messaging/security/connection_memory.py",
         "if of_address > kind.address or total + size > kind.total:",
         "if False:",
-        MEMORY,
+        LIMITS,
     ),
     _defence(
         "size of a subscription",
         "messaging/publisher.py",
         "zmq.MAXMSGSIZE: MAX_SUBSCRIPTION_BYTES",
         "zmq.MAXMSGSIZE: 1 << 30",
-        f"{MEMORY}::test_subscriptions",
+        f"{MEMORY}::test_one_subscription",
     ),
     _defence(
         "workers of one sender",
@@ -531,7 +521,7 @@ def _run(tests: tuple[str, ...], project: Path) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Check the defences whose names contain one of the words; return the exit status."""
+    """Check the defences that the words select; return the exit status."""
     selected = [one for one in DEFENCES if not words or any(word in one.name for word in words)]
     survivors = 0
     with tempfile.TemporaryDirectory() as directory:

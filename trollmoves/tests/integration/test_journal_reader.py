@@ -1,0 +1,118 @@
+"""The journal as commands read it: lanes, failures, and journals of earlier versions."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from trollmoves.errors import JournalError
+from trollmoves.journal import DONE, FAILED, WAITING, Delivery, Journal, Outcome, Retention, Task
+from trollmoves.journal.reader import JournalReader, running_pid
+from trollmoves.status import model
+from trollmoves.status.snapshot import Section, snapshot
+
+LANE = "push sftp://host"
+
+
+def add(journal: Journal, count: int, first: int = 0) -> list[Task]:
+    """Add pushes to a lane."""
+    tasks = [Task("hrit", "push", f"{n} sftp://host/in", LANE, "") for n in range(first, first + count)]
+    return [task for task, _ in journal.add_tasks(tasks)]
+
+
+def state_of(path: Path) -> model.Destination:
+    """Return the state of the only destination, as without its daemon."""
+    daemon = snapshot(model.Daemon("a", "server", "", str(path)), [Section("hrit")], None)
+    assert not daemon.problem
+    (chain,) = daemon.chains
+    (destination,) = chain.destinations
+    return destination
+
+
+def test_lanes_in_an_open_and_a_closed_journal(tmp_path: Path) -> None:
+    """Counts, bytes, last file and failure of a lane are known while the journal is open, after a kill, and closed."""
+    path = tmp_path / "a.journal"
+    journal = Journal(str(path))
+    tasks = add(journal, 5)
+    journal.finish([Outcome(task, DONE, delivery=Delivery(100, 0.5)) for task in tasks[:2]])
+    journal.finish([Outcome(tasks[2], WAITING, "no login", journal.now() + 60, failure="held", error="no login")])
+    for is_open in (True, False):
+        one = state_of(path)
+        assert (one.state, one.waiting, one.held, one.error) == (model.HELD, 3, 3, "no login")
+        assert (one.total_files, one.total_bytes, one.traffic.files, one.traffic.bytes) == (2, 200, 2, 200)
+        assert one.traffic.latency_p99 is not None
+        if is_open:
+            assert running_pid(str(path)) == os.getpid()
+            journal.close()
+    assert running_pid(str(path)) is None
+    assert sorted(os.listdir(tmp_path)) == ["a.journal", "a.journal.lock"]
+
+
+def test_a_success_ends_the_failure_of_a_lane(tmp_path: Path) -> None:
+    """A lane that failed is down after a minute, and works again with the next delivery."""
+    path = tmp_path / "a.journal"
+    with closing(Journal(str(path))) as journal:
+        tasks = add(journal, 3)
+        journal.finish([Outcome(tasks[0], FAILED, "refused", failure="outage", error="refused")])
+        one = state_of(path)
+        assert (one.state, one.waiting, one.refused, one.failed) == (model.BACKING_OFF, 3, 1, 0)
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("UPDATE lanes SET failing_since = failing_since - 61")
+            db.commit()
+        assert state_of(path).state == model.DOWN
+        journal.finish([Outcome(tasks[1], FAILED, "bad name", failure="failed", error="bad name")])
+        assert state_of(path).failed == 1
+        journal.finish([Outcome(task, DONE, delivery=Delivery(1, 0.1)) for task in (tasks[0], tasks[2])])
+        assert state_of(path).state == model.OK
+        assert state_of(path).error is None
+
+
+def test_a_file_that_a_client_got_elsewhere(tmp_path: Path) -> None:
+    """A failed push does not count once its client has acknowledged the announcement."""
+    path = tmp_path / "a.journal"
+    with closing(Journal(str(path))) as journal:
+        (task,) = [t for t, _ in journal.add_tasks([Task("hrit", "push", "1 x", LANE, "", announcement_number=1)])]
+        journal.finish([Outcome(task, FAILED, "refused", failure="retry", error="refused")])
+        assert state_of(path).waiting == 1
+        journal.add_tasks([Task("hrit", "ack", "1", "ack", "", announcement_number=1, state=DONE)])
+        assert state_of(path).waiting == 0
+
+
+def test_a_journal_of_before(tmp_path: Path) -> None:
+    """A journal without the columns and tables for operators gets them when its daemon opens it, and keeps its rows."""
+    path = tmp_path / "a.journal"
+    with closing(Journal(str(path))) as journal:
+        add(journal, 2)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE lanes")
+        db.execute("DROP INDEX tasks_failure")
+        for column in ("failure", "size", "seconds", "destination", "peer"):
+            db.execute(f"ALTER TABLE tasks DROP COLUMN {column}")
+        db.commit()
+    with pytest.raises(JournalError, match="start its daemon once"), JournalReader(str(path)):
+        pass
+    with closing(Journal(str(path))) as journal:
+        assert journal.count("hrit")["waiting"] == 2
+        journal.finish(
+            [Outcome(task, DONE, delivery=Delivery(7, 0.1)) for task in journal.claim("hrit", LANE, 9, 1e12)]
+        )
+    assert state_of(path).total_bytes == 14
+
+
+def test_details_survive_compaction(tmp_path: Path) -> None:
+    """Size, seconds, destination and peer of a finished task stay when its texts are removed."""
+    path = tmp_path / "a.journal"
+    with closing(Journal(str(path))) as journal:
+        (task,) = [t for t, _ in journal.add_tasks([Task("hrit", "fetch", "a", "fetch host:1", "long body")])]
+        journal.finish([Outcome(task, DONE, "reply", delivery=Delivery(5, 0.25, "/out", "host:2"))])
+        add(journal, 1)  # the newest row is kept in any case
+        keep = Retention(1e6, 1e6, 10_000, 10_000)
+        assert list(journal.prune(keep, {"fetch": lambda _: ""}, min_age=0.0))
+        with JournalReader(str(path)) as reader:
+            (row,) = reader.tasks("t.kind = 'fetch'")
+    assert (row.body, row.reply) == ("", None)
+    assert (row.size, row.seconds, row.destination, row.peer) == (5, 0.25, "/out", "host:2")

@@ -1,0 +1,54 @@
+"""Which connections are closed for the bytes that they occupy."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from trollmoves.messaging.security.connection_memory import (
+    HANDSHAKE_BYTES,
+    ConnectionBytes,
+    Limits,
+    MemoryLimits,
+    excess,
+)
+
+MEMORY = MemoryLimits(Limits(100_000, 150_000, 200_000), Limits(1_000, 1_500, 2_000))
+
+
+@pytest.fixture
+def line() -> Iterator[socket.socket]:
+    """A socket, of which only the kernel's counters would be used."""
+    with socket.socket() as one:
+        yield one
+
+
+def connection(line: socket.socket, address: str, **values: int) -> ConnectionBytes:
+    """Return a connection with a key and these bytes."""
+    one = ConnectionBytes(line, address, 0, authenticated=True)
+    for name, value in values.items():
+        setattr(one, name, value)
+    return one
+
+
+def test_one_connection(line: socket.socket) -> None:
+    """A connection over its own limit is closed; without a key the limit is low."""
+    small, large = connection(line, "a", unread=100_000), connection(line, "b", unread=100_001)
+    assert excess([small], MEMORY) == []
+    assert excess([large], MEMORY) == [large]
+    behind = connection(line, "c", unsent=1_001)
+    assert excess([behind], MEMORY) == [behind]
+    new = connection(line, "d", unread=HANDSHAKE_BYTES + 1)
+    assert excess([new], MEMORY) == []
+    new.authenticated = False
+    assert excess([new], MEMORY) == [new]
+
+
+def test_several_connections(line: socket.socket) -> None:
+    """Of an address, and of all, the largest connections are closed."""
+    small, large = connection(line, "a", unread=70_000), connection(line, "a", unread=90_000)
+    assert excess([large, small], MEMORY) == [large]
+    others = [connection(line, name, unread=70_000) for name in "bc"]
+    assert len(excess([small, *others], MEMORY)) == 1
