@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     values["action"] = arguments.action
     Order.parse({**values, "by": _user(), "at": time.time()})
     outcomes = [
-        _give(daemon, values, explicit=bool(arguments.config))
+        give(daemon, values, explicit=bool(arguments.config))
         for daemon in ([daemon_of(path, arguments.kind) for path in arguments.config] or list(all_daemons()))
     ]
     return show(_answer(arguments.action, outcomes), arguments)
@@ -90,8 +90,14 @@ def all_daemons() -> Iterator[DaemonFiles]:
                 yield DaemonFiles(path.name.partition("-")[0], "", str(path))
 
 
-def _give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool) -> Outcome:
-    """Give an order to a daemon: to the process if it runs, else to its journal."""
+def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) -> Outcome:
+    """Give an order to a daemon: to the process if it runs, else to its journal.
+
+    Args:
+        daemon: the daemon.
+        values: the values of the order, as of ``Order.parse``.
+        explicit: False if the user did not name this daemon; then a daemon that does not run rejects the order.
+    """
     deadline = time.monotonic() + STARTING
     while True:
         try:

@@ -11,6 +11,7 @@ from typing import NoReturn, Protocol
 from trollmoves import __version__
 from trollmoves.cli import actions, check, completion, explain, health, history, journal, lists, logs, status, units
 from trollmoves.cli.answers import UNKNOWN, Answer, show
+from trollmoves.cli.web import web
 from trollmoves.errors import TrollmovesError
 from trollmoves.net.urls import redact_text
 
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 # Modules, in the order of the help.
 SUBCOMMANDS: Sequence[Subcommand] = (
     *(status, lists, history, explain, check, health, journal, logs),
-    *(actions, units, completion),
+    *(actions, web, units, completion),
 )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 from trollmoves.cli.answers import CRITICAL, OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show, table
-from trollmoves.cli.selection import add_config_option, selected
+from trollmoves.cli.selection import DaemonFiles, add_config_option, selected
 from trollmoves.cli.texts import clock, counted, duration, size
 from trollmoves.errors import JournalError
 from trollmoves.journal.reader import JournalReader
@@ -32,24 +32,35 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand: 0 if the last step is none of the following, 1 failed or refused, 2 held, 3 not found."""
-    found: list[tuple[str, str, Step]] = []
-    problems = []
-    for daemon in selected(arguments):
-        try:
-            with JournalReader(daemon.journal) as reader:
-                found += [(daemon.kind, daemon.name, step) for step in history(reader, arguments.file)]
-        except JournalError as error:
-            problems.append(str(error))
-    found.sort(key=lambda item: float("inf") if item[2].time is None else item[2].time)
+    found, problems = _find(selected(arguments), arguments.file)
     code = max(_last_codes(found), default=UNKNOWN)
-    facts = {
-        "file": arguments.file,
-        "steps": [{"daemon": name, "kind": kind, **asdict(step)} for kind, name, step in found],
-        "problems": problems,
-    }
+    facts = {"file": arguments.file, "steps": [_as_dict(*item) for item in found], "problems": problems}
     verdict = _verdict(arguments.file, [step for _, _, step in found])
     lines = _lines([(kind, step) for kind, _, step in found])
     return show(Answer(code, "; ".join([verdict, *problems]), facts, lines), arguments)
+
+
+def steps_of(daemons: Iterable[DaemonFiles], name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the steps of a file as JSON types, oldest first, and the reasons why a journal was not read."""
+    found, problems = _find(daemons, name)
+    return [_as_dict(*item) for item in found], problems
+
+
+def _find(daemons: Iterable[DaemonFiles], name: str) -> tuple[list[tuple[str, str, Step]], list[str]]:
+    found: list[tuple[str, str, Step]] = []
+    problems = []
+    for daemon in daemons:
+        try:
+            with JournalReader(daemon.journal) as reader:
+                found += [(daemon.kind, daemon.name, step) for step in history(reader, name)]
+        except JournalError as error:
+            problems.append(str(error))
+    found.sort(key=lambda item: float("inf") if item[2].time is None else item[2].time)
+    return found, problems
+
+
+def _as_dict(kind: str, name: str, step: Step) -> dict[str, Any]:
+    return {"daemon": name, "kind": kind, **asdict(step)}
 
 
 def _lines(found: list[tuple[str, Step]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 from trollmoves.cli.answers import (
@@ -16,7 +17,7 @@ from trollmoves.cli.answers import (
     printable,
     show,
 )
-from trollmoves.cli.selection import add_config_arguments, selected
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
 from trollmoves.cli.texts import clock, counted
 from trollmoves.control import client
 from trollmoves.control.client import ControlError
@@ -34,15 +35,21 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the subcommand: 0 without lines, 1 with warnings, 2 with errors, 3 if a daemon does not reply."""
+def lines_of(daemons: Iterable[DaemonFiles], count: int) -> list[dict[str, Any]]:
+    """Return the last ``count`` warnings and errors of each daemon; ``error`` if it does not reply."""
     facts: list[dict[str, Any]] = []
-    for files in selected(arguments):
+    for files in daemons:
         try:
-            lines = client.request(files.journal, "logs")["lines"][-arguments.lines :]
+            lines = client.request(files.journal, "logs")["lines"][-count:]
             facts.append({"name": files.name, "lines": lines})
         except ControlError as error:
             facts.append({"name": files.name, "lines": [], "error": str(error)})
+    return facts
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand: 0 without lines, 1 with warnings, 2 with errors, 3 if a daemon does not reply."""
+    facts = lines_of(selected(arguments), arguments.lines)
     levels = [CODES.get(line["level"], OK) for one in facts for line in one["lines"]]
     missing = [one["name"] for one in facts if "error" in one]
     code = UNKNOWN if missing else max(levels, default=OK)

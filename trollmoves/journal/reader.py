@@ -202,6 +202,17 @@ class JournalReader:
             (since, limit),
         )
 
+    def count_finished(self, since: float, until: float, step: float) -> list[tuple[str, int, int]]:
+        """Return the numbers of files that were done in an interval: chain, number of the step, and count.
+
+        Times are seconds since the epoch. Step ``n`` lasts from ``n * step`` to ``(n + 1) * step``.
+        """
+        return self._rows(
+            "SELECT chain, CAST(finished / ? AS INTEGER), count(*) FROM tasks INDEXED BY tasks_finished "
+            "WHERE state <> 0 AND finished >= ? AND finished < ? AND state = 1 AND seconds IS NOT NULL GROUP BY 1, 2",
+            (step, since, until),
+        )
+
     def last_announcements(self) -> dict[str, AnnouncedRow]:
         """Return the newest announcement of each chain."""
         chains = self._rows(CHAINS)  # a loose index scan, because there may be a million rows

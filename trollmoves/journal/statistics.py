@@ -20,8 +20,8 @@ MAX_SCANNED = 100_000  # finished tasks that are searched for the last one of ea
 class LaneBacklog:
     """The tasks of a lane that wait or run.
 
-    ``oldest`` is when the oldest one was created, by the journal's clock; ``held`` is the number of tasks whose last
-    attempt failed for a cause that an operator must repair.
+    ``oldest`` is when the oldest one was created, by the journal's clock; ``held`` is the number of tasks that failed
+    for a cause that an operator must repair.
     """
 
     chain: str

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "fetch"
 MAX_RECENT = 10_000  # delivered tasks that are remembered until the journal has stored them as done
+REWRITE_SECONDS = 2.0  # s after its announcement in which a file is not rewritten while its server is replaced
 _GENERATION = "\n#"  # in the key of a task, before the generation; not part of any file name
 
 AnnouncementsBySource = dict[str, str]
@@ -132,7 +133,8 @@ class FetchTasks:
 
         A new source of the file is added. A known source repeats its announcement, unless size or mtime changed: then
         the file has new content. Legacy servers send neither, and announce their files again at each start: this counts
-        as a repetition. Another URI at the same source is another file with the same name.
+        as a repetition, also if the server was upgraded or rolled back in between. Another URI at the same source is
+        another file with the same name.
         """
         fetch, announced = Fetch.load(known.body), Fetch.load(candidate.body)
         ((source, (version, _)),) = announced.versions.items()
@@ -144,6 +146,14 @@ class FetchTasks:
             fetch.versions[source] = (version, fetch.generation)
             self._add_source(current, known, fetch, source, announced.announcements[source])
             return []
+        if (
+            before
+            and before != version
+            and _is_known_content(candidate.context, before, known.created, self._journal.now())
+        ):
+            fetch.versions[source] = (version, generation)
+            self._update(known, fetch)
+            before = version
         if before == version:
             self._on_repetition(candidate, current, source, announced.announcements[source])
             return []
@@ -284,3 +294,24 @@ def _size_and_time(data: dict[str, Any]) -> tuple[int | None, int | None]:
     metadata = payload.announcement_metadata(data)
     size, mtime = metadata.get("size"), metadata.get("mtime")
     return (size if isinstance(size, int) else None), (mtime if isinstance(mtime, int) else None)
+
+
+def _is_known_content(message: Message, known: Version, announced: float, now: float) -> bool:
+    """Return True if an announcement has the content of an earlier one, of which only one has a size and a time.
+
+    That is so while a server is upgraded, or replaced by a legacy one: both announce their files again when they start.
+
+    Args:
+        message: the later announcement.
+        known: the version of the earlier one.
+        announced: when the earlier one was received, in seconds of the journal.
+        now: the time of the journal. The difference to the time of the message, a delay included, is taken as the
+            difference between the clocks of both hosts.
+    """
+    size_and_time = _size_and_time(message.data)
+    if size_and_time == (None, None):
+        return True
+    _, mtime = size_and_time
+    if known[1:] != (None, None) or mtime is None:
+        return False
+    return mtime / 1e9 + (now - message.timestamp()) < announced + REWRITE_SECONDS

@@ -224,7 +224,7 @@ def test_kill(testbed: Testbed, failpoint: str) -> None:
 
 
 def test_check(testbed: Testbed) -> None:
-    """--check shows the section without secrets, names what has no effect, and finds missing options."""
+    """--check shows the section without secrets, names options without effect, and finds missing options."""
     bed = MoveItTestbed(
         testbed,
         "OUT/ ftp://me:geheim@host/in/",

@@ -21,7 +21,7 @@ from trollmoves.errors import OriginMissing
 from trollmoves.fetcher import cli, fetch_from_message
 from trollmoves.s3downloader import main
 from trollmoves.server.remote_files import describe, describe_members, read_archive_contents
-from trollmoves.tests.helpers.daemons import Testbed
+from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
 from trollmoves.tests.helpers.fetching import FETCHER, S3DOWNLOADER, TOPIC, FetchTestbed
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import openssh, seaweed
@@ -30,6 +30,7 @@ from trollmoves.tests.servers.process import HOST
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed, client
 
 CONTENT = b"granule " * 5000
+EXAMPLE = REPOSITORY / "examples" / "fetching"
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +311,14 @@ def test_command_line_without_configuration(testbed: Testbed) -> None:
     ended = testbed.run(S3DOWNLOADER)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "-c FILE" in ended.stderr
+
+
+@pytest.mark.skipif(not EXAMPLE.exists(), reason="no checkout")
+def test_example(capsys: pytest.CaptureFixture[str]) -> None:
+    """The files of the example are valid, without a warning."""
+    assert cli([str(EXAMPLE / "fetch.yaml"), "--check", "--strict"]) == 0
+    assert main(["-c", str(EXAMPLE / "download.yaml"), "--check", "--strict"]) == 0
+    assert "1 s3downloader chain" in capsys.readouterr().out
 
 
 def test_kinds(testbed: Testbed) -> None:

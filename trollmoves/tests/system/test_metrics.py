@@ -112,7 +112,7 @@ def test_a_server_that_is_down(testbed: Testbed) -> None:
 
 
 def test_mirror(testbed: Testbed) -> None:
-    """A mirror counts what it announces, fetches and delivers."""
+    """A mirror counts its announcements, fetches and deliveries."""
     feeder, cache = testbed.feeder(), testbed.directory("cache")
     target, names = testbed.directory("out"), 3
     publish, request, mirror, serve, receive, metrics = (testbed.port() for _ in range(6))
@@ -300,3 +300,21 @@ def test_check(testbed: Testbed) -> None:
     assert "metrics_file: the directory /nowhere does not exist" in done.stdout
     assert f"request_port: port {port} is already used by [DEFAULT]" in done.stdout
     assert "not running: [a]" in done.stdout
+
+
+def test_reload(testbed: Testbed) -> None:
+    """A reload keeps the counters; another port takes effect after a restart, which a line says."""
+    pair = ServerClientPair(testbed)
+    port = testbed.port()
+    pair.server.reconfigure(with_metrics(pair.server_sections, port))
+    pair.start()
+    pair.feeder.feed(FILES)
+    pair.wait_until_done()
+    scrape_until(port, "trollmoves_files_total", FILES, result="delivered")
+    changed = {"hrit": pair.server_sections["hrit"] | {"station": "other"}}
+    pair.server.reconfigure(with_metrics(changed, testbed.port()))
+    pair.server.wait_for_line("changes in [DEFAULT] take effect after a restart: metrics_port")
+    pair.server.wait_for_line("configuration reloaded: 0 added, 1 changed")
+    pair.feeder.feed(FILES)
+    pair.wait_until_done()
+    scrape_until(port, "trollmoves_files_total", 2 * FILES, result="delivered")

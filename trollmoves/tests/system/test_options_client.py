@@ -295,3 +295,10 @@ def test_any_publish_port(testbed: Testbed) -> None:
     pair.client.start()
     port = int(pair.client.lines().partition("publishing as move_it_hrit on port ")[2].split()[0])
     assert answers(port)
+
+
+def test_empty_topic(testbed: Testbed) -> None:
+    """An empty ``topic`` subscribes to all subjects."""
+    pair = ServerClientPair(testbed, topic="").start()
+    pair.feeder.feed(3)
+    pair.wait_until_done()

@@ -120,10 +120,10 @@ class Site:
     def replace(self, role: str, version: str, flow: Flow) -> None:
         """Replace a daemon by another version.
 
-        Files arrive all the time, with two exceptions: the earlier implementation forgets unfinished work when it is
-        stopped, and some daemons miss messages while they are stopped.
+        Files arrive all the time, with these exceptions: the earlier implementation forgets unfinished work when it is
+        stopped, publishes to absent subscribers when it starts, and some daemons miss messages while they are stopped.
         """
-        if self.misses_messages(role):
+        if self.misses_messages(role) or version == OLD:
             with flow.paused():
                 self.stop(role)
                 self.start(role, version)

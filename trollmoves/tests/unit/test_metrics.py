@@ -45,7 +45,7 @@ def reader(journal: Journal, counters: FileCounters, *lanes: LaneState) -> Daemo
 
 
 def export(read: DaemonReader) -> Scrape:
-    """Return what a daemon exports."""
+    """Return the page of a daemon."""
     content_type, page = Exporter(read, {"role": "client", "config": "a.ini"}).page("application/openmetrics-text")
     assert content_type.startswith("application/openmetrics-text")
     return Scrape(page.decode())
@@ -80,7 +80,7 @@ def test_outcomes(kind: str, result: Result, outcome: str | None) -> None:
 
 
 def test_endpoints_are_bounded() -> None:
-    """However many hosts requests name, the number of endpoints is limited; users of a host are not told apart."""
+    """The number of endpoints is limited; the users of a host are counted together."""
     counters = FileCounters()
     for number in range(3 * MAX_ENDPOINTS):
         for user in ("a", "b"):

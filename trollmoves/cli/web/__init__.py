@@ -1,0 +1,1 @@
+"""The status page: one screen for the daemons of one or several hosts."""
