@@ -248,6 +248,7 @@ def test_a_daemon_that_never_ran(testbed: Testbed, command: str) -> None:
     assert site.ask(command)[0] == UNKNOWN
 
 
+@pytest.mark.slow
 def test_tables_fit_the_terminal(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of tables are not longer than the terminal is wide, and without a terminal they have no colour."""
     site = Site(testbed)
