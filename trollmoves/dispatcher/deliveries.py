@@ -422,7 +422,7 @@ def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, sch
     if restarted:
         journal.reset_tasks(restarted)
     if renewed:
-        journal.renew_tasks(renewed)
+        renewed = journal.renew_tasks(renewed)
     failpoints.hit("deliveries-stored")
     scheduler.submit([*new, *restarted, *renewed])
 

@@ -99,9 +99,8 @@ class DirectorySource:
         if packed:
             stored = self._journal.add_tasks([self._unpack_task(file) for file in packed])
             returned = [task for task, created in stored if not created and self._has_returned(task)]
-            if returned:
-                self._journal.renew_tasks(returned)
-            self._scheduler.submit([*(task for task, created in stored if created), *returned])
+            renewed = self._journal.renew_tasks(returned) if returned else []
+            self._scheduler.submit([*(task for task, created in stored if created), *renewed])
         plain = [
             self._announcement(file.path, file.fields, file.size, file.mtime_ns, allowed[file.path])
             for file in found
