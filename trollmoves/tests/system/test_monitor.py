@@ -14,7 +14,8 @@ import pytest
 
 from trollmoves.config.options import ServerOptions
 from trollmoves.control import client
-from trollmoves.journal import FAILED, Journal, Outcome, Task
+from trollmoves.journal import DONE, FAILED, Journal, Outcome, Task
+from trollmoves.journal.statistics import last_file_time
 from trollmoves.monitor import commands
 from trollmoves.monitor.alarms import Alarm, Change
 from trollmoves.monitor.commands import AlarmCommands
@@ -171,6 +172,27 @@ def test_daily_summary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert (
         "[hrit] last 24 h: 0 announced, 3 delivered, 1 failed, 0 dropped; 1 waiting, the oldest for 0 s" in caplog.text
     )
+    journal.close()
+
+
+def test_last_file_of_a_silent_chain(tmp_path: Path) -> None:
+    """The last file of a chain is known although later rounds only search newer results."""
+    journal = Journal(str(tmp_path / "x.journal"))
+    scheduler = Scheduler(journal, 1)
+    sections = {name: ServerOptions(name=name, origin="/x", topic="/x", expect_every=1e6) for name in ("a", "b")}
+    monitor = Monitor(journal, "push", lambda: sections, Health(journal, scheduler, dict, list), {})
+
+    def finish(key: str) -> float:
+        (task,) = (task for task, _ in journal.add_tasks([Task("a", "push", key, "push x", "")]))
+        journal.finish([Outcome(task, DONE)])
+        return last_file_time(journal.path, "a", "push")
+
+    first = finish("1")
+    for _ in range(2):
+        assert [monitor._states(sections)[name].last_file for name in ("a", "b")] == [first, 0.0]
+    assert last_file_time(journal.path, "a", "push", journal.now()) == 0.0
+    second = finish("2")
+    assert monitor._states(sections)["a"].last_file == second > first
     journal.close()
 
 
