@@ -100,7 +100,8 @@ class Deliveries:
     """The deliveries to one target. The subscriber or watch thread calls ``tasks``; worker threads run the tasks.
 
     ``check_opened`` is called with the path and the descriptor of each opened file; it raises if the file must not be
-    delivered. ``remove`` removes one version of a file, after all deliveries of an order that asks for it.
+    delivered. ``remove`` removes one version of a file, after all deliveries of an order that asks for it, and returns
+    whether it did.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Deliveries:
         publisher: Publisher | None,
         *,
         check_opened: Callable[[str, int], None] | None = None,
-        remove: Callable[[str, FileVersion], None] | None = None,
+        remove: Callable[[str, FileVersion], bool] | None = None,
     ) -> None:
         self.name = options.name
         self._options = options
@@ -329,8 +330,8 @@ class Deliveries:
             return
         try:
             version = version_of(os.stat(path))
-            if self._remove_version and (version.size, version.mtime_ns) == (size, mtime_ns):
-                self._remove_version(path, version)
+            is_delivered = (version.size, version.mtime_ns) == (size, mtime_ns)
+            if is_delivered and self._remove_version and self._remove_version(path, version):
                 logger.info("[%s] removed %s", self.name, path)
         except FileNotFoundError:
             pass

@@ -172,15 +172,16 @@ class DirectorySource:
         if options.delete:
             self.remove(path, opened[-1])
 
-    def remove(self, path: str, version: FileVersion) -> None:
-        """Remove a file unless it was replaced by another version. Any thread."""
+    def remove(self, path: str, version: FileVersion) -> bool:
+        """Remove a file unless it was replaced by another version; return True if it was removed. Any thread."""
         metadata = {LINK_DIGESTS: self._symlink_policy.link_digests([path])}
         try:
-            remove_version(path, version, check=lambda real: self._symlink_policy.check(path, real, metadata))
+            return remove_version(path, version, check=lambda real: self._symlink_policy.check(path, real, metadata))
         except FileNotFoundError:
             pass
         except RequestRejected as error:
             logger.warning("[%s] kept %s: %s", self._options.name, path, error)
+        return False
 
 
 class MessageSource:
