@@ -400,8 +400,8 @@ def compact_body(task: Task) -> str:
 def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, scheduler: Scheduler) -> None:
     """Store tasks in one transaction and submit the new ones to the scheduler.
 
-    A stored task is restarted if it failed, or if the repeated message is a reason to deliver the file again. If several
-    messages concern one task, the last is used.
+    A stored task is restarted if it failed, or if the repeated message is a reason to deliver the file again. The last
+    message for a task is used.
     """
     wanted = list(deliveries)
     if not wanted:
