@@ -107,26 +107,19 @@ class TaskTable(JournalDatabase):
                     (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id),
                 )
 
-    def renew_tasks(self, tasks: Iterable[Task]) -> list[Task]:
-        """Restart finished tasks as new ones and return them: each gets a new id, and its body and lane are stored.
-
-        A task that occurs twice is restarted and returned once.
-        """
+    def renew_tasks(self, tasks: Iterable[Task]) -> None:
+        """Restart different finished tasks as new ones: each gets a new id, and its body and lane are stored."""
         now = self.now()
-        renewed: list[Task] = []
         with self._transaction() as db:
             for t in tasks:
                 t.lane, t.due, t.created = to_sqlite_text(t.lane), now, now
                 t.state, t.tries, t.finished, t.reply = WAITING, 0, None, None
-                row = db.execute(
+                (new_id,) = db.execute(
                     "UPDATE tasks SET id = (SELECT max(id) + 1 FROM tasks), body = ?, lane = ?, rank = ?, due = ?, "
                     "state = 0, tries = 0, created = ?, finished = NULL, reply = NULL WHERE id = ? RETURNING id",
                     (to_sqlite_text(t.body), t.lane, t.rank, now, now, t.id),
                 ).fetchone()
-                if row:
-                    t.id = int(row[0])
-                    renewed.append(t)
-        return renewed
+                t.id = int(new_id)
 
     def update_bodies(self, tasks: Iterable[Task]) -> None:
         """Store only the body of existing tasks."""

@@ -629,17 +629,6 @@ def test_journal_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert journal_path("", "a.ini", "client") == journal_path("", str(tmp_path / "a.ini"), "client")
 
 
-def test_renewed_tasks(tmp_path: Path) -> None:
-    """A finished task that is renewed twice at the same time is restarted once, as a new one."""
-    with closing(Journal(str(tmp_path / "a.journal"))) as journal:
-        (task,) = (task for task, _ in journal.add_tasks([Task("c", "deliver", "k", "lane", "")]))
-        journal.finish([Outcome(task, DONE)])
-        repeated = [Task("c", "deliver", "k", "lane", "") for _ in range(2)]
-        (renewed,) = journal.renew_tasks([known for known, _ in journal.add_tasks(repeated)])
-        assert renewed.id > task.id
-        assert [one.id for one in journal.claim("c", "lane", 10, journal.now())] == [renewed.id]
-
-
 def test_journal_of_an_earlier_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The name contains the host; a journal without it is renamed, with its unwritten log; one in use is an error."""
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
