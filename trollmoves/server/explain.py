@@ -28,10 +28,9 @@ def _explain(section: ServerOptions, subject: Subject) -> Iterator[Explanation]:
     elif section.origin is None:
         yield _explain_message(section, subject.message)
     else:
-        for uri in payload.file_uris(subject.message.data):
-            yield _explain_file(
-                section, str(uri).partition("://")[2].partition("/")[2] if "://" in str(uri) else str(uri)
-            )
+        for uri in map(str, payload.file_uris(subject.message.data)):
+            path = f"/{uri.partition('://')[2].partition('/')[2]}" if "://" in uri else uri
+            yield _explain_file(section, path)
 
 
 def _explain_file(section: ServerOptions, path: str) -> Explanation:

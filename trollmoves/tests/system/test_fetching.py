@@ -19,6 +19,9 @@ from posttroll.message import Message
 from trollmoves.config.kinds import detect_kind, section_names
 from trollmoves.errors import OriginMissing
 from trollmoves.fetcher import cli, fetch_from_message
+from trollmoves.fetching.fetch import fetch
+from trollmoves.fetching.sources import LocalSource
+from trollmoves.movers import PartialId
 from trollmoves.s3downloader import main
 from trollmoves.server.remote_files import describe, describe_members, read_archive_contents
 from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
@@ -364,3 +367,18 @@ def test_fetch_from_message(tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
     with pytest.raises(OriginMissing):
         fetch_from_message(Message("/x", "file", {"uri": str(tmp_path / "missing.nc")}), str(tmp_path / "out"))
+
+
+def test_a_reader_may_take_the_file_immediately(tmp_path: Path) -> None:
+    """A file that is gone as soon as it has its final name counts as fetched, with its size."""
+    origin, target = tmp_path / "f.nc", tmp_path / "out.nc"
+    origin.write_bytes(CONTENT)
+
+    class TakenAway(LocalSource):
+        def copy_to(self, path: str, partial_id: PartialId | None) -> int:
+            size = super().copy_to(path, partial_id)
+            Path(path).unlink()
+            return size
+
+    assert fetch(TakenAway(str(origin)), str(target), make_directory=False) == len(CONTENT)
+    assert not target.exists()

@@ -6,6 +6,7 @@ import json
 import shutil
 import stat
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -180,4 +181,31 @@ def test_daily_summary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert (
         "[hrit] last 24 h: 0 announced, 3 delivered, 1 failed, 0 dropped; 1 waiting, the oldest for 0 s" in caplog.text
     )
+    journal.close()
+
+
+class DeadMount:
+    """A directory that does not respond until ``release``."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def __fspath__(self) -> str:
+        self.release.wait()
+        return "/"
+
+
+def test_health_with_a_dead_mount(tmp_path: Path) -> None:
+    """A directory that does not respond is a problem of its chain only."""
+    mount = DeadMount()
+    journal = Journal(str(tmp_path / "x.journal"))
+    origins: dict[str, Any] = {"dead": mount, "good": str(tmp_path), "same": str(tmp_path), "gone": "/nowhere"}
+    health = Health(journal, Scheduler(journal, 1), lambda: origins, list)
+    health.check()
+    report = health.of_daemon()
+    assert report["problems"] == ["[dead] origin: does not respond", "[gone] origin: No such file or directory"]
+    mount.release.set()
+    origins.pop("gone")
+    health.check()
+    assert health.of_daemon()["status"] == "ok"
     journal.close()

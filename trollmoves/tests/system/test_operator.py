@@ -235,6 +235,10 @@ def test_explain_a_message(testbed: Testbed, tmp_path: Path) -> None:
     assert found["right"]["destination"].endswith("/dispatched/a.dat")
     assert "no_such_field" in found["wrong"]["reason"]
     assert not found["hrit"]["matches"]
+    remote = data | {"uri": f"ssh://{HOST}{site.feeder.folder / site.feeder.feed()[0]}"}
+    message.write_text(Message(TOPIC, "file", remote).encode())
+    found = {one["section"]: one for one in site.json("explain", message, *configs)["explanations"]}
+    assert found["hrit"]["matches"], found["hrit"]["reason"]
     message.write_text(Message("/other", "file", data).encode())
     found = {one["section"]: one for one in site.json("explain", message, *configs)["explanations"]}
     assert not any(one["matches"] for one in found.values())
