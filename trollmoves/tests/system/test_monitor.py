@@ -97,7 +97,7 @@ def test_health(testbed: Testbed) -> None:
     """The health of a server is in its reply to a ping, and with all problems at the control socket."""
     pair = ServerClientPair(testbed).start()
     ended = testbed.run("trollmoves", "health", pair.server.config, pair.client.config)
-    assert (ended.returncode, ended.stdout.splitlines()[0]) == (0, "OK: 2 of 2 daemons are ok")
+    assert (ended.returncode, ended.stdout.splitlines()[0]) == (0, "OK: 2 of 2 daemons ok")
     reply = send_request(pair.request_port, "/ping", "ping").data["health"]
     assert reply == {"status": "ok", "journal": "ok", "origin": "ok", "lanes": reply["lanes"]}
     shutil.rmtree(pair.feeder.folder)
@@ -121,6 +121,16 @@ def test_health_of_failing_lanes(testbed: Testbed) -> None:
     until(lambda: health(testbed, "server")["status"] == "warning", 30)
     assert f"push sftp://{HOST}" in health(testbed, "server")["problems"][0]
     assert send_request(pair.request_port, "/ping", "ping").data["health"]["lanes"]["failing"] == 1
+    assert client.request(journal_of(testbed, "server"), "drop", failed=True)["count"] == 0  # the client waits for it
+
+
+def test_health_with_held_files(testbed: Testbed) -> None:
+    """A held file makes the verdict a warning, also if its lane delivers other files."""
+    d = DispatcherTestbed(testbed, {"near": {"directory": "OUT/{no_such_field}", "topics": [TOPIC]}}).start()
+    d.publisher.publish_file(d.file("a"))
+    d.process.wait_for_line("held (attempt 1)")
+    ended = testbed.run("trollmoves", "health", d.process.config)
+    assert (ended.returncode, "1 file held, see trollmoves held" in ended.stdout) == (1, True)
 
 
 def change(command: tuple[str, ...]) -> Change:
