@@ -108,7 +108,7 @@ class TaskTable(JournalDatabase):
                 )
 
     def renew_tasks(self, tasks: Iterable[Task]) -> None:
-        """Restart finished tasks as new ones: each gets a new id, and its body and lane are stored."""
+        """Restart different finished tasks as new ones: each gets a new id, and its body and lane are stored."""
         now = self.now()
         with self._transaction() as db:
             for t in tasks:

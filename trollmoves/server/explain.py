@@ -23,7 +23,8 @@ def explain(configuration: Configuration[ServerOptions], subject: Subject) -> li
 
 def _explain(section: ServerOptions, subject: Subject) -> Iterator[Explanation]:
     if subject.message is None:
-        yield _explain_file(section, subject.path or "")
+        root = Origin(section.origin).root if section.origin else ""
+        yield _explain_file(section, subject.path_below(root))
     elif section.origin is None:
         yield _explain_message(section, subject.message)
     else:

@@ -98,10 +98,10 @@ class DirectorySource:
         packed = [file for file in found if self._is_packed(file.path)]
         if packed:
             stored = self._journal.add_tasks([self._unpack_task(file) for file in packed])
-            returned = [task for task, created in stored if not created and self._has_returned(task)]
+            returned = {task.id: task for task, created in stored if not created and self._has_returned(task)}
             if returned:
-                self._journal.renew_tasks(returned)
-            self._scheduler.submit([*(task for task, created in stored if created), *returned])
+                self._journal.renew_tasks(returned.values())
+            self._scheduler.submit([*(task for task, created in stored if created), *returned.values()])
         plain = [
             self._announcement(file.path, file.fields, file.size, file.mtime_ns, allowed[file.path])
             for file in found

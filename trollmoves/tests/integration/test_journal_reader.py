@@ -140,3 +140,16 @@ def test_a_directory_in_the_place_of_a_journal(tmp_path: Path) -> None:
     """It is an error in one line."""
     with pytest.raises(JournalError, match="cannot be read"):
         JournalReader(str(tmp_path))
+
+
+def test_totals_of_huge_sizes(tmp_path: Path) -> None:
+    """A source that announces impossible sizes cannot prevent that results are stored."""
+    path = tmp_path / "a.journal"
+    journal = Journal(str(path))
+    tasks = add(journal, 4)
+    huge = Delivery(2**63 - 1, 0.1)
+    for task in tasks[:3]:
+        journal.finish([Outcome(task, DONE, delivery=huge)])
+    journal.finish([Outcome(tasks[3], WAITING, "no login", journal.now() + 60, failure="held", error="no login")])
+    journal.close()
+    assert state_of(path).total_files == 3
