@@ -350,7 +350,7 @@ class Daemon(ABC, Generic[O]):
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
-            reporter.stop()
+            reporter.stop(is_final=self._ending or not (journal.damage or journal.replaced))
             monitor.stop()
             if metrics:
                 metrics.stop()

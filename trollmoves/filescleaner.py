@@ -28,7 +28,7 @@ from trollmoves.utils.file_versions import remove_version_at, version_of
 logger = logging.getLogger(__name__)
 
 KEPT_SUFFIX = ".keep"  # files and directories with this suffix are never removed
-MAX_DEPTH = 200  # levels of directories below that of a template
+MAX_DEPTH = 200  # parts of the path of a directory that is searched
 _MAGIC = re.compile(r"[*?[]")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 

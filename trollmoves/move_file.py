@@ -126,7 +126,7 @@ class Command:
                 is_clean = True
                 code = FAILED if progress.failed else OK
         interrupted = code not in (OK, FAILED)
-        if self.arguments.move and not interrupted:
+        if self.arguments.move and self.arguments.recursive and not interrupted:
             _remove_empty(self.arguments.sources)
         self._report(progress, interrupted=interrupted, is_clean=is_clean)
         if interrupted:
@@ -228,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     attrs = _attrs(arguments.option)
     sources, skipped = _sources(arguments.sources, recursive=arguments.recursive)
+    _check_names(sources)
     several = len(sources) + len(skipped) > 1 or len(arguments.sources) > 1 or any(one.directory for one in sources)
     destination = _destination(arguments.destination, several=several)
     if arguments.verify:
@@ -316,7 +317,16 @@ def _sources(texts: Iterable[str], *, recursive: bool) -> tuple[list[Source], li
                 found += _tree(path, skipped)
             elif path == text:
                 skipped.append(f"{path}: is a directory; use -r to deliver its files")
-    return list({source.path: source for source in found}.values()), skipped
+    return list({os.path.abspath(source.path): source for source in found}.values()), skipped
+
+
+def _check_names(sources: Iterable[Source]) -> None:
+    """Raise ValueError if two files would get one name: the later one would replace the other."""
+    paths: dict[tuple[str, str], str] = {}
+    for source in sources:
+        other = paths.setdefault((source.directory, os.path.basename(source.path)), source.path)
+        if other != source.path:
+            raise ValueError(f"{other} and {source.path} would get the same name: deliver them one by one")
 
 
 def _is_source(path: str) -> bool:

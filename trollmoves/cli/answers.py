@@ -88,7 +88,7 @@ def table(
     Args:
         header: the titles of the columns.
         rows: the cells of each row.
-        shrink: the columns whose cells may be shortened, the first one first.
+        shrink: the columns with cells that may be shortened, the first one first.
         right: the columns that are aligned to the right.
         codes: by row, the exit code that colours the row.
     """
@@ -116,7 +116,7 @@ def terminal_width() -> int:
 
 
 def _fitted(widths: list[int], shrink: Sequence[int], available: int) -> list[int]:
-    """Return widths whose sum fits, by making the columns of ``shrink`` narrower."""
+    """Return widths that fit the terminal together, by making the columns of ``shrink`` narrower."""
     for index in shrink:
         excess = sum(widths) + len(GAP) * (len(widths) - 1) - available
         if excess <= 0:

@@ -6,11 +6,14 @@ import argparse
 from typing import Any
 
 from trollmoves.cli.actions import all_daemons
-from trollmoves.cli.answers import CRITICAL, NAMES, OK, UNKNOWN, Answer, add_json_option, printable, show
+from trollmoves.cli.answers import CRITICAL, NAMES, OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
+from trollmoves.cli.lists import CONDITIONS
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_of
+from trollmoves.cli.texts import counted
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
-from trollmoves.errors import TrollmovesError
+from trollmoves.errors import JournalError, TrollmovesError
+from trollmoves.journal.reader import JournalReader
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,18 +40,32 @@ def run(arguments: argparse.Namespace) -> int:
         for daemon, report in zip(daemons, reports, strict=True)
     ]
     good = sum(report["code"] == OK for report in reports)
-    verdict = lines[0] if len(lines) == 1 else f"{good} of {len(lines)} daemons are ok"
+    verdict = lines[0] if len(lines) == 1 else f"{good} of {len(lines)} daemons ok"
     return show(Answer(code, verdict, {"daemons": reports}, lines if len(lines) > 1 else ()), arguments)
 
 
 def _report(daemon: DaemonFiles) -> dict[str, Any]:
     try:
-        report = client.request(daemon.journal, "health")
+        report = _with_held_files(daemon, client.request(daemon.journal, "health"))
     except NotRunning as error:
         report = {"status": NAMES[CRITICAL], "code": CRITICAL, "problems": [str(error)]}
     except ControlError as error:
         report = {"status": NAMES[UNKNOWN], "code": UNKNOWN, "problems": [str(error)]}
     return {"name": daemon.name, "journal_file": daemon.journal, **report}
+
+
+def _with_held_files(daemon: DaemonFiles, report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report with a warning if files are held: one file can be held while its lane works."""
+    try:
+        with JournalReader(daemon.journal) as reader:
+            held = reader.count_tasks(CONDITIONS["held"])
+    except JournalError:
+        return report  # the daemon reports on its journal
+    if not held:
+        return report
+    code = max(int(report["code"]), WARNING)
+    problems = [*report.get("problems", ()), f"{counted(held, 'file')} held, see trollmoves held"]
+    return {**report, "status": NAMES[code], "code": code, "problems": problems}
 
 
 def _details(report: dict[str, Any]) -> str:

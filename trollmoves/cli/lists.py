@@ -20,7 +20,7 @@ from trollmoves.cli.answers import (
     terminal_width,
 )
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
-from trollmoves.cli.texts import counted, duration
+from trollmoves.cli.texts import counted, duration, lasting
 from trollmoves.errors import JournalError
 from trollmoves.journal.reader import WANTED, JournalReader, TaskRow
 from trollmoves.net import urls
@@ -102,7 +102,7 @@ def _lines(files: list[ListedFile]) -> list[str]:
         for f in files
     ]
     lines = table(header, rows, shrink=(6, 2, 3, 1) if is_wide else (2, 3, 1), right=(0, 4, 5))
-    reasons = dict.fromkeys(f"[{f.chain}] {f.reason}" for f in files if f.reason)
+    reasons = dict.fromkeys(f"[{f.chain}] {lasting(f.reason)}" for f in files if f.reason)
     return [*lines, *([] if is_wide else map(printable, reasons))]
 
 

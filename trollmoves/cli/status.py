@@ -12,7 +12,7 @@ from typing import Any
 from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show, table, terminal_width
 from trollmoves.cli.selection import add_config_arguments, selected
 from trollmoves.cli.snapshots import snapshot_of
-from trollmoves.cli.texts import age, counted, duration, size
+from trollmoves.cli.texts import age, counted, duration, lasting, size
 from trollmoves.status import model
 
 REFRESH_INTERVAL = 2.0  # s
@@ -86,7 +86,7 @@ def _verdict(daemons: list[dict[str, Any]]) -> str:
         ),
         f"silent: {', '.join(silent)}" if silent else "",
         f"{counted(len(providers), 'provider')} down" if providers else "",
-        *(alarm for chain in chains for alarm in chain["alarms"]),
+        *(f"[{chain['name']}] {alarm}" for chain in chains for alarm in _alarms(chain)),
     ]
     waiting = sum(chain["waiting"] for chain in chains)
     failed = sum(chain["failed"] for chain in chains)
@@ -94,6 +94,11 @@ def _verdict(daemons: list[dict[str, Any]]) -> str:
     backlog = f"{counted(waiting, 'file')} waiting, the oldest for {duration(oldest)}" if waiting else "nothing waits"
     counts = f"{counted(len(daemons), 'daemon')}, {counted(len(chains), 'section')}"
     return "; ".join(filter(None, [*problems, backlog, f"{failed} failed" if failed else "", counts]))
+
+
+def _alarms(chain: Mapping[str, Any]) -> list[str]:
+    """Return the alarms that the state of the section does not contain."""
+    return [text for text in chain["alarms"] if chain["state"] != model.SILENT or not text.startswith("expect_every")]
 
 
 def _noun(lanes: Iterable[Mapping[str, Any]], state: str) -> str:
@@ -141,12 +146,14 @@ def _problems(chain: Mapping[str, Any]) -> Iterator[str]:
     if chain["problem"]:
         yield chain["problem"]
     if chain["state"] == model.SILENT:
-        last = f"{age(chain['last_time'])} ago" if chain["last_time"] else "never"
-        yield f"silent: a file is expected every {chain['expect_every']:g} s, the last came {last}"
-    yield from (f"alarm: {alarm}" for alarm in chain["alarms"])
+        last = f"the last one came {age(chain['last_time'])} ago" if chain["last_time"] else "none is known"
+        yield f"silent: a file is expected every {chain['expect_every']:g} s, {last}"
+    yield from (f"alarm: {alarm}" for alarm in _alarms(chain))
     yield from (f"provider {one['address']} is down" for one in chain["providers"] if one["up"] is False)
     for one in chain["destinations"]:
         if one["error"]:
-            since = f" for {duration(one['failing_for'])}" if one["failing_for"] is not None else ""
+            failing = ", failing" if one["state"] == model.PAUSED else ""
+            since = f"{failing} for {duration(one['failing_for'])}" if one["failing_for"] is not None else ""
+            error = lasting(one["error"]).removeprefix(f"{one['name']}: ")
             following = f"; next attempt in {duration(one['next_attempt'])}" if one["next_attempt"] else ""
-            yield f"{one['name']}: {one['state']}{since}: {one['error']}{following}"
+            yield f"{one['name']}: {one['state']}{since}: {error}{following}"

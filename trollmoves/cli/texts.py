@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import datetime
 
 from trollmoves.utils.logs import format_bytes
 
+_DELAY = re.compile(r", next attempt in \d+ s$")
 _UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "m"))
 
 
@@ -30,6 +32,11 @@ def clock(moment: float | None) -> str:
     if moment is None:
         return ""
     return datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def lasting(reason: str) -> str:
+    """Return the reason of a failure without the delay at its end, which was that of its time."""
+    return _DELAY.sub("", reason)
 
 
 def size(n_bytes: int | None) -> str:

@@ -100,7 +100,8 @@ class Deliveries:
     """The deliveries to one target. The subscriber or watch thread calls ``tasks``; worker threads run the tasks.
 
     ``check_opened`` is called with the path and the descriptor of each opened file; it raises if the file must not be
-    delivered. ``remove`` removes one version of a file, after all deliveries of an order that asks for it.
+    delivered. ``remove`` removes one version of a file, after all deliveries of an order that asks for it, and returns
+    whether it did.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Deliveries:
         publisher: Publisher | None,
         *,
         check_opened: Callable[[str, int], None] | None = None,
-        remove: Callable[[str, FileVersion], None] | None = None,
+        remove: Callable[[str, FileVersion], bool] | None = None,
     ) -> None:
         self.name = options.name
         self._options = options
@@ -329,8 +330,8 @@ class Deliveries:
             return
         try:
             version = version_of(os.stat(path))
-            if self._remove_version and (version.size, version.mtime_ns) == (size, mtime_ns):
-                self._remove_version(path, version)
+            is_delivered = (version.size, version.mtime_ns) == (size, mtime_ns)
+            if is_delivered and self._remove_version and self._remove_version(path, version):
                 logger.info("[%s] removed %s", self.name, path)
         except FileNotFoundError:
             pass
@@ -399,12 +400,15 @@ def compact_body(task: Task) -> str:
 def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, scheduler: Scheduler) -> None:
     """Store tasks in one transaction and submit the new ones to the scheduler.
 
-    A stored task is restarted if it failed, or if the repeated message is a reason to deliver the file again.
+    A stored task is restarted if it failed, or if the repeated message is a reason to deliver the file again. The last
+    message for a task is used.
     """
     wanted = list(deliveries)
     if not wanted:
         return
-    new, restarted, renewed = [], [], []
+    new: list[Task] = []
+    restarted: dict[int, Task] = {}
+    renewed: dict[int, Task] = {}
     results = journal.add_tasks([task for _, task in wanted])
     for (stored, is_new), (owner, task) in zip(results, wanted, strict=True):
         if is_new:
@@ -412,19 +416,19 @@ def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, sch
         elif stored.state == FAILED or (stored.state == WAITING and stored.tries):
             stored.body, stored.context, stored.lane = task.body, task.context, task.lane
             stored.state, stored.tries, stored.due = WAITING, 0, journal.now()
-            restarted.append(stored)
+            restarted[stored.id] = stored
         elif stored.state == DONE and stored.kind == KIND and (reason := owner.repeat_reason(stored, task)):
             logger.info("[%s] delivering %s again: %s", stored.chain, stored.key.partition("\n")[0], reason)
             stored.body, stored.context, stored.lane = task.body, task.context, task.lane
-            renewed.append(stored)
+            renewed[stored.id] = stored
         else:
             owner.log_ignored(stored)
     if restarted:
-        journal.reset_tasks(restarted)
+        journal.reset_tasks(restarted.values())
     if renewed:
-        journal.renew_tasks(renewed)
+        journal.renew_tasks(renewed.values())
     failpoints.hit("deliveries-stored")
-    scheduler.submit([*new, *restarted, *renewed])
+    scheduler.submit([*new, *restarted.values(), *renewed.values()])
 
 
 def _states(journal: Journal, name: str, path: str, size: int, mtime_ns: int) -> dict[int, int]:

@@ -38,13 +38,12 @@ def fetch(source: Source, path: str, *, make_directory: bool, partial_id: Partia
         with translate_os_errors(directory):
             LocalBackend().make_directories(os.path.abspath(directory))
     if isinstance(source, LocalSource):
-        source.copy_to(os.path.abspath(path), partial_id)
-        return os.stat(path).st_size
+        return source.copy_to(os.path.abspath(path), partial_id)
     return _fetch_remote(source, path, partial_path(path, partial_id.token if partial_id else ""))
 
 
 def _fetch_remote(source: Source, path: str, partial: str) -> int:
-    with suppress(FileNotFoundError):
+    with translate_os_errors(partial), suppress(FileNotFoundError):
         os.unlink(partial)  # of a killed process
     try:
         with _Partial(partial) as stream:

@@ -167,7 +167,7 @@ def _translated(error: Exception, shown: str) -> TrollmovesError:
     if library == "aiohttp":
         return _translated_http(error, shown)
     if library == "ftplib":
-        return AuthenticationFailed(text) if str(error).startswith("530") else ConnectionFailed(text)
+        return _FTP_ERRORS.get(str(error)[:3], ConnectionFailed)(text)
     for kinds, translate in _TRANSLATIONS:
         if isinstance(error, kinds):
             return translate(text)
@@ -187,6 +187,7 @@ def _translated_http(error: Exception, shown: str) -> TrollmovesError:
     return OriginMissing(text) if is_missing else ConnectionFailed(text)
 
 
+_FTP_ERRORS = {"530": AuthenticationFailed, **dict.fromkeys(("450", "550", "551", "553"), OriginUnreadable)}  # by code
 _TRANSLATIONS = (
     (FileNotFoundError, lambda text: OriginMissing(f"{text}: the file does not exist")),
     (ImportError, lambda text: PermanentTransferError(f"{text}; pip install 'trollmoves[fetcher]'")),

@@ -43,9 +43,16 @@ class LocalSource(Source):
         super().__init__(unquote(os.path.basename(path)), "this host")
         self.path = path
 
-    def copy_to(self, path: str, partial_id: PartialId | None) -> None:
-        """Copy the file to ``path``; raises as ``move_it``."""
-        move_it(self.path, ParseResult("file", "", path, "", "", ""), partial_id=partial_id)
+    def copy_to(self, path: str, partial_id: PartialId | None) -> int:
+        """Copy the file to ``path`` and return its size in bytes; raises as ``move_it``."""
+        size = 0
+
+        def on_opened(descriptor: int) -> None:
+            nonlocal size
+            size = os.fstat(descriptor).st_size
+
+        move_it(self.path, ParseResult("file", "", path, "", "", ""), on_opened=on_opened, partial_id=partial_id)
+        return size
 
     def read_to(self, stream: BinaryIO) -> None:
         """Raise: a file on this host is copied."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trollmoves.journal.records import DONE, Outcome, to_sqlite_text
 
 LANE_INTERVAL = 1.0  # s between two writes of a lane that works; a failure is written immediately
+MAX_SIZE = 2**63 - 1  # bytes; a larger integer cannot be stored, and a remote source may announce such a size
 MAX_ERROR = 1_000  # characters of an error that are kept
 
 
@@ -68,7 +69,7 @@ def store_lanes(db: sqlite3.Connection, changes: LaneChanges, now: float) -> Non
                 chain,
                 to_sqlite_text(lane),
                 change.done,
-                change.size,
+                min(change.size, MAX_SIZE),
                 now if change.done else None,
                 change.last_id,
                 failure,

@@ -49,6 +49,7 @@ class Selection(NamedTuple):
     file: str = ""
     since: float = 0.0
     until: float = math.inf
+    only_final: bool = False  # of failed tasks only those that nothing repeats, not those that a client requests again
 
 
 class OrderTable(JournalDatabase):
@@ -109,6 +110,8 @@ class OrderTable(JournalDatabase):
         if WAITING not in selection.states:
             where += " AND t.state <> 0 AND t.finished BETWEEN ? AND ?"
             parameters += [selection.since, selection.until]
+        if selection.only_final:
+            where += " AND t.failure = 'failed'"
         if selection.chain:
             where += " AND t.chain = ?"
             parameters.append(selection.chain)

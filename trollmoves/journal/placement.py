@@ -10,6 +10,7 @@ import re
 import sqlite3
 import stat
 from contextlib import closing, suppress
+from pathlib import Path
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.location import (
@@ -130,7 +131,8 @@ def _take_over(old: str, path: str) -> None:
 
 def _is_of_this_machine(path: str) -> bool:
     """Return False if a journal belongs to another host with the same home directory."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as opened:
+    uri = f"{Path(path).absolute().as_uri()}?mode=ro"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as opened:
         row = opened.execute("SELECT value FROM meta WHERE key = 'location'").fetchone()
         return row is None or str(row[0]).split(" ")[0] == location_of(path).split(" ")[0]
     return True

@@ -328,7 +328,10 @@ class JournalReader:
         # Without a write-ahead log no process writes; then SQLite must not create one.
         self._immutable = not os.path.exists(f"{self.path}-wal")
         uri = f"{Path(self.path).absolute().as_uri()}?mode=ro{'&immutable=1' if self._immutable else ''}"
-        return sqlite3.connect(uri, uri=True, timeout=READ_TIMEOUT, isolation_level=None)
+        try:
+            return sqlite3.connect(uri, uri=True, timeout=READ_TIMEOUT, isolation_level=None)
+        except sqlite3.Error as error:
+            raise to_journal_error(f"the journal {self.path} cannot be read: {error}", error) from error
 
     def _check_version(self) -> None:
         ((version,),) = self._rows("PRAGMA user_version")

@@ -88,10 +88,11 @@ def read_last_times(path: str) -> dict[tuple[str, str], float]:
     return {(chain, kind): time for chain, kind, time in (*tasks, *announced)}
 
 
-def last_file_time(path: str, chain: str, kind: str) -> float:
+def last_file_time(path: str, chain: str, kind: str, since: float = 0.0) -> float:
     """Return when the last task of a kind was done, or with "announce" a file was announced; 0 if none is known.
 
-    As ``read_last_times``, for one chain.
+    As ``read_last_times``, for one chain, and only tasks that finished after ``since``. A chain without any costs 0.1 s
+    of processor time if MAX_SCANNED tasks of others are searched.
     """
     with _opened(path) as db:
         if kind == "announce":
@@ -101,8 +102,9 @@ def last_file_time(path: str, chain: str, kind: str) -> float:
         else:
             row = db.execute(
                 "SELECT finished FROM (SELECT chain, kind, finished, state FROM tasks INDEXED BY tasks_finished "
-                "WHERE state <> 0 ORDER BY finished DESC LIMIT ?) WHERE state = 1 AND chain = ? AND kind = ? LIMIT 1",
-                (MAX_SCANNED, chain, kind),
+                "WHERE state <> 0 AND finished > ? ORDER BY finished DESC LIMIT ?) "
+                "WHERE state = 1 AND chain = ? AND kind = ? LIMIT 1",
+                (since, MAX_SCANNED, chain, kind),
             ).fetchone()
     return float(row[0]) if row else 0.0
 

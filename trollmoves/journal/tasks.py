@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -48,6 +49,7 @@ class TaskTable(JournalDatabase):
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
     ) -> None:
         self._lane_changes: LaneChanges = {}  # not stored yet
+        self._lanes_lock = threading.Lock()  # guards it, and is acquired before the lock of the database
         self._lanes_stored = 0.0
         self._failing: set[tuple[str, str]] = set()  # lanes whose failure is stored
         super().__init__(path, synchronous=synchronous, damage=damage, on_damage=on_damage)
@@ -106,7 +108,7 @@ class TaskTable(JournalDatabase):
                 )
 
     def renew_tasks(self, tasks: Iterable[Task]) -> None:
-        """Restart finished tasks as new ones: each gets a new id, and its body and lane are stored."""
+        """Restart different finished tasks as new ones: each gets a new id, and its body and lane are stored."""
         now = self.now()
         with self._transaction() as db:
             for t in tasks:
@@ -169,6 +171,10 @@ class TaskTable(JournalDatabase):
 
     def finish(self, outcomes: Iterable[Outcome]) -> list[Task]:
         """Store outcomes and their follow-up tasks in one transaction; return the follow-ups that are new."""
+        with self._lanes_lock:
+            return self._finish(outcomes)
+
+    def _finish(self, outcomes: Iterable[Outcome]) -> list[Task]:
         now = self.now()
         new: list[Task] = []
         changes: LaneChanges = {}
@@ -197,10 +203,11 @@ class TaskTable(JournalDatabase):
     def store_lanes(self) -> None:
         """Store the states of lanes that ``finish`` has kept in memory, because many tasks finished."""
         now = self.now()
-        with self._transaction() as db:
-            store_lanes(db, self._lane_changes, now)
+        with self._lanes_lock:
+            with self._transaction() as db:
+                store_lanes(db, self._lane_changes, now)
             self._lane_changes = {}
-        self._lanes_stored = now
+            self._lanes_stored = now
 
     def mark_alive(self) -> float:
         """Record once, in the lock file, that this process outlived its last finished task by UNFLUSHED_SECONDS.

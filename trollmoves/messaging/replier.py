@@ -117,6 +117,7 @@ class Replier:
                 zmq.RCVHWM: MAX_QUEUED_MESSAGES,
                 zmq.SNDHWM: MAX_QUEUED_MESSAGES,
                 zmq.ROUTER_HANDOVER: 1,
+                zmq.HEARTBEAT_IVL: 0,  # a ping to a closed connection with a full queue would abort: libzmq issue 4841
                 zmq.MAXMSGSIZE: MAX_REQUEST_BYTES,
             },
             limits=MEMORY_LIMITS,

@@ -62,20 +62,23 @@ class Health:
             self._journal_problem = ""
         except JournalError as error:
             self._journal_problem = str(error)
-        problems = {}
-        for chain, directory in self._origins().items():
-            if problem := self._origin_problem(directory, started + RESPONSE_TIME):
-                problems[chain] = problem
-        self._origin_problems = problems
+        origins = self._origins()
+        checks = [(directory, self._start_check(directory)) for directory in {*origins.values()}]
+        problems = {directory: self._result(directory, check, started + RESPONSE_TIME) for directory, check in checks}
+        self._origin_problems = {chain: text for chain, directory in origins.items() if (text := problems[directory])}
         self._checked_at = time.monotonic()
         self._checking_since = 0.0
 
-    def _origin_problem(self, directory: str, deadline: float) -> str:
-        """Return the problem of a directory. It is read on another thread, because a dead mount blocks its reader."""
+    def _start_check(self, directory: str) -> _OriginCheck:
+        """Read a directory on another thread, because a dead mount blocks its reader."""
         check = self._checks.get(directory)
         if check is None:
             check = self._checks[directory] = _OriginCheck(threading.Event(), [])
             threading.Thread(target=_read, args=(directory, check), name="origin-check", daemon=True).start()
+        return check
+
+    def _result(self, directory: str, check: _OriginCheck, deadline: float) -> str:
+        """Return the problem of a directory, empty if there is none."""
         if not check.done.wait(max(0.0, deadline - time.monotonic())):
             return "does not respond"
         del self._checks[directory]

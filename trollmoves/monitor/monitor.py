@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_INTERVAL = 10.0  # s between two rounds
 MIN_INTERVAL = 0.25  # s; an alarm starts at most a quarter of its limit late
+COMMIT_TIME = 60.0  # s between the end of a task and its commit, at most
 HEALTH_INTERVAL = 10.0  # s between two checks of the health, while it is read
 FILE_KINDS = ("push", "fetch", "deliver", "relay", "route", "unpack")  # kinds of tasks about files
 WORDS = {"announce": "announced", "fetch": "received", "push": "delivered", "deliver": "delivered"}  # by kind
@@ -50,6 +51,8 @@ class Monitor:
         self._commands = AlarmCommands(facts)
         self._stopping = threading.Event()
         self._day = time.localtime().tm_yday
+        self._last: Mapping[str, float] = {}  # when the chains got their last files
+        self._searched = 0.0  # through which time of the journal's clock they are known
         self._health_due = 0.0
         self._thread = threading.Thread(target=self._loop, name="monitor", daemon=True)
 
@@ -112,16 +115,27 @@ class Monitor:
     def _states(self, sections: Mapping[str, ChainOptions]) -> dict[str, ChainState]:
         path = self._journal.path
         statistics = read_statistics(path)
+        self._read_last(sections)
         states = {}
-        for name, options in sections.items():
+        for name in sections:
             lanes = [
                 lane for lane in statistics.backlog if lane.chain == name and lane.lane.partition(" ")[0] in FILE_KINDS
             ]
-            last = last_file_time(path, name, self._event) if options.expect_every else 0.0
             failed = sum(count for (chain, _), count in statistics.failed.items() if chain == name)
             oldest = min((lane.oldest for lane in lanes), default=0.0)
-            states[name] = ChainState(last, sum(lane.count for lane in lanes), oldest, failed)
+            states[name] = ChainState(self._last.get(name, 0.0), sum(lane.count for lane in lanes), oldest, failed)
         return states
+
+    def _read_last(self, sections: Mapping[str, ChainOptions]) -> None:
+        """Read when each chain with a limit got its last file; of a known chain, only what finished since then."""
+        searched = self._journal.now() - COMMIT_TIME
+        found = {}
+        for name, options in sections.items():
+            if options.expect_every:
+                since = self._searched if name in self._last else 0.0
+                last = last_file_time(self._journal.path, name, self._event, since)
+                found[name] = max(last, self._last.get(name, 0.0))
+        self._last, self._searched = found, searched
 
     def log_summary(self) -> None:
         """Log one line about the last 24 hours of each chain."""

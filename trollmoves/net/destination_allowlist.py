@@ -128,7 +128,8 @@ def check_allowed(allowed: Iterable[DestinationPattern], url: ParseResult, below
     if _parts(url.path).count(".."):
         url = url._replace(path=posixpath.normpath("/" + url.path.lstrip("/")).rstrip("/") + "/")
     if any(map(_escapes_when_decoded, (url.path, *below))) or not any(place.matches(url) for place in allowed):
-        raise AccessDenied(f"{urls.redacted(url)} is not among the allowed destinations")
+        remedy = "add it to allowed_destinations, with its port unless that is the default"
+        raise AccessDenied(f"{urls.redacted(url)} is not among the allowed destinations: {remedy}")
     return url
 
 

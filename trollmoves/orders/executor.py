@@ -175,7 +175,7 @@ class OrderExecutor:
 
     def _retry(self, order: Order) -> dict[str, Any]:
         states = (FAILED,) if order.failed else (FAILED, WAITING)
-        found = self._journal.select(Selection(states, RETRYABLE, order.chain, order.file))
+        found = self._journal.select(Selection(states, RETRYABLE, order.chain, order.file, only_final=order.failed))
         if not found and not order.failed:
             raise OrderRejected(f"no waiting or failed file is named {order.file}")
         failed = [task.id for task in found if task.state == FAILED]
@@ -189,7 +189,7 @@ class OrderExecutor:
 
     def _drop(self, order: Order) -> dict[str, Any]:
         states = (FAILED,) if order.failed else (FAILED, WAITING)
-        found = self._journal.select(Selection(states, DROPPABLE, order.chain, order.file))
+        found = self._journal.select(Selection(states, DROPPABLE, order.chain, order.file, only_final=order.failed))
         if not found and not order.failed:
             raise OrderRejected(f"no waiting or failed file is named {order.file}")
         running = {key: self._scheduler.in_flight_ids(*key) for key in {(task.chain, task.lane) for task in found}}

@@ -146,8 +146,8 @@ class AnnouncementReceiver:
     def _record_peer(self) -> None:
         """Record that this client has a peer, also for the next process: a legacy one has no name."""
         if not self._peers.seen:
-            self._peers.seen = True
             self._journal.add_tasks([Task(self.name, PEER_SEEN, PEER_SEEN, PEER_SEEN, "", state=DONE)])
+            self._peers.seen = True
 
     def _on_peer_heartbeat(self, message: Message) -> None:
         """Record the name of a peer client, also for requests by the next process."""

@@ -152,7 +152,10 @@ class FetchTasks:
             and _is_known_content(candidate.context, before, known.created, self._journal.now())
         ):
             fetch.versions[source] = (version, generation)
-            self._update(known, fetch)
+            if current.state == WAITING:  # the source now needs requests of the other kind
+                self._add_source(current, known, fetch, source, announced.announcements[source])
+            else:
+                self._update(known, fetch)
             before = version
         if before == version:
             self._on_repetition(candidate, current, source, announced.announcements[source])

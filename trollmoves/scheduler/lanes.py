@@ -104,7 +104,8 @@ class Lane:
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     retries: RetrySpacing = field(default_factory=RetrySpacing)
     paused: bool = False  # by an operator
-    revoked: set[int] = field(default_factory=set)  # tasks that an operator dropped, which may have been submitted
+    # Tasks that an operator dropped, which may have been submitted: ``created`` by id; a restart changes it.
+    revoked: dict[int, float] = field(default_factory=dict)
     proven: bool = False  # its tasks finished before it was idle
     starved_since: float = NEVER  # monotonic; no worker is available until a task of another lane ends
     next_due: float = NEVER  # when to read the journal again, by the clock
@@ -194,7 +195,7 @@ class Lane:
         tasks: list[Task] = []
         while self._submitted:
             task = self._submitted.popleft()
-            if task.id in self.revoked:
+            if self.revoked.get(task.id) == task.created:
                 continue
             if task.due > now:
                 self.next_due = min(self.next_due, task.due)

@@ -144,7 +144,7 @@ class Scheduler:
         with self._lock:
             for task in tasks:
                 if lane := self._lanes.get((task.chain, task.lane)):
-                    lane.revoked.add(task.id)
+                    lane.revoked[task.id] = task.created
 
     def set_policy(self, chain: str, policy: ChainPolicy) -> None:
         """Set the policy of a chain for the kinds that are registered afterwards.

@@ -23,14 +23,14 @@ def explain(configuration: Configuration[ServerOptions], subject: Subject) -> li
 
 def _explain(section: ServerOptions, subject: Subject) -> Iterator[Explanation]:
     if subject.message is None:
-        yield _explain_file(section, subject.path or "")
+        root = Origin(section.origin).root if section.origin else ""
+        yield _explain_file(section, subject.path_below(root))
     elif section.origin is None:
         yield _explain_message(section, subject.message)
     else:
-        for uri in payload.file_uris(subject.message.data):
-            yield _explain_file(
-                section, str(uri).partition("://")[2].partition("/")[2] if "://" in str(uri) else str(uri)
-            )
+        for uri in map(str, payload.file_uris(subject.message.data)):
+            path = f"/{uri.partition('://')[2].partition('/')[2]}" if "://" in uri else uri
+            yield _explain_file(section, path)
 
 
 def _explain_file(section: ServerOptions, path: str) -> Explanation:

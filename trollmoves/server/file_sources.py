@@ -98,10 +98,10 @@ class DirectorySource:
         packed = [file for file in found if self._is_packed(file.path)]
         if packed:
             stored = self._journal.add_tasks([self._unpack_task(file) for file in packed])
-            returned = [task for task, created in stored if not created and self._has_returned(task)]
+            returned = {task.id: task for task, created in stored if not created and self._has_returned(task)}
             if returned:
-                self._journal.renew_tasks(returned)
-            self._scheduler.submit([*(task for task, created in stored if created), *returned])
+                self._journal.renew_tasks(returned.values())
+            self._scheduler.submit([*(task for task, created in stored if created), *returned.values()])
         plain = [
             self._announcement(file.path, file.fields, file.size, file.mtime_ns, allowed[file.path])
             for file in found
@@ -172,15 +172,16 @@ class DirectorySource:
         if options.delete:
             self.remove(path, opened[-1])
 
-    def remove(self, path: str, version: FileVersion) -> None:
-        """Remove a file unless it was replaced by another version. Any thread."""
+    def remove(self, path: str, version: FileVersion) -> bool:
+        """Remove a file unless it was replaced by another version; return True if it was removed. Any thread."""
         metadata = {LINK_DIGESTS: self._symlink_policy.link_digests([path])}
         try:
-            remove_version(path, version, check=lambda real: self._symlink_policy.check(path, real, metadata))
+            return remove_version(path, version, check=lambda real: self._symlink_policy.check(path, real, metadata))
         except FileNotFoundError:
             pass
         except RequestRejected as error:
             logger.warning("[%s] kept %s: %s", self._options.name, path, error)
+        return False
 
 
 class MessageSource:

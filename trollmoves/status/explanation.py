@@ -52,6 +52,12 @@ class Subject:
 
     message: Message | None
     path: str | None
+    has_directory: bool = True  # False for a name alone that is not in the working directory
+
+    def path_below(self, root: str) -> str:
+        """Return the path of the file; for a name alone, as if the file were in the directory ``root``."""
+        path = self.path or ""
+        return path if self.has_directory else os.path.join(root, os.path.basename(path))
 
 
 def subject_of(argument: str) -> Subject:
@@ -64,7 +70,7 @@ def subject_of(argument: str) -> Subject:
     if not text.startswith(MAGIC):
         text = _message_in(argument)
     if not text:
-        return Subject(None, os.path.abspath(argument))
+        return Subject(None, os.path.abspath(argument), os.sep in argument or os.path.lexists(argument))
     try:
         return Subject(Message.decode(text), None)
     except MessageError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 SUMMARY_INTERVALS = (300.0, 1800.0, 3600.0)  # s between summaries; the last one repeats
@@ -23,16 +24,18 @@ class OutageLog:
 
     Args:
         burst: the number of failures with one cause that are logged one by one.
+        clock: returns the time in seconds; only differences count.
     """
 
-    def __init__(self, burst: int = 1) -> None:
+    def __init__(self, burst: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self._burst = burst
+        self._clock = clock
         self._lock = threading.Lock()
         self._outages: dict[str, _Outage] = {}
 
     def admit(self, cause: str = "") -> str | None:
         """Return the suffix of the line about a failure, or None if it is only counted."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             if cause not in self._outages and len(self._outages) >= MAX_CAUSES:
                 del self._outages[next(iter(self._outages))]
@@ -55,4 +58,4 @@ class OutageLog:
             failures = sum(outage.failures for outage in self._outages.values())
             self._outages.clear()
         plural = "" if failures == 1 else "s"
-        return f" ({failures} failure{plural} in {time.monotonic() - since:.0f} s)"
+        return f" ({failures} failure{plural} in {self._clock() - since:.0f} s)"

@@ -67,10 +67,11 @@ class Reporter:
             self._manager.notify(READY=1, STATUS=self._status())
             self._thread.start()
 
-    def stop(self) -> None:
-        """Stop, and report that the service stops."""
+    def stop(self, *, is_final: bool) -> None:
+        """Stop; if ``is_final``, report that the service stops: the service manager kills it if it does not end."""
         self._stopping.set()
-        self._manager.notify(STOPPING=1, STATUS="stopping")
+        if is_final:
+            self._manager.notify(STOPPING=1, STATUS="stopping")
 
     def _run(self) -> None:
         timeout = self._manager.watchdog_timeout

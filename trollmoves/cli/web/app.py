@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import logging
 from collections.abc import AsyncIterator, Sequence
 from importlib.resources import files
 from typing import Any
@@ -21,8 +20,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trollmoves.cli.web.site import Site
 from trollmoves.errors import TrollmovesError
-
-logger = logging.getLogger(__name__)
 
 MAX_VIEWERS = 100  # live connections
 MAX_BODY = 65_536  # bytes of an order
@@ -108,7 +105,6 @@ class Page:
             result = await run_in_threadpool(self._site.act, values, _token(request))
         except (TrollmovesError, ValueError, RecursionError) as error:
             return JSONResponse({"error": str(error)}, 400)
-        logger.info("order from %s: %s", request.client.host if request.client else "a local user", values)
         return JSONResponse(result)
 
     async def events(self, _: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 import urllib.request
@@ -20,6 +21,8 @@ from trollmoves.cli.selection import DaemonFiles
 from trollmoves.cli.snapshots import snapshot_of
 from trollmoves.cli.web.timeline import Timeline
 from trollmoves.errors import TrollmovesError
+
+logger = logging.getLogger(__name__)
 
 REFRESH_INTERVAL = 1.0  # s between two looks at the daemons while there are viewers
 SAMPLE_INTERVAL = 5.0  # s between two points of a rate
@@ -162,7 +165,7 @@ class Site:
         if url := values.get("host"):
             remote = next((one for one in self._remotes if one.url == url), None)
             if remote is None:
-                raise TrollmovesError(f"{url} is no page of this site")
+                raise TrollmovesError(f"{url} must be a page of this site")
             return dict(remote.post("/api/orders", {**values, "host": ""}, token))
         files = next((one for one in self._find_daemons() if one.journal == values.get("journal")), None)
         if files is None:
@@ -178,7 +181,12 @@ class Site:
     def _loop(self) -> None:
         while not self._stopping.is_set():
             began = time.monotonic()
-            self.refresh()
+            try:
+                self.refresh()
+            except Exception as error:  # such as a configuration file that is being replaced
+                if not self._stopping.is_set():
+                    expected = isinstance(error, TrollmovesError)
+                    logger.error("the page is not refreshed, trying again: %s", error, exc_info=not expected)
             took = time.monotonic() - began
             is_viewed = began - self._last_viewed < SAMPLE_INTERVAL
             self._stopping.wait(max(took, REFRESH_INTERVAL if is_viewed else SAMPLE_INTERVAL))

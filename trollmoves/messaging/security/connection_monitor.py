@@ -110,8 +110,11 @@ class ConnectionMonitor:
         return True
 
     def add_read(self, frame: zmq.Frame, size: int) -> int:
-        """Record a message that the socket's thread has read, by one of its frames; return ZeroMQ's descriptor."""
-        descriptor = int(frame.get(int(zmq.SRCFD)))
+        """Record a message that the socket's thread has read, by one of its frames; return its descriptor, or -1."""
+        try:
+            descriptor = int(frame.get(int(zmq.SRCFD)))
+        except zmq.ZMQError:  # under a flood ZeroMQ may not know it
+            return -1
         self._read[descriptor] += size + MESSAGE_OVERHEAD
         return descriptor
 

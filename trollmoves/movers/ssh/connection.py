@@ -188,7 +188,7 @@ def translate_ssh_errors() -> Iterator[None]:
     except TimeoutError:
         raise
     except OSError as error:
-        if error.errno is None:  # paramiko raises it for a closed channel
+        if error.errno is None and type(error) is OSError:  # paramiko raises it for a closed channel
             raise ConnectionFailed(f"SSH: {error}") from error
         raise
 

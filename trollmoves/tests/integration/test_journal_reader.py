@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -116,3 +117,39 @@ def test_details_survive_compaction(tmp_path: Path) -> None:
             (row,) = reader.tasks("t.kind = 'fetch'")
     assert (row.body, row.reply) == ("", None)
     assert (row.size, row.seconds, row.destination, row.peer) == (5, 0.25, "/out", "host:2")
+
+
+def test_totals_with_several_threads(tmp_path: Path) -> None:
+    """Each delivery is counted once, also if several threads store results."""
+    path = tmp_path / "a.journal"
+    journal = Journal(str(path))
+    tasks = add(journal, 2_000)
+
+    def finish(first: int) -> None:
+        for task in tasks[first::4]:
+            journal.finish([Outcome(task, DONE, delivery=Delivery(10, 0.1))])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(finish, range(4)))
+    journal.close()
+    one = state_of(path)
+    assert (one.total_files, one.total_bytes) == (2_000, 20_000)
+
+
+def test_a_directory_in_the_place_of_a_journal(tmp_path: Path) -> None:
+    """It is an error in one line."""
+    with pytest.raises(JournalError, match="cannot be read"):
+        JournalReader(str(tmp_path))
+
+
+def test_totals_of_huge_sizes(tmp_path: Path) -> None:
+    """A source that announces impossible sizes cannot prevent that results are stored."""
+    path = tmp_path / "a.journal"
+    journal = Journal(str(path))
+    tasks = add(journal, 4)
+    huge = Delivery(2**63 - 1, 0.1)
+    for task in tasks[:3]:
+        journal.finish([Outcome(task, DONE, delivery=huge)])
+    journal.finish([Outcome(tasks[3], WAITING, "no login", journal.now() + 60, failure="held", error="no login")])
+    journal.close()
+    assert state_of(path).total_files == 3

@@ -13,6 +13,7 @@ import pytest
 from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, AnnouncementRecord, Journal, Outcome, SourcePosition, Task
 from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
+from trollmoves.tests.helpers.service_socket import ServiceSocket, add_environment
 from trollmoves.tests.helpers.waiting import until
 
 LINES = 3000
@@ -161,7 +162,10 @@ def test_daemons_go_on_after_damage(tmp_path: Path, role: str) -> None:
 def test_daemon_recovers_from_corruption(tmp_path: Path) -> None:
     """A server with a destroyed journal starts a new one: its client notices, and no file is lost."""
     with Testbed(tmp_path) as testbed:
-        pair = ServerClientPair(testbed).start()
+        pair = ServerClientPair(testbed)
+        manager = ServiceSocket(testbed)
+        add_environment(pair.server, manager.environment)
+        pair.start()
         pair.feeder.feed(5)
         pair.wait_until_done()
         assert pair.server.terminate() == 0
@@ -179,4 +183,5 @@ def test_daemon_recovers_from_corruption(tmp_path: Path) -> None:
         pair.wait_until_done()
         assert pair.server.is_running()
         assert "Traceback" not in pair.server.lines()
+        assert len(manager.values("STOPPING")) == 1  # otherwise the service manager would end it
         assert len(aside(str(path))) == 1

@@ -148,6 +148,19 @@ def test_directories_keep_their_tree(files: Path) -> None:
     assert not files.exists()
 
 
+def test_nothing_else_is_removed(files: Path) -> None:
+    """``--move`` keeps a directory that is not delivered, and files of which one would replace the other."""
+    (files / "empty").mkdir()
+    (files / "other").mkdir()
+    (files / "other" / "a.dat").write_bytes(b"another a")
+    done = run("-m", "a.dat", "other/a.dat", "../out/", cwd=files)
+    assert done.returncode == 2
+    assert "a.dat and other/a.dat would get the same name" in done.stderr
+    assert run("-m", "./a.dat", "a.dat", "empty", "../out/", cwd=files).returncode == 1
+    assert (files / "empty").is_dir()
+    assert os.listdir(files.parent / "out") == ["a.dat"]
+
+
 def test_json(files: Path) -> None:
     """``--json`` prints one document with the result of each file."""
     (files / "empty").mkdir()

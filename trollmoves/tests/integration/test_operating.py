@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from trollmoves.cli.selection import DaemonFiles
+from trollmoves.cli.web.site import Site
+from trollmoves.errors import ConfigError
 from trollmoves.tests.helpers.daemons import REPOSITORY, ServerClientPair, Testbed
 from trollmoves.tests.helpers.waiting import until
 
@@ -72,3 +75,20 @@ def test_backup_of_the_journal(testbed: Testbed) -> None:
     pair.server.start()
     pair.feeder.feed(20)
     pair.wait_until_done()
+
+
+def test_page_survives_an_unreadable_configuration(caplog: pytest.LogCaptureFixture) -> None:
+    """A configuration file that is being replaced delays the page, and does not end its refreshing."""
+    errors = [ConfigError("does not exist", file="a.ini")]
+
+    def find_daemons() -> list[DaemonFiles]:
+        if errors:
+            raise errors.pop()
+        return []
+
+    site = Site(find_daemons)
+    site.current()  # a viewer
+    site.start()
+    until(lambda: site.current()[0] > 0)
+    site.stop()
+    assert "the page is not refreshed, trying again: a.ini: does not exist" in caplog.text

@@ -17,16 +17,20 @@ import pytest
 from posttroll.message import Message
 
 from trollmoves.config.kinds import detect_kind, section_names
-from trollmoves.errors import OriginMissing
+from trollmoves.errors import OriginMissing, OriginUnreadable
 from trollmoves.fetcher import cli, fetch_from_message
+from trollmoves.fetching.fetch import fetch
+from trollmoves.fetching.sources import LocalSource
+from trollmoves.movers import PartialId
 from trollmoves.s3downloader import main
 from trollmoves.server.remote_files import describe, describe_members, read_archive_contents
 from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
 from trollmoves.tests.helpers.fetching import FETCHER, S3DOWNLOADER, TOPIC, FetchTestbed
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.tests.servers import openssh, seaweed
+from trollmoves.tests.servers import openssh, pyftpd, seaweed
 from trollmoves.tests.servers.openssh import OpenSsh
 from trollmoves.tests.servers.process import HOST
+from trollmoves.tests.servers.pyftpd import USER, PyFtpd
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed, client
 
 CONTENT = b"granule " * 5000
@@ -364,3 +368,49 @@ def test_fetch_from_message(tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
     with pytest.raises(OriginMissing):
         fetch_from_message(Message("/x", "file", {"uri": str(tmp_path / "missing.nc")}), str(tmp_path / "out"))
+
+
+def test_a_reader_may_take_the_file_immediately(tmp_path: Path) -> None:
+    """A file that is gone as soon as it has its final name counts as fetched, with its size."""
+    origin, target = tmp_path / "f.nc", tmp_path / "out.nc"
+    origin.write_bytes(CONTENT)
+
+    class TakenAway(LocalSource):
+        def copy_to(self, path: str, partial_id: PartialId | None) -> int:
+            size = super().copy_to(path, partial_id)
+            Path(path).unlink()
+            return size
+
+    assert fetch(TakenAway(str(origin)), str(target), make_directory=False) == len(CONTENT)
+    assert not target.exists()
+
+
+def test_a_missing_file_is_not_an_outage(tmp_path: Path) -> None:
+    """A file that does not exist fails, and one that may not be read waits; other files of the host do not."""
+    if why := pyftpd.missing():
+        pytest.skip(why)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "f.nc").write_bytes(CONTENT)
+    with tarfile.open(root / "a.tar", "w") as archive:
+        archive.add(root / "f.nc", "f.nc")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(root))
+    options = ("--permissions", "el")
+    with (
+        http.server.ThreadingHTTPServer((HOST, 0), handler) as web,
+        PyFtpd(tmp_path / "ftp", root, options=options, password="of-the-test") as ftp,
+    ):
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        ftp_url, http_url = f"ftp://{USER}:of-the-test@{HOST}:{ftp.port}", f"http://{HOST}:{web.server_port}"
+        for uri, kind in (
+            (f"{http_url}/none.nc", OriginMissing),
+            (f"{ftp_url}/none.nc", OriginMissing),
+            (f"tar://none.nc::file://{root}/a.tar", OriginMissing),
+            (f"{ftp_url}/f.nc", OriginUnreadable),
+        ):
+            with pytest.raises(kind) as raised:
+                fetch_from_message(Message("/x", "file", {"uri": uri}), str(tmp_path / "out"))
+            assert not raised.value.outage
+            assert "of-the-test" not in str(raised.value)
+        web.shutdown()
+    assert not list((tmp_path / "out").iterdir())

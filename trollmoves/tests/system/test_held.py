@@ -1,4 +1,4 @@
-"""What an operator can repair costs no file."""
+"""A fault that an operator can repair costs no file."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_missing_field(testbed: Testbed) -> None:
 
 
 def test_dispatcher_route_is_repaired(testbed: Testbed) -> None:
-    """Messages whose destination cannot be composed are kept, and delivered after a repair and a reload."""
+    """Messages without the fields of the destination are kept, and delivered after a repair and a reload."""
     d = DispatcherTestbed(testbed, {"near": {"directory": "OUT/{nosuchfield}", "topics": [TOPIC]}}).start()
     names = [f"f{number}" for number in range(COUNT)]
     for name in names:
@@ -148,7 +148,7 @@ def changed_certificate(testbed: Testbed) -> Fault:
 
 
 def ssh_fault(testbed: Testbed, file: str, contents: str) -> Fault:
-    """Return an SSH host, one of whose files, or that of its known keys, has other contents until the repair."""
+    """Return an SSH host with a key file or known_hosts file that has other contents until the repair."""
     if why := openssh.missing():
         pytest.skip(f"missing: {why}")
     host = openssh.OpenSsh(testbed.directory("sshd"))
@@ -179,7 +179,7 @@ def rejected_key(testbed: Testbed) -> Fault:
 
 
 def missing_bucket(testbed: Testbed) -> Fault:
-    """Return an S3 service whose bucket was removed, with a key that does not create buckets."""
+    """Return an S3 service after the removal of its bucket, with a key that does not create buckets."""
     if why := seaweed.missing():
         pytest.skip(f"missing: {why}")
     service = seaweed.Seaweed(testbed.directory("weed"))

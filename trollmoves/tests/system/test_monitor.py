@@ -6,6 +6,7 @@ import json
 import shutil
 import stat
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 from trollmoves.config.options import ServerOptions
 from trollmoves.control import client
-from trollmoves.journal import FAILED, Journal, Outcome, Task
+from trollmoves.journal import DONE, FAILED, Journal, Outcome, Task
+from trollmoves.journal.statistics import last_file_time
 from trollmoves.monitor import commands
 from trollmoves.monitor.alarms import Alarm, Change
 from trollmoves.monitor.commands import AlarmCommands
@@ -95,7 +97,7 @@ def test_health(testbed: Testbed) -> None:
     """The health of a server is in its reply to a ping, and with all problems at the control socket."""
     pair = ServerClientPair(testbed).start()
     ended = testbed.run("trollmoves", "health", pair.server.config, pair.client.config)
-    assert (ended.returncode, ended.stdout.splitlines()[0]) == (0, "OK: 2 of 2 daemons are ok")
+    assert (ended.returncode, ended.stdout.splitlines()[0]) == (0, "OK: 2 of 2 daemons ok")
     reply = send_request(pair.request_port, "/ping", "ping").data["health"]
     assert reply == {"status": "ok", "journal": "ok", "origin": "ok", "lanes": reply["lanes"]}
     shutil.rmtree(pair.feeder.folder)
@@ -119,6 +121,16 @@ def test_health_of_failing_lanes(testbed: Testbed) -> None:
     until(lambda: health(testbed, "server")["status"] == "warning", 30)
     assert f"push sftp://{HOST}" in health(testbed, "server")["problems"][0]
     assert send_request(pair.request_port, "/ping", "ping").data["health"]["lanes"]["failing"] == 1
+    assert client.request(journal_of(testbed, "server"), "drop", failed=True)["count"] == 0  # the client waits for it
+
+
+def test_health_with_held_files(testbed: Testbed) -> None:
+    """A held file makes the verdict a warning, also if its lane delivers other files."""
+    d = DispatcherTestbed(testbed, {"near": {"directory": "OUT/{no_such_field}", "topics": [TOPIC]}}).start()
+    d.publisher.publish_file(d.file("a"))
+    d.process.wait_for_line("held (attempt 1)")
+    ended = testbed.run("trollmoves", "health", d.process.config)
+    assert (ended.returncode, "1 file held, see trollmoves held" in ended.stdout) == (1, True)
 
 
 def change(command: tuple[str, ...]) -> Change:
@@ -170,4 +182,52 @@ def test_daily_summary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert (
         "[hrit] last 24 h: 0 announced, 3 delivered, 1 failed, 0 dropped; 1 waiting, the oldest for 0 s" in caplog.text
     )
+    journal.close()
+
+
+def test_last_file_of_a_silent_chain(tmp_path: Path) -> None:
+    """The last file of a chain is known although later rounds only search newer results."""
+    journal = Journal(str(tmp_path / "x.journal"))
+    scheduler = Scheduler(journal, 1)
+    sections = {name: ServerOptions(name=name, origin="/x", topic="/x", expect_every=1e6) for name in ("a", "b")}
+    monitor = Monitor(journal, "push", lambda: sections, Health(journal, scheduler, dict, list), {})
+
+    def finish(key: str) -> float:
+        (task,) = (task for task, _ in journal.add_tasks([Task("a", "push", key, "push x", "")]))
+        journal.finish([Outcome(task, DONE)])
+        return last_file_time(journal.path, "a", "push")
+
+    first = finish("1")
+    for _ in range(2):
+        assert [monitor._states(sections)[name].last_file for name in ("a", "b")] == [first, 0.0]
+    assert last_file_time(journal.path, "a", "push", journal.now()) == 0.0
+    second = finish("2")
+    assert monitor._states(sections)["a"].last_file == second > first
+    journal.close()
+
+
+class DeadMount:
+    """A directory that does not respond until ``release``."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def __fspath__(self) -> str:
+        self.release.wait()
+        return "/"
+
+
+def test_health_with_a_dead_mount(tmp_path: Path) -> None:
+    """A directory that does not respond is a problem of its chain only."""
+    mount = DeadMount()
+    journal = Journal(str(tmp_path / "x.journal"))
+    origins: dict[str, Any] = {"dead": mount, "good": str(tmp_path), "same": str(tmp_path), "gone": "/nowhere"}
+    health = Health(journal, Scheduler(journal, 1), lambda: origins, list)
+    health.check()
+    report = health.of_daemon()
+    assert report["problems"] == ["[dead] origin: does not respond", "[gone] origin: No such file or directory"]
+    mount.release.set()
+    origins.pop("gone")
+    health.check()
+    assert health.of_daemon()["status"] == "ok"
     journal.close()

@@ -109,6 +109,8 @@ def ask_about_state(site: Site, *, running: bool) -> None:
     assert "silent: quiet" in verdict
     assert ("not running: " in verdict) is not running
     assert any("Connection refused" in line for line in lines)
+    assert any(line.startswith("[quiet] silent: a file is expected every ") for line in lines)
+    assert not any("is unavailable, next attempt in" in line for line in lines), "that delay is of an earlier time"
     assert "1 lane held" in site.ask("status", *site.configs)[1].splitlines()[0]
     chains = site.chains()
     assert {daemon["running"] for daemon in site.json("status")["daemons"]} == {running}
@@ -172,6 +174,8 @@ def ask_about_a_file_that_matches_nothing(site: Site) -> None:
     assert "not below" in answer["explanations"][1]["reason"]
     (found, _) = site.json("explain", site.feeder.folder / site.names[0], "-c", site.configs[0])["explanations"]
     assert (found["matches"], found["topic"]) == (True, TOPIC)
+    (found, _) = site.json("explain", site.names[0], "-c", site.configs[0])["explanations"]
+    assert found["matches"], "a name alone is looked for in the directory of the origin"
     assert "nominal_time" in found["fields"]
 
 
@@ -231,6 +235,10 @@ def test_explain_a_message(testbed: Testbed, tmp_path: Path) -> None:
     assert found["right"]["destination"].endswith("/dispatched/a.dat")
     assert "no_such_field" in found["wrong"]["reason"]
     assert not found["hrit"]["matches"]
+    remote = data | {"uri": f"ssh://{HOST}{site.feeder.folder / site.feeder.feed()[0]}"}
+    message.write_text(Message(TOPIC, "file", remote).encode())
+    found = {one["section"]: one for one in site.json("explain", message, *configs)["explanations"]}
+    assert found["hrit"]["matches"], found["hrit"]["reason"]
     message.write_text(Message("/other", "file", data).encode())
     found = {one["section"]: one for one in site.json("explain", message, *configs)["explanations"]}
     assert not any(one["matches"] for one in found.values())

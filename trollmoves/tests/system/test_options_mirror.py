@@ -108,7 +108,7 @@ def _answers_elsewhere(port: int) -> bool:
 
 
 def test_a_stop_in_time(testbed: Testbed) -> None:
-    """``stop_timeout`` bounds a stop with running transfers, whose files are relayed after the next start."""
+    """``stop_timeout`` bounds a stop with running transfers; their files are relayed after the next start."""
     far = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
     chain = Chain(testbed)
     chain.mirror.reconfigure({"DEFAULT": {"stop_timeout": 1, "synchronous": "full", "workers": 2}, **chain.sections})

@@ -38,7 +38,7 @@ pytestmark = [
 
 
 class Site:
-    """A server, a client with a section whose destination refuses connections, and their page."""
+    """A server, a client with a second section for a destination that refuses connections, and their page."""
 
     def __init__(self, testbed: Testbed) -> None:
         self.testbed = testbed
@@ -209,7 +209,7 @@ def test_unix_socket(site: Site) -> None:
 
 
 class LargeSite(http.server.BaseHTTPRequestHandler):
-    """The page of another host, with 200 sections and 50 destinations, whose numbers change with each request."""
+    """The page of another host, with 200 sections and 50 destinations; the numbers change with each request."""
 
     requests = 0
 

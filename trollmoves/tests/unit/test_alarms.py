@@ -49,7 +49,7 @@ def test_start_and_end(name: str, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_without_limits() -> None:
-    """Without options there are no alarms."""
+    """Without options no alarm begins."""
     assert changes(Alarms(START), options(), ChainState(1.0, 9, 1.0, 9), 1e6) == []
 
 

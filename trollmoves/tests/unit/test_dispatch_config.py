@@ -443,6 +443,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
         "max_transfers_per_host": "2",
         "retry_for": "5",
         "priority": "1",
+        "max_failed": "3",
     }
     known = {name: given.get(name, option.default) for name, option in options.options_of(TargetOptions).items()}
     yaml = target(tmp_path, "t:\n" + "".join(f"  {name}: '{value}'\n" for name, value in known.items()))

@@ -1013,3 +1013,19 @@ def test_failed_tasks_do_not_delay_new_ones(runtime: House) -> None:
     until(lambda: len(begun) == 110, SOON)
     assert begun[:10] == new
     assert sorted(begun[10:]) == sorted(old)
+
+
+def test_restart_of_a_dropped_task(runtime: House) -> None:
+    """A task that was dropped before it was claimed is not run, and runs after a restart."""
+    journal = runtime.journal
+    lane = Lane("chain", "lane", TaskKind(1, handler=lambda _: None), journal.now)
+    added, other = (task for task, _ in journal.add_tasks(tasks(range(2))))
+    workers = Scheduler(journal, 1)
+    workers._lanes["chain", "lane"] = lane
+    lane.submit([added])
+    workers.revoke([added])
+    journal.drop([added])
+    restarted = replace(added, created=journal.now())
+    journal.reset_tasks([restarted])
+    lane.submit([other, restarted])
+    assert lane.claim(journal) == [other, restarted]
