@@ -36,8 +36,13 @@ MAX_DEPTH = 100  # nested dictionaries and lists: recursive functions must not e
 
 @lru_cache(maxsize=1)
 def own_sender() -> str:
-    """Return ``user@host`` of this process."""
-    return f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
+    """Return ``user@host`` of this process; the user is a number if it has no name, as in a container."""
+    uid = os.getuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return f"{user}@{socket.gethostname()}"
 
 
 @lru_cache(maxsize=1)

@@ -48,14 +48,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("setuptools", minversion="71", reason="missing: setuptools")
     with made_once(tmp_path_factory, "wheel") as (folder, made):
         if not made:
-            source = folder / "source"
-            source.mkdir()
-            for name in ("trollmoves", "bin", "man"):
-                shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-            for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-                shutil.copy(CHECKOUT / name, source)
-            pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, source)
+            build_wheel(copied(folder / "source"), folder)
         return next(folder.glob("*.whl"))
+
+
+def copied(source: Path) -> Path:
+    """Copy the files that a package is built from."""
+    source.mkdir()
+    for name in ("trollmoves", "bin", "man"):
+        shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, source)
+    return source
+
+
+def build_wheel(source: Path, folder: Path) -> None:
+    """Build a wheel of a source directory or sdist."""
+    pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, source)
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +101,46 @@ def run(prefix: Path, command: str, *arguments: str | Path) -> subprocess.Comple
 
 
 def test_every_package_is_there(wheel: Path) -> None:
-    """The package holds every module but the tests, the systemd units, and the man pages."""
+    """The package holds every module but the tests, the systemd units, the status page, and the man pages."""
     modules = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "trollmoves").rglob("*.py")}
     with ZipFile(wheel) as archive:
         held = set(archive.namelist())
-    units = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "trollmoves" / "systemd").iterdir()}
-    expected = {name for name in modules if not name.startswith("trollmoves/tests/")} | units | {"trollmoves/py.typed"}
+    folders = [CHECKOUT / "trollmoves" / "systemd", CHECKOUT / "trollmoves" / "cli" / "web" / "static"]
+    data = {path.relative_to(CHECKOUT).as_posix() for folder in folders for path in folder.iterdir()}
+    expected = {name for name in modules if not name.startswith("trollmoves/tests/")} | data | {"trollmoves/py.typed"}
     assert {name for name in held if name.startswith("trollmoves/")} == expected
     pages = {name.rpartition("/")[2] for name in held if "/share/man/man1/" in name}
     assert pages == {f"{command}.1" for command in os.listdir(CHECKOUT / "bin")}
+
+
+def test_sdist_builds_the_same_package(wheel: Path, tmp_path: Path) -> None:
+    """The wheel of an sdist has the files of the wheel of a checkout."""
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    source = copied(tmp_path / "source")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    build_wheel(sdist, tmp_path)
+    (rebuilt,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as expected, ZipFile(rebuilt) as archive:
+        assert sorted(archive.namelist()) == sorted(expected.namelist())
+
+
+@pytest.mark.slow
+def test_bare_environment(wheel: Path, tmp_path: Path) -> None:
+    """In an environment with nothing but the declared dependencies, each command runs."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    scripts = tmp_path / "venv" / "bin"
+    command = [str(scripts / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", str(wheel)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "No matching distribution found" in done.stderr:
+        pytest.skip("missing: a package index with the dependencies")
+    assert done.returncode == 0, done.stderr
+    for name in os.listdir(CHECKOUT / "bin"):
+        done = subprocess.run(
+            [str(scripts / name), "--help"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert (name, done.stderr, done.returncode) == (name, "", 0)
 
 
 def test_dependencies(wheel: Path) -> None:

@@ -11,7 +11,12 @@ import pytest
 CHECKOUT = Path(__file__).parents[3]
 PAGES = sorted(
     path.relative_to(CHECKOUT).as_posix()
-    for path in [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("doc/**/*.md"), *CHECKOUT.glob("examples/**/*.md")]
+    for path in [
+        *CHECKOUT.glob("*.md"),
+        *CHECKOUT.glob("doc/**/*.md"),
+        *CHECKOUT.glob("examples/**/*.md"),
+        *CHECKOUT.glob("packaging/*.md"),
+    ]
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)

@@ -6,7 +6,11 @@ import copy
 import datetime as dt
 import json
 import math
+import os
 import random
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -120,6 +124,15 @@ def test_binary_data_is_written_as_posttroll_does() -> None:
 def test_sender_is_that_of_posttroll() -> None:
     """A message has the same sender as posttroll's."""
     assert Message("/a", "info").sender == own_sender() == posttroll.message.Message("/a", "info").sender
+
+
+def test_sender_of_a_user_without_a_name() -> None:
+    """A process whose user has no name, as in a container, sends messages with the number of the user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may change its user")
+    code = "import os; from trollmoves.messaging.messages import own_sender; os.setuid(4321); print(own_sender())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"4321@{socket.gethostname()}\n"
 
 
 @pytest.mark.parametrize("data", [{"a": object()}, {"a": b"bytes"}, b"bytes", {("a", 1): 1}, {"a": {1, 2}}])
