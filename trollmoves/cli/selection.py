@@ -12,7 +12,7 @@ from trollmoves.config.config_file import Configuration
 from trollmoves.config.kinds import KINDS, READERS, detect_kind, section_names
 from trollmoves.config.options import ChainOptions
 from trollmoves.errors import ConfigError, JournalError
-from trollmoves.journal.location import JOURNAL_SUFFIX, find_journal, state_directories
+from trollmoves.journal.location import JOURNAL_SUFFIX, fallback_directories, find_journal, state_directories
 from trollmoves.journal.reader import JournalReader
 
 
@@ -97,11 +97,16 @@ def known_daemons() -> list[DaemonFiles]:
     paths = [
         os.path.join(directory, name)
         for directory in state_directories()
-        if os.path.isdir(directory) and os.access(directory, os.R_OK)
+        if os.path.isdir(directory) and os.access(directory, os.R_OK) and _is_trusted(directory)
         for name in sorted(os.listdir(directory))
         if name.endswith(JOURNAL_SUFFIX)
     ]
     return [_daemon_with(path) for path in paths]
+
+
+def _is_trusted(directory: str) -> bool:
+    """Return True unless a directory is in a place where each user may create it, and another user has."""
+    return directory not in fallback_directories() or os.stat(directory).st_uid == os.getuid()
 
 
 def _daemon_with(journal: str) -> DaemonFiles:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Journal, Task
 from trollmoves.journal.orders import BATCH_SIZE, Selection
 from trollmoves.journal.tasks import SET_ASIDE
@@ -99,6 +100,8 @@ class OrderExecutor:
                     self._run(order, stored.key)
             except OrderRejected:
                 pass  # logged
+            except JournalError as error:  # the order stays stored
+                logger.error("the order %s waits for the next start: %s", stored.key, error)
             except Exception:  # a malformed order must not stop the daemon
                 logger.exception("unexpected error in the order %s", stored.key)
                 self._journal.end_order(stored.key, "unexpected error", done=False)

@@ -21,6 +21,7 @@ from trollmoves.cli.selection import DaemonFiles
 from trollmoves.cli.snapshots import snapshot_of
 from trollmoves.cli.web.timeline import Timeline
 from trollmoves.errors import TrollmovesError
+from trollmoves.orders.order import Order
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ TIMELINE_INTERVAL = 30.0  # s between two queries of the last 24 hours
 REMOTE_TIMEOUT = 5.0  # s to wait for another page
 MAX_REMOTE_BYTES = 20_000_000
 LOG_LINES = 50  # of each daemon
+ORDER_VALUES = ("action", "name", "file", "failed", "since", "to", "chain")
 
 Daemons = list[dict[str, Any]]
 
@@ -170,7 +172,8 @@ class Site:
         files = next((one for one in self._find_daemons() if one.journal == values.get("journal")), None)
         if files is None:
             raise TrollmovesError(f"no daemon has the journal {values.get('journal')!r:.200}")
-        order = {name: value for name, value in values.items() if name not in ("host", "journal") and value}
+        order = {name: values[name] for name in ORDER_VALUES if values.get(name)}
+        Order.parse({"action": "", **order})
         outcome = give(files, order)
         if outcome.state == "rejected":
             raise TrollmovesError(outcome.text)

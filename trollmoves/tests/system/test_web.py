@@ -147,6 +147,7 @@ def test_actions_need_the_token(site: Site, page: Any) -> None:
     assert post(site, order, "") == 403
     assert post(site, order, "another token") == 403
     assert post(site, order, TOKEN) == 400  # no daemon has this journal
+    assert post(site, {"timeout": -1, "journal": str(next(site.testbed.root.rglob("client-*.journal")))}, TOKEN) == 400
     page.fill("#token", "wrong")
     page.click("text=Unlock")
     playwright.expect(page.locator("#rights")).to_have_text("wrong token")
