@@ -166,7 +166,7 @@ def ask_in_vain(testbed: Testbed, port: int, settings: dict[str, str], here: str
 
     def told() -> bool:
         asked = move_it_req(testbed, port, settings)
-        assert asked.returncode == 1
+        assert asked.returncode == 2
         assert here in asked.stderr.splitlines()[-1], asked.stderr
         return f": {there}" in server.lines()
 
@@ -334,7 +334,7 @@ def test_only_authorized_addresses_connect(testbed: Testbed) -> None:
     pair.server.environment = {**pair.server.environment, "POSTTROLL_AUTHORIZED_CLIENT_ADDRESSES": "['127.0.0.9']"}
     pair.server.start()
     asked = move_it_req(testbed, pair.request_port, {})
-    assert asked.returncode == 1
+    assert asked.returncode == 2
     assert "it rejected our address: check authorized_client_addresses there" in asked.stderr
     pair.server.wait_for_line(f"rejected connection from {HOST}: its address is not in authorized_client_addresses")
 
