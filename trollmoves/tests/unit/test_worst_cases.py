@@ -144,7 +144,7 @@ def nameserver(text: str) -> None:
             posttroll.message.Message(rawstr=raw)
 
 
-MORE = {url: 5.0, name: 15.0}  # times the limit: they parse a text with five URLs or patterns, in several ways
+MORE: dict[Callable[[str], None], float] = {url: 5.0, name: 15.0}  # times the limit: five URLs or patterns
 
 
 def limit_of(parse: Callable[[str], None], size: int) -> float:
@@ -154,7 +154,7 @@ def limit_of(parse: Callable[[str], None], size: int) -> float:
 
 def cpu_seconds(parse: Callable[[str], None], text: str, limit: float) -> float:
     """Return the CPU time of a parser, the least of three if it exceeds a limit: one may include garbage collection."""
-    times = []
+    times: list[float] = []
     while len(times) < 3 and min(times, default=limit) >= limit:
         begin = time.thread_time()
         parse(text)
