@@ -42,15 +42,6 @@ def client(testbed: Testbed, sections: Sections, name: str = "old-client") -> Pr
     return testbed.process(name, command, config, lambda _: all(map(answers, ports)), _environment(testbed))
 
 
-def dispatcher(testbed: Testbed, text: str, name: str = "old-dispatcher") -> Process:
-    """Return an old dispatcher without publisher, not started yet; ready when it has read its configuration."""
-    config = testbed.config(text, f"{name}.yaml")
-    command = [*_command("dispatcher.py"), str(config)]
-    return testbed.process(
-        name, command, config, lambda process: "Subscriber adding address" in process.lines(), _environment(testbed)
-    )
-
-
 def remove_it(testbed: Testbed, *arguments: str | Path) -> None:
     """Run the old remove_it.py."""
     command = [*_command("remove_it.py"), *map(str, arguments)]
