@@ -150,6 +150,12 @@ class Superseded(TransferError):
     failure = "superseded"
 
 
+class LeaseLost(TemporaryTransferError):
+    """This member of a fleet may have lost the task to another member, so it must not complete the transfer."""
+
+    blames_origin = True
+
+
 class OriginUnreadable(TemporaryTransferError):
     """The file to deliver cannot be read: permissions of the file or a directory, or a disk error."""
 

@@ -88,6 +88,7 @@ class JournalDatabase:
         self.path = path
         self.damage = ""
         self.identity = ""
+        self.life = ""  # one process at a time uses the journal, so attempts of all processes have the same partial
         self._on_damage = on_damage
         self._synchronous = synchronous
         self._lock = threading.Lock()
@@ -210,6 +211,10 @@ class JournalDatabase:
         )
         written = read_times(self._lock_file)[1]
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
+
+    def still(self) -> bool:
+        """Return True: no other process can have taken over the tasks of this one."""
+        return True
 
     def record_owner(self, role: str, config_file: str) -> None:
         """Store which daemon writes this journal, for the commands that read it."""

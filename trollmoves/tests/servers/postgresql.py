@@ -1,4 +1,4 @@
-"""PostgreSQL: a cluster of its own for a test, and standbys of it.
+"""PostgreSQL: a separate cluster for a test, and standbys of it.
 
 Tests with one engine share a cluster (``shared``); each uses its own schema of the database ``postgres``.
 """
