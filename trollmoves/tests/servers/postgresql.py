@@ -124,6 +124,11 @@ class Postgresql(ServerProcess):
         """Make a standby the primary."""
         self._run("pg_ctl", "promote", "-w", "-D", str(self.data))
 
+    def __enter__(self) -> Postgresql:
+        """Start."""
+        self.start()
+        return self
+
     def __exit__(self, *error: object) -> None:
         """Stop, and remove all files."""
         self.stop()
