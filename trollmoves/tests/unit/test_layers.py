@@ -21,6 +21,7 @@ LAYERS = (
     ("move_it", "move_it_server", "move_it_client", "move_it_mirror"),
     ("server", "client", "mirror", "dispatcher", "move_it_req", "move_file", "remove_it", "fetcher", "s3downloader"),
     ("fetching",),
+    ("daemons",),
     ("provider", "receiver", "daemon", "filescleaner", "logging"),
     ("metrics", "monitor", "status"),
     ("config", "orders"),
