@@ -85,6 +85,9 @@ class Journal(Protocol):
         It starts at the wall clock, or at the last time in the journal if that is later. Any thread.
         """
 
+    def still(self) -> bool:
+        """Return False once another member of the fleet may have taken over the tasks of this one. Any thread, no I/O."""
+
     def close(self) -> None:
         """Write everything to the file and release its lock. May be called twice."""
 

@@ -74,7 +74,7 @@ CREATE INDEX IF NOT EXISTS tasks_failure ON tasks (chain, lane, failure, id) WHE
 class JournalDatabase:
     """An open journal file. It owns the file until ``close``."""
 
-    life = ""
+    life = ""  # one process at a time uses the journal, so attempts of all processes have the same partial
 
     def __init__(
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
@@ -90,7 +90,6 @@ class JournalDatabase:
         self.path = path
         self.damage = ""
         self.identity = ""
-        self.life = ""  # one process at a time uses the journal, so attempts of all processes have the same partial
         self._on_damage = on_damage
         self._synchronous = synchronous
         self._lock = threading.Lock()
@@ -215,8 +214,7 @@ class JournalDatabase:
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
 
     def still(self) -> bool:
-        """Return True: no other process can have taken over the tasks of this one."""
-        return True
+        return True  # the lock of the file excludes other processes
 
     def record_owner(self, role: str, config_file: str) -> None:
         with self._transaction() as db:
