@@ -65,6 +65,12 @@ class UnsupportedValue(JournalError):
     temporary = False
 
 
+class JournalUnusable(JournalError):
+    """The journal cannot be used until an operator changes its login, its rights, its URL or its version."""
+
+    temporary = False
+
+
 class JournalFull(JournalError):
     """The disk of the journal is full."""
 

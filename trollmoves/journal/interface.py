@@ -86,7 +86,7 @@ class Journal(Protocol):
         """
 
     def still(self) -> bool:
-        """Return False once another member of the fleet may have taken over the tasks of this one. Any thread, no I/O."""
+        """Return False once another member of the fleet may have taken over the tasks of this one; without I/O."""
 
     def close(self) -> None:
         """Write everything to the file and release its lock. May be called twice."""
