@@ -2,7 +2,7 @@
 
 A transaction is repeated on a new connection if the engine was restarted, replaced by its standby, or ended it because
 of a deadlock. When the connection is lost during a commit, it is not known whether the engine has stored the changes;
-each change has the time of its call (``now``), so that the repetition recognizes its own rows.
+each change has the time of its call (``now``), so that the repetition recognizes its rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -50,8 +50,8 @@ _REJECTED = (
 class PostgresDatabase:
     """The connections of a process to one journal. Any thread."""
 
-    def __init__(self, location: Location) -> None:
-        """Connect, and create or migrate the tables.
+    def __init__(self, location: Location, synchronous_commit: str = "") -> None:
+        """Connect, and create or migrate the tables. ``synchronous_commit``: as in PostgreSQL, empty for its setting.
 
         Raises:
             JournalUnusable: the engine rejects the login, or the tables are those of another version.
@@ -59,12 +59,13 @@ class PostgresDatabase:
         """
         self.location = location
         self.path = location.path
+        self._synchronous_commit = synchronous_commit
         self._idle: deque[Connection] = deque()
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._closed = False
         self._offset = 0.0  # of the engine's clock from CLOCK_BOOTTIME
         self._clock_lock = threading.Lock()
-        self._doubtful: deque[float] = deque(maxlen=MAX_DOUBTFUL)  # times of calls whose result is not known
+        self.doubtful: deque[float] = deque(maxlen=MAX_DOUBTFUL)  # times of calls whose result is not known
         self.damage = ""
         meta = dict(self.read("SELECT key, value FROM meta WHERE key IN ('identity', 'time')"))
         self.identity = meta["identity"]
@@ -96,7 +97,7 @@ class PostgresDatabase:
     def run(self, work: Callable[[Connection], T], now: float = 0.0) -> T:
         """Return the result of ``work`` in one transaction, which is repeated if the connection is lost.
 
-        ``now`` is the time in the rows that it changes, so that ``is_doubtful`` and later calls recognize them.
+        ``now`` is the time in the rows that it changes; ``doubtful`` has it after an attempt with an unknown result.
         """
         return self._repeat(lambda db: _in_transaction(db, work), "written", now)
 
@@ -104,7 +105,7 @@ class PostgresDatabase:
         """Return the result of ``work``, which executes one statement, so that no transaction must be begun."""
         return self._repeat(work, "written", now)
 
-    def read(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    def read(self, statement: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """Return the rows of a query."""
         return self._repeat(lambda db: db.execute(statement.encode(), parameters).fetchall(), "read")
 
@@ -123,10 +124,6 @@ class PostgresDatabase:
 
         return self._repeat(work, "read")
 
-    def times_of(self, now: float) -> list[float]:
-        """Return the time of a call and those of earlier calls with an unknown result."""
-        return [now, *self._doubtful]
-
     def _repeat(self, work: Callable[[Connection], T], participle: str, now: float = 0.0) -> T:
         deadline = time.monotonic() + REPEAT_SECONDS
         while True:
@@ -136,8 +133,8 @@ class PostgresDatabase:
             except _DEADLOCKS as error:
                 self._give_up(error, participle, deadline)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if now and now not in self._doubtful:
-                    self._doubtful.append(now)
+                if now and now not in self.doubtful:
+                    self.doubtful.append(now)
                 self._give_up(error, participle, deadline)
             except (psycopg.Error, UnicodeError) as error:
                 raise self.to_journal_error(participle, error) from error
@@ -205,6 +202,8 @@ class PostgresDatabase:
                 "SET idle_in_transaction_session_timeout TO {}; SET client_encoding TO 'UTF8'"
             ).format(sql.Identifier(self.location.schema), *(sql.Literal(f"{n}s") for n in (STATEMENT_TIMEOUT, 10, 30)))
         )
+        if self._synchronous_commit:
+            db.execute(sql.SQL("SET synchronous_commit TO {}").format(sql.Literal(self._synchronous_commit)))
         prepare_schema(db, self.location.schema)
         self._measure_clock(db)
         self._check_timeline(db)
@@ -229,7 +228,9 @@ class PostgresDatabase:
                         "nextval(pg_get_serial_sequence(%s, 'id')) + %s)",
                         (table, table, JUMP),
                     )
-                logger.warning("the journal %s is on a new primary: the numbers of all logs continue after a gap", self.path)
+                logger.warning(
+                    "the journal %s is on a new primary: the numbers of all logs continue after a gap", self.path
+                )
 
     def close_connections(self) -> None:
         """Close all connections; later calls raise JournalError."""
