@@ -14,14 +14,15 @@ from trollmoves.journal.clock import boot_time
 from trollmoves.journal.postgresql.announcements import PostgresAnnouncements
 from trollmoves.journal.postgresql.database import PostgresDatabase
 from trollmoves.journal.postgresql.location import parse_location
-from trollmoves.journal.postgresql.members import Membership, MemberRow
+from trollmoves.journal.postgresql.members import MemberRow, Membership
 from trollmoves.journal.postgresql.orders import PostgresOrders
 from trollmoves.journal.postgresql.pruning import PostgresPruning
+from trollmoves.journal.postgresql.reader import PostgresReader
 from trollmoves.journal.postgresql.secrets import LoginCipher
 from trollmoves.journal.postgresql.sources import PostgresSources
 from trollmoves.journal.postgresql.statistics import PostgresStatistics
 
-__all__ = ["MemberRow", "Membership", "PostgresJournal"]
+__all__ = ["MemberRow", "Membership", "PostgresJournal", "PostgresReader"]
 
 CLOCK_INTERVAL = 60.0  # s between two comparisons with the clock of the engine
 

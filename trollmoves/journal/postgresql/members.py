@@ -79,8 +79,8 @@ class Membership:
 
     def _register(self, db: Connection) -> Any:
         row = db.execute(
-            f"INSERT INTO members (name, process, version, started, renewed, lease_until) SELECT %s, %s, %s, t, t, t + %s "
-            f"FROM (SELECT {_CLOCK} AS t) clock RETURNING id",
+            "INSERT INTO members (name, process, version, started, renewed, lease_until) "
+            f"SELECT %s, %s, %s, t, t, t + %s FROM (SELECT {_CLOCK} AS t) clock RETURNING id",
             (self.name, self._process, __version__, LEASE),
         ).fetchone()
         assert row is not None  # noqa: S101
@@ -175,8 +175,9 @@ class Membership:
             return
         with db.transaction():
             rows = db.execute(
-                f"SELECT id, name, {_CLOCK} - renewed FROM members WHERE NOT gone AND lease_until < {_CLOCK} AND id <> %s "
-                f"AND extract(epoch FROM pg_postmaster_start_time()) + %s < {_CLOCK} ORDER BY id FOR UPDATE SKIP LOCKED",
+                f"SELECT id, name, {_CLOCK} - renewed FROM members WHERE NOT gone AND lease_until < {_CLOCK} "
+                f"AND id <> %s AND extract(epoch FROM pg_postmaster_start_time()) + %s < {_CLOCK} "
+                "ORDER BY id FOR UPDATE SKIP LOCKED",
                 (self.id, LEASE),
             ).fetchall()
             freed = _bury(db, [id_ for id_, _, _ in rows], killed=True)
