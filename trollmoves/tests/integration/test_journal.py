@@ -318,6 +318,7 @@ def test_network_file_system(tmp_path: Path, point: str, kind: str, warned: bool
 ROUNDS = """
 import sys
 from trollmoves.journal import open_journal, DONE, AnnouncementRecord, Journal, Outcome, Task
+from trollmoves.tests.helpers.journals import append_announcements
 
 journal = open_journal(sys.argv[1])
 round = 0
