@@ -6,7 +6,7 @@ import itertools
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from trollmoves.errors import JournalError, JournalUnusable
-from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Outcome, Task, TaskEditor
+from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Outcome, Task, TaskEditor, Version
 from trollmoves.journal.postgresql import PostgresJournal
 from trollmoves.tests.helpers.journals import (
     LATER,
@@ -214,8 +214,9 @@ def test_a_file_is_announced_by_one_member(join: Join) -> None:
         for start in range(0, len(uris), 10):
             chosen = uris[start : start + 10]
 
-            def make(versions: object, first: int, chosen: list[str] = chosen) -> list[AnnouncementRecord]:
-                assert isinstance(versions, dict)
+            def make(
+                versions: Mapping[str, Version], first: int, chosen: list[str] = chosen
+            ) -> list[AnnouncementRecord]:
                 new = [uri for uri in chosen if versions.get(uri) != (5, 7)]
                 return [announced(first + n, uri) for n, uri in enumerate(new)]
 
@@ -381,7 +382,10 @@ class Writer:
         self.finished[one.key] += 1
 
     def _append(self, number: int, name: str) -> None:
-        self.journal.append(f"chain{number}", (), lambda _, first: [announced(first, name)])
+        def make(versions: Mapping[str, Version], first: int) -> list[AnnouncementRecord]:
+            return [] if name in versions else [announced(first, name)]
+
+        self.journal.append(f"chain{number}", [name], make)
 
     def wait_for_more(self, running: list[Future[None]]) -> None:
         """Wait until some tasks more are finished, or a thread ended."""
