@@ -68,7 +68,7 @@ class PostgresDatabase:
         self._closed = False
         self._offset = 0.0  # of the engine's clock from CLOCK_BOOTTIME
         self._clock_lock = threading.Lock()
-        self.doubtful: deque[float] = deque(maxlen=MAX_DOUBTFUL)  # times of calls whose result is not known
+        self.doubtful: deque[float] = deque(maxlen=MAX_DOUBTFUL)  # times of calls with an unknown result
         self.damage = ""
         meta = dict(self.read("SELECT key, value FROM meta WHERE key IN ('identity', 'time')"))
         self.identity = meta["identity"]

@@ -121,7 +121,7 @@ class PostgresTasks:
         self._lane_changes: LaneChanges = {}  # not stored yet
         self._lanes_lock = threading.Lock()  # guards it
         self._lanes_stored = 0.0
-        self._failing: set[tuple[str, str]] = set()  # lanes whose failure is stored
+        self._failing: set[tuple[str, str]] = set()  # lanes with a stored failure
         self._last_finish = 0.0
         self._killed: list[tuple[int, float]] = []
         self._killed_lock = threading.Lock()
@@ -201,7 +201,7 @@ class PostgresTasks:
         }
 
     def _existing(self, db: Connection, task: Task, fresh: Collection[int]) -> tuple[Task, bool]:
-        """Return the stored task of the same key; True if an attempt whose result is not known stored it."""
+        """Return the stored task of the same key; True if an attempt with an unknown result stored it."""
         stored = self.task_of(db.execute(SELECT_KEY.encode(), _key_values(*_identity(task))).fetchone())
         doubtful = stored.created in self._database.doubtful and stored.held and stored.state == WAITING
         if doubtful and stored.id not in fresh:
@@ -411,7 +411,7 @@ class PostgresTasks:
         values = {"rows": Json(rows), "now": now, "me": me, "token": f"{me} {now!r}"}
         stored = {id_ for (id_,) in db.execute(_FINISH.encode(), values).fetchall()}
         missing = [row["id"] for row in rows if row["id"] not in stored]
-        if missing and self._database.doubtful:  # perhaps stored by an attempt whose result is not known
+        if missing and self._database.doubtful:  # perhaps stored by an attempt with an unknown result
             tokens = [f"{me} {at!r}" for at in self._database.doubtful]
             earlier = "SELECT id FROM tasks WHERE id = ANY(%s::bigint[]) AND done_by = ANY(%s::text[])"
             stored |= {id_ for (id_,) in db.execute(earlier, (missing, tokens)).fetchall()}

@@ -1,4 +1,4 @@
-"""Several members with one journal on PostgreSQL: what they store together, and what a member that died leaves."""
+"""Several members with one journal on PostgreSQL store rows at the same time, and take over those of dead members."""
 
 from __future__ import annotations
 
@@ -147,8 +147,23 @@ def test_a_member_gets_the_tasks_of_one_that_died(join: Join) -> None:
         one.find("chain", "fetch", "a")
 
 
+def test_rows_of_a_buried_member_become_free(join: Join) -> None:
+    """Tasks that a member stores while it is buried are free after the next renewal of another one."""
+    one, two = PostgresJournal(new_schema(shared_server())), None
+    try:
+        two = PostgresJournal(one.path, lease=1.0)
+        one.membership._stop.set()  # it does not learn of its burial
+        execute(one, f"UPDATE members SET gone = true WHERE id = {one.life}")
+        one.add_tasks([task("late")])
+        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["late"], 30)
+    finally:
+        one.close()
+        if two:
+            two.close()
+
+
 def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
-    """After a normal end the tasks and leases are free at once, and nothing counts as lost."""
+    """After a normal end the tasks and leases are free immediately, and nothing counts as lost."""
     one, two = join(), join()
     one.add_tasks([task("a")])
     assert one.membership.take("fleet")
