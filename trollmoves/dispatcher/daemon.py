@@ -34,7 +34,6 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.orders.executor import Resender
 from trollmoves.receiver.subscription import Subscription
-from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
 logger = logging.getLogger(__name__)
@@ -158,7 +157,6 @@ class Dispatcher(SubscriberDaemon[TargetOptions]):
 
     def _on_messages(self, messages: Sequence[Message], runtime: Runtime) -> None:
         """Store the deliveries for a batch of messages; the next batch is received after that."""
-        failpoints.hit("message-received")
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [

@@ -26,7 +26,6 @@ from trollmoves.movers import PartialId, move_it
 from trollmoves.net import urls
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints
 from trollmoves.utils.file_versions import FileVersion, version_of
 from trollmoves.utils.logs import LogThrottle, format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
@@ -289,7 +288,6 @@ class Deliveries:
                 logger.error("[%s] giving up on %s at attempt %d: %s", self.name, label, task.tries, error)
                 return Result(error=error, final=True)
             raise
-        failpoints.hit("delivered")
         size = _size(order.path)
         seconds = time.monotonic() - started
         logger.info(
@@ -306,7 +304,6 @@ class Deliveries:
             if reached.path.endswith("/"):  # the destination is an existing directory, in which the file keeps its name
                 receipt.data["uri"] = reached.path + os.path.basename(order.path)
             self._publish(receipt)
-            failpoints.hit("receipt-published")
         stats, delivery = FileStats(1, size, order.mtime_ns), Delivery(size, seconds)
         return Result(follow_ups=self._removal(task, order), files=stats, delivery=delivery)
 
@@ -427,7 +424,6 @@ def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, sch
         journal.reset_tasks(restarted.values())
     if renewed:
         journal.renew_tasks(renewed.values())
-    failpoints.hit("deliveries-stored")
     scheduler.submit([*new, *restarted.values(), *renewed.values()])
 
 

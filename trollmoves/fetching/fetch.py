@@ -12,7 +12,6 @@ from trollmoves.fetching.sources import LocalSource, Source
 from trollmoves.movers import PartialId
 from trollmoves.movers.base import from_os_error, partial_path, translate_os_errors
 from trollmoves.movers.file import LocalBackend
-from trollmoves.utils import failpoints
 
 MODE = 0o664  # permissions of a file before the umask
 
@@ -54,7 +53,6 @@ def _fetch_remote(source: Source, path: str, partial: str) -> int:
             except OSError as error:
                 raise OriginUnreadable(f"{source.name}: {error.strerror or error}") from error
             size = os.fstat(stream.fileno()).st_size
-        failpoints.hit("sent")
         with translate_os_errors(path):
             os.replace(partial, path)
     except BaseException:
@@ -74,7 +72,6 @@ class _Partial(io.FileIO):
 
     def write(self, data: Any) -> int:
         """Write all of ``data``; raise TransferError."""
-        failpoints.hit("sending")
         rest = memoryview(data).cast("B")
         try:
             while rest:

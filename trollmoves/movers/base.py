@@ -43,7 +43,6 @@ from trollmoves.movers import options
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path, visible_partial_path
 from trollmoves.net import urls
-from trollmoves.utils import failpoints
 from trollmoves.utils.file_versions import despite_removal, remove_version, version_of
 
 __all__ = [
@@ -462,7 +461,6 @@ class Mover(ABC):
             self._verify(backend, source, path)
             sent = True
             if path != final:
-                failpoints.hit("sent")
                 backend.replace(path, final)
         except BaseException as error:
             if path != final or (backend.partials and source.position):  # else the earlier file of this name is intact

@@ -26,7 +26,6 @@ from trollmoves.movers.pool import Connection, SharedHandle
 from trollmoves.movers.remote import Endpoint, RemoteMover, checked_login
 from trollmoves.movers.s3_client import ClientParameters, S3Client, shared_clients, split_path
 from trollmoves.movers.s3_errors import code_of, translate_s3_errors
-from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
 MULTIPART_THRESHOLD = 16 << 20  # bytes; larger objects are sent in parts by several threads
@@ -171,7 +170,6 @@ class S3Connection(Connection):
                 bucket,
                 key,
                 ExtraArgs=self._extra,
-                Callback=lambda _: failpoints.hit("sending"),
                 Config=self._transfer,
             )
         self._last = _Upload(source, {})

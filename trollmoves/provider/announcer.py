@@ -18,7 +18,6 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
 from trollmoves.scheduler.lanes import FileStats
-from trollmoves.utils import failpoints
 from trollmoves.utils.watched_threads import foreign_disk
 
 logger = logging.getLogger(__name__)
@@ -138,8 +137,6 @@ class Announcer:
             new = [a for a in announcements if known.get(a.uri) != (a.size, a.mtime) or self._link_target_changed(a)]
             new, texts = self._encode_all(new)
             number = self._journal.last_number(self.name)
-            if new:
-                failpoints.hit("announcing")
             self._journal.append_announcements(
                 self.name,
                 [
@@ -147,13 +144,10 @@ class Announcer:
                     for n, (a, text) in enumerate(zip(new, texts, strict=True), start=1)
                 ],
             )
-            if new:
-                failpoints.hit("announced")
             self._publisher.send_encoded(texts)
             if new and self.on_announced:
                 self.on_announced(self.name, [a.stats() for a in new])
         if new:
-            failpoints.hit("published")
             suffix = f" and {len(new) - 1} more" if len(new) > 1 else ""
             logger.info("[%s] announced %s%s", self.name, new[0].uid, suffix)
         return len(new)

@@ -35,7 +35,7 @@ from trollmoves.provider.file_store import FileStore
 from trollmoves.provider.push_request import PushRequest
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints, symlinks
+from trollmoves.utils import symlinks
 from trollmoves.utils.file_versions import FileVersion
 from trollmoves.utils.logs import format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY as BUSY_DELAY
@@ -112,7 +112,6 @@ class PushService:
 
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
-        failpoints.hit("request-received")
         parsed = [(request, push) for request in requests if (push := self._parse(request))]
         records = self._announcer.look_up(push.announcement for _, push in parsed)
         admitted = [(request, push, task) for request, push in parsed if (task := self._admit(request, push, records))]
@@ -137,7 +136,6 @@ class PushService:
                     self._quotas.add(task.id, request.sender)
                 keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
                 self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
-        failpoints.hit("push-stored")
         self._scheduler.submit(runnable)
 
     def _parse(self, request: Request) -> PushRequest | None:
@@ -183,7 +181,6 @@ class PushService:
             self._journal.add_tasks([record])
         destination = _compacted(task).get("destination") or _requested_destination(task)
         request.reply_encoded(task.reply or _success_reply(push, destination))
-        failpoints.hit("replied")
 
     def _receiver_record(self, push: PushRequest, task: Task) -> Task | None:
         """Return a task that records that a further client received the reply to a push; None if none is needed."""
@@ -259,7 +256,6 @@ class PushService:
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
             on_committed = partial(self._reply_failure, task, text, error)
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
-        failpoints.hit("delivered")
         seconds = time.monotonic() - started
         text = _success_reply(push, delivered_to)
         follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
@@ -359,7 +355,6 @@ class PushService:
             waiters = self._waiting.pop(task_id, ())
         for waiter in waiters:
             waiter.request.reply_encoded(text)
-            failpoints.hit("replied")
 
     def _resume_if_local(self, number: int) -> None:
         """Resume pushes if their files arrived before the journal recorded that they wait."""

@@ -28,7 +28,6 @@ from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints
 from trollmoves.utils.outage_log import OutageLog
 
 logger = logging.getLogger(__name__)
@@ -280,7 +279,6 @@ class Fetcher:
                 "[%s] requesting %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source
             )
         self._on_request(attempt)
-        failpoints.hit("requesting")
         self._send_request(attempt, handler)
 
     def _on_queued_reply(self, queues: LimitedQueues, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:

@@ -21,7 +21,6 @@ from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome,
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.worker_limits import WorkerLimits
-from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.outage_log import OutageLog
 from trollmoves.utils.rate import RateMeter
@@ -452,9 +451,7 @@ class Scheduler:
         """Store outcomes; return the new follow-up tasks."""
         if not outcomes:
             return []
-        new = self._journal.finish([outcome for _, outcome in outcomes])
-        failpoints.hit("committed")
-        return new
+        return self._journal.finish([outcome for _, outcome in outcomes])
 
     def _retry_recovered(self, lane: Lane, worked: bool) -> None:
         if worked and (summary := self._outage_log(lane.chain, lane.name).end()) is not None:
