@@ -26,7 +26,7 @@ from trollmoves.movers import PartialId, move_it
 from trollmoves.net import urls
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils.file_versions import FileVersion, version_of
+from trollmoves.utils.file_versions import FileVersion, size_of, version_of
 from trollmoves.utils.logs import LogThrottle, format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 from trollmoves.watch.completeness import check_complete
@@ -288,7 +288,7 @@ class Deliveries:
                 logger.error("[%s] giving up on %s at attempt %d: %s", self.name, label, task.tries, error)
                 return Result(error=error, final=True)
             raise
-        size = _size(order.path)
+        size = size_of(order.path)
         seconds = time.monotonic() - started
         logger.info(
             "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
@@ -454,10 +454,3 @@ def _subject(composed: str) -> str:
     if len(composed.split()) > 1 or composed != composed.strip():
         raise MessageError(f"its topic {urls.excerpt(composed)!r} must be a single word")
     return composed if composed.startswith("/") else f"/{composed}"
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from trollmoves.provider.push_request import PushRequest
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import symlinks
-from trollmoves.utils.file_versions import FileVersion
+from trollmoves.utils.file_versions import FileVersion, size_of
 from trollmoves.utils.logs import format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY as BUSY_DELAY
 from trollmoves.utils.ordered_names import OrderedNames
@@ -328,7 +327,7 @@ class PushService:
             )
             if url.netloc != destination.directory.netloc:
                 delivered_to = urls.without_login(urls.parse(delivered_to)._replace(netloc=url.netloc))
-            size += _size(pathname)
+            size += size_of(pathname)
         return size, delivered_to, delivered
 
     def _check_opened(
@@ -520,10 +519,3 @@ def reject(name: str, request: Request, error: TrollmovesError, retry_in: float 
     elif (suffix := request.log_suffix()) is not None:
         logger.warning("[%s] rejected %s from %s: %s%s", name, request.message.type, request.sender, error, suffix)
     request.reply("err", payload.error_payload(request.message.data, error, retry_in))
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
