@@ -14,7 +14,9 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from trollmoves.errors import TemporaryTransferError
-from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
+from trollmoves.movers.base import Backend, Mover
+from trollmoves.movers.os_errors import translate_os_errors
+from trollmoves.movers.source_file import SourceFile
 
 SMALL_FILE = 1 << 20  # bytes; up to this size one read and one write are faster than reflinks or copy_file_range
 BLOCK = 1 << 20

@@ -33,9 +33,9 @@ from trollmoves.errors import (
     TooManyConnections,
     TransferError,
 )
-from trollmoves.movers.base import SourceFile
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Endpoint, RemoteMover
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.movers.tcp_progress import wait_readable
 from trollmoves.net.redaction import known_secrets
 

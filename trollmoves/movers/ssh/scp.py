@@ -19,9 +19,10 @@ import scp
 
 from trollmoves.errors import ConnectionFailed, NameRejected, TransferStalled
 from trollmoves.movers import options
-from trollmoves.movers.base import Backend, SourceFile
+from trollmoves.movers.base import Backend
 from trollmoves.movers.host_capabilities import HostCapabilities
 from trollmoves.movers.pool import Connection
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
 from trollmoves.movers.ssh.connection import (
     MAX_QUOTED,

@@ -24,9 +24,10 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TransferError,
 )
-from trollmoves.movers.base import PartialId, SourceFile, is_partial, partial_path
+from trollmoves.movers.base import PartialId, is_partial, partial_path
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.movers.ssh import sftp_protocol as protocol
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
 from trollmoves.movers.ssh.connection import SshMover, close_after

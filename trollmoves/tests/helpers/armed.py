@@ -104,9 +104,11 @@ PLACES: Mapping[str, Sequence[Place]] = {
     "published": [_end("provider.announcer:Announcer.announce", _is_true)],
     "request-received": [_begin("provider.pushes:PushService.accept")],
     "push-stored": [_begin(_SUBMIT, _has_kind("push"))],
-    "sending": [
+    "sending": [  # an upload to S3 reads ahead, so it counts by part
         _begin("movers.file:_copy"),
-        _begin("movers.base:_Reader.read", lambda *_: "trollmoves.movers.s3" not in sys.modules),  # it reads ahead
+        _begin(
+            "movers.source_file:_Reader.read", lambda *_: "trollmoves.movers.s3" not in sys.modules
+        ),  # it reads ahead
         _begin("fetching.fetch:_Partial.write"),
         Place("botocore.client:BaseClient._make_api_call", True, lambda arguments, _: arguments[1] == "UploadPart"),
     ],
