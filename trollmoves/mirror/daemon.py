@@ -24,8 +24,9 @@ from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.request_handler import RequestHandler
 from trollmoves.receiver.announcements import AnnouncementReceiver
 from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.fetch_attempt import FetchAttempt, NotDelivered
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key
-from trollmoves.receiver.fetcher import FetchAttempt, Fetcher, NotDelivered
+from trollmoves.receiver.fetcher import Fetcher
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
 

@@ -17,8 +17,9 @@ from trollmoves.messaging.replier import Replier, Request
 from trollmoves.net import hosts
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.file_store import FileStore
+from trollmoves.provider.push_replies import rejecting
 from trollmoves.provider.push_request import requested_files
-from trollmoves.provider.pushes import PushService, rejecting
+from trollmoves.provider.pushes import PushService
 from trollmoves.provider.removals import Removals
 from trollmoves.scheduler.scheduler import Scheduler
 
