@@ -146,12 +146,16 @@ def test_workers_are_started_for_work(runtime: House) -> None:
     for n, expected in enumerate((1, 2, 3, 3, 3)):
         assert f" {min(n, 3)} workers" in repr(workers)
         runtime.note(workers, task(f"lane{n} 0", f"lane{n}"))
-        until(lambda expected=expected: f" {expected} workers" in repr(workers), SOON)
+        _wait_for_workers(workers, expected)
     assert len(gauge.begun) <= 3
     for gate in gates:
         gate.set()
     until(lambda: all(runtime.state(f"lane{n} 0") == DONE for n in range(5)), SOON)
     assert " 3 workers" in repr(workers)
+
+
+def _wait_for_workers(workers: Scheduler, count: int) -> None:
+    until(lambda: f" {count} workers" in repr(workers), SOON)
 
 
 def test_stored_tasks_run(runtime: House) -> None:
