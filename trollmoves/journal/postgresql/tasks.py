@@ -182,7 +182,7 @@ class PostgresTasks:
         added = []
         for task in tasks:
             is_new = first[_identity(task)] is task and _identity(task) in inserted
-            added.append((task, True) if is_new else self._existing(db, task, fresh))
+            added.append((task, True) if is_new else self._existing(db, task, now, fresh))
         return added
 
     def _row(self, identity: tuple[str, str, str], task: Task, now: float, born_held: bool) -> dict[str, Any]:
@@ -200,9 +200,12 @@ class PostgresTasks:
             "held": born_held,
         }
 
-    def _existing(self, db: Connection, task: Task, fresh: Collection[int]) -> tuple[Task, bool]:
+    def _existing(self, db: Connection, task: Task, now: float, fresh: set[int]) -> tuple[Task, bool]:
         """Return the stored task of the same key; True if an attempt with an unknown result stored it."""
-        stored = self.task_of(db.execute(SELECT_KEY.encode(), _key_values(*_identity(task))).fetchone())
+        row = db.execute(SELECT_KEY.encode(), _key_values(*_identity(task))).fetchone()
+        if row is None:  # pruned since the insertion
+            return self._add(db, [task], now, fresh)[0]
+        stored = self.task_of(row)
         doubtful = stored.created in self._database.doubtful and stored.held and stored.state == WAITING
         if doubtful and stored.id not in fresh:
             task.id, task.created, task.due = stored.id, stored.created, stored.due
