@@ -134,13 +134,15 @@ class PostgresDatabase:
     def _repeat(self, work: Callable[[Connection], T], participle: str, now: float = 0.0) -> T:
         deadline = time.monotonic() + REPEAT_SECONDS
         while True:
+            sent = False
             try:
                 with self._connection() as db:
+                    sent = True
                     return work(db)
             except _DEADLOCKS as error:
                 self._give_up(error, participle, deadline)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if now and now not in self.doubtful:
+                if now and sent and now not in self.doubtful:
                     self.doubtful.append(now)
                 self._give_up(error, participle, deadline)
             except (psycopg.Error, UnicodeError) as error:
