@@ -100,9 +100,9 @@ class SftpProtocol:
         return parse_attributes(data) if kind == ATTRIBUTES else MISSING
 
     def _handshake(self) -> dict[bytes, bytes]:
-        with translate_ssh_errors():
-            self._channel.sendall(struct.pack(">IBI", 5, INIT, 3))
         try:
+            with translate_ssh_errors():
+                self._channel.sendall(struct.pack(">IBI", 5, INIT, 3))
             kind, data = self._packet()
         except (ConnectionError, TimeoutError) as error:
             raise self._not_started(error) from error
@@ -125,8 +125,11 @@ class SftpProtocol:
                 f"the server printed {printed!r} before SFTP started; its login shell and its SFTP subsystem "
                 "must print nothing"
             )
-        if self._channel.exit_status_ready():
-            return ConnectionFailed(f"the SFTP subsystem of the server ended with {self._channel.recv_exit_status()}")
+        if isinstance(error, ConnectionError):
+            # Servers send the exit status after the end of the output. paramiko sets the event also without a status.
+            self._channel.status_event.wait(self._channel.gettimeout())
+            if self._channel.exit_status >= 0:
+                return ConnectionFailed(f"the SFTP subsystem of the server ended with {self._channel.exit_status}")
         return error
 
     def _packet(self) -> tuple[int, bytes]:

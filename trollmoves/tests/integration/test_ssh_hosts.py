@@ -155,14 +155,16 @@ NOISE = "echo 'Welcome to the archive'"
         ("printf Hi; exec sleep 100", "printed 'Hi' before SFTP started"),
         ("exec yes", "printed 'y"),
         ("exit 7", "ended with 7"),
+        ("exec >&-; sleep 0.5; exit 7", "ended with 7"),
+        ("kill -9 $$", "the server closed the channel"),
     ],
-    ids=["banner", "prompt", "endless", "exit"],
+    ids=["banner", "prompt", "endless", "exit", "late exit", "killed"],
 )
 def test_subsystem_that_prints(script: str, text: str, tmp_path: Path) -> None:
     """An SFTP subsystem that prints a text fails at the login, and the error quotes the text."""
     with printing(tmp_path, script, subsystem=True) as host:
         with pytest.raises(ConnectionFailed, match=text) as caught:
-            host.deliver(b"content", connection_timeout=2, num_ssh_retries=1)
+            host.deliver(b"content", connection_timeout=2 if "sleep 100" in script else 20, num_ssh_retries=1)
         assert len(str(caught.value)) < 1000
 
 
