@@ -19,7 +19,7 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TransferError,
 )
-from trollmoves.movers.base import SourceFile
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.movers.ssh.channel import Channel
 from trollmoves.movers.ssh.connection import MAX_QUOTED, translate_ssh_errors
 

@@ -35,7 +35,7 @@ from trollmoves.movers.ssh.socket import BufferedSocket
 PROGRAM = "ssh"
 MAX_LOG = 1 << 16  # bytes of the messages of one process, the size of a pipe; later messages are lost
 EXIT_TIMEOUT = 5.0  # seconds to wait for a process that was killed, or has closed its output
-FAILED = 255  # exit code of ssh after an error of its own
+FAILED = 255  # exit code of ssh for its errors
 _ALGORITHMS = {
     "kex": "KexAlgorithms",
     "keys": "HostKeyAlgorithms",
