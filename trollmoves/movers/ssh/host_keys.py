@@ -7,6 +7,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import paramiko
 
@@ -57,15 +58,16 @@ class HostKeyPolicy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
         """Raise ``UnknownHostKey`` with the fingerprint and the remedy if the key is not accepted."""
         if fingerprint in self.accepted:
             return
-        described = f"{hostname} presents a {kind} key ({fingerprint})"
+        described = f"a {kind} key ({fingerprint})"
         if fingerprint in self._revoked:
             raise UnknownHostKey(
-                f"{described} that {self._revoked[fingerprint]} marks as revoked; the host needs a new key"
+                f"{hostname} presents {described} that {self._revoked[fingerprint]} marks as revoked; "
+                "the host needs a new key"
             )
-        raise UnknownHostKey(f"{described}{self.reason()}")
+        self.reject(hostname, described)
 
-    def reason(self) -> str:
-        """Return the reason why a key is not accepted, and the remedy."""
+    def reject(self, hostname: str, described: str) -> NoReturn:
+        """Raise ``UnknownHostKey`` for a key that is neither accepted nor revoked."""
         raise NotImplementedError
 
 
@@ -82,24 +84,29 @@ class KnownHostKeys(HostKeyPolicy):
         self._authorities = [line.place for line in (*lines, *plain) if line.marker == CERTIFICATE_AUTHORITY]
         self.kinds = frozenset(line.kind for line in known)
 
-    def reason(self) -> str:
-        """Return how known_hosts differs, and the command that adds the key."""
+    def reject(self, hostname: str, described: str) -> NoReturn:
+        """Raise ``UnknownHostKey`` with the difference to known_hosts, and the command that adds the key."""
         verify = "compare the fingerprint with the one that the administrator of the host reports; if they are equal,"
         if self._lines:
             places = ", ".join(line.place for line in self._lines[:3])
-            return f", another key than {places}; {verify} remove the old line and run: {self._scan}"
+            raise UnknownHostKey(
+                f"{hostname} presents {described}, another key than {places}; {verify} "
+                f"remove the old line and run: {self._scan}"
+            )
         ignored = "".join(
             f" (the certificate authority in {place} is not supported)" for place in self._authorities[:1]
         )
-        return f" that is not in {self._file}{ignored}; {verify} run: {self._scan}"
+        raise UnknownHostKey(
+            f"{hostname} presents {described} that is not in {self._file}{ignored}; {verify} run: {self._scan}"
+        )
 
 
 class PinnedHostKeys(HostKeyPolicy):
     """Accepts certain keys only."""
 
-    def reason(self) -> str:
-        """Return that the fingerprint is not pinned."""
-        return " that is not in ssh_host_key"
+    def reject(self, hostname: str, described: str) -> NoReturn:
+        """Raise ``UnknownHostKey``: the fingerprint is not pinned."""
+        raise UnknownHostKey(f"{hostname} presents {described} that is not in ssh_host_key")
 
 
 def _fingerprint(blob: bytes) -> str:
