@@ -16,6 +16,7 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -463,6 +464,7 @@ class Mover(ABC):
             sent = True
             if path != final:
                 failpoints.hit("sent")
+                self._check_lease()
                 backend.replace(path, final)
         except BaseException as error:
             if path != final or (backend.partials and source.position):  # else the earlier file of this name is intact
@@ -477,6 +479,10 @@ class Mover(ABC):
                     hidden = naming is Naming.HIDDEN
                     raise _Rejected(Limitation.NO_HIDDEN_NAMES if hidden else Limitation.NO_PARTIALS) from error
             raise
+
+    def _check_lease(self) -> None:
+        if self.partial_id:
+            self.partial_id.check_lease(self)
 
     def _is_lasting(self, backend: Backend, partial: str, final: str) -> bool:
         """Return True if a rejected rename concerns further files, too; warn about a partial that is left."""
@@ -497,6 +503,9 @@ class Mover(ABC):
 
         if self.partial_id is None:
             return named()
+        for token in self.partial_id.earlier:
+            with suppress(PermissionError):
+                backend.remove(named(token))
         partial = named(self.partial_id.token)
         if self.partial_id.may_exist:
             try:
@@ -533,6 +542,7 @@ class Mover(ABC):
         return path
 
     def _send(self, backend: Backend, source: SourceFile, path: str) -> None:
+        self._check_lease()  # here, too: the path may be the final one
         try:
             backend.send(source, path)
         except FileNotFoundError:
