@@ -40,13 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _describe(daemon: DaemonFiles, backup: str | None) -> tuple[dict[str, Any], list[str]]:
     options = daemon.configuration.process if daemon.configuration else ProcessOptions()
-    with open_reader(daemon.journal) as reader:
+    with open_reader(daemon.where) as reader:
         facts, now = reader.facts(), reader.now()
         prunable = reader.count_prunable(now - options.keep_finished * DAY, now - options.keep_announcements * DAY)
         if backup:
             reader.back_up(backup)
         identity = reader.meta.get("identity", "")
-    pid = running_pid(daemon.journal)
+    pid = running_pid(daemon.where)
     tasks, announced = sum(facts.tasks.values()), sum(facts.announcements.values())
     rows = f"{counted(tasks, 'task')}, {counted(announced, 'announcement')}"
     verdict = f"{daemon.name}: {size(facts.size + facts.wal_size)}, {rows}"

@@ -94,6 +94,17 @@ class FinishedRow(NamedTuple):
     appeared: float
 
 
+class MemberRow(NamedTuple):
+    """A member of a fleet: ``renewed`` is how many seconds ago it renewed its lease."""
+
+    life: str
+    name: str
+    version: str
+    renewed: float
+    leases: list[str]
+    held: int  # tasks
+
+
 @dataclass(frozen=True)
 class JournalFacts:
     """The contents of a journal: bytes, pages, and rows by table, or by chain, kind and state."""

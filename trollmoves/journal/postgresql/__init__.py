@@ -14,14 +14,15 @@ from trollmoves.journal.clock import boot_time
 from trollmoves.journal.postgresql.announcements import PostgresAnnouncements
 from trollmoves.journal.postgresql.database import PostgresDatabase
 from trollmoves.journal.postgresql.location import parse_location
-from trollmoves.journal.postgresql.members import Membership, MemberRow
+from trollmoves.journal.postgresql.members import Membership
 from trollmoves.journal.postgresql.orders import PostgresOrders
 from trollmoves.journal.postgresql.pruning import PostgresPruning
 from trollmoves.journal.postgresql.secrets import LoginCipher
 from trollmoves.journal.postgresql.sources import PostgresSources
 from trollmoves.journal.postgresql.statistics import PostgresStatistics
+from trollmoves.journal.views import MemberRow
 
-__all__ = ["MemberRow", "Membership", "PostgresJournal"]
+__all__ = ["PostgresJournal"]
 
 CLOCK_INTERVAL = 60.0  # s between two comparisons with the clock of the engine
 
@@ -68,6 +69,12 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, Po
 
     def still(self) -> bool:
         return self._membership.still()
+
+    def take(self, what: str) -> bool:
+        return self._membership.take(what)
+
+    def members(self) -> list[MemberRow]:
+        return self._membership.members()
 
     def record_owner(self, role: str, config_file: str) -> None:
         for key, value in (("role", role), ("config", os.path.abspath(config_file))):

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 
@@ -22,6 +22,7 @@ from trollmoves import __version__
 from trollmoves.errors import JournalError
 from trollmoves.journal.clock import boot_time
 from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
+from trollmoves.journal.views import MemberRow
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +35,6 @@ TRIED = (
     "CASE WHEN holder = ANY(tried_by) OR holder IS NULL THEN tried_by "
     f"ELSE (tried_by || holder)[greatest(cardinality(tried_by) - {MAX_TRIED - 2}, 1):] END"
 )
-
-
-class MemberRow(NamedTuple):
-    """A member, for people: ``renewed`` is how many seconds ago it renewed its lease."""
-
-    life: str
-    name: str
-    version: str
-    renewed: float
-    leases: list[str]
-    held: int  # tasks
 
 
 class Membership:

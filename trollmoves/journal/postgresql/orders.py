@@ -151,8 +151,13 @@ class PostgresOrders(PostgresTasks):
                 ids.append(new.id)
                 continue
             values = {
-                **{"lane": to_sqlite_text(task.lane), "rank": task.rank, "now": now, "id": task.id},
-                **{"number": task.announcement_number, "body": self._stored_text(task.body), "me": self._membership.id},
+                "lane": to_sqlite_text(task.lane),
+                "rank": task.rank,
+                "now": now,
+                "id": task.id,
+                "number": task.announcement_number,
+                "body": self._stored_text(task.body),
+                "me": self._membership.id,
             }
             db.execute(_RESTART.encode(), values)
             ids.append(task.id)

@@ -244,8 +244,15 @@ class PostgresTasks:
         t.lane = to_sqlite_text(t.lane)
         t.held = True
         values = {
-            **{"body": self._stored_text(t.body), "lane": t.lane, "rank": t.rank, "due": t.due, "state": t.state},
-            **{"tries": t.tries, "created": t.created, "id": t.id, "me": self._membership.id},
+            "body": self._stored_text(t.body),
+            "lane": t.lane,
+            "rank": t.rank,
+            "due": t.due,
+            "state": t.state,
+            "tries": t.tries,
+            "created": t.created,
+            "id": t.id,
+            "me": self._membership.id,
         }
         return db.execute(_RESET.encode(), values).rowcount == 1
 
@@ -416,9 +423,16 @@ class PostgresTasks:
             failure = change.failure
             error = to_sqlite_text(change.error[:MAX_ERROR]) if failure and change.error else None
             values = {
-                **{"chain": chain, "lane": to_sqlite_text(lane), "done": change.done, "now": now, "failure": failure},
-                **{"bytes": min(change.size, MAX_SIZE), "last_id": change.last_id, "error": error},
-                **{"last_done": now if change.done else None, "failing_since": now if failure else None},
+                "chain": chain,
+                "lane": to_sqlite_text(lane),
+                "done": change.done,
+                "now": now,
+                "failure": failure,
+                "bytes": min(change.size, MAX_SIZE),
+                "last_id": change.last_id,
+                "error": error,
+                "last_done": now if change.done else None,
+                "failing_since": now if failure else None,
             }
             db.execute(_STORE_LANE.encode(), values)
 

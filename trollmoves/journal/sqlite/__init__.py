@@ -29,3 +29,6 @@ __all__ = [
 
 class SqliteJournal(TaskTable, AnnouncementTable, SourceTable, OrderTable, Statistics, Pruning):
     """An open journal. It owns its file until ``close``."""
+
+    def open_reader(self) -> SqliteReader:
+        return SqliteReader(self.path)
