@@ -138,6 +138,10 @@ def open_journal(
 
 def open_reader(where: str) -> JournalReader:
     """Open a journal for reading; JournalError if it does not exist, or was written by another version."""
+    if where.startswith(POSTGRESQL):
+        from trollmoves.journal.postgresql import PostgresReader
+
+        return PostgresReader(where)
     return sqlite.SqliteReader(where)
 
 

@@ -17,12 +17,13 @@ from trollmoves.journal.postgresql.location import parse_location
 from trollmoves.journal.postgresql.members import Membership
 from trollmoves.journal.postgresql.orders import PostgresOrders
 from trollmoves.journal.postgresql.pruning import PostgresPruning
+from trollmoves.journal.postgresql.reader import PostgresReader
 from trollmoves.journal.postgresql.secrets import LoginCipher
 from trollmoves.journal.postgresql.sources import PostgresSources
 from trollmoves.journal.postgresql.statistics import PostgresStatistics
 from trollmoves.journal.views import MemberRow
 
-__all__ = ["PostgresJournal"]
+__all__ = ["PostgresJournal", "PostgresReader"]
 
 CLOCK_INTERVAL = 60.0  # s between two comparisons with the clock of the engine
 
@@ -55,7 +56,7 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, Po
             database.close_connections()
             raise
         super().__init__(database, membership, cipher)
-        self.membership = membership
+        self._url = url
         self.path = database.path
         self.identity = database.identity
         self.life = membership.life
@@ -69,6 +70,9 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, Po
 
     def still(self) -> bool:
         return self._membership.still()
+
+    def open_reader(self) -> PostgresReader:
+        return PostgresReader(self._url)
 
     def take(self, what: str) -> bool:
         return self._membership.take(what)

@@ -98,7 +98,8 @@ class PostgresAnnouncements:
         while low < high:  # binary search: many announcements may be newer
             middle = (low + high + 1) // 2
             rows = read(
-                "SELECT number, created FROM announcements WHERE chain = %s AND number <= %s ORDER BY number DESC LIMIT 1",
+                "SELECT number, created FROM announcements WHERE chain = %s AND number <= %s "
+                "ORDER BY number DESC LIMIT 1",
                 (chain, middle),
             )
             if not rows or rows[0][1] >= created:
@@ -123,8 +124,10 @@ class PostgresAnnouncements:
         while after < last and len(found) < limit:  # in batches: nearly all may have been delivered
             rows = self._database.stream(
                 f"SELECT {_COLUMNS} FROM announcements a WHERE chain = %s AND number > %s AND number <= %s "
-                "AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.announcement_number = a.number AND t.chain = a.chain "
-                "AND t.kind = ANY(%s::text[]) AND t.state = 1) ORDER BY number LIMIT %s",
+                # By OFFSET 0 the planner cannot read all tasks of the chain instead, as it does without statistics.
+                "AND NOT EXISTS (SELECT 1 FROM (SELECT kind, state FROM tasks WHERE announcement_number = a.number "
+                "AND tasks.chain = a.chain OFFSET 0) t WHERE t.kind = ANY(%s::text[]) AND t.state = 1) "
+                "ORDER BY number LIMIT %s",
                 (chain, after, after + SCAN_BATCH, list(kinds), limit - len(found)),
                 _length_limit(MAX_PAGE_LENGTH - length),
             )
@@ -137,7 +140,7 @@ class PostgresAnnouncements:
 
 
 def _appended_at(db: Connection, chain: str, last: int, times: Sequence[float]) -> list[AnnouncementRecord]:
-    """Return the announcements that failed calls of these times have stored nevertheless: they are not published yet."""
+    """Return the announcements that failed calls of these times have stored: they are not published yet."""
     if not times:
         return []
     rows = db.execute(

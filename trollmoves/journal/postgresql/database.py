@@ -21,7 +21,7 @@ from psycopg import errors, sql
 from trollmoves.errors import JournalError, JournalFull, JournalUnusable, UnsupportedValue
 from trollmoves.journal.clock import boot_time
 from trollmoves.journal.postgresql.location import Location
-from trollmoves.journal.postgresql.schema import prepare_schema
+from trollmoves.journal.postgresql.schema import layout_of, prepare_schema
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,10 @@ _REJECTED = (
 class PostgresDatabase:
     """The connections of a process to one journal. Any thread."""
 
-    def __init__(self, location: Location, synchronous_commit: str = "") -> None:
-        """Connect, and create or migrate the tables. ``synchronous_commit``: as in PostgreSQL, empty for its setting.
+    def __init__(self, location: Location, synchronous_commit: str = "", *, creates: bool = True) -> None:
+        """Connect, and create or migrate the tables, unless ``creates`` is False.
+
+        ``synchronous_commit``: as in PostgreSQL, empty for its setting.
 
         Raises:
             JournalUnusable: the engine rejects the login, or the tables are those of another version.
@@ -59,6 +61,7 @@ class PostgresDatabase:
         """
         self.location = location
         self.path = location.path
+        self._creates = creates
         self._synchronous_commit = synchronous_commit
         self._idle: deque[Connection] = deque()
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
@@ -108,6 +111,10 @@ class PostgresDatabase:
     def read(self, statement: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """Return the rows of a query."""
         return self._repeat(lambda db: db.execute(statement.encode(), parameters).fetchall(), "read")
+
+    def fetch(self, statement: str, parameters: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
+        """Execute a statement that changes rows, and return the rows that it returns."""
+        return self._repeat(lambda db: db.execute(statement.encode(), parameters).fetchall(), "written")
 
     def stream(self, statement: str, parameters: Sequence[Any], enough: Callable[[Any], bool]) -> list[Any]:
         """Return the rows of a query, through the first one for which ``enough`` returns True."""
@@ -183,7 +190,7 @@ class PostgresDatabase:
     def connect(self) -> Connection:
         """Open a connection that is not in the pool; raises as psycopg."""
         try:
-            db = psycopg.connect(**self.location.parameters, autocommit=True)  # type: ignore[arg-type]
+            db = psycopg.connect(**self.location.parameters, autocommit=True)
         except psycopg.OperationalError as error:
             if any(text in str(error) for text in _REJECTED):
                 raise JournalUnusable(f"the journal {self.path} rejects this host: {_first_line(error)}") from None
@@ -198,13 +205,18 @@ class PostgresDatabase:
     def _set_up(self, db: Connection) -> None:
         db.execute(
             sql.SQL(
-                "SET search_path TO {}; SET enable_seqscan TO off; SET statement_timeout TO {}; SET lock_timeout TO {}; "
-                "SET idle_in_transaction_session_timeout TO {}; SET client_encoding TO 'UTF8'"
+                "SET search_path TO {}; SET enable_seqscan TO off; SET statement_timeout TO {}; "
+                "SET lock_timeout TO {}; SET idle_in_transaction_session_timeout TO {}; SET client_encoding TO 'UTF8'"
             ).format(sql.Identifier(self.location.schema), *(sql.Literal(f"{n}s") for n in (STATEMENT_TIMEOUT, 10, 30)))
         )
         if self._synchronous_commit:
             db.execute(sql.SQL("SET synchronous_commit TO {}").format(sql.Literal(self._synchronous_commit)))
-        prepare_schema(db, self.location.schema)
+        if self._creates:
+            prepare_schema(db, self.location.schema)
+        elif not layout_of(db, self.location.schema):
+            raise JournalError(
+                f"the journal {self.path} does not exist: its daemon has not run yet, or uses another one"
+            )
         self._measure_clock(db)
         self._check_timeline(db)
 
@@ -231,6 +243,15 @@ class PostgresDatabase:
                 logger.warning(
                     "the journal %s is on a new primary: the numbers of all logs continue after a gap", self.path
                 )
+
+    def size(self) -> int:
+        """Return the bytes of all tables and indexes."""
+        ((size,),) = self.read(
+            "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relkind = 'r'",
+            (self.location.schema,),
+        )
+        return int(size)
 
     def close_connections(self) -> None:
         """Close all connections; later calls raise JournalError."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from psycopg import ProgrammingError
@@ -13,6 +15,7 @@ from trollmoves.errors import JournalUnusable
 
 DEFAULT_SCHEMA = "trollmoves"
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_SHOWN = ("host", "port", "target_session_attrs")
 _DEFAULTS = {
     "connect_timeout": 2,  # s for each host
     "tcp_user_timeout": 5000,  # ms without an acknowledgement, after which a connection is lost
@@ -28,7 +31,7 @@ class Location:
     Only ``parameters`` may contain a password.
     """
 
-    parameters: dict[str, str | int | None]
+    parameters: dict[str, Any]
     schema: str
     key_file: str
     path: str
@@ -55,10 +58,16 @@ def parse_location(url: str) -> Location:
         given = conninfo_to_dict(f"{base}?{urlencode(rest)}" if rest else base)
     except ProgrammingError:
         raise JournalUnusable(
-            "the URL of the journal is invalid: it must be postgresql://USER@HOST/DATABASE, with quoted special characters"
+            "the URL of the journal is invalid: it must be postgresql://USER@HOST/DATABASE, special characters quoted"
         ) from None
-    host, port = str(given.get("host") or ""), str(given.get("port") or "")
+    path = _without_secrets(given, own["schema"])
+    parameters: dict[str, Any] = {**_DEFAULTS, **given}
+    return Location(parameters, own["schema"], own["key_file"], path)
+
+
+def _without_secrets(given: Mapping[str, Any], schema: str) -> str:
+    """Return a URL for people, which also works where no password is needed."""
     user = f"{given['user']}@" if given.get("user") else ""
-    where = host if not port or "," in port else f"{host}:{port}"
-    path = f"postgresql://{user}{where}/{given.get('dbname') or ''}?schema={own['schema']}"
-    return Location({**_DEFAULTS, **given}, own["schema"], own["key_file"], path)
+    shown = {name: str(given[name]) for name in _SHOWN if given.get(name)}
+    query = urlencode({**shown, "schema": schema}, safe="/,:")
+    return f"postgresql://{user}/{given.get('dbname') or ''}?{query}"

@@ -69,8 +69,8 @@ class Membership:
 
     def _register(self, db: Connection) -> Any:
         row = db.execute(
-            f"INSERT INTO members (name, process, version, started, renewed, lease_until) SELECT %s, %s, %s, t, t, t + %s "
-            f"FROM (SELECT {_CLOCK} AS t) clock RETURNING id",
+            "INSERT INTO members (name, process, version, started, renewed, lease_until) "
+            f"SELECT %s, %s, %s, t, t, t + %s FROM (SELECT {_CLOCK} AS t) clock RETURNING id",
             (self.name, self._process, __version__, LEASE),
         ).fetchone()
         assert row is not None  # noqa: S101
@@ -149,13 +149,7 @@ class Membership:
 
     def members(self) -> list[MemberRow]:
         """Return the present members, oldest first."""
-        rows = self._database.read(
-            f"SELECT id::text, name, version, {_CLOCK} - renewed, "
-            "ARRAY(SELECT what FROM leases WHERE member = members.id ORDER BY what), "
-            "(SELECT count(*) FROM tasks WHERE holder = members.id AND state = 0) "
-            "FROM members WHERE NOT gone ORDER BY id"
-        )
-        return [MemberRow(*row) for row in rows]
+        return members_of(self._database)
 
     # -- burials
 
@@ -165,8 +159,9 @@ class Membership:
             return
         with db.transaction():
             rows = db.execute(
-                f"SELECT id, name, {_CLOCK} - renewed FROM members WHERE NOT gone AND lease_until < {_CLOCK} AND id <> %s "
-                f"AND extract(epoch FROM pg_postmaster_start_time()) + %s < {_CLOCK} ORDER BY id FOR UPDATE SKIP LOCKED",
+                f"SELECT id, name, {_CLOCK} - renewed FROM members WHERE NOT gone AND lease_until < {_CLOCK} "
+                f"AND id <> %s AND extract(epoch FROM pg_postmaster_start_time()) + %s < {_CLOCK} "
+                "ORDER BY id FOR UPDATE SKIP LOCKED",
                 (self.id, LEASE),
             ).fetchall()
             freed = _bury(db, [id_ for id_, _, _ in rows], killed=True)
@@ -202,6 +197,17 @@ class Membership:
                 ).fetchall()
             ]
         )
+
+
+def members_of(database: PostgresDatabase) -> list[MemberRow]:
+    """Return the present members, oldest first."""
+    rows = database.read(
+        f"SELECT id::text, name, version, {_CLOCK} - renewed, "
+        "ARRAY(SELECT what FROM leases WHERE member = members.id ORDER BY what), "
+        "(SELECT count(*) FROM tasks WHERE holder = members.id AND state = 0) "
+        "FROM members WHERE NOT gone ORDER BY id"
+    )
+    return [MemberRow(*row) for row in rows]
 
 
 def _bury(db: Connection, ids: list[int], *, killed: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from trollmoves.journal.postgresql.database import Connection
@@ -129,14 +130,14 @@ class PostgresOrders(PostgresTasks):
     def restart(self, tasks: Sequence[Task]) -> list[Task]:
         for batch in _batches(tasks):
             now = self.now()
-            restarted = self._database.run(lambda db, batch=batch, now=now: self._restart(db, batch, now), now)
+            restarted = self._database.run(partial(self._restart, batch=batch, now=now), now)
             for task, id_ in zip(batch, restarted, strict=True):
                 task.state, task.tries, task.due, task.created = WAITING, 0, now, now
                 task.reply, task.finished, task.lane = None, None, to_sqlite_text(task.lane)
                 task.id, task.held = id_ or task.id, False
         return list(tasks)
 
-    def _restart(self, db: Connection, batch: Sequence[Task], now: float) -> list[int]:
+    def _restart(self, db: Connection, *, batch: Sequence[Task], now: float) -> list[int]:
         """Store a batch of restarted tasks in a transaction; return their ids."""
         ids = []
         for task in batch:
@@ -170,10 +171,10 @@ class PostgresOrders(PostgresTasks):
         self._update(tasks, f"state = {DROPPED}, finished = %s WHERE id = ANY(%s::bigint[]) AND state IN (0, 2)")
 
     def _update(self, tasks: Sequence[Task], change: str) -> None:
-        statement = f"UPDATE tasks SET {change} AND (holder IS NULL OR holder = %s)".encode()
+        statement = f"UPDATE tasks SET {change} AND (holder IS NULL OR holder = %s) RETURNING id"
         for batch in _batches(tasks):
             values = (self.now(), [task.id for task in batch], self._membership.id)
-            self._database.run_statement(lambda db, values=values: db.execute(statement, values))
+            self._database.fetch(statement, values)
 
 
 def _file_condition(file: str) -> tuple[str, list[Any]]:

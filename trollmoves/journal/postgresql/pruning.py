@@ -79,8 +79,8 @@ class PostgresPruning(PostgresTasks):
                 changes.append({"id": task.id, "body": self._stored_text(body)})
         if changes:
             db.execute(
-                "UPDATE tasks t SET body = c.body, reply = NULL FROM json_to_recordset(%s::json) AS c (id bigint, body text) "
-                "WHERE t.id = c.id",
+                "UPDATE tasks t SET body = c.body, reply = NULL "
+                "FROM json_to_recordset(%s::json) AS c (id bigint, body text) WHERE t.id = c.id",
                 (Json(sorted(changes, key=lambda change: int(str(change["id"])))),),
             )
 
@@ -100,7 +100,7 @@ class PostgresPruning(PostgresTasks):
     def _drop_finished(db: Connection, before: float) -> int:
         rows = db.execute(
             "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE state <> 0 AND finished <= %s "
-            f"AND id < (SELECT max(id) FROM tasks) ORDER BY finished LIMIT {BATCH_SIZE} FOR UPDATE SKIP LOCKED) "
+            f"ORDER BY finished LIMIT {BATCH_SIZE} FOR UPDATE SKIP LOCKED) "
             "RETURNING finished",
             (before,),
         ).fetchall()

@@ -53,7 +53,7 @@ CREATE TABLE tasks (
 CREATE UNIQUE INDEX tasks_key ON tasks (chain, kind, {ident("key")});
 CREATE INDEX tasks_waiting ON tasks (chain, lane, rank, due, id) WHERE state = 0;
 CREATE INDEX tasks_held ON tasks (holder) WHERE holder IS NOT NULL AND state = 0;
-CREATE INDEX tasks_announcement ON tasks (announcement_number, chain) WHERE announcement_number IS NOT NULL;
+CREATE INDEX tasks_announcement ON tasks (announcement_number, chain, kind) WHERE announcement_number IS NOT NULL;
 CREATE INDEX tasks_finished ON tasks (finished, id) WHERE state <> 0;
 CREATE INDEX tasks_failed ON tasks (chain, kind) WHERE state = 2;
 CREATE INDEX tasks_failure ON tasks (chain, lane, failure, id) WHERE failure IS NOT NULL;
@@ -110,7 +110,8 @@ def layout_of(db: psycopg.Connection, schema: str) -> int:
     row = db.execute("SELECT to_regclass(%s)", (f'"{schema}".meta',)).fetchone()
     if row is None or row[0] is None:
         return 0
-    meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('layout', 'least')").fetchall())
+    rows = db.execute("SELECT key, value FROM meta WHERE key IN ('layout', 'least')").fetchall()
+    meta: dict[str, str] = dict(rows)
     if int(meta.get("least", 1)) > LAYOUT:
         raise JournalUnusable(
             f"the schema {schema} needs a later version of trollmoves (layout {meta['least']}, this one has {LAYOUT}): "

@@ -46,6 +46,11 @@ class LoginCipher:
             return "://"
 
 
+def without_encrypted(text: str) -> str:
+    """Return a text without its encrypted logins, for people."""
+    return _ENCRYPTED.sub("://***@", text)
+
+
 def _read_key(path: str) -> bytes:
     try:
         with open(path, "rb") as file:

@@ -44,8 +44,9 @@ class PostgresStatistics:
             )
         else:
             rows = self._database.read(
-                "SELECT finished FROM (SELECT chain, kind, finished, state FROM tasks WHERE state <> 0 AND finished > %s "
-                "ORDER BY finished DESC LIMIT %s) recent WHERE state = 1 AND chain = %s AND kind = %s LIMIT 1",
+                "SELECT finished FROM (SELECT chain, kind, finished, state FROM tasks "
+                "WHERE state <> 0 AND finished > %s ORDER BY finished DESC LIMIT %s) recent "
+                "WHERE state = 1 AND chain = %s AND kind = %s LIMIT 1",
                 (since, MAX_SCANNED, chain, kind),
             )
         return float(rows[0][0]) if rows else 0.0
@@ -62,9 +63,4 @@ class PostgresStatistics:
         return {(chain, kind, state): count for chain, kind, state, count in (*tasks, *announced)}
 
     def size(self) -> int:
-        ((size,),) = self._database.read(
-            "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c "
-            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relkind = 'r'",
-            (self._database.location.schema,),
-        )
-        return int(size)
+        return self._database.size()

@@ -61,12 +61,14 @@ _OURS = "(holder IS NULL OR holder = %(me)s)"
 _PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
 
 _INSERT = (
-    "INSERT INTO tasks (chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, body, "
-    "failure, holder) "
-    "SELECT chain, kind, key, lane, rank, due, state, 0, %(now)s, CASE WHEN state <> 0 THEN %(now)s END, number, body, "
-    "CASE WHEN state = 2 THEN 'failed' END, CASE WHEN state = 0 AND held THEN %(me)s::bigint END "
-    "FROM json_to_recordset(%(rows)s::json) AS r (position int, chain text, kind text, key text, lane text, rank smallint, "
-    "due float8, state smallint, number bigint, body text, held bool) ORDER BY position "
+    "INSERT INTO tasks (id, chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, "
+    "body, failure, holder) "
+    "SELECT id, chain, kind, key, lane, rank, due, state, 0, %(now)s, CASE WHEN state <> 0 THEN %(now)s END, number, "
+    "body, CASE WHEN state = 2 THEN 'failed' END, CASE WHEN state = 0 AND held THEN %(me)s::bigint END "
+    # Ids in the order given, rows in the order of their keys.
+    "FROM (SELECT nextval('tasks_id_seq') AS id, g.* FROM (SELECT * FROM json_to_recordset(%(rows)s::json) AS r "
+    "(position int, place int, chain text, kind text, key text, lane text, rank smallint, due float8, state smallint, "
+    "number bigint, body text, held bool) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
     f"ON CONFLICT (chain, kind, {ident('key')}) DO NOTHING RETURNING id, chain, kind, key"
 )
 _FINISH = (
@@ -79,8 +81,8 @@ _FINISH = (
     f"WHERE t.id = o.id AND {_OURS} AND {_PRESENT} RETURNING t.id"
 )
 _CLAIM = (
-    "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s AND state = 0 "
-    f"AND due <= %(now)s AND {_OURS} AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
+    "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
+    f"AND state = 0 AND due <= %(now)s AND {_OURS} AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
     f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
     f"RETURNING {COLUMNS_OF_T}"
 )
@@ -161,8 +163,8 @@ class PostgresTasks:
         for task in tasks:
             first.setdefault(_identity(task), task)
         rows = [
-            self._row(position, identity, task, now, born_held)
-            for position, (identity, task) in enumerate(sorted(first.items(), key=lambda item: item[0]))
+            {"position": position, "place": place, **self._row(identity, first[identity], now, born_held)}
+            for place, (identity, position) in enumerate(sorted(zip(first, range(len(first)), strict=True)))
         ]
         inserted = {
             (chain, kind, key): id_
@@ -183,12 +185,9 @@ class PostgresTasks:
             added.append((task, True) if is_new else self._existing(db, task, fresh))
         return added
 
-    def _row(
-        self, position: int, identity: tuple[str, str, str], task: Task, now: float, born_held: bool
-    ) -> dict[str, Any]:
+    def _row(self, identity: tuple[str, str, str], task: Task, now: float, born_held: bool) -> dict[str, Any]:
         chain, kind, key = identity
         return {
-            "position": position,
             "chain": chain,
             "kind": kind,
             "key": key,
@@ -309,7 +308,8 @@ class PostgresTasks:
 
     def states(self, chain: str, kind: str, prefix: str, part: str) -> list[tuple[int, int]]:
         rows = self._database.read(
-            f"SELECT id, state FROM tasks WHERE chain = %s AND kind = %s AND {_BEGINS} AND strpos(key, %s) > 0 ORDER BY id",
+            f"SELECT id, state FROM tasks WHERE chain = %s AND kind = %s AND {_BEGINS} AND strpos(key, %s) > 0 "
+            "ORDER BY id",
             (chain, kind, *_prefix_values(prefix), to_sqlite_text(part)),
         )
         return [(int(id_), int(state)) for id_, state in rows]
@@ -341,7 +341,7 @@ class PostgresTasks:
         values = {"chain": chain, "lane": lane, "now": now, "taken": list(in_flight), "me": self._membership.id}
         for rank in (FRESH, BACKLOG):
             given = {**values, "rank": rank, "limit": limit - len(claimed)}
-            rows = self._database.run_statement(lambda db, given=given: db.execute(_CLAIM.encode(), given).fetchall())
+            rows = self._database.fetch(_CLAIM, given)
             claimed += sorted((self.task_of(row) for row in rows), key=lambda task: (task.due, task.id))
             if len(claimed) >= limit:
                 break
@@ -359,10 +359,10 @@ class PostgresTasks:
     def lanes(self, chain: str) -> list[tuple[str, str]]:
         rows = self._database.read(
             'WITH RECURSIVE lanes (lane) AS ((SELECT min(lane) COLLATE "C" FROM tasks WHERE chain = %s AND state = 0) '
-            "UNION ALL SELECT (SELECT min(lane) FROM tasks t WHERE t.chain = %s AND t.state = 0 AND t.lane > lanes.lane) "
-            "FROM lanes WHERE lanes.lane IS NOT NULL) "
-            "SELECT lane, (SELECT kind FROM tasks t WHERE t.chain = %s AND t.state = 0 AND t.lane = lanes.lane LIMIT 1) "
-            "FROM lanes WHERE lane IS NOT NULL",
+            "UNION ALL SELECT (SELECT min(lane) FROM tasks t WHERE t.chain = %s AND t.state = 0 "
+            "AND t.lane > lanes.lane) FROM lanes WHERE lanes.lane IS NOT NULL) "
+            "SELECT lane, (SELECT kind FROM tasks t WHERE t.chain = %s AND t.state = 0 AND t.lane = lanes.lane "
+            "LIMIT 1) FROM lanes WHERE lane IS NOT NULL",
             (chain, chain, chain),
         )
         return [(lane, kind) for lane, kind in rows]
@@ -476,12 +476,10 @@ class PostgresTasks:
         now = self.now()
         values = {"now": now, "number": number, "chain": chain, "kind": kind, "me": self._membership.id}
         # In the hands of this member: they are submitted to its scheduler.
-        rows = self._database.run_statement(
-            lambda db: db.execute(
-                f"UPDATE tasks SET due = %(now)s, holder = %(me)s WHERE announcement_number = %(number)s "
-                f"AND chain = %(chain)s AND kind = %(kind)s AND state = 0 AND {_OURS} RETURNING {COLUMNS}".encode(),
-                values,
-            ).fetchall()
+        rows = self._database.fetch(
+            "UPDATE tasks SET due = %(now)s, holder = %(me)s WHERE announcement_number = %(number)s "
+            f"AND chain = %(chain)s AND kind = %(kind)s AND state = 0 AND {_OURS} RETURNING {COLUMNS}",
+            values,
         )
         return sorted((self.task_of(row) for row in rows), key=lambda task: task.id)
 
@@ -502,8 +500,7 @@ class PostgresTasks:
 
     def _change(self, change: str, **values: Any) -> list[Any]:
         values |= {"now": self.now(), "me": self._membership.id}
-        statement = f"UPDATE tasks SET {change} AND {_OURS} RETURNING {COLUMNS}".encode()
-        return self._database.run_statement(lambda db: db.execute(statement, values).fetchall())
+        return self._database.fetch(f"UPDATE tasks SET {change} AND {_OURS} RETURNING {COLUMNS}", values)
 
     def retry(self, ids: Iterable[int]) -> list[Task]:
         wanted = list(ids)
@@ -541,7 +538,7 @@ class PostgresTasks:
         task = Task(chain, kind, key, lane, body, due, rank, number, id_, state, tries, created, reply, finished)
         task.body = self._cipher.decrypt(body)
         task.held = holder == self._membership.id
-        task.tried_by = [str(life) for life in tried]
+        task.tried_by = tuple(map(str, tried))
         return task
 
 

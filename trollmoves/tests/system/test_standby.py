@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Process, Testbed, client_section, server_section
+from trollmoves.tests.helpers.daemons import Process, Sections, Testbed, client_section, server_section
 from trollmoves.tests.helpers.feeding import Feeder
 from trollmoves.tests.helpers.journals import new_schema, shared_server
 from trollmoves.tests.helpers.recording import RecordingSubscriber
@@ -34,7 +33,7 @@ class Fleet:
         self.clients = []
         self.receipts: list[RecordingSubscriber] = []
         for letter, port in zip("ab", ports, strict=True):
-            server = {"DEFAULT": journals[0], "hrit": server_section(self.feeder.folder, testbed.port())}
+            server: Sections = {"DEFAULT": journals[0], "hrit": server_section(self.feeder.folder, testbed.port())}
             self.servers.append(testbed.server(server, port, name=f"server-{letter}"))
             client_port = testbed.port()
             section = client_section(ports, self.target, client_port, transfer_req_timeout=1)
@@ -64,7 +63,7 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(testbed: Testbed) -> Iterator[Fleet]:
+def fleet(testbed: Testbed) -> Fleet:
     """Return a server and a client, each with a standby."""
     return Fleet(testbed).start()
 
