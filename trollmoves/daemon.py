@@ -30,7 +30,6 @@ from trollmoves.journal import (
     Journal,
     Retention,
     Task,
-    control_path,
     is_shared,
     journal_path,
     network_warning,
@@ -293,7 +292,7 @@ class Daemon(ABC, Generic[O]):
         if log:
             self._lines_dropped = lambda: log.dropped
             self._listen_to_signals(log)
-        self._control = control_path(path, self._file, self.role)
+        self._control = place_journal("", self._file, self.role) if is_shared(path) else path
         damage, is_unusable = "", False
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
