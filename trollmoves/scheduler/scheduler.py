@@ -21,7 +21,6 @@ from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome,
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.worker_limits import WorkerLimits
-from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.outage_log import OutageLog
 from trollmoves.utils.rate import RateMeter
@@ -451,7 +450,6 @@ class Scheduler:
         if not outcomes:
             return [], set()
         new, lost = self._journal.finish([outcome for _, outcome in outcomes])
-        failpoints.hit("committed")
         for lane, outcome in outcomes:
             if outcome.state == WAITING:
                 lane.note_due(outcome.due)

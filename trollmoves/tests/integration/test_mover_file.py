@@ -27,9 +27,10 @@ from trollmoves.errors import (
 )
 from trollmoves.journal import Task
 from trollmoves.movers import MOVERS, FileMover, PartialId, clean_partials, is_partial, move_it
-from trollmoves.movers.base import Naming, SourceFile, partial_path
+from trollmoves.movers.base import Naming, partial_path
 from trollmoves.movers.file import SMALL_FILE, LocalBackend
 from trollmoves.movers.partials import visible_partial_path
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
 from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import ServerProcess
