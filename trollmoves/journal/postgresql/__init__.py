@@ -14,7 +14,7 @@ from trollmoves.journal.clock import boot_time
 from trollmoves.journal.postgresql.announcements import PostgresAnnouncements
 from trollmoves.journal.postgresql.database import PostgresDatabase
 from trollmoves.journal.postgresql.location import parse_location
-from trollmoves.journal.postgresql.members import Membership
+from trollmoves.journal.postgresql.members import LEASE, Membership
 from trollmoves.journal.postgresql.orders import PostgresOrders
 from trollmoves.journal.postgresql.pruning import PostgresPruning
 from trollmoves.journal.postgresql.reader import PostgresReader
@@ -34,14 +34,21 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, Po
     replaced = False
 
     def __init__(
-        self, url: str, *, synchronous: str = "normal", name: str = "", on_damage: Callable[[], None] | None = None
+        self,
+        url: str,
+        *,
+        synchronous: str = "normal",
+        name: str = "",
+        lease: float = LEASE,
+        on_damage: Callable[[], None] | None = None,
     ) -> None:
         """Open or create the journal at a URL (see ``parse_location``), as a new member.
 
         ``synchronous``: "normal" (a committed row survives the death of the engine, perhaps not a fail-over to its
         standby) or "full" (as the engine is configured). ``name``: of this member, for people; by default that of the
-        host. ``on_damage`` is called once, on any thread, when another member has taken over the tasks of this one:
-        then all methods raise JournalError until the journal is opened again.
+        host. ``lease``: seconds after which another member takes over. ``on_damage`` is called once, on any thread,
+        when another member has taken over the tasks of this one: then all methods raise JournalError until the journal
+        is opened again.
 
         Raises:
             JournalUnusable: the URL, the login, the rights or the version is wrong.
@@ -51,11 +58,12 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, Po
         cipher = LoginCipher(location.key_file)
         database = PostgresDatabase(location, synchronous_commit="local" if synchronous == "normal" else "")
         try:
-            membership = Membership(database, name, on_damage)
+            membership = Membership(database, name, on_damage, lease)
         except BaseException:
             database.close_connections()
             raise
         super().__init__(database, membership, cipher)
+        self.membership = membership
         self._url = url
         self.path = database.path
         self.identity = database.identity

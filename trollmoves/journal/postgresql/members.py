@@ -1,8 +1,8 @@
 """The members of a fleet: each start of a daemon is one, has a lease, and loses its tasks when the lease expires.
 
-All times are those of the engine's clock. A member renews its lease every RENEW_INTERVAL. One that could not do this
-for LEASE - FENCE_MARGIN fences itself: it completes no transfer, because another member may take over its tasks. Any
-member buries those whose lease has expired: their tasks and leases become free.
+All times are those of the engine's clock. A member renews its lease five times in its duration. One that could not do
+this for FENCED_AFTER of its duration fences itself: it completes no transfer, because another member may take over its
+tasks. Any member buries those whose lease has expired: their tasks and leases become free.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from trollmoves.journal.views import MemberRow
 logger = logging.getLogger(__name__)
 
 LEASE = 10.0  # s
-RENEW_INTERVAL = 2.0  # s
-FENCE_MARGIN = 3.0  # s before the end of its lease at which a member that could not renew it fences itself
+RENEWALS = 5  # in the duration of a lease
+FENCED_AFTER = 0.7  # of the duration of a lease without a renewal
 MAX_TRIED = 8  # lives that are kept with a task
 _CLOCK = "extract(epoch FROM clock_timestamp())::float8"
 TRIED = (
@@ -44,8 +44,15 @@ class Membership:
     journal again, to become a new member.
     """
 
-    def __init__(self, database: PostgresDatabase, name: str = "", on_lost: Callable[[], None] | None = None) -> None:
-        """Become a member, and bury those whose processes on this host have ended."""
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        name: str = "",
+        on_lost: Callable[[], None] | None = None,
+        lease: float = LEASE,
+    ) -> None:
+        """Become a member with a lease of ``lease`` seconds, and bury those whose processes on this host have ended."""
+        self.lease = lease
         self.name = name or socket.gethostname()
         self.is_lost = False
         self.held = 0  # tasks that this member holds, as of the last renewal
@@ -57,7 +64,7 @@ class Membership:
         started = boot_time()
         self.id = int(database.run_statement(self._register))
         self.life = str(self.id)
-        self._fenced_at = started + LEASE - FENCE_MARGIN
+        self._fenced_at = started + FENCED_AFTER * self.lease
         with suppress(JournalError):
             self.bury_ended()
         self._thread = threading.Thread(target=self._renew_all, name="journal-lease", daemon=True)
@@ -71,7 +78,7 @@ class Membership:
         row = db.execute(
             "INSERT INTO members (name, process, version, started, renewed, lease_until) "
             f"SELECT %s, %s, %s, t, t, t + %s FROM (SELECT {_CLOCK} AS t) clock RETURNING id",
-            (self.name, self._process, __version__, LEASE),
+            (self.name, self._process, __version__, self.lease),
         ).fetchone()
         assert row is not None  # noqa: S101
         return row[0]
@@ -80,7 +87,7 @@ class Membership:
 
     def _renew_all(self) -> None:
         db: Connection | None = None
-        while not self._stop.wait(RENEW_INTERVAL):
+        while not self._stop.wait(self.lease / RENEWALS):
             try:
                 if db is None or db.closed:
                     db = self._database.connect()
@@ -101,7 +108,7 @@ class Membership:
         row = db.execute(
             f"UPDATE members SET renewed = {_CLOCK}, lease_until = {_CLOCK} + %s WHERE id = %s AND NOT gone "
             "RETURNING (SELECT count(*) FROM tasks WHERE holder = %s AND state = 0)",
-            (LEASE, self.id, self.id),
+            (self.lease, self.id, self.id),
         ).fetchone()
         if row is None:
             self.is_lost = True
@@ -114,7 +121,7 @@ class Membership:
             if self._on_lost:
                 self._on_lost()
             return
-        self._fenced_at = started + LEASE - FENCE_MARGIN
+        self._fenced_at = started + FENCED_AFTER * self.lease
         self.held = row[0]
 
     def leave(self) -> None:
@@ -155,14 +162,14 @@ class Membership:
 
     def _bury_expired(self, db: Connection) -> None:
         """Bury members whose lease has expired; not until each one could renew it after an outage of the engine."""
-        if boot_time() - self._connected_since < LEASE:
+        if boot_time() - self._connected_since < self.lease:
             return
         with db.transaction():
             rows = db.execute(
                 f"SELECT id, name, {_CLOCK} - renewed FROM members WHERE NOT gone AND lease_until < {_CLOCK} "
                 f"AND id <> %s AND extract(epoch FROM pg_postmaster_start_time()) + %s < {_CLOCK} "
                 "ORDER BY id FOR UPDATE SKIP LOCKED",
-                (self.id, LEASE),
+                (self.id, self.lease),
             ).fetchall()
             freed = _bury(db, [id_ for id_, _, _ in rows], killed=True)
         for _, name, ago in rows:
