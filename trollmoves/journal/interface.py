@@ -195,6 +195,9 @@ class Journal(Protocol):
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         """Return the tasks of this kind for an announcement that are waiting or running."""
 
+    def pending_numbers(self, chain: str, kind: str) -> set[int]:
+        """Return the numbers of the announcements for which a task of this kind is waiting or running."""
+
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
         """Make the waiting tasks for an announcement due now, and return them."""
 

@@ -472,6 +472,14 @@ class PostgresTasks:
 
     # -- changes of waiting and failed tasks
 
+    def pending_numbers(self, chain: str, kind: str) -> set[int]:
+        rows = self._database.read(
+            "SELECT announcement_number FROM tasks WHERE chain = %s AND state = 0 AND kind = %s "
+            "AND announcement_number IS NOT NULL",
+            (chain, kind),
+        )
+        return {number for (number,) in rows}
+
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
         now = self.now()
         values = {"now": now, "number": number, "chain": chain, "kind": kind, "me": self._membership.id}
