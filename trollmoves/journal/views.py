@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -103,6 +103,14 @@ class MemberRow(NamedTuple):
     renewed: float
     leases: list[str]
     held: int  # tasks
+
+
+class TableRows(NamedTuple):
+    """The rows of a table, to copy them to another engine."""
+
+    table: str
+    columns: list[str]
+    rows: Iterable[tuple[object, ...]]
 
 
 @dataclass(frozen=True)

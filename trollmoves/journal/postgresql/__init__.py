@@ -13,6 +13,7 @@ from trollmoves.errors import JournalError
 from trollmoves.journal.clock import boot_time
 from trollmoves.journal.postgresql.announcements import PostgresAnnouncements
 from trollmoves.journal.postgresql.database import PostgresDatabase
+from trollmoves.journal.postgresql.loading import load, migrate
 from trollmoves.journal.postgresql.location import parse_location
 from trollmoves.journal.postgresql.members import LEASE, Membership
 from trollmoves.journal.postgresql.orders import PostgresOrders
@@ -23,7 +24,7 @@ from trollmoves.journal.postgresql.sources import PostgresSources
 from trollmoves.journal.postgresql.statistics import PostgresStatistics
 from trollmoves.journal.views import MemberRow
 
-__all__ = ["PostgresJournal", "PostgresReader"]
+__all__ = ["PostgresJournal", "PostgresReader", "load", "migrate"]
 
 CLOCK_INTERVAL = 60.0  # s between two comparisons with the clock of the engine
 

@@ -64,6 +64,7 @@ class Membership:
         started = boot_time()
         self.id = int(database.run_statement(self._register))
         self.life = str(self.id)
+        database.member = self.id
         self._fenced_at = started + FENCED_AFTER * self.lease
         with suppress(JournalError):
             self.bury_ended()
