@@ -47,9 +47,10 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, Po
 
         ``synchronous``: "normal" (a committed row survives the death of the engine, perhaps not a fail-over to its
         standby) or "full" (as the engine is configured). ``name``: of this member, for people; by default that of the
-        host. ``lease``: seconds after which another member takes over. ``on_damage`` is called once, on any thread,
-        when another member has taken over the tasks of this one: then all methods raise JournalError until the journal
-        is opened again.
+        host. ``lease``: seconds without a renewal after which another member takes over.
+
+        ``on_damage`` is called once, on any thread, when another member has taken over the tasks of this one: then all
+        methods raise JournalError until the journal is opened again.
 
         Raises:
             JournalUnusable: the URL, the login, the rights or the version is wrong.

@@ -68,7 +68,7 @@ class PostgresDatabase:
         self._closed = False
         self._offset = 0.0  # of the engine's clock from CLOCK_BOOTTIME
         self._clock_lock = threading.Lock()
-        self.doubtful: deque[float] = deque(maxlen=MAX_DOUBTFUL)  # times of calls whose result is not known
+        self.doubtful: deque[float] = deque(maxlen=MAX_DOUBTFUL)  # times of calls with an unknown result
         self.damage = ""
         self.member = 0  # the id of this process as a member; 0 for a reader
         meta = dict(self.read("SELECT key, value FROM meta WHERE key IN ('identity', 'time')"))
@@ -151,13 +151,15 @@ class PostgresDatabase:
     def _repeat(self, work: Callable[[Connection], T], participle: str, now: float = 0.0) -> T:
         deadline = time.monotonic() + REPEAT_SECONDS
         while True:
+            sent = False
             try:
                 with self.connection() as db:
+                    sent = True
                     return work(db)
             except _DEADLOCKS as error:
                 self._give_up(error, participle, deadline)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if now and now not in self.doubtful:
+                if now and sent and now not in self.doubtful:
                     self.doubtful.append(now)
                 self._give_up(error, participle, deadline)
             except (psycopg.Error, UnicodeError) as error:

@@ -2,7 +2,7 @@
 
 All times are those of the engine's clock. A member renews its lease five times in its duration. One that could not do
 this for FENCED_AFTER of its duration fences itself: it completes no transfer, because another member may take over its
-tasks. Any member buries those whose lease has expired: their tasks and leases become free.
+tasks. Any member buries those with an expired lease: their tasks and leases become free.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ TRIED = (
     "CASE WHEN holder = ANY(tried_by) OR holder IS NULL THEN tried_by "
     f"ELSE (tried_by || holder)[greatest(cardinality(tried_by) - {MAX_TRIED - 2}, 1):] END"
 )
+# Of members that stored or claimed tasks while they were buried.
+_FREE_LATE = (
+    f"UPDATE tasks SET holder = NULL, tried_by = {TRIED} WHERE state = 0 AND holder IS NOT NULL "
+    "AND NOT EXISTS (SELECT 1 FROM members m WHERE m.id = tasks.holder AND NOT m.gone)"
+)
 
 
 class Membership:
@@ -51,7 +56,7 @@ class Membership:
         on_lost: Callable[[], None] | None = None,
         lease: float = LEASE,
     ) -> None:
-        """Become a member with a lease of ``lease`` seconds, and bury those whose processes on this host have ended."""
+        """Become a member with a lease of ``lease`` seconds, and bury those of ended processes on this host."""
         self.lease = lease
         self.name = name or socket.gethostname()
         self.is_lost = False
@@ -162,7 +167,7 @@ class Membership:
     # -- burials
 
     def _bury_expired(self, db: Connection) -> None:
-        """Bury members whose lease has expired; not until each one could renew it after an outage of the engine."""
+        """Bury members with an expired lease; not until each one could renew it after an outage of the engine."""
         if boot_time() - self._connected_since < self.lease:
             return
         with db.transaction():
@@ -173,6 +178,7 @@ class Membership:
                 (self.id, self.lease),
             ).fetchall()
             freed = _bury(db, [id_ for id_, _, _ in rows], killed=True)
+            db.execute(_FREE_LATE.encode())
         for _, name, ago in rows:
             logger.warning(
                 "the member %s of %s did not renew its lease for %.1f s: its tasks are free (%d in all)",
@@ -180,7 +186,7 @@ class Membership:
             )
 
     def bury_ended(self) -> None:
-        """Bury members on this host whose processes have ended, without waiting for the end of their leases."""
+        """Bury members of ended processes on this host, without waiting for the end of their leases."""
         here = self._process.rpartition(" ")[0].rpartition(" ")[0]
 
         def work(db: Connection) -> int:

@@ -16,7 +16,7 @@ from trollmoves.errors import JournalUnusable
 
 LAYOUT = 1
 LOCK_TIMEOUT = 2.0  # s that a migration waits for running transactions, so that it does not block later ones for longer
-MIGRATE_COMMAND = "run `trollmoves journal migrate` as the owner of the schema"
+MIGRATE_REMEDY = "start a daemon of this version once with the login of the owner of the schema"
 IDENT_BYTES = 1000  # of a key that is in the unique index as it is; PostgreSQL limits an entry to 2704 bytes
 IDENT_PREFIX = 200  # characters of a longer key that are in the index, before its hash
 
@@ -101,7 +101,7 @@ def prepare_schema(db: psycopg.Connection, schema: str) -> None:
             )
     except psycopg.errors.InsufficientPrivilege as error:
         raise JournalUnusable(
-            f"the schema {schema} must be created or migrated ({error.diag.message_primary}): {MIGRATE_COMMAND}"
+            f"the schema {schema} must be created or migrated ({error.diag.message_primary}): {MIGRATE_REMEDY}"
         ) from error
 
 

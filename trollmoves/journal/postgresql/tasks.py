@@ -121,7 +121,7 @@ class PostgresTasks:
         self._lane_changes: LaneChanges = {}  # not stored yet
         self._lanes_lock = threading.Lock()  # guards it
         self._lanes_stored = 0.0
-        self._failing: set[tuple[str, str]] = set()  # lanes whose failure is stored
+        self._failing: set[tuple[str, str]] = set()  # lanes with a stored failure
         self._last_finish = 0.0
         self._killed: list[tuple[int, float]] = []
         self._killed_lock = threading.Lock()
@@ -180,7 +180,7 @@ class PostgresTasks:
         added = []
         for task in tasks:
             is_new = first[_identity(task)] is task and _identity(task) in inserted
-            added.append((task, True) if is_new else self._existing(db, task, fresh))
+            added.append((task, True) if is_new else self._existing(db, task, now, fresh))
         return added
 
     def _row(self, identity: tuple[str, str, str], task: Task, now: float, born_held: bool) -> dict[str, Any]:
@@ -198,9 +198,12 @@ class PostgresTasks:
             "held": born_held,
         }
 
-    def _existing(self, db: Connection, task: Task, fresh: Collection[int]) -> tuple[Task, bool]:
-        """Return the stored task of the same key; True if an attempt whose result is not known stored it."""
-        stored = self.task_of(db.execute(SELECT_KEY.encode(), _key_values(*_identity(task))).fetchone())
+    def _existing(self, db: Connection, task: Task, now: float, fresh: set[int]) -> tuple[Task, bool]:
+        """Return the stored task of the same key; True if an attempt with an unknown result stored it."""
+        row = db.execute(SELECT_KEY.encode(), _key_values(*_identity(task))).fetchone()
+        if row is None:  # pruned since the insertion
+            return self._add(db, [task], now, fresh)[0]
+        stored = self.task_of(row)
         doubtful = stored.created in self._database.doubtful and stored.held and stored.state == WAITING
         if doubtful and stored.id not in fresh:
             task.id, task.created, task.due = stored.id, stored.created, stored.due
@@ -411,7 +414,7 @@ class PostgresTasks:
         values = {"rows": Json(rows), "now": now, "me": me, "token": f"{me} {now!r}"}
         stored = {id_ for (id_,) in db.execute(_FINISH.encode(), values).fetchall()}
         missing = [row["id"] for row in rows if row["id"] not in stored]
-        if missing and self._database.doubtful:  # perhaps stored by an attempt whose result is not known
+        if missing and self._database.doubtful:  # perhaps stored by an attempt with an unknown result
             tokens = [f"{me} {at!r}" for at in self._database.doubtful]
             earlier = "SELECT id FROM tasks WHERE id = ANY(%s::bigint[]) AND done_by = ANY(%s::text[])"
             stored |= {id_ for (id_,) in db.execute(earlier, (missing, tokens)).fetchall()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,11 +29,17 @@ def sqlite_journals(directory: Path) -> Iterator[Callable[[], Journal]]:
 
 @cache
 def shared_server() -> Postgresql:
-    """Return the server of all tests of this process, which ends with the process."""
+    """Return the server of all tests of this process, which ends after the last one (see ``conftest``)."""
     server = Postgresql()
-    atexit.register(server.__exit__)
     server.start()
     return server
+
+
+def stop_shared_server() -> None:
+    """Stop the server, if it was started."""
+    if shared_server.cache_info().currsize:
+        shared_server().__exit__()
+        shared_server.cache_clear()
 
 
 def new_schema(server: Postgresql) -> str:

@@ -1,4 +1,4 @@
-"""Several members with one journal on PostgreSQL: what they store together, and what a member that died leaves."""
+"""Several members with one journal on PostgreSQL store rows at the same time, and take over those of dead members."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from trollmoves.errors import JournalError, JournalUnusable
-from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Outcome, Task, TaskEditor
+from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Outcome, Task, TaskEditor, Version
 from trollmoves.journal.postgresql import PostgresJournal
 from trollmoves.tests.helpers.journals import (
     LATER,
@@ -140,15 +140,30 @@ def test_a_member_gets_the_tasks_of_one_that_died(join: Join) -> None:
     assert finished.new == []
     assert two.find("chain", "fetch", "next") is None
     assert two.finish([Outcome(theirs[0], DONE)]).lost == []
-    assert keys(two.finished_before_kill("chain", ["fetch"], 5.0)) == ["done"]
+    assert keys(two.finished_before_kill("chain", ["fetch"], 1000.0)) == ["done"]
     until(lambda: one.damage, what="the buried member learns of it")
     assert not one.still()
     with pytest.raises(JournalError):
         one.find("chain", "fetch", "a")
 
 
+def test_rows_of_a_buried_member_become_free(join: Join) -> None:
+    """Tasks that a member stores while it is buried are free after the next renewal of another one."""
+    one, two = PostgresJournal(new_schema(shared_server())), None
+    try:
+        two = PostgresJournal(one.path, lease=1.0)
+        one.membership._stop.set()  # it does not learn of its burial
+        execute(one, f"UPDATE members SET gone = true WHERE id = {one.life}")
+        one.add_tasks([task("late")])
+        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["late"], 30)
+    finally:
+        one.close()
+        if two:
+            two.close()
+
+
 def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
-    """After a normal end the tasks and leases are free at once, and nothing counts as lost."""
+    """After a normal end the tasks and leases are free immediately, and nothing counts as lost."""
     one, two = join(), join()
     one.add_tasks([task("a")])
     assert one.membership.take("fleet")
@@ -156,20 +171,18 @@ def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
     one.close()
     assert two.membership.take("fleet")
     assert keys(two.claim("chain", "lane", 5, LATER)) == ["a"]
-    assert two.finished_before_kill("chain", ["fetch"], 5.0) == []
+    assert two.finished_before_kill("chain", ["fetch"], 1000.0) == []
 
 
 def test_a_suspended_member_loses_its_tasks() -> None:
     """A member that does not renew its lease fences itself first; then another one buries it."""
     url = new_schema(shared_server())
-    one, two = PostgresJournal(url, lease=1.0), PostgresJournal(url)
+    one, two = PostgresJournal(url, lease=1.0), PostgresJournal(url, lease=1.0)
     try:
         one.add_tasks([task("a")])
         one.membership._stop.set()  # its thread, as if the process was suspended
-        two.membership._connected_since = 0.0
         until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["a"], 30)
         assert not one.still()
-        assert two.still()
     finally:
         two.close()
         one.close()
@@ -214,8 +227,9 @@ def test_a_file_is_announced_by_one_member(join: Join) -> None:
         for start in range(0, len(uris), 10):
             chosen = uris[start : start + 10]
 
-            def make(versions: object, first: int, chosen: list[str] = chosen) -> list[AnnouncementRecord]:
-                assert isinstance(versions, dict)
+            def make(
+                versions: Mapping[str, Version], first: int, chosen: list[str] = chosen
+            ) -> list[AnnouncementRecord]:
                 new = [uri for uri in chosen if versions.get(uri) != (5, 7)]
                 return [announced(first + n, uri) for n, uri in enumerate(new)]
 
@@ -381,7 +395,10 @@ class Writer:
         self.finished[one.key] += 1
 
     def _append(self, number: int, name: str) -> None:
-        self.journal.append(f"chain{number}", (), lambda _, first: [announced(first, name)])
+        def make(versions: Mapping[str, Version], first: int) -> list[AnnouncementRecord]:
+            return [] if name in versions else [announced(first, name)]
+
+        self.journal.append(f"chain{number}", [name], make)
 
     def wait_for_more(self, running: list[Future[None]]) -> None:
         """Wait until some tasks more are finished, or a thread ended."""
