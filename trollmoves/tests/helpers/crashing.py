@@ -155,11 +155,11 @@ class DeletingScenario(PlainScenario):
         until(lambda: not list(self.feeder.folder.iterdir()), DEADLINE, "the delivered files are removed")
 
 
-class MissedAnnouncementScenario(PlainScenario):
-    """A client that did not run when files were announced."""
+class KnownSourceScenario(CrashScenario):
+    """A victim that knows its source, and did not run when files were announced: it replays them at any later time."""
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Connect the client to the server once, and announce the files while it is down."""
+        """Connect the victim to the server once, and announce the files while it is down."""
         self.start()
         self.feeder.feed()
         self.received.wait_for_receipts(self.feeder.fed)
@@ -168,6 +168,10 @@ class MissedAnnouncementScenario(PlainScenario):
         self.processes["server"].wait_for_line("announced", 2)
         arm()
         victim.start(wait=False)
+
+
+class MissedAnnouncementScenario(KnownSourceScenario, PlainScenario):
+    """A client that did not run when files were announced."""
 
 
 class KilledBeforeScenario(PlainScenario):
@@ -294,6 +298,10 @@ class MirrorScenario(CrashScenario):
     def stale_partials(self) -> list[str]:
         """Include the partials in the mirror's cache."""
         return super().stale_partials() + [path.name for path in self.chain.copies.rglob("*") if is_partial(path.name)]
+
+
+class MissedByMirrorScenario(KnownSourceScenario, MirrorScenario):
+    """A mirror that did not run when files were announced."""
 
 
 class UnpackingMirrorScenario(MirrorScenario):
@@ -498,7 +506,12 @@ CASES = (
     Case("client", "unpacked", UnpackingServerScenario, "one file is unpacked twice", count=2),
     Case("client", "discarding", UnpackingServerScenario, "the archive is removed after the restart", count=2),
     Case("client", "discarded", UnpackingServerScenario, DELAY, count=2),
-    Case("mirror", "announcement-received", MirrorScenario, "it requests the missed announcements after the restart"),
+    Case(
+        "mirror",
+        "announcement-received",
+        MissedByMirrorScenario,
+        "it requests the missed announcements after the restart",
+    ),
     Case("mirror", "announcement-stored", MirrorScenario, "it announces the file after the restart"),
     Case("mirror", "relaying", MirrorScenario, "it announces the file after the restart", count=2),
     Case("mirror", "announced", MirrorScenario, "it announces the file after the restart", count=2),
