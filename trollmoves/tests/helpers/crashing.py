@@ -195,9 +195,9 @@ class HotSpareScenario(CrashScenario):
         """Make a pair, and a second server, which removes acknowledged files."""
         testbed = self.testbed
         pair = ServerClientPair(testbed, transfer_req_timeout=REQUEST_TIMEOUT)
-        self.twin = testbed.feeder("in-too")
+        self.second_feeder = testbed.feeder("in-too")
         ports = testbed.port(), testbed.port()
-        section = server_section(self.twin.folder, ports[1], delete="true", remove_delay=0.2)
+        section = server_section(self.second_feeder.folder, ports[1], delete="true", remove_delay=0.2)
         second = testbed.server({"hrit": section}, ports[0], name="second")
         client = client_section([pair.publish_port, ports[0]], pair.target, pair.client_port)
         pair.client.reconfigure({"hrit": client})
@@ -211,13 +211,17 @@ class HotSpareScenario(CrashScenario):
         self.feed()
         self.received.wait_for_receipts(self.feeder.fed)
         for name in self.feeder.fed:
-            self.twin.put(name, size=self.size)
+            self.second_feeder.put(name, size=self.size)
         arm()
         victim.start(wait=False)
 
     def wait_until_removed(self) -> None:
         """Wait until the second server's directory is empty."""
-        until(lambda: not list(self.twin.folder.iterdir()), DEADLINE, "the files of the second server are removed")
+        until(
+            lambda: not list(self.second_feeder.folder.iterdir()),
+            DEADLINE,
+            "the files of the second server are removed",
+        )
 
 
 class PackingFeeder(Feeder):
