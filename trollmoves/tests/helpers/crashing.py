@@ -323,35 +323,45 @@ class UnpackingMirrorScenario(MirrorScenario):
         """Check nothing: the server removes no file."""
 
 
-class DispatcherScenario(CrashScenario):
-    """A dispatcher that receives messages about files."""
+class MessageScenario(CrashScenario):
+    """A daemon that receives messages about files."""
 
-    def set_up(self) -> None:
-        """Make a dispatcher."""
-        target = {"directory": "OUT", "topics": [TOPIC], "publish_topic": "/sent"}
-        self.dispatching = DispatcherTestbed(self.testbed, {"t": target})
-        self.processes = {"dispatcher": self.dispatching.process}
-        self.received, self.target = self.dispatching.subscriber, self.dispatching.out
-        self.feeder = Feeder(self.dispatching.source)
+    bed: DispatcherTestbed | FetchTestbed
+
+    @abstractmethod
+    def send_messages(self, names: Iterable[str]) -> None:
+        """Publish messages about files."""
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Publish messages once it is subscribed, one by one: messages sent to a dying dispatcher are lost."""
+        """Publish messages once it is subscribed, one by one: a dying daemon loses messages."""
         arm()
-        self.dispatching.start()
+        self.bed.start()
         self.feed()
         for number, name in enumerate(list(self.feeder.fed)[: self.count]):
             self.received.wait_for_receipts(list(self.feeder.fed)[:number], DEADLINE)
             self.send_messages([name])
 
+    def restart(self, victim: Process) -> None:
+        """Start it, wait until it is subscribed, and publish the remaining messages."""
+        self.bed.restart()
+        self.send_messages(list(self.feeder.fed)[self.count :])
+
+
+class DispatcherScenario(MessageScenario):
+    """A dispatcher that receives messages about files."""
+
+    def set_up(self) -> None:
+        """Make a dispatcher."""
+        target = {"directory": "OUT", "topics": [TOPIC], "publish_topic": "/sent"}
+        self.bed = DispatcherTestbed(self.testbed, {"t": target})
+        self.processes = {"dispatcher": self.bed.process}
+        self.received, self.target = self.bed.subscriber, self.bed.out
+        self.feeder = Feeder(self.bed.source)
+
     def send_messages(self, names: Iterable[str]) -> None:
         """Publish messages about files."""
         for name in names:
-            self.dispatching.publisher.publish_file(self.feeder.folder / name)
-
-    def restart(self, victim: Process) -> None:
-        """Start it, wait until it is subscribed, and publish the remaining messages."""
-        self.dispatching.restart()
-        self.send_messages(list(self.feeder.fed)[self.count :])
+            self.bed.publisher.publish_file(self.feeder.folder / name)
 
 
 class RepeatedMessageScenario(DispatcherScenario):
@@ -359,43 +369,29 @@ class RepeatedMessageScenario(DispatcherScenario):
 
     def restart(self, victim: Process) -> None:
         """Repeat the messages after the restart."""
-        self.dispatching.restart()
+        self.bed.restart()
         assert len(self.missing()) == FILES
         self.send_messages(self.feeder.fed)
 
 
-class FetcherScenario(CrashScenario):
+class FetcherScenario(MessageScenario):
     """A fetcher that receives messages about files on another host."""
 
     def set_up(self) -> None:
         """Make a fetcher that can log in to the host."""
-        self.fetching = FetchTestbed(self.testbed, FETCHER)
+        self.bed = FetchTestbed(self.testbed, FETCHER)
         self.host = OpenSsh(self.testbed.directory("ssh"))
         self.testbed.enter(self.host)
-        self.fetching.give_login(self.host.user_key, self.host.known_hosts.read_text())
-        self.processes = {"fetcher": self.fetching.process}
-        self.received, self.target = self.fetching.subscriber, self.fetching.out
+        self.bed.give_login(self.host.user_key, self.host.known_hosts.read_text())
+        self.processes = {"fetcher": self.bed.process}
+        self.received, self.target = self.bed.subscriber, self.bed.out
         self.feeder = Feeder(self.testbed.directory("in"))
-
-    def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Publish messages once it is subscribed, one by one: messages sent to a dying fetcher are lost."""
-        arm()
-        self.fetching.start()
-        self.feed()
-        for number, name in enumerate(list(self.feeder.fed)[: self.count]):
-            self.received.wait_for_receipts(list(self.feeder.fed)[:number], DEADLINE)
-            self.send_messages([name])
 
     def send_messages(self, names: Iterable[str]) -> None:
         """Publish messages about files."""
         for name in names:
             uri = f"sftp://{HOST}:{self.host.port}{self.feeder.folder / name}"
-            self.fetching.publisher.publish(FETCHED_TOPIC, "file", {"uri": uri})
-
-    def restart(self, victim: Process) -> None:
-        """Start it, wait until it is subscribed, and publish the remaining messages."""
-        self.fetching.restart()
-        self.send_messages(list(self.feeder.fed)[self.count :])
+            self.bed.publisher.publish(FETCHED_TOPIC, "file", {"uri": uri})
 
 
 class RemoteScenario(LargeFileScenario):

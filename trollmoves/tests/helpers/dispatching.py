@@ -135,10 +135,10 @@ class DispatcherTestbed:
 
     def restart(self) -> None:
         """Restart it after its end, and wait until it is subscribed."""
-        until(self._has_unread_messages, 20, "a subscriber has received it")
+        until(self._is_unsubscribed, 20, "its subscription has ended")
         self.start()
 
-    def _has_unread_messages(self) -> bool:
+    def _is_unsubscribed(self) -> bool:
         self.publisher.wait_for_subscribers(0)
         return not self.publisher.subscribed
 
