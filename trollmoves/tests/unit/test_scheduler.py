@@ -142,14 +142,14 @@ def test_workers_are_started_for_work(runtime: SchedulerTestbed) -> None:
     gauge = Gauge()
     workers = runtime.workers(threads=3)
     workers.register("chain", "work", limit=1, handler=gauge)
-    gates = [gauge.block(f"lane{n}") for n in range(5)]
+    releases = [gauge.block(f"lane{n}") for n in range(5)]
     for n, expected in enumerate((1, 2, 3, 3, 3)):
         assert f" {min(n, 3)} workers" in repr(workers)
         runtime.note(workers, task(f"lane{n} 0", f"lane{n}"))
         _wait_for_workers(workers, expected)
     assert len(gauge.begun) <= 3
-    for gate in gates:
-        gate.set()
+    for release in releases:
+        release.set()
     until(lambda: all(runtime.state(f"lane{n} 0") == DONE for n in range(5)), SOON)
     assert " 3 workers" in repr(workers)
 
