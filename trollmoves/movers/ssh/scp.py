@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import time
 from abc import abstractmethod
@@ -32,6 +33,7 @@ from trollmoves.movers.ssh.connection import (
     close_after,
     receive,
     send_all,
+    start,
     translate_ssh_errors,
 )
 from trollmoves.movers.ssh.sftp import open_sftp
@@ -120,7 +122,7 @@ class _FileConnection(Connection):
         self._hang_up = hang_up
         self._host = host
         self._checksum = checksum
-        self._commands = RemoteCommands(transport, timeout)
+        self._commands = RemoteCommands(functools.partial(start, transport, timeout))
         self._open()
 
     def is_directory(self, path: str) -> bool:

@@ -87,9 +87,12 @@ def test_move_to_another_file_system_copies_and_removes(origin: Path) -> None:
     """``move`` between file systems delivers a copy and then removes the origin."""
     target = f"/dev/shm/trollmoves-test-{os.getpid()}"
     try:
-        FileMover(origin, target).move()
-        assert Path(target).read_bytes() == b"image" * 100
-        assert not origin.exists()
+        for size in (500, 3 * SMALL_FILE + 17):
+            content = os.urandom(size)
+            origin.write_bytes(content)
+            FileMover(origin, target).move()
+            assert Path(target).read_bytes() == content
+            assert not origin.exists()
     finally:
         os.unlink(target)
 
