@@ -310,8 +310,7 @@ class PushService:
         delivered: dict[str, FileVersion] = {}
         self._clean_stale_partials(destination.local_directory)
         delivered_to = destination.without_login
-        retried = task.may_have_run(self._started_at)
-        partial_id = PartialId.for_delivery(self._journal.identity, self.name, task.key, tried=retried)
+        partial_id = PartialId.of_task(self._journal, task, self._started_at)
         for item in files:
             uri = item["uri"]
             pathname = self._file_store.path(announced.number, uri)

@@ -13,6 +13,7 @@ import pytest
 
 from trollmoves.net.redaction import known_secrets
 from trollmoves.tests.helpers.daemons import Testbed
+from trollmoves.tests.helpers.journals import stop_shared_server
 from trollmoves.tests.helpers.machine_load import BUSY_SHARE, OtherLoad
 
 # Reasons of skips that an installation would have made unnecessary: "missing: vsftpd", "no vsftpd (Debian: vsftpd)".
@@ -55,6 +56,11 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _judge(report)
     return report
+
+
+def pytest_sessionfinish() -> None:
+    """Stop the server that tests share."""
+    stop_shared_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from trollmoves.movers.ssh.connection import (
     close_after,
     receive,
     send_all,
+    start,
     translate_ssh_errors,
 )
 from trollmoves.movers.ssh.sftp import open_sftp
@@ -117,7 +119,7 @@ class ScpConnection(Connection):
         self._timeout = timeout
         self._hang_up = hang_up
         self._checksum = checksum
-        self._commands = RemoteCommands(transport, timeout)
+        self._commands = RemoteCommands(functools.partial(start, transport, timeout))
         self._sink: paramiko.Channel | None = None
         self._directory: list[str] = []
         self._files = open_backend(transport, timeout, connect_timeout, self._commands, host)
@@ -298,7 +300,7 @@ class SingleChannelConnection(Connection):
         self._hang_up = hang_up
         self._host = host
         self._checksum = checksum
-        self._commands = RemoteCommands(transport, timeout)
+        self._commands = RemoteCommands(functools.partial(start, transport, timeout))
         self._files: Backend | None = None
         try:
             self.probe()

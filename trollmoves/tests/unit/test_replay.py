@@ -76,7 +76,7 @@ class Server:
 class Client:
     """A chain that replays announcements and records the missed ones, as its caller does."""
 
-    def __init__(self, stack: ExitStack, path: str) -> None:
+    def __init__(self, stack: ExitStack, path: str, patience: float = replay.GAP_PATIENCE) -> None:
         self._own = stack.enter_context(ExitStack())
         self.journal = open_journal(path)
         self._own.callback(self.journal.close)
@@ -84,7 +84,7 @@ class Client:
         self._own.callback(self.requester.stop)
         self.missed: list[Message] = []
         self.trouble: list[Exception] = []
-        self.catchup = ReplayClient("client", [PROVIDER, OTHER], self.journal, self.requester, self._note)
+        self.catchup = ReplayClient("client", [PROVIDER, OTHER], self.journal, self.requester, self._note, patience)
         self.requester.start()
 
     def _note(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
@@ -590,3 +590,27 @@ def test_stop_during_replay(client: Client, server: Server) -> None:
     assert time.monotonic() - started < SOON
     client.heartbeat(server, 20)
     assert client.missed == []
+
+
+# -- several servers that write one log
+
+
+def test_interleaved_numbers_are_not_requested(stack: ExitStack, path: str, server: Server) -> None:
+    """Numbers of one log that come in another order, from several servers, are received without a request."""
+    client = Client(stack, path, patience=10 * SOON)
+    in_touch(client, server, 200)
+    for base in range(200, 600, 8):
+        server.last = base + 8
+        client.hear(server, *(base + n for n in (8, 1, 3, 2, 7, 5, 4, 6)))
+    assert client.have() == {server.log: 600}
+    client.settle(server)
+    assert server.asked == []
+
+
+def test_more_runs_than_are_kept(client: Client, server: Server) -> None:
+    """With more gaps than a client remembers, all announcements are requested."""
+    in_touch(client, server)
+    server.last = 300
+    client.hear(server, *range(110, 301, 10))
+    until(lambda: client.have() == {server.log: 300}, SOON)
+    assert set(client.numbers()) >= {n for n in range(6, 300) if n % 10 or n < 110}

@@ -110,7 +110,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.heard = []
         self.full = False
         self.wire = Wire()
-        self.catchup = ReplayClient(CHAIN, [PROVIDER], self.files.journal, self.wire, self.missed)  # type: ignore[arg-type]
+        self.catchup = ReplayClient(CHAIN, [PROVIDER], self.files.journal, self.wire, self.missed, 0.0)  # type: ignore[arg-type]
         self.catchup.start()
 
     def teardown(self) -> None:
