@@ -43,7 +43,7 @@ def test_processors(text: str, found: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("text", ["a", "1-", "-1", "2-1", "0-5000", "1--2"])
 def test_malformed_processors(text: str) -> None:
     """Other texts are rejected with the rule."""
-    with pytest.raises(ValueError, match="must be|ends before it begins"):
+    with pytest.raises(ValueError, match=r"must be|ends before it begins"):
         parsers.processors(text)
 
 
