@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, cast
 from trollmoves.errors import BadDestination, OriginUnreadable, TrollmovesError
 from trollmoves.fetching.sources import LocalSource, Source
 from trollmoves.movers import PartialId
-from trollmoves.movers.base import from_os_error, partial_path, translate_os_errors
+from trollmoves.movers.base import partial_path
 from trollmoves.movers.file import LocalBackend
-from trollmoves.utils import failpoints
+from trollmoves.movers.os_errors import from_os_error, translate_os_errors
 
 MODE = 0o664  # permissions of a file before the umask
 
@@ -39,12 +39,15 @@ def fetch(source: Source, path: str, *, make_directory: bool, partial_id: Partia
             LocalBackend().make_directories(os.path.abspath(directory))
     if isinstance(source, LocalSource):
         return source.copy_to(os.path.abspath(path), partial_id)
-    return _fetch_remote(source, path, partial_path(path, partial_id.token if partial_id else ""))
+    return _fetch_remote(source, path, partial_id or PartialId(""))
 
 
-def _fetch_remote(source: Source, path: str, partial: str) -> int:
-    with translate_os_errors(partial), suppress(FileNotFoundError):
-        os.unlink(partial)  # of a killed process
+def _fetch_remote(source: Source, path: str, partial_id: PartialId) -> int:
+    partial = partial_path(path, partial_id.token)
+    with translate_os_errors(partial):
+        for token in filter(None, (*partial_id.earlier, partial_id.token)):
+            with suppress(FileNotFoundError):
+                os.unlink(partial_path(path, token))  # of a killed process
     try:
         with _Partial(partial) as stream:
             try:
@@ -54,7 +57,7 @@ def _fetch_remote(source: Source, path: str, partial: str) -> int:
             except OSError as error:
                 raise OriginUnreadable(f"{source.name}: {error.strerror or error}") from error
             size = os.fstat(stream.fileno()).st_size
-        failpoints.hit("sent")
+        partial_id.check_lease(source.name)
         with translate_os_errors(path):
             os.replace(partial, path)
     except BaseException:
@@ -74,7 +77,6 @@ class _Partial(io.FileIO):
 
     def write(self, data: Any) -> int:
         """Write all of ``data``; raise TransferError."""
-        failpoints.hit("sending")
         rest = memoryview(data).cast("B")
         try:
             while rest:

@@ -14,12 +14,13 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from trollmoves.errors import TemporaryTransferError
-from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
-from trollmoves.utils import failpoints
+from trollmoves.movers.base import Backend, Mover
+from trollmoves.movers.os_errors import translate_os_errors
+from trollmoves.movers.source_file import SourceFile
 
 SMALL_FILE = 1 << 20  # bytes; up to this size one read and one write are faster than reflinks or copy_file_range
 BLOCK = 1 << 20
-COPY_RANGE_BYTES = 1 << 26  # bytes per call of copy_file_range
+KERNEL_BLOCK = 1 << 26  # bytes per call that copies in the kernel
 _FICLONE = 0x40049409  # fcntl has no name for it before Python 3.12
 _NOT_OFFERED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
 DIRECTORY_MODE = 0o775  # before the umask
@@ -55,7 +56,6 @@ class LocalBackend(Backend):
             return
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, source.mode)
         try:
-            failpoints.hit("sending")
             _copy(source, target)
             os.utime(target, ns=(source.status.st_atime_ns, source.status.st_mtime_ns))
             if self.fsync:
@@ -221,13 +221,15 @@ def _try_clone(source: SourceFile, target: int) -> bool:
 
 
 def _copy_large(source: SourceFile, target: int) -> None:
-    """Copy with copy_file_range, then the rest with read and write."""
+    """Copy with copy_file_range, the rest, as between file systems, with sendfile, then with read and write."""
     done = 0
-    with suppress(OSError):  # on errors, such as an unsupported call, the loop below copies the rest or raises
-        while done < source.size:
-            sent = os.copy_file_range(source.fd, target, min(COPY_RANGE_BYTES, source.size - done))
-            if not sent:
-                break
-            done += sent
+    for copy in (os.copy_file_range, _sendfile):
+        with suppress(OSError):  # on errors, such as an unsupported call, the next way copies the rest or raises
+            while done < source.size and (sent := copy(source.fd, target, min(KERNEL_BLOCK, source.size - done))):
+                done += sent
     while block := source.read(BLOCK):
         _write(target, block)
+
+
+def _sendfile(source: int, target: int, count: int) -> int:
+    return os.sendfile(target, source, None, count)

@@ -17,14 +17,14 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
+from trollmoves.journal import WAITING, Journal, Outcome, Task
+from trollmoves.scheduler.failure_log import FailureLog
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.outcomes import to_outcome
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.worker_limits import WorkerLimits
-from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
-from trollmoves.utils.outage_log import OutageLog
-from trollmoves.utils.rate import RateMeter
+from trollmoves.utils.rate import collect
 from trollmoves.utils.watched_threads import WatchedThread
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
-MAX_OUTAGE_LOGS = 1000  # lanes whose outages are remembered for the log
 MAX_PROVEN = 1000  # idle lanes that are remembered as healthy
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
@@ -56,7 +55,10 @@ class Scheduler:
     def __init__(
         self, journal: Journal, threads: int = 16, observe: Callable[[Task, Result], None] | None = None
     ) -> None:
-        """``observe`` is called on the scheduler thread with each stored result; it must not block."""
+        """``threads`` is the maximum number of workers; each is started when a lane first needs it.
+
+        ``observe`` is called on the scheduler thread with each stored result; it must not block.
+        """
         self._journal = journal
         self._observe = observe
         self._kinds: dict[tuple[str, str], TaskKind] = {}
@@ -66,7 +68,7 @@ class Scheduler:
         self._tokens = LaneQueue()  # one entry for each assigned worker
         self._proven: dict[tuple[str, str], None] = {}  # healthy lanes that were dropped because they were idle
         self._healthy_starved = False  # healthy lanes wait for a worker of another lane
-        self._outage_logs: dict[tuple[str, str], OutageLog] = {}  # by lane; they outlive idle lanes
+        self.failures = FailureLog(journal)
         self._policies: dict[str, ChainPolicy] = {}  # by chain
         self._pauses = Pauses()
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
@@ -75,15 +77,15 @@ class Scheduler:
         self._stopping = False
         self._released = threading.Event()  # set after the stop, once unstarted tasks are released
         self._closing = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._worker_loop, name=f"worker-{n}", daemon=True) for n in range(threads)
-        ]
+        self._max_workers = threads
+        self._workers: list[threading.Thread] = []
+        self._worker_throttle = LogThrottle(burst=1)
         self._scheduler_thread = WatchedThread(target=self._scheduler_loop, name="scheduler", daemon=True)
 
     def __repr__(self) -> str:
         lanes = self._all_lanes()
         count = sum(len(lane.in_flight) for lane in lanes)
-        return f"<Scheduler {len(self._threads)} threads, {count} tasks in {len(lanes)} lanes>"
+        return f"<Scheduler {len(self._workers)} workers, {count} tasks in {len(lanes)} lanes>"
 
     def _all_lanes(self) -> list[Lane]:
         with self._lock:
@@ -178,7 +180,7 @@ class Scheduler:
             by_owner: share the workers between the owners of the tasks.
         """
         if handler:
-            limit = min(limit, max(1, len(self._threads) - 1))  # one thread remains for other lanes
+            limit = min(limit, max(1, self._max_workers - 1))  # one thread remains for other lanes
         registered = TaskKind(
             limit,
             handler,
@@ -266,51 +268,11 @@ class Scheduler:
         lane.breaker.probe_interval = kind.policy.probe_interval
         return lane
 
-    def log_failure(self, task: Task, error: TrollmovesError, text: str = "") -> None:
-        """Log a failed attempt. Failures of a whole lane are logged once, later only counted. Any thread.
-
-        Args:
-            task: the task.
-            error: why the attempt failed.
-            text: describes the attempt; by default the kind and the name of the task.
-        """
-        text = text or f"{task.kind} of {task.key.partition(chr(10))[0]} failed"
-        if not error.temporary:
-            logger.error("[%s] %s, will not be retried (attempt %d): %s", task.chain, text, task.tries, error)
-            return
-        suffix: str | None = ""
-        if error.outage or error.blames_directory:
-            suffix = self._outage_log(task.chain, task.lane).admit(type(error).__name__)
-        if suffix is None:
-            logger.debug("[%s] %s (attempt %d): %s", task.chain, text, task.tries, error)
-        elif error.held:
-            count = self._journal.count_waiting(task.chain, task.lane)
-            waiting = f"; {count} file{'' if count == 1 else 's'} waiting until this is repaired" if count else ""
-            logger.error("[%s] %s, held (attempt %d): %s%s%s", task.chain, text, task.tries, error, waiting, suffix)
-        else:
-            logger.warning("[%s] %s, will be retried (attempt %d): %s%s", task.chain, text, task.tries, error, suffix)
-
-    def failure_result(self, task: Task, error: Exception) -> Result:
-        """Log the error that ended an attempt of a task; return the result of the attempt. Any thread."""
-        if isinstance(error, TrollmovesError):
-            self.log_failure(task, error)
-            return Result(error=error)
-        logger.error("[%s] %s %s: unexpected error", task.chain, task.kind, task.key, exc_info=error)
-        return Result(error=UnexpectedError(str(error) or type(error).__name__))
-
-    def _outage_log(self, chain: str, lane: str) -> OutageLog:
-        with self._lock:
-            if (chain, lane) not in self._outage_logs and len(self._outage_logs) >= MAX_OUTAGE_LOGS:
-                del self._outage_logs[next(iter(self._outage_logs))]
-            return self._outage_logs.setdefault((chain, lane), OutageLog())
-
     # -- start and stop
 
     def start(self) -> None:
-        """Start the threads."""
+        """Start the scheduler thread."""
         self._scheduler_thread.start()
-        for thread in self._threads:
-            thread.start()
 
     def stop(self, timeout: float) -> bool:
         """Stop the threads; return True if all running tasks finished within ``timeout`` seconds.
@@ -324,11 +286,11 @@ class Scheduler:
             time.sleep(0.01)
         in_time = not self._is_busy()
         self._closing.set()
-        for _ in self._threads:
+        for _ in self._workers:
             self._tokens.stop_one()
         self._wake()
         end = max(deadline if in_time else 0.0, time.monotonic() + 0.5)
-        for thread in (*self._threads, self._scheduler_thread):
+        for thread in (*self._workers, self._scheduler_thread):
             if thread.is_alive():
                 thread.join(max(0.0, end - time.monotonic()))
         return in_time
@@ -377,7 +339,7 @@ class Scheduler:
         try:
             return kind.handler(task) or Result()
         except Exception as error:  # an error in one task must not stop the scheduler
-            return self.failure_result(task, error)
+            return self.failures.to_result(task, error)
 
     # -- scheduler thread
 
@@ -388,7 +350,6 @@ class Scheduler:
 
     def _scheduler_loop(self) -> None:
         throttle = LogThrottle(burst=1)
-        meter = RateMeter()
         while self._finished or not self._closing.is_set():
             timeout = self._sleep_seconds()
             self._scheduler_thread.end_round()
@@ -402,7 +363,7 @@ class Scheduler:
                 self._dispatch_due()
                 if stopping:
                     self._released.set()
-                meter.throttle(results)
+                collect(results)
             except JournalError as error:
                 if self._closing.is_set():
                     logger.error("%s; unsaved results will be repeated after the restart", error)
@@ -426,11 +387,8 @@ class Scheduler:
         """Store the results of finished tasks, then run their callbacks; return the number of results."""
         results = [self._finished[n] for n in range(len(self._finished))]
         now = self._journal.now()
-        outcomes = [(lane, _to_outcome(lane, task, result, now)) for lane, task, result in results if task is not None]
-        new = self._store(outcomes)
-        for lane, outcome in outcomes:
-            if outcome.state == WAITING:
-                lane.note_due(outcome.due)
+        outcomes = [(lane, to_outcome(lane, task, result, now)) for lane, task, result in results if task is not None]
+        new, lost = self._store(outcomes)
         recovered: dict[Lane, bool] = {}  # True if a task was done
         for lane, task, result in results:
             self._finished.popleft()
@@ -441,23 +399,26 @@ class Scheduler:
             lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
                 recovered[lane] = recovered.get(lane, False) or result.error is None
-            self._run_callbacks(task, result)
+            if task.id not in lost:
+                self._run_callbacks(task, result)
         if new:
             self.submit(new)
         for lane, worked in recovered.items():
             self._retry_recovered(lane, worked)
         return len(outcomes)
 
-    def _store(self, outcomes: Sequence[tuple[Lane, Outcome]]) -> list[Task]:
-        """Store outcomes; return the new follow-up tasks."""
+    def _store(self, outcomes: Sequence[tuple[Lane, Outcome]]) -> tuple[list[Task], set[int]]:
+        """Store outcomes; return the new follow-up tasks, and the ids of tasks that another member has taken over."""
         if not outcomes:
-            return []
-        new = self._journal.finish([outcome for _, outcome in outcomes])
-        failpoints.hit("committed")
-        return new
+            return [], set()
+        new, lost = self._journal.finish([outcome for _, outcome in outcomes])
+        for lane, outcome in outcomes:
+            if outcome.state == WAITING:
+                lane.note_due(outcome.due)
+        return new, {outcome.task.id for outcome in lost}
 
     def _retry_recovered(self, lane: Lane, worked: bool) -> None:
-        if worked and (summary := self._outage_log(lane.chain, lane.name).end()) is not None:
+        if worked and (summary := self.failures.end_outage(lane.chain, lane.name)) is not None:
             logger.info("[%s] %s: works again%s", lane.chain, lane.name, summary)
         self.retry_now(lane.chain, lane.name)
 
@@ -474,7 +435,7 @@ class Scheduler:
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        limits = WorkerLimits(lanes, len(self._threads))
+        limits = WorkerLimits(lanes, self._max_workers)
         if self._healthy_starved or any(policy.priority for policy in self._policies.values()):
             lanes.sort(key=lambda lane: (-lane.priority, lane.starved_since))
         healthy_starved = False
@@ -492,6 +453,23 @@ class Scheduler:
             if lane.is_idle():
                 self._drop_idle_lane(lane)
         self._healthy_starved = healthy_starved
+        self._start_workers(limits.assigned)
+
+    def _start_workers(self, assigned: int) -> None:
+        """Start a thread for each assigned worker, up to the maximum; without memory for one, the others go on."""
+        while len(self._workers) < min(assigned, self._max_workers):
+            worker = threading.Thread(target=self._worker_loop, name=f"worker-{len(self._workers)}", daemon=True)
+            try:
+                worker.start()
+            except RuntimeError as error:
+                if not self._workers:
+                    raise
+                if (more := self._worker_throttle.admit()) is not None:
+                    logger.warning(
+                        "cannot start worker %d (%s); continuing with fewer%s", len(self._workers) + 1, error, more
+                    )
+                return
+            self._workers.append(worker)
 
     def _assign_worker(self, lane: Lane, kind: TaskKind, limits: WorkerLimits) -> None:
         """Assign one worker to a lane, and one more each time it stalls, up to its limit.
@@ -528,26 +506,4 @@ class Scheduler:
         try:
             handler(task, finish)
         except Exception as error:  # an error in one task must not stop the scheduler
-            finish(self.failure_result(task, error))
-
-
-class UnexpectedError(TrollmovesError):
-    """A handler raised an unexpected exception. The task is retried."""
-
-    temporary = True
-
-
-def _to_outcome(lane: Lane, task: Task, result: Result, now: float) -> Outcome:
-    if result.error is None and result.retry_in is None:
-        return Outcome(task, DONE, result.reply, follow_ups=result.follow_ups, delivery=result.delivery)
-    error = None if result.error is None else str(result.error)
-    # With a reply and without an error, a client waits for the next attempt of one file: its lane is not blamed.
-    failure = result.error.failure if result.error else None if result.reply is None else "retry"
-    reply = error if result.reply is None else result.reply
-    if result.error and (result.final or not result.error.temporary):
-        return Outcome(task, FAILED, reply, follow_ups=result.follow_ups, failure=failure, error=error)
-    wait = result.retry_in if result.retry_in is not None else lane.retry_delay(task, result.error)
-    if wait:
-        task.rank = BACKLOG  # new tasks do not wait behind failed ones
-    due = now + wait
-    return Outcome(task, WAITING, reply, due=due, follow_ups=result.follow_ups, failure=failure, error=error)
+            finish(self.failures.to_result(task, error))

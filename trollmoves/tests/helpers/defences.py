@@ -323,23 +323,30 @@ DEFENCES = (
     _defence(
         "host keys",
         "movers/ssh/host_keys.py",
-        "if key.asbytes() in self._accepted:",
+        "if fingerprint in self.accepted:",
         "if True:",
         "integration/test_ssh_security.py::test_rejected_by_known_hosts",
     ),
     _defence(
         "revoked host keys",
         "movers/ssh/host_keys.py",
-        "if key.asbytes() in self._revoked:",
-        "if False:",
+        "set(accepted) - self._revoked.keys()",
+        "set(accepted)",
         "integration/test_ssh_security.py::test_revoked_key_with_pin",
     ),
     _defence(
         "pinned host keys",
         "movers/ssh/host_keys.py",
-        'if key.fingerprint.rstrip("=") not in self._fingerprints:',
-        "if False:",
+        'raise UnknownHostKey(f"{hostname} presents {described} that is not in ssh_host_key")',
+        "return",
         "integration/test_ssh_security.py::test_host_key_differs_from_pin",
+    ),
+    _defence(
+        "host keys of OpenSSH",
+        "movers/ssh/openssh.py",
+        '"StrictHostKeyChecking": "yes"',
+        '"StrictHostKeyChecking": "no"',
+        "integration/test_ssh_security.py::test_rejected_by_known_hosts",
     ),
     _defence(
         "FTPS host name",
@@ -358,7 +365,7 @@ DEFENCES = (
     # Files and directories
     _defence(
         "modes of files",
-        "movers/base.py",
+        "movers/source_file.py",
         "return self.status.st_mode & 0o775",
         "return self.status.st_mode & 0o777",
         "system/test_modes.py",
@@ -366,14 +373,14 @@ DEFENCES = (
     ),
     _defence(
         "modes of an existing journal",
-        "journal/location.py",
+        "journal/sqlite/files.py",
         '            os.chmod(f"/proc/self/fd/{descriptor}", 0o600)\n',
         "            pass\n",
         "integration/test_journal.py::test_permissions_of_existing_files_are_corrected",
     ),
     _defence(
         "modes of a new journal",
-        "journal/location.py",
+        "journal/sqlite/files.py",
         "os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)",
         "os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)",
         "integration/test_journal.py::test_only_the_owner_may_read",
