@@ -104,6 +104,11 @@ class ProcessOptions(SharedOptions):
         "seconds to wait for running transfers at shutdown; unfinished ones are repeated after the next start",
     )
     workers: int = option(parsers.integer(1, 1000), "16", "concurrent transfers")
+    processors: tuple[int, ...] = option(
+        parsers.processors,
+        "",
+        "processors of this host to run on, such as `0,2-3`; without it all; see [processors](systemd.md#processors)",
+    )
     metrics_port: int | None = optional(
         parsers.port, "port on which Prometheus can scrape metrics; without it none; see [monitoring](monitoring.md)"
     )

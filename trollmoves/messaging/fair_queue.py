@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MAX_QUEUED = 1_000  # queued requests per sender; a client chain has up to 256 open requests
-MAX_QUEUED_BYTES = 32 * 1024 * 1024  # per sender
+MAX_QUEUED_BYTES = 8 * 1024 * 1024  # per sender
 THROTTLED_BATCH = 3  # requests of throttled senders that are read in one batch
 THROTTLED_INTERVAL = 0.02  # s between such batches: each delays the other senders by a journal query
 BYTES_PER_COST_UNIT = 20_000  # this size of a request costs as much as another request
