@@ -270,7 +270,7 @@ class PushService:
             if isinstance(error, Superseded):
                 logger.info("[%s] %s not delivered to %s: %s", self.name, names, shown, error)
             else:
-                self._scheduler.log_failure(task, error, f"{names} not delivered to {shown}")
+                self._scheduler.failures.log(task, error, f"{names} not delivered to {shown}")
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
             on_committed = partial(self._reply_failure, task, text, error)
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
