@@ -26,6 +26,7 @@ from trollmoves.journal.sqlite.files import (
     write_times,
 )
 from trollmoves.journal.sqlite.recovery import NotAJournal, is_corruption, quarantine, restore, salvage
+from trollmoves.journal.views import MemberRow
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ CREATE INDEX IF NOT EXISTS tasks_failure ON tasks (chain, lane, failure, id) WHE
 class JournalDatabase:
     """An open journal file. It owns the file until ``close``."""
 
-    life = ""
+    life = ""  # one process at a time uses the journal, so attempts of all processes have the same partial
 
     def __init__(
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
@@ -213,6 +214,9 @@ class JournalDatabase:
         written = read_times(self._lock_file)[1]
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
 
+    def still(self) -> bool:
+        return True  # the lock of the file excludes other processes
+
     def record_owner(self, role: str, config_file: str) -> None:
         with self._transaction() as db:
             for key, value in (("role", role), ("config", os.path.abspath(config_file))):
@@ -269,6 +273,12 @@ class JournalDatabase:
 
     def now(self) -> float:
         return self._clock.now()
+
+    def take(self, what: str) -> bool:  # noqa: ARG002
+        return True  # the lock of the file is the lease
+
+    def members(self) -> list[MemberRow]:
+        return []
 
     def _restore_clock(self) -> None:
         row = self._db.execute("SELECT value FROM meta WHERE key = 'time'").fetchone()

@@ -10,6 +10,7 @@ from typing import Any
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.interface import MergeFunction
+from trollmoves.journal.lane_states import LANE_INTERVAL, LaneChanges, merge_changes, record_outcome
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
@@ -28,7 +29,7 @@ from trollmoves.journal.records import (
 )
 from trollmoves.journal.sqlite.database import JournalDatabase
 from trollmoves.journal.sqlite.files import write_times
-from trollmoves.journal.sqlite.lanes import LANE_INTERVAL, LaneChanges, merge_changes, record_outcome, store_lanes
+from trollmoves.journal.sqlite.lanes import store_lanes
 from trollmoves.journal.sqlite.sources import upsert_source
 
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"
@@ -255,6 +256,14 @@ class TaskTable(JournalDatabase):
 
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         return [task_of(row) for row in self._read(SELECT_PENDING, (number, chain, kind))]
+
+    def pending_numbers(self, chain: str, kind: str) -> set[int]:
+        rows = self._read(
+            "SELECT announcement_number FROM tasks INDEXED BY tasks_waiting WHERE chain = ? AND state = 0 AND kind = ? "
+            "AND announcement_number IS NOT NULL",
+            (chain, kind),
+        )
+        return {number for (number,) in rows}
 
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
         now = self.now()

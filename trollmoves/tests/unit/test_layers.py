@@ -23,6 +23,7 @@ LAYERS = (
     ("fetching",),
     ("daemons",),
     ("provider", "receiver", "daemon", "filescleaner", "logging"),
+    ("standby",),
     ("metrics", "monitor", "status"),
     ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),
@@ -36,6 +37,8 @@ LAYERS = (
 # The one package that imports a library. Other engines of the journal have packages next to ``sqlite``.
 OWNERS = {
     "sqlite3": "journal.sqlite",
+    "psycopg": "journal.postgresql",
+    "cryptography": "journal.postgresql",
     "zmq": "messaging",
     "posttroll": "messaging",
     "pyinotify": "watch",
