@@ -59,7 +59,18 @@ def execute(journal: PostgresJournal, statement: str) -> None:
 def bury(journal: PostgresJournal, other: PostgresJournal) -> None:
     """Make a member bury another one, as if the process of that had ended."""
     execute(journal, f"UPDATE members SET process = regexp_replace(process, '[0-9]+$', '0') WHERE id = {other.life}")
-    journal.membership.bury_ended()
+
+    def is_buried() -> bool:
+        journal.membership.bury_ended()
+        return other.life not in {member.life for member in journal.membership.members()}
+
+    until(is_buried)
+
+
+def suspend(journal: PostgresJournal) -> None:
+    """End the thread of a member, so that it neither renews its lease nor learns of its burial."""
+    journal.membership._stop.set()
+    journal.membership._thread.join()
 
 
 def test_members_have_one_identity_and_different_lives(join: Join) -> None:
@@ -126,8 +137,9 @@ def test_new_tasks_belong_to_their_member(join: Join) -> None:
 
 
 def test_a_member_gets_the_tasks_of_one_that_died(join: Join) -> None:
-    """The tasks of a member without a lease become free; its results no longer count, and it learns of that."""
+    """The tasks of a member without a lease become free, and its results no longer count."""
     one, two = join(), join()
+    suspend(one)
     one.add_tasks([task("a"), task("b"), task("done")])
     ours = {t.key: t for t in one.claim("chain", "lane", 5, LATER)}
     one.finish([Outcome(ours["done"], DONE)])
@@ -141,25 +153,32 @@ def test_a_member_gets_the_tasks_of_one_that_died(join: Join) -> None:
     assert two.find("chain", "fetch", "next") is None
     assert two.finish([Outcome(theirs[0], DONE)]).lost == []
     assert keys(two.finished_before_kill("chain", ["fetch"], 1000.0)) == ["done"]
-    until(lambda: one.damage, what="the buried member learns of it")
+
+
+def test_a_buried_member_learns_of_it(join: Join) -> None:
+    """A member that was buried by mistake finds out, and can no longer use the journal."""
+    one, two = join(), join()
+    bury(two, one)
+    until(lambda: one.damage)
     assert not one.still()
     with pytest.raises(JournalError):
         one.find("chain", "fetch", "a")
 
 
-def test_rows_of_a_buried_member_become_free(join: Join) -> None:
-    """Tasks that a member stores while it is buried are free after the next renewal of another one."""
-    one, two = PostgresJournal(new_schema(shared_server())), None
+def test_a_suspended_member_loses_its_tasks(join: Join) -> None:
+    """A member that does not renew its lease fences itself; another one frees its tasks, and it stores no more."""
+    one = join()
+    two = PostgresJournal(one.path, lease=1.0)
     try:
-        two = PostgresJournal(one.path, lease=1.0)
-        one.membership._stop.set()  # it does not learn of its burial
-        execute(one, f"UPDATE members SET gone = true WHERE id = {one.life}")
-        one.add_tasks([task("late")])
-        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["late"], 30)
+        one.add_tasks([task("a")])
+        suspend(one)
+        until(lambda: not one.still())
+        execute(one, f"UPDATE members SET lease_until = 0 WHERE id = {one.life}")
+        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["a"], 30)
+        with pytest.raises(JournalError):
+            one.add_tasks([task("late")])
     finally:
-        one.close()
-        if two:
-            two.close()
+        two.close()
 
 
 def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
@@ -172,20 +191,6 @@ def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
     assert two.membership.take("fleet")
     assert keys(two.claim("chain", "lane", 5, LATER)) == ["a"]
     assert two.finished_before_kill("chain", ["fetch"], 1000.0) == []
-
-
-def test_a_suspended_member_loses_its_tasks() -> None:
-    """A member that does not renew its lease fences itself first; then another one buries it."""
-    url = new_schema(shared_server())
-    one, two = PostgresJournal(url, lease=1.0), PostgresJournal(url, lease=1.0)
-    try:
-        one.add_tasks([task("a")])
-        one.membership._stop.set()  # its thread, as if the process was suspended
-        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["a"], 30)
-        assert not one.still()
-    finally:
-        two.close()
-        one.close()
 
 
 def test_readers_miss_no_number(join: Join) -> None:
