@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from trollmoves.config.options import ClientOptions
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Delivery, Journal, Task
 from trollmoves.messaging import payload
+from trollmoves.messaging.group import MAX_FILES, Group
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
@@ -145,6 +146,8 @@ class Fetcher:
         prepare: Callable[[Task, Message], str],
         destinations: Destinations | None = None,
         on_request: Callable[[FetchAttempt], None],
+        on_request_all: Callable[[list[FetchAttempt]], None] | None = None,
+        after_group: Callable[[], None] | None = None,
         on_delivered: Callable[[FetchAttempt, Message], Result],
         on_failed: Callable[[Task, TrollmovesError], None] | None = None,
         delay: float = SUBSCRIBER_GRACE,
@@ -162,6 +165,8 @@ class Fetcher:
         self._destinations = destinations
         self._preparer = Preparer(options.name)
         self._on_request = on_request
+        self._on_request_all = on_request_all or (lambda attempts: [on_request(a) for a in attempts])
+        self._after_group = after_group or (lambda: None)
         self._on_delivered = on_delivered
         self._serial_requests = LimitedQueues(1)
         self._legacy_requests = LimitedQueues(REQUESTS_PER_LEGACY_SOURCE)
@@ -177,7 +182,7 @@ class Fetcher:
         They start after ``delay`` seconds, so that subscribers can connect before the first receipt.
         """
         self._scheduler.register(
-            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=self._delay
+            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch_all, delay=self._delay
         )
 
     def stop(self) -> None:
@@ -197,20 +202,84 @@ class Fetcher:
 
     # -- requests
 
-    def _fetch(self, task: Task, finish: Callable[[Result], None]) -> None:
-        """Start to fetch a file. Runs on the scheduler thread."""
+    def _fetch_all(self, tasks: Sequence[tuple[Task, Callable[[Result], None]]]) -> None:
+        """Start to fetch files: those that waited together, by group. Runs on the scheduler thread."""
+        groups: dict[tuple[str, str, str], list[FetchAttempt]] = {}
+        for task, finish in tasks:
+            try:
+                attempt = self._fetch(task, finish)
+            except Exception as error:  # an error in one task must not stop the scheduler
+                finish(self._scheduler.failure_result(task, error))
+                continue
+            if attempt is None:
+                continue
+            metadata = payload.announcement_metadata(attempt.message.data)
+            data = attempt.message.data
+            if len(tasks) > 1 and metadata.get("group") and "path" not in data and "uri" in data:
+                attempt.source = next(iter(attempt.sources))
+                groups.setdefault((attempt.source, metadata["log"], attempt.destination), []).append(attempt)
+            else:
+                self._request_next(attempt)
+        for (source, log, destination), attempts in groups.items():
+            for n in range(0, len(attempts), MAX_FILES):
+                self._request_group(source, log, destination, attempts[n : n + MAX_FILES])
+
+    def _request_group(self, source: str, log: str, destination: str, attempts: list[FetchAttempt]) -> None:
+        now = time.monotonic()
+        ids = {}
+        for attempt in attempts:
+            attempt.sources.pop(source, None)
+            attempt.requested_at = now
+            number = payload.announcement_metadata(attempt.message.data)["number"]
+            ids[number] = f"{self._client}/{attempt.task.id}"
+        self._on_request_all(attempts)
+        failpoints.hit("requesting")
+        timeout = min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
+        group = Group(log, ids, destination, list(self._options.backup_targets), timeout)
+        text = Message(attempts[0].message.subject, "push", group.data()).encode()
+        self._requester.send_request(
+            source,
+            text,
+            self._options.transfer_req_timeout,
+            lambda reply: self._on_group_reply(source, log, destination, attempts, reply),
+            shared=True,
+        )
+
+    def _on_group_reply(
+        self,
+        source: str,
+        log: str,
+        destination: str,
+        attempts: list[FetchAttempt],
+        reply: Message | TrollmovesError,
+    ) -> None:
+        if isinstance(reply, Message) and reply.type == "wait":
+            self._request_group(source, log, destination, attempts)
+            return
+        failed = reply.data["failed"] if isinstance(reply, Message) and reply.type == "file" else None
+        for attempt in attempts:
+            answer = reply
+            if failed:
+                number = payload.announcement_metadata(attempt.message.data)["number"]
+                if error := failed.get(str(number)):
+                    answer = Message(attempt.message.subject, "err", error)
+            self._on_reply(self._handle_reply, attempt, answer)
+        self._after_group()
+
+    def _fetch(self, task: Task, finish: Callable[[Result], None]) -> FetchAttempt | None:
+        """Prepare to fetch a file; return None if the fetch has ended, or waits."""
         name = file_key_of(task)
         hold = self._peers.hold_seconds(name)
         if task.tries > 1 and self._sources.is_superseded(task):
             self._drop(task, finish)
-            return
+            return None
         if self._peers.is_done(name) or hold:
             finish(Result(retry_in=hold) if hold else Result())
-            return
+            return None
         sources: dict[str, Message | str] = dict(self._sources.announcements(task).items())
         if not sources:
             finish(self._failure_result(task, PermanentlyRefused("no source of the file is known")))
-            return
+            return None
         first = next(iter(sources))
         message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
         sources[first] = message
@@ -218,15 +287,15 @@ class Fetcher:
             task.context = message  # avoids decoding it again after the delivery
         if self._journal.now() - task.created > self._options.retry_for > 0:
             self._give_up(task, message, finish)
-            return
+            return None
         if len(sources) > 1:
             sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
         known = self._destinations
         attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", sources, finish)
         if attempt.destination:
-            self._request_next(attempt)
-        else:
-            self._prepare_and_request(attempt, urls.redacted(known.compose(message).geturl()) if known else self.name)
+            return attempt
+        self._prepare_and_request(attempt, urls.redacted(known.compose(message).geturl()) if known else self.name)
+        return None
 
     def _prepare_and_request(self, attempt: FetchAttempt, directory: str) -> None:
         def request(destination: str) -> None:

@@ -30,7 +30,7 @@ from trollmoves.utils.rate import RateMeter
 
 if TYPE_CHECKING:
     Handler = Callable[[Task], "Result | None"]
-    AsyncHandler = Callable[[Task, Callable[["Result"], None]], None]
+    AsyncHandler = Callable[[Sequence[tuple[Task, Callable[["Result"], None]]]], None]
 
 PREFETCH = 16  # tasks in flight for each task that may run concurrently, so that results are committed in groups
 ASYNC_BURST_FACTOR = 8  # multiplies the limit of asynchronous tasks while they finish at a high rate

@@ -483,8 +483,8 @@ class Scheduler:
             if self._stopping or kind is None or lane.paused:
                 lane.release_unstarted()
             elif kind.async_handler:
-                for task in lane.claim(self._journal):
-                    self._start_async(lane, kind.async_handler, task)
+                if tasks := lane.claim(self._journal):
+                    kind.async_handler([(task, self._finisher(lane, task)) for task in tasks])
             else:
                 lane.ready.extend(lane.claim(self._journal))
                 self._assign_worker(lane, kind, limits)
@@ -518,17 +518,14 @@ class Scheduler:
                         del self._proven[next(iter(self._proven))]
                 self._highest_claimed_id = max(self._highest_claimed_id, lane.highest_claimed_id)
 
-    def _start_async(self, lane: Lane, handler: AsyncHandler, task: Task) -> None:
+    def _finisher(self, lane: Lane, task: Task) -> Callable[[Result], None]:
         def finish(result: Result) -> None:
             with suppress(IndexError):
                 self._finished.append((lane, unfinished.pop(), result))
                 self._wake()
 
         unfinished = [task]  # only the first call of finish counts
-        try:
-            handler(task, finish)
-        except Exception as error:  # an error in one task must not stop the scheduler
-            finish(self.failure_result(task, error))
+        return finish
 
 
 class UnexpectedError(TrollmovesError):
