@@ -65,6 +65,7 @@ class ClientChain:
             on_request=lambda attempt: self._publish_push([attempt]),
             on_request_all=self._publish_push,
             on_delivered=self._receipts.on_delivered,
+            after_delivered=self._receipts.flush,
             delay=self._publisher.grace,
         )
         self._receiver = AnnouncementReceiver(

@@ -52,6 +52,7 @@ class ReceiptPublisher:
         self._scheduler = scheduler
         self._publisher = publisher
         self._unpack_order = OrderedNames()
+        self._texts: list[str] = []  # to publish; only for the thread of the requester
 
     def start(self) -> None:
         """Resume unpacking, and republish receipts that the previous process may have lost when it was killed."""
@@ -85,15 +86,20 @@ class ReceiptPublisher:
                     self._destinations.local_path(url).removesuffix(url.path),
                 ]
             )
-            self._publisher.send_encoded([ack])
+            self._texts.append(ack)
             failpoints.hit("acked")
             self._log(attempt)
             unpack = Task(self.name, "unpack", attempt.task.key, "unpack", body)
             return Result(follow_ups=(unpack,), files=attempt.stats(), delivery=delivery)
-        self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
-        failpoints.hit("receipt-published")
+        self._texts += [ack, self._receipt(message.subject, data)]
         self._log(attempt)
         return Result(reply=json.dumps([attempt.source, base]), files=attempt.stats(), delivery=delivery)
+
+    def flush(self) -> None:
+        """Publish what ``on_delivered`` has collected."""
+        texts, self._texts = self._texts, []
+        self._publisher.send_encoded(texts)
+        failpoints.hit("receipt-published")
 
     def _log(self, attempt: FetchAttempt) -> None:
         seconds = time.monotonic() - attempt.started

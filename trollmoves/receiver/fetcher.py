@@ -34,7 +34,7 @@ from trollmoves.utils.outage_log import OutageLog
 
 logger = logging.getLogger(__name__)
 
-REQUESTS_PER_SOURCE = 32  # concurrent requests
+REQUESTS_PER_SOURCE = 128  # concurrent requests
 REQUESTS_PER_LEGACY_SOURCE = 4  # likewise; more exceed the MaxSessions of the sshd that it pushes to
 MAX_TRANSFER_SECONDS = 3600.0  # s allowed for one transfer of a legacy server
 ACK_TRIES = 5  # attempts to acknowledge a file to a source that does not reply
@@ -147,7 +147,7 @@ class Fetcher:
         destinations: Destinations | None = None,
         on_request: Callable[[FetchAttempt], None],
         on_request_all: Callable[[list[FetchAttempt]], None] | None = None,
-        after_group: Callable[[], None] | None = None,
+        after_delivered: Callable[[], None] | None = None,
         on_delivered: Callable[[FetchAttempt, Message], Result],
         on_failed: Callable[[Task, TrollmovesError], None] | None = None,
         delay: float = SUBSCRIBER_GRACE,
@@ -166,7 +166,8 @@ class Fetcher:
         self._preparer = Preparer(options.name)
         self._on_request = on_request
         self._on_request_all = on_request_all or (lambda attempts: [on_request(a) for a in attempts])
-        self._after_group = after_group or (lambda: None)
+        self._after_delivered = after_delivered or (lambda: None)
+        self._ended: list[tuple[FetchAttempt, Result]] = []
         self._on_delivered = on_delivered
         self._serial_requests = LimitedQueues(1)
         self._legacy_requests = LimitedQueues(REQUESTS_PER_LEGACY_SOURCE)
@@ -263,8 +264,16 @@ class Fetcher:
                 number = payload.announcement_metadata(attempt.message.data)["number"]
                 if error := failed.get(str(number)):
                     answer = Message(attempt.message.subject, "err", error)
-            self._on_reply(self._handle_reply, attempt, answer)
-        self._after_group()
+            self._on_reply(self._handle_reply_in_group, attempt, answer)
+        self._end_delivered()
+
+    def _end_delivered(self) -> None:
+        self._after_delivered()
+        ended, self._ended = self._ended, []
+        for attempt, result in ended:
+            attempt.finish(result)
+            self._acknowledge_others(attempt)
+            self._retry_others(attempt.task)
 
     def _fetch(self, task: Task, finish: Callable[[Result], None]) -> FetchAttempt | None:
         """Prepare to fetch a file; return None if the fetch has ended, or waits."""
@@ -442,6 +451,11 @@ class Fetcher:
         return is_numbered and bool(self._peers.names()) and requested > self._peers.seconds_since_gap()
 
     def _handle_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
+        self._handle_reply_in_group(attempt, reply)
+        if self._ended:
+            self._end_delivered()
+
+    def _handle_reply_in_group(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
         if isinstance(reply, RequesterStopped):
             attempt.task.tries -= 1
             attempt.finish(Result(retry_in=0.0))
@@ -454,9 +468,8 @@ class Fetcher:
         if reply.type in payload.FILE_TYPES and self._was_interrupted(attempt):
             self._send_request(attempt, self._handle_reply)
         elif reply.type in payload.FILE_TYPES:
-            attempt.finish(Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply))
-            self._acknowledge_others(attempt)
-            self._retry_others(attempt.task)
+            done = Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply)
+            self._ended.append((attempt, done))
         elif reply.type == "wait":
             self._on_request(attempt)  # renews the hold of peers
             self._send_request(attempt, self._handle_reply)
