@@ -184,7 +184,7 @@ class TaskTable(JournalDatabase):
                 if outcome.state != WAITING:
                     self._last_finish = self._last_write = now
                 record_outcome(changes, outcome)
-                new += [f for f in outcome.follow_ups if _insert(db, f, now) and f.state == WAITING]
+                new += [following for following in outcome.follow_ups if _insert(db, following, now)]
             merge_changes(changes, self._lane_changes)
             failing = {lane for lane, change in changes.items() if change.failure}
             is_due = now - self._lanes_stored > LANE_INTERVAL or failing or not self._failing.isdisjoint(changes)

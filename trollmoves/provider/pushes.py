@@ -23,7 +23,7 @@ from trollmoves.errors import (
 )
 from trollmoves.journal import BACKLOG, DONE, DROPPED, FAILED, AnnouncementRecord, Delivery, Journal, Outcome, Task
 from trollmoves.messaging import payload
-from trollmoves.messaging.group import Group
+from trollmoves.messaging.group import GroupMember
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
 from trollmoves.movers import PartialId, clean_partials, move_it
@@ -111,100 +111,9 @@ class PushService:
         self._journal.make_all_due_now(self.name, "push")
         self._scheduler.register(self.name, "push", limit=self._limit, handler=self._push, by_owner=True)
 
-    def _accept_groups(self, requests: list[Request]) -> None:
-        tasks = []
-        for request in requests:
-            with rejecting(self.name, request):
-                group = Group.load(request.message.data)
-                destination = resolve_url(group.destination, self._allowed)
-                pause = self._scheduler.pause_remaining(self.name, destination.lane)
-                if pause:
-                    raise HostUnavailable(f"{destination.lane} is unavailable, next attempt in {pause:.0f} s")
-                key = f"group {next(iter(group.ids.values()))} {destination.without_password}"
-                task = Task(self.name, "push", key, destination.lane, request.message.raw, context=group)
-                task.rank, task.owner = self._quotas.rank(request.sender), request.sender
-                tasks.append((request, group, task))
-        with self._waiting_lock:
-            runnable = []
-            for (request, group, _), (task, created) in zip(
-                tasks, self._journal.add_tasks([task for _, _, task in tasks]), strict=True
-            ):
-                if not created:
-                    logger.warning("known group")
-                runnable.append(task)
-                self._quotas.add(task.id, request.sender)
-                keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * group.timeout if group.timeout else None
-                self._waiting.setdefault(task.id, []).append(_Waiter(request, None, keepalive_at))
-        failpoints.hit("push-stored")
-        self._scheduler.submit(runnable)
-
-    def _push_group(self, task: Task) -> Result:
-        """Deliver the files of a group. Worker thread."""
-        group = task.context or Group.load(Message.decode(task.body).data)
-        destination = resolve_url(group.destination, self._allowed)
-        records = self._announcer.look_up([{"log": group.log, "number": number} for number in group.ids])
-        failed: dict[int, Any] = {}
-        rows: list[Task] = []
-        total = 0
-        base, shown = destination.without_password.rstrip("/"), urls.redacted(group.destination)
-        self._clean_stale_partials(destination.local_directory)
-        retried = task.may_have_run(self._started_at)
-        began = time.monotonic()
-        for number, id_ in group.ids.items():
-            announced = records.get(number)
-            try:
-                if announced is None:
-                    raise RequestRejected(f"announcement {number} is not known")
-                uri, started = announced.uri, time.monotonic()
-                name = f"{base}//{os.path.basename(uri)}\n{uri}"
-                key = f"{number} {destination.without_password}"
-                delivered: dict[str, FileVersion] = {}
-                with self._order.claim((name,), number) as current:
-                    if current is None:
-                        raise TransferError("busy")
-                    if not current or self._is_outdated(announced, destination):
-                        raise Superseded("superseded by a newer version that was delivered")
-                    pathname = self._file_store.path(number, uri)
-                    move_it(
-                        pathname,
-                        destination.directory,
-                        self._parameters,
-                        backup_targets=group.backup_targets,
-                        on_opened=partial(self._check_opened, announced, uri, pathname, delivered),
-                        partial_id=PartialId.for_delivery(self._journal.identity, self.name, key, tried=retried),
-                    )
-                    size = _size(pathname)
-                total += size
-                seconds = time.monotonic() - started
-                follow = self._follow(number, delivered)
-                row = Task(
-                    self.name, "push", key, task.lane, f'{{"request": {{"id": "{id_}"}}}}',
-                    announcement_number=number, state=DONE,
-                )
-                rows.append(row)
-                rows += follow
-                logger.info(
-                    "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
-                    self.name, os.path.basename(uri), shown, format_bytes(size), seconds, task.tries,
-                )
-            except Exception as failure:
-                error = self._to_error(failure)
-                self._scheduler.log_failure(task, error, f"{number} not delivered to {shown}")
-                failed[number] = payload.error_payload({"request": {"id": id_}}, error)
-        failpoints.hit("delivered")
-        text = Message("/group", "file", {"destination": destination.without_login, "failed": failed}).encode()
-        stats = FileStats(len(rows), total, announced.mtime or 0 if announced else 0)
-        delivery = Delivery(total, time.monotonic() - began, None, "")
-        on_committed = partial(self._reply_waiters, task.id, text)
-        return Result(reply=text, follow_ups=rows, on_committed=on_committed, files=stats, delivery=delivery)
-
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
         failpoints.hit("request-received")
-        groups = [r for r in requests if isinstance(r.message.data, dict) and "group" in r.message.data]
-        if groups:
-            self._accept_groups(groups)
-            requests = [r for r in requests if r not in groups]
         parsed = [(request, push) for request in requests if (push := self._parse(request))]
         records = self._announcer.look_up(push.announcement for _, push in parsed)
         admitted = [(request, push, task) for request, push in parsed if (task := self._admit(request, push, records))]
@@ -274,7 +183,10 @@ class PushService:
         if record:
             self._journal.add_tasks([record])
         destination = _compacted(task).get("destination") or _requested_destination(task)
-        request.reply_encoded(task.reply or _success_reply(push, destination))
+        if not task.reply and isinstance(request, GroupMember):
+            request.reply_delivered()
+        else:
+            request.reply_encoded(task.reply or _success_reply(push, destination))
         failpoints.hit("replied")
 
     def _receiver_record(self, push: PushRequest, task: Task) -> Task | None:
@@ -320,8 +232,6 @@ class PushService:
 
     def _push(self, task: Task) -> Result:
         """Deliver the requested files. Worker thread."""
-        if task.key.startswith("group "):
-            return self._push_group(task)
         number = task.announcement_number or 0
         if not self._file_store.ensure_local(number):
             task.tries -= 1
@@ -355,14 +265,14 @@ class PushService:
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
         failpoints.hit("delivered")
         seconds = time.monotonic() - started
-        text = _success_reply(push, delivered_to)
+        text = _success_reply(push, delivered_to) if delivered_to != destination.without_login else None
         follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
         stats = FileStats(len(files), size, announced.mtime or 0)
         backup = delivered_to if delivered_to != destination.without_login else None
         delivery = Delivery(size, seconds, backup, push.message.sender)
-        on_committed = partial(self._reply_waiters, task.id, text)
+        on_committed = partial(self._reply_waiters, task.id, text, destination.without_login)
         return Result(reply=text, follow_ups=follow_ups, on_committed=on_committed, files=stats, delivery=delivery)
 
     def _is_outdated(self, announced: AnnouncementRecord, destination: PushDestination) -> bool:
@@ -447,12 +357,15 @@ class PushService:
             waiters = list(self._waiting.get(task.id, ()))
         return [record for waiter in waiters if (record := self._receiver_record(waiter.push, task))]
 
-    def _reply_waiters(self, task_id: int, text: str) -> None:
+    def _reply_waiters(self, task_id: int, text: str | None, destination: str = "") -> None:
         self._quotas.remove([task_id])
         with self._waiting_lock:
             waiters = self._waiting.pop(task_id, ())
         for waiter in waiters:
-            waiter.request.reply_encoded(text)
+            if text is None and isinstance(waiter.request, GroupMember):
+                waiter.request.reply_delivered()
+            else:
+                waiter.request.reply_encoded(text or _success_reply(waiter.push, destination))
             failpoints.hit("replied")
 
     def _resume_if_local(self, number: int) -> None:

@@ -15,8 +15,7 @@ from typing import Any, Protocol
 from trollmoves.config.options import ClientOptions
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Delivery, Journal, Task
-from trollmoves.messaging import payload
-from trollmoves.messaging.group import MAX_FILES, Group
+from trollmoves.messaging import group, payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
@@ -222,22 +221,23 @@ class Fetcher:
             else:
                 self._request_next(attempt)
         for (source, log, destination), attempts in groups.items():
-            for n in range(0, len(attempts), MAX_FILES):
-                self._request_group(source, log, destination, attempts[n : n + MAX_FILES])
+            for n in range(0, len(attempts), group.MAX_FILES):
+                self._request_group(source, log, destination, attempts[n : n + group.MAX_FILES])
 
     def _request_group(self, source: str, log: str, destination: str, attempts: list[FetchAttempt]) -> None:
         now = time.monotonic()
-        ids = {}
+        ids: dict[int, int] = {}
         for attempt in attempts:
             attempt.sources.pop(source, None)
             attempt.requested_at = now
             number = payload.announcement_metadata(attempt.message.data)["number"]
-            ids[number] = f"{self._client}/{attempt.task.id}"
+            ids[number] = attempt.task.id
         self._on_request_all(attempts)
         failpoints.hit("requesting")
-        timeout = min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
-        group = Group(log, ids, destination, list(self._options.backup_targets), timeout)
-        text = Message(attempts[0].message.subject, "push", group.data()).encode()
+        added: dict[str, Any] = {"destination": destination, "request": {"timeout": group.TIMEOUT}}
+        if self._options.backup_targets:
+            added["backup_targets"] = list(self._options.backup_targets)
+        text = group.encode_request(attempts[0].message.subject, log, self._client, ids, added)
         self._requester.send_request(
             source,
             text,
@@ -254,18 +254,24 @@ class Fetcher:
         attempts: list[FetchAttempt],
         reply: Message | TrollmovesError,
     ) -> None:
-        if isinstance(reply, Message) and reply.type == "wait":
-            self._request_group(source, log, destination, attempts)
-            return
-        failed = reply.data["failed"] if isinstance(reply, Message) and reply.type == "file" else None
+        waiting = []
+        found = reply.data[group.KEY] if isinstance(reply, Message) and reply.type == "file" else {}
         for attempt in attempts:
             answer = reply
-            if failed:
+            if found:
                 number = payload.announcement_metadata(attempt.message.data)["number"]
-                if error := failed.get(str(number)):
-                    answer = Message(attempt.message.subject, "err", error)
+                result = found.get(str(number))
+                if result == group.WAIT:
+                    waiting.append(attempt)
+                    continue
+                if result and "error" in result:
+                    answer = Message(attempt.message.subject, "err", result["error"])
+                elif result:
+                    answer = Message(attempt.message.subject, "file", result)
             self._on_reply(self._handle_reply_in_group, attempt, answer)
         self._end_delivered()
+        if waiting:
+            self._request_group(source, log, destination, waiting)
 
     def _end_delivered(self) -> None:
         self._after_delivered()
