@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trollmoves.errors import MessageError, RequestRejected
 from trollmoves.journal import AnnouncementRecord
-from trollmoves.messaging.messages import MAGIC, Message
+from trollmoves.messaging import payload
+from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request
 
 KEY = "group"  # of the data of requests and replies, and of announcements that can be requested by group
@@ -102,32 +103,35 @@ def is_group(request: Request) -> bool:
     return isinstance(request.message.data, dict) and KEY in request.message.data
 
 
-def numbers(request: Request) -> list[int]:
-    group = request.message.data[KEY]
-    if not isinstance(group, dict) or not isinstance(group.get("files"), list):
-        raise RequestRejected("group")
-    return [number for number, _ in group["files"]]
+def references(requests: Iterable[Request]) -> Iterator[dict[str, Any]]:
+    """Yield the log and the number of the announcement of each requested file."""
+    for request in requests:
+        if is_group(request):
+            group = request.message.data[KEY]
+            for number, _ in group["files"]:
+                yield {"log": group["log"], "number": number}
+        elif metadata := payload.announcement_metadata(request.message.data):
+            yield metadata
 
 
 def members(request: Request, announcements: Mapping[int, AnnouncementRecord]) -> list[Request]:
     """Return the request for each file of a group."""
     data = request.message.data
     group = data[KEY]
-    reply = GroupReply(request, numbers(request))
+    reply = GroupReply(request, [number for number, _ in group["files"]])
     common = {key: value for key, value in data.items() if key not in (KEY, "request")}
     found: list[Request] = []
+    text = json.dumps({**common, "request": {**data["request"], "id": f"{group['client']}/"}})[1:-3]
+    head = f"{request.message.raw.partition(' application/json ')[0]} application/json "
     for number, id_ in group["files"]:
         announced = announcements.get(number)
         if announced is None:
             reply.add(number, {"error": {"error": f"not announced by this chain: {number}", "temporary": False}})
             continue
-        added = {**common, "request": {**data["request"], "id": f"{group['client']}/{id_}"}}
-        head = f"{MAGIC}{request.message.subject} push {request.message.sender} {announced.message.split(None, 4)[3]} v1.2"
-        text = announced.message.split(None, 6)[6]
         message = Message.decode(announced.message)
-        message.data |= added
+        message.data = {**message.data, **common, "request": {**data["request"], "id": f"{group['client']}/{id_}"}}
         message.type = "push"
         message.sender = request.message.sender
-        message.raw = f"{head} application/json {text[:-1]}, {json.dumps(added)[1:]}"
+        message.raw = f'{head}{message.raw.split(None, 6)[6][:-1]}, {text}{id_}"}}}}'
         found.append(GroupMember(message, [], request._replier, request.sender, reply, number))
     return found

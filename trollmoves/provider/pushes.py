@@ -22,7 +22,7 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.journal import BACKLOG, DONE, DROPPED, FAILED, AnnouncementRecord, Delivery, Journal, Outcome, Task
-from trollmoves.messaging import payload
+from trollmoves.messaging import group, payload
 from trollmoves.messaging.group import GroupMember
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
@@ -59,6 +59,7 @@ class _Waiter:
     request: Request
     push: PushRequest
     keepalive_at: float | None  # monotonic time at which to send "wait"; None for clients that do not accept it
+    context: _PushContext
 
 
 class _PushContext(NamedTuple):
@@ -114,8 +115,8 @@ class PushService:
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
         failpoints.hit("request-received")
-        parsed = [(request, push) for request in requests if (push := self._parse(request))]
-        records = self._announcer.look_up(push.announcement for _, push in parsed)
+        records = self._announcer.look_up(group.references(requests))
+        parsed = [(one, push) for one in self._expand(requests, records) if (push := self._parse(one))]
         admitted = [(request, push, task) for request, push in parsed if (task := self._admit(request, push, records))]
         if not admitted:
             return
@@ -137,9 +138,17 @@ class PushService:
                     runnable.append(task)
                     self._quotas.add(task.id, request.sender)
                 keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
-                self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
+                self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at, requested.context))
         failpoints.hit("push-stored")
         self._scheduler.submit(runnable)
+
+    def _expand(self, requests: list[Request], records: Mapping[int, AnnouncementRecord]) -> list[Request]:
+        """Return the requests, groups as one request for each file."""
+        expanded: list[Request] = []
+        for request in requests:
+            with rejecting(self.name, request):
+                expanded += group.members(request, records) if group.is_group(request) else [request]
+        return expanded
 
     def _parse(self, request: Request) -> PushRequest | None:
         """Return the parsed request; None if it was rejected."""
@@ -233,6 +242,10 @@ class PushService:
     def _push(self, task: Task) -> Result:
         """Deliver the requested files. Worker thread."""
         number = task.announcement_number or 0
+        if task.context is None and (waiters := self._waiting.get(task.id)):
+            context = waiters[0].context
+            if context.push.message.raw == task.body:
+                task.context = context
         if not self._file_store.ensure_local(number):
             task.tries -= 1
             return Result(retry_in=RECHECK_DELAY, on_committed=partial(self._resume_if_local, number))

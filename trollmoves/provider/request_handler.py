@@ -11,7 +11,7 @@ from typing import Any
 
 from trollmoves.config.options import ServerOptions
 from trollmoves.journal import DONE, Journal, Task
-from trollmoves.messaging import group, payload, sockets
+from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.net import hosts
@@ -100,15 +100,7 @@ class RequestHandler:
         pushes: list[Request] = []
         for request in requests:
             if request.message.type == "push":
-                if not group.is_group(request):
-                    pushes.append(request)
-                    continue
-                with rejecting(self.name, request):
-                    log = request.message.data[group.KEY]["log"]
-                    found = self.announcer.look_up(
-                        [{"log": log, "number": number} for number in group.numbers(request)]
-                    )
-                    pushes += group.members(request, found)
+                pushes.append(request)
                 continue
             with rejecting(self.name, request):
                 self._reply(request)
