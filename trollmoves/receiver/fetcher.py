@@ -33,7 +33,7 @@ from trollmoves.utils.outage_log import OutageLog
 
 logger = logging.getLogger(__name__)
 
-REQUESTS_PER_SOURCE = 128  # concurrent requests
+REQUESTS_PER_SOURCE = 32  # concurrent requests
 REQUESTS_PER_LEGACY_SOURCE = 4  # likewise; more exceed the MaxSessions of the sshd that it pushes to
 MAX_TRANSFER_SECONDS = 3600.0  # s allowed for one transfer of a legacy server
 ACK_TRIES = 5  # attempts to acknowledge a file to a source that does not reply
