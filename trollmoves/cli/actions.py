@@ -17,8 +17,7 @@ from trollmoves.cli.selection import DaemonFiles, add_config_option, daemon_of
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal.location import JOURNAL_SUFFIX, LOCK_SUFFIX, state_directories
-from trollmoves.journal.orders import recent_lanes, record_offline
+from trollmoves.journal import JOURNAL_SUFFIX, LOCK_SUFFIX, recent_lanes, record_offline, state_directories
 from trollmoves.orders.order import DROP, OF_A_LANE, PAUSE, RELEASE, RESEND, RESUME, RETRY, Order
 from trollmoves.scheduler.pauses import is_endpoint, is_known
 

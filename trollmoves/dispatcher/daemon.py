@@ -8,14 +8,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from functools import partial
 
 from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, TargetOptions
-from trollmoves.daemon import Chain, Daemon, Runtime, nameservers_of
+from trollmoves.daemon import Chain, Runtime, nameservers_of
+from trollmoves.daemons.subscriber import SubscriberDaemon
 from trollmoves.dispatcher.deliveries import (
     KIND,
     REPUBLISH,
@@ -99,7 +99,7 @@ class TargetChain:
         enqueue(tasks, self._runtime.journal, self._runtime.scheduler)
 
 
-class Dispatcher(Daemon[TargetOptions]):
+class Dispatcher(SubscriberDaemon[TargetOptions]):
     """The dispatcher: one subscription and at most one publisher for all its targets."""
 
     role = "dispatcher"
@@ -110,8 +110,6 @@ class Dispatcher(Daemon[TargetOptions]):
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
-        self._subscription: Subscription | None = None
-        self._publisher: Publisher | None = None
         self._topics: list[str] = []
         if arguments.explain is not None:
             arguments.check = True
@@ -153,21 +151,6 @@ class Dispatcher(Daemon[TargetOptions]):
             partial(runtime.journal.set_aside, self.role),
         )
         self._subscription.add_topics(self._topics)
-
-    def close_shared(self) -> None:
-        """Stop the subscription and the publisher."""
-        if self._subscription:
-            self._subscription.stop()
-        if self._publisher:
-            self._publisher.stop()
-
-    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
-        """Return whether each publisher is connected, by address, for all targets together."""
-        return [(self.role, self._subscription.connection_states())] if self._subscription else []
-
-    def paused_input(self) -> AbstractContextManager[None]:
-        """Hold messages back while targets start or stop."""
-        return self._subscription.paused() if self._subscription else nullcontext()
 
     def make_chain(self, options: TargetOptions, runtime: Runtime) -> Chain:
         """Return the chain of one target."""

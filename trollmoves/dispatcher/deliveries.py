@@ -423,12 +423,11 @@ def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, sch
             renewed[stored.id] = stored
         else:
             owner.log_ignored(stored)
-    if restarted:
-        journal.reset_tasks(restarted.values())
+    again = journal.reset_tasks(restarted.values()) if restarted else []
     if renewed:
         journal.renew_tasks(renewed.values())
     failpoints.hit("deliveries-stored")
-    scheduler.submit([*new, *restarted.values(), *renewed.values()])
+    scheduler.submit([*new, *again, *renewed.values()])
 
 
 def _states(journal: Journal, name: str, path: str, size: int, mtime_ns: int) -> dict[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.statistics import JournalStatistics, LaneBacklog, journal_size, read_last_times, read_statistics
+from trollmoves.journal import Journal, JournalStatistics, LaneBacklog
 from trollmoves.metrics.counters import EVENTS, FileCounters
 from trollmoves.scheduler.scheduler import LaneState
 
@@ -61,13 +61,12 @@ class DaemonReader:
     log lines that were dropped.
     """
 
-    journal: str  # path
+    journal: Journal
     counters: FileCounters
     event: str
     chains: Callable[[], Iterable[str]]
     lanes: Callable[[], list[LaneState]]
     providers: Callable[[], Iterable[tuple[str, Mapping[str, bool]]]]
-    now: Callable[[], float]  # the journal's clock
     replayed: Callable[[], Mapping[str, int]]
     alarms: Callable[[], Mapping[tuple[str, str], bool]]
     lines_dropped: Callable[[], int]
@@ -79,7 +78,7 @@ class DaemonReader:
         statistics = found or JournalStatistics((), {})
         return DaemonState(
             found is not None,
-            journal_size(self.journal),
+            self.journal.size(),
             self._endpoints(statistics),
             {key: count for key, count in statistics.failed.items() if count},
             self._last_times(),
@@ -92,8 +91,8 @@ class DaemonReader:
     def _statistics(self) -> JournalStatistics | None:
         try:
             if self._earlier is None:
-                self._earlier = read_last_times(self.journal)
-            return read_statistics(self.journal)
+                self._earlier = self.journal.last_times()
+            return self.journal.statistics()
         except JournalError:
             return None  # the scheduler logs it
 
@@ -101,7 +100,7 @@ class DaemonReader:
         found = {key[:3]: EndpointState() for key in self.counters.results.copy()}
         lanes = {(lane.chain, lane.name): lane for lane in self.lanes()}
         backlog = {(lane.chain, lane.lane): lane for lane in statistics.backlog}
-        now = self.now()
+        now = self.journal.now()
         for chain, name in lanes.keys() | backlog.keys():
             kind = name.partition(" ")[0]
             if kind in FILE_KINDS:

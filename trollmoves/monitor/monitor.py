@@ -11,7 +11,6 @@ from typing import Any
 from trollmoves.config.options import ChainOptions
 from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, DROPPED, FAILED, Journal
-from trollmoves.journal.statistics import count_finished, last_file_time, read_statistics
 from trollmoves.monitor.alarms import Alarms, ChainState, limits_of
 from trollmoves.monitor.commands import AlarmCommands
 from trollmoves.monitor.health import CODES, OK, WARNING, Health
@@ -113,8 +112,7 @@ class Monitor:
             self.log_summary()
 
     def _states(self, sections: Mapping[str, ChainOptions]) -> dict[str, ChainState]:
-        path = self._journal.path
-        statistics = read_statistics(path)
+        statistics = self._journal.statistics()
         self._read_last(sections)
         states = {}
         for name in sections:
@@ -133,14 +131,14 @@ class Monitor:
         for name, options in sections.items():
             if options.expect_every:
                 since = self._searched if name in self._last else 0.0
-                last = last_file_time(self._journal.path, name, self._event, since)
+                last = self._journal.last_file_time(name, self._event, since)
                 found[name] = max(last, self._last.get(name, 0.0))
         self._last, self._searched = found, searched
 
     def log_summary(self) -> None:
         """Log one line about the last 24 hours of each chain."""
         now = self._journal.now()
-        counts = count_finished(self._journal.path, now - DAY)
+        counts = self._journal.count_finished(now - DAY)
         for name, state in self._states(self._sections()).items():
             own = {(kind, end): count for (chain, kind, end), count in counts.items() if chain == name}
             parts = [f"{own.get((kind, DONE), 0)} {word}" for kind, word in WORDS.items() if self._shows(kind, own)]

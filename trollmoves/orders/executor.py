@@ -10,9 +10,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trollmoves.errors import JournalError
-from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Journal, Task
-from trollmoves.journal.orders import BATCH_SIZE, Selection
-from trollmoves.journal.tasks import SET_ASIDE
+from trollmoves.journal import (
+    BATCH_SIZE,
+    DONE,
+    FAILED,
+    SET_ASIDE,
+    WAITING,
+    AnnouncementRecord,
+    Journal,
+    Selection,
+    Task,
+)
 from trollmoves.net import urls
 from trollmoves.orders.order import (
     ACTIONS,

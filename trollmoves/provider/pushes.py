@@ -132,9 +132,7 @@ class PushService:
                     if task.state == DONE:
                         self._reply_stored(request, push, task)
                         continue
-                else:
-                    if not created:
-                        self._restart(task, requested)
+                elif created or self._restart(task, requested):
                     runnable.append(task)
                     self._quotas.add(task.id, request.sender)
                 keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
@@ -233,11 +231,12 @@ class PushService:
                 return True
         return False
 
-    def _restart(self, task: Task, requested: Task) -> None:
+    def _restart(self, task: Task, requested: Task) -> bool:
+        """Restart a finished task for another request; return False if another member runs it."""
         task.body, task.state, task.tries, task.lane = requested.body, 0, 0, requested.lane
         task.due = task.created = self._journal.now()
         task.context, task.owner = requested.context, requested.owner
-        self._journal.reset_tasks([task])
+        return bool(self._journal.reset_tasks([task]))
 
     def _push(self, task: Task) -> Result:
         """Deliver the requested files. Worker thread."""

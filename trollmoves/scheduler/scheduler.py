@@ -427,10 +427,7 @@ class Scheduler:
         results = [self._finished[n] for n in range(len(self._finished))]
         now = self._journal.now()
         outcomes = [(lane, _to_outcome(lane, task, result, now)) for lane, task, result in results if task is not None]
-        new = self._store(outcomes)
-        for lane, outcome in outcomes:
-            if outcome.state == WAITING:
-                lane.note_due(outcome.due)
+        new, lost = self._store(outcomes)
         recovered: dict[Lane, bool] = {}  # True if a task was done
         for lane, task, result in results:
             self._finished.popleft()
@@ -441,20 +438,24 @@ class Scheduler:
             lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
                 recovered[lane] = recovered.get(lane, False) or result.error is None
-            self._run_callbacks(task, result)
+            if task.id not in lost:
+                self._run_callbacks(task, result)
         if new:
             self.submit(new)
         for lane, worked in recovered.items():
             self._retry_recovered(lane, worked)
         return len(outcomes)
 
-    def _store(self, outcomes: Sequence[tuple[Lane, Outcome]]) -> list[Task]:
-        """Store outcomes; return the new follow-up tasks."""
+    def _store(self, outcomes: Sequence[tuple[Lane, Outcome]]) -> tuple[list[Task], set[int]]:
+        """Store outcomes; return the new follow-up tasks, and the ids of tasks that another member has taken over."""
         if not outcomes:
-            return []
-        new = self._journal.finish([outcome for _, outcome in outcomes])
+            return [], set()
+        new, lost = self._journal.finish([outcome for _, outcome in outcomes])
         failpoints.hit("committed")
-        return new
+        for lane, outcome in outcomes:
+            if outcome.state == WAITING:
+                lane.note_due(outcome.due)
+        return new, {outcome.task.id for outcome in lost}
 
     def _retry_recovered(self, lane: Lane, worked: bool) -> None:
         if worked and (summary := self._outage_log(lane.chain, lane.name).end()) is not None:

@@ -8,8 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.reader import FailureRow, FinishedRow, JournalReader, LaneRow, WaitingRow
-from trollmoves.journal.statistics import journal_size
+from trollmoves.journal import (
+    FailureRow,
+    FinishedRow,
+    JournalReader,
+    LaneRow,
+    WaitingRow,
+    journal_size,
+    open_reader,
+)
 from trollmoves.net import urls
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.scheduler import LaneState
@@ -60,7 +67,7 @@ def snapshot(daemon: Daemon, sections: Sequence[Section] | None, live: Live | No
     if live:
         daemon.running, daemon.pid, daemon.version = True, live.pid, live.version
     try:
-        with JournalReader(daemon.journal) as reader:
+        with open_reader(daemon.journal) as reader:
             builder = _Builder(reader, live)
             daemon.chains = builder.chains(daemon.kind, sections)
     except JournalError as error:

@@ -32,10 +32,12 @@ from trollmoves.journal import (
     Task,
     journal_path,
     network_warning,
+    open_journal,
     place_journal,
     to_sqlite_time,
 )
 from trollmoves.journal.location import journal_name
+from trollmoves.tests.helpers.journals import append_announcements, latest_versions, update_body
 
 LATER = 4e9  # s since the epoch; everything noted now is due then
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
@@ -51,7 +53,7 @@ def path() -> Iterator[str]:
 @pytest.fixture
 def journal(path: str) -> Iterator[Journal]:
     """Return an open journal."""
-    journal = Journal(path)
+    journal = open_journal(path)
     yield journal
     journal.close()
 
@@ -85,11 +87,11 @@ def test_added_task_is_known(journal: Journal) -> None:
 
 def test_added_task_is_known_after_reopening(path: str) -> None:
     """A task is known to the next process in any state."""
-    journal = Journal(path)
+    journal = open_journal(path)
     added = [one for one, _ in journal.add_tasks([task("waits"), task("is done"), task("failed")])]
     journal.finish([Outcome(added[1], DONE, "the reply"), Outcome(added[2], FAILED)])
     journal.close()
-    journal = Journal(path)
+    journal = open_journal(path)
     again = journal.add_tasks([task("waits"), task("is done"), task("failed"), task("new")])
     journal.close()
     assert [(one.state, new) for one, new in again] == [
@@ -147,12 +149,12 @@ def test_any_text_can_be_stored(journal: Journal) -> None:
     assert claimed.id == added.id
     claimed.lane = claimed.body = bad
     journal.reset_tasks([claimed])
-    journal.update_bodies([claimed])
+    update_body(journal, claimed)
     journal.finish([Outcome(claimed, FAILED, f"no such file: {bad}", follow_ups=[task("b", bad, body=bad)])])
-    journal.append_announcements("chain", [AnnouncementRecord(1, f"/in/{bad}", bad, None, None, bad)])
+    append_announcements(journal, "chain", [AnnouncementRecord(1, f"/in/{bad}", bad, None, None, bad)])
     assert journal.latest_announcement("chain", f"/in/{bad}") is not None
     assert journal.latest_announcement("chain", "/in/\udcfe") is None
-    assert set(journal.latest_versions("chain", [f"/in/{bad}"])) == {f"/in/{bad}"}
+    assert set(latest_versions(journal, "chain", [f"/in/{bad}"])) == {f"/in/{bad}"}
     journal.forget_source("chain", f"log{bad}")
     assert journal.sources("chain") == []
 
@@ -247,14 +249,14 @@ def test_following_tasks_are_added_atomically(journal: Journal) -> None:
         journal.finish([Outcome(one, DONE, "reply", follow_ups=[following, bad])])
     assert journal.find("chain", "fetch", "then") is None
     assert journal.count() == {"waiting": 1, "done": 0, "failed": 0}
-    assert keys(journal.finish([Outcome(one, DONE, "reply", follow_ups=[following])])) == ["then"]
+    assert keys(journal.finish([Outcome(one, DONE, "reply", follow_ups=[following])]).new) == ["then"]
     assert journal.count() == {"waiting": 1, "done": 1, "failed": 0}
 
 
 def test_only_new_tasks_follow(journal: Journal) -> None:
     """Following tasks that are already known are not returned as new."""
     (one, _), (_, _) = journal.add_tasks([task("a"), task("known")])
-    assert keys(journal.finish([Outcome(one, DONE, follow_ups=[task("known"), task("new")])])) == ["new"]
+    assert keys(journal.finish([Outcome(one, DONE, follow_ups=[task("known"), task("new")])]).new) == ["new"]
 
 
 def test_a_task_can_wait_again(journal: Journal) -> None:
@@ -286,7 +288,7 @@ def test_rewritten_task_is_pending(journal: Journal) -> None:
     (again,) = journal.claim("chain", "new lane", 5, 5)
     assert (again.body, again.tries) == ("new body", 0)
     one.body, one.lane = "newer body", "nowhere"
-    journal.update_bodies([one])
+    update_body(journal, one)
     (again,) = journal.claim("chain", "new lane", 5, 5)
     assert again.body == "newer body"
 
@@ -321,14 +323,14 @@ def test_failed_addition_adds_no_task(journal: Journal) -> None:
 
 def test_log_can_be_read(journal: Journal) -> None:
     """Announcements after a number, and the newest, are read in order, and each chain has a separate log."""
-    journal.append_announcements("chain", [announced(n) for n in range(1, 6)])
-    journal.append_announcements("other", [announced(1)])
+    append_announcements(journal, "chain", [announced(n) for n in range(1, 6)])
+    append_announcements(journal, "other", [announced(1)])
     assert [a.number for a in journal.announcements_after("chain", 2, 10)] == [3, 4, 5]
     assert [a.number for a in journal.announcements_after("chain", 0, 2)] == [1, 2]
     assert journal.announcements_after("chain", 5, 10) == []
     assert journal.newest_files("chain", 2) == [("message", "5"), ("message", "4")]
-    journal.append_announcements(
-        "long", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 100_000) for n in range(1, 9)]
+    append_announcements(
+        journal, "long", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 100_000) for n in range(1, 9)]
     )
     assert [a.number for a in journal.announcements_after("long", 2, 10)] == [3, 4, 5]
     assert [a.number for a in journal.undelivered_announcements("long", ("push",), 2, 10)] == [3, 4, 5]
@@ -341,24 +343,24 @@ def test_log_can_be_read(journal: Journal) -> None:
 
 def test_the_newest_announcement_of_a_file_counts(journal: Journal) -> None:
     """Of a file that was announced several times the newest is given, with its size and time."""
-    journal.append_announcements(
-        "chain", [announced(1, "/a"), announced(2, "/a", 6, 8), announced(3, "/b", None, None)]
+    append_announcements(
+        journal, "chain", [announced(1, "/a"), announced(2, "/a", 6, 8), announced(3, "/b", None, None)]
     )
-    journal.append_announcements("other", [announced(1, "/a", 99, 99)])
+    append_announcements(journal, "other", [announced(1, "/a", 99, 99)])
     newest = journal.latest_announcement("chain", "/a")
     assert newest is not None
     assert newest.number == 2
     assert journal.latest_announcement("chain", "/c") is None
-    assert journal.latest_versions("chain", ["/a", "/b", "/c"]) == {"/a": (6, 8), "/b": (None, None)}
+    assert latest_versions(journal, "chain", ["/a", "/b", "/c"]) == {"/a": (6, 8), "/b": (None, None)}
 
 
 def test_numbers_before_a_time(journal: Journal) -> None:
     """The number of the last announcement before a time is known."""
-    journal.append_announcements("chain", [announced(1)])
+    append_announcements(journal, "chain", [announced(1)])
     time.sleep(0.02)
     between = journal.now()
     time.sleep(0.02)
-    journal.append_announcements("chain", [announced(2)])
+    append_announcements(journal, "chain", [announced(2)])
     assert journal.number_before("chain", between) == 1
     assert journal.number_before("chain", LATER) == 2
     assert journal.number_before("chain", 5) == 0
@@ -366,8 +368,8 @@ def test_numbers_before_a_time(journal: Journal) -> None:
 
 def test_undelivered_announcements(journal: Journal) -> None:
     """Announcements without tasks of some kinds are returned in pages."""
-    journal.append_announcements("chain", [announced(n) for n in range(1, 8)])
-    journal.append_announcements("other", [announced(n) for n in range(1, 8)])
+    append_announcements(journal, "chain", [announced(n) for n in range(1, 8)])
+    append_announcements(journal, "other", [announced(n) for n in range(1, 8)])
     delivered = Task("chain", "push", "1 x", "lane", "", announcement_number=1)
     failed = Task("chain", "push", "2 x", "lane", "", announcement_number=2)
     journal.add_tasks(
@@ -390,7 +392,7 @@ def test_finding_undelivered_is_fast(journal: Journal) -> None:
     """Searching a log of 20,000 delivered announcements takes little longer than reading it."""
     for start in range(0, 20_000, 5000):
         numbers = range(start + 1, start + 5001)
-        journal.append_announcements("chain", [announced(n) for n in numbers])
+        append_announcements(journal, "chain", [announced(n) for n in numbers])
         journal.add_tasks(
             [Task("chain", "push", f"{n} x", "lane", "", announcement_number=n, state=DONE) for n in numbers]
         )
@@ -403,11 +405,11 @@ def test_finding_undelivered_is_fast(journal: Journal) -> None:
 
 def test_a_number_is_given_once(journal: Journal) -> None:
     """Announcing a number a second time is refused, and the journal still knows how far the log goes."""
-    journal.append_announcements("chain", [announced(1), announced(2)])
+    append_announcements(journal, "chain", [announced(1), announced(2)])
     with pytest.raises(JournalError):
-        journal.append_announcements("chain", [announced(3), announced(2)])
+        append_announcements(journal, "chain", [announced(3), announced(2)])
     assert journal.last_number("chain") == 2
-    journal.append_announcements("chain", [announced(3)])
+    append_announcements(journal, "chain", [announced(3)])
 
 
 # -- sources
@@ -415,7 +417,7 @@ def test_a_number_is_given_once(journal: Journal) -> None:
 
 def test_source_positions(path: str) -> None:
     """The position in each source's log is stored with its tasks, never decreases, and can be removed."""
-    journal = Journal(path)
+    journal = open_journal(path)
     journal.add_tasks(
         [task("a")], [("chain", SourcePosition("log", "host:1", 5)), ("other", SourcePosition("log", "host:1", 1))]
     )
@@ -423,7 +425,7 @@ def test_source_positions(path: str) -> None:
         [], [("chain", SourcePosition("log", "host:2", 3)), ("chain", SourcePosition("log 2", "host:3", 0))]
     )
     journal.close()
-    journal = Journal(path)
+    journal = open_journal(path)
     assert journal.sources("chain") == [SourcePosition("log", "host:2", 5), SourcePosition("log 2", "host:3", 0)]
     journal.forget_source("chain", "log")
     assert journal.sources("chain") == [SourcePosition("log 2", "host:3", 0)]
@@ -438,7 +440,7 @@ def test_only_the_owner_may_read(path: str, caplog: pytest.LogCaptureFixture) ->
     """The files of the journal are readable and writable by their owner alone, since requests hold passwords."""
     old = os.umask(0)
     try:
-        journal = Journal(path)
+        journal = open_journal(path)
         journal.add_tasks([task("a")])
         files = [os.path.join(os.path.dirname(path), name) for name in os.listdir(os.path.dirname(path))]
         assert len(files) >= 3
@@ -451,33 +453,34 @@ def test_only_the_owner_may_read(path: str, caplog: pytest.LogCaptureFixture) ->
 
 def test_the_identity_stays(path: str) -> None:
     """A journal keeps its identity, and another one has another."""
-    journal = Journal(path)
+    journal = open_journal(path)
     identity = journal.identity
     journal.close()
-    journal = Journal(path)
+    journal = open_journal(path)
     assert journal.identity == identity
     journal.close()
-    other = Journal(path + "2")
+    other = open_journal(path + "2")
     assert other.identity != identity
     other.close()
 
 
 def test_a_journal_is_one_process_own(path: str) -> None:
     """A second process on a journal gets an error that names the file, until the first one ends, even by kill -9."""
-    code = "import sys, time; from trollmoves.journal import Journal; j = Journal(sys.argv[1]); print(1, flush=True)"
-    with subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(99)", path], stdout=subprocess.PIPE) as first:
+    code = "import sys, time; from trollmoves.journal import open_journal; j = open_journal(sys.argv[1]); "
+    code += "print(1, flush=True); time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == b"1\n"
         with pytest.raises(JournalError, match="in use by another process") as refusal:
-            Journal(path)
+            open_journal(path)
         assert path in str(refusal.value)
         first.kill()
-    Journal(path).close()
+    open_journal(path).close()
 
 
 def test_a_journal_can_be_closed_twice(path: str) -> None:
     """Closing again does nothing, and whatever is asked of a closed journal is a JournalError."""
-    journal = Journal(path)
+    journal = open_journal(path)
     journal.close()
     journal.close()
     with pytest.raises(JournalError):
@@ -489,7 +492,7 @@ def test_a_journal_can_be_closed_twice(path: str) -> None:
 def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal may be given as a bare file name."""
     monkeypatch.chdir(tmp_path)
-    Journal("bare.journal").close()
+    open_journal("bare.journal").close()
     assert (tmp_path / "bare.journal").exists()
 
 
@@ -497,7 +500,7 @@ def test_no_place_for_the_journal(tmp_path: Path) -> None:
     """Where no directory can be made, the error says what to set."""
     (tmp_path / "file").write_text("")
     with pytest.raises(JournalError, match="set 'journal' in") as refusal:
-        Journal(str(tmp_path / "file" / "a.journal"))
+        open_journal(str(tmp_path / "file" / "a.journal"))
     assert str(tmp_path / "file" / "a.journal") in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -528,7 +531,7 @@ def read_only(folder: Path) -> Iterator[None]:
 def test_a_read_only_directory(tmp_path: Path) -> None:
     """In a directory that cannot be written in, the error names the file and says what to set."""
     with read_only(tmp_path), pytest.raises(JournalError, match=r"a\.journal.*set 'journal' in"):
-        Journal(str(tmp_path / "a.journal"))
+        open_journal(str(tmp_path / "a.journal"))
 
 
 @pytest.mark.parametrize("content", [b"this is a text\n" * 100, b"\0" * 5000, os.urandom(5000)])
@@ -537,14 +540,14 @@ def test_file_that_is_not_a_database(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.journal"
     path.write_bytes(content)
     with pytest.raises(JournalError, match=r"a\.journal cannot be used: .*not a database"):
-        Journal(str(path))
+        open_journal(str(path))
     assert path.read_bytes() == content
 
 
 def test_directory_instead_of_journal(tmp_path: Path) -> None:
     """A directory at the journal's path is named in the error."""
     with pytest.raises(JournalError, match=str(tmp_path)):
-        Journal(str(tmp_path))
+        open_journal(str(tmp_path))
 
 
 def test_the_database_of_another_program(tmp_path: Path) -> None:
@@ -556,7 +559,7 @@ def test_the_database_of_another_program(tmp_path: Path) -> None:
     db.close()
     before = path.read_bytes()
     with pytest.raises(JournalError, match="another program"):
-        Journal(str(path))
+        open_journal(str(path))
     assert path.read_bytes() == before
 
 
@@ -567,10 +570,10 @@ def test_a_failed_start_leaves_nothing_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         with pytest.raises(JournalError):
-            Journal(str(path))
+            open_journal(str(path))
     assert len(os.listdir("/proc/self/fd")) <= before
     path.unlink()
-    Journal(str(path)).close()
+    open_journal(str(path)).close()
 
 
 @ROOT_ONLY
@@ -579,7 +582,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     with mounted(disk, "-t", "tmpfs", "-o", "size=1m", "none"):
-        journal = Journal(str(disk / "a.journal"))
+        journal = open_journal(str(disk / "a.journal"))
         ballast = disk / "ballast"
         ballast.write_bytes(b"\0" * 500_000)
         groups = ([task(f"{group} {n}", body="x" * 500) for n in range(20)] for group in range(9999))
@@ -596,14 +599,14 @@ def test_a_full_disk(tmp_path: Path) -> None:
         journal.finish([Outcome(one, DONE, "reply")])
         assert journal.count() == {"waiting": added, "done": 1, "failed": 0}
         journal.close()
-        journal = Journal(str(disk / "a.journal"))
+        journal = open_journal(str(disk / "a.journal"))
         assert journal.count() == {"waiting": added, "done": 1, "failed": 0}
         journal.close()
 
 
 def test_synchronous_full(path: str) -> None:
     """A journal can be configured to survive a power cut."""
-    journal = Journal(path, synchronous="full")
+    journal = open_journal(path, synchronous="full")
     journal.add_tasks([task("a")])
     journal.close()
 
@@ -635,17 +638,17 @@ def test_journal_of_an_earlier_version(monkeypatch: pytest.MonkeyPatch, tmp_path
     config = "a%41?#.ini"  # special characters of a URI
     old = tmp_path / journal_name(config, "client", host="")
     program = (
-        "import os, sys; from trollmoves.journal import Journal, Task; j = Journal(sys.argv[1]); "
+        "import os, sys; from trollmoves.journal import open_journal, Journal, Task; j = open_journal(sys.argv[1]); "
         "j.add_tasks([Task('c', 'fetch', 'k', 'lane', '')]); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", program, old], check=True)
     assert Path(f"{old}-wal").stat().st_size
-    with closing(Journal(str(old))), pytest.raises(JournalError, match="in use by another process"):
+    with closing(open_journal(str(old))), pytest.raises(JournalError, match="in use by another process"):
         place_journal("", config, "client")
     path = place_journal("", config, "client")
     assert os.path.basename(path) == old.name.replace(".journal", f"-{socket.gethostname()}.journal")
     assert not list(tmp_path.glob(f"{old.name}*"))
-    with closing(Journal(path)) as journal:
+    with closing(open_journal(path)) as journal:
         assert journal.find("c", "fetch", "k")
     assert place_journal("", config, "client") == path
 
@@ -655,7 +658,7 @@ def test_journal_of_another_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
     config = "a%41?#.ini"  # special characters of a URI
     old = tmp_path / journal_name(config, "client", host="")
-    Journal(str(old)).close()
+    open_journal(str(old)).close()
     with closing(sqlite3.connect(old)) as db, db:
         db.execute("UPDATE meta SET value = 'elsewhere ' || value WHERE key = 'location'")
     assert place_journal("", config, "client") != str(old)
@@ -704,7 +707,7 @@ def test_many_threads(journal: Journal) -> None:
             mine = journal.claim("chain", f"lane {n}", 99, LATER)
             assert len(mine) == 10
             journal.finish([Outcome(one, DONE, "reply") for one in mine])
-            journal.append_announcements(f"chain {n}", [announced(journal.last_number(f"chain {n}") + 1)])
+            append_announcements(journal, f"chain {n}", [announced(journal.last_number(f"chain {n}") + 1)])
             journal.lanes("chain")
 
     with ThreadPoolExecutor(4) as pool:
@@ -716,13 +719,13 @@ def test_many_threads(journal: Journal) -> None:
 def test_last_number_is_current(path: str) -> None:
     """Reading the last number during announcements does not hide the newest one."""
     for _ in range(20):
-        journal = Journal(path)
+        journal = open_journal(path)
         number = journal.last_number("chain")
         journal.close()
-        journal = Journal(path)
+        journal = open_journal(path)
         with ThreadPoolExecutor(4) as pool:
             requested = [pool.submit(journal.last_number, "chain") for _ in range(3)]
-            journal.append_announcements("chain", [announced(number + 1)])
+            append_announcements(journal, "chain", [announced(number + 1)])
             assert {one.result() for one in requested} <= {number, number + 1}
         assert journal.last_number("chain") == number + 1
         journal.close()
@@ -730,13 +733,13 @@ def test_last_number_is_current(path: str) -> None:
 
 ROUNDS = """
 import sys
-from trollmoves.journal import DONE, AnnouncementRecord, Journal, Outcome, Task
+from trollmoves.journal import open_journal, DONE, AnnouncementRecord, Journal, Outcome, Task
 
-journal = Journal(sys.argv[1])
+journal = open_journal(sys.argv[1])
 round = 0
 while True:
     noted = journal.add_tasks([Task("chain", "fetch", f"{round} {n}", "lane", "x" * 500) for n in range(10)])
-    journal.append_announcements("chain", [AnnouncementRecord(round + 1, f"/in/{round}", str(round), 1, 1, "message")])
+    append_announcements(journal, "chain", [AnnouncementRecord(round + 1, f"/in/{round}", str(round), 1, 1, "message")])
     journal.finish(
         [Outcome(t, DONE, "reply", follow_ups=[Task("chain", "then", t.key, "lane", "")]) for t, _ in noted[:5]]
     )
@@ -758,7 +761,7 @@ def test_a_kill_leaves_every_transaction_whole(path: str, rounds: int) -> None:
             child.kill()
         recorded = [int(line) for line in child.stdout.read().split(b"\n")[:-1]]
     last_told = recorded[-1] if recorded else rounds
-    journal = Journal(path)
+    journal = open_journal(path)
     for number in range(last_told + 3):
         first = [journal.find("chain", "fetch", f"{number} {n}") for n in range(10)]
         over = [one.state for one in first if one]
@@ -775,8 +778,8 @@ def test_a_kill_leaves_every_transaction_whole(path: str, rounds: int) -> None:
 
 KILLED = """
 import os, sys, time
-from trollmoves.journal import DONE, UNFLUSHED_SECONDS, Journal, Outcome, Task
-journal = Journal(sys.argv[1])
+from trollmoves.journal import open_journal, DONE, UNFLUSHED_SECONDS, Journal, Outcome, Task
+journal = open_journal(sys.argv[1])
 print(len(journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS)), flush=True)
 time.sleep(float(sys.argv[2]))
 (task, _), = journal.add_tasks([Task("chain", sys.argv[3], sys.argv[3], "lane", "")])
@@ -788,8 +791,9 @@ os._exit(0)
 
 OUTLIVING = """
 import os, sys, time
-from trollmoves.journal import DONE, Journal, Outcome, Task
-journal = Journal(sys.argv[1], synchronous=sys.argv[2])
+from trollmoves.journal import open_journal, DONE, Journal, Outcome, Task
+from trollmoves.tests.helpers.journals import append_announcements, latest_versions
+journal = open_journal(sys.argv[1], synchronous=sys.argv[2])
 for count in range(int(sys.argv[3])):
     (task, _), = journal.add_tasks([Task("chain", "fetch", f"{count}", "lane", "")])
     journal.finish([Outcome(task, DONE)])
@@ -805,11 +809,11 @@ def test_idle_before_a_kill(path: str, synchronous: str, count: int) -> None:
     """The time of a kill is known also if the process did nothing for a while; damage to this record is harmless."""
     command = [sys.executable, "-c", OUTLIVING, path, synchronous, str(count)]
     subprocess.run(command, check=True)
-    with closing(Journal(path)) as journal:
+    with closing(open_journal(path)) as journal:
         assert journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS) == []
     subprocess.run(command, check=True)
     Path(f"{path}.lock").write_text("not a time")
-    with closing(Journal(path)) as journal:
+    with closing(open_journal(path)) as journal:
         assert len(journal.finished_before_kill("chain", ("fetch",), UNFLUSHED_SECONDS)) == 1
 
 
@@ -828,11 +832,11 @@ def test_finished_before_kill(path: str) -> None:
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", ".lock"])
 def test_permissions_of_existing_files_are_corrected(path: str, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
     """Files of a journal that other users could read or write become private, and the log says so."""
-    Journal(path).close()
+    open_journal(path).close()
     with open(path + suffix, "ab"):
         pass
     os.chmod(path + suffix, 0o666)
-    journal = Journal(path)
+    journal = open_journal(path)
     try:
         assert not os.path.exists(path + suffix) or stat.S_IMODE(os.stat(path + suffix).st_mode) == 0o600
     finally:
@@ -853,7 +857,7 @@ def test_links_are_not_followed(path: str, suffix: str, kind: str) -> None:
     else:
         os.mkfifo(path + suffix, 0o600)
     with pytest.raises(JournalError, match="journal"):
-        Journal(path)
+        open_journal(path)
     with open(victim) as file:
         assert file.read() == "mine"
 
@@ -861,9 +865,9 @@ def test_links_are_not_followed(path: str, suffix: str, kind: str) -> None:
 def test_a_value_that_cannot_be_stored(journal: Journal) -> None:
     """A row that SQLite cannot store is refused with an error that no retry can help, and the others are stored."""
     with pytest.raises(UnsupportedValue) as caught:
-        journal.append_announcements("chain", [announced(1), announced(2, mtime=2**63)])
+        append_announcements(journal, "chain", [announced(1), announced(2, mtime=2**63)])
     assert not caught.value.temporary
-    journal.append_announcements("chain", [announced(1), announced(2, mtime=to_sqlite_time(2**63))])
+    append_announcements(journal, "chain", [announced(1), announced(2, mtime=to_sqlite_time(2**63))])
     assert journal.last_number("chain") == 2
 
 

@@ -15,7 +15,7 @@ import pytest
 from trollmoves.control import client
 from trollmoves.control.client import ControlError
 from trollmoves.errors import JournalError
-from trollmoves.journal.orders import record_offline
+from trollmoves.journal import record_offline
 from trollmoves.orders.order import Order
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed

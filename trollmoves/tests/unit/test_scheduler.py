@@ -23,10 +23,11 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TrollmovesError,
 )
-from trollmoves.journal import DONE, FAILED, WAITING, Journal, Outcome, Task
+from trollmoves.journal import DONE, FAILED, WAITING, Outcome, Task, open_journal
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
 from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, ChainPolicy, Lane, Result, TaskKind
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.tests.helpers.journals import update_body
 from trollmoves.tests.helpers.waiting import until
 
 SOON = 5.0  # s; far more than anything here takes, far less than the longest sleep of the clerk
@@ -44,7 +45,7 @@ class House:
 
     def open(self) -> None:
         """Open the journal."""
-        self.journal = Journal(self.path)
+        self.journal = open_journal(self.path)
 
     def workers(self, threads: int = 4) -> Scheduler:
         """Give workers that are started."""
@@ -958,7 +959,7 @@ def test_contexts_are_kept_for_waiting_tasks(runtime: House) -> None:
     runtime.note(workers, *many)
     until(lambda: workers.in_flight() >= 64, SOON)
     changed = replace(many[-1], body="changed", context=None)
-    runtime.journal.update_bodies([changed])
+    update_body(runtime.journal, changed)
     open_.set()
     until(lambda: len(found) == 150, SOON)
     assert found == {one.key: None if one.key == changed.key else one.key.upper() for one in many}
