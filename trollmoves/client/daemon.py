@@ -62,10 +62,9 @@ class ClientChain:
             peers,
             prepare=lambda _, message: self._destinations.url_for(message),
             destinations=self._destinations,
-            on_request=lambda attempt: self._publish_push([attempt]),
-            on_request_all=self._publish_push,
+            on_request=self._publish_pushes,
             on_delivered=self._receipts.on_delivered,
-            after_delivered=self._receipts.flush,
+            publish=self._receipts.publish,
             delay=self._publisher.grace,
         )
         self._receiver = AnnouncementReceiver(
@@ -100,8 +99,8 @@ class ClientChain:
     def _acknowledge(self, source: str, announcement: str) -> None:
         self._fetcher.acknowledge(source, announcement)
 
-    def _publish_push(self, attempts: Sequence[FetchAttempt]) -> None:
-        """Publish that files of one destination have been requested."""
+    def _publish_pushes(self, attempts: Sequence[FetchAttempt]) -> None:
+        """Publish that files of one destination are requested."""
         added: dict[str, Any] = {"destination": urls.without_login(attempts[0].destination)}
         if self._options.backup_targets:
             added["backup_targets"] = [urls.host_without_login(host) for host in self._options.backup_targets]

@@ -13,10 +13,9 @@ from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal, Version, to_sqlite_time
-from trollmoves.messaging import payload, sockets
+from trollmoves.messaging import group, payload, sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
-from trollmoves.messaging.group import MAX_FILES
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
 from trollmoves.scheduler.lanes import FileStats
 from trollmoves.utils import failpoints
@@ -186,7 +185,8 @@ class Announcer:
         subject = a.subject or self._topic
         if self._describe:
             return Message(subject, *self._describe(a))
-        metadata = {**a.extra_metadata, "log": self._log_name, "number": number, "mtime": a.mtime, "group": MAX_FILES}
+        metadata = {**a.extra_metadata, "log": self._log_name, "number": number, "mtime": a.mtime}
+        metadata[group.KEY] = group.MAX_FILES
         if a.size is not None:
             metadata["size"] = a.size
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": metadata})

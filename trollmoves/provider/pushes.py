@@ -22,8 +22,8 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.journal import BACKLOG, DONE, DROPPED, FAILED, AnnouncementRecord, Delivery, Journal, Outcome, Task
-from trollmoves.messaging import group, payload
-from trollmoves.messaging.group import GroupMember
+from trollmoves.messaging import payload
+from trollmoves.messaging.group import GroupRequest, is_group
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
 from trollmoves.movers import PartialId, clean_partials, move_it
@@ -59,7 +59,6 @@ class _Waiter:
     request: Request
     push: PushRequest
     keepalive_at: float | None  # monotonic time at which to send "wait"; None for clients that do not accept it
-    context: _PushContext
 
 
 class _PushContext(NamedTuple):
@@ -115,8 +114,11 @@ class PushService:
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
         failpoints.hit("request-received")
-        records = self._announcer.look_up(group.references(requests))
-        parsed = [(one, push) for one in self._expand(requests, records) if (push := self._parse(one))]
+        records: dict[int, AnnouncementRecord] = {}
+        single = [member for request in requests for member in self._members(request, records)]
+        parsed = [(request, push) for request in single if (push := self._parse(request))]
+        references = (push.announcement for _, push in parsed)
+        records |= self._announcer.look_up(r for r in references if r.get("number") not in records)
         admitted = [(request, push, task) for request, push in parsed if (task := self._admit(request, push, records))]
         if not admitted:
             return
@@ -136,17 +138,28 @@ class PushService:
                     runnable.append(task)
                     self._quotas.add(task.id, request.sender)
                 keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
-                self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at, requested.context))
+                self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
         failpoints.hit("push-stored")
         self._scheduler.submit(runnable)
 
-    def _expand(self, requests: list[Request], records: Mapping[int, AnnouncementRecord]) -> list[Request]:
-        """Return the requests, groups as one request for each file."""
-        expanded: list[Request] = []
-        for request in requests:
-            with rejecting(self.name, request):
-                expanded += group.members(request, records) if group.is_group(request) else [request]
-        return expanded
+    def _members(self, request: Request, records: dict[int, AnnouncementRecord]) -> list[Request]:
+        """Return the requests for the files of a group, and add its announcements to ``records``.
+
+        A request for single files is returned unchanged.
+        """
+        with rejecting(self.name, request):
+            if not is_group(request):
+                return [request]
+            group = GroupRequest(request)
+            found = self._announcer.look_up({"log": group.log, "number": number} for number in group.files)
+            if not found:
+                raise RequestRejected("none of these files was announced by this chain")
+            records |= found
+            for number in group.files.keys() - found.keys():
+                error = RequestRejected(f"announcement {number} is not in the log of this chain")
+                group.answer(number, "err", payload.error_payload(request.message.data, error))
+            return [group.member(number, found[number].message) for number in group.files if number in found]
+        return []
 
     def _parse(self, request: Request) -> PushRequest | None:
         """Return the parsed request; None if it was rejected."""
@@ -189,11 +202,8 @@ class PushService:
         record = self._receiver_record(push, task)
         if record:
             self._journal.add_tasks([record])
-        destination = _compacted(task).get("destination") or _requested_destination(task)
-        if not task.reply and isinstance(request, GroupMember):
-            request.reply_delivered()
-        else:
-            request.reply_encoded(task.reply or _success_reply(push, destination))
+        other = Message.decode(task.reply).data["destination"] if task.reply else _compacted(task).get("destination")
+        _reply_delivered(request, push, _requested_destination(task), other)
         failpoints.hit("replied")
 
     def _receiver_record(self, push: PushRequest, task: Task) -> Task | None:
@@ -241,10 +251,6 @@ class PushService:
     def _push(self, task: Task) -> Result:
         """Deliver the requested files. Worker thread."""
         number = task.announcement_number or 0
-        if task.context is None and (waiters := self._waiting.get(task.id)):
-            context = waiters[0].context
-            if context.push.message.raw == task.body:
-                task.context = context
         if not self._file_store.ensure_local(number):
             task.tries -= 1
             return Result(retry_in=RECHECK_DELAY, on_committed=partial(self._resume_if_local, number))
@@ -273,19 +279,19 @@ class PushService:
             else:
                 self._scheduler.log_failure(task, error, f"{names} not delivered to {shown}")
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
-            on_committed = partial(self._reply_failure, task, text, error)
+            on_committed = partial(self._reply_failure, task, error)
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
         failpoints.hit("delivered")
         seconds = time.monotonic() - started
-        text = _success_reply(push, delivered_to) if delivered_to != destination.without_login else None
         follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
         stats = FileStats(len(files), size, announced.mtime or 0)
         backup = delivered_to if delivered_to != destination.without_login else None
         delivery = Delivery(size, seconds, backup, push.message.sender)
-        on_committed = partial(self._reply_waiters, task.id, text, destination.without_login)
-        return Result(reply=text, follow_ups=follow_ups, on_committed=on_committed, files=stats, delivery=delivery)
+        reply = _success_reply(push, delivered_to) if backup else None
+        on_committed = partial(self._reply_success, task.id, destination.without_login, backup)
+        return Result(reply=reply, follow_ups=follow_ups, on_committed=on_committed, files=stats, delivery=delivery)
 
     def _is_outdated(self, announced: AnnouncementRecord, destination: PushDestination) -> bool:
         """Return True if an earlier process delivered a newer announcement of the files to this destination."""
@@ -369,15 +375,14 @@ class PushService:
             waiters = list(self._waiting.get(task.id, ()))
         return [record for waiter in waiters if (record := self._receiver_record(waiter.push, task))]
 
-    def _reply_waiters(self, task_id: int, text: str | None, destination: str = "") -> None:
+    def _take_waiters(self, task_id: int) -> Sequence[_Waiter]:
         self._quotas.remove([task_id])
         with self._waiting_lock:
-            waiters = self._waiting.pop(task_id, ())
-        for waiter in waiters:
-            if text is None and isinstance(waiter.request, GroupMember):
-                waiter.request.reply_delivered()
-            else:
-                waiter.request.reply_encoded(text or _success_reply(waiter.push, destination))
+            return self._waiting.pop(task_id, ())
+
+    def _reply_success(self, task_id: int, destination: str, backup: str | None) -> None:
+        for waiter in self._take_waiters(task_id):
+            _reply_delivered(waiter.request, waiter.push, destination, backup)
             failpoints.hit("replied")
 
     def _resume_if_local(self, number: int) -> None:
@@ -413,32 +418,28 @@ class PushService:
         for waiter in rejected:
             reject(self.name, waiter.request, error)
 
-    def _reply_failure(self, task: Task, text: str, error: TrollmovesError) -> None:
+    def _reply_failure(self, task: Task, error: TrollmovesError) -> None:
         """Reply with a failure; if the lane is paused, also reject its other pushes: clients can use other servers."""
-        self._reply_waiters(task.id, text)
+        for waiter in self._take_waiters(task.id):
+            waiter.request.reply("err", payload.error_payload(waiter.push.message.data, error))
+            failpoints.hit("replied")
         pause = self._scheduler.pause_remaining(self.name, task.lane)
         if not error.outage or not pause:
             return
         in_flight = self._scheduler.in_flight_ids(self.name, task.lane)
         for id_ in self._journal.fail_pending(self.name, task.lane, exclude=in_flight, failure=error.failure):
-            self._quotas.remove([id_])
-            with self._waiting_lock:
-                waiters = self._waiting.pop(id_, ())
-            for waiter in waiters:
+            for waiter in self._take_waiters(id_):
                 reject(self.name, waiter.request, HostUnavailable(str(error)), pause)
 
     def on_dropped(self, tasks: Sequence[Task]) -> None:
         """Reject the requests for pushes that an operator dropped; do not publish their announcements again."""
         pushes = [task for task in tasks if task.kind == "push" and task.announcement_number]
-        self._quotas.remove([task.id for task in pushes])
         self._journal.add_tasks(
             Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
             for number in {task.announcement_number for task in pushes}
         )
         for task in pushes:
-            with self._waiting_lock:
-                waiters = self._waiting.pop(task.id, ())
-            for waiter in waiters:
+            for waiter in self._take_waiters(task.id):
                 reject(self.name, waiter.request, RequestRejected("dropped by the operator of the server"))
 
     def send_keepalives(self) -> None:
@@ -510,6 +511,12 @@ def _without_logins(push: PushRequest) -> dict[str, Any]:
     if not any("@" in host for host in push.backup_targets):
         return {}
     return {"backup_targets": [urls.host_without_login(host) for host in push.backup_targets]}
+
+
+def _reply_delivered(request: Request, push: PushRequest, destination: str, backup: str | None) -> None:
+    """Reply that the files are at ``destination``, or at the backup target ``backup``; both without login."""
+    changes = {"destination": backup} if backup else {}
+    request.reply_delivered(changes, lambda: _success_reply(push, backup or destination))
 
 
 def _success_reply(push: PushRequest, destination: str) -> str:

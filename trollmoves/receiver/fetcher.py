@@ -7,13 +7,14 @@ import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from trollmoves.config.options import ClientOptions
-from trollmoves.errors import TrollmovesError
+from trollmoves.errors import MessageError, TrollmovesError
 from trollmoves.journal import Delivery, Journal, Task
 from trollmoves.messaging import group, payload
 from trollmoves.messaging.messages import Message
@@ -41,6 +42,8 @@ HELD_RETRY_DELAY = 10.0  # s before the next look at a destination that does not
 UPTIME_SLACK = 0.2  # s allowed for the transmission of the reply
 BUFFERED_SECONDS = 5.0  # s after a gap in which messages from before its end are still processed
 MAX_REASON = 1_000  # characters of the error in a reply that are kept
+
+Reply = Message | TrollmovesError
 
 
 class RetryPeriodExpired(TrollmovesError):
@@ -92,7 +95,13 @@ class FetchAttempt:
     retry_in: float = 0.0
     requested_at: float = 0.0  # monotonic
     server_busy: bool = True  # False if a legacy server seems to have dropped the request
+    alone: bool = False  # do not request it in a group again: the source rejected a group
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def announced(self) -> dict[str, Any]:
+        """The metadata of the announcement; {} for a legacy server."""
+        return payload.announcement_metadata(self.message.data)
 
     def stats(self) -> FileStats:
         """Return number, bytes and time of the files, as announced; a legacy server announces no bytes."""
@@ -104,6 +113,9 @@ class FetchAttempt:
         """Return the delivery by the current source, for the row of the task."""
         size = payload.announcement_metadata(self.message.data).get("size")
         return Delivery(size, time.monotonic() - self.started, destination, self.source)
+
+
+ReplyHandler = Callable[[Sequence[FetchAttempt], Reply], None]
 
 
 class SourceLookup(Protocol):
@@ -125,12 +137,14 @@ class SourceLookup(Protocol):
 class Fetcher:
     """The requests of one chain.
 
+    Files that wait together for one source and destination are requested by groups (``messaging/group.py``).
     ``prepare(task, message)`` returns the destination URL, with login, before a request; it may raise, and may block,
-    so it runs on a thread of ``Preparer``, unless ``destinations`` knows the URL. ``on_request(attempt)`` is called for
-    each request to a source, and again during the transfer.
-    ``on_delivered(attempt, reply)`` is called on the requester's thread after a delivery and returns the result of the
-    task. ``on_failed(task, error)`` is called if no source delivered; if ``error.temporary``, another attempt follows.
-    These three must not block.
+    so it runs on a thread of ``Preparer``, unless ``destinations`` knows the URL. ``on_request(attempts)`` is called
+    for each request to a source, and again during the transfer.
+    ``on_delivered(attempt, reply)`` is called on the requester's thread after a delivery. It returns the result of the
+    task, and the messages with which ``publish`` is called before the result is stored, those of a group together.
+    ``on_failed(task, error)`` is called if no source delivered; if ``error.temporary``, another attempt follows.
+    These four must not block.
     """
 
     def __init__(
@@ -144,10 +158,9 @@ class Fetcher:
         *,
         prepare: Callable[[Task, Message], str],
         destinations: Destinations | None = None,
-        on_request: Callable[[FetchAttempt], None],
-        on_request_all: Callable[[list[FetchAttempt]], None] | None = None,
-        after_delivered: Callable[[], None] | None = None,
-        on_delivered: Callable[[FetchAttempt, Message], Result],
+        on_request: Callable[[Sequence[FetchAttempt]], None],
+        on_delivered: Callable[[FetchAttempt, Message], tuple[Result, list[str]]],
+        publish: Callable[[Sequence[str]], None] = lambda _: None,
         on_failed: Callable[[Task, TrollmovesError], None] | None = None,
         delay: float = SUBSCRIBER_GRACE,
     ) -> None:
@@ -164,10 +177,9 @@ class Fetcher:
         self._destinations = destinations
         self._preparer = Preparer(options.name)
         self._on_request = on_request
-        self._on_request_all = on_request_all or (lambda attempts: [on_request(a) for a in attempts])
-        self._after_delivered = after_delivered or (lambda: None)
-        self._ended: list[tuple[FetchAttempt, Result]] = []
         self._on_delivered = on_delivered
+        self._publish = publish
+        self._ready: list[FetchAttempt] = []  # to request together; for the scheduler thread only
         self._serial_requests = LimitedQueues(1)
         self._legacy_requests = LimitedQueues(REQUESTS_PER_LEGACY_SOURCE)
         self._retries: dict[str, RetrySpacing] = {}  # by lane
@@ -182,7 +194,12 @@ class Fetcher:
         They start after ``delay`` seconds, so that subscribers can connect before the first receipt.
         """
         self._scheduler.register(
-            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch_all, delay=self._delay
+            self.name,
+            KIND,
+            limit=REQUESTS_PER_SOURCE,
+            async_handler=self._fetch,
+            after_start=self._request_ready,
+            delay=self._delay,
         )
 
     def stop(self) -> None:
@@ -202,99 +219,20 @@ class Fetcher:
 
     # -- requests
 
-    def _fetch_all(self, tasks: Sequence[tuple[Task, Callable[[Result], None]]]) -> None:
-        """Start to fetch files: those that waited together, by group. Runs on the scheduler thread."""
-        groups: dict[tuple[str, str, str], list[FetchAttempt]] = {}
-        for task, finish in tasks:
-            try:
-                attempt = self._fetch(task, finish)
-            except Exception as error:  # an error in one task must not stop the scheduler
-                finish(self._scheduler.failure_result(task, error))
-                continue
-            if attempt is None:
-                continue
-            metadata = payload.announcement_metadata(attempt.message.data)
-            data = attempt.message.data
-            if len(tasks) > 1 and metadata.get("group") and "path" not in data and "uri" in data:
-                attempt.source = next(iter(attempt.sources))
-                groups.setdefault((attempt.source, metadata["log"], attempt.destination), []).append(attempt)
-            else:
-                self._request_next(attempt)
-        for (source, log, destination), attempts in groups.items():
-            for n in range(0, len(attempts), group.MAX_FILES):
-                self._request_group(source, log, destination, attempts[n : n + group.MAX_FILES])
-
-    def _request_group(self, source: str, log: str, destination: str, attempts: list[FetchAttempt]) -> None:
-        now = time.monotonic()
-        ids: dict[int, int] = {}
-        for attempt in attempts:
-            attempt.sources.pop(source, None)
-            attempt.requested_at = now
-            number = payload.announcement_metadata(attempt.message.data)["number"]
-            ids[number] = attempt.task.id
-        self._on_request_all(attempts)
-        failpoints.hit("requesting")
-        added: dict[str, Any] = {"destination": destination, "request": {"timeout": group.TIMEOUT}}
-        if self._options.backup_targets:
-            added["backup_targets"] = list(self._options.backup_targets)
-        text = group.encode_request(attempts[0].message.subject, log, self._client, ids, added)
-        self._requester.send_request(
-            source,
-            text,
-            self._options.transfer_req_timeout,
-            lambda reply: self._on_group_reply(source, log, destination, attempts, reply),
-            shared=True,
-        )
-
-    def _on_group_reply(
-        self,
-        source: str,
-        log: str,
-        destination: str,
-        attempts: list[FetchAttempt],
-        reply: Message | TrollmovesError,
-    ) -> None:
-        waiting = []
-        found = reply.data[group.KEY] if isinstance(reply, Message) and reply.type == "file" else {}
-        for attempt in attempts:
-            answer = reply
-            if found:
-                number = payload.announcement_metadata(attempt.message.data)["number"]
-                result = found.get(str(number))
-                if result == group.WAIT:
-                    waiting.append(attempt)
-                    continue
-                if result and "error" in result:
-                    answer = Message(attempt.message.subject, "err", result["error"])
-                elif result:
-                    answer = Message(attempt.message.subject, "file", result)
-            self._on_reply(self._handle_reply_in_group, attempt, answer)
-        self._end_delivered()
-        if waiting:
-            self._request_group(source, log, destination, waiting)
-
-    def _end_delivered(self) -> None:
-        self._after_delivered()
-        ended, self._ended = self._ended, []
-        for attempt, result in ended:
-            attempt.finish(result)
-            self._acknowledge_others(attempt)
-            self._retry_others(attempt.task)
-
-    def _fetch(self, task: Task, finish: Callable[[Result], None]) -> FetchAttempt | None:
-        """Prepare to fetch a file; return None if the fetch has ended, or waits."""
+    def _fetch(self, task: Task, finish: Callable[[Result], None]) -> None:
+        """Start to fetch a file. Runs on the scheduler thread."""
         name = file_key_of(task)
         hold = self._peers.hold_seconds(name)
         if task.tries > 1 and self._sources.is_superseded(task):
             self._drop(task, finish)
-            return None
+            return
         if self._peers.is_done(name) or hold:
             finish(Result(retry_in=hold) if hold else Result())
-            return None
+            return
         sources: dict[str, Message | str] = dict(self._sources.announcements(task).items())
         if not sources:
             finish(self._failure_result(task, PermanentlyRefused("no source of the file is known")))
-            return None
+            return
         first = next(iter(sources))
         message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
         sources[first] = message
@@ -302,20 +240,20 @@ class Fetcher:
             task.context = message  # avoids decoding it again after the delivery
         if self._journal.now() - task.created > self._options.retry_for > 0:
             self._give_up(task, message, finish)
-            return None
+            return
         if len(sources) > 1:
             sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
         known = self._destinations
         attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", sources, finish)
         if attempt.destination:
-            return attempt
-        self._prepare_and_request(attempt, urls.redacted(known.compose(message).geturl()) if known else self.name)
-        return None
+            self._ready.append(attempt)
+        else:
+            self._prepare_and_request(attempt, urls.redacted(known.compose(message).geturl()) if known else self.name)
 
     def _prepare_and_request(self, attempt: FetchAttempt, directory: str) -> None:
         def request(destination: str) -> None:
             attempt.destination = destination
-            self._request_next(attempt)
+            self._request_next([attempt])
 
         def fail(error: Exception | None) -> None:
             if error is None:
@@ -333,78 +271,77 @@ class Fetcher:
         self._sources.on_attempt_ended(task)
         finish(Result())
 
-    def _request_next(self, attempt: FetchAttempt) -> None:
-        if not attempt.sources:
-            self._sources.on_attempt_ended(attempt.task)
-            attempt.finish(self._all_sources_failed(attempt))
-            return
-        attempt.source = next(iter(attempt.sources))
-        announcement = attempt.sources.pop(attempt.source)
-        attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
-        queues = self._queues_for(attempt)
+    def _request_ready(self) -> None:
+        """Request the files that are ready, those of one source and destination by groups. Scheduler thread."""
+        ready, self._ready = self._ready, []
+        groups: dict[object, list[FetchAttempt]] = {}
+        for attempt in ready:
+            attempts = groups.setdefault(self._group_key(attempt), [])
+            attempts.append(attempt)
+            if len(attempts) == group.MAX_FILES:
+                self._request_next(groups.pop(self._group_key(attempt)))
+        for attempts in groups.values():
+            self._request_next(attempts)
+
+    def _group_key(self, attempt: FetchAttempt) -> object:
+        """Return what the files of a group have in common; a unique value for a file that is requested alone."""
+        metadata = attempt.announced
+        is_late = bool(self._peers.names()) and self._is_late(attempt)  # it names the peers
+        if not group.accepts(metadata) or "path" in attempt.message.data or attempt.alone or is_late:
+            return attempt.task.id
+        return metadata["log"], next(iter(attempt.sources)), attempt.destination
+
+    def _request_next(self, attempts: Sequence[FetchAttempt]) -> None:
+        """Request one file from its next source, or several files of which this is the same."""
+        for attempt in attempts:
+            attempt.source = next(iter(attempt.sources))
+            announcement = attempt.sources.pop(attempt.source)
+            attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
+        queues = self._queues_for(attempts[0])
         if queues:
-            queues.run(attempt.source, lambda: self._begin_request(attempt, partial(self._on_queued_reply, queues)))
+            source = attempts[0].source
+            queues.run(source, lambda: self._begin_request(attempts, partial(self._on_queued_reply, queues)))
         else:
-            self._begin_request(attempt, self._handle_reply)
+            self._begin_request(attempts, self._handle_reply)
 
     def _queues_for(self, attempt: FetchAttempt) -> LimitedQueues | None:
         """Return the queues that limit concurrent requests to legacy servers; None for others.
 
         The FTP mover of legacy servers corrupts concurrent transfers; their other movers open a session for each.
         """
-        if payload.announcement_metadata(attempt.message.data):
+        if attempt.announced:
             return None
         return self._serial_requests if attempt.destination.startswith("ftp") else self._legacy_requests
 
-    def _begin_request(
-        self, attempt: FetchAttempt, handler: Callable[[FetchAttempt, Message | TrollmovesError], None]
-    ) -> None:
+    def _begin_request(self, attempts: Sequence[FetchAttempt], handler: ReplyHandler) -> None:
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "[%s] requesting %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source
-            )
-        self._on_request(attempt)
+            for attempt in attempts:
+                names = payload.file_names(attempt.message.data)
+                logger.debug("[%s] requesting %s from %s", self.name, names, attempt.source)
+        self._on_request(attempts)
         failpoints.hit("requesting")
-        self._send_request(attempt, handler)
+        self._send_request(attempts, handler)
 
-    def _on_queued_reply(self, queues: LimitedQueues, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
-        source = attempt.source
+    def _on_queued_reply(self, queues: LimitedQueues, attempts: Sequence[FetchAttempt], reply: Reply) -> None:
+        source = attempts[0].source
         try:
-            self._handle_reply(attempt, reply)
+            self._handle_reply(attempts, reply)
         finally:
             queues.done(source)
 
-    def _send_request(
-        self, attempt: FetchAttempt, handler: Callable[[FetchAttempt, Message | TrollmovesError], None]
-    ) -> None:
-        attempt.requested_at, attempt.server_busy = time.monotonic(), True
-        metadata = payload.announcement_metadata(attempt.message.data)
+    def _send_request(self, attempts: Sequence[FetchAttempt], handler: ReplyHandler) -> None:
+        now, first = time.monotonic(), attempts[0]
+        for attempt in attempts:
+            attempt.requested_at, attempt.server_busy = now, True
+        is_numbered = bool(first.announced)
         self._requester.send_request(
-            attempt.source,
-            self._request(attempt),
+            first.source,
+            self._request(first) if len(attempts) == 1 else self._group_request(attempts),
             self._options.transfer_req_timeout,
-            lambda reply: self._on_reply(handler, attempt, reply),
-            extend=None if metadata else lambda: self._extend_timeout(attempt),
-            shared=bool(metadata),
+            lambda reply: handler(attempts, reply),
+            extend=None if is_numbered else lambda: self._extend_timeout(first),
+            shared=is_numbered,
         )
-
-    def _on_reply(
-        self,
-        handler: Callable[[FetchAttempt, Message | TrollmovesError], None],
-        attempt: FetchAttempt,
-        reply: Message | TrollmovesError,
-    ) -> None:
-        """Handle a reply; if the handler raises, end the attempt."""
-        try:
-            handler(attempt, reply)
-        except Exception:
-            logger.exception(
-                "[%s] %s: cannot handle the reply of %s, requesting it again later",
-                self.name,
-                payload.file_names(attempt.message.data),
-                attempt.source,
-            )
-            attempt.finish(Result(retry_in=backoff(attempt.task.tries)))
 
     def _extend_timeout(self, attempt: FetchAttempt) -> bool:
         """Return True to wait longer for a legacy server: a repeated request would start a second transfer.
@@ -421,19 +358,32 @@ class Fetcher:
             server_started = time.monotonic() - _parse_uptime(reply)
             attempt.server_busy = server_started < requested_at + UPTIME_SLACK
 
-        self._on_request(attempt)  # renews the hold of peers
+        self._on_request([attempt])  # renews the hold of peers
         request = Message(attempt.message.subject, "info", {"max_count": 1}).encode()
         self._requester.send_request(attempt.source, request, self._options.transfer_req_timeout * 0.8, on_reply)
         return time.monotonic() - requested_at < MAX_TRANSFER_SECONDS
 
-    def _request(self, attempt: FetchAttempt) -> str:
+    def _group_request(self, attempts: Sequence[FetchAttempt]) -> str:
+        files = {attempt.announced["number"]: attempt.task.id for attempt in attempts}
+        first = attempts[0]
+        added = self._added(first) | {"request": {"timeout": min(self._timeout, group.TIMEOUT)}}
+        return group.encode_request(first.message.subject, first.announced["log"], self._client, files, added)
+
+    @property
+    def _timeout(self) -> float:
+        """Seconds in which a server replies: often enough to renew the hold of peers."""
+        return min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
+
+    def _added(self, attempt: FetchAttempt) -> dict[str, Any]:
         added: dict[str, Any] = {"destination": attempt.destination}
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)
-        if payload.announcement_metadata(attempt.message.data):
-            # Repeated often enough to renew the hold of peers.
-            timeout = min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
-            added["request"] = {"id": f"{self._client}/{attempt.task.id}", "timeout": timeout}
+        return added
+
+    def _request(self, attempt: FetchAttempt) -> str:
+        added = self._added(attempt)
+        if attempt.announced:
+            added["request"] = {"id": f"{self._client}/{attempt.task.id}", "timeout": self._timeout}
             peers = self._peers.names()
             if peers and self._is_late(attempt):
                 added["request"]["unless_delivered_to"] = peers
@@ -456,33 +406,84 @@ class Fetcher:
         requested = time.monotonic() - attempt.requested_at
         return is_numbered and bool(self._peers.names()) and requested > self._peers.seconds_since_gap()
 
-    def _handle_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
-        self._handle_reply_in_group(attempt, reply)
-        if self._ended:
-            self._end_delivered()
+    def _handle_reply(self, attempts: Sequence[FetchAttempt], reply: Reply) -> None:
+        """Handle the reply to a request: publish the receipts of the delivered files together, then end their tasks."""
+        delivered: list[tuple[FetchAttempt, Result]] = []
+        waiting: list[FetchAttempt] = []
+        texts: list[str] = []
+        for attempt, own_reply in self._own_replies(attempts, reply):
+            if isinstance(own_reply, Message) and own_reply.type == group.WAIT:
+                self._down.pop(attempt.source, None)
+                waiting.append(attempt)
+                continue
+            with self._retrying(attempt):
+                if ended := self._handle_own_reply(attempt, own_reply):
+                    delivered.append((attempt, ended[0]))
+                    texts += ended[1]
+        if delivered:
+            with self._retrying(*(attempt for attempt, _ in delivered)):
+                self._end_delivered(delivered, texts)
+        if waiting:
+            self._on_request(waiting)  # renews the hold of peers
+            self._send_request(waiting, self._handle_reply)
 
-    def _handle_reply_in_group(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
+    def _end_delivered(self, delivered: Sequence[tuple[FetchAttempt, Result]], texts: Sequence[str]) -> None:
+        self._publish(texts)
+        for attempt, result in delivered:
+            attempt.finish(result)
+            self._acknowledge_others(attempt)
+            self._retry_others(attempt.task)
+
+    def _own_replies(self, attempts: Sequence[FetchAttempt], reply: Reply) -> Iterable[tuple[FetchAttempt, Reply]]:
+        """Return each file with the reply to its request; if a group was rejected, request its files alone instead."""
+        replies: Sequence[Reply] = [reply] * len(attempts)
+        if len(attempts) > 1 and isinstance(reply, Message):
+            try:
+                replies = group.replies(reply, [attempt.announced["number"] for attempt in attempts])
+            except MessageError:
+                is_error = reply.type == "err" and isinstance(reply.data, dict)
+                if not (is_error and reply.data.get("temporary", True)):
+                    for attempt in attempts:
+                        attempt.alone = True
+                        self._begin_request([attempt], self._handle_reply)
+                    return ()
+        return zip(attempts, replies, strict=True)
+
+    @contextmanager
+    def _retrying(self, *attempts: FetchAttempt) -> Iterator[None]:
+        """If an error is raised, end these attempts, so that the files are requested again."""
+        try:
+            yield
+        except Exception:
+            for attempt in attempts:
+                logger.exception(
+                    "[%s] %s: cannot handle the reply of %s, requesting it again later",
+                    self.name,
+                    payload.file_names(attempt.message.data),
+                    attempt.source,
+                )
+                attempt.finish(Result(retry_in=backoff(attempt.task.tries)))
+
+    def _handle_own_reply(self, attempt: FetchAttempt, reply: Reply) -> tuple[Result, list[str]] | None:
+        """Return the result of a delivery, and what to publish; else end the attempt, or continue it."""
         if isinstance(reply, RequesterStopped):
             attempt.task.tries -= 1
             attempt.finish(Result(retry_in=0.0))
-            return
+            return None
         if isinstance(reply, TrollmovesError):
             self._mark_source_down(attempt.source)
             self._on_source_failed(attempt, reply)
-            return
+            return None
         self._down.pop(attempt.source, None)
         if reply.type in payload.FILE_TYPES and self._was_interrupted(attempt):
-            self._send_request(attempt, self._handle_reply)
+            self._send_request([attempt], self._handle_reply)
         elif reply.type in payload.FILE_TYPES:
-            done = Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply)
-            self._ended.append((attempt, done))
-        elif reply.type == "wait":
-            self._on_request(attempt)  # renews the hold of peers
-            self._send_request(attempt, self._handle_reply)
+            return (Result(), []) if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply)
         elif isinstance(error := self._rejection(attempt, reply), SupersededAtSource):
             self._drop(attempt.task, attempt.finish)
         else:
             self._on_source_failed(attempt, error)
+        return None
 
     def _peer_has_received(self, attempt: FetchAttempt, reply: Message) -> bool:
         """Return True if a peer has published the receipt of this file, or will.
@@ -512,7 +513,11 @@ class Fetcher:
         level = logging.WARNING if suffix is not None else logging.DEBUG
         names = payload.file_names(attempt.message.data)
         logger.log(level, "[%s] %s not delivered: %s%s", self.name, names, error, suffix or "")
-        self._request_next(attempt)
+        if attempt.sources:
+            self._request_next([attempt])
+            return
+        self._sources.on_attempt_ended(attempt.task)
+        attempt.finish(self._all_sources_failed(attempt))
 
     def _all_sources_failed(self, attempt: FetchAttempt) -> Result:
         """Return the result after all sources failed: a later attempt or a permanent failure."""

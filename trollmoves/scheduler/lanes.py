@@ -30,7 +30,7 @@ from trollmoves.utils.rate import RateMeter
 
 if TYPE_CHECKING:
     Handler = Callable[[Task], "Result | None"]
-    AsyncHandler = Callable[[Sequence[tuple[Task, Callable[["Result"], None]]]], None]
+    AsyncHandler = Callable[[Task, Callable[["Result"], None]], None]
 
 PREFETCH = 16  # tasks in flight for each task that may run concurrently, so that results are committed in groups
 ASYNC_BURST_FACTOR = 8  # multiplies the limit of asynchronous tasks while they finish at a high rate
@@ -84,6 +84,7 @@ class TaskKind:
     limit: int
     handler: Handler | None = None  # runs on a worker thread
     async_handler: AsyncHandler | None = None  # starts the task on the scheduler thread; ``finish`` is called later
+    after_start: Callable[[], None] | None = None  # called when the due tasks of a lane were started
     not_before: float = 0.0  # monotonic; no task is claimed earlier
     by_owner: bool = False  # the workers are shared between the owners of the tasks
     policy: ChainPolicy = field(default_factory=ChainPolicy)
