@@ -1,11 +1,44 @@
-"""Short forms of calls of a journal."""
+"""Journals for tests: one of each engine, rows, and short forms of calls."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from trollmoves.journal import AnnouncementRecord, Journal, Task, TaskEditor, Version
+from trollmoves.journal import AnnouncementRecord, Journal, Task, TaskEditor, Version, open_journal
+
+LATER = 4e9  # s since the epoch; all tasks that are added now are due then
+
+
+@contextmanager
+def sqlite_journals(directory: Path) -> Iterator[Callable[[], Journal]]:
+    """Yield a function that opens the same journal in memory, where possible."""
+    with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else directory) as folder:
+        yield partial(open_journal, os.path.join(folder, "state", "a.journal"))
+
+
+# By engine: a context manager that yields a function that opens the same journal again.
+ENGINES: dict[str, Callable[[Path], AbstractContextManager[Callable[[], Journal]]]] = {"sqlite": sqlite_journals}
+
+
+def task(key: str, lane: str = "lane", *, kind: str = "fetch", body: str = "", due: float = 0.0, rank: int = 0) -> Task:
+    """Make a task."""
+    return Task("chain", kind, key, lane, body, due, rank)
+
+
+def announced(number: int, uri: str = "", size: int | None = 5, mtime: int | None = 7) -> AnnouncementRecord:
+    """Make a line of a log."""
+    return AnnouncementRecord(number, uri or f"/in/{number}", str(number), size, mtime, f"message {number}")
+
+
+def keys(tasks: list[Task]) -> list[str]:
+    """Return what identifies tasks within their kind."""
+    return [task.key for task in tasks]
 
 
 def append_announcements(journal: Journal, chain: str, records: Sequence[AnnouncementRecord]) -> None:

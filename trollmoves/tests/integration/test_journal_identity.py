@@ -94,7 +94,7 @@ def test_killed_while_writing(path: str) -> None:
     """A kill between any two writes changes no identity."""
     before = identity(path)
     code = (
-        "import os, sys; from trollmoves.journal import open_journal, *; journal = open_journal(sys.argv[1])\n"
+        "import os, sys; from trollmoves.journal import *; journal = open_journal(sys.argv[1])\n"
         "for n in range(int(sys.argv[2])):\n"
         "    ((task, _),) = journal.add_tasks([Task('chain', 'fetch', f'{journal.now()}', 'lane', '')])\n"
         "    journal.finish([Outcome(task, DONE)]) if n % 2 else None\n"
