@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,6 @@ from trollmoves.errors import (
 )
 from trollmoves.journal import BACKLOG, DONE, DROPPED, FAILED, AnnouncementRecord, Delivery, Journal, Outcome, Task
 from trollmoves.messaging import payload
-from trollmoves.messaging.group import GroupRequest, is_group
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
 from trollmoves.movers import PartialId, clean_partials, move_it
@@ -33,6 +32,7 @@ from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.client_quotas import ClientQuotas
 from trollmoves.provider.destinations import PushDestination, resolve_url
 from trollmoves.provider.file_store import FileStore
+from trollmoves.provider.group_request import GroupRequest, is_group
 from trollmoves.provider.push_request import PushRequest
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
@@ -115,8 +115,7 @@ class PushService:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
         failpoints.hit("request-received")
         records: dict[int, AnnouncementRecord] = {}
-        single = [member for request in requests for member in self._members(request, records)]
-        parsed = [(request, push) for request in single if (push := self._parse(request))]
+        parsed = [pair for request in requests for pair in self._parse(request, records)]
         references = (push.announcement for _, push in parsed)
         records |= self._announcer.look_up(r for r in references if r.get("number") not in records)
         admitted = [(request, push, task) for request, push in parsed if (task := self._admit(request, push, records))]
@@ -142,32 +141,23 @@ class PushService:
         failpoints.hit("push-stored")
         self._scheduler.submit(runnable)
 
-    def _members(self, request: Request, records: dict[int, AnnouncementRecord]) -> list[Request]:
-        """Return the requests for the files of a group, and add its announcements to ``records``.
+    def _parse(self, request: Request, records: dict[int, AnnouncementRecord]) -> Iterable[tuple[Request, PushRequest]]:
+        """Return the parsed request, of a group one for each file; none if it was rejected.
 
-        A request for single files is returned unchanged.
+        The announcements of a group are added to ``records``.
         """
         with rejecting(self.name, request):
+            if self._quotas.is_full(request.sender):
+                raise TooManyRequests("too many pushes of this client are pending")
             if not is_group(request):
-                return [request]
+                return [(request, PushRequest.parse(request.message))]
             group = GroupRequest(request)
             found = self._announcer.look_up({"log": group.log, "number": number} for number in group.files)
             if not found:
                 raise RequestRejected("none of these files was announced by this chain")
             records |= found
-            for number in group.files.keys() - found.keys():
-                error = RequestRejected(f"announcement {number} is not in the log of this chain")
-                group.answer(number, "err", payload.error_payload(request.message.data, error))
-            return [group.member(number, found[number].message) for number in group.files if number in found]
+            return list(group.members(found))
         return []
-
-    def _parse(self, request: Request) -> PushRequest | None:
-        """Return the parsed request; None if it was rejected."""
-        with rejecting(self.name, request):
-            if self._quotas.is_full(request.sender):
-                raise TooManyRequests("too many pushes of this client are pending")
-            return PushRequest.parse(request.message)
-        return None
 
     def _admit(self, request: Request, push: PushRequest, records: Mapping[int, AnnouncementRecord]) -> Task | None:
         """Return the task for a request; None if the request was answered."""

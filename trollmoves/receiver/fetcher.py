@@ -285,11 +285,10 @@ class Fetcher:
 
     def _group_key(self, attempt: FetchAttempt) -> object:
         """Return what the files of a group have in common; a unique value for a file that is requested alone."""
-        metadata = attempt.announced
         is_late = bool(self._peers.names()) and self._is_late(attempt)  # it names the peers
-        if not group.accepts(metadata) or "path" in attempt.message.data or attempt.alone or is_late:
+        if attempt.alone or is_late or not group.accepts(attempt.message):
             return attempt.task.id
-        return metadata["log"], next(iter(attempt.sources)), attempt.destination
+        return attempt.announced["log"], next(iter(attempt.sources)), attempt.destination
 
     def _request_next(self, attempts: Sequence[FetchAttempt]) -> None:
         """Request one file from its next source, or several files of which this is the same."""

@@ -35,7 +35,7 @@ FAILPOINTS: Mapping[str, str] = {
     "announcement-stored": "Announcements are stored, and no file is requested yet.",
     "requesting": "The request for a file is published, and not sent to the source yet.",
     "delivery-reported": "A source reports a delivery, and no receipt is published or stored yet.",
-    "acked": "The acknowledgement of an archive is published, and this is not stored yet.",
+    "acked": "Acks are published, with the receipts of files that are not packed, and this is not stored yet.",
     "receipt-published": "The receipt is passed to the network, and this is not stored yet.",
     "receipt-republished": "A receipt of a killed process is published again, and this is not stored yet.",
     "discarding": "An unpacked archive is about to be removed.",
