@@ -114,6 +114,11 @@ class PushService:
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
         failpoints.hit("request-received")
+        single = [request for request in requests if not is_group(request)]
+        for batch in (single, *([request] for request in requests if is_group(request))):
+            self._accept_batch(batch)
+
+    def _accept_batch(self, requests: list[Request]) -> None:
         records: dict[int, AnnouncementRecord] = {}
         parsed = [pair for request in requests for pair in self._parse(request, records)]
         references = (push.announcement for _, push in parsed)

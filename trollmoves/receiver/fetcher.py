@@ -95,7 +95,6 @@ class FetchAttempt:
     retry_in: float = 0.0
     requested_at: float = 0.0  # monotonic
     server_busy: bool = True  # False if a legacy server seems to have dropped the request
-    alone: bool = False  # do not request it in a group again: the source rejected a group
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -276,19 +275,33 @@ class Fetcher:
         ready, self._ready = self._ready, []
         groups: dict[object, list[FetchAttempt]] = {}
         for attempt in ready:
-            attempts = groups.setdefault(self._group_key(attempt), [])
-            attempts.append(attempt)
-            if len(attempts) == group.MAX_FILES:
-                self._request_next(groups.pop(self._group_key(attempt)))
+            groups.setdefault(self._group_key(attempt), []).append(attempt)
         for attempts in groups.values():
+            for first in range(0, len(attempts), group.MAX_FILES):
+                self._request_together(attempts[first : first + group.MAX_FILES])
+
+    def _request_together(self, attempts: Sequence[FetchAttempt]) -> None:
+        """Request files by one message. If this fails, request each alone: the cause may be one of them."""
+        try:
             self._request_next(attempts)
+        except Exception as error:
+            if len(attempts) == 1:
+                attempts[0].finish(self._scheduler.failure_result(attempts[0].task, error))
+            else:
+                self._request_alone(attempts)
+
+    def _request_alone(self, attempts: Sequence[FetchAttempt]) -> None:
+        for attempt in attempts:
+            attempt.sources = {attempt.source: attempt.message, **attempt.sources}
+            self._request_together([attempt])
 
     def _group_key(self, attempt: FetchAttempt) -> object:
         """Return what the files of a group have in common; a unique value for a file that is requested alone."""
         is_late = bool(self._peers.names()) and self._is_late(attempt)  # it names the peers
-        if attempt.alone or is_late or not group.accepts(attempt.message):
+        if is_late or not group.accepts(attempt.message):
             return attempt.task.id
-        return attempt.announced["log"], next(iter(attempt.sources)), attempt.destination
+        source = next(iter(attempt.sources))
+        return source, attempt.announced["log"], attempt.message.subject, attempt.destination
 
     def _request_next(self, attempts: Sequence[FetchAttempt]) -> None:
         """Request one file from its next source, or several files of which this is the same."""
@@ -442,9 +455,7 @@ class Fetcher:
             except MessageError:
                 is_error = reply.type == "err" and isinstance(reply.data, dict)
                 if not (is_error and reply.data.get("temporary", True)):
-                    for attempt in attempts:
-                        attempt.alone = True
-                        self._begin_request([attempt], self._handle_reply)
+                    self._request_alone(attempts)
                     return ()
         return zip(attempts, replies, strict=True)
 
