@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from trollmoves.config import removal_file
-from trollmoves.config.options import RemovalOptions
+from trollmoves.config.removal_options import RemovalOptions
 from trollmoves.messaging.messages import Message
 from trollmoves.utils import symlinks
 from trollmoves.utils.file_versions import remove_version_at, version_of

@@ -20,11 +20,10 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.net import hosts, urls
 from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.fetch_attempt import FetchAttempt
 from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
-from trollmoves.receiver.fetcher import FetchAttempt
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints
 from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 
@@ -73,7 +72,6 @@ class ReceiptPublisher:
 
         The receipt has the new URIs. That of an archive is published when it is unpacked.
         """
-        failpoints.hit("delivery-reported")
         message = attempt.message
         url = self._actual_destination(attempt, reply)
         ack = message.derive("ack")
@@ -99,7 +97,6 @@ class ReceiptPublisher:
     def publish(self, texts: Sequence[str]) -> None:
         """Publish acks and receipts in this order."""
         self._publisher.send_encoded(texts)
-        failpoints.hit("acked")
 
     def _log(self, attempt: FetchAttempt) -> None:
         seconds = time.monotonic() - attempt.started
@@ -152,7 +149,6 @@ class ReceiptPublisher:
     def _republish(self, task: Task) -> None:
         """Publish messages that a killed process may have lost. Runs on a worker thread."""
         self._publisher.send_encoded(json.loads(task.body))
-        failpoints.hit("receipt-republished")
 
     # -- archives
 
@@ -186,9 +182,7 @@ class ReceiptPublisher:
             return [{"uid": os.path.basename(member), "uri": member.removeprefix(root)} for member in members]
 
         receipt = self._receipt(message.subject, _unpacked(message.data, unpack))
-        failpoints.hit("unpacked")
         self._publisher.send_encoded([receipt])
-        failpoints.hit("receipt-published")
         deletions = [
             Task(self.name, "delete_archive", f"{task.key}\n{path}", "delete_archive", json.dumps([path, version]))
             for path, version in packed
@@ -209,10 +203,8 @@ class ReceiptPublisher:
     def _delete_archive(self, task: Task) -> None:
         """Delete an unpacked archive, unless it was replaced since. Runs on a worker thread."""
         path, version = json.loads(task.body)
-        failpoints.hit("discarding")
         try:
-            if remove_version(path, FileVersion(*version)):
-                failpoints.hit("discarded")
+            remove_version(path, FileVersion(*version))
         except FileNotFoundError:
             pass
         except OSError as error:

@@ -12,7 +12,7 @@ from trollmoves.daemon import Chain, Daemon, Runtime
 from trollmoves.journal import Task
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.orders.executor import Resender
-from trollmoves.provider import pushes
+from trollmoves.provider import push_tasks
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.request_handler import security_warning
 
@@ -41,8 +41,8 @@ class ProviderDaemon(Daemon[S]):
 
     last_event = "announced"
     service: ClassVar[str]
-    compactors = {"push": pushes.compact_body}
-    resenders = {"push": Resender(pushes.task_again, announced=pushes.task_to)}
+    compactors = {"push": push_tasks.compact_body}
+    resenders = {"push": Resender(push_tasks.task_again, announced=push_tasks.task_to)}
 
     @classmethod
     def make_parser(cls, description: str) -> argparse.ArgumentParser:

@@ -16,25 +16,13 @@ from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, TargetOptions
 from trollmoves.daemon import Chain, Runtime, nameservers_of
 from trollmoves.daemons.subscriber import SubscriberDaemon
-from trollmoves.dispatcher.deliveries import (
-    KIND,
-    REPUBLISH,
-    Deliveries,
-    compact_body,
-    enqueue,
-    is_older,
-    task_again,
-    task_to,
-)
+from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries, enqueue, is_older
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
-from trollmoves.journal import drop_body
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.orders.executor import Resender
 from trollmoves.receiver.subscription import Subscription
-from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
 logger = logging.getLogger(__name__)
@@ -105,8 +93,8 @@ class Dispatcher(SubscriberDaemon[TargetOptions]):
     role = "dispatcher"
     last_event = "delivered"
     options = TargetOptions
-    compactors = {KIND: compact_body, REPUBLISH: drop_body}
-    resenders = {KIND: Resender(task_again, task_to)}
+    compactors = COMPACTORS
+    resenders = RESENDERS
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -158,7 +146,6 @@ class Dispatcher(SubscriberDaemon[TargetOptions]):
 
     def _on_messages(self, messages: Sequence[Message], runtime: Runtime) -> None:
         """Store the deliveries for a batch of messages; the next batch is received after that."""
-        failpoints.hit("message-received")
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 
 from trollmoves.errors import JournalError
 from trollmoves.journal import Journal, JournalStatistics, LaneBacklog
-from trollmoves.metrics.counters import EVENTS, FileCounters
+from trollmoves.metrics.counters import FileCounters
+from trollmoves.scheduler.kinds import EVENTS_BY_KIND, is_about_files, kind_of_lane
 from trollmoves.scheduler.scheduler import LaneState
-
-# Kinds of tasks about files; the first word of a lane is the kind of its tasks.
-FILE_KINDS = (*EVENTS, "relay", "route", "unpack")
-_EVENTS_BY_KIND = {**EVENTS, "announce": "announced"}
 
 
 @dataclass(slots=True)
@@ -102,18 +99,17 @@ class DaemonReader:
         backlog = {(lane.chain, lane.lane): lane for lane in statistics.backlog}
         now = self.journal.now()
         for chain, name in lanes.keys() | backlog.keys():
-            kind = name.partition(" ")[0]
-            if kind in FILE_KINDS:
-                key = chain, kind, self.counters.endpoint(name)
+            if is_about_files(name):
+                key = chain, kind_of_lane(name), self.counters.endpoint(name)
                 endpoint = found.setdefault(key, EndpointState())
                 endpoint.add_lane(lanes.get((chain, name)), backlog.get((chain, name)), now)
         return found
 
     def _last_times(self) -> dict[tuple[str, str], float]:
         earlier = {
-            (chain, _EVENTS_BY_KIND[kind]): time
+            (chain, EVENTS_BY_KIND[kind]): time
             for (chain, kind), time in (self._earlier or {}).items()
-            if kind in _EVENTS_BY_KIND
+            if kind in EVENTS_BY_KIND
         }
         now = self.counters.last.copy()
         return {

@@ -24,11 +24,11 @@ from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.request_handler import RequestHandler
 from trollmoves.receiver.announcements import AnnouncementReceiver
 from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.fetch_attempt import FetchAttempt, NotDelivered
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key
-from trollmoves.receiver.fetcher import FetchAttempt, Fetcher, NotDelivered
+from trollmoves.receiver.fetcher import Fetcher
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
-from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,6 @@ class MirrorChain(ProviderChain):
 
     def _relay(self, task: Task) -> Result:
         """Announce the files of an upstream announcement with the address of this mirror. Worker thread."""
-        failpoints.hit("relaying")
         announcements = self._relays.announcements_after_fetch(task)
         message = task.context or Message.decode(next(iter(announcements.values())))
         upstream_data = {key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS}
@@ -171,7 +170,6 @@ class MirrorChain(ProviderChain):
     # -- fetching and serving
 
     def _on_fetched(self, attempt: FetchAttempt, reply: Message) -> tuple[Result, list[str]]:  # noqa: ARG002
-        failpoints.hit("copy-fetched")
         number = attempt.task.announcement_number or 0
         missing = self._cache.missing_path(number)
         if missing:
@@ -197,7 +195,6 @@ class MirrorChain(ProviderChain):
                 raise
             error = failure
             return Result(error=error, on_committed=lambda: self._request_handler.pushes.fail_pending(number, error))
-        failpoints.hit("unpacked")
         return Result(on_committed=lambda: self._request_handler.pushes.resume(number))
 
     def _on_fetch_failed(self, task: Task, error: TrollmovesError) -> None:

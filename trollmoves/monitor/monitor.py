@@ -14,6 +14,7 @@ from trollmoves.journal import DONE, DROPPED, FAILED, Journal
 from trollmoves.monitor.alarms import Alarms, ChainState, limits_of
 from trollmoves.monitor.commands import AlarmCommands
 from trollmoves.monitor.health import CODES, OK, WARNING, Health
+from trollmoves.scheduler.kinds import EVENTS_BY_KIND, is_about_files
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,6 @@ MAX_INTERVAL = 10.0  # s between two rounds
 MIN_INTERVAL = 0.25  # s; an alarm starts at most a quarter of its limit late
 COMMIT_TIME = 60.0  # s between the end of a task and its commit, at most
 HEALTH_INTERVAL = 10.0  # s between two checks of the health, while it is read
-FILE_KINDS = ("push", "fetch", "deliver", "relay", "route", "unpack")  # kinds of tasks about files
-WORDS = {"announce": "announced", "fetch": "received", "push": "delivered", "deliver": "delivered"}  # by kind
 DAY = 86_400.0  # s
 LAST_KINDS = {"announced": "announce", "received": "fetch", "delivered": "deliver"}  # by event
 
@@ -116,9 +115,7 @@ class Monitor:
         self._read_last(sections)
         states = {}
         for name in sections:
-            lanes = [
-                lane for lane in statistics.backlog if lane.chain == name and lane.lane.partition(" ")[0] in FILE_KINDS
-            ]
+            lanes = [lane for lane in statistics.backlog if lane.chain == name and is_about_files(lane.lane)]
             failed = sum(count for (chain, _), count in statistics.failed.items() if chain == name)
             oldest = min((lane.oldest for lane in lanes), default=0.0)
             states[name] = ChainState(self._last.get(name, 0.0), sum(lane.count for lane in lanes), oldest, failed)
@@ -141,7 +138,9 @@ class Monitor:
         counts = self._journal.count_finished(now - DAY)
         for name, state in self._states(self._sections()).items():
             own = {(kind, end): count for (chain, kind, end), count in counts.items() if chain == name}
-            parts = [f"{own.get((kind, DONE), 0)} {word}" for kind, word in WORDS.items() if self._shows(kind, own)]
+            parts = [
+                f"{own.get((kind, DONE), 0)} {word}" for kind, word in EVENTS_BY_KIND.items() if self._shows(kind, own)
+            ]
             parts += [
                 f"{sum(count for (_, end), count in own.items() if end == state_)} {word}"
                 for state_, word in ((FAILED, "failed"), (DROPPED, "dropped"))

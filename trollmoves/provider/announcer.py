@@ -18,7 +18,6 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
 from trollmoves.scheduler.lanes import FileStats
-from trollmoves.utils import failpoints
 from trollmoves.utils.watched_threads import foreign_disk
 
 logger = logging.getLogger(__name__)
@@ -141,18 +140,13 @@ class Announcer:
                 nonlocal new
                 changed = [a for a in announcements if versions.get(a.uri) != (a.size, a.mtime) or a.uri in relinked]
                 new, records = self._encode_all(changed, number)
-                if records:
-                    failpoints.hit("announcing")
                 return records
 
             records = self._journal.append(self.name, {a.uri for a in announcements}, make)
-            if new:
-                failpoints.hit("announced")
             self._publisher.send_encoded([record.message for record in records])
             if new and self.on_announced:
                 self.on_announced(self.name, [a.stats() for a in new])
         if new:
-            failpoints.hit("published")
             suffix = f" and {len(new) - 1} more" if len(new) > 1 else ""
             logger.info("[%s] announced %s%s", self.name, new[0].uid, suffix)
         return len(new)

@@ -46,7 +46,7 @@ def test_stuck_thread_misses_the_watchdog(testbed: Testbed, failpoint: str, thre
     pair.feeder.feed(1)
     pair.server.wait_for_line(f"the thread {thread} is stuck for ")
     until(lambda: manager.values("STATUS")[-1] == f"the thread {thread} is stuck", 10, "the status")
-    assert "failpoints.py" in pair.server.lines()
+    assert "armed.py" in pair.server.lines()
     before = len(manager.values("WATCHDOG"))
     with pytest.raises(AssertionError):
         until(lambda: len(manager.values("WATCHDOG")) > before, WATCHDOG, timeout_factor=1)

@@ -137,6 +137,27 @@ def test_added_task_runs(runtime: House) -> None:
     assert (found.reply, found.tries) == ("the reply", 1)
 
 
+def test_workers_are_started_for_work(runtime: House) -> None:
+    """A worker is started when all others are busy, up to the maximum."""
+    gauge = Gauge()
+    workers = runtime.workers(threads=3)
+    workers.register("chain", "work", limit=1, handler=gauge)
+    gates = [gauge.shut(f"lane{n}") for n in range(5)]
+    for n, expected in enumerate((1, 2, 3, 3, 3)):
+        assert f" {min(n, 3)} workers" in repr(workers)
+        runtime.note(workers, task(f"lane{n} 0", f"lane{n}"))
+        _wait_for_workers(workers, expected)
+    assert len(gauge.begun) <= 3
+    for gate in gates:
+        gate.set()
+    until(lambda: all(runtime.state(f"lane{n} 0") == DONE for n in range(5)), SOON)
+    assert " 3 workers" in repr(workers)
+
+
+def _wait_for_workers(workers: Scheduler, count: int) -> None:
+    until(lambda: f" {count} workers" in repr(workers), SOON)
+
+
 def test_stored_tasks_run(runtime: House) -> None:
     """Tasks of an earlier process run when their kind is registered, before or after the start."""
     runtime.journal.add_tasks([task("a"), task("b", kind="other")])
