@@ -40,7 +40,7 @@ class GroupRequest:
     def members(self, announced: Mapping[int, AnnouncementRecord]) -> Iterator[tuple[Request, PushRequest]]:
         """Yield the request for each file, as the client would send it alone; reject those that were not announced.
 
-        Raise RequestRejected if what they have in common is invalid.
+        Raise RequestRejected if the destination or the backup targets are invalid.
         """
         received = self._request.message
         # Only known keys: another one may name a file.

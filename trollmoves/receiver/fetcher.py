@@ -233,7 +233,7 @@ class Fetcher:
             self._request_together([attempt])
 
     def _group_key(self, attempt: FetchAttempt) -> object:
-        """Return what the files of a group have in common; a unique value for a file that is requested alone."""
+        """Return a key that the files of a group share; a unique one for a file that is requested alone."""
         is_late = bool(self._peers.names()) and self._is_late(attempt)  # it names the peers
         if is_late or not group.accepts(attempt.message):
             return attempt.task.id
