@@ -223,7 +223,7 @@ class Fetcher:
             self._request_next(attempts)
         except Exception as error:
             if len(attempts) == 1:
-                attempts[0].finish(self._scheduler.failure_result(attempts[0].task, error))
+                attempts[0].finish(self._scheduler.failures.to_result(attempts[0].task, error))
             else:
                 self._request_alone(attempts)
 
