@@ -88,7 +88,7 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
     while True:
         try:
             request = {name: value for name, value in values.items() if name != "action"}
-            reply = client.request(daemon.journal, values["action"], timeout=ORDER_TIMEOUT, **request)
+            reply = client.request(daemon.control, values["action"], timeout=ORDER_TIMEOUT, **request)
             return Outcome(daemon, "done", reply.pop("text"), reply)
         except NotRunning:
             pass
@@ -107,11 +107,11 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
 def _store(daemon: DaemonFiles, values: dict[str, Any]) -> Outcome:
     name = values.get("name", "")
     if name and name not in daemon.sections and not is_endpoint(name):
-        lanes = recent_lanes(daemon.journal) if os.path.exists(daemon.journal) else set()
+        lanes = recent_lanes(daemon.where) if daemon.url or os.path.exists(daemon.journal) else set()
         if not is_known(name, lanes):
             return Outcome(daemon, "rejected", f"no section and no destination is named {name}", {})
     order = Order.parse({**values, "by": _user(), "at": time.time()})
-    record_offline(daemon.journal, order.key, order.dump())
+    record_offline(daemon.where, order.key, order.dump())
     return Outcome(daemon, "stored", "stored; the daemon does not run, and carries it out at its next start", {})
 
 

@@ -17,7 +17,17 @@ from trollmoves.errors import (
     Superseded,
     TrollmovesError,
 )
-from trollmoves.journal import DONE, DROPPED, FAILED, AnnouncementRecord, Delivery, Journal, Outcome, Task
+from trollmoves.journal import (
+    DONE,
+    DROPPED,
+    FAILED,
+    UNFLUSHED_SECONDS,
+    AnnouncementRecord,
+    Delivery,
+    Journal,
+    Outcome,
+    Task,
+)
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
@@ -115,6 +125,17 @@ class PushService:
         """Run the pending pushes, including those that waited for their files in an earlier process."""
         self._journal.make_all_due_now(self.name, "push")
         self._scheduler.register(self.name, "push", limit=self._limit, handler=self._push, by_owner=True)
+
+    def unanswered(self) -> set[int]:
+        """Return the numbers of announcements whose requests another host of a fleet got, which cannot reply any more.
+
+        A client asks the address of that host again, and may not know the address of this one.
+        """
+        if not self._journal.life:
+            return set()
+        done = self._journal.finished_before_kill(self.name, ("push",), UNFLUSHED_SECONDS)
+        numbers = {task.announcement_number for task in done if task.announcement_number is not None}
+        return numbers | self._journal.pending_numbers(self.name, "push")
 
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
