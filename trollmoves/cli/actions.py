@@ -19,8 +19,9 @@ from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal.location import JOURNAL_SUFFIX, LOCK_SUFFIX, state_directories
 from trollmoves.journal.orders import recent_lanes, record_offline
+from trollmoves.journal.reader import JournalReader
 from trollmoves.orders.order import DROP, OF_A_LANE, PAUSE, RELEASE, RESEND, RESUME, RETRY, Order
-from trollmoves.scheduler.pauses import is_endpoint, is_known
+from trollmoves.scheduler.pauses import lanes_named, unknown_name
 
 ORDER_TIMEOUT = 60.0  # s to wait for a daemon; an order can concern many files
 STARTING = 10.0  # s to wait for a daemon that starts or stops
@@ -120,10 +121,12 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
 
 def _store(daemon: DaemonFiles, values: dict[str, Any]) -> Outcome:
     name = values.get("name", "")
-    if name and name not in daemon.sections and not is_endpoint(name):
-        lanes = recent_lanes(daemon.journal) if os.path.exists(daemon.journal) else set()
-        if not is_known(name, lanes):
-            return Outcome(daemon, "rejected", f"no section and no destination is named {name}", {})
+    if name and name not in daemon.sections and os.path.exists(daemon.journal):
+        lanes = recent_lanes(daemon.journal)
+        with JournalReader(daemon.journal) as reader:
+            is_paused = values["action"] == RESUME and name in reader.pauses()
+        if not (is_paused or lanes_named(name, lanes)):
+            return Outcome(daemon, "rejected", unknown_name(name, daemon.sections, lanes), {})
     order = Order.parse({**values, "by": _user(), "at": time.time()})
     record_offline(daemon.journal, order.key, order.dump())
     return Outcome(daemon, "stored", "stored; the daemon does not run, and carries it out at its next start", {})

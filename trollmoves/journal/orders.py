@@ -33,7 +33,10 @@ _INSERT = (
     "DO UPDATE SET state = 0, body = excluded.body, created = excluded.created, finished = NULL, reply = NULL"
 )
 
-_LANES = "SELECT DISTINCT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT ?)"
+_LANES = (
+    "SELECT chain, lane FROM lanes UNION "
+    "SELECT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT ?)"
+)
 
 
 class Selection(NamedTuple):
@@ -100,7 +103,7 @@ class OrderTable(JournalDatabase):
     # -- tasks of an order
 
     def recent_lanes(self) -> set[tuple[str, str]]:
-        """Return (chain, lane) of the newest tasks. It reads many rows, without delaying other threads."""
+        """Return (chain, lane) of finished and new tasks. It reads many rows, without delaying other threads."""
         return recent_lanes(self.path)
 
     def select(self, selection: Selection) -> list[Task]:
@@ -182,7 +185,7 @@ class OrderTable(JournalDatabase):
 
 
 def recent_lanes(path: str) -> set[tuple[str, str]]:
-    """Return (chain, lane) of the newest tasks in a journal; raise JournalError if it cannot be read."""
+    """Return (chain, lane) of finished and of the newest tasks in a journal; JournalError if it cannot be read."""
     try:
         with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
             return set(db.execute(_LANES, (RECENT_TASKS,)))

@@ -26,7 +26,7 @@ from trollmoves.orders.order import (
     Order,
     OrderRejected,
 )
-from trollmoves.scheduler.pauses import Pauses, is_endpoint, lane_endpoint
+from trollmoves.scheduler.pauses import Pauses, ended_by, lanes_named, unknown_name
 from trollmoves.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 TRANSFERS = ("push", "fetch", "deliver")  # kinds of tasks that send a file
 RETRYABLE = (*TRANSFERS, "unpack", "route", "relay")
 DROPPABLE = (*RETRYABLE, SET_ASIDE)
-MAX_NAMES = 5  # destinations named in an error
 
 
 class Resender(NamedTuple):
@@ -128,18 +127,11 @@ class OrderExecutor:
     # -- chains and destinations
 
     def _lanes_of(self, order: Order) -> set[tuple[str, str]]:
-        """Return (chain, lane) of the lanes that an order names; raise OrderRejected if there are none.
-
-        A name with ``://`` may be one of a destination that is not known yet.
-        """
-        known = {(chain, lane) for chain, lane in self._journal.recent_lanes() if lane_endpoint(lane)}
-        named = Pauses([order.name])
-        lanes = {(chain, lane) for chain, lane in known if named.covers(chain, lane)}
-        if not lanes and order.name not in self._sections() and not is_endpoint(order.name):
-            names = sorted({*self._sections(), *(lane_endpoint(lane) for _, lane in known)})
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            listed = ", ".join(names[:MAX_NAMES])
-            raise OrderRejected(f"no section and no destination is named {order.name}; known are {listed}{more}")
+        """Return (chain, lane) of the lanes that an order names; raise OrderRejected if the name is unknown."""
+        known, sections = self._journal.recent_lanes(), set(self._sections())
+        lanes = lanes_named(order.name, known)
+        if not lanes and order.name not in sections:
+            raise OrderRejected(unknown_name(order.name, sections, known))
         return lanes
 
     def _waiting(self, lanes: Iterable[tuple[str, str]]) -> int:
@@ -154,13 +146,19 @@ class OrderExecutor:
 
     def _resume(self, order: Order) -> dict[str, Any]:
         names = [pause.key for pause in self._journal.pauses()]
-        if order.name not in names:
+        known = self._journal.recent_lanes()
+        ended = ended_by(order.name, names, set(self._sections()), known)
+        if not ended:
             paused = f"; paused are {', '.join(names)}" if names else ""
             raise OrderRejected(f"{order.name} is not paused{paused}")
-        self._journal.end_pause(order.name)
+        for name in ended:
+            self._journal.end_pause(name)
         self._apply_pauses()
-        waiting = self._waiting(self._lanes_of(order))
-        return _result(f"resumed; {_files(waiting)} waiting", waiting)
+        lanes = lanes_named(order.name, known)
+        rest = [name for name in names if name not in ended and lanes & lanes_named(name, known)]
+        still = f"; a part is still paused, by the pause of {', '.join(rest)}" if rest else ""
+        waiting = self._waiting(lanes)
+        return _result(f"resumed; {_files(waiting)} waiting{still}", waiting)
 
     def _apply_pauses(self) -> None:
         self._scheduler.set_pauses(Pauses(pause.key for pause in self._journal.pauses()))

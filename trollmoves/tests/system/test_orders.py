@@ -126,12 +126,14 @@ def test_command(testbed: Testbed, pair: ServerClientPair) -> None:
 
 
 def test_unknown_names(testbed: Testbed, pair: ServerClientPair) -> None:
-    """An order for an unknown name changes nothing and names the known ones; a URL may be paused in advance."""
+    """An order for an unknown name changes nothing and names the known ones, also in a stopped daemon."""
     pair.feeder.feed(1)
     pair.wait_until_done()
-    with pytest.raises(ControlError, match="no section and no destination is named hrti; known are hrit, this host"):
-        order(testbed, "server", "pause", name="hrti")
-    assert order(testbed, "server", "pause", name="sftp://far")["count"] == 0
+    for name in ("hrti", "sftp://far"):
+        with pytest.raises(
+            ControlError, match=f"no section and no destination is named {name}; known are hrit, this ho"
+        ):
+            order(testbed, "server", "pause", name=name)
     for values in ({"name": ""}, {"name": 5}, {"name": "x" * 5000}, {}):
         with pytest.raises(ControlError):
             order(testbed, "server", "pause", **values)
@@ -142,6 +144,10 @@ def test_unknown_names(testbed: Testbed, pair: ServerClientPair) -> None:
         order(testbed, "server", "resend", file="nosuchfile")
     with pytest.raises(ControlError):
         order(testbed, "server", "resend", file="*", to="x y://")
+    pair.server.kill()
+    ended = testbed.run("trollmoves", "pause", "sftp://far", "-c", pair.server.config)
+    assert ended.returncode == 3
+    assert "no destination is named sftp://far; known are hrit, this host" in ended.stdout
 
 
 def test_release(testbed: Testbed, pair: ServerClientPair) -> None:
