@@ -153,7 +153,7 @@ class OrderTable(JournalDatabase):
 
         A row keeps its id, so its order among others. A task with the id 0 replaces the row of its key by a new one.
         """
-        for batch in _batches(tasks):
+        for batch in batches(tasks):
             now = self.now()
             with self._transaction() as db:
                 for task in batch:
@@ -171,17 +171,22 @@ class OrderTable(JournalDatabase):
 
     def make_due(self, tasks: Sequence[Task]) -> None:
         """Make waiting tasks due now, in batches."""
-        self._update(tasks, "UPDATE tasks SET due = min(due, ?) WHERE id = ? AND state = 0")
-
-    def drop(self, tasks: Sequence[Task]) -> None:
-        """Store waiting or failed tasks as dropped, in batches: a repeated message does not restart them."""
-        self._update(tasks, f"UPDATE tasks SET state = {DROPPED}, finished = ? WHERE id = ? AND state IN (0, 2)")
-
-    def _update(self, tasks: Sequence[Task], sql: str) -> None:
-        for batch in _batches(tasks):
+        for batch in batches(tasks):
             now = self.now()
             with self._transaction() as db:
-                db.executemany(sql, [(now, task.id) for task in batch])
+                db.executemany(
+                    "UPDATE tasks SET due = min(due, ?) WHERE id = ? AND state = 0", [(now, task.id) for task in batch]
+                )
+
+    def drop(self, tasks: Sequence[Task]) -> list[Task]:
+        """Store tasks as dropped, so that a repeated message does not restart them; return those that were dropped.
+
+        Tasks that were finished or restarted since they were read are not dropped.
+        """
+        now = self.now()
+        sql = f"UPDATE tasks SET state = {DROPPED}, finished = ? WHERE id = ? AND state IN (0, 2) AND created = ?"
+        with self._transaction() as db:
+            return [task for task in tasks if db.execute(sql, (now, task.id, task.created)).rowcount]
 
 
 def recent_lanes(path: str) -> set[tuple[str, str]]:
@@ -235,7 +240,8 @@ def _glob(file: str) -> str:
     return file if "*" in file or "?" in file else file.replace("[", "[[]")
 
 
-def _batches(tasks: Sequence[Task]) -> Iterable[Sequence[Task]]:
+def batches(tasks: Sequence[Task]) -> Iterable[Sequence[Task]]:
+    """Return the tasks in parts of at most BATCH_SIZE, in order."""
     return (tasks[start : start + BATCH_SIZE] for start in range(0, len(tasks), BATCH_SIZE))
 
 

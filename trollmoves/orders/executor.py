@@ -193,12 +193,9 @@ class OrderExecutor:
         found = self._journal.select(Selection(states, DROPPABLE, order.chain, order.file, only_final=order.failed))
         if not found and not order.failed:
             raise OrderRejected(f"no waiting or failed file is named {order.file}")
-        running = {key: self._scheduler.in_flight_ids(*key) for key in {(task.chain, task.lane) for task in found}}
-        dropped = [task for task in found if task.id not in running[task.chain, task.lane]]
-        self._scheduler.revoke(dropped)
-        self._journal.drop(dropped)
+        dropped, in_flight = self._scheduler.drop(found)
         self._on_dropped(dropped)
-        kept = len(found) - len(dropped)
+        kept = len(in_flight)
         rest = f"; {_files(kept)} in flight: pause the destination, then repeat the command" if kept else ""
         return _result(f"{_files(len(dropped))} dropped{rest}", len(dropped), in_flight=kept)
 

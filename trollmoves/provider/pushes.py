@@ -409,13 +409,9 @@ class PushService:
                 reject(self.name, waiter.request, HostUnavailable(str(error)), pause)
 
     def on_dropped(self, tasks: Sequence[Task]) -> None:
-        """Reject the requests for pushes that an operator dropped; do not publish their announcements again."""
+        """Reject the requests for pushes that an operator dropped."""
         pushes = [task for task in tasks if task.kind == "push" and task.announcement_number]
         self._quotas.remove([task.id for task in pushes])
-        self._journal.add_tasks(
-            Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
-            for number in {task.announcement_number for task in pushes}
-        )
         for task in pushes:
             with self._waiting_lock:
                 waiters = self._waiting.pop(task.id, ())

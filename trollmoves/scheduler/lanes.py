@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -97,6 +97,7 @@ class Lane:
     name: str
     kind: TaskKind | None
     now: Callable[[], float]  # the clock of due times
+    revoked: Mapping[int, float]  # of dropped tasks, which may have been submitted: ``created`` by id
     journal_pending: bool = False  # the journal may contain due tasks that were not submitted
     in_flight: dict[int, Task] = field(default_factory=dict)
     ready: deque[Task] = field(default_factory=deque)
@@ -104,8 +105,6 @@ class Lane:
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     retries: RetrySpacing = field(default_factory=RetrySpacing)
     paused: bool = False  # by an operator
-    # Tasks that an operator dropped, which may have been submitted: ``created`` by id; a restart changes it.
-    revoked: dict[int, float] = field(default_factory=dict)
     proven: bool = False  # its tasks finished before it was idle
     starved_since: float = NEVER  # monotonic; no worker is available until a task of another lane ends
     next_due: float = NEVER  # when to read the journal again, by the clock
@@ -195,7 +194,7 @@ class Lane:
         tasks: list[Task] = []
         while self._submitted:
             task = self._submitted.popleft()
-            if self.revoked.get(task.id) == task.created:
+            if self.revoked and self.revoked.get(task.id) == task.created:
                 continue
             if task.due > now:
                 self.next_due = min(self.next_due, task.due)
@@ -204,7 +203,6 @@ class Lane:
                 self._keep_context(task)
             elif task.id not in self.in_flight:
                 tasks.append(task)
-        self.revoked.clear()
         return tasks
 
     def _keep_context(self, task: Task) -> None:

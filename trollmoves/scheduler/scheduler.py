@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
+from trollmoves.journal.orders import batches
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.worker_limits import WorkerLimits
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
 MAX_OUTAGE_LOGS = 1000  # lanes whose outages are remembered for the log
+MAX_REVOKED = 100_000  # dropped tasks that are remembered because they may be submitted later
 MAX_PROVEN = 1000  # idle lanes that are remembered as healthy
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
@@ -62,6 +64,10 @@ class Scheduler:
         self._kinds: dict[tuple[str, str], TaskKind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # guards kinds and lanes; other threads start and stop chains
+        self._claiming = threading.Lock()  # held while tasks are claimed, and while tasks are dropped
+        self._revoked: dict[
+            int, float
+        ] = {}  # ``created`` of dropped tasks by id, the newest last; a restart changes it
         self._highest_claimed_id = 0  # of all dropped lanes
         self._tokens = LaneQueue()  # one entry for each assigned worker
         self._proven: dict[tuple[str, str], None] = {}  # healthy lanes that were dropped because they were idle
@@ -139,12 +145,24 @@ class Scheduler:
         """Return True if a chain has registered this kind of task."""
         return (chain, kind) in self._kinds
 
-    def revoke(self, tasks: Sequence[Task]) -> None:
-        """Do not start tasks that were dropped in the journal although they may have been submitted. Any thread."""
-        with self._lock:
-            for task in tasks:
-                if lane := self._lanes.get((task.chain, task.lane)):
-                    lane.revoked[task.id] = task.created
+    def drop(self, tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+        """Drop tasks in the journal, in batches; return those that were dropped, and those in flight. Any thread.
+
+        A task in flight is not dropped, and a dropped one does not start. Other tasks have finished or were restarted.
+        """
+        dropped: list[Task] = []
+        in_flight: list[Task] = []
+        for batch in batches(tasks):
+            with self._claiming:
+                running = {key: self.in_flight_ids(*key) for key in {(task.chain, task.lane) for task in batch}}
+                in_flight += [task for task in batch if task.id in running[task.chain, task.lane]]
+                new = self._journal.drop([t for t in batch if t.id not in running[t.chain, t.lane]])
+                for task in new:
+                    self._revoked[task.id] = task.created
+                while len(self._revoked) > MAX_REVOKED:
+                    del self._revoked[next(iter(self._revoked))]
+            dropped += new
+        return dropped, in_flight
 
     def set_policy(self, chain: str, policy: ChainPolicy) -> None:
         """Set the policy of a chain for the kinds that are registered afterwards.
@@ -257,6 +275,7 @@ class Scheduler:
                 name,
                 kind,
                 self._journal.now,
+                self._revoked,
                 highest_claimed_id=self._highest_claimed_id,
                 paused=self._pauses.covers(chain, name),
             )
@@ -483,15 +502,19 @@ class Scheduler:
             if self._stopping or kind is None or lane.paused:
                 lane.release_unstarted()
             elif kind.async_handler:
-                for task in lane.claim(self._journal):
+                for task in self._claim(lane):
                     self._start_async(lane, kind.async_handler, task)
             else:
-                lane.ready.extend(lane.claim(self._journal))
+                lane.ready.extend(self._claim(lane))
                 self._assign_worker(lane, kind, limits)
                 healthy_starved |= lane.breaker.healthy and lane.starved_since < NEVER
             if lane.is_idle():
                 self._drop_idle_lane(lane)
         self._healthy_starved = healthy_starved
+
+    def _claim(self, lane: Lane) -> list[Task]:
+        with self._claiming:
+            return lane.claim(self._journal)
 
     def _assign_worker(self, lane: Lane, kind: TaskKind, limits: WorkerLimits) -> None:
         """Assign one worker to a lane, and one more each time it stalls, up to its limit.
