@@ -300,15 +300,17 @@ class Daemon(ABC, Generic[O]):
         logged = False
         while True:
             try:
-                return Journal(
-                    path, synchronous=synchronous, damage=damage, on_damage=lambda: self._orders.put("restart")
-                )
+                with self._service.working("opening the journal"):  # copying the rows of a damaged one takes minutes
+                    return Journal(
+                        path, synchronous=synchronous, damage=damage, on_damage=lambda: self._orders.put("restart")
+                    )
             except JournalFull as error:
                 if not logged:
                     logger.error("%s; waiting for free space", error)
                 logged = True
                 extension = int(2e6 * DISK_SPACE_POLL)  # µs
-                self._service.notify(STATUS="waiting for free space for the journal", EXTEND_TIMEOUT_USEC=extension)
+                status = "waiting for free space for the journal"
+                self._service.notify(STATUS=status, WATCHDOG=1, EXTEND_TIMEOUT_USEC=extension)
             with suppress(Empty):
                 if self._orders.get(timeout=DISK_SPACE_POLL) == "stop":
                     return None
@@ -327,7 +329,7 @@ class Daemon(ABC, Generic[O]):
         monitor = Monitor(journal, LAST_KINDS[self.last_event], self.running_options, health, facts)
         orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
         control = ControlServer(journal.path, self.control_handlers(runtime, orders, monitor))
-        reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
+        reporter = Reporter(self._service, lambda: self._status_line(runtime))
         try:
             orders.pause_lanes()
             runtime.scheduler.start()
@@ -357,10 +359,10 @@ class Daemon(ABC, Generic[O]):
             self._stop(runtime)
             control.stop()
 
-    def _status_line(self, current: config_file.Configuration[O], runtime: Runtime) -> str:
+    def _status_line(self, runtime: Runtime) -> str:
         """Return the status of this process for the service manager."""
         running = len(self.running_chains())
-        stopped = len(current.sections) - running
+        stopped = len(self._sections) - running
         missing = f", {stopped} could not be started" if stopped > 0 else ""
         return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
 
