@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
-from trollmoves.cli.selection import DaemonFiles, add_config_option, daemon_of
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_of
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
             )
         else:
             _add_files(parser, action)
-        add_config_option(parser)
+        add_config_arguments(parser)
         add_json_option(parser)
         parser.set_defaults(run=run, action=action)
 
@@ -72,6 +72,9 @@ def _add_files(parser: argparse.ArgumentParser, action: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand: 0 if it is done or stored, 1 if in part, 3 if no daemon accepts it."""
+    if getattr(arguments, "failed", False) and arguments.file:  # the first argument is a configuration file
+        arguments.config.insert(0, arguments.file)
+        arguments.file = ""
     names = ("name", "file", "failed", "since", "to", "chain")
     values = {name: value for name in names if (value := getattr(arguments, name, None))}
     values["action"] = arguments.action

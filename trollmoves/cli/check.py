@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "check", help="check a configuration file", description="Check a configuration file; run nothing."
     )
-    add_config_arguments(parser, nargs=None)
+    add_config_arguments(parser)
     parser.add_argument("--connect", action="store_true", help="log in to all providers and destinations too")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if there are warnings")
     add_json_option(parser)
@@ -62,7 +62,9 @@ def make_daemon(kind: str, config: str) -> Daemon[Any]:
 
 
 def _check(arguments: argparse.Namespace) -> Answer:
-    config = arguments.config
+    if len(arguments.config) != 1:
+        raise ConfigError("name one configuration file")
+    (config,) = arguments.config
     kind = arguments.kind or detect_kind(config)
     daemon = make_daemon(kind, config)
     try:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
-from trollmoves.cli.selection import add_config_option, selected
+from trollmoves.cli.selection import add_config_arguments, selected
 from trollmoves.cli.texts import counted
 from trollmoves.config.config_file import Configuration
 from trollmoves.net.urls import redact_text
@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
         description="Print what each section would do with a file or a message. Nothing is run or sent.",
     )
     parser.add_argument("subject", metavar="NAME_OR_MESSAGE", help="a file, the text of a message, or a file with one")
-    add_config_option(parser)
+    add_config_arguments(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 

@@ -50,21 +50,11 @@ class _Loaded:
     journal: str = field(default="")  # the option
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, nargs: str | None = "*") -> None:
-    """Add the positional arguments CONFIG, and ``--kind``."""
-    parser.add_argument("config", nargs=nargs, metavar="CONFIG", help="configuration file of a daemon")
-    _add_kind(parser)
-
-
-def add_config_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--config CONFIG``, which may be repeated, and ``--kind``."""
-    parser.add_argument(
-        "-c", "--config", action="append", default=[], metavar="CONFIG", help="configuration file of a daemon"
-    )
-    _add_kind(parser)
-
-
-def _add_kind(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments CONFIG, the option ``-c CONFIG`` with the same effect, and ``--kind``."""
+    text = "configuration file of a daemon"
+    parser.add_argument("config", nargs="*", action="extend", default=[], metavar="CONFIG", help=text)
+    parser.add_argument("-c", "--config", action="append", default=[], metavar="CONFIG", help=f"{text}, as CONFIG")
     text = "the daemon that the file is for (default: as its content shows)"
     parser.add_argument("--kind", choices=KINDS, help=text)
 

@@ -9,7 +9,7 @@ import stat
 from contextlib import suppress
 from typing import Any
 
-from trollmoves.cli.selection import DaemonFiles, daemon_of, known_daemons
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_of, known_daemons
 from trollmoves.cli.web.site import Remote, Site
 from trollmoves.errors import ConfigError, StartError
 
@@ -23,10 +23,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     text = "serve the status page"
     parser = subparsers.add_parser("web", help=text, description=f"{text.capitalize()} until Ctrl-C.")
-    parser.add_argument(
-        *("-c", "--config"), action="append", default=[], metavar="CONFIG",
-        help="configuration file of a daemon of this host; repeatable (default: all daemons with a journal)",
-    )  # fmt: skip
+    add_config_arguments(parser)
     parser.add_argument(
         *("-d", "--daemon"), action="append", default=[], metavar="URL",
         help="page of another host to include, as http://host:9080; repeatable",
@@ -56,11 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise StartError(f"{error}; install the extra: pip install 'trollmoves[web]'") from None
     token = _read_token(arguments.token_file)
-    site = Site(lambda: _daemons(arguments.config), [Remote(url) for url in arguments.daemon])
+    site = Site(lambda: _daemons(arguments.config, arguments.kind), [Remote(url) for url in arguments.daemon])
     names = {*LOCAL_NAMES, arguments.bind, socket.gethostname(), socket.getfqdn(), *arguments.host_name}
     app = make_app(site, token=token, hosts=sorted(names), is_local=bool(arguments.socket))
     for path in arguments.config:
-        daemon_of(path)  # reports an error before the page is served
+        daemon_of(path, arguments.kind)  # reports an error before the page is served
     listener = _listen(arguments)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     site.start()
@@ -96,8 +93,8 @@ def _listen(arguments: argparse.Namespace) -> socket.socket:
     return listener
 
 
-def _daemons(configs: list[str]) -> list[DaemonFiles]:
-    return [daemon_of(path) for path in configs] or known_daemons()
+def _daemons(configs: list[str], kind: str | None) -> list[DaemonFiles]:
+    return [daemon_of(path, kind) for path in configs] or known_daemons()
 
 
 def _read_token(path: str) -> str:
