@@ -16,12 +16,14 @@ from trollmoves.net.urls import redact_text
 from trollmoves.status.explanation import Explanation, Subject, subject_of
 
 Explain = Callable[[Configuration[Any], Subject], list[Explanation]]
-# By kind of daemon: the module and its function ``Explain``; imported when it is needed.
+# By kind of configuration file: the module and its function ``Explain``; imported when it is needed.
 EXPLAINERS: Mapping[str, tuple[str, str]] = {
     "server": ("trollmoves.server.explain", "explain"),
     "client": ("trollmoves.receiver.explain", "explain"),
     "mirror": ("trollmoves.receiver.explain", "explain"),
     "dispatcher": ("trollmoves.dispatcher.explain", "explanations"),
+    "move_it": ("trollmoves.move_it", "explain"),
+    "remove_it": ("trollmoves.filescleaner", "explain"),
 }
 
 
@@ -44,10 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     facts: list[dict[str, Any]] = []
     lines: list[str] = []
     problems: list[str] = []
-    for daemon in selected(arguments):
+    for daemon in selected(arguments, need_journals=False):
         if daemon.problem:
             problems.append(f"{daemon.name}: {daemon.problem}")
         if daemon.configuration is None:
+            continue
+        if daemon.kind not in EXPLAINERS:
+            problems.append(f"{daemon.name}: explain supports {', '.join(EXPLAINERS)}, not {daemon.kind}")
             continue
         lines.append(f"{daemon.name} ({daemon.kind})")
         for one in _explainer(daemon.kind)(daemon.configuration, subject):

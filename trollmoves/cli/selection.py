@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves.config.config_file import Configuration
-from trollmoves.config.kinds import KINDS, READERS, detect_kind, section_names
+from trollmoves.config.kinds import KINDS, READERS, WITHOUT_JOURNAL, detect_kind, section_names
 from trollmoves.config.options import ChainOptions
 from trollmoves.errors import ConfigError, JournalError
 from trollmoves.journal.location import JOURNAL_SUFFIX, fallback_directories, find_journal, state_directories
@@ -59,22 +59,27 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=KINDS, help=text)
 
 
-def daemon_of(config: str, kind: str | None = None) -> DaemonFiles:
-    """Return the files of the daemon with this configuration file; ConfigError if it is unreadable or ambiguous."""
+def daemon_of(config: str, kind: str | None = None, *, needs_journal: bool = True) -> DaemonFiles:
+    """Return the files of the daemon with this configuration file; ConfigError if it is unreadable or ambiguous.
+
+    With ``needs_journal`` a file of a command without a journal is an error too.
+    """
     config = os.path.abspath(config)
     kind = kind or detect_kind(config)
+    if needs_journal and kind in WITHOUT_JOURNAL:
+        raise ConfigError(f"it is for {kind}.py, which has no journal: use trollmoves check or explain", file=config)
     loaded = _load(config, kind)
     journal = find_journal(loaded.journal, config, kind)
     return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem)
 
 
-def selected(arguments: argparse.Namespace) -> list[DaemonFiles]:
+def selected(arguments: argparse.Namespace, *, need_journals: bool = True) -> list[DaemonFiles]:
     """Return the daemons that the arguments name; without a name all with a journal in a usual directory.
 
     Raises:
         ConfigError: a configuration file cannot be read, or no daemon was found.
     """
-    named = [daemon_of(config, arguments.kind) for config in arguments.config]
+    named = [daemon_of(config, arguments.kind, needs_journal=need_journals) for config in arguments.config]
     found = named or known_daemons()
     if not found:
         directories = ", ".join(state_directories())

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trollmoves.config.config_file import counted, option_lines, problem_lines, report_text
+from trollmoves.config.config_file import Configuration, counted, option_lines, problem_lines, report_text
 from trollmoves.config.diagnostics import Diagnostics, combined_error, did_you_mean
 from trollmoves.config.document import DEFAULT, as_text, read_ini, read_text
-from trollmoves.config.options import MailOptions, RemovalOptions, options_of
+from trollmoves.config.options import MailOptions, ProcessOptions, RemovalOptions, options_of
 from trollmoves.config.sections import read_options
 from trollmoves.errors import ConfigError
 
@@ -58,6 +58,12 @@ def read(path: str) -> RemovalFile:
         tuple(diagnostics.warnings),
         tuple(diagnostics.problems),
     )
+
+
+def read_configuration(path: str | os.PathLike[str]) -> Configuration[Any]:
+    """Return the sections of a file, RemovalOptions, as those of a daemon; ConfigError as ``read``."""
+    found = read(os.fspath(path))
+    return Configuration(found.file, ProcessOptions(), found.sections, found.warnings, found.problems)
 
 
 def read_section(name: str, values: Mapping[str, Any]) -> RemovalOptions:
