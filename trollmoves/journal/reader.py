@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -27,11 +28,14 @@ CHAINS = (
     "FROM announcements a WHERE a.chain > chains.chain) FROM chains WHERE chains.chain IS NOT NULL) "
     "SELECT chain FROM chains WHERE chain IS NOT NULL"
 )
-# Of tasks ``t`` with a failure: without pushes of files that the client got from another source.
+# Of tasks ``t`` with a failure: without pushes of files that the client got from another source, or has requested to
+# another destination since. For connections with ``add_functions``.
 WANTED = (
     "(t.failure = 'failed' OR t.announcement_number IS NULL OR NOT EXISTS (SELECT 1 FROM tasks k "
-    "WHERE k.announcement_number = t.announcement_number AND k.chain = t.chain AND k.kind = 'ack'))"
+    "WHERE k.announcement_number = t.announcement_number AND k.chain = t.chain AND (k.kind = 'ack' OR "
+    "(k.kind = 'push' AND k.created > t.created AND requester(k.body) = requester(t.body)))))"
 )
+_REQUESTER = re.compile(r'"request": \{"id": "((?:[^"\\]|\\.)*)/')
 
 
 class TaskRow(NamedTuple):
@@ -329,7 +333,9 @@ class JournalReader:
         self._immutable = not os.path.exists(f"{self.path}-wal")
         uri = f"{Path(self.path).absolute().as_uri()}?mode=ro{'&immutable=1' if self._immutable else ''}"
         try:
-            return sqlite3.connect(uri, uri=True, timeout=READ_TIMEOUT, isolation_level=None)
+            db = sqlite3.connect(uri, uri=True, timeout=READ_TIMEOUT, isolation_level=None)
+            add_functions(db)
+            return db
         except sqlite3.Error as error:
             raise to_journal_error(f"the journal {self.path} cannot be read: {error}", error) from error
 
@@ -350,6 +356,17 @@ class JournalReader:
                 self._db = self._connect()
                 return self._rows(sql, parameters)
             raise to_journal_error(f"the journal {self.path} cannot be read: {error}", error) from error
+
+
+def add_functions(db: sqlite3.Connection) -> None:
+    """Add to a connection the functions of ``WANTED``."""
+    db.create_function("requester", 1, _requester, deterministic=True)
+
+
+def _requester(body: str) -> str | None:
+    """Return the client in the body of a push, None if it is not known: a legacy client has no name."""
+    found = _REQUESTER.search(body)
+    return found[1] if found else None
 
 
 def running_pid(path: str) -> int | None:

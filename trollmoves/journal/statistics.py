@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from trollmoves.journal.location import to_journal_error
+from trollmoves.journal.reader import WANTED, add_functions
 
 READ_TIMEOUT = 5.0  # s to wait for a lock of the file
 FILES = ("", "-wal", "-shm")  # suffixes of the files of an open journal
@@ -33,10 +34,14 @@ class LaneBacklog:
 
 @dataclass(frozen=True, slots=True)
 class JournalStatistics:
-    """The tasks that are not done: those that wait or run, by lane, and the number of failed ones by chain and kind."""
+    """The tasks that are not done: those that wait or run, by lane, and the number of failed ones by chain and kind.
+
+    ``failing`` are the (chain, lane) that had an outage since their last success, and have tasks that are not done.
+    """
 
     backlog: tuple[LaneBacklog, ...]
     failed: Mapping[tuple[str, str], int]
+    failing: Collection[tuple[str, str]] = ()
 
 
 def read_statistics(path: str) -> JournalStatistics:
@@ -58,6 +63,12 @@ def read_statistics(path: str) -> JournalStatistics:
         failed = db.execute(
             "SELECT chain, kind, count(*) FROM tasks INDEXED BY tasks_failed WHERE state = 2 GROUP BY chain, kind"
         ).fetchall()
+        failing = db.execute(
+            "SELECT chain, lane FROM lanes l WHERE failure IS NOT NULL AND (EXISTS (SELECT 1 FROM tasks t "
+            "WHERE t.chain = l.chain AND t.lane = l.lane AND t.state = 0) OR EXISTS (SELECT 1 FROM tasks t "
+            "INDEXED BY tasks_failure WHERE t.chain = l.chain AND t.lane = l.lane AND t.state = 2 "
+            f"AND t.failure IN ('held', 'outage', 'retry') AND {WANTED}))"
+        ).fetchall()
     held_by_lane = {(chain, lane): count for chain, lane, count in held}
     return JournalStatistics(
         tuple(
@@ -65,6 +76,7 @@ def read_statistics(path: str) -> JournalStatistics:
             for chain, lane, count, oldest in backlog
         ),
         {(chain, kind): count for chain, kind, count in failed},
+        failing,
     )
 
 
@@ -136,6 +148,7 @@ def journal_size(path: str) -> int:
 def _opened(path: str) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True, timeout=READ_TIMEOUT)) as db:
+            add_functions(db)
             yield db
     except sqlite3.Error as error:
         raise to_journal_error(f"the journal {path} cannot be read: {error}", error) from error

@@ -102,12 +102,14 @@ class DaemonReader:
         lanes = {(lane.chain, lane.name): lane for lane in self.lanes()}
         backlog = {(lane.chain, lane.lane): lane for lane in statistics.backlog}
         now = self.now()
-        for chain, name in lanes.keys() | backlog.keys():
+        failing = set(statistics.failing)  # also lanes without a task at this moment: a server ends a push that fails
+        for chain, name in lanes.keys() | backlog.keys() | failing:
             kind = name.partition(" ")[0]
             if kind in FILE_KINDS:
                 key = chain, kind, self.counters.endpoint(name)
                 endpoint = found.setdefault(key, EndpointState())
                 endpoint.add_lane(lanes.get((chain, name)), backlog.get((chain, name)), now)
+                endpoint.failing |= (chain, name) in failing
         return found
 
     def _last_times(self) -> dict[tuple[str, str], float]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Journal, Task
-from trollmoves.journal.orders import BATCH_SIZE, Selection
+from trollmoves.journal.orders import BATCH_SIZE, Selection, batches
 from trollmoves.journal.tasks import SET_ASIDE
 from trollmoves.net import urls
 from trollmoves.orders.order import (
@@ -211,7 +211,8 @@ class OrderExecutor:
             found = self._journal.select(Selection((DONE,), kinds, order.chain, order.file, order.since, order.at))
             repeated = [self._repeated(task, order.to) for task in found]
         repeated = [task for task in repeated if task is None or self._scheduler.runs(task.chain, task.kind)]
-        tasks = self._journal.restart([task for task in repeated if task])
+        wanted = [task for task in repeated if task]
+        tasks = self._add(wanted) if order.to else self._journal.restart(wanted)
         for start in range(0, len(tasks), BATCH_SIZE):
             self._scheduler.submit(tasks[start : start + BATCH_SIZE])
         lost = len(repeated) - len(tasks)
@@ -220,6 +221,20 @@ class OrderExecutor:
             raise OrderRejected(f"no delivered file to resend{reason}")
         rest = f"; of {_files(lost)} the journal has no message any longer" if lost else ""
         return _result(f"{_files(len(tasks))} to resend{rest}", len(tasks), lost=lost)
+
+    def _add(self, wanted: Sequence[Task]) -> list[Task]:
+        """Store tasks that run now; return them. One that waits already keeps its id, by which clients wait for it."""
+        added: list[Task] = []
+        for batch in batches(wanted):
+            known = []
+            for task, (stored, is_new) in zip(batch, self._journal.add_tasks(batch), strict=True):
+                if not is_new and stored.state != WAITING:
+                    stored.body, stored.lane, stored.rank = task.body, task.lane, task.rank
+                    known.append(stored)
+                added.append(stored)
+            self._journal.restart(known)
+        self._journal.make_due(added)
+        return added
 
     def _repeated(self, task: Task, to: str) -> Task | None:
         resender = self._resenders[task.kind]

@@ -156,7 +156,8 @@ class PushService:
             lane, number = destination.lane, announced.number
             pause = self._scheduler.pause_remaining(self.name, lane)
             if pause:
-                raise HostUnavailable(f"{lane.removeprefix('push ')} is unavailable, next attempt in {pause:.0f} s")
+                text = f"{lane.removeprefix('push ')} is unavailable, next attempt in {pause:.0f} s"
+                raise HostUnavailable(text, held=self._scheduler.is_held(self.name, lane))
             if self._reply_if_peer_has_files(request, push, destination, number):
                 return None
             key, body = f"{number} {destination.without_password}", push.message.raw
@@ -406,7 +407,7 @@ class PushService:
             with self._waiting_lock:
                 waiters = self._waiting.pop(id_, ())
             for waiter in waiters:
-                reject(self.name, waiter.request, HostUnavailable(str(error)), pause)
+                reject(self.name, waiter.request, HostUnavailable(str(error), held=error.held), pause)
 
     def on_dropped(self, tasks: Sequence[Task]) -> None:
         """Reject the requests for pushes that an operator dropped."""
@@ -436,6 +437,10 @@ class HostUnavailable(TransferError):
     """The lane of a destination is paused after failures, which are in the log."""
 
     temporary = True
+
+    def __init__(self, text: str, *, held: bool) -> None:
+        super().__init__(text)
+        self.held = held
 
 
 def task_again(journal: Journal, task: Task) -> Task | None:

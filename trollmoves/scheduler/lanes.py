@@ -55,7 +55,8 @@ class Result:
     ``error`` None: the task is done; ``reply``, ``follow_ups`` and ``delivery`` are stored in the same transaction.
     ``error`` temporary: the task is retried after the usual backoff, or after ``retry_in`` seconds.
     ``error`` permanent, or ``final``: the task has failed and is not retried.
-    ``retry_in`` without an error: the task runs again after this many seconds, and the lane is not blamed.
+    ``retry_in`` without an error: the task runs again after this many seconds, and the lane is not blamed. With a
+    ``reply``, the reason, it counts as a failure: ``held`` if an operator must repair the cause.
     ``on_committed`` is called on the scheduler thread after the commit; it must not block.
     ``files``: what the task has delivered or fetched; None if nothing.
     """
@@ -68,6 +69,7 @@ class Result:
     delivery: Delivery | None = None
     on_committed: Callable[[], None] | None = None
     files: FileStats | None = None
+    held: bool = False
 
 
 class ChainPolicy(NamedTuple):

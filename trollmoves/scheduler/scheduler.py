@@ -252,6 +252,12 @@ class Scheduler:
         paused = known is not None and (known.breaker.failures > 1 or known.breaker.held)
         return known.breaker.pause_remaining() if known and paused else 0.0
 
+    def is_held(self, chain: str, lane: str) -> bool:
+        """Return True if an operator must repair the cause of the pause of a lane."""
+        with self._lock:
+            known = self._lanes.get((chain, lane))
+        return known is not None and known.breaker.held
+
     def in_flight_ids(self, chain: str, lane: str) -> set[int]:
         """Return the ids of the tasks in flight of a lane."""
         with self._lock:
@@ -565,7 +571,8 @@ def _to_outcome(lane: Lane, task: Task, result: Result, now: float) -> Outcome:
         return Outcome(task, DONE, result.reply, follow_ups=result.follow_ups, delivery=result.delivery)
     error = None if result.error is None else str(result.error)
     # With a reply and without an error, a client waits for the next attempt of one file: its lane is not blamed.
-    failure = result.error.failure if result.error else None if result.reply is None else "retry"
+    waiting = None if result.reply is None else "held" if result.held else "retry"
+    failure = result.error.failure if result.error else waiting
     reply = error if result.reply is None else result.reply
     if result.error and (result.final or not result.error.temporary):
         return Outcome(task, FAILED, reply, follow_ups=result.follow_ups, failure=failure, error=error)

@@ -15,6 +15,7 @@ from trollmoves.journal import DONE, Journal, Task
 from trollmoves.tests.helpers.crashing import armed
 from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 from trollmoves.tests.helpers.dead_mount import DeadMount
+from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.service_socket import ServiceSocket, add_environment, journal_stream
 from trollmoves.tests.helpers.waiting import until
 
@@ -115,6 +116,8 @@ def test_dead_origin_does_not_miss_the_watchdog(testbed: Testbed) -> None:
     pair.client.wait_for_line("connected to")
     manager.wait_for("WATCHDOG", len(manager.values("WATCHDOG")) + 8)
     assert "stuck" not in pair.server.lines()
+    ended = testbed.run("move_it_req.py", "--ping", f"tcp://{HOST}:{pair.request_port}")
+    assert "pong" in ended.stdout, "the replay that waits for the origin delays no other reply"
 
 
 def test_lines_of_the_journal(testbed: Testbed, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 from trollmoves.control import client
 from trollmoves.control.client import ControlError
 from trollmoves.errors import JournalError
+from trollmoves.journal import Task
 from trollmoves.journal.orders import record_offline
 from trollmoves.orders.order import Order
+from trollmoves.receiver.fetch_tasks import compact_body
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.waiting import until
@@ -193,6 +195,35 @@ def test_resend_from_the_client(testbed: Testbed, pair: ServerClientPair) -> Non
     assert order(testbed, "client", "resend", file=name)["count"] == 1
     until(lambda: (pair.target / name).exists())
     until(lambda: len(pair.received.of_type("file")) == 2)
+    until(lambda: not testbed.pending_tasks())
+    pair.client.kill()
+    with closing(sqlite3.connect(journal_of(testbed, "client"))) as opened, opened:
+        ((body,),) = opened.execute("SELECT body FROM tasks WHERE kind = 'fetch'")
+        compacted = compact_body(Task("hrit", "fetch", name, "", body))
+        assert "pytroll:" not in compacted
+        opened.execute("UPDATE tasks SET body = ?, reply = NULL WHERE kind = 'fetch'", (compacted,))
+    (pair.target / name).unlink()
+    store(testbed, "client", "resend", file=name)
+    pair.client.start()
+    until(lambda: (pair.target / name).exists())
+    until(lambda: len(pair.received.of_type("file")) == 3)
+    until(lambda: not testbed.pending_tasks())
+    (pair.feeder.folder / name).unlink()
+    assert order(testbed, "client", "resend", file=name)["count"] == 1
+    pair.client.wait_for_line("permanently rejected")
+
+
+def test_resend_to_a_destination_with_waiting_requests(testbed: Testbed, pair: ServerClientPair) -> None:
+    """A file that is resent to the destination of a waiting request is delivered once; the client gets the reply."""
+    pair.feeder.feed(1)
+    pair.wait_until_done()
+    order(testbed, "server", "pause", name="this host")
+    (name,) = pair.feeder.feed(1)
+    wait_for_waiting(testbed, "server", "push", 1)
+    assert order(testbed, "server", "resend", file=name, to=str(pair.target))["count"] == 1
+    assert [state for _, state in tasks(testbed, "server", "push")].count(0) == 1
+    order(testbed, "server", "resume", name="this host")
+    pair.received.wait_for_receipts([name], 10)
 
 
 def test_retry_and_drop_of_a_failed_file(testbed: Testbed, pair: ServerClientPair) -> None:
