@@ -30,6 +30,7 @@ from trollmoves.metrics.service import MetricsService
 from trollmoves.metrics.state import DaemonReader
 from trollmoves.monitor.health import Health
 from trollmoves.monitor.monitor import LAST_KINDS, Monitor
+from trollmoves.monitor.status_page import StatusPage
 from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
@@ -330,6 +331,7 @@ class Daemon(ABC, Generic[O]):
         orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
         control = ControlServer(journal.path, self.control_handlers(runtime, orders, monitor))
         reporter = Reporter(self._service, lambda: self._status_line(runtime))
+        page = StatusPage(current.process, self.role, facts["config"]) if current.process.web_port else None
         try:
             orders.pause_lanes()
             runtime.scheduler.start()
@@ -349,11 +351,15 @@ class Daemon(ABC, Generic[O]):
             if metrics:
                 labels = {"role": self.role, "config": os.path.basename(self._file)}
                 metrics.start(self._state_reader(runtime, metrics, monitor), labels)
+            if page:
+                page.start()
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
             reporter.stop(is_final=self._ending or not (journal.damage or journal.replaced))
             monitor.stop()
+            if page:
+                page.stop()
             if metrics:
                 metrics.stop()
             self._stop(runtime)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import stat
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -41,6 +43,7 @@ def add_parser(subparsers: Any) -> None:
         "--token-file", default="", metavar="FILE",
         help=f"file with the token for orders (default: ${TOKEN_VARIABLE}; without it the page is read-only)",
     )  # fmt: skip
+    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for a daemon that is its parent
     parser.set_defaults(run=run, json=False)
 
 
@@ -61,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     listener = _listen(arguments)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     site.start()
+    if arguments.until_eof:
+        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     where = arguments.socket or f"http://{arguments.bind}:{arguments.port}/"
     print(f"status page at {where}{'' if token or arguments.socket else ', read-only: no token'}", flush=True)  # noqa: T201
     try:
@@ -71,6 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
             with suppress(OSError):
                 os.unlink(arguments.socket)
     return 0
+
+
+def _end_with_parent() -> None:
+    """End this process when its standard input does: a pipe from the daemon that has started it."""
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _listen(arguments: argparse.Namespace) -> socket.socket:
