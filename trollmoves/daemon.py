@@ -24,7 +24,16 @@ from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalError, JournalFull, StartError, TrollmovesError
-from trollmoves.journal import Compactors, Journal, Retention, Task, journal_path, network_warning, place_journal
+from trollmoves.journal import (
+    Compactors,
+    Journal,
+    Retention,
+    Task,
+    journal_path,
+    network_warning,
+    open_journal,
+    place_journal,
+)
 from trollmoves.matching.patterns import Origin
 from trollmoves.metrics.service import MetricsService
 from trollmoves.metrics.state import DaemonReader
@@ -302,7 +311,7 @@ class Daemon(ABC, Generic[O]):
         while True:
             try:
                 with self._service.working("opening the journal"):  # copying the rows of a damaged one takes minutes
-                    return Journal(
+                    return open_journal(
                         path, synchronous=synchronous, damage=damage, on_damage=lambda: self._orders.put("restart")
                     )
             except JournalFull as error:
@@ -374,7 +383,7 @@ class Daemon(ABC, Generic[O]):
 
     def _state_reader(self, runtime: Runtime, metrics: MetricsService, monitor: Monitor) -> DaemonReader:
         return DaemonReader(
-            journal=runtime.journal.path,
+            journal=runtime.journal,
             counters=metrics.counters,
             event=self.last_event,
             chains=lambda: [chain.name for chain in self.running_chains()],
@@ -384,7 +393,6 @@ class Daemon(ABC, Generic[O]):
                 chain.name: chain.replayed for chain in self.running_chains() if isinstance(chain, ReceivingChain)
             },
             alarms=monitor.alarm_states,
-            now=runtime.journal.now,
             lines_dropped=self._lines_dropped,
         )
 

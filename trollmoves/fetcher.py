@@ -13,7 +13,7 @@ from typing import Any
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.diagnostics import Diagnostics
 from trollmoves.config.fetch_files import fetcher_config, read_fetcher_config
-from trollmoves.config.options import FetcherOptions
+from trollmoves.config.fetch_options import FetcherOptions
 from trollmoves.errors import MessageError
 from trollmoves.fetching.chain import Rules
 from trollmoves.fetching.daemon import Endpoints, FetchDaemon

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from trollmoves.config import removal_file
 from trollmoves.config.config_file import Configuration
-from trollmoves.config.options import RemovalOptions
+from trollmoves.config.removal_options import RemovalOptions
 from trollmoves.messaging.messages import Message
 from trollmoves.status.explanation import Explanation, Subject
 from trollmoves.utils import symlinks

@@ -7,7 +7,6 @@ import glob
 import json
 import os
 import signal
-import stat
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from trollmoves.config import secrets
 from trollmoves.errors import TransferError, TrollmovesError
 from trollmoves.movers import MOVERS, Mover, close_connections, mover_for, options
 from trollmoves.net import urls
+from trollmoves.utils.file_versions import size_of
 from trollmoves.utils.log_format import printable
 from trollmoves.utils.logs import format_bytes
 from trollmoves.utils.progress import Progress, ProgressDisplay, counted
@@ -236,7 +236,7 @@ def _run(arguments: argparse.Namespace) -> int:
         attrs[CHECKSUM] = True
     if destination.scheme not in ("", "file"):
         attrs.setdefault("max_connections", arguments.jobs)
-    deliveries = [Delivery(source, _below(destination, source.directory), _size(source.path)) for source in sources]
+    deliveries = [Delivery(source, _below(destination, source.directory), size_of(source.path)) for source in sources]
     if not arguments.dry_run:
         return Command(arguments, attrs, deliveries, destination, skipped).run()
     verb = "move" if arguments.move else "copy"
@@ -402,14 +402,6 @@ def _finish(future: Future[None], delivery: Delivery, progress: Progress, displa
     progress.add(0, delivered=False)
     hint = " (a retry may succeed)" if delivery.temporary else ""
     display.error(printable(f"{delivery.source.path}: {delivery.error}{hint}"))
-
-
-def _size(path: str) -> int:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return 0
-    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _stop_on_signals() -> None:

@@ -13,24 +13,13 @@ from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions, MoveItOptions, TargetOptions
 from trollmoves.config.targets import config_of
 from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.dispatcher.deliveries import (
-    KIND,
-    REPUBLISH,
-    Deliveries,
-    compact_body,
-    enqueue,
-    is_older,
-    task_again,
-    task_to,
-)
+from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries, enqueue, is_older
 from trollmoves.dispatcher.files import ReceivedMessage
-from trollmoves.journal import drop_body
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.net import hosts, urls
-from trollmoves.orders.executor import Resender
 from trollmoves.provider.announcer import Announcement
 from trollmoves.server import explain as server_explain
 from trollmoves.server.daemon import add_watch_arguments
@@ -115,8 +104,8 @@ class MoveIt(Daemon[MoveItOptions]):
     role = "move_it"
     options = MoveItOptions
     last_event = "delivered"
-    compactors = {KIND: compact_body, REPUBLISH: drop_body}
-    resenders = {KIND: Resender(task_again, task_to)}
+    compactors = COMPACTORS
+    resenders = RESENDERS
     _publisher: Publisher | None = None
 
     def open_shared(self, runtime: Runtime) -> None:

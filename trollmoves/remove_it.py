@@ -14,8 +14,8 @@ from email.message import EmailMessage
 
 from trollmoves import __version__
 from trollmoves.config import removal_file
-from trollmoves.config.options import MailOptions
 from trollmoves.config.removal_file import RemovalFile
+from trollmoves.config.removal_options import MailOptions
 from trollmoves.errors import ConfigError, TrollmovesError
 from trollmoves.filescleaner import FilesCleaner
 from trollmoves.messaging.messages import own_sender

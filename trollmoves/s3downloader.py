@@ -12,7 +12,7 @@ from urllib.parse import ParseResult
 from trollmoves.config import parsers
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.fetch_files import read_s3downloader_config
-from trollmoves.config.options import S3DownloaderOptions
+from trollmoves.config.fetch_options import S3DownloaderOptions
 from trollmoves.daemon import nameservers_of
 from trollmoves.errors import MessageError
 from trollmoves.fetching.chain import Rules

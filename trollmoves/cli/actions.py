@@ -17,9 +17,14 @@ from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_o
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal.location import JOURNAL_SUFFIX, LOCK_SUFFIX, state_directories
-from trollmoves.journal.orders import recent_lanes, record_offline
-from trollmoves.journal.reader import JournalReader
+from trollmoves.journal import (
+    JOURNAL_SUFFIX,
+    LOCK_SUFFIX,
+    open_reader,
+    recent_lanes,
+    record_offline,
+    state_directories,
+)
 from trollmoves.orders.order import DROP, OF_A_LANE, PAUSE, RELEASE, RESEND, RESUME, RETRY, Order
 from trollmoves.scheduler.pauses import lanes_named, unknown_name
 
@@ -126,7 +131,7 @@ def _store(daemon: DaemonFiles, values: dict[str, Any]) -> Outcome:
     name = values.get("name", "")
     if name and name not in daemon.sections and os.path.exists(daemon.journal):
         lanes = recent_lanes(daemon.journal)
-        with JournalReader(daemon.journal) as reader:
+        with open_reader(daemon.journal) as reader:
             is_paused = values["action"] == RESUME and name in reader.pauses()
         if not (is_paused or lanes_named(name, lanes)):
             return Outcome(daemon, "rejected", unknown_name(name, daemon.sections, lanes), {})

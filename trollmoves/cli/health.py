@@ -7,13 +7,12 @@ from typing import Any
 
 from trollmoves.cli.actions import all_daemons
 from trollmoves.cli.answers import CRITICAL, NAMES, OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
-from trollmoves.cli.lists import CONDITIONS
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_of
 from trollmoves.cli.texts import counted
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal.reader import JournalReader
+from trollmoves.journal import open_reader
 
 
 def add_parser(subparsers: Any) -> None:
@@ -57,8 +56,8 @@ def _report(daemon: DaemonFiles) -> dict[str, Any]:
 def _with_held_files(daemon: DaemonFiles, report: dict[str, Any]) -> dict[str, Any]:
     """Return the report with a warning if files are held: one file can be held while its lane works."""
     try:
-        with JournalReader(daemon.journal) as reader:
-            held = reader.count_tasks(CONDITIONS["held"])
+        with open_reader(daemon.journal) as reader:
+            held = reader.count_listed("held")
     except JournalError:
         return report  # the daemon reports on its journal
     if not held:

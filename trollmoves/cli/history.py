@@ -11,7 +11,7 @@ from trollmoves.cli.answers import CRITICAL, OK, UNKNOWN, WARNING, Answer, add_j
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
 from trollmoves.cli.texts import clock, counted, duration, size
 from trollmoves.errors import JournalError
-from trollmoves.journal.reader import JournalReader
+from trollmoves.journal import open_reader
 from trollmoves.status.history import Step, history
 
 CODES = {"held": CRITICAL, "failed": WARNING, "refused": WARNING}
@@ -51,7 +51,7 @@ def _find(daemons: Iterable[DaemonFiles], name: str) -> tuple[list[tuple[str, st
     problems = []
     for daemon in daemons:
         try:
-            with JournalReader(daemon.journal) as reader:
+            with open_reader(daemon.journal) as reader:
                 found += [(daemon.kind, daemon.name, step) for step in history(reader, name)]
         except JournalError as error:
             problems.append(str(error))

@@ -11,7 +11,7 @@ from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
 from trollmoves.cli.texts import age, counted, size
 from trollmoves.config.options import ProcessOptions
 from trollmoves.errors import ConfigError
-from trollmoves.journal.reader import JournalFacts, JournalReader, running_pid
+from trollmoves.journal import JournalFacts, open_reader, running_pid
 
 DAY = 86_400.0  # s
 STATES = ("waiting", "done", "failed", "dropped")
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _describe(daemon: DaemonFiles, backup: str | None) -> tuple[dict[str, Any], list[str]]:
     options = daemon.configuration.process if daemon.configuration else ProcessOptions()
-    with JournalReader(daemon.journal) as reader:
+    with open_reader(daemon.journal) as reader:
         facts, now = reader.facts(), reader.now()
         prunable = reader.count_prunable(now - options.keep_finished * DAY, now - options.keep_announcements * DAY)
         if backup:

@@ -22,21 +22,12 @@ from trollmoves.cli.answers import (
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
 from trollmoves.cli.texts import counted, duration, lasting
 from trollmoves.errors import JournalError
-from trollmoves.journal.reader import WANTED, JournalReader, TaskRow
+from trollmoves.journal import JournalReader, TaskRow, open_reader
 from trollmoves.net import urls
 from trollmoves.status.names import destination_of, error_of, file_of_key
 
 WIDE = 120  # characters of a terminal from which the reasons are in the table
 LIMIT = 100  # files of each daemon
-PLANNED = "t.kind NOT IN ('remove', 'delete_archive', 'republish')"
-# Conditions for tasks; a push that failed waits for the next request of its client, unless its failure is "failed".
-QUEUED = f"{PLANNED} AND (t.state = 0 OR (t.state = 2 AND t.failure IN ('held', 'outage', 'retry') AND {WANTED}))"
-IN_HELD_LANE = "EXISTS (SELECT 1 FROM lanes l WHERE l.chain = t.chain AND l.lane = t.lane AND l.failure = 'held')"
-CONDITIONS = {
-    "queue": QUEUED,
-    "held": f"{QUEUED} AND (t.failure = 'held' OR (t.failure IS NULL AND {IN_HELD_LANE}))",
-    "failed": "t.state = 2 AND t.failure = 'failed'",
-}
 HELP = {
     "queue": "files that wait, the oldest first",
     "held": "files that wait until an operator repairs something, with the reason",
@@ -78,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     total, problems = 0, []
     for daemon in selected(arguments):
         try:
-            with JournalReader(daemon.journal) as reader:
-                total += reader.count_tasks(CONDITIONS[name])
+            with open_reader(daemon.journal) as reader:
+                total += reader.count_listed(name)
                 files += _files(reader, daemon, name, arguments.limit)
         except JournalError as error:
             problems.append(str(error))
@@ -109,7 +100,7 @@ def _lines(files: list[ListedFile]) -> list[str]:
 def _files(reader: JournalReader, daemon: DaemonFiles, name: str, limit: int) -> Iterator[ListedFile]:
     now = reader.now()
     errors = {(lane.chain, lane.lane): lane.error for lane in reader.lanes() if lane.failure}
-    for task in reader.tasks(CONDITIONS[name], limit=limit):
+    for task in reader.listed(name, limit):
         reason = error_of(task.reply) if task.failure else errors.get((task.chain, task.lane)) or ""
         if task.kind == "set_aside":
             reason = task.body

@@ -12,8 +12,7 @@ from trollmoves.config.config_file import Configuration
 from trollmoves.config.kinds import KINDS, READERS, WITHOUT_JOURNAL, detect_kind, section_names
 from trollmoves.config.options import ChainOptions
 from trollmoves.errors import ConfigError, JournalError
-from trollmoves.journal.location import JOURNAL_SUFFIX, fallback_directories, find_journal, state_directories
-from trollmoves.journal.reader import JournalReader
+from trollmoves.journal import JOURNAL_SUFFIX, fallback_directories, find_journal, open_reader, state_directories
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _daemon_with(journal: str) -> DaemonFiles:
     """Return the daemon that has written a journal."""
     kind = os.path.basename(journal).partition("-")[0]
     try:
-        with JournalReader(journal) as reader:
+        with open_reader(journal) as reader:
             kind, config = reader.meta.get("role", kind), reader.meta.get("config", "")
     except JournalError as error:
         return DaemonFiles(kind, "", journal, problem=str(error))

@@ -7,7 +7,7 @@ from typing import Any
 from trollmoves.cli.selection import DaemonFiles
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
-from trollmoves.journal.reader import running_pid
+from trollmoves.journal import running_pid
 from trollmoves.status import model
 from trollmoves.status.sections import sections_of
 from trollmoves.status.snapshot import snapshot

@@ -17,8 +17,9 @@ from trollmoves.net import urls
 from trollmoves.orders.executor import Resender
 from trollmoves.receiver.announcements import PEER, AnnouncementReceiver
 from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.fetch_attempt import FetchAttempt
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, compact_body, task_again
-from trollmoves.receiver.fetcher import FetchAttempt, Fetcher, client_name
+from trollmoves.receiver.fetcher import Fetcher, client_name
 from trollmoves.receiver.peers import Peers
 
 logger = logging.getLogger(__name__)

@@ -20,11 +20,10 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.net import hosts, urls
 from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.fetch_attempt import FetchAttempt
 from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
-from trollmoves.receiver.fetcher import FetchAttempt
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints
 from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 
@@ -70,7 +69,6 @@ class ReceiptPublisher:
 
     def on_delivered(self, attempt: FetchAttempt, reply: Message) -> Result:
         """Publish an ack, then the receipt with the new URIs; unpack archives in between if configured."""
-        failpoints.hit("delivery-reported")
         message = attempt.message
         url = self._actual_destination(attempt, reply)
         ack = message.derive("ack")
@@ -86,12 +84,10 @@ class ReceiptPublisher:
                 ]
             )
             self._publisher.send_encoded([ack])
-            failpoints.hit("acked")
             self._log(attempt)
             unpack = Task(self.name, "unpack", attempt.task.key, "unpack", body)
             return Result(follow_ups=(unpack,), files=attempt.stats(), delivery=delivery)
         self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
-        failpoints.hit("receipt-published")
         self._log(attempt)
         return Result(reply=json.dumps([attempt.source, base]), files=attempt.stats(), delivery=delivery)
 
@@ -146,7 +142,6 @@ class ReceiptPublisher:
     def _republish(self, task: Task) -> None:
         """Publish messages that a killed process may have lost. Runs on a worker thread."""
         self._publisher.send_encoded(json.loads(task.body))
-        failpoints.hit("receipt-republished")
 
     # -- archives
 
@@ -180,9 +175,7 @@ class ReceiptPublisher:
             return [{"uid": os.path.basename(member), "uri": member.removeprefix(root)} for member in members]
 
         receipt = self._receipt(message.subject, _unpacked(message.data, unpack))
-        failpoints.hit("unpacked")
         self._publisher.send_encoded([receipt])
-        failpoints.hit("receipt-published")
         deletions = [
             Task(self.name, "delete_archive", f"{task.key}\n{path}", "delete_archive", json.dumps([path, version]))
             for path, version in packed
@@ -203,10 +196,8 @@ class ReceiptPublisher:
     def _delete_archive(self, task: Task) -> None:
         """Delete an unpacked archive, unless it was replaced since. Runs on a worker thread."""
         path, version = json.loads(task.body)
-        failpoints.hit("discarding")
         try:
-            if remove_version(path, FileVersion(*version)):
-                failpoints.hit("discarded")
+            remove_version(path, FileVersion(*version))
         except FileNotFoundError:
             pass
         except OSError as error:

@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
-from trollmoves.config import options, secrets
+from trollmoves.config import secrets
 from trollmoves.config.diagnostics import Diagnostics, combined_error
 from trollmoves.config.document import DEFAULT, read_ini, read_text
-from trollmoves.config.options import PREFIX, ChainOptions, MoveItOptions, Option, OptionTable, ProcessOptions
+from trollmoves.config.option_table import Option, OptionTable, options_of
+from trollmoves.config.options import PREFIX, ChainOptions, MoveItOptions, ProcessOptions
 from trollmoves.config.sections import SectionParser, read_options
 from trollmoves.errors import ConfigError
 from trollmoves.net import urls
@@ -74,7 +75,7 @@ def read(path: str | os.PathLike[str], role: type[O]) -> Configuration[O]:
     diagnostics = Diagnostics(os.fspath(path))
     document = read_ini(diagnostics.file, read_text(diagnostics.file))
     default = document.default
-    process = ProcessOptions(**read_options(diagnostics, DEFAULT, options.options_of(ProcessOptions), default))
+    process = ProcessOptions(**read_options(diagnostics, DEFAULT, options_of(ProcessOptions), default))
     chains = {
         name: SectionParser(diagnostics, role, name, values, default).read()
         for name, values in document.sections.items()
@@ -122,7 +123,7 @@ def changes(old: Configuration[O], new: Configuration[O]) -> Changes[O]:
 
 def differences(old: ChainOptions, new: ChainOptions) -> Iterator[str]:
     """Yield a text for each option that differs, such as ``topic: /a -> /b``; values of secrets are masked."""
-    table = options.options_of(type(new))
+    table = options_of(type(new))
     before, after = (dict(_non_default_values(section, table)) for section in (old, new))
     names = dict.fromkeys([*before, *after])
     for name in names:
@@ -148,7 +149,7 @@ def check_report(configuration: Configuration[O]) -> str:
 
 def option_lines(section: OptionTable) -> Iterator[str]:
     """Return a line of a report for each option that differs from its default."""
-    yield from _aligned(_non_default_values(section, options.options_of(type(section))))
+    yield from _aligned(_non_default_values(section, options_of(type(section))))
 
 
 def problem_lines(warnings: Sequence[str], problems: Sequence[ConfigError]) -> Iterator[str]:

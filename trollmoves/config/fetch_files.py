@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 from trollmoves.config.config_file import Configuration, make_configuration
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
 from trollmoves.config.document import DEFAULT, load_yaml, read_text
-from trollmoves.config.options import ChainOptions, FetcherOptions, ProcessOptions, S3DownloaderOptions, options_of
+from trollmoves.config.fetch_options import FetcherOptions, S3DownloaderOptions
+from trollmoves.config.option_table import options_of
+from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.sections import SectionParser, read_options
 from trollmoves.matching.patterns import Pattern
 

@@ -9,14 +9,13 @@ from typing import Any
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.environment import static_directory
+from trollmoves.config.fetch_options import FetcherOptions, S3DownloaderOptions
 from trollmoves.config.options import (
     ChainOptions,
     ClientOptions,
     DispatchConfig,
     DispatcherOptions,
-    FetcherOptions,
     MoveItOptions,
-    S3DownloaderOptions,
     ServerOptions,
     TargetOptions,
 )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from trollmoves.config import options, parsers, secrets
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
 from trollmoves.config.document import DEFAULT, as_text, set_nested
+from trollmoves.config.option_table import Option, options_of, takes_parameters
 from trollmoves.config.options import (
     LEGACY_IGNORED,
     LEGACY_SPELLINGS,
@@ -21,7 +22,6 @@ from trollmoves.config.options import (
     ClientOptions,
     MirrorOptions,
     MoveItOptions,
-    Option,
     ProcessOptions,
     ServerOptions,
 )
@@ -70,8 +70,8 @@ class SectionParser(Generic[O]):
         self._diagnostics = diagnostics
         self._role = role
         self._default = {option: as_text(value) for option, value in default.items() if option not in self.nested}
-        self._table = options.options_of(role)
-        self._process = options.options_of(ProcessOptions)
+        self._table = options_of(role)
+        self._process = options_of(ProcessOptions)
         self._texts: dict[str, str] = {}
         for option, value in values.items():
             if option not in self.nested and (text := self.plain_text(option, value) or self._text_if_empty(option)):
@@ -80,7 +80,7 @@ class SectionParser(Generic[O]):
     def read(self) -> O | None:
         """Return the section, None if it is invalid."""
         found = self._plain_options()
-        if options.takes_parameters(self._role):
+        if takes_parameters(self._role):
             found["connection_parameters"] = self.connection_parameters()
         if self._role is ClientOptions:
             found["replacements"] = self._replacements()
@@ -200,16 +200,16 @@ class SectionParser(Generic[O]):
 
     def _check_name(self, name: str, replaces: bool) -> None:
         """Warn about a name without effect or with a surprising one."""
-        takes_parameters = options.takes_parameters(self._role)
+        has_parameters = takes_parameters(self._role)
         if name in self._table:
             pass
         elif replaces:
             if meant := did_you_mean(name, [*self._table, *self._process], 0.85):
                 self.warn(name, f"replaces the metadata item of that name{meant}")
-        elif name in LEGACY_SPELLINGS and takes_parameters:
+        elif name in LEGACY_SPELLINGS and has_parameters:
             effect = "is ignored, since both are set" if f"{PREFIX}{name}" in self._texts else "still works"
             self.warn(name, f"is the old spelling of {PREFIX}{name}, and {effect}", legacy=effect == "still works")
-        elif name.startswith(PREFIX) and takes_parameters:
+        elif name.startswith(PREFIX) and has_parameters:
             pass
         elif name in self._process:
             if not self._inherited(name):
@@ -223,7 +223,7 @@ class SectionParser(Generic[O]):
         if name in LEGACY_SPELLINGS or name.startswith(PREFIX):
             return f"has no effect in a {self._role.role}'s section: the server connects to the destination"
         for other in ROLES:
-            if name in options.options_of(other):
+            if name in options_of(other):
                 return f"is an option of a {other.role}, and has no effect in a {self._role.role}'s section"
         if name in options.parameters():
             return f"is unknown; did you mean {PREFIX}{name}?"

@@ -8,33 +8,21 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from functools import partial
 
 from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, TargetOptions
-from trollmoves.daemon import Chain, Daemon, Runtime, nameservers_of
-from trollmoves.dispatcher.deliveries import (
-    KIND,
-    REPUBLISH,
-    Deliveries,
-    compact_body,
-    enqueue,
-    is_older,
-    task_again,
-    task_to,
-)
+from trollmoves.daemon import Chain, Runtime, nameservers_of
+from trollmoves.daemons.subscriber import SubscriberDaemon
+from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries, enqueue, is_older
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
-from trollmoves.journal import drop_body
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.orders.executor import Resender
 from trollmoves.receiver.subscription import Subscription
-from trollmoves.utils import failpoints
 from trollmoves.watch import DirectoryWatch, FoundFile
 
 logger = logging.getLogger(__name__)
@@ -99,19 +87,17 @@ class TargetChain:
         enqueue(tasks, self._runtime.journal, self._runtime.scheduler)
 
 
-class Dispatcher(Daemon[TargetOptions]):
+class Dispatcher(SubscriberDaemon[TargetOptions]):
     """The dispatcher: one subscription and at most one publisher for all its targets."""
 
     role = "dispatcher"
     last_event = "delivered"
     options = TargetOptions
-    compactors = {KIND: compact_body, REPUBLISH: drop_body}
-    resenders = {KIND: Resender(task_again, task_to)}
+    compactors = COMPACTORS
+    resenders = RESENDERS
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
-        self._subscription: Subscription | None = None
-        self._publisher: Publisher | None = None
         self._topics: list[str] = []
         if arguments.explain is not None:
             arguments.check = True
@@ -154,28 +140,12 @@ class Dispatcher(Daemon[TargetOptions]):
         )
         self._subscription.add_topics(self._topics)
 
-    def close_shared(self) -> None:
-        """Stop the subscription and the publisher."""
-        if self._subscription:
-            self._subscription.stop()
-        if self._publisher:
-            self._publisher.stop()
-
-    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
-        """Return whether each publisher is connected, by address, for all targets together."""
-        return [(self.role, self._subscription.connection_states())] if self._subscription else []
-
-    def paused_input(self) -> AbstractContextManager[None]:
-        """Hold messages back while targets start or stop."""
-        return self._subscription.paused() if self._subscription else nullcontext()
-
     def make_chain(self, options: TargetOptions, runtime: Runtime) -> Chain:
         """Return the chain of one target."""
         return TargetChain(options, runtime, self._publisher)
 
     def _on_messages(self, messages: Sequence[Message], runtime: Runtime) -> None:
         """Store the deliveries for a batch of messages; the next batch is received after that."""
-        failpoints.hit("message-received")
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [

@@ -6,94 +6,48 @@ import hashlib
 import json
 import logging
 import os
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from urllib.parse import ParseResult
 
 from trollmoves.config.options import TargetOptions
+from trollmoves.dispatcher.delivery_order import KIND, DeliveryOrder, compact_body, receipt_data, task_again, task_to
 from trollmoves.dispatcher.files import LocalFile, ReceivedMessage
 from trollmoves.dispatcher.routes import format_destination, logins, routes
-from trollmoves.errors import BadDestination, MessageError, OriginUnreadable, TransferError, TrollmovesError
-from trollmoves.journal import BACKLOG, DONE, FAILED, UNFLUSHED_SECONDS, WAITING, Delivery, Journal, Task
+from trollmoves.errors import MessageError, OriginUnreadable, TransferError, TrollmovesError
+from trollmoves.journal import (
+    DONE,
+    FAILED,
+    UNFLUSHED_SECONDS,
+    WAITING,
+    Compactors,
+    Delivery,
+    Journal,
+    Task,
+    drop_body,
+)
 from trollmoves.matching.patterns import ComposeError, Pattern
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.movers import PartialId, move_it
 from trollmoves.net import urls
+from trollmoves.orders.executor import Resender
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints
-from trollmoves.utils.file_versions import FileVersion, version_of
+from trollmoves.utils.file_versions import FileVersion, size_of, version_of
 from trollmoves.utils.logs import LogThrottle, format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 from trollmoves.watch.completeness import check_complete
 
 logger = logging.getLogger(__name__)
 
-KIND = "deliver"
 REPUBLISH = "republish"
 REMOVE = "remove"  # task kind: remove a file that all destinations have received
-_KEY = re.compile(r"[^\n]*\n(.*) (\d+) (\d+) ([a-z0-9+.-]+)://([^/]*)(/.*)", re.DOTALL)  # of a delivery
 ROUTE = "route"  # task kind: a message whose destination cannot be composed until the configuration is repaired
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryOrder:
-    """A delivery as stored in the journal, without a password.
-
-    ``receipt`` is the message to publish, or empty. ``size`` (bytes) and ``mtime_ns`` are those of the file when its
-    message arrived. ``removes`` is True if the file is removed when all destinations have received it.
-    """
-
-    path: str
-    scheme: str
-    netloc: str
-    destination_path: str
-    receipt: str
-    size: int
-    mtime_ns: int
-    removes: bool = False
-
-    @property
-    def url(self) -> ParseResult:
-        """The destination, without a password."""
-        return ParseResult(self.scheme, self.netloc, self.destination_path, "", "", "")
-
-    @property
-    def name(self) -> str:
-        """The destination as a key."""
-        return f"{self.scheme}://{self.netloc}{self.destination_path}"
-
-    def text(self) -> str:
-        """Return the order as JSON for the journal."""
-        return json.dumps(astuple(self))
-
-    @property
-    def key(self) -> str:
-        """The key of the task: the delivery for people, then the file, its version and the destination."""
-        version = f"{self.size} {self.mtime_ns}"
-        name = f"{os.path.basename(self.path)} to {format_destination(self.url)}"
-        return f"{name}\n{self.path} {version} {self.url.geturl()}"
-
-    @property
-    def lane(self) -> str:
-        """The lane of the task."""
-        return f"{KIND} {'this host' if self.scheme == 'file' else urls.endpoint(self.url)}"
-
-    @classmethod
-    def load(cls, task: Task) -> DeliveryOrder | None:
-        """Return the order of a task, also of a compacted one; None if its key is unreadable."""
-        if task.body.startswith("["):
-            return cls(*json.loads(task.body))
-        found = _KEY.fullmatch(task.key)
-        if not found:
-            return None
-        path, size, mtime, scheme, netloc, destination = found.groups()
-        return cls(path, scheme, netloc, destination, task.body, int(size), int(mtime))
+COMPACTORS: Compactors = {KIND: compact_body, REPUBLISH: drop_body}
+RESENDERS: Mapping[str, Resender] = {KIND: Resender(task_again, task_to)}
 
 
 class Deliveries:
@@ -289,8 +243,7 @@ class Deliveries:
                 logger.error("[%s] giving up on %s at attempt %d: %s", self.name, label, task.tries, error)
                 return Result(error=error, final=True)
             raise
-        failpoints.hit("delivered")
-        size = _size(order.path)
+        size = size_of(order.path)
         seconds = time.monotonic() - started
         logger.info(
             "[%s] delivered %s to %s (%s, %.2f s, attempt %d)",
@@ -306,7 +259,6 @@ class Deliveries:
             if reached.path.endswith("/"):  # the destination is an existing directory, in which the file keeps its name
                 receipt.data["uri"] = reached.path + os.path.basename(order.path)
             self._publish(receipt)
-            failpoints.hit("receipt-published")
         stats, delivery = FileStats(1, size, order.mtime_ns), Delivery(size, seconds)
         return Result(follow_ups=self._removal(task, order), files=stats, delivery=delivery)
 
@@ -350,7 +302,7 @@ class Deliveries:
         age = self._journal.now() - stored.finished
         if age >= self._options.repeat_after:
             return f"delivered {age:.0f} s ago"
-        return "" if _receipt_data(stored) in (None, _receipt_data(repeated)) else "its metadata have changed"
+        return "" if receipt_data(stored) in (None, receipt_data(repeated)) else "its metadata have changed"
 
     def _was_removed(self, order: DeliveryOrder) -> bool:
         states = _states(self._journal, self.name, order.path, order.size, order.mtime_ns)
@@ -369,32 +321,6 @@ class Deliveries:
     def _with_password(self, url: ParseResult) -> ParseResult:
         login = self._logins.get((url.scheme, url.netloc))
         return url._replace(netloc=login.netloc) if login else url
-
-
-def task_again(journal: Journal, task: Task) -> Task | None:  # noqa: ARG001
-    """Return the task that repeats a finished delivery; None if its order is unreadable."""
-    order = DeliveryOrder.load(task)
-    if order:
-        task.body, task.rank = order.text(), BACKLOG
-    return task if order else None
-
-
-def task_to(journal: Journal, task: Task, destination: str) -> Task | None:  # noqa: ARG001
-    """Return a task that delivers the file of another one to a directory, whose login is in the configuration."""
-    order, url = DeliveryOrder.load(task), urls.parse(destination)
-    if urls.password(url):
-        raise BadDestination("the password of a destination must be in the configuration of the target")
-    if order is None:
-        return None
-    path = f"{url.path.rstrip('/')}/{os.path.basename(order.path)}"
-    other = replace(order, scheme=url.scheme, netloc=url.netloc, destination_path=path, receipt="")
-    return Task(task.chain, KIND, other.key, other.lane, other.text(), rank=BACKLOG)
-
-
-def compact_body(task: Task) -> str:
-    """Return the part of a finished delivery to keep: its receipt. The key contains all other values."""
-    order = DeliveryOrder.load(task)
-    return order.receipt if order else ""
 
 
 def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, scheduler: Scheduler) -> None:
@@ -423,27 +349,16 @@ def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, sch
             renewed[stored.id] = stored
         else:
             owner.log_ignored(stored)
-    if restarted:
-        journal.reset_tasks(restarted.values())
+    again = journal.reset_tasks(restarted.values()) if restarted else []
     if renewed:
         journal.renew_tasks(renewed.values())
-    failpoints.hit("deliveries-stored")
-    scheduler.submit([*new, *restarted.values(), *renewed.values()])
+    scheduler.submit([*new, *again, *renewed.values()])
 
 
 def _states(journal: Journal, name: str, path: str, size: int, mtime_ns: int) -> dict[int, int]:
     """Return the states of the deliveries of one version of a file, by id."""
     prefix = f"{os.path.basename(path)} to "
     return dict(journal.states(name, KIND, prefix, f"\n{path} {size} {mtime_ns} "))
-
-
-def _receipt_data(task: Task) -> tuple[str, object] | None:
-    """Return subject and data of the receipt of a delivery, None if its order is unreadable."""
-    order = DeliveryOrder.load(task)
-    if not order or not order.receipt:
-        return ("", None) if order else None
-    message = Message.decode(order.receipt)
-    return message.subject, message.data
 
 
 def is_older(path: str, oldest: float) -> bool:
@@ -459,10 +374,3 @@ def _subject(composed: str) -> str:
     if len(composed.split()) > 1 or composed != composed.strip():
         raise MessageError(f"its topic {urls.excerpt(composed)!r} must be a single word")
     return composed if composed.startswith("/") else f"/{composed}"
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -20,7 +20,6 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.movers import PartialId
 from trollmoves.scheduler.lanes import FileStats, Result
-from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle, format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
 
@@ -86,10 +85,8 @@ class FetchChain:
 
     def on_messages(self, messages: Sequence[Message]) -> None:
         """Store a fetch for each file; the next batch is received after that."""
-        failpoints.hit("message-received")
         tasks = [task for message in messages for task in self._tasks(message)]
         stored = self._runtime.journal.add_tasks(tasks) if tasks else []
-        failpoints.hit("fetches-stored")
         self._runtime.scheduler.submit([task for task, is_new in stored if is_new])
 
     def _tasks(self, message: Message) -> list[Task]:
@@ -144,7 +141,6 @@ class FetchChain:
                 logger.info("[%s] not fetching %s again: a newer message did", self.name, source.name)
             receipt = self._rules.receipt(message, path)
             self._publisher.send(receipt)
-            failpoints.hit("receipt-published")
             return Result(reply=receipt.encode(), files=FileStats(1, size, int(message.timestamp() * 1e9)))
 
     def _fetch_to(self, task: Task, source: Source, path: str) -> int:
@@ -152,7 +148,6 @@ class FetchChain:
         tried = task.may_have_run(self._created)
         partial_id = PartialId.for_delivery(self._runtime.journal.identity, self.name, task.key, tried=tried)
         size = fetch(source, path, make_directory=self._rules.make_directory, partial_id=partial_id)
-        failpoints.hit("fetched")
         seconds = time.monotonic() - started
         logger.info(
             "[%s] fetched %s from %s (%s, %.2f s, attempt %d)",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions
-from trollmoves.daemon import Chain, Daemon, Runtime
+from trollmoves.daemon import Chain, Runtime
+from trollmoves.daemons.subscriber import SubscriberDaemon
 from trollmoves.fetching.chain import KIND, REPUBLISH, FetchChain, Rules
 from trollmoves.journal import drop_body
 from trollmoves.messaging.messages import Message
@@ -37,7 +37,7 @@ class Endpoints(NamedTuple):
     ports: tuple[int, int] | None = None  # to choose from for port 0
 
 
-class FetchDaemon(Daemon[O]):
+class FetchDaemon(SubscriberDaemon[O]):
     """A process that fetches files."""
 
     last_event = "received"
@@ -46,8 +46,6 @@ class FetchDaemon(Daemon[O]):
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
-        self._publisher: Publisher | None = None
-        self._subscription: Subscription | None = None
         self._endpoints: Endpoints | None = None
         self._options: O | None = None
 
@@ -95,21 +93,6 @@ class FetchDaemon(Daemon[O]):
             self.types,
         )
         self._subscription.add_topics(found.topics or ("",))
-
-    def close_shared(self) -> None:
-        """Stop the subscription and the publisher."""
-        if self._subscription:
-            self._subscription.stop()
-        if self._publisher:
-            self._publisher.stop()
-
-    def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
-        """Return whether each publisher is connected, by address."""
-        return [(self.role, self._subscription.connection_states())] if self._subscription else []
-
-    def paused_input(self) -> AbstractContextManager[None]:
-        """Hold messages back while the chain starts or stops."""
-        return self._subscription.paused() if self._subscription else nullcontext()
 
     def make_chain(self, options: O, runtime: Runtime) -> Chain:
         """Return the chain."""

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, cast
 from trollmoves.errors import BadDestination, OriginUnreadable, TrollmovesError
 from trollmoves.fetching.sources import LocalSource, Source
 from trollmoves.movers import PartialId
-from trollmoves.movers.base import from_os_error, partial_path, translate_os_errors
+from trollmoves.movers.base import partial_path
 from trollmoves.movers.file import LocalBackend
-from trollmoves.utils import failpoints
+from trollmoves.movers.os_errors import from_os_error, translate_os_errors
 
 MODE = 0o664  # permissions of a file before the umask
 
@@ -54,7 +54,6 @@ def _fetch_remote(source: Source, path: str, partial: str) -> int:
             except OSError as error:
                 raise OriginUnreadable(f"{source.name}: {error.strerror or error}") from error
             size = os.fstat(stream.fileno()).st_size
-        failpoints.hit("sent")
         with translate_os_errors(path):
             os.replace(partial, path)
     except BaseException:
@@ -74,7 +73,6 @@ class _Partial(io.FileIO):
 
     def write(self, data: Any) -> int:
         """Write all of ``data``; raise TransferError."""
-        failpoints.hit("sending")
         rest = memoryview(data).cast("B")
         try:
             while rest:

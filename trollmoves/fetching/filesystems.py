@@ -27,7 +27,7 @@ from trollmoves.errors import (
     TrollmovesError,
 )
 from trollmoves.fetching.descriptions import HTTP, SSH, Description, is_chained, passwords, redacted
-from trollmoves.movers.base import from_os_error
+from trollmoves.movers.os_errors import from_os_error
 from trollmoves.movers.ssh.connection import translate_ssh_errors
 from trollmoves.movers.ssh.login import open_sftp
 from trollmoves.net import redaction, urls

@@ -1,60 +1,156 @@
-"""The journal: the tasks, announcements and source positions of a process, in one SQLite file.
+"""The journal of a daemon: its tasks, announcements and source positions.
 
-Only this package uses sqlite3. A journal file belongs to one process; opening it in a second process fails. All methods
-may be called from any thread. Each method is one transaction, so pass many rows per call where possible.
-
-Tables: ``tasks`` has pending, finished and failed tasks; ``announcements`` is the numbered log of each chain;
-``sources`` has the position of each receiving chain in the log of each source.
+``Journal`` and ``JournalReader`` are the interface; each package below implements it with one engine: ``sqlite`` with a
+file on the local disk.
 """
 
 from __future__ import annotations
 
-from trollmoves.journal.announcements import AnnouncementTable
-from trollmoves.journal.location import journal_path
-from trollmoves.journal.orders import OrderTable
-from trollmoves.journal.placement import network_warning, place_journal
-from trollmoves.journal.pruning import Compactors, Pruning, Retention, drop_body
+from collections.abc import Callable
+
+from trollmoves.journal import sqlite
+from trollmoves.journal.interface import Journal, JournalReader, TaskEditor
+from trollmoves.journal.location import (
+    JOURNAL_SUFFIX,
+    LOCK_SUFFIX,
+    fallback_directories,
+    find_journal,
+    journal_path,
+    state_directories,
+)
 from trollmoves.journal.records import (
     BACKLOG,
+    BATCH_SIZE,
     DONE,
     DROPPED,
     FAILED,
     FRESH,
+    SET_ASIDE,
     UNFLUSHED_SECONDS,
     WAITING,
     AnnouncementRecord,
+    Compactors,
     Delivery,
+    Finished,
     Outcome,
+    Retention,
+    Selection,
     SourcePosition,
     Task,
+    Version,
+    batches,
+    drop_body,
     to_sqlite_time,
 )
-from trollmoves.journal.sources import SourceTable
-from trollmoves.journal.tasks import TaskTable
+from trollmoves.journal.views import (
+    AnnouncedRow,
+    FailureRow,
+    FinishedRow,
+    JournalFacts,
+    JournalStatistics,
+    LaneBacklog,
+    LaneRow,
+    TaskRow,
+    WaitingRow,
+)
 
 __all__ = [
     "BACKLOG",
+    "BATCH_SIZE",
     "DONE",
     "DROPPED",
     "FAILED",
     "FRESH",
+    "JOURNAL_SUFFIX",
+    "LOCK_SUFFIX",
+    "SET_ASIDE",
     "UNFLUSHED_SECONDS",
     "WAITING",
+    "AnnouncedRow",
     "AnnouncementRecord",
     "Compactors",
     "Delivery",
+    "FailureRow",
+    "Finished",
+    "FinishedRow",
     "Journal",
+    "JournalFacts",
+    "JournalReader",
+    "JournalStatistics",
+    "LaneBacklog",
+    "LaneRow",
     "Outcome",
     "Retention",
+    "Selection",
     "SourcePosition",
     "Task",
+    "TaskEditor",
+    "TaskRow",
+    "Version",
+    "WaitingRow",
+    "batches",
     "drop_body",
+    "fallback_directories",
+    "find_journal",
     "journal_path",
+    "journal_size",
     "network_warning",
+    "open_journal",
+    "open_reader",
     "place_journal",
+    "recent_lanes",
+    "record_offline",
+    "running_pid",
+    "state_directories",
     "to_sqlite_time",
 ]
 
+network_warning = sqlite.network_warning
+place_journal = sqlite.place_journal
 
-class Journal(TaskTable, AnnouncementTable, SourceTable, OrderTable, Pruning):
-    """An open journal. It owns its file until ``close``."""
+
+def open_journal(
+    where: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
+) -> Journal:
+    """Open or create the journal at a path.
+
+    ``synchronous``: "normal" (a committed row survives the death of the process) or "full" (also a power failure).
+
+    A damaged journal is renamed, and its readable rows are copied into a new one. A nonempty ``damage``, the text of an
+    error found earlier, forces this. ``on_damage`` is called once, on any thread, when damage is found later: then all
+    methods raise JournalError until the journal is reopened.
+
+    Raises:
+        JournalFull: the disk is full.
+        JournalError: the journal is in use by another process, or cannot be opened.
+    """
+    return sqlite.SqliteJournal(where, synchronous=synchronous, damage=damage, on_damage=on_damage)
+
+
+def open_reader(where: str) -> JournalReader:
+    """Open a journal for reading; JournalError if it does not exist, or was written by another version."""
+    return sqlite.SqliteReader(where)
+
+
+def journal_size(where: str) -> int:
+    """Return the bytes that a journal occupies."""
+    return sqlite.journal_size(where)
+
+
+def running_pid(where: str) -> int | None:
+    """Return the id of the process that has a journal open, None if there is none; without opening the journal."""
+    return sqlite.running_pid(where)
+
+
+def recent_lanes(where: str) -> set[tuple[str, str]]:
+    """Return (chain, lane) of finished and of the newest tasks in a journal; JournalError if it cannot be read."""
+    return sqlite.recent_lanes(where)
+
+
+def record_offline(where: str, key: str, body: str) -> None:
+    """Store an order in the journal of a daemon that does not run; it is carried out at the next start.
+
+    Raises:
+        JournalError: the journal does not exist, is in use, or cannot be written.
+    """
+    sqlite.record_offline(where, key, body)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 WAITING, DONE, FAILED, DROPPED = 0, 1, 2, 3  # states; an operator drops tasks that are not to run any longer
 FRESH, BACKLOG = 0, 1  # ranks: tasks of the lower rank are claimed first
 UNFLUSHED_SECONDS = 0.5  # s before a kill in which published messages may not have been sent
+COMPACT_AFTER = 300.0  # s after which a finished task is compacted; clients may repeat a request within this time
+BATCH_SIZE = 200  # rows in one transaction, so that other ones wait a few ms at most
+MAX_SELECTED = 100_000  # tasks of one order
+SET_ASIDE = "set_aside"  # kind of the records of files and messages that cannot be processed
+ORDER = "order"  # kind
+PAUSE = "pause"  # kind
 
 
 @dataclass(slots=True)
@@ -74,6 +81,16 @@ class Outcome:
     delivery: Delivery | None = None
 
 
+class Finished(NamedTuple):
+    """Result of storing outcomes: the follow-up tasks that are new, and the outcomes that were lost."""
+
+    new: list[Task]
+    lost: Sequence[Outcome]
+
+
+Version = tuple[int | None, int | None]  # size and mtime in ns of a file; None if unknown
+
+
 @dataclass(slots=True)
 class AnnouncementRecord:
     """One announcement in a chain's log: the file (uri, size, mtime in ns; None if unknown) and the encoded message."""
@@ -93,6 +110,45 @@ class SourcePosition:
     log: str
     address: str
     received_through: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Retention limits of a journal, in seconds and in numbers of rows; announcements are counted per chain."""
+
+    finished_for: float
+    announced_for: float
+    most_finished: int
+    most_announced: int
+
+
+class Selection(NamedTuple):
+    """Which tasks an order concerns: ``states`` and ``kinds``, and optionally one chain, file, and time.
+
+    ``file`` is the name or path of a file, with ``*``, ``?`` and ``[...]`` as in a shell; empty for all files.
+    Tasks that do not wait were finished between ``since`` and ``until`` (s since the epoch).
+    """
+
+    states: Collection[int]
+    kinds: Collection[str]
+    chain: str = ""
+    file: str = ""
+    since: float = 0.0
+    until: float = math.inf
+    only_final: bool = False  # of failed tasks only those that nothing repeats, not those that a client requests again
+
+
+Compactors = Mapping[str, Callable[[Task], str]]
+
+
+def batches(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
+    """Return the tasks in parts of at most BATCH_SIZE, in order."""
+    return (tasks[start : start + BATCH_SIZE] for start in range(0, len(tasks), BATCH_SIZE))
+
+
+def drop_body(task: Task) -> str:  # noqa: ARG001
+    """Return an empty body: the key suffices to recognize the task."""
+    return ""
 
 
 def to_sqlite_time(ns: int) -> int:

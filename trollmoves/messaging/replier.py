@@ -22,7 +22,7 @@ from trollmoves.messaging.security.connection_memory import MB, Limits, MemoryLi
 from trollmoves.messaging.socket_thread import SocketThread
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 from trollmoves.utils.logs import LogThrottle
-from trollmoves.utils.rate import RateMeter
+from trollmoves.utils.rate import collect
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,6 @@ class Replier:
         self._outgoing: deque[tuple[list[bytes], str]] = deque()
         self._next_tick = 0.0
         self._batch_size = BATCH_SIZE
-        self._rate = RateMeter()
         self._thread = SocketThread(
             "replier", name, poll_timeout=self._poll_timeout, process=self._process, close=self._close
         )
@@ -157,10 +156,8 @@ class Replier:
         if ready or self._queue.is_pending():
             received = self._receive()
             self._send_outgoing()
-            if self._queue.is_pending():
-                self._rate.record(received)
-            else:
-                self._rate.throttle(received)
+            if not self._queue.is_pending():
+                collect(received)
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK
             self._quota_rejections = 0

@@ -16,7 +16,7 @@ from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.socket_thread import SocketThread
 from trollmoves.utils.logs import LogThrottle
-from trollmoves.utils.rate import RateMeter
+from trollmoves.utils.rate import collect
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,6 @@ class Requester:
         # The sockets available for a request, by address and whether they are shared.
         self._free: dict[tuple[str, bool], list[_RequestSocket]] = {}
         self._next_check = 0.0
-        self._rate = RateMeter()
         self._throttle = LogThrottle(burst=1)
         self._stopped = False
         self._thread = SocketThread(
@@ -141,7 +140,7 @@ class Requester:
             self._send(self._new.popleft())
         if time.monotonic() >= self._next_check:
             self._check_deadlines()
-        self._rate.throttle(replies)
+        collect(replies)
 
     def _poll_timeout(self) -> int:
         if self._new:

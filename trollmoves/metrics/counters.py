@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from trollmoves.errors import Superseded
 from trollmoves.journal import Task
+from trollmoves.scheduler.kinds import EVENTS
 from trollmoves.scheduler.lanes import FileStats, Result
 
 # s; upper bounds of the buckets of a latency histogram, without the last one, which has no bound
@@ -18,8 +19,6 @@ MAX_LABEL_LENGTH = 200  # characters
 LOCAL = "this host"  # the endpoint of a lane without a host
 OTHER = "other"  # the endpoint of further ones
 MAX_CACHED_LANES = 1000  # lanes; further ones are looked up each time
-# Kinds of tasks that move files, and the event that a success is.
-EVENTS = {"push": "delivered", "deliver": "delivered", "fetch": "received"}
 
 
 @dataclass(slots=True)

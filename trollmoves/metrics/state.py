@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.statistics import JournalStatistics, LaneBacklog, journal_size, read_last_times, read_statistics
-from trollmoves.metrics.counters import EVENTS, FileCounters
+from trollmoves.journal import Journal, JournalStatistics, LaneBacklog
+from trollmoves.metrics.counters import FileCounters
+from trollmoves.scheduler.kinds import EVENTS_BY_KIND, is_about_files, kind_of_lane
 from trollmoves.scheduler.scheduler import LaneState
-
-# Kinds of tasks about files; the first word of a lane is the kind of its tasks.
-FILE_KINDS = (*EVENTS, "relay", "route", "unpack")
-_EVENTS_BY_KIND = {**EVENTS, "announce": "announced"}
 
 
 @dataclass(slots=True)
@@ -61,13 +58,12 @@ class DaemonReader:
     log lines that were dropped.
     """
 
-    journal: str  # path
+    journal: Journal
     counters: FileCounters
     event: str
     chains: Callable[[], Iterable[str]]
     lanes: Callable[[], list[LaneState]]
     providers: Callable[[], Iterable[tuple[str, Mapping[str, bool]]]]
-    now: Callable[[], float]  # the journal's clock
     replayed: Callable[[], Mapping[str, int]]
     alarms: Callable[[], Mapping[tuple[str, str], bool]]
     lines_dropped: Callable[[], int]
@@ -79,7 +75,7 @@ class DaemonReader:
         statistics = found or JournalStatistics((), {})
         return DaemonState(
             found is not None,
-            journal_size(self.journal),
+            self.journal.size(),
             self._endpoints(statistics),
             {key: count for key, count in statistics.failed.items() if count},
             self._last_times(),
@@ -92,8 +88,8 @@ class DaemonReader:
     def _statistics(self) -> JournalStatistics | None:
         try:
             if self._earlier is None:
-                self._earlier = read_last_times(self.journal)
-            return read_statistics(self.journal)
+                self._earlier = self.journal.last_times()
+            return self.journal.statistics()
         except JournalError:
             return None  # the scheduler logs it
 
@@ -101,12 +97,11 @@ class DaemonReader:
         found = {key[:3]: EndpointState() for key in self.counters.results.copy()}
         lanes = {(lane.chain, lane.name): lane for lane in self.lanes()}
         backlog = {(lane.chain, lane.lane): lane for lane in statistics.backlog}
-        now = self.now()
+        now = self.journal.now()
         failing = set(statistics.failing)  # also lanes without a task at this moment: a server ends a push that fails
         for chain, name in lanes.keys() | backlog.keys() | failing:
-            kind = name.partition(" ")[0]
-            if kind in FILE_KINDS:
-                key = chain, kind, self.counters.endpoint(name)
+            if is_about_files(name):
+                key = chain, kind_of_lane(name), self.counters.endpoint(name)
                 endpoint = found.setdefault(key, EndpointState())
                 endpoint.add_lane(lanes.get((chain, name)), backlog.get((chain, name)), now)
                 endpoint.failing |= (chain, name) in failing
@@ -114,9 +109,9 @@ class DaemonReader:
 
     def _last_times(self) -> dict[tuple[str, str], float]:
         earlier = {
-            (chain, _EVENTS_BY_KIND[kind]): time
+            (chain, EVENTS_BY_KIND[kind]): time
             for (chain, kind), time in (self._earlier or {}).items()
-            if kind in _EVENTS_BY_KIND
+            if kind in EVENTS_BY_KIND
         }
         now = self.counters.last.copy()
         return {

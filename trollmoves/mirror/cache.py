@@ -21,7 +21,7 @@ from trollmoves.provider.file_store import announced_uris, current_versions
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, FetchTasks, file_key
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints, symlinks
+from trollmoves.utils import symlinks
 from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,6 @@ class MirrorCache:
             key = f"{number} {self._journal.now():.6f}"
             fetch = Task(self.name, KIND, key, self._lane(announced), "", announcement_number=number)
             stored = self._journal.add_tasks([fetch])
-            failpoints.hit("copy-requested")
         self._scheduler.submit([task for task, created in stored if created])
         return False
 

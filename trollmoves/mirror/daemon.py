@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from trollmoves.config.options import MirrorOptions
-from trollmoves.daemon import Chain, Daemon, Runtime
+from trollmoves.daemon import Chain, Runtime
+from trollmoves.daemons.provider import ProviderChain, ProviderDaemon
 from trollmoves.errors import ConfigError, MessageError, RequestRejected, TrollmovesError, UnpackError
 from trollmoves.journal import Task
 from trollmoves.messaging import payload
@@ -20,28 +20,25 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.mirror.cache import RELAY_KEY, UNPACK, MirrorCache
 from trollmoves.net import urls
-from trollmoves.orders.executor import Resender
-from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcement
-from trollmoves.provider.request_handler import RequestHandler, security_warning
+from trollmoves.provider.request_handler import RequestHandler
 from trollmoves.receiver.announcements import AnnouncementReceiver
 from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.fetch_attempt import FetchAttempt, NotDelivered
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key
-from trollmoves.receiver.fetcher import FetchAttempt, Fetcher, NotDelivered
+from trollmoves.receiver.fetcher import Fetcher
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
-from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
 
-PUBLISH_PORT = 9010
 RELAY_CONCURRENCY = 1  # keeps the order of the announcements
 RELAY = "relay"
 UNPACK_CONCURRENCY = 4
 CLIENT_RETRY_WINDOW = 300.0  # s in which clients repeat requests; fetched files are kept for at least this long
 
 
-class MirrorChain:
+class MirrorChain(ProviderChain):
     """A running section of a mirror: a receiver for upstream servers and a request handler for clients."""
 
     def __init__(self, options: MirrorOptions, runtime: Runtime, publisher: Publisher) -> None:
@@ -112,6 +109,11 @@ class MirrorChain:
         self._fetcher.stop()
         self._requester.stop()
 
+    @property
+    def takes_requests(self) -> bool:
+        """True: a mirror always has a request port."""
+        return True
+
     def on_dropped(self, tasks: Sequence[Task]) -> None:
         """Reject the requests for files that an operator dropped, or that are not fetched because of it."""
         self._request_handler.pushes.on_dropped(tasks)
@@ -132,7 +134,6 @@ class MirrorChain:
 
     def _relay(self, task: Task) -> Result:
         """Announce the files of an upstream announcement with the address of this mirror. Worker thread."""
-        failpoints.hit("relaying")
         announcements = self._relays.announcements_after_fetch(task)
         message = task.context or Message.decode(next(iter(announcements.values())))
         upstream_data = {key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS}
@@ -169,7 +170,6 @@ class MirrorChain:
     # -- fetching and serving
 
     def _on_fetched(self, attempt: FetchAttempt, reply: Message) -> Result:  # noqa: ARG002
-        failpoints.hit("copy-fetched")
         number = attempt.task.announcement_number or 0
         missing = self._cache.missing_path(number)
         if missing:
@@ -195,7 +195,6 @@ class MirrorChain:
                 raise
             error = failure
             return Result(error=error, on_committed=lambda: self._request_handler.pushes.fail_pending(number, error))
-        failpoints.hit("unpacked")
         return Result(on_committed=lambda: self._request_handler.pushes.resume(number))
 
     def _on_fetch_failed(self, task: Task, error: TrollmovesError) -> None:
@@ -205,59 +204,21 @@ class MirrorChain:
             self._cache.remove_if_empty(number)
 
 
-class Mirror(Daemon[MirrorOptions]):
+class Mirror(ProviderDaemon[MirrorOptions]):
     """The mirror daemon: one publisher for all its chains."""
 
     role = "mirror"
-    last_event = "announced"
     options = MirrorOptions
-    compactors = {"push": pushes.compact_body}
-    resenders = {"push": Resender(pushes.task_again, announced=pushes.task_to)}
-
-    def open_shared(self, runtime: Runtime) -> None:
-        """Bind the publish port."""
-        self._publisher = Publisher(
-            "move_it_mirror",
-            self.arguments.port,
-            bind_address=runtime.options.bind_address,
-            clients=runtime.options.allowed_clients,
-            heartbeat_data=self._heartbeat_data,
-        )
-        self._publisher.start()
-
-    def startup_warning(self, chains: Iterable[MirrorOptions]) -> str:
-        """Return the security warning for the configuration of these chains; empty if there is none."""
-        return security_warning(chains)
-
-    def on_reload(self, chain: Chain) -> None:
-        """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
-        if isinstance(chain, MirrorChain):
-            chain.announcer.republish()
-
-    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
-        """Reject the requests for files that an operator dropped."""
-        if isinstance(chain, MirrorChain):
-            chain.on_dropped(tasks)
-
-    def close_shared(self) -> None:
-        """Close the publish port."""
-        self._publisher.stop()
+    service = "move_it_mirror"
 
     def make_chain(self, options: MirrorOptions, runtime: Runtime) -> Chain:
         """Return a new chain for a section."""
         return MirrorChain(options, runtime, self._publisher)
 
-    def _heartbeat_data(self) -> dict[str, Any]:
-        chains = (chain for chain in self.running_chains() if isinstance(chain, MirrorChain))
-        return {"logs": [chain.announcer.heartbeat_data() for chain in chains]}
 
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> ArgumentParser:
     """Return the parser of the command line."""
-    parser = Mirror.make_parser("Re-announce files from upstream servers and fetch them on demand.")
-    help_text = "port for publishing announcements (%(default)s)"
-    parser.add_argument("-p", "--port", type=int, default=PUBLISH_PORT, help=help_text)
-    return parser
+    return Mirror.make_parser("Re-announce files from upstream servers and fetch them on demand.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,10 +11,10 @@ from typing import Any
 from trollmoves.config.options import ChainOptions
 from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, DROPPED, FAILED, Journal
-from trollmoves.journal.statistics import count_finished, last_file_time, read_statistics
 from trollmoves.monitor.alarms import Alarms, ChainState, limits_of
 from trollmoves.monitor.commands import AlarmCommands
 from trollmoves.monitor.health import CODES, OK, WARNING, Health
+from trollmoves.scheduler.kinds import EVENTS_BY_KIND, is_about_files
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,6 @@ MAX_INTERVAL = 10.0  # s between two rounds
 MIN_INTERVAL = 0.25  # s; an alarm starts at most a quarter of its limit late
 COMMIT_TIME = 60.0  # s between the end of a task and its commit, at most
 HEALTH_INTERVAL = 10.0  # s between two checks of the health, while it is read
-FILE_KINDS = ("push", "fetch", "deliver", "relay", "route", "unpack")  # kinds of tasks about files
-WORDS = {"announce": "announced", "fetch": "received", "push": "delivered", "deliver": "delivered"}  # by kind
 DAY = 86_400.0  # s
 LAST_KINDS = {"announced": "announce", "received": "fetch", "delivered": "deliver"}  # by event
 
@@ -113,14 +111,11 @@ class Monitor:
             self.log_summary()
 
     def _states(self, sections: Mapping[str, ChainOptions]) -> dict[str, ChainState]:
-        path = self._journal.path
-        statistics = read_statistics(path)
+        statistics = self._journal.statistics()
         self._read_last(sections)
         states = {}
         for name in sections:
-            lanes = [
-                lane for lane in statistics.backlog if lane.chain == name and lane.lane.partition(" ")[0] in FILE_KINDS
-            ]
+            lanes = [lane for lane in statistics.backlog if lane.chain == name and is_about_files(lane.lane)]
             failed = sum(count for (chain, _), count in statistics.failed.items() if chain == name)
             oldest = min((lane.oldest for lane in lanes), default=0.0)
             states[name] = ChainState(self._last.get(name, 0.0), sum(lane.count for lane in lanes), oldest, failed)
@@ -133,17 +128,19 @@ class Monitor:
         for name, options in sections.items():
             if options.expect_every:
                 since = self._searched if name in self._last else 0.0
-                last = last_file_time(self._journal.path, name, self._event, since)
+                last = self._journal.last_file_time(name, self._event, since)
                 found[name] = max(last, self._last.get(name, 0.0))
         self._last, self._searched = found, searched
 
     def log_summary(self) -> None:
         """Log one line about the last 24 hours of each chain."""
         now = self._journal.now()
-        counts = count_finished(self._journal.path, now - DAY)
+        counts = self._journal.count_finished(now - DAY)
         for name, state in self._states(self._sections()).items():
             own = {(kind, end): count for (chain, kind, end), count in counts.items() if chain == name}
-            parts = [f"{own.get((kind, DONE), 0)} {word}" for kind, word in WORDS.items() if self._shows(kind, own)]
+            parts = [
+                f"{own.get((kind, DONE), 0)} {word}" for kind, word in EVENTS_BY_KIND.items() if self._shows(kind, own)
+            ]
             parts += [
                 f"{sum(count for (_, end), count in own.items() if end == state_)} {word}"
                 for state_, word in ((FAILED, "failed"), (DROPPED, "dropped"))

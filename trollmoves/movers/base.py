@@ -8,43 +8,32 @@ partial.
 from __future__ import annotations
 
 import errno
-import io
 import logging
 import os
-import socket
-import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
-from types import TracebackType
-from typing import Any, BinaryIO, cast
+from typing import Any
 from urllib.parse import ParseResult
 
 from trollmoves.errors import (
     AuthenticationFailed,
     BadDestination,
-    ConnectionFailed,
     NameRejected,
-    NoSpace,
     OriginChanged,
-    OriginForbidden,
-    OriginMissing,
-    OriginUnreadable,
     PermanentTransferError,
     PermissionRefused,
-    TargetBusy,
     TemporaryTransferError,
     TransferError,
-    TransferStalled,
-    TrollmovesError,
 )
 from trollmoves.movers import options
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
+from trollmoves.movers.os_errors import translate_os_errors
 from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path, visible_partial_path
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.net import urls
-from trollmoves.utils import failpoints
-from trollmoves.utils.file_versions import despite_removal, remove_version, version_of
+from trollmoves.utils.file_versions import remove_version, version_of
 
 __all__ = [
     "Backend",
@@ -59,164 +48,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-_BY_ERRNO: dict[int, type[TransferError]] = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), PermissionRefused),
-    **dict.fromkeys((errno.EBUSY, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETXTBSY), TargetBusy),
-    errno.EROFS: TargetBusy,  # the kernel remounts a disk read-only after an error; operators repair it
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST), BadDestination),
-    **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EPIPE), ConnectionFailed),
-    errno.ETIMEDOUT: TransferStalled,
-    **dict.fromkeys((errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ), NameRejected),
-    errno.EFBIG: PermanentTransferError,
-}
-
-
 SIZE_DELAYS = (0.1, 0.3, 0.6, 1.0)  # seconds between queries while a host reports too small a size
 REJECTION_ERRNOS = {errno.EACCES, errno.EPERM, errno.EOPNOTSUPP}
-
-DEFAULT_TEXTS: dict[type[OSError], str] = {TimeoutError: "no reply or no progress before the timeout"}
-
-
-def from_os_error(error: OSError, action: object) -> TransferError:
-    """Return the ``TransferError`` for ``error``; an unknown errno counts as temporary."""
-    if isinstance(error, (ConnectionError, socket.gaierror)):
-        kind: type[TransferError] = ConnectionFailed
-    elif isinstance(error, TimeoutError):
-        kind = TransferStalled
-    else:
-        kind = _BY_ERRNO.get(error.errno or 0, TemporaryTransferError)
-    return kind(f"{action}: {error.strerror or str(error) or DEFAULT_TEXTS.get(type(error), type(error).__name__)}")
-
-
-class translate_os_errors:  # noqa: N801  (used like a function in ``with``)
-    """Translates an ``OSError`` of its block into a ``TransferError`` whose text begins with ``action``.
-
-    A class is faster than a generator here, and this runs for each file.
-    """
-
-    __slots__ = ("action",)
-
-    def __init__(self, action: object) -> None:
-        self.action = action
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Translate an ``OSError``."""
-        if isinstance(error, OSError) and not isinstance(error, TrollmovesError):
-            raise from_os_error(error, self.action) from error
-
-
-# Errors of open() that mean that the file is missing, or that its name belongs to something else.
-MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
-
-
-def _open(path: str) -> int:
-    # Non-blocking: opening a named pipe would wait for its writer.
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-
-
-def _open_error(error: OSError) -> type[TransferError]:
-    if error.errno in MISSING_ERRNOS:
-        return OriginMissing
-    return OriginForbidden if isinstance(error, PermissionError) else OriginUnreadable
-
-
-class SourceFile:
-    """The open origin: reads one file, even if its path is renamed or replaced.
-
-    ``read_error`` is the first cause of a failed read, None without one; it is reported instead of later errors.
-    """
-
-    __slots__ = ("fd", "name", "path", "read_error", "size", "status")
-
-    def __init__(self, path: str) -> None:
-        """Open ``path``.
-
-        Raises:
-            OriginMissing: the file does not exist, or is not a regular file.
-            OriginUnreadable: the file cannot be opened now.
-        """
-        self.path = path
-        self.name = path.rpartition("/")[2]
-        self.read_error: OriginUnreadable | None = None
-        try:
-            self.fd = despite_removal(path, _open)
-        except ValueError as error:
-            raise OriginMissing(f"{path}: {error}") from error
-        except OSError as error:
-            raise _open_error(error)(f"{path}: {error.strerror}") from error
-        self.status = os.fstat(self.fd)
-        self.size = self.status.st_size
-        if not stat.S_ISREG(self.status.st_mode):
-            os.close(self.fd)
-            raise OriginMissing(f"{path}: must be a regular file")
-
-    def __enter__(self) -> SourceFile:
-        """Return the open file."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        os.close(self.fd)
-
-    def reader(self) -> BinaryIO:
-        """Return a file object positioned at the beginning; closing it keeps the source open."""
-        self.rewind()
-        return cast(BinaryIO, _Reader(self))
-
-    def read(self, size: int) -> bytes:
-        """Return the next bytes, up to ``size``."""
-        try:
-            return os.read(self.fd, size)
-        except OSError as error:
-            self.record_read_error(error)
-            raise
-
-    def record_read_error(self, error: OSError) -> None:
-        """Store the cause of a failed read."""
-        self.read_error = OriginUnreadable(f"{self.path}: cannot be read: {error.strerror}")
-
-    def rewind(self) -> None:
-        """Continue reading at the beginning."""
-        os.lseek(self.fd, 0, os.SEEK_SET)
-
-    @property
-    def position(self) -> int:
-        """Number of bytes read so far; any thread may call."""
-        try:
-            return os.lseek(self.fd, 0, os.SEEK_CUR)
-        except OSError:
-            return self.size
-
-    @property
-    def mode(self) -> int:
-        """Permissions of a copy before the umask: those of the origin, but not world-writable."""
-        return self.status.st_mode & 0o775
-
-    def check_unchanged(self) -> None:
-        """Raise ``OriginChanged`` if the file was modified since it was opened."""
-        now = os.fstat(self.fd)
-        if now.st_size != self.size or now.st_mtime_ns != self.status.st_mtime_ns:
-            raise OriginChanged(f"{self.path}: was modified while it was being sent")
-
-
-class _Reader(io.FileIO):
-    """Reads a source and stores read errors there: libraries may convert the exception."""
-
-    def __init__(self, source: SourceFile) -> None:
-        super().__init__(source.fd, closefd=False)
-        self._source = source
-
-    def read(self, size: int | None = -1) -> bytes | Any:
-        """Return the next bytes, up to ``size``."""
-        try:
-            return super().read(-1 if size is None else size)
-        except OSError as error:
-            self._source.record_read_error(error)
-            raise
 
 
 class Backend(ABC):
@@ -328,7 +161,7 @@ class Mover(ABC):
     ) -> None:
         self.origin = os.fspath(origin)
         self.destination = parse_destination(destination)
-        self.attrs: Mapping[str, Any] = attrs or {}
+        self.attrs: Mapping[str, Any] = self.with_defaults(attrs or {})
         self.backup_targets = backup_targets or ()
         self.partial_id = partial_id
         self.source: SourceFile | None = None
@@ -340,6 +173,10 @@ class Mover(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
+
+    def with_defaults(self, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the connection parameters with the defaults of the host's configuration, if the protocol has one."""
+        return attrs
 
     @abstractmethod
     def copy(self) -> None:
@@ -465,7 +302,6 @@ class Mover(ABC):
             self._verify(backend, source, path)
             sent = True
             if path != final:
-                failpoints.hit("sent")
                 backend.replace(path, final)
         except BaseException as error:
             if path != final or (backend.partials and source.position):  # else the earlier file of this name is intact

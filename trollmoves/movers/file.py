@@ -14,8 +14,9 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from trollmoves.errors import TemporaryTransferError
-from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
-from trollmoves.utils import failpoints
+from trollmoves.movers.base import Backend, Mover
+from trollmoves.movers.os_errors import translate_os_errors
+from trollmoves.movers.source_file import SourceFile
 
 SMALL_FILE = 1 << 20  # bytes; up to this size one read and one write are faster than reflinks or copy_file_range
 BLOCK = 1 << 20
@@ -55,7 +56,6 @@ class LocalBackend(Backend):
             return
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, source.mode)
         try:
-            failpoints.hit("sending")
             _copy(source, target)
             os.utime(target, ns=(source.status.st_atime_ns, source.status.st_mtime_ns))
             if self.fsync:

@@ -33,12 +33,11 @@ from trollmoves.errors import (
     TooManyConnections,
     TransferError,
 )
-from trollmoves.movers.base import SourceFile
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Endpoint, RemoteMover
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.movers.tcp_progress import wait_readable
 from trollmoves.net.redaction import known_secrets
-from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
 BLOCK = 1 << 18  # bytes per call of send
@@ -257,7 +256,6 @@ def _write(source: SourceFile, data: socket.socket) -> None:
     with source.reader() as reader:
         while block := reader.read(BLOCK):
             data.sendall(block)
-            failpoints.hit("sending")
     if isinstance(data, ssl.SSLSocket):
         data.settimeout(TLS_CLOSE_TIMEOUT)
         with contextlib.suppress(OSError):  # some servers close immediately; the size is checked later

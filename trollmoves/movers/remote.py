@@ -13,8 +13,10 @@ from urllib.parse import ParseResult
 
 from trollmoves.errors import BadDestination, ConnectionFailed, TooManyConnections, TransferError, TransferStalled
 from trollmoves.movers import options
-from trollmoves.movers.base import Backend, Mover, SourceFile, translate_os_errors
+from trollmoves.movers.base import Backend, Mover
+from trollmoves.movers.os_errors import translate_os_errors
 from trollmoves.movers.pool import Connection, Lease, Pool, PoolLimits, shared_pool
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.net import redaction, urls
 
 logger = logging.getLogger(__name__)

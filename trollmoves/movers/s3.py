@@ -8,25 +8,23 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import logging
-import os
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import ParseResult
 
 import botocore.config
 import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 
 from trollmoves.errors import BadDestination, PermissionRefused, TemporaryTransferError
-from trollmoves.movers.base import Backend, PartialId, SourceFile
+from trollmoves.movers.base import Backend, PartialId
 from trollmoves.movers.fsspec_config import with_s3_defaults
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.pool import Connection, SharedHandle
 from trollmoves.movers.remote import Endpoint, RemoteMover, checked_login
 from trollmoves.movers.s3_client import ClientParameters, S3Client, shared_clients, split_path
 from trollmoves.movers.s3_errors import code_of, translate_s3_errors
-from trollmoves.utils import failpoints
+from trollmoves.movers.source_file import SourceFile
 
 logger = logging.getLogger(__name__)
 MULTIPART_THRESHOLD = 16 << 20  # bytes; larger objects are sent in parts by several threads
@@ -171,7 +169,6 @@ class S3Connection(Connection):
                 bucket,
                 key,
                 ExtraArgs=self._extra,
-                Callback=lambda _: failpoints.hit("sending"),
                 Config=self._transfer,
             )
         self._last = _Upload(source, {})
@@ -307,16 +304,9 @@ class S3Mover(RemoteMover):
     or from the configuration of fsspec or boto3. Parameters that are not set are those of fsspec's configuration.
     """
 
-    def __init__(
-        self,
-        origin: str | os.PathLike[str],
-        destination: str | ParseResult,
-        attrs: Mapping[str, Any] | None = None,
-        backup_targets: Sequence[str] | None = None,
-        partial_id: PartialId | None = None,
-    ) -> None:
-        super().__init__(origin, destination, attrs, backup_targets, partial_id)
-        self.attrs = with_s3_defaults(self.attrs, login="@" in self.destination.netloc)
+    def with_defaults(self, attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the connection parameters with those of fsspec's configuration."""
+        return with_s3_defaults(attrs, login="@" in self.destination.netloc)
 
     @property
     def path(self) -> str:

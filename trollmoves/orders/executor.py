@@ -10,9 +10,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trollmoves.errors import JournalError
-from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Journal, Task
-from trollmoves.journal.orders import BATCH_SIZE, Selection, batches
-from trollmoves.journal.tasks import SET_ASIDE
+from trollmoves.journal import (
+    BATCH_SIZE,
+    DONE,
+    FAILED,
+    SET_ASIDE,
+    WAITING,
+    AnnouncementRecord,
+    Journal,
+    Selection,
+    Task,
+    batches,
+)
 from trollmoves.net import urls
 from trollmoves.orders.order import (
     ACTIONS,
@@ -26,14 +35,13 @@ from trollmoves.orders.order import (
     Order,
     OrderRejected,
 )
+from trollmoves.scheduler.kinds import EVENTS, FILE_KINDS
 from trollmoves.scheduler.pauses import Pauses, ended_by, lanes_named, unknown_name
 from trollmoves.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
-TRANSFERS = ("push", "fetch", "deliver")  # kinds of tasks that send a file
-RETRYABLE = (*TRANSFERS, "unpack", "route", "relay")
-DROPPABLE = (*RETRYABLE, SET_ASIDE)
+DROPPABLE = (*FILE_KINDS, SET_ASIDE)
 
 
 class Resender(NamedTuple):
@@ -176,7 +184,7 @@ class OrderExecutor:
 
     def _retry(self, order: Order) -> dict[str, Any]:
         states = (FAILED,) if order.failed else (FAILED, WAITING)
-        found = self._journal.select(Selection(states, RETRYABLE, order.chain, order.file, only_final=order.failed))
+        found = self._journal.select(Selection(states, FILE_KINDS, order.chain, order.file, only_final=order.failed))
         if not found and not order.failed:
             raise OrderRejected(f"no waiting or failed file is named {order.file}")
         failed = [task.id for task in found if task.state == FAILED]
@@ -202,7 +210,7 @@ class OrderExecutor:
     def _resend(self, order: Order) -> dict[str, Any]:
         self._check_destination(order.to)
         repeated: list[Task | None] = []
-        kinds = [kind for kind in TRANSFERS if kind in self._resenders]
+        kinds = [kind for kind in EVENTS if kind in self._resenders]
         announced = next((r.announced for r in self._resenders.values() if r.announced), None) if order.to else None
         if announced:
             files = self._journal.announced_files(order.chain, order.file, order.since)

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
-from trollmoves.journal import AnnouncementRecord, Journal, to_sqlite_time
+from trollmoves.journal import AnnouncementRecord, Journal, Version, to_sqlite_time
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
 from trollmoves.scheduler.lanes import FileStats
-from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
 
@@ -133,52 +132,47 @@ class Announcer:
         if self._stopping.wait(max(0.0, self._started + SUBSCRIBER_GRACE - time.monotonic())):
             return 0
         with self._announce_lock:
-            known = self._journal.latest_versions(self.name, {a.uri for a in announcements})
-            new = [a for a in announcements if known.get(a.uri) != (a.size, a.mtime) or self._link_target_changed(a)]
-            new, texts = self._encode_all(new)
-            number = self._journal.last_number(self.name)
-            if new:
-                failpoints.hit("announcing")
-            self._journal.append_announcements(
-                self.name,
-                [
-                    AnnouncementRecord(number + n, a.uri, a.uid, a.size, a.mtime, text)
-                    for n, (a, text) in enumerate(zip(new, texts, strict=True), start=1)
-                ],
-            )
-            if new:
-                failpoints.hit("announced")
-            self._publisher.send_encoded(texts)
+            relinked = {a.uri for a in announcements if LINK_DIGESTS in a.extra_metadata and self._is_relinked(a)}
+            new: list[Announcement] = []
+
+            def make(versions: Mapping[str, Version], number: int) -> list[AnnouncementRecord]:
+                nonlocal new
+                changed = [a for a in announcements if versions.get(a.uri) != (a.size, a.mtime) or a.uri in relinked]
+                new, records = self._encode_all(changed, number)
+                return records
+
+            records = self._journal.append(self.name, {a.uri for a in announcements}, make)
+            self._publisher.send_encoded([record.message for record in records])
             if new and self.on_announced:
                 self.on_announced(self.name, [a.stats() for a in new])
         if new:
-            failpoints.hit("published")
             suffix = f" and {len(new) - 1} more" if len(new) > 1 else ""
             logger.info("[%s] announced %s%s", self.name, new[0].uid, suffix)
         return len(new)
 
-    def _link_target_changed(self, a: Announcement) -> bool:
-        """Return True if the link target differs from that of the last announcement."""
-        if LINK_DIGESTS not in a.extra_metadata:
-            return False
+    def _is_relinked(self, a: Announcement) -> bool:
+        """Return True if the target of a link differs from that of the last announcement."""
         previous = self._journal.latest_announcement(self.name, a.uri)
         metadata = payload.announcement_metadata(Message.decode(previous.message).data) if previous else {}
         return bool(metadata.get(LINK_DIGESTS) != a.extra_metadata[LINK_DIGESTS])
 
-    def _encode_all(self, announcements: Sequence[Announcement]) -> tuple[list[Announcement], list[str]]:
-        """Return the announcements that can be encoded, and their messages."""
-        number = self._journal.last_number(self.name)
+    def _encode_all(
+        self, announcements: Sequence[Announcement], number: int
+    ) -> tuple[list[Announcement], list[AnnouncementRecord]]:
+        """Return the announcements that can be encoded, and their records with numbers that begin with ``number``."""
         encoded: list[Announcement] = []
-        texts: list[str] = []
+        records: list[AnnouncementRecord] = []
         for a in announcements:
             try:
-                texts.append(self._message(a, number + len(texts) + 1).encode())
+                text = self._message(a, number).encode()
+                records.append(AnnouncementRecord(number, a.uri, a.uid, a.size, a.mtime, text))
                 encoded.append(a)
+                number += 1
             except TrollmovesError as error:
                 if error.temporary:
                     raise
                 logger.error("[%s] cannot announce %s: %s", self.name, a.uid, error)
-        return encoded, texts
+        return encoded, records
 
     def _message(self, a: Announcement, number: int) -> Message:
         subject = a.subject or self._topic

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,10 +15,9 @@ from trollmoves.errors import (
     OriginChanged,
     RequestRejected,
     Superseded,
-    TransferError,
     TrollmovesError,
 )
-from trollmoves.journal import BACKLOG, DONE, DROPPED, FAILED, AnnouncementRecord, Delivery, Journal, Outcome, Task
+from trollmoves.journal import DONE, DROPPED, FAILED, AnnouncementRecord, Delivery, Journal, Outcome, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
@@ -30,13 +26,15 @@ from trollmoves.net import urls
 from trollmoves.net.destination_allowlist import DestinationPattern
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.client_quotas import ClientQuotas
-from trollmoves.provider.destinations import PushDestination, resolve_url
+from trollmoves.provider.destinations import PushDestination
 from trollmoves.provider.file_store import FileStore
+from trollmoves.provider.push_replies import HostUnavailable, reject, rejecting, success_reply, without_logins
 from trollmoves.provider.push_request import PushRequest
+from trollmoves.provider.push_tasks import compacted, requested_destination
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints, symlinks
-from trollmoves.utils.file_versions import FileVersion
+from trollmoves.utils import symlinks
+from trollmoves.utils.file_versions import FileVersion, size_of
 from trollmoves.utils.logs import format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY as BUSY_DELAY
 from trollmoves.utils.ordered_names import OrderedNames
@@ -112,7 +110,6 @@ class PushService:
 
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
-        failpoints.hit("request-received")
         parsed = [(request, push) for request in requests if (push := self._parse(request))]
         records = self._announcer.look_up(push.announcement for _, push in parsed)
         admitted = [(request, push, task) for request, push in parsed if (task := self._admit(request, push, records))]
@@ -130,14 +127,11 @@ class PushService:
                     if task.state == DONE:
                         self._reply_stored(request, push, task)
                         continue
-                else:
-                    if not created:
-                        self._restart(task, requested)
+                elif created or self._restart(task, requested):
                     runnable.append(task)
                     self._quotas.add(task.id, request.sender)
                 keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
                 self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
-        failpoints.hit("push-stored")
         self._scheduler.submit(runnable)
 
     def _parse(self, request: Request) -> PushRequest | None:
@@ -182,9 +176,8 @@ class PushService:
         record = self._receiver_record(push, task)
         if record:
             self._journal.add_tasks([record])
-        destination = _compacted(task).get("destination") or _requested_destination(task)
-        request.reply_encoded(task.reply or _success_reply(push, destination))
-        failpoints.hit("replied")
+        destination = compacted(task).get("destination") or requested_destination(task)
+        request.reply_encoded(task.reply or success_reply(push, destination))
 
     def _receiver_record(self, push: PushRequest, task: Task) -> Task | None:
         """Return a task that records that a further client received the reply to a push; None if none is needed."""
@@ -213,7 +206,7 @@ class PushService:
                 own = (push.id or "").rpartition("/")[0]
                 record = Task(self.name, LEFT, f"{number} {own}", LEFT, "", announcement_number=number, state=DONE)
                 self._journal.add_tasks([record])
-                changes = _without_logins(push) | {
+                changes = without_logins(push) | {
                     "destination": destination.without_login,
                     "request": {"delivered_to": receiver},
                 }
@@ -221,11 +214,12 @@ class PushService:
                 return True
         return False
 
-    def _restart(self, task: Task, requested: Task) -> None:
+    def _restart(self, task: Task, requested: Task) -> bool:
+        """Restart a finished task for another request; return False if another member runs it."""
         task.body, task.state, task.tries, task.lane = requested.body, 0, 0, requested.lane
         task.due = task.created = self._journal.now()
         task.context, task.owner = requested.context, requested.owner
-        self._journal.reset_tasks([task])
+        return bool(self._journal.reset_tasks([task]))
 
     def _push(self, task: Task) -> Result:
         """Deliver the requested files. Worker thread."""
@@ -260,9 +254,8 @@ class PushService:
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
             on_committed = partial(self._reply_failure, task, text, error)
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
-        failpoints.hit("delivered")
         seconds = time.monotonic() - started
-        text = _success_reply(push, delivered_to)
+        text = success_reply(push, delivered_to)
         follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
@@ -334,7 +327,7 @@ class PushService:
             )
             if url.netloc != destination.directory.netloc:
                 delivered_to = urls.without_login(urls.parse(delivered_to)._replace(netloc=url.netloc))
-            size += _size(pathname)
+            size += size_of(pathname)
         return size, delivered_to, delivered
 
     def _check_opened(
@@ -360,7 +353,6 @@ class PushService:
             waiters = self._waiting.pop(task_id, ())
         for waiter in waiters:
             waiter.request.reply_encoded(text)
-            failpoints.hit("replied")
 
     def _resume_if_local(self, number: int) -> None:
         """Resume pushes if their files arrived before the journal recorded that they wait."""
@@ -431,106 +423,3 @@ class PushService:
                     self._waiting[id_] = [w for w in waiters if w not in late]
         for request in expiring:
             request.reply("wait")
-
-
-class HostUnavailable(TransferError):
-    """The lane of a destination is paused after failures, which are in the log."""
-
-    temporary = True
-
-    def __init__(self, text: str, *, held: bool) -> None:
-        super().__init__(text)
-        self.held = held
-
-
-def task_again(journal: Journal, task: Task) -> Task | None:
-    """Return the task that repeats a finished push; None if its announcement is pruned.
-
-    Passwords in the URL of the destination are kept for some minutes after the push only.
-    """
-    announced = journal.get_announcement(task.chain, task.announcement_number or 0)
-    if announced is None:
-        return None
-    if task.body == "" or task.body.startswith("{"):
-        added = _compacted(task) | {"destination": task.key.partition(" ")[2]}  # not that of a backup target
-        task.body = Message.decode(announced.message).derive("push", added)
-    task.rank = BACKLOG
-    return task
-
-
-def task_to(chain: str, announced: AnnouncementRecord, destination: str) -> Task:
-    """Return a task that delivers the files of an announcement to a destination; BadDestination if it is invalid."""
-    resolved = resolve_url(destination, ())  # whether it is allowed is checked when the task runs
-    body = Message.decode(announced.message).derive("push", {"destination": destination})
-    key = f"{announced.number} {resolved.without_password}"
-    return Task(chain, "push", key, resolved.lane, body, rank=BACKLOG, announcement_number=announced.number)
-
-
-def compact_body(task: Task) -> str:
-    """Return the part of a finished push to keep: the request id, and the destination if a backup target was used."""
-    kept: dict[str, Any] = {}
-    id_ = payload.request_id(task.body)
-    if id_:
-        kept["request"] = {"id": id_}
-    destination = Message.decode(task.reply).data["destination"] if task.reply else _compacted(task).get("destination")
-    if destination and destination != _requested_destination(task):
-        kept["destination"] = destination
-    return json.dumps(kept) if kept else ""
-
-
-def _compacted(task: Task) -> dict[str, Any]:
-    return dict(json.loads(task.body)) if task.body.startswith("{") else {}
-
-
-def _requested_destination(task: Task) -> str:
-    """Return the destination of a push, without its login."""
-    return urls.without_login(task.key.partition(" ")[2])
-
-
-def _without_logins(push: PushRequest) -> dict[str, Any]:
-    """Return the backup targets for a reply, without logins; {} if they have none."""
-    if not any("@" in host for host in push.backup_targets):
-        return {}
-    return {"backup_targets": [urls.host_without_login(host) for host in push.backup_targets]}
-
-
-def _success_reply(push: PushRequest, destination: str) -> str:
-    message, type_ = push.message, payload.reply_type(push.message.data)
-    changes = _without_logins(push)
-    if push.destination != destination:
-        changes["destination"] = destination
-    is_leaking = push.id is None and "announcement" in message.data  # a legacy client publishes the data of the reply
-    if changes or is_leaking:
-        data = {**message.data, **changes}
-        if is_leaking:
-            del data["announcement"]
-        message = Message(message.subject, type_, data)
-    return message.derive(type_, without="request")
-
-
-@contextmanager
-def rejecting(name: str, request: Request) -> Iterator[None]:
-    """Reject the request if an error is raised, and do not propagate the error."""
-    try:
-        yield
-    except TrollmovesError as error:
-        reject(name, request, error)
-    except Exception:
-        logger.exception("[%s] unexpected error while handling %s", name, request.message.type)
-        request.reject("internal error")
-
-
-def reject(name: str, request: Request, error: TrollmovesError, retry_in: float = 0.0) -> None:
-    """Reply ``err`` to a request, and log the reason."""
-    if isinstance(error, HostUnavailable):
-        logger.debug("[%s] rejected %s from %s: %s", name, request.message.type, request.sender, error)
-    elif (suffix := request.log_suffix()) is not None:
-        logger.warning("[%s] rejected %s from %s: %s%s", name, request.message.type, request.sender, error, suffix)
-    request.reply("err", payload.error_payload(request.message.data, error, retry_in))
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -11,7 +11,6 @@ from trollmoves.journal import WAITING, AnnouncementRecord, Journal, Task
 from trollmoves.provider.file_store import FileStore
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints
 from trollmoves.utils.file_versions import FileVersion
 
 logger = logging.getLogger(__name__)
@@ -69,10 +68,8 @@ class Removals:
     def _delete(self, announced: AnnouncementRecord, uri: str, version: FileVersion) -> bool:
         """Remove a file unless it was replaced; return False if a pending push needs it."""
         path = self._file_store.path(announced.number, uri)
-        failpoints.hit("removing")
         try:
             if self._file_store.delete(announced, uri, version):
-                failpoints.hit("removed")
                 logger.info("[%s] removed %s", self.name, path)
         except FileNotFoundError:
             pass

@@ -20,11 +20,11 @@ from trollmoves.messaging.replier import Replier, Request, TooManyRequests
 from trollmoves.net import hosts
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.file_store import FileStore
+from trollmoves.provider.push_replies import rejecting
 from trollmoves.provider.push_request import requested_files
-from trollmoves.provider.pushes import PushService, rejecting
+from trollmoves.provider.pushes import PushService
 from trollmoves.provider.removals import Removals
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints
 
 MAX_LISTED_CHAINS = 5  # chains named in the security warning
 MAX_REPLAYS = 10  # pending replays of one client
@@ -132,10 +132,8 @@ class RequestHandler:
         """Record that a client does not need (more) files of an announcement."""
         uris = [item["uri"] for item in requested_files(data)]
         number = self.announcer.find_announcement(uris, payload.announcement_metadata(data)).number
-        failpoints.hit("ack-received")
         ack = Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
         stored = self._journal.add_tasks([ack, *self.removals.tasks_for(number)])
-        failpoints.hit("acknowledged")
         self._scheduler.submit([task for task, created in stored[1:] if created])
 
 

@@ -23,7 +23,6 @@ from trollmoves.receiver.legacy_servers import LegacyServers
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.replay import ReplayClient
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints
 
 logger = logging.getLogger(__name__)
 
@@ -181,10 +180,8 @@ class AnnouncementReceiver:
         self._record(messages, sources, BACKLOG)
 
     def _record(self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int) -> None:
-        failpoints.hit("announcement-received")
         new_tasks = self._fetches.record_announcements(messages, sources, rank)
         if new_tasks:
-            failpoints.hit("announcement-stored")
             self._scheduler.submit(new_tasks)
         for source in {str(message.data.get("request_address")) for message in messages}:
             self._scheduler.resume_lane(self.name, f"{KIND} {source}")  # the source is reachable

@@ -6,11 +6,12 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from trollmoves.errors import MessageError
-from trollmoves.journal import BACKLOG, DONE, FAILED, FRESH, WAITING, Journal, Outcome, SourcePosition, Task
+from trollmoves.journal import BACKLOG, DONE, FAILED, FRESH, WAITING, Journal, Outcome, SourcePosition, Task, TaskEditor
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.net import urls
@@ -25,6 +26,7 @@ REWRITE_SECONDS = 2.0  # s after its announcement in which a file is not rewritt
 _GENERATION = "\n#"  # in the key of a task, before the generation; not part of any file name
 
 AnnouncementsBySource = dict[str, str]
+Effects = list[Callable[[], None]]  # functions to call after a transaction; they may be called twice
 Version = tuple[str, int | None, int | None]
 
 
@@ -86,8 +88,6 @@ class FetchTasks:
         self._acknowledge = acknowledge
         self._log_throttle = LogThrottle()
         self._lock = threading.Lock()  # live and replayed announcements may concern the same task
-        self._restarted: dict[int, Task] = {}  # failed tasks that are announced again, likewise
-        self._changed: dict[int, Task] = {}  # tasks with new bodies, while a batch of announcements is recorded
         self._late: dict[int, AnnouncementsBySource] = {}  # by task: sources added after it may have been claimed
         self._delivered: dict[int, None] = {}  # delivered tasks, maybe not stored as done yet; newest last
 
@@ -104,19 +104,13 @@ class FetchTasks:
                     if (more := self._log_throttle.admit()) is not None:
                         sender = message.sender
                         logger.warning("[%s] ignored announcement of %s: %s%s", self.name, sender, error, more)
-            added = self._journal.add_tasks(announced, positions)
-            stored_tasks: dict[int, Task] = {}  # a batch may have several announcements of one file
-            new_tasks: list[Task] = []
-            for candidate, (task, is_new) in zip(announced, added, strict=True):
-                stored = stored_tasks.setdefault(task.id, task)
-                new_tasks += [task] if is_new else self._merge(candidate, stored)
-            changed, self._changed = self._changed, {}
-            if changed:
-                self._journal.update_bodies(changed.values())
-            restarted, self._restarted = self._restarted, {}
-            if restarted:
-                self._journal.reset_tasks(restarted.values())
-            return [*new_tasks, *restarted.values()]
+            effects: Effects = []
+            found = self._journal.merge(
+                announced, positions, lambda editor, task, stored: self._merge(editor, task, stored, effects)
+            )
+            for effect in effects:
+                effect()
+            return list({task.id: task for task in found}.values())  # a batch may announce a file several times
 
     def _task(self, message: Message, rank: int) -> Task:
         data = message.data
@@ -131,23 +125,25 @@ class FetchTasks:
         due = self._journal.now() + self._delay if self._delay else 0.0
         return Task(self.name, self._kind, key, f"{self._kind} {source}", fetch.dump(), due, rank, context=message)
 
-    def _merge(self, candidate: Task, known: Task) -> list[Task]:
-        """Merge an announcement of a known file into its task; return the tasks that are new because of it.
+    def _merge(self, editor: TaskEditor, candidate: Task, known: Task, effects: Effects) -> list[Task]:
+        """Merge an announcement of a known file into its task; return the tasks to run because of it.
 
         A new source of the file is added. A known source repeats its announcement, unless size or mtime changed: then
         the file has new content. Legacy servers send neither, and announce their files again at each start: this counts
         as a repetition, also if the server was upgraded or rolled back in between. Another URI at the same source is
-        another file with the same name.
+        another file with the same name. Functions to call after the transaction are appended to ``effects``.
         """
         fetch, announced = Fetch.load(known.body), Fetch.load(candidate.body)
         ((source, (version, _)),) = announced.versions.items()
+        text = announced.announcements[source]
         before, generation = fetch.versions.get(source, (None, 0))
         if before and before[0] != version[0]:
-            return self._add_variant(candidate, f"{candidate.key}\n{version[0]}", merge=True)
-        current = self._current(known, fetch)
+            variant, is_new = editor.add(replace(candidate, key=f"{candidate.key}\n{version[0]}"))
+            return [variant] if is_new else self._merge(editor, candidate, variant, effects)
+        current = self._current(editor, known, fetch)
         if generation != fetch.generation and before != version and fetch.may_be_current(version[1]):
             fetch.versions[source] = (version, fetch.generation)
-            self._add_source(current, known, fetch, source, announced.announcements[source])
+            self._add_source(editor, current, known, fetch, source, text, effects)
             return []
         if (
             before
@@ -156,20 +152,22 @@ class FetchTasks:
         ):
             fetch.versions[source] = (version, generation)
             if current.state == WAITING:  # the source now needs requests of the other kind
-                self._add_source(current, known, fetch, source, announced.announcements[source])
+                self._add_source(editor, current, known, fetch, source, text, effects)
             else:
-                self._update(known, fetch)
+                _update(editor, known, fetch)
             before = version
         if before == version:
-            self._on_repetition(candidate, current, source, announced.announcements[source])
-            return []
+            return self._on_repetition(editor, candidate, current, source, text, effects)
         fetch.generation += 1
         fetch.versions[source] = (version, fetch.generation)
-        self._peers.forget(known.key)
-        self._update(known, fetch)
-        return self._add_variant(candidate, f"{candidate.key}{_GENERATION}{fetch.generation}")
+        effects.append(partial(self._peers.forget, known.key))
+        _update(editor, known, fetch)
+        added, is_new = editor.add(replace(candidate, key=f"{candidate.key}{_GENERATION}{fetch.generation}"))
+        return [added] if is_new else []
 
-    def _on_repetition(self, candidate: Task, current: Task, source: str, text: str) -> None:
+    def _on_repetition(
+        self, editor: TaskEditor, candidate: Task, current: Task, source: str, text: str, effects: Effects
+    ) -> list[Task]:
         """Retry a failed file that is announced again. Acknowledge a fetched one: sources repeat undelivered files."""
         if current.state == FAILED or (current.state == WAITING and current.tries and current.rank == BACKLOG):
             fetch = Fetch.load(current.body)
@@ -177,46 +175,50 @@ class FetchTasks:
             current.body, current.due = fetch.dump(), self._journal.now()
             if current.state == FAILED:
                 current.state, current.tries, current.created = WAITING, 0, current.due
-            self._restarted[current.id] = current
-            return
+            editor.reset(current)
+            return [current]
         if candidate.rank == FRESH and current.state == DONE and self._acknowledge:
-            self._acknowledge(source, text)
+            effects.append(partial(self._acknowledge, source, text))
+        return []
 
-    def _add_variant(self, candidate: Task, key: str, *, merge: bool = False) -> list[Task]:
-        candidate.key = key
-        ((task, is_new),) = self._journal.add_tasks([candidate])
-        if is_new:
-            return [task]
-        return self._merge(candidate, task) if merge else []
-
-    def _update(self, task: Task, fetch: Fetch) -> None:
-        task.body = fetch.dump()
-        self._changed[task.id] = task
-
-    def _add_source(self, current: Task, known: Task, fetch: Fetch, source: str, text: str) -> None:
+    def _add_source(
+        self,
+        editor: TaskEditor,
+        current: Task,
+        known: Task,
+        fetch: Fetch,
+        source: str,
+        text: str,
+        effects: Effects,
+    ) -> None:
         if current is known:
             fetch.announcements[source] = text
         else:
             newest = Fetch.load(current.body)
             newest.announcements[source] = text
-            self._update(current, newest)
-        self._update(known, fetch)
+            _update(editor, current, newest)
+        _update(editor, known, fetch)
+        effects.append(partial(self._on_source_added, current, source, text))
+
+    def _on_source_added(self, current: Task, source: str, text: str) -> None:
         self._late[current.id] = {**self._late.get(current.id, {}), source: text}
         if current.state == DONE or current.id in self._delivered:
             for late, announcement in self._late.pop(current.id, {}).items():
                 if self._acknowledge:
                     self._acknowledge(late, announcement)
 
-    def _current(self, known: Task, fetch: Fetch) -> Task:
+    def _current(self, tasks: TaskEditor | Journal, known: Task, fetch: Fetch) -> Task:
         """Return the task that fetches the newest content."""
         if fetch.generation == 1:
             return known
-        return self._journal.find(self.name, self._kind, f"{known.key}{_GENERATION}{fetch.generation}") or known
+        return tasks.find(self.name, self._kind, f"{known.key}{_GENERATION}{fetch.generation}") or known
 
     def latest_announcements(self, key: str) -> AnnouncementsBySource:
         """Return the announcements of the newest content of a file by source; {} if it was not announced."""
         known = self._journal.find(self.name, self._kind, key)
-        return Fetch.load(self._current(known, Fetch.load(known.body)).body).announcements if known else {}
+        return (
+            Fetch.load(self._current(self._journal, known, Fetch.load(known.body)).body).announcements if known else {}
+        )
 
     def announcements(self, task: Task) -> AnnouncementsBySource:
         """Return the announcements of a task by source, with those added after it was claimed."""
@@ -224,8 +226,8 @@ class FetchTasks:
 
     def announcements_after_fetch(self, task: Task) -> AnnouncementsBySource:
         """Record the delivery; return the announcements by source. Later sources are acknowledged immediately."""
-        # The journal stores the result later. This sets ``_delivered`` before it takes ``_late``; ``_add_source`` uses
-        # the opposite order, so that no source is lost between the two.
+        # The journal stores the result later. This sets ``_delivered`` before it takes ``_late``; ``_on_source_added``
+        # uses the opposite order, so that no source is lost between the two.
         self._delivered[task.id] = None
         if len(self._delivered) > MAX_RECENT:
             del self._delivered[next(iter(self._delivered))]
@@ -238,7 +240,7 @@ class FetchTasks:
     def is_superseded(self, task: Task) -> bool:
         """Return True if a newer content of the file of a task is waiting or was fetched."""
         known = self._journal.find(self.name, self._kind, file_key_of(task))
-        current = self._current(known, Fetch.load(known.body)) if known else task
+        current = self._current(self._journal, known, Fetch.load(known.body)) if known else task
         return current.id > task.id and current.state in (WAITING, DONE)
 
     def finish_for_peer(self, keys: Iterable[str], is_in_flight: Callable[[Task], bool]) -> None:
@@ -247,7 +249,7 @@ class FetchTasks:
             outcomes = []
             for key in dict.fromkeys(keys):
                 known = self._journal.find(self.name, self._kind, key)
-                current = self._current(known, Fetch.load(known.body)) if known else None
+                current = self._current(self._journal, known, Fetch.load(known.body)) if known else None
                 if current and current.state == WAITING and not is_in_flight(current):
                     outcomes.append(Outcome(current, DONE))
                     self.on_attempt_ended(current)
@@ -285,6 +287,11 @@ def file_key(data: dict[str, Any]) -> str:
         if not isinstance(item["uri"], str) or not isinstance(item.get("uid", ""), str):
             raise MessageError(f"the name of a file must be a text, not {urls.excerpt(str(item['uri']), 100)!r}")
     return "\n".join(item.get("uid") or item["uri"].rsplit("/", 1)[-1] for item in items)
+
+
+def _update(editor: TaskEditor, task: Task, fetch: Fetch) -> None:
+    task.body = fetch.dump()
+    editor.update_body(task)
 
 
 def _announcements(task: Task) -> AnnouncementsBySource:

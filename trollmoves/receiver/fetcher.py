@@ -6,29 +6,36 @@ import logging
 import re
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from trollmoves.config.options import ClientOptions
 from trollmoves.errors import TrollmovesError
-from trollmoves.journal import Delivery, Journal, Task
+from trollmoves.journal import Journal, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.net import urls
 from trollmoves.receiver.destinations import Destinations
-from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, Fetch, file_key_of
+from trollmoves.receiver.fetch_attempt import (
+    FetchAttempt,
+    HeldAtSource,
+    NotDelivered,
+    PermanentlyRefused,
+    RetryPeriodExpired,
+    SourceLookup,
+    SupersededAtSource,
+)
+from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
+from trollmoves.receiver.limited_queues import LimitedQueues
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.preparation import Preparer
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
-from trollmoves.scheduler.lanes import FileStats, Result
+from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import failpoints
 from trollmoves.utils.outage_log import OutageLog
 
 logger = logging.getLogger(__name__)
@@ -41,30 +48,6 @@ HELD_RETRY_DELAY = 10.0  # s before the next look at a destination that does not
 UPTIME_SLACK = 0.2  # s allowed for the transmission of the reply
 BUFFERED_SECONDS = 5.0  # s after a gap in which messages from before its end are still processed
 MAX_REASON = 1_000  # characters of the error in a reply that are kept
-
-
-class RetryPeriodExpired(TrollmovesError):
-    """A file was not delivered within ``retry_for``."""
-
-
-class NotDelivered(TrollmovesError):
-    """No source delivered, but a later attempt may succeed."""
-
-    temporary = True
-
-
-class HeldAtSource(NotDelivered):
-    """An operator must repair the destination of the source, or its configuration."""
-
-    held = True
-
-
-class PermanentlyRefused(TrollmovesError):
-    """A source permanently rejected the request."""
-
-
-class SupersededAtSource(PermanentlyRefused):
-    """A source delivered a newer version of the file to the same destination, so this version is dropped."""
 
 
 def _parse_uptime(reply: Message | TrollmovesError) -> float:
@@ -82,50 +65,6 @@ def _parse_uptime(reply: Message | TrollmovesError) -> float:
 def client_name(journal: Journal, chain: str) -> str:
     """Return the name of a client's chain, as in its heartbeats and at the start of its request ids."""
     return f"{journal.identity}/{chain}"
-
-
-@dataclass(slots=True)
-class FetchAttempt:
-    """One run of a fetch task. ``message`` is the announcement of the current source, or of the last one."""
-
-    task: Task
-    message: Message
-    destination: str
-    sources: dict[str, Message | str]  # remaining sources, with decoded or encoded announcements
-    finish: Callable[[Result], None]
-    source: str = ""
-    failures: list[TrollmovesError] = field(default_factory=list)
-    retry_in: float = 0.0
-    requested_at: float = 0.0  # monotonic
-    server_busy: bool = True  # False if a legacy server seems to have dropped the request
-    started: float = field(default_factory=time.monotonic)
-
-    def stats(self) -> FileStats:
-        """Return number, bytes and time of the files, as announced; a legacy server announces no bytes."""
-        metadata = payload.announcement_metadata(self.message.data)
-        mtime = metadata.get("mtime") or int(self.message.timestamp() * 1e9)
-        return FileStats(payload.count_files(self.message.data), metadata.get("size") or 0, mtime)
-
-    def delivery(self, destination: str) -> Delivery:
-        """Return the delivery by the current source, for the row of the task."""
-        size = payload.announcement_metadata(self.message.data).get("size")
-        return Delivery(size, time.monotonic() - self.started, destination, self.source)
-
-
-class SourceLookup(Protocol):
-    """Finds the sources of a file."""
-
-    def announcements(self, task: Task) -> AnnouncementsBySource:
-        """Return the announcements by source."""
-
-    def announcements_after_fetch(self, task: Task) -> AnnouncementsBySource:
-        """Record the delivery; return the announcements by source."""
-
-    def on_attempt_ended(self, task: Task) -> None:
-        """Record that a run has ended without a delivery."""
-
-    def is_superseded(self, task: Task) -> bool:
-        """Return True if a newer version of the file of a task is waiting or was fetched."""
 
 
 class Fetcher:
@@ -255,7 +194,7 @@ class Fetcher:
             if text:
                 fetch.announcements[source] = text
                 task.body = fetch.dump()
-                self._journal.update_bodies([task])
+                self._journal.reset_tasks([task])
                 self._fetch(task, finish)
             else:
                 self._look_up(task, fetch, finish)
@@ -316,7 +255,6 @@ class Fetcher:
                 "[%s] requesting %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source
             )
         self._on_request(attempt)
-        failpoints.hit("requesting")
         self._send_request(attempt, handler)
 
     def _on_queued_reply(self, queues: LimitedQueues, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
@@ -534,35 +472,3 @@ def _replayed_text(reply: Message | TrollmovesError, log: str, number: int) -> s
 
 def _reason(value: object) -> str:
     return urls.excerpt(str(value), MAX_REASON)
-
-
-class LimitedQueues:
-    """Execution of at most ``limit`` calls per key at a time, in order. Any thread."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._running: Counter[str] = Counter()
-        self._waiting: dict[str, deque[Callable[[], None]]] = {}
-
-    def run(self, key: str, start: Callable[[], None]) -> None:
-        """Call ``start`` now, or after earlier calls for this key are done; each must lead to one ``done`` call."""
-        with self._lock:
-            if self._running[key] >= self._limit:
-                self._waiting.setdefault(key, deque()).append(start)
-                return
-            self._running[key] += 1
-        start()
-
-    def done(self, key: str) -> None:
-        """End a running call of a key, and start the next one on this thread."""
-        with self._lock:
-            waiting = self._waiting.get(key)
-            if not waiting:
-                self._waiting.pop(key, None)
-                self._running[key] -= 1
-                if not self._running[key]:
-                    del self._running[key]
-                return
-            start = waiting.popleft()
-        start()

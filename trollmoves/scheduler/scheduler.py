@@ -17,15 +17,13 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task
-from trollmoves.journal.orders import batches
+from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task, batches
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.worker_limits import WorkerLimits
-from trollmoves.utils import failpoints
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.outage_log import OutageLog
-from trollmoves.utils.rate import RateMeter
+from trollmoves.utils.rate import collect
 from trollmoves.utils.watched_threads import WatchedThread
 
 if TYPE_CHECKING:
@@ -58,7 +56,10 @@ class Scheduler:
     def __init__(
         self, journal: Journal, threads: int = 16, observe: Callable[[Task, Result], None] | None = None
     ) -> None:
-        """``observe`` is called on the scheduler thread with each stored result; it must not block."""
+        """``threads`` is the maximum number of workers; each is started when a lane first needs it.
+
+        ``observe`` is called on the scheduler thread with each stored result; it must not block.
+        """
         self._journal = journal
         self._observe = observe
         self._kinds: dict[tuple[str, str], TaskKind] = {}
@@ -81,15 +82,15 @@ class Scheduler:
         self._stopping = False
         self._released = threading.Event()  # set after the stop, once unstarted tasks are released
         self._closing = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._worker_loop, name=f"worker-{n}", daemon=True) for n in range(threads)
-        ]
+        self._max_workers = threads
+        self._workers: list[threading.Thread] = []
+        self._worker_throttle = LogThrottle(burst=1)
         self._scheduler_thread = WatchedThread(target=self._scheduler_loop, name="scheduler", daemon=True)
 
     def __repr__(self) -> str:
         lanes = self._all_lanes()
         count = sum(len(lane.in_flight) for lane in lanes)
-        return f"<Scheduler {len(self._threads)} threads, {count} tasks in {len(lanes)} lanes>"
+        return f"<Scheduler {len(self._workers)} workers, {count} tasks in {len(lanes)} lanes>"
 
     def _all_lanes(self) -> list[Lane]:
         with self._lock:
@@ -196,7 +197,7 @@ class Scheduler:
             by_owner: share the workers between the owners of the tasks.
         """
         if handler:
-            limit = min(limit, max(1, len(self._threads) - 1))  # one thread remains for other lanes
+            limit = min(limit, max(1, self._max_workers - 1))  # one thread remains for other lanes
         registered = TaskKind(
             limit,
             handler,
@@ -332,10 +333,8 @@ class Scheduler:
     # -- start and stop
 
     def start(self) -> None:
-        """Start the threads."""
+        """Start the scheduler thread."""
         self._scheduler_thread.start()
-        for thread in self._threads:
-            thread.start()
 
     def stop(self, timeout: float) -> bool:
         """Stop the threads; return True if all running tasks finished within ``timeout`` seconds.
@@ -349,11 +348,11 @@ class Scheduler:
             time.sleep(0.01)
         in_time = not self._is_busy()
         self._closing.set()
-        for _ in self._threads:
+        for _ in self._workers:
             self._tokens.stop_one()
         self._wake()
         end = max(deadline if in_time else 0.0, time.monotonic() + 0.5)
-        for thread in (*self._threads, self._scheduler_thread):
+        for thread in (*self._workers, self._scheduler_thread):
             if thread.is_alive():
                 thread.join(max(0.0, end - time.monotonic()))
         return in_time
@@ -413,7 +412,6 @@ class Scheduler:
 
     def _scheduler_loop(self) -> None:
         throttle = LogThrottle(burst=1)
-        meter = RateMeter()
         while self._finished or not self._closing.is_set():
             timeout = self._sleep_seconds()
             self._scheduler_thread.end_round()
@@ -427,7 +425,7 @@ class Scheduler:
                 self._dispatch_due()
                 if stopping:
                     self._released.set()
-                meter.throttle(results)
+                collect(results)
             except JournalError as error:
                 if self._closing.is_set():
                     logger.error("%s; unsaved results will be repeated after the restart", error)
@@ -452,10 +450,7 @@ class Scheduler:
         results = [self._finished[n] for n in range(len(self._finished))]
         now = self._journal.now()
         outcomes = [(lane, _to_outcome(lane, task, result, now)) for lane, task, result in results if task is not None]
-        new = self._store(outcomes)
-        for lane, outcome in outcomes:
-            if outcome.state == WAITING:
-                lane.note_due(outcome.due)
+        new, lost = self._store(outcomes)
         recovered: dict[Lane, bool] = {}  # True if a task was done
         for lane, task, result in results:
             self._finished.popleft()
@@ -466,20 +461,23 @@ class Scheduler:
             lane.rate.record(1)
             if (result.error or result.retry_in is None) and lane.record_result(task, result.error):
                 recovered[lane] = recovered.get(lane, False) or result.error is None
-            self._run_callbacks(task, result)
+            if task.id not in lost:
+                self._run_callbacks(task, result)
         if new:
             self.submit(new)
         for lane, worked in recovered.items():
             self._retry_recovered(lane, worked)
         return len(outcomes)
 
-    def _store(self, outcomes: Sequence[tuple[Lane, Outcome]]) -> list[Task]:
-        """Store outcomes; return the new follow-up tasks."""
+    def _store(self, outcomes: Sequence[tuple[Lane, Outcome]]) -> tuple[list[Task], set[int]]:
+        """Store outcomes; return the new follow-up tasks, and the ids of tasks that another member has taken over."""
         if not outcomes:
-            return []
-        new = self._journal.finish([outcome for _, outcome in outcomes])
-        failpoints.hit("committed")
-        return new
+            return [], set()
+        new, lost = self._journal.finish([outcome for _, outcome in outcomes])
+        for lane, outcome in outcomes:
+            if outcome.state == WAITING:
+                lane.note_due(outcome.due)
+        return new, {outcome.task.id for outcome in lost}
 
     def _retry_recovered(self, lane: Lane, worked: bool) -> None:
         if worked and (summary := self._outage_log(lane.chain, lane.name).end()) is not None:
@@ -499,7 +497,7 @@ class Scheduler:
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        limits = WorkerLimits(lanes, len(self._threads))
+        limits = WorkerLimits(lanes, self._max_workers)
         if self._healthy_starved or any(policy.priority for policy in self._policies.values()):
             lanes.sort(key=lambda lane: (-lane.priority, lane.starved_since))
         healthy_starved = False
@@ -517,6 +515,23 @@ class Scheduler:
             if lane.is_idle():
                 self._drop_idle_lane(lane)
         self._healthy_starved = healthy_starved
+        self._start_workers(limits.assigned)
+
+    def _start_workers(self, assigned: int) -> None:
+        """Start a thread for each assigned worker, up to the maximum; without memory for one, the others go on."""
+        while len(self._workers) < min(assigned, self._max_workers):
+            worker = threading.Thread(target=self._worker_loop, name=f"worker-{len(self._workers)}", daemon=True)
+            try:
+                worker.start()
+            except RuntimeError as error:
+                if not self._workers:
+                    raise
+                if (more := self._worker_throttle.admit()) is not None:
+                    logger.warning(
+                        "cannot start worker %d (%s); continuing with fewer%s", len(self._workers) + 1, error, more
+                    )
+                return
+            self._workers.append(worker)
 
     def _claim(self, lane: Lane) -> list[Task]:
         with self._claiming:

@@ -28,7 +28,8 @@ class WorkerLimits:
 
     def __init__(self, lanes: Iterable[Lane], threads: int) -> None:
         self._threads = threads
-        self._assigned = 0
+        self.assigned = 0
+        """The workers of all lanes."""
         self._unproven = 0
         self._of_owner: Counter[str] = Counter()
         self._unproven_of_owner: Counter[str] = Counter()
@@ -48,7 +49,7 @@ class WorkerLimits:
 
     def _count(self, lane: Lane, workers: int) -> None:
         healthy = lane.breaker.healthy
-        self._assigned += workers
+        self.assigned += workers
         self._unproven += 0 if healthy else workers
         for owner in _owners(lane):
             self._of_owner[owner] += workers
@@ -67,7 +68,7 @@ class WorkerLimits:
         else:
             has = self._unproven_of_owner[owner]
             share = FAILING_SHARE if lane.workers or lane.breaker.failures else NEW_SHARE
-        return not has or has < share * (self._threads - self._assigned)
+        return not has or has < share * (self._threads - self.assigned)
 
 
 def _owners(lane: Lane) -> tuple[str, ...]:

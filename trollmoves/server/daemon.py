@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from trollmoves.config.options import ServerOptions
-from trollmoves.daemon import Chain, Daemon, Runtime
+from trollmoves.daemon import Chain, Runtime
+from trollmoves.daemons.provider import ProviderChain, ProviderDaemon
 from trollmoves.journal import Task
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.orders.executor import Resender
-from trollmoves.provider import pushes
 from trollmoves.provider.announcer import Announcer
-from trollmoves.provider.request_handler import RequestHandler, security_warning
+from trollmoves.provider.request_handler import RequestHandler
 from trollmoves.server.file_sources import DirectorySource, MessageSource
 from trollmoves.server.local_files import LocalFileStore
 from trollmoves.server.remote_files import RemoteFileDescriber
 from trollmoves.server.symlink_policy import SymlinkPolicy
 
-PUBLISH_PORT = 9010
 
-
-class ServerChain:
+class ServerChain(ProviderChain):
     """A running section of a server: announces the files of a source, and serves them through a request handler.
 
     Without a request port it serves no files; its announcements say how to open a file remotely.
@@ -101,43 +97,17 @@ class ServerChain:
             self.announcer.stop()
 
 
-class Server(Daemon[ServerOptions]):
+class Server(ProviderDaemon[ServerOptions]):
     """The server daemon: one publisher for all its chains."""
 
     role = "server"
-    last_event = "announced"
     options = ServerOptions
-    compactors = {"push": pushes.compact_body}
-    resenders = {"push": Resender(pushes.task_again, announced=pushes.task_to)}
-
-    def open_shared(self, runtime: Runtime) -> None:
-        """Bind the publish port."""
-        self._publisher = Publisher(
-            "move_it_server",
-            self.arguments.port,
-            bind_address=runtime.options.bind_address,
-            clients=runtime.options.allowed_clients,
-            heartbeat_data=self._heartbeat_data,
-        )
-        self._publisher.start()
-
-    def startup_warning(self, chains: Iterable[ServerOptions]) -> str:
-        """Return the security warning for the configuration of these chains; empty if there is none."""
-        return security_warning(chains)
+    service = "move_it_server"
 
     def on_reload(self, chain: Chain) -> None:
-        """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
-        if isinstance(chain, ServerChain) and chain.takes_requests and not self.arguments.disable_backlog:
-            chain.announcer.republish()
-
-    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
-        """Reject the requests for files that an operator dropped."""
-        if isinstance(chain, ServerChain):
-            chain.on_dropped(tasks)
-
-    def close_shared(self) -> None:
-        """Close the publish port."""
-        self._publisher.stop()
+        """Repeat the undelivered announcements of a chain, unless its backlog is disabled."""
+        if not self.arguments.disable_backlog:
+            super().on_reload(chain)
 
     def make_chain(self, options: ServerOptions, runtime: Runtime) -> Chain:
         """Return a new chain for a section."""
@@ -149,22 +119,10 @@ class Server(Daemon[ServerOptions]):
             polling=self.arguments.watchdog,
         )
 
-    def _heartbeat_data(self) -> dict[str, Any]:
-        return {
-            "logs": [
-                chain.announcer.heartbeat_data()
-                for chain in self.running_chains()
-                if isinstance(chain, ServerChain) and chain.takes_requests
-            ]
-        }
-
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Server.make_parser("Announce new files and push them to clients on request.")
-    parser.add_argument(
-        "-p", "--port", type=int, default=PUBLISH_PORT, help="port for publishing announcements (%(default)s)"
-    )
     add_watch_arguments(parser)
     return parser
 

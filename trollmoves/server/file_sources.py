@@ -26,7 +26,6 @@ from trollmoves.provider.file_store import LINK_DIGESTS, size_and_mtime
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.server.symlink_policy import SymlinkPolicy
-from trollmoves.utils import failpoints
 from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
@@ -92,7 +91,6 @@ class DirectorySource:
         self._watch.stop()
 
     def _on_found(self, found: list[FoundFile]) -> None:
-        failpoints.hit("found")
         allowed = self._symlink_policy.allowed_files(file.path for file in found)
         found = [file for file in found if file.path in allowed and self._accept(file)]
         packed = [file for file in found if self._is_packed(file.path)]
@@ -162,7 +160,6 @@ class DirectorySource:
             return
         directory = options.working_directory or tempfile.gettempdir()
         unpacked = unpacking.unpack(options.compression or "", path, directory, program=options.prog, on_opened=check)
-        failpoints.hit("unpacked")
         versions = [(file, size_and_mtime([file])) for file in unpacked]
         link_digests = self._symlink_policy.link_digests
         self._announce_unpacked(

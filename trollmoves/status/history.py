@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trollmoves.journal.reader import AnnouncedRow, JournalReader, TaskRow
-from trollmoves.journal.records import DONE, FAILED, WAITING
+from trollmoves.journal import DONE, FAILED, WAITING, AnnouncedRow, JournalReader, TaskRow
 from trollmoves.messaging import payload
 from trollmoves.net import urls
 from trollmoves.status.names import destination_of, error_of, file_of_key
@@ -49,30 +48,15 @@ def history(reader: JournalReader, name: str) -> list[Step]:
     seen: set[int] = set()
     found: list[TaskRow] = []
     for row in announced:
-        tasks = reader.tasks("t.chain = ? AND t.announcement_number = ?", (row.chain, row.number))
+        tasks = reader.tasks_for(row.chain, row.number)
         steps += [step for task in tasks for step in _steps(task, row.uid)]
         seen |= {task.id for task in tasks}
-    for task in _tasks_by_key(reader, name):
+    for task in reader.tasks_of_file(name, tuple(_OF_A_NUMBER), MAX_FOUND):
         if task.id not in seen:
             steps += _steps(task, file_of_key(task.kind, task.key))
             found.append(task)
     steps += _receipts(found)
     return sorted(steps, key=lambda step: float("inf") if step.time is None else step.time)
-
-
-def _tasks_by_key(reader: JournalReader, name: str) -> list[TaskRow]:
-    """Return the tasks that have the name of the file in their keys."""
-    pattern = name if "*" in name or "?" in name else name.replace("[", "[[]")
-    base = pattern.rsplit("/", 1)[-1]
-    kinds = ", ".join(f"'{kind}'" for kind in _OF_A_NUMBER)
-    patterns = (
-        *(base, f"{base}\n*", f"*\n{base}", f"*\n{base}\n*"),  # fetch, relay, route: names of files, one per line
-        f"{base} to *" if base == pattern else f"{base} to *\n{pattern} *",  # deliver
-        pattern,  # a file that was set aside
-        f"*/{base} *" if base == pattern else f"{pattern} *",  # unpack: path, size and time
-    )
-    condition = " OR ".join(["t.key GLOB ?"] * len(patterns))
-    return reader.find_tasks(f"t.kind NOT IN ({kinds}) AND ({condition})", patterns, MAX_FOUND)
 
 
 def _receipts(tasks: list[TaskRow]) -> Iterator[Step]:

@@ -8,9 +8,17 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.reader import FailureRow, FinishedRow, JournalReader, LaneRow, WaitingRow
-from trollmoves.journal.statistics import journal_size
+from trollmoves.journal import (
+    FailureRow,
+    FinishedRow,
+    JournalReader,
+    LaneRow,
+    WaitingRow,
+    journal_size,
+    open_reader,
+)
 from trollmoves.net import urls
+from trollmoves.scheduler.kinds import kind_of_lane
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.scheduler import LaneState
 from trollmoves.status import model
@@ -60,7 +68,7 @@ def snapshot(daemon: Daemon, sections: Sequence[Section] | None, live: Live | No
     if live:
         daemon.running, daemon.pid, daemon.version = True, live.pid, live.version
     try:
-        with JournalReader(daemon.journal) as reader:
+        with open_reader(daemon.journal) as reader:
             builder = _Builder(reader, live)
             daemon.chains = builder.chains(daemon.kind, sections)
     except JournalError as error:
@@ -107,7 +115,7 @@ class _Builder:
 
     def _chain(self, kind: str, section: Section, keys: Iterable[tuple[str, str]]) -> Chain:
         own = sorted(lane for chain, lane in keys if chain == section.name)
-        destinations = [self._destination(section, lane) for lane in own if lane.partition(" ")[0] not in UNCOUNTED]
+        destinations = [self._destination(section, lane) for lane in own if kind_of_lane(lane) not in UNCOUNTED]
         destinations = [one for one in destinations if one.role != "internal" or one.waiting or one.failed]
         chain = Chain(section.name, problem=section.problem, destinations=destinations)
         chain.waiting = sum(one.waiting for one in destinations)
@@ -187,9 +195,7 @@ class _Builder:
 
     def _add_row(self, one: Destination, row: LaneRow, *, is_concerned: bool) -> None:
         one.last_time, one.total_files, one.total_bytes = row.last_done, row.done, row.size
-        one.last_file = row.last_file or (
-            file_of_key(row.lane.partition(" ")[0], row.last_key) if row.last_key else None
-        )
+        one.last_file = row.last_file or (file_of_key(kind_of_lane(row.lane), row.last_key) if row.last_key else None)
         failing_for = max(0.0, self._now - (row.failing_since or self._now))
         if row.failure and (is_concerned or failing_for < FORGET_AFTER):
             one.error, one.failing_for = row.error, failing_for

@@ -33,6 +33,15 @@ class FileVersion(NamedTuple):
     mtime_ns: int
 
 
+def size_of(path: str) -> int:
+    """Return the size of a regular file in bytes; 0 if there is none at ``path``."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
 def version_of(status: os.stat_result) -> FileVersion:
     """Return the version with this status."""
     return FileVersion(status.st_ino, status.st_size, status.st_mtime_ns)

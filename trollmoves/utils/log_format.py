@@ -14,6 +14,7 @@ from trollmoves.net.urls import redact_text
 FORMAT = "[%(levelname)s: %(asctime)s : %(name)s] %(message)s"
 JOURNAL_FORMAT = "[%(levelname)s : %(name)s] %(message)s"  # the journal has the time
 PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.NOTSET, 7))
+_CONSTANTS = {str, int, float, bool, type(None)}
 MAX_MESSAGE_LENGTH = 10_000  # characters; longer messages are truncated, because they may contain remote input
 
 
@@ -23,6 +24,11 @@ def resolved(record: logging.LogRecord) -> logging.LogRecord:
     vars(copied).update(vars(record))
     copied.msg, copied.args = _message(record), None
     return copied
+
+
+def is_constant(arguments: object) -> bool:
+    """Return True if the arguments of a record cannot change: its text may be formatted later."""
+    return not arguments or (isinstance(arguments, tuple) and _CONSTANTS.issuperset(map(type, arguments)))
 
 
 class RedactingFormatter(logging.Formatter):

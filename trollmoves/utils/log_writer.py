@@ -1,7 +1,8 @@
 """Writes log lines on one thread, so that a log that cannot be written never blocks the work.
 
-A record goes through a bounded queue. If the queue is full, further records are dropped and counted; a line in their
-place reports the number. A line also reports the number of lines that a log file or stderr did not accept.
+A record goes through a bounded queue, and this thread formats it. If the queue is full, further records are dropped and
+counted; a line in their place reports the number. A line also reports the number of lines that a log file or stderr did
+not accept.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from trollmoves.utils.log_format import resolved
-from trollmoves.utils.rate import RateMeter
+from trollmoves.utils.log_format import is_constant, resolved
 
 logger = logging.getLogger(__name__)
 
 MAX_QUEUED = 10_000  # records; some 1.5 kB each
+COLLECT_SECONDS = 0.01  # s in which further lines are collected, so that no line interrupts the work
 BATCH_SIZE = 200  # records that are written in one round
 FLUSH_TIMEOUT = 2.0  # s at the end of the process for the lines that are not written yet
 BACKUP_COUNT = 7  # log files of previous days
@@ -56,7 +56,7 @@ class LogWriter:
     """The thread that writes the log, and its queue."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._handlers: dict[logging.Handler, QueuedHandler] = {}
         self._lock = threading.Lock()  # guards the counts of dropped records
         self._dropped: Counter[logging.Handler] | None = None  # by handler, since the queue is full
@@ -78,19 +78,20 @@ class LogWriter:
             self._drop(handler)
             return
         self._dropped = None
-        record = resolved(record)  # its arguments may change, and a traceback keeps the objects of its frames
-        if record.exc_info:
-            record.exc_text = record.exc_text or self._traceback.formatException(record.exc_info)
-            record.exc_info = None
-        self._queue.put(partial(handler.handle, record))
+        if record.exc_info or not is_constant(record.args):
+            record = resolved(record)  # its arguments may change, and a traceback keeps the objects of its frames
+            if record.exc_info:
+                record.exc_text = record.exc_text or self._traceback.formatException(record.exc_info)
+                record.exc_info = None
+        self._queue.put((handler.handle, record))
 
     def reopen(self) -> None:
         """Open the log files again by their names, as a log rotation needs it. Also in a signal handler."""
-        self._queue.put(self._reopen)
+        self._queue.put((self._reopen,))
 
     def close(self) -> bool:
         """Write the queued lines within ``FLUSH_TIMEOUT``; return False if this was not possible."""
-        self._queue.put(self._end)
+        self._queue.put((self._end,))
         self._thread.join(FLUSH_TIMEOUT)
         return not self._thread.is_alive()
 
@@ -98,7 +99,7 @@ class LogWriter:
         with self._lock:
             if self._dropped is None:
                 self._dropped = Counter()
-                self._queue.put(partial(self._report_dropped, self._dropped))
+                self._queue.put((self._report_dropped, self._dropped))
             self._dropped[handler] += 1
             self.dropped += 1
 
@@ -120,19 +121,18 @@ class LogWriter:
                 _reopen_file(handler)
 
     def _run(self) -> None:
-        rate = RateMeter()
         while not self._closed:
             actions = [self._queue.get()]
+            time.sleep(COLLECT_SECONDS)
             with suppress(Empty):
                 while len(actions) < BATCH_SIZE:
                     actions.append(self._queue.get_nowait())
-            for action in actions:
+            for action, *arguments in actions:
                 with suppress(Exception):  # of a handler in a logging configuration; the others must go on
-                    action()
+                    action(*arguments)
             for handler in self._handlers:
                 if isinstance(handler, _LineHandler):
                     handler.flush()
-            rate.throttle(len(actions))
 
 
 class _LineHandler(logging.StreamHandler[io.TextIOWrapper]):

@@ -70,6 +70,7 @@ def set_up(
         _apply(settings, config)
     else:
         root.setLevel(logging.INFO)
+        _omit_unused_fields()
     if file:
         root.addHandler(_file_handler(file, rotation))
     elif not config:
@@ -152,6 +153,12 @@ def _apply(settings: dict[str, Any], config: str) -> None:
     except Exception as error:  # a class or factory named in the file may raise any exception
         causes = " ".join(map(_one_line, filter(None, (error, error.__cause__))))
         raise ConfigError(f"invalid logging configuration: {causes}", file=config) from None
+
+
+def _omit_unused_fields() -> None:
+    """Let logging omit the fields that only a format of a configuration uses: a third of the cost of a line."""
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _one_line(error: BaseException) -> str:

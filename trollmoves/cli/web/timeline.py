@@ -9,7 +9,7 @@ from typing import Any
 
 from trollmoves.cli.selection import DaemonFiles
 from trollmoves.errors import JournalError
-from trollmoves.journal.reader import JournalReader
+from trollmoves.journal import open_reader
 
 STEP = 600.0  # s
 STEPS = 144  # in 24 hours
@@ -37,7 +37,7 @@ class Timeline:
     def _read(self, files: DaemonFiles, begin: float) -> None:
         since = max(begin, self._read_until.get(files.journal, 0.0))
         try:
-            with JournalReader(files.journal) as reader:
+            with open_reader(files.journal) as reader:
                 now = reader.now()
                 rows = reader.count_finished(since, now, STEP)
         except JournalError:

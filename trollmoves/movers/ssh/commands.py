@@ -21,7 +21,7 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TransferError,
 )
-from trollmoves.movers.base import SourceFile
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.movers.ssh.connection import MAX_QUOTED, close_after, translate_ssh_errors
 
 BLOCK = 1 << 20

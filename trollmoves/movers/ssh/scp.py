@@ -19,9 +19,10 @@ import scp
 
 from trollmoves.errors import ConnectionFailed, NameRejected, TransferStalled
 from trollmoves.movers import options
-from trollmoves.movers.base import Backend, SourceFile
+from trollmoves.movers.base import Backend
 from trollmoves.movers.host_capabilities import HostCapabilities
 from trollmoves.movers.pool import Connection
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
 from trollmoves.movers.ssh.connection import (
     MAX_QUOTED,
@@ -33,7 +34,6 @@ from trollmoves.movers.ssh.connection import (
     translate_ssh_errors,
 )
 from trollmoves.movers.ssh.sftp import open_sftp
-from trollmoves.utils import failpoints
 
 T = TypeVar("T")
 
@@ -238,7 +238,6 @@ class ScpConnection(Connection):
             while reader.tell() < source.size:
                 block = reader.read(BLOCK)
                 send_all(self._channel, block if reader.tell() < source.size else block + OK)
-                failpoints.hit("sending")
             if not source.size:
                 send_all(self._channel, OK)
         self._expect_ok()
@@ -383,7 +382,6 @@ class SingleChannelConnection(Connection):
             self._transport,
             buff_size=BLOCK,
             socket_timeout=self._timeout,
-            progress=lambda *_: failpoints.hit("sending"),
         )
         try:
             with _ExactReader(source) as reader:

@@ -24,14 +24,14 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TransferError,
 )
-from trollmoves.movers.base import PartialId, SourceFile, is_partial, partial_path
+from trollmoves.movers.base import PartialId, is_partial, partial_path
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.movers.ssh import sftp_protocol as protocol
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
 from trollmoves.movers.ssh.connection import SshMover, close_after
 from trollmoves.movers.ssh.sftp_protocol import CHUNK, SftpProtocol, string
-from trollmoves.utils import failpoints
 
 WRITING, CREATING, TRUNCATING, EXCLUSIVE = 0x02, 0x08, 0x10, 0x20  # flags of OPEN
 FILE_MODE = struct.pack(">II", protocol.HAS_PERMISSIONS, 0o664)  # before the umask of the server
@@ -248,7 +248,6 @@ class SftpConnection(Connection):
             while block := reader.read(self._chunk):
                 pending.append(request(protocol.WRITE, handle, struct.pack(">QI", offset, len(block)), block))
                 offset += len(block)
-                failpoints.hit("sending")
                 if len(pending) >= limit:
                     failed = self._failure(pending.pop(0))
                     if failed:

@@ -2,15 +2,22 @@
 
 ``python -m trollmoves.tests.helpers.armed NAME:COUNT SCRIPT ARGUMENTS`` runs SCRIPT, which sends itself SIGKILL when it
 reaches the failpoint NAME for the COUNT-th time. With ``NAME:block`` the thread that reaches it waits without end.
+
+A failpoint is the beginning or the end of a function: only this command wraps it, the project contains no trace of it.
 """
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import os
 import runpy
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-
-from trollmoves.utils import failpoints
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, NamedTuple
 
 FAILPOINTS: Mapping[str, str] = {
     # server and mirror
@@ -52,6 +59,134 @@ FAILPOINTS: Mapping[str, str] = {
 }
 
 
+Condition = Callable[[Sequence[Any], Any], bool]  # of the arguments of a call, and of its result
+
+
+def _always(_: Sequence[Any], __: Any) -> bool:
+    return True
+
+
+def _is_true(_: Sequence[Any], result: Any) -> bool:
+    return bool(result)
+
+
+def _has_batch(arguments: Sequence[Any], _: Any) -> bool:
+    return bool(arguments[1])
+
+
+def _has_kind(kind: str) -> Condition:
+    return lambda arguments, _: any(task.kind == kind for task in arguments[1])
+
+
+class Place(NamedTuple):
+    """The beginning of a function, or its end, of calls that meet a condition."""
+
+    function: str  # "module:name" or "module:class.name"
+    at_end: bool = False
+    condition: Condition = _always
+
+
+def _end(function: str, condition: Condition = _always) -> Place:
+    return Place(f"trollmoves.{function}", True, condition)
+
+
+def _begin(function: str, condition: Condition = _always) -> Place:
+    return Place(f"trollmoves.{function}", False, condition)
+
+
+_SUBMIT = "scheduler.scheduler:Scheduler.submit"
+
+PLACES: Mapping[str, Sequence[Place]] = {
+    "found": [_begin("server.file_sources:DirectorySource._on_found")],
+    "unpacked": [_end("unpacking:unpack")],
+    "announcing": [_begin("provider.announcer:Announcer.announce", _has_batch)],
+    "announced": [_begin("messaging.publisher:Publisher.send_encoded", _has_batch)],
+    "published": [_end("provider.announcer:Announcer.announce", _is_true)],
+    "request-received": [_begin("provider.pushes:PushService.accept")],
+    "push-stored": [_begin(_SUBMIT, _has_kind("push"))],
+    "sending": [  # an upload to S3 reads ahead, so it counts by part
+        _begin("movers.file:_copy"),
+        _begin(
+            "movers.source_file:_Reader.read", lambda *_: "trollmoves.movers.s3" not in sys.modules
+        ),  # it reads ahead
+        _begin("fetching.fetch:_Partial.write"),
+        Place("botocore.client:BaseClient._make_api_call", True, lambda arguments, _: arguments[1] == "UploadPart"),
+    ],
+    "sent": [_end("movers.base:Mover._verify"), _end("fetching.fetch:_Partial.__exit__")],
+    "delivered": [_end("provider.pushes:move_it"), _end("dispatcher.deliveries:move_it")],
+    "committed": [_end("scheduler.scheduler:Scheduler._store", _has_batch)],
+    "replied": [_end("provider.pushes:PushService._reply_waiters")],
+    "ack-received": [_begin("provider.request_handler:RequestHandler._acknowledge")],
+    "acknowledged": [_begin(_SUBMIT, _has_kind("remove"))],
+    "removing": [_begin("provider.removals:Removals._delete")],
+    "removed": [
+        _end("server.local_files:LocalFileStore.delete", _is_true),
+        _end("mirror.cache:MirrorCache.delete", _is_true),
+    ],
+    "announcement-received": [_begin("receiver.announcements:AnnouncementReceiver._record")],
+    "announcement-stored": [_begin(_SUBMIT, _has_kind("fetch")), _begin(_SUBMIT, _has_kind("relay"))],
+    "requesting": [_begin("receiver.fetcher:Fetcher._send_request")],
+    "delivery-reported": [_begin("client.receipts:ReceiptPublisher.on_delivered")],
+    "acked": [_end("client.receipts:ReceiptPublisher.on_delivered")],
+    "receipt-published": [
+        _end("client.receipts:ReceiptPublisher.on_delivered"),
+        _end("client.receipts:ReceiptPublisher._unpack_version"),
+        _end("dispatcher.deliveries:Deliveries._publish"),
+        _end("fetching.chain:FetchChain._fetch"),
+    ],
+    "receipt-republished": [_end("client.receipts:ReceiptPublisher._republish")],
+    "discarding": [_begin("client.receipts:ReceiptPublisher._delete_archive")],
+    "discarded": [_end("client.receipts:remove_version", _is_true)],
+    "relaying": [_begin("mirror.daemon:MirrorChain._relay")],
+    "copy-requested": [_begin(_SUBMIT, _has_kind("fetch"))],
+    "copy-fetched": [_begin("mirror.daemon:MirrorChain._on_fetched")],
+    "message-received": [
+        _begin("dispatcher.daemon:Dispatcher._on_messages"),
+        _begin("fetching.chain:FetchChain.on_messages"),
+    ],
+    "deliveries-stored": [_begin(_SUBMIT, _has_kind("deliver"))],
+    "fetches-stored": [_begin(_SUBMIT, _has_kind("fetch"))],
+    "fetched": [_end("fetching.chain:fetch")],
+}
+
+
+def kill_at(count: int) -> Callable[[], None]:
+    """Return a function that sends SIGKILL to this process when it is called for the ``count``-th time."""
+    times = itertools.count(1)
+
+    def on_reached() -> None:
+        if next(times) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return on_reached
+
+
+def block() -> None:
+    """Wait without end."""
+    threading.Event().wait()
+
+
+def wrap(place: Place, on_reached: Callable[[], None]) -> None:
+    """Call ``on_reached`` in each call of a function that meets the condition of the place."""
+    module, _, path = place.function.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for one in owners:
+        owner = getattr(owner, one)
+    function = getattr(owner, name)
+
+    @wraps(function)
+    def wrapper(*arguments: Any, **keywords: Any) -> Any:
+        if not place.at_end and place.condition(arguments, None):
+            on_reached()
+        result = function(*arguments, **keywords)
+        if place.at_end and place.condition(arguments, result):
+            on_reached()
+        return result
+
+    setattr(owner, name, wrapper)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Arm the failpoint and run the script; exit with a list of the failpoints if the first argument names none."""
     wanted, script, *rest = arguments
@@ -60,10 +195,9 @@ def main(arguments: Sequence[str]) -> None:
     if name not in FAILPOINTS or not (is_block or (count.isdecimal() and int(count))):
         known = "\n".join(f"  {one}: {sentence}" for one, sentence in FAILPOINTS.items())
         sys.exit(f"{wanted} must be NAME:COUNT of these:\n{known}")
-    if is_block:
-        failpoints.arm_block(name)
-    else:
-        failpoints.arm(name, int(count))
+    on_reached = block if is_block else kill_at(int(count))
+    for place in PLACES[name]:
+        wrap(place, on_reached)
     sys.argv = [script, *rest]
     runpy.run_path(script, run_name="__main__")
 

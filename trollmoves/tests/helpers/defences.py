@@ -358,7 +358,7 @@ DEFENCES = (
     # Files and directories
     _defence(
         "modes of files",
-        "movers/base.py",
+        "movers/source_file.py",
         "return self.status.st_mode & 0o775",
         "return self.status.st_mode & 0o777",
         "system/test_modes.py",
@@ -366,14 +366,14 @@ DEFENCES = (
     ),
     _defence(
         "modes of an existing journal",
-        "journal/location.py",
+        "journal/sqlite/files.py",
         '            os.chmod(f"/proc/self/fd/{descriptor}", 0o600)\n',
         "            pass\n",
         "integration/test_journal.py::test_permissions_of_existing_files_are_corrected",
     ),
     _defence(
         "modes of a new journal",
-        "journal/location.py",
+        "journal/sqlite/files.py",
         "os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)",
         "os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)",
         "integration/test_journal.py::test_only_the_owner_may_read",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.journal import Journal
+from trollmoves.journal import open_journal
 from trollmoves.journal.clock import MonotonicWallClock
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
 from trollmoves.tests.helpers.waiting import until
@@ -139,8 +139,8 @@ def test_a_steady_clock() -> None:
 
 CHILD = """
 import os, sys
-from trollmoves.journal import Journal, Task
-journal = Journal(sys.argv[1])
+from trollmoves.journal import open_journal, Journal, Task
+journal = open_journal(sys.argv[1])
 journal.add_tasks([Task("chain", "kind", "key", "lane", "", due=journal.now() + 60)])
 if sys.argv[2] == "closed":
     journal.close()
@@ -154,7 +154,7 @@ def test_journal_limits_due_times(testbed: Testbed, clock: Clock, end: str) -> N
     clock.set(YEAR)
     path = str(testbed.root / "a.journal")
     subprocess.run([sys.executable, "-c", CHILD, path, end], env=clock.environment(testbed.environment), check=True)
-    journal = Journal(path)
+    journal = open_journal(path)
     testbed.call_at_end(journal.close)
     (task,) = journal.claim("chain", "lane", 1, time.time() + 2 * YEAR)
     assert 0 < task.due - journal.now() < 61

@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from trollmoves.errors import JournalError
-from trollmoves.journal import DONE, AnnouncementRecord, Journal, Outcome, Task
+from trollmoves.journal import DONE, AnnouncementRecord, Journal, Outcome, Task, open_journal
 from trollmoves.journal.location import LOCK_SUFFIX
+from trollmoves.tests.helpers.journals import append_announcements
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def path() -> Iterator[str]:
 def announce(journal: Journal) -> None:
     """Append an announcement to the log of a chain."""
     number = journal.last_number("chain") + 1
-    journal.append_announcements("chain", [AnnouncementRecord(number, f"/{number}", str(number), 1, 1, "")])
+    append_announcements(journal, "chain", [AnnouncementRecord(number, f"/{number}", str(number), 1, 1, "")])
 
 
 def finish(journal: Journal) -> None:
@@ -39,7 +40,7 @@ def finish(journal: Journal) -> None:
 
 def identity(path: str) -> str:
     """Open and close a journal; return its identity."""
-    with closing(Journal(path)) as journal:
+    with closing(open_journal(path)) as journal:
         return journal.identity
 
 
@@ -66,11 +67,11 @@ def restore_all(path: str) -> None:
 @pytest.mark.parametrize("change", [announce, finish])
 def test_restored(path: str, restore: Callable[[str], None], change: Callable[[Journal], None]) -> None:
     """A journal that is older than its last process gets a new identity, once."""
-    with closing(Journal(path)) as journal:
+    with closing(open_journal(path)) as journal:
         before = journal.identity
         change(journal)
     shutil.copy(path, path + ".backup")
-    with closing(Journal(path)) as journal:
+    with closing(open_journal(path)) as journal:
         assert journal.identity == before
         change(journal)
     restore(path)
@@ -93,7 +94,7 @@ def test_killed_while_writing(path: str) -> None:
     """A kill between any two writes changes no identity."""
     before = identity(path)
     code = (
-        "import os, sys; from trollmoves.journal import *; journal = Journal(sys.argv[1])\n"
+        "import os, sys; from trollmoves.journal import *; journal = open_journal(sys.argv[1])\n"
         "for n in range(int(sys.argv[2])):\n"
         "    ((task, _),) = journal.add_tasks([Task('chain', 'fetch', f'{journal.now()}', 'lane', '')])\n"
         "    journal.finish([Outcome(task, DONE)]) if n % 2 else None\n"
@@ -107,7 +108,7 @@ def test_killed_while_writing(path: str) -> None:
 @pytest.mark.parametrize("suffixes", [("",), ("", "-wal", "-shm"), (LOCK_SUFFIX,), ("", "-wal", "-shm", LOCK_SUFFIX)])
 def test_removed_while_open(path: str, suffixes: tuple[str, ...]) -> None:
     """Files of an open journal that were removed are written again, with all rows and the same identity."""
-    journal = Journal(path)
+    journal = open_journal(path)
     before = journal.identity
     announce(journal)
     for suffix in suffixes:
@@ -115,20 +116,20 @@ def test_removed_while_open(path: str, suffixes: tuple[str, ...]) -> None:
     journal.check_file()
     announce(journal)
     with pytest.raises(JournalError, match="in use"):
-        Journal(path)
+        open_journal(path)
     journal.close()
-    with closing(Journal(path)) as journal:
+    with closing(open_journal(path)) as journal:
         assert (journal.identity, journal.last_number("chain")) == (before, 2)
 
 
 def test_replaced_while_open(path: str) -> None:
     """A replaced file is reported once, no result is stored in the wrong file, and the next open uses the new file."""
-    with closing(Journal(path)) as journal:
+    with closing(open_journal(path)) as journal:
         before = journal.identity
         announce(journal)
     shutil.copy(path, path + ".backup")
     reported: list[bool] = []
-    journal = Journal(path, on_damage=lambda: reported.append(True))
+    journal = open_journal(path, on_damage=lambda: reported.append(True))
     announce(journal)
     replace(path)
     for _ in range(2):
@@ -138,6 +139,6 @@ def test_replaced_while_open(path: str) -> None:
     with pytest.raises(JournalError, match="was replaced"):
         announce(journal)
     journal.close()
-    with closing(Journal(path)) as journal:
+    with closing(open_journal(path)) as journal:
         assert journal.identity != before
         assert journal.last_number("chain") == 1

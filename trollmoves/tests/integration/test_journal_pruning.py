@@ -24,9 +24,12 @@ from trollmoves.journal import (
     SourcePosition,
     Task,
     drop_body,
+    open_journal,
 )
+from trollmoves.journal.sqlite import SqliteJournal
 from trollmoves.server.daemon import Server
 from trollmoves.tests.helpers.daemons import TOPIC, ServerClientPair, Testbed
+from trollmoves.tests.helpers.journals import append_announcements, latest_versions
 from trollmoves.tests.helpers.recording import HOST, send_request
 
 LATER = 4e9  # s since the epoch
@@ -43,7 +46,7 @@ def path() -> Iterator[str]:
 @pytest.fixture
 def journal(path: str) -> Iterator[Journal]:
     """Return an open journal."""
-    journal = Journal(path)
+    journal = open_journal(path)
     yield journal
     journal.close()
 
@@ -106,7 +109,7 @@ def test_recently_finished_tasks_stay(journal: Journal) -> None:
 
 def test_pruned_until_is_known(path: str) -> None:
     """The time up to which finished tasks may have been pruned is known, also in the next process."""
-    journal = Journal(path)
+    journal = open_journal(path)
     assert journal.history_seconds() == float("inf")
     tasks = [one for one, _ in journal.add_tasks([task(str(n)) for n in range(20)])]
     for one in tasks:
@@ -114,7 +117,7 @@ def test_pruned_until_is_known(path: str) -> None:
     keep_up(journal, Retention(LATER, LATER, 10, 10**9))
     last = journal.find("chain", "fetch", "10")
     journal.close()
-    journal = Journal(path)
+    journal = open_journal(path)
     assert last is not None
     assert last.finished is not None
     assert journal.find("chain", "fetch", "9") is None
@@ -124,8 +127,8 @@ def test_pruned_until_is_known(path: str) -> None:
 
 def test_the_log_stays_short(journal: Journal) -> None:
     """No more than the given number of announcements of a chain are kept, the newest ones; or none but the last."""
-    journal.append_announcements("chain", [announced(n) for n in range(1, 1001)])
-    journal.append_announcements("other", [announced(n) for n in range(1, 4)])
+    append_announcements(journal, "chain", [announced(n) for n in range(1, 1001)])
+    append_announcements(journal, "other", [announced(n) for n in range(1, 4)])
     steps = keep_up(journal, Retention(LATER, LATER, 10**9, 10))
     assert sum(steps) == 990
     assert max(steps) <= 200
@@ -138,14 +141,14 @@ def test_the_log_stays_short(journal: Journal) -> None:
 
 def test_numbers_go_on_after_upkeep_and_reopening(path: str) -> None:
     """The numbers of a log go on when all that was announced has gone, and after that in the next process."""
-    journal = Journal(path)
-    journal.append_announcements("chain", [announced(n) for n in range(1, 4)])
+    journal = open_journal(path)
+    append_announcements(journal, "chain", [announced(n) for n in range(1, 4)])
     keep_up(journal, Retention(LATER, -9.0, 10**9, 10**9))
     assert journal.last_number("chain") == 3
     journal.close()
-    journal = Journal(path)
+    journal = open_journal(path)
     assert journal.last_number("chain") == 3
-    journal.append_announcements("chain", [announced(4)])
+    append_announcements(journal, "chain", [announced(4)])
     assert [a.number for a in journal.announcements_after("chain", 0, 9)] == [3, 4]
     journal.close()
 
@@ -181,13 +184,13 @@ def test_finished_tasks_are_compacted(journal: Journal) -> None:
 
 def test_many_tasks_are_compacted(path: str) -> None:
     """Tasks that end at the same time are all compacted, over several steps and processes."""
-    journal = Journal(path)
+    journal = open_journal(path)
     tasks = [one for one, _ in journal.add_tasks([task(str(n), body="body") for n in range(1000)])]
     journal.finish([Outcome(one, DONE, "reply") for one in tasks])
     steps = journal.prune(ALL, {"fetch": drop_body}, -1.0)
     assert next(steps) == 200
     journal.close()
-    journal = Journal(path)
+    journal = open_journal(path)
     assert sum(keep_up(journal, ALL, fetch=drop_body)) == 800
     assert all(one.body == "" for n in range(1000) if (one := journal.find("chain", "fetch", str(n))))
     journal.close()
@@ -215,7 +218,7 @@ def pass_through(journal: Journal, first: int, count: int) -> None:
     """Announce, deliver and be done with files, as a server does."""
     for start in range(first, first + count, 500):
         numbers = range(start, start + 500)
-        journal.append_announcements("chain", [announced(n) for n in numbers])
+        append_announcements(journal, "chain", [announced(n) for n in numbers])
         pushes = [task(f"{n} file://host/out", kind="push", body="x" * 800, about=n) for n in numbers]
         tasks = journal.add_tasks(pushes)
         journal.finish([Outcome(one, DONE, "r" * 700) for one, _ in tasks])
@@ -223,7 +226,7 @@ def pass_through(journal: Journal, first: int, count: int) -> None:
 
 def test_size_is_bounded(path: str) -> None:
     """The journal's size is bounded by its retention options, however many files pass; finished tasks take little."""
-    journal = Journal(path)
+    journal = open_journal(path)
     keep = Retention(LATER, LATER, 2000, 2000)
     sizes = []
     for turn in range(6):
@@ -239,7 +242,7 @@ def test_size_is_bounded(path: str) -> None:
 
 def test_space_is_given_back(path: str) -> None:
     """After a flood the file becomes small again, in steps that touch few pages."""
-    journal = Journal(path)
+    journal = open_journal(path)
     pass_through(journal, 1, 10_000)
     before = size(path)
     steps = keep_up(journal, Retention(-9.0, -9.0, 10**9, 10**9))
@@ -257,7 +260,7 @@ def test_work_goes_on_between_the_steps(journal: Journal) -> None:
         assert new
         if n % 2:
             journal.finish([Outcome(one, DONE)])
-        journal.append_announcements("chain", [announced(journal.last_number("chain") + 1)])
+        append_announcements(journal, "chain", [announced(journal.last_number("chain") + 1)])
     assert journal.count()["waiting"] >= 10
     assert journal.last_number("chain") == 1001 + n
 
@@ -280,9 +283,9 @@ QUERIES: dict[str, Callable[[Journal], object]] = {
     "finish": lambda j: j.finish([Outcome(one, DONE) for one in j.claim("busy", "lane", 1, LATER)]),
     "fail_waiting": lambda j: j.fail_pending("busy", "no such lane"),
     "last_done": lambda j: j.finished_before_kill("chain", ("fetch",), 0.5),
-    "announce": lambda j: j.append_announcements("chain", [announced(j.last_number("chain") + 1)]),
+    "announce": lambda j: append_announcements(j, "chain", [announced(j.last_number("chain") + 1)]),
     "announced": lambda j: j.latest_announcement("chain", "/in/1"),
-    "versions": lambda j: j.latest_versions("chain", ["/in/1"]),
+    "versions": lambda j: latest_versions(j, "chain", ["/in/1"]),
     "announcement": lambda j: j.get_announcement("chain", 1),
     "announced_after": lambda j: j.announcements_after("chain", 3, 5),
     "number_before": lambda j: j.number_before("chain", 5.0),
@@ -298,7 +301,7 @@ def full() -> Iterator[str]:
     """Return a journal of a process that was killed, with thousands of lines of each sort."""
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         path = os.path.join(folder, "full.journal")
-        journal = Journal(path)
+        journal = open_journal(path)
         pass_through(journal, 1, 3000)
         over = journal.add_tasks([task(f"done {n}") for n in range(3000)])
         time.sleep(0.6)  # tasks finished in the last half second before a kill are checked
@@ -316,7 +319,7 @@ def full() -> Iterator[str]:
 @pytest.mark.parametrize("name", QUERIES)
 def test_no_query_looks_at_everything(full: str, name: str) -> None:
     """Whatever is asked of a journal with thousands of lines, SQLite makes few steps for it: an index leads there."""
-    journal = Journal(full)
+    journal = open_journal(full)
     steps = 0
 
     def step() -> int:
@@ -324,6 +327,7 @@ def test_no_query_looks_at_everything(full: str, name: str) -> None:
         steps += 1
         return 0
 
+    assert isinstance(journal, SqliteJournal)
     QUERIES[name](journal)  # tasks that one process reads once
     with journal._lock:
         journal._db.set_progress_handler(step, 10)
@@ -358,7 +362,7 @@ def test_compacted_tasks_suffice(tmp_path: Path) -> None:
         remains = {"server": Server.compactors, "client": Client.compactors}
         for role, process in (("client", pair.client), ("server", pair.server)):
             assert process.terminate() == 0
-            journal = Journal(journal_of(testbed, role))
+            journal = open_journal(journal_of(testbed, role))
             before = journal.count()
             assert sum(journal.prune(ALL, remains[role], -1.0)) > 0
             assert journal.count() == before

@@ -11,9 +11,19 @@ from pathlib import Path
 import pytest
 
 from trollmoves.errors import JournalError
-from trollmoves.journal import DONE, FAILED, WAITING, Delivery, Journal, Outcome, Retention, Task
-from trollmoves.journal.reader import JournalReader, running_pid
-from trollmoves.journal.statistics import read_statistics
+from trollmoves.journal import (
+    DONE,
+    FAILED,
+    WAITING,
+    Delivery,
+    Journal,
+    Outcome,
+    Retention,
+    Task,
+    open_journal,
+    open_reader,
+    running_pid,
+)
 from trollmoves.status import model
 from trollmoves.status.snapshot import Section, snapshot
 
@@ -38,7 +48,7 @@ def state_of(path: Path) -> model.Destination:
 def test_lanes_in_an_open_and_a_closed_journal(tmp_path: Path) -> None:
     """Counts, bytes, last file and failure of a lane are known while the journal is open, after a kill, and closed."""
     path = tmp_path / "a.journal"
-    journal = Journal(str(path))
+    journal = open_journal(str(path))
     tasks = add(journal, 5)
     journal.finish([Outcome(task, DONE, delivery=Delivery(100, 0.5)) for task in tasks[:2]])
     journal.finish([Outcome(tasks[2], WAITING, "no login", journal.now() + 60, failure="held", error="no login")])
@@ -57,7 +67,7 @@ def test_lanes_in_an_open_and_a_closed_journal(tmp_path: Path) -> None:
 def test_a_success_ends_the_failure_of_a_lane(tmp_path: Path) -> None:
     """A lane that failed is down after a minute, and works again with the next delivery."""
     path = tmp_path / "a.journal"
-    with closing(Journal(str(path))) as journal:
+    with closing(open_journal(str(path))) as journal:
         tasks = add(journal, 3)
         journal.finish([Outcome(tasks[0], FAILED, "refused", failure="outage", error="refused")])
         one = state_of(path)
@@ -76,7 +86,7 @@ def test_a_success_ends_the_failure_of_a_lane(tmp_path: Path) -> None:
 def test_a_file_that_a_client_got_elsewhere(tmp_path: Path) -> None:
     """A failed push does not count once its client has acknowledged the announcement."""
     path = tmp_path / "a.journal"
-    with closing(Journal(str(path))) as journal:
+    with closing(open_journal(str(path))) as journal:
         (task,) = [t for t, _ in journal.add_tasks([Task("hrit", "push", "1 x", LANE, "", announcement_number=1)])]
         journal.finish([Outcome(task, FAILED, "refused", failure="retry", error="refused")])
         assert state_of(path).waiting == 1
@@ -86,7 +96,7 @@ def test_a_file_that_a_client_got_elsewhere(tmp_path: Path) -> None:
 
 def refused(path: Path) -> int:
     """Return the number of failed pushes that wait for the next request."""
-    with JournalReader(str(path)) as reader:
+    with open_reader(str(path)) as reader:
         return sum(row.refused for row in reader.failures())
 
 
@@ -96,25 +106,25 @@ def test_a_client_that_changed_its_destination(tmp_path: Path) -> None:
     bodies = {
         name: f'pytroll://x push {{"a": 1, "request": {{"id": "{name}/hrit/7", "timeout": 1}}}}' for name in "abc"
     }
-    with closing(Journal(str(path))) as journal:
+    with closing(open_journal(str(path))) as journal:
         failed = [Task("hrit", "push", f"1 {name}", LANE, body, announcement_number=1) for name, body in bodies.items()]
         journal.add_tasks(failed)
         journal.finish([Outcome(task, FAILED, "down", failure="outage", error="down") for task in failed])
         assert refused(path) == 3
-        assert read_statistics(str(path)).failing == [("hrit", LANE)]
+        assert journal.statistics().failing == [("hrit", LANE)]
         later = [
             Task("hrit", "push", f"1 {name} other", f"{LANE}0", bodies[name], announcement_number=1) for name in "ab"
         ]
         journal.add_tasks(later)
         assert refused(path) == 1
         journal.finish([Outcome(failed[2], DONE, delivery=Delivery(1, 0.1))])
-        assert (refused(path), read_statistics(str(path)).failing) == (0, [])
+        assert (refused(path), journal.statistics().failing) == (0, [])
 
 
 def test_a_journal_of_before(tmp_path: Path) -> None:
     """A journal without the columns and tables for operators gets them when its daemon opens it, and keeps its rows."""
     path = tmp_path / "a.journal"
-    with closing(Journal(str(path))) as journal:
+    with closing(open_journal(str(path))) as journal:
         add(journal, 2)
     with closing(sqlite3.connect(path)) as db:
         db.execute("DROP TABLE lanes")
@@ -122,9 +132,9 @@ def test_a_journal_of_before(tmp_path: Path) -> None:
         for column in ("failure", "size", "seconds", "destination", "peer"):
             db.execute(f"ALTER TABLE tasks DROP COLUMN {column}")
         db.commit()
-    with pytest.raises(JournalError, match="start its daemon once"), JournalReader(str(path)):
+    with pytest.raises(JournalError, match="start its daemon once"), open_reader(str(path)):
         pass
-    with closing(Journal(str(path))) as journal:
+    with closing(open_journal(str(path))) as journal:
         assert journal.count("hrit")["waiting"] == 2
         journal.finish(
             [Outcome(task, DONE, delivery=Delivery(7, 0.1)) for task in journal.claim("hrit", LANE, 9, 1e12)]
@@ -135,14 +145,14 @@ def test_a_journal_of_before(tmp_path: Path) -> None:
 def test_details_survive_compaction(tmp_path: Path) -> None:
     """Size, seconds, destination and peer of a finished task stay when its texts are removed."""
     path = tmp_path / "a.journal"
-    with closing(Journal(str(path))) as journal:
+    with closing(open_journal(str(path))) as journal:
         (task,) = [t for t, _ in journal.add_tasks([Task("hrit", "fetch", "a", "fetch host:1", "long body")])]
         journal.finish([Outcome(task, DONE, "reply", delivery=Delivery(5, 0.25, "/out", "host:2"))])
         add(journal, 1)  # the newest row is kept in any case
         keep = Retention(1e6, 1e6, 10_000, 10_000)
         assert list(journal.prune(keep, {"fetch": lambda _: ""}, min_age=0.0))
-        with JournalReader(str(path)) as reader:
-            (row,) = reader.tasks("t.kind = 'fetch'")
+        with open_reader(str(path)) as reader:
+            (row,) = reader.tasks_of_file("a", ("other",), 9)
     assert (row.body, row.reply) == ("", None)
     assert (row.size, row.seconds, row.destination, row.peer) == (5, 0.25, "/out", "host:2")
 
@@ -150,7 +160,7 @@ def test_details_survive_compaction(tmp_path: Path) -> None:
 def test_totals_with_several_threads(tmp_path: Path) -> None:
     """Each delivery is counted once, also if several threads store results."""
     path = tmp_path / "a.journal"
-    journal = Journal(str(path))
+    journal = open_journal(str(path))
     tasks = add(journal, 2_000)
 
     def finish(first: int) -> None:
@@ -167,13 +177,13 @@ def test_totals_with_several_threads(tmp_path: Path) -> None:
 def test_a_directory_in_the_place_of_a_journal(tmp_path: Path) -> None:
     """It is an error in one line."""
     with pytest.raises(JournalError, match="cannot be read"):
-        JournalReader(str(tmp_path))
+        open_reader(str(tmp_path))
 
 
 def test_totals_of_huge_sizes(tmp_path: Path) -> None:
     """A source that announces impossible sizes cannot prevent that results are stored."""
     path = tmp_path / "a.journal"
-    journal = Journal(str(path))
+    journal = open_journal(str(path))
     tasks = add(journal, 4)
     huge = Delivery(2**63 - 1, 0.1)
     for task in tasks[:3]:

@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from trollmoves.errors import JournalError
-from trollmoves.journal import DONE, AnnouncementRecord, Journal, Outcome, SourcePosition, Task
+from trollmoves.journal import DONE, AnnouncementRecord, Outcome, SourcePosition, Task, open_journal
 from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
+from trollmoves.tests.helpers.journals import append_announcements
 from trollmoves.tests.helpers.service_socket import ServiceSocket, add_environment
 from trollmoves.tests.helpers.waiting import until
 
@@ -28,12 +29,12 @@ def path() -> Iterator[str]:
 
 def fill(path: str) -> str:
     """Make a journal with thousands of lines; give its identity."""
-    journal = Journal(path)
+    journal = open_journal(path)
     tasks = [Task("chain", "fetch", str(n), "lane", f"body {n} {'x' * 300}") for n in range(LINES)]
     added = journal.add_tasks(tasks, [("chain", SourcePosition("log", "host:1", 7))])
     journal.finish([Outcome(one, DONE, "reply") for one, _ in added[::2]])
-    journal.append_announcements(
-        "chain", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 300) for n in range(1, LINES + 1)]
+    append_announcements(
+        journal, "chain", [AnnouncementRecord(n, f"/in/{n}", str(n), 1, 1, "x" * 300) for n in range(1, LINES + 1)]
     )
     journal.close()
     return journal.identity
@@ -81,7 +82,7 @@ def test_a_damaged_journal_is_set_aside(path: str, kind: str, caplog: pytest.Log
     identity = fill(path)
     damage, readable = DAMAGES[kind]
     damage(path)
-    journal = Journal(path)
+    journal = open_journal(path)
     assert len(aside(path)) >= 1
     assert f"the journal {path} is damaged" in caplog.text
     assert journal.identity != identity
@@ -93,7 +94,7 @@ def test_a_damaged_journal_is_set_aside(path: str, kind: str, caplog: pytest.Log
     assert found is None or (found.state, found.reply, found.body[:6]) == (DONE, "reply", "body 0")
     assert len(journal.add_tasks([Task("chain", "fetch", f"new {n}", "lane", "") for n in range(100)])) == 100
     journal.close()
-    Journal(path).close()
+    open_journal(path).close()
     assert len(aside(path)) == 1
 
 
@@ -101,7 +102,7 @@ def test_corruption_found_later(path: str) -> None:
     """Corruption found during use is logged once; the next start makes a new, valid journal."""
     fill(path)
     recorded: list[bool] = []
-    journal = Journal(path, on_damage=lambda: recorded.append(True))
+    journal = open_journal(path, on_damage=lambda: recorded.append(True))
     for where in (0.2, 0.4, 0.6, 0.8):
         overwrite(path, where, 100_000)
     with pytest.raises(JournalError, match=r"a\.journal cannot be read: .*malformed"):
@@ -112,7 +113,7 @@ def test_corruption_found_later(path: str) -> None:
         journal.find("chain", "fetch", "1")
     journal.close()
     assert recorded == [True]
-    journal = Journal(path, damage=journal.damage)
+    journal = open_journal(path, damage=journal.damage)
     assert len(aside(path)) == 1
     assert sum(journal.count().values()) > 100
     journal.add_tasks([Task("chain", "fetch", "new", "lane", "")])
@@ -124,7 +125,7 @@ def test_foreign_file_is_not_changed(path: str) -> None:
     Path(path).write_bytes(b"precious\n" * 999)
     for _ in range(2):
         with pytest.raises(JournalError, match="not a database"):
-            Journal(path)
+            open_journal(path)
     assert Path(path).read_bytes() == b"precious\n" * 999
     assert os.listdir(os.path.dirname(path)) == ["a.journal"]
 
@@ -170,9 +171,9 @@ def test_daemon_recovers_from_corruption(tmp_path: Path) -> None:
         pair.wait_until_done()
         assert pair.server.terminate() == 0
         path = journal_of(testbed, "server")
-        journal = Journal(str(path))  # more than SQLite has in memory
+        journal = open_journal(str(path))  # more than SQLite has in memory
         lines = [AnnouncementRecord(n, f"/gone/{n}", str(n), 1, 1, "x" * 600) for n in range(6, 10_000)]
-        journal.append_announcements("hrit", lines)
+        append_announcements(journal, "hrit", lines)
         journal.close()
         pair.server.start()
         overwrite(str(path), 0.0, path.stat().st_size)

@@ -171,6 +171,19 @@ write("last")
     assert file.read_text().splitlines() == lines
 
 
+def test_a_line_shows_its_arguments_at_the_call(tmp_path: Path) -> None:
+    """The line is formatted later, but an argument that changes in between appears as it was."""
+    log = Log(tmp_path / "log")
+    logger = logging.Logger("here")
+    logger.addHandler(log.queued)
+    names = ["a"]
+    logger.info("%s and %s", names, "constant")
+    names.append("b")
+    logger.info("%(count)d files", {"count": 2})
+    log.close()
+    assert log.file.read_text() == "['a'] and constant\n2 files\n"
+
+
 # -- rotation
 
 
@@ -181,11 +194,11 @@ class Log:
         self.file = file
         self.writer = LogWriter()
         self.handler = LogFile(str(file))
-        self._queued = self.writer.queued(self.handler)
+        self.queued = self.writer.queued(self.handler)
 
     def write(self, line: str) -> None:
         """Log a line."""
-        self._queued.handle(logging.makeLogRecord({"msg": line}))
+        self.queued.handle(logging.makeLogRecord({"msg": line}))
 
     def close(self) -> None:
         """Write all lines."""

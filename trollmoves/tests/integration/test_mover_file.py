@@ -17,9 +17,10 @@ import pytest
 
 from trollmoves.errors import BadDestination, NoSpace, OriginChanged, OriginMissing, OriginUnreadable, PermissionRefused
 from trollmoves.movers import MOVERS, FileMover, clean_partials, is_partial, move_it
-from trollmoves.movers.base import SourceFile, partial_path
+from trollmoves.movers.base import partial_path
 from trollmoves.movers.file import SMALL_FILE
 from trollmoves.movers.partials import visible_partial_path
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
 from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import ServerProcess

@@ -14,6 +14,7 @@ import pytest
 from trollmoves.config import config_file, secrets
 from trollmoves.config import dispatcher_file as dispatch_config
 from trollmoves.config.config_file import Configuration
+from trollmoves.config.option_table import options_of
 from trollmoves.config.options import ClientOptions, ServerOptions, TargetOptions
 from trollmoves.errors import ConfigError
 from trollmoves.net import urls
@@ -216,8 +217,8 @@ def test_options_hold_the_secret_itself() -> None:
         "ssh_key_passphrase",
         "token",
     }
-    assert options.options_of(ClientOptions)["login"].secret
-    assert options.options_of(TargetOptions)["login"].secret
+    assert options_of(ClientOptions)["login"].secret
+    assert options_of(TargetOptions)["login"].secret
 
 
 def test_reload_reads_secrets_again(tmp_path: Path) -> None:

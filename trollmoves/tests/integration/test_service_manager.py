@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.journal import DONE, Journal, Task
+from trollmoves.journal import DONE, Task, open_journal
 from trollmoves.tests.helpers.crashing import armed
 from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 from trollmoves.tests.helpers.dead_mount import DeadMount
@@ -53,7 +53,7 @@ def test_recovery_of_a_journal_does_not_miss_the_watchdog(testbed: Testbed) -> N
     pair.server.start()
     assert pair.server.terminate() == 0
     (path,) = (testbed.root / "state").rglob("server-*.journal")
-    with closing(Journal(str(path))) as journal:
+    with closing(open_journal(str(path))) as journal:
         journal.add_tasks(
             [Task("hrit", "ack", f"{n:0500}", "ack", "", announcement_number=n, state=DONE) for n in range(20_000)]
         )
@@ -80,7 +80,7 @@ def test_stuck_thread_misses_the_watchdog(testbed: Testbed, failpoint: str, thre
     pair.feeder.feed(1)
     pair.server.wait_for_line(f"the thread {thread} is stuck for ")
     until(lambda: manager.values("STATUS")[-1] == f"the thread {thread} is stuck", 10, "the status")
-    assert "failpoints.py" in pair.server.lines()
+    assert "armed.py" in pair.server.lines()
     before = len(manager.values("WATCHDOG"))
     with pytest.raises(AssertionError):
         until(lambda: len(manager.values("WATCHDOG")) > before, WATCHDOG, timeout_factor=1)

@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
 
 PROMETHEUS = shutil.which("prometheus") or "/usr/bin/prometheus"
@@ -42,6 +44,18 @@ class Prometheus(ServerProcess):
             f"--web.listen-address={HOST}:{port}",
         ]
         super().__init__(port, command, folder / "prometheus.log")
+
+    def start(self, seconds: float = 30) -> None:
+        """Start the process and wait until it is ready: it listens before, and rejects requests."""
+        super().start(seconds)
+        until(self._is_ready, seconds, "Prometheus is ready")
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{self.port}/-/ready", timeout=20) as reply:
+                return bool(reply.status == HTTPStatus.OK)
+        except OSError:
+            return False
 
     def get(self, path: str) -> Any:
         """Return the data of a reply of its API."""

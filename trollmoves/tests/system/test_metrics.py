@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trollmoves.config.options import ProcessOptions
-from trollmoves.journal import Journal
+from trollmoves.journal import open_journal
 from trollmoves.metrics.counters import FileCounters
 from trollmoves.metrics.service import MAX_CONNECTIONS, MetricsService
 from trollmoves.tests.helpers.daemons import (
@@ -195,7 +195,7 @@ def test_slow_scrapers_are_cut(testbed: Testbed) -> None:
 def test_requests(tmp_path: Path, request_line: str, status: int) -> None:
     """Only the page is served; a request that is too long closes its connection."""
     port = free_port()
-    journal = Journal(str(tmp_path / "x.journal"))
+    journal = open_journal(str(tmp_path / "x.journal"))
     service = MetricsService(ProcessOptions(metrics_port=port), FileCounters())
     service.start(reader(journal, service.counters), {"role": "client", "config": "a.ini"})
     try:

@@ -14,8 +14,7 @@ import pytest
 
 from trollmoves.config.options import ServerOptions
 from trollmoves.control import client
-from trollmoves.journal import DONE, FAILED, Journal, Outcome, Task
-from trollmoves.journal.statistics import last_file_time
+from trollmoves.journal import DONE, FAILED, Outcome, Task, open_journal
 from trollmoves.monitor import commands
 from trollmoves.monitor.alarms import Alarm, Change
 from trollmoves.monitor.commands import AlarmCommands
@@ -171,7 +170,7 @@ def test_limits_of_commands(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 def test_daily_summary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The summary of a chain is one line with its files of the last day."""
     caplog.set_level("INFO")
-    journal = Journal(str(tmp_path / "x.journal"))
+    journal = open_journal(str(tmp_path / "x.journal"))
     scheduler = Scheduler(journal, 1)
     tasks = [Task("hrit", "push", f"{n} x", "push x", "") for n in range(5)]
     added = [task for task, _ in journal.add_tasks(tasks)]
@@ -187,7 +186,7 @@ def test_daily_summary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
 
 def test_last_file_of_a_silent_chain(tmp_path: Path) -> None:
     """The last file of a chain is known although later rounds only search newer results."""
-    journal = Journal(str(tmp_path / "x.journal"))
+    journal = open_journal(str(tmp_path / "x.journal"))
     scheduler = Scheduler(journal, 1)
     sections = {name: ServerOptions(name=name, origin="/x", topic="/x", expect_every=1e6) for name in ("a", "b")}
     monitor = Monitor(journal, "push", lambda: sections, Health(journal, scheduler, dict, list), {})
@@ -195,12 +194,12 @@ def test_last_file_of_a_silent_chain(tmp_path: Path) -> None:
     def finish(key: str) -> float:
         (task,) = (task for task, _ in journal.add_tasks([Task("a", "push", key, "push x", "")]))
         journal.finish([Outcome(task, DONE)])
-        return last_file_time(journal.path, "a", "push")
+        return journal.last_file_time("a", "push")
 
     first = finish("1")
     for _ in range(2):
         assert [monitor._states(sections)[name].last_file for name in ("a", "b")] == [first, 0.0]
-    assert last_file_time(journal.path, "a", "push", journal.now()) == 0.0
+    assert journal.last_file_time("a", "push", journal.now()) == 0.0
     second = finish("2")
     assert monitor._states(sections)["a"].last_file == second > first
     journal.close()
@@ -220,7 +219,7 @@ class DeadMount:
 def test_health_with_a_dead_mount(tmp_path: Path) -> None:
     """A directory that does not respond is a problem of its chain only."""
     mount = DeadMount()
-    journal = Journal(str(tmp_path / "x.journal"))
+    journal = open_journal(str(tmp_path / "x.journal"))
     origins: dict[str, Any] = {"dead": mount, "good": str(tmp_path), "same": str(tmp_path), "gone": "/nowhere"}
     health = Health(journal, Scheduler(journal, 1), lambda: origins, list)
     health.check()

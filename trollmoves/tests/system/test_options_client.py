@@ -76,7 +76,7 @@ class Everything:
                 "bands": "a:A",
                 "absent": "nothing",
             },
-            "beats": {"topic": "", "destination": f"{out}/beats"},
+            "beats": {"topic": None, "destination": f"{out}/beats"},
             "topics": {"providers": f"{provider}/first {provider}/second", "topic": "", "destination": f"{out}/topics"},
             "listed": {"destination": f"{out}/listed"},
             "ftp": {
@@ -88,7 +88,8 @@ class Everything:
         self.ports = {name: testbed.port() for name in CHAINS}
         client: dict[str, dict[str, object]] = {"DEFAULT": {"nameservers": "False", "providers": provider}}
         for name, port in self.ports.items():
-            client[name] = {"topic": f"/{name}", "publish_port": port, **options[name]}
+            section = {"topic": f"/{name}", "publish_port": port, **options[name]}
+            client[name] = {option: value for option, value in section.items() if value is not None}
         self.client = testbed.client(client, "-v")
         self.ears: dict[str, RecordingSubscriber] = {
             name: testbed.subscriber(port) for name, port in self.ports.items()

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from trollmoves.config.options import NOT_OF_A_MIRROR, MirrorOptions, options_of
+from trollmoves.config.option_table import options_of
+from trollmoves.config.options import NOT_OF_A_MIRROR, MirrorOptions
 from trollmoves.tests.helpers.daemons import Testbed, mirror_section
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.recording import HOST

@@ -15,8 +15,7 @@ import pytest
 from trollmoves.control import client
 from trollmoves.control.client import ControlError
 from trollmoves.errors import JournalError
-from trollmoves.journal import Task
-from trollmoves.journal.orders import record_offline
+from trollmoves.journal import Task, record_offline
 from trollmoves.orders.order import Order
 from trollmoves.receiver.fetch_tasks import compact_body
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trollmoves.journal import AnnouncementRecord, Journal
+from trollmoves.journal import AnnouncementRecord, open_journal
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
@@ -45,7 +45,7 @@ class Source:
     def __init__(self, testbed: Testbed) -> None:
         self.told: list[str] = []
         self.caught_up = 0
-        self._journal = testbed.close_at_end(Journal(str(testbed.root / "source.journal")))
+        self._journal = testbed.close_at_end(open_journal(str(testbed.root / "source.journal")))
         self._replier = Replier("source", 0, self._handle, bind_address=HOST)
         self.publisher = Publisher("move_it_server", nameservers=False, bind_address=HOST, heartbeat_data=self._beat)
         self._announcer = Announcer(

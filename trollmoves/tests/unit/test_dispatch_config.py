@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from trollmoves.config import config_file, options
+from trollmoves.config import config_file
 from trollmoves.config.dispatcher_file import read_dispatcher_config
+from trollmoves.config.option_table import options_of
 from trollmoves.config.options import Alias, DispatcherOptions, TargetOptions
 from trollmoves.errors import ConfigError
 
@@ -445,7 +446,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
         "priority": "1",
         "max_failed": "3",
     }
-    known = {name: given.get(name, option.default) for name, option in options.options_of(TargetOptions).items()}
+    known = {name: given.get(name, option.default) for name, option in options_of(TargetOptions).items()}
     yaml = target(tmp_path, "t:\n" + "".join(f"  {name}: '{value}'\n" for name, value in known.items()))
     ini = target(tmp_path, "[t]\n" + "".join(f"{name} = {value}\n" for name, value in known.items()))
     assert yaml == ini

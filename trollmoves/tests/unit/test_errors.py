@@ -11,7 +11,7 @@ import pytest
 
 from trollmoves import errors
 from trollmoves.movers import MOVERS, FileMover, Mover, move_it, mover_for
-from trollmoves.movers.base import from_os_error
+from trollmoves.movers.os_errors import from_os_error
 
 BUILTIN = {
     errors.OriginMissing: FileNotFoundError,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.journal import DONE, Journal, Outcome, Task
+from trollmoves.journal import DONE, Journal, Outcome, Task, open_journal
 from trollmoves.messaging.messages import Message
 from trollmoves.receiver.fetch_tasks import FetchTasks
 from trollmoves.receiver.peers import Peers
@@ -21,7 +21,7 @@ LATER = 4e9  # s since the epoch
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     """Return a new journal."""
-    opened = Journal(str(tmp_path / "client.journal"))
+    opened = open_journal(str(tmp_path / "client.journal"))
     yield opened
     opened.close()
 

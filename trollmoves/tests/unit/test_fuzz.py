@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from trollmoves import unpacking
 from trollmoves.config import config_file, secrets
 from trollmoves.config import dispatcher_file as dispatch_config
-from trollmoves.config.options import ClientOptions, MirrorOptions, ServerOptions, options_of
+from trollmoves.config.option_table import options_of
+from trollmoves.config.options import ClientOptions, MirrorOptions, ServerOptions
 from trollmoves.errors import BadDestination, ConfigError, MessageError, TransferError, UnpackError
 from trollmoves.matching import conditions, patterns
 from trollmoves.matching.patterns import ComposeError, Pattern

@@ -30,12 +30,15 @@ from trollmoves.journal import (
     SourcePosition,
     Task,
     drop_body,
+    open_journal,
 )
+from trollmoves.journal.sqlite import SqliteJournal
 from trollmoves.messaging.messages import Message
 from trollmoves.receiver.fetch_tasks import FetchTasks
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.tests.helpers.journals import append_announcements
 from trollmoves.tests.helpers.waiting import until
 
 LATER = 4e9  # s since the epoch
@@ -54,7 +57,7 @@ class Files:
     def __init__(self) -> None:
         self._folder = TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         self._count = 0
-        self.journal = Journal(self._path())
+        self.journal = open_journal(self._path())
 
     def _path(self) -> str:
         return os.path.join(self._folder.name, f"{self._count}.journal")
@@ -62,18 +65,19 @@ class Files:
     def reopen(self) -> Journal:
         """Close in order, and reopen."""
         self.journal.close()
-        self.journal = Journal(self._path())
+        self.journal = open_journal(self._path())
         return self.journal
 
     def kill(self) -> Journal:
         """Reopen with a copy of the current files."""
         before, old = self.journal, self._path()
         self._count += 1
+        assert isinstance(before, SqliteJournal)
         with before._lock:  # a kill does not come while a file is being copied, either
             for end in ("", "-wal", ".lock"):
                 shutil.copy(old + end, self._path() + end)
         before.close()
-        self.journal = Journal(self._path())
+        self.journal = open_journal(self._path())
         return self.journal
 
     def close(self) -> None:
@@ -153,8 +157,8 @@ class JournalMachine(RuleBasedStateMachine):
         """Announce some files with the next numbers."""
         last = self.journal.last_number(chain)
         numbers = range(last + 1, last + 1 + count)
-        self.journal.append_announcements(
-            chain, [AnnouncementRecord(n, f"/{n}", str(n), 1, 1, f"message {n}") for n in numbers]
+        append_announcements(
+            self.journal, chain, [AnnouncementRecord(n, f"/{n}", str(n), 1, 1, f"message {n}") for n in numbers]
         )
         self.logs[chain] += count
 

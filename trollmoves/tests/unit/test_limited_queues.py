@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from trollmoves.receiver.fetcher import LimitedQueues
+from trollmoves.receiver.limited_queues import LimitedQueues
 
 
 def test_limit_per_key() -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from trollmoves.errors import AccessDenied, RequestRejected, Superseded, TemporaryTransferError, TransferError
-from trollmoves.journal import DONE, FAILED, Journal, Outcome, Task
-from trollmoves.journal.statistics import read_last_times
+from trollmoves.journal import DONE, FAILED, Journal, Outcome, Task, open_journal
 from trollmoves.metrics.counters import MAX_ENDPOINTS, OTHER, FileCounters
 from trollmoves.metrics.exporter import Exporter
 from trollmoves.metrics.state import DaemonReader
@@ -31,13 +30,12 @@ def task(kind: str = "push", endpoint: str = "sftp://sat@host:22", chain: str = 
 def reader(journal: Journal, counters: FileCounters, *lanes: LaneState) -> DaemonReader:
     """Return the reader of a daemon with one chain and these lanes."""
     return DaemonReader(
-        journal=journal.path,
+        journal=journal,
         counters=counters,
         event="received",
         chains=lambda: ["hrit"],
         lanes=lambda: list(lanes),
         providers=lambda: [("hrit", {"a:9010": True, "b:9010": False})],
-        now=journal.now,
         replayed=lambda: {"hrit": 2},
         alarms=lambda: {("hrit", "max_age"): False, ("hrit", "max_failed"): True},
         lines_dropped=lambda: 3,
@@ -96,7 +94,7 @@ def test_endpoints_are_bounded() -> None:
 
 def test_state(tmp_path: Path) -> None:
     """Waiting, held and failed tasks, ages, lanes and providers are read from the journal and the scheduler."""
-    journal = Journal(str(tmp_path / "x.journal"))
+    journal = open_journal(str(tmp_path / "x.journal"))
     added = [one for one, _ in journal.add_tasks([task("fetch", f"s{n % 2}:9094") for n in range(1)])]
     added += [
         one for one, _ in journal.add_tasks([Task("hrit", "fetch", f"k{n}", "fetch s1:9094", "") for n in range(4)])
@@ -123,7 +121,7 @@ def test_state(tmp_path: Path) -> None:
 
 def test_endpoint_stays_down_without_a_lane(tmp_path: Path) -> None:
     """A destination that failed is down until a success, also when its lane was forgotten, as after a reload."""
-    journal = Journal(str(tmp_path / "x.journal"))
+    journal = open_journal(str(tmp_path / "x.journal"))
     ((one, _),) = journal.add_tasks([task()])
     journal.finish([Outcome(one, FAILED, "down", failure="outage", error="down")])
     assert export(reader(journal, FileCounters())).value("trollmoves_endpoint_up", kind="push") == 0
@@ -136,10 +134,10 @@ def test_endpoint_stays_down_without_a_lane(tmp_path: Path) -> None:
 
 def test_last_times(tmp_path: Path) -> None:
     """The last file of an earlier process is known from the journal."""
-    journal = Journal(str(tmp_path / "x.journal"))
+    journal = open_journal(str(tmp_path / "x.journal"))
     ((one, _),) = journal.add_tasks([task("fetch")])
     journal.finish([Outcome(one, 1)])
-    found = read_last_times(journal.path)
+    found = journal.last_times()
     assert found["hrit", "fetch"] == pytest.approx(journal.now(), abs=60)
     page = export(reader(journal, FileCounters()))
     assert page.value("trollmoves_last_file_timestamp_seconds") == pytest.approx(found["hrit", "fetch"])
@@ -148,7 +146,7 @@ def test_last_times(tmp_path: Path) -> None:
 
 def test_an_unreadable_journal(tmp_path: Path) -> None:
     """Without a readable journal its metrics are missing, and the others are served."""
-    journal = Journal(str(tmp_path / "x.journal"))
+    journal = open_journal(str(tmp_path / "x.journal"))
     read = reader(journal, FileCounters())
     journal.close()
     (tmp_path / "x.journal").write_bytes(b"no journal" * 1000)
@@ -162,7 +160,7 @@ def test_an_unreadable_journal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["alerts.yml", "alerts_test.yml", "dashboard.json", "../../doc/monitoring.md"])
 def test_named_metrics_exist(tmp_path: Path, page: str) -> None:
     """Each metric in the example and on the page is exported, and the page names all."""
-    journal = Journal(str(tmp_path / "x.journal"))
+    journal = open_journal(str(tmp_path / "x.journal"))
     counters = FileCounters()
     counters.count_result(task("fetch"), Result(files=FileStats(1, 1, 0)))
     counters.count_announced("hrit", [FileStats(1, 1, 0)])

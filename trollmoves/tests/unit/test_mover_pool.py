@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from trollmoves.errors import BadDestination, ConnectionFailed, TemporaryTransferError, TooManyConnections
-from trollmoves.movers.base import SourceFile
 from trollmoves.movers.host_capabilities import HostCapabilities
 from trollmoves.movers.pool import Connection, Pool, PoolLimits, SharedHandles
+from trollmoves.movers.source_file import SourceFile
 from trollmoves.tests.helpers.waiting import until
 
 LIMITS = PoolLimits(connections=2, uptime=30)

@@ -9,15 +9,10 @@ from pathlib import Path
 import pytest
 
 from trollmoves.config import options, parsers
-from trollmoves.config.options import (
-    ClientOptions,
-    FetcherOptions,
-    MirrorOptions,
-    ProcessOptions,
-    S3DownloaderOptions,
-    ServerOptions,
-    SharedOptions,
-)
+from trollmoves.config.fetch_options import FetcherOptions, S3DownloaderOptions
+from trollmoves.config.option_table import options_of
+from trollmoves.config.options import ClientOptions, MirrorOptions, ProcessOptions, ServerOptions, SharedOptions
+from trollmoves.config.reference import reference_page
 from trollmoves.movers import options as mover_options
 from trollmoves.net.client_allowlist import ANYONE
 
@@ -113,13 +108,13 @@ PROCESS: dict[str, object] = {
 )
 def test_names_and_defaults(section: SharedOptions, expected: dict[str, object]) -> None:
     """Each role has the options used in the files of existing sites, with their defaults."""
-    assert {name: getattr(section, name) for name in options.options_of(type(section))} == expected
+    assert {name: getattr(section, name) for name in options_of(type(section))} == expected
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_each_option_is_explained(role: type[SharedOptions]) -> None:
     """Each option has a meaning in one line, and a default that it reads itself."""
-    for name, option in options.options_of(role).items():
+    for name, option in options_of(role).items():
         assert option.help, name
         assert "\n" not in option.help
         assert name == name.lower()
@@ -161,22 +156,22 @@ def test_a_mirror_is_client_and_server() -> None:
 
 
 def test_reference_page() -> None:
-    """doc/options.md equals the output of ``python -m trollmoves.config.options``."""
+    """doc/options.md equals the output of ``python -m trollmoves.config.reference``."""
     page = Path(__file__).parents[3] / "doc" / "options.md"
     if not page.exists():
         pytest.skip("the pages are not installed with the package")
-    assert page.read_text(encoding="utf-8") == options.reference_page()
+    assert page.read_text(encoding="utf-8") == reference_page()
 
 
 def test_reference_holds_every_option() -> None:
     """Every option, connection parameter and old spelling is on the page."""
-    page = options.reference_page()
-    names = [name for role in ROLES for name in options.options_of(role)]
+    page = reference_page()
+    names = [name for role in ROLES for name in options_of(role)]
     for name in [*names, *options.parameters(), *options.LEGACY_SPELLINGS, *options.LEGACY_IGNORED]:
         assert f"`{name}`" in page
 
 
 def test_reference_as_a_command() -> None:
-    """The page is printed by ``python -m trollmoves.config.options``."""
-    command = [sys.executable, "-m", "trollmoves.config.options"]
-    assert subprocess.run(command, check=True, capture_output=True).stdout.decode() == options.reference_page()
+    """The page is printed by ``python -m trollmoves.config.reference``."""
+    command = [sys.executable, "-m", "trollmoves.config.reference"]
+    assert subprocess.run(command, check=True, capture_output=True).stdout.decode() == reference_page()

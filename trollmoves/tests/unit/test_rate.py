@@ -1,31 +1,31 @@
-"""Batching at high rates."""
+"""Batching when events wait, and the measured rate."""
 
 from __future__ import annotations
 
 import time
 
+import pytest
+
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.utils.rate import BATCHING_DELAY, HIGH_RATE, WINDOW, RateMeter
+from trollmoves.utils.rate import BATCH_FROM, BATCHING_DELAY, RateMeter, collect
 
 
-def test_low_rate_is_not_delayed() -> None:
-    """A low rate causes no delay."""
-    pace = RateMeter()
-    lasted = []
-    for _ in range(20):
+@pytest.mark.parametrize("together", [BATCH_FROM, 1000])
+def test_events_that_waited_together_are_followed_by_a_rest(together: int) -> None:
+    """After a round with many events, more are collected."""
+    began = time.monotonic()
+    collect(together)
+    assert time.monotonic() - began >= BATCHING_DELAY
+
+
+def test_single_events_are_not_delayed() -> None:
+    """Events that arrive one at a time are not delayed, however fast they come."""
+    took = []
+    for _ in range(1000):
         began = time.monotonic()
-        pace.throttle(1)
-        lasted.append(time.monotonic() - began)
-    assert min(lasted) < BATCHING_DELAY
-
-
-def test_high_rate_is_batched() -> None:
-    """At a high rate there is a delay after each round."""
-    pace = RateMeter()
-    for _ in range(3):
-        began = time.monotonic()
-        pace.throttle(int(HIGH_RATE * WINDOW) + 1)
-        assert time.monotonic() - began >= BATCHING_DELAY
+        collect(1)
+        took.append(time.monotonic() - began)
+    assert min(took) < BATCHING_DELAY / 10
 
 
 def test_rate_falls() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from trollmoves.errors import JournalError
-from trollmoves.journal import Journal, SourcePosition
+from trollmoves.journal import SourcePosition, open_journal
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Replier, Request
 from trollmoves.messaging.requester import Requester
@@ -78,7 +78,7 @@ class Client:
 
     def __init__(self, stack: ExitStack, path: str) -> None:
         self._own = stack.enter_context(ExitStack())
-        self.journal = Journal(path)
+        self.journal = open_journal(path)
         self._own.callback(self.journal.close)
         self.requester = Requester("client")
         self._own.callback(self.requester.stop)

@@ -23,10 +23,11 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TrollmovesError,
 )
-from trollmoves.journal import DONE, DROPPED, FAILED, WAITING, Journal, Outcome, Task
+from trollmoves.journal import DONE, DROPPED, FAILED, WAITING, Outcome, Task, open_journal
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
 from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, ChainPolicy, Lane, Result, TaskKind
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.tests.helpers.journals import update_body
 from trollmoves.tests.helpers.waiting import until
 
 SOON = 5.0  # s; far more than anything here takes, far less than the longest sleep of the clerk
@@ -44,7 +45,7 @@ class House:
 
     def open(self) -> None:
         """Open the journal."""
-        self.journal = Journal(self.path)
+        self.journal = open_journal(self.path)
 
     def workers(self, threads: int = 4) -> Scheduler:
         """Give workers that are started."""
@@ -134,6 +135,27 @@ def test_added_task_runs(runtime: House) -> None:
     found = runtime.journal.find("chain", "work", "a")
     assert found is not None
     assert (found.reply, found.tries) == ("the reply", 1)
+
+
+def test_workers_are_started_for_work(runtime: House) -> None:
+    """A worker is started when all others are busy, up to the maximum."""
+    gauge = Gauge()
+    workers = runtime.workers(threads=3)
+    workers.register("chain", "work", limit=1, handler=gauge)
+    gates = [gauge.shut(f"lane{n}") for n in range(5)]
+    for n, expected in enumerate((1, 2, 3, 3, 3)):
+        assert f" {min(n, 3)} workers" in repr(workers)
+        runtime.note(workers, task(f"lane{n} 0", f"lane{n}"))
+        _wait_for_workers(workers, expected)
+    assert len(gauge.begun) <= 3
+    for gate in gates:
+        gate.set()
+    until(lambda: all(runtime.state(f"lane{n} 0") == DONE for n in range(5)), SOON)
+    assert " 3 workers" in repr(workers)
+
+
+def _wait_for_workers(workers: Scheduler, count: int) -> None:
+    until(lambda: f" {count} workers" in repr(workers), SOON)
 
 
 def test_stored_tasks_run(runtime: House) -> None:
@@ -963,7 +985,7 @@ def test_contexts_are_kept_for_waiting_tasks(runtime: House) -> None:
     runtime.note(workers, *many)
     until(lambda: workers.in_flight() >= 64, SOON)
     changed = replace(many[-1], body="changed", context=None)
-    runtime.journal.update_bodies([changed])
+    update_body(runtime.journal, changed)
     open_.set()
     until(lambda: len(found) == 150, SOON)
     assert found == {one.key: None if one.key == changed.key else one.key.upper() for one in many}

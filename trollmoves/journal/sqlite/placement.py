@@ -13,14 +13,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.location import (
-    LOCK_SUFFIX,
-    fallback_directories,
-    journal_name,
-    journal_path,
-    location_of,
-    open_private,
-)
+from trollmoves.journal.location import LOCK_SUFFIX, fallback_directories, journal_name, journal_path
+from trollmoves.journal.sqlite.files import location_of, open_private
 
 logger = logging.getLogger(__name__)
 

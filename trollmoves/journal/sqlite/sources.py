@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import sqlite3
 
-from trollmoves.journal.database import JournalDatabase
 from trollmoves.journal.records import SourcePosition, to_sqlite_text
+from trollmoves.journal.sqlite.database import JournalDatabase
 
 
 class SourceTable(JournalDatabase):
     """The sources in a journal. ``TaskTable.add_tasks`` stores them together with the tasks created from them."""
 
     def sources(self, chain: str) -> list[SourcePosition]:
-        """Return the position of a chain in the log of each known source."""
         rows = self._read("SELECT log, address, received_through FROM sources WHERE chain = ?", (chain,))
         return [SourcePosition(*row) for row in rows]
 
     def rewind_source(self, chain: str, log: str) -> None:
-        """Set the position in a log to its beginning."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE sources SET received_through = 0 WHERE chain = ? AND log = ?", (chain, to_sqlite_text(log))
             )
 
     def forget_source(self, chain: str, log: str) -> None:
-        """Delete a log that its source has replaced."""
         with self._transaction() as db:
             db.execute("DELETE FROM sources WHERE chain = ? AND log = ?", (chain, to_sqlite_text(log)))
 

@@ -8,14 +8,23 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.database import SCHEMA_VERSION
-from trollmoves.journal.location import LOCK_SUFFIX, to_journal_error
+from trollmoves.journal.location import LOCK_SUFFIX
+from trollmoves.journal.sqlite.database import SCHEMA_VERSION
+from trollmoves.journal.sqlite.files import to_journal_error
+from trollmoves.journal.views import (
+    AnnouncedRow,
+    FailureRow,
+    FinishedRow,
+    JournalFacts,
+    LaneRow,
+    TaskRow,
+    WaitingRow,
+)
 
 READ_TIMEOUT = 5.0  # s to wait for a lock of the file
 SCAN_BATCH = 20_000  # rows examined in one query, so that the write-ahead log of the daemon can be truncated
@@ -38,107 +47,20 @@ WANTED = (
 _REQUESTER = re.compile(r'"request": \{"id": "((?:[^"\\]|\\.)*)/')
 
 
-class TaskRow(NamedTuple):
-    """A task; times are seconds since the epoch by the journal's clock. See ``records`` for the columns."""
-
-    id: int
-    chain: str
-    kind: str
-    key: str
-    lane: str
-    due: float
-    state: int
-    tries: int
-    created: float
-    finished: float | None
-    number: int | None
-    body: str
-    reply: str | None
-    failure: str | None
-    size: int | None
-    seconds: float | None
-    destination: str | None
-    peer: str | None
+# A push that failed waits for the next request of its client, unless its failure is "failed".
+_QUEUED = (
+    "t.kind NOT IN ('remove', 'delete_archive', 'republish') AND (t.state = 0 OR (t.state = 2 "
+    f"AND t.failure IN ('held', 'outage', 'retry') AND {WANTED}))"
+)
+_IN_HELD_LANE = "EXISTS (SELECT 1 FROM lanes l WHERE l.chain = t.chain AND l.lane = t.lane AND l.failure = 'held')"
+_CONDITIONS = {
+    "queue": _QUEUED,
+    "held": f"{_QUEUED} AND (t.failure = 'held' OR (t.failure IS NULL AND {_IN_HELD_LANE}))",
+    "failed": "t.state = 2 AND t.failure = 'failed'",
+}
 
 
-class AnnouncedRow(NamedTuple):
-    """An announcement: its file (mtime in ns) and when it was appended to the log."""
-
-    chain: str
-    number: int
-    uri: str
-    uid: str
-    size: int | None
-    mtime: int | None
-    created: float
-    message: str
-
-
-class WaitingRow(NamedTuple):
-    """The waiting tasks of a lane: their number, and when the first one is due and was created."""
-
-    chain: str
-    lane: str
-    number: int
-    due: float
-    created: float
-
-
-class FailureRow(NamedTuple):
-    """The tasks of a lane with one kind of failure.
-
-    ``refused`` is how many of them wait for the next request of a client: a server ends a push that fails.
-    """
-
-    chain: str
-    lane: str
-    failure: str
-    number: int
-    refused: int
-    oldest: float
-    reply: str | None  # of the oldest
-
-
-class LaneRow(NamedTuple):
-    """The state of a lane as of its last finished attempt; ``failure`` is "held" or "outage", None if it works."""
-
-    chain: str
-    lane: str
-    done: int
-    size: int
-    last_done: float | None
-    last_key: str | None
-    last_number: int | None
-    last_file: str | None
-    failure: str | None
-    error: str | None
-    failing_since: float | None
-
-
-class FinishedRow(NamedTuple):
-    """A task that was done recently; ``appeared`` is when its file was announced, or else when it was created."""
-
-    chain: str
-    lane: str
-    finished: float
-    size: int | None
-    appeared: float
-
-
-@dataclass(frozen=True)
-class JournalFacts:
-    """The contents of a journal: bytes, pages, and rows by table, or by chain, kind and state."""
-
-    size: int
-    wal_size: int
-    free: int
-    tasks: dict[tuple[str, str, int], int]
-    announcements: dict[str, int]
-    oldest_finished: float | None
-    oldest_announcement: float | None
-
-
-class JournalReader:
+class SqliteReader:
     """A read-only connection to a journal. One thread.
 
     Never used in the process that has the journal open with another library than SQLite: closing a file releases the
@@ -152,7 +74,7 @@ class JournalReader:
         self._check_version()
         self.meta: dict[str, str] = dict(self._rows("SELECT key, value FROM meta"))
 
-    def __enter__(self) -> JournalReader:
+    def __enter__(self) -> SqliteReader:
         return self
 
     def __exit__(
@@ -161,13 +83,11 @@ class JournalReader:
         self._db.close()
 
     def now(self) -> float:
-        """Return the time of the journal's clock, which may be ahead of the wall clock."""
         return max(time.time(), float(self.meta.get("time", 0)))
 
     # -- the state of lanes
 
     def waiting(self) -> list[WaitingRow]:
-        """Return the waiting tasks by lane, those in flight included. It reads indexes only."""
         return self._named(
             WaitingRow,
             "SELECT chain, lane, number, due, (SELECT created FROM tasks WHERE id = first) FROM (SELECT chain, lane, "
@@ -176,7 +96,6 @@ class JournalReader:
         )
 
     def failures(self) -> list[FailureRow]:
-        """Return the tasks with a failure by chain, lane and failure."""
         return self._named(
             FailureRow,
             "SELECT t.chain, t.lane, t.failure, count(*), sum(t.state = 2), min(coalesce(a.created, t.created)), "
@@ -186,7 +105,6 @@ class JournalReader:
         )
 
     def lanes(self) -> list[LaneRow]:
-        """Return the state of each lane as of its last finished attempt."""
         return self._named(
             LaneRow,
             "SELECT l.chain, l.lane, l.done, l.bytes, l.last_done, t.key, t.announcement_number, a.uid, l.failure, "
@@ -195,7 +113,6 @@ class JournalReader:
         )
 
     def finished_since(self, since: float, limit: int) -> list[FinishedRow]:
-        """Return at most ``limit`` tasks that were done since a time, newest first."""
         return self._named(
             FinishedRow,
             "SELECT t.chain, t.lane, t.finished, t.size, coalesce(a.created, t.created) FROM tasks t "
@@ -207,10 +124,6 @@ class JournalReader:
         )
 
     def count_finished(self, since: float, until: float, step: float) -> list[tuple[str, int, int]]:
-        """Return the numbers of files that were done in an interval: chain, number of the step, and count.
-
-        Times are seconds since the epoch. Step ``n`` lasts from ``n * step`` to ``(n + 1) * step``.
-        """
         return self._rows(
             "SELECT chain, CAST(finished / ? AS INTEGER), count(*) FROM tasks INDEXED BY tasks_finished "
             "WHERE state <> 0 AND finished >= ? AND finished < ? AND state = 1 AND seconds IS NOT NULL GROUP BY 1, 2",
@@ -218,49 +131,58 @@ class JournalReader:
         )
 
     def last_announcements(self) -> dict[str, AnnouncedRow]:
-        """Return the newest announcement of each chain."""
         chains = self._rows(CHAINS)  # a loose index scan, because there may be a million rows
         condition = "chain = ? AND number = (SELECT max(number) FROM announcements WHERE chain = ?)"
         rows = [row for (chain,) in chains for row in self._announced(condition, (chain, chain))]
         return {row.chain: row for row in rows}
 
     def pauses(self) -> dict[str, str]:
-        """Return the pauses of an operator: the order by the name of a chain or destination."""
         return dict(self._rows("SELECT key, body FROM tasks WHERE chain = '' AND kind = 'pause' AND state = 0"))
 
     # -- lists of tasks
 
-    def tasks(
-        self, where: str, parameters: Sequence[object] = (), order: str = "t.id", limit: int = -1
-    ) -> list[TaskRow]:
-        """Return the tasks for an SQL condition on ``t``, built from constants only."""
-        sql = f"SELECT {_TASK} FROM tasks t WHERE t.chain <> '' AND {where} ORDER BY {order} LIMIT ?"
-        return self._named(TaskRow, sql, (*parameters, limit))
+    def listed(self, name: str, limit: int) -> list[TaskRow]:
+        return self._tasks(_CONDITIONS[name], limit=limit)
 
-    def count_tasks(self, where: str) -> int:
-        """Return the number of tasks for such a condition."""
-        return int(self._rows(f"SELECT count(*) FROM tasks t WHERE t.chain <> '' AND {where}")[0][0])
+    def count_listed(self, name: str) -> int:
+        return int(self._rows(f"SELECT count(*) FROM tasks t WHERE t.chain <> '' AND {_CONDITIONS[name]}")[0][0])
 
-    def announcement(self, chain: str, number: int) -> AnnouncedRow | None:
-        """Return an announcement, None if it was pruned."""
-        rows = self._announced("chain = ? AND number = ?", (chain, number))
-        return rows[0] if rows else None
+    def tasks_for(self, chain: str, number: int) -> list[TaskRow]:
+        return self._tasks("t.chain = ? AND t.announcement_number = ?", (chain, number))
 
-    def find_announcements(self, name: str, pattern: str, limit: int) -> list[AnnouncedRow]:
-        """Return the newest announcements of a file, by its path, its name, or a pattern for one of them."""
-        found: list[AnnouncedRow] = []
-        for low, high in self._ranges("announcements"):
-            condition = "id BETWEEN ? AND ? AND (uid = ? OR uri = ? OR uid GLOB ? OR uri GLOB ?) ORDER BY id DESC"
-            found += self._announced(condition, (low, high, name, name, pattern, pattern))
+    def tasks_of_file(self, name: str, without: Sequence[str], limit: int) -> list[TaskRow]:
+        pattern = name if "*" in name or "?" in name else name.replace("[", "[[]")
+        base = pattern.rsplit("/", 1)[-1]
+        patterns = (
+            *(base, f"{base}\n*", f"*\n{base}", f"*\n{base}\n*"),  # fetch, relay, route: names of files, one per line
+            f"{base} to *" if base == pattern else f"{base} to *\n{pattern} *",  # deliver
+            pattern,  # a file that was set aside
+            f"*/{base} *" if base == pattern else f"{pattern} *",  # unpack: path, size and time
+        )
+        kinds, keys = ", ".join("?" * len(without)), " OR ".join(["t.key GLOB ?"] * len(patterns))
+        condition = f"t.id BETWEEN ? AND ? AND t.kind NOT IN ({kinds}) AND ({keys})"
+        found: list[TaskRow] = []
+        for low, high in self._ranges("tasks"):
+            found += self._tasks(condition, (low, high, *without, *patterns), "t.id DESC")
             if len(found) >= limit:
                 break
         return found[:limit]
 
-    def find_tasks(self, conditions: str, parameters: Sequence[object], limit: int) -> list[TaskRow]:
-        """Return the newest tasks for an SQL condition on ``t.key``, in short queries over all tasks."""
-        found: list[TaskRow] = []
-        for low, high in self._ranges("tasks"):
-            found += self.tasks(f"t.id BETWEEN ? AND ? AND ({conditions})", (low, high, *parameters), "t.id DESC")
+    def _tasks(
+        self, where: str, parameters: Sequence[object] = (), order: str = "t.id", limit: int = -1
+    ) -> list[TaskRow]:
+        sql = f"SELECT {_TASK} FROM tasks t WHERE t.chain <> '' AND {where} ORDER BY {order} LIMIT ?"
+        return self._named(TaskRow, sql, (*parameters, limit))
+
+    def announcement(self, chain: str, number: int) -> AnnouncedRow | None:
+        rows = self._announced("chain = ? AND number = ?", (chain, number))
+        return rows[0] if rows else None
+
+    def find_announcements(self, name: str, pattern: str, limit: int) -> list[AnnouncedRow]:
+        found: list[AnnouncedRow] = []
+        for low, high in self._ranges("announcements"):
+            condition = "id BETWEEN ? AND ? AND (uid = ? OR uri = ? OR uid GLOB ? OR uri GLOB ?) ORDER BY id DESC"
+            found += self._announced(condition, (low, high, name, name, pattern, pattern))
             if len(found) >= limit:
                 break
         return found[:limit]
@@ -280,7 +202,6 @@ class JournalReader:
     # -- the file
 
     def facts(self) -> JournalFacts:
-        """Return sizes and numbers of rows. It reads all rows."""
         ((page_size,),), ((free,),) = self._rows("PRAGMA page_size"), self._rows("PRAGMA freelist_count")
         tasks = self._rows("SELECT chain, kind, state, count(*) FROM tasks GROUP BY chain, kind, state")
         announced = self._rows("SELECT chain, count(*), min(created) FROM announcements GROUP BY chain")
@@ -296,14 +217,12 @@ class JournalReader:
         )
 
     def count_prunable(self, finished_before: float, announced_before: float) -> tuple[int, int]:
-        """Return the numbers of finished tasks and of announcements that are older than these times."""
         sql = "SELECT count(*) FROM tasks INDEXED BY tasks_finished WHERE state <> 0 AND finished <= ?"
         ((tasks,),) = self._rows(sql, (finished_before,))
         ((announced,),) = self._rows("SELECT count(*) FROM announcements WHERE created < ?", (announced_before,))
         return int(tasks), int(announced)
 
     def back_up(self, copy: str) -> None:
-        """Copy the journal to a new file, also while the daemon writes; JournalError if that fails."""
         try:
             os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except OSError as error:

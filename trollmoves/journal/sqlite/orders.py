@@ -6,25 +6,32 @@ order is carried out at the next start. A waiting pause is in effect; its key is
 
 from __future__ import annotations
 
-import math
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.database import SCHEMA_VERSION, JournalDatabase
-from trollmoves.journal.location import LOCK_SUFFIX, acquire_lock
-from trollmoves.journal.records import DONE, DROPPED, WAITING, AnnouncementRecord, Task, to_sqlite_text
-from trollmoves.journal.tasks import COLUMNS, row_of, task_of
+from trollmoves.journal.location import LOCK_SUFFIX
+from trollmoves.journal.records import (
+    DONE,
+    DROPPED,
+    MAX_SELECTED,
+    ORDER,
+    PAUSE,
+    WAITING,
+    AnnouncementRecord,
+    Selection,
+    Task,
+    batches,
+    to_sqlite_text,
+)
+from trollmoves.journal.sqlite.database import SCHEMA_VERSION, JournalDatabase
+from trollmoves.journal.sqlite.files import acquire_lock
+from trollmoves.journal.sqlite.tasks import COLUMNS, row_of, task_of
 
-ORDER = "order"  # kind
-PAUSE = "pause"  # kind
-BATCH_SIZE = 200  # rows in one transaction, so that other ones wait a few ms at most
-MAX_SELECTED = 100_000  # tasks of one order
 RECENT_TASKS = 100_000  # newest tasks that are searched for the names of destinations
 
 _INSERT = (
@@ -39,47 +46,25 @@ _LANES = (
 )
 
 
-class Selection(NamedTuple):
-    """Which tasks an order concerns: ``states`` and ``kinds``, and optionally one chain, file, and time.
-
-    ``file`` is the name or path of a file, with ``*``, ``?`` and ``[...]`` as in a shell; empty for all files.
-    Tasks that do not wait were finished between ``since`` and ``until`` (s since the epoch).
-    """
-
-    states: Collection[int]
-    kinds: Collection[str]
-    chain: str = ""
-    file: str = ""
-    since: float = 0.0
-    until: float = math.inf
-    only_final: bool = False  # of failed tasks only those that nothing repeats, not those that a client requests again
-
-
 class OrderTable(JournalDatabase):
     """The orders in a journal, and the changes of tasks that they cause."""
 
     def add_order(self, key: str, body: str) -> None:
-        """Store an order, to be carried out now or at the next start."""
         self._store(ORDER, key, body)
 
     def waiting_orders(self) -> list[Task]:
-        """Return the orders that are not carried out yet, oldest first."""
         return self._of_kind(ORDER)
 
     def end_order(self, key: str, reply: str, *, done: bool) -> None:
-        """Store the result of an order; a rejected one is dropped."""
         self._end(ORDER, key, DONE if done else DROPPED, reply)
 
     def pauses(self) -> list[Task]:
-        """Return the pauses that are in effect; the key of each one is the name of a chain or destination."""
         return self._of_kind(PAUSE)
 
     def add_pause(self, name: str, body: str) -> None:
-        """Store a pause."""
         self._store(PAUSE, name, body)
 
     def end_pause(self, name: str) -> None:
-        """Store the end of a pause."""
         self._end(PAUSE, name, DONE, "")
 
     def _store(self, kind: str, key: str, body: str) -> None:
@@ -103,11 +88,9 @@ class OrderTable(JournalDatabase):
     # -- tasks of an order
 
     def recent_lanes(self) -> set[tuple[str, str]]:
-        """Return (chain, lane) of finished and new tasks. It reads many rows, without delaying other threads."""
         return recent_lanes(self.path)
 
     def select(self, selection: Selection) -> list[Task]:
-        """Return at most MAX_SELECTED tasks, newest first. It reads many rows, without delaying other threads."""
         where = f"t.state IN ({_marks(selection.states)}) AND t.kind IN ({_marks(selection.kinds)})"
         parameters: list[object] = [*selection.states, *selection.kinds]
         if WAITING not in selection.states:
@@ -132,7 +115,6 @@ class OrderTable(JournalDatabase):
         return [task_of(row) for row in rows]
 
     def announced_files(self, chain: str, file: str, since: float) -> list[tuple[str, AnnouncementRecord]]:
-        """Return (chain, announcement) of at most MAX_SELECTED announcements, newest first, the last of each file."""
         where = "a.created >= ?"
         parameters: list[object] = [since]
         if chain:
@@ -149,10 +131,6 @@ class OrderTable(JournalDatabase):
         return [(chain_, AnnouncementRecord(*record)) for chain_, *record in rows]
 
     def restart(self, tasks: Sequence[Task]) -> list[Task]:
-        """Store tasks as waiting and due now, in batches; return them.
-
-        A row keeps its id, so its order among others. A task with the id 0 replaces the row of its key by a new one.
-        """
         for batch in batches(tasks):
             now = self.now()
             with self._transaction() as db:
@@ -170,7 +148,6 @@ class OrderTable(JournalDatabase):
         return list(tasks)
 
     def make_due(self, tasks: Sequence[Task]) -> None:
-        """Make waiting tasks due now, in batches."""
         for batch in batches(tasks):
             now = self.now()
             with self._transaction() as db:
@@ -179,10 +156,6 @@ class OrderTable(JournalDatabase):
                 )
 
     def drop(self, tasks: Sequence[Task]) -> list[Task]:
-        """Store tasks as dropped, so that a repeated message does not restart them; return those that were dropped.
-
-        Tasks that were finished or restarted since they were read are not dropped.
-        """
         now = self.now()
         sql = f"UPDATE tasks SET state = {DROPPED}, finished = ? WHERE id = ? AND state IN (0, 2) AND created = ?"
         with self._transaction() as db:
@@ -238,11 +211,6 @@ def _file_condition(file: str) -> tuple[str, list[object]]:
 def _glob(file: str) -> str:
     """Return a pattern for GLOB; without ``*`` and ``?`` the text is literal."""
     return file if "*" in file or "?" in file else file.replace("[", "[[]")
-
-
-def batches(tasks: Sequence[Task]) -> Iterable[Sequence[Task]]:
-    """Return the tasks in parts of at most BATCH_SIZE, in order."""
-    return (tasks[start : start + BATCH_SIZE] for start in range(0, len(tasks), BATCH_SIZE))
 
 
 def _marks(values: Collection[object]) -> str:

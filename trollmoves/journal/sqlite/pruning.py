@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from trollmoves.journal.database import JournalDatabase
-from trollmoves.journal.records import DONE, Task, to_sqlite_text
-from trollmoves.journal.tasks import COLUMNS, row_of, task_of
+from trollmoves.journal.records import BATCH_SIZE, COMPACT_AFTER, DONE, Compactors, Retention, Task, to_sqlite_text
+from trollmoves.journal.sqlite.database import JournalDatabase
+from trollmoves.journal.sqlite.tasks import COLUMNS, row_of, task_of
 
 logger = logging.getLogger(__name__)
 
-COMPACT_AFTER = 300.0  # s after which a finished task is compacted; clients may repeat a request within this time
-BATCH_SIZE = 200  # rows in one step, so that other transactions wait a few ms at most
 VACUUM_PAGES = 100  # pages released in one step
 MAX_FREE_FRACTION = 0.25  # of the file that may be free before pages are released; new rows reuse free pages
 FREE_PAGES = 1000  # pages (4 MB) that may be free in any case
@@ -23,29 +20,11 @@ FREE_PAGES = 1000  # pages (4 MB) that may be free in any case
 _COLUMNS = f"{COLUMNS}, failure, size, seconds, destination, peer"
 _FINISHED = COLUMNS.count(",")  # index of the last column of a task
 
-Compactors = Mapping[str, Callable[[Task], str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """Retention limits of a journal, in seconds and in numbers of rows; announcements are counted per chain."""
-
-    finished_for: float
-    announced_for: float
-    most_finished: int
-    most_announced: int
-
 
 class Pruning(JournalDatabase):
     """Pruning of a journal."""
 
     def prune(self, retention: Retention, compactors: Compactors, min_age: float = COMPACT_AFTER) -> Iterator[int]:
-        """Prune once, in steps: each step is a short transaction and yields the number of rows or pages.
-
-        Waiting tasks, the newest announcement of each chain and the newest task stay, so that numbers are not reused.
-        ``compactors`` has, by kind, functions that return the compacted body of a task; they are applied ``min_age``
-        seconds after the task was done, and its reply is deleted.
-        """
         before = self.now() - min_age
         yield from self._compact_finished(before, compactors)
         finished_before = min(self._finished_before(retention), before)
@@ -56,7 +35,6 @@ class Pruning(JournalDatabase):
         yield from self._vacuum()
 
     def history_seconds(self) -> float:
-        """Return the age in seconds of the newest deleted task, infinite if none was: later history is complete."""
         rows = self._read("SELECT value FROM meta WHERE key = 'forgotten'")
         return self.now() - float(rows[0][0]) if rows else float("inf")
 
@@ -170,11 +148,6 @@ class Pruning(JournalDatabase):
 
     def _pragma(self, name: str) -> int:
         return int(self._read(f"PRAGMA {name}")[0][0])
-
-
-def drop_body(task: Task) -> str:  # noqa: ARG001
-    """Return an empty body: the key suffices to recognize the task."""
-    return ""
 
 
 def _replace(db: sqlite3.Connection, rows: Sequence[Any], compactors: Compactors) -> None:

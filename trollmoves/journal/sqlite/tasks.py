@@ -9,27 +9,30 @@ from contextlib import suppress
 from typing import Any
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.database import JournalDatabase
-from trollmoves.journal.lanes import LANE_INTERVAL, LaneChanges, merge_changes, record_outcome, store_lanes
-from trollmoves.journal.location import write_times
+from trollmoves.journal.interface import MergeFunction
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
     DROPPED,
     FAILED,
     FRESH,
+    SET_ASIDE,
     UNFLUSHED_SECONDS,
     WAITING,
     Delivery,
+    Finished,
     Outcome,
     SourcePosition,
     Task,
     to_sqlite_text,
 )
-from trollmoves.journal.sources import upsert_source
+from trollmoves.journal.sqlite.database import JournalDatabase
+from trollmoves.journal.sqlite.files import write_times
+from trollmoves.journal.sqlite.lanes import LANE_INTERVAL, LaneChanges, merge_changes, record_outcome, store_lanes
+from trollmoves.journal.sqlite.sources import upsert_source
 
-SET_ASIDE = "set_aside"  # kind of the records of files and messages that cannot be processed
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"
+_SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?"
 SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0"
 
 
@@ -57,10 +60,6 @@ class TaskTable(JournalDatabase):
     def add_tasks(
         self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]] = ()
     ) -> list[tuple[Task, bool]]:
-        """Store tasks and the (chain, position) of ``sources``; return (task, created) in the order of ``tasks``.
-
-        For a task that exists already, the stored one is returned.
-        """
         now = self.now()
         added: list[tuple[Task, bool]] = []
         with self._transaction() as db:
@@ -71,24 +70,34 @@ class TaskTable(JournalDatabase):
                 upsert_source(db, chain, source)
         return added
 
+    def merge(
+        self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]], how: MergeFunction
+    ) -> list[Task]:
+        now = self.now()
+        found: list[Task] = []
+        with self._transaction() as db:
+            editor = _Editor(db, now)
+            for task in tasks:
+                stored, is_new = editor.add(task)
+                found += [task] if is_new else how(editor, task, stored)
+            if editor.has_added:
+                self._last_write = now
+            for chain, source in sources:
+                upsert_source(db, chain, source)
+        return found
+
     def set_aside(self, chain: str, item: str, reason: str) -> None:
-        """Store a file or message that cannot be processed as a failed task, for a person to find."""
         self.add_tasks([Task(chain, SET_ASIDE, item, SET_ASIDE, reason, state=FAILED)])
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
-        """Return the task with this identity, in any state; None if there is none."""
-        rows = self._read(
-            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?", (chain, kind, to_sqlite_text(key))
-        )
+        rows = self._read(_SELECT_KEY, (chain, kind, to_sqlite_text(key)))
         return task_of(rows[0]) if rows else None
 
     def keys(self, chain: str, kind: str) -> list[str]:
-        """Return the keys of all tasks of a kind, in any state."""
         rows = self._read("SELECT key FROM tasks WHERE chain = ? AND kind = ?", (chain, kind))
         return [str(key) for (key,) in rows]
 
     def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
-        """Return the tasks of these kinds for an announcement that are done."""
         rows = self._read(
             f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND state = 1 "
             f"AND kind IN ({','.join('?' * len(kinds))})",
@@ -96,19 +105,11 @@ class TaskTable(JournalDatabase):
         )
         return [task_of(row) for row in rows]
 
-    def reset_tasks(self, tasks: Iterable[Task]) -> None:
-        """Store the body, lane, rank, due time, state, tries and creation time of existing tasks, to restart them."""
+    def reset_tasks(self, tasks: Iterable[Task]) -> list[Task]:
         with self._transaction() as db:
-            for t in tasks:
-                t.lane = to_sqlite_text(t.lane)
-                db.execute(
-                    "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, created = ?, "
-                    "failure = NULL WHERE id = ?",
-                    (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id),
-                )
+            return [task for task in tasks if _reset(db, task)]
 
     def renew_tasks(self, tasks: Iterable[Task]) -> None:
-        """Restart different finished tasks as new ones: each gets a new id, and its body and lane are stored."""
         now = self.now()
         with self._transaction() as db:
             for t in tasks:
@@ -121,18 +122,7 @@ class TaskTable(JournalDatabase):
                 ).fetchone()
                 t.id = int(new_id)
 
-    def update_bodies(self, tasks: Iterable[Task]) -> None:
-        """Store only the body of existing tasks."""
-        with self._transaction() as db:
-            changes = [(to_sqlite_text(task.body), task.id) for task in tasks]
-            db.executemany("UPDATE tasks SET body = ? WHERE id = ?", changes)
-
     def claim(self, chain: str, lane: str, limit: int, now: float, *, in_flight: Collection[int] = ()) -> list[Task]:
-        """Return up to ``limit`` tasks of a lane due at ``now``, by rank and due time, without the ids ``in_flight``.
-
-        The journal does not record which tasks run: a row stays waiting until it is finished, so tasks that ran when
-        the process died are due again after the restart.
-        """
         claimed: list[Task] = []
         n_placeholders = 1 << len(in_flight).bit_length()  # few different statements, because SQLite caches them
         excluded = (*in_flight, *(0 for _ in range(n_placeholders - len(in_flight))))
@@ -148,7 +138,6 @@ class TaskTable(JournalDatabase):
         return claimed
 
     def next_due(self, chain: str, lane: str, now: float) -> float | None:
-        """Return the time after ``now`` at which the next waiting task of a lane is due, None if there is none."""
         rows = self._read(
             "SELECT min(due) FROM tasks WHERE chain = ?1 AND lane = ?2 AND rank = 0 AND state = 0 AND due > ?3 "
             "UNION ALL "
@@ -158,7 +147,6 @@ class TaskTable(JournalDatabase):
         return min((float(due) for (due,) in rows if due is not None), default=None)
 
     def lanes(self, chain: str) -> list[tuple[str, str]]:
-        """Return (lane, kind) of each lane with waiting tasks in a chain, by a loose index scan."""
         rows = self._read(
             "WITH RECURSIVE lanes (lane) AS (SELECT min(lane) FROM tasks WHERE chain = ?1 AND state = 0 UNION ALL "
             "SELECT (SELECT min(lane) FROM tasks t WHERE t.chain = ?1 AND t.state = 0 AND t.lane > lanes.lane) "
@@ -169,10 +157,9 @@ class TaskTable(JournalDatabase):
         )
         return [(str(lane), str(kind)) for lane, kind in rows]
 
-    def finish(self, outcomes: Iterable[Outcome]) -> list[Task]:
-        """Store outcomes and their follow-up tasks in one transaction; return the follow-ups that are new."""
+    def finish(self, outcomes: Iterable[Outcome]) -> Finished:
         with self._lanes_lock:
-            return self._finish(outcomes)
+            return Finished(self._finish(outcomes), ())
 
     def _finish(self, outcomes: Iterable[Outcome]) -> list[Task]:
         now = self.now()
@@ -201,7 +188,6 @@ class TaskTable(JournalDatabase):
         self._lane_changes = {}
 
     def store_lanes(self) -> None:
-        """Store the states of lanes that ``finish`` has kept in memory, because many tasks finished."""
         now = self.now()
         with self._lanes_lock:
             with self._transaction() as db:
@@ -210,11 +196,6 @@ class TaskTable(JournalDatabase):
             self._lanes_stored = now
 
     def mark_alive(self) -> float:
-        """Record once, in the lock file, that this process outlived its last finished task by UNFLUSHED_SECONDS.
-
-        Return the seconds until the next call is due, infinite without a finished task that is not recorded. It does
-        not wait for the disk.
-        """
         finished = self._last_finish
         if finished <= self._alive:
             return float("inf")
@@ -229,10 +210,6 @@ class TaskTable(JournalDatabase):
         return float("inf")
 
     def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
-        """Return the tasks of these kinds that were done in the last ``seconds`` of the previous process, if killed.
-
-        Messages that it had queued for sending may be lost although these tasks are done.
-        """
         if self._killed_at is None:
             return []
         rows = self._read(
@@ -244,14 +221,12 @@ class TaskTable(JournalDatabase):
         return [task_of(row) for row in rows]
 
     def count(self, chain: str | None = None) -> dict[str, int]:
-        """Return the numbers of tasks by state, of one chain or of all. This scans all of them."""
         where, parameters = ("WHERE chain = ?", (chain,)) if chain is not None else ("", ())
         rows = self._read(f"SELECT state, count(*) FROM tasks {where} GROUP BY state", parameters)
         names = {WAITING: "waiting", DONE: "done", FAILED: "failed", DROPPED: "dropped"}
         return {"waiting": 0, "done": 0, "failed": 0} | {names[state]: number for state, number in rows}
 
     def has_pending_for(self, chain: str, kind: str, number: int) -> bool:
-        """Return True if a task of this kind for this announcement is waiting or running."""
         return bool(
             self._read(
                 "SELECT 1 FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0 LIMIT 1",
@@ -260,7 +235,6 @@ class TaskTable(JournalDatabase):
         )
 
     def newer_keys(self, task: Task, prefix: str) -> list[str]:
-        """Return the keys that begin with ``prefix``, of the newer tasks of this kind that wait, run or are done."""
         start = to_sqlite_text(prefix)
         end = start[:-1] + chr(ord(start[-1]) + 1)
         rows = self._read(
@@ -271,7 +245,6 @@ class TaskTable(JournalDatabase):
         return [str(key) for (key,) in rows]
 
     def states(self, chain: str, kind: str, prefix: str, part: str) -> list[tuple[int, int]]:
-        """Return (id, state) of the tasks of a kind with a key that begins with ``prefix`` and contains ``part``."""
         start = to_sqlite_text(prefix)
         end = start[:-1] + chr(ord(start[-1]) + 1)
         rows = self._read(
@@ -281,11 +254,9 @@ class TaskTable(JournalDatabase):
         return [(int(id_), int(state)) for id_, state in rows]
 
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
-        """Return the tasks of this kind for an announcement that are waiting or running."""
         return [task_of(row) for row in self._read(SELECT_PENDING, (number, chain, kind))]
 
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
-        """Make the waiting tasks for an announcement due now, and return them."""
         now = self.now()
         with self._transaction() as db:
             rows = db.execute(SELECT_PENDING, (number, chain, kind)).fetchall()
@@ -296,7 +267,6 @@ class TaskTable(JournalDatabase):
         return tasks
 
     def release(self, chain: str, lane: str | None = None) -> None:
-        """Make the failed attempts that wait in a chain, or in one of its lanes, due now."""
         now = self.now()
         with self._transaction() as db:
             db.execute(
@@ -306,14 +276,12 @@ class TaskTable(JournalDatabase):
             )
 
     def count_waiting(self, chain: str, lane: str) -> int:
-        """Return the number of tasks of a lane that are waiting or running."""
         ((count,),) = self._read(
             "SELECT count(*) FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, to_sqlite_text(lane))
         )
         return int(count)
 
     def held(self, chain: str, limit: int = 1000) -> list[Task]:
-        """Return the waiting tasks of a chain whose last attempt failed, by due time; ``reply`` is the error."""
         rows = self._read(
             f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND state = 0 AND reply IS NOT NULL ORDER BY due, id LIMIT ?",
             (chain, limit),
@@ -321,7 +289,6 @@ class TaskTable(JournalDatabase):
         return [task_of(row) for row in rows]
 
     def failed(self, chain: str, limit: int = 1000) -> list[Task]:
-        """Return the failed tasks of a chain, the newest first; ``reply`` is the error."""
         rows = self._read(
             f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND state = 2 ORDER BY finished DESC, id DESC LIMIT ?",
             (chain, limit),
@@ -329,7 +296,6 @@ class TaskTable(JournalDatabase):
         return [task_of(row) for row in rows]
 
     def retry(self, ids: Iterable[int]) -> list[Task]:
-        """Make failed tasks waiting again, due now; return those that had failed, to be submitted to the scheduler."""
         now = self.now()
         retried: list[Task] = []
         with self._transaction() as db:
@@ -344,7 +310,6 @@ class TaskTable(JournalDatabase):
         return retried
 
     def make_all_due_now(self, chain: str, kind: str) -> None:
-        """Make all waiting tasks of a kind due now."""
         now = self.now()
         with self._transaction() as db:
             db.execute(
@@ -356,7 +321,6 @@ class TaskTable(JournalDatabase):
     def fail_pending(
         self, chain: str, lane: str, *, exclude: Collection[int] = (), failure: str | None = None
     ) -> list[int]:
-        """Mark all waiting tasks of a lane as failed, without the ids in ``exclude``; return their ids."""
         with self._transaction() as db:
             rows = db.execute("SELECT id FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, lane))
             ids = [row[0] for row in rows if row[0] not in exclude]
@@ -418,11 +382,43 @@ def _insert(db: sqlite3.Connection, task: Task, now: float) -> bool:
     return True
 
 
+class _Editor:
+    """The tasks within a transaction."""
+
+    def __init__(self, db: sqlite3.Connection, now: float) -> None:
+        self._db = db
+        self._now = now
+        self.has_added = False
+
+    def add(self, task: Task) -> tuple[Task, bool]:
+        if not _insert(self._db, task, self._now):
+            return _existing(self._db, task), False
+        self.has_added = True
+        return task, True
+
+    def find(self, chain: str, kind: str, key: str) -> Task | None:
+        row = self._db.execute(_SELECT_KEY, (chain, kind, to_sqlite_text(key))).fetchone()
+        return task_of(row) if row else None
+
+    def update_body(self, task: Task) -> None:
+        self._db.execute("UPDATE tasks SET body = ? WHERE id = ?", (to_sqlite_text(task.body), task.id))
+
+    def reset(self, task: Task) -> None:
+        _reset(self._db, task)
+
+
+def _reset(db: sqlite3.Connection, t: Task) -> bool:
+    t.lane = to_sqlite_text(t.lane)
+    cursor = db.execute(
+        "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, created = ?, failure = NULL "
+        "WHERE id = ?",
+        (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id),
+    )
+    return cursor.rowcount == 1
+
+
 def _existing(db: sqlite3.Connection, task: Task) -> Task:
-    row = db.execute(
-        f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?",
-        (task.chain, task.kind, to_sqlite_text(task.key)),
-    ).fetchone()
+    row = db.execute(_SELECT_KEY, (task.chain, task.kind, to_sqlite_text(task.key))).fetchone()
     return task_of(row)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from trollmoves.errors import JournalError, JournalFull
 from trollmoves.journal.clock import MonotonicWallClock
-from trollmoves.journal.location import (
-    LOCK_SUFFIX,
+from trollmoves.journal.location import LOCK_SUFFIX
+from trollmoves.journal.records import to_sqlite_text
+from trollmoves.journal.sqlite.files import (
     acquire_lock,
     file_id,
     location_of,
@@ -24,8 +25,7 @@ from trollmoves.journal.location import (
     to_journal_error,
     write_times,
 )
-from trollmoves.journal.records import to_sqlite_text
-from trollmoves.journal.recovery import NotAJournal, is_corruption, quarantine, restore, salvage
+from trollmoves.journal.sqlite.recovery import NotAJournal, is_corruption, quarantine, restore, salvage
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ CREATE INDEX IF NOT EXISTS tasks_failure ON tasks (chain, lane, failure, id) WHE
 
 class JournalDatabase:
     """An open journal file. It owns the file until ``close``."""
+
+    life = ""
 
     def __init__(
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
@@ -212,22 +214,15 @@ class JournalDatabase:
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
 
     def record_owner(self, role: str, config_file: str) -> None:
-        """Store which daemon writes this journal, for the commands that read it."""
         with self._transaction() as db:
             for key, value in (("role", role), ("config", os.path.abspath(config_file))):
                 db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, to_sqlite_text(value)))
 
     def check_writable(self) -> None:
-        """Store the current time; raise JournalError if the journal cannot be written."""
         with self._transaction():
             self._save_clock()
 
     def check_file(self) -> None:
-        """Check that the files of this journal are still at its path; call it every minute.
-
-        A removed file is written again from the open one. If the file was replaced, ``replaced`` is set, ``on_damage``
-        is called, and all methods raise JournalError until the journal is reopened.
-        """
         with self._lock:
             if self._lock_file < 0 or self.damage or self.replaced:
                 return
@@ -273,10 +268,6 @@ class JournalDatabase:
                 os.unlink(self.path + suffix)
 
     def now(self) -> float:
-        """Return the time (s since the epoch) by which tasks are due. It never jumps, and restarts do not set it back.
-
-        It starts at the wall clock, or at the last time in the journal if that is later. Any thread.
-        """
         return self._clock.now()
 
     def _restore_clock(self) -> None:
@@ -289,7 +280,6 @@ class JournalDatabase:
         return now
 
     def close(self) -> None:
-        """Write everything to the file and release its lock. May be called twice."""
         with self._lock:
             if self._lock_file >= 0:
                 if not self.damage and not self.replaced:

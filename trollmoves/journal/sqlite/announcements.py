@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import json
+import threading
+from collections.abc import Callable, Collection, Sequence
 
-from trollmoves.journal.database import JournalDatabase
-from trollmoves.journal.records import AnnouncementRecord, to_sqlite_text
+from trollmoves.journal.interface import MakeFunction
+from trollmoves.journal.records import AnnouncementRecord, Version, to_sqlite_text
+from trollmoves.journal.sqlite.database import JournalDatabase
 
+_LATEST_VERSIONS = (  # of many files in one statement
+    "SELECT f.value, a.size, a.mtime FROM json_each(?) f JOIN announcements a ON a.id = (SELECT id FROM announcements "
+    "WHERE chain = ? AND uri = f.value ORDER BY number DESC LIMIT 1)"
+)
 _COLUMNS = "number, uri, uid, size, mtime, message"
 SCAN_BATCH = 2000  # announcements examined in one query
 MAX_PAGE_LENGTH = 250_000  # characters of the messages in one result; a line of 20 kB/s carries them within 15 s
@@ -20,14 +27,21 @@ class AnnouncementTable(JournalDatabase):
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
     ) -> None:
         self._numbers: dict[str, int] = {}  # the last number by chain
+        self._append_lock = threading.Lock()  # acquired before the lock of the database
         super().__init__(path, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
     def _roll_back(self) -> None:
         self._numbers.clear()
         super()._roll_back()
 
-    def append_announcements(self, chain: str, records: Sequence[AnnouncementRecord]) -> None:
-        """Append to the log of a chain. The numbers must continue after ``last_number``."""
+    def append(self, chain: str, uris: Collection[str], make: MakeFunction) -> Sequence[AnnouncementRecord]:
+        with self._append_lock:  # the file belongs to this process, so other transactions need not wait for ``make``
+            records = make(self._latest_versions(chain, uris), self.last_number(chain) + 1)
+            if records:
+                self._append(chain, records)
+            return records
+
+    def _append(self, chain: str, records: Sequence[AnnouncementRecord]) -> None:
         now = self.now()
         with self._transaction() as db:
             db.executemany(
@@ -47,12 +61,15 @@ class AnnouncementTable(JournalDatabase):
                     for a in records
                 ],
             )
-            if records:
-                self._numbers[chain] = records[-1].number
-                self._last_write = now
+            self._numbers[chain] = records[-1].number
+            self._last_write = now
+
+    def _latest_versions(self, chain: str, uris: Collection[str]) -> dict[str, Version]:
+        by_text = {to_sqlite_text(uri): uri for uri in uris}
+        rows = self._read(_LATEST_VERSIONS, (json.dumps(list(by_text)), chain))
+        return {by_text[text]: (size, mtime) for text, size, mtime in rows}
 
     def last_number(self, chain: str) -> int:
-        """Return the number of the newest announcement of a chain, 0 if there is none."""
         number = self._numbers.get(chain)
         if number is None:
             with self._transaction() as db:  # prevents an append between the query and the caching
@@ -61,27 +78,13 @@ class AnnouncementTable(JournalDatabase):
         return number
 
     def latest_announcement(self, chain: str, uri: str) -> AnnouncementRecord | None:
-        """Return the newest announcement of a file, None if this chain never announced it."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND uri = ? ORDER BY number DESC LIMIT 1",
             (chain, to_sqlite_text(uri)),
         )
         return AnnouncementRecord(*rows[0]) if rows else None
 
-    def latest_versions(self, chain: str, uris: Iterable[str]) -> dict[str, tuple[int | None, int | None]]:
-        """Return (size, mtime in ns) of the newest announcement of each file that this chain announced."""
-        found: dict[str, tuple[int | None, int | None]] = {}
-        for uri in uris:
-            rows = self._read(
-                "SELECT size, mtime FROM announcements WHERE chain = ? AND uri = ? ORDER BY number DESC LIMIT 1",
-                (chain, to_sqlite_text(uri)),
-            )
-            if rows:
-                found[uri] = rows[0]
-        return found
-
     def get_announcement(self, chain: str, number: int) -> AnnouncementRecord | None:
-        """Return the announcement with this number, None if there is none."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number = ?",
             (chain, number),
@@ -89,7 +92,6 @@ class AnnouncementTable(JournalDatabase):
         return AnnouncementRecord(*rows[0]) if rows else None
 
     def get_announcements(self, chain: str, numbers: Collection[int]) -> dict[int, AnnouncementRecord]:
-        """Return the announcements with these numbers, by number, without missing ones."""
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number IN ({','.join('?' * len(numbers))})",
             (chain, *numbers),
@@ -97,10 +99,6 @@ class AnnouncementTable(JournalDatabase):
         return {row[0]: AnnouncementRecord(*row) for row in rows}
 
     def announcements_after(self, chain: str, number: int, limit: int) -> list[AnnouncementRecord]:
-        """Return at most ``limit`` announcements with numbers above ``number``, oldest first.
-
-        The messages of all but the last one have less than ``MAX_PAGE_LENGTH`` characters together.
-        """
         rows = self._read(
             f"SELECT {_COLUMNS} FROM announcements WHERE chain = ? AND number > ? ORDER BY number LIMIT ?",
             (chain, number, limit),
@@ -109,7 +107,6 @@ class AnnouncementTable(JournalDatabase):
         return [AnnouncementRecord(*row) for row in rows]
 
     def number_before(self, chain: str, created: float) -> int:
-        """Return the number of the last announcement created before a time (see ``now``), 0 if there is none."""
         low = int(self._read("SELECT min(number) FROM announcements WHERE chain = ?", (chain,))[0][0] or 1) - 1
         high = self.last_number(chain)
         before = 0
@@ -127,10 +124,6 @@ class AnnouncementTable(JournalDatabase):
         return before
 
     def newest_files(self, chain: str, limit: int) -> list[tuple[str, str]]:
-        """Return (first word of the message, uid) of at most ``limit`` announcements of a chain, newest first.
-
-        All but the last one have less than ``MAX_LIST_LENGTH`` characters together.
-        """
         return self._read(
             "SELECT substr(message, 1, instr(message, ' ') - 1), uid FROM announcements WHERE chain = ? "
             "ORDER BY number DESC LIMIT ?",
@@ -141,11 +134,6 @@ class AnnouncementTable(JournalDatabase):
     def undelivered_announcements(
         self, chain: str, kinds: Sequence[str], after: int, limit: int
     ) -> list[AnnouncementRecord]:
-        """Return announcements after a number without a finished task of ``kinds``, oldest first.
-
-        A dropped task counts as finished, unless another one of the announcement waits or has failed.
-        The messages of all but the last one have less than ``MAX_PAGE_LENGTH`` characters together.
-        """
         placeholders = ",".join("?" * len(kinds))
         found: list[AnnouncementRecord] = []
         length = 0

@@ -1,0 +1,1 @@
+"""Base classes of the daemons, by the sockets that all chains of a process share."""

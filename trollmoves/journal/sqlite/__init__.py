@@ -1,0 +1,31 @@
+"""A journal in one SQLite file, which belongs to one process. Only this package uses sqlite3.
+
+Tables: ``tasks`` has pending, finished and failed tasks; ``announcements`` is the numbered log of each chain;
+``sources`` has the position of each receiving chain in the log of each source; ``lanes`` has the state of each lane.
+"""
+
+from __future__ import annotations
+
+from trollmoves.journal.sqlite.announcements import AnnouncementTable
+from trollmoves.journal.sqlite.orders import OrderTable, recent_lanes, record_offline
+from trollmoves.journal.sqlite.placement import network_warning, place_journal
+from trollmoves.journal.sqlite.pruning import Pruning
+from trollmoves.journal.sqlite.reader import SqliteReader, running_pid
+from trollmoves.journal.sqlite.sources import SourceTable
+from trollmoves.journal.sqlite.statistics import Statistics, journal_size
+from trollmoves.journal.sqlite.tasks import TaskTable
+
+__all__ = [
+    "SqliteJournal",
+    "SqliteReader",
+    "journal_size",
+    "network_warning",
+    "place_journal",
+    "recent_lanes",
+    "record_offline",
+    "running_pid",
+]
+
+
+class SqliteJournal(TaskTable, AnnouncementTable, SourceTable, OrderTable, Statistics, Pruning):
+    """An open journal. It owns its file until ``close``."""

@@ -1,0 +1,83 @@
+"""One run of a fetch task, the errors that end it, and the interface to the sources of its files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from trollmoves.errors import TrollmovesError
+from trollmoves.journal import Delivery, Task
+from trollmoves.messaging import payload
+from trollmoves.messaging.messages import Message
+from trollmoves.receiver.fetch_tasks import AnnouncementsBySource
+from trollmoves.scheduler.lanes import FileStats, Result
+
+
+class RetryPeriodExpired(TrollmovesError):
+    """A file was not delivered within ``retry_for``."""
+
+
+class NotDelivered(TrollmovesError):
+    """No source delivered, but a later attempt may succeed."""
+
+    temporary = True
+
+
+class HeldAtSource(NotDelivered):
+    """An operator must repair the destination of the source, or its configuration."""
+
+    held = True
+
+
+class PermanentlyRefused(TrollmovesError):
+    """A source permanently rejected the request."""
+
+
+class SupersededAtSource(PermanentlyRefused):
+    """A source delivered a newer version of the file to the same destination, so this version is dropped."""
+
+
+@dataclass(slots=True)
+class FetchAttempt:
+    """One run of a fetch task. ``message`` is the announcement of the current source, or of the last one."""
+
+    task: Task
+    message: Message
+    destination: str
+    sources: dict[str, Message | str]  # remaining sources, with decoded or encoded announcements
+    finish: Callable[[Result], None]
+    source: str = ""
+    failures: list[TrollmovesError] = field(default_factory=list)
+    retry_in: float = 0.0
+    requested_at: float = 0.0  # monotonic
+    server_busy: bool = True  # False if a legacy server seems to have dropped the request
+    started: float = field(default_factory=time.monotonic)
+
+    def stats(self) -> FileStats:
+        """Return number, bytes and time of the files, as announced; a legacy server announces no bytes."""
+        metadata = payload.announcement_metadata(self.message.data)
+        mtime = metadata.get("mtime") or int(self.message.timestamp() * 1e9)
+        return FileStats(payload.count_files(self.message.data), metadata.get("size") or 0, mtime)
+
+    def delivery(self, destination: str) -> Delivery:
+        """Return the delivery by the current source, for the row of the task."""
+        size = payload.announcement_metadata(self.message.data).get("size")
+        return Delivery(size, time.monotonic() - self.started, destination, self.source)
+
+
+class SourceLookup(Protocol):
+    """Finds the sources of a file."""
+
+    def announcements(self, task: Task) -> AnnouncementsBySource:
+        """Return the announcements by source."""
+
+    def announcements_after_fetch(self, task: Task) -> AnnouncementsBySource:
+        """Record the delivery; return the announcements by source."""
+
+    def on_attempt_ended(self, task: Task) -> None:
+        """Record that a run has ended without a delivery."""
+
+    def is_superseded(self, task: Task) -> bool:
+        """Return True if a newer version of the file of a task is waiting or was fetched."""
