@@ -283,6 +283,7 @@ class Daemon(ABC, Generic[O]):
         _raise_fd_limit()
         current = self.read_config()
         _log_problems(current)
+        _use_processors(current.process.processors)
         path = place_journal(current.process.journal or "", self._file, self.role)
         if warning := network_warning(path):
             logger.warning("%s", warning)
@@ -602,6 +603,21 @@ def _raise_fd_limit() -> None:
     if soft < MAX_OPEN_FILES and soft != hard:
         limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _use_processors(processors: tuple[int, ...]) -> None:
+    """Run all threads on these processors; raise StartError if this process may use none of them."""
+    for thread in os.listdir("/proc/self/task") if processors else ():
+        try:
+            os.sched_setaffinity(int(thread), processors)
+        except ProcessLookupError:  # the thread has ended
+            pass
+        except OSError as error:
+            available = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise StartError(
+                f"[DEFAULT] processors: cannot run on {', '.join(map(str, processors))} ({error.strerror}); "
+                f"this process may use: {available}"
+            ) from None
 
 
 def _log_problems(found: config_file.Configuration[Any]) -> None:

@@ -65,6 +65,12 @@ class UnsupportedValue(JournalError):
     temporary = False
 
 
+class JournalUnusable(JournalError):
+    """The journal cannot be used until an operator changes its login, its rights, its URL or its version."""
+
+    temporary = False
+
+
 class JournalFull(JournalError):
     """The disk of the journal is full."""
 
@@ -148,6 +154,12 @@ class Superseded(TransferError):
 
     blames_origin = True
     failure = "superseded"
+
+
+class LeaseLost(TemporaryTransferError):
+    """This member of a fleet may have lost the task to another member, so it must not complete the transfer."""
+
+    blames_origin = True
 
 
 class OriginUnreadable(TemporaryTransferError):

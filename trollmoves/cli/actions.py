@@ -7,24 +7,15 @@ import os
 import pwd
 import re
 import time
-from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
-from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_of
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected_started
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal import (
-    JOURNAL_SUFFIX,
-    LOCK_SUFFIX,
-    open_reader,
-    recent_lanes,
-    record_offline,
-    state_directories,
-)
+from trollmoves.journal import open_reader, recent_lanes, record_offline
 from trollmoves.orders.order import DROP, OF_A_LANE, PAUSE, RELEASE, RESEND, RESUME, RETRY, Order
 from trollmoves.scheduler.pauses import lanes_named, unknown_name
 
@@ -84,19 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     values = {name: value for name in names if (value := getattr(arguments, name, None))}
     values["action"] = arguments.action
     Order.parse({**values, "by": _user(), "at": time.time()})
-    outcomes = [
-        give(daemon, values, explicit=bool(arguments.config))
-        for daemon in ([daemon_of(path, arguments.kind) for path in arguments.config] or list(all_daemons()))
-    ]
+    outcomes = [give(daemon, values, explicit=bool(arguments.config)) for daemon in selected_started(arguments)]
     return show(_answer(arguments.action, outcomes), arguments)
-
-
-def all_daemons() -> Iterator[DaemonFiles]:
-    """Yield the daemons that have a journal in one of the usual directories."""
-    for directory in state_directories():
-        for path in sorted(Path(directory).glob(f"*{JOURNAL_SUFFIX}")):
-            if os.path.exists(f"{path}{LOCK_SUFFIX}"):
-                yield DaemonFiles(path.name.partition("-")[0], "", str(path))
 
 
 def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) -> Outcome:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from trollmoves.cli.actions import all_daemons
 from trollmoves.cli.answers import CRITICAL, NAMES, OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
-from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_of
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected_started
 from trollmoves.cli.texts import counted
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
@@ -29,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand: the worst verdict of the daemons."""
-    daemons = [daemon_of(path, arguments.kind) for path in arguments.config] or list(all_daemons())
+    daemons = selected_started(arguments)
     if not daemons:
         raise TrollmovesError("no daemon found: name its configuration")
     reports = [_report(daemon) for daemon in daemons]

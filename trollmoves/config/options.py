@@ -44,6 +44,16 @@ def nameserver() -> str | Literal[False]:
     return option(parsers.nameserver, "localhost", "host of the name server to ask for publishers; `False` disables it")
 
 
+def quiet_time() -> float:
+    """Return the field of the time without change after which a file is complete."""
+    return option(
+        parsers.seconds,
+        "2",
+        "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
+        "cannot say whether it is open for writing",
+    )
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SharedOptions(OptionTable):
     """Options of the process that a section may override."""
@@ -94,6 +104,11 @@ class ProcessOptions(SharedOptions):
         "seconds to wait for running transfers at shutdown; unfinished ones are repeated after the next start",
     )
     workers: int = option(parsers.integer(1, 1000), "16", "concurrent transfers")
+    processors: tuple[int, ...] = option(
+        parsers.processors,
+        "",
+        "processors of this host to run on, such as `0,2-3`; without it all; see [processors](systemd.md#processors)",
+    )
     metrics_port: int | None = optional(
         parsers.port, "port on which Prometheus can scrape metrics; without it none; see [monitoring](monitoring.md)"
     )
@@ -205,12 +220,7 @@ class ServerOptions(ChainOptions):
         "with `origin`: symbolic links to files outside it to announce: `all`, `none`, or those `owned` by the user of "
         "the server, by root, or by the owner of the file",
     )
-    quiet_time: float = option(
-        parsers.seconds,
-        "2",
-        "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
-        "cannot say whether it is open for writing",
-    )
+    quiet_time: float = quiet_time()
     station: str = option(parsers.text, "unknown", "station name in the reply to a `ping`")
     info: dict[str, str | list[str]] = option(  # noqa: RUF009  (returns a field)
         parsers.info, "", "metadata to add to announcements: `key=value;key2=a,b`; a comma makes a list"
@@ -413,12 +423,7 @@ class TargetOptions(ChainOptions):
         "new files to deliver, instead of subscribing to messages: directory and file name, with fields in trollsift's "
         "syntax",
     )
-    quiet_time: float = option(
-        parsers.seconds,
-        "2",
-        "with `origin`: seconds without change after which a file without an event is complete, where the kernel "
-        "cannot say whether it is open for writing",
-    )
+    quiet_time: float = quiet_time()
     collections: bool = option(
         parsers.boolean,
         "false",

@@ -226,16 +226,13 @@ class Deliveries:
     def _send(self, task: Task, order: DeliveryOrder, receipt: Message | None) -> Result:
         started = time.monotonic()
         url = order.url
-        mark = PartialId.for_delivery(
-            self._journal.identity, self.name, task.key, tried=task.may_have_run(self._created)
-        )
         try:
             reached = move_it(
                 order.path,
                 self._with_password(url),
                 self._options.connection_parameters,
                 on_opened=partial(self._check_opened, order),
-                partial_id=mark,
+                partial_id=PartialId.of_task(self._journal, task, self._created),
             )
         except TransferError as error:
             if error.temporary and self._journal.now() - task.created > self._options.retry_for > 0:

@@ -145,8 +145,7 @@ class FetchChain:
 
     def _fetch_to(self, task: Task, source: Source, path: str) -> int:
         started = time.monotonic()
-        tried = task.may_have_run(self._created)
-        partial_id = PartialId.for_delivery(self._runtime.journal.identity, self.name, task.key, tried=tried)
+        partial_id = PartialId.of_task(self._runtime.journal, task, self._created)
         size = fetch(source, path, make_directory=self._rules.make_directory, partial_id=partial_id)
         seconds = time.monotonic() - started
         logger.info(

@@ -39,12 +39,15 @@ def fetch(source: Source, path: str, *, make_directory: bool, partial_id: Partia
             LocalBackend().make_directories(os.path.abspath(directory))
     if isinstance(source, LocalSource):
         return source.copy_to(os.path.abspath(path), partial_id)
-    return _fetch_remote(source, path, partial_path(path, partial_id.token if partial_id else ""))
+    return _fetch_remote(source, path, partial_id or PartialId(""))
 
 
-def _fetch_remote(source: Source, path: str, partial: str) -> int:
-    with translate_os_errors(partial), suppress(FileNotFoundError):
-        os.unlink(partial)  # of a killed process
+def _fetch_remote(source: Source, path: str, partial_id: PartialId) -> int:
+    partial = partial_path(path, partial_id.token)
+    with translate_os_errors(partial):
+        for token in filter(None, (*partial_id.earlier, partial_id.token)):
+            with suppress(FileNotFoundError):
+                os.unlink(partial_path(path, token))  # of a killed process
     try:
         with _Partial(partial) as stream:
             try:
@@ -54,6 +57,7 @@ def _fetch_remote(source: Source, path: str, partial: str) -> int:
             except OSError as error:
                 raise OriginUnreadable(f"{source.name}: {error.strerror or error}") from error
             size = os.fstat(stream.fileno()).st_size
+        partial_id.check_lease(source.name)
         with translate_os_errors(path):
             os.replace(partial, path)
     except BaseException:

@@ -13,6 +13,7 @@ from trollmoves.journal.interface import Journal, JournalReader, TaskEditor
 from trollmoves.journal.location import (
     JOURNAL_SUFFIX,
     LOCK_SUFFIX,
+    POSTGRESQL,
     fallback_directories,
     find_journal,
     journal_path,
@@ -112,7 +113,7 @@ place_journal = sqlite.place_journal
 def open_journal(
     where: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
 ) -> Journal:
-    """Open or create the journal at a path.
+    """Open or create the journal at a path, or at a URL of PostgreSQL.
 
     ``synchronous``: "normal" (a committed row survives the death of the process) or "full" (also a power failure).
 
@@ -124,11 +125,19 @@ def open_journal(
         JournalFull: the disk is full.
         JournalError: the journal is in use by another process, or cannot be opened.
     """
+    if where.startswith(POSTGRESQL):
+        from trollmoves.journal.postgresql import PostgresJournal
+
+        return PostgresJournal(where, synchronous=synchronous, on_damage=on_damage)
     return sqlite.SqliteJournal(where, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
 
 def open_reader(where: str) -> JournalReader:
     """Open a journal for reading; JournalError if it does not exist, or was written by another version."""
+    if where.startswith(POSTGRESQL):
+        from trollmoves.journal.postgresql import PostgresReader
+
+        return PostgresReader(where)
     return sqlite.SqliteReader(where)
 
 

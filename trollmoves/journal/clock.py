@@ -14,12 +14,13 @@ class MonotonicWallClock:
 
     def __init__(self, at_least: float = 0.0) -> None:
         """Start at the current time, or at ``at_least`` (the last time of an earlier clock) if that is later."""
-        self._offset = max(time.time(), at_least) - _boot_time()
+        self._offset = max(time.time(), at_least) - boot_time()
 
     def now(self) -> float:
         """Return the time in seconds since the epoch."""
-        return self._offset + _boot_time()
+        return self._offset + boot_time()
 
 
-def _boot_time() -> float:
+def boot_time() -> float:
+    """Return the seconds since the boot of this host, suspended time included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

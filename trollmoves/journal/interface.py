@@ -61,10 +61,13 @@ class Journal(Protocol):
     path: str  # for people, without a password
     identity: str  # of the logs of announcements; a restored or copied journal gets a new one
     life: str  # of this member of a fleet; empty if only one process can have the journal
-    damage: str  # why the journal cannot be used until it is opened again; empty while it can
     replaced: bool  # True if the journal was replaced while it was open; then it must be opened again
 
     # -- the journal
+
+    @property
+    def damage(self) -> str:
+        """Why the journal cannot be used until it is opened again; empty while it can."""
 
     def record_owner(self, role: str, config_file: str) -> None:
         """Store which daemon writes this journal, for the commands that read it."""
@@ -84,6 +87,9 @@ class Journal(Protocol):
 
         It starts at the wall clock, or at the last time in the journal if that is later. Any thread.
         """
+
+    def still(self) -> bool:
+        """Return False once another member of the fleet may have taken over the tasks of this one; without I/O."""
 
     def close(self) -> None:
         """Write everything to the file and release its lock. May be called twice."""

@@ -9,6 +9,7 @@ import socket
 import tempfile
 
 JOURNAL_SUFFIX = ".journal"
+POSTGRESQL = "postgresql://"  # begins the URL of a journal that several hosts share
 LOCK_SUFFIX = ".lock"  # suffix of the lock file
 MAX_HOST = 64  # characters of the name of a host in the name of a journal
 SYSTEM_STATE_DIRECTORY = "/var/lib/trollmoves"  # of daemons that systemd starts
@@ -20,6 +21,8 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     This is ``configured`` if given, else one file per role, configuration file and host in ``$STATE_DIRECTORY``
     (systemd), ``$XDG_STATE_HOME/trollmoves`` or ``~/.local/state/trollmoves``.
     """
+    if configured.startswith(POSTGRESQL):
+        return configured
     if configured:
         return os.path.abspath(os.path.expanduser(configured))
     return os.path.join(state_directories()[0], journal_name(config_file, role))

@@ -24,8 +24,9 @@ class Task:
 
     ``due``, ``created`` and ``finished`` are seconds since the epoch by the journal's clock (``now``).
     ``announcement_number`` is the announcement that the task concerns. A task may be added as ``DONE``, as a record
-    only. ``context`` is data of the submitter for the handler, and ``owner`` the sender of the request. They are not
-    stored, so they are empty on a task that was read from the journal.
+    only. ``held`` is False if another member of the fleet can claim the task; ``tried_by`` has the lives of the members
+    that may have run it. ``context`` is data of the submitter for the handler, and ``owner`` the sender of the request.
+    They are not stored, so they are empty on a task that was read from the journal.
     """
 
     chain: str
@@ -44,6 +45,8 @@ class Task:
     finished: float | None = None
     context: Any = None
     owner: str = ""
+    held: bool = True
+    tried_by: Sequence[str] = ()
 
     def may_have_run(self, started: float) -> bool:
         """Return True if the task may have run before, in this process or in one that ended before ``started``."""
@@ -157,5 +160,7 @@ def to_sqlite_time(ns: int) -> int:
 
 
 def to_sqlite_text(text: str) -> str:
-    """Return a text that SQLite can store: bytes of a file name that are not UTF-8 become backslash escapes."""
+    """Return a text that each engine can store: NUL, and bytes that are not UTF-8, become backslash escapes."""
+    if "\0" in text:
+        text = text.replace("\0", "\\x00")
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -193,11 +193,6 @@ class Origin:
         level = relative_dir.count("/")
         return level < self.depth and self._directories[level](relative_dir) is not None
 
-    def expects_directory(self, path: str) -> bool:
-        """Return True if an absolute path is the root or a directory below it that may contain files at any depth."""
-        below = self._below(path.rstrip("/") + "/")
-        return below is not None and self.directory_may_match(below)
-
     def _below(self, path: str) -> str | None:
         if "//" in path or "/." in path:
             path = _absolute(path) + ("/" if path.endswith("/") else "")

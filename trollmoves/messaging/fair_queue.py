@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MAX_QUEUED = 1_000  # queued requests per sender; a client chain has up to 256 open requests
-MAX_QUEUED_BYTES = 32 * 1024 * 1024  # per sender
+MAX_QUEUED_BYTES = 8 * 1024 * 1024  # per sender
 THROTTLED_BATCH = 3  # requests of throttled senders that are read in one batch
 THROTTLED_INTERVAL = 0.02  # s between such batches: each delays the other senders by a journal query
 BYTES_PER_COST_UNIT = 20_000  # this size of a request costs as much as another request
@@ -46,10 +46,6 @@ class FairQueue:
     def is_pending(self) -> bool:
         """Return True if a request is queued."""
         return any(queue.queued for queue in self._senders.values())
-
-    def any_throttled(self) -> bool:
-        """Return True if a sender is throttled."""
-        return any(queue.is_throttled() for queue in self._senders.values())
 
     def has_room(self, sender: str) -> bool:
         """Return True if a request of a sender can be queued; otherwise throttle the sender."""

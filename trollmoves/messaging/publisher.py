@@ -34,7 +34,7 @@ AVERAGED_OVER = 1000  # messages
 MAX_SUBSCRIPTION_BYTES = 4096  # the sender of a longer subscription is disconnected
 # ZeroMQ needs about 50 bytes for each byte of a subscription.
 MEMORY_LIMITS = MemoryLimits(
-    unread=Limits(64 * 1024, 2 * MB, 8 * MB),
+    unread=Limits(64 * 1024, 2 * MB, 3 * MB),
     unsent=Limits(16 * MB, 64 * MB, 256 * MB),
 )
 CONNECT_POLL = 0.1  # s between checks, while a nameserver is not connected, whether the publisher stops
@@ -120,6 +120,7 @@ class Publisher:
                 for frame in frames:
                     self._socket.send(frame)
                 self._monitor.add_sent(sum(map(len, frames)))
+                self._monitor.drained()  # sending has read the subscriptions
 
     def _limit_queue(self, frames: Sequence[bytes]) -> None:
         """Limit the queue of each subscriber to QUEUE_BYTES of messages of average size; ZeroMQ counts messages."""

@@ -32,12 +32,17 @@ MIN_BATCH_SIZE = 30  # requests, also if the commits of the journal alone take l
 RECEIVED_PER_HANDLED = 4  # requests received before one is handled; reveals clients over quota
 TICK = 1.0  # s between calls of ``tick``
 MAX_PARSED_BYTES = 65_536  # of a rejected request, to find the right form of the reply
-MAX_QUEUED_MESSAGES = 1_000  # per connection; beyond, ZeroMQ blocks the client
-MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the sender of a larger request is disconnected
+MAX_QUEUED_REQUESTS = 100  # per connection; beyond, ZeroMQ blocks the client
+MAX_QUEUED_REPLIES = 1_000  # per connection; further ones are dropped
+RECEIVE_BUFFER = 64 * 1024  # bytes in the kernel for a connection: how much ZeroMQ reads between two checks
+MAX_REQUEST_BYTES = 2_500_000  # the sender of a larger request is disconnected
+MAX_FRAMES = 8  # of a request: ours have up to 3
+MAX_VALUES = 100_000  # commas and opening brackets in a request: a value takes up to 80 bytes
 MAX_DESCRIPTORS = 10_000  # remembered; the replies to connections that are not are not counted
+# A received byte takes up to 32 bytes of memory.
 MEMORY_LIMITS = MemoryLimits(
-    unread=Limits(MAX_REQUEST_BYTES + MB, 32 * MB, 64 * MB),
-    unsent=Limits(64 * MB, 96 * MB, 256 * MB),
+    unread=Limits(MAX_REQUEST_BYTES + MB, MAX_REQUEST_BYTES + MB, 4 * MB),
+    unsent=Limits(16 * MB, 24 * MB, 48 * MB),
 )
 MAX_REJECTIONS_PER_SECOND = 100  # replies to requests over quota
 THROTTLED_POLL_MS = 1  # ms between rounds while only throttled requests are pending; a reply interrupts it
@@ -114,8 +119,9 @@ class Replier:
             zmq.ROUTER,
             sockets.tcp(bind_address, port),
             {
-                zmq.RCVHWM: MAX_QUEUED_MESSAGES,
-                zmq.SNDHWM: MAX_QUEUED_MESSAGES,
+                zmq.RCVHWM: MAX_QUEUED_REQUESTS,
+                zmq.SNDHWM: MAX_QUEUED_REPLIES,
+                zmq.RCVBUF: RECEIVE_BUFFER,
                 zmq.ROUTER_HANDOVER: 1,
                 zmq.HEARTBEAT_IVL: 0,  # a ping to a closed connection with a full queue would abort: libzmq issue 4841
                 zmq.MAXMSGSIZE: MAX_REQUEST_BYTES,
@@ -162,6 +168,8 @@ class Replier:
             self._next_tick = time.monotonic() + TICK
             self._quota_rejections = 0
             self._discarding.clear()
+            if not sockets.is_readable(self._socket):
+                self._monitor.drained()
             if self._tick:
                 self._tick()
             self._send_outgoing()
@@ -189,10 +197,12 @@ class Replier:
         over_quota = set[bytes]()
         for count in range(RECEIVED_PER_HANDLED * self._batch_size):
             if count == 1 and not sockets.is_readable(self._socket):  # usually there is one, or there are many
+                self._monitor.drained()
                 return
             try:
                 connection = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
+                self._monitor.drained()
                 return
             if connection in self._discarding:
                 self._receive_rest(connection)
@@ -203,13 +213,18 @@ class Replier:
             over_quota.add(connection)
 
     def _receive_rest(self, connection: bytes) -> list[zmq.Frame]:
-        """Receive the remaining frames of a request; ZeroMQ delivers messages as a whole."""
-        frames = [self._socket.recv(zmq.NOBLOCK, copy=False)]
-        while frames[-1].more:
-            frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+        """Receive the remaining frames of a request, which ZeroMQ delivers as a whole; return the first few."""
+        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        frames = [frame]
+        while frame.more:
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            if len(frames) <= MAX_FRAMES:
+                frames.append(frame)
         if len(self._descriptors) > MAX_DESCRIPTORS:
             self._descriptors.clear()
-        self._descriptors[connection] = self._monitor.add_read(frames[-1], sum(map(len, frames)))
+        descriptor = self._descriptors[connection] = self._monitor.add_read(frames[-1], sum(map(len, frames)))
+        if len(frames) > MAX_FRAMES:
+            self._monitor.suspect(descriptor)
         return frames
 
     def _enqueue(self, connection: bytes, rest: list[zmq.Frame]) -> bool:
@@ -272,6 +287,8 @@ class Replier:
         try:
             if len(body) != 1:
                 raise MessageError(f"expected one frame, received {len(body)}")
+            if len(body[0]) > MAX_VALUES and sum(map(body[0].count, b"[{,")) > MAX_VALUES:
+                raise MessageError(f"the data of a request must have less than {MAX_VALUES:,} values")
             return Request(Message.decode(body[0]), [route], self, client)
         except MessageError as error:
             if (suffix := self.throttle.admit()) is not None:

@@ -13,6 +13,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 from urllib.parse import ParseResult
@@ -302,6 +303,7 @@ class Mover(ABC):
             self._verify(backend, source, path)
             sent = True
             if path != final:
+                self._check_lease()
                 backend.replace(path, final)
         except BaseException as error:
             if path != final or (backend.partials and source.position):  # else the earlier file of this name is intact
@@ -316,6 +318,10 @@ class Mover(ABC):
                     hidden = naming is Naming.HIDDEN
                     raise _Rejected(Limitation.NO_HIDDEN_NAMES if hidden else Limitation.NO_PARTIALS) from error
             raise
+
+    def _check_lease(self) -> None:
+        if self.partial_id:
+            self.partial_id.check_lease(self)
 
     def _is_lasting(self, backend: Backend, partial: str, final: str) -> bool:
         """Return True if a rejected rename concerns further files, too; warn about a partial that is left."""
@@ -336,6 +342,9 @@ class Mover(ABC):
 
         if self.partial_id is None:
             return named()
+        for token in self.partial_id.earlier:
+            with suppress(PermissionError):
+                backend.remove(named(token))
         partial = named(self.partial_id.token)
         if self.partial_id.may_exist:
             try:
@@ -372,6 +381,7 @@ class Mover(ABC):
         return path
 
     def _send(self, backend: Backend, source: SourceFile, path: str) -> None:
+        self._check_lease()  # here, too: the path may be the final one
         try:
             backend.send(source, path)
         except FileNotFoundError:

@@ -20,7 +20,7 @@ from trollmoves.movers.source_file import SourceFile
 
 SMALL_FILE = 1 << 20  # bytes; up to this size one read and one write are faster than reflinks or copy_file_range
 BLOCK = 1 << 20
-COPY_RANGE_BYTES = 1 << 26  # bytes per call of copy_file_range
+KERNEL_BLOCK = 1 << 26  # bytes per call that copies in the kernel
 _FICLONE = 0x40049409  # fcntl has no name for it before Python 3.12
 _NOT_OFFERED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
 DIRECTORY_MODE = 0o775  # before the umask
@@ -221,13 +221,15 @@ def _try_clone(source: SourceFile, target: int) -> bool:
 
 
 def _copy_large(source: SourceFile, target: int) -> None:
-    """Copy with copy_file_range, then the rest with read and write."""
+    """Copy with copy_file_range, the rest, as between file systems, with sendfile, then with read and write."""
     done = 0
-    with suppress(OSError):  # on errors, such as an unsupported call, the loop below copies the rest or raises
-        while done < source.size:
-            sent = os.copy_file_range(source.fd, target, min(COPY_RANGE_BYTES, source.size - done))
-            if not sent:
-                break
-            done += sent
+    for copy in (os.copy_file_range, _sendfile):
+        with suppress(OSError):  # on errors, such as an unsupported call, the next way copies the rest or raises
+            while done < source.size and (sent := copy(source.fd, target, min(KERNEL_BLOCK, source.size - done))):
+                done += sent
     while block := source.read(BLOCK):
         _write(target, block)
+
+
+def _sendfile(source: int, target: int, count: int) -> int:
+    return os.sendfile(target, source, None, count)

@@ -7,7 +7,14 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trollmoves.errors import LeaseLost
+
+if TYPE_CHECKING:
+    from trollmoves.journal import Journal, Task
 
 NAME_MAX = 255  # bytes, the limit of common file systems
 TOKEN_BYTES = 6
@@ -22,19 +29,43 @@ _ROOM = NAME_MAX - len(".") - len(".") - 2 * TOKEN_BYTES - len(SUFFIX)
 
 @dataclass(frozen=True, slots=True)
 class PartialId:
-    """Identifies the partial of one delivery: equal for all its attempts, in any process, and unique to it.
+    """Identifies the partial of one delivery: equal for all attempts by one member of a fleet, and unique to it.
 
-    ``may_exist`` is True if an earlier attempt may have left the partial.
+    Without a fleet it is equal for all attempts in any process. ``may_exist`` is True if an earlier attempt may have
+    left the partial. ``earlier`` has the tokens of other members that tried the delivery: their partials are removed,
+    so that a member that was suspended cannot rename its own. ``still`` returns False once the delivery may belong to
+    another member; None if it cannot.
     """
 
     token: str
     may_exist: bool = False
+    earlier: Sequence[str] = ()
+    still: Callable[[], bool] | None = None
 
     @classmethod
     def for_delivery(cls, *identity: str, tried: bool) -> PartialId:
         """Return the id of the delivery that the texts ``identity`` name together."""
-        digest = hashlib.sha256("\n".join(identity).encode("utf-8", "backslashreplace")).hexdigest()
-        return cls(digest[: 2 * TOKEN_BYTES], tried)
+        return cls(_token(*identity), tried)
+
+    def check_lease(self, label: object) -> None:
+        """Raise LeaseLost with ``label`` in its text once the delivery may belong to another member."""
+        if self.still and not self.still():
+            raise LeaseLost(
+                f"{label}: not completed, because this member could not renew its lease: another one delivers the file"
+            )
+
+    @classmethod
+    def of_task(cls, journal: Journal, task: Task, started: float) -> PartialId:
+        """Return the id of the delivery of a task, in a daemon that started at ``started`` by the journal's clock."""
+        identity = journal.identity, task.chain, task.key
+        earlier = [_token(*identity, life) for life in task.tried_by if life != journal.life]
+        token = _token(*identity, *filter(None, [journal.life]))
+        return cls(token, task.may_have_run(started), earlier, journal.still)
+
+
+def _token(*identity: str) -> str:
+    digest = hashlib.sha256("\n".join(identity).encode("utf-8", "backslashreplace")).hexdigest()
+    return digest[: 2 * TOKEN_BYTES]
 
 
 def partial_path(path: str, token: str = "") -> str:

@@ -1,10 +1,11 @@
-"""Parsers of SSH connection parameters: fingerprints of host keys, and names of weak algorithms."""
+"""Parsers of SSH connection parameters: transport, fingerprints of host keys, and names of weak algorithms."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
+PARAMIKO, OPENSSH = "paramiko", "openssh"
 # Broken or deprecated: SHA-1 and MD5, CBC, short keys and groups. Versions of paramiko differ in which they offer.
 WEAK_ALGORITHMS: Mapping[str, tuple[str, ...]] = {
     "kex": (
@@ -49,6 +50,12 @@ def fingerprints(text: str) -> list[str]:
     if not found or not all(map(_FINGERPRINT.fullmatch, found)):
         raise ValueError("must hold fingerprints in the form of ssh-keygen -l: SHA256:, then 43 characters")
     return [fingerprint.rstrip("=") for fingerprint in found]
+
+
+def check_transport(text: str) -> None:
+    """Raise ``ValueError`` with the rule if ``text`` is not the name of a transport."""
+    if text not in (PARAMIKO, OPENSSH):
+        raise ValueError(f"must be {PARAMIKO} or {OPENSSH}")
 
 
 def _words(text: str) -> list[str]:

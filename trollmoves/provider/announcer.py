@@ -13,9 +13,10 @@ from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal, Version, to_sqlite_time
-from trollmoves.messaging import payload, sockets
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
+from trollmoves.messaging.replier import MAX_REQUEST_BYTES
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
 from trollmoves.scheduler.lanes import FileStats
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_INFO_FILES = 2256  # files in a reply to `info`, as in trollmoves 0.19
 MAX_REPLAY = 500  # announcements in a reply to `replay`
-MAX_REPLAYED_BYTES = sockets.LARGEST_MESSAGE // 2  # of one announcement in a reply
+MAX_REPLAYED_BYTES = 2 * MAX_REQUEST_BYTES  # of one announcement in a reply, where it is escaped
 RETRY_DELAY = 60.0  # s before the next attempt after a journal error
 PAGE_SIZE = 500  # announcements per query
 

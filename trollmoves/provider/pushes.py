@@ -250,7 +250,7 @@ class PushService:
             if isinstance(error, Superseded):
                 logger.info("[%s] %s not delivered to %s: %s", self.name, names, shown, error)
             else:
-                self._scheduler.log_failure(task, error, f"{names} not delivered to {shown}")
+                self._scheduler.failures.log(task, error, f"{names} not delivered to {shown}")
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
             on_committed = partial(self._reply_failure, task, text, error)
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
@@ -311,8 +311,7 @@ class PushService:
         delivered: dict[str, FileVersion] = {}
         self._clean_stale_partials(destination.local_directory)
         delivered_to = destination.without_login
-        retried = task.may_have_run(self._started_at)
-        partial_id = PartialId.for_delivery(self._journal.identity, self.name, task.key, tried=retried)
+        partial_id = PartialId.of_task(self._journal, task, self._started_at)
         for item in files:
             uri = item["uri"]
             pathname = self._file_store.path(announced.number, uri)

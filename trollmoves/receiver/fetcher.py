@@ -213,7 +213,7 @@ class Fetcher:
                 attempt.task.tries -= 1
                 attempt.finish(Result(retry_in=HELD_RETRY_DELAY))
             else:
-                attempt.finish(self._scheduler.failure_result(attempt.task, error))
+                attempt.finish(self._scheduler.failures.to_result(attempt.task, error))
 
         self._preparer.run(directory, lambda: self._prepare(attempt.task, attempt.message), request, fail)
 

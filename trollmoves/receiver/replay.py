@@ -7,11 +7,13 @@ number than the last announcement. Legacy servers (trollmoves 0.19) have no numb
 
 from __future__ import annotations
 
+import bisect
 import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from trollmoves.errors import MessageError, TrollmovesError
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 FIRST_CONTACT_SLACK = 5.0  # s before the start of this client from which announcements of a new source are requested
 REPLAY_TIMEOUT = 30.0  # s; ZeroMQ closes a connection on which no page arrives for 15 s
 MAX_LOGS = 1_000  # of one provider; a server has one for each chain
+GAP_PATIENCE = 0.2  # s before a small gap is requested: numbers of one log come in any order from several servers
+SMALL_GAP = 100  # announcements
+MAX_RUNS = 8  # of consecutive numbers that arrived after a gap
 RETRY_DELAY = 5.0  # s before the next replay request to a source after a failed one, whatever it announces
 
 
@@ -34,19 +39,19 @@ RETRY_DELAY = 5.0  # s before the next replay request to a source after a failed
 class _SourceLog:
     """One log of a provider. All up to ``received_through`` is stored.
 
-    ``live_from`` to ``live_to`` arrived as messages.
+    ``runs`` has the first and last number of each run of consecutive later numbers that arrived as messages.
     """
 
     name: str
     provider: str
     address: str
     received_through: int | None = None  # None before the first reply
-    live_from: int = 0
-    live_to: int = 0
+    runs: list[list[int]] = field(default_factory=list)
     highest_seen: int = 0  # highest number that an announcement or a heartbeat had
     lowest_unsaved: int = 0  # lowest received number that may not be in the journal yet; 0 if there is none
     request_pending: bool = False
     retry_when_done: bool = False  # another request was due while one was pending
+    is_patient: bool = False  # a request is due after GAP_PATIENCE
     not_before: float = 0.0  # monotonic; no request before this time
     first_seen: float = 0.0  # monotonic; 0 if known from an earlier process
 
@@ -61,16 +66,14 @@ class _SourceLog:
     def add(self, number: int) -> None:
         self.highest_seen = max(self.highest_seen, number)
         self.lowest_unsaved = min(self.lowest_unsaved or number, number)
-        if self.live_from and number == self.live_to + 1:
-            self.live_to = number
-        elif number > self.live_to:
-            self.live_from = self.live_to = number
+        if number > (self.received_through or 0):
+            _add_to_runs(self.runs, number)
         self.join()
 
     def join(self) -> None:
         """Advance over the live announcements once all earlier ones are received."""
-        if self.received_through is not None and self.live_from and self.received_through >= self.live_from - 1:
-            self.received_through = max(self.received_through, self.live_to)
+        while self.received_through is not None and self.runs and self.received_through >= self.runs[0][0] - 1:
+            self.received_through = max(self.received_through, self.runs.pop(0)[1])
 
     def saved_through(self, position: int) -> int:
         """Return the number, at most ``position``, up to which all announcements are in the journal."""
@@ -79,6 +82,10 @@ class _SourceLog:
     def missing(self, number: int) -> bool:
         return self.received_through is None or number > self.received_through
 
+    @property
+    def has_small_gap(self) -> bool:
+        return self.received_through is not None and 0 < self.highest_seen - self.received_through <= SMALL_GAP
+
 
 class ReplayClient:
     """The positions of one chain in the logs of its ``providers`` (``tcp://host:port``). Any thread.
@@ -86,7 +93,7 @@ class ReplayClient:
     A log belongs to the provider whose messages name it: a provider cannot change the position in the log of another.
 
     ``on_replayed(messages, positions)`` is called on the requester's thread with missed announcements and the
-    (chain, position) to store in the same transaction.
+    (chain, position) to store in the same transaction. ``patience``: seconds before a small gap is requested.
     """
 
     def __init__(
@@ -96,8 +103,10 @@ class ReplayClient:
         journal: Journal,
         requester: Requester,
         on_replayed: Callable[[list[Message], list[tuple[str, SourcePosition]]], None],
+        patience: float = GAP_PATIENCE,
     ) -> None:
         self.name = name
+        self._patience = patience
         self._journal = journal
         self._requester = requester
         self._on_replayed = on_replayed
@@ -143,7 +152,7 @@ class ReplayClient:
             gap = source.missing(number)
             position = source.received_through
         if gap:
-            self._request(source)
+            self._request_gap(source)
         return None if position is None else (self.name, source.position(position))
 
     def mark_saved(self) -> None:
@@ -161,7 +170,32 @@ class ReplayClient:
             source.highest_seen = max(source.highest_seen, number)
             gap = source.missing(number) or number < (source.received_through or 0)
         if gap:
+            self._request_gap(source)
+
+    def _request_gap(self, source: _SourceLog) -> None:
+        """Request missing announcements; those of a small gap only if they do not arrive within a moment."""
+        if not (self._patience and source.has_small_gap):
             self._request(source)
+            return
+        with self._lock:
+            if source.is_patient:
+                return
+            source.is_patient = True
+            number = source.highest_seen
+        timer = threading.Timer(self._patience, self._end_patience, [source, number])
+        timer.daemon = True
+        timer.start()
+
+    def _end_patience(self, source: _SourceLog, number: int) -> None:
+        """Request announcements that are still missing before ``number``; wait again for later ones."""
+        with self._lock:
+            source.is_patient = False
+            gap, newer_gap = source.missing(number), source.missing(source.highest_seen)
+            known = self._logs.get(source.key) is source
+        if gap and known:
+            self._request(source)
+        elif newer_gap and known:
+            self._request_gap(source)
 
     def _source(self, provider: str, log_name: str, address: str) -> _SourceLog | None:
         """Return a log of a provider; None if it has too many."""
@@ -237,7 +271,7 @@ class ReplayClient:
             source.received_through = max(through, source.received_through or 0)
             source.join()
             source.request_pending = False  # later gaps cause new requests
-            more = max(data["last"], source.live_to) > source.received_through
+            more = max([data["last"], *(last for _, last in source.runs)]) > source.received_through
             if has_advanced or not more or through < data["through"]:
                 source.not_before = 0.0
             return more and has_advanced
@@ -254,7 +288,8 @@ class ReplayClient:
         )
         self._journal.rewind_source(self.name, source.key)
         with self._lock:
-            source.received_through = source.live_from = source.live_to = 0
+            source.received_through = 0
+            source.runs.clear()
             source.highest_seen = last
             source.not_before = 0.0
 
@@ -293,6 +328,20 @@ class ReplayClient:
                     message.raw = ""
                 messages.append(message)
         return messages
+
+
+def _add_to_runs(runs: list[list[int]], number: int) -> None:
+    """Add a number to runs of consecutive numbers; of more than MAX_RUNS the lowest one is forgotten."""
+    index = bisect.bisect_right(runs, number, key=itemgetter(0))
+    if index and number <= runs[index - 1][1] + 1:
+        index -= 1
+        runs[index][1] = max(runs[index][1], number)
+    else:
+        runs.insert(index, [number, number])
+    if index + 1 < len(runs) and runs[index + 1][0] == runs[index][1] + 1:
+        runs[index][1] = runs.pop(index + 1)[1]
+    if len(runs) > MAX_RUNS:
+        del runs[0]
 
 
 def _replay_data(reply: Message | TrollmovesError) -> dict[str, Any]:

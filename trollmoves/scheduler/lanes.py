@@ -200,12 +200,16 @@ class Lane:
                 continue
             if task.due > now:
                 self.next_due = min(self.next_due, task.due)
-            elif self.journal_pending or len(tasks) >= slots or task.id <= self.highest_claimed_id:
-                self.journal_pending = True  # the task may have been read, and even finished, before it was submitted
+            elif self.journal_pending or len(tasks) >= slots or not self._is_ours(task):
+                self.journal_pending = True
                 self._keep_context(task)
             elif task.id not in self.in_flight:
                 tasks.append(task)
         return tasks
+
+    def _is_ours(self, task: Task) -> bool:
+        """Return False if a task may have been read, and even finished, before it was submitted."""
+        return task.held and task.id > self.highest_claimed_id
 
     def _keep_context(self, task: Task) -> None:
         if task.context is not None and task.id not in self.in_flight and len(self._contexts) < MAX_CONTEXTS:

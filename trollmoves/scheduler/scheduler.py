@@ -17,12 +17,13 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal import BACKLOG, DONE, FAILED, WAITING, Journal, Outcome, Task, batches
+from trollmoves.journal import WAITING, Journal, Outcome, Task, batches
+from trollmoves.scheduler.failure_log import FailureLog
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.outcomes import to_outcome
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.worker_limits import WorkerLimits
 from trollmoves.utils.logs import LogThrottle
-from trollmoves.utils.outage_log import OutageLog
 from trollmoves.utils.rate import collect
 from trollmoves.utils.watched_threads import WatchedThread
 
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
-MAX_OUTAGE_LOGS = 1000  # lanes whose outages are remembered for the log
 MAX_REVOKED = 100_000  # dropped tasks that are remembered because they may be submitted later
 MAX_PROVEN = 1000  # idle lanes that are remembered as healthy
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
@@ -73,7 +73,7 @@ class Scheduler:
         self._tokens = LaneQueue()  # one entry for each assigned worker
         self._proven: dict[tuple[str, str], None] = {}  # healthy lanes that were dropped because they were idle
         self._healthy_starved = False  # healthy lanes wait for a worker of another lane
-        self._outage_logs: dict[tuple[str, str], OutageLog] = {}  # by lane; they outlive idle lanes
+        self.failures = FailureLog(journal)
         self._policies: dict[str, ChainPolicy] = {}  # by chain
         self._pauses = Pauses()
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
@@ -292,44 +292,6 @@ class Scheduler:
         lane.breaker.probe_interval = kind.policy.probe_interval
         return lane
 
-    def log_failure(self, task: Task, error: TrollmovesError, text: str = "") -> None:
-        """Log a failed attempt. Failures of a whole lane are logged once, later only counted. Any thread.
-
-        Args:
-            task: the task.
-            error: why the attempt failed.
-            text: describes the attempt; by default the kind and the name of the task.
-        """
-        text = text or f"{task.kind} of {task.key.partition(chr(10))[0]} failed"
-        if not error.temporary:
-            logger.error("[%s] %s, will not be retried (attempt %d): %s", task.chain, text, task.tries, error)
-            return
-        suffix: str | None = ""
-        if error.outage or error.blames_directory:
-            suffix = self._outage_log(task.chain, task.lane).admit(type(error).__name__)
-        if suffix is None:
-            logger.debug("[%s] %s (attempt %d): %s", task.chain, text, task.tries, error)
-        elif error.held:
-            count = self._journal.count_waiting(task.chain, task.lane)
-            waiting = f"; {count} file{'' if count == 1 else 's'} waiting until this is repaired" if count else ""
-            logger.error("[%s] %s, held (attempt %d): %s%s%s", task.chain, text, task.tries, error, waiting, suffix)
-        else:
-            logger.warning("[%s] %s, will be retried (attempt %d): %s%s", task.chain, text, task.tries, error, suffix)
-
-    def failure_result(self, task: Task, error: Exception) -> Result:
-        """Log the error that ended an attempt of a task; return the result of the attempt. Any thread."""
-        if isinstance(error, TrollmovesError):
-            self.log_failure(task, error)
-            return Result(error=error)
-        logger.error("[%s] %s %s: unexpected error", task.chain, task.kind, task.key, exc_info=error)
-        return Result(error=UnexpectedError(str(error) or type(error).__name__))
-
-    def _outage_log(self, chain: str, lane: str) -> OutageLog:
-        with self._lock:
-            if (chain, lane) not in self._outage_logs and len(self._outage_logs) >= MAX_OUTAGE_LOGS:
-                del self._outage_logs[next(iter(self._outage_logs))]
-            return self._outage_logs.setdefault((chain, lane), OutageLog())
-
     # -- start and stop
 
     def start(self) -> None:
@@ -401,7 +363,7 @@ class Scheduler:
         try:
             return kind.handler(task) or Result()
         except Exception as error:  # an error in one task must not stop the scheduler
-            return self.failure_result(task, error)
+            return self.failures.to_result(task, error)
 
     # -- scheduler thread
 
@@ -449,7 +411,7 @@ class Scheduler:
         """Store the results of finished tasks, then run their callbacks; return the number of results."""
         results = [self._finished[n] for n in range(len(self._finished))]
         now = self._journal.now()
-        outcomes = [(lane, _to_outcome(lane, task, result, now)) for lane, task, result in results if task is not None]
+        outcomes = [(lane, to_outcome(lane, task, result, now)) for lane, task, result in results if task is not None]
         new, lost = self._store(outcomes)
         recovered: dict[Lane, bool] = {}  # True if a task was done
         for lane, task, result in results:
@@ -480,7 +442,7 @@ class Scheduler:
         return new, {outcome.task.id for outcome in lost}
 
     def _retry_recovered(self, lane: Lane, worked: bool) -> None:
-        if worked and (summary := self._outage_log(lane.chain, lane.name).end()) is not None:
+        if worked and (summary := self.failures.end_outage(lane.chain, lane.name)) is not None:
             logger.info("[%s] %s: works again%s", lane.chain, lane.name, summary)
         self.retry_now(lane.chain, lane.name)
 
@@ -572,27 +534,4 @@ class Scheduler:
         try:
             handler(task, finish)
         except Exception as error:  # an error in one task must not stop the scheduler
-            finish(self.failure_result(task, error))
-
-
-class UnexpectedError(TrollmovesError):
-    """A handler raised an unexpected exception. The task is retried."""
-
-    temporary = True
-
-
-def _to_outcome(lane: Lane, task: Task, result: Result, now: float) -> Outcome:
-    if result.error is None and result.retry_in is None:
-        return Outcome(task, DONE, result.reply, follow_ups=result.follow_ups, delivery=result.delivery)
-    error = None if result.error is None else str(result.error)
-    # With a reply and without an error, a client waits for the next attempt of one file: its lane is not blamed.
-    waiting = None if result.reply is None else "held" if result.held else "retry"
-    failure = result.error.failure if result.error else waiting
-    reply = error if result.reply is None else result.reply
-    if result.error and (result.final or not result.error.temporary):
-        return Outcome(task, FAILED, reply, follow_ups=result.follow_ups, failure=failure, error=error)
-    wait = result.retry_in if result.retry_in is not None else lane.retry_delay(task, result.error)
-    if wait:
-        task.rank = BACKLOG  # new tasks do not wait behind failed ones
-    due = now + wait
-    return Outcome(task, WAITING, reply, due=due, follow_ups=result.follow_ups, failure=failure, error=error)
+            finish(self.failures.to_result(task, error))

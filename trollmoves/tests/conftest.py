@@ -13,13 +13,17 @@ import pytest
 
 from trollmoves.net.redaction import known_secrets
 from trollmoves.tests.helpers.daemons import Testbed
+from trollmoves.tests.helpers.journals import stop_shared_server
 from trollmoves.tests.helpers.machine_load import BUSY_SHARE, OtherLoad
 
 # Reasons of skips that an installation would have made unnecessary: "missing: vsftpd", "no vsftpd (Debian: vsftpd)".
 MISSING = re.compile(r"(Skipped: )?(missing:|could not import|no .*\((Debian|PyPI)\b)")
 
 HERE = os.path.dirname(__file__)
-DOOR, ROOM = os.path.join(HERE, "conftest.py"), os.path.join(HERE, "__init__.py")  # files to lock, never changed
+TURNSTILE, RUNNING = (
+    os.path.join(HERE, "conftest.py"),
+    os.path.join(HERE, "__init__.py"),
+)  # files to lock, never changed
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell sets it for background jobs
     signal.signal(signal.SIGINT, signal.default_int_handler)  # for our children: some are ended so
@@ -57,6 +61,11 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+def pytest_sessionfinish() -> None:
+    """Stop the server that tests share."""
+    stop_shared_server()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run slow tests first, to shorten the total run, and tests marked ``alone`` last."""
     items.sort(key=lambda item: 1 if _marked(item, "alone") else -1 if _marked(item, "slow") else 0)
@@ -66,18 +75,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
     """Keep other pytest-xdist workers from starting a test while one marked ``alone`` runs.
 
-    Each test holds a shared lock on ROOM, an ``alone`` test an exclusive one. A worker that waits for ROOM holds DOOR.
+    Each test holds a shared lock on RUNNING, an ``alone`` test an exclusive one. A worker that waits for it holds
+    TURNSTILE, so that no further test starts.
     """
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    with open(DOOR, "rb") as door, open(ROOM, "rb") as room:
-        fcntl.flock(door, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if _marked(item, "alone") else fcntl.LOCK_SH)
-        fcntl.flock(door, fcntl.LOCK_UN)
+    with open(TURNSTILE, "rb") as turnstile, open(RUNNING, "rb") as running:
+        fcntl.flock(turnstile, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if _marked(item, "alone") else fcntl.LOCK_SH)
+        fcntl.flock(turnstile, fcntl.LOCK_UN)
         try:
             return (yield)
         finally:
-            fcntl.flock(room, fcntl.LOCK_UN)  # a child that the test forked may have it open still
+            fcntl.flock(running, fcntl.LOCK_UN)  # a child that the test forked may have it open still
 
 
 @pytest.hookimpl(wrapper=True)

@@ -74,7 +74,7 @@ CREATE INDEX IF NOT EXISTS tasks_failure ON tasks (chain, lane, failure, id) WHE
 class JournalDatabase:
     """An open journal file. It owns the file until ``close``."""
 
-    life = ""
+    life = ""  # one process at a time uses the journal, so attempts of all processes have the same partial
 
     def __init__(
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
@@ -212,6 +212,9 @@ class JournalDatabase:
         )
         written = read_times(self._lock_file)[1]
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
+
+    def still(self) -> bool:
+        return True  # the lock of the file excludes other processes
 
     def record_owner(self, role: str, config_file: str) -> None:
         with self._transaction() as db:

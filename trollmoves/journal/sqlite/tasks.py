@@ -10,6 +10,7 @@ from typing import Any
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.interface import MergeFunction
+from trollmoves.journal.lane_states import LANE_INTERVAL, LaneChanges, merge_changes, record_outcome
 from trollmoves.journal.records import (
     BACKLOG,
     DONE,
@@ -28,7 +29,7 @@ from trollmoves.journal.records import (
 )
 from trollmoves.journal.sqlite.database import JournalDatabase
 from trollmoves.journal.sqlite.files import write_times
-from trollmoves.journal.sqlite.lanes import LANE_INTERVAL, LaneChanges, merge_changes, record_outcome, store_lanes
+from trollmoves.journal.sqlite.lanes import store_lanes
 from trollmoves.journal.sqlite.sources import upsert_source
 
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"

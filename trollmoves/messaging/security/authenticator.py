@@ -10,6 +10,7 @@ import itertools
 import logging
 import queue
 import select
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -31,10 +32,13 @@ log = logging.getLogger(__name__)
 Socket = zmq.Socket[bytes]
 
 MIN_LIBZMQ = (4, 3, 3)  # older versions have remote vulnerabilities: CVE-2019-13132, CVE-2020-15166
+MAX_QUEUED_EVENTS = 1_000  # of a listening socket: beyond, ZeroMQ's I/O thread waits for the authenticator
 MAX_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
 KEY_RELOAD_INTERVAL = 1.0  # s; added and removed keys take effect after at most this time
 IDLE_MS = 1000
 CHECK_INTERVAL_MS = 20  # between checks of the memory of connections on which data arrive
+SWITCH_INTERVAL = 0.0002  # s after which another thread continues, while a port is flooded; Python's default is 0.005
+FLOOD_SECONDS = 5.0  # s after the last sign of a flood in which this is so
 ERROR_DELAY = 0.1  # s after an unexpected error
 
 _DOMAIN = b"*"
@@ -100,7 +104,9 @@ class Authenticator:
         self._poller.register(self._readable.fileno(), zmq.POLLIN)
         self._lingering = LingeringConnections(self._readable)
         self._receiving = False
+        self._usual_switch_interval = sys.getswitchinterval()
         self._next_check = 0.0  # monotonic
+        self._flood_end = 0.0  # monotonic
         threading.Thread(target=self._run, name="authenticator", daemon=True).start()
 
     # -- socket creation, on any thread
@@ -123,7 +129,7 @@ class Authenticator:
             created.zap_domain = _DOMAIN
             created.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         return created, ConnectionMonitor(
-            self.monitor(created, connection_monitor.EVENTS),
+            self.monitor(created, connection_monitor.EVENTS, MAX_QUEUED_EVENTS),
             secured=secured,
             most_bytes=most_bytes,
             limits=limits,
@@ -148,12 +154,15 @@ class Authenticator:
         self._new.put(monitor)
         self._wakeup.set()
 
-    def monitor(self, watched: Socket, events: int) -> Socket:
-        """Return a socket that receives the events of ``watched``; called on the thread that created ``watched``."""
+    def monitor(self, watched: Socket, events: int, most: int = 0) -> Socket:
+        """Return a socket that receives the events of ``watched``; called on the thread that created ``watched``.
+
+        ZeroMQ's I/O thread waits while more than about ``most`` events are unread; 0 is without a limit.
+        """
         address = f"inproc://monitor-{next(self._numbers)}"
         watched.monitor(address, events)
         receiver: Socket = self.context.socket(zmq.PAIR)
-        receiver.set(zmq.RCVHWM, 0)  # a full queue would block ZeroMQ's I/O thread
+        receiver.set(zmq.RCVHWM, most)
         receiver.set(zmq.LINGER, 0)
         receiver.connect(address)
         return receiver
@@ -205,7 +214,17 @@ class Authenticator:
         for monitor in self._monitors.values():
             if monitor.check_due:
                 monitor.check()
+            if monitor.is_flooded:
+                monitor.is_flooded = False
+                self._flood_end = now + FLOOD_SECONDS
+        self._set_switch_interval(SWITCH_INTERVAL if now < self._flood_end else self._usual_switch_interval)
         self._lingering.close_expired()
+
+    @staticmethod
+    def _set_switch_interval(seconds: float) -> None:
+        """Let this thread continue soon although others are busy: each of its calls of the kernel waits for them."""
+        if sys.getswitchinterval() != seconds:
+            sys.setswitchinterval(seconds)
 
     def _process_monitor(self, events: Socket) -> None:
         monitor = self._monitors[events]

@@ -9,6 +9,7 @@ import resource
 import select
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from trollmoves.messaging.security.connection_memory import (
     ConnectionBytes,
     MemoryLimits,
     excess,
+    most_unread,
 )
 from trollmoves.messaging.security.handshake_errors import HandshakeError
 from trollmoves.messaging.security.lingering import LingeringConnections
@@ -38,6 +40,7 @@ RECENT_MS = 10_000  # ms since the last data from a peer
 
 MESSAGE_OVERHEAD = 256  # bytes of framing and encryption that a message has at most
 CHECK_BYTES = 1_000_000  # sent bytes after which the connections are checked
+SUSPECT_SECONDS = 600.0  # s in which an address that sent a message of too many frames may have few unread bytes
 
 EVENTS = int(handshake_errors.FAILURES | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
 EVENTS |= int(zmq.EVENT_MONITOR_STOPPED)
@@ -89,7 +92,11 @@ class ConnectionMonitor:
         self._sent: Counter[int] = Counter()
         self._published = 0
         self._unchecked = 0  # bytes sent since the last check
+        self._unread = 0  # of all connections, as of their last updates
+        self._left = Counter[str]()  # unread bytes of closed connections, by address
+        self._suspects: dict[str, float] = {}  # monotonic time of the end, by address
         self.check_due = False
+        self.is_flooded = False  # since the authenticator has reset this
         self._max_connections = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FD_DIVISOR)
         self._connections: dict[int, _Connection] = {}  # by ZeroMQ's descriptor
         self._per_address: Counter[str] = Counter()
@@ -107,6 +114,8 @@ class ConnectionMonitor:
             if event == zmq.EVENT_MONITOR_STOPPED:
                 return False
             self._on_event(event, value)
+        else:
+            self.is_flooded = True
         return True
 
     def add_read(self, frame: zmq.Frame, size: int) -> int:
@@ -129,17 +138,41 @@ class ConnectionMonitor:
             self._unchecked, self.check_due = 0, True
             self._wake()
 
+    def drained(self) -> None:
+        """Record that the socket's thread has read all messages, those of closed connections, too."""
+        if self._left:
+            self._left = Counter()
+
+    def suspect(self, descriptor: int) -> None:
+        """Close a connection that sent a message of too many frames, and limit its address for SUSPECT_SECONDS.
+
+        Called by the socket's thread. ZeroMQ hands over a message as a whole, which takes seconds for a million frames.
+        """
+        if connection := self._connections.get(descriptor):
+            self._suspects[connection.address] = time.monotonic() + SUSPECT_SECONDS
+            self._log_throttled(
+                "frames", f"closed the connection from {connection.address}: its message has too many frames"
+            )
+            with suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)
+
     def on_data(self, filenos: set[int]) -> None:
         """Check the connections on whose duplicated descriptors data arrived."""
         found = [descriptor for fileno in filenos if (descriptor := self._by_fileno.get(fileno)) is not None]
-        if max((self._update(descriptor).unread for descriptor in found), default=0) > HANDSHAKE_BYTES // 2:
+        largest = max((self._update(descriptor).unread for descriptor in found), default=0)
+        if found and (
+            largest > HANDSHAKE_BYTES // 2 or self._unread > self._limits.unread.address // 2 or self._suspects
+        ):
             self.check()
 
     def check(self) -> None:
         """Close the connections with too many bytes in memory."""
         self.check_due = False
-        connections = {id(found): found for found in map(self._update, self._connections)}
-        for one in excess(list(connections.values()), self._limits):
+        now = time.monotonic()
+        for address in [address for address, end in list(self._suspects.items()) if now > end]:
+            del self._suspects[address]
+        for one in excess(list(map(self._update, self._connections)), self._limits, self._suspects, self._left):
+            self.is_flooded = True
             self._log_throttled(
                 "memory",
                 f"closed the connection from {one.address}: {readable_size(one.unread)} received and not complete or "
@@ -150,11 +183,13 @@ class ConnectionMonitor:
 
     def _update(self, descriptor: int) -> ConnectionBytes:
         connection = self._connections[descriptor]
+        self._unread -= connection.bytes.unread
         connection.bytes.update(
             self._read[descriptor] - connection.read_before,
             self._published + self._sent[descriptor] - connection.sent_before,
             secured=self._secured,
         )
+        self._unread += connection.bytes.unread
         return connection.bytes
 
     def close(self) -> None:
@@ -193,8 +228,20 @@ class ConnectionMonitor:
                 "many",
                 f"closed a connection from {connection.address}: {from_address} from this address, {total} in all",
             )
-            with suppress(OSError):
-                connection.socket.shutdown(socket.SHUT_RDWR)
+        elif self._is_too_much_left(connection.address):
+            self._log_throttled(
+                "left", f"closed a connection from {connection.address}: messages of its earlier ones are not read yet"
+            )
+        else:
+            return
+        with suppress(OSError):
+            connection.socket.shutdown(socket.SHUT_RDWR)
+
+    def _is_too_much_left(self, address: str) -> bool:
+        """Return True if closed connections of an address, or of all, have left too many unread bytes."""
+        return self._left[address] > most_unread(address, self._limits, self._suspects) or (
+            self._left[address] > 0 and self._left.total() > self._limits.unread.total
+        )
 
     def _open_connection(self, descriptor: int) -> _Connection | None:
         """Duplicate a descriptor of ZeroMQ's; return None if it is not a connection to our port any more."""
@@ -222,7 +269,8 @@ class ConnectionMonitor:
         if failed:
             why = handshake_errors.explain_for_server(failed, secured=self._secured)
             level = logging.INFO if failed in (HandshakeError.DISCONNECTED, HandshakeError.TIMEOUT) else logging.WARNING
-            if connection and failed == HandshakeError.DISCONNECTED and _has_sent_nothing(connection.socket):
+            is_probe = not connection or _has_sent_nothing(connection.socket)  # or closed before we saw it
+            if failed == HandshakeError.DISCONNECTED and is_probe:
                 log.debug("[port %d] %s connected and disconnected without sending data", self.port, address)
             else:
                 self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
@@ -252,8 +300,11 @@ class ConnectionMonitor:
 
     def _remove(self, connection: _Connection, descriptor: int) -> _Connection:
         """Remove a connection from the counts; it stays open."""
+        if unread := self._update(descriptor).unread:
+            self._left[connection.address] += unread
         del self._connections[descriptor]
         self._by_fileno.pop(connection.socket.fileno(), None)
+        self._unread -= connection.bytes.unread
         self._per_address[connection.address] -= 1
         if not self._per_address[connection.address]:
             del self._per_address[connection.address]

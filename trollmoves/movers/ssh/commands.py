@@ -6,13 +6,11 @@ It is started once for all operations of a connection, because a login shell may
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
 import re
-
-import paramiko
+from collections.abc import Callable
 
 from trollmoves.errors import (
     ConnectionFailed,
@@ -22,7 +20,8 @@ from trollmoves.errors import (
     TransferError,
 )
 from trollmoves.movers.source_file import SourceFile
-from trollmoves.movers.ssh.connection import MAX_QUOTED, close_after, translate_ssh_errors
+from trollmoves.movers.ssh.channel import Channel
+from trollmoves.movers.ssh.connection import MAX_QUOTED, translate_ssh_errors
 
 BLOCK = 1 << 20
 MAX_OUTPUT = 1 << 16  # bytes of output of one operation
@@ -61,12 +60,11 @@ def error_of(text: str) -> Exception:
 
 
 class RemoteCommands:
-    """Runs operations, one at a time, over one channel of a login."""
+    """Runs operations, one at a time, over one channel, which ``start`` opens for a program."""
 
-    def __init__(self, transport: paramiko.Transport, timeout: float) -> None:
-        self._transport = transport
-        self._timeout = timeout
-        self._channel: paramiko.Channel | None = None
+    def __init__(self, start: Callable[[str], Channel]) -> None:
+        self._start = start
+        self._channel: Channel | None = None
 
     def run(self, operation: str, path: str, other: str = "") -> str:
         """Return the output of ``operation``, one of those in ``_LOOP``, on ``path``.
@@ -109,23 +107,24 @@ class RemoteCommands:
     def close(self) -> None:
         """Close the channel."""
         if self._channel is not None:
-            with contextlib.suppress(Exception):
-                self._channel.close()
+            self._channel.close()
         self._channel = None
 
     def _exchange(self, *words: str) -> tuple[str, int]:
         if self._channel is None:
-            self._channel = self._transport.open_session(timeout=self._timeout)
-            self._channel.settimeout(self._timeout)
-            self._channel.set_combine_stderr(True)
-            with close_after(self._timeout, self._channel):
-                self._channel.exec_command(_LOOP)
-        self._channel.sendall(b"".join(os.fsencode(word) + b"\0" for word in words))
+            self._channel = self._start(_LOOP)
+        self._channel.send(b"".join(os.fsencode(word) + b"\0" for word in words))
         output = b""
         while not (result := _RESULT.search(output)):
-            more = self._channel.recv(BLOCK)
-            output += more
-            if not more or len(output) > MAX_OUTPUT:
-                printed = output[:MAX_QUOTED].decode("utf-8", "replace").strip()
-                raise ConnectionFailed(f"the server does not run programs: {printed!r}")
+            try:
+                output += self._channel.receive(BLOCK)
+            except ConnectionFailed as error:
+                raise _no_programs(output) from error
+            if len(output) > MAX_OUTPUT:
+                raise _no_programs(output)
         return result[1].decode("utf-8", "replace"), int(result[2])
+
+
+def _no_programs(output: bytes) -> ConnectionFailed:
+    printed = output[:MAX_QUOTED].decode("utf-8", "replace").strip()
+    return ConnectionFailed(f"the server does not run programs: {printed!r}")

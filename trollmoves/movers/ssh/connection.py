@@ -25,6 +25,7 @@ from trollmoves.movers import options, ssh_options
 from trollmoves.movers.pool import Connection, SharedHandle, SharedHandles
 from trollmoves.movers.remote import Endpoint, RemoteMover
 from trollmoves.movers.ssh import host_keys, private_keys
+from trollmoves.movers.ssh.channel import Channel
 from trollmoves.movers.ssh.socket import BufferedSocket
 from trollmoves.movers.tcp_progress import TcpProgress
 
@@ -249,6 +250,66 @@ def _with_progress_timeout(channel: paramiko.Channel, call: Callable[..., T], ar
         except TimeoutError:
             if not progress.has_advanced():
                 raise
+
+
+class ParamikoChannel(Channel):
+    """A program or subsystem over a channel of paramiko."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    @property
+    def timeout(self) -> float:
+        """Seconds without progress, as TCP reports it."""
+        return float(self._channel.gettimeout())
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._channel.settimeout(seconds)
+
+    def send(self, data: bytes) -> None:
+        """Send all of ``data``; raises ``ConnectionFailed`` if the channel is closed."""
+        with translate_ssh_errors():
+            send_all(self._channel, data)
+
+    def receive(self, count: int) -> bytes:
+        """Return one or more bytes, up to ``count``; raises ``ConnectionFailed`` with the reason at the end."""
+        with translate_ssh_errors():
+            data = receive(self._channel, count)
+        if data:
+            return data
+        # Servers send the exit status after the end of the output. paramiko sets the event also without a status.
+        self._channel.status_event.wait(self.timeout)
+        if self._channel.exit_status >= 0:
+            raise ConnectionFailed(f"the program on the server ended with {self._channel.exit_status}")
+        raise ConnectionFailed("the server closed the channel")
+
+    def alive(self) -> bool:
+        """Return True if the channel is open."""
+        is_open = not (self._channel.closed or self._channel.eof_received)
+        return is_open and bool(self._channel.get_transport().is_active())
+
+    def close(self) -> None:
+        """Close the channel."""
+        with contextlib.suppress(Exception):
+            self._channel.close()
+
+
+def start(transport: paramiko.Transport, timeout: float, command: str, *, subsystem: bool = False) -> ParamikoChannel:
+    """Start a program, with its errors in its output, or a subsystem; both within ``timeout`` seconds."""
+    channel = transport.open_session(timeout=timeout)
+    try:
+        channel.settimeout(timeout)
+        with close_after(timeout, channel):
+            if subsystem:
+                channel.invoke_subsystem(command)
+            else:
+                channel.set_combine_stderr(True)
+                channel.exec_command(command)
+    except BaseException:
+        channel.close()
+        raise
+    return ParamikoChannel(channel)
 
 
 def _to_error(error: Exception) -> TrollmovesError:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import paramiko
 
@@ -15,6 +18,7 @@ from trollmoves.movers.ssh.known_hosts import CERTIFICATE_AUTHORITY, REVOKED, Li
 
 USER_KNOWN_HOSTS = "~/.ssh/known_hosts"
 SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
+DEFAULT_PORT = known_hosts.DEFAULT_PORT
 
 
 def host_key_policy(host: str, port: int, pins: str | None, extra_known_hosts: str | None) -> HostKeyPolicy:
@@ -41,21 +45,29 @@ class HostKeyPolicy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
     kinds: frozenset[str] = frozenset()
     """Types of the known keys of the host, which it should be asked for."""
 
-    def __init__(self, lines: Sequence[Line]) -> None:
-        self._revoked = {line.blob: line.place for line in lines if line.marker == REVOKED}
+    def __init__(self, accepted: Iterable[str], lines: Sequence[Line]) -> None:
+        self._revoked = {_fingerprint(line.blob): line.place for line in lines if line.marker == REVOKED}
+        self.accepted = tuple(sorted(set(accepted) - self._revoked.keys()))
+        """Fingerprints of the accepted keys, in the form of ``ssh-keygen -l``."""
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
+        """Raise ``UnknownHostKey`` as ``check``."""
+        self.check(hostname, key.get_name(), key.fingerprint.rstrip("="))
+
+    def check(self, hostname: str, kind: str, fingerprint: str) -> None:
         """Raise ``UnknownHostKey`` with the fingerprint and the remedy if the key is not accepted."""
-        described = f"a {key.get_name()} key ({key.fingerprint.rstrip('=')})"
-        if key.asbytes() in self._revoked:
+        if fingerprint in self.accepted:
+            return
+        described = f"a {kind} key ({fingerprint})"
+        if fingerprint in self._revoked:
             raise UnknownHostKey(
-                f"{hostname} presents {described} that {self._revoked[key.asbytes()]} marks as revoked; "
+                f"{hostname} presents {described} that {self._revoked[fingerprint]} marks as revoked; "
                 "the host needs a new key"
             )
-        self.check(hostname, key, described)
+        self.reject(hostname, described)
 
-    def check(self, hostname: str, key: paramiko.PKey, described: str) -> None:
-        """Raise ``UnknownHostKey`` if the key, which is not revoked, is not accepted."""
+    def reject(self, hostname: str, described: str) -> NoReturn:
+        """Raise ``UnknownHostKey`` for a key that is neither accepted nor revoked."""
         raise NotImplementedError
 
 
@@ -63,19 +75,17 @@ class KnownHostKeys(HostKeyPolicy):
     """Accepts the keys of known_hosts, as OpenSSH does."""
 
     def __init__(self, host: str, port: int, lines: Sequence[Line], plain: Sequence[Line], file: str) -> None:
-        super().__init__([*lines, *plain])
-        self._scan = f"ssh-keyscan -p {port} {shlex.quote(host)} >> {shlex.quote(file)}"
-        self._file = file
         self._lines = [line for line in lines if not line.marker]
         # Without a line for the port, a key of the host at the default port is accepted.
-        self._accepted = {line.blob for line in self._lines or plain if not line.marker}
+        known = [line for line in self._lines or plain if not line.marker]
+        super().__init__((_fingerprint(line.blob) for line in known), [*lines, *plain])
+        self._scan = f"ssh-keyscan -p {port} {shlex.quote(host)} >> {shlex.quote(file)}"
+        self._file = file
         self._authorities = [line.place for line in (*lines, *plain) if line.marker == CERTIFICATE_AUTHORITY]
-        self.kinds = frozenset(line.kind for line in self._lines or plain if not line.marker)
+        self.kinds = frozenset(line.kind for line in known)
 
-    def check(self, hostname: str, key: paramiko.PKey, described: str) -> None:
-        """Raise if known_hosts does not list the key."""
-        if key.asbytes() in self._accepted:
-            return
+    def reject(self, hostname: str, described: str) -> NoReturn:
+        """Raise ``UnknownHostKey`` with the difference to known_hosts, and the command that adds the key."""
         verify = "compare the fingerprint with the one that the administrator of the host reports; if they are equal,"
         if self._lines:
             places = ", ".join(line.place for line in self._lines[:3])
@@ -94,11 +104,10 @@ class KnownHostKeys(HostKeyPolicy):
 class PinnedHostKeys(HostKeyPolicy):
     """Accepts certain keys only."""
 
-    def __init__(self, fingerprints: Sequence[str], lines: Sequence[Line]) -> None:
-        super().__init__(lines)
-        self._fingerprints = fingerprints
+    def reject(self, hostname: str, described: str) -> NoReturn:
+        """Raise ``UnknownHostKey``: the fingerprint is not pinned."""
+        raise UnknownHostKey(f"{hostname} presents {described} that is not in ssh_host_key")
 
-    def check(self, hostname: str, key: paramiko.PKey, described: str) -> None:
-        """Raise if the fingerprint is not pinned."""
-        if key.fingerprint.rstrip("=") not in self._fingerprints:
-            raise UnknownHostKey(f"{hostname} presents {described} that is not in ssh_host_key")
+
+def _fingerprint(blob: bytes) -> str:
+    return f"SHA256:{base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip('=')}"

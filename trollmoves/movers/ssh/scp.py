@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -31,6 +33,7 @@ from trollmoves.movers.ssh.connection import (
     close_after,
     receive,
     send_all,
+    start,
     translate_ssh_errors,
 )
 from trollmoves.movers.ssh.sftp import open_sftp
@@ -100,8 +103,8 @@ def open_backend(
         return CommandBackend(commands)
 
 
-class ScpConnection(Connection):
-    """One ``scp`` process that receives all files of a connection, and a backend for all other operations."""
+class _FileConnection(Connection):
+    """A login with a backend for all operations except ``send``."""
 
     def __init__(
         self,
@@ -115,12 +118,56 @@ class ScpConnection(Connection):
     ) -> None:
         self._transport = transport
         self._timeout = timeout
+        self._connect_timeout = connect_timeout
         self._hang_up = hang_up
+        self._host = host
         self._checksum = checksum
-        self._commands = RemoteCommands(transport, timeout)
+        self._commands = RemoteCommands(functools.partial(start, transport, timeout))
+        self._open()
+
+    def is_directory(self, path: str) -> bool:
+        """Return True if ``path`` is a directory."""
+        return self._run(lambda files: files.is_directory(path))
+
+    def make_directories(self, path: str) -> None:
+        """Create ``path`` and its parents."""
+        self._run(lambda files: files.make_directories(path))
+
+    def size(self, path: str) -> int | None:
+        """Return the size of ``path`` in bytes."""
+        return self._run(lambda files: files.size(path))
+
+    def replace(self, partial: str, final: str) -> None:
+        """Rename ``partial`` to ``final``."""
+        self._run(lambda files: files.replace(partial, final))
+
+    def remove(self, path: str) -> None:
+        """Remove ``path``."""
+        self._run(lambda files: files.remove(path))
+
+    def rejects_rename(self, path: str) -> bool:
+        """Return True if the server rejects renames."""
+        return self._run(lambda files: files.rejects_rename(path))
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Open the channels that are kept; the constructor calls it last."""
+
+    @abstractmethod
+    def _run(self, operation: Callable[[Backend], T]) -> T:
+        """Return the result of an operation of the backend."""
+
+    def _open_backend(self) -> Backend:
+        return open_backend(self._transport, self._timeout, self._connect_timeout, self._commands, self._host)
+
+
+class ScpConnection(_FileConnection):
+    """One ``scp`` process that receives all files of a connection, and a backend for all other operations."""
+
+    def _open(self) -> None:
         self._sink: paramiko.Channel | None = None
         self._directory: list[str] = []
-        self._files = open_backend(transport, timeout, connect_timeout, self._commands, host)
+        self._files = self._open_backend()
         try:
             # Start it now: a server that allows no further channel must be known before a file is sent.
             self._start()
@@ -130,29 +177,8 @@ class ScpConnection(Connection):
             self._close_channels()
             raise
 
-    def is_directory(self, path: str) -> bool:
-        """Return True if ``path`` is a directory."""
-        return self._files.is_directory(path)
-
-    def make_directories(self, path: str) -> None:
-        """Create ``path`` and its parents."""
-        self._files.make_directories(path)
-
-    def size(self, path: str) -> int | None:
-        """Return the size of ``path`` in bytes."""
-        return self._files.size(path)
-
-    def replace(self, partial: str, final: str) -> None:
-        """Rename ``partial`` to ``final``."""
-        self._files.replace(partial, final)
-
-    def remove(self, path: str) -> None:
-        """Remove ``path``."""
-        self._files.remove(path)
-
-    def rejects_rename(self, path: str) -> bool:
-        """Return True if the server rejects renames."""
-        return self._files.rejects_rename(path)
+    def _run(self, operation: Callable[[Backend], T]) -> T:
+        return operation(self._files)
 
     def verify(self, source: SourceFile, path: str) -> None:
         """Compare SHA-256 sums if ``verify_checksum`` is set."""
@@ -275,60 +301,20 @@ class ScpConnection(Connection):
         raise error_of(text.decode("utf-8", "replace").strip())
 
 
-class SingleChannelConnection(Connection):
+class SingleChannelConnection(_FileConnection):
     """SCP over a login that allows one channel: SFTP, ``scp`` and other programs use it in turn.
 
     It costs several round trips and a new process a file. A transfer also fails with ``TransferStalled`` if the last
     data in the channel's window (about 2 MB) takes longer than ``timeout``.
     """
 
-    def __init__(
-        self,
-        transport: paramiko.Transport,
-        timeout: float,
-        hang_up: Callable[[], None],
-        host: HostCapabilities | None,
-        *,
-        connect_timeout: float,
-        checksum: bool,
-    ) -> None:
-        self._transport = transport
-        self._timeout = timeout
-        self._connect_timeout = connect_timeout
-        self._hang_up = hang_up
-        self._host = host
-        self._checksum = checksum
-        self._commands = RemoteCommands(transport, timeout)
+    def _open(self) -> None:
         self._files: Backend | None = None
         try:
             self.probe()
         except BaseException:
             self._close_channel()
             raise
-
-    def is_directory(self, path: str) -> bool:
-        """Return True if ``path`` is a directory."""
-        return self._run(lambda files: files.is_directory(path))
-
-    def make_directories(self, path: str) -> None:
-        """Create ``path`` and its parents."""
-        self._run(lambda files: files.make_directories(path))
-
-    def size(self, path: str) -> int | None:
-        """Return the size of ``path`` in bytes."""
-        return self._run(lambda files: files.size(path))
-
-    def replace(self, partial: str, final: str) -> None:
-        """Rename ``partial`` to ``final``."""
-        self._run(lambda files: files.replace(partial, final))
-
-    def remove(self, path: str) -> None:
-        """Remove ``path``."""
-        self._run(lambda files: files.remove(path))
-
-    def rejects_rename(self, path: str) -> bool:
-        """Return True if the server rejects renames."""
-        return self._run(lambda files: files.rejects_rename(path))
 
     def verify(self, source: SourceFile, path: str) -> None:
         """Compare SHA-256 sums if ``verify_checksum`` is set."""
@@ -358,9 +344,7 @@ class SingleChannelConnection(Connection):
     def _run(self, operation: Callable[[Backend], T]) -> T:
         def attempt() -> T:
             if self._files is None:
-                self._files = open_backend(
-                    self._transport, self._timeout, self._connect_timeout, self._commands, self._host
-                )
+                self._files = self._open_backend()
             return operation(self._files)
 
         return self._retry_refused(attempt)

@@ -1,13 +1,13 @@
 """Delivers by SFTP: small files in three round trips, large ones pipelined.
 
 paramiko's SFTP client needs five or more round trips for a small file and sends large files in blocks of 32 kB. This
-one implements the part of protocol version 3 that a delivery needs, over a channel of paramiko.
+one implements the part of protocol version 3 that a delivery needs, over a channel of paramiko or of OpenSSH.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import os
 import stat
 import struct
@@ -18,19 +18,24 @@ import paramiko
 
 from trollmoves.errors import (
     BadDestination,
+    ConfigError,
     ConnectionFailed,
     NoSpace,
     PermissionRefused,
     TemporaryTransferError,
     TransferError,
 )
+from trollmoves.movers import options, ssh_options
 from trollmoves.movers.base import PartialId, is_partial, partial_path
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
+from trollmoves.movers.remote import Endpoint
 from trollmoves.movers.source_file import SourceFile
 from trollmoves.movers.ssh import sftp_protocol as protocol
+from trollmoves.movers.ssh.channel import Channel
 from trollmoves.movers.ssh.commands import RemoteCommands, error_of
-from trollmoves.movers.ssh.connection import SshMover, close_after
+from trollmoves.movers.ssh.connection import SshMover, start
+from trollmoves.movers.ssh.openssh import Login, OpenSshChannel
 from trollmoves.movers.ssh.sftp_protocol import CHUNK, SftpProtocol, string
 
 WRITING, CREATING, TRUNCATING, EXCLUSIVE = 0x02, 0x08, 0x10, 0x20  # flags of OPEN
@@ -70,8 +75,8 @@ class SftpConnection(Connection):
 
     def __init__(
         self,
-        channel: paramiko.Channel,
-        timeout: float,
+        channel: Channel,
+        commands: RemoteCommands,
         hang_up: Callable[[], None],
         host: HostCapabilities | None,
         *,
@@ -87,7 +92,7 @@ class SftpConnection(Connection):
         self._hang_up = hang_up
         self._fsync = fsync
         self._checksum = checksum
-        self._commands = RemoteCommands(channel.get_transport(), timeout)
+        self._commands = commands
         self._in_step = True
         self._sent: tuple[str, int, int] | None = None
         self._host = host or HostCapabilities("")
@@ -183,21 +188,19 @@ class SftpConnection(Connection):
 
     def alive(self) -> bool:
         """Return True if the channel is open and no reply is missing."""
-        is_open = not (self._channel.closed or self._channel.eof_received)
-        return self._in_step and is_open and bool(self._channel.get_transport().is_active())
+        return self._in_step and self._channel.alive()
 
     def probe(self) -> None:
         """Request the attributes of the root directory."""
-        timeout = self._channel.gettimeout()
-        self._channel.settimeout(min(PROBE_TIMEOUT, timeout))
+        timeout = self._channel.timeout
+        self._channel.timeout = min(PROBE_TIMEOUT, timeout)
         self._protocol.attributes("/")
-        self._channel.settimeout(timeout)
+        self._channel.timeout = timeout
 
     def close(self) -> None:
         """Close the channel and release the login."""
         self._commands.close()
-        with contextlib.suppress(Exception):
-            self._channel.close()
+        self._channel.close()
         self._hang_up()
 
     # Steps of the operations
@@ -353,21 +356,68 @@ def open_sftp(
     Raises:
         TimeoutError: SFTP did not start within ``connect_timeout`` seconds.
     """
-    channel = transport.open_session(timeout=timeout)
+    channel = start(transport, connect_timeout, "sftp", subsystem=True)
+    commands = RemoteCommands(functools.partial(start, transport, timeout))
     try:
-        channel.settimeout(connect_timeout)
-        with close_after(connect_timeout, channel):
-            channel.invoke_subsystem("sftp")
-        connection = SftpConnection(channel, timeout, hang_up, host, fsync=fsync, checksum=checksum)
-        channel.settimeout(timeout)
+        connection = SftpConnection(channel, commands, hang_up, host, fsync=fsync, checksum=checksum)
     except BaseException:
         channel.close()
         raise
+    channel.timeout = timeout
     return connection
 
 
 class SftpMover(SshMover):
     """Delivers to ``sftp://[user[:password]@]host[:port]/path``."""
+
+    def connect(self, login: Endpoint) -> Connection:
+        """Open a channel by paramiko, or by OpenSSH if ``ssh_transport`` selects it."""
+        if self.option("ssh_transport") == ssh_options.OPENSSH:
+            return self._connect_by_openssh(login)
+        return super().connect(login)
+
+    def _connect_by_openssh(self, login: Endpoint) -> Connection:
+        parameters = self._openssh_login(login)
+        channel = OpenSshChannel(parameters, ("-s", "sftp"))
+
+        def run(command: str) -> Channel:
+            program = OpenSshChannel(parameters, (command,))
+            program.timeout = max(self.connect_timeout, self.stall_timeout)
+            return program
+
+        try:
+            connection = SftpConnection(
+                channel,
+                RemoteCommands(run),
+                lambda: None,
+                self.host,
+                fsync=self.option("fsync"),
+                checksum=self.option("verify_checksum"),
+            )
+        except BaseException:
+            channel.close()
+            raise
+        channel.timeout = self.stall_timeout
+        return connection
+
+    def _openssh_login(self, login: Endpoint) -> Login:
+        """Return how OpenSSH logs in; raises ConfigError if that needs a secret, which only paramiko accepts."""
+        if login.password is not None or self.option("password") or self.option("ssh_key_passphrase"):
+            raise ConfigError(
+                "openssh logs in by keys, agents and certificates only; passwords and passphrases need paramiko",
+                option="connection_parameters ssh_transport",
+            )
+        return Login(
+            login.host,
+            login.port,
+            login.user,
+            key_file=options.first_set(self.attrs, "ssh_key_filename", "ssh_private_key_file"),
+            pins=self.option("ssh_host_key"),
+            known_hosts=self.option("ssh_known_hosts"),
+            weak_algorithms=self.option("ssh_weak_algorithms") or "",
+            connect_timeout=self.connect_timeout,
+            stall_timeout=self.stall_timeout,
+        )
 
     def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Open one channel."""

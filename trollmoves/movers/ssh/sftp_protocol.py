@@ -1,4 +1,4 @@
-"""Requests and replies of SFTP version 3 over a channel of paramiko; requests may be pipelined."""
+"""Requests and replies of SFTP version 3 over an SSH channel; requests may be pipelined."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import struct
 from typing import Any, NamedTuple
 
-import paramiko
-
 from trollmoves.errors import ConnectionFailed
-from trollmoves.movers.ssh.connection import MAX_QUOTED, receive, send_all, translate_ssh_errors
+from trollmoves.movers.ssh.channel import Channel
+from trollmoves.movers.ssh.connection import MAX_QUOTED
 
 INIT, VERSION, OPEN, CLOSE, WRITE, LSTAT, FSTAT, REMOVE, MKDIR, STAT, RENAME = 1, 2, 3, 4, 6, 7, 8, 13, 14, 17, 18
 STATUS, HANDLE, ATTRIBUTES, EXTENDED, EXTENDED_REPLY = 101, 102, 105, 200, 201
@@ -20,6 +19,7 @@ OK, NO_SUCH_FILE, PERMISSION_DENIED, FAILURE, BAD_MESSAGE, NO_CONNECTION, CONNEC
 NO_SPACE, QUOTA = 14, 15  # of later protocol versions, but some servers send them
 HAS_SIZE, HAS_OWNER, HAS_PERMISSIONS = 1, 2, 4
 CHUNK = 32768  # bytes in one write, which every server accepts
+MORE_TEXT_TIMEOUT = 0.2  # seconds to wait for the rest of a text that the server prints
 MAX_REPLY = 1 << 16  # bytes of a packet from the server; it never sends file contents
 
 
@@ -40,7 +40,7 @@ class SftpProtocol:
     after no progress for the timeout of the channel.
     """
 
-    def __init__(self, channel: paramiko.Channel) -> None:
+    def __init__(self, channel: Channel) -> None:
         """Start the protocol over a new channel.
 
         Raises:
@@ -100,9 +100,8 @@ class SftpProtocol:
         return parse_attributes(data) if kind == ATTRIBUTES else MISSING
 
     def _handshake(self) -> dict[bytes, bytes]:
-        with translate_ssh_errors():
-            self._channel.sendall(struct.pack(">IBI", 5, INIT, 3))
         try:
+            self._channel.send(struct.pack(">IBI", 5, INIT, 3))
             kind, data = self._packet()
         except (ConnectionError, TimeoutError) as error:
             raise self._not_started(error) from error
@@ -116,17 +115,16 @@ class SftpProtocol:
 
     def _not_started(self, error: Exception) -> Exception:
         """Return the error for a server that did not start SFTP; it quotes the printed text."""
-        with contextlib.suppress(Exception):
-            if self._channel.recv_ready():
-                self._buffer += self._channel.recv(MAX_QUOTED)
+        if self._buffer:
+            with contextlib.suppress(OSError):
+                self._channel.timeout = MORE_TEXT_TIMEOUT
+                self._buffer += self._channel.receive(MAX_QUOTED)
         printed = bytes(self._buffer[:MAX_QUOTED]).decode("utf-8", "replace").strip()
         if printed:
             return ConnectionFailed(
                 f"the server printed {printed!r} before SFTP started; its login shell and its SFTP subsystem "
                 "must print nothing"
             )
-        if self._channel.exit_status_ready():
-            return ConnectionFailed(f"the SFTP subsystem of the server ended with {self._channel.recv_exit_status()}")
         return error
 
     def _packet(self) -> tuple[int, bytes]:
@@ -144,19 +142,14 @@ class SftpProtocol:
     def _fill(self, count: int) -> None:
         """Read until the buffer holds ``count`` bytes."""
         while len(self._buffer) < count:
-            with translate_ssh_errors():
-                more = receive(self._channel, CHUNK)
-            if not more:
-                raise ConnectionFailed("the server closed the channel")
-            self._buffer += more
+            self._buffer += self._channel.receive(CHUNK)
 
     def _flush(self) -> None:
         if self._outbox:
             data = b"".join(self._outbox)
             self._outbox.clear()
             self._outbox_size = 0
-            with translate_ssh_errors():
-                send_all(self._channel, data)
+            self._channel.send(data)
 
 
 def unpack(layout: str, data: bytes, position: int = 0) -> tuple[Any, ...]:

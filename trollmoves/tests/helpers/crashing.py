@@ -155,11 +155,11 @@ class DeletingScenario(PlainScenario):
         until(lambda: not list(self.feeder.folder.iterdir()), DEADLINE, "the delivered files are removed")
 
 
-class MissedAnnouncementScenario(PlainScenario):
-    """A client that did not run when files were announced."""
+class KnownSourceScenario(CrashScenario):
+    """A victim that knows its source, and did not run when files were announced: it replays them at any later time."""
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Connect the client to the server once, and announce the files while it is down."""
+        """Connect the victim to the server once, and announce the files while it is down."""
         self.start()
         self.feeder.feed()
         self.received.wait_for_receipts(self.feeder.fed)
@@ -168,6 +168,10 @@ class MissedAnnouncementScenario(PlainScenario):
         self.processes["server"].wait_for_line("announced", 2)
         arm()
         victim.start(wait=False)
+
+
+class MissedAnnouncementScenario(KnownSourceScenario, PlainScenario):
+    """A client that did not run when files were announced."""
 
 
 class KilledBeforeScenario(PlainScenario):
@@ -191,9 +195,9 @@ class HotSpareScenario(CrashScenario):
         """Make a pair, and a second server, which removes acknowledged files."""
         testbed = self.testbed
         pair = ServerClientPair(testbed, transfer_req_timeout=REQUEST_TIMEOUT)
-        self.twin = testbed.feeder("in-too")
+        self.second_feeder = testbed.feeder("in-too")
         ports = testbed.port(), testbed.port()
-        section = server_section(self.twin.folder, ports[1], delete="true", remove_delay=0.2)
+        section = server_section(self.second_feeder.folder, ports[1], delete="true", remove_delay=0.2)
         second = testbed.server({"hrit": section}, ports[0], name="second")
         client = client_section([pair.publish_port, ports[0]], pair.target, pair.client_port)
         pair.client.reconfigure({"hrit": client})
@@ -207,13 +211,17 @@ class HotSpareScenario(CrashScenario):
         self.feed()
         self.received.wait_for_receipts(self.feeder.fed)
         for name in self.feeder.fed:
-            self.twin.put(name, size=self.size)
+            self.second_feeder.put(name, size=self.size)
         arm()
         victim.start(wait=False)
 
     def wait_until_removed(self) -> None:
         """Wait until the second server's directory is empty."""
-        until(lambda: not list(self.twin.folder.iterdir()), DEADLINE, "the files of the second server are removed")
+        until(
+            lambda: not list(self.second_feeder.folder.iterdir()),
+            DEADLINE,
+            "the files of the second server are removed",
+        )
 
 
 class PackingFeeder(Feeder):
@@ -296,6 +304,10 @@ class MirrorScenario(CrashScenario):
         return super().stale_partials() + [path.name for path in self.chain.copies.rglob("*") if is_partial(path.name)]
 
 
+class MissedByMirrorScenario(KnownSourceScenario, MirrorScenario):
+    """A mirror that did not run when files were announced."""
+
+
 class UnpackingMirrorScenario(MirrorScenario):
     """The same with packed files, which the mirror unpacks."""
 
@@ -311,35 +323,45 @@ class UnpackingMirrorScenario(MirrorScenario):
         """Check nothing: the server removes no file."""
 
 
-class DispatcherScenario(CrashScenario):
-    """A dispatcher that receives messages about files."""
+class MessageScenario(CrashScenario):
+    """A daemon that receives messages about files."""
 
-    def set_up(self) -> None:
-        """Make a dispatcher."""
-        target = {"directory": "OUT", "topics": [TOPIC], "publish_topic": "/sent"}
-        self.dispatching = DispatcherTestbed(self.testbed, {"t": target})
-        self.processes = {"dispatcher": self.dispatching.process}
-        self.received, self.target = self.dispatching.subscriber, self.dispatching.out
-        self.feeder = Feeder(self.dispatching.source)
+    bed: DispatcherTestbed | FetchTestbed
+
+    @abstractmethod
+    def send_messages(self, names: Iterable[str]) -> None:
+        """Publish messages about files."""
 
     def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Publish messages once it is subscribed, one by one: messages sent to a dying dispatcher are lost."""
+        """Publish messages once it is subscribed, one by one: a dying daemon loses messages."""
         arm()
-        self.dispatching.start()
+        self.bed.start()
         self.feed()
         for number, name in enumerate(list(self.feeder.fed)[: self.count]):
             self.received.wait_for_receipts(list(self.feeder.fed)[:number], DEADLINE)
             self.send_messages([name])
 
+    def restart(self, victim: Process) -> None:
+        """Start it, wait until it is subscribed, and publish the remaining messages."""
+        self.bed.restart()
+        self.send_messages(list(self.feeder.fed)[self.count :])
+
+
+class DispatcherScenario(MessageScenario):
+    """A dispatcher that receives messages about files."""
+
+    def set_up(self) -> None:
+        """Make a dispatcher."""
+        target = {"directory": "OUT", "topics": [TOPIC], "publish_topic": "/sent"}
+        self.bed = DispatcherTestbed(self.testbed, {"t": target})
+        self.processes = {"dispatcher": self.bed.process}
+        self.received, self.target = self.bed.subscriber, self.bed.out
+        self.feeder = Feeder(self.bed.source)
+
     def send_messages(self, names: Iterable[str]) -> None:
         """Publish messages about files."""
         for name in names:
-            self.dispatching.publisher.publish_file(self.feeder.folder / name)
-
-    def restart(self, victim: Process) -> None:
-        """Start it, wait until it is subscribed, and publish the remaining messages."""
-        self.dispatching.restart()
-        self.send_messages(list(self.feeder.fed)[self.count :])
+            self.bed.publisher.publish_file(self.feeder.folder / name)
 
 
 class RepeatedMessageScenario(DispatcherScenario):
@@ -347,43 +369,29 @@ class RepeatedMessageScenario(DispatcherScenario):
 
     def restart(self, victim: Process) -> None:
         """Repeat the messages after the restart."""
-        self.dispatching.restart()
+        self.bed.restart()
         assert len(self.missing()) == FILES
         self.send_messages(self.feeder.fed)
 
 
-class FetcherScenario(CrashScenario):
+class FetcherScenario(MessageScenario):
     """A fetcher that receives messages about files on another host."""
 
     def set_up(self) -> None:
         """Make a fetcher that can log in to the host."""
-        self.fetching = FetchTestbed(self.testbed, FETCHER)
+        self.bed = FetchTestbed(self.testbed, FETCHER)
         self.host = OpenSsh(self.testbed.directory("ssh"))
         self.testbed.enter(self.host)
-        self.fetching.give_login(self.host.user_key, self.host.known_hosts.read_text())
-        self.processes = {"fetcher": self.fetching.process}
-        self.received, self.target = self.fetching.subscriber, self.fetching.out
+        self.bed.give_login(self.host.user_key, self.host.known_hosts.read_text())
+        self.processes = {"fetcher": self.bed.process}
+        self.received, self.target = self.bed.subscriber, self.bed.out
         self.feeder = Feeder(self.testbed.directory("in"))
-
-    def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
-        """Publish messages once it is subscribed, one by one: messages sent to a dying fetcher are lost."""
-        arm()
-        self.fetching.start()
-        self.feed()
-        for number, name in enumerate(list(self.feeder.fed)[: self.count]):
-            self.received.wait_for_receipts(list(self.feeder.fed)[:number], DEADLINE)
-            self.send_messages([name])
 
     def send_messages(self, names: Iterable[str]) -> None:
         """Publish messages about files."""
         for name in names:
             uri = f"sftp://{HOST}:{self.host.port}{self.feeder.folder / name}"
-            self.fetching.publisher.publish(FETCHED_TOPIC, "file", {"uri": uri})
-
-    def restart(self, victim: Process) -> None:
-        """Start it, wait until it is subscribed, and publish the remaining messages."""
-        self.fetching.restart()
-        self.send_messages(list(self.feeder.fed)[self.count :])
+            self.bed.publisher.publish(FETCHED_TOPIC, "file", {"uri": uri})
 
 
 class RemoteScenario(LargeFileScenario):
@@ -498,7 +506,12 @@ CASES = (
     Case("client", "unpacked", UnpackingServerScenario, "one file is unpacked twice", count=2),
     Case("client", "discarding", UnpackingServerScenario, "the archive is removed after the restart", count=2),
     Case("client", "discarded", UnpackingServerScenario, DELAY, count=2),
-    Case("mirror", "announcement-received", MirrorScenario, "it requests the missed announcements after the restart"),
+    Case(
+        "mirror",
+        "announcement-received",
+        MissedByMirrorScenario,
+        "it requests the missed announcements after the restart",
+    ),
     Case("mirror", "announcement-stored", MirrorScenario, "it announces the file after the restart"),
     Case("mirror", "relaying", MirrorScenario, "it announces the file after the restart", count=2),
     Case("mirror", "announced", MirrorScenario, "it announces the file after the restart", count=2),

@@ -237,9 +237,9 @@ class Testbed:
 
     def subscriber(self, port: int, topic: str = "") -> RecordingSubscriber:
         """Return a recording subscriber to a local publisher."""
-        ear = RecordingSubscriber(port, topic)
-        self._ending.callback(ear.stop)
-        return ear
+        subscriber = RecordingSubscriber(port, topic)
+        self._ending.callback(subscriber.stop)
+        return subscriber
 
     def pending_tasks(self, kind: str = "%") -> int:
         """Count the unfinished tasks of one kind, or of all kinds, in the journals of all daemons."""

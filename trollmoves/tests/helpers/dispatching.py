@@ -115,7 +115,7 @@ class DispatcherTestbed:
         self.process.start()
         self.publisher.wait_for_topics(self._topics())
         if self._publishes:
-            until(lambda: self.subscriber.connections > connections, 20, "an ear on it")
+            until(lambda: self.subscriber.connections > connections, 20, "a connected subscriber")
         return self
 
     def _topics(self) -> list[str]:
@@ -135,10 +135,10 @@ class DispatcherTestbed:
 
     def restart(self) -> None:
         """Restart it after its end, and wait until it is subscribed."""
-        until(self._has_unread_messages, 20, "nobody hears")
+        until(self._is_unsubscribed, 20, "its subscription has ended")
         self.start()
 
-    def _has_unread_messages(self) -> bool:
+    def _is_unsubscribed(self) -> bool:
         self.publisher.wait_for_subscribers(0)
         return not self.publisher.subscribed
 

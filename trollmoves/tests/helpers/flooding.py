@@ -152,6 +152,36 @@ def small_frames(port: int) -> None:
     send_again(port, b"DEALER", b"\x01\x01x" * 10_000)
 
 
+def empty_frames(port: int) -> None:
+    """The same of empty frames."""
+    send_again(port, b"DEALER", b"\x01\x00" * 10_000)
+
+
+def messages_of_frames(port: int) -> None:
+    """Complete messages of many frames."""
+    send_again(port, b"DEALER", b"\x01\x00" * 10_000 + b"\x00\x00")
+
+
+def frame_by_frame(port: int) -> None:
+    """Frames that the server reads one by one, each into a new buffer, over a hundred connections."""
+    lines: list[socket.socket] = []
+    while True:
+        with suppress(OSError):
+            while len(lines) < 100:
+                lines.append(peer(port, b"DEALER"))
+        for line in list(lines):
+            try:
+                line.sendall(b"\x01\x22" + bytes(34))
+            except OSError:
+                lines.remove(line)
+
+
+def nested_data(port: int) -> None:
+    """Requests with data that take much more memory than their text."""
+    request = str(Message("/", "push", [0])).replace("[0]", f"[{'{},' * 800_000}0]").encode()
+    send_again(port, b"DEALER", b"\x01\x00" + b"\x02" + struct.pack(">Q", len(request)) + request)
+
+
 def long_subscriptions(port: int) -> None:
     """Subscriptions that are too long."""
     send_again(port, b"SUB", b"\x02" + struct.pack(">Q", 1_000_000) + b"\x01" + bytes(999_999))
@@ -176,7 +206,17 @@ KINDS: dict[str, Callable[[int], None]] = {
 }
 
 # Of a hostile run, by the port: that of requests, or of publications.
-HOSTILE_REQUESTS = (many_frames, small_frames, half_open, unread_replies, garbage)
+HOSTILE_REQUESTS = (
+    many_frames,
+    small_frames,
+    empty_frames,
+    messages_of_frames,
+    frame_by_frame,
+    nested_data,
+    half_open,
+    unread_replies,
+    garbage,
+)
 HOSTILE_SUBSCRIBERS = (small_frames, long_subscriptions, subscriptions, half_open)
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 from trollmoves.journal import AnnouncementRecord, Journal, Task, TaskEditor, Version, open_journal
+from trollmoves.tests.servers import postgresql
+from trollmoves.tests.servers.postgresql import Postgresql
 
 LATER = 4e9  # s since the epoch; all tasks that are added now are due then
 
@@ -22,8 +27,39 @@ def sqlite_journals(directory: Path) -> Iterator[Callable[[], Journal]]:
         yield partial(open_journal, os.path.join(folder, "state", "a.journal"))
 
 
+@cache
+def shared_server() -> Postgresql:
+    """Return the server of all tests of this process, which ends after the last one (see ``conftest``)."""
+    server = Postgresql()
+    server.start()
+    return server
+
+
+def stop_shared_server() -> None:
+    """Stop the server, if it was started."""
+    if shared_server.cache_info().currsize:
+        shared_server().__exit__()
+        shared_server.cache_clear()
+
+
+def new_schema(server: Postgresql) -> str:
+    """Return the URL of a journal in a new schema."""
+    return f"{server.url}&schema=fleet_{uuid.uuid4().hex[:12]}"
+
+
+@contextmanager
+def postgresql_journals(_: Path) -> Iterator[Callable[[], Journal]]:
+    """Yield a function that opens the same journal in a new schema."""
+    if postgresql.missing():
+        pytest.skip(postgresql.missing())
+    yield partial(open_journal, new_schema(shared_server()))
+
+
 # By engine: a context manager that yields a function that opens the same journal again.
-ENGINES: dict[str, Callable[[Path], AbstractContextManager[Callable[[], Journal]]]] = {"sqlite": sqlite_journals}
+ENGINES: dict[str, Callable[[Path], AbstractContextManager[Callable[[], Journal]]]] = {
+    "sqlite": sqlite_journals,
+    "postgresql": postgresql_journals,
+}
 
 
 def task(key: str, lane: str = "lane", *, kind: str = "fetch", body: str = "", due: float = 0.0, rank: int = 0) -> Task:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 
 import pytest
 import zmq
 
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import MAX_SUBSCRIPTION_BYTES, Publisher
-from trollmoves.messaging.replier import Replier, Request
+from trollmoves.messaging.replier import MAX_REQUEST_BYTES, MAX_VALUES, Replier, Request
+from trollmoves.messaging.security.connection_memory import HANDSHAKE_BYTES
 from trollmoves.tests.helpers.waiting import until
 
 HOST = "127.0.0.1"
@@ -30,14 +33,14 @@ def publisher() -> Iterator[Publisher]:
 
 
 def answer(requests: list[Request]) -> None:
-    """Reply 1 MB to each request."""
+    """Reply 1 MB to each ping."""
     for request in requests:
-        request.reply("pong", "x" * MB)
+        request.reply("pong", "x" * MB if request.message.type == "ping" else "")
 
 
 @pytest.fixture
 def replier() -> Iterator[Replier]:
-    """A replier whose replies have 1 MB."""
+    """A replier that replies 1 MB to each ping."""
     one = Replier("memory", 0, answer, bind_address=HOST)
     one.start()
     yield one
@@ -94,6 +97,85 @@ def test_unfinished_message(publisher: Publisher, replier: Replier, size: int) -
         asking.connect(f"tcp://{HOST}:{replier.port}")
         asking.send_string(Message("/a", "ping").encode())
         assert asking.poll(20_000)
+
+
+def test_frame_by_frame(replier: Replier) -> None:
+    """A message of frames that arrive one by one, each in a buffer of 8 kB, is cut off early."""
+    with closing(peer(replier.port, b"DEALER")) as line:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assert sent_until_closed(line, b"\x01\x22" + bytes(34), 2 * MB) < 2 * MB
+
+
+def test_message_of_many_frames(replier: Replier, caplog: pytest.LogCaptureFixture) -> None:
+    """The connection of a complete message of many frames is closed, and its address may have few unread bytes."""
+    unfinished = b"\x01\x00" * HANDSHAKE_BYTES
+    with closing(peer(replier.port, b"DEALER")) as line, closing(peer(replier.port, b"DEALER")) as other:
+        other.sendall(unfinished)
+        until(lambda: not is_closed(other), what="it is not closed")
+        line.sendall(b"\x01\x00" * 100 + b"\x00\x00")
+        until(lambda: is_closed(line), 20, "it is closed")
+        until(lambda: is_closed(other), 20, "the other one, too")
+    assert "its message has too many frames" in caplog.text
+
+
+def test_closed_connections(caplog: pytest.LogCaptureFixture) -> None:
+    """While the requests of closed connections wait to be read, an address cannot open connections with more."""
+    reading = threading.Event()
+    busy = threading.Event()
+
+    def wait(_: list[Request]) -> None:
+        busy.set()
+        reading.wait(60)
+
+    replier = Replier("memory", 0, wait, bind_address=HOST)
+    replier.start()
+    request = Message("/a", "ping", "x" * MB).encode().encode()
+    frame = b"\x01\x00\x02" + struct.pack(">Q", len(request)) + request
+    with ExitStack() as stack:
+        stack.callback(replier.stop)
+        stack.callback(reading.set)
+        with closing(peer(replier.port, b"DEALER")) as line:
+            line.sendall(frame)
+            assert busy.wait(20)
+
+        def is_refused() -> bool:
+            """Send a request over a new connection, and close it."""
+            with suppress(ConnectionError), closing(peer(replier.port, b"DEALER")) as line:
+                line.sendall(frame)
+                line.shutdown(socket.SHUT_WR)
+                while line.recv(100):
+                    pass
+            return "messages of its earlier ones are not read yet" in caplog.text
+
+        until(is_refused, 30, "a connection is refused")
+        reading.set()
+        until(lambda: not replier._monitor._left, 30, "all requests have been read")
+        peer(replier.port, b"DEALER").close()
+
+
+def test_request_of_many_values(replier: Replier) -> None:
+    """A request with data that would take much more memory than their text is rejected, and not decoded."""
+    text = Message("/a", "ping", [0]).encode().replace("[0]", f"[{'{},' * MAX_VALUES}0]")
+    with zmq.Context() as context, context.socket(zmq.REQ) as asking:
+        asking.setsockopt(zmq.LINGER, 0)
+        asking.connect(f"tcp://{HOST}:{replier.port}")
+        asking.send_string(text)
+        assert asking.poll(20_000)
+        assert Message.decode(asking.recv()).data == "the data of a request must have less than 100,000 values"
+
+
+def test_large_requests(replier: Replier) -> None:
+    """Many requests for a dataset of a thousand files, and one of the maximum size, get their replies."""
+    item = {"uri": f"/data/{'x' * 80}.nc", "uid": f"{'x' * 80}.nc"}
+    size = len(json.dumps(item)) + 2
+    with zmq.Context() as context, context.socket(zmq.DEALER) as asking:
+        asking.setsockopt(zmq.LINGER, 0)
+        asking.connect(f"tcp://{HOST}:{replier.port}")
+        for count in [1_000] * 20 + [MAX_REQUEST_BYTES // size - 1]:
+            asking.send_multipart([b"", Message("/a", "push", {"dataset": [item] * count}).encode().encode()])
+        for _ in range(21):
+            assert asking.poll(20_000), "no reply"
+            asking.recv_multipart()
 
 
 def test_subscriptions(publisher: Publisher) -> None:

@@ -93,7 +93,7 @@ SAME: dict[str, Any] = {
 }
 
 
-def tell_of_all(dispatching: DispatcherTestbed) -> None:
+def publish_all(dispatching: DispatcherTestbed) -> None:
     """Say the same as to the other one."""
     a, b, c = (dispatching.file(name) for name in ("a.txt", "b.txt", "c.txt"))
     publisher = dispatching.publisher
@@ -113,7 +113,7 @@ def test_as_the_earlier_implementation(testbed: Testbed) -> None:
     theirs = DispatcherTestbed(testbed, SAME, old=True).start()
     for dispatching in (ours, theirs):
         dispatching.wait_until_processed()
-        tell_of_all(dispatching)
+        publish_all(dispatching)
         dispatching.wait_until_idle()
     wanted = {
         "plain/a.txt": "content of a.txt",
@@ -521,7 +521,7 @@ def test_origin(testbed: Testbed, above: bool) -> None:
     d.process.start()
     d.wait_for("n20/n20_3.dat")
     assert set(d.delivered_files()) == {"npp/npp_1.dat", "n20/n20_2.dat", "n20/n20_3.dat"}
-    until(lambda: d.subscriber.of_file("n20_2.dat"), what="it is told")
+    until(lambda: d.subscriber.of_file("n20_2.dat"), what="it is published")
     recorded = d.subscriber.of_file("n20_2.dat")[
         0
     ]  # there is a second one when the kill came before the journal had it

@@ -345,18 +345,18 @@ def test_a_kill_leaves_every_transaction_whole(path: str, rounds: int) -> None:
         finally:
             child.kill()
         recorded = [int(line) for line in child.stdout.read().split(b"\n")[:-1]]
-    last_told = recorded[-1] if recorded else rounds
+    last_recorded = recorded[-1] if recorded else rounds
     journal = open_journal(path)
-    for number in range(last_told + 3):
+    for number in range(last_recorded + 3):
         first = [journal.find("chain", "fetch", f"{number} {n}") for n in range(10)]
         over = [one.state for one in first if one]
         then = [journal.find("chain", "then", f"{number} {n}") is not None for n in range(10)]
         whole = ([DONE] * 5 + [WAITING] * 5, [True] * 5 + [False] * 5)
-        if number <= last_told:
+        if number <= last_recorded:
             assert (over, then) == whole
         else:
             assert (over, then) in (whole, ([WAITING] * 10, [False] * 10), ([], [False] * 10))
-    assert journal.last_number("chain") in (last_told + 1, last_told + 2)
+    assert journal.last_number("chain") in (last_recorded + 1, last_recorded + 2)
     journal.add_tasks([task("after the kill")])
     journal.close()
 

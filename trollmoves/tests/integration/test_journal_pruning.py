@@ -317,7 +317,7 @@ def full() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_no_query_looks_at_everything(full: str, name: str) -> None:
+def test_no_query_reads_all_rows(full: str, name: str) -> None:
     """Whatever is asked of a journal with thousands of lines, SQLite makes few steps for it: an index leads there."""
     journal = open_journal(full)
     steps = 0

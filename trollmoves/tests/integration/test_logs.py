@@ -68,7 +68,7 @@ def test_stderr_by_default() -> None:
         assert received(lines, name) == ["warning", "error"]
 
 
-def test_verbose_opens_all_but_the_loud() -> None:
+def test_verbose_excludes_verbose_libraries() -> None:
     """-v shows DEBUG lines, but not those of packages that would show packets and keys."""
     lines = said(verbose=True)
     for name in ("trollmoves.server", "trollmoves.early", "posttroll"):

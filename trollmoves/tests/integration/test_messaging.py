@@ -506,16 +506,16 @@ def test_our_servers_take_many_requests_from_one_connection(stack: ExitStack) ->
 
 def test_repeated_after_reconnection(stack: ExitStack) -> None:
     """Open requests are repeated as soon as the server is back."""
-    heard: list[Request] = []
-    first = replier(stack, heard.extend)
+    received: list[Request] = []
+    first = replier(stack, received.extend)
     asking, answers = requester(stack), [Answers() for _ in range(5)]
     asking.send_request(f"{HOST}:{first.port}", text("before"), 10 * SOON, one := Answers(), shared=True)
-    until(lambda: len(heard) == 1)
-    heard[0].reply("echo", "before")
+    until(lambda: len(received) == 1)
+    received[0].reply("echo", "before")
     assert one.wait() == ["before"]
     for number, one in enumerate(answers):
         asking.send_request(f"{HOST}:{first.port}", text(str(number)), 10 * SOON, one, shared=True)
-    until(lambda: len(heard) == 6)
+    until(lambda: len(received) == 6)
     first.stop()
     replier(stack, port=first.port)
     assert [one.wait() for one in answers] == [[str(number)] for number in range(5)]
@@ -617,21 +617,21 @@ def test_many_threads_may_request(stack: ExitStack) -> None:
     assert all(n == data for n, data in got)
 
 
-# -- publisher and listener
+# -- publisher and subscriber
 
 
-class Ear:
+class Recorder:
     """The messages that a subscriber received."""
 
     def __init__(self, stack: ExitStack, *providers: PublisherEndpoint, alarm_scale: float = 0.0) -> None:
         self.received: list[tuple[str, Message]] = []
         self.trouble: list[Exception] = []  # to raise, before anything is taken
         self.offered: list[list[Message]] = []
-        self.listener = Subscriber("client", providers, self._hear, alarm_scale=alarm_scale)
-        self.listener.start()
-        stack.callback(self.listener.stop)
+        self.subscriber = Subscriber("client", providers, self._on_messages, alarm_scale=alarm_scale)
+        self.subscriber.start()
+        stack.callback(self.subscriber.stop)
 
-    def _hear(self, address: str, messages: list[Message]) -> None:
+    def _on_messages(self, address: str, messages: list[Message]) -> None:
         self.offered.append(messages)
         if self.trouble:
             raise self.trouble.pop(0)
@@ -655,15 +655,15 @@ def at(publisher: Publisher, *topics: str) -> PublisherEndpoint:
     return PublisherEndpoint(f"tcp://{HOST}:{publisher.port}", topics or ("",))
 
 
-def connected(recorder: Ear, publisher: Publisher, address: str = "") -> None:
+def connected(recorder: Recorder, publisher: Publisher, address: str = "") -> None:
     """Wait until a subscriber receives from a publisher."""
     before = len(recorder.of("hello", address))
 
-    def hears() -> bool:
+    def has_received() -> bool:
         publisher.send(Message("/hello", "hello"))
         return len(recorder.of("hello", address)) > before
 
-    until(hears, 2 * SOON, "hears the publisher")
+    until(has_received, 2 * SOON, "a message is received")
 
 
 def test_connections_are_reported(stack: ExitStack) -> None:
@@ -671,9 +671,9 @@ def test_connections_are_reported(stack: ExitStack) -> None:
     port = free_port()
     recorded: list[str] = []
     provider = PublisherEndpoint(f"tcp://{HOST}:{port}", ("",))
-    listener = Subscriber("client", [provider], lambda *_: None, on_connected=recorded.append)
-    listener.start()
-    stack.callback(listener.stop)
+    subscriber = Subscriber("client", [provider], lambda *_: None, on_connected=recorded.append)
+    subscriber.start()
+    stack.callback(subscriber.stop)
     first = published(stack, port)
     until(lambda: recorded == [provider.address], 2 * SOON)
     first.stop()
@@ -693,7 +693,7 @@ def test_the_reachability_of_a_publisher_is_logged(
         return sum(text in record.getMessage() for record in caplog.records)
 
     with caplog.at_level(logging.INFO):
-        Ear(stack, PublisherEndpoint(address, ("",)))
+        Recorder(stack, PublisherEndpoint(address, ("",)))
         for round_ in (1, 2):
             until(lambda n=round_: count(f"cannot reach {address} for ") >= n, 2 * SOON)  # type: ignore[misc]
             one = published(stack, port)
@@ -725,7 +725,7 @@ def test_heartbeat_interval(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("no data")
 
     one = published(stack, heartbeat_data=trouble)
-    recorder = Ear(stack, at(one))
+    recorder = Recorder(stack, at(one))
     until(lambda: len(recorder.of("beat")) >= 5, SOON)
     assert recorder.of("beat")[0] == {"min_interval": 0.1}
 
@@ -733,7 +733,7 @@ def test_heartbeat_interval(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -
 def test_threads_may_publish(stack: ExitStack) -> None:
     """Messages of several threads are received complete, and in order for each thread."""
     one = published(stack)
-    recorder = Ear(stack, at(one))
+    recorder = Recorder(stack, at(one))
     connected(recorder, one)
 
     def publish(thread: int) -> None:
@@ -751,7 +751,7 @@ def test_threads_may_publish(stack: ExitStack) -> None:
 def test_burst_arrives_complete(stack: ExitStack) -> None:
     """50,000 messages published in a burst all arrive in order, although their reader is slower."""
     one = published(stack)
-    recorder = Ear(stack, at(one))
+    recorder = Recorder(stack, at(one))
     connected(recorder, one)
     one.send_encoded([Message("/a", "file", {"n": n}).encode() for n in range(50_000)])
     until(lambda: len(recorder.of("file")) == 50_000, 4 * SOON)
@@ -776,7 +776,7 @@ publisher.send(*(Message("/a", "file", [n]) for n in range(5000)))
 publisher.stop()
 """
     port = free_port()
-    recorder = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("/a",)))
+    recorder = Recorder(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("/a",)))
     with subprocess.Popen(
         [sys.executable, "-c", code, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as child:
@@ -795,7 +795,7 @@ publisher.stop()
 def test_topics_per_provider(stack: ExitStack) -> None:
     """From each of several publishers only its own topics are received, with their source."""
     one, two = published(stack), published(stack)
-    recorder = Ear(stack, at(one, "/1", "/hello"), at(two, "2/b", "/hello"))
+    recorder = Recorder(stack, at(one, "/1", "/hello"), at(two, "2/b", "/hello"))
     for publisher_ in (one, two):
         connected(recorder, publisher_, at(publisher_).address)
         publisher_.send(*(Message(subject, "file", publisher_.port) for subject in ("/1/a", "/2/a", "/2/b", "/3")))
@@ -808,7 +808,7 @@ def test_topics_per_provider(stack: ExitStack) -> None:
 def test_publisher_restart(stack: ExitStack) -> None:
     """A restarted publisher on the same port is received again."""
     port = free_port()
-    recorder = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)))
+    recorder = Recorder(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)))
     for n in range(3):
         one = published(stack, port)
         connected(recorder, one)
@@ -822,9 +822,9 @@ def test_publisher_restart(stack: ExitStack) -> None:
 def test_publisher_added_later(stack: ExitStack) -> None:
     """A publisher added later is received, once, and an invalid address does no harm."""
     one, two = published(stack), published(stack)
-    recorder = Ear(stack, at(one))
+    recorder = Recorder(stack, at(one))
     connected(recorder, one)
-    recorder.listener.add_publishers([PublisherEndpoint("tcp://no port", ("",)), at(two), at(one)])
+    recorder.subscriber.add_publishers([PublisherEndpoint("tcp://no port", ("",)), at(two), at(one)])
     connected(recorder, two, at(two).address)
     one.send(Message("/a", "file", "once"))
     until(lambda: recorder.of("file"), SOON)
@@ -840,7 +840,7 @@ def test_silence_causes_reconnection(stack: ExitStack, monkeypatch: pytest.Monke
     socket = context.socket(zmq.XPUB)
     socket.setsockopt(zmq.XPUB_VERBOSE, 1)
     port = socket.bind_to_random_port(f"tcp://{HOST}")
-    recorder = Ear(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)), alarm_scale=3)
+    recorder = Recorder(stack, PublisherEndpoint(f"tcp://{HOST}:{port}", ("",)), alarm_scale=3)
     heartbeat = Message("/heartbeat/x", "beat", {"min_interval": 0.1}).encode()
 
     def subscribed() -> None:
@@ -865,7 +865,7 @@ def test_busy_subscriber_keeps_waiting_messages(stack: ExitStack, monkeypatch: p
     monkeypatch.setattr(subscriber, "POLL_INTERVAL", 0.05)
     monkeypatch.setattr(subscriber, "RETRY_DELAY", 0.8)
     one = published(stack)
-    recorder = Ear(stack, at(one), alarm_scale=1)
+    recorder = Recorder(stack, at(one), alarm_scale=1)
     connected(recorder, one)
     recorder.trouble = [TemporaryTransferError("disk full")] * 3
     heartbeat = Message("/heartbeat/x", "beat", {"min_interval": 1})
@@ -878,7 +878,7 @@ def test_failed_messages_are_offered_again(stack: ExitStack, monkeypatch: pytest
     """If the handler fails, the same messages are offered again, and none is lost or out of order."""
     monkeypatch.setattr(subscriber, "RETRY_DELAY", 0.02)
     one = published(stack)
-    recorder = Ear(stack, at(one))
+    recorder = Recorder(stack, at(one))
     connected(recorder, one)
     one.send(Message("/hello", "mark"))
     until(
@@ -898,33 +898,33 @@ def test_failed_messages_are_offered_again(stack: ExitStack, monkeypatch: pytest
 def test_one_bad_message_does_not_block(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that always fails is dropped after some attempts, and all others are received."""
     monkeypatch.setattr(subscriber, "RETRY_DELAY", 0.01)
-    heard: list[Any] = []
+    received: list[Any] = []
 
-    def hear(_: str, messages: list[Message]) -> None:
+    def on_messages(_: str, messages: list[Message]) -> None:
         data = [message.data for message in messages]
         if 7 in data:
             raise ZeroDivisionError("a bug")
-        heard.extend(data)
+        received.extend(data)
 
     one = published(stack)
-    ears = Subscriber("client", [at(one, "/a")], hear)
-    stack.callback(ears.stop)
-    ears.start()
+    client = Subscriber("client", [at(one, "/a")], on_messages)
+    stack.callback(client.stop)
+    client.start()
 
-    def hears() -> bool:
+    def has_received() -> bool:
         one.send(Message("/a", "hello", "hello"))
-        return bool(heard)
+        return bool(received)
 
-    until(hears, SOON)
+    until(has_received, SOON)
     one.send(*(Message("/a", "file", n) for n in range(1, 20)))
-    until(lambda: 19 in heard, SOON)
-    assert [n for n in heard if n != "hello"] == [n for n in range(1, 20) if n != 7]
+    until(lambda: 19 in received, SOON)
+    assert [n for n in received if n != "hello"] == [n for n in range(1, 20) if n != 7]
 
 
 def test_malformed_messages_are_skipped(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
     """Malformed messages are skipped and counted, with one warning a minute, and the following ones are received."""
     one = published(stack)
-    recorder = Ear(stack, at(one, ""))
+    recorder = Recorder(stack, at(one, ""))
     connected(recorder, one)
     bad = ["pytroll:/", "pytroll://a file x@y now v1.01", "pytroll://a file x@y 2025-01-01 v1.01 application/json {"]
     with caplog.at_level(logging.WARNING):
@@ -959,7 +959,7 @@ def test_an_expected_error_in_a_heartbeat_has_no_traceback(stack: ExitStack, cap
         raise JournalFull("the journal cannot be written: the disk is full")
 
     one = published(stack, heartbeat_data=trouble)
-    recorder = Ear(stack, at(one))
+    recorder = Recorder(stack, at(one))
     until(lambda: recorder.of("beat"), SOON)
     found = [record for record in caplog.records if "bare heartbeat" in record.getMessage()]
     assert found
@@ -1055,7 +1055,7 @@ def test_publishes_without_multicast(
     monkeypatch.setattr(publisher, "ADVERTISE_RETRY_DELAY", 0.05)
     with caplog.at_level(logging.WARNING):
         one = published(stack, nameservers=None)
-        connected(Ear(stack, at(one)), one)
+        connected(Recorder(stack, at(one)), one)
 
         def said() -> list[str]:
             return [record.getMessage() for record in caplog.records if record.name.endswith("publisher")]
@@ -1078,7 +1078,7 @@ def a_life() -> None:
     """Start one of each, use them, stop them."""
     with ExitStack() as stack:
         one, port = published(stack, nameservers=["localhost"]), replier(stack).port
-        recorder = Ear(stack, at(one), alarm_scale=2)
+        recorder = Recorder(stack, at(one), alarm_scale=2)
         connected(recorder, one)
         asking, answers = requester(stack), Answers()
         for n in range(20):
@@ -1124,13 +1124,13 @@ def test_unstarted_objects_can_be_stopped() -> None:
 def test_subscriber_with_stuck_handler_can_be_stopped(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A subscriber that waits to offer messages again stops without delay."""
     one = published(stack)
-    recorder = Ear(stack, at(one))
+    recorder = Recorder(stack, at(one))
     connected(recorder, one)
     recorder.trouble = [TemporaryTransferError("disk full")] * 100
     one.send(Message("/a", "file"))
     until(lambda: len(recorder.trouble) < 100, SOON)
     started = time.monotonic()
-    recorder.listener.stop()
+    recorder.subscriber.stop()
     assert time.monotonic() - started < SOON
 
 

@@ -9,22 +9,35 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlparse
 
 import pytest
 
-from trollmoves.errors import BadDestination, NoSpace, OriginChanged, OriginMissing, OriginUnreadable, PermissionRefused
-from trollmoves.movers import MOVERS, FileMover, clean_partials, is_partial, move_it
-from trollmoves.movers.base import partial_path
-from trollmoves.movers.file import SMALL_FILE
+from trollmoves.errors import (
+    BadDestination,
+    LeaseLost,
+    NoSpace,
+    OriginChanged,
+    OriginMissing,
+    OriginUnreadable,
+    PermissionRefused,
+)
+from trollmoves.journal import Task
+from trollmoves.movers import MOVERS, FileMover, PartialId, clean_partials, is_partial, move_it
+from trollmoves.movers.base import Naming, partial_path
+from trollmoves.movers.file import SMALL_FILE, LocalBackend
 from trollmoves.movers.partials import visible_partial_path
 from trollmoves.movers.source_file import SourceFile
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
 from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import ServerProcess
 from trollmoves.tests.servers.proxy import Proxy
+
+if TYPE_CHECKING:
+    from trollmoves.journal import Journal
 
 
 @pytest.fixture
@@ -87,9 +100,12 @@ def test_move_to_another_file_system_copies_and_removes(origin: Path) -> None:
     """``move`` between file systems delivers a copy and then removes the origin."""
     target = f"/dev/shm/trollmoves-test-{os.getpid()}"
     try:
-        FileMover(origin, target).move()
-        assert Path(target).read_bytes() == b"image" * 100
-        assert not origin.exists()
+        for size in (500, 3 * SMALL_FILE + 17):
+            content = os.urandom(size)
+            origin.write_bytes(content)
+            FileMover(origin, target).move()
+            assert Path(target).read_bytes() == content
+            assert not origin.exists()
     finally:
         os.unlink(target)
 
@@ -345,3 +361,73 @@ class LocalPlace(MoverTarget):
     def url(self, path: str, host: str = "", login: str | None = None) -> str:
         """Return the URL of a path."""
         return f"file://{self.url_root}/{path}"
+
+
+class Interrupted(LocalBackend):
+    """Local files; another member of the fleet acts while this one is suspended before it renames."""
+
+    def __init__(self, renaming: Callable[[], None], verified: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.renaming = renaming
+        self.verified = verified
+
+    def verify(self, source: SourceFile, path: str) -> None:
+        """Act after the check of the size, before that of the lease."""
+        self.verified()
+
+    def replace(self, partial: str, final: str) -> None:
+        """Rename after the interruption."""
+        self.renaming()
+        super().replace(partial, final)
+
+
+class Member:
+    """A journal as a member of a fleet has it, as far as movers use it."""
+
+    identity = "journal"
+
+    def __init__(self, life: str) -> None:
+        self.life = life
+        self.alive = True
+
+    def still(self) -> bool:
+        """Return True while the lease is valid."""
+        return self.alive
+
+    def partial_id(self, task: Task) -> PartialId:
+        """Return the id of the partial of a task."""
+        return PartialId.of_task(cast("Journal", self), task, 0.0)
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_no_short_file_of_a_suspended_member(origin: Path, tmp_path: Path, fenced: bool) -> None:
+    """A member that wakes up after another one took over never gives the other's incomplete file the final name."""
+    final = tmp_path / "f"
+    first, second = Member("1"), Member("2")
+    task = Task("chain", "deliver", "key", "lane", "")
+    taken = Task("chain", "deliver", "key", "lane", "", tried_by=("1",), tries=2)
+    ours, theirs = first.partial_id(task), second.partial_id(taken)
+
+    def take_over() -> None:
+        first.alive = False
+        mover = FileMover(str(origin), str(final), None, None, theirs)
+        partial = mover._partial(LocalBackend(), str(final), Naming.HIDDEN)
+        Path(partial).write_bytes(b"short")
+
+    mover = FileMover(str(origin), str(final), None, None, ours)
+    backend = Interrupted(lambda: None, verified=take_over) if fenced else Interrupted(take_over)
+    with SourceFile(str(origin)) as source, pytest.raises(LeaseLost if fenced else FileNotFoundError):
+        mover.deliver(backend, source)
+    assert not final.exists()
+    assert [is_partial(path.name) for path in tmp_path.iterdir() if path.is_file()] == [True]
+    FileMover(str(origin), str(final), None, None, theirs).copy()
+    assert final.read_bytes() == origin.read_bytes()
+    assert not [path for path in tmp_path.iterdir() if is_partial(path.name)]
+
+
+def test_partials_without_a_fleet_keep_their_names() -> None:
+    """A member without a life has the partial that earlier versions give to a delivery."""
+    task = Task("chain", "deliver", "key", "lane", "")
+    expected = PartialId.for_delivery("journal", "chain", "key", tried=False).token
+    assert Member("").partial_id(task).token == expected
+    assert Member("1").partial_id(task).token != expected

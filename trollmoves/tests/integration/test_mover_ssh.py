@@ -20,7 +20,7 @@ from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import asyncsshd, openssh
 from trollmoves.tests.servers.asyncsshd import AsyncSshd
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
-from trollmoves.tests.servers.openssh import OpenSsh, make_key
+from trollmoves.tests.servers.openssh import OpenSsh, make_key, ssh_children
 from trollmoves.tests.servers.process import PROXY_HOST
 from trollmoves.tests.servers.proxy import Proxy
 
@@ -46,6 +46,7 @@ class OnOpenSsh(MoverContract):
 
     scheme: ClassVar[str]
     subsystem: ClassVar[str] = "internal-sftp"
+    further: ClassVar[dict[str, str]] = {}
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -56,7 +57,11 @@ class OnOpenSsh(MoverContract):
         folder = tmp_path_factory.mktemp("openssh")
         with OpenSsh(folder / "server", subsystem=cls.subsystem) as server:
             assert isinstance(server, OpenSsh)
-            yield _place(cls.scheme, server, folder)
+            place = _place(cls.scheme, server, folder)
+            place.attrs |= cls.further
+            if cls.further:
+                place.wrong_login = place.login
+            yield place
 
     def test_slow_link(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
         """A file that is sent in a moment, and on its way for longer than ``stall_timeout``, arrives."""
@@ -172,6 +177,7 @@ class TestSftpOnOpenSsh(OnOpenSsh):
         with authorized.open("a") as file:
             file.write(key.with_suffix(".pub").read_text())
         attrs = {"ssh_private_key_file": str(key), "ssh_known_hosts": target.attrs["ssh_known_hosts"]}
+        attrs |= self.further
         move_it(origin, target.url(f"{here}/"), attrs)
         assert set(target.files.tree(here)) == {origin.name}
 
@@ -183,7 +189,8 @@ class TestSftpOnOpenSsh(OnOpenSsh):
                 until(lambda: _listens(f"{folder}/agent"), 5, "the agent listens")
                 monkeypatch.setenv("SSH_AUTH_SOCK", f"{folder}/agent")
                 subprocess.run(["ssh-add", "-q", target.attrs["ssh_key_filename"]], check=True)
-                move_it(origin, target.url(f"{here}/"), {"ssh_known_hosts": target.attrs["ssh_known_hosts"]})
+                attrs = {"ssh_known_hosts": target.attrs["ssh_known_hosts"]} | self.further
+                move_it(origin, target.url(f"{here}/"), attrs)
             finally:
                 agent.terminate()
                 agent.wait(5)
@@ -207,6 +214,19 @@ class TestSftpOnOpenSsh(OnOpenSsh):
         move_it(origin, target.url(f"{here}/new/"), target.attrs)
         for path in (target.files.root / here, *(target.files.root / here).rglob("*")):
             assert not path.stat().st_mode & 0o002
+
+
+class TestSftpByProgram(TestSftpOnOpenSsh):
+    """SFTP by the program ``ssh``, which logs in without a password and ends with the connection."""
+
+    further: ClassVar[dict[str, str]] = {"ssh_transport": "openssh"}
+
+    @pytest.fixture(autouse=True)
+    def _no_process_is_left(self) -> Iterator[None]:
+        before = ssh_children(os.getpid())
+        yield
+        close_connections()
+        assert ssh_children(os.getpid()) <= before
 
 
 class TestScpOnOpenSsh(OnOpenSsh):

@@ -188,7 +188,7 @@ def test_damage(suffix: str, tmp_path: Path) -> None:
         assert str(path) in str(recorded.value)
 
 
-def test_nothing_to_tell(tmp_path: Path) -> None:
+def test_no_description(tmp_path: Path) -> None:
     """An archive without files, one that is missing, and one with an absolute path are refused."""
     for suffix in (".tar", ".zip"):
         with pytest.raises(UnpackFailed, match="contains no file"):

@@ -155,26 +155,29 @@ NOISE = "echo 'Welcome to the archive'"
         ("printf Hi; exec sleep 100", "printed 'Hi' before SFTP started"),
         ("exec yes", "printed 'y"),
         ("exit 7", "ended with 7"),
+        ("exec >&-; sleep 0.5; exit 7", "ended with 7"),
     ],
-    ids=["banner", "prompt", "endless", "exit"],
+    ids=["banner", "prompt", "endless", "exit", "late exit"],
 )
-def test_subsystem_that_prints(script: str, text: str, tmp_path: Path) -> None:
-    """An SFTP subsystem that prints a text fails at the login, and the error quotes the text."""
+@pytest.mark.parametrize("transport", ["paramiko", "openssh"])
+def test_subsystem_that_prints(script: str, text: str, transport: str, tmp_path: Path) -> None:
+    """An SFTP subsystem that prints a text, or ends, fails at the login, and the error quotes the text or the code."""
+    timeout = 2 if "sleep 100" in script else 20
     with printing(tmp_path, script, subsystem=True) as host:
         with pytest.raises(ConnectionFailed, match=text) as caught:
-            host.deliver(b"content", connection_timeout=2, num_ssh_retries=1)
+            host.deliver(b"content", connection_timeout=timeout, num_ssh_retries=1, ssh_transport=transport)
         assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("noise", [NOISE, "printf 'two days left '"])
-@pytest.mark.parametrize("scheme", ["sftp", "scp"])
-def test_login_shell_that_prints(noise: str, scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scheme", "transport"), [("sftp", "paramiko"), ("sftp", "openssh"), ("scp", "paramiko")])
+def test_login_shell_that_prints(noise: str, scheme: str, transport: str, tmp_path: Path) -> None:
     """A login shell that prints a text fails at the login, by either protocol, and the error quotes the text."""
     with (
         printing(tmp_path, f'{noise}; exec sh -c "$SSH_ORIGINAL_COMMAND"', subsystem=False) as host,
         pytest.raises(ConnectionFailed, match=r"printed '.*must print nothing"),
     ):
-        host.deliver(b"content", scheme, num_ssh_retries=1)
+        host.deliver(b"content", scheme, num_ssh_retries=1, ssh_transport=transport)
 
 
 def test_programs_after_a_text_of_the_login_shell(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,7 @@ import pytest
 
 from trollmoves.errors import (
     AuthenticationFailed,
+    BadDestination,
     ConfigError,
     ConnectionFailed,
     PermanentTransferError,
@@ -31,14 +34,17 @@ from trollmoves.tests.servers.asyncsshd import AsyncSshd
 from trollmoves.tests.servers.openssh import OpenSsh, fingerprint, make_key
 from trollmoves.tests.servers.process import HOST
 
+TRANSPORTS = ("paramiko", "openssh")
+WAYS = (("sftp", "paramiko"), ("sftp", "openssh"), ("scp", "paramiko"))
 OTHER = "SHA256:" + "A" * 43
 
 
 class Far:
     """A server, and deliveries to it."""
 
-    def __init__(self, server: OpenSsh | AsyncSshd, folder: Path) -> None:
+    def __init__(self, server: OpenSsh | AsyncSshd, folder: Path, transport: str = "paramiko") -> None:
         self.server = server
+        self.transport = transport
         self.target = folder / "target"
         self.target.mkdir()
         self.origin = folder / "f"
@@ -49,44 +55,53 @@ class Far:
     def deliver(self, attrs: Mapping[str, Any], scheme: str = "sftp", login: str = "", host: str = HOST) -> None:
         """Deliver a file, and see that it is there."""
         url = f"{scheme}://{login or self.server.user}@{host}:{self.server.port}{self.target}/"
-        move_it(self.origin, url, attrs)
+        move_it(self.origin, url, {"ssh_transport": self.transport, **attrs})
         arrived = self.target / self.origin.name
         assert arrived.read_bytes() == b"content"
         arrived.unlink()
 
 
 @contextmanager
-def openssh_with(folder: Path, extra: str = "", host_key: str = "ed25519") -> Iterator[Far]:
+def openssh_with(
+    folder: Path, extra: str = "", host_key: str = "ed25519", transport: str = "paramiko"
+) -> Iterator[Far]:
     """Return an OpenSSH server; skip the test without one."""
     if why := openssh.missing():
         pytest.skip(why)
     with OpenSsh(folder / "server", extra=extra, host_key=host_key) as server:
         assert isinstance(server, OpenSsh)
-        yield Far(server, folder)
+        yield Far(server, folder, transport)
         close_connections()
 
 
 @pytest.fixture
 def far(tmp_path: Path) -> Iterator[Far]:
-    """Return an OpenSSH server of today."""
+    """Return an OpenSSH server of today, with deliveries by paramiko."""
     with openssh_with(tmp_path) as found:
         yield found
 
 
-@pytest.mark.parametrize("scheme", ["sftp", "scp"])
-def test_pinned_host_key(far: Far, scheme: str) -> None:
+@pytest.fixture
+def by_openssh(tmp_path: Path) -> Iterator[Far]:
+    """Return an OpenSSH server of today, with deliveries by ``ssh``."""
+    with openssh_with(tmp_path, transport="openssh") as found:
+        yield found
+
+
+def test_pinned_host_key(far: Far) -> None:
     """A host with a pinned key fingerprint is trusted without a line in known_hosts."""
-    far.deliver(far.key | {"ssh_host_key": fingerprint(far.server.host_key)}, scheme)
-    far.deliver(far.key | {"ssh_host_key": f"{OTHER}, {fingerprint(far.server.host_key)}"}, scheme)
+    for scheme, far.transport in WAYS:
+        far.deliver(far.key | {"ssh_host_key": fingerprint(far.server.host_key)}, scheme)
+        far.deliver(far.key | {"ssh_host_key": f"{OTHER}, {fingerprint(far.server.host_key)}"}, scheme)
 
 
-@pytest.mark.parametrize("scheme", ["sftp", "scp"])
-def test_host_key_differs_from_pin(far: Far, scheme: str) -> None:
+def test_host_key_differs_from_pin(far: Far) -> None:
     """A host with another key is permanently rejected even if known_hosts has it; the error shows its fingerprint."""
-    with pytest.raises(UnknownHostKey, match="not in ssh_host_key") as caught:
-        far.deliver(far.key | far.known | {"ssh_host_key": OTHER}, scheme)
-    assert caught.value.held
-    assert fingerprint(far.server.host_key) in str(caught.value)
+    for scheme, far.transport in WAYS:
+        with pytest.raises(UnknownHostKey, match="not in ssh_host_key") as caught:
+            far.deliver(far.key | far.known | {"ssh_host_key": OTHER}, scheme)
+        assert caught.value.held
+        assert fingerprint(far.server.host_key) in str(caught.value)
 
 
 @pytest.mark.parametrize("pins", ["MD5:00:11", "SHA256:short", "ssh-ed25519 AAAA", " "])
@@ -115,7 +130,8 @@ def test_invalid_fingerprint(far: Far, pins: str) -> None:
 def test_known_hosts(far: Far, tmp_path: Path, lines: str) -> None:
     """A host is accepted by the lines by which OpenSSH accepts it; a damaged line does not affect the others."""
     far.server.known_hosts.write_text(known_hosts_text(far, tmp_path, lines), encoding="latin-1")
-    far.deliver(far.key | far.known)
+    for far.transport in TRANSPORTS:
+        far.deliver(far.key | far.known)
 
 
 @pytest.mark.parametrize(
@@ -136,26 +152,29 @@ def test_rejected_by_known_hosts(far: Far, tmp_path: Path, lines: str, text: str
     """Other hosts are rejected; the error names the place, the fingerprint and the command that adds the key."""
     known = far.server.known_hosts
     known.write_text(known_hosts_text(far, tmp_path, lines))
-    with pytest.raises(UnknownHostKey, match=text) as caught:
-        far.deliver(far.key | far.known)
-    assert fingerprint(far.server.host_key) in str(caught.value)
-    assert "revoked" in text or f"run: ssh-keyscan -p {far.server.port} {HOST} >> {known}" in str(caught.value)
+    for far.transport in TRANSPORTS:
+        with pytest.raises(UnknownHostKey, match=text) as caught:
+            far.deliver(far.key | far.known)
+        assert fingerprint(far.server.host_key) in str(caught.value)
+        assert "revoked" in text or f"run: ssh-keyscan -p {far.server.port} {HOST} >> {known}" in str(caught.value)
 
 
 def test_upper_case_host_name(far: Far) -> None:
     """Names of hosts are compared without case."""
     kind, key = far.server.host_key.with_suffix(".pub").read_text().split()[:2]
     far.server.known_hosts.write_text(f"[LocalHost]:{far.server.port} {kind} {key}\n")
-    with contextlib.suppress(ConnectionFailed):  # a host without an entry for localhost
-        far.deliver(far.key | far.known, host="LOCALHOST")
+    for far.transport in TRANSPORTS:
+        with contextlib.suppress(ConnectionFailed):  # a host without an entry for localhost
+            far.deliver(far.key | far.known, host="LOCALHOST")
 
 
 def test_revoked_key_with_pin(far: Far) -> None:
     """A revoked key is rejected even if its fingerprint is pinned."""
     kind, key = far.server.host_key.with_suffix(".pub").read_text().split()[:2]
     far.server.known_hosts.write_text(f"@revoked * {kind} {key}\n")
-    with pytest.raises(UnknownHostKey, match="revoked"):
-        far.deliver(far.key | far.known | {"ssh_host_key": fingerprint(far.server.host_key)})
+    for far.transport in TRANSPORTS:
+        with pytest.raises(UnknownHostKey, match="revoked"):
+            far.deliver(far.key | far.known | {"ssh_host_key": fingerprint(far.server.host_key)})
 
 
 def known_hosts_text(far: Far, folder: Path, lines: str) -> str:
@@ -222,8 +241,9 @@ def test_agent_with_many_keys(far: Far, tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.setenv("HOME", str(tmp_path))
             keys = [str(make_key(tmp_path / f"key{number}")) for number in range(10)]
             subprocess.run(["ssh-add", "-q", *keys, str(far.server.user_key)], check=True)
-            with pytest.raises(AuthenticationFailed, match=r"agent offered up to 11 keys.*ssh_key_filename"):
-                far.deliver(far.known)
+            for far.transport in TRANSPORTS:
+                with pytest.raises(AuthenticationFailed, match=r"agent .*offer.* keys.*ssh_key_filename"):
+                    far.deliver(far.known)
         finally:
             agent.terminate()
             agent.wait(5)
@@ -269,23 +289,29 @@ WEAK = {
 }
 
 
-@pytest.mark.parametrize("scheme", ["sftp", "scp"])
+NO_MATCH = {"kex": "key exchange method", "host key": "host key type", "ciphers": "cipher", "macs": "MAC"}
+
+
 @pytest.mark.parametrize("what", WEAK)
-def test_weak_algorithms(tmp_path: Path, what: str, scheme: str) -> None:
+def test_weak_algorithms(tmp_path: Path, what: str) -> None:
     """A server with weak algorithms only is permanently rejected before the login, with a hint."""
-    with openssh_with(tmp_path, WEAK[what], "rsa" if what == "host key" else "ed25519") as far:
-        with pytest.raises(PermanentTransferError, match=f"no acceptable {what}.*ssh_weak_algorithms") as caught:
-            far.deliver(far.key | far.known, scheme)
-        assert caught.value.held
+    kind = "rsa" if what == "host key" else "ed25519"
+    missing = f"(no acceptable {what}|no matching {NO_MATCH[what]}).*ssh_weak_algorithms"
+    with openssh_with(tmp_path, WEAK[what], kind) as far:
+        for scheme, far.transport in WAYS:
+            with pytest.raises(PermanentTransferError, match=missing) as caught:
+                far.deliver(far.key | far.known, scheme)
+            assert caught.value.held
 
 
 @pytest.mark.parametrize(("what", "allowed"), [("ciphers", "aes128-cbc"), ("macs", "hmac-sha1, hmac-md5")])
 def test_allowed_weak_algorithms(tmp_path: Path, what: str, allowed: str) -> None:
     """A weak algorithm named in ``ssh_weak_algorithms`` is used; an unknown name there is reported."""
     with openssh_with(tmp_path, WEAK[what]) as far:
-        far.deliver(far.key | far.known | {"ssh_weak_algorithms": allowed})
-        with pytest.raises(ConfigError, match=r"ssh_weak_algorithms.* rot13"):
-            far.deliver(far.key | far.known | {"ssh_weak_algorithms": f"{allowed} rot13"})
+        for far.transport in TRANSPORTS:
+            far.deliver(far.key | far.known | {"ssh_weak_algorithms": allowed})
+            with pytest.raises(ConfigError, match=r"ssh_weak_algorithms.* rot13"):
+                far.deliver(far.key | far.known | {"ssh_weak_algorithms": f"{allowed} rot13"})
 
 
 def test_rsa_keys_are_used_with_sha_2(tmp_path: Path) -> None:
@@ -294,4 +320,103 @@ def test_rsa_keys_are_used_with_sha_2(tmp_path: Path) -> None:
     with openssh_with(tmp_path, extra, "rsa") as far:
         key = make_key(tmp_path / "rsa", "rsa")
         (far.server.user_key.parent / "authorized_keys").write_text(key.with_suffix(".pub").read_text())
-        far.deliver(far.known | {"ssh_key_filename": str(key)})
+        for far.transport in TRANSPORTS:
+            far.deliver(far.known | {"ssh_key_filename": str(key)})
+
+
+def test_openssh_agent_that_hangs(by_openssh: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that does not reply to ``ssh`` costs ``connection_timeout``, and its process ends."""
+    far = by_openssh
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(f"{folder}/agent")
+        agent.listen()
+        monkeypatch.setenv("SSH_AUTH_SOCK", f"{folder}/agent")
+        with pytest.raises(TransferStalled):
+            far.deliver(far.known | {"connection_timeout": 1})
+    assert not openssh.ssh_children(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"password": "s3cret word"}, "openssh logs in by keys"),
+        ({"ssh_key_passphrase": "s3cret word"}, "openssh logs in by keys"),
+        ({"ssh_transport": "rsh"}, "must be paramiko or openssh"),
+    ],
+)
+def test_openssh_needs_no_secret(by_openssh: Far, more: dict[str, str], text: str) -> None:
+    """A password, a passphrase or an unknown transport is a configuration error, which does not show the secret."""
+    with pytest.raises(ConfigError, match=f"ssh_transport.*{text}") as caught:
+        by_openssh.deliver(by_openssh.key | by_openssh.known | more)
+    assert caught.value.held
+    assert "s3cret" not in str(caught.value)
+
+
+def test_openssh_asks_for_no_passphrase(by_openssh: Far, tmp_path: Path) -> None:
+    """A key with a passphrase is permanently rejected without a prompt."""
+    key = make_key(tmp_path / "locked", passphrase="p4ss phrase")
+    (by_openssh.server.user_key.parent / "authorized_keys").write_text(key.with_suffix(".pub").read_text())
+    with pytest.raises(AuthenticationFailed, match="Permission denied") as caught:
+        by_openssh.deliver(by_openssh.known | {"ssh_key_filename": str(key)})
+    assert caught.value.held
+
+
+def test_openssh_is_missing(by_openssh: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host without the program ``ssh`` holds the deliveries, and the error names the package."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ConfigError, match="openssh-client"):
+        by_openssh.deliver(by_openssh.key | by_openssh.known)
+
+
+@pytest.mark.parametrize("place", ["-oProxyCommand=x@host", "a;b@host", "sat@a;b", "sat@$(id)"])
+def test_openssh_gets_no_shell_characters(place: str, tmp_path: Path) -> None:
+    """A user or host that a ProxyCommand or the options of ``ssh`` could misread is rejected."""
+    (tmp_path / "f").write_bytes(b"content")
+    with pytest.raises(BadDestination, match=r"special characters|no usable host"):
+        move_it(tmp_path / "f", f"sftp://{place}/in/", {"ssh_transport": "openssh"})
+
+
+def test_openssh_reads_its_configuration(by_openssh: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aliases, ports, keys and jump hosts of ``~/.ssh/config`` are used; it cannot weaken the check of host keys."""
+    far = by_openssh
+    config = tmp_path / "config"
+    config.write_text(
+        f"Host *\n Port {far.server.port}\n HostName {HOST}\n User {far.server.user}\n RemoteCommand false\n"
+        f" IdentityFile {far.server.user_key}\n StrictHostKeyChecking no\n LogLevel QUIET\n"
+        f" UserKnownHostsFile {tmp_path}/other\n"
+        "Match originalhost archive\n ProxyJump gate\n"
+    )
+    program = tmp_path / "bin" / "ssh"  # with the configuration of another home directory
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {config} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    attrs = far.known | {"ssh_transport": "openssh"}
+    for alias in ("gate", "archive"):
+        move_it(far.origin, f"sftp://{alias}{far.target}/{alias}", attrs)
+        assert (far.target / alias).read_bytes() == b"content"
+    close_connections()
+    far.server.known_hosts.write_text("")
+    for alias in ("gate", "archive"):
+        with pytest.raises(UnknownHostKey, match=f"ssh-keyscan -p {far.server.port} {HOST}") as caught:
+            move_it(far.origin, f"sftp://{alias}{far.target}/", attrs)
+        assert fingerprint(far.server.host_key) in str(caught.value)
+    config.write_text("Host *\n NoSuchOption yes\n")
+    with pytest.raises(PermanentTransferError, match="correct the configuration of ssh"):
+        move_it(far.origin, f"sftp://gate{far.target}/", attrs)
+
+
+def test_openssh_ends_with_a_killed_process(by_openssh: Far) -> None:
+    """The process ``ssh`` ends if the process that started it is killed."""
+    far = by_openssh
+    url = f"sftp://{far.server.user}@{HOST}:{far.server.port}{far.target}/"
+    attrs = far.key | far.known | {"ssh_transport": "openssh"}
+    program = f"from trollmoves.movers import move_it; move_it({str(far.origin)!r}, {url!r}, {attrs!r}); input()"
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    try:
+        until(lambda: openssh.ssh_children(process.pid) and (far.target / "f").exists(), 30, "the file is delivered")
+        (number,) = openssh.ssh_children(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    until(lambda: not Path(f"/proc/{number}").exists(), 20, "ssh has ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -41,6 +42,17 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
         ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-f", str(path)], check=True, stdin=subprocess.DEVNULL
     )
     return path
+
+
+def ssh_children(parent: int) -> set[int]:
+    """Return the numbers of the processes ``ssh`` that ``parent`` has started, zombies included."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            number, name, _, started_by = status.read_text().split()[:4]
+            if name == "(ssh)" and int(started_by) == parent:
+                found.add(int(number))
+    return found
 
 
 def fingerprint(key: Path) -> str:

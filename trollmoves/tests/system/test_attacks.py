@@ -36,8 +36,8 @@ class Fort:
         self.ports = {name: testbed.port() for name in ("plain", "other", "delete", "none", "closed", "listen", "deep")}
         self.feeders = {name: testbed.feeder(name, 300 * number) for number, name in enumerate(self.ports)}
         self.names = names(5000)  # for files that are announced by messages
-        self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
-        testbed.call_at_end(self.speaker.stop)
+        self.publisher = Publisher(f"tcp://{HOST}:0", "speaker").start()
+        testbed.call_at_end(self.publisher.stop)
         folder = {name: feeder.folder for name, feeder in self.feeders.items()}
         allowed = f"{self.out} sftp://good.invalid/in *://any.invalid/ ftp://me@host.invalid/"
         bound: dict[str, object] = {"allowed_destinations": allowed}
@@ -54,7 +54,7 @@ class Fort:
             "listen": {
                 "listen": "/spoken",
                 "topic": TOPIC,
-                "addresses": f"tcp://{HOST}:{self.speaker.port_number}",
+                "addresses": f"tcp://{HOST}:{self.publisher.port_number}",
                 "nameserver": "False",
                 "request_port": self.ports["listen"],
                 "request_address": HOST,
@@ -302,11 +302,11 @@ def test_files_from_messages(fort: Fort) -> None:
     linked = folder / "by-link" / plain.name
 
     def spoken(path: Path) -> dict[str, Any]:
-        def heard() -> list[Any]:
-            fort.speaker.send(str(Message("/spoken", "file", {"uri": str(path), "uid": path.name})))
+        def announcements() -> list[Any]:
+            fort.publisher.send(str(Message("/spoken", "file", {"uri": str(path), "uid": path.name})))
             return [one for one in fort.subscriber.of_file(path.name) if one.data["uri"] == str(path)]
 
-        return dict(until(heard)[-1].data)
+        return dict(until(announcements)[-1].data)
 
     assert fort.push(spoken(plain), "listen").type == "file"
     assert fort.push(spoken(linked), "listen").type == "file"

@@ -61,11 +61,11 @@ def test_tests_named_in_reliability_page_exist() -> None:
     assert {n for n in named if n not in sources and not any(f"def {n}(" in text for text in sources.values())} == set()
 
 
-@pytest.mark.parametrize("wish", ["nowhere", "sent:0", "sent:x", "sent:", "sent", ":1"])
-def test_unknown_failpoint(wish: str, testbed: Testbed) -> None:
+@pytest.mark.parametrize("argument", ["nowhere", "sent:0", "sent:x", "sent:", "sent", ":1"])
+def test_unknown_failpoint(argument: str, testbed: Testbed) -> None:
     """An unknown failpoint is an error that lists the known ones."""
     process = testbed.client({})
-    process.command = armed(process.command, wish)
+    process.command = armed(process.command, argument)
     process.start(wait=False)
     assert process.popen is not None
     assert process.popen.wait(20 * TIMEOUT_FACTOR) == 1

@@ -164,13 +164,13 @@ def test_unknown_client_is_logged_and_can_be_added(testbed: Testbed, keys: Keys)
 def ask_in_vain(testbed: Testbed, port: int, settings: dict[str, str], here: str, server: Process, there: str) -> None:
     """Send requests until the server has logged the reason: a connection that closes early leaves none."""
 
-    def told() -> bool:
+    def is_logged() -> bool:
         asked = move_it_req(testbed, port, settings)
         assert asked.returncode == 2
         assert here in asked.stderr.splitlines()[-1], asked.stderr
         return f": {there}" in server.lines()
 
-    until(told, what=f"{there!r} in the server's log")
+    until(is_logged, what=f"{there!r} in the server's log")
 
 
 def test_request_with_wrong_keys_explains_the_cause(testbed: Testbed, keys: Keys) -> None:

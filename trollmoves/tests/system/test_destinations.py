@@ -25,13 +25,13 @@ def test_destination_is_down(testbed: Testbed) -> None:
     port = testbed.port()
     there = client_section(pair.publish_port, far.url, port)
     pair.client.reconfigure({**pair.client_sections, "there": there})
-    told = testbed.subscriber(port)
+    subscriber = testbed.subscriber(port)
     pair.start()
     pair.feeder.feed(20)
     pair.wait_until_done()
-    assert told.receipts() == []
+    assert subscriber.receipts() == []
     far.proxy.listen()
-    told.wait_for_receipts(pair.feeder.fed, 60)
+    subscriber.wait_for_receipts(pair.feeder.fed, 60)
     assert pair.feeder.missing(far.folder) == []
 
 

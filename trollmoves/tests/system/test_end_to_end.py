@@ -84,8 +84,8 @@ def test_end_to_end_story(tmp_path: Path, old: bool) -> None:
         assert row["lost"] == 0, text
         assert row["expected"] == FILES or behind_the_old_one, text
         assert row["delivered again"] <= IN_HAND, text
-        told_before_the_kill = end in ("file", "sftp", "s3") or behind_the_old_one
-        assert row["receipts"] >= row["expected"] - (IN_HAND if told_before_the_kill else 0), text
+        received_before_the_kill = end in ("file", "sftp", "s3") or behind_the_old_one
+        assert row["receipts"] >= row["expected"] - (IN_HAND if received_before_the_kill else 0), text
     assert ends["ftp"]["delivered again"] == 0, text  # although client a published some twice
     logs = {log.stem: log.read_text() for log in tmp_path.glob("*.log")}
     ours = [name for name in logs if not (old and name in ("server-b", "client-b"))]

@@ -188,12 +188,12 @@ def test_remote_files(testbed: Testbed) -> None:
         if line.endswith("FileSystem")
     ]
 
-    def told() -> list[str]:
+    def received() -> list[str]:
         example.put("incoming/a.nc")
         example.put("incoming/both.tar", archive("a", "b"))
         return sorted(set(listener.lines().splitlines()))
 
-    until(lambda: told() == sorted(wanted), what=f"{wanted} in {listener.lines()}")
+    until(lambda: received() == sorted(wanted), what=f"{wanted} in {listener.lines()}")
 
 
 def archive(*names: str) -> bytes:

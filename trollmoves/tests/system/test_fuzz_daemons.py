@@ -134,7 +134,7 @@ def attack(port: int, announced: dict[str, Any], out: Path, count: int, seed: in
         crowd.drain()
 
 
-def preach(voice: RecordedPublisher, announced: list[dict[str, Any]], count: int, seed: int) -> None:
+def publish_invalid(publisher: RecordedPublisher, announced: list[dict[str, Any]], count: int, seed: int) -> None:
     """Publish mutated announcements and heartbeats to the subscribers of their topic."""
     fuzz = Fuzz(seed)
     beat = {"min_interval": 30, "logs": [{"log": "x/hrit", "number": 3, "request_address": f"{HOST}:1"}], "client": "x"}
@@ -147,7 +147,7 @@ def preach(voice: RecordedPublisher, announced: list[dict[str, Any]], count: int
         else:
             (head,) = heads(fuzz.random.choice(("file", "file", "file", "dataset", "collection", "push", "ack", "del")))
             message = fuzz.message(head, fuzz.random.choice(announced), keep)
-        voice.publish_bytes(message)
+        publisher.publish_bytes(message)
 
 
 def strange_announcements(address: str) -> list[dict[str, Any]]:
@@ -191,19 +191,19 @@ def test_client(testbed: Testbed) -> None:
     """A client that receives arbitrary messages still fetches valid announcements."""
     count, stranger = scaled(20_000), testbed.port()
     feeder, out = testbed.feeder(), testbed.directory("out")
-    published, request_port, told = testbed.port(), testbed.port(), testbed.port()
-    voice = testbed.close_at_end(RecordedPublisher(stranger))
+    published, request_port, client_port = testbed.port(), testbed.port(), testbed.port()
+    publisher = testbed.close_at_end(RecordedPublisher(stranger))
     server = testbed.server({"hrit": server_section(feeder.folder, request_port)}, published)
-    client = testbed.client({"hrit": client_section([published, stranger], out, told)})
-    ear = testbed.subscriber(told)
+    client = testbed.client({"hrit": client_section([published, stranger], out, client_port)})
+    subscriber = testbed.subscriber(client_port)
     with ExitStack() as ending:
         server.start()
         client.start()
-        voice.wait_for_topics([TOPIC])
+        publisher.wait_for_topics([TOPIC])
         liar = ending.enter_context(Liar())
         started = time.monotonic()
-        preach(voice, strange_announcements(f"{HOST}:{liar.port}"), count, 2)
-        wait_until_processed(voice, server, feeder, ear, client)
+        publish_invalid(publisher, strange_announcements(f"{HOST}:{liar.port}"), count, 2)
+        wait_until_processed(publisher, server, feeder, subscriber, client)
         assert_sound(client, count, time.monotonic() - started)
 
 
@@ -213,7 +213,7 @@ def test_mirror(testbed: Testbed) -> None:
     count, stranger = scaled(10_000), testbed.port()
     feeder, out = testbed.feeder(), testbed.directory("out")
     published, mirrored, request_port = testbed.port(), testbed.port(), testbed.port()
-    voice = testbed.close_at_end(RecordedPublisher(stranger))
+    publisher = testbed.close_at_end(RecordedPublisher(stranger))
     server = testbed.server({"hrit": server_section(feeder.folder, testbed.port())}, published)
     section = mirror_section(
         [published, stranger], testbed.directory("copies"), request_port, allowed_destinations=str(testbed.root)
@@ -222,12 +222,12 @@ def test_mirror(testbed: Testbed) -> None:
     announced = testbed.subscriber(mirrored)
     server.start()
     mirror.start()
-    voice.wait_for_topics([TOPIC])
+    publisher.wait_for_topics([TOPIC])
     with Liar() as liar:
         data = handed_on(feeder, announced, request_port, out)
         started = time.monotonic()
         attack(request_port, data, out / "fuzz", count, 3)
-        preach(voice, strange_announcements(f"{HOST}:{liar.port}"), count, 4)
+        publish_invalid(publisher, strange_announcements(f"{HOST}:{liar.port}"), count, 4)
         handed_on(feeder, announced, request_port, out)
         assert_sound(mirror, 2 * count, time.monotonic() - started)
 
@@ -261,7 +261,7 @@ def test_dispatcher(testbed: Testbed) -> None:
     dispatching = DispatcherTestbed(testbed, {"all": target, "plain": plain}).start()
     strange = dispatching.file("strange")
     one = {"uri": str(strange), "uid": "strange", "sensor": "viirs", "orbit": 7, "platform_name": "Suomi-NPP"}
-    told = [
+    client_port = [
         one | {"time": "2025-01-02T03:04:05"},
         {"dataset": [one, one], "sensor": ["viirs"], "time": "2025-01-02T03:04:05"},
         {"collection": [{"dataset": [one]}], "orbit": "9"},
@@ -270,7 +270,7 @@ def test_dispatcher(testbed: Testbed) -> None:
     keep = len("pytroll://level2/viirs")
     for _ in range(count):
         kind = fuzz.random.choice(("file", "file", "dataset", "collection", "beat"))
-        message = fuzz.message(f"pytroll://level2/viirs {kind} {STAMP}", fuzz.random.choice(told), keep)
+        message = fuzz.message(f"pytroll://level2/viirs {kind} {STAMP}", fuzz.random.choice(client_port), keep)
         dispatching.publisher.publish_bytes(message)
     dispatching.publisher.publish_file(dispatching.file("proper"))
     dispatching.wait_for("plain/proper", seconds=120)
@@ -313,15 +313,15 @@ class Liar:
 
 
 def wait_until_processed(
-    voice: RecordedPublisher, server: Process, feeder: Feeder, ear: RecordingSubscriber, fuzzed: Process
+    publisher: RecordedPublisher, server: Process, feeder: Feeder, subscriber: RecordingSubscriber, fuzzed: Process
 ) -> None:
     """Wait until all fuzzed messages are processed, and a valid file sent after them is fetched."""
     with Liar() as last:
         source = strange_announcements(f"{HOST}:{last.port}")[1]
         announced = source | {"uid": "last", "uri": f"file://{HOST}/nowhere/last"}
-        voice.publish(TOPIC, "file", announced)
+        publisher.publish(TOPIC, "file", announced)
         until(lambda: last.asked, 120 * max(1, SCALE), "the last message is processed")
     (name,) = feeder.feed(1)
-    ear.wait_for_receipts([name], 120)
+    subscriber.wait_for_receipts([name], 120)
     assert server.is_running()
     assert fuzzed.is_running()

@@ -87,7 +87,7 @@ class Spares:
             assert self.receipts().count(name) == 1, name
 
 
-def told(spares: Spares, *fed: str, seconds: float = 60) -> None:
+def wait_for_receipts(spares: Spares, *fed: str, seconds: float = 60) -> None:
     """Wait until all files have a receipt."""
     until(lambda: set(fed) <= set(spares.receipts()), seconds, "receipts")
 
@@ -97,10 +97,10 @@ def test_living_primary_transfers_alone(testbed: Testbed) -> None:
     """While the primary lives, it alone sends requests, and the spare records its files as done."""
     spares = Spares(testbed).start()
     quick = spares.feeder.feed(10)
-    told(spares, *quick)
+    wait_for_receipts(spares, *quick)
     spares.slow_down()
     (slow,) = spares.feeder.feed(size=SIZE)
-    told(spares, slow)
+    wait_for_receipts(spares, slow)
     assert spares.by_spare.of_type("push", "file") == []
     time.sleep(TAKEOVER + DELAY)  # an absent event cannot be awaited
     assert spares.by_spare.of_type("push", "file") == []
@@ -113,9 +113,9 @@ def test_killed_before_push(testbed: Testbed) -> None:
     spares = Spares(testbed).start()
     spares.primary.kill()
     fed = spares.feeder.feed(10)
-    told(spares, *fed)
+    wait_for_receipts(spares, *fed)
     assert set(spares.by_spare.receipts()) >= set(fed)
-    come_back(spares)
+    restart_primary(spares)
     spares.check(*fed)
 
 
@@ -124,11 +124,11 @@ def test_each_client_has_its_own_directory(testbed: Testbed) -> None:
     spares = Spares(testbed, apart=True).start()
     spares.primary.kill()
     fed = spares.feeder.feed(10)
-    told(spares, *fed)
-    come_back(spares)
+    wait_for_receipts(spares, *fed)
+    restart_primary(spares)
     spares.spare.kill()
     more = spares.feeder.feed(10)
-    told(spares, *more)
+    wait_for_receipts(spares, *more)
     spares.spare.start()
     spares.spare.wait_for_line(" received by a peer", len(more))
     assert not set(fed) & set(spares.by_primary.receipts())
@@ -144,7 +144,7 @@ def test_both_were_away(testbed: Testbed) -> None:
     spares.announced.wait_for(21, "file")
     spares.primary.start()
     spares.spare.start()
-    told(spares, *fed)
+    wait_for_receipts(spares, *fed)
     spares.check(*fed)
 
 
@@ -157,9 +157,9 @@ def test_killed_after_push_and_during_the_transfer(testbed: Testbed) -> None:
     spares.by_primary.wait_for(1, "push")
     until(lambda: [one for one in spares.by_primary.of_file(name) if one.type == "push"], what="push")
     spares.primary.kill()
-    told(spares, name)
+    wait_for_receipts(spares, name)
     assert name in spares.by_spare.receipts()
-    come_back(spares)
+    restart_primary(spares)
     spares.check(name)
     assert spares.server.lines().count(f"delivered {name}") == 1
 
@@ -175,9 +175,9 @@ def test_killed_before_ack(testbed: Testbed) -> None:
     spares.proxy.rate = 0
     spares.server.wait_for_line(f"delivered {name}")
     spares.primary.kill()
-    told(spares, name)
+    wait_for_receipts(spares, name)
     assert spares.by_primary.of_file(name)[-1].type == "push"
-    come_back(spares)
+    restart_primary(spares)
     spares.check(name)
     assert spares.server.lines().count(f"delivered {name}") == 1
 
@@ -189,21 +189,21 @@ def test_stopped_client_returns(testbed: Testbed, which: str) -> None:
     spares = Spares(testbed).start()
     stopped: Process = getattr(spares, which)
     before = spares.feeder.feed(5)
-    told(spares, *before)
+    wait_for_receipts(spares, *before)
     stopped.send(signal.SIGSTOP)
     during = spares.feeder.feed(50)
-    told(spares, *during)
+    wait_for_receipts(spares, *during)
     time.sleep(TAKEOVER + DELAY)  # holds expire
     stopped.send(signal.SIGCONT)
     after = spares.feeder.feed(5)
-    told(spares, *after)
+    wait_for_receipts(spares, *after)
     until(lambda: not testbed.pending_tasks("fetch"), what="both clients have considered all files")
     (last,) = spares.feeder.feed()
-    told(spares, last)
+    wait_for_receipts(spares, last)
     spares.check(*before, *during, *after)
 
 
-def come_back(spares: Spares) -> None:
+def restart_primary(spares: Spares) -> None:
     """Start the primary again, and check that it takes over."""
     before = len(spares.by_spare.of_type("push"))
     spares.primary.start()
@@ -211,7 +211,7 @@ def come_back(spares: Spares) -> None:
     until(lambda: " caught up " in spares.primary.lines() or " received by a peer" in spares.primary.lines(), 10)
     time.sleep(DELAY)
     (name,) = spares.feeder.feed()
-    told(spares, name)
+    wait_for_receipts(spares, name)
     assert name in spares.by_primary.receipts()
     assert len(spares.by_spare.of_type("push")) == before
 
@@ -221,11 +221,11 @@ def test_mixed_with_an_old_client(testbed: Testbed, old: str) -> None:
     """With an old client as primary or spare, the other takes over when the primary is killed."""
     spares = Spares(testbed, old=old).start()
     fed = spares.feeder.feed(2)  # an old client requests it long before its spare, also when it is slow
-    told(spares, *fed)
+    wait_for_receipts(spares, *fed)
     time.sleep(2 * DELAY)
     assert sorted(spares.receipts()[-2:]) == sorted(fed)
     spares.check(*fed)
     spares.primary.kill()
     fed = spares.feeder.feed(5)
-    told(spares, *fed)
+    wait_for_receipts(spares, *fed)
     assert all((spares.target / name).read_bytes() == content(name) for name in fed)

@@ -48,12 +48,15 @@ def test_old_server(testbed: Testbed) -> None:
     pair.wait_until_done(60)
     for name in names:
         announced = until(lambda name=name: pair.announced.of_file(name))[0].data  # type: ignore[misc]  # some come twice
-        heard = pair.received.of_file(name)
-        assert [one.type for one in heard] == ["push"] * (len(heard) - 2) + ["ack", "file"]  # more if it is slow
-        assert heard[-2].data == announced
+        received_messages = pair.received.of_file(name)
+        assert [one.type for one in received_messages] == ["push"] * (len(received_messages) - 2) + [
+            "ack",
+            "file",
+        ]  # more if it is slow
+        assert received_messages[-2].data == announced
         receipt = announced | {"uri": str(pair.target / name), "origin": f"{HOST}:{pair.request_port}"}
         del receipt["request_address"]
-        assert heard[-1].data == receipt
+        assert received_messages[-1].data == receipt
 
 
 def test_old_server_is_restarted(testbed: Testbed) -> None:
@@ -135,7 +138,7 @@ def test_old_and_new_server_of_the_same_files(testbed: Testbed) -> None:
     old = earlier.server(testbed, {"hrit": server_section(old_feeder.folder, testbed.port()) | options}, ports[0])
     new = testbed.server({"hrit": server_section(new_feeder.folder, testbed.port()) | options}, ports[1])
     client = testbed.client({"hrit": client_section(ports, target, client_port)})
-    received, old_ear, new_ear = (
+    received, old_subscriber, new_subscriber = (
         testbed.subscriber(client_port),
         testbed.subscriber(ports[0]),
         testbed.subscriber(ports[1]),
@@ -149,8 +152,8 @@ def test_old_and_new_server_of_the_same_files(testbed: Testbed) -> None:
     fed = old_feeder.feed(COUNT)
     assert new_feeder.feed(COUNT) == fed
     received.wait_for_receipts(fed)
-    for ear in (old_ear, new_ear):
-        until(lambda ear=ear: {one.uid for one in ear.of_type("file")} >= set(fed))  # type: ignore[misc]
+    for subscriber in (old_subscriber, new_subscriber):
+        until(lambda subscriber=subscriber: {one.uid for one in subscriber.of_type("file")} >= set(fed))  # type: ignore[misc]
     assert sorted(name for name in received.receipts() if name in fed) == sorted(fed)
     assert all((target / name).read_bytes() == content(name) for name in fed)
     until(lambda: not list(new_feeder.folder.iterdir()), what="the new server was told of each file")
@@ -161,12 +164,12 @@ def test_two_clients_of_one_server(testbed: Testbed) -> None:
     pair = ServerClientPair(testbed)
     target, port = testbed.directory("old-out"), testbed.port()
     old = earlier.client(testbed, {"other": client_section(pair.publish_port, target, port)})
-    ear = testbed.subscriber(port)
+    subscriber = testbed.subscriber(port)
     old.start()
     pair.start()
     fed = pair.feeder.feed(10)
     pair.wait_until_done(60)
-    ear.wait_for_receipts(fed)
+    subscriber.wait_for_receipts(fed)
     assert pair.feeder.missing(target) == []
 
 

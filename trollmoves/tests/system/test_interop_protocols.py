@@ -30,12 +30,12 @@ def test_old_peer(tmp_path: Path, old: str, scheme: str) -> None:
         begin(pair)
         names = pair.feeder.feed(COUNT)
         pair.wait_until_done(60)
-        told = {one.uid: one.data["uri"] for one in pair.received.of_type("file")}
+        uris = {one.uid: one.data["uri"] for one in pair.received.of_type("file")}
         for name in names:
             assert [one.type for one in pair.received.of_file(name)][-2:] == ["ack", "file"]
             assert pair.received.receipts().count(name) == 1
             path = name if scheme == "ftp" else f"{pair.target}/{name}".lstrip("/")
-            assert told[name].endswith(f"/{path}")
+            assert uris[name].endswith(f"/{path}")
 
 
 def test_repeated_announcements_of_an_old_server(tmp_path: Path) -> None:

@@ -34,10 +34,10 @@ from trollmoves.tests.servers.seaweed import Seaweed
 WRONG = "wr0ng/p@ss w%rd:#"
 PASSPHRASE = "0pen/s3same@home"
 SECRETS = (asyncsshd.PASSWORD, pyftpd.PASSWORD, seaweed.SECRET, WRONG, PASSPHRASE)
-TOLD_BY_NOBODY = ("s3cr3t", "wr0ng", "s3same", "pass@word", "pass%40word", "p@ss")
+SECRETS_OF_TESTS = ("s3cr3t", "wr0ng", "s3same", "pass@word", "pass%40word", "p@ss")
 
 # The most verbose logging of every library that an operator can configure.
-LOUD = {
+DEBUG_LOG = {
     "version": 1,
     "formatters": {"level": {"format": "%(levelname)s %(name)s %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "level"}},
@@ -51,7 +51,7 @@ LOUD = {
 
 def traces() -> Iterator[str]:
     """Return the forms in which a secret could leak."""
-    yield from TOLD_BY_NOBODY
+    yield from SECRETS_OF_TESTS
     for secret in SECRETS:
         yield from {secret, quote(secret), quote(secret, safe=""), repr(secret)[1:-1]}
         yield base64.b64encode(secret.encode()).decode().rstrip("=")
@@ -133,11 +133,11 @@ class Far:
 def testbed(tmp_path: Path) -> Iterator[Testbed]:
     """A testbed with a configuration that logs everything."""
     with Testbed(tmp_path) as found:
-        found.config(yaml.safe_dump(LOUD), "loud.yaml")
+        found.config(yaml.safe_dump(DEBUG_LOG), "loud.yaml")
         yield found
 
 
-def loud(testbed: Testbed) -> tuple[str, ...]:
+def log_arguments(testbed: Testbed) -> tuple[str, ...]:
     """Return the arguments of a daemon that logs everything."""
     return "-v", "-c", str(testbed.root / "etc" / "loud.yaml")
 
@@ -151,15 +151,15 @@ def sections_of(
     far: Far, source: int, topic: str, testbed: Testbed
 ) -> tuple[dict[str, Any], list[RecordingSubscriber]]:
     """Return a client's sections for all remote servers, and subscribers to them."""
-    sections, ears = {}, []
+    sections, subscribers = {}, []
     for name, (destination, login) in (far.good | far.bad).items():
         if name != "no-scheme":  # for which a client does not start
             port = testbed.port()
             end = "" if name in far.bad else f"/{name}"
             own = f"{topic}/locked" if name == "by-key" else f"{topic}/open"
             sections[name] = client_section(source, f"{destination}{end}/", port, login=login, topic=own)
-            ears.append(testbed.subscriber(port))
-    return sections, ears
+            subscribers.append(testbed.subscriber(port))
+    return sections, subscribers
 
 
 def checked(testbed: Testbed, command: str, process: Process, *arguments: str) -> dict[str, str]:
@@ -178,8 +178,8 @@ def test_server_client_and_mirror(testbed: Testbed, daemon: str) -> None:
         "feed": server_section(feeder.folder, request_port, topic=f"{TOPIC}/open", **in_ini(far.known)),
         "locked": server_section(feeder.folder, testbed.port(), topic=f"{TOPIC}/locked", **in_ini(far.key)),
     }
-    processes = {"server": testbed.server(servers, published, *loud(testbed))}
-    heard, topic, source = [testbed.subscriber(published)], TOPIC, published
+    processes = {"server": testbed.server(servers, published, *log_arguments(testbed))}
+    announced, topic, source = [testbed.subscriber(published)], TOPIC, published
     if daemon == "mirror":
         source, topic, request_port = testbed.port(), MIRROR_TOPIC, testbed.port()
         copies = testbed.directory("copies")
@@ -202,23 +202,27 @@ def test_server_client_and_mirror(testbed: Testbed, daemon: str) -> None:
                 **in_ini(far.key),
             ),
         }
-        processes["mirror"] = testbed.mirror(mirrors, source, *loud(testbed))
-        heard.append(testbed.subscriber(source))
-    sections, ears = sections_of(far, source, topic, testbed)
-    processes["client"] = testbed.client(sections, *loud(testbed))
+        processes["mirror"] = testbed.mirror(mirrors, source, *log_arguments(testbed))
+        announced.append(testbed.subscriber(source))
+    sections, subscribers = sections_of(far, source, topic, testbed)
+    processes["client"] = testbed.client(sections, *log_arguments(testbed))
     for process in processes.values():
         process.start()
     (name,) = feeder.feed(1)
     until(lambda: far.arrived(far.good, name), 60, "it has arrived where it can")
     giver = processes[daemon]
-    until(lambda: giver.lines().count(" not delivered to ") >= 4, 60, "what cannot arrive is told")
-    until(lambda: processes["client"].lines().count(" not delivered: ") >= 4, 60, "the client heard of it")
+    until(lambda: giver.lines().count(" not delivered to ") >= 4, 60, "failures are logged")
+    until(lambda: processes["client"].lines().count(" not delivered: ") >= 4, 60, "the client logs it")
     answers = bad_requests(request_port, topic, name)
     assert_silent(titles(processes.values()))
     assert all(process.terminate() == 0 for process in processes.values())
     said = {f"log of {process}": one.lines() for process, one in processes.items()}
     assert all(f"DEBUG {name}" in "".join(said.values()) for name in ("paramiko", "trollmoves"))
-    assert_silent(said | answers | {"messages": "\n".join(t for ear in [*heard, *ears] for t in ear.texts)})
+    assert_silent(
+        said
+        | answers
+        | {"messages": "\n".join(t for subscriber in [*announced, *subscribers] for t in subscriber.texts)}
+    )
     assert_silent(checked(testbed, "move_it_client.py", processes["client"]))
     assert_silent(checked(testbed, "move_it_server.py", processes["server"]))
     journals = [path for path in (testbed.root / "state").rglob("*") if path.is_file()]
@@ -279,21 +283,23 @@ def test_dispatcher(testbed: Testbed) -> None:
     targets["in-url"] = targets["by-sftp"] | {
         "host": targets["by-sftp"]["host"].replace("://", f"://x:{quote(WRONG, safe='')}@"),
     }
-    dispatching = DispatcherTestbed(testbed, targets, "-p", str(port := testbed.port()), "-n", "false", *loud(testbed))
-    ear = testbed.subscriber(port)
+    dispatching = DispatcherTestbed(
+        testbed, targets, "-p", str(port := testbed.port()), "-n", "false", *log_arguments(testbed)
+    )
+    subscriber = testbed.subscriber(port)
     dispatching.start()
     path = dispatching.file("f")
     dispatching.publisher.publish_file(path)
     until(lambda: far.arrived(far.good, "f"), 60, "it has arrived where it can")
     process = dispatching.process
-    told = [f"[{name}] deliver of f" for name in (*far.bad, "in-url") if name != "no-scheme"]
-    until(lambda: all(one in process.lines() for one in told), 60, "what cannot arrive is told")
+    failures = [f"[{name}] deliver of f" for name in (*far.bad, "in-url") if name != "no-scheme"]
+    until(lambda: all(one in process.lines() for one in failures), 60, "failures are logged")
     assert_silent(titles([process]))
     explained = testbed.run("dispatcher.py", process.config, "--explain", path)
     assert explained.stdout
     assert_silent({"explanation": explained.stdout + explained.stderr} | checked(testbed, "dispatcher.py", process))
     assert process.terminate() == 0
-    assert_silent({"log": process.lines(), "messages": "\n".join(ear.texts)})
+    assert_silent({"log": process.lines(), "messages": "\n".join(subscriber.texts)})
     journals = [path for path in (testbed.root / "state").rglob("*") if path.is_file()]
     assert_silent({path.name: path.read_bytes().decode("latin-1") for path in journals})
 
@@ -319,22 +325,22 @@ def test_s3(testbed: Testbed) -> None:
         "token": {"connection_parameters__secret": seaweed.SECRET, "connection_parameters__token": WRONG},
         "own": {"connection_parameters__client_kwargs__aws_secret_access_key": f"file:{secret}"},
     }
-    servers, clients, ears = {}, {}, []
+    servers, clients, subscribers = {}, {}, []
     for name, parameters in ways.items():
         servers[name] = server_section(feeder.folder, testbed.port(), topic=f"/{name}", **common, **parameters)
         port = testbed.port()
         clients[name] = client_section(published, f"s3://{seaweed.BUCKET}/{name}/", port, topic=f"/{name}")
-        ears.append(testbed.subscriber(port))
-    server = testbed.server(servers, published, *loud(testbed)).start()
-    client = testbed.client(clients, *loud(testbed)).start()
+        subscribers.append(testbed.subscriber(port))
+    server = testbed.server(servers, published, *log_arguments(testbed)).start()
+    client = testbed.client(clients, *log_arguments(testbed)).start()
     (name,) = feeder.feed(1)
-    ears[0].wait_for_receipts([name], 60)
+    subscribers[0].wait_for_receipts([name], 60)
     for way in ("wrong", "token", "own"):
         client.wait_for_line(f"[{way}] {name} not delivered", seconds=60)
     assert_silent(titles([server, client]))
     assert server.terminate() == client.terminate() == 0
     assert_silent({"server": server.lines(), "client": client.lines()})
-    assert_silent({"messages": "\n".join(text for ear in ears for text in ear.texts)})
+    assert_silent({"messages": "\n".join(text for subscriber in subscribers for text in subscriber.texts)})
     assert_silent(checked(testbed, "move_it_server.py", server))
 
 

@@ -80,9 +80,9 @@ def test_load_leaves_no_growth(tmp_path: Path) -> None:
             )
         seconds = time.monotonic() - started
         table = "\n".join("  ".join(f"{value:7.1f}" for value in mark) for mark in marks)
-        told = f"{PASSED} files in {seconds:.0f} s; MB, descriptors of server, client; MB of journals\n{table}\n"
-        (testbed.logs / "figures").write_text(told)
-        sys.stdout.write(f"\n{told}")
+        report = f"{PASSED} files in {seconds:.0f} s; MB, descriptors of server, client; MB of journals\n{table}\n"
+        (testbed.logs / "figures").write_text(report)
+        sys.stdout.write(f"\n{report}")
         first, last = marks[0], marks[-1]
         for n in (0, 2):
             assert last[n] < first[n] + 40

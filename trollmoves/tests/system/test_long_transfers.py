@@ -48,9 +48,9 @@ def test_ours(testbed: Testbed) -> None:
     name = pair.transfer()
     pair.received.wait_for_receipts([name])
     assert time.monotonic() - began > 3 * TIMEOUT
-    heard = [one.type for one in pair.received.of_file(name)]
-    assert heard == ["push"] * (len(heard) - 2) + ["ack", "file"]
-    assert len(heard) > 4
+    types = [one.type for one in pair.received.of_file(name)]
+    assert types == ["push"] * (len(types) - 2) + ["ack", "file"]
+    assert len(types) > 4
     pair.check(name)
 
 

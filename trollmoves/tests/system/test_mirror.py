@@ -221,7 +221,7 @@ class Publisher:
         assert self._socket.poll(20_000)
         self._socket.recv()
 
-    def tell(self, kind: str, data: object, topic: str = TOPIC) -> None:
+    def publish(self, kind: str, data: object, topic: str = TOPIC) -> None:
         """Publish a message."""
         self._socket.send_string(str(Message(topic, kind, data)))
 
@@ -241,10 +241,10 @@ def test_datasets_and_collections(testbed: Testbed) -> None:
     publisher.wait_for_subscriber()
     one, two, three, four = chain.feeder.feed(4)
     chain.mirror.wait_for_line("started")
-    publisher.tell("dataset", {"a": 1, "dataset": [item(chain.feeder, one, path="x/y"), item(chain.feeder, two)]})
+    publisher.publish("dataset", {"a": 1, "dataset": [item(chain.feeder, one, path="x/y"), item(chain.feeder, two)]})
     outer.received.wait_for(1, "dataset")
     inner = [{"dataset": [item(chain.feeder, three)]}, {"dataset": [item(chain.feeder, four)]}]
-    publisher.tell("collection", {"b": 2, "collection": inner})
+    publisher.publish("collection", {"b": 2, "collection": inner})
     outer.received.wait_for(1, "collection")
     chain.mirrored.wait_for(1, "collection")
     for path in (f"x/y/{one}", two, three, four):
@@ -439,7 +439,7 @@ def test_escaping_names(testbed: Testbed) -> None:
     ]
     good: dict[str, object] = {"uri": "/a/good", "uid": "good"}
     for one in [*bad, good]:
-        publisher.tell("file", {**one, "request_address": f"{HOST}:1"})
+        publisher.publish("file", {**one, "request_address": f"{HOST}:1"})
     chain.announcement("good")
     chain.mirror.wait_for_line("ignored announcement of", times=len(bad))
     assert {one.uid for one in chain.mirrored.of_type("file")} == {"good"}

@@ -60,10 +60,10 @@ def test_modes(tmp_path: Path, umask: int) -> None:
         ]
         for number, daemon in enumerate(daemons):
             with_umask(daemon, umask, logs / f"{number}.log").start()
-        ear = testbed.subscriber(client_port)
-        until(lambda: ear.connections)
+        subscriber = testbed.subscriber(client_port)
+        until(lambda: subscriber.connections)
         put(testbed.root / "in" / "x.tar.bz2", bz2.compress(tar(member=b"content")))
-        ear.wait_for_receipts(["member"])
+        subscriber.wait_for_receipts(["member"])
         seen = dict(modes(*(folder.parent for folder in (work, copies, out)), testbed.root / "state", logs))
         assert (out / "x.tar" / "deep" / "member") in seen
         assert {path.suffix for path in seen} >= {".log"}

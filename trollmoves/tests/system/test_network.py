@@ -235,10 +235,10 @@ def test_disconnected_source(testbed: Testbed, network: Network) -> None:
     """Announcements of a disconnected source are fetched from another source that has them; the rest later."""
     one, other = (Sender(testbed, network.host()) for _ in range(2))
     receiver = Receiver(testbed, network.host(), [one, other], processing_delay=2)
-    heard = one.host.subscriber(one.port)
+    subscriber = one.host.subscriber(one.port)
     start(one.server, other.server, receiver.client)
     one.feeder.feed(30)
-    heard.wait_for(30, "file")
+    subscriber.wait_for(30, "file")
     one.host.cut()
     other.feeder.feed(40)  # the same names, and ten more
     for name in itertools.islice(names(1000), 10):

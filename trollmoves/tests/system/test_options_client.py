@@ -17,19 +17,19 @@ from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import PROXY_HOST, answers
-from trollmoves.tests.system.test_options_server import put, stand_in, tar
+from trollmoves.tests.system.test_options_server import put, tar, write_decompressor
 
 SECRET = "s3cr3t/pass@word"
 CHAINS = ("plain", "tar", "bzip", "xrit", "map", "beats", "topics", "listed", "ftp")
 
 
-class Everything:
+class ClientTestbed:
     """One server, and one client with a section for each group of options, each with a subscriber."""
 
     def __init__(self, testbed: Testbed) -> None:
         self.testbed = testbed
         publish_port, self.nameserver_port = testbed.port(), testbed.port()
-        self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
+        self.publisher = Publisher(f"tcp://{HOST}:0", "speaker").start()
         folders = ("plain", "tar", "bzip", "xrit", "map", "ftp", "first", "second")
         server: dict[str, dict[str, object]] = {"DEFAULT": {"request_address": HOST}}
         for name in folders:
@@ -44,7 +44,7 @@ class Everything:
         server["plain"]["info"] = f"channel=VIS;login={'kept'};topic=kept;timeliness=NRT"
         server["listed"] = {
             "listen": "/spoken",
-            "addresses": f"{HOST}:{self.speaker.port_number}",
+            "addresses": f"{HOST}:{self.publisher.port_number}",
             "nameserver": "False",
             "topic": "/listed",
             "request_port": testbed.port(),
@@ -52,7 +52,7 @@ class Everything:
         self.server = testbed.server(server, publish_port)
         place = RemoteDirectory(testbed, "ftp", testbed.directory("far"))
         provider = f"{HOST}:{publish_port}"
-        program = stand_in(testbed.root)
+        program = write_decompressor(testbed.root)
         out = testbed.root / "out"
         options: dict[str, dict[str, object]] = {
             "plain": {
@@ -91,7 +91,7 @@ class Everything:
             section = {"topic": f"/{name}", "publish_port": port, **options[name]}
             client[name] = {option: value for option, value in section.items() if value is not None}
         self.client = testbed.client(client, "-v")
-        self.ears: dict[str, RecordingSubscriber] = {
+        self.subscribers: dict[str, RecordingSubscriber] = {
             name: testbed.subscriber(port) for name, port in self.ports.items()
         }
         self.server.start(wait=False)
@@ -106,107 +106,109 @@ class Everything:
         """Wait for the first receipt of a section; return it."""
         types = ("file", "dataset", "collection")
         return until(
-            lambda: self.ears[chain].of_type(*types), what=f"receipt of {chain}: {self.client.lines()[-2000:]}"
+            lambda: self.subscribers[chain].of_type(*types), what=f"receipt of {chain}: {self.client.lines()[-2000:]}"
         )[0]
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]:
+def client_testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClientTestbed]:
     """Both daemons."""
     with Testbed(tmp_path_factory.mktemp("client")) as testbed:
-        everything = Everything(testbed)
-        yield everything
-        everything.speaker.stop()
+        client_testbed = ClientTestbed(testbed)
+        yield client_testbed
+        client_testbed.publisher.stop()
 
 
-def test_destination_and_login(everything: Everything) -> None:
+def test_destination_and_login(client_testbed: ClientTestbed) -> None:
     """``destination`` is composed and created; ``login`` is never published; options replace no metadata."""
-    everything.put("plain", "a.dat", b"a")
-    data = everything.receipt("plain").data
-    target = everything.testbed.root / "out" / "plain" / "VIS"
+    client_testbed.put("plain", "a.dat", b"a")
+    data = client_testbed.receipt("plain").data
+    target = client_testbed.testbed.root / "out" / "plain" / "VIS"
     assert data["uri"] == str(target / "a.dat")
     assert (target / "a.dat").read_bytes() == b"a"
     assert (data["topic"], data["login"], data["timeliness"]) == ("kept", "kept", "NRT")
-    assert not [text for ear in everything.ears.values() for text in ear.texts if SECRET in text]
-    assert SECRET not in everything.client.lines() + everything.server.lines()
+    assert not [
+        text for subscriber in client_testbed.subscribers.values() for text in subscriber.texts if SECRET in text
+    ]
+    assert SECRET not in client_testbed.client.lines() + client_testbed.server.lines()
 
 
-def test_tar(everything: Everything) -> None:
+def test_tar(client_testbed: ClientTestbed) -> None:
     """With ``compression = tar`` the members are published, and with ``delete`` the archive is removed."""
-    everything.put("tar", "a.tar", tar(one=b"1", two=b"22"))
-    heard = everything.receipt("tar")
-    target = everything.testbed.root / "out" / "tar"
-    assert heard.type == "dataset"
-    assert [item["uri"] for item in heard.data["dataset"]] == [str(target / "one"), str(target / "two")]
+    client_testbed.put("tar", "a.tar", tar(one=b"1", two=b"22"))
+    received = client_testbed.receipt("tar")
+    target = client_testbed.testbed.root / "out" / "tar"
+    assert received.type == "dataset"
+    assert [item["uri"] for item in received.data["dataset"]] == [str(target / "one"), str(target / "two")]
     until(lambda: sorted(os.listdir(target)) == ["one", "two"])
 
 
-def test_bzip(everything: Everything) -> None:
+def test_bzip(client_testbed: ClientTestbed) -> None:
     """With ``compression = bzip`` the unpacked file is published; without ``delete`` the archive stays."""
-    everything.put("bzip", "a.bz2", bz2.compress(b"whole" * 100))
-    heard = everything.receipt("bzip")
-    target = everything.testbed.root / "out" / "bzip"
-    assert (heard.type, heard.data["uid"]) == ("file", "a")
+    client_testbed.put("bzip", "a.bz2", bz2.compress(b"whole" * 100))
+    received = client_testbed.receipt("bzip")
+    target = client_testbed.testbed.root / "out" / "bzip"
+    assert (received.type, received.data["uid"]) == ("file", "a")
     assert (target / "a").read_bytes() == b"whole" * 100
     assert (target / "a.bz2").exists()
 
 
-def test_xrit(everything: Everything) -> None:
+def test_xrit(client_testbed: ClientTestbed) -> None:
     """With ``compression = xrit`` the program named by ``xritdecompressor`` unpacks."""
-    everything.put("xrit", "a.b-C_", b"whole")
-    assert everything.receipt("xrit").data["uid"] == "a.b-__"
-    assert (everything.testbed.root / "out" / "xrit" / "a.b-__").read_bytes() == b"wholewhole"
+    client_testbed.put("xrit", "a.b-C_", b"whole")
+    assert client_testbed.receipt("xrit").data["uid"] == "a.b-__"
+    assert (client_testbed.testbed.root / "out" / "xrit" / "a.b-__").read_bytes() == b"wholewhole"
 
 
-def test_replacements(everything: Everything) -> None:
+def test_replacements(client_testbed: ClientTestbed) -> None:
     """Any other key replaces the metadata item of its name, through a map if it is one; unmapped values stay."""
-    everything.put("map", "a.dat", b"a")
-    data = everything.receipt("map").data
+    client_testbed.put("map", "a.dat", b"a")
+    data = client_testbed.receipt("map").data
     assert (data["satellite"], data["sensor"], data["area"], data["bands"]) == ("GOES-16", "imager", "euro", ["a", "b"])
     assert "absent" not in data
 
 
-def test_topics_of_providers(everything: Everything) -> None:
+def test_topics_of_providers(client_testbed: ClientTestbed) -> None:
     """A provider's own topics replace the common one, also several of one provider; others are ignored."""
-    everything.put("first", "a.dat", b"a")
-    everything.put("second", "b.dat", b"b")
-    everything.ears["topics"].wait_for_receipts(["a.dat", "b.dat"])
-    assert sorted(os.listdir(everything.testbed.root / "out" / "topics")) == ["a.dat", "b.dat"]
+    client_testbed.put("first", "a.dat", b"a")
+    client_testbed.put("second", "b.dat", b"b")
+    client_testbed.subscribers["topics"].wait_for_receipts(["a.dat", "b.dat"])
+    assert sorted(os.listdir(client_testbed.testbed.root / "out" / "topics")) == ["a.dat", "b.dat"]
 
 
-def test_heartbeats_only(everything: Everything) -> None:
+def test_heartbeats_only(client_testbed: ClientTestbed) -> None:
     """A section without a topic runs, sends heartbeats, and fetches nothing."""
-    assert everything.ears["beats"].wait_for(1, "beat")
-    assert everything.ears["beats"].of_type("push", "file") == []
+    assert client_testbed.subscribers["beats"].wait_for(1, "beat")
+    assert client_testbed.subscribers["beats"].of_type("push", "file") == []
 
 
-def test_datasets_and_collections(everything: Everything) -> None:
+def test_datasets_and_collections(client_testbed: ClientTestbed) -> None:
     """All files of a dataset or collection are fetched and published together, with their new places."""
-    folder, target = everything.testbed.directory("spoken"), everything.testbed.root / "out" / "listed"
+    folder, target = client_testbed.testbed.directory("spoken"), client_testbed.testbed.root / "out" / "listed"
     items = [{"uri": str(put(folder / name, name.encode())), "uid": name} for name in ("a", "b", "c", "d")]
     messages = [
         Message("/spoken", "dataset", {"dataset": items[:2]}),
         Message("/spoken", "collection", {"collection": [{"dataset": [items[2]]}, items[3] | {"path": "below"}]}),
     ]
 
-    def heard() -> list[ReceivedMessage]:
+    def received() -> list[ReceivedMessage]:
         for message in messages:
-            everything.speaker.send(str(message))
-        return everything.ears["listed"].of_type("dataset", "collection")
+            client_testbed.publisher.send(str(message))
+        return client_testbed.subscribers["listed"].of_type("dataset", "collection")
 
-    until(lambda: {one.type for one in heard()} == {"dataset", "collection"})
-    told = {one.type: one.data for one in heard()}
-    assert [item["uri"] for item in told["dataset"]["dataset"]] == [f"{target}/a", f"{target}/b"]
-    assert told["collection"]["collection"][0]["dataset"][0]["uri"] == f"{target}/c"
-    assert told["collection"]["collection"][1]["uri"] == f"{target}/below/d"
+    until(lambda: {one.type for one in received()} == {"dataset", "collection"})
+    data_by_type = {one.type: one.data for one in received()}
+    assert [item["uri"] for item in data_by_type["dataset"]["dataset"]] == [f"{target}/a", f"{target}/b"]
+    assert data_by_type["collection"]["collection"][0]["dataset"][0]["uri"] == f"{target}/c"
+    assert data_by_type["collection"]["collection"][1]["uri"] == f"{target}/below/d"
     assert [(target / name).read_text() for name in ("a", "b", "c", "below/d")] == ["a", "b", "c", "below/d"[-1]]
 
 
-def test_ftp_root(everything: Everything) -> None:
+def test_ftp_root(client_testbed: ClientTestbed) -> None:
     """``ftp_root`` is the local directory of a remote destination; subdirectories are created."""
-    everything.put("ftp", "a.dat", b"a")
-    data = everything.receipt("ftp").data
-    assert (everything.testbed.root / "far" / "below" / "VIS" / "a.dat").read_bytes() == b"a"
+    client_testbed.put("ftp", "a.dat", b"a")
+    data = client_testbed.receipt("ftp").data
+    assert (client_testbed.testbed.root / "far" / "below" / "VIS" / "a.dat").read_bytes() == b"a"
     assert data["uri"].endswith("/below/VIS/a.dat")
 
 

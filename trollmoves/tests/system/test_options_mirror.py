@@ -141,7 +141,7 @@ def test_ignored_options(testbed: Testbed) -> None:
     section = mirror_section(9010, testbed.directory("copies"), 9094)
     checked = testbed.run("move_it_mirror.py", testbed.config({"far": section | given}), "--check")
     assert checked.returncode == 0, checked.stdout
-    told = [line.split("] ")[1].split(":")[0] for line in checked.stdout.splitlines() if "has no effect" in line]
-    assert sorted(told) == sorted(given)
+    reported = [line.split("] ")[1].split(":")[0] for line in checked.stdout.splitlines() if "has no effect" in line]
+    assert sorted(reported) == sorted(given)
     assert set(given) < set(options_of(MirrorOptions))
     assert os.listdir(testbed.root / "copies") == []

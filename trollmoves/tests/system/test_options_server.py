@@ -35,7 +35,7 @@ print("Decompressed file:", name)
 """
 
 
-def stand_in(folder: Path) -> Path:
+def write_decompressor(folder: Path) -> Path:
     """Write the stand-in for xRITDecompress; return its path."""
     program = folder / "my-xrit"
     program.write_text(XRIT.format(python=sys.executable))
@@ -71,15 +71,15 @@ def zipped(**members: bytes) -> bytes:
     return buffer.getvalue()
 
 
-class Everything:
+class ServerTestbed:
     """One server with a section for each group of options, and a subscriber to its announcements."""
 
     def __init__(self, testbed: Testbed) -> None:
         self.testbed = testbed
         self.ports = {name: testbed.port() for name in ("plain", "fields", "bzip", "xrit", "delete", "listen")}
-        self.speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
+        self.publisher = Publisher(f"tcp://{HOST}:0", "speaker").start()
         publish_port = testbed.port()
-        program = stand_in(testbed.root)
+        program = write_decompressor(testbed.root)
         sections: dict[str, dict[str, object]] = {
             "DEFAULT": {"request_address": HOST, "publisher_port": 9010, "publish_port": 9011},
             "plain": {
@@ -119,7 +119,7 @@ class Everything:
             "listen": {
                 "listen": "/spoken",
                 "topic": "/heard",
-                "addresses": f"{HOST}:{self.speaker.port_number}",
+                "addresses": f"{HOST}:{self.publisher.port_number}",
                 "nameserver": "False",
                 "services": "",
                 "addr_listener": "true",
@@ -148,7 +148,7 @@ class Everything:
         path = self.testbed.root / "own.log"
         return path.read_text() if path.exists() else ""
 
-    def heard(self, topic: str, name: str = "") -> ReceivedMessage:
+    def announced(self, topic: str, name: str = "") -> ReceivedMessage:
         """Wait for the announcement of a file under a topic; return it."""
 
         def found() -> list[ReceivedMessage]:
@@ -156,89 +156,91 @@ class Everything:
 
         return until(found, what=f"{topic} {name} in {self.subscriber.texts[-5:]}")[0]
 
-    def push(self, section: str, heard: ReceivedMessage, destination: object, kind: str = "push") -> Any:
+    def push(self, section: str, announced: ReceivedMessage, destination: object, kind: str = "push") -> Any:
         """Request a file of a section as an older client does."""
-        data = {key: value for key, value in heard.data.items() if key != "announcement"}
-        return send_request(self.ports[section], heard.message.subject, kind, {**data, "destination": str(destination)})
+        data = {key: value for key, value in announced.data.items() if key != "announcement"}
+        return send_request(
+            self.ports[section], announced.message.subject, kind, {**data, "destination": str(destination)}
+        )
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]:
+def server_testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerTestbed]:
     """The server."""
     with Testbed(tmp_path_factory.mktemp("server")) as testbed:
-        everything = Everything(testbed)
-        yield everything
-        everything.speaker.stop()
+        server_testbed = ServerTestbed(testbed)
+        yield server_testbed
+        server_testbed.publisher.stop()
 
 
-def test_all_sections_run(everything: Everything) -> None:
+def test_all_sections_run(server_testbed: ServerTestbed) -> None:
     """Sections of all kinds share one publish port, and options of old files are accepted."""
-    assert "runs 9 chains" in everything.log()
-    assert " ERROR" not in everything.log()
+    assert "runs 9 chains" in server_testbed.log()
+    assert " ERROR" not in server_testbed.log()
 
 
-def test_info_station_and_request_address(everything: Everything) -> None:
+def test_info_station_and_request_address(server_testbed: ServerTestbed) -> None:
     """``info`` is added to announcements, a ping returns ``station``, announcements name ``request_address``."""
-    put(everything.testbed.root / "plain" / "a.dat", b"a")
-    data = everything.heard("/plain").data
+    put(server_testbed.testbed.root / "plain" / "a.dat", b"a")
+    data = server_testbed.announced("/plain").data
     assert data["sensor"] == "seviri"
     assert data["bands"] == ["a", "b"]
     assert data["equation"] == "a=b"
     assert data["name"] == "a"
-    assert data["request_address"] == f"{HOST}:{everything.ports['plain']}"
-    assert send_request(everything.ports["plain"], "/ping", "ping").data["station"] == "Oslo"
-    assert send_request(everything.ports["bzip"], "/ping", "ping").data["station"] == "unknown"
+    assert data["request_address"] == f"{HOST}:{server_testbed.ports['plain']}"
+    assert send_request(server_testbed.ports["plain"], "/ping", "ping").data["station"] == "Oslo"
+    assert send_request(server_testbed.ports["bzip"], "/ping", "ping").data["station"] == "unknown"
 
 
-def test_empty_and_vanished_files(everything: Everything) -> None:
+def test_empty_and_vanished_files(server_testbed: ServerTestbed) -> None:
     """An empty file is not announced, and a request for a vanished file is rejected."""
-    folder = everything.testbed.root / "plain"
+    folder = server_testbed.testbed.root / "plain"
     (folder / "empty.dat").touch()
     gone = put(folder / "gone.dat", b"gone")
-    heard = everything.heard("/plain", "gone.dat")
+    announced = server_testbed.announced("/plain", "gone.dat")
     gone.unlink()
-    assert everything.push("plain", heard, everything.testbed.directory("nowhere")).type == "err"
+    assert server_testbed.push("plain", announced, server_testbed.testbed.directory("nowhere")).type == "err"
     put(folder / "next.dat", b"next")
-    everything.heard("/plain", "next.dat")
-    assert not [one for one in everything.subscriber.messages if "empty.dat" in str(one.data)]
+    server_testbed.announced("/plain", "next.dat")
+    assert not [one for one in server_testbed.subscriber.messages if "empty.dat" in str(one.data)]
 
 
-def test_fields_in_the_directory(everything: Everything) -> None:
+def test_fields_in_the_directory(server_testbed: ServerTestbed) -> None:
     """``origin`` may have fields in its directory, and includes directories that are created later."""
-    put(everything.testbed.root / "fields" / "20250102" / "a.dat", b"a")
-    data = everything.heard("/fields").data
+    put(server_testbed.testbed.root / "fields" / "20250102" / "a.dat", b"a")
+    data = server_testbed.announced("/fields").data
     assert data["day"].isoformat()[:10] == "2025-01-02"
     assert data["name"] == "a"
 
 
-def test_bzip(everything: Everything) -> None:
+def test_bzip(server_testbed: ServerTestbed) -> None:
     """With ``compression = bzip`` the file is unpacked in ``working_directory``; ``delete`` removes the archive."""
-    packed = put(everything.testbed.root / "bzip" / "a.bz2", bz2.compress(b"whole" * 100))
-    heard = everything.heard("/bzip")
-    assert heard.data["uri"] == str(everything.testbed.root / "work" / "a")
+    packed = put(server_testbed.testbed.root / "bzip" / "a.bz2", bz2.compress(b"whole" * 100))
+    announced = server_testbed.announced("/bzip")
+    assert announced.data["uri"] == str(server_testbed.testbed.root / "work" / "a")
     until(lambda: not packed.exists())
-    target = everything.testbed.directory("bzip-out")
-    assert everything.push("bzip", heard, target).type == "file"
+    target = server_testbed.testbed.directory("bzip-out")
+    assert server_testbed.push("bzip", announced, target).type == "file"
     assert (target / "a").read_bytes() == b"whole" * 100
 
 
-def test_xrit(everything: Everything) -> None:
+def test_xrit(server_testbed: ServerTestbed) -> None:
     """With ``compression = xrit`` the program named by ``prog`` unpacks; without ``delete`` the packed file stays."""
-    packed = put(everything.testbed.root / "xrit" / "a-C_", b"whole" * 100)
-    heard = everything.heard("/xrit")
-    assert heard.data["uid"] == "a-__"
-    assert (everything.testbed.root / "work" / "a-__").read_bytes() == b"whole" * 200
+    packed = put(server_testbed.testbed.root / "xrit" / "a-C_", b"whole" * 100)
+    announced = server_testbed.announced("/xrit")
+    assert announced.data["uid"] == "a-__"
+    assert (server_testbed.testbed.root / "work" / "a-__").read_bytes() == b"whole" * 200
     assert packed.exists()
 
 
-def test_delete(everything: Everything) -> None:
+def test_delete(server_testbed: ServerTestbed) -> None:
     """With ``delete`` a file is removed ``remove_delay`` after its delivery or ack."""
-    folder, target = everything.testbed.root / "delete", everything.testbed.directory("delete-out")
+    folder, target = server_testbed.testbed.root / "delete", server_testbed.testbed.directory("delete-out")
     pushed, acked, kept = (put(folder / f"{name}.dat", name.encode()) for name in ("pushed", "acked", "kept"))
-    heard = {name: everything.heard("/delete", f"{name}.dat") for name in ("pushed", "acked", "kept")}
+    announced = {name: server_testbed.announced("/delete", f"{name}.dat") for name in ("pushed", "acked", "kept")}
     began = time.monotonic()
-    assert everything.push("delete", heard["pushed"], target).type == "file"
-    assert everything.push("delete", heard["acked"], target, "ack").type == "ack"
+    assert server_testbed.push("delete", announced["pushed"], target).type == "file"
+    assert server_testbed.push("delete", announced["acked"], target, "ack").type == "ack"
     until(lambda: not pushed.exists() and not acked.exists())
     assert time.monotonic() - began > 0.9
     assert kept.exists()
@@ -247,65 +249,65 @@ def test_delete(everything: Everything) -> None:
 
 @pytest.mark.parametrize(("mode", "half", "whole"), [("wb", b"2", b"22"), ("r+b", b"3", b"33"), ("ab", b"4", b"44")])
 def test_file_that_is_rewritten_after_its_announcement(
-    everything: Everything, mode: str, half: bytes, whole: bytes
+    server_testbed: ServerTestbed, mode: str, half: bytes, whole: bytes
 ) -> None:
     """No part of a file is delivered while it is truncated, overwritten or extended; then all of it is."""
-    target = everything.testbed.directory("rewritten-out")
-    path = put(everything.testbed.root / "delete" / f"rewritten-{mode[0]}.dat", b"1" * 100)
-    heard = everything.heard("/delete", path.name)
+    target = server_testbed.testbed.directory("rewritten-out")
+    path = put(server_testbed.testbed.root / "delete" / f"rewritten-{mode[0]}.dat", b"1" * 100)
+    announced = server_testbed.announced("/delete", path.name)
     with open(path, mode) as file:
         file.write(half * 50)
         file.flush()
         os.utime(path, (1, 1))
-        reply = everything.push("delete", heard, target)
+        reply = server_testbed.push("delete", announced, target)
         assert reply.type == "err"
         assert "as it is being written" in str(reply.data)
         assert not (target / path.name).exists()
         file.write(whole * 50)
     content = path.read_bytes()
-    assert everything.push("delete", heard, target).type == "file"
+    assert server_testbed.push("delete", announced, target).type == "file"
     assert (target / path.name).read_bytes() == content
 
 
-def test_older_version_after_a_newer_one(everything: Everything) -> None:
+def test_older_version_after_a_newer_one(server_testbed: ServerTestbed) -> None:
     """An older announcement is not delivered after a newer one of the same file."""
-    target = everything.testbed.directory("order-out")
+    target = server_testbed.testbed.directory("order-out")
 
     def announce(content: bytes) -> dict[str, Any]:
-        known = len(everything.subscriber.messages)
-        put(everything.testbed.root / "delete" / "order.dat", content)
+        known = len(server_testbed.subscriber.messages)
+        put(server_testbed.testbed.root / "delete" / "order.dat", content)
         (found,) = until(
-            lambda: [one for one in everything.subscriber.messages[known:] if "order.dat" in str(one.data)]
+            lambda: [one for one in server_testbed.subscriber.messages[known:] if "order.dat" in str(one.data)]
         )
         return {**found.data, "destination": str(target), "request": {"id": f"test/{content!r}", "timeout": 60}}
 
     older, newer = announce(b"older"), announce(b"newest")
-    assert send_request(everything.ports["delete"], "/delete", "push", newer).type == "file"
-    reply = send_request(everything.ports["delete"], "/delete", "push", older)
+    assert send_request(server_testbed.ports["delete"], "/delete", "push", newer).type == "file"
+    reply = send_request(server_testbed.ports["delete"], "/delete", "push", older)
     assert (reply.type, reply.data["superseded"], reply.data["temporary"]) == ("err", True, False)
     assert (target / "order.dat").read_bytes() == b"newest"
 
 
-def test_delete_keeps_another_version(everything: Everything) -> None:
+def test_delete_keeps_another_version(server_testbed: ServerTestbed) -> None:
     """A file that replaced the delivered one is not removed, even if it has the same size and time."""
-    folder, target = everything.testbed.root / "delete", everything.testbed.directory("kept-out")
+    folder, target = server_testbed.testbed.root / "delete", server_testbed.testbed.directory("kept-out")
     path = put(folder / "replaced.dat", b"old")
-    heard = everything.heard("/delete", path.name)
+    announced = server_testbed.announced("/delete", path.name)
     status = path.stat()
-    assert everything.push("delete", heard, target).type == "file"
+    assert server_testbed.push("delete", announced, target).type == "file"
     staged = folder / ".replaced.dat"
     staged.write_bytes(b"new")
     os.utime(staged, ns=(status.st_atime_ns, status.st_mtime_ns))
     staged.rename(path)
     later = put(folder / "later.dat", b"x")
-    assert everything.push("delete", everything.heard("/delete", later.name), target).type == "file"
+    assert server_testbed.push("delete", server_testbed.announced("/delete", later.name), target).type == "file"
     until(lambda: not later.exists())
     assert path.read_bytes() == b"new"
 
 
-def test_listen(everything: Everything) -> None:
+def test_listen(server_testbed: ServerTestbed) -> None:
     """``listen`` re-announces local files that messages name; other hosts' files are ignored."""
-    folder = everything.testbed.directory("spoken")
+    folder = server_testbed.testbed.directory("spoken")
     for name in ("a.dat", "b.dat", "c.dat"):
         put(folder / name, name.encode())
     host = socket.gethostname()
@@ -320,41 +322,41 @@ def test_listen(everything: Everything) -> None:
         ),
     ]
 
-    def heard() -> list[ReceivedMessage]:
+    def announced() -> list[ReceivedMessage]:
         for message in messages:
-            everything.speaker.send(str(message))
+            server_testbed.publisher.send(str(message))
         time.sleep(0.2)
-        return [one for one in everything.subscriber.of_type("file", "dataset") if one.message.subject == "/heard"]
+        return [one for one in server_testbed.subscriber.of_type("file", "dataset") if one.message.subject == "/heard"]
 
-    until(lambda: {one.type for one in heard()} == {"file", "dataset"})
-    one, both = (next(found for found in heard() if found.type == type_) for type_ in ("file", "dataset"))
+    until(lambda: {one.type for one in announced()} == {"file", "dataset"})
+    one, both = (next(found for found in announced() if found.type == type_) for type_ in ("file", "dataset"))
     assert (one.type, one.data["uri"], one.data["orbit"]) == ("file", str(folder / "a.dat"), 5)
     assert one.data["via"] == "us"
     assert both.type == "dataset"
-    target = everything.testbed.directory("listen-out")
-    assert everything.push("listen", both, target).type == "dataset"
+    target = server_testbed.testbed.directory("listen-out")
+    assert server_testbed.push("listen", both, target).type == "dataset"
     assert sorted(os.listdir(target)) == ["b.dat", "c.dat"]
-    assert "other.site.org" not in "".join(everything.subscriber.texts)
-    assert "on another host" in everything.log()
+    assert "other.site.org" not in "".join(server_testbed.subscriber.texts)
+    assert "on another host" in server_testbed.log()
 
 
-def test_remote_file_descriptions(everything: Everything) -> None:
+def test_remote_file_descriptions(server_testbed: ServerTestbed) -> None:
     """Without ``request_port`` a message says where fsspec can read the file; ``unpack`` lists each member."""
-    root = everything.testbed.root
+    root = server_testbed.testbed.root
     put(root / "readable" / "a.dat", b"a")
     put(root / "tar" / "a.tar", tar(one=b"1", two=b"22"))
     put(root / "zip" / "a.zip", zipped(one=b"1", two=b"22"))
-    heard = everything.heard("/readable")
-    assert heard.type == "file"
-    assert heard.data["uri"] == f"ssh://{HOST}{root}/readable/a.dat"
-    assert heard.data["filesystem"]["host"] == HOST
-    assert (heard.data["a"], heard.data["name"]) == ("b", "a")
-    assert "request_address" not in heard.data
+    announced = server_testbed.announced("/readable")
+    assert announced.type == "file"
+    assert announced.data["uri"] == f"ssh://{HOST}{root}/readable/a.dat"
+    assert announced.data["filesystem"]["host"] == HOST
+    assert (announced.data["a"], announced.data["name"]) == ("b", "a")
+    assert "request_address" not in announced.data
     for kind in ("tar", "zip"):
-        heard = everything.heard(f"/{kind}")
-        assert heard.type == "dataset"
-        assert [item["uid"] for item in heard.data["dataset"]] == [f"{kind}://one", f"{kind}://two"]
-        assert open_member(heard.data["dataset"][1]) == b"22"
+        announced = server_testbed.announced(f"/{kind}")
+        assert announced.type == "dataset"
+        assert [item["uid"] for item in announced.data["dataset"]] == [f"{kind}://one", f"{kind}://two"]
+        assert open_member(announced.data["dataset"][1]) == b"22"
 
 
 def open_member(item: dict[str, Any]) -> bytes:
@@ -390,7 +392,7 @@ def test_listen_through_a_name_server(testbed: Testbed) -> None:
     }
     server = testbed.server({"listen": section}, publish_port)
     server.environment = {**server.environment, **settings}
-    ear = testbed.subscriber(publish_port)
+    subscriber = testbed.subscriber(publish_port)
     server.start()
     program = (
         "import sys, time\n"
@@ -405,14 +407,14 @@ def test_listen_through_a_name_server(testbed: Testbed) -> None:
     )
     for name in ("not-this", "spoken"):
         put(testbed.root / name, name.encode())
-    speaker_log = testbed.root / "speaker.log"
-    speaker = testbed.process(
-        "speaker", [sys.executable, "-c", program, str(testbed.root)], speaker_log, lambda _: True
+    publisher_log = testbed.root / "speaker.log"
+    publisher = testbed.process(
+        "speaker", [sys.executable, "-c", program, str(testbed.root)], publisher_log, lambda _: True
     )
-    speaker.environment = {**speaker.environment, **settings}
-    speaker.start()
-    heard = ear.wait_for(1, "file", seconds=40)[0]
-    assert heard.uid == "spoken"
+    publisher.environment = {**publisher.environment, **settings}
+    publisher.start()
+    announced = subscriber.wait_for(1, "file", seconds=40)[0]
+    assert announced.uid == "spoken"
     assert answers(ports["nameserver"])
 
 

@@ -156,14 +156,14 @@ BROKEN = {
 @pytest.mark.parametrize("text", BROKEN)
 def test_broken_file(steady: Two, text: str) -> None:
     """A broken file is reported with file, section and option and changes nothing; its repair is applied."""
-    broken, told = BROKEN[text]
+    broken, problem = BROKEN[text]
     server = steady.server
     server.mark_log()
     server.reconfigure(broken)
     server.wait_for_line(REFUSED)
     (line,) = [line for line in server.lines().splitlines() if REFUSED in line]
     assert str(server.config) in line
-    assert told in line
+    assert problem in line
     assert "Traceback" not in server.lines()
     steady.works("hrit")
     steady.works("modis")
@@ -227,22 +227,22 @@ def test_old_sections_leave_no_resources(two: Two) -> None:
 def test_client_sections_come_and_go(testbed: Testbed) -> None:
     """A client's section is added, changed and removed, and an unchanged one keeps its subscribers."""
     pair = ServerClientPair(testbed).start()
-    ears = {"hrit": pair.received}
+    subscribers = {"hrit": pair.received}
     targets = {"hrit": pair.target, "added": testbed.directory("added"), "changed": testbed.directory("changed")}
     until(lambda: pair.received.connections)
     port = testbed.port()
-    ears["added"] = testbed.subscriber(port)
+    subscribers["added"] = testbed.subscriber(port)
     sections = dict(pair.client_sections)
 
     sections["added"] = client_section(pair.publish_port, targets["added"], port)
     pair.client.reconfigure(sections)
     pair.client.wait_for_line(f"{TAKEN_OVER}: 1 added, 0 changed, 0 removed, 1 unchanged")
-    _moves(pair.feeder, ears["added"], targets["added"])
+    _moves(pair.feeder, subscribers["added"], targets["added"])
 
     sections["added"] = client_section(pair.publish_port, targets["changed"], port)
     pair.client.reconfigure(sections)
     pair.client.wait_for_line(f"{TAKEN_OVER}: 0 added, 1 changed, 0 removed, 1 unchanged")
-    _moves(pair.feeder, ears["added"], targets["changed"])
+    _moves(pair.feeder, subscribers["added"], targets["changed"])
 
     del sections["added"]
     pair.client.reconfigure(sections)
@@ -254,9 +254,9 @@ def test_client_sections_come_and_go(testbed: Testbed) -> None:
     assert len(pair.received.receipts()) == len(pair.feeder.fed)
 
 
-def _moves(feeder: Feeder, ear: RecordingSubscriber, target: Path) -> None:
+def _moves(feeder: Feeder, subscriber: RecordingSubscriber, target: Path) -> None:
     (name,) = feeder.feed()
-    ear.wait_for_receipts([name])
+    subscriber.wait_for_receipts([name])
     assert (target / name).read_bytes() == feeder.fed[name]
 
 

@@ -40,8 +40,8 @@ class Rogue:
 
     def announce(self, uri: str, **data: object) -> None:
         """Announce a file."""
-        told = {"uri": uri, "uid": uri.rpartition("/")[2], "request_address": self.address, **data}
-        self._publisher.send_string(str(Message(TOPIC, "file", told)))
+        data_sent = {"uri": uri, "uid": uri.rpartition("/")[2], "request_address": self.address, **data}
+        self._publisher.send_string(str(Message(TOPIC, "file", data_sent)))
 
     def _answer(self) -> None:
         while not self._stopping.is_set():
@@ -77,7 +77,7 @@ class Scene:
                 "fields": client_section(self.rogue.port, f"{self.target}/{{place}}/x", ports["fields"]),
             }
         )
-        self.ears = {name: testbed.subscriber(port) for name, port in ports.items()}
+        self.subscribers = {name: testbed.subscriber(port) for name, port in ports.items()}
         self.client.start()
         self.wait_for_client()
 
@@ -86,9 +86,9 @@ class Scene:
 
         def received() -> bool:
             self.rogue.announce("/a/harmless", place="here")
-            return all("harmless" in ear.receipts() for ear in self.ears.values())
+            return all("harmless" in subscriber.receipts() for subscriber in self.subscribers.values())
 
-        until(received, 30, "the client hears")
+        until(received, 30, "the client receives it")
 
     def passed_over(self, times: int = 3) -> None:
         """Wait until all chains have logged an ignored message."""
@@ -123,7 +123,7 @@ def test_announced_names(scene: Scene, uri: str, path: object) -> None:
     scene.rogue.announce(uri, place="here", **({} if path is None else {"path": path}))
     scene.passed_over()
     scene.rogue.announce(f"/a/after-{asked}", place="here")
-    scene.ears["plain"].wait_for_receipts([f"after-{asked}"])
+    scene.subscribers["plain"].wait_for_receipts([f"after-{asked}"])
     assert not [one for one in scene.rogue.asked[asked:] if one.data["uri"] == uri]
 
 
@@ -152,13 +152,13 @@ def test_false_destination_in_a_reply(scene: Scene) -> None:
     archive(scene.target / victim.name)
     scene.rogue.lie = {"destination": f"file://{HOST}{scene.outside}", "uri": str(victim)}
     scene.rogue.announce(f"/a/{victim.name}", place="here")
-    scene.ears["tar"].wait_for_receipts(["member"])
-    scene.ears["plain"].wait_for_receipts([victim.name])
+    scene.subscribers["tar"].wait_for_receipts(["member"])
+    scene.subscribers["plain"].wait_for_receipts([victim.name])
     scene.rogue.lie = {}
     assert victim.exists()
     assert not (scene.outside / "member").exists()
     assert (scene.target / "member").read_bytes() == b"x"
-    assert scene.ears["plain"].of_file(victim.name)[-1].data["uri"] == str(scene.target / victim.name)
+    assert scene.subscribers["plain"].of_file(victim.name)[-1].data["uri"] == str(scene.target / victim.name)
 
 
 def test_time_of_the_next_attempt(scene: Scene) -> None:
@@ -182,7 +182,7 @@ def test_control_characters_in_the_log(scene: Scene) -> None:
     scene.client.mark_log()
     name = "x\n[CRITICAL] forged\x1b[31m"
     scene.rogue.announce(f"/a/{name}", place="here")
-    scene.ears["plain"].wait_for_receipts([name])
+    scene.subscribers["plain"].wait_for_receipts([name])
     assert "\n[CRITICAL] forged" not in scene.client.lines()
     assert "\x1b" not in scene.client.lines()
 
@@ -196,14 +196,14 @@ def test_mirror(tmp_path: Path) -> None:
         copies, out, secret = testbed.directory("copies"), testbed.directory("out"), testbed.directory("secret") / "x"
         secret.write_bytes(b"secret")
         testbed.mirror({"m": mirror_section(rogue.port, copies, request_port)}, port).start(wait=False)
-        ear: RecordingSubscriber = testbed.subscriber(port)
+        subscriber: RecordingSubscriber = testbed.subscriber(port)
 
-        def heard() -> bool:
+        def is_announced() -> bool:
             rogue.announce("/a/x")
-            return bool(ear.of_file("x"))
+            return bool(subscriber.of_file("x"))
 
-        until(heard, 30, "the mirror announces")
-        data = ear.of_file("x")[-1].data
+        until(is_announced, 30, "the mirror announces")
+        data = subscriber.of_file("x")[-1].data
         answers: list[Message] = []
         asking = threading.Thread(target=lambda: answers.append(_ask(request_port, {**data, "destination": str(out)})))
         asking.start()

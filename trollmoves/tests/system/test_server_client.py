@@ -74,9 +74,9 @@ def push(pair: ServerClientPair, destination: object, **changes: object) -> Mess
 
 def test_announcement(pair: ServerClientPair) -> None:
     """An announcement has the chain's topic, its info, the fields of the name, and the request address."""
-    (heard,) = pair.announced.of_file(first_name(pair))
-    assert (heard.message.subject, heard.type) == (TOPIC, "file")
-    data = heard.data
+    (received,) = pair.announced.of_file(first_name(pair))
+    assert (received.message.subject, received.type) == (TOPIC, "file")
+    data = received.data
     assert set(data) == ANNOUNCED
     assert (data["sensor"], data["bands"]) == ("seviri", ["a", "b"])
     assert data["nominal_time"].isoformat()[:19] == "2025-01-01T00:00:00"
@@ -95,18 +95,18 @@ def test_number(pair: ServerClientPair) -> None:
 @pytest.mark.parametrize(("whose", "name"), [("announced", "move_it_server"), ("received", "move_it_hrit")])
 def test_heartbeat(pair: ServerClientPair, whose: str, name: str) -> None:
     """Server and client publish heartbeats with the time of the next one."""
-    ear: RecordingSubscriber = getattr(pair, whose)
-    beat = ear.wait_for(1, "beat")[0]
+    subscriber: RecordingSubscriber = getattr(pair, whose)
+    beat = subscriber.wait_for(1, "beat")[0]
     assert beat.message.subject == f"/heartbeat/{name}"
     assert beat.data["min_interval"] == 30
 
 
 def test_order_and_keys_of_published_messages(pair: ServerClientPair) -> None:
     """For each file a client publishes push, ack and file, in this order, under the announcement's subject."""
-    heard = pair.received.of_file(first_name(pair))
-    assert [one.type for one in heard] == ["push", "ack", "file"]
-    assert {one.message.subject for one in heard} == {TOPIC}
-    asked, acknowledged, receipt = (one.data for one in heard)
+    received = pair.received.of_file(first_name(pair))
+    assert [one.type for one in received] == ["push", "ack", "file"]
+    assert {one.message.subject for one in received} == {TOPIC}
+    asked, acknowledged, receipt = (one.data for one in received)
     assert asked == announcement(pair) | {"destination": f"file://{socket.gethostname()}{pair.target}"}
     assert acknowledged == announcement(pair)
     kept = {key: value for key, value in announcement(pair).items() if key not in ("request_address", "announcement")}
@@ -312,9 +312,9 @@ def test_no_secret_in_log_or_messages(pair: ServerClientPair) -> None:
     """With -v, no log line and no published message contains the password of the destination."""
     pair.feeder.feed()
     pair.wait_until_done()
-    told = [pair.server.log.read_text(), pair.client.log.read_text(), *pair.announced.texts, *pair.received.texts]
-    assert not [text for text in told if SECRET in text]
-    assert "DEBUG" in told[0] + told[1]
+    texts = [pair.server.log.read_text(), pair.client.log.read_text(), *pair.announced.texts, *pair.received.texts]
+    assert not [text for text in texts if SECRET in text]
+    assert "DEBUG" in texts[0] + texts[1]
 
 
 # -- one file, several sources or clients
@@ -440,8 +440,8 @@ def test_backlog(testbed: Testbed) -> None:
     pair.server.start()
     new = pair.feeder.feed(3)
     pair.wait_until_done()
-    told = send_request(pair.request_port, "/", "info").data["files"]
-    assert sorted(name.rpartition("/")[2] for name in told) == sorted(new)
+    texts = send_request(pair.request_port, "/", "info").data["files"]
+    assert sorted(name.rpartition("/")[2] for name in texts) == sorted(new)
     assert not set(old) & set(new)
 
 

@@ -43,7 +43,7 @@ class Source:
     """
 
     def __init__(self, testbed: Testbed) -> None:
-        self.told: list[str] = []
+        self.announced: list[str] = []
         self.caught_up = 0
         self._journal = testbed.close_at_end(open_journal(str(testbed.root / "source.journal")))
         self._replier = Replier("source", 0, self._handle, bind_address=HOST)
@@ -68,8 +68,8 @@ class Source:
     def publish(self, count: int) -> None:
         """Publish at least this number of messages, announcements among them."""
         for _ in range(0, count, EVERY):
-            name = f"file {len(self.told)}"
-            self.told.append(name)
+            name = f"file {len(self.announced)}"
+            self.announced.append(name)
             self.publisher.send_encoded([self._other] * (EVERY - 1))
             self._announcer.announce([Announcement(f"/in/{name}", name, {"uri": f"/in/{name}", "uid": name}, 1, 1)])
 
@@ -99,13 +99,13 @@ def test_more_than_any_buffer_holds(testbed: Testbed) -> None:
     port = testbed.port()
     section = client_section(source.publisher.port, testbed.directory("out"), port)
     client = testbed.client({"hrit": section})
-    ear = testbed.subscriber(port)
+    subscriber = testbed.subscriber(port)
     client.start()
 
     def all_are_here() -> bool:
         source.publisher.send_heartbeat()  # a server's next heartbeat comes within 30 s
         time.sleep(0.2)
-        return set(source.told) <= set(ear.receipts())
+        return set(source.announced) <= set(subscriber.receipts())
 
     source.publish(EVERY)
     until(all_are_here, 20)
@@ -119,4 +119,4 @@ def test_more_than_any_buffer_holds(testbed: Testbed) -> None:
     sys.stdout.write(f"\n{buffered()} messages: {held:.0f} MB held, {caught_up} announcements caught up with\n")
     assert caught_up > 0
     assert held < 2 * sockets.HIGH_WATER_MARK * SIZE / 1e6 + 50
-    assert len(ear.receipts()) == len(set(ear.receipts()))
+    assert len(subscriber.receipts()) == len(set(subscriber.receipts()))

@@ -104,7 +104,7 @@ def test_a_connection_too_many_is_cut(
     lines = [connect(stack, replier.port) for _ in range(most)]
     late = connect(stack, replier.port)
     until(lambda: was_cut(late), 30, "the late one is cut")
-    until(lambda: f"closed a connection from {OTHER}" in caplog.text, what="it is told")
+    until(lambda: f"closed a connection from {OTHER}" in caplog.text, what="it is logged")
     assert not any(map(was_cut, lines[-OURS:]))
     assert honest.is_served()
     for line in lines:

@@ -415,7 +415,7 @@ class TestClient:
             "[bad] nameservers: must be one host: 'tcp://x'",
         ]
 
-    def test_nothing_to_hear(self, read: Read[ClientOptions]) -> None:
+    def test_no_subscription(self, read: Read[ClientOptions]) -> None:
         """Topics of providers are enough, an empty topic is all subjects; without any of these there is a warning."""
         text = GOOD_CLIENT.replace("topic = /good\n", "")
         assert warnings(read, text, ClientOptions) == [

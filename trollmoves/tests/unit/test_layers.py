@@ -36,6 +36,8 @@ LAYERS = (
 # The one package that imports a library. Other engines of the journal have packages next to ``sqlite``.
 OWNERS = {
     "sqlite3": "journal.sqlite",
+    "psycopg": "journal.postgresql",
+    "cryptography": "journal.postgresql",
     "zmq": "messaging",
     "posttroll": "messaging",
     "pyinotify": "watch",

@@ -52,3 +52,26 @@ def test_several_connections(line: socket.socket) -> None:
     assert excess([large, small], MEMORY) == [large]
     others = [connection(line, name, unread=70_000) for name in "bc"]
     assert len(excess([small, *others], MEMORY)) == 1
+
+
+def test_address_with_the_most_bytes(line: socket.socket) -> None:
+    """Of all connections, those of the address with the most bytes are closed, however small they are."""
+    large = connection(line, "a", unread=90_000)
+    many = [connection(line, "b", unread=1_000) for _ in range(140)]
+    assert {one.address for one in excess([large, *many], MEMORY)} == {"b"}
+
+
+def test_suspect_address(line: socket.socket) -> None:
+    """The unread bytes of a suspect address have the limit of a connection without a key, and other bytes have not."""
+    lines = [connection(line, "a", unread=HANDSHAKE_BYTES // 2, unsent=700) for _ in range(2)]
+    assert excess(lines, MEMORY, {"a"}) == []
+    more = connection(line, "a", unread=HANDSHAKE_BYTES // 2 + 1)
+    assert excess([*lines, more], MEMORY, {"b"}) == []
+    assert excess([*lines, more], MEMORY, {"a"}) == [more]
+
+
+def test_bytes_of_closed_connections(line: socket.socket) -> None:
+    """The unread bytes of closed connections count for their address."""
+    small = connection(line, "a", unread=70_000)
+    assert excess([small], MEMORY, left={"a": 80_000, "b": 90_000}) == []
+    assert excess([small], MEMORY, left={"a": 80_001}) == [small]

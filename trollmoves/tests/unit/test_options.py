@@ -88,6 +88,7 @@ PROCESS: dict[str, object] = {
     "max_announcements": 1_000_000,
     "stop_timeout": 10.0,
     "workers": 16,
+    "processors": (),
     "metrics_port": None,
     "metrics_address": "127.0.0.1",
     "metrics_file": "",

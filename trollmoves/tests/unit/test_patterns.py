@@ -419,14 +419,6 @@ def test_only_directories_that_may_hold_files_are_worth_watching() -> None:
         assert origin.directory_may_match(relative), relative
     for relative in ("MSG4/2024", "MSG4/x2024/2", "MSG4/x2024/02/29/30", "MSG4/x2024/02/x", "a/b/c/d/e/f"):
         assert not origin.directory_may_match(relative), relative
-    for path in ("/data", "/data/", "/data/MSG4", "/data/MSG4/x2024/", "/data//./MSG4"):
-        assert origin.expects_directory(path), path
-    for path in ("/", "/dat", "/data2", "/other", "/data/MSG4/2024", "data"):
-        assert not origin.expects_directory(path), path
-    assert Origin("/data/{a}").expects_directory("/data")
-    assert not Origin("/data/{a}").expects_directory("/data/sub")
-    assert Origin("/{a}/{b}").expects_directory("/")
-    assert Origin("/{a}/{b}").expects_directory("/x")
     assert Origin("/d/{t:%m%d}/{t:%Y}").directory_may_match("0229")
 
 

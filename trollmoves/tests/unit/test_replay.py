@@ -76,7 +76,7 @@ class Server:
 class Client:
     """A chain that replays announcements and records the missed ones, as its caller does."""
 
-    def __init__(self, stack: ExitStack, path: str) -> None:
+    def __init__(self, stack: ExitStack, path: str, patience: float = replay.GAP_PATIENCE) -> None:
         self._own = stack.enter_context(ExitStack())
         self.journal = open_journal(path)
         self._own.callback(self.journal.close)
@@ -84,7 +84,7 @@ class Client:
         self._own.callback(self.requester.stop)
         self.missed: list[Message] = []
         self.trouble: list[Exception] = []
-        self.catchup = ReplayClient("client", [PROVIDER, OTHER], self.journal, self.requester, self._note)
+        self.catchup = ReplayClient("client", [PROVIDER, OTHER], self.journal, self.requester, self._note, patience)
         self.requester.start()
 
     def _note(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
@@ -93,7 +93,7 @@ class Client:
         self.journal.add_tasks([], sources)
         self.missed += messages
 
-    def hear(self, server: Server, *numbers: int) -> None:
+    def receive(self, server: Server, *numbers: int) -> None:
         """Receive announcements, and store them."""
         for number in numbers:
             mark = self.catchup.on_announced(PROVIDER, server.log, number, server.address)
@@ -176,12 +176,12 @@ def gone(port: int) -> bool:
 # -- first contact
 
 
-@pytest.mark.parametrize("how", ["hear", "beat"])
+@pytest.mark.parametrize("how", ["receive", "beat"])
 def test_first_contact(client: Client, server: Server, how: str) -> None:
     """For an unknown source, only its announcements since shortly before the start are requested."""
     server.last, server.recent = 50, 47
-    if how == "hear":
-        client.hear(server, 50)
+    if how == "receive":
+        client.receive(server, 50)
     else:
         client.heartbeat(server)
     until(lambda: client.have() == {server.log: 50}, SOON)
@@ -197,7 +197,7 @@ def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None
     until(lambda: client.have() == {server.log: 0}, SOON)
     client.settle(server)
     server.last = 1
-    client.hear(server, 1)
+    client.receive(server, 1)
     assert client.have() == {server.log: 1}
     assert at_rest(client, server, 1)
     assert client.missed == []
@@ -211,10 +211,10 @@ def test_no_replay_in_order(client: Client, server: Server) -> None:
     in_touch(client, server)
     for number in range(6, 300):
         server.last = number
-        client.hear(server, number)
+        client.receive(server, number)
         client.heartbeat(server)
         assert client.have() == {server.log: number}
-    client.hear(server, 298, 7, 299)  # announced again
+    client.receive(server, 298, 7, 299)  # announced again
     assert at_rest(client, server, 0)
     assert client.missed == []
 
@@ -224,14 +224,14 @@ def test_a_gap_is_filled(client: Client, server: Server) -> None:
     in_touch(client, server)
     server.last = 9
     server.hold.clear()
-    client.hear(server, 9)
+    client.receive(server, 9)
     assert client.have() == {server.log: 5}
     server.hold.set()
     until(lambda: client.have() == {server.log: 9}, SOON)
     assert client.numbers() == [6, 7, 8, 9]
     assert at_rest(client, server, 1)
     server.last = 10
-    client.hear(server, 10)
+    client.receive(server, 10)
     assert client.have() == {server.log: 10}
     assert at_rest(client, server, 1)
 
@@ -261,7 +261,7 @@ def test_a_large_gap_comes_in_pages(client: Client, server: Server) -> None:
     """More than fits into one answer comes in several, in order, each asked for once."""
     in_touch(client, server)
     server.last = 1005
-    client.hear(server, 1005)
+    client.receive(server, 1005)
     until(lambda: len(client.missed) == 1000, 2 * SOON)
     assert client.numbers() == list(range(6, 1006))
     assert [data["after"] for data in server.asked] == list(range(5, 1005, 100))
@@ -273,15 +273,15 @@ def test_numbers_received_during_replay(client: Client, server: Server) -> None:
     in_touch(client, server)
     server.last = 8
     server.hold.clear()
-    client.hear(server, 8)
+    client.receive(server, 8)
     until(lambda: server.asked, SOON)
     for number in range(9, 200):
-        client.hear(server, number)
+        client.receive(server, number)
     assert client.have() == {server.log: 5}
     server.hold.set()
     until(lambda: client.numbers() == [6, 7, 8], SOON)
     assert at_rest(client, server, 1)
-    client.hear(server, 200)
+    client.receive(server, 200)
     assert client.have() == {server.log: 200}
     assert at_rest(client, server, 1)
 
@@ -303,15 +303,15 @@ def test_two_gaps_at_once(client: Client, server: Server) -> None:
     in_touch(client, server)
     server.last = 8
     server.hold.clear()
-    client.hear(server, 8)
+    client.receive(server, 8)
     until(lambda: server.asked, SOON)
-    client.hear(server, 9, 12, 13)
+    client.receive(server, 9, 12, 13)
     server.last = 13
     server.page = 3
     server.hold.set()
     until(lambda: client.numbers()[-1:] >= [11], SOON)
     client.settle(server)
-    client.hear(server, 14)
+    client.receive(server, 14)
     assert client.have() == {server.log: 14}
 
 
@@ -338,8 +338,8 @@ def test_sources_are_apart(stack: ExitStack, client: Client, server: Server) -> 
     until(lambda: client.have() == {server.log: 5, other.log: 80}, SOON)
     client.settle(other)
     server.last, other.last = 6, 83
-    client.hear(server, 6)
-    client.hear(other, 83)
+    client.receive(server, 6)
+    client.receive(other, 83)
     until(lambda: client.have() == {server.log: 6, other.log: 83}, SOON)
     assert client.numbers() == [81, 82, 83]
     assert server.asked == []
@@ -355,7 +355,7 @@ def test_a_provider_cannot_move_the_position_of_another(stack: ExitStack, client
     client.settle(rogue)
     assert client.have()[server.log] == 5
     server.last = 7
-    client.hear(server, 7)
+    client.receive(server, 7)
     until(lambda: client.have()[server.log] == 7, SOON)
     assert client.numbers()[-2:] == [6, 7]
 
@@ -457,10 +457,10 @@ def test_wrong_reply_is_not_repeated(client: Client, server: Server, answer: tup
     """A source with a wrong reply is left alone for a while, despite its messages."""
     in_touch(client, server)
     server.instead = [answer]
-    client.hear(server, 7)
+    client.receive(server, 7)
     until(lambda: server.asked, SOON)
     client.settle(server)
-    client.hear(server, *range(8, 208))
+    client.receive(server, *range(8, 208))
     client.heartbeat(server, 207)
     assert at_rest(client, server, 1)
     assert client.have() == {server.log: 5}
@@ -471,7 +471,7 @@ def test_wrong_reply_is_retried_later(client: Client, server: Server, monkeypatc
     monkeypatch.setattr(replay, "RETRY_DELAY", 0.2)
     in_touch(client, server)
     server.instead = [("err", "not now")]
-    client.hear(server, *range(7, 208))
+    client.receive(server, *range(7, 208))
     server.last = 207
 
     def filled() -> bool:
@@ -480,7 +480,7 @@ def test_wrong_reply_is_retried_later(client: Client, server: Server, monkeypatc
 
     until(filled, SOON)
     client.settle(server)
-    client.hear(server, 208)
+    client.receive(server, 208)
     assert client.have() == {server.log: 208}
 
 
@@ -519,7 +519,7 @@ def test_new_log_at_known_address(client: Client, server: Server) -> None:
     """A source with a lost journal starts a new log, which is requested from the beginning."""
     in_touch(client, server, 500)
     server.log, server.last = "log/new", 3
-    client.hear(server, 3)
+    client.receive(server, 3)
     until(lambda: client.numbers() == [1, 2, 3], SOON)
     assert client.have()["log/new"] == 3
     assert at_rest(client, server, 1)
@@ -542,7 +542,7 @@ def test_log_went_back(stack: ExitStack, client: Client, server: Server, path: s
     until(lambda: client.have() == {server.log: 7}, SOON)
     assert at_rest(client, server, 2)
     server.last = 8
-    client.hear(server, 8)
+    client.receive(server, 8)
     assert client.have() == {server.log: 8}
     assert at_rest(client, server, 2)
 
@@ -583,10 +583,34 @@ def test_stop_during_replay(client: Client, server: Server) -> None:
     in_touch(client, server)
     server.last = 9
     server.hold.clear()
-    client.hear(server, 9)
+    client.receive(server, 9)
     until(lambda: server.asked, SOON)
     started = time.monotonic()
     client.requester.stop()
     assert time.monotonic() - started < SOON
     client.heartbeat(server, 20)
     assert client.missed == []
+
+
+# -- several servers that write one log
+
+
+def test_interleaved_numbers_are_not_requested(stack: ExitStack, path: str, server: Server) -> None:
+    """Numbers of one log that come in another order, from several servers, are received without a request."""
+    client = Client(stack, path, patience=10 * SOON)
+    in_touch(client, server, 200)
+    for base in range(200, 600, 8):
+        server.last = base + 8
+        client.receive(server, *(base + n for n in (8, 1, 3, 2, 7, 5, 4, 6)))
+    assert client.have() == {server.log: 600}
+    client.settle(server)
+    assert server.asked == []
+
+
+def test_more_runs_than_are_kept(client: Client, server: Server) -> None:
+    """With more gaps than a client remembers, all announcements are requested."""
+    in_touch(client, server)
+    server.last = 300
+    client.receive(server, *range(110, 301, 10))
+    until(lambda: client.have() == {server.log: 300}, SOON)
+    assert set(client.numbers()) >= {n for n in range(6, 300) if n % 10 or n < 110}

@@ -27,7 +27,7 @@ ADDRESSES = ("one:1", "two:2")
 PROVIDER = "tcp://one:9010"
 
 Answer = Message | TrollmovesError
-Heard = tuple[str, str, int]  # "file" or "beat", the log, and the number
+Published = tuple[str, str, int]  # "file" or "beat", the log, and the number
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Question:
 
     address: str
     data: dict[str, Any]
-    tell: Callable[[Answer], None]
+    on_reply: Callable[[Answer], None]
     answer: Answer | None = None
 
 
@@ -46,9 +46,9 @@ class Wire:
     def __init__(self) -> None:
         self.questions: list[Question] = []
 
-    def send_request(self, address: str, request: str, timeout: float, tell: Callable[[Answer], None]) -> None:
+    def send_request(self, address: str, request: str, timeout: float, on_reply: Callable[[Answer], None]) -> None:
         """Take a question."""
-        self.questions.append(Question(address, Message.decode(request).data, tell))
+        self.questions.append(Question(address, Message.decode(request).data, on_reply))
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Server:
     last: int = 0
     recent: int = 0  # the number before the ones since the client's start
     forgotten: int = 0  # the number up to which the log was pruned
-    published: list[Heard] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
 
     @property
     def log(self) -> str:
@@ -100,17 +100,17 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.excused: set[tuple[str, int]] = set()  # numbers that the client cannot have
         self.checked: list[Question] = []  # questions that were sent when an address was known or not
         self.known: set[str] = set()  # the addresses of which something was had
-        self.heard: list[Heard] = []  # handed to the chain, and not noted yet
+        self.received_now: list[Published] = []  # handed to the chain, and not noted yet
         self.begin()
 
     def begin(self) -> None:
         """Start a process with the content of the journal."""
         for server in self.servers:
             server.recent = server.last
-        self.heard = []
+        self.received_now = []
         self.full = False
         self.wire = Wire()
-        self.catchup = ReplayClient(CHAIN, [PROVIDER], self.files.journal, self.wire, self.missed)  # type: ignore[arg-type]
+        self.catchup = ReplayClient(CHAIN, [PROVIDER], self.files.journal, self.wire, self.missed, 0.0)  # type: ignore[arg-type]
         self.catchup.start()
 
     def teardown(self) -> None:
@@ -131,7 +131,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         marks = [message.data["announcement"] for message in messages]
         self.note([("file", mark["log"], mark["number"]) for mark in marks], sources)
 
-    def note(self, received: list[Heard], sources: list[tuple[str, SourcePosition]]) -> None:
+    def note(self, received: list[Published], sources: list[tuple[str, SourcePosition]]) -> None:
         """Note announcements, and how far their logs are had, in one transaction."""
         tasks = [
             Task(CHAIN, "fetch", f"{log} {number}", "lane", "") for kind, log, number in received if kind == "file"
@@ -160,19 +160,19 @@ class CatchUpMachine(RuleBasedStateMachine):
         server = self.servers[which]
         server.published.append(("beat", server.log, server.last))
 
-    @precondition(lambda self: not self.heard)
+    @precondition(lambda self: not self.received_now)
     @rule(which=servers_, arrives=st.lists(st.booleans(), min_size=1, max_size=6))
-    def hear(self, which: int, arrives: list[bool]) -> None:
+    def receive(self, which: int, arrives: list[bool]) -> None:
         """Pass published announcements to the chain in order, except for lost ones."""
         server = self.servers[which]
         coming, server.published = server.published[: len(arrives)], server.published[len(arrives) :]
-        self.heard = [one for one, comes in zip(coming, arrives, strict=False) if comes]
-        self.marks = self.tell()
+        self.received_now = [one for one, comes in zip(coming, arrives, strict=False) if comes]
+        self.marks = self.on_reply()
 
-    def tell(self) -> list[tuple[str, SourcePosition]]:
+    def on_reply(self) -> list[tuple[str, SourcePosition]]:
         """Pass received announcements to the chain in a batch; return the positions to store with it."""
         marks = []
-        for kind, log, number in self.heard:
+        for kind, log, number in self.received_now:
             address = log.rpartition("/")[0]
             if kind == "beat":
                 self.catchup.on_heartbeat(PROVIDER, log, number, address)
@@ -180,16 +180,16 @@ class CatchUpMachine(RuleBasedStateMachine):
                 marks.append(self.catchup.on_announced(PROVIDER, log, number, address))
         return [mark for mark in marks if mark]
 
-    @precondition(lambda self: self.heard)
+    @precondition(lambda self: self.received_now)
     @rule(fails=st.booleans())
     def write(self, fails: bool) -> None:
         """Store received announcements; after a failure they are offered again."""
         if fails:
-            self.marks = self.tell()
+            self.marks = self.on_reply()
         else:
-            self.note(self.heard, self.marks)
+            self.note(self.received_now, self.marks)
             self.catchup.mark_saved()
-            self.heard = []
+            self.received_now = []
 
     @precondition(lambda self: self.unanswered())
     @rule(which=st.integers(0, 9), how=st.sampled_from(["", "", "", "", "err", "lost", "stopping"]))
@@ -220,15 +220,15 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.wire.questions.remove(question)
         self.full = full
         assert question.answer is not None
-        question.tell(question.answer)
+        question.on_reply(question.answer)
         self.full = False
 
     @rule(which=servers_, count=st.integers(1, 5))
     def go_well(self, which: int, count: int) -> None:
         """Announce and receive some files, and answer all requests."""
         self.publish(which, count)
-        if not self.heard:
-            self.hear(which, [True] * len(self.servers[which].published))
+        if not self.received_now:
+            self.receive(which, [True] * len(self.servers[which].published))
             self.write(fails=False)
         self.answer_all()
 
@@ -295,12 +295,12 @@ class CatchUpMachine(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """When all works at last, two heartbeats lead to all that there is to have, and then nothing is asked."""
-        if self.heard:
+        if self.received_now:
             self.write(fails=False)
         for _ in range(2):
             for which, server in enumerate(self.servers):
                 self.heartbeat(which)
-                self.hear(which, [True] * len(server.published))
+                self.receive(which, [True] * len(server.published))
                 self.write(fails=False)
             self.answer_all()
         self.nothing_is_claimed_that_was_not_noted()

@@ -15,9 +15,9 @@ from trollmoves.movers.ssh.socket import BufferedSocket
 @pytest.fixture
 def ends() -> Iterator[tuple[BufferedSocket, socket.socket]]:
     """Both ends of a connection, one of them a line."""
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        line = BufferedSocket(socket.create_connection(door.getsockname(), 10))
-        other, _ = door.accept()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        line = BufferedSocket(socket.create_connection(listener.getsockname(), 10))
+        other, _ = listener.accept()
         with line, other:
             yield line, other
 

@@ -1,4 +1,4 @@
-"""Packed files become the files that were in them, whole, in their directory, or nothing at all."""
+"""Packed files become the files that were in them, complete, in their directory, or nothing at all."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ echo "Decompressed file: ${name%C_}__"
 """
 
 
-def everything(directory: Path) -> dict[str, bytes]:
+def contents(directory: Path) -> dict[str, bytes]:
     """Return all files below the directory, the hidden ones too, empty directories by a trailing slash."""
     found = {}
     for at, directories, files in os.walk(directory):
@@ -163,7 +163,7 @@ def test_missing_file(name: str, tmp_path: Path, target: Path) -> None:
     path.mkdir()
     with pytest.raises(UnpackFailed, match="must be a regular file"):
         unpack(name, str(path), str(target))
-    assert everything(target) == {}
+    assert contents(target) == {}
 
 
 # -- results
@@ -174,7 +174,7 @@ def test_tar(suffix: str, tmp_path: Path, target: Path) -> None:
     """A tar archive's files come out in its order, with directories and times, however it is compressed."""
     path = make_tar(tmp_path / f"x{suffix}", FILES, SUFFIXES[suffix])
     assert unpack("tar", str(path), str(target)) == [str(target / name) for name in FILES]
-    assert everything(target) == FILES
+    assert contents(target) == FILES
     assert (target / "three.txt").stat().st_mtime == 1_000_000_000
     assert path.exists()
 
@@ -187,7 +187,7 @@ def test_zip(tmp_path: Path, target: Path) -> None:
         for name, content in FILES.items():
             archive.writestr(name, content)
     assert unpack("zip", str(path), str(target)) == [str(target / name) for name in FILES]
-    assert everything(target) == FILES
+    assert contents(target) == FILES
 
 
 def test_bzip(tmp_path: Path, target: Path) -> None:
@@ -196,7 +196,7 @@ def test_bzip(tmp_path: Path, target: Path) -> None:
     path.write_bytes(bz2.compress(b"one" * 1000) + bz2.compress(b"") + bz2.compress(b"two"))
     for block_size in (1, 7, 4096, 1 << 20):
         assert unpack("bzip", str(path), str(target), block_size=block_size) == [str(target / "x.dat")]
-        assert everything(target) == {"x.dat": b"one" * 1000 + b"two"}
+        assert contents(target) == {"x.dat": b"one" * 1000 + b"two"}
 
 
 def test_xrit(tmp_path: Path, target: Path) -> None:
@@ -205,7 +205,7 @@ def test_xrit(tmp_path: Path, target: Path) -> None:
     path.write_bytes(b"abc")
     program = make_program(tmp_path / "xRITDecompress", XRIT)
     assert unpack("xrit", str(path), str(target), program=program) == [str(target / "H-000-__")]
-    assert everything(target) == {"H-000-__": b"ABC"}
+    assert contents(target) == {"H-000-__": b"ABC"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -220,7 +220,7 @@ def test_names(name: str, tmp_path: Path, target: Path) -> None:
     assert unpack("tar", str(tmp_path / f"{name}.tar"), f"{target}/{name}.d") == [
         str(target / f"{name}.d" / name / f"{name}.t")
     ]
-    assert everything(target) == {f"{name}__": b"X", name: b"b", f"{name}.d/{name}/{name}.t": b"t"}
+    assert contents(target) == {f"{name}__": b"X", name: b"b", f"{name}.d/{name}/{name}.t": b"t"}
 
 
 def test_relative_paths(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_same_name_twice(tmp_path: Path, target: Path) -> None:
     path = tmp_path / "x.tar"
     path.write_bytes(member("a", content=b"old") + member("b", content=b"b") + member("./a", content=b"new") + END)
     assert unpack("tar", str(path), str(target)) == [str(target / "b"), str(target / "a")]
-    assert everything(target) == {"a": b"new", "b": b"b"}
+    assert contents(target) == {"a": b"new", "b": b"b"}
 
 
 def test_links_within(tmp_path: Path, target: Path) -> None:
@@ -250,7 +250,7 @@ def test_links_within(tmp_path: Path, target: Path) -> None:
         + END
     )
     unpack("tar", str(path), str(target))
-    assert everything(target) == dict.fromkeys(("f", "d/soft", "d/hard", "chain"), b"content")
+    assert contents(target) == dict.fromkeys(("f", "d/soft", "d/hard", "chain"), b"content")
     assert not any(path.is_symlink() for path in target.rglob("*"))
 
 
@@ -327,7 +327,7 @@ def test_unsafe_members(bad: bytes, names: str, tmp_path: Path, target: Path) ->
         unpack("tar", str(path), str(target))
     assert repr(names)[:-1] in str(recorded.value)
     assert str(path) in str(recorded.value)
-    assert everything(tmp_path).keys() == {"x.tar", "target/"}
+    assert contents(tmp_path).keys() == {"x.tar", "target/"}
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_senseless_headers(bad: bytes, tmp_path: Path, target: Path) -> None:
     path.write_bytes(member("good", content=b"g") + bad + END)
     with pytest.raises(UnpackFailed, match="damaged"):
         unpack("tar", str(path), str(target))
-    assert everything(target) == {}
+    assert contents(target) == {}
 
 
 def test_huge_header(tmp_path: Path, target: Path) -> None:
@@ -375,7 +375,7 @@ def refused(name: str, path: Path, target: Path) -> str:
     """Return the error text of the failed unpacking."""
     with pytest.raises(UnpackFailed) as recorded:
         unpack(name, str(path), str(target))
-    assert everything(target) == {}
+    assert contents(target) == {}
     return str(recorded.value)
 
 
@@ -426,7 +426,7 @@ def test_link_in_the_directory(tmp_path: Path, target: Path) -> None:
     path = make_tar(tmp_path / "x.tar", {"good": b"g", "d/x": b"x"})
     with pytest.raises(UnpackFailed, match="outside of"):
         unpack("tar", str(path), str(target))
-    assert everything(tmp_path / "outside") == everything(target) == {}
+    assert contents(tmp_path / "outside") == contents(target) == {}
 
 
 def test_link_with_the_name_of_a_file(tmp_path: Path, target: Path) -> None:
@@ -435,7 +435,7 @@ def test_link_with_the_name_of_a_file(tmp_path: Path, target: Path) -> None:
     (target / "x").symlink_to(tmp_path / "outside")
     unpack("tar", str(make_tar(tmp_path / "x.tar", {"x": b"x"})), str(target))
     assert (tmp_path / "outside").read_bytes() == b"mine"
-    assert everything(target) == {"x": b"x"}
+    assert contents(target) == {"x": b"x"}
 
 
 def test_archive_in_itself(tmp_path: Path, target: Path) -> None:
@@ -444,7 +444,7 @@ def test_archive_in_itself(tmp_path: Path, target: Path) -> None:
     content = path.read_bytes()
     with pytest.raises(UnpackFailed, match="would replace the packed file"):
         unpack("tar", str(path), str(target))
-    assert everything(target) == {"x.tar": content}
+    assert contents(target) == {"x.tar": content}
 
 
 def test_directory_in_the_way(tmp_path: Path, target: Path) -> None:
@@ -453,7 +453,7 @@ def test_directory_in_the_way(tmp_path: Path, target: Path) -> None:
     path = make_tar(tmp_path / "x.tar", {"a": b"a", "b": b"b"})
     with pytest.raises(UnpackHeld, match="is a directory"):
         unpack("tar", str(path), str(target))
-    assert everything(target) == {"b/": b""}
+    assert contents(target) == {"b/": b""}
 
 
 def test_file_in_the_way_of_a_directory(tmp_path: Path, target: Path) -> None:
@@ -462,7 +462,7 @@ def test_file_in_the_way_of_a_directory(tmp_path: Path, target: Path) -> None:
     path = make_tar(tmp_path / "x.tar", {"a": b"a", "e/f": b"f", "d/b": b"b"})
     with pytest.raises(UnpackHeld):
         unpack("tar", str(path), str(target))
-    assert everything(target) == {"d": b"mine"}
+    assert contents(target) == {"d": b"mine"}
 
 
 def test_name_too_long(tmp_path: Path, target: Path) -> None:
@@ -477,11 +477,11 @@ def test_name_too_long(tmp_path: Path, target: Path) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_truncated_tar(suffix: str, tmp_path: Path, target: Path) -> None:
     """An archive that was cut anywhere is refused, between two members too."""
-    whole = make_tar(tmp_path / f"x{suffix}", FILES, SUFFIXES[suffix]).read_bytes()
-    end = whole.rstrip(b"\0") if suffix == ".tar" else whole
+    complete = make_tar(tmp_path / f"x{suffix}", FILES, SUFFIXES[suffix]).read_bytes()
+    end = complete.rstrip(b"\0") if suffix == ".tar" else complete
     step = 256 if suffix == ".tar" else 7
     for length in [*range(0, len(end), step), len(end) - 1]:
-        (tmp_path / f"x{suffix}").write_bytes(whole[:length])
+        (tmp_path / f"x{suffix}").write_bytes(complete[:length])
         assert "damaged" in refused("tar", tmp_path / f"x{suffix}", target), length
 
 
@@ -489,9 +489,9 @@ def test_truncated_tar(suffix: str, tmp_path: Path, target: Path) -> None:
 def test_truncated(name: str, tmp_path: Path, target: Path) -> None:
     """A packed file that was cut anywhere is refused."""
     path, _ = packed_as(name, tmp_path, os.urandom(300))
-    whole = path.read_bytes()
-    for length in range(0, len(whole), 5):
-        path.write_bytes(whole[:length])
+    complete = path.read_bytes()
+    for length in range(0, len(complete), 5):
+        path.write_bytes(complete[:length])
         assert "damaged" in refused(name, path, target), length
 
 
@@ -500,9 +500,9 @@ def test_any_damage(name: str, tmp_path: Path, target: Path) -> None:
     """One changed byte ends in a clear refusal, or the right content comes out; a wrong one never does."""
     content = os.urandom(60)
     path, unpacked = packed_as(name, tmp_path, content)
-    whole = path.read_bytes()
-    for at in range(len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+    complete = path.read_bytes()
+    for at in range(len(complete)):
+        path.write_bytes(complete[:at] + bytes([complete[at] ^ 0x55]) + complete[at + 1 :])
         with suppress(UnpackFailed):
             for file in unpack(name, str(path), str(target)):
                 assert Path(file).read_bytes() == content, at
@@ -540,12 +540,12 @@ def test_full_disk(name: str, tmp_path: Path) -> None:
         free = os.statvfs(disk).f_bavail
         with pytest.raises(TemporaryUnpackError, match="No space"):
             unpack(name, str(packed), str(disk), program=program)
-        assert everything(disk) == {}
+        assert contents(disk) == {}
         assert os.statvfs(disk).f_bavail == free
         (disk / unpacked).write_bytes(b"old")
         with pytest.raises(TemporaryUnpackError):
             unpack(name, str(packed), str(disk), program=program)
-        assert everything(disk) == {unpacked: b"old"}
+        assert contents(disk) == {unpacked: b"old"}
 
 
 def test_replaced_at_once(tmp_path: Path, target: Path) -> None:
@@ -578,7 +578,7 @@ def test_many_at_once(tmp_path: Path, target: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda path: unpack("tar", str(path), str(target)), packed * 5))
     assert [len(files) for files in results] == [20] * 40
-    assert everything(target) == {f"shared/{n}/{m}": b"%d" % m for n in range(8) for m in range(20)}
+    assert contents(target) == {f"shared/{n}/{m}": b"%d" % m for n in range(8) for m in range(20)}
 
 
 def test_failure_next_to_success(tmp_path: Path, target: Path) -> None:
@@ -612,7 +612,7 @@ def test_failure_at_the_end(tmp_path: Path, target: Path) -> None:
     with small_disk(target / "elsewhere"):  # which is another file system
         with pytest.raises(UnpackHeld, match="cross-device"):
             unpack("tar", str(path), str(target))
-        assert everything(target).keys() == {"old", "elsewhere/"}
+        assert contents(target).keys() == {"old", "elsewhere/"}
 
 
 def test_no_inodes(tmp_path: Path) -> None:
@@ -628,10 +628,10 @@ def test_no_inodes(tmp_path: Path) -> None:
                 unpack("tar", str(path), str(disk))
             except TemporaryUnpackError:
                 outcomes.append("refused")
-                assert everything(disk) == {}, inodes
+                assert contents(disk) == {}, inodes
             else:
                 outcomes.append("done")
-                assert everything(disk) == files
+                assert contents(disk) == files
     assert outcomes == sorted(outcomes, reverse=True)
     assert set(outcomes) == {"refused", "done"}
 
@@ -668,7 +668,7 @@ def test_kill(name: str, tmp_path: Path, target: Path) -> None:
     packed, unpacked = packed_as(name, tmp_path, content)
     with killed_in_the_middle(name, packed, target):
         assert unpack(name, str(packed), str(target)) == [str(target / unpacked)]
-        assert everything(target) == {unpacked: content}
+        assert contents(target) == {unpacked: content}
 
 
 def test_kill_with_program_running(tmp_path: Path, target: Path) -> None:
@@ -682,11 +682,11 @@ def test_kill_with_program_running(tmp_path: Path, target: Path) -> None:
     os.mkfifo(tmp_path / "go")
     with killed_in_the_middle("xrit", packed, target, program):
         assert unpack("xrit", str(packed), str(target), program=make_program(tmp_path / "prog2", XRIT))
-        assert everything(target) == {"x__": b"A" * 1000}
+        assert contents(target) == {"x__": b"A" * 1000}
         (tmp_path / "go").write_text("go\n")
         pid = int((tmp_path / "pid").read_text())
         until(lambda: not is_running(pid), what="the program ends")
-    assert everything(target) == {"x__": b"A" * 1000}
+    assert contents(target) == {"x__": b"A" * 1000}
 
 
 def is_running(pid: int) -> bool:
@@ -712,7 +712,7 @@ def test_hidden_name_taken(in_the_way: str, tmp_path: Path, target: Path) -> Non
             hidden.symlink_to(outside)
         unpack("bzip", str(packed), str(target))
         assert {path.name for path in target.iterdir()} == {unpacked, hidden.name}
-        assert everything(outside) == {"mine": b"mine"}
+        assert contents(outside) == {"mine": b"mine"}
 
 
 def test_memory(tmp_path: Path, target: Path) -> None:
@@ -741,7 +741,7 @@ def failed(segment: Path, target: Path, program: str | None, kind: type[UnpackEr
     with pytest.raises(kind) as recorded:
         unpack("xrit", str(segment), str(target), program=program, program_timeout=timeout)
     assert type(recorded.value) is kind
-    assert everything(target) == {}
+    assert contents(target) == {}
     return str(recorded.value)
 
 
@@ -836,7 +836,7 @@ def test_program_names_its_result(script: str, result: str, segment: Path, targe
     assert unpack("xrit", str(segment), str(target), program=make_program(tmp_path / "prog", script)) == [
         str(target / result)
     ]
-    assert everything(target) == {result: b"segment"}
+    assert contents(target) == {result: b"segment"}
 
 
 def test_program_sees(segment: Path, target: Path, tmp_path: Path) -> None:
@@ -880,11 +880,11 @@ def test_file_that_is_rewritten_while_it_is_unpacked(segment: Path, target: Path
     program = make_program(tmp_path / "prog", f'cp "$1" H-000-__; echo more >> {shlex.quote(str(segment))}')
     with pytest.raises(TemporaryUnpackError, match="was modified while it was being unpacked"):
         unpack("xrit", str(segment), str(target), program=program)
-    assert not everything(target)
+    assert not contents(target)
 
 
 def test_program_that_says_much(segment: Path, target: Path, tmp_path: Path) -> None:
     """A program that prints megabytes is not held up by it, nor kept in memory."""
     program = make_program(tmp_path / "prog", f"head -c 8000000 /dev/zero; head -c 8000000 /dev/zero >&2; {XRIT}")
     assert peak_memory(lambda: unpack("xrit", str(segment), str(target), program=program)) < 1_000_000
-    assert everything(target) == {"H-000-__": b"SEGMENT"}
+    assert contents(target) == {"H-000-__": b"SEGMENT"}

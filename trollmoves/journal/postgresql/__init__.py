@@ -1,0 +1,106 @@
+"""A journal on PostgreSQL, which several members of a fleet share. Only this package uses psycopg.
+
+Tables: see ``schema``. Logins in the bodies of tasks are encrypted (``secrets``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from trollmoves.errors import JournalError
+from trollmoves.journal.clock import boot_time
+from trollmoves.journal.postgresql.announcements import PostgresAnnouncements
+from trollmoves.journal.postgresql.database import PostgresDatabase
+from trollmoves.journal.postgresql.location import parse_location
+from trollmoves.journal.postgresql.members import LEASE, MemberRow, Membership
+from trollmoves.journal.postgresql.orders import PostgresOrders
+from trollmoves.journal.postgresql.pruning import PostgresPruning
+from trollmoves.journal.postgresql.reader import PostgresReader
+from trollmoves.journal.postgresql.secrets import LoginCipher
+from trollmoves.journal.postgresql.sources import PostgresSources
+from trollmoves.journal.postgresql.statistics import PostgresStatistics
+
+__all__ = ["MemberRow", "Membership", "PostgresJournal", "PostgresReader"]
+
+CLOCK_INTERVAL = 60.0  # s between two comparisons with the clock of the engine
+
+
+class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, PostgresStatistics, PostgresPruning):
+    """An open journal, and this process as a member of its fleet, until ``close``."""
+
+    replaced = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        synchronous: str = "normal",
+        name: str = "",
+        lease: float = LEASE,
+        on_damage: Callable[[], None] | None = None,
+    ) -> None:
+        """Open or create the journal at a URL (see ``parse_location``), as a new member.
+
+        ``synchronous``: "normal" (a committed row survives the death of the engine, perhaps not a fail-over to its
+        standby) or "full" (as the engine is configured). ``name``: of this member, for people; by default that of the
+        host. ``lease``: seconds without a renewal after which another member takes over.
+
+        ``on_damage`` is called once, on any thread, when another member has taken over the tasks of this one: then all
+        methods raise JournalError until the journal is opened again.
+
+        Raises:
+            JournalUnusable: the URL, the login, the rights or the version is wrong.
+            JournalError: the engine cannot be reached now.
+        """
+        location = parse_location(url)
+        cipher = LoginCipher(location.key_file)
+        database = PostgresDatabase(location, synchronous_commit="local" if synchronous == "normal" else "")
+        try:
+            membership = Membership(database, name, on_damage, lease)
+        except BaseException:
+            database.close_connections()
+            raise
+        super().__init__(database, membership, cipher)
+        self.membership = membership
+        self.path = database.path
+        self.identity = database.identity
+        self.life = membership.life
+        self._doubtful_appends = {}
+        self._clock_measured = boot_time()
+
+    @property
+    def damage(self) -> str:
+        """Why the journal cannot be used until it is opened again; empty while it can."""
+        return self._database.damage
+
+    def still(self) -> bool:
+        return self._membership.still()
+
+    def record_owner(self, role: str, config_file: str) -> None:
+        for key, value in (("role", role), ("config", os.path.abspath(config_file))):
+            self._store_meta(key, value)
+
+    def check_writable(self) -> None:
+        self._store_meta("time", repr(self.now()))
+
+    def check_file(self) -> None:
+        """Compare the clock with that of the engine; call it every minute."""
+        if boot_time() - self._clock_measured > CLOCK_INTERVAL / 2:
+            with suppress(JournalError):
+                self.check_writable()
+                self._database.measure_clock()
+                self._clock_measured = boot_time()
+
+    def _store_meta(self, key: str, value: str) -> None:
+        store = "INSERT INTO meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        self._database.run_statement(lambda db: db.execute(store, (key, value)))
+
+    def close(self) -> None:
+        """Write the states of lanes, give back all tasks and leases, and close the connections."""
+        with suppress(JournalError):
+            self.store_lanes()
+        with suppress(JournalError):
+            self._membership.leave()
+        self._database.close_connections()

@@ -1,0 +1,274 @@
+"""The members of a fleet: each start of a daemon is one, has a lease, and loses its tasks when the lease expires.
+
+All times are those of the engine's clock. A member renews its lease five times in its duration. One that could not do
+this for FENCED_AFTER of its duration fences itself: it completes no transfer, because another member may take over its
+tasks. Any member buries those with an expired lease: their tasks and leases become free.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+
+from trollmoves import __version__
+from trollmoves.errors import JournalError
+from trollmoves.journal.clock import boot_time
+from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
+
+logger = logging.getLogger(__name__)
+
+LEASE = 10.0  # s
+RENEWALS = 5  # in the duration of a lease
+FENCED_AFTER = 0.7  # of the duration of a lease without a renewal
+MAX_TRIED = 8  # lives that are kept with a task
+_CLOCK = "extract(epoch FROM clock_timestamp())::float8"
+TRIED = (
+    "CASE WHEN holder = ANY(tried_by) OR holder IS NULL THEN tried_by "
+    f"ELSE (tried_by || holder)[greatest(cardinality(tried_by) - {MAX_TRIED - 2}, 1):] END"
+)
+# Of members that stored or claimed tasks while they were buried.
+_FREE_LATE = (
+    f"UPDATE tasks SET holder = NULL, tried_by = {TRIED} WHERE state = 0 AND holder IS NOT NULL "
+    "AND NOT EXISTS (SELECT 1 FROM members m WHERE m.id = tasks.holder AND NOT m.gone)"
+)
+
+
+class MemberRow(NamedTuple):
+    """A member, for people: ``renewed`` is how many seconds ago it renewed its lease."""
+
+    life: str
+    name: str
+    version: str
+    renewed: float
+    leases: list[str]
+    held: int  # tasks
+
+
+class Membership:
+    """This process as a member of a fleet; its thread renews the lease. Any thread.
+
+    ``on_lost`` is called once, on the thread, when another member has buried this one: the process must open the
+    journal again, to become a new member.
+    """
+
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        name: str = "",
+        on_lost: Callable[[], None] | None = None,
+        lease: float = LEASE,
+    ) -> None:
+        """Become a member with a lease of ``lease`` seconds, and bury those of ended processes on this host."""
+        self.lease = lease
+        self.name = name or socket.gethostname()
+        self.is_lost = False
+        self.held = 0  # tasks that this member holds, as of the last renewal
+        self._database = database
+        self._on_lost = on_lost
+        self._stop = threading.Event()
+        self._connected_since = boot_time()
+        self._process = _process_id(os.getpid())
+        started = boot_time()
+        self.id = int(database.run_statement(self._register))
+        self.life = str(self.id)
+        self._fenced_at = started + FENCED_AFTER * self.lease
+        with suppress(JournalError):
+            self.bury_ended()
+        self._thread = threading.Thread(target=self._renew_all, name="journal-lease", daemon=True)
+        self._thread.start()
+
+    def still(self) -> bool:
+        """Return True while no other member can have taken over the tasks of this one."""
+        return boot_time() < self._fenced_at and not self.is_lost
+
+    def _register(self, db: Connection) -> Any:
+        row = db.execute(
+            "INSERT INTO members (name, process, version, started, renewed, lease_until) "
+            f"SELECT %s, %s, %s, t, t, t + %s FROM (SELECT {_CLOCK} AS t) clock RETURNING id",
+            (self.name, self._process, __version__, self.lease),
+        ).fetchone()
+        assert row is not None  # noqa: S101
+        return row[0]
+
+    # -- the lease of this member
+
+    def _renew_all(self) -> None:
+        db: Connection | None = None
+        while not self._stop.wait(self.lease / RENEWALS):
+            try:
+                if db is None or db.closed:
+                    db = self._database.connect()
+                    self._connected_since = boot_time()
+                self._renew(db)
+                if self.is_lost:
+                    break
+                self._bury_expired(db)
+            except (psycopg.Error, JournalError) as error:
+                logger.debug("the lease of this member of %s cannot be renewed now: %s", self._database.path, error)
+                if db is not None:
+                    db.close()
+        if db is not None:
+            db.close()
+
+    def _renew(self, db: Connection) -> None:
+        started = boot_time()  # before the request: the engine counts from a later time
+        row = db.execute(
+            f"UPDATE members SET renewed = {_CLOCK}, lease_until = {_CLOCK} + %s WHERE id = %s AND NOT gone "
+            "RETURNING (SELECT count(*) FROM tasks WHERE holder = %s AND state = 0)",
+            (self.lease, self.id, self.id),
+        ).fetchone()
+        if row is None:
+            self.is_lost = True
+            logger.error(
+                "another member of %s has taken over the tasks of this one, which did not renew its lease in time; "
+                "opening the journal as a new member",
+                self._database.path,
+            )
+            self._database.damage = "another member has taken over the tasks of this one"
+            if self._on_lost:
+                self._on_lost()
+            return
+        self._fenced_at = started + FENCED_AFTER * self.lease
+        self.held = row[0]
+
+    def leave(self) -> None:
+        """Give back all leases and tasks; JournalError if the engine does not answer."""
+        self._stop.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        if not self.is_lost:
+            self._database.run(lambda db: _bury(db, [self.id], killed=False))
+        self.is_lost = True
+
+    # -- leases for a function
+
+    def take(self, what: str) -> bool:
+        """Take a lease, such as "fleet", or keep it; return False if another member has it."""
+
+        def work(db: Connection) -> bool:
+            row = db.execute(
+                "INSERT INTO leases SELECT %s, id FROM members WHERE id = %s AND NOT gone "
+                "ON CONFLICT (what) DO UPDATE SET member = leases.member RETURNING member",
+                (what, self.id),
+            ).fetchone()
+            return row is not None and row[0] == self.id
+
+        return self._database.run_statement(work)
+
+    def give_back(self, what: str) -> None:
+        """Give back a lease of this member."""
+        self._database.run_statement(
+            lambda db: db.execute("DELETE FROM leases WHERE what = %s AND member = %s", (what, self.id))
+        )
+
+    def members(self) -> list[MemberRow]:
+        """Return the present members, oldest first."""
+        rows = self._database.read(
+            f"SELECT id::text, name, version, {_CLOCK} - renewed, "
+            "ARRAY(SELECT what FROM leases WHERE member = members.id ORDER BY what), "
+            "(SELECT count(*) FROM tasks WHERE holder = members.id AND state = 0) "
+            "FROM members WHERE NOT gone ORDER BY id"
+        )
+        return [MemberRow(*row) for row in rows]
+
+    # -- burials
+
+    def _bury_expired(self, db: Connection) -> None:
+        """Bury members with an expired lease; not until each one could renew it after an outage of the engine."""
+        if boot_time() - self._connected_since < self.lease:
+            return
+        with db.transaction():
+            rows = db.execute(
+                f"SELECT id, name, {_CLOCK} - renewed FROM members WHERE NOT gone AND lease_until < {_CLOCK} "
+                f"AND id <> %s AND extract(epoch FROM pg_postmaster_start_time()) + %s < {_CLOCK} "
+                "ORDER BY id FOR UPDATE SKIP LOCKED",
+                (self.id, self.lease),
+            ).fetchall()
+            freed = _bury(db, [id_ for id_, _, _ in rows], killed=True)
+            db.execute(_FREE_LATE.encode())
+        for _, name, ago in rows:
+            logger.warning(
+                "the member %s of %s did not renew its lease for %.1f s: its tasks are free (%d in all)",
+                *(name, self._database.path, ago, freed),
+            )
+
+    def bury_ended(self) -> None:
+        """Bury members of ended processes on this host, without waiting for the end of their leases."""
+        here = self._process.rpartition(" ")[0].rpartition(" ")[0]
+
+        def work(db: Connection) -> int:
+            rows = db.execute(
+                "SELECT id, process FROM members WHERE NOT gone AND id <> %s ORDER BY id FOR UPDATE SKIP LOCKED",
+                (self.id,),
+            ).fetchall()
+            return _bury(db, [id_ for id_, process in rows if _has_ended(process, here)], killed=True)
+
+        self._database.run(work)
+
+    def killed(self) -> list[tuple[int, float]]:
+        """Return (id, time of death) of the members that were killed, each to one caller only."""
+        return self._database.run_statement(
+            lambda db: [
+                (id_, at)
+                for id_, at in db.execute(
+                    "WITH killed AS (SELECT id, killed_at FROM members WHERE killed_at IS NOT NULL "
+                    "ORDER BY id FOR UPDATE SKIP LOCKED) "
+                    "UPDATE members m SET killed_at = NULL FROM killed WHERE m.id = killed.id "
+                    "RETURNING m.id, killed.killed_at"
+                ).fetchall()
+            ]
+        )
+
+
+def _bury(db: Connection, ids: list[int], *, killed: bool) -> int:
+    """Free the tasks and leases of members within a transaction; return the number of tasks."""
+    if not ids:
+        return 0
+    freed = db.execute(
+        f"UPDATE tasks SET holder = NULL, tried_by = {TRIED} WHERE holder = ANY(%s::bigint[]) AND state = 0", (ids,)
+    ).rowcount
+    db.execute("DELETE FROM leases WHERE member = ANY(%s::bigint[])", (ids,))
+    # Alive when it last renewed its lease, or finished a task.
+    db.execute(
+        "UPDATE members m SET gone = true, killed_at = CASE WHEN %s THEN greatest(renewed, (SELECT max(finished) "
+        "FROM tasks WHERE state <> 0 AND finished > m.renewed AND starts_with(done_by, m.id || ' '))) END "
+        "WHERE id = ANY(%s::bigint[])",
+        (killed, ids),
+    )
+    return freed
+
+
+def _process_id(pid: int) -> str:
+    """Return a text that identifies a process on all hosts: boot, namespace, process id, and start time."""
+    return f"{_here()} {pid} {_start_time(pid)}"
+
+
+def _here() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()}/unknown"
+
+
+def _start_time(pid: int) -> str:
+    """Return the start time of a process in clock ticks since the boot, empty if it does not run."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if status[0] in ("Z", "X") else status[19]
+
+
+def _has_ended(process: str, here: str) -> bool:
+    where, _, start = process.rpartition(" ")
+    where, _, pid = where.rpartition(" ")
+    return where == here and pid.isdigit() and _start_time(int(pid)) != start

@@ -1,0 +1,609 @@
+"""The tasks of a journal on PostgreSQL.
+
+A waiting task has a ``holder`` while a member runs it, or is about to: a new task is held by the member that stores it,
+as long as that holds less than MAX_BORN_HELD; others are claimed. Each write leaves out the rows of other members. All
+statements that change several rows do so in the order of their keys, so that members do not wait for each other in a
+circle.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from psycopg.types.json import Json
+
+from trollmoves.errors import JournalError
+from trollmoves.journal.interface import MergeFunction
+from trollmoves.journal.lane_states import (
+    LANE_INTERVAL,
+    MAX_ERROR,
+    MAX_SIZE,
+    LaneChanges,
+    merge_changes,
+    record_outcome,
+)
+from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
+from trollmoves.journal.postgresql.members import TRIED, Membership
+from trollmoves.journal.postgresql.schema import IDENT_PREFIX, ident
+from trollmoves.journal.postgresql.secrets import LoginCipher
+from trollmoves.journal.postgresql.sources import upsert_sources
+from trollmoves.journal.records import (
+    BACKLOG,
+    DONE,
+    DROPPED,
+    FAILED,
+    FRESH,
+    SET_ASIDE,
+    UNFLUSHED_SECONDS,
+    WAITING,
+    Delivery,
+    Finished,
+    Outcome,
+    SourcePosition,
+    Task,
+    to_sqlite_text,
+)
+
+MAX_BORN_HELD = 2_000  # tasks; a burial takes 0.1 s for these
+MARK_SLACK = 0.01  # s
+_NAMES = (
+    *("id", "chain", "kind", "key", "lane", "rank", "due", "state", "tries", "created", "announcement_number", "body"),
+    *("reply", "finished", "holder", "tried_by"),
+)
+COLUMNS = ", ".join(_NAMES)
+COLUMNS_OF_T = ", ".join(f"t.{name}" for name in _NAMES)
+SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = %s AND kind = %s AND {ident('key')} = {ident('%s::text')} "
+_NO_DELIVERY = Delivery(None, None)
+_OURS = "(holder IS NULL OR holder = %(me)s)"
+_PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
+
+_INSERT = (
+    "INSERT INTO tasks (id, chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, "
+    "body, failure, holder) "
+    "SELECT id, chain, kind, key, lane, rank, due, state, 0, %(now)s, CASE WHEN state <> 0 THEN %(now)s END, number, "
+    "body, CASE WHEN state = 2 THEN 'failed' END, CASE WHEN state = 0 AND held THEN %(me)s::bigint END "
+    # Ids in the order given, rows in the order of their keys.
+    "FROM (SELECT nextval('tasks_id_seq') AS id, g.* FROM (SELECT * FROM json_to_recordset(%(rows)s::json) AS r "
+    "(position int, place int, chain text, kind text, key text, lane text, rank smallint, due float8, state smallint, "
+    "number bigint, body text, held bool) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
+    f"ON CONFLICT (chain, kind, {ident('key')}) DO NOTHING RETURNING id, chain, kind, key"
+)
+_FINISH = (
+    "UPDATE tasks t SET state = o.state, rank = o.rank, tries = o.tries, due = o.due, reply = o.reply, "
+    "finished = CASE WHEN o.state <> 0 THEN %(now)s::float8 END, size = o.size, seconds = o.seconds, "
+    "destination = o.destination, peer = o.peer, failure = CASE WHEN o.failed THEN o.failure ELSE t.failure END, "
+    f"holder = NULL, done_by = %(token)s, tried_by = CASE WHEN o.state = 0 THEN {TRIED} ELSE tried_by END "
+    "FROM json_to_recordset(%(rows)s::json) AS o (id bigint, state smallint, rank smallint, tries int, due float8, "
+    "reply text, size bigint, seconds float8, destination text, peer text, failed bool, failure text) "
+    f"WHERE t.id = o.id AND {_OURS} AND {_PRESENT} RETURNING t.id"
+)
+_CLAIM = (
+    "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
+    f"AND state = 0 AND due <= %(now)s AND {_OURS} AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
+    f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
+    f"RETURNING {COLUMNS_OF_T}"
+)
+_RESET = (
+    "UPDATE tasks SET body = %(body)s, lane = %(lane)s, rank = %(rank)s, due = %(due)s, state = %(state)s, "
+    "tries = %(tries)s, created = %(created)s, failure = NULL, "
+    "holder = CASE WHEN %(state)s = 0 THEN %(me)s::bigint END WHERE id = %(id)s "
+    f"AND {_OURS}"
+)
+_RENEW = (
+    "UPDATE tasks SET id = nextval(pg_get_serial_sequence('tasks', 'id')), body = %(body)s, lane = %(lane)s, "
+    "rank = %(rank)s, due = %(now)s, state = 0, tries = 0, created = %(now)s, finished = NULL, reply = NULL, "
+    "holder = %(me)s, done_by = NULL WHERE id = %(id)s RETURNING id"
+)
+_STORE_LANE = (
+    "INSERT INTO lanes AS l (chain, lane, done, bytes, last_done, last_id, failure, error, failing_since, updated) "
+    "VALUES (%(chain)s, %(lane)s, %(done)s, %(bytes)s, %(last_done)s, %(last_id)s, %(failure)s, %(error)s, "
+    "%(failing_since)s, %(now)s) ON CONFLICT (chain, lane) DO UPDATE SET "
+    "done = l.done + excluded.done, bytes = least(l.bytes::numeric + excluded.bytes, 9223372036854775807)::bigint, "
+    "last_done = coalesce(excluded.last_done, l.last_done), last_id = coalesce(excluded.last_id, l.last_id), "
+    # A failure, or a success, replaces the earlier state; an error of one file changes nothing.
+    "failure = CASE WHEN excluded.failure IS NOT NULL OR excluded.done > 0 THEN excluded.failure ELSE l.failure END, "
+    "error = CASE WHEN excluded.failure IS NOT NULL OR excluded.done > 0 THEN excluded.error ELSE l.error END, "
+    "failing_since = CASE WHEN excluded.failure IS NOT NULL THEN coalesce(l.failing_since, excluded.failing_since) "
+    "WHEN excluded.done > 0 THEN NULL ELSE l.failing_since END, updated = excluded.updated"
+)
+
+
+class PostgresTasks:
+    """The tasks of a journal. Their unique (chain, kind, key) suppresses duplicates in the whole fleet."""
+
+    def __init__(self, database: PostgresDatabase, membership: Membership, cipher: LoginCipher) -> None:
+        self._database = database
+        self._membership = membership
+        self._cipher = cipher
+        self._lane_changes: LaneChanges = {}  # not stored yet
+        self._lanes_lock = threading.Lock()  # guards it
+        self._lanes_stored = 0.0
+        self._failing: set[tuple[str, str]] = set()  # lanes with a stored failure
+        self._last_finish = 0.0
+        self._killed: list[tuple[int, float]] = []
+        self._killed_lock = threading.Lock()
+
+    def now(self) -> float:
+        return self._database.now()
+
+    # -- adding
+
+    def add_tasks(
+        self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]] = ()
+    ) -> list[tuple[Task, bool]]:
+        now, tasks, sources = self.now(), list(tasks), list(sources)
+        if not tasks and not sources:
+            return []
+
+        def work(db: Connection) -> list[tuple[Task, bool]]:
+            added = self._add(db, tasks, now)
+            upsert_sources(db, sources)
+            return added
+
+        if sources:
+            return self._database.run(work, now)
+        return self._database.run_statement(lambda db: self._add(db, tasks, now), now)
+
+    def _add(
+        self, db: Connection, tasks: Sequence[Task], now: float, inserted_ids: set[int] | None = None
+    ) -> list[tuple[Task, bool]]:
+        """Insert tasks; return (task, created), with the stored task if it exists.
+
+        ``inserted_ids`` are those of earlier calls within the transaction; new ones are added.
+        """
+        if not tasks:
+            return []
+        born_held = self._membership.held < MAX_BORN_HELD
+        for task in tasks:
+            task.lane = to_sqlite_text(task.lane)
+        first: dict[tuple[str, str, str], Task] = {}
+        for task in tasks:
+            first.setdefault(_identity(task), task)
+        rows = [
+            {"position": position, "place": place, **self._row(identity, first[identity], now, born_held)}
+            for place, (identity, position) in enumerate(sorted(zip(first, range(len(first)), strict=True)))
+        ]
+        inserted = {
+            (chain, kind, key): id_
+            for id_, chain, kind, key in db.execute(
+                _INSERT.encode(), {"rows": Json(rows), "now": now, "me": self._membership.id}
+            ).fetchall()
+        }
+        self._membership.held += len(inserted) if born_held else 0
+        for identity, id_ in inserted.items():
+            task = first[identity]
+            task.id, task.created, task.due = id_, now, task.due or now
+            task.held = born_held or task.state != WAITING
+        fresh = inserted_ids if inserted_ids is not None else set()
+        fresh.update(inserted.values())
+        added = []
+        for task in tasks:
+            is_new = first[_identity(task)] is task and _identity(task) in inserted
+            added.append((task, True) if is_new else self._existing(db, task, now, fresh))
+        return added
+
+    def _row(self, identity: tuple[str, str, str], task: Task, now: float, born_held: bool) -> dict[str, Any]:
+        chain, kind, key = identity
+        return {
+            "chain": chain,
+            "kind": kind,
+            "key": key,
+            "lane": task.lane,
+            "rank": task.rank,
+            "due": task.due or now,
+            "state": task.state,
+            "number": task.announcement_number,
+            "body": self._stored_text(task.body),
+            "held": born_held,
+        }
+
+    def _existing(self, db: Connection, task: Task, now: float, fresh: set[int]) -> tuple[Task, bool]:
+        """Return the stored task of the same key; True if an attempt with an unknown result stored it."""
+        row = db.execute(SELECT_KEY.encode(), _key_values(*_identity(task))).fetchone()
+        if row is None:  # pruned since the insertion
+            return self._add(db, [task], now, fresh)[0]
+        stored = self.task_of(row)
+        doubtful = stored.created in self._database.doubtful and stored.held and stored.state == WAITING
+        if doubtful and stored.id not in fresh:
+            task.id, task.created, task.due = stored.id, stored.created, stored.due
+            return task, True
+        return stored, False
+
+    def merge(
+        self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]], how: MergeFunction
+    ) -> list[Task]:
+        now, tasks, sources = self.now(), list(tasks), list(sources)
+
+        def work(db: Connection) -> list[Task]:
+            editor = _Editor(self, db, now)
+            found: dict[int, list[Task]] = {}
+            # In the order of their keys, which is that of ``add_tasks``.
+            for position, task in sorted(enumerate(tasks), key=lambda item: (*_identity(item[1]), item[0])):
+                stored, is_new = editor.add(task)
+                found[position] = [task] if is_new else how(editor, task, stored)
+            upsert_sources(db, sources)
+            return [task for position in range(len(tasks)) for task in found[position]]
+
+        return self._database.run(work, now)
+
+    def set_aside(self, chain: str, item: str, reason: str) -> None:
+        self.add_tasks([Task(chain, SET_ASIDE, item, SET_ASIDE, reason, state=FAILED)])
+
+    def reset_tasks(self, tasks: Iterable[Task]) -> list[Task]:
+        tasks = list(tasks)
+
+        def work(db: Connection) -> list[Task]:
+            stored = {t.id for t in sorted(tasks, key=lambda t: t.id) if self.reset(db, t)}
+            return [task for task in tasks if task.id in stored]
+
+        return self._database.run(work)
+
+    def reset(self, db: Connection, t: Task) -> bool:
+        """Store a restarted task within a transaction; return False if another member runs it."""
+        t.lane = to_sqlite_text(t.lane)
+        t.held = True
+        values = {
+            "body": self._stored_text(t.body),
+            "lane": t.lane,
+            "rank": t.rank,
+            "due": t.due,
+            "state": t.state,
+            "tries": t.tries,
+            "created": t.created,
+            "id": t.id,
+            "me": self._membership.id,
+        }
+        return db.execute(_RESET.encode(), values).rowcount == 1
+
+    def renew_tasks(self, tasks: Iterable[Task]) -> None:
+        now, tasks = self.now(), list(tasks)
+
+        def work(db: Connection) -> list[int]:
+            ids = []
+            for t in tasks:
+                values = {"body": self._stored_text(t.body), "lane": to_sqlite_text(t.lane), "rank": t.rank, "now": now}
+                row = db.execute(_RENEW.encode(), {**values, "id": t.id, "me": self._membership.id}).fetchone()
+                ids.append(row[0] if row else 0)
+            return ids
+
+        for t, id_ in zip(tasks, self._database.run(work), strict=True):
+            t.id, t.lane, t.due, t.created, t.held = id_ or t.id, to_sqlite_text(t.lane), now, now, True
+            t.state, t.tries, t.finished, t.reply = WAITING, 0, None, None
+
+    # -- queries
+
+    def _tasks(self, where: str, *parameters: Any) -> list[Task]:
+        return [
+            self.task_of(row) for row in self._database.read(f"SELECT {COLUMNS} FROM tasks WHERE {where}", parameters)
+        ]
+
+    def find(self, chain: str, kind: str, key: str) -> Task | None:
+        rows = self._database.read(SELECT_KEY, _key_values(chain, kind, key))
+        return self.task_of(rows[0]) if rows else None
+
+    def keys(self, chain: str, kind: str) -> list[str]:
+        return [
+            key for (key,) in self._database.read("SELECT key FROM tasks WHERE chain = %s AND kind = %s", (chain, kind))
+        ]
+
+    def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
+        where = "announcement_number = %s AND chain = %s AND state = 1 AND kind = ANY(%s::text[]) ORDER BY id"
+        return self._tasks(where, number, chain, list(kinds))
+
+    def has_pending_for(self, chain: str, kind: str, number: int) -> bool:
+        where = "announcement_number = %s AND chain = %s AND kind = %s AND state = 0 LIMIT 1"
+        return bool(self._database.read(f"SELECT 1 FROM tasks WHERE {where}", (number, chain, kind)))
+
+    def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
+        return self._tasks(
+            "announcement_number = %s AND chain = %s AND kind = %s AND state = 0 ORDER BY id", number, chain, kind
+        )
+
+    def newer_keys(self, task: Task, prefix: str) -> list[str]:
+        rows = self._database.read(
+            f"SELECT key FROM tasks WHERE chain = %s AND kind = %s AND {_BEGINS} AND id > %s AND state IN (0, 1)",
+            (task.chain, task.kind, *_prefix_values(prefix), task.id),
+        )
+        return [key for (key,) in rows]
+
+    def states(self, chain: str, kind: str, prefix: str, part: str) -> list[tuple[int, int]]:
+        rows = self._database.read(
+            f"SELECT id, state FROM tasks WHERE chain = %s AND kind = %s AND {_BEGINS} AND strpos(key, %s) > 0 "
+            "ORDER BY id",
+            (chain, kind, *_prefix_values(prefix), to_sqlite_text(part)),
+        )
+        return [(int(id_), int(state)) for id_, state in rows]
+
+    def count(self, chain: str | None = None) -> dict[str, int]:
+        rows = self._database.read(
+            "SELECT state, count(*) FROM tasks WHERE %s::text IS NULL OR chain = %s GROUP BY state", (chain, chain)
+        )
+        names = {WAITING: "waiting", DONE: "done", FAILED: "failed", DROPPED: "dropped"}
+        return {"waiting": 0, "done": 0, "failed": 0} | {names[state]: number for state, number in rows}
+
+    def count_waiting(self, chain: str, lane: str) -> int:
+        values = (chain, to_sqlite_text(lane))
+        ((count,),) = self._database.read(
+            "SELECT count(*) FROM tasks WHERE chain = %s AND lane = %s AND state = 0", values
+        )
+        return int(count)
+
+    def held(self, chain: str, limit: int = 1000) -> list[Task]:
+        return self._tasks("chain = %s AND state = 0 AND reply IS NOT NULL ORDER BY due, id LIMIT %s", chain, limit)
+
+    def failed(self, chain: str, limit: int = 1000) -> list[Task]:
+        return self._tasks("chain = %s AND state = 2 ORDER BY finished DESC, id DESC LIMIT %s", chain, limit)
+
+    # -- claiming
+
+    def claim(self, chain: str, lane: str, limit: int, now: float, *, in_flight: Collection[int] = ()) -> list[Task]:
+        claimed: list[Task] = []
+        values = {"chain": chain, "lane": lane, "now": now, "taken": list(in_flight), "me": self._membership.id}
+        for rank in (FRESH, BACKLOG):
+            given = {**values, "rank": rank, "limit": limit - len(claimed)}
+            rows = self._database.fetch(_CLAIM, given)
+            claimed += sorted((self.task_of(row) for row in rows), key=lambda task: (task.due, task.id))
+            if len(claimed) >= limit:
+                break
+        self._membership.held += len(claimed)
+        return claimed
+
+    def next_due(self, chain: str, lane: str, now: float) -> float | None:
+        where = f"FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND state = 0 AND due > %(now)s AND {_OURS}"
+        rows = self._database.read(
+            f"SELECT min(due) {where} AND rank = 0 UNION ALL SELECT min(due) {where} AND rank = 1",
+            {"chain": chain, "lane": lane, "now": now, "me": self._membership.id},
+        )
+        return min((float(due) for (due,) in rows if due is not None), default=None)
+
+    def lanes(self, chain: str) -> list[tuple[str, str]]:
+        rows = self._database.read(
+            'WITH RECURSIVE lanes (lane) AS ((SELECT min(lane) COLLATE "C" FROM tasks WHERE chain = %s AND state = 0) '
+            "UNION ALL SELECT (SELECT min(lane) FROM tasks t WHERE t.chain = %s AND t.state = 0 "
+            "AND t.lane > lanes.lane) FROM lanes WHERE lanes.lane IS NOT NULL) "
+            "SELECT lane, (SELECT kind FROM tasks t WHERE t.chain = %s AND t.state = 0 AND t.lane = lanes.lane "
+            "LIMIT 1) FROM lanes WHERE lane IS NOT NULL",
+            (chain, chain, chain),
+        )
+        return [(lane, kind) for lane, kind in rows]
+
+    # -- finishing
+
+    def finish(self, outcomes: Iterable[Outcome]) -> Finished:
+        outcomes = list(outcomes)
+        if not outcomes:
+            return Finished([], ())
+        with self._lanes_lock:
+            return self._finish(outcomes)
+
+    def _finish(self, outcomes: Sequence[Outcome]) -> Finished:
+        now = self.now()
+        changes: LaneChanges = {}
+        for outcome in outcomes:
+            record_outcome(changes, outcome)
+        merge_changes(changes, self._lane_changes)
+        failing = {lane for lane, change in changes.items() if change.failure}
+        is_due = now - self._lanes_stored > LANE_INTERVAL or failing or not self._failing.isdisjoint(changes)
+
+        def work(db: Connection) -> Finished:
+            stored = self._store_outcomes(db, outcomes, now)
+            ours = [outcome for outcome in outcomes if outcome.task.id in stored]
+            follow_ups = [task for outcome in ours for task in outcome.follow_ups]
+            new = [task for task, is_new in self._add(db, follow_ups, now) if is_new]
+            if is_due:
+                self._store_lanes(db, changes, now)
+            return Finished(new, [outcome for outcome in outcomes if outcome.task.id not in stored])
+
+        is_single = not is_due and not any(outcome.follow_ups for outcome in outcomes)
+        finished = (self._database.run_statement if is_single else self._database.run)(work, now)
+        self._last_finish = now
+        self._membership.held = max(0, self._membership.held - len(outcomes))
+        self._lane_changes = {} if is_due else changes
+        if is_due:
+            self._lanes_stored = now
+            self._failing = self._failing - {lane for lane, change in changes.items() if change.done} | failing
+        return finished
+
+    def _store_outcomes(self, db: Connection, outcomes: Sequence[Outcome], now: float) -> set[int]:
+        """Store outcomes of tasks that no other member holds; return the ids of the tasks."""
+        me = self._membership.id
+        rows = [_outcome_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.task.id)]
+        values = {"rows": Json(rows), "now": now, "me": me, "token": f"{me} {now!r}"}
+        stored = {id_ for (id_,) in db.execute(_FINISH.encode(), values).fetchall()}
+        missing = [row["id"] for row in rows if row["id"] not in stored]
+        if missing and self._database.doubtful:  # perhaps stored by an attempt with an unknown result
+            tokens = [f"{me} {at!r}" for at in self._database.doubtful]
+            earlier = "SELECT id FROM tasks WHERE id = ANY(%s::bigint[]) AND done_by = ANY(%s::text[])"
+            stored |= {id_ for (id_,) in db.execute(earlier, (missing, tokens)).fetchall()}
+        return stored
+
+    @staticmethod
+    def _store_lanes(db: Connection, changes: LaneChanges, now: float) -> None:
+        for (chain, lane), change in sorted(changes.items()):
+            failure = change.failure
+            error = to_sqlite_text(change.error[:MAX_ERROR]) if failure and change.error else None
+            values = {
+                "chain": chain,
+                "lane": to_sqlite_text(lane),
+                "done": change.done,
+                "now": now,
+                "failure": failure,
+                "bytes": min(change.size, MAX_SIZE),
+                "last_id": change.last_id,
+                "error": error,
+                "last_done": now if change.done else None,
+                "failing_since": now if failure else None,
+            }
+            db.execute(_STORE_LANE.encode(), values)
+
+    def store_lanes(self) -> None:
+        now = self.now()
+        with self._lanes_lock:
+            changes = self._lane_changes
+            if changes:
+                self._database.run(lambda db: self._store_lanes(db, changes, now))
+            self._lane_changes = {}
+            self._lanes_stored = now
+
+    def mark_alive(self) -> float:
+        """Store the states of lanes once all tasks are finished; the lease says that this process lives."""
+        if not self._lane_changes:
+            return float("inf")
+        rest = self._last_finish + UNFLUSHED_SECONDS - self.now()
+        if rest > 0:
+            return rest + MARK_SLACK
+        with suppress(JournalError):  # they stay in memory
+            self.store_lanes()
+        return float("inf")
+
+    def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
+        with self._killed_lock:
+            self._killed += self._membership.killed()
+            killed = list(self._killed)
+        where = (
+            "state = 1 AND finished BETWEEN %s AND %s AND chain = %s AND kind = ANY(%s::text[]) "
+            "AND starts_with(done_by, %s) ORDER BY finished, id"
+        )
+        return [
+            task
+            for member, at in killed
+            for task in self._tasks(where, at - seconds, at, chain, list(kinds), f"{member} ")
+        ]
+
+    # -- changes of waiting and failed tasks
+
+    def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
+        now = self.now()
+        values = {"now": now, "number": number, "chain": chain, "kind": kind, "me": self._membership.id}
+        # In the hands of this member: they are submitted to its scheduler.
+        rows = self._database.fetch(
+            "UPDATE tasks SET due = %(now)s, holder = %(me)s WHERE announcement_number = %(number)s "
+            f"AND chain = %(chain)s AND kind = %(kind)s AND state = 0 AND {_OURS} RETURNING {COLUMNS}",
+            values,
+        )
+        return sorted((self.task_of(row) for row in rows), key=lambda task: task.id)
+
+    def release(self, chain: str, lane: str | None = None) -> None:
+        self._change(
+            "due = %(now)s WHERE chain = %(chain)s AND state = 0 AND tries > 0 AND due > %(now)s "
+            "AND (%(lane)s::text IS NULL OR lane = %(lane)s)",
+            chain=chain,
+            lane=lane,
+        )
+
+    def make_all_due_now(self, chain: str, kind: str) -> None:
+        self._change(
+            "due = %(now)s WHERE chain = %(chain)s AND state = 0 AND kind = %(kind)s AND due > %(now)s",
+            chain=chain,
+            kind=kind,
+        )
+
+    def _change(self, change: str, **values: Any) -> list[Any]:
+        values |= {"now": self.now(), "me": self._membership.id}
+        return self._database.fetch(f"UPDATE tasks SET {change} AND {_OURS} RETURNING {COLUMNS}", values)
+
+    def retry(self, ids: Iterable[int]) -> list[Task]:
+        wanted = list(ids)
+        rows = self._change(
+            "state = 0, tries = 0, due = %(now)s, created = %(now)s, finished = NULL, reply = NULL, failure = NULL "
+            "WHERE id = ANY(%(ids)s::bigint[]) AND state = 2",
+            ids=wanted,
+        )
+        retried = {row[0]: self.task_of(row) for row in rows}
+        return [retried[id_] for id_ in wanted if id_ in retried]
+
+    def fail_pending(
+        self, chain: str, lane: str, *, exclude: Collection[int] = (), failure: str | None = None
+    ) -> list[int]:
+        rows = self._change(
+            "state = 2, finished = %(now)s, failure = %(failure)s, holder = NULL WHERE chain = %(chain)s "
+            "AND lane = %(lane)s AND state = 0 AND id <> ALL(%(without)s::bigint[])",
+            chain=chain,
+            lane=lane,
+            without=list(exclude),
+            failure=failure,
+        )
+        return sorted(row[0] for row in rows)
+
+    # -- rows
+
+    def _stored_text(self, text: str) -> str:
+        return self._cipher.encrypt(to_sqlite_text(text))
+
+    def task_of(self, row: Any) -> Task:
+        """Return the task with these columns."""
+        id_, chain, kind, key, lane, rank, due, state, tries, created, number, body, reply, finished, holder, tried = (
+            row
+        )
+        task = Task(chain, kind, key, lane, body, due, rank, number, id_, state, tries, created, reply, finished)
+        task.body = self._cipher.decrypt(body)
+        task.held = holder == self._membership.id
+        task.tried_by = tuple(map(str, tried))
+        return task
+
+
+class _Editor:
+    """The tasks within a transaction; a row that was read is locked until its end."""
+
+    def __init__(self, tasks: PostgresTasks, db: Connection, now: float) -> None:
+        self._tasks = tasks
+        self._db = db
+        self._now = now
+        self._inserted: set[int] = set()
+
+    def add(self, task: Task) -> tuple[Task, bool]:
+        ((stored, is_new),) = self._tasks._add(self._db, [task], self._now, self._inserted)
+        if is_new:
+            return stored, True
+        return self.find(task.chain, task.kind, task.key) or stored, False  # locked
+
+    def find(self, chain: str, kind: str, key: str) -> Task | None:
+        row = self._db.execute((SELECT_KEY + "FOR UPDATE").encode(), _key_values(chain, kind, key)).fetchone()
+        return self._tasks.task_of(row) if row else None
+
+    def update_body(self, task: Task) -> None:
+        body = self._tasks._stored_text(task.body)
+        self._db.execute("UPDATE tasks SET body = %s WHERE id = %s", (body, task.id))
+
+    def reset(self, task: Task) -> None:
+        self._tasks.reset(self._db, task)
+
+
+_BEGINS = f"{ident('key')} >= %s AND {ident('key')} < %s AND starts_with(key, %s)"
+
+
+def _prefix_values(prefix: str) -> tuple[str, str, str]:
+    """Return the first and last text of the index that begin with a prefix, and the prefix."""
+    whole = to_sqlite_text(prefix)
+    start = whole[:IDENT_PREFIX]
+    return start, start[:-1] + chr(ord(start[-1]) + 1), whole
+
+
+def _identity(task: Task) -> tuple[str, str, str]:
+    return task.chain, task.kind, to_sqlite_text(task.key)
+
+
+def _key_values(chain: str, kind: str, key: str) -> Sequence[Any]:
+    text = to_sqlite_text(key)
+    return (chain, kind, *[text] * ident("%s").count("%s"))
+
+
+def _outcome_row(outcome: Outcome) -> dict[str, Any]:
+    task, delivery = outcome.task, outcome.delivery or _NO_DELIVERY
+    return {
+        "id": task.id,
+        "state": outcome.state,
+        "rank": task.rank,
+        "tries": task.tries,
+        "due": outcome.due or task.due,
+        "reply": None if outcome.reply is None else to_sqlite_text(outcome.reply),
+        "size": delivery.size,
+        "seconds": delivery.seconds,
+        "destination": delivery.destination and to_sqlite_text(delivery.destination),
+        "peer": delivery.peer and to_sqlite_text(delivery.peer),
+        "failed": outcome.failure is not None or task.tries > 1,
+        "failure": outcome.failure,
+    }

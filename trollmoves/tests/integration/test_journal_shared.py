@@ -1,0 +1,430 @@
+"""Several members with one journal on PostgreSQL store rows at the same time, and take over those of dead members."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+
+import psycopg
+import pytest
+
+from trollmoves.errors import JournalError, JournalUnusable
+from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Outcome, Task, TaskEditor, Version
+from trollmoves.journal.postgresql import PostgresJournal
+from trollmoves.tests.helpers.journals import (
+    LATER,
+    announced,
+    append_announcements,
+    keys,
+    new_schema,
+    shared_server,
+    task,
+)
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.servers import postgresql
+from trollmoves.tests.servers.postgresql import Postgresql
+
+pytestmark = pytest.mark.skipif(bool(postgresql.missing()), reason=postgresql.missing())
+
+Join = Callable[[], PostgresJournal]
+
+
+@pytest.fixture
+def join() -> Iterator[Join]:
+    """Return a function that opens the journal of a fleet as a further member."""
+    url = new_schema(shared_server())
+    with ExitStack() as stack:
+
+        def open_again() -> PostgresJournal:
+            journal = PostgresJournal(url)
+            stack.callback(journal.close)
+            return journal
+
+        yield open_again
+
+
+def execute(journal: PostgresJournal, statement: str) -> None:
+    """Change the database of a journal as an operator could."""
+    with psycopg.connect(shared_server().url, autocommit=True) as db:
+        db.execute(f"SET search_path TO {journal.membership._database.location.schema}".encode())
+        db.execute(statement.encode())
+
+
+def bury(journal: PostgresJournal, other: PostgresJournal) -> None:
+    """Make a member bury another one, as if the process of that had ended."""
+    execute(journal, f"UPDATE members SET process = regexp_replace(process, '[0-9]+$', '0') WHERE id = {other.life}")
+    journal.membership.bury_ended()
+
+
+def test_members_have_one_identity_and_different_lives(join: Join) -> None:
+    """All members have the identity of the journal, and each one its life."""
+    one, two = join(), join()
+    assert one.identity == two.identity
+    assert one.life != two.life
+    assert one.still()
+    assert [member.life for member in one.membership.members()] == [one.life, two.life]
+
+
+def test_each_key_is_new_for_one_member(join: Join) -> None:
+    """Members that note the same keys in any order, at the same time, agree which of them stored each one."""
+    journals = [join(), join()]
+    names = [f"{n:04}" for n in range(200)]
+    new: Counter[str] = Counter()
+
+    def note(number: int) -> list[str]:
+        order = random.Random(number)
+        stored = []
+        for start in range(0, len(names), 40):
+            batch = names[start : start + 40]
+            order.shuffle(batch)
+            added = journals[number % 2].add_tasks([task(name) for name in batch])
+            assert [one.key for one, _ in added] == batch
+            stored += [one.key for one, is_new in added if is_new]
+        return stored
+
+    with ThreadPoolExecutor(4) as pool:
+        for stored in pool.map(note, range(4)):
+            new.update(stored)
+    assert new == Counter(names)
+
+
+def test_a_task_is_claimed_by_one_member(join: Join) -> None:
+    """Members that claim from one lane at the same time get different tasks, and all together."""
+    one, two = join(), join()
+    one.add_tasks([task(f"{n:03}", due=1.0) for n in range(300)])
+    execute(one, "UPDATE tasks SET holder = NULL")
+
+    def claim(journal: PostgresJournal) -> list[str]:
+        mine: dict[int, str] = {}
+        while claimed := journal.claim("chain", "lane", 16, LATER, in_flight=mine.keys()):
+            mine |= {one.id: one.key for one in claimed}
+        return list(mine.values())
+
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [key for keys in pool.map(claim, [one, two]) for key in keys]
+    assert sorted(claimed) == [f"{n:03}" for n in range(300)]
+
+
+def test_new_tasks_belong_to_their_member(join: Join) -> None:
+    """A member that stores a task holds it: others do not claim it, and do not expect it."""
+    one, two = join(), join()
+    ((stored, _),) = one.add_tasks([task("a")])
+    assert stored.held
+    ((known, is_new),) = two.add_tasks([task("a")])
+    assert (known.held, is_new) == (False, False)
+    assert two.claim("chain", "lane", 5, LATER) == []
+    assert keys(one.claim("chain", "lane", 5, LATER)) == ["a"]
+    assert two.reset_tasks([known]) == []
+    assert two.fail_pending("chain", "lane") == []
+    assert one.reset_tasks([stored])
+
+
+def test_a_member_gets_the_tasks_of_one_that_died(join: Join) -> None:
+    """The tasks of a member without a lease become free; its results no longer count, and it learns of that."""
+    one, two = join(), join()
+    one.add_tasks([task("a"), task("b"), task("done")])
+    ours = {t.key: t for t in one.claim("chain", "lane", 5, LATER)}
+    one.finish([Outcome(ours["done"], DONE)])
+    bury(two, one)
+    theirs = two.claim("chain", "lane", 5, LATER)
+    assert keys(theirs) == ["a", "b"]
+    assert [t.tried_by for t in theirs] == [(one.life,)] * 2
+    finished = one.finish([Outcome(ours["a"], DONE, follow_ups=[task("next")])])
+    assert [outcome.task.key for outcome in finished.lost] == ["a"]
+    assert finished.new == []
+    assert two.find("chain", "fetch", "next") is None
+    assert two.finish([Outcome(theirs[0], DONE)]).lost == []
+    assert keys(two.finished_before_kill("chain", ["fetch"], 1000.0)) == ["done"]
+    until(lambda: one.damage, what="the buried member learns of it")
+    assert not one.still()
+    with pytest.raises(JournalError):
+        one.find("chain", "fetch", "a")
+
+
+def test_rows_of_a_buried_member_become_free(join: Join) -> None:
+    """Tasks that a member stores while it is buried are free after the next renewal of another one."""
+    one, two = PostgresJournal(new_schema(shared_server())), None
+    try:
+        two = PostgresJournal(one.path, lease=1.0)
+        one.membership._stop.set()  # it does not learn of its burial
+        execute(one, f"UPDATE members SET gone = true WHERE id = {one.life}")
+        one.add_tasks([task("late")])
+        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["late"], 30)
+    finally:
+        one.close()
+        if two:
+            two.close()
+
+
+def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
+    """After a normal end the tasks and leases are free immediately, and nothing counts as lost."""
+    one, two = join(), join()
+    one.add_tasks([task("a")])
+    assert one.membership.take("fleet")
+    assert not two.membership.take("fleet")
+    one.close()
+    assert two.membership.take("fleet")
+    assert keys(two.claim("chain", "lane", 5, LATER)) == ["a"]
+    assert two.finished_before_kill("chain", ["fetch"], 1000.0) == []
+
+
+def test_a_suspended_member_loses_its_tasks() -> None:
+    """A member that does not renew its lease fences itself first; then another one buries it."""
+    url = new_schema(shared_server())
+    one, two = PostgresJournal(url, lease=1.0), PostgresJournal(url, lease=1.0)
+    try:
+        one.add_tasks([task("a")])
+        one.membership._stop.set()  # its thread, as if the process was suspended
+        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["a"], 30)
+        assert not one.still()
+    finally:
+        two.close()
+        one.close()
+
+
+def test_readers_miss_no_number(join: Join) -> None:
+    """Four threads of two members append; a reader that asks for later numbers gets each one, in order."""
+    one, two = join(), join()
+    per_thread, batch = 100, 5
+    done = threading.Event()
+
+    def append(number: int) -> None:
+        for start in range(0, per_thread, batch):
+            uris = [f"/in/{number}/{n}" for n in range(start, start + batch)]
+
+            def make(_: object, first: int, uris: list[str] = uris) -> list[AnnouncementRecord]:
+                return [announced(first + n, uri) for n, uri in enumerate(uris)]
+
+            [one, two][number % 2].append("chain", uris, make)
+
+    def read() -> list[AnnouncementRecord]:
+        found: list[AnnouncementRecord] = []
+        while not done.is_set() or two.last_number("chain") > len(found):
+            found += two.announcements_after("chain", len(found), 50)
+        return found
+
+    with ThreadPoolExecutor(5) as pool:
+        reader = pool.submit(read)
+        list(pool.map(append, range(4)))
+        done.set()
+        found = reader.result()
+    assert [record.number for record in found] == list(range(1, 4 * per_thread + 1))
+    assert len({record.uri for record in found}) == 4 * per_thread
+
+
+def test_a_file_is_announced_by_one_member(join: Join) -> None:
+    """Members that find the same files announce each one once: the versions are read under the lock of the log."""
+    journals = [join(), join()]
+    uris = [f"/in/{n}" for n in range(50)]
+
+    def announce(number: int) -> None:
+        for start in range(0, len(uris), 10):
+            chosen = uris[start : start + 10]
+
+            def make(
+                versions: Mapping[str, Version], first: int, chosen: list[str] = chosen
+            ) -> list[AnnouncementRecord]:
+                new = [uri for uri in chosen if versions.get(uri) != (5, 7)]
+                return [announced(first + n, uri) for n, uri in enumerate(new)]
+
+            journals[number % 2].append("chain", chosen, make)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(announce, range(4)))
+    records = journals[0].announcements_after("chain", 0, 1000)
+    assert sorted(record.uri for record in records) == sorted(uris)
+    assert [record.number for record in records] == list(range(1, len(uris) + 1))
+
+
+def test_merging_loses_nothing(join: Join) -> None:
+    """Members that add to the body of one task at the same time all find their part in it."""
+    journals = [join(), join()]
+    journals[0].add_tasks([task("a", body="")])
+
+    def merge(number: int) -> None:
+        def how(editor: TaskEditor, asked: Task, known: Task) -> list[Task]:
+            known.body += asked.body
+            editor.update_body(known)
+            return []
+
+        for n in range(10):
+            journals[number % 2].merge([task("a", body=f"{number}-{n} ")], (), how)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(merge, range(4)))
+    found = journals[0].find("chain", "fetch", "a")
+    assert found
+    assert sorted(found.body.split()) == sorted(f"{number}-{n}" for number in range(4) for n in range(10))
+
+
+def test_random_batches_end(join: Join) -> None:
+    """Batches of all kinds on the same rows, in random orders, all end, and each finished task is finished once."""
+    journals = [join(), join()]
+    names = [f"{n:03}" for n in range(60)]
+    finished: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def work(number: int) -> None:
+        chance, journal = random.Random(number), journals[number % 2]
+        for _ in range(25):
+            chosen = chance.sample(names, 10)
+            journal.add_tasks([task(name, chance.choice(["one", "two"])) for name in chosen])
+            journal.merge([task(name) for name in chosen], (), lambda editor, asked, known: [])
+            with lock:  # the tasks in flight of one process are claimed by its one scheduler
+                claimed = journal.claim("chain", chance.choice(["one", "two"]), 5, LATER, in_flight=flying[number % 2])
+                flying[number % 2] |= {one.id for one in claimed}
+            chance.shuffle(claimed)
+            states = [chance.choice([DONE, WAITING, FAILED]) for _ in claimed]
+            outcomes = [Outcome(one, state, due=1.0) for one, state in zip(claimed, states, strict=True)]
+            lost = {id(outcome) for outcome in journal.finish(outcomes).lost}
+            with lock:
+                flying[number % 2] -= {one.id for one in claimed}
+                finished.update(o.task.key for o in outcomes if o.state != WAITING and id(o) not in lost)
+
+    flying: list[set[int]] = [set(), set()]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    counts = journals[0].count("chain")
+    assert set(finished.values()) <= {1}
+    assert counts["done"] + counts["failed"] == len(finished)
+
+
+def test_unusual_texts(join: Join) -> None:
+    """NUL, invalid UTF-8 and texts of a megabyte are stored, also in keys; the texts are found again."""
+    journal = join()
+    large = random.Random(1).randbytes(500_000).hex()
+    names = ["a\0b", "a\0c", "\udcff", "雲" * 1000, large, f"{large}x"]
+    added = journal.add_tasks([task(name, body=large) for name in names])
+    assert all(is_new for _, is_new in added)
+    assert not any(is_new for _, is_new in journal.add_tasks([task(name) for name in names]))
+    found = [journal.find("chain", "fetch", name) for name in names]
+    assert [one.id for one in found if one] == [one.id for one, _ in added]
+    assert {one.body for one in found if one} == {large}
+
+
+def test_a_gap_after_a_fail_over(join: Join) -> None:
+    """On another timeline of the engine, numbers and ids continue after a gap, so that none is given twice."""
+    one = join()
+    append_announcements(one, "chain", [announced(1)])
+    ((before, _),) = one.add_tasks([task("a")])
+    execute(one, "UPDATE meta SET value = '00000000' WHERE key = 'timeline'")
+    two = join()
+    number = two.append("chain", (), lambda _, first: [announced(first)])[0].number
+    ((after, _),) = two.add_tasks([task("b")])
+    assert number == 1_000_002
+    assert after.id > before.id + 1_000_000
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_logins_are_not_in_the_database(tmp_path: pytest.TempPathFactory, with_key: bool) -> None:
+    """A password in the body of a task is encrypted; another member finds it only with the key file."""
+    key = f"{tmp_path}/fleet.key"
+    with open(key, "w", encoding="ascii") as file:
+        file.write("k" * 40)
+    url = new_schema(shared_server()) + (f"&key_file={key}" if with_key else "")
+    body = '{"destination": "ftp://user:secret@host/in", "other": "http://host/a@b:c"}'
+    one, two = PostgresJournal(url), PostgresJournal(url)
+    try:
+        one.add_tasks([task("a", body=body)])
+        with psycopg.connect(shared_server().url) as db:
+            schema = one.membership._database.location.schema
+            rows = db.execute(f"SELECT body FROM {schema}.tasks".encode()).fetchall()
+        assert "secret" not in str(rows)
+        here, there = one.find("chain", "fetch", "a"), two.find("chain", "fetch", "a")
+        assert here
+        assert here.body == body
+        assert there
+        assert there.body == (body if with_key else body.replace("user:secret@", ""))
+    finally:
+        two.close()
+        one.close()
+
+
+def test_no_password_in_texts() -> None:
+    """The path and the errors of a journal have no password; a wrong one is not tried again."""
+    server = shared_server()
+    url = f"postgresql://nobody-here:hush@/postgres?host={server.folder}&port={server.port}"
+    with pytest.raises(JournalUnusable) as caught:
+        PostgresJournal(url)
+    assert "hush" not in str(caught.value)
+    assert not caught.value.temporary
+    with pytest.raises(JournalUnusable) as invalid:
+        PostgresJournal("postgresql://u:hush%zz@host/db")
+    assert "hush" not in str(invalid.value)
+
+
+class Writer:
+    """Stores, finishes and announces tasks on an engine that crashes, and repeats each call that failed."""
+
+    def __init__(self, journal: PostgresJournal) -> None:
+        self.journal = journal
+        self.new: Counter[str] = Counter()
+        self.finished: Counter[str] = Counter()
+        self.stopping = threading.Event()
+
+    def repeat(self, call: Callable[[], None]) -> None:
+        """Repeat a call until it succeeds."""
+        while True:
+            try:
+                return call()
+            except JournalError as error:
+                if not error.temporary:
+                    raise
+
+    def run(self, number: int) -> None:
+        """Work until the end of the test."""
+        for n in itertools.count():
+            if self.stopping.is_set():
+                return
+            for step in (self._add, self._append):
+                self.repeat(partial(step, number, f"{number}-{n}"))
+
+    def _add(self, _: int, name: str) -> None:
+        for one, is_new in self.journal.add_tasks([task(name)]):
+            self.new[name] += is_new
+            self.repeat(partial(self._finish, one))
+
+    def _finish(self, one: Task) -> None:
+        assert self.journal.finish([Outcome(one, DONE)]).lost == []
+        self.finished[one.key] += 1
+
+    def _append(self, number: int, name: str) -> None:
+        def make(versions: Mapping[str, Version], first: int) -> list[AnnouncementRecord]:
+            return [] if name in versions else [announced(first, name)]
+
+        self.journal.append(f"chain{number}", [name], make)
+
+    def wait_for_more(self, running: list[Future[None]]) -> None:
+        """Wait until some tasks more are finished, or a thread ended."""
+        enough = len(self.finished) + 20
+        until(lambda: len(self.finished) > enough or any(one.done() for one in running), 30)
+
+
+def test_the_engine_is_killed_and_restarted() -> None:
+    """The engine crashes between and during calls of the journal: each task is new once, and finished once."""
+    with Postgresql() as server:
+        journal = PostgresJournal(new_schema(server))
+        writer = Writer(journal)
+        with ThreadPoolExecutor(3) as pool:
+            running = [pool.submit(writer.run, number) for number in range(3)]
+            for _ in range(5):
+                writer.wait_for_more(running)
+                server.kill()
+                server.start()
+            writer.wait_for_more(running)
+            writer.stopping.set()
+            for one in running:
+                one.result()
+        assert set(writer.new.values()) == set(writer.finished.values()) == {1}
+        assert journal.count() == {"waiting": 0, "done": len(writer.finished), "failed": 0}
+        for number in range(3):
+            records = journal.announcements_after(f"chain{number}", 0, 100_000)
+            assert [record.number for record in records] == list(range(1, len(records) + 1))
+            assert len({record.uri for record in records}) == len(records)
+        journal.close()
