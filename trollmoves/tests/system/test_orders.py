@@ -219,7 +219,8 @@ def test_resend_to_a_destination_with_waiting_requests(testbed: Testbed, pair: S
     order(testbed, "server", "pause", name="this host")
     (name,) = pair.feeder.feed(1)
     wait_for_waiting(testbed, "server", "push", 1)
-    assert order(testbed, "server", "resend", file=name, to=str(pair.target))["count"] == 1
+    ((key, _),) = [task for task in tasks(testbed, "server", "push") if task[1] == 0]
+    assert order(testbed, "server", "resend", file=name, to=key.partition(" ")[2])["count"] == 1
     assert [state for _, state in tasks(testbed, "server", "push")].count(0) == 1
     order(testbed, "server", "resume", name="this host")
     pair.received.wait_for_receipts([name], 10)

@@ -80,7 +80,7 @@ def test_page_on_a_used_port(testbed: Testbed) -> None:
     """A page that cannot listen is reported with the reason; the daemon works."""
     pair = ServerClientPair(testbed)
     pair.server.reconfigure({"DEFAULT": {"web_port": pair.request_port}, **pair.server_sections})
-    assert "is already used by [DEFAULT]" in testbed.run("move_it_server.py", pair.server.config, "--check").stdout
+    assert "is already used by [DEFAULT]" in testbed.run("move_it_server.py", pair.server.config, "--check").stderr
     pair.client.reconfigure({"DEFAULT": {"web_port": pair.request_port}, **pair.client_sections})
     pair.server.reconfigure(pair.server_sections)
     pair.start()
