@@ -18,11 +18,11 @@ from trollmoves.tests.helpers import legacy_peer as earlier
 Work = Callable[[Path], Iterator[Figure]]
 
 
-def works(*, full: bool, old: bool, peers_too: bool = False) -> dict[str, Work]:
+def works(*, full: bool, old: bool, with_peers: bool) -> dict[str, Work]:
     """Return all benchmarks by name, in their order."""
     times = 5 if full else 1
     return {
-        **(peers.works(5000) if peers_too else {}),
+        **(peers.works(5000) if with_peers else {}),
         "burst": partial(flow.burst, count=5000, old=old),
         "large-burst": partial(flow.burst, count=4000 * times, old=False),
         "steady": partial(flow.steady, seconds=10 * times),
@@ -45,7 +45,7 @@ def works(*, full: bool, old: bool, peers_too: bool = False) -> dict[str, Work]:
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    names = ", ".join(works(full=False, old=False))
+    names = ", ".join(works(full=False, old=False, with_peers=True))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
     parser.add_argument("work", nargs="*", help=f"benchmarks to run, by default all: {names}")
     parser.add_argument(
@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--plot", type=Path, help="draw the ratios to 0.19.0 into this file (SVG)")
     found = parser.parse_args()
-    unknown = set(found.work) - works(full=False, old=False).keys()
+    unknown = set(found.work) - works(full=False, old=False, with_peers=found.peers).keys()
     if unknown:
         parser.error(f"unknown benchmarks: {', '.join(sorted(unknown))}; choose from {names}")
     return found
@@ -72,7 +72,7 @@ def main() -> int:
     if not has_pgo():
         print("warning: users run a Python with PGO, as distributions build it; this one is up to 1.3 times as slow")
     figures: list[Figure] = []
-    for name, work in works(full=options.full, old=options.old, peers_too=options.peers).items():
+    for name, work in works(full=options.full, old=options.old, with_peers=options.peers).items():
         if options.work and name not in options.work:
             continue
         began = time.monotonic()

@@ -91,7 +91,7 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
     while True:
         try:
             request = {name: value for name, value in values.items() if name != "action"}
-            reply = client.request(daemon.journal, values["action"], timeout=ORDER_TIMEOUT, **request)
+            reply = client.request(daemon.control, values["action"], timeout=ORDER_TIMEOUT, **request)
             return Outcome(daemon, "done", reply.pop("text"), reply)
         except NotRunning:
             pass
@@ -109,14 +109,14 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
 
 def _store(daemon: DaemonFiles, values: dict[str, Any]) -> Outcome:
     name = values.get("name", "")
-    if name and name not in daemon.sections and os.path.exists(daemon.journal):
-        lanes = recent_lanes(daemon.journal)
-        with open_reader(daemon.journal) as reader:
+    if name and name not in daemon.sections and (daemon.url or os.path.exists(daemon.journal)):
+        lanes = recent_lanes(daemon.where)
+        with open_reader(daemon.where) as reader:
             is_paused = values["action"] == RESUME and name in reader.pauses()
         if not (is_paused or lanes_named(name, lanes)):
             return Outcome(daemon, "rejected", unknown_name(name, daemon.sections, lanes), {})
     order = Order.parse({**values, "by": _user(), "at": time.time()})
-    record_offline(daemon.journal, order.key, order.dump())
+    record_offline(daemon.where, order.key, order.dump())
     return Outcome(daemon, "stored", "stored; the daemon does not run, and carries it out at its next start", {})
 
 

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _report(daemon: DaemonFiles) -> dict[str, Any]:
     try:
-        report = _with_held_files(daemon, client.request(daemon.journal, "health"))
+        report = _with_held_files(daemon, client.request(daemon.control, "health"))
     except NotRunning as error:
         report = {"status": NAMES[CRITICAL], "code": CRITICAL, "problems": [str(error)]}
     except ControlError as error:
@@ -55,7 +55,7 @@ def _report(daemon: DaemonFiles) -> dict[str, Any]:
 def _with_held_files(daemon: DaemonFiles, report: dict[str, Any]) -> dict[str, Any]:
     """Return the report with a warning if files are held: one file can be held while its lane works."""
     try:
-        with open_reader(daemon.journal) as reader:
+        with open_reader(daemon.where) as reader:
             held = reader.count_listed("held")
     except JournalError:
         return report  # the daemon reports on its journal

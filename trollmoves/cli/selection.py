@@ -15,11 +15,14 @@ from trollmoves.errors import ConfigError, JournalError
 from trollmoves.journal import (
     JOURNAL_SUFFIX,
     LOCK_SUFFIX,
+    control_path,
     fallback_directories,
     find_journal,
+    is_shared,
     open_reader,
     state_directories,
 )
+from trollmoves.net import urls
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,17 @@ class DaemonFiles:
     sections: tuple[str, ...] = ()
     configuration: Configuration[Any] | None = None
     problem: str = ""
+    url: str = ""  # of a journal that several hosts share, maybe with a password; ``journal`` is without it
+
+    @property
+    def where(self) -> str:
+        """The path or URL with which the journal is opened."""
+        return self.url or self.journal
+
+    @property
+    def control(self) -> str:
+        """The path next to which the control socket is."""
+        return control_path(self.where, self.config, self.kind)
 
     @property
     def name(self) -> str:
@@ -76,7 +90,9 @@ def daemon_of(config: str, kind: str | None = None, *, needs_journal: bool = Tru
         raise ConfigError(f"it is for {kind}.py, which has no journal: use trollmoves check or explain", file=config)
     loaded = _load(config, kind)
     journal = find_journal(loaded.journal, config, kind)
-    return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem)
+    url = journal if is_shared(journal) else ""
+    journal = urls.redacted(url) if url else journal
+    return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem, url)
 
 
 def selected(arguments: argparse.Namespace, *, need_journals: bool = True) -> list[DaemonFiles]:

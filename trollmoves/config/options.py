@@ -81,7 +81,13 @@ class ProcessOptions(SharedOptions):
         parsers.text,
         "",
         "database of pending and finished tasks; without it one file per configuration in "
-        "`$STATE_DIRECTORY`, `$XDG_STATE_HOME/trollmoves` or `~/.local/state/trollmoves`",
+        "`$STATE_DIRECTORY`, `$XDG_STATE_HOME/trollmoves` or `~/.local/state/trollmoves`; several hosts "
+        "share `postgresql://...`, see [scaling](scaling.md)",
+    )
+    fleet: str = option(
+        parsers.choice("standby"),
+        "standby",
+        "work of the hosts that share a journal on PostgreSQL; `standby`: one works, the others wait to take over",
     )
     synchronous: str = option(
         parsers.choice("normal", "full"),

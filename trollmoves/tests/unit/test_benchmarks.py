@@ -13,7 +13,7 @@ from benchmarks.figures import Figure, as_data, table
 CPU_OF_A_FILE = 900.0  # us of both processes in a burst, calibrated; recorded on 2026-11-28 on two processors
 SLOWER = 1.25  # times that, at which a change has made files more expensive
 SLOWER_IF_BUSY = 2.5  # the same while other programs use the machine: batches are smaller, and caches cold
-ROUNDS = 5
+ROUNDS = 3
 SLOWER_THAN_BARE = 100  # times; it is some 20 on an idle machine
 
 
