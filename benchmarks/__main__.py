@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import dispatching, flow, movers, plot, scale, topologies
-from benchmarks.figures import Figure, as_data, table
+from benchmarks import dispatching, flow, movers, peers, plot, scale, topologies
+from benchmarks.figures import Figure, as_data, has_pgo, python_build, table
 from trollmoves.tests.helpers import legacy_peer as earlier
 
 Work = Callable[[Path], Iterator[Figure]]
 
 
-def works(*, full: bool, old: bool) -> dict[str, Work]:
+def works(*, full: bool, old: bool, with_peers: bool) -> dict[str, Work]:
     """Return all benchmarks by name, in their order."""
     times = 5 if full else 1
     return {
+        **(peers.works(5000) if with_peers else {}),
         "burst": partial(flow.burst, count=5000, old=old),
         "large-burst": partial(flow.burst, count=4000 * times, old=False),
         "steady": partial(flow.steady, seconds=10 * times),
@@ -44,17 +45,18 @@ def works(*, full: bool, old: bool) -> dict[str, Work]:
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    names = ", ".join(works(full=False, old=False))
+    names = ", ".join(works(full=False, old=False, with_peers=True))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__import__("benchmarks").__doc__)
     parser.add_argument("work", nargs="*", help=f"benchmarks to run, by default all: {names}")
     parser.add_argument(
         "--old", action="store_true", help="compare with 0.19.0, which is installed into a separate venv"
     )
+    parser.add_argument("--peers", action="store_true", help="run other programs too: lsyncd and rsync")
     parser.add_argument("--full", action="store_true", help="five times as many files; half an hour")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--plot", type=Path, help="draw the ratios to 0.19.0 into this file (SVG)")
     found = parser.parse_args()
-    unknown = set(found.work) - works(full=False, old=False).keys()
+    unknown = set(found.work) - works(full=False, old=False, with_peers=found.peers).keys()
     if unknown:
         parser.error(f"unknown benchmarks: {', '.join(sorted(unknown))}; choose from {names}")
     return found
@@ -66,8 +68,11 @@ def main() -> int:
     if options.old and isinstance(missing := earlier.python(), earlier.PeerUnavailable):
         print(f"without 0.19.0: {missing}", file=sys.stderr)
         options.old = False
+    print(python_build(), flush=True)
+    if not has_pgo():
+        print("warning: users run a Python with PGO, as distributions build it; this one is up to 1.3 times as slow")
     figures: list[Figure] = []
-    for name, work in works(full=options.full, old=options.old).items():
+    for name, work in works(full=options.full, old=options.old, with_peers=options.peers).items():
         if options.work and name not in options.work:
             continue
         began = time.monotonic()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
+import sysconfig
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,6 +46,19 @@ class Figure:
         )
 
 
+def python_build() -> str:
+    """Return the version of this Python, and whether it was built with profile-guided optimization (PGO)."""
+    return f"Python {platform.python_version()} {'with' if has_pgo() else 'without'} PGO ({sys.executable})"
+
+
+def has_pgo() -> bool:
+    """Return True if this Python was built with profile-guided optimization.
+
+    Distributions build theirs with it, but do not all state it in the arguments of their ``configure``.
+    """
+    return sys.base_prefix == "/usr" or "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+
+
 def short(number: float | None) -> str:
     """Return a number with two or three significant figures."""
     if number is None:
@@ -69,7 +84,7 @@ def as_data(figures: list[Figure]) -> dict[str, Any]:
     return {
         "machine": {
             "processors": os.cpu_count(),
-            "python": platform.python_version(),
+            "python": python_build(),
             "kernel": platform.release(),
             "load": os.getloadavg()[0],
         },

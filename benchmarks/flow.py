@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.calibrator import REFERENCE, Calibrator
 from benchmarks.figures import Figure
-from benchmarks.observers import Arrivals, Cost, Receipts, percentiles
+from benchmarks.observers import Arrivals, Cost, Machine, Receipts, percentiles
 from trollmoves.tests.helpers import legacy_peer as earlier
 from trollmoves.tests.helpers.daemons import DaemonPair, Testbed
 from trollmoves.tests.helpers.feeding import content, names
@@ -23,6 +24,8 @@ WORK_TIMEOUT = 600.0  # s for each measurement
 WARM_UP = 200  # files before the first measurement
 OLD_BURST = 100  # files; 0.19.0 moves about ten per second
 STEADY = 200  # files per second
+LOADED = (500, 1000)  # files per second
+QUIET = 0.1  # part of the machine that other programs, the calibrator included, may use during a quiet measurement
 
 
 @dataclass
@@ -111,18 +114,21 @@ def _arrives(one: Bench) -> bool:
 
 def burst(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
     """Time a burst of files."""
-    before = None
+    before = 0.0
     if old:
-        with stage(logs, old=True) as one:
+        with stage(logs, old=True) as one, Calibrator() as calibrator:
             before = one.rate(OLD_BURST)
+        before *= calibrator.slowness
     with stage(logs) as one:
         half = one.rate(count // 2)
         cost = Cost(*one.processes)
         server, client = Cost(one.processes[0]), Cost(one.processes[1])
-        rate = one.rate(count)
+        with Calibrator() as calibrator:
+            rate = one.rate(count)
+        slowness = calibrator.slowness
         yield Figure(
-            f"burst of {count:,} files of 1 kB", rate, "files/s", old=before, limit=bare_rate(logs),
-            limit_of="rename and link", promise=">= 1,000 files/s", kept=rate >= 1000,
+            f"burst of {count:,} files of 1 kB", rate, "files/s", old=before / slowness or None,
+            limit=bare_rate(logs), limit_of="rename and link", promise=">= 1,000 files/s", kept=rate >= 1000,
         )  # fmt: skip
         times = (count / rate) / (count // 2 / half)
         yield Figure(
@@ -130,7 +136,23 @@ def burst(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
         )
         yield Figure("CPU of the server per file", server.cpu() / count * 1e6, "us", more=False)
         yield Figure("CPU of the client per file", client.cpu() / count * 1e6, "us", more=False)
+        yield Figure(
+            "CPU of both per file, if the calibrator takes 100 us",
+            cost.cpu() / count * 1e6 / slowness,
+            "us",
+            more=False,
+        )
+        yield Figure("the calibrator", slowness * REFERENCE, "us", more=False)
         yield Figure("memory of both", cost.memory(), "MB", more=False)
+
+
+def cost_of_a_file(logs: Path, count: int = 2000) -> tuple[float, bool]:
+    """Return the microseconds of processor time of a file in a burst, calibrated, and whether the machine was quiet."""
+    with stage(logs) as one, Calibrator() as calibrator:
+        machine, cost, all_costs = Machine(), Cost(*one.processes), Cost(*one.processes, os.getpid())
+        one.rate(count)
+        cpu, is_quiet = cost.cpu(), machine.load_of_others(all_costs.cpu()) < QUIET
+    return cpu / count * 1e6 / calibrator.slowness, is_quiet
 
 
 def metrics(logs: Path, *, count: int, pairs: int = 10) -> Iterator[Figure]:
@@ -154,16 +176,23 @@ def metrics(logs: Path, *, count: int, pairs: int = 10) -> Iterator[Figure]:
 
 
 def steady(logs: Path, *, seconds: int) -> Iterator[Figure]:
-    """Time files that are created at a steady rate."""
+    """Time files that are created at steady rates."""
+    for rate in (STEADY, *LOADED):
+        yield from _steady(logs, rate, seconds)
+
+
+def _steady(logs: Path, rate: int, seconds: int) -> Iterator[Figure]:
     with stage(logs) as one:
-        appeared = one.put(STEADY * seconds, pause=1 / STEADY)
+        cost = Cost(*one.processes)
+        appeared = one.put(rate * seconds, pause=1 / rate)
         one.wait_for(appeared)
         until(lambda: appeared.keys() <= one.arrivals.at.keys(), 30, "all files arrive")
         complete = percentiles(one.arrivals.at[name] - at for name, at in appeared.items())
         receipt = percentiles(one.receipts.at[name] - at for name, at in appeared.items())
+        yield Figure(f"{rate} files/s: CPU of both per file", cost.cpu() / len(appeared) * 1e6, "us", more=False)
         for what, (p50, p95, p99) in (("complete file", complete), ("receipt", receipt)):
-            promised = what == "complete file"
-            work = f"{STEADY} files/s, creation to {what}"
+            promised = what == "complete file" and rate == STEADY
+            work = f"{rate} files/s, creation to {what}"
             yield Figure(
                 f"{work}, p50", p50, "ms", more=False,
                 promise="<= 5 ms" if promised else "", kept=p50 <= 5 if promised else None,
@@ -177,16 +206,17 @@ def steady(logs: Path, *, seconds: int) -> Iterator[Figure]:
 
 def idle(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
     """Time single files on an idle system."""
-    before = None
+    before = 0.0
     if old:
-        with stage(logs, old=True) as one:
+        with stage(logs, old=True) as one, Calibrator() as calibrator:
             before = _latency(one, 20)
-    with stage(logs) as one:
+        before /= calibrator.slowness
+    with stage(logs) as one, Calibrator() as calibrator:
         p50 = _latency(one, count)
-        yield Figure(
-            "one file, creation to receipt, p50", p50, "ms", more=False, old=before, limit=round_trip(),
-            limit_of="ZeroMQ round trip", promise="<= 5 ms", kept=p50 <= 5,
-        )  # fmt: skip
+    yield Figure(
+        "one file, creation to receipt, p50", p50, "ms", more=False, old=before * calibrator.slowness or None,
+        limit=round_trip(), limit_of="ZeroMQ round trip", promise="<= 5 ms", kept=p50 <= 5,
+    )  # fmt: skip
 
 
 def _latency(one: Bench, count: int) -> float:

@@ -146,6 +146,27 @@ class Cost:
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+class Machine:
+    """The load of this machine since the creation of this object."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._busy_before = self._busy()
+
+    def load_of_others(self, own: float) -> float:
+        """Return the part of the machine (0 to 1) that was used in addition to ``own`` seconds of processor time."""
+        available = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        return (self._busy() - self._busy_before - own) / available
+
+    @staticmethod
+    def _busy() -> float:
+        """Return the seconds that all processors have worked, or that the hypervisor gave to other machines."""
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(
+            int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+        )
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def percentiles(values: Iterable[float], scale: Callable[[float], float] = lambda s: s * 1000) -> tuple[float, ...]:
     """Return the 50th, 95th and 99th percentile, in milliseconds by default."""
     ordered = sorted(values)

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -29,6 +30,7 @@ from trollmoves.journal import (
     Journal,
     Retention,
     Task,
+    is_shared,
     journal_path,
     network_warning,
     open_journal,
@@ -43,6 +45,7 @@ from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.standby import Standby, open_when_reachable
 from trollmoves.status import model
 from trollmoves.status.sections import sections_of
 from trollmoves.status.snapshot import Live, snapshot
@@ -119,6 +122,7 @@ class Daemon(ABC, Generic[O]):
         self._ending = False
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._service = ServiceManager()
+        self._control = ""  # the path for the control socket
         self._start_errors: dict[str, str] = {}  # why chains do not run, the last one last; replaced, never modified
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
@@ -168,7 +172,7 @@ class Daemon(ABC, Generic[O]):
         )
         config = os.path.abspath(self._file)
         daemon = model.Daemon(os.path.basename(config), self.role, config, runtime.journal.path)
-        return snapshot(daemon, sections_of(self._configuration, self._sections), live)
+        return snapshot(daemon, sections_of(self._configuration, self._sections), live, runtime.journal.open_reader)
 
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
@@ -282,36 +286,70 @@ class Daemon(ABC, Generic[O]):
         _raise_fd_limit()
         current = self.read_config()
         _log_problems(current)
+        _use_processors(current.process.processors)
         path = place_journal(current.process.journal or "", self._file, self.role)
         if warning := network_warning(path):
             logger.warning("%s", warning)
         if log:
             self._lines_dropped = lambda: log.dropped
             self._listen_to_signals(log)
-        damage = ""
+        self._control = place_journal("", self._file, self.role) if is_shared(path) else path
+        damage, is_unusable = "", False
         while journal := self._open_journal(path, current.process.synchronous, damage):
             try:
-                with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
-                    journal.record_owner(self.role, self._file)
-                current = self._run_chains(current, journal)
+                if self._wait_as_standby(journal):
+                    with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
+                        journal.record_owner(self.role, self._file)
+                    current = self._run_chains(current, journal)
             except StartError:
                 if not (journal.damage or journal.replaced):
                     raise
             finally:
+                damage = journal.damage
+                is_unusable = bool(damage or journal.replaced)
                 journal.close()
-            damage = journal.damage
-            if self._ending or not (damage or journal.replaced):
+            if self._ending or not is_unusable:
                 break
         return 0
 
+    def _wait_as_standby(self, journal: Journal) -> bool:
+        """Wait until no other host works with the journal; return False if the process was stopped first."""
+        process = {"role": self.role, "version": __version__, "pid": os.getpid(), "config": self._file}
+        handlers: dict[str, Handler] = {
+            "snapshot": lambda *_: self._standby_snapshot(journal).as_dict(),
+            "logs": lambda *_: {"lines": logs.recent()},
+            "health": lambda *_: process | {"status": "OK", "code": 0, "problems": [], "standby": True},
+        }
+        order = Standby(journal, self._orders, self._service, self._control, handlers).wait()
+        self._ending = order == "stop"
+        return not order
+
+    def _standby_snapshot(self, journal: Journal) -> model.Daemon:
+        config = os.path.abspath(self._file)
+        members = [model.Member(*row[:5]) for row in journal.members()]
+        return model.Daemon(
+            os.path.basename(config),
+            self.role,
+            config,
+            journal.path,
+            model.STANDBY,
+            running=True,
+            pid=os.getpid(),
+            version=__version__,
+            members=members,
+        )
+
     def _open_journal(self, path: str, synchronous: str, damage: str) -> Journal | None:
         """Open the journal, waiting for disk space; return None if the process was stopped first."""
+        open_it = partial(
+            open_journal, path, synchronous=synchronous, damage=damage, on_damage=lambda: self._orders.put("restart")
+        )
+        if is_shared(path):
+            return open_when_reachable(open_it, self._orders, self._service)
         logged = False
         while True:
             try:
-                return open_journal(
-                    path, synchronous=synchronous, damage=damage, on_damage=lambda: self._orders.put("restart")
-                )
+                return open_it()
             except JournalFull as error:
                 if not logged:
                     logger.error("%s; waiting for free space", error)
@@ -335,7 +373,7 @@ class Daemon(ABC, Generic[O]):
         facts = {"role": self.role, "config": os.path.abspath(self._file)}
         monitor = Monitor(journal, LAST_KINDS[self.last_event], self.running_options, health, facts)
         orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
-        control = ControlServer(journal.path, self.control_handlers(runtime, orders, monitor))
+        control = ControlServer(self._control, self.control_handlers(runtime, orders, monitor))
         reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
         try:
             orders.pause_lanes()
@@ -408,7 +446,7 @@ class Daemon(ABC, Generic[O]):
             if order in ("stop", "restart"):
                 self._ending = order == "stop"
                 if not self._ending:
-                    reason = f"is damaged ({runtime.journal.damage})" if runtime.journal.damage else "was replaced"
+                    reason = f"is unusable ({runtime.journal.damage})" if runtime.journal.damage else "was replaced"
                     logger.error("the journal %s, restarting all chains", reason)
                 return current
             with self.paused_input():
@@ -594,6 +632,21 @@ def _raise_fd_limit() -> None:
     if soft < MAX_OPEN_FILES and soft != hard:
         limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _use_processors(processors: tuple[int, ...]) -> None:
+    """Run all threads on these processors; raise StartError if this process may use none of them."""
+    for thread in os.listdir("/proc/self/task") if processors else ():
+        try:
+            os.sched_setaffinity(int(thread), processors)
+        except ProcessLookupError:  # the thread has ended
+            pass
+        except OSError as error:
+            available = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise StartError(
+                f"[DEFAULT] processors: cannot run on {', '.join(map(str, processors))} ({error.strerror}); "
+                f"this process may use: {available}"
+            ) from None
 
 
 def _log_problems(found: config_file.Configuration[Any]) -> None:

@@ -7,17 +7,15 @@ import os
 import pwd
 import re
 import time
-from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
-from trollmoves.cli.selection import DaemonFiles, add_config_option, daemon_of
+from trollmoves.cli.selection import DaemonFiles, add_config_option, selected_started
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal import JOURNAL_SUFFIX, LOCK_SUFFIX, recent_lanes, record_offline, state_directories
+from trollmoves.journal import recent_lanes, record_offline
 from trollmoves.orders.order import DROP, OF_A_LANE, PAUSE, RELEASE, RESEND, RESUME, RETRY, Order
 from trollmoves.scheduler.pauses import is_endpoint, is_known
 
@@ -74,19 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     values = {name: value for name in names if (value := getattr(arguments, name, None))}
     values["action"] = arguments.action
     Order.parse({**values, "by": _user(), "at": time.time()})
-    outcomes = [
-        give(daemon, values, explicit=bool(arguments.config))
-        for daemon in ([daemon_of(path, arguments.kind) for path in arguments.config] or list(all_daemons()))
-    ]
+    outcomes = [give(daemon, values, explicit=bool(arguments.config)) for daemon in selected_started(arguments)]
     return show(_answer(arguments.action, outcomes), arguments)
-
-
-def all_daemons() -> Iterator[DaemonFiles]:
-    """Yield the daemons that have a journal in one of the usual directories."""
-    for directory in state_directories():
-        for path in sorted(Path(directory).glob(f"*{JOURNAL_SUFFIX}")):
-            if os.path.exists(f"{path}{LOCK_SUFFIX}"):
-                yield DaemonFiles(path.name.partition("-")[0], "", str(path))
 
 
 def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) -> Outcome:
@@ -101,7 +88,7 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
     while True:
         try:
             request = {name: value for name, value in values.items() if name != "action"}
-            reply = client.request(daemon.journal, values["action"], timeout=ORDER_TIMEOUT, **request)
+            reply = client.request(daemon.control, values["action"], timeout=ORDER_TIMEOUT, **request)
             return Outcome(daemon, "done", reply.pop("text"), reply)
         except NotRunning:
             pass
@@ -120,11 +107,11 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
 def _store(daemon: DaemonFiles, values: dict[str, Any]) -> Outcome:
     name = values.get("name", "")
     if name and name not in daemon.sections and not is_endpoint(name):
-        lanes = recent_lanes(daemon.journal) if os.path.exists(daemon.journal) else set()
+        lanes = recent_lanes(daemon.where) if daemon.url or os.path.exists(daemon.journal) else set()
         if not is_known(name, lanes):
             return Outcome(daemon, "rejected", f"no section and no destination is named {name}", {})
     order = Order.parse({**values, "by": _user(), "at": time.time()})
-    record_offline(daemon.journal, order.key, order.dump())
+    record_offline(daemon.where, order.key, order.dump())
     return Outcome(daemon, "stored", "stored; the daemon does not run, and carries it out at its next start", {})
 
 

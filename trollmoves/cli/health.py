@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from trollmoves.cli.actions import all_daemons
 from trollmoves.cli.answers import CRITICAL, NAMES, OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
-from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_of
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected_started
 from trollmoves.cli.texts import counted
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
@@ -29,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand: the worst verdict of the daemons."""
-    daemons = [daemon_of(path, arguments.kind) for path in arguments.config] or list(all_daemons())
+    daemons = selected_started(arguments)
     if not daemons:
         raise TrollmovesError("no daemon found: name its configuration")
     reports = [_report(daemon) for daemon in daemons]
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _report(daemon: DaemonFiles) -> dict[str, Any]:
     try:
-        report = _with_held_files(daemon, client.request(daemon.journal, "health"))
+        report = _with_held_files(daemon, client.request(daemon.control, "health"))
     except NotRunning as error:
         report = {"status": NAMES[CRITICAL], "code": CRITICAL, "problems": [str(error)]}
     except ControlError as error:
@@ -56,7 +55,7 @@ def _report(daemon: DaemonFiles) -> dict[str, Any]:
 def _with_held_files(daemon: DaemonFiles, report: dict[str, Any]) -> dict[str, Any]:
     """Return the report with a warning if files are held: one file can be held while its lane works."""
     try:
-        with open_reader(daemon.journal) as reader:
+        with open_reader(daemon.where) as reader:
             held = reader.count_listed("held")
     except JournalError:
         return report  # the daemon reports on its journal

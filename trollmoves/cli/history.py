@@ -51,7 +51,7 @@ def _find(daemons: Iterable[DaemonFiles], name: str) -> tuple[list[tuple[str, st
     problems = []
     for daemon in daemons:
         try:
-            with open_reader(daemon.journal) as reader:
+            with open_reader(daemon.where) as reader:
                 found += [(daemon.kind, daemon.name, step) for step in history(reader, name)]
         except JournalError as error:
             problems.append(str(error))

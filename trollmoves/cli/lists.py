@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     total, problems = 0, []
     for daemon in selected(arguments):
         try:
-            with open_reader(daemon.journal) as reader:
+            with open_reader(daemon.where) as reader:
                 total += reader.count_listed(name)
                 files += _files(reader, daemon, name, arguments.limit)
         except JournalError as error:

@@ -40,7 +40,7 @@ def lines_of(daemons: Iterable[DaemonFiles], count: int) -> list[dict[str, Any]]
     facts: list[dict[str, Any]] = []
     for files in daemons:
         try:
-            lines = client.request(files.journal, "logs")["lines"][-count:]
+            lines = client.request(files.control, "logs")["lines"][-count:]
             facts.append({"name": files.name, "lines": lines})
         except ControlError as error:
             facts.append({"name": files.name, "lines": [], "error": str(error)})

@@ -12,7 +12,17 @@ from trollmoves.config.config_file import Configuration
 from trollmoves.config.kinds import KINDS, READERS, detect_kind, section_names
 from trollmoves.config.options import ChainOptions
 from trollmoves.errors import ConfigError, JournalError
-from trollmoves.journal import JOURNAL_SUFFIX, fallback_directories, find_journal, open_reader, state_directories
+from trollmoves.journal import (
+    JOURNAL_SUFFIX,
+    LOCK_SUFFIX,
+    control_path,
+    fallback_directories,
+    find_journal,
+    is_shared,
+    open_reader,
+    state_directories,
+)
+from trollmoves.net import urls
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,17 @@ class DaemonFiles:
     sections: tuple[str, ...] = ()
     configuration: Configuration[Any] | None = None
     problem: str = ""
+    url: str = ""  # of a journal that several hosts share, maybe with a password; ``journal`` is without it
+
+    @property
+    def where(self) -> str:
+        """The path or URL with which the journal is opened."""
+        return self.url or self.journal
+
+    @property
+    def control(self) -> str:
+        """The path next to which the control socket is."""
+        return control_path(self.where, self.config, self.kind)
 
     @property
     def name(self) -> str:
@@ -74,7 +95,9 @@ def daemon_of(config: str, kind: str | None = None) -> DaemonFiles:
     kind = kind or detect_kind(config)
     loaded = _load(config, kind)
     journal = find_journal(loaded.journal, config, kind)
-    return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem)
+    url = journal if is_shared(journal) else ""
+    journal = urls.redacted(url) if url else journal
+    return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem, url)
 
 
 def selected(arguments: argparse.Namespace) -> list[DaemonFiles]:
@@ -83,24 +106,46 @@ def selected(arguments: argparse.Namespace) -> list[DaemonFiles]:
     Raises:
         ConfigError: a configuration file cannot be read, or no daemon was found.
     """
-    named = [daemon_of(config, arguments.kind) for config in arguments.config]
-    found = named or known_daemons()
+    found = _named(arguments) or known_daemons()
     if not found:
         directories = ", ".join(state_directories())
         raise ConfigError(f"no daemon found in {directories}: name its configuration file")
     return found
 
 
+def selected_started(arguments: argparse.Namespace) -> list[DaemonFiles]:
+    """Return the daemons that the arguments name; without a name all that have started with a usual journal.
+
+    Without a name, the files are not read, so the names of configuration files are unknown. Raises as ``daemon_of``.
+    """
+    return _named(arguments) or [
+        DaemonFiles(_kind_of(path), "", path) for path in _journals() if os.path.exists(f"{path}{LOCK_SUFFIX}")
+    ]
+
+
+def _named(arguments: argparse.Namespace) -> list[DaemonFiles]:
+    return [daemon_of(config, arguments.kind) for config in arguments.config]
+
+
 def known_daemons() -> list[DaemonFiles]:
     """Return the daemons with a journal in one of the usual directories."""
-    paths = [
+    return [_daemon_with(path) for path in _journals()]
+
+
+def _journals() -> list[str]:
+    """Return the paths of the journals in the usual directories."""
+    return [
         os.path.join(directory, name)
         for directory in state_directories()
         if os.path.isdir(directory) and os.access(directory, os.R_OK) and _is_trusted(directory)
         for name in sorted(os.listdir(directory))
         if name.endswith(JOURNAL_SUFFIX)
     ]
-    return [_daemon_with(path) for path in paths]
+
+
+def _kind_of(journal: str) -> str:
+    """Return the kind of daemon in the name of a journal."""
+    return os.path.basename(journal).partition("-")[0]
 
 
 def _is_trusted(directory: str) -> bool:
@@ -110,7 +155,7 @@ def _is_trusted(directory: str) -> bool:
 
 def _daemon_with(journal: str) -> DaemonFiles:
     """Return the daemon that has written a journal."""
-    kind = os.path.basename(journal).partition("-")[0]
+    kind = _kind_of(journal)
     try:
         with open_reader(journal) as reader:
             kind, config = reader.meta.get("role", kind), reader.meta.get("config", "")

@@ -138,6 +138,10 @@ def _details(daemons: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for daemon in daemons:
         if daemon["problem"]:
             yield f"{daemon['name']}: {printable(daemon['problem'])}"
+        for member in daemon.get("members", ()):
+            state = "works" if "fleet" in member["leases"] else "standby"
+            renewed = f"lease renewed {member['renewed']:.1f} s ago"
+            yield f"{daemon['name']}: member {member['name']} ({member['version']}): {state}, {renewed}"
         for chain in daemon["chains"]:
             yield from (f"[{chain['name']}] {printable(text)}" for text in _problems(chain))
 

@@ -19,7 +19,7 @@ class Option(NamedTuple):
     help: str
     required: bool = False
     secret: bool = False
-    if_empty: str = ""  # text for which an option without a value stands; an empty one counts as absent
+    if_empty: str = ""  # the meaning of an option without a value; with an empty text it counts as absent
 
 
 def option(parse: Callable[[str], T], default: str, help_text: str, *, secret: bool = False) -> T:

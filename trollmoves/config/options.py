@@ -81,7 +81,13 @@ class ProcessOptions(SharedOptions):
         parsers.text,
         "",
         "database of pending and finished tasks; without it one file per configuration in "
-        "`$STATE_DIRECTORY`, `$XDG_STATE_HOME/trollmoves` or `~/.local/state/trollmoves`",
+        "`$STATE_DIRECTORY`, `$XDG_STATE_HOME/trollmoves` or `~/.local/state/trollmoves`; several hosts "
+        "share `postgresql://...`, see [scaling](scaling.md)",
+    )
+    fleet: str = option(
+        parsers.choice("standby"),
+        "standby",
+        "work of the hosts that share a journal on PostgreSQL; `standby`: one works, the others wait to take over",
     )
     synchronous: str = option(
         parsers.choice("normal", "full"),
@@ -104,6 +110,11 @@ class ProcessOptions(SharedOptions):
         "seconds to wait for running transfers at shutdown; unfinished ones are repeated after the next start",
     )
     workers: int = option(parsers.integer(1, 1000), "16", "concurrent transfers")
+    processors: tuple[int, ...] = option(
+        parsers.processors,
+        "",
+        "processors of this host to run on, such as `0,2-3`; without it all; see [processors](systemd.md#processors)",
+    )
     metrics_port: int | None = optional(
         parsers.port, "port on which Prometheus can scrape metrics; without it none; see [monitoring](monitoring.md)"
     )

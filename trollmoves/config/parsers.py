@@ -99,6 +99,19 @@ def integer(lowest: int, highest: int) -> Callable[[str], int]:
 port = integer(1, 65535)
 
 
+def processors(value: str) -> tuple[int, ...]:
+    """Parse numbers and ranges of processors, such as ``0,2-3``, as ``CPUAffinity=`` of systemd has them."""
+    parse = integer(0, 4095)
+    found = set[int]()
+    for word in word_list(value):
+        first, dash, last = word.partition("-")
+        numbers = range(parse(first), parse(last if dash else first) + 1)
+        if not numbers:
+            raise ValueError(f"the range ends before it begins: {quoted(word)}")
+        found.update(numbers)
+    return tuple(sorted(found))
+
+
 def choice(*allowed: str) -> Callable[[str], str]:
     """Return a parser of one of the allowed words."""
 

@@ -14,8 +14,10 @@ from trollmoves.journal.location import (
     JOURNAL_SUFFIX,
     LOCK_SUFFIX,
     POSTGRESQL,
+    control_path,
     fallback_directories,
     find_journal,
+    is_shared,
     journal_path,
     state_directories,
 )
@@ -50,6 +52,7 @@ from trollmoves.journal.views import (
     JournalStatistics,
     LaneBacklog,
     LaneRow,
+    MemberRow,
     TaskRow,
     WaitingRow,
 )
@@ -79,6 +82,7 @@ __all__ = [
     "JournalStatistics",
     "LaneBacklog",
     "LaneRow",
+    "MemberRow",
     "Outcome",
     "Retention",
     "Selection",
@@ -88,11 +92,15 @@ __all__ = [
     "TaskRow",
     "Version",
     "WaitingRow",
+    "control_path",
+    "copy_journal",
     "drop_body",
     "fallback_directories",
     "find_journal",
+    "is_shared",
     "journal_path",
     "journal_size",
+    "migrate_journal",
     "network_warning",
     "open_journal",
     "open_reader",
@@ -161,3 +169,26 @@ def record_offline(where: str, key: str, body: str) -> None:
         JournalError: the journal does not exist, is in use, or cannot be written.
     """
     sqlite.record_offline(where, key, body)
+
+
+def migrate_journal(url: str) -> str:
+    """Create the tables of a journal on PostgreSQL, or migrate them; return its URL without a password.
+
+    Raises:
+        JournalError: the URL is wrong, the engine rejects the login or cannot be reached, or its user has no right.
+    """
+    from trollmoves.journal import postgresql
+
+    return postgresql.migrate(url)
+
+
+def copy_journal(path: str, url: str) -> dict[str, int]:
+    """Copy the journal in a file to an empty one on PostgreSQL, with numbers and identity; return the numbers of rows.
+
+    Raises:
+        JournalError: a daemon uses the file or the target, the target is not empty, or one of both cannot be used.
+    """
+    from trollmoves.journal import postgresql
+
+    with sqlite.exported(path) as tables:
+        return postgresql.load(url, tables)

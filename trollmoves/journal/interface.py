@@ -25,6 +25,7 @@ from trollmoves.journal.views import (
     JournalFacts,
     JournalStatistics,
     LaneRow,
+    MemberRow,
     TaskRow,
     WaitingRow,
 )
@@ -90,6 +91,15 @@ class Journal(Protocol):
 
     def still(self) -> bool:
         """Return False once another member of the fleet may have taken over the tasks of this one; without I/O."""
+
+    def open_reader(self) -> JournalReader:
+        """Open the journal a second time, for reading; JournalError if that fails."""
+
+    def take(self, what: str) -> bool:
+        """Take a lease of the fleet, or keep it; return False if another member has it. Without a fleet return True."""
+
+    def members(self) -> list[MemberRow]:
+        """Return the present members of the fleet, oldest first; none without a fleet."""
 
     def close(self) -> None:
         """Write everything to the file and release its lock. May be called twice."""
@@ -184,6 +194,9 @@ class Journal(Protocol):
 
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         """Return the tasks of this kind for an announcement that are waiting or running."""
+
+    def pending_numbers(self, chain: str, kind: str) -> set[int]:
+        """Return the numbers of the announcements for which a task of this kind is waiting or running."""
 
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
         """Make the waiting tasks for an announcement due now, and return them."""
@@ -409,6 +422,12 @@ class JournalReader(Protocol):
 
     def find_announcements(self, name: str, pattern: str, limit: int) -> list[AnnouncedRow]:
         """Return the newest announcements of a file, by its path, its name, or a pattern for one of them."""
+
+    def members(self) -> list[MemberRow]:
+        """Return the present members of the fleet, oldest first; none without a fleet."""
+
+    def size(self) -> int:
+        """Return the bytes that the journal occupies."""
 
     def facts(self) -> JournalFacts:
         """Return sizes and numbers of rows. It reads all rows."""

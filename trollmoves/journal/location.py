@@ -28,6 +28,16 @@ def journal_path(configured: str, config_file: str, role: str) -> str:
     return os.path.join(state_directories()[0], journal_name(config_file, role))
 
 
+def is_shared(where: str) -> bool:
+    """Return True if several hosts can share the journal: it is the URL of an engine."""
+    return where.startswith(POSTGRESQL)
+
+
+def control_path(where: str, config_file: str, role: str) -> str:
+    """Return the path next to which the control socket is: that of the journal, or the one that it would have."""
+    return find_journal("", config_file, role) if is_shared(where) else where
+
+
 def find_journal(configured: str, config_file: str, role: str) -> str:
     """Return the path of the journal that a daemon uses, for a process with another environment.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,6 +92,25 @@ class FinishedRow(NamedTuple):
     finished: float
     size: int | None
     appeared: float
+
+
+class MemberRow(NamedTuple):
+    """A member of a fleet: ``renewed`` is how many seconds ago it renewed its lease."""
+
+    life: str
+    name: str
+    version: str
+    renewed: float
+    leases: list[str]
+    held: int  # tasks
+
+
+class TableRows(NamedTuple):
+    """The rows of a table, to copy them to another engine."""
+
+    table: str
+    columns: list[str]
+    rows: Iterable[tuple[object, ...]]
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,6 @@ class FairQueue:
         """Return True if a request is queued."""
         return any(queue.queued for queue in self._senders.values())
 
-    def any_throttled(self) -> bool:
-        """Return True if a sender is throttled."""
-        return any(queue.is_throttled() for queue in self._senders.values())
-
     def has_room(self, sender: str) -> bool:
         """Return True if a request of a sender can be queued; otherwise throttle the sender."""
         queue = self._senders.get(sender)

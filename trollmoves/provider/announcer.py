@@ -13,7 +13,7 @@ from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal, Version, to_sqlite_time
-from trollmoves.messaging import payload
+from trollmoves.messaging import group, payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.messaging.replier import MAX_REQUEST_BYTES
@@ -85,15 +85,21 @@ class Announcer:
         self._log_name = f"{journal.identity}/{name}"
         self._started = time.monotonic()
         self._last_previous = 0  # the last number to republish
+        self._unanswered: list[int] = []  # numbers to republish in any case
         self._announce_lock = threading.Lock()
         self._stopping = threading.Event()
         self._republisher: threading.Thread | None = None
         self.on_announced: Callable[[str, Sequence[FileStats]], None] | None = None
 
-    def start(self, *, republish: bool) -> None:
-        """Start; with ``republish`` also publish the undelivered announcements of earlier processes."""
+    def start(self, *, republish: bool, unanswered: Iterable[int] = ()) -> None:
+        """Start; with ``republish`` also publish the undelivered announcements of earlier processes.
+
+        ``unanswered``: announcements to publish again although they may be delivered, because another host got the
+        requests and cannot reply to them.
+        """
         self._started = time.monotonic()
-        if republish:
+        self._unanswered = sorted(unanswered)
+        if republish or self._unanswered:
             self.republish()
 
     def republish(self) -> None:
@@ -181,6 +187,7 @@ class Announcer:
         if self._describe:
             return Message(subject, *self._describe(a))
         metadata = {**a.extra_metadata, "log": self._log_name, "number": number, "mtime": a.mtime}
+        metadata[group.KEY] = group.MAX_FILES
         if a.size is not None:
             metadata["size"] = a.size
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": metadata})
@@ -188,7 +195,7 @@ class Announcer:
     def _republish_undelivered(self) -> None:
         """Publish the undelivered announcements of unchanged files again: clients may have missed them."""
         self._stopping.wait(SUBSCRIBER_GRACE)
-        number = count = 0
+        number, count = 0, self._republish_unanswered()
         while not self._stopping.is_set():
             try:
                 page = self._journal.undelivered_announcements(self.name, ("push", "ack"), number, PAGE_SIZE)
@@ -200,12 +207,31 @@ class Announcer:
             if not page:
                 break
             number = page[-1].number
-            texts = [self._with_address(a.message) for a in page if self._file_store.is_unchanged(a)]
-            self._publisher.send_encoded(texts)
-            count += len(texts)
+            count += self._publish_again(page)
         if count:
             plural = "s" if count > 1 else ""
             logger.info("[%s] republished %d undelivered announcement%s", self.name, count, plural)
+
+    def _republish_unanswered(self) -> int:
+        """Publish the announcements again of which the requests were lost with another host; return their number."""
+        count = 0
+        while self._unanswered and not self._stopping.is_set():
+            numbers, rest = self._unanswered[:PAGE_SIZE], self._unanswered[PAGE_SIZE:]
+            try:
+                found = self._journal.get_announcements(self.name, numbers)
+            except JournalError as error:
+                logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
+                self._stopping.wait(RETRY_DELAY)
+                continue
+            count += self._publish_again(found.values())
+            self._unanswered = rest
+        return count
+
+    def _publish_again(self, announcements: Iterable[AnnouncementRecord]) -> int:
+        """Publish the announcements of unchanged files; return their number."""
+        texts = [self._with_address(a.message) for a in announcements if self._file_store.is_unchanged(a)]
+        self._publisher.send_encoded(texts)
+        return len(texts)
 
     def _with_address(self, text: str) -> str:
         """Return an announcement with the current request address and log."""

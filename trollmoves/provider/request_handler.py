@@ -85,10 +85,11 @@ class RequestHandler:
 
     def start(self, *, republish: bool = True) -> None:
         """Reply to requests and run pushes; with ``republish`` also publish undelivered announcements again."""
+        unanswered = self.pushes.unanswered()
         self.pushes.start()
         self.removals.start()
         self._replier.start()
-        self.announcer.start(republish=republish)
+        self.announcer.start(republish=republish, unanswered=unanswered)
 
     def stop(self) -> None:
         """Stop receiving requests. Running pushes go on; clients that wait for a reply repeat their requests."""

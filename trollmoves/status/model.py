@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 OK, IDLE, BUSY, BEHIND, BACKING_OFF = "ok", "idle", "busy", "behind", "backing off"
+STANDBY = "standby"  # of a daemon that waits until another host ends
 HELD, PAUSED, SILENT, DOWN = "held", "paused", "silent", "down"
 # From the best to the worst: the state of a chain or daemon is the worst one of its parts.
-STATES = (IDLE, OK, BUSY, PAUSED, BEHIND, SILENT, BACKING_OFF, HELD, DOWN)
+STATES = (STANDBY, IDLE, OK, BUSY, PAUSED, BEHIND, SILENT, BACKING_OFF, HELD, DOWN)
 WARNING_STATES = {PAUSED, BEHIND, SILENT, BACKING_OFF}
 CRITICAL_STATES = {HELD, DOWN}
 
@@ -107,6 +108,17 @@ class Chain:
 
 
 @dataclass
+class Member:
+    """A member of a fleet, which renewed its lease ``renewed`` seconds ago; ``leases`` has "fleet" if it works."""
+
+    life: str
+    name: str
+    version: str
+    renewed: float
+    leases: list[str]
+
+
+@dataclass
 class Daemon:
     """One daemon, running or not."""
 
@@ -121,6 +133,7 @@ class Daemon:
     journal_size: int | None = None
     problem: str = ""
     chains: list[Chain] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the daemon as JSON types."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,15 +14,13 @@ from trollmoves.journal import (
     JournalReader,
     LaneRow,
     WaitingRow,
-    journal_size,
-    open_reader,
 )
 from trollmoves.net import urls
 from trollmoves.scheduler.kinds import kind_of_lane
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.scheduler import LaneState
 from trollmoves.status import model
-from trollmoves.status.model import Chain, Daemon, Destination, Provider, Traffic, quantile, worst
+from trollmoves.status.model import Chain, Daemon, Destination, Member, Provider, Traffic, quantile, worst
 from trollmoves.status.names import error_of, file_of_key
 
 WINDOW = 300.0  # s of the rates and latencies
@@ -58,17 +56,23 @@ class Live:
     alarms: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by chain
 
 
-def snapshot(daemon: Daemon, sections: Sequence[Section] | None, live: Live | None) -> Daemon:
+def snapshot(
+    daemon: Daemon,
+    sections: Sequence[Section] | None,
+    live: Live | None,
+    open_journal: Callable[[], JournalReader],
+) -> Daemon:
     """Return the daemon with its state, chains and destinations. Any thread.
 
     ``daemon`` has the names and paths. ``sections`` is None if the configuration is not known: then the chains are
-    those in the journal. If the journal cannot be read, ``problem`` has the reason.
+    those in the journal. If the journal cannot be read, ``problem`` has the reason. ``open_journal`` opens it.
     """
-    daemon.journal_size = journal_size(daemon.journal)
     if live:
         daemon.running, daemon.pid, daemon.version = True, live.pid, live.version
     try:
-        with open_reader(daemon.journal) as reader:
+        with open_journal() as reader:
+            daemon.journal_size = reader.size()
+            daemon.members = daemon.members or [Member(*row[:5]) for row in reader.members()]
             builder = _Builder(reader, live)
             daemon.chains = builder.chains(daemon.kind, sections)
     except JournalError as error:

@@ -37,7 +37,7 @@ class Timeline:
     def _read(self, files: DaemonFiles, begin: float) -> None:
         since = max(begin, self._read_until.get(files.journal, 0.0))
         try:
-            with open_reader(files.journal) as reader:
+            with open_reader(files.where) as reader:
                 now = reader.now()
                 rows = reader.count_finished(since, now, STEP)
         except JournalError:

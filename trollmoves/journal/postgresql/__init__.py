@@ -13,16 +13,18 @@ from trollmoves.errors import JournalError
 from trollmoves.journal.clock import boot_time
 from trollmoves.journal.postgresql.announcements import PostgresAnnouncements
 from trollmoves.journal.postgresql.database import PostgresDatabase
+from trollmoves.journal.postgresql.loading import load, migrate
 from trollmoves.journal.postgresql.location import parse_location
-from trollmoves.journal.postgresql.members import LEASE, MemberRow, Membership
+from trollmoves.journal.postgresql.members import LEASE, Membership
 from trollmoves.journal.postgresql.orders import PostgresOrders
 from trollmoves.journal.postgresql.pruning import PostgresPruning
 from trollmoves.journal.postgresql.reader import PostgresReader
 from trollmoves.journal.postgresql.secrets import LoginCipher
 from trollmoves.journal.postgresql.sources import PostgresSources
 from trollmoves.journal.postgresql.statistics import PostgresStatistics
+from trollmoves.journal.views import MemberRow
 
-__all__ = ["MemberRow", "Membership", "PostgresJournal", "PostgresReader"]
+__all__ = ["PostgresJournal", "PostgresReader", "load", "migrate"]
 
 CLOCK_INTERVAL = 60.0  # s between two comparisons with the clock of the engine
 
@@ -64,6 +66,7 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, Po
             raise
         super().__init__(database, membership, cipher)
         self.membership = membership
+        self._url = url
         self.path = database.path
         self.identity = database.identity
         self.life = membership.life
@@ -77,6 +80,15 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, Po
 
     def still(self) -> bool:
         return self._membership.still()
+
+    def open_reader(self) -> PostgresReader:
+        return PostgresReader(self._url)
+
+    def take(self, what: str) -> bool:
+        return self._membership.take(what)
+
+    def members(self) -> list[MemberRow]:
+        return self._membership.members()
 
     def record_owner(self, role: str, config_file: str) -> None:
         for key, value in (("role", role), ("config", os.path.abspath(config_file))):

@@ -70,6 +70,7 @@ class PostgresDatabase:
         self._clock_lock = threading.Lock()
         self.doubtful: deque[float] = deque(maxlen=MAX_DOUBTFUL)  # times of calls with an unknown result
         self.damage = ""
+        self.member = 0  # the id of this process as a member; 0 for a reader
         meta = dict(self.read("SELECT key, value FROM meta WHERE key IN ('identity', 'time')"))
         self.identity = meta["identity"]
         self._advance_clock(float(meta.get("time", 0)) - boot_time())
@@ -82,7 +83,7 @@ class PostgresDatabase:
 
     def measure_clock(self) -> None:
         """Compare the clock with that of the engine; a later one is adopted."""
-        with self._connection() as db:
+        with self.connection() as db:
             self._measure_clock(db)
 
     def _measure_clock(self, db: Connection) -> None:
@@ -97,12 +98,28 @@ class PostgresDatabase:
 
     # -- transactions
 
-    def run(self, work: Callable[[Connection], T], now: float = 0.0) -> T:
+    def run(self, work: Callable[[Connection], T], now: float = 0.0, *, fenced: bool = True) -> T:
         """Return the result of ``work`` in one transaction, which is repeated if the connection is lost.
 
         ``now`` is the time in the rows that it changes; ``doubtful`` has it after an attempt with an unknown result.
+        If ``fenced``, raise JournalError if this member was buried; it is not buried before the transaction ends.
         """
-        return self._repeat(lambda db: _in_transaction(db, work), "written", now)
+
+        def transaction(db: Connection) -> T:
+            with db.transaction():
+                if fenced and self.member:
+                    self._check_present(db)
+                return work(db)
+
+        return self._repeat(transaction, "written", now)
+
+    def _check_present(self, db: Connection) -> None:
+        """Lock the row of this member, so that it is not buried now: nothing would free the tasks that it stores."""
+        row = db.execute("SELECT 1 FROM members WHERE id = %s AND NOT gone FOR KEY SHARE", (self.member,)).fetchone()
+        if row is None:
+            raise JournalError(
+                f"the journal {self.path} cannot be written: another member has taken over the tasks of this one"
+            )
 
     def run_statement(self, work: Callable[[Connection], T], now: float = 0.0) -> T:
         """Return the result of ``work``, which executes one statement, so that no transaction must be begun."""
@@ -113,8 +130,8 @@ class PostgresDatabase:
         return self._repeat(lambda db: db.execute(statement.encode(), parameters).fetchall(), "read")
 
     def fetch(self, statement: str, parameters: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
-        """Execute a statement that changes rows, and return the rows that it returns."""
-        return self._repeat(lambda db: db.execute(statement.encode(), parameters).fetchall(), "written")
+        """Execute a statement that changes rows, and return the rows that it returns; ``run`` has the errors."""
+        return self.run(lambda db: db.execute(statement.encode(), parameters).fetchall())
 
     def stream(self, statement: str, parameters: Sequence[Any], enough: Callable[[Any], bool]) -> list[Any]:
         """Return the rows of a query, through the first one for which ``enough`` returns True."""
@@ -136,7 +153,7 @@ class PostgresDatabase:
         while True:
             sent = False
             try:
-                with self._connection() as db:
+                with self.connection() as db:
                     sent = True
                     return work(db)
             except _DEADLOCKS as error:
@@ -167,7 +184,7 @@ class PostgresDatabase:
     # -- connections
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection]:
+    def connection(self) -> Iterator[Connection]:
         """Yield a connection; one with an unfinished transaction or an error is closed afterwards."""
         if self.damage:
             raise JournalError(f"the journal {self.path} cannot be used: {self.damage}")
@@ -261,11 +278,6 @@ class PostgresDatabase:
         self.damage = self.damage or "it was closed"
         while self._idle:
             self._idle.pop().close()
-
-
-def _in_transaction(db: Connection, work: Callable[[Connection], T]) -> T:
-    with db.transaction():
-        return work(db)
 
 
 def _is_temporary(error: Exception) -> bool:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 
@@ -22,6 +22,7 @@ from trollmoves import __version__
 from trollmoves.errors import JournalError
 from trollmoves.journal.clock import boot_time
 from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
+from trollmoves.journal.views import MemberRow
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +40,6 @@ _FREE_LATE = (
     f"UPDATE tasks SET holder = NULL, tried_by = {TRIED} WHERE state = 0 AND holder IS NOT NULL "
     "AND NOT EXISTS (SELECT 1 FROM members m WHERE m.id = tasks.holder AND NOT m.gone)"
 )
-
-
-class MemberRow(NamedTuple):
-    """A member, for people: ``renewed`` is how many seconds ago it renewed its lease."""
-
-    life: str
-    name: str
-    version: str
-    renewed: float
-    leases: list[str]
-    held: int  # tasks
 
 
 class Membership:
@@ -79,6 +69,7 @@ class Membership:
         started = boot_time()
         self.id = int(database.run_statement(self._register))
         self.life = str(self.id)
+        database.member = self.id
         self._fenced_at = started + FENCED_AFTER * self.lease
         with suppress(JournalError):
             self.bury_ended()
@@ -171,13 +162,7 @@ class Membership:
 
     def members(self) -> list[MemberRow]:
         """Return the present members, oldest first."""
-        rows = self._database.read(
-            f"SELECT id::text, name, version, {_CLOCK} - renewed, "
-            "ARRAY(SELECT what FROM leases WHERE member = members.id ORDER BY what), "
-            "(SELECT count(*) FROM tasks WHERE holder = members.id AND state = 0) "
-            "FROM members WHERE NOT gone ORDER BY id"
-        )
-        return [MemberRow(*row) for row in rows]
+        return members_of(self._database)
 
     # -- burials
 
@@ -226,6 +211,17 @@ class Membership:
                 ).fetchall()
             ]
         )
+
+
+def members_of(database: PostgresDatabase) -> list[MemberRow]:
+    """Return the present members, oldest first."""
+    rows = database.read(
+        f"SELECT id::text, name, version, {_CLOCK} - renewed, "
+        "ARRAY(SELECT what FROM leases WHERE member = members.id ORDER BY what), "
+        "(SELECT count(*) FROM tasks WHERE holder = members.id AND state = 0) "
+        "FROM members WHERE NOT gone ORDER BY id"
+    )
+    return [MemberRow(*row) for row in rows]
 
 
 def _bury(db: Connection, ids: list[int], *, killed: bool) -> int:

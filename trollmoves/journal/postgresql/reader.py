@@ -9,6 +9,7 @@ from typing import Any
 from trollmoves.errors import JournalError
 from trollmoves.journal.postgresql.database import PostgresDatabase
 from trollmoves.journal.postgresql.location import parse_location
+from trollmoves.journal.postgresql.members import members_of
 from trollmoves.journal.postgresql.orders import glob_regex
 from trollmoves.journal.postgresql.secrets import without_encrypted
 from trollmoves.journal.views import (
@@ -17,6 +18,7 @@ from trollmoves.journal.views import (
     FinishedRow,
     JournalFacts,
     LaneRow,
+    MemberRow,
     TaskRow,
     WaitingRow,
 )
@@ -167,6 +169,12 @@ class PostgresReader:
         return self._named(AnnouncedRow, f"SELECT {columns} FROM announcements WHERE {condition}", parameters)
 
     # -- the database
+
+    def members(self) -> list[MemberRow]:
+        return members_of(self._database)
+
+    def size(self) -> int:
+        return self._database.size()
 
     def facts(self) -> JournalFacts:
         tasks = self._rows("SELECT chain, kind, state::int, count(*) FROM tasks GROUP BY chain, kind, state")

@@ -143,9 +143,7 @@ class PostgresTasks:
             upsert_sources(db, sources)
             return added
 
-        if sources:
-            return self._database.run(work, now)
-        return self._database.run_statement(lambda db: self._add(db, tasks, now), now)
+        return self._database.run(work, now)
 
     def _add(
         self, db: Connection, tasks: Sequence[Task], now: float, inserted_ids: set[int] | None = None
@@ -398,7 +396,9 @@ class PostgresTasks:
             return Finished(new, [outcome for outcome in outcomes if outcome.task.id not in stored])
 
         is_single = not is_due and not any(outcome.follow_ups for outcome in outcomes)
-        finished = (self._database.run_statement if is_single else self._database.run)(work, now)
+        # Not fenced: the statement leaves out the outcomes of a buried member, and so their follow-ups.
+        database = self._database
+        finished = database.run_statement(work, now) if is_single else database.run(work, now, fenced=False)
         self._last_finish = now
         self._membership.held = max(0, self._membership.held - len(outcomes))
         self._lane_changes = {} if is_due else changes
@@ -474,6 +474,14 @@ class PostgresTasks:
         ]
 
     # -- changes of waiting and failed tasks
+
+    def pending_numbers(self, chain: str, kind: str) -> set[int]:
+        rows = self._database.read(
+            "SELECT announcement_number FROM tasks WHERE chain = %s AND state = 0 AND kind = %s "
+            "AND announcement_number IS NOT NULL",
+            (chain, kind),
+        )
+        return {number for (number,) in rows}
 
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
         now = self.now()

@@ -7,6 +7,7 @@ Tables: ``tasks`` has pending, finished and failed tasks; ``announcements`` is t
 from __future__ import annotations
 
 from trollmoves.journal.sqlite.announcements import AnnouncementTable
+from trollmoves.journal.sqlite.export import exported
 from trollmoves.journal.sqlite.orders import OrderTable, recent_lanes, record_offline
 from trollmoves.journal.sqlite.placement import network_warning, place_journal
 from trollmoves.journal.sqlite.pruning import Pruning
@@ -18,6 +19,7 @@ from trollmoves.journal.sqlite.tasks import TaskTable
 __all__ = [
     "SqliteJournal",
     "SqliteReader",
+    "exported",
     "journal_size",
     "network_warning",
     "place_journal",
@@ -29,3 +31,6 @@ __all__ = [
 
 class SqliteJournal(TaskTable, AnnouncementTable, SourceTable, OrderTable, Statistics, Pruning):
     """An open journal. It owns its file until ``close``."""
+
+    def open_reader(self) -> SqliteReader:
+        return SqliteReader(self.path)

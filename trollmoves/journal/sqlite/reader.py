@@ -15,12 +15,14 @@ from trollmoves.errors import JournalError
 from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.sqlite.database import SCHEMA_VERSION
 from trollmoves.journal.sqlite.files import to_journal_error
+from trollmoves.journal.sqlite.statistics import journal_size
 from trollmoves.journal.views import (
     AnnouncedRow,
     FailureRow,
     FinishedRow,
     JournalFacts,
     LaneRow,
+    MemberRow,
     TaskRow,
     WaitingRow,
 )
@@ -196,6 +198,12 @@ class SqliteReader:
             high -= SCAN_BATCH
 
     # -- the file
+
+    def members(self) -> list[MemberRow]:
+        return []
+
+    def size(self) -> int:
+        return journal_size(self.path)
 
     def facts(self) -> JournalFacts:
         ((page_size,),), ((free,),) = self._rows("PRAGMA page_size"), self._rows("PRAGMA freelist_count")

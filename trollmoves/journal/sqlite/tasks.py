@@ -257,6 +257,14 @@ class TaskTable(JournalDatabase):
     def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
         return [task_of(row) for row in self._read(SELECT_PENDING, (number, chain, kind))]
 
+    def pending_numbers(self, chain: str, kind: str) -> set[int]:
+        rows = self._read(
+            "SELECT announcement_number FROM tasks INDEXED BY tasks_waiting WHERE chain = ? AND state = 0 AND kind = ? "
+            "AND announcement_number IS NOT NULL",
+            (chain, kind),
+        )
+        return {number for (number,) in rows}
+
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
         now = self.now()
         with self._transaction() as db:

@@ -34,7 +34,7 @@ from trollmoves.movers.ssh.socket import BufferedSocket
 
 PROGRAM = "ssh"
 MAX_LOG = 1 << 16  # bytes of the messages of one process, the size of a pipe; later messages are lost
-EXIT_TIMEOUT = 5.0  # seconds to wait for a process that was killed, or has closed its output
+EXIT_TIMEOUT = 5.0  # seconds to wait for a process that was killed
 FAILED = 255  # exit code of ssh for its errors
 _ALGORITHMS = {
     "kex": "KexAlgorithms",
@@ -252,7 +252,7 @@ class OpenSshChannel(Channel):
         """Return the error for a process that has closed its output."""
         code: int | None = None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(min(EXIT_TIMEOUT, self._timeout))
+            code = self._process.wait(self._timeout)
         log = b""
         with contextlib.suppress(BlockingIOError):
             log = os.read(self._log, MAX_LOG)

@@ -84,6 +84,25 @@ def test_unusable_configuration(testbed: Testbed, text: str) -> None:
     refused(testbed.run("move_it_server.py", config), config, "[a]" if text == "lacking" else "")
 
 
+def test_missing_processors(testbed: Testbed) -> None:
+    """A daemon reports processors that this host does not have, and those that it may use."""
+    config = testbed.config({"DEFAULT": {"processors": "4095"}, "hrit": section(testbed, "server")})
+    ended = testbed.run("move_it_server.py", config)
+    refused(ended, "[DEFAULT] processors: cannot run on 4095", f"may use: {min(os.sched_getaffinity(0))}")
+
+
+def test_processors(testbed: Testbed) -> None:
+    """All threads of a daemon run on the processors of the option."""
+    one = max(os.sched_getaffinity(0))
+    server = testbed.server(
+        {"DEFAULT": {"processors": one}, "hrit": section(testbed, "server")}, testbed.port()
+    ).start()
+    assert server.popen
+    threads = [int(thread) for thread in os.listdir(f"/proc/{server.popen.pid}/task")]
+    assert len(threads) > 5
+    assert [os.sched_getaffinity(thread) for thread in threads] == [{one}] * len(threads)
+
+
 def test_publish_port_is_taken(testbed: Testbed) -> None:
     """A server reports a publish port that is already in use."""
     port = taken_port(testbed)

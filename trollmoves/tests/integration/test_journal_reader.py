@@ -6,6 +6,7 @@ import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,9 @@ def add(journal: Journal, count: int, first: int = 0) -> list[Task]:
 
 def state_of(path: Path) -> model.Destination:
     """Return the state of the only destination, as without its daemon."""
-    daemon = snapshot(model.Daemon("a", "server", "", str(path)), [Section("hrit")], None)
+    daemon = snapshot(
+        model.Daemon("a", "server", "", str(path)), [Section("hrit")], None, partial(open_reader, str(path))
+    )
     assert not daemon.problem
     (chain,) = daemon.chains
     (destination,) = chain.destinations

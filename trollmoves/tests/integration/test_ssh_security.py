@@ -414,9 +414,9 @@ def test_openssh_ends_with_a_killed_process(by_openssh: Far) -> None:
     program = f"from trollmoves.movers import move_it; move_it({str(far.origin)!r}, {url!r}, {attrs!r}); input()"
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
     try:
-        until(lambda: openssh.ssh_children(process.pid) and (far.target / "f").exists(), 30, "the file is delivered")
+        until(lambda: openssh.ssh_children(process.pid) and (far.target / "f").exists(), 60, "the file is delivered")
         (number,) = openssh.ssh_children(process.pid)
     finally:
         process.kill()
         process.wait()
-    until(lambda: not Path(f"/proc/{number}").exists(), 20, "ssh has ended")
+    until(lambda: not Path(f"/proc/{number}").exists(), 60, "ssh has ended")

@@ -88,7 +88,7 @@ def test_number(pair: ServerClientPair) -> None:
     """Announcements carry, for our own clients, their number in the log, and size and time of the file."""
     mark = announcement(pair)["announcement"]
     status = os.stat(pair.feeder.folder / first_name(pair))
-    assert set(mark) == {"log", "number", "size", "mtime"}
+    assert set(mark) == {"log", "number", "size", "mtime", "group"}
     assert (mark["number"], mark["size"], mark["mtime"]) == (1, status.st_size, status.st_mtime_ns)
 
 

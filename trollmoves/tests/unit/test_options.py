@@ -81,6 +81,7 @@ SHARED: dict[str, object] = {
 }
 PROCESS: dict[str, object] = {
     "journal": "",
+    "fleet": "standby",
     "synchronous": "normal",
     "keep_finished": 7.0,
     "max_finished": 5_000_000,
@@ -88,6 +89,7 @@ PROCESS: dict[str, object] = {
     "max_announcements": 1_000_000,
     "stop_timeout": 10.0,
     "workers": 16,
+    "processors": (),
     "metrics_port": None,
     "metrics_address": "127.0.0.1",
     "metrics_file": "",

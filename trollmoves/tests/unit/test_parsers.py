@@ -34,6 +34,19 @@ def test_whole_numbers() -> None:
     assert parsers.seconds("0.5") == 0.5
 
 
+@pytest.mark.parametrize(("text", "found"), [("", ()), ("1", (1,)), ("3, 0-1 1", (0, 1, 3)), ("2-2", (2,))])
+def test_processors(text: str, found: tuple[int, ...]) -> None:
+    """Processors are numbers and ranges, in the syntax of systemd."""
+    assert parsers.processors(text) == found
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-1", "2-1", "0-5000", "1--2"])
+def test_malformed_processors(text: str) -> None:
+    """Other texts are rejected with the rule."""
+    with pytest.raises(ValueError, match=r"must be|ends before it begins"):
+        parsers.processors(text)
+
+
 def test_name_servers() -> None:
     """Name servers are a list of hosts, or none."""
     assert parsers.nameservers("a, b c") == ("a", "b", "c")

@@ -601,7 +601,7 @@ def test_interleaved_numbers_are_not_requested(stack: ExitStack, path: str, serv
     in_touch(client, server, 200)
     for base in range(200, 600, 8):
         server.last = base + 8
-        client.hear(server, *(base + n for n in (8, 1, 3, 2, 7, 5, 4, 6)))
+        client.receive(server, *(base + n for n in (8, 1, 3, 2, 7, 5, 4, 6)))
     assert client.have() == {server.log: 600}
     client.settle(server)
     assert server.asked == []
@@ -611,6 +611,6 @@ def test_more_runs_than_are_kept(client: Client, server: Server) -> None:
     """With more gaps than a client remembers, all announcements are requested."""
     in_touch(client, server)
     server.last = 300
-    client.hear(server, *range(110, 301, 10))
+    client.receive(server, *range(110, 301, 10))
     until(lambda: client.have() == {server.log: 300}, SOON)
     assert set(client.numbers()) >= {n for n in range(6, 300) if n % 10 or n < 110}
