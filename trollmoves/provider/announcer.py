@@ -13,7 +13,7 @@ from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal, Version, to_sqlite_time
-from trollmoves.messaging import payload
+from trollmoves.messaging import group, payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.messaging.replier import MAX_REQUEST_BYTES
@@ -187,6 +187,7 @@ class Announcer:
         if self._describe:
             return Message(subject, *self._describe(a))
         metadata = {**a.extra_metadata, "log": self._log_name, "number": number, "mtime": a.mtime}
+        metadata[group.KEY] = group.MAX_FILES
         if a.size is not None:
             metadata["size"] = a.size
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": metadata})

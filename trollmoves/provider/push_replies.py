@@ -45,6 +45,12 @@ def success_reply(push: PushRequest, destination: str) -> str:
     return message.derive(type_, without="request")
 
 
+def reply_delivered(request: Request, push: PushRequest, destination: str, backup: str | None) -> None:
+    """Reply that the files are at ``destination``, or at the backup target ``backup``; both without login."""
+    changes = {"destination": backup} if backup else {}
+    request.reply_delivered(changes, lambda: success_reply(push, backup or destination))
+
+
 @contextmanager
 def rejecting(name: str, request: Request) -> Iterator[None]:
     """Reject the request if an error is raised, and do not propagate the error."""

@@ -66,6 +66,9 @@ class _SourceLog:
     def add(self, number: int) -> None:
         self.highest_seen = max(self.highest_seen, number)
         self.lowest_unsaved = min(self.lowest_unsaved or number, number)
+        if not self.runs and self.received_through is not None and number == self.received_through + 1:
+            self.received_through = number
+            return
         if number > (self.received_through or 0):
             _add_to_runs(self.runs, number)
         self.join()

@@ -84,6 +84,7 @@ class TaskKind:
     limit: int
     handler: Handler | None = None  # runs on a worker thread
     async_handler: AsyncHandler | None = None  # starts the task on the scheduler thread; ``finish`` is called later
+    after_start: Callable[[], None] | None = None  # called when the due tasks of a lane were started
     not_before: float = 0.0  # monotonic; no task is claimed earlier
     by_owner: bool = False  # the workers are shared between the owners of the tasks
     policy: ChainPolicy = field(default_factory=ChainPolicy)

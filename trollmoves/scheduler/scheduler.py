@@ -163,6 +163,7 @@ class Scheduler:
         limit: int,
         handler: Handler | None = None,
         async_handler: AsyncHandler | None = None,
+        after_start: Callable[[], None] | None = None,
         delay: float = 0.0,
         by_owner: bool = False,
     ) -> None:
@@ -176,6 +177,7 @@ class Scheduler:
             handler: runs a task on a worker thread. An exception is the failure of the task.
             async_handler: starts a task on the scheduler thread and must not block. Its second argument is to be called
                 once with the result, from any thread. An exception is the failure of the task.
+            after_start: called after ``async_handler`` was called for each due task of a lane; must not raise or block.
             delay: seconds before the first task may start.
             by_owner: share the workers between the owners of the tasks.
         """
@@ -185,6 +187,7 @@ class Scheduler:
             limit,
             handler,
             async_handler,
+            after_start,
             time.monotonic() + delay,
             by_owner,
             self._policies.get(chain, ChainPolicy()),
@@ -444,8 +447,7 @@ class Scheduler:
             if self._stopping or kind is None or lane.paused:
                 lane.release_unstarted()
             elif kind.async_handler:
-                for task in lane.claim(self._journal):
-                    self._start_async(lane, kind.async_handler, task)
+                self._start_due(lane, kind, kind.async_handler)
             else:
                 lane.ready.extend(lane.claim(self._journal))
                 self._assign_worker(lane, kind, limits)
@@ -495,6 +497,13 @@ class Scheduler:
                     if len(self._proven) > MAX_PROVEN:
                         del self._proven[next(iter(self._proven))]
                 self._highest_claimed_id = max(self._highest_claimed_id, lane.highest_claimed_id)
+
+    def _start_due(self, lane: Lane, kind: TaskKind, handler: AsyncHandler) -> None:
+        tasks = lane.claim(self._journal)
+        for task in tasks:
+            self._start_async(lane, handler, task)
+        if tasks and kind.after_start:
+            kind.after_start()
 
     def _start_async(self, lane: Lane, handler: AsyncHandler, task: Task) -> None:
         def finish(result: Result) -> None:

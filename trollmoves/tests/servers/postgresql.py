@@ -83,12 +83,12 @@ class Postgresql(ServerProcess):
         """Return the command line of a program of PostgreSQL, as the owner of the cluster."""
         directory = bin_directory()
         assert directory is not None
-        command = [os.path.join(directory, name), *arguments]
-        if os.geteuid():
-            return command
-        owner = _owner()
-        assert owner is not None
-        return ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups", *command]
+        command = ["setpriv", "--pdeathsig=INT"]  # the server ends with the process that started it
+        if os.geteuid() == 0:
+            owner = _owner()
+            assert owner is not None
+            command += [f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
+        return [*command, os.path.join(directory, name), *arguments]
 
     @property
     def url(self) -> str:
@@ -130,8 +130,8 @@ class Postgresql(ServerProcess):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop, and remove all files."""
-        self.stop()
+        """Stop without a checkpoint, and remove all files."""
+        self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _end(self, signal_number: int) -> None:
