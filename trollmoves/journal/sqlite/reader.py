@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.sqlite.database import SCHEMA_VERSION
 from trollmoves.journal.sqlite.files import to_journal_error
 from trollmoves.journal.sqlite.statistics import journal_size
+from trollmoves.journal.sqlite.wanted import WANTED, add_functions
 from trollmoves.journal.views import (
     AnnouncedRow,
     FailureRow,
@@ -39,14 +39,6 @@ CHAINS = (
     "FROM announcements a WHERE a.chain > chains.chain) FROM chains WHERE chains.chain IS NOT NULL) "
     "SELECT chain FROM chains WHERE chain IS NOT NULL"
 )
-# Of tasks ``t`` with a failure: without pushes of files that the client got from another source, or has requested to
-# another destination since. For connections with ``add_functions``.
-WANTED = (
-    "(t.failure = 'failed' OR t.announcement_number IS NULL OR NOT EXISTS (SELECT 1 FROM tasks k "
-    "WHERE k.announcement_number = t.announcement_number AND k.chain = t.chain AND (k.kind = 'ack' OR "
-    "(k.kind = 'push' AND k.created > t.created AND requester(k.body) = requester(t.body)))))"
-)
-_REQUESTER = re.compile(r'"request": \{"id": "((?:[^"\\]|\\.)*)/')
 
 
 # A push that failed waits for the next request of its client, unless its failure is "failed".
@@ -283,17 +275,6 @@ class SqliteReader:
                 self._db = self._connect()
                 return self._rows(sql, parameters)
             raise to_journal_error(f"the journal {self.path} cannot be read: {error}", error) from error
-
-
-def add_functions(db: sqlite3.Connection) -> None:
-    """Add to a connection the functions of ``WANTED``."""
-    db.create_function("requester", 1, _requester, deterministic=True)
-
-
-def _requester(body: str) -> str | None:
-    """Return the client in the body of a push, None if it is not known: a legacy client has no name."""
-    found = _REQUESTER.search(body)
-    return found[1] if found else None
 
 
 def running_pid(path: str) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trollmoves.journal.sqlite.database import JournalDatabase
 from trollmoves.journal.sqlite.files import to_journal_error
-from trollmoves.journal.sqlite.reader import WANTED, add_functions
+from trollmoves.journal.sqlite.wanted import WANTED, add_functions
 from trollmoves.journal.views import JournalStatistics, LaneBacklog
 
 READ_TIMEOUT = 5.0  # s to wait for a lock of the file
