@@ -22,6 +22,10 @@ class HostUnavailable(TransferError):
 
     temporary = True
 
+    def __init__(self, text: str, *, held: bool) -> None:
+        super().__init__(text)
+        self.held = held
+
 
 def without_logins(push: PushRequest) -> dict[str, Any]:
     """Return the backup targets for a reply, without logins; {} if they have none."""

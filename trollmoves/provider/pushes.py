@@ -196,7 +196,8 @@ class PushService:
             lane, number = destination.lane, announced.number
             pause = self._scheduler.pause_remaining(self.name, lane)
             if pause:
-                raise HostUnavailable(f"{lane.removeprefix('push ')} is unavailable, next attempt in {pause:.0f} s")
+                text = f"{lane.removeprefix('push ')} is unavailable, next attempt in {pause:.0f} s"
+                raise HostUnavailable(text, held=self._scheduler.is_held(self.name, lane))
             if self._reply_if_peer_has_files(request, push, destination, number):
                 return None
             key, body = f"{number} {destination.without_password}", push.message.raw
@@ -443,15 +444,11 @@ class PushService:
         in_flight = self._scheduler.in_flight_ids(self.name, task.lane)
         for id_ in self._journal.fail_pending(self.name, task.lane, exclude=in_flight, failure=error.failure):
             for waiter in self._take_waiters(id_):
-                reject(self.name, waiter.request, HostUnavailable(str(error)), pause)
+                reject(self.name, waiter.request, HostUnavailable(str(error), held=error.held), pause)
 
     def on_dropped(self, tasks: Sequence[Task]) -> None:
-        """Reject the requests for pushes that an operator dropped; do not publish their announcements again."""
+        """Reject the requests for pushes that an operator dropped."""
         pushes = [task for task in tasks if task.kind == "push" and task.announcement_number]
-        self._journal.add_tasks(
-            Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
-            for number in {task.announcement_number for task in pushes}
-        )
         for task in pushes:
             for waiter in self._take_waiters(task.id):
                 reject(self.name, waiter.request, RequestRejected("dropped by the operator of the server"))

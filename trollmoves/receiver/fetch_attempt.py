@@ -25,6 +25,12 @@ class NotDelivered(TrollmovesError):
     temporary = True
 
 
+class HeldAtSource(NotDelivered):
+    """An operator must repair the destination of the source, or its configuration."""
+
+    held = True
+
+
 class PermanentlyRefused(TrollmovesError):
     """A source permanently rejected the request."""
 

@@ -22,13 +22,14 @@ from trollmoves.net import urls
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import (
     FetchAttempt,
+    HeldAtSource,
     NotDelivered,
     PermanentlyRefused,
     RetryPeriodExpired,
     SourceLookup,
     SupersededAtSource,
 )
-from trollmoves.receiver.fetch_tasks import KIND, file_key_of
+from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
 from trollmoves.receiver.limited_queues import LimitedQueues
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.preparation import Preparer
@@ -167,7 +168,7 @@ class Fetcher:
             return
         sources: dict[str, Message | str] = dict(self._sources.announcements(task).items())
         if not sources:
-            finish(self._failure_result(task, PermanentlyRefused("no source of the file is known")))
+            self._look_up(task, Fetch.load(task.body) if task.body else Fetch(), finish)
             return
         first = next(iter(sources))
         message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
@@ -185,6 +186,36 @@ class Fetcher:
             self._ready.append(attempt)
         else:
             self._prepare_and_request(attempt, urls.redacted(known.compose(message).geturl()) if known else self.name)
+
+    def _look_up(self, task: Task, fetch: Fetch, finish: Callable[[Result], None]) -> None:
+        """Request the announcement of a file, which was removed from the journal, from its sources in turn."""
+        if not fetch.numbers:
+            text = "no source of the file has its announcement any longer: resend it at the server"
+            logger.error("[%s] %s: %s", self.name, file_key_of(task).replace("\n", ", "), text)
+            finish(self._failure_result(task, PermanentlyRefused(text)))
+            return
+        source, (log, number) = fetch.numbers.popitem()
+
+        def on_reply(reply: Message | TrollmovesError) -> None:
+            if isinstance(reply, RequesterStopped):
+                task.tries -= 1
+                finish(Result(retry_in=0.0))
+                return
+            if isinstance(reply, NoReply) and not fetch.numbers:
+                finish(self._failure_result(task, reply))
+                return
+            text = _replayed_text(reply, log, number)
+            if text:
+                fetch.announcements[source] = text
+                task.body = fetch.dump()
+                self._journal.reset_tasks([task])
+                self._fetch(task, finish)
+            else:
+                self._look_up(task, fetch, finish)
+
+        data = {"log": log, "after": number - 1, "max_count": 1}
+        request = Message(f"/{self.name}", "replay", data).encode()
+        self._requester.send_request(source, request, self._options.req_timeout, on_reply)
 
     def _prepare_and_request(self, attempt: FetchAttempt, directory: str) -> None:
         def request(destination: str) -> None:
@@ -449,7 +480,8 @@ class Fetcher:
             if retry_after is not None and payload.is_seconds(retry_after):
                 attempt.retry_in = max(attempt.retry_in, min(float(retry_after), BACKOFF_MAX))
             refusal = SupersededAtSource if data.get("superseded") else PermanentlyRefused
-            error_type = NotDelivered if data.get("temporary", True) else refusal
+            delayed = HeldAtSource if data.get("held") is True else NotDelivered
+            error_type = delayed if data.get("temporary", True) else refusal
             return error_type(f"{attempt.source}: {_reason(data.get('error', reply.type))}")
         return NotDelivered(f"{attempt.source}: {_reason(data or reply.type)}")
 
@@ -481,6 +513,7 @@ class Fetcher:
             spaced = retries.record_failure(task.id, task.tries, probe_interval)
         result.retry_in = attempt.retry_in or spaced
         result.reply, result.error = str(result.error), None
+        result.held = all(isinstance(error, HeldAtSource) for error in attempt.failures)
         return result
 
     def _retry_others(self, task: Task) -> None:
@@ -520,6 +553,17 @@ class Fetcher:
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()
+
+
+def _replayed_text(reply: Message | TrollmovesError, log: str, number: int) -> str:
+    """Return the announcement with this number in the reply to a replay request; empty if it has none."""
+    data = reply.data if isinstance(reply, Message) and reply.type == "replay" else None
+    messages = data.get("messages") if isinstance(data, dict) else None
+    for text in messages if isinstance(messages, list) else ():
+        metadata = payload.announcement_metadata_in(text) if isinstance(text, str) else {}
+        if (metadata.get("log"), metadata.get("number")) == (log, number):
+            return str(text)
+    return ""
 
 
 def _reason(value: object) -> str:

@@ -93,6 +93,9 @@ PROCESS: dict[str, object] = {
     "metrics_port": None,
     "metrics_address": "127.0.0.1",
     "metrics_file": "",
+    "web_port": None,
+    "web_address": "127.0.0.1",
+    "web_token_file": "",
 }
 
 
