@@ -41,6 +41,7 @@ from trollmoves.metrics.service import MetricsService
 from trollmoves.metrics.state import DaemonReader
 from trollmoves.monitor.health import Health
 from trollmoves.monitor.monitor import LAST_KINDS, Monitor
+from trollmoves.monitor.status_page import StatusPage
 from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
@@ -349,13 +350,15 @@ class Daemon(ABC, Generic[O]):
         logged = False
         while True:
             try:
-                return open_it()
+                with self._service.working("opening the journal"):  # copying the rows of a damaged one takes minutes
+                    return open_it()
             except JournalFull as error:
                 if not logged:
                     logger.error("%s; waiting for free space", error)
                 logged = True
                 extension = int(2e6 * DISK_SPACE_POLL)  # µs
-                self._service.notify(STATUS="waiting for free space for the journal", EXTEND_TIMEOUT_USEC=extension)
+                status = "waiting for free space for the journal"
+                self._service.notify(STATUS=status, WATCHDOG=1, EXTEND_TIMEOUT_USEC=extension)
             with suppress(Empty):
                 if self._orders.get(timeout=DISK_SPACE_POLL) == "stop":
                     return None
@@ -374,7 +377,8 @@ class Daemon(ABC, Generic[O]):
         monitor = Monitor(journal, LAST_KINDS[self.last_event], self.running_options, health, facts)
         orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
         control = ControlServer(self._control, self.control_handlers(runtime, orders, monitor))
-        reporter = Reporter(self._service, lambda: self._status_line(current, runtime))
+        reporter = Reporter(self._service, lambda: self._status_line(runtime))
+        page = StatusPage(current.process, self.role, facts["config"]) if current.process.web_port else None
         try:
             orders.pause_lanes()
             runtime.scheduler.start()
@@ -394,20 +398,24 @@ class Daemon(ABC, Generic[O]):
             if metrics:
                 labels = {"role": self.role, "config": os.path.basename(self._file)}
                 metrics.start(self._state_reader(runtime, metrics, monitor), labels)
+            if page:
+                page.start()
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
             reporter.stop(is_final=self._ending or not (journal.damage or journal.replaced))
             monitor.stop()
+            if page:
+                page.stop()
             if metrics:
                 metrics.stop()
             self._stop(runtime)
             control.stop()
 
-    def _status_line(self, current: config_file.Configuration[O], runtime: Runtime) -> str:
+    def _status_line(self, runtime: Runtime) -> str:
         """Return the status of this process for the service manager."""
         running = len(self.running_chains())
-        stopped = len(current.sections) - running
+        stopped = len(self._sections) - running
         missing = f", {stopped} could not be started" if stopped > 0 else ""
         return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
 

@@ -20,8 +20,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from trollmoves.config import removal_file
+from trollmoves.config.config_file import Configuration
 from trollmoves.config.removal_options import RemovalOptions
 from trollmoves.messaging.messages import Message
+from trollmoves.status.explanation import Explanation, Subject
 from trollmoves.utils import symlinks
 from trollmoves.utils.file_versions import remove_version_at, version_of
 
@@ -146,7 +148,7 @@ class FilesCleaner:
     def _clean_template(self, base: str, template: str, cutoff: float) -> None:
         logger.info("Cleaning under %s", os.path.join(base, template))
         *folders, name = template.rstrip("/").split("/")
-        last = _LastPart(self._matcher(name), template.endswith("/"))
+        last = _LastPart(self._matcher(name), only_directories=template.endswith("/"))
         with _reported("search", base), _opened(base) as directory:
             self._clean_below(directory, list(filter(None, folders)), last, cutoff)
 
@@ -166,10 +168,7 @@ class FilesCleaner:
         return list(filter(self._matcher(pattern), os.listdir(directory.fd)))
 
     def _matcher(self, pattern: str) -> Callable[[str], bool]:
-        """Return a function that returns True for the names that match; with a leading dot only if configured."""
-        match = re.compile(fnmatch.translate(pattern)).match
-        takes_hidden = self._options.include_hidden or pattern.startswith(".")
-        return lambda name: bool(match(name)) and (takes_hidden or not name.startswith("."))
+        return _matcher(pattern, hidden=self._options.include_hidden)
 
     def _clean_directory(
         self, directory: _Directory, last: _LastPart, cutoff: float, visited: set[tuple[int, int]]
@@ -269,6 +268,13 @@ class FilesCleaner:
         return False
 
 
+def _matcher(pattern: str, *, hidden: bool) -> Callable[[str], bool]:
+    """Return a function that returns True for the names that match; with a leading dot only if ``hidden``."""
+    match = re.compile(fnmatch.translate(pattern)).match
+    takes_hidden = hidden or pattern.startswith(".")
+    return lambda name: bool(match(name)) and (takes_hidden or not name.startswith("."))
+
+
 def _split(template: str) -> tuple[str, str]:
     """Return the leading directories of an absolute template without pattern, and the rest."""
     parts = template.split("/")
@@ -345,3 +351,48 @@ def _is_new(directory: _Directory, visited: set[tuple[int, int]]) -> bool:
         logger.warning("not searched: %s has more than %d parts", directory.path, MAX_DEPTH)
         return False
     return True
+
+
+# -- for operators
+
+
+def explain(configuration: Configuration[Any], subject: Subject) -> list[Explanation]:
+    """Return for each section, RemovalOptions, if and when it removes a file, by its path; links are not followed."""
+    return [_explain(section, subject) for section in configuration.sections.values()]
+
+
+def _explain(section: RemovalOptions, subject: Subject) -> Explanation:
+    if subject.message is not None:
+        return Explanation(section.name, False, "remove_it.py receives no messages: name a file")
+    path = subject.path_below(removal_file.base_directory(section))
+    template = next((one for one in section.templates if _selects(section, one, path)), None)
+    if template is None:
+        return Explanation(section.name, False, f"no template matches {path}")
+    if path.endswith(KEPT_SUFFIX):
+        return Explanation(section.name, False, f"files and directories named *{KEPT_SUFFIX} are kept")
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        when = f"but not now: {error.strerror}"
+    else:
+        left = getattr(status, section.stat_time_method) + section.age - time.time()
+        when = "at the next run" if left < 0 else f"in {left:.0f} s at the earliest"
+        if stat.S_ISDIR(status.st_mode):
+            when += ", if it is empty then"
+    note = f"removed {when}; older than {section.age} s by {section.stat_time_method}, template {template}"
+    return Explanation(section.name, True, name=os.path.basename(path), notes=(note,))
+
+
+def _selects(section: RemovalOptions, template: str, path: str) -> bool:
+    """Return True if a template selects a path; one that is ``recursive`` selects all directories below too."""
+    base, rest = _split(template) if template.startswith("/") else (removal_file.base_directory(section), template)
+    if not path.startswith(f"{base.rstrip('/')}/") or (rest.endswith("/") and not os.path.isdir(path)):
+        return False
+    *folders, name = path.removeprefix(base).strip("/").split("/")
+    *wanted, last = [part for part in rest.split("/") if part]
+    if len(folders) < len(wanted) or (len(folders) > len(wanted) and not section.recursive):
+        return False
+    parts = [*zip(folders, wanted, strict=False)]
+    if not (section.recursive and os.path.isdir(path)):
+        parts.append((name, last))
+    return all(_matcher(pattern, hidden=section.include_hidden)(part) for part, pattern in parts)

@@ -6,9 +6,10 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
+from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions, MoveItOptions, TargetOptions
 from trollmoves.config.targets import config_of
 from trollmoves.daemon import Chain, Daemon, Runtime
@@ -18,11 +19,13 @@ from trollmoves.matching.patterns import Origin
 from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.net import hosts
+from trollmoves.net import hosts, urls
 from trollmoves.provider.announcer import Announcement
+from trollmoves.server import explain as server_explain
 from trollmoves.server.daemon import add_watch_arguments
 from trollmoves.server.file_sources import DirectorySource
 from trollmoves.server.symlink_policy import SymlinkPolicy
+from trollmoves.status.explanation import Explanation, Subject
 from trollmoves.utils.symlinks import is_below
 from trollmoves.watch import FoundFile
 
@@ -143,6 +146,15 @@ def delivery_options(options: MoveItOptions) -> TargetOptions:
         connection_parameters=options.connection_parameters,
         dispatch_configs=tuple(map(config_of, options.destinations)),
     )
+
+
+def explain(configuration: Configuration[MoveItOptions], subject: Subject) -> list[Explanation]:
+    """Return the decision of each section about a file, or about each file that a message names."""
+    to = {name: ", ".join(map(urls.redacted, one.destinations)) for name, one in configuration.sections.items()}
+    return [
+        replace(found, destination=to[found.section] if found.matches else "")
+        for found in server_explain.explain(configuration, subject)
+    ]
 
 
 def _request_address(options: MoveItOptions) -> dict[str, str]:

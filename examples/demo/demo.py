@@ -16,13 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
 import report
 from feeder import Feeder
 from observers import Arrivals, Receipts
-from processes import HOST, NotRunning, Process, free_ports
+from processes import HOST, NotRunning, Process, free_ports, status
 from screen import Screen
 from segments import Segment, segments
 
@@ -59,14 +60,20 @@ class Demo:
             one.mkdir()
         self._arrivals = Arrivals(self._arrived)
         self._feeder = Feeder(self._incoming, files, seconds)
-        self._server, self._client, addresses = self._configure()
+        self._server, self._client, self._page, addresses = self._configure()
         self._receipts = Receipts(addresses)
         self._killed_at = self._back_at = 0.0
 
     def run(self) -> int:
         """Run the demo; return the exit status."""
         with ExitStack() as stack:
-            for stop in (self._server.stop, self._client.stop, self._receipts.close, self._feeder.stop):
+            for stop in (
+                self._page.stop,
+                self._server.stop,
+                self._client.stop,
+                self._receipts.close,
+                self._feeder.stop,
+            ):
                 stack.callback(stop)
             stack.callback(self._screen.end)
             try:
@@ -91,6 +98,9 @@ class Demo:
             process.start(self._pause)
         screen.say(f"server  process {self._server.pid}, watches {self._incoming}")
         screen.say(f"client  process {self._client.pid}, destination {self._arrived}")
+        if find_spec("uvicorn"):  # of the extra "web"
+            self._page.start(self._pause)
+            screen.say(f"page    http://{HOST}:{self._page_port}/ in a browser shows both while the demo runs")
         screen.say()
         self._pause(SETTLE_TIME)
         screen.event(f"{len(self._files):,} files are being created within {self._seconds:.0f} s")
@@ -104,19 +114,31 @@ class Demo:
         self._follow(self._complete, self._server, self._client)
         self._screen.progress(*self._progress(), final=True)
 
-    def _configure(self) -> tuple[Process, Process, list[str]]:
+    def _configure(self) -> tuple[Process, Process, Process, list[str]]:
         """Write the configurations; return server, client, and the addresses of the receipts."""
-        names = ("announcements", "seviri_requests", "viirs_requests", "seviri_receipts", "viirs_receipts")
+        names = ("announcements", "seviri_requests", "viirs_requests", "seviri_receipts", "viirs_receipts", "page")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         values = {"incoming": self._incoming, "arrived": self._arrived, "state": self._state, **ports}
         for name in ("server.ini", "client.ini"):
             (self._daemons / name).write_text(Template((HERE / name).read_text()).substitute(values))
-        server_ports, client_ports = [ports[name] for name in names[:3]], [ports[name] for name in names[3:]]
-        server = Process(
-            "move_it_server.py", self._daemons, "server", ["-p", str(ports["announcements"])], server_ports
+        server_ports, client_ports = [ports[name] for name in names[:3]], [ports[name] for name in names[3:5]]
+        self._configs = [self._daemons / "server.ini", self._daemons / "client.ini"]
+        self._page_port = ports["page"]
+        server, client = (
+            Process(
+                f"move_it_{path.stem}.py",
+                self._daemons,
+                path.stem,
+                [str(path), "-l", str(path.with_suffix(".log")), *more],
+                own,
+            )
+            for path, more, own in zip(
+                self._configs, (["-p", str(ports["announcements"])], []), (server_ports, client_ports), strict=True
+            )
         )
-        client = Process("move_it_client.py", self._daemons, "client", [], client_ports)
-        return server, client, [f"tcp://{HOST}:{port}" for port in client_ports]
+        arguments = ["web", *map(str, self._configs), "-p", str(self._page_port)]
+        page = Process("trollmoves", self._daemons, "page", arguments, [self._page_port])
+        return server, client, page, [f"tcp://{HOST}:{port}" for port in client_ports]
 
     def _kill_due(self) -> bool:
         return self._arrivals.count() >= KILL_AT * len(self._files)
@@ -182,11 +204,14 @@ class Demo:
         size = sum(len(file.content) for file in self._files)
         self._screen.title("Results")
         self._screen.table(report.rows(outcome, size, self._feeder.appeared, self._receipts.times(), self._killed_at))
+        self._screen.title("The daemons, as `trollmoves status` shows them")
+        for line in status(*self._configs):
+            self._screen.say(line)
         return 0 if len(outcome.whole) == len(self._files) else 1
 
     def _keep(self) -> None:
         def empty(folder: str, names: list[str]) -> list[str]:
-            return [name for name in names if not Path(folder, name).stat().st_size]
+            return [name for name in names if not Path(folder, name).stat().st_size or name.startswith("page.")]
 
         shutil.copytree(self._daemons, self._keep_in, ignore=empty, dirs_exist_ok=True)
 
@@ -198,6 +223,7 @@ class Demo:
                 ("examples/demo/", "", "the source of this demo"),
                 ("README.md", "", "a first configuration"),
                 ("doc/", "", "architecture, protocol, all options"),
+                ("trollmoves web", "", "the status page of the daemons of this host: doc/web.md"),
             ]
         )
         self._screen.say()

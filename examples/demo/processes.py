@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,13 +23,12 @@ class NotRunning(Exception):
 
 
 class Process:
-    """One daemon, with NAME.ini and NAME.log in a folder; it opens ``ports``."""
+    """One process, with its output in NAME.log in a folder; it opens ``ports``."""
 
     def __init__(self, command: str, folder: Path, name: str, arguments: list[str], ports: list[int]) -> None:
         self.name = name
         self._log, self._output = folder / f"{name}.log", folder / f"{name}.out"
-        self._command = [sys.executable, str(CHECKOUT / "bin" / command), str(folder / f"{name}.ini")]
-        self._command += ["-l", str(self._log), *arguments]
+        self._command = [sys.executable, str(CHECKOUT / "bin" / command), *arguments]
         self._ports = ports
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -41,7 +41,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+                env=environment(),
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_TIMEOUT
@@ -80,6 +80,21 @@ class Process:
         except subprocess.TimeoutExpired:
             self.kill()
             return self._process.returncode
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the processes."""
+    return {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+
+
+def status(*configs: Path) -> list[str]:
+    """Return the lines of ``trollmoves status`` about daemons."""
+    command = [sys.executable, str(CHECKOUT / "bin" / "trollmoves"), "status", *map(str, configs)]
+    columns = str(shutil.get_terminal_size().columns - 2)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**environment(), "COLUMNS": columns}
+    )
+    return (done.stdout or done.stderr).splitlines()
 
 
 def free_ports(count: int) -> list[int]:

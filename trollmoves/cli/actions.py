@@ -11,13 +11,13 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
-from trollmoves.cli.selection import DaemonFiles, add_config_option, selected_started
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected_started
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal import recent_lanes, record_offline
+from trollmoves.journal import open_reader, recent_lanes, record_offline
 from trollmoves.orders.order import DROP, OF_A_LANE, PAUSE, RELEASE, RESEND, RESUME, RETRY, Order
-from trollmoves.scheduler.pauses import is_endpoint, is_known
+from trollmoves.scheduler.pauses import lanes_named, unknown_name
 
 ORDER_TIMEOUT = 60.0  # s to wait for a daemon; an order can concern many files
 STARTING = 10.0  # s to wait for a daemon that starts or stops
@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
             )
         else:
             _add_files(parser, action)
-        add_config_option(parser)
+        add_config_arguments(parser)
         add_json_option(parser)
         parser.set_defaults(run=run, action=action)
 
@@ -68,6 +68,9 @@ def _add_files(parser: argparse.ArgumentParser, action: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand: 0 if it is done or stored, 1 if in part, 3 if no daemon accepts it."""
+    if getattr(arguments, "failed", False) and arguments.file:  # the first argument is a configuration file
+        arguments.config.insert(0, arguments.file)
+        arguments.file = ""
     names = ("name", "file", "failed", "since", "to", "chain")
     values = {name: value for name in names if (value := getattr(arguments, name, None))}
     values["action"] = arguments.action
@@ -106,10 +109,12 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
 
 def _store(daemon: DaemonFiles, values: dict[str, Any]) -> Outcome:
     name = values.get("name", "")
-    if name and name not in daemon.sections and not is_endpoint(name):
-        lanes = recent_lanes(daemon.where) if daemon.url or os.path.exists(daemon.journal) else set()
-        if not is_known(name, lanes):
-            return Outcome(daemon, "rejected", f"no section and no destination is named {name}", {})
+    if name and name not in daemon.sections and (daemon.url or os.path.exists(daemon.journal)):
+        lanes = recent_lanes(daemon.where)
+        with open_reader(daemon.where) as reader:
+            is_paused = values["action"] == RESUME and name in reader.pauses()
+        if not (is_paused or lanes_named(name, lanes)):
+            return Outcome(daemon, "rejected", unknown_name(name, daemon.sections, lanes), {})
     order = Order.parse({**values, "by": _user(), "at": time.time()})
     record_offline(daemon.where, order.key, order.dump())
     return Outcome(daemon, "stored", "stored; the daemon does not run, and carries it out at its next start", {})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trollmoves.cli.answers import CRITICAL, OK, WARNING, Answer, add_json_option, show
 from trollmoves.cli.selection import add_config_arguments
+from trollmoves.config import removal_file
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.kinds import detect_kind
 from trollmoves.errors import ConfigError
@@ -34,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "check", help="check a configuration file", description="Check a configuration file; run nothing."
     )
-    add_config_arguments(parser, nargs=None)
+    add_config_arguments(parser)
     parser.add_argument("--connect", action="store_true", help="log in to all providers and destinations too")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if there are warnings")
     add_json_option(parser)
@@ -62,8 +63,12 @@ def make_daemon(kind: str, config: str) -> Daemon[Any]:
 
 
 def _check(arguments: argparse.Namespace) -> Answer:
-    config = arguments.config
+    if len(arguments.config) != 1:
+        raise ConfigError("name one configuration file")
+    (config,) = arguments.config
     kind = arguments.kind or detect_kind(config)
+    if kind == "remove_it":
+        return _check_removals(config, is_strict=arguments.strict)
     daemon = make_daemon(kind, config)
     try:
         found = daemon.read_config()
@@ -94,6 +99,26 @@ def _check(arguments: argparse.Namespace) -> Answer:
     extra = [f"warning: {text}" for text in warnings if text not in found.warnings]
     extra += [advice] if advice else []
     return Answer(code, f"{config}: {', '.join(counts)}", facts, [*report[1:], *extra, *(line for _, line in results)])
+
+
+def _check_removals(config: str, *, is_strict: bool) -> Answer:
+    try:
+        found = removal_file.read(config)
+    except ConfigError as error:
+        return Answer(CRITICAL, str(error), {"file": config, "kind": "remove_it", "problems": [str(error)]})
+    facts = {
+        "file": config,
+        "kind": "remove_it",
+        "chains": list(found.sections),
+        "not_running": [name for name in found.names if name not in found.sections],
+        "problems": [str(problem) for problem in found.problems],
+        "warnings": list(found.warnings),
+        "advice": "",
+        "connections": [],
+    }
+    code = CRITICAL if found.problems else WARNING if found.warnings and is_strict else OK
+    verdict, *lines = found.report().splitlines()
+    return Answer(code, verdict, facts, lines)
 
 
 def _counted(count: int, noun: str) -> str:

@@ -64,7 +64,12 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (any(one.startswith("-") for one in rest) or not hasattr(arguments, "config")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # CONFIG behind an option, where argparse does not expect it
+        arguments.config += rest
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:

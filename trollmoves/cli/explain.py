@@ -9,19 +9,21 @@ from importlib import import_module
 from typing import Any
 
 from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
-from trollmoves.cli.selection import add_config_option, selected
+from trollmoves.cli.selection import add_config_arguments, selected
 from trollmoves.cli.texts import counted
 from trollmoves.config.config_file import Configuration
 from trollmoves.net.urls import redact_text
 from trollmoves.status.explanation import Explanation, Subject, subject_of
 
 Explain = Callable[[Configuration[Any], Subject], list[Explanation]]
-# By kind of daemon: the module and its function ``Explain``; imported when it is needed.
+# By kind of configuration file: the module and its function ``Explain``; imported when it is needed.
 EXPLAINERS: Mapping[str, tuple[str, str]] = {
     "server": ("trollmoves.server.explain", "explain"),
     "client": ("trollmoves.receiver.explain", "explain"),
     "mirror": ("trollmoves.receiver.explain", "explain"),
     "dispatcher": ("trollmoves.dispatcher.explain", "explanations"),
+    "move_it": ("trollmoves.move_it", "explain"),
+    "remove_it": ("trollmoves.filescleaner", "explain"),
 }
 
 
@@ -33,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
         description="Print what each section would do with a file or a message. Nothing is run or sent.",
     )
     parser.add_argument("subject", metavar="NAME_OR_MESSAGE", help="a file, the text of a message, or a file with one")
-    add_config_option(parser)
+    add_config_arguments(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -44,10 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     facts: list[dict[str, Any]] = []
     lines: list[str] = []
     problems: list[str] = []
-    for daemon in selected(arguments):
+    for daemon in selected(arguments, need_journals=False):
         if daemon.problem:
             problems.append(f"{daemon.name}: {daemon.problem}")
         if daemon.configuration is None:
+            continue
+        if daemon.kind not in EXPLAINERS:
+            problems.append(f"{daemon.name}: explain supports {', '.join(EXPLAINERS)}, not {daemon.kind}")
             continue
         lines.append(f"{daemon.name} ({daemon.kind})")
         for one in _explainer(daemon.kind)(daemon.configuration, subject):

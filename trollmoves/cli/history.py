@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trollmoves.cli.answers import CRITICAL, OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show, table
-from trollmoves.cli.selection import DaemonFiles, add_config_option, selected
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
 from trollmoves.cli.texts import clock, counted, duration, size
 from trollmoves.errors import JournalError
 from trollmoves.journal import open_reader
@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
         description="Print each step of a file, as long as the journals keep it.",
     )
     parser.add_argument("file", help="name or path of a file; * and ? are placeholders")
-    add_config_option(parser)
+    add_config_arguments(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trollmoves.config.config_file import Configuration
-from trollmoves.config.kinds import KINDS, READERS, detect_kind, section_names
+from trollmoves.config.kinds import KINDS, READERS, WITHOUT_JOURNAL, detect_kind, section_names
 from trollmoves.config.options import ChainOptions
 from trollmoves.errors import ConfigError, JournalError
 from trollmoves.journal import (
@@ -70,29 +70,24 @@ class _Loaded:
     journal: str = field(default="")  # the option
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, nargs: str | None = "*") -> None:
-    """Add the positional arguments CONFIG, and ``--kind``."""
-    parser.add_argument("config", nargs=nargs, metavar="CONFIG", help="configuration file of a daemon")
-    _add_kind(parser)
-
-
-def add_config_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--config CONFIG``, which may be repeated, and ``--kind``."""
-    parser.add_argument(
-        "-c", "--config", action="append", default=[], metavar="CONFIG", help="configuration file of a daemon"
-    )
-    _add_kind(parser)
-
-
-def _add_kind(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments CONFIG, the option ``-c CONFIG`` with the same effect, and ``--kind``."""
+    text = "configuration file of a daemon"
+    parser.add_argument("config", nargs="*", action="extend", default=[], metavar="CONFIG", help=text)
+    parser.add_argument("-c", "--config", action="append", default=[], metavar="CONFIG", help=f"{text}, as CONFIG")
     text = "the daemon that the file is for (default: as its content shows)"
     parser.add_argument("--kind", choices=KINDS, help=text)
 
 
-def daemon_of(config: str, kind: str | None = None) -> DaemonFiles:
-    """Return the files of the daemon with this configuration file; ConfigError if it is unreadable or ambiguous."""
+def daemon_of(config: str, kind: str | None = None, *, needs_journal: bool = True) -> DaemonFiles:
+    """Return the files of the daemon with this configuration file; ConfigError if it is unreadable or ambiguous.
+
+    With ``needs_journal`` a file of a command without a journal is an error too.
+    """
     config = os.path.abspath(config)
     kind = kind or detect_kind(config)
+    if needs_journal and kind in WITHOUT_JOURNAL:
+        raise ConfigError(f"it is for {kind}.py, which has no journal: use trollmoves check or explain", file=config)
     loaded = _load(config, kind)
     journal = find_journal(loaded.journal, config, kind)
     url = journal if is_shared(journal) else ""
@@ -100,13 +95,13 @@ def daemon_of(config: str, kind: str | None = None) -> DaemonFiles:
     return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem, url)
 
 
-def selected(arguments: argparse.Namespace) -> list[DaemonFiles]:
+def selected(arguments: argparse.Namespace, *, need_journals: bool = True) -> list[DaemonFiles]:
     """Return the daemons that the arguments name; without a name all with a journal in a usual directory.
 
     Raises:
         ConfigError: a configuration file cannot be read, or no daemon was found.
     """
-    found = _named(arguments) or known_daemons()
+    found = _named(arguments, need_journals=need_journals) or known_daemons()
     if not found:
         directories = ", ".join(state_directories())
         raise ConfigError(f"no daemon found in {directories}: name its configuration file")
@@ -123,8 +118,8 @@ def selected_started(arguments: argparse.Namespace) -> list[DaemonFiles]:
     ]
 
 
-def _named(arguments: argparse.Namespace) -> list[DaemonFiles]:
-    return [daemon_of(config, arguments.kind) for config in arguments.config]
+def _named(arguments: argparse.Namespace, *, need_journals: bool = True) -> list[DaemonFiles]:
+    return [daemon_of(config, arguments.kind, needs_journal=need_journals) for config in arguments.config]
 
 
 def known_daemons() -> list[DaemonFiles]:

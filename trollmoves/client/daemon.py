@@ -63,8 +63,9 @@ class ClientChain:
             peers,
             prepare=lambda _, message: self._destinations.url_for(message),
             destinations=self._destinations,
-            on_request=self._publish_push,
+            on_request=self._publish_pushes,
             on_delivered=self._receipts.on_delivered,
+            publish=self._receipts.publish,
             delay=self._publisher.grace,
         )
         self._receiver = AnnouncementReceiver(
@@ -99,12 +100,12 @@ class ClientChain:
     def _acknowledge(self, source: str, announcement: str) -> None:
         self._fetcher.acknowledge(source, announcement)
 
-    def _publish_push(self, attempt: FetchAttempt) -> None:
-        """Publish that a file has been requested."""
-        added: dict[str, Any] = {"destination": urls.without_login(attempt.destination)}
+    def _publish_pushes(self, attempts: Sequence[FetchAttempt]) -> None:
+        """Publish that files of one destination are requested."""
+        added: dict[str, Any] = {"destination": urls.without_login(attempts[0].destination)}
         if self._options.backup_targets:
             added["backup_targets"] = [urls.host_without_login(host) for host in self._options.backup_targets]
-        self._publisher.send_encoded([attempt.message.derive("push", added)])
+        self._publisher.send_encoded([attempt.message.derive("push", added) for attempt in attempts])
 
 
 class Client(Daemon[ClientOptions]):

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import ParseResult
@@ -67,8 +67,11 @@ class ReceiptPublisher:
         ]
         self._scheduler.submit([task for task, is_new in self._journal.add_tasks(lost) if is_new])
 
-    def on_delivered(self, attempt: FetchAttempt, reply: Message) -> Result:
-        """Publish an ack, then the receipt with the new URIs; unpack archives in between if configured."""
+    def on_delivered(self, attempt: FetchAttempt, reply: Message) -> tuple[Result, list[str]]:
+        """Return the result, and what ``publish`` shall publish before it is stored: an ack, and the receipt.
+
+        The receipt has the new URIs. That of an archive is published when it is unpacked.
+        """
         message = attempt.message
         url = self._actual_destination(attempt, reply)
         ack = message.derive("ack")
@@ -83,13 +86,17 @@ class ReceiptPublisher:
                     self._destinations.local_path(url).removesuffix(url.path),
                 ]
             )
-            self._publisher.send_encoded([ack])
             self._log(attempt)
             unpack = Task(self.name, "unpack", attempt.task.key, "unpack", body)
-            return Result(follow_ups=(unpack,), files=attempt.stats(), delivery=delivery)
-        self._publisher.send_encoded([ack, self._receipt(message.subject, data)])
+            return Result(follow_ups=(unpack,), files=attempt.stats(), delivery=delivery), [ack]
+        texts = [ack, self._receipt(message.subject, data)]
         self._log(attempt)
-        return Result(reply=json.dumps([attempt.source, base]), files=attempt.stats(), delivery=delivery)
+        reply_kept = json.dumps([attempt.source, base])
+        return Result(reply=reply_kept, files=attempt.stats(), delivery=delivery), texts
+
+    def publish(self, texts: Sequence[str]) -> None:
+        """Publish acks and receipts in this order."""
+        self._publisher.send_encoded(texts)
 
     def _log(self, attempt: FetchAttempt) -> None:
         seconds = time.monotonic() - attempt.started

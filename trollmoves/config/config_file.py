@@ -174,6 +174,8 @@ def _without_port_conflicts(diagnostics: Diagnostics, process: ProcessOptions, u
     used: list[tuple[int, str, str]] = []
     if process.metrics_port is not None:
         used.append((process.metrics_port, process.metrics_address, DEFAULT))
+    if process.web_port is not None:
+        used.append((process.web_port, process.web_address, DEFAULT))
     kept = {}
     for name, chain in usable.items():
         own = [(port, chain.bind_address, option) for option, port in _ports(chain)]

@@ -24,6 +24,7 @@ MAX_FILE_SIZE = 2**22  # bytes of a configuration file
 
 _NESTED = ("topics", "conditions", "aliases", "dispatch_configs")  # in INI files of the dispatcher
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85\u2028\u2029]")
+_GAP = re.compile(r"^[^\s=:#;\[][^\n=:]*?[^\S\n]{200}", re.MULTILINE)  # configparser takes quadratic time for it
 _FIRST_LINE = re.compile(r"\s*(?:[#;][^\n]*\n\s*)*(.?)")
 
 
@@ -67,6 +68,9 @@ def read_ini(file: str, content: str, *, nested: bool = False) -> Document:
     Raises:
         ConfigError: the content is invalid.
     """
+    if gap := _GAP.search(content):
+        line = content.count("\n", 0, gap.end()) + 1
+        raise ConfigError(f"line {line} has 200 blanks in or after the name of an option", file=file)
     parser = configparser.RawConfigParser()
     parser.optionxform = _normalized_name if nested else str.lower  # type: ignore[assignment,method-assign]
     try:

@@ -56,6 +56,10 @@ def _process_warnings(process: ProcessOptions) -> Iterator[tuple[str, str]]:
     for option in ("metrics_port", "metrics_file"):
         if getattr(process, option) and not find_spec("prometheus_client"):
             yield option, "prometheus_client is not installed: pip install 'trollmoves[metrics]'"
+    if process.web_port and not (find_spec("uvicorn") and find_spec("starlette")):
+        yield "web_port", "uvicorn or starlette is not installed: pip install 'trollmoves[web]'"
+    if process.web_port and process.web_port == process.metrics_port:
+        yield "web_port", f"port {process.web_port} is already that of metrics_port: choose another one"
     directory = os.path.dirname(process.metrics_file) or "."
     if process.metrics_file and not os.path.isdir(directory):
         yield "metrics_file", f"the directory {directory} does not exist: create it, or correct the path"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
-from trollmoves.config import config_file
+from trollmoves.config import config_file, removal_file
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.diagnostics import Diagnostics
 from trollmoves.config.dispatcher_file import SUBSCRIBER, read_dispatcher_config
@@ -26,14 +26,16 @@ READERS: Mapping[str, Callable[[str], Configuration[Any]]] = {
     "move_it": partial(config_file.read, role=MoveItOptions),
     "fetcher": read_fetcher_config,
     "s3downloader": read_s3downloader_config,
+    "remove_it": removal_file.read_configuration,
 }
 KINDS = tuple(READERS)
+WITHOUT_JOURNAL = ("remove_it",)  # commands that end, for files only ``check`` and ``explain`` are about
 _ONE_CHAIN = {"fetcher": ("subscriber_config", "publisher_config"), "s3downloader": ("bucket", "publish-topic")}
 _OF_A_TARGET = {"host", "directory", "filepattern", "topics", "conditions", "aliases", "dispatch_configs"}
 
 
 def detect_kind(path: str | os.PathLike[str]) -> str:
-    """Return the kind of daemon that a configuration file is for: one of ``KINDS``.
+    """Return the kind of daemon or command that a configuration file is for: one of ``KINDS``.
 
     Raises:
         ConfigError: the file cannot be read, or it does not show its kind.
@@ -56,6 +58,8 @@ def _kind_of_yaml(names: Collection[Any]) -> str:
 
 def _kind_of(section: str, options: Collection[str]) -> str:
     """Return the kind of daemon that has a section with these options, an empty string if it is not known."""
+    if "templates" in options:
+        return "remove_it"
     if section == SUBSCRIBER or _OF_A_TARGET & {name.partition("__")[0] for name in options}:
         return "dispatcher"
     if "providers" in options or "client_topic" in options:

@@ -126,6 +126,17 @@ class ProcessOptions(SharedOptions):
         "",
         "file `*.prom` to write metrics to every 15 seconds, for the textfile collector of node_exporter",
     )
+    web_port: int | None = optional(
+        parsers.port, "port of the [status page](web.md) of this daemon, which is a process of its own; without it none"
+    )
+    web_address: str = option(
+        parsers.host, "127.0.0.1", "address on which `web_port` listens; `*` is all IPv4 addresses"
+    )
+    web_token_file: str = option(
+        parsers.text,
+        "",
+        "file with the token for actions on the page; without it `$TROLLMOVES_WEB_TOKEN`, or the page is read-only",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -83,7 +83,7 @@ def _fetch_probes(chain: FetcherOptions | S3DownloaderOptions) -> Iterator[Probe
         addresses, directory = chain.subscriber_addresses, chain.download_destination
         yield Probe(f"bucket {chain.bucket}", partial(_check_bucket, chain))
     yield from map(_provider, addresses)
-    yield _destination(directory, "", {})
+    yield _destination(directory, "", {}, is_created=isinstance(chain, FetcherOptions))
 
 
 def _check_bucket(chain: S3DownloaderOptions) -> str:
@@ -96,11 +96,11 @@ def _provider(address: str) -> Probe:
     return Probe(f"provider {address}", partial(check_publisher, address))
 
 
-def _destination(text: str, login: str, attrs: Mapping[str, Any]) -> Probe:
+def _destination(text: str, login: str, attrs: Mapping[str, Any], *, is_created: bool = True) -> Probe:
     """Return the probe of a directory, up to the first part with a field."""
     directory = static_directory(text)
     subject = f"destination {urls.redacted(urls.without_password(directory))}"
     if "{" in text and directory.endswith("//"):
         return Probe(subject, lambda: "ok, not checked: the host depends on metadata")
     url = urls.parse(urls.with_login(directory, login) if login else directory)
-    return Probe(subject, partial(check_destination, url, attrs))
+    return Probe(subject, partial(check_destination, url, attrs, is_created=is_created))

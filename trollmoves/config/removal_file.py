@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trollmoves.config.config_file import counted, option_lines, problem_lines, report_text
+from trollmoves.config.config_file import Configuration, counted, option_lines, problem_lines, report_text
 from trollmoves.config.diagnostics import Diagnostics, combined_error, did_you_mean
 from trollmoves.config.document import DEFAULT, as_text, read_ini, read_text
 from trollmoves.config.option_table import options_of
+from trollmoves.config.options import ProcessOptions
 from trollmoves.config.removal_options import MailOptions, RemovalOptions
 from trollmoves.config.sections import read_options
 from trollmoves.errors import ConfigError
@@ -59,6 +60,12 @@ def read(path: str) -> RemovalFile:
         tuple(diagnostics.warnings),
         tuple(diagnostics.problems),
     )
+
+
+def read_configuration(path: str | os.PathLike[str]) -> Configuration[Any]:
+    """Return the sections of a file, RemovalOptions, as those of a daemon; ConfigError as ``read``."""
+    found = read(os.fspath(path))
+    return Configuration(found.file, ProcessOptions(), found.sections, found.warnings, found.problems)
 
 
 def read_section(name: str, values: Mapping[str, Any]) -> RemovalOptions:

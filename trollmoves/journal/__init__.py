@@ -41,6 +41,7 @@ from trollmoves.journal.records import (
     SourcePosition,
     Task,
     Version,
+    batches,
     drop_body,
     to_sqlite_time,
 )
@@ -92,6 +93,7 @@ __all__ = [
     "TaskRow",
     "Version",
     "WaitingRow",
+    "batches",
     "control_path",
     "copy_journal",
     "drop_body",
@@ -158,7 +160,7 @@ def running_pid(where: str) -> int | None:
 
 
 def recent_lanes(where: str) -> set[tuple[str, str]]:
-    """Return (chain, lane) of the newest tasks in a journal; raise JournalError if it cannot be read."""
+    """Return (chain, lane) of finished and of the newest tasks in a journal; JournalError if it cannot be read."""
     return sqlite.recent_lanes(where)
 
 

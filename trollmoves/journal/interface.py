@@ -266,6 +266,7 @@ class Journal(Protocol):
     ) -> list[AnnouncementRecord]:
         """Return announcements after a number without a finished task of ``kinds``, oldest first.
 
+        A dropped task counts as finished, unless another one of the announcement waits or has failed.
         The messages of all but the last one have less than ``MAX_PAGE_LENGTH`` characters together.
         """
 
@@ -301,7 +302,7 @@ class Journal(Protocol):
         """Store the end of a pause."""
 
     def recent_lanes(self) -> set[tuple[str, str]]:
-        """Return (chain, lane) of the newest tasks. It reads many rows, without delaying other threads."""
+        """Return (chain, lane) of finished and of the newest tasks. It reads many rows, without delaying others."""
 
     def select(self, selection: Selection) -> list[Task]:
         """Return at most MAX_SELECTED tasks, newest first. It reads many rows, without delaying other threads."""
@@ -318,8 +319,11 @@ class Journal(Protocol):
     def make_due(self, tasks: Sequence[Task]) -> None:
         """Make waiting tasks due now, in batches."""
 
-    def drop(self, tasks: Sequence[Task]) -> None:
-        """Store waiting or failed tasks as dropped, in batches: a repeated message does not restart them."""
+    def drop(self, tasks: Sequence[Task]) -> list[Task]:
+        """Store tasks as dropped, so that a repeated message does not restart them; return those that were dropped.
+
+        Tasks that were finished or restarted since they were read are not dropped.
+        """
 
     # -- numbers of tasks, for the metrics and alarms
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -142,6 +142,11 @@ class Selection(NamedTuple):
 
 
 Compactors = Mapping[str, Callable[[Task], str]]
+
+
+def batches(tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
+    """Return the tasks in parts of at most BATCH_SIZE, in order."""
+    return (tasks[start : start + BATCH_SIZE] for start in range(0, len(tasks), BATCH_SIZE))
 
 
 def drop_body(task: Task) -> str:  # noqa: ARG001

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -143,7 +143,11 @@ class LaneBacklog:
 
 @dataclass(frozen=True, slots=True)
 class JournalStatistics:
-    """The tasks that are not done: those that wait or run, by lane, and the number of failed ones by chain and kind."""
+    """The tasks that are not done: those that wait or run, by lane, and the number of failed ones by chain and kind.
+
+    ``failing`` are the (chain, lane) that had an outage since their last success, and have tasks that are not done.
+    """
 
     backlog: tuple[LaneBacklog, ...]
     failed: Mapping[tuple[str, str], int]
+    failing: Collection[tuple[str, str]] = ()

@@ -109,15 +109,24 @@ def is_address(value: Any) -> TypeGuard[str]:
 
 def request_id(text: str) -> str | None:
     """Return the id in the text of a request, without decoding the whole text; None if it has none."""
-    start = text.find('"request": {')
-    if start < 0:
-        return None
-    try:
-        metadata, _ = json.JSONDecoder().raw_decode(text, start + len('"request": '))
-    except (ValueError, RecursionError):
-        return None
-    id_ = metadata.get("id") if isinstance(metadata, dict) else None
+    id_ = _object_in(text, "request").get("id")
     return id_ if isinstance(id_, str) else None
+
+
+def announcement_metadata_in(text: str) -> dict[str, Any]:
+    """Return the metadata in the text of an announcement, without decoding the whole text; {} if it has none."""
+    return announcement_metadata({"announcement": _object_in(text, "announcement")})
+
+
+def _object_in(text: str, name: str) -> dict[str, Any]:
+    start = text.find(f'"{name}": {{')
+    if start < 0:
+        return {}
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text, start + len(f'"{name}": '))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def announcement_metadata(data: Any) -> dict[str, Any]:
@@ -138,10 +147,11 @@ def error_payload(data: Any, error: TrollmovesError, retry_after: float = 0.0) -
     """Return the data of an ``err`` reply to the request with ``data``.
 
     It is the error text for legacy clients. Other clients also get ``temporary``, which is True if a retry may
-    succeed, ``retry_after`` in seconds, and ``superseded`` if a newer version was delivered instead.
+    succeed, ``retry_after`` in seconds, ``held`` if an operator must repair the cause first, and ``superseded`` if a
+    newer version was delivered instead.
     """
     text = urls.redact_text(str(error))
     if request_metadata(data):
-        more = {"superseded": True} if isinstance(error, Superseded) else {}
+        more = {"superseded": True} if isinstance(error, Superseded) else {"held": True} if error.held else {}
         return {"error": text, "temporary": error.temporary, "retry_after": retry_after, **more}
     return text

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import zmq
 
@@ -58,7 +59,7 @@ class Request:
 
     message: Message
     _routes: list[list[bytes]]  # one route until the reply is sent
-    _replier: Replier
+    replier: Replier
     sender: str = ""
     """The identity of the client: its key if CURVE authenticated one, else its address."""
 
@@ -69,11 +70,19 @@ class Request:
     def reply_encoded(self, text: str) -> None:
         """Reply with an encoded message."""
         with suppress(IndexError):
-            self._replier.send(self._routes.pop(), text)
+            self.replier.send(self._routes.pop(), text)
+
+    def reply_delivered(self, changes: Mapping[str, Any], encode: Callable[[], str]) -> None:  # noqa: ARG002
+        """Reply that the files are delivered, with the encoded message.
+
+        ``changes`` are the items in which its data differ from those of the request: a member of a group needs only
+        these.
+        """
+        self.reply_encoded(encode())
 
     def log_suffix(self) -> str | None:
         """Return the suffix of a log line about a rejection; None if the line is throttled."""
-        return self._replier.throttle.admit()
+        return self.replier.throttle.admit()
 
     def reject(self, reason: str) -> None:
         """Reply ``err`` with the reason."""

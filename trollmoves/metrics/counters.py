@@ -110,7 +110,7 @@ def _outcome(task: Task, result: Result, event: str) -> str:
     if error is None:
         if result.retry_in is None:
             return event if result.files else "skipped"
-        return "retried" if result.reply is not None else ""
+        return "" if result.reply is None else "held" if result.held else "retried"
     if isinstance(error, Superseded):
         return "skipped"
     # A push ends with each attempt: its client requests the file again.

@@ -98,11 +98,13 @@ class DaemonReader:
         lanes = {(lane.chain, lane.name): lane for lane in self.lanes()}
         backlog = {(lane.chain, lane.lane): lane for lane in statistics.backlog}
         now = self.journal.now()
-        for chain, name in lanes.keys() | backlog.keys():
+        failing = set(statistics.failing)  # also lanes without a task at this moment: a server ends a push that fails
+        for chain, name in lanes.keys() | backlog.keys() | failing:
             if is_about_files(name):
                 key = chain, kind_of_lane(name), self.counters.endpoint(name)
                 endpoint = found.setdefault(key, EndpointState())
                 endpoint.add_lane(lanes.get((chain, name)), backlog.get((chain, name)), now)
+                endpoint.failing |= (chain, name) in failing
         return found
 
     def _last_times(self) -> dict[tuple[str, str], float]:

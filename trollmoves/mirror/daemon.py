@@ -169,21 +169,21 @@ class MirrorChain(ProviderChain):
 
     # -- fetching and serving
 
-    def _on_fetched(self, attempt: FetchAttempt, reply: Message) -> Result:  # noqa: ARG002
+    def _on_fetched(self, attempt: FetchAttempt, reply: Message) -> tuple[Result, list[str]]:  # noqa: ARG002
         number = attempt.task.announcement_number or 0
         missing = self._cache.missing_path(number)
         if missing:
             error = NotDelivered(f"{attempt.source} reported a delivery, but {missing} does not exist")
-            return Result(error=error, on_committed=lambda: self._on_fetch_failed(attempt.task, error))
+            return Result(error=error, on_committed=lambda: self._on_fetch_failed(attempt.task, error)), []
         logger.info("[%s] fetched %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source)
         delivery = attempt.delivery(urls.without_login(attempt.destination))
         removals = self._request_handler.removals.tasks_for(number, extra_delay=CLIENT_RETRY_WINDOW)
         if self._cache.packed_files(number):
             key = f"{number} {self._journal.now():.3f}"
             unpack = Task(self.name, UNPACK, key, UNPACK, "", announcement_number=number)
-            return Result(follow_ups=(unpack, *removals), files=attempt.stats(), delivery=delivery)
+            return Result(follow_ups=(unpack, *removals), files=attempt.stats(), delivery=delivery), []
         on_committed = partial(self._request_handler.pushes.resume, number)
-        return Result(follow_ups=removals, on_committed=on_committed, files=attempt.stats(), delivery=delivery)
+        return Result(follow_ups=removals, on_committed=on_committed, files=attempt.stats(), delivery=delivery), []
 
     def _unpack(self, task: Task) -> Result:
         """Unpack fetched files and resume their pushes. Worker thread."""

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 TIME_LIMIT = 30.0  # s; then the command and its children are killed
 MAX_RUNNING = 4  # commands at the same time
 MAX_QUEUED = 100  # changes that wait for a command; further ones are only logged
-_OF_THE_SERVICE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # not for children
+OF_THE_SERVICE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # not for children
 
 
 class _Running(NamedTuple):
@@ -86,7 +86,7 @@ class AlarmCommands:
 
     def _start(self, change: Change) -> None:
         alarm = change.alarm
-        kept = {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVICE}
+        kept = {name: value for name, value in os.environ.items() if name not in OF_THE_SERVICE}
         facts = {
             "chain": alarm.chain,
             "alarm": alarm.name,

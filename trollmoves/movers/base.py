@@ -219,19 +219,22 @@ class Mover(ABC):
     def check(self, name: str) -> bool:  # noqa: ARG002  (optional)
         """Write the origin under ``name`` to the destination, a directory, and remove it; return False without it.
 
+        If the directory is missing, this is done in the nearest directory above it that exists: a delivery creates the
+        others there.
+
         Raises TransferError if the host, the login or the directory does not accept the file.
         """
         raise PermanentTransferError(f"{self}: deliveries by {type(self).__name__} cannot be checked")
 
     def write_and_remove(self, backend: Backend, source: SourceFile, name: str) -> bool:
         """Do the work of ``check`` with a backend."""
-        directory = self.path.rstrip("/")
-        if backend.partials and not backend.is_directory(directory or "/"):
-            return False
+        wanted = directory = self.path.rstrip("/")
+        while backend.partials and directory and not backend.is_directory(directory):
+            directory = directory.rpartition("/")[0]
         path = f"{directory}/{name}"
         backend.send(source, path)
         backend.remove(path)
-        return True
+        return directory == wanted
 
     def option(self, name: str) -> Any:
         """Return the connection parameter ``name``, or its default."""

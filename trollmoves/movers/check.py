@@ -14,8 +14,10 @@ from trollmoves.movers import mover_for
 from trollmoves.utils.logs import format_bytes
 
 
-def check_destination(directory: ParseResult, attrs: Mapping[str, Any]) -> str:
+def check_destination(directory: ParseResult, attrs: Mapping[str, Any], *, is_created: bool = True) -> str:
     """Return the result for ``directory``, which deliveries would write to; ``attrs`` are connection parameters.
+
+    Without ``is_created`` a missing directory is an error; otherwise the directory above it must accept files.
 
     Raises:
         TransferError: the host, the login or the directory does not accept files. Its text contains no secret.
@@ -29,9 +31,15 @@ def check_destination(directory: ParseResult, attrs: Mapping[str, Any]) -> str:
         probe.flush()
         mover = mover_class(probe.name, directory, attrs)
         found = mover.check(f".trollmoves-check-{secrets.token_hex(4)}")
-    if not found:
+    if not (found or is_created):
         raise BadDestination(f"the directory {directory.path} does not exist: create it, or correct the path")
+    missing = "" if found else f"; the directory {directory.path} does not exist: the first delivery creates it"
     if directory.scheme in ("", "file"):
-        status = os.statvfs(directory.path)
-        return f"ok, writable, {format_bytes(status.f_bavail * status.f_frsize)} free"
-    return "ok, logged in, writable"
+        path = directory.path
+        while not os.path.isdir(path):
+            if os.path.lexists(path.rstrip("/")):
+                raise BadDestination(f"{path.rstrip('/')} is not a directory: remove it, or correct the path")
+            path = os.path.dirname(path.rstrip("/"))
+        status = os.statvfs(path)
+        return f"ok, writable, {format_bytes(status.f_bavail * status.f_frsize)} free{missing}"
+    return f"ok, logged in, writable{missing}"

@@ -335,7 +335,7 @@ class FtpMover(RemoteMover):
         connected = False
         try:
             ftp.connect(login.host, login.port or 0, timeout=self.option("connection_timeout"))
-            self._log_in(ftp, *_credentials(login))
+            self._log_in(ftp, *credentials(login))
             _set_up(ftp, self.option("stall_timeout"), passive=self.option("ftp_passive"))
             connected = True
         except ftplib.Error as error:
@@ -379,7 +379,8 @@ class FtpsMover(FtpMover):
         ftp.prot_p()
 
 
-def _credentials(login: Endpoint) -> tuple[str, str]:
+def credentials(login: Endpoint) -> tuple[str, str]:
+    """Return user and password: those of the URL, else those of ``~/.netrc`` for its host, else anonymous ones."""
     if login.user:
         return login.user, login.password or ""
     try:
@@ -393,6 +394,9 @@ def _credentials(login: Endpoint) -> tuple[str, str]:
         # The message may contain a password of the file.
         reason = error.msg if error.msg.startswith("~") else f"line {error.lineno}, or the line before, is invalid"
         logger.warning("ignored ~/.netrc: %s", reason)
+        entry = None
+    except UnicodeDecodeError:
+        logger.warning("ignored ~/.netrc: it is not UTF-8 text")
         entry = None
     if not entry:
         return "anonymous", "anonymous@"

@@ -20,6 +20,7 @@ from trollmoves.journal import (
     Journal,
     Selection,
     Task,
+    batches,
 )
 from trollmoves.net import urls
 from trollmoves.orders.order import (
@@ -35,13 +36,12 @@ from trollmoves.orders.order import (
     OrderRejected,
 )
 from trollmoves.scheduler.kinds import EVENTS, FILE_KINDS
-from trollmoves.scheduler.pauses import Pauses, is_endpoint, lane_endpoint
+from trollmoves.scheduler.pauses import Pauses, ended_by, lanes_named, unknown_name
 from trollmoves.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
 DROPPABLE = (*FILE_KINDS, SET_ASIDE)
-MAX_NAMES = 5  # destinations named in an error
 
 
 class Resender(NamedTuple):
@@ -135,18 +135,11 @@ class OrderExecutor:
     # -- chains and destinations
 
     def _lanes_of(self, order: Order) -> set[tuple[str, str]]:
-        """Return (chain, lane) of the lanes that an order names; raise OrderRejected if there are none.
-
-        A name with ``://`` may be one of a destination that is not known yet.
-        """
-        known = {(chain, lane) for chain, lane in self._journal.recent_lanes() if lane_endpoint(lane)}
-        named = Pauses([order.name])
-        lanes = {(chain, lane) for chain, lane in known if named.covers(chain, lane)}
-        if not lanes and order.name not in self._sections() and not is_endpoint(order.name):
-            names = sorted({*self._sections(), *(lane_endpoint(lane) for _, lane in known)})
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            listed = ", ".join(names[:MAX_NAMES])
-            raise OrderRejected(f"no section and no destination is named {order.name}; known are {listed}{more}")
+        """Return (chain, lane) of the lanes that an order names; raise OrderRejected if the name is unknown."""
+        known, sections = self._journal.recent_lanes(), set(self._sections())
+        lanes = lanes_named(order.name, known)
+        if not lanes and order.name not in sections:
+            raise OrderRejected(unknown_name(order.name, sections, known))
         return lanes
 
     def _waiting(self, lanes: Iterable[tuple[str, str]]) -> int:
@@ -161,13 +154,19 @@ class OrderExecutor:
 
     def _resume(self, order: Order) -> dict[str, Any]:
         names = [pause.key for pause in self._journal.pauses()]
-        if order.name not in names:
+        known = self._journal.recent_lanes()
+        ended = ended_by(order.name, names, set(self._sections()), known)
+        if not ended:
             paused = f"; paused are {', '.join(names)}" if names else ""
             raise OrderRejected(f"{order.name} is not paused{paused}")
-        self._journal.end_pause(order.name)
+        for name in ended:
+            self._journal.end_pause(name)
         self._apply_pauses()
-        waiting = self._waiting(self._lanes_of(order))
-        return _result(f"resumed; {_files(waiting)} waiting", waiting)
+        lanes = lanes_named(order.name, known)
+        rest = [name for name in names if name not in ended and lanes & lanes_named(name, known)]
+        still = f"; a part is still paused, by the pause of {', '.join(rest)}" if rest else ""
+        waiting = self._waiting(lanes)
+        return _result(f"resumed; {_files(waiting)} waiting{still}", waiting)
 
     def _apply_pauses(self) -> None:
         self._scheduler.set_pauses(Pauses(pause.key for pause in self._journal.pauses()))
@@ -202,12 +201,9 @@ class OrderExecutor:
         found = self._journal.select(Selection(states, DROPPABLE, order.chain, order.file, only_final=order.failed))
         if not found and not order.failed:
             raise OrderRejected(f"no waiting or failed file is named {order.file}")
-        running = {key: self._scheduler.in_flight_ids(*key) for key in {(task.chain, task.lane) for task in found}}
-        dropped = [task for task in found if task.id not in running[task.chain, task.lane]]
-        self._scheduler.revoke(dropped)
-        self._journal.drop(dropped)
+        dropped, in_flight = self._scheduler.drop(found)
         self._on_dropped(dropped)
-        kept = len(found) - len(dropped)
+        kept = len(in_flight)
         rest = f"; {_files(kept)} in flight: pause the destination, then repeat the command" if kept else ""
         return _result(f"{_files(len(dropped))} dropped{rest}", len(dropped), in_flight=kept)
 
@@ -223,7 +219,8 @@ class OrderExecutor:
             found = self._journal.select(Selection((DONE,), kinds, order.chain, order.file, order.since, order.at))
             repeated = [self._repeated(task, order.to) for task in found]
         repeated = [task for task in repeated if task is None or self._scheduler.runs(task.chain, task.kind)]
-        tasks = self._journal.restart([task for task in repeated if task])
+        wanted = [task for task in repeated if task]
+        tasks = self._add(wanted) if order.to else self._journal.restart(wanted)
         for start in range(0, len(tasks), BATCH_SIZE):
             self._scheduler.submit(tasks[start : start + BATCH_SIZE])
         lost = len(repeated) - len(tasks)
@@ -232,6 +229,20 @@ class OrderExecutor:
             raise OrderRejected(f"no delivered file to resend{reason}")
         rest = f"; of {_files(lost)} the journal has no message any longer" if lost else ""
         return _result(f"{_files(len(tasks))} to resend{rest}", len(tasks), lost=lost)
+
+    def _add(self, wanted: Sequence[Task]) -> list[Task]:
+        """Store tasks that run now; return them. One that waits already keeps its id, by which clients wait for it."""
+        added: list[Task] = []
+        for batch in batches(wanted):
+            known = []
+            for task, (stored, is_new) in zip(batch, self._journal.add_tasks(batch), strict=True):
+                if not is_new and stored.state != WAITING:
+                    stored.body, stored.lane, stored.rank = task.body, task.lane, task.rank
+                    known.append(stored)
+                added.append(stored)
+            self._journal.restart(known)
+        self._journal.make_due(added)
+        return added
 
     def _repeated(self, task: Task, to: str) -> Task | None:
         resender = self._resenders[task.kind]

@@ -13,13 +13,12 @@ from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal, Version, to_sqlite_time
-from trollmoves.messaging import payload
+from trollmoves.messaging import group, payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.messaging.replier import MAX_REQUEST_BYTES
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
 from trollmoves.scheduler.lanes import FileStats
-from trollmoves.utils.watched_threads import foreign_disk
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +186,7 @@ class Announcer:
         if self._describe:
             return Message(subject, *self._describe(a))
         metadata = {**a.extra_metadata, "log": self._log_name, "number": number, "mtime": a.mtime}
+        metadata[group.KEY] = group.MAX_FILES
         if a.size is not None:
             metadata["size"] = a.size
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": metadata})
@@ -257,10 +257,10 @@ class Announcer:
         return {"files": files, "max_count": count, "uptime": str(uptime)}
 
     def replay(self, data: Any) -> dict[str, Any]:
-        """Return the announcements ``after`` a number, or of the last ``max_age`` seconds.
+        """Return the announcements ``after`` a number, at most ``max_count``, or of the last ``max_age`` seconds.
 
         The reply is limited in number and size, and complete up to the number ``through``. A client that names another
-        log gets the name of this one.
+        log gets the name of this one. It reads the disk of the origin, which may not respond.
         """
         data = data if isinstance(data, dict) else {}
         after, age = data.get("after"), data.get("max_age")
@@ -272,9 +272,10 @@ class Announcer:
             after = self._journal.number_before(self.name, self._journal.now() - age)
         if not payload.is_number(after):
             raise RequestRejected("a replay request must contain a number in 'after', or seconds in 'max_age'")
-        found = self._journal.announcements_after(self.name, after, MAX_REPLAY)
-        with foreign_disk():
-            unchanged = [a for a in found if self._file_store.is_unchanged(a)]
+        count = data.get("max_count")
+        limit = count if isinstance(count, int) and 0 < count < MAX_REPLAY else MAX_REPLAY
+        found = self._journal.announcements_after(self.name, after, limit)
+        unchanged = [a for a in found if self._file_store.is_unchanged(a)]
         messages = [text for a in unchanged if self._fits(text := self._with_address(a.message), a.uid)]
         return reply | {"through": found[-1].number if found else last, "messages": messages}
 

@@ -22,6 +22,10 @@ class HostUnavailable(TransferError):
 
     temporary = True
 
+    def __init__(self, text: str, *, held: bool) -> None:
+        super().__init__(text)
+        self.held = held
+
 
 def without_logins(push: PushRequest) -> dict[str, Any]:
     """Return the backup targets for a reply, without logins; {} if they have none."""
@@ -43,6 +47,12 @@ def success_reply(push: PushRequest, destination: str) -> str:
             del data["announcement"]
         message = Message(message.subject, type_, data)
     return message.derive(type_, without="request")
+
+
+def reply_delivered(request: Request, push: PushRequest, destination: str, backup: str | None) -> None:
+    """Reply that the files are at ``destination``, or at the backup target ``backup``; both without login."""
+    changes = {"destination": backup} if backup else {}
+    request.reply_delivered(changes, lambda: success_reply(push, backup or destination))
 
 
 @contextmanager

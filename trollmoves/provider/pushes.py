@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -38,7 +38,15 @@ from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.client_quotas import ClientQuotas
 from trollmoves.provider.destinations import PushDestination
 from trollmoves.provider.file_store import FileStore
-from trollmoves.provider.push_replies import HostUnavailable, reject, rejecting, success_reply, without_logins
+from trollmoves.provider.group_request import GroupRequest, is_group
+from trollmoves.provider.push_replies import (
+    HostUnavailable,
+    reject,
+    rejecting,
+    reply_delivered,
+    success_reply,
+    without_logins,
+)
 from trollmoves.provider.push_request import PushRequest
 from trollmoves.provider.push_tasks import compacted, requested_destination
 from trollmoves.scheduler.lanes import FileStats, Result
@@ -131,8 +139,15 @@ class PushService:
 
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
-        parsed = [(request, push) for request in requests if (push := self._parse(request))]
-        records = self._announcer.look_up(push.announcement for _, push in parsed)
+        single = [request for request in requests if not is_group(request)]
+        for batch in (single, *([request] for request in requests if is_group(request))):
+            self._accept_batch(batch)
+
+    def _accept_batch(self, requests: list[Request]) -> None:
+        records: dict[int, AnnouncementRecord] = {}
+        parsed = [pair for request in requests for pair in self._parse(request, records)]
+        references = (push.announcement for _, push in parsed)
+        records |= self._announcer.look_up(r for r in references if r.get("number") not in records)
         admitted = [(request, push, task) for request, push in parsed if (task := self._admit(request, push, records))]
         if not admitted:
             return
@@ -155,13 +170,23 @@ class PushService:
                 self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
         self._scheduler.submit(runnable)
 
-    def _parse(self, request: Request) -> PushRequest | None:
-        """Return the parsed request; None if it was rejected."""
+    def _parse(self, request: Request, records: dict[int, AnnouncementRecord]) -> Iterable[tuple[Request, PushRequest]]:
+        """Return the parsed request, of a group one for each file; none if it was rejected.
+
+        The announcements of a group are added to ``records``.
+        """
         with rejecting(self.name, request):
             if self._quotas.is_full(request.sender):
                 raise TooManyRequests("too many pushes of this client are pending")
-            return PushRequest.parse(request.message)
-        return None
+            if not is_group(request):
+                return [(request, PushRequest.parse(request.message))]
+            group = GroupRequest(request)
+            found = self._announcer.look_up({"log": group.log, "number": number} for number in group.files)
+            if not found:
+                raise RequestRejected("none of these files was announced by this chain")
+            records |= found
+            return list(group.members(found))
+        return []
 
     def _admit(self, request: Request, push: PushRequest, records: Mapping[int, AnnouncementRecord]) -> Task | None:
         """Return the task for a request; None if the request was answered."""
@@ -171,7 +196,8 @@ class PushService:
             lane, number = destination.lane, announced.number
             pause = self._scheduler.pause_remaining(self.name, lane)
             if pause:
-                raise HostUnavailable(f"{lane.removeprefix('push ')} is unavailable, next attempt in {pause:.0f} s")
+                text = f"{lane.removeprefix('push ')} is unavailable, next attempt in {pause:.0f} s"
+                raise HostUnavailable(text, held=self._scheduler.is_held(self.name, lane))
             if self._reply_if_peer_has_files(request, push, destination, number):
                 return None
             key, body = f"{number} {destination.without_password}", push.message.raw
@@ -196,8 +222,8 @@ class PushService:
         record = self._receiver_record(push, task)
         if record:
             self._journal.add_tasks([record])
-        destination = compacted(task).get("destination") or requested_destination(task)
-        request.reply_encoded(task.reply or success_reply(push, destination))
+        backup = Message.decode(task.reply).data["destination"] if task.reply else compacted(task).get("destination")
+        reply_delivered(request, push, requested_destination(task), backup)
 
     def _receiver_record(self, push: PushRequest, task: Task) -> Task | None:
         """Return a task that records that a further client received the reply to a push; None if none is needed."""
@@ -272,18 +298,18 @@ class PushService:
             else:
                 self._scheduler.failures.log(task, error, f"{names} not delivered to {shown}")
             text = Message(message.subject, "err", payload.error_payload(message.data, error)).encode()
-            on_committed = partial(self._reply_failure, task, text, error)
+            on_committed = partial(self._reply_failure, task, error)
             return Result(reply=text, error=error, final=True, on_committed=on_committed)
         seconds = time.monotonic() - started
-        text = success_reply(push, delivered_to)
         follow_ups = (*self._follow(number, delivered), *self._receiver_records(task))
         details = push.file_names, shown, format_bytes(size), seconds, task.tries
         logger.info("[%s] delivered %s to %s (%s, %.2f s, attempt %d)", self.name, *details)
         stats = FileStats(len(files), size, announced.mtime or 0)
         backup = delivered_to if delivered_to != destination.without_login else None
         delivery = Delivery(size, seconds, backup, push.message.sender)
-        on_committed = partial(self._reply_waiters, task.id, text)
-        return Result(reply=text, follow_ups=follow_ups, on_committed=on_committed, files=stats, delivery=delivery)
+        reply = success_reply(push, delivered_to) if backup else None
+        on_committed = partial(self._reply_success, task.id, destination.without_login, backup)
+        return Result(reply=reply, follow_ups=follow_ups, on_committed=on_committed, files=stats, delivery=delivery)
 
     def _is_outdated(self, announced: AnnouncementRecord, destination: PushDestination) -> bool:
         """Return True if an earlier process delivered a newer announcement of the files to this destination."""
@@ -366,12 +392,14 @@ class PushService:
             waiters = list(self._waiting.get(task.id, ()))
         return [record for waiter in waiters if (record := self._receiver_record(waiter.push, task))]
 
-    def _reply_waiters(self, task_id: int, text: str) -> None:
+    def _take_waiters(self, task_id: int) -> Sequence[_Waiter]:
         self._quotas.remove([task_id])
         with self._waiting_lock:
-            waiters = self._waiting.pop(task_id, ())
-        for waiter in waiters:
-            waiter.request.reply_encoded(text)
+            return self._waiting.pop(task_id, ())
+
+    def _reply_success(self, task_id: int, destination: str, backup: str | None) -> None:
+        for waiter in self._take_waiters(task_id):
+            reply_delivered(waiter.request, waiter.push, destination, backup)
 
     def _resume_if_local(self, number: int) -> None:
         """Resume pushes if their files arrived before the journal recorded that they wait."""
@@ -406,32 +434,23 @@ class PushService:
         for waiter in rejected:
             reject(self.name, waiter.request, error)
 
-    def _reply_failure(self, task: Task, text: str, error: TrollmovesError) -> None:
+    def _reply_failure(self, task: Task, error: TrollmovesError) -> None:
         """Reply with a failure; if the lane is paused, also reject its other pushes: clients can use other servers."""
-        self._reply_waiters(task.id, text)
+        for waiter in self._take_waiters(task.id):
+            waiter.request.reply("err", payload.error_payload(waiter.push.message.data, error))
         pause = self._scheduler.pause_remaining(self.name, task.lane)
         if not error.outage or not pause:
             return
         in_flight = self._scheduler.in_flight_ids(self.name, task.lane)
         for id_ in self._journal.fail_pending(self.name, task.lane, exclude=in_flight, failure=error.failure):
-            self._quotas.remove([id_])
-            with self._waiting_lock:
-                waiters = self._waiting.pop(id_, ())
-            for waiter in waiters:
-                reject(self.name, waiter.request, HostUnavailable(str(error)), pause)
+            for waiter in self._take_waiters(id_):
+                reject(self.name, waiter.request, HostUnavailable(str(error), held=error.held), pause)
 
     def on_dropped(self, tasks: Sequence[Task]) -> None:
-        """Reject the requests for pushes that an operator dropped; do not publish their announcements again."""
+        """Reject the requests for pushes that an operator dropped."""
         pushes = [task for task in tasks if task.kind == "push" and task.announcement_number]
-        self._quotas.remove([task.id for task in pushes])
-        self._journal.add_tasks(
-            Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
-            for number in {task.announcement_number for task in pushes}
-        )
         for task in pushes:
-            with self._waiting_lock:
-                waiters = self._waiting.pop(task.id, ())
-            for waiter in waiters:
+            for waiter in self._take_waiters(task.id):
                 reject(self.name, waiter.request, RequestRejected("dropped by the operator of the server"))
 
     def send_keepalives(self) -> None:

@@ -6,14 +6,17 @@ Used by server and mirror: ``announcer`` keeps the announcement log, ``pushes`` 
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from queue import SimpleQueue
 from typing import Any
 
 from trollmoves.config.options import ServerOptions
 from trollmoves.journal import DONE, Journal, Task
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.messaging.replier import Replier, Request
+from trollmoves.messaging.replier import Replier, Request, TooManyRequests
 from trollmoves.net import hosts
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.file_store import FileStore
@@ -24,6 +27,7 @@ from trollmoves.provider.removals import Removals
 from trollmoves.scheduler.scheduler import Scheduler
 
 MAX_LISTED_CHAINS = 5  # chains named in the security warning
+MAX_REPLAYS = 10  # pending replays of one client
 
 
 def security_warning(chains: Iterable[ServerOptions]) -> str:
@@ -74,6 +78,7 @@ class RequestHandler:
             allowed=options.allowed_destinations,
             follow=self.removals.tasks_for,
         )
+        self._replayer = _Replayer(self.name, self.announcer)
         self._replier = Replier(
             self.name,
             port,
@@ -88,6 +93,7 @@ class RequestHandler:
         unanswered = self.pushes.unanswered()
         self.pushes.start()
         self.removals.start()
+        self._replayer.start()
         self._replier.start()
         self.announcer.start(republish=republish, unanswered=unanswered)
 
@@ -95,6 +101,7 @@ class RequestHandler:
         """Stop receiving requests. Running pushes go on; clients that wait for a reply repeat their requests."""
         self.announcer.stop()
         self._scheduler.unregister(self.name)
+        self._replayer.stop()
         self._replier.stop()
 
     def _handle(self, requests: list[Request]) -> None:
@@ -118,7 +125,7 @@ class RequestHandler:
             self._acknowledge(data)
             request.reply("ack", data)
         elif kind == "replay":
-            request.reply("replay", self.announcer.replay(data))
+            self._replayer.accept(request)
         else:
             request.reply("unknown")
 
@@ -129,3 +136,38 @@ class RequestHandler:
         ack = Task(self.name, "ack", str(number), "ack", "", announcement_number=number, state=DONE)
         stored = self._journal.add_tasks([ack, *self.removals.tasks_for(number)])
         self._scheduler.submit([task for task, created in stored[1:] if created])
+
+
+class _Replayer:
+    """The thread that replies to ``replay``, because the disk of the origin may not respond."""
+
+    def __init__(self, name: str, announcer: Announcer) -> None:
+        self._name = name
+        self._announcer = announcer
+        self._requests: SimpleQueue[Request | None] = SimpleQueue()
+        self._pending: Counter[str] = Counter()  # by client
+        self._lock = threading.Lock()  # guards it
+        self._thread = threading.Thread(target=self._run, name=f"replayer-{name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the pending requests; do not wait for it."""
+        self._requests.put(None)
+
+    def accept(self, request: Request) -> None:
+        """Reply to a request later; raise TooManyRequests if too many of its client are pending. Replier thread."""
+        with self._lock:
+            if self._pending[request.sender] >= MAX_REPLAYS:
+                raise TooManyRequests("too many replays of this client are pending")
+            self._pending[request.sender] += 1
+        self._requests.put(request)
+
+    def _run(self) -> None:
+        while (request := self._requests.get()) is not None:
+            with rejecting(self._name, request):
+                request.reply("replay", self._announcer.replay(request.message.data))
+            with self._lock:
+                self._pending[request.sender] -= 1
+                self._pending += Counter()  # without the clients that have none

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Delivery, Task
@@ -23,6 +23,12 @@ class NotDelivered(TrollmovesError):
     """No source delivered, but a later attempt may succeed."""
 
     temporary = True
+
+
+class HeldAtSource(NotDelivered):
+    """An operator must repair the destination of the source, or its configuration."""
+
+    held = True
 
 
 class PermanentlyRefused(TrollmovesError):
@@ -49,15 +55,20 @@ class FetchAttempt:
     server_busy: bool = True  # False if a legacy server seems to have dropped the request
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def announced(self) -> dict[str, Any]:
+        """The metadata of the announcement; {} for a legacy server."""
+        return payload.announcement_metadata(self.message.data)
+
     def stats(self) -> FileStats:
         """Return number, bytes and time of the files, as announced; a legacy server announces no bytes."""
-        metadata = payload.announcement_metadata(self.message.data)
+        metadata = self.announced
         mtime = metadata.get("mtime") or int(self.message.timestamp() * 1e9)
         return FileStats(payload.count_files(self.message.data), metadata.get("size") or 0, mtime)
 
     def delivery(self, destination: str) -> Delivery:
         """Return the delivery by the current source, for the row of the task."""
-        size = payload.announcement_metadata(self.message.data).get("size")
+        size = self.announced.get("size")
         return Delivery(size, time.monotonic() - self.started, destination, self.source)
 
 

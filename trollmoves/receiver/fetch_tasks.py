@@ -36,22 +36,25 @@ class Fetch:
 
     ``announcements`` has the encoded announcement of each source. ``versions`` has, for each source, the URI of the
     file there with its size and mtime (None if unknown), and the generation: each new content of a file name gets the
-    next number.
+    next number. ``numbers`` has the log and the number of the announcements that a compaction removed.
     """
 
     announcements: AnnouncementsBySource = field(default_factory=dict)
     versions: dict[str, tuple[Version, int]] = field(default_factory=dict)
     generation: int = 1
+    numbers: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def dump(self) -> str:
         """Return the body of a task."""
-        return json.dumps([self.announcements, self.versions, self.generation])
+        more = [self.numbers] if self.numbers else []
+        return json.dumps([self.announcements, self.versions, self.generation, *more])
 
     @classmethod
     def load(cls, body: str) -> Fetch:
         """Decode the body of a task."""
-        announcements, versions, generation = json.loads(body)
-        return cls(announcements, {source: (tuple(v), g) for source, (v, g) in versions.items()}, generation)
+        announcements, versions, generation, *more = json.loads(body)
+        versions = {source: (tuple(v), g) for source, (v, g) in versions.items()}
+        return cls(announcements, versions, generation, *more)
 
     def may_be_current(self, size: int | None) -> bool:
         """Return True if a file of this size may have the content of the current generation."""
@@ -255,18 +258,22 @@ class FetchTasks:
 
 
 def compact_body(task: Task) -> str:
-    """Return the body of a finished fetch without the announcements; the versions identify its content."""
+    """Return the body of a finished fetch with the numbers of the announcements; the versions identify its content."""
     fetch = Fetch.load(task.body)
+    for source, text in fetch.announcements.items():
+        if metadata := payload.announcement_metadata_in(text):
+            fetch.numbers[source] = metadata["log"], metadata["number"]
     fetch.announcements = {}
     return fetch.dump()
 
 
 def task_again(journal: Journal, task: Task) -> Task | None:  # noqa: ARG001
-    """Return a task that fetches a file again; None if its announcements are compacted.
+    """Return a task that fetches a file again; None if its announcements are compacted, and were not numbered.
 
     It gets a new id: to the request id of a finished task, a server only replies that it is done.
     """
-    if not Fetch.load(task.body).announcements:
+    fetch = Fetch.load(task.body)
+    if not (fetch.announcements or fetch.numbers):
         return None
     return Task(task.chain, task.kind, task.key, task.lane, task.body, rank=BACKLOG)
 

@@ -6,14 +6,15 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from trollmoves.config.options import ClientOptions
-from trollmoves.errors import TrollmovesError
+from trollmoves.errors import MessageError, TrollmovesError
 from trollmoves.journal import Journal, Task
-from trollmoves.messaging import payload
+from trollmoves.messaging import group, payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
@@ -21,13 +22,14 @@ from trollmoves.net import urls
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import (
     FetchAttempt,
+    HeldAtSource,
     NotDelivered,
     PermanentlyRefused,
     RetryPeriodExpired,
     SourceLookup,
     SupersededAtSource,
 )
-from trollmoves.receiver.fetch_tasks import KIND, file_key_of
+from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
 from trollmoves.receiver.limited_queues import LimitedQueues
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.preparation import Preparer
@@ -47,6 +49,9 @@ HELD_RETRY_DELAY = 10.0  # s before the next look at a destination that does not
 UPTIME_SLACK = 0.2  # s allowed for the transmission of the reply
 BUFFERED_SECONDS = 5.0  # s after a gap in which messages from before its end are still processed
 MAX_REASON = 1_000  # characters of the error in a reply that are kept
+
+Reply = Message | TrollmovesError
+ReplyHandler = Callable[[Sequence[FetchAttempt], Reply], None]
 
 
 def _parse_uptime(reply: Message | TrollmovesError) -> float:
@@ -69,12 +74,14 @@ def client_name(journal: Journal, chain: str) -> str:
 class Fetcher:
     """The requests of one chain.
 
+    Files that wait together for one source and destination are requested by groups (``messaging/group.py``).
     ``prepare(task, message)`` returns the destination URL, with login, before a request; it may raise, and may block,
-    so it runs on a thread of ``Preparer``, unless ``destinations`` knows the URL. ``on_request(attempt)`` is called for
-    each request to a source, and again during the transfer.
-    ``on_delivered(attempt, reply)`` is called on the requester's thread after a delivery and returns the result of the
-    task. ``on_failed(task, error)`` is called if no source delivered; if ``error.temporary``, another attempt follows.
-    These three must not block.
+    so it runs on a thread of ``Preparer``, unless ``destinations`` knows the URL. ``on_request(attempts)`` is called
+    for each request to a source, and again during the transfer.
+    ``on_delivered(attempt, reply)`` is called on the requester's thread after a delivery. It returns the result of the
+    task, and the messages with which ``publish`` is called before the result is stored, those of a group together.
+    ``on_failed(task, error)`` is called if no source delivered; if ``error.temporary``, another attempt follows.
+    These four must not block.
     """
 
     def __init__(
@@ -88,8 +95,9 @@ class Fetcher:
         *,
         prepare: Callable[[Task, Message], str],
         destinations: Destinations | None = None,
-        on_request: Callable[[FetchAttempt], None],
-        on_delivered: Callable[[FetchAttempt, Message], Result],
+        on_request: Callable[[Sequence[FetchAttempt]], None],
+        on_delivered: Callable[[FetchAttempt, Message], tuple[Result, list[str]]],
+        publish: Callable[[Sequence[str]], None] = lambda _: None,
         on_failed: Callable[[Task, TrollmovesError], None] | None = None,
         delay: float = SUBSCRIBER_GRACE,
     ) -> None:
@@ -107,6 +115,8 @@ class Fetcher:
         self._preparer = Preparer(options.name)
         self._on_request = on_request
         self._on_delivered = on_delivered
+        self._publish = publish
+        self._ready: list[FetchAttempt] = []  # to request together; for the scheduler thread only
         self._serial_requests = LimitedQueues(1)
         self._legacy_requests = LimitedQueues(REQUESTS_PER_LEGACY_SOURCE)
         self._retries: dict[str, RetrySpacing] = {}  # by lane
@@ -121,7 +131,12 @@ class Fetcher:
         They start after ``delay`` seconds, so that subscribers can connect before the first receipt.
         """
         self._scheduler.register(
-            self.name, KIND, limit=REQUESTS_PER_SOURCE, async_handler=self._fetch, delay=self._delay
+            self.name,
+            KIND,
+            limit=REQUESTS_PER_SOURCE,
+            async_handler=self._fetch,
+            after_start=self._request_ready,
+            delay=self._delay,
         )
 
     def stop(self) -> None:
@@ -153,7 +168,7 @@ class Fetcher:
             return
         sources: dict[str, Message | str] = dict(self._sources.announcements(task).items())
         if not sources:
-            finish(self._failure_result(task, PermanentlyRefused("no source of the file is known")))
+            self._look_up(task, Fetch.load(task.body) if task.body else Fetch(), finish)
             return
         first = next(iter(sources))
         message = task.context if isinstance(task.context, Message) else Message.decode(str(sources[first]))
@@ -168,14 +183,44 @@ class Fetcher:
         known = self._destinations
         attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", sources, finish)
         if attempt.destination:
-            self._request_next(attempt)
+            self._ready.append(attempt)
         else:
             self._prepare_and_request(attempt, urls.redacted(known.compose(message).geturl()) if known else self.name)
+
+    def _look_up(self, task: Task, fetch: Fetch, finish: Callable[[Result], None]) -> None:
+        """Request the announcement of a file, which was removed from the journal, from its sources in turn."""
+        if not fetch.numbers:
+            text = "no source of the file has its announcement any longer: resend it at the server"
+            logger.error("[%s] %s: %s", self.name, file_key_of(task).replace("\n", ", "), text)
+            finish(self._failure_result(task, PermanentlyRefused(text)))
+            return
+        source, (log, number) = fetch.numbers.popitem()
+
+        def on_reply(reply: Message | TrollmovesError) -> None:
+            if isinstance(reply, RequesterStopped):
+                task.tries -= 1
+                finish(Result(retry_in=0.0))
+                return
+            if isinstance(reply, NoReply) and not fetch.numbers:
+                finish(self._failure_result(task, reply))
+                return
+            text = _replayed_text(reply, log, number)
+            if text:
+                fetch.announcements[source] = text
+                task.body = fetch.dump()
+                self._journal.reset_tasks([task])
+                self._fetch(task, finish)
+            else:
+                self._look_up(task, fetch, finish)
+
+        data = {"log": log, "after": number - 1, "max_count": 1}
+        request = Message(f"/{self.name}", "replay", data).encode()
+        self._requester.send_request(source, request, self._options.req_timeout, on_reply)
 
     def _prepare_and_request(self, attempt: FetchAttempt, directory: str) -> None:
         def request(destination: str) -> None:
             attempt.destination = destination
-            self._request_next(attempt)
+            self._request_next([attempt])
 
         def fail(error: Exception | None) -> None:
             if error is None:
@@ -193,77 +238,89 @@ class Fetcher:
         self._sources.on_attempt_ended(task)
         finish(Result())
 
-    def _request_next(self, attempt: FetchAttempt) -> None:
-        if not attempt.sources:
-            self._sources.on_attempt_ended(attempt.task)
-            attempt.finish(self._all_sources_failed(attempt))
-            return
-        attempt.source = next(iter(attempt.sources))
-        announcement = attempt.sources.pop(attempt.source)
-        attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
-        queues = self._queues_for(attempt)
+    def _request_ready(self) -> None:
+        """Request the files that are ready, those of one source and destination by groups. Scheduler thread."""
+        ready, self._ready = self._ready, []
+        groups: dict[object, list[FetchAttempt]] = {}
+        for attempt in ready:
+            groups.setdefault(self._group_key(attempt), []).append(attempt)
+        for attempts in groups.values():
+            for first in range(0, len(attempts), group.MAX_FILES):
+                self._request_together(attempts[first : first + group.MAX_FILES])
+
+    def _request_together(self, attempts: Sequence[FetchAttempt]) -> None:
+        """Request files by one message. If this fails, request each alone: the cause may be one of them."""
+        try:
+            self._request_next(attempts)
+        except Exception as error:
+            if len(attempts) == 1:
+                attempts[0].finish(self._scheduler.failures.to_result(attempts[0].task, error))
+            else:
+                self._request_alone(attempts)
+
+    def _request_alone(self, attempts: Sequence[FetchAttempt]) -> None:
+        for attempt in attempts:
+            attempt.sources = {attempt.source: attempt.message, **attempt.sources}
+            self._request_together([attempt])
+
+    def _group_key(self, attempt: FetchAttempt) -> object:
+        """Return a key that the files of a group share; a unique one for a file that is requested alone."""
+        is_late = bool(self._peers.names()) and self._is_late(attempt)  # it names the peers
+        if is_late or not group.accepts(attempt.message):
+            return attempt.task.id
+        source = next(iter(attempt.sources))
+        return source, attempt.announced["log"], attempt.message.subject, attempt.destination
+
+    def _request_next(self, attempts: Sequence[FetchAttempt]) -> None:
+        """Request one file from its next source, or several files of which this is the same."""
+        for attempt in attempts:
+            attempt.source = next(iter(attempt.sources))
+            announcement = attempt.sources.pop(attempt.source)
+            attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
+        queues = self._queues_for(attempts[0])
         if queues:
-            queues.run(attempt.source, lambda: self._begin_request(attempt, partial(self._on_queued_reply, queues)))
+            source = attempts[0].source
+            queues.run(source, lambda: self._begin_request(attempts, partial(self._on_queued_reply, queues)))
         else:
-            self._begin_request(attempt, self._handle_reply)
+            self._begin_request(attempts, self._handle_reply)
 
     def _queues_for(self, attempt: FetchAttempt) -> LimitedQueues | None:
         """Return the queues that limit concurrent requests to legacy servers; None for others.
 
         The FTP mover of legacy servers corrupts concurrent transfers; their other movers open a session for each.
         """
-        if payload.announcement_metadata(attempt.message.data):
+        if attempt.announced:
             return None
         return self._serial_requests if attempt.destination.startswith("ftp") else self._legacy_requests
 
-    def _begin_request(
-        self, attempt: FetchAttempt, handler: Callable[[FetchAttempt, Message | TrollmovesError], None]
-    ) -> None:
+    def _begin_request(self, attempts: Sequence[FetchAttempt], handler: ReplyHandler) -> None:
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "[%s] requesting %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source
-            )
-        self._on_request(attempt)
-        self._send_request(attempt, handler)
+            for attempt in attempts:
+                names = payload.file_names(attempt.message.data)
+                logger.debug("[%s] requesting %s from %s", self.name, names, attempt.source)
+        self._on_request(attempts)
+        self._send_request(attempts, handler)
 
-    def _on_queued_reply(self, queues: LimitedQueues, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
-        source = attempt.source
+    def _on_queued_reply(self, queues: LimitedQueues, attempts: Sequence[FetchAttempt], reply: Reply) -> None:
+        source = attempts[0].source
         try:
-            self._handle_reply(attempt, reply)
+            self._handle_reply(attempts, reply)
         finally:
             queues.done(source)
 
-    def _send_request(
-        self, attempt: FetchAttempt, handler: Callable[[FetchAttempt, Message | TrollmovesError], None]
-    ) -> None:
-        attempt.requested_at, attempt.server_busy = time.monotonic(), True
-        metadata = payload.announcement_metadata(attempt.message.data)
+    def _send_request(self, attempts: Sequence[FetchAttempt], handler: ReplyHandler) -> None:
+        now, first = time.monotonic(), attempts[0]
+        for attempt in attempts:
+            attempt.requested_at, attempt.server_busy = now, True
+        is_numbered = bool(first.announced)
         self._requester.send_request(
-            attempt.source,
-            self._request(attempt),
+            first.source,
+            self._request(first) if len(attempts) == 1 else self._group_request(attempts),
             self._options.transfer_req_timeout,
-            lambda reply: self._on_reply(handler, attempt, reply),
-            extend=None if metadata else lambda: self._extend_timeout(attempt),
-            shared=bool(metadata),
+            lambda reply: handler(attempts, reply),
+            extend=None if is_numbered else lambda: self._extend_timeout(first),
+            shared=is_numbered,
         )
-
-    def _on_reply(
-        self,
-        handler: Callable[[FetchAttempt, Message | TrollmovesError], None],
-        attempt: FetchAttempt,
-        reply: Message | TrollmovesError,
-    ) -> None:
-        """Handle a reply; if the handler raises, end the attempt."""
-        try:
-            handler(attempt, reply)
-        except Exception:
-            logger.exception(
-                "[%s] %s: cannot handle the reply of %s, requesting it again later",
-                self.name,
-                payload.file_names(attempt.message.data),
-                attempt.source,
-            )
-            attempt.finish(Result(retry_in=backoff(attempt.task.tries)))
 
     def _extend_timeout(self, attempt: FetchAttempt) -> bool:
         """Return True to wait longer for a legacy server: a repeated request would start a second transfer.
@@ -280,19 +337,32 @@ class Fetcher:
             server_started = time.monotonic() - _parse_uptime(reply)
             attempt.server_busy = server_started < requested_at + UPTIME_SLACK
 
-        self._on_request(attempt)  # renews the hold of peers
+        self._on_request([attempt])  # renews the hold of peers
         request = Message(attempt.message.subject, "info", {"max_count": 1}).encode()
         self._requester.send_request(attempt.source, request, self._options.transfer_req_timeout * 0.8, on_reply)
         return time.monotonic() - requested_at < MAX_TRANSFER_SECONDS
 
-    def _request(self, attempt: FetchAttempt) -> str:
+    def _group_request(self, attempts: Sequence[FetchAttempt]) -> str:
+        files = {attempt.announced["number"]: attempt.task.id for attempt in attempts}
+        first = attempts[0]
+        added = self._added(first) | {"request": {"timeout": min(self._timeout, group.TIMEOUT)}}
+        return group.encode_request(first.message.subject, first.announced["log"], self._client, files, added)
+
+    @property
+    def _timeout(self) -> float:
+        """Seconds in which a server replies: often enough to renew the hold of peers."""
+        return min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
+
+    def _added(self, attempt: FetchAttempt) -> dict[str, Any]:
         added: dict[str, Any] = {"destination": attempt.destination}
         if self._options.backup_targets:
             added["backup_targets"] = list(self._options.backup_targets)
-        if payload.announcement_metadata(attempt.message.data):
-            # Repeated often enough to renew the hold of peers.
-            timeout = min(self._options.transfer_req_timeout, self._options.takeover_after / 2)
-            added["request"] = {"id": f"{self._client}/{attempt.task.id}", "timeout": timeout}
+        return added
+
+    def _request(self, attempt: FetchAttempt) -> str:
+        added = self._added(attempt)
+        if attempt.announced:
+            added["request"] = {"id": f"{self._client}/{attempt.task.id}", "timeout": self._timeout}
             peers = self._peers.names()
             if peers and self._is_late(attempt):
                 added["request"]["unless_delivered_to"] = peers
@@ -315,29 +385,82 @@ class Fetcher:
         requested = time.monotonic() - attempt.requested_at
         return is_numbered and bool(self._peers.names()) and requested > self._peers.seconds_since_gap()
 
-    def _handle_reply(self, attempt: FetchAttempt, reply: Message | TrollmovesError) -> None:
+    def _handle_reply(self, attempts: Sequence[FetchAttempt], reply: Reply) -> None:
+        """Handle the reply to a request: publish the receipts of the delivered files together, then end their tasks."""
+        delivered: list[tuple[FetchAttempt, Result]] = []
+        waiting: list[FetchAttempt] = []
+        texts: list[str] = []
+        for attempt, own_reply in self._own_replies(attempts, reply):
+            if isinstance(own_reply, Message) and own_reply.type == group.WAIT:
+                self._down.pop(attempt.source, None)
+                waiting.append(attempt)
+                continue
+            with self._retrying(attempt):
+                if ended := self._handle_own_reply(attempt, own_reply):
+                    delivered.append((attempt, ended[0]))
+                    texts += ended[1]
+        if delivered:
+            with self._retrying(*(attempt for attempt, _ in delivered)):
+                self._end_delivered(delivered, texts)
+        if waiting:
+            self._on_request(waiting)  # renews the hold of peers
+            self._send_request(waiting, self._handle_reply)
+
+    def _end_delivered(self, delivered: Sequence[tuple[FetchAttempt, Result]], texts: Sequence[str]) -> None:
+        self._publish(texts)
+        for attempt, result in delivered:
+            attempt.finish(result)
+            self._acknowledge_others(attempt)
+            self._retry_others(attempt.task)
+
+    def _own_replies(self, attempts: Sequence[FetchAttempt], reply: Reply) -> Iterable[tuple[FetchAttempt, Reply]]:
+        """Return each file with the reply to its request; if a group was rejected, request its files alone instead."""
+        replies: Sequence[Reply] = [reply] * len(attempts)
+        if len(attempts) > 1 and isinstance(reply, Message):
+            try:
+                replies = group.replies(reply, [attempt.announced["number"] for attempt in attempts])
+            except MessageError:
+                is_error = reply.type == "err" and isinstance(reply.data, dict)
+                if not (is_error and reply.data.get("temporary", True)):
+                    self._request_alone(attempts)
+                    return ()
+        return zip(attempts, replies, strict=True)
+
+    @contextmanager
+    def _retrying(self, *attempts: FetchAttempt) -> Iterator[None]:
+        """If an error is raised, end these attempts, so that the files are requested again."""
+        try:
+            yield
+        except Exception:
+            for attempt in attempts:
+                logger.exception(
+                    "[%s] %s: cannot handle the reply of %s, requesting it again later",
+                    self.name,
+                    payload.file_names(attempt.message.data),
+                    attempt.source,
+                )
+                attempt.finish(Result(retry_in=backoff(attempt.task.tries)))
+
+    def _handle_own_reply(self, attempt: FetchAttempt, reply: Reply) -> tuple[Result, list[str]] | None:
+        """Return the result of a delivery, and what to publish; else end the attempt, or continue it."""
         if isinstance(reply, RequesterStopped):
             attempt.task.tries -= 1
             attempt.finish(Result(retry_in=0.0))
-            return
+            return None
         if isinstance(reply, TrollmovesError):
             self._mark_source_down(attempt.source)
             self._on_source_failed(attempt, reply)
-            return
+            return None
         self._down.pop(attempt.source, None)
         if reply.type in payload.FILE_TYPES and self._was_interrupted(attempt):
-            self._send_request(attempt, self._handle_reply)
+            self._send_request([attempt], self._handle_reply)
         elif reply.type in payload.FILE_TYPES:
-            attempt.finish(Result() if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply))
-            self._acknowledge_others(attempt)
-            self._retry_others(attempt.task)
-        elif reply.type == "wait":
-            self._on_request(attempt)  # renews the hold of peers
-            self._send_request(attempt, self._handle_reply)
+            return (Result(), []) if self._peer_has_received(attempt, reply) else self._on_delivered(attempt, reply)
         elif isinstance(error := self._rejection(attempt, reply), SupersededAtSource):
             self._drop(attempt.task, attempt.finish)
         else:
             self._on_source_failed(attempt, error)
+        return None
 
     def _peer_has_received(self, attempt: FetchAttempt, reply: Message) -> bool:
         """Return True if a peer has published the receipt of this file, or will.
@@ -357,7 +480,8 @@ class Fetcher:
             if retry_after is not None and payload.is_seconds(retry_after):
                 attempt.retry_in = max(attempt.retry_in, min(float(retry_after), BACKOFF_MAX))
             refusal = SupersededAtSource if data.get("superseded") else PermanentlyRefused
-            error_type = NotDelivered if data.get("temporary", True) else refusal
+            delayed = HeldAtSource if data.get("held") is True else NotDelivered
+            error_type = delayed if data.get("temporary", True) else refusal
             return error_type(f"{attempt.source}: {_reason(data.get('error', reply.type))}")
         return NotDelivered(f"{attempt.source}: {_reason(data or reply.type)}")
 
@@ -367,7 +491,11 @@ class Fetcher:
         level = logging.WARNING if suffix is not None else logging.DEBUG
         names = payload.file_names(attempt.message.data)
         logger.log(level, "[%s] %s not delivered: %s%s", self.name, names, error, suffix or "")
-        self._request_next(attempt)
+        if attempt.sources:
+            self._request_next([attempt])
+            return
+        self._sources.on_attempt_ended(attempt.task)
+        attempt.finish(self._all_sources_failed(attempt))
 
     def _all_sources_failed(self, attempt: FetchAttempt) -> Result:
         """Return the result after all sources failed: a later attempt or a permanent failure."""
@@ -385,6 +513,7 @@ class Fetcher:
             spaced = retries.record_failure(task.id, task.tries, probe_interval)
         result.retry_in = attempt.retry_in or spaced
         result.reply, result.error = str(result.error), None
+        result.held = all(isinstance(error, HeldAtSource) for error in attempt.failures)
         return result
 
     def _retry_others(self, task: Task) -> None:
@@ -424,6 +553,17 @@ class Fetcher:
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()
+
+
+def _replayed_text(reply: Message | TrollmovesError, log: str, number: int) -> str:
+    """Return the announcement with this number in the reply to a replay request; empty if it has none."""
+    data = reply.data if isinstance(reply, Message) and reply.type == "replay" else None
+    messages = data.get("messages") if isinstance(data, dict) else None
+    for text in messages if isinstance(messages, list) else ():
+        metadata = payload.announcement_metadata_in(text) if isinstance(text, str) else {}
+        if (metadata.get("log"), metadata.get("number")) == (log, number):
+            return str(text)
+    return ""
 
 
 def _reason(value: object) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -55,7 +55,8 @@ class Result:
     ``error`` None: the task is done; ``reply``, ``follow_ups`` and ``delivery`` are stored in the same transaction.
     ``error`` temporary: the task is retried after the usual backoff, or after ``retry_in`` seconds.
     ``error`` permanent, or ``final``: the task has failed and is not retried.
-    ``retry_in`` without an error: the task runs again after this many seconds, and the lane is not blamed.
+    ``retry_in`` without an error: the task runs again after this many seconds, and the lane is not blamed. With a
+    ``reply``, the reason, it counts as a failure: ``held`` if an operator must repair the cause.
     ``on_committed`` is called on the scheduler thread after the commit; it must not block.
     ``files``: what the task has delivered or fetched; None if nothing.
     """
@@ -68,6 +69,7 @@ class Result:
     delivery: Delivery | None = None
     on_committed: Callable[[], None] | None = None
     files: FileStats | None = None
+    held: bool = False
 
 
 class ChainPolicy(NamedTuple):
@@ -84,6 +86,7 @@ class TaskKind:
     limit: int
     handler: Handler | None = None  # runs on a worker thread
     async_handler: AsyncHandler | None = None  # starts the task on the scheduler thread; ``finish`` is called later
+    after_start: Callable[[], None] | None = None  # called when the due tasks of a lane were started
     not_before: float = 0.0  # monotonic; no task is claimed earlier
     by_owner: bool = False  # the workers are shared between the owners of the tasks
     policy: ChainPolicy = field(default_factory=ChainPolicy)
@@ -97,6 +100,7 @@ class Lane:
     name: str
     kind: TaskKind | None
     now: Callable[[], float]  # the clock of due times
+    revoked: Mapping[int, float]  # of dropped tasks, which may have been submitted: ``created`` by id
     journal_pending: bool = False  # the journal may contain due tasks that were not submitted
     in_flight: dict[int, Task] = field(default_factory=dict)
     ready: deque[Task] = field(default_factory=deque)
@@ -104,8 +108,6 @@ class Lane:
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     retries: RetrySpacing = field(default_factory=RetrySpacing)
     paused: bool = False  # by an operator
-    # Tasks that an operator dropped, which may have been submitted: ``created`` by id; a restart changes it.
-    revoked: dict[int, float] = field(default_factory=dict)
     proven: bool = False  # its tasks finished before it was idle
     starved_since: float = NEVER  # monotonic; no worker is available until a task of another lane ends
     next_due: float = NEVER  # when to read the journal again, by the clock
@@ -195,7 +197,7 @@ class Lane:
         tasks: list[Task] = []
         while self._submitted:
             task = self._submitted.popleft()
-            if self.revoked.get(task.id) == task.created:
+            if self.revoked and self.revoked.get(task.id) == task.created:
                 continue
             if task.due > now:
                 self.next_due = min(self.next_due, task.due)
@@ -204,7 +206,6 @@ class Lane:
                 self._keep_context(task)
             elif task.id not in self.in_flight:
                 tasks.append(task)
-        self.revoked.clear()
         return tasks
 
     def _is_ours(self, task: Task) -> bool:

@@ -12,7 +12,8 @@ def to_outcome(lane: Lane, task: Task, result: Result, now: float) -> Outcome:
         return Outcome(task, DONE, result.reply, follow_ups=result.follow_ups, delivery=result.delivery)
     error = None if result.error is None else str(result.error)
     # With a reply and without an error, a client waits for the next attempt of one file: its lane is not blamed.
-    failure = result.error.failure if result.error else None if result.reply is None else "retry"
+    waiting = None if result.reply is None else "held" if result.held else "retry"
+    failure = result.error.failure if result.error else waiting
     reply = error if result.reply is None else result.reply
     if result.error and (result.final or not result.error.temporary):
         return Outcome(task, FAILED, reply, follow_ups=result.follow_ups, failure=failure, error=error)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+MAX_NAMES = 5  # names in an error
 PAUSABLE = ("push", "fetch", "deliver")  # kinds of tasks, the first word of the name of a lane
 
 
@@ -22,15 +23,39 @@ def names_of(endpoint: str) -> set[str]:
     return netlocs | {f"{scheme}{separator}{name}" for name in netlocs}
 
 
-def is_endpoint(name: str) -> bool:
-    """Return True for ``scheme://host``, which may be paused before it is known."""
-    scheme, separator, netloc = name.partition("://")
-    return bool(scheme and separator and netloc) and "/" not in netloc
+def lanes_named(name: str, lanes: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return the (chain, lane) that a chain, destination or source is the name of."""
+    named = Pauses([name])
+    return {(chain, lane) for chain, lane in lanes if named.covers(chain, lane)}
 
 
-def is_known(name: str, lanes: Iterable[tuple[str, str]]) -> bool:
-    """Return True if one of the (chain, lane) has this destination or source."""
-    return any(name in names_of(endpoint) for _, lane in lanes if (endpoint := lane_endpoint(lane)))
+def ended_by(
+    name: str, pauses: Iterable[str], sections: Collection[str], lanes: Collection[tuple[str, str]]
+) -> list[str]:
+    """Return the pauses that ``resume NAME`` ends: of this name, or of destinations that are all named by it.
+
+    Args:
+        name: a chain, destination or source.
+        pauses: the names of the pauses in effect.
+        sections: the names of all chains.
+        lanes: the known (chain, lane).
+    """
+
+    def is_included(pause: str) -> bool:
+        if name in sections or pause in sections:
+            return False
+        own = lanes_named(pause, lanes)
+        return own <= lanes_named(name, lanes) if own else name in names_of(pause)
+
+    return [pause for pause in pauses if pause == name or is_included(pause)]
+
+
+def unknown_name(name: str, sections: Iterable[str], lanes: Iterable[tuple[str, str]]) -> str:
+    """Return the text of the error about a name that neither a chain nor a destination or source has."""
+    names = sorted({*sections, *(endpoint for _, lane in lanes if (endpoint := lane_endpoint(lane)))})
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    known = f"; known are {', '.join(names[:MAX_NAMES])}{more}" if names else ""
+    return f"no section and no destination is named {name}{known}"
 
 
 class Pauses:

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal import WAITING, Journal, Outcome, Task
+from trollmoves.journal import WAITING, Journal, Outcome, Task, batches
 from trollmoves.scheduler.failure_log import FailureLog
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
 from trollmoves.scheduler.outcomes import to_outcome
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
+MAX_REVOKED = 100_000  # dropped tasks that are remembered because they may be submitted later
 MAX_PROVEN = 1000  # idle lanes that are remembered as healthy
 TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
@@ -64,6 +65,10 @@ class Scheduler:
         self._kinds: dict[tuple[str, str], TaskKind] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # guards kinds and lanes; other threads start and stop chains
+        self._claiming = threading.Lock()  # held while tasks are claimed, and while tasks are dropped
+        self._revoked: dict[
+            int, float
+        ] = {}  # ``created`` of dropped tasks by id, the newest last; a restart changes it
         self._highest_claimed_id = 0  # of all dropped lanes
         self._tokens = LaneQueue()  # one entry for each assigned worker
         self._proven: dict[tuple[str, str], None] = {}  # healthy lanes that were dropped because they were idle
@@ -141,12 +146,24 @@ class Scheduler:
         """Return True if a chain has registered this kind of task."""
         return (chain, kind) in self._kinds
 
-    def revoke(self, tasks: Sequence[Task]) -> None:
-        """Do not start tasks that were dropped in the journal although they may have been submitted. Any thread."""
-        with self._lock:
-            for task in tasks:
-                if lane := self._lanes.get((task.chain, task.lane)):
-                    lane.revoked[task.id] = task.created
+    def drop(self, tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+        """Drop tasks in the journal, in batches; return those that were dropped, and those in flight. Any thread.
+
+        A task in flight is not dropped, and a dropped one does not start. Other tasks have finished or were restarted.
+        """
+        dropped: list[Task] = []
+        in_flight: list[Task] = []
+        for batch in batches(tasks):
+            with self._claiming:
+                running = {key: self.in_flight_ids(*key) for key in {(task.chain, task.lane) for task in batch}}
+                in_flight += [task for task in batch if task.id in running[task.chain, task.lane]]
+                new = self._journal.drop([t for t in batch if t.id not in running[t.chain, t.lane]])
+                for task in new:
+                    self._revoked[task.id] = task.created
+                while len(self._revoked) > MAX_REVOKED:
+                    del self._revoked[next(iter(self._revoked))]
+            dropped += new
+        return dropped, in_flight
 
     def set_policy(self, chain: str, policy: ChainPolicy) -> None:
         """Set the policy of a chain for the kinds that are registered afterwards.
@@ -163,6 +180,7 @@ class Scheduler:
         limit: int,
         handler: Handler | None = None,
         async_handler: AsyncHandler | None = None,
+        after_start: Callable[[], None] | None = None,
         delay: float = 0.0,
         by_owner: bool = False,
     ) -> None:
@@ -176,6 +194,7 @@ class Scheduler:
             handler: runs a task on a worker thread. An exception is the failure of the task.
             async_handler: starts a task on the scheduler thread and must not block. Its second argument is to be called
                 once with the result, from any thread. An exception is the failure of the task.
+            after_start: called after ``async_handler`` was called for each due task of a lane; must not raise or block.
             delay: seconds before the first task may start.
             by_owner: share the workers between the owners of the tasks.
         """
@@ -185,6 +204,7 @@ class Scheduler:
             limit,
             handler,
             async_handler,
+            after_start,
             time.monotonic() + delay,
             by_owner,
             self._policies.get(chain, ChainPolicy()),
@@ -236,6 +256,12 @@ class Scheduler:
         paused = known is not None and (known.breaker.failures > 1 or known.breaker.held)
         return known.breaker.pause_remaining() if known and paused else 0.0
 
+    def is_held(self, chain: str, lane: str) -> bool:
+        """Return True if an operator must repair the cause of the pause of a lane."""
+        with self._lock:
+            known = self._lanes.get((chain, lane))
+        return known is not None and known.breaker.held
+
     def in_flight_ids(self, chain: str, lane: str) -> set[int]:
         """Return the ids of the tasks in flight of a lane."""
         with self._lock:
@@ -259,6 +285,7 @@ class Scheduler:
                 name,
                 kind,
                 self._journal.now,
+                self._revoked,
                 highest_claimed_id=self._highest_claimed_id,
                 paused=self._pauses.covers(chain, name),
             )
@@ -444,10 +471,9 @@ class Scheduler:
             if self._stopping or kind is None or lane.paused:
                 lane.release_unstarted()
             elif kind.async_handler:
-                for task in lane.claim(self._journal):
-                    self._start_async(lane, kind.async_handler, task)
+                self._start_due(lane, kind, kind.async_handler)
             else:
-                lane.ready.extend(lane.claim(self._journal))
+                lane.ready.extend(self._claim(lane))
                 self._assign_worker(lane, kind, limits)
                 healthy_starved |= lane.breaker.healthy and lane.starved_since < NEVER
             if lane.is_idle():
@@ -470,6 +496,10 @@ class Scheduler:
                     )
                 return
             self._workers.append(worker)
+
+    def _claim(self, lane: Lane) -> list[Task]:
+        with self._claiming:
+            return lane.claim(self._journal)
 
     def _assign_worker(self, lane: Lane, kind: TaskKind, limits: WorkerLimits) -> None:
         """Assign one worker to a lane, and one more each time it stalls, up to its limit.
@@ -495,6 +525,13 @@ class Scheduler:
                     if len(self._proven) > MAX_PROVEN:
                         del self._proven[next(iter(self._proven))]
                 self._highest_claimed_id = max(self._highest_claimed_id, lane.highest_claimed_id)
+
+    def _start_due(self, lane: Lane, kind: TaskKind, handler: AsyncHandler) -> None:
+        tasks = self._claim(lane)
+        for task in tasks:
+            self._start_async(lane, handler, task)
+        if tasks and kind.after_start:
+            kind.after_start()
 
     def _start_async(self, lane: Lane, handler: AsyncHandler, task: Task) -> None:
         def finish(result: Result) -> None:

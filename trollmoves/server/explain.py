@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from typing import Any
 
 from trollmoves import unpacking
 from trollmoves.config.config_file import Configuration
-from trollmoves.config.options import ServerOptions
+from trollmoves.config.options import MoveItOptions, ServerOptions
 from trollmoves.errors import MessageError
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging import payload
@@ -16,8 +17,11 @@ from trollmoves.messaging.messages import Message
 from trollmoves.status.explanation import Explanation, Subject
 
 
-def explain(configuration: Configuration[ServerOptions], subject: Subject) -> list[Explanation]:
-    """Return the decision of each section about a file, or about each file that a message names."""
+def explain(configuration: Configuration[Any], subject: Subject) -> list[Explanation]:
+    """Return the decision of each section about a file, or about each file that a message names.
+
+    The sections are ServerOptions.
+    """
     return [found for section in configuration.sections.values() for found in _explain(section, subject)]
 
 
@@ -48,9 +52,12 @@ def _explain_file(section: ServerOptions, path: str) -> Explanation:
     notes = [*_file_problems(path)]
     if section.compression and unpacking.applies(section.compression, path):
         notes.append(f"unpacked with {section.compression} first; its contents are announced")
+    is_move_it = isinstance(section, MoveItOptions)
     if section.delete:
-        notes.append(f"removed {section.remove_delay:g} s after its delivery")
-    if section.request_port is None:
+        notes.append(
+            "removed after its delivery" if is_move_it else f"removed {section.remove_delay:g} s after its delivery"
+        )
+    if section.request_port is None and not is_move_it:
         notes.append("read remotely by the receivers, not pushed")
     return Explanation(section.name, True, topic=section.topic, name=name, fields=fields, notes=tuple(notes))
 

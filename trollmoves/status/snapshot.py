@@ -184,7 +184,8 @@ class _Builder:
         if row:
             self._add_row(one, row, is_concerned=bool(one.waiting or one.in_flight))
         if temporary and not one.error:
-            one.error = error_of(min(temporary, key=lambda failure: failure.oldest).reply) or None
+            shown = min(temporary, key=lambda failure: (failure.failure != "held", failure.oldest))
+            one.error = error_of(shown.reply) or None
         is_held = row is not None and row.failure == "held"
         one.held = one.waiting + one.in_flight if is_held else failures["held"].number if "held" in failures else 0
         one.next_attempt = self._next_attempt(one, running, waiting)

@@ -9,8 +9,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from trollmoves.utils.watched_threads import WatchedThread, stack_of, stuck_threads
 
@@ -46,6 +46,28 @@ class ServiceManager:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
             sender.sendto(text.encode("utf-8", "backslashreplace"), self._address)
 
+    @property
+    def report_interval(self) -> float:
+        """Seconds between two reports."""
+        return min(self.watchdog_timeout / REPORTS_PER_TIMEOUT or STATUS_INTERVAL, STATUS_INTERVAL)
+
+    @contextmanager
+    def working(self, status: str) -> Iterator[None]:
+        """Report, until the block ends, that this process works on a long step without a ``Reporter``."""
+        ended = threading.Event()
+
+        def report() -> None:
+            while not ended.wait(self.report_interval):
+                extension = int(2e6 * self.report_interval)  # µs
+                self.notify(STATUS=status, WATCHDOG=1, EXTEND_TIMEOUT_USEC=extension)
+
+        if self.is_present:
+            threading.Thread(target=report, name="reporter", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
 
 class Reporter:
     """The thread that reports the status, and that the watched threads work.
@@ -75,8 +97,7 @@ class Reporter:
 
     def _run(self) -> None:
         timeout = self._manager.watchdog_timeout
-        interval = min(timeout / REPORTS_PER_TIMEOUT, STATUS_INTERVAL) if timeout else STATUS_INTERVAL
-        while not self._stopping.wait(interval):
+        while not self._stopping.wait(self._manager.report_interval):
             if not timeout:
                 self._manager.notify(STATUS=self._status())
             elif not self._find_stuck(timeout / 2):

@@ -8,7 +8,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class WatchedThread(threading.Thread):
@@ -24,20 +23,6 @@ class WatchedThread(threading.Thread):
     def end_round(self) -> None:
         """Record that the thread waits. On this thread."""
         self.busy_since = None
-
-
-@contextmanager
-def foreign_disk() -> Iterator[None]:
-    """Exclude a block from the watch: it uses a disk of others, and a restart would not end its wait."""
-    thread = threading.current_thread()
-    if not isinstance(thread, WatchedThread):
-        yield
-        return
-    thread.end_round()
-    try:
-        yield
-    finally:
-        thread.begin_round()
 
 
 def stuck_threads(limit: float) -> Iterator[tuple[WatchedThread, float]]:

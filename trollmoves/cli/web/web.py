@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import stat
+import threading
 from contextlib import suppress
 from typing import Any
 
-from trollmoves.cli.selection import DaemonFiles, daemon_of, known_daemons
+from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_of, known_daemons
 from trollmoves.cli.web.site import Remote, Site
 from trollmoves.errors import ConfigError, StartError
 
@@ -23,10 +25,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the parser."""
     text = "serve the status page"
     parser = subparsers.add_parser("web", help=text, description=f"{text.capitalize()} until Ctrl-C.")
-    parser.add_argument(
-        *("-c", "--config"), action="append", default=[], metavar="CONFIG",
-        help="configuration file of a daemon of this host; repeatable (default: all daemons with a journal)",
-    )  # fmt: skip
+    add_config_arguments(parser)
     parser.add_argument(
         *("-d", "--daemon"), action="append", default=[], metavar="URL",
         help="page of another host to include, as http://host:9080; repeatable",
@@ -44,6 +43,7 @@ def add_parser(subparsers: Any) -> None:
         "--token-file", default="", metavar="FILE",
         help=f"file with the token for orders (default: ${TOKEN_VARIABLE}; without it the page is read-only)",
     )  # fmt: skip
+    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)  # for a daemon that is its parent
     parser.set_defaults(run=run, json=False)
 
 
@@ -56,14 +56,16 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise StartError(f"{error}; install the extra: pip install 'trollmoves[web]'") from None
     token = _read_token(arguments.token_file)
-    site = Site(lambda: _daemons(arguments.config), [Remote(url) for url in arguments.daemon])
+    site = Site(lambda: _daemons(arguments.config, arguments.kind), [Remote(url) for url in arguments.daemon])
     names = {*LOCAL_NAMES, arguments.bind, socket.gethostname(), socket.getfqdn(), *arguments.host_name}
     app = make_app(site, token=token, hosts=sorted(names), is_local=bool(arguments.socket))
     for path in arguments.config:
-        daemon_of(path)  # reports an error before the page is served
+        daemon_of(path, arguments.kind)  # reports an error before the page is served
     listener = _listen(arguments)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     site.start()
+    if arguments.until_eof:
+        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     where = arguments.socket or f"http://{arguments.bind}:{arguments.port}/"
     print(f"status page at {where}{'' if token or arguments.socket else ', read-only: no token'}", flush=True)  # noqa: T201
     try:
@@ -74,6 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
             with suppress(OSError):
                 os.unlink(arguments.socket)
     return 0
+
+
+def _end_with_parent() -> None:
+    """End this process when its standard input does: a pipe from the daemon that has started it."""
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _listen(arguments: argparse.Namespace) -> socket.socket:
@@ -96,8 +106,8 @@ def _listen(arguments: argparse.Namespace) -> socket.socket:
     return listener
 
 
-def _daemons(configs: list[str]) -> list[DaemonFiles]:
-    return [daemon_of(path) for path in configs] or known_daemons()
+def _daemons(configs: list[str], kind: str | None) -> list[DaemonFiles]:
+    return [daemon_of(path, kind) for path in configs] or known_daemons()
 
 
 def _read_token(path: str) -> str:

@@ -126,8 +126,10 @@ class PostgresAnnouncements:
                 f"SELECT {_COLUMNS} FROM announcements a WHERE chain = %s AND number > %s AND number <= %s "
                 # By OFFSET 0 the planner cannot read all tasks of the chain instead, as it does without statistics.
                 "AND NOT EXISTS (SELECT 1 FROM (SELECT kind, state FROM tasks WHERE announcement_number = a.number "
-                "AND tasks.chain = a.chain OFFSET 0) t WHERE t.kind = ANY(%s::text[]) AND t.state = 1) "
-                "ORDER BY number LIMIT %s",
+                "AND tasks.chain = a.chain OFFSET 0) t WHERE t.kind = ANY(%s::text[]) AND (t.state = 1 "
+                "OR (t.state = 3 AND NOT EXISTS (SELECT 1 FROM (SELECT kind, state FROM tasks "
+                "WHERE announcement_number = a.number AND tasks.chain = a.chain OFFSET 0) o "
+                "WHERE o.kind = t.kind AND o.state IN (0, 2))))) ORDER BY number LIMIT %s",
                 (chain, after, after + SCAN_BATCH, list(kinds), limit - len(found)),
                 _length_limit(MAX_PAGE_LENGTH - length),
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,6 @@ from trollmoves.journal.postgresql.database import Connection
 from trollmoves.journal.postgresql.schema import ident
 from trollmoves.journal.postgresql.tasks import COLUMNS, COLUMNS_OF_T, PostgresTasks
 from trollmoves.journal.records import (
-    BATCH_SIZE,
     DONE,
     DROPPED,
     MAX_SELECTED,
@@ -20,6 +19,7 @@ from trollmoves.journal.records import (
     AnnouncementRecord,
     Selection,
     Task,
+    batches,
     to_sqlite_text,
 )
 
@@ -80,7 +80,8 @@ class PostgresOrders(PostgresTasks):
     def recent_lanes(self) -> set[tuple[str, str]]:
         return set(
             self._database.read(
-                "SELECT DISTINCT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT %s) t",
+                "SELECT chain, lane FROM lanes UNION "
+                "SELECT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT %s) t",
                 (RECENT_TASKS,),
             )
         )
@@ -128,7 +129,7 @@ class PostgresOrders(PostgresTasks):
         return [(chain_, AnnouncementRecord(*record)) for chain_, *record in rows]
 
     def restart(self, tasks: Sequence[Task]) -> list[Task]:
-        for batch in _batches(tasks):
+        for batch in batches(tasks):
             now = self.now()
             restarted = self._database.run(partial(self._restart, batch=batch, now=now), now)
             for task, id_ in zip(batch, restarted, strict=True):
@@ -165,16 +166,23 @@ class PostgresOrders(PostgresTasks):
         return ids
 
     def make_due(self, tasks: Sequence[Task]) -> None:
-        self._update(tasks, "due = least(due, %s) WHERE id = ANY(%s::bigint[]) AND state = 0")
+        statement = (
+            "UPDATE tasks SET due = least(due, %s) WHERE id = ANY(%s::bigint[]) AND state = 0 "
+            "AND (holder IS NULL OR holder = %s) RETURNING id"
+        )
+        for batch in batches(tasks):
+            self._database.fetch(statement, (self.now(), [task.id for task in batch], self._membership.id))
 
-    def drop(self, tasks: Sequence[Task]) -> None:
-        self._update(tasks, f"state = {DROPPED}, finished = %s WHERE id = ANY(%s::bigint[]) AND state IN (0, 2)")
-
-    def _update(self, tasks: Sequence[Task], change: str) -> None:
-        statement = f"UPDATE tasks SET {change} AND (holder IS NULL OR holder = %s) RETURNING id"
-        for batch in _batches(tasks):
-            values = (self.now(), [task.id for task in batch], self._membership.id)
-            self._database.fetch(statement, values)
+    def drop(self, tasks: Sequence[Task]) -> list[Task]:
+        statement = (
+            f"UPDATE tasks SET state = {DROPPED}, finished = %s "
+            "FROM unnest(%s::bigint[], %s::float8[]) AS wanted (id, created) WHERE tasks.id = wanted.id "
+            "AND tasks.created = wanted.created AND state IN (0, 2) AND (holder IS NULL OR holder = %s) "
+            "RETURNING tasks.id"
+        )
+        ids, times = [task.id for task in tasks], [task.created for task in tasks]
+        dropped = {row[0] for row in self._database.fetch(statement, (self.now(), ids, times, self._membership.id))}
+        return [task for task in tasks if task.id in dropped]
 
 
 def _file_condition(file: str) -> tuple[str, list[Any]]:
@@ -213,7 +221,3 @@ def glob_regex(pattern: str, *, brackets: bool) -> str:
 
 def _escaped(character: str) -> str:
     return character if character.isalnum() or character in "_/ \n-" else f"\\{character}"
-
-
-def _batches(tasks: Sequence[Task]) -> Iterable[Sequence[Task]]:
-    return (tasks[start : start + BATCH_SIZE] for start in range(0, len(tasks), BATCH_SIZE))

@@ -27,15 +27,19 @@ _TASK = (
     "t.id, t.chain, t.kind, t.key, t.lane, t.due, t.state, t.tries, t.created, t.finished, t.announcement_number, "
     "t.body, t.reply, t.failure, t.size, t.seconds, t.destination, t.peer"
 )
-# Of tasks ``t`` with a failure: without pushes of files that the client got from another source.
-_WANTED = (
+# The client in the body of a push; NULL if the body is encrypted, or of a legacy client.
+_REQUESTER = """substring({}.body from '"request": \\{{"id": "((?:[^"\\\\]|\\\\.)*)/')"""
+# Of tasks ``t`` with a failure: without pushes of files that the client got from another source, or has requested to
+# another destination since.
+WANTED = (
     "(t.failure = 'failed' OR t.announcement_number IS NULL OR NOT EXISTS (SELECT 1 FROM tasks k "
-    "WHERE k.announcement_number = t.announcement_number AND k.chain = t.chain AND k.kind = 'ack'))"
+    "WHERE k.announcement_number = t.announcement_number AND k.chain = t.chain AND (k.kind = 'ack' OR "
+    f"(k.kind = 'push' AND k.created > t.created AND {_REQUESTER.format('k')} = {_REQUESTER.format('t')}))))"
 )
 # A push that failed waits for the next request of its client, unless its failure is "failed".
 _QUEUED = (
     "t.kind NOT IN ('remove', 'delete_archive', 'republish') AND (t.state = 0 OR (t.state = 2 "
-    f"AND t.failure IN ('held', 'outage', 'retry') AND {_WANTED}))"
+    f"AND t.failure IN ('held', 'outage', 'retry') AND {WANTED}))"
 )
 _IN_HELD_LANE = "EXISTS (SELECT 1 FROM lanes l WHERE l.chain = t.chain AND l.lane = t.lane AND l.failure = 'held')"
 _CONDITIONS = {
@@ -82,7 +86,7 @@ class PostgresReader:
             "SELECT t.chain, t.lane, t.failure, count(*), count(*) FILTER (WHERE t.state = 2), "
             "min(coalesce(a.created, t.created)), (array_agg(t.reply ORDER BY coalesce(a.created, t.created)))[1] "
             "FROM tasks t LEFT JOIN announcements a ON a.chain = t.chain AND a.number = t.announcement_number "
-            f"WHERE t.failure IS NOT NULL AND t.state IN (0, 2) AND {_WANTED} GROUP BY t.chain, t.lane, t.failure "
+            f"WHERE t.failure IS NOT NULL AND t.state IN (0, 2) AND {WANTED} GROUP BY t.chain, t.lane, t.failure "
             "ORDER BY t.chain, t.lane, t.failure",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trollmoves.journal.postgresql.database import PostgresDatabase
+from trollmoves.journal.postgresql.reader import WANTED
 from trollmoves.journal.views import JournalStatistics, LaneBacklog
 
 MAX_SCANNED = 100_000  # finished tasks that are searched for the last one of each chain
@@ -21,8 +22,15 @@ class PostgresStatistics:
             "WHERE state = 0 GROUP BY chain, lane) lanes ORDER BY chain, lane"
         )
         failed = read("SELECT chain, kind, count(*) FROM tasks WHERE state = 2 GROUP BY chain, kind")
+        failing = read(
+            "SELECT chain, lane FROM lanes l WHERE failure IS NOT NULL AND EXISTS (SELECT 1 FROM tasks t "
+            "WHERE t.chain = l.chain AND t.lane = l.lane AND (t.state = 0 OR (t.state = 2 "
+            f"AND t.failure IN ('held', 'outage', 'retry') AND {WANTED}))) ORDER BY chain, lane"
+        )
         return JournalStatistics(
-            tuple(LaneBacklog(*row) for row in backlog), {(chain, kind): count for chain, kind, count in failed}
+            tuple(LaneBacklog(*row) for row in backlog),
+            {(chain, kind): count for chain, kind, count in failed},
+            failing,
         )
 
     def last_times(self) -> dict[tuple[str, str], float]:

@@ -142,7 +142,9 @@ class AnnouncementTable(JournalDatabase):
             rows = self._read(
                 f"SELECT {_COLUMNS} FROM announcements a WHERE chain = ? AND number > ? AND number <= ? "
                 "AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.announcement_number = a.number AND t.chain = a.chain "
-                f"AND t.kind IN ({placeholders}) AND t.state = 1) ORDER BY number LIMIT ?",
+                f"AND t.kind IN ({placeholders}) AND (t.state = 1 OR t.state = 3 AND NOT EXISTS (SELECT 1 FROM tasks o "
+                "WHERE o.announcement_number = a.number AND o.chain = a.chain AND o.kind = t.kind AND o.state IN (0, 2)"
+                "))) ORDER BY number LIMIT ?",
                 (chain, after, after + SCAN_BATCH, *kinds, limit - len(found)),
                 _length_limit(MAX_PAGE_LENGTH - length),
             )

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.records import (
-    BATCH_SIZE,
     DONE,
     DROPPED,
     MAX_SELECTED,
@@ -26,6 +25,7 @@ from trollmoves.journal.records import (
     AnnouncementRecord,
     Selection,
     Task,
+    batches,
     to_sqlite_text,
 )
 from trollmoves.journal.sqlite.database import SCHEMA_VERSION, JournalDatabase
@@ -40,7 +40,10 @@ _INSERT = (
     "DO UPDATE SET state = 0, body = excluded.body, created = excluded.created, finished = NULL, reply = NULL"
 )
 
-_LANES = "SELECT DISTINCT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT ?)"
+_LANES = (
+    "SELECT chain, lane FROM lanes UNION "
+    "SELECT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT ?)"
+)
 
 
 class OrderTable(JournalDatabase):
@@ -128,7 +131,7 @@ class OrderTable(JournalDatabase):
         return [(chain_, AnnouncementRecord(*record)) for chain_, *record in rows]
 
     def restart(self, tasks: Sequence[Task]) -> list[Task]:
-        for batch in _batches(tasks):
+        for batch in batches(tasks):
             now = self.now()
             with self._transaction() as db:
                 for task in batch:
@@ -145,20 +148,22 @@ class OrderTable(JournalDatabase):
         return list(tasks)
 
     def make_due(self, tasks: Sequence[Task]) -> None:
-        self._update(tasks, "UPDATE tasks SET due = min(due, ?) WHERE id = ? AND state = 0")
-
-    def drop(self, tasks: Sequence[Task]) -> None:
-        self._update(tasks, f"UPDATE tasks SET state = {DROPPED}, finished = ? WHERE id = ? AND state IN (0, 2)")
-
-    def _update(self, tasks: Sequence[Task], sql: str) -> None:
-        for batch in _batches(tasks):
+        for batch in batches(tasks):
             now = self.now()
             with self._transaction() as db:
-                db.executemany(sql, [(now, task.id) for task in batch])
+                db.executemany(
+                    "UPDATE tasks SET due = min(due, ?) WHERE id = ? AND state = 0", [(now, task.id) for task in batch]
+                )
+
+    def drop(self, tasks: Sequence[Task]) -> list[Task]:
+        now = self.now()
+        sql = f"UPDATE tasks SET state = {DROPPED}, finished = ? WHERE id = ? AND state IN (0, 2) AND created = ?"
+        with self._transaction() as db:
+            return [task for task in tasks if db.execute(sql, (now, task.id, task.created)).rowcount]
 
 
 def recent_lanes(path: str) -> set[tuple[str, str]]:
-    """Return (chain, lane) of the newest tasks in a journal; raise JournalError if it cannot be read."""
+    """Return (chain, lane) of finished and of the newest tasks in a journal; JournalError if it cannot be read."""
     try:
         with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
             return set(db.execute(_LANES, (RECENT_TASKS,)))
@@ -206,10 +211,6 @@ def _file_condition(file: str) -> tuple[str, list[object]]:
 def _glob(file: str) -> str:
     """Return a pattern for GLOB; without ``*`` and ``?`` the text is literal."""
     return file if "*" in file or "?" in file else file.replace("[", "[[]")
-
-
-def _batches(tasks: Sequence[Task]) -> Iterable[Sequence[Task]]:
-    return (tasks[start : start + BATCH_SIZE] for start in range(0, len(tasks), BATCH_SIZE))
 
 
 def _marks(values: Collection[object]) -> str:

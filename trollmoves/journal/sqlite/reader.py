@@ -16,6 +16,7 @@ from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.sqlite.database import SCHEMA_VERSION
 from trollmoves.journal.sqlite.files import to_journal_error
 from trollmoves.journal.sqlite.statistics import journal_size
+from trollmoves.journal.sqlite.wanted import WANTED, add_functions
 from trollmoves.journal.views import (
     AnnouncedRow,
     FailureRow,
@@ -38,17 +39,12 @@ CHAINS = (
     "FROM announcements a WHERE a.chain > chains.chain) FROM chains WHERE chains.chain IS NOT NULL) "
     "SELECT chain FROM chains WHERE chain IS NOT NULL"
 )
-# Of tasks ``t`` with a failure: without pushes of files that the client got from another source.
-_WANTED = (
-    "(t.failure = 'failed' OR t.announcement_number IS NULL OR NOT EXISTS (SELECT 1 FROM tasks k "
-    "WHERE k.announcement_number = t.announcement_number AND k.chain = t.chain AND k.kind = 'ack'))"
-)
 
 
 # A push that failed waits for the next request of its client, unless its failure is "failed".
 _QUEUED = (
     "t.kind NOT IN ('remove', 'delete_archive', 'republish') AND (t.state = 0 OR (t.state = 2 "
-    f"AND t.failure IN ('held', 'outage', 'retry') AND {_WANTED}))"
+    f"AND t.failure IN ('held', 'outage', 'retry') AND {WANTED}))"
 )
 _IN_HELD_LANE = "EXISTS (SELECT 1 FROM lanes l WHERE l.chain = t.chain AND l.lane = t.lane AND l.failure = 'held')"
 _CONDITIONS = {
@@ -99,7 +95,7 @@ class SqliteReader:
             "SELECT t.chain, t.lane, t.failure, count(*), sum(t.state = 2), min(coalesce(a.created, t.created)), "
             "t.reply FROM tasks t INDEXED BY tasks_failure LEFT JOIN announcements a "
             "ON a.chain = t.chain AND a.number = t.announcement_number "
-            f"WHERE t.failure IS NOT NULL AND t.state IN (0, 2) AND {_WANTED} GROUP BY t.chain, t.lane, t.failure",
+            f"WHERE t.failure IS NOT NULL AND t.state IN (0, 2) AND {WANTED} GROUP BY t.chain, t.lane, t.failure",
         )
 
     def lanes(self) -> list[LaneRow]:
@@ -256,7 +252,9 @@ class SqliteReader:
         self._immutable = not os.path.exists(f"{self.path}-wal")
         uri = f"{Path(self.path).absolute().as_uri()}?mode=ro{'&immutable=1' if self._immutable else ''}"
         try:
-            return sqlite3.connect(uri, uri=True, timeout=READ_TIMEOUT, isolation_level=None)
+            db = sqlite3.connect(uri, uri=True, timeout=READ_TIMEOUT, isolation_level=None)
+            add_functions(db)
+            return db
         except sqlite3.Error as error:
             raise to_journal_error(f"the journal {self.path} cannot be read: {error}", error) from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trollmoves.journal.sqlite.database import JournalDatabase
 from trollmoves.journal.sqlite.files import to_journal_error
+from trollmoves.journal.sqlite.wanted import WANTED, add_functions
 from trollmoves.journal.views import JournalStatistics, LaneBacklog
 
 READ_TIMEOUT = 5.0  # s to wait for a lock of the file
@@ -35,6 +36,12 @@ class Statistics(JournalDatabase):
             failed = db.execute(
                 "SELECT chain, kind, count(*) FROM tasks INDEXED BY tasks_failed WHERE state = 2 GROUP BY chain, kind"
             ).fetchall()
+            failing = db.execute(
+                "SELECT chain, lane FROM lanes l WHERE failure IS NOT NULL AND (EXISTS (SELECT 1 FROM tasks t "
+                "WHERE t.chain = l.chain AND t.lane = l.lane AND t.state = 0) OR EXISTS (SELECT 1 FROM tasks t "
+                "INDEXED BY tasks_failure WHERE t.chain = l.chain AND t.lane = l.lane AND t.state = 2 "
+                f"AND t.failure IN ('held', 'outage', 'retry') AND {WANTED}))"
+            ).fetchall()
         held_by_lane = {(chain, lane): count for chain, lane, count in held}
         return JournalStatistics(
             tuple(
@@ -42,6 +49,7 @@ class Statistics(JournalDatabase):
                 for chain, lane, count, oldest in backlog
             ),
             {(chain, kind): count for chain, kind, count in failed},
+            failing,
         )
 
     def last_times(self) -> dict[tuple[str, str], float]:
@@ -102,6 +110,7 @@ def journal_size(path: str) -> int:
 def _opened(path: str) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True, timeout=READ_TIMEOUT)) as db:
+            add_functions(db)
             yield db
     except sqlite3.Error as error:
         raise to_journal_error(f"the journal {path} cannot be read: {error}", error) from error

@@ -133,10 +133,34 @@ class PlainScenario(CrashScenario):
             pair.server.reconfigure(pair.server_sections)
         self.processes = {"server": pair.server, "client": pair.client}
         self.received, self.feeder, self.target = pair.received, pair.feeder, pair.target
+        self.announced = pair.announced
 
     def destination_options(self) -> Mapping[str, object]:
         """Return the client's destination if it is not the default directory."""
         return {}
+
+
+class GroupScenario(PlainScenario):
+    """A client that requests files together, because they were announced while it was stopped."""
+
+    def run_until_kill(self, victim: Process, arm: Callable[[], None]) -> None:
+        """Let the client learn the destination from one file, then stop it until further files are announced."""
+        arm()
+        self.start()
+        self.feeder.feed()
+        self._wait_for(self.received, victim)
+        self.processes["client"].send(signal.SIGSTOP)
+        self.feed()
+        self._wait_for(self.announced, victim)
+        self.processes["client"].send(signal.SIGCONT)
+
+    def _wait_for(self, subscriber: RecordingSubscriber, victim: Process) -> None:
+        """Wait for a message about each file; a victim that a repetition has killed earlier sends none."""
+        until(
+            lambda: set(self.feeder.fed) <= set(subscriber.receipts()) or not victim.is_running(),
+            DEADLINE,
+            "a message about each file",
+        )
 
 
 class LargeFileScenario(PlainScenario):
@@ -542,6 +566,15 @@ CASES = (
 )
 
 FAR = (SftpScenario, ScpScenario, FtpScenario)
+# (daemon, failpoint) in the request for a group, and the hit that kills: the first are those of a single file
+GROUPED = {
+    ("server", "push-stored"): 2,
+    ("server", "delivered"): 3,
+    ("server", "replied"): 3,
+    ("client", "requesting"): 2,
+    ("client", "delivery-reported"): 3,
+    ("client", "acked"): 2,
+}
 MOVED = {"sending": 3, "sent": 2, "delivered": 2}  # failpoints inside a transfer, and the hit that kills
 
 

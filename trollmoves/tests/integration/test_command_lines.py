@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import trollmoves
+from trollmoves.cli.command import main
 from trollmoves.cli.completion import COMMANDS, SHELLS, parser_of
 from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
 
@@ -92,3 +93,27 @@ def test_completion_of_zsh(scripts: Path) -> None:
     registered = f'autoload -U compinit; compinit -D; eval "$(cat {scripts}/zsh)"; print -l ${{(k)_comps}}'
     done = subprocess.run(["zsh", "-fc", registered], capture_output=True, text=True, check=False)
     assert set(COMMANDS) <= set(done.stdout.splitlines()), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["status"], ["queue"], ["held"], ["failed"], ["health"], ["journal"], ["logs"], ["check"], ["web"]),
+        *(["history", "x"], ["explain", "x"], ["pause", "x"], ["resume", "x"], ["release", "x"]),
+        *(["retry", "x"], ["resend", "x"], ["drop", "x"], ["retry", "--failed"], ["drop", "--failed"]),
+    ],
+    ids=" ".join,
+)
+def test_configuration_files(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each subcommand takes a configuration file as an argument, before and behind an option, and as an option."""
+    for given in (["/none.ini"], ["-c", "/none.ini"], ["--kind", "server", "/none.ini"]):
+        assert main([*arguments, *given]) in (2, 3)
+        assert "/none.ini: " in capsys.readouterr().out, given
+
+
+def test_other_arguments_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown option, and an argument of a subcommand without configuration, are errors."""
+    for arguments in (["status", "--nosuch"], ["completion", "bash", "x"]):
+        with pytest.raises(SystemExit, match="3"):
+            main(arguments)
+        assert "unrecognized arguments: " in capsys.readouterr().err

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 from posttroll.message import Message
 
+from trollmoves.config.removal_file import read_configuration
 from trollmoves.errors import ConfigError
-from trollmoves.filescleaner import FilesCleaner
+from trollmoves.filescleaner import FilesCleaner, explain
+from trollmoves.status.explanation import subject_of
+from trollmoves.tests.helpers.daemons import Testbed
 
 OLD = 7200  # s, older than the age of the sections here
 DEFAULTS = {"hours": "1", "stat_time_method": "st_mtime"}
@@ -331,3 +334,43 @@ def test_methods(tmp_path: Path) -> None:
     assert sent.paths == [str(path) for path in paths[:3]]
     assert FilesCleaner(sent, "s", {"templates": "*"} | DEFAULTS).remove_file(str(paths[3])) is None
     assert left(tmp_path) == ["d.dat", "folder"]
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize(
+    "template", ["*", "*.dat", "a/*", "*/", "?/b*", "a/b/c.dat", ".*", "ROOT/a/*.dat", "ROOT/*/*/*"]
+)
+def test_explanation_agrees_with_a_dry_run(tmp_path: Path, template: str, hidden: bool, recursive: bool) -> None:
+    """A file is said to be removed at the next run if a dry run would remove it."""
+    root = tmp_path / "root"
+    files = [root / name for name in ("x.dat", ".h.dat", "a/x.dat", "a/b/c.dat", "a/b/.h", "a/k.keep", "b/x.txt")]
+    old(*files)
+    (root / "a" / "new.dat").touch()
+    template = template.replace("ROOT", str(root))
+    options = DEFAULTS | {"base_dir": root, "templates": template, "recursive": recursive, "include_hidden": hidden}
+    text = "".join(f"{name} = {value}\n" for name, value in options.items())
+    (tmp_path / "remove_it.ini").write_text(f"[s]\n{text}")
+    configuration = read_configuration(tmp_path / "remove_it.ini")
+    removed = FilesCleaner(None, "s", configuration.sections["s"]).clean_section().paths
+    found = {str(path): explain(configuration, subject_of(str(path)))[0] for path in [*files, root / "a" / "new.dat"]}
+    assert {path for path, one in found.items() if "at the next run" in one.text()} == set(removed)
+    assert "s at the earliest" in found[str(root / "a" / "new.dat")].text() or not found[str(files[2])].matches
+
+
+def test_explain_command(testbed: Testbed) -> None:
+    """The command explains and checks a file for remove_it.py; other subcommands name the two that can use it."""
+    folder = testbed.directory("in")
+    config = testbed.config({"s": {**DEFAULTS, "base_dir": folder, "templates": "*.dat"}})
+    for arguments, code, text in (
+        (("explain", folder / "x.dat", config), 0, "[s] yes: as x.dat, removed but not now: No such file"),
+        (("explain", "x.txt", config), 1, f"[s] no: no template matches {folder}/x.txt"),
+        (("explain", Message("/x", "file", {"uri": "x"}).encode(), config), 1, "name a file"),
+        (("check", config), 0, "1 section"),
+        (("status", config), 3, "remove_it.py, which has no journal: use trollmoves check or explain"),
+    ):
+        done = testbed.run("trollmoves", *arguments)
+        assert (done.returncode, done.stderr) == (code, ""), arguments
+        assert text in done.stdout
+    config.write_text("[s]\ntemplates = *\n")
+    assert testbed.run("trollmoves", "check", config).returncode == 2

@@ -361,6 +361,11 @@ def test_undelivered_announcements(journal: Journal) -> None:
     journal.finish([Outcome(delivered, DONE), Outcome(failed, FAILED)])
     assert [a.number for a in journal.undelivered_announcements("chain", ("push", "ack"), 0, 99)] == [2, 3, 5, 6, 7]
     assert [a.number for a in journal.undelivered_announcements("chain", ("push", "ack"), 2, 2)] == [3, 5]
+    dropped = [Task("chain", "push", f"{n} y", "lane", "", announcement_number=n) for n in (2, 5)]
+    journal.add_tasks(dropped)
+    assert journal.drop([*dropped, delivered]) == dropped
+    undelivered = journal.undelivered_announcements("chain", ("push", "ack"), 0, 99)
+    assert [a.number for a in undelivered] == [2, 3, 6, 7], "2 was requested by another client, which did not get it"
 
 
 @pytest.mark.alone

@@ -97,6 +97,33 @@ def test_a_file_that_a_client_got_elsewhere(tmp_path: Path) -> None:
         assert state_of(path).waiting == 0
 
 
+def refused(path: Path) -> int:
+    """Return the number of failed pushes that wait for the next request."""
+    with open_reader(str(path)) as reader:
+        return sum(row.refused for row in reader.failures())
+
+
+def test_a_client_that_changed_its_destination(tmp_path: Path) -> None:
+    """A failed push does not count once its client has requested the file to another destination; others count."""
+    path = tmp_path / "a.journal"
+    bodies = {
+        name: f'pytroll://x push {{"a": 1, "request": {{"id": "{name}/hrit/7", "timeout": 1}}}}' for name in "abc"
+    }
+    with closing(open_journal(str(path))) as journal:
+        failed = [Task("hrit", "push", f"1 {name}", LANE, body, announcement_number=1) for name, body in bodies.items()]
+        journal.add_tasks(failed)
+        journal.finish([Outcome(task, FAILED, "down", failure="outage", error="down") for task in failed])
+        assert refused(path) == 3
+        assert journal.statistics().failing == [("hrit", LANE)]
+        later = [
+            Task("hrit", "push", f"1 {name} other", f"{LANE}0", bodies[name], announcement_number=1) for name in "ab"
+        ]
+        journal.add_tasks(later)
+        assert refused(path) == 1
+        journal.finish([Outcome(failed[2], DONE, delivery=Delivery(1, 0.1))])
+        assert (refused(path), journal.statistics().failing) == (0, [])
+
+
 def test_a_journal_of_before(tmp_path: Path) -> None:
     """A journal without the columns and tables for operators gets them when its daemon opens it, and keeps its rows."""
     path = tmp_path / "a.journal"

@@ -241,6 +241,9 @@ def test_check(testbed: Testbed) -> None:
     assert "[files] station: has no effect in a section of move_it" in done.stdout
     assert "[files] delete_hook: is accepted, and has no effect" in done.stdout
     assert "[files] topic: is missing: files are delivered, but no messages about them are published" in done.stdout
+    done = testbed.run("trollmoves", "explain", bed.source / "noaa_202601311200.dat", bed.process.config)
+    assert (done.returncode, "geheim" in done.stdout) == (0, False), done
+    assert "host/in/, as noaa_202601311200.dat" in done.stdout
     bed.process.config.write_text(f"[x]\norigin = {bed.source}/{PATTERN}\ntopic = /a\n")
     done = testbed.run("move_it.py", bed.process.config, "--check")
     assert done.returncode == 1

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from trollmoves.journal import DONE, Task, open_journal
 from trollmoves.tests.helpers.crashing import armed
 from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 from trollmoves.tests.helpers.dead_mount import DeadMount
+from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.service_socket import ServiceSocket, add_environment, journal_stream
 from trollmoves.tests.helpers.waiting import until
 
@@ -30,8 +34,38 @@ def test_life_of_a_service(testbed: Testbed) -> None:
     pair.server.send(signal.SIGHUP)
     assert int(manager.wait_for("MONOTONIC_USEC")) > 0
     manager.wait_for("READY", 2)
+    sections = pair.server.config.read_text()
+    pair.server.reconfigure(
+        f"{sections}\n[second]\norigin = {testbed.root}/{{name}}\ntopic = /x\nrequest_port = {testbed.port()}\n"
+    )
+    until(lambda: manager.values("STATUS")[-1].startswith("2 chains running;"), 20, "the status of both chains")
+    pair.server.reconfigure(f"{sections}\n[second]\norigin = /\n")
+    until(lambda: manager.values("STATUS")[-1].startswith("2 chains running;"), 20, "the status of both chains")
+    pair.server.reconfigure(sections)
+    until(lambda: manager.values("STATUS")[-1].startswith("1 chain running;"), 20, "the status of the last chain")
     assert pair.server.terminate() == 0
     manager.wait_for("STOPPING")
+
+
+def test_recovery_of_a_journal_does_not_miss_the_watchdog(testbed: Testbed) -> None:
+    """While the rows of a damaged journal are copied, the daemon reports that it works."""
+    pair = ServerClientPair(testbed)
+    pair.server.start()
+    assert pair.server.terminate() == 0
+    (path,) = (testbed.root / "state").rglob("server-*.journal")
+    with closing(open_journal(str(path))) as journal:
+        journal.add_tasks(
+            [Task("hrit", "ack", f"{n:0500}", "ack", "", announcement_number=n, state=DONE) for n in range(20_000)]
+        )
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 // 4096 * 4096)
+        file.write(os.urandom(4096))
+    manager = ServiceSocket(testbed, 0.2)
+    add_environment(pair.server, manager.environment)
+    pair.server.start()
+    assert "rows from the damaged journal" in pair.server.lines()
+    names = [name for report in manager.reports for name in report]
+    assert names[:3] == ["STATUS", "WATCHDOG", "EXTEND_TIMEOUT_USEC"]
 
 
 @pytest.mark.parametrize(("failpoint", "thread"), [("committed", "scheduler"), ("request-received", "replier-hrit")])
@@ -82,6 +116,8 @@ def test_dead_origin_does_not_miss_the_watchdog(testbed: Testbed) -> None:
     pair.client.wait_for_line("connected to")
     manager.wait_for("WATCHDOG", len(manager.values("WATCHDOG")) + 8)
     assert "stuck" not in pair.server.lines()
+    ended = testbed.run("move_it_req.py", "--ping", f"tcp://{HOST}:{pair.request_port}")
+    assert " answered in " in ended.stdout, "the replay that waits for the origin delays no other reply"
 
 
 def test_lines_of_the_journal(testbed: Testbed, tmp_path: Path) -> None:

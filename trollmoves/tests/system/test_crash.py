@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from trollmoves.tests.helpers.armed import FAILPOINTS, PLACES
-from trollmoves.tests.helpers.crashing import CASES, FAR, MOVED, Case, RemoteScenario, S3Scenario, armed, crash, table
+from trollmoves.tests.helpers.crashing import (
+    CASES,
+    FAR,
+    GROUPED,
+    MOVED,
+    Case,
+    GroupScenario,
+    RemoteScenario,
+    S3Scenario,
+    armed,
+    crash,
+    table,
+)
 from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
 from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR
 from trollmoves.tests.servers import seaweed
@@ -21,6 +33,12 @@ PAGE = REPOSITORY / "doc" / "reliability.md"
 def test_killed_at(case: Case, testbed: Testbed) -> None:
     """After a kill at a failpoint and a restart: files complete and published, no leftovers, none removed too early."""
     crash(case, testbed)
+
+
+@pytest.mark.parametrize("point", GROUPED, ids="-".join)
+def test_killed_in_a_group(point: tuple[str, str], testbed: Testbed) -> None:
+    """After a kill at any step of a request for several files, each of them is delivered and has a receipt."""
+    crash(Case(*point, GroupScenario, "", GROUPED[point]), testbed)
 
 
 @pytest.mark.slow

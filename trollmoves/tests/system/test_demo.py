@@ -47,6 +47,10 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     assert re.search(r"^  delivered +300 ", text, re.MULTILINE), text
     assert re.search(r"^  lost +0$", text, re.MULTILINE), text
     assert "kill -9" in text
+    assert re.search(r"^  page +http://127.0.0.1:\d+/", text, re.MULTILINE), text
+    status = text.partition("trollmoves status")[2]
+    assert "2 daemons" in status, text
+    assert all(name in status for name in ("server.ini", "client.ini", "seviri", "viirs")), text
     assert sorted(os.listdir(tmp_path / "kept")) == ["client.ini", "client.log", "server.ini", "server.log"]
     assert (os.listdir(tmp_path / "temporary"), processes(tmp_path)) == ([], [])
 

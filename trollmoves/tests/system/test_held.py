@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -42,6 +43,12 @@ def test_login_is_repaired(testbed: Testbed, ftp: pyftpd.PyFtpd) -> None:
     pair = ftp_pair(testbed, ftp, "wr0ng").start()
     names = pair.feeder.feed(COUNT)
     pair.server.wait_for_line(", held (attempt")
+
+    def is_shown_as_held() -> bool:
+        (daemon,) = json.loads(testbed.run("trollmoves", "status", "--json", pair.client.config).stdout)["daemons"]
+        return bool(daemon["state"] == "held")
+
+    until(is_shown_as_held, SOON, "the client shows that the server holds its files")
     for section in pair.client_sections.values():
         section["login"] = f"{pyftpd.USER}:{pyftpd.PASSWORD}"
     pair.client.reconfigure(pair.client_sections)

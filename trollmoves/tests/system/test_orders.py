@@ -15,8 +15,9 @@ import pytest
 from trollmoves.control import client
 from trollmoves.control.client import ControlError
 from trollmoves.errors import JournalError
-from trollmoves.journal import record_offline
+from trollmoves.journal import Task, record_offline
 from trollmoves.orders.order import Order
+from trollmoves.receiver.fetch_tasks import compact_body
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.waiting import until
@@ -126,12 +127,14 @@ def test_command(testbed: Testbed, pair: ServerClientPair) -> None:
 
 
 def test_unknown_names(testbed: Testbed, pair: ServerClientPair) -> None:
-    """An order for an unknown name changes nothing and names the known ones; a URL may be paused in advance."""
+    """An order for an unknown name changes nothing and names the known ones, also in a stopped daemon."""
     pair.feeder.feed(1)
     pair.wait_until_done()
-    with pytest.raises(ControlError, match="no section and no destination is named hrti; known are hrit, this host"):
-        order(testbed, "server", "pause", name="hrti")
-    assert order(testbed, "server", "pause", name="sftp://far")["count"] == 0
+    for name in ("hrti", "sftp://far"):
+        with pytest.raises(
+            ControlError, match=f"no section and no destination is named {name}; known are hrit, this ho"
+        ):
+            order(testbed, "server", "pause", name=name)
     for values in ({"name": ""}, {"name": 5}, {"name": "x" * 5000}, {}):
         with pytest.raises(ControlError):
             order(testbed, "server", "pause", **values)
@@ -142,6 +145,10 @@ def test_unknown_names(testbed: Testbed, pair: ServerClientPair) -> None:
         order(testbed, "server", "resend", file="nosuchfile")
     with pytest.raises(ControlError):
         order(testbed, "server", "resend", file="*", to="x y://")
+    pair.server.kill()
+    ended = testbed.run("trollmoves", "pause", "sftp://far", "-c", pair.server.config)
+    assert ended.returncode == 3
+    assert "no destination is named sftp://far; known are hrit, this host" in ended.stdout
 
 
 def test_release(testbed: Testbed, pair: ServerClientPair) -> None:
@@ -187,6 +194,36 @@ def test_resend_from_the_client(testbed: Testbed, pair: ServerClientPair) -> Non
     assert order(testbed, "client", "resend", file=name)["count"] == 1
     until(lambda: (pair.target / name).exists())
     until(lambda: len(pair.received.of_type("file")) == 2)
+    until(lambda: not testbed.pending_tasks())
+    pair.client.kill()
+    with closing(sqlite3.connect(journal_of(testbed, "client"))) as opened, opened:
+        ((body,),) = opened.execute("SELECT body FROM tasks WHERE kind = 'fetch'")
+        compacted = compact_body(Task("hrit", "fetch", name, "", body))
+        assert "pytroll:" not in compacted
+        opened.execute("UPDATE tasks SET body = ?, reply = NULL WHERE kind = 'fetch'", (compacted,))
+    (pair.target / name).unlink()
+    store(testbed, "client", "resend", file=name)
+    pair.client.start()
+    until(lambda: (pair.target / name).exists())
+    until(lambda: len(pair.received.of_type("file")) == 3)
+    until(lambda: not testbed.pending_tasks())
+    (pair.feeder.folder / name).unlink()
+    assert order(testbed, "client", "resend", file=name)["count"] == 1
+    pair.client.wait_for_line("permanently rejected")
+
+
+def test_resend_to_a_destination_with_waiting_requests(testbed: Testbed, pair: ServerClientPair) -> None:
+    """A file that is resent to the destination of a waiting request is delivered once; the client gets the reply."""
+    pair.feeder.feed(1)
+    pair.wait_until_done()
+    order(testbed, "server", "pause", name="this host")
+    (name,) = pair.feeder.feed(1)
+    wait_for_waiting(testbed, "server", "push", 1)
+    ((key, _),) = [task for task in tasks(testbed, "server", "push") if task[1] == 0]
+    assert order(testbed, "server", "resend", file=name, to=key.partition(" ")[2])["count"] == 1
+    assert [state for _, state in tasks(testbed, "server", "push")].count(0) == 1
+    order(testbed, "server", "resume", name="this host")
+    pair.received.wait_for_receipts([name], 10)
 
 
 def test_retry_and_drop_of_a_failed_file(testbed: Testbed, pair: ServerClientPair) -> None:

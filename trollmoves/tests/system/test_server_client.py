@@ -88,7 +88,7 @@ def test_number(pair: ServerClientPair) -> None:
     """Announcements carry, for our own clients, their number in the log, and size and time of the file."""
     mark = announcement(pair)["announcement"]
     status = os.stat(pair.feeder.folder / first_name(pair))
-    assert set(mark) == {"log", "number", "size", "mtime"}
+    assert set(mark) == {"log", "number", "size", "mtime", "group"}
     assert (mark["number"], mark["size"], mark["mtime"]) == (1, status.st_size, status.st_mtime_ns)
 
 
@@ -256,7 +256,7 @@ def test_other_data(pair: ServerClientPair, kind: str, data: object) -> None:
         [b"pytroll://x push me@here 2025-01-01T00:00:00 v1.01 application/json {"],
         [b"pytroll://x push me@here 2025-01-01T00:00:00 v1.01 application/json " + b"[" * 100_000],
         [b"pytroll://x push me@here 2025-01-01T00:00:00 v1.01 image/png {}"],
-        [b"x" * 5_000_000],
+        [b"x" * 2_000_000],
         [b"pytroll://x ping me@here 2025-01-01T00:00:00 v1.01", b"another frame"],
         [b"", b"pytroll://x ping me@here 2025-01-01T00:00:00 v1.01"],
     ],

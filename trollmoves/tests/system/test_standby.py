@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(postgresql.missing()), reason=f"missing: {p
 
 BURST = 400
 TAKEOVER = 40  # s until the standby works, on a busy machine; the lease lasts 10 s
-IN_KILL_WINDOW = 100  # receipts that may be published twice, as after each kill
+IN_KILL_WINDOW = BURST  # receipts of the last half second are published again, as after each kill
 
 
 class Fleet:

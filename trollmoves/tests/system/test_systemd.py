@@ -50,6 +50,20 @@ def test_units_are_valid(installed: Path, kind: str) -> None:
         assert "trollmoves" not in done.stderr
 
 
+def test_example_of_remove_it(tmp_path: Path) -> None:
+    """Systemd reads the service and the timer for ``remove_it.py`` without a warning."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("missing: no systemd-analyze (Debian: systemd)")
+    for name in ("remove_it.service", "remove_it.timer"):
+        text = (REPOSITORY / "examples" / name).read_text()
+        (tmp_path / name).write_text(text.replace("/opt/trollmoves/bin/", f"{REPOSITORY}/bin/"))
+    units_ = [str(tmp_path / "remove_it.timer"), str(tmp_path / "remove_it.service")]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units_], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_units_of_users_are_valid(tmp_path: Path) -> None:
     """The user manager reads the units of --user without a warning."""
     if not shutil.which("systemd-analyze"):

@@ -26,6 +26,7 @@ YAML = "# targets\na:\n  host: ftp://host\n  directory: /out\n"
         (DISPATCHER, "dispatcher"),
         ("[posttroll_subscriber]\naddresses = tcp://host:1\n[a]\norigin = /in/{name}\ndirectory = /x\n", "dispatcher"),
         (YAML, "dispatcher"),
+        ("[DEFAULT]\nto = a@b\n[a]\nbase_dir = /in\ntemplates = *\nhours = 1\n", "remove_it"),
         ("[DEFAULT]\nrequest_port = 9094\n" + SERVER + "[b]\ntopic = /b\n", "server"),
     ],
 )

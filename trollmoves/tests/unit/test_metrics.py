@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trollmoves.errors import AccessDenied, RequestRejected, Superseded, TemporaryTransferError, TransferError
-from trollmoves.journal import FAILED, Journal, Outcome, Task, open_journal
+from trollmoves.journal import DONE, FAILED, Journal, Outcome, Task, open_journal
 from trollmoves.metrics.counters import MAX_ENDPOINTS, OTHER, FileCounters
 from trollmoves.metrics.exporter import Exporter
 from trollmoves.metrics.state import DaemonReader
@@ -116,6 +116,19 @@ def test_state(tmp_path: Path) -> None:
     assert page.value("trollmoves_log_lines_dropped_total") == 3
     assert page.value("trollmoves_replayed_announcements_total", chain="hrit") == 2
     assert page.value("trollmoves_last_file_timestamp_seconds", chain="hrit", event="received") == 0
+    journal.close()
+
+
+def test_endpoint_stays_down_without_a_lane(tmp_path: Path) -> None:
+    """A destination that failed is down until a success, also when its lane was forgotten, as after a reload."""
+    journal = open_journal(str(tmp_path / "x.journal"))
+    ((one, _),) = journal.add_tasks([task()])
+    journal.finish([Outcome(one, FAILED, "down", failure="outage", error="down")])
+    assert export(reader(journal, FileCounters())).value("trollmoves_endpoint_up", kind="push") == 0
+    journal.finish([Outcome(one, DONE)])
+    counters = FileCounters()
+    counters.count_result(one, Result(files=FileStats(1, 1, 0)))
+    assert export(reader(journal, counters)).value("trollmoves_endpoint_up", kind="push") == 1
     journal.close()
 
 

@@ -81,6 +81,7 @@ SHARED: dict[str, object] = {
 }
 PROCESS: dict[str, object] = {
     "journal": "",
+    "fleet": "standby",
     "synchronous": "normal",
     "keep_finished": 7.0,
     "max_finished": 5_000_000,
@@ -92,6 +93,9 @@ PROCESS: dict[str, object] = {
     "metrics_port": None,
     "metrics_address": "127.0.0.1",
     "metrics_file": "",
+    "web_port": None,
+    "web_address": "127.0.0.1",
+    "web_token_file": "",
 }
 
 

@@ -23,7 +23,7 @@ from trollmoves.errors import (
     TemporaryTransferError,
     TrollmovesError,
 )
-from trollmoves.journal import DONE, FAILED, WAITING, Outcome, Task, open_journal
+from trollmoves.journal import DONE, DROPPED, FAILED, WAITING, Outcome, Task, open_journal
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
 from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, ChainPolicy, Lane, Result, TaskKind
 from trollmoves.scheduler.scheduler import Scheduler
@@ -629,7 +629,12 @@ def test_starters_finish_from_another_thread(runtime: SchedulerTestbed) -> None:
 def test_a_lane_that_has_become_slow_sleeps(runtime: SchedulerTestbed) -> None:
     """A lane that has more under way than may begin by now, since its tasks ended fast before, waits for an end."""
     lane = Lane(
-        "chain", "lane", TaskKind(2, async_handler=lambda task, finish: None), runtime.journal.now, journal_pending=True
+        "chain",
+        "lane",
+        TaskKind(2, async_handler=lambda task, finish: None),
+        runtime.journal.now,
+        {},
+        journal_pending=True,
     )
     added = [one for one, _ in runtime.journal.add_tasks(tasks(range(6)))]
     lane.in_flight = {one.id: one for one in added[:4]}
@@ -1039,15 +1044,27 @@ def test_failed_tasks_do_not_delay_new_ones(runtime: SchedulerTestbed) -> None:
 
 def test_restart_of_a_dropped_task(runtime: SchedulerTestbed) -> None:
     """A task that was dropped before it was claimed is not run, and runs after a restart."""
-    journal = runtime.journal
-    lane = Lane("chain", "lane", TaskKind(1, handler=lambda _: None), journal.now)
-    added, other = (task for task, _ in journal.add_tasks(tasks(range(2))))
-    workers = Scheduler(journal, 1)
-    workers._lanes["chain", "lane"] = lane
-    lane.submit([added])
-    workers.revoke([added])
-    journal.drop([added])
-    restarted = replace(added, created=journal.now())
+    journal, workers, gauge = runtime.journal, runtime.workers(), Gauge()
+    dropped, other = (task for task, _ in journal.add_tasks(tasks(range(2))))
+    assert workers.drop([dropped]) == ([dropped], [])
+    workers.register("chain", "work", limit=1, handler=gauge)
+    workers.submit([dropped, other])
+    until(lambda: runtime.state(other.key) == DONE, SOON)
+    until(lambda: workers.drop([other]) == ([], []), SOON, "it has finished, and is not in flight")
+    assert gauge.begun == [other.key]
+    restarted = replace(dropped, created=journal.now(), state=WAITING)
     journal.reset_tasks([restarted])
-    lane.submit([other, restarted])
-    assert lane.claim(journal) == [other, restarted]
+    assert workers.drop([dropped]) == ([], [])  # as it was before the restart
+    workers.submit([restarted])
+    until(lambda: runtime.state(restarted.key) == DONE, SOON)
+
+
+def test_drop_during_claims(runtime: SchedulerTestbed) -> None:
+    """Of the tasks that are dropped while others are claimed, each one is either dropped or run."""
+    workers, gauge = runtime.workers(), Gauge()
+    workers.register("chain", "work", limit=4, handler=gauge)
+    added = [task for lane in ("a", "b") for task in runtime.note(workers, *tasks(range(1500), lane))]
+    dropped = [task.key for n in range(len(added) - 1, -1, -40) for task in workers.drop(added[max(0, n - 9) : n])[0]]
+    until(lambda: runtime.journal.count()["waiting"] == 0, 6 * SOON)
+    assert sorted([*gauge.begun, *dropped]) == sorted(task.key for task in added)
+    assert {runtime.state(key) for key in dropped} <= {DROPPED}

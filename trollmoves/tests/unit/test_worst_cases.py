@@ -9,16 +9,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import posttroll.message
 import pytest
 
+from trollmoves.config import document
 from trollmoves.errors import TrollmovesError
 from trollmoves.matching.conditions import parse_conditions
 from trollmoves.matching.patterns import ComposeError, Origin, Pattern
 from trollmoves.matching.received_time import read_time
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
+from trollmoves.movers import ftp
+from trollmoves.movers.remote import Endpoint
 from trollmoves.movers.ssh import known_hosts
 from trollmoves.net import destination_allowlist, hosts, urls
 from trollmoves.tests.helpers.fuzzing import SCALE, Fuzz, scaled
@@ -144,7 +148,29 @@ def nameserver(text: str) -> None:
             posttroll.message.Message(rawstr=raw)
 
 
-MORE: dict[Callable[[str], None], float] = {url: 5.0, name: 15.0}  # times the limit: five URLs or patterns
+def ini(text: str) -> None:
+    """Read an INI file with this text in each place."""
+    with suppress(TrollmovesError):
+        document.is_ini(text)
+    for raw in (text, f"[{text}]", f"[a]\n{text}", f"[a]\n{text} = 1", f"[a]\nb = {text}", f"[a]\nb{text}c = 1"):
+        with suppress(TrollmovesError):
+            document.read_ini("a.ini", raw)
+
+
+def net_rc(text: str) -> None:
+    """Read a ~/.netrc with this text in each place."""
+    with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HOME", home)
+        file = Path(home, ".netrc")
+        for raw in (text, f"machine h login a password {text}", f"machine {text}", f"# {text}\nmacdef a\n{text}"):
+            file.write_bytes(raw.encode("utf-8", "surrogatepass"))
+            file.chmod(0o600)
+            ftp.credentials(Endpoint("ftp", "", None, "h", None))
+
+
+MORE: dict[Callable[[str], None], float] = {url: 5.0, name: 15.0, ini: 20.0, net_rc: 4.0}  # times the limit: five URLs
+
+LARGEST: dict[Callable[[str], None], int] = {ini: 20_000, net_rc: 20_000}  # files of the operator
 
 
 def limit_of(parse: Callable[[str], None], size: int) -> float:
@@ -162,7 +188,7 @@ def cpu_seconds(parse: Callable[[str], None], text: str, limit: float) -> float:
     return min(times)
 
 
-PARSERS = [message, url, shown, condition, host, name, time_of, known_host, nameserver]
+PARSERS = [message, url, shown, condition, host, name, time_of, known_host, nameserver, ini, net_rc]
 
 
 @pytest.mark.alone
@@ -181,7 +207,7 @@ def test_random_texts(parse: Callable[[str], None]) -> None:
 def test_time_per_byte(parse: Callable[[str], None]) -> None:
     """No parser needs more CPU time than ``limit_of``, for texts that are made to be slow."""
     for unit in UNITS:
-        for size in SIZES:
+        for size in {min(size, LARGEST.get(parse, size)) for size in SIZES}:
             text = (unit * (size // len(unit) + 1))[:size]
             limit = limit_of(parse, size)
             assert cpu_seconds(parse, text, limit) < limit, ascii((unit, size))
