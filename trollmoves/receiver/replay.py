@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 FIRST_CONTACT_SLACK = 5.0  # s before the start of this client from which announcements of a new source are requested
 REPLAY_TIMEOUT = 30.0  # s; ZeroMQ closes a connection on which no page arrives for 15 s
 MAX_LOGS = 1_000  # of one provider; a server has one for each chain
-GAP_PATIENCE = 0.2  # s before a small gap is requested: numbers of one log come in any order from several servers
+GAP_DELAY = 0.2  # s before a small gap is requested: numbers of one log come in any order from several servers
 SMALL_GAP = 100  # announcements
 MAX_RUNS = 8  # of consecutive numbers that arrived after a gap
 RETRY_DELAY = 5.0  # s before the next replay request to a source after a failed one, whatever it announces
@@ -51,7 +51,7 @@ class _SourceLog:
     lowest_unsaved: int = 0  # lowest received number that may not be in the journal yet; 0 if there is none
     request_pending: bool = False
     retry_when_done: bool = False  # another request was due while one was pending
-    is_patient: bool = False  # a request is due after GAP_PATIENCE
+    is_delayed: bool = False  # a request is due after GAP_DELAY
     not_before: float = 0.0  # monotonic; no request before this time
     first_seen: float = 0.0  # monotonic; 0 if known from an earlier process
 
@@ -96,7 +96,7 @@ class ReplayClient:
     A log belongs to the provider whose messages name it: a provider cannot change the position in the log of another.
 
     ``on_replayed(messages, positions)`` is called on the requester's thread with missed announcements and the
-    (chain, position) to store in the same transaction. ``patience``: seconds before a small gap is requested.
+    (chain, position) to store in the same transaction. ``gap_delay``: seconds before a small gap is requested.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class ReplayClient:
         journal: Journal,
         requester: Requester,
         on_replayed: Callable[[list[Message], list[tuple[str, SourcePosition]]], None],
-        patience: float = GAP_PATIENCE,
+        gap_delay: float = GAP_DELAY,
     ) -> None:
         self.name = name
-        self._patience = patience
+        self._gap_delay = gap_delay
         self._journal = journal
         self._requester = requester
         self._on_replayed = on_replayed
@@ -177,22 +177,22 @@ class ReplayClient:
 
     def _request_gap(self, source: _SourceLog) -> None:
         """Request missing announcements; those of a small gap only if they do not arrive within a moment."""
-        if not (self._patience and source.has_small_gap):
+        if not (self._gap_delay and source.has_small_gap):
             self._request(source)
             return
         with self._lock:
-            if source.is_patient:
+            if source.is_delayed:
                 return
-            source.is_patient = True
+            source.is_delayed = True
             number = source.highest_seen
-        timer = threading.Timer(self._patience, self._end_patience, [source, number])
+        timer = threading.Timer(self._gap_delay, self._end_delay, [source, number])
         timer.daemon = True
         timer.start()
 
-    def _end_patience(self, source: _SourceLog, number: int) -> None:
+    def _end_delay(self, source: _SourceLog, number: int) -> None:
         """Request announcements that are still missing before ``number``; wait again for later ones."""
         with self._lock:
-            source.is_patient = False
+            source.is_delayed = False
             gap, newer_gap = source.missing(number), source.missing(source.highest_seen)
             known = self._logs.get(source.key) is source
         if gap and known:

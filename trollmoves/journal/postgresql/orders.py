@@ -197,8 +197,8 @@ def _file_condition(file: str) -> tuple[str, list[Any]]:
     given = "*" in file or "?" in file
     patterns = [glob_regex(pattern, brackets=given) for pattern in by_key]
     condition = f"t.announcement_number IS NULL AND ({' OR '.join(['t.key ~ %s'] * len(by_key))})"
-    whole = [glob_regex(name, brackets=given), glob_regex(anywhere, brackets=given)]
-    return f"a.uid ~ %s OR a.uri ~ %s OR {condition}", [*whole, *patterns]
+    full = [glob_regex(name, brackets=given), glob_regex(anywhere, brackets=given)]
+    return f"a.uid ~ %s OR a.uri ~ %s OR {condition}", [*full, *patterns]
 
 
 def glob_regex(pattern: str, *, brackets: bool) -> str:

@@ -585,9 +585,9 @@ _BEGINS = f"{ident('key')} >= %s AND {ident('key')} < %s AND starts_with(key, %s
 
 def _prefix_values(prefix: str) -> tuple[str, str, str]:
     """Return the first and last text of the index that begin with a prefix, and the prefix."""
-    whole = to_sqlite_text(prefix)
-    start = whole[:IDENT_PREFIX]
-    return start, start[:-1] + chr(ord(start[-1]) + 1), whole
+    text = to_sqlite_text(prefix)
+    start = text[:IDENT_PREFIX]
+    return start, start[:-1] + chr(ord(start[-1]) + 1), text
 
 
 def _identity(task: Task) -> tuple[str, str, str]:

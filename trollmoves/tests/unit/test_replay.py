@@ -76,7 +76,7 @@ class Server:
 class Client:
     """A chain that replays announcements and records the missed ones, as its caller does."""
 
-    def __init__(self, stack: ExitStack, path: str, patience: float = replay.GAP_PATIENCE) -> None:
+    def __init__(self, stack: ExitStack, path: str, gap_delay: float = replay.GAP_DELAY) -> None:
         self._own = stack.enter_context(ExitStack())
         self.journal = open_journal(path)
         self._own.callback(self.journal.close)
@@ -84,7 +84,7 @@ class Client:
         self._own.callback(self.requester.stop)
         self.missed: list[Message] = []
         self.trouble: list[Exception] = []
-        self.catchup = ReplayClient("client", [PROVIDER, OTHER], self.journal, self.requester, self._note, patience)
+        self.catchup = ReplayClient("client", [PROVIDER, OTHER], self.journal, self.requester, self._note, gap_delay)
         self.requester.start()
 
     def _note(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:
@@ -597,7 +597,7 @@ def test_stop_during_replay(client: Client, server: Server) -> None:
 
 def test_interleaved_numbers_are_not_requested(stack: ExitStack, path: str, server: Server) -> None:
     """Numbers of one log that come in another order, from several servers, are received without a request."""
-    client = Client(stack, path, patience=10 * SOON)
+    client = Client(stack, path, gap_delay=10 * SOON)
     in_touch(client, server, 200)
     for base in range(200, 600, 8):
         server.last = base + 8
