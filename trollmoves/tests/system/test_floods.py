@@ -91,7 +91,7 @@ SAYS = {
     "infos": f"rejected requests of {FLOODER}: too many are pending",
     "pushes": f"rejected requests of {FLOODER}: too many are pending",
     "nonsense": "rejected a request",
-    "large": f"closed the connection from {FLOODER}: it sent more than 16.8 MB in a message",
+    "large": f"closed the connection from {FLOODER}: it sent more than 2.5 MB in a message",
     "half_open": f"rejected connection from {FLOODER}: the handshake timed out",
     "garbage": f"rejected connection from {FLOODER}",
 }
