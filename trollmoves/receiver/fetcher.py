@@ -403,6 +403,7 @@ class Fetcher:
             with self._retrying(*(attempt for attempt, _ in delivered)):
                 self._end_delivered(delivered, texts)
         if waiting:
+            self._scheduler.close_breaker(self.name, waiting[0].task.lane)
             self._on_request(waiting)  # renews the hold of peers
             self._send_request(waiting, self._handle_reply)
 

@@ -78,16 +78,20 @@ class CircuitBreaker:
         """Record how an attempt ended: an outage opens the breaker, any other end closes it."""
         if error and error.blames_origin:
             return Transition.NONE  # the attempt never reached the destination
-        self.healthy = error is None or not error.outage
-        self.held = bool(error and error.held and error.outage)
-        if self.healthy:
-            recovered = self.failures > 0
-            self.failures = 0
-            self._paused_until = 0.0
-            return Transition.CLOSED if recovered else Transition.NONE
+        if error is None or not error.outage:
+            return self.close()
+        self.healthy = False
+        self.held = error.held
         if self.failures and task.id != self._probe_id:
             return Transition.NONE  # the task was started before the pause
         self.failures += 1
         initial = HELD_INITIAL if self.held else BACKOFF_INITIAL
         self._paused_until = time.monotonic() + backoff(self.failures, initial, self.probe_interval)
         return Transition.OPENED
+
+    def close(self) -> Transition:
+        """Record that the lane works."""
+        recovered = self.failures > 0
+        self.healthy, self.held = True, False
+        self.failures, self._paused_until = 0, 0.0
+        return Transition.CLOSED if recovered else Transition.NONE

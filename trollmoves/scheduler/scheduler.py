@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import WAITING, Journal, Outcome, Task, batches
+from trollmoves.scheduler.circuit_breaker import Transition
 from trollmoves.scheduler.failure_log import FailureLog
 from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
 from trollmoves.scheduler.outcomes import to_outcome
@@ -77,6 +78,7 @@ class Scheduler:
         self._policies: dict[str, ChainPolicy] = {}  # by chain
         self._pauses = Pauses()
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
+        self._recovered: SimpleQueue[Lane] = SimpleQueue()  # their hosts work; no task has ended yet
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._woken = False
         self._stopping = False
@@ -114,6 +116,14 @@ class Scheduler:
         with self._lock:
             known = self._lanes.get((chain, lane))
         if known and known.breaker.resume():
+            self._wake()
+
+    def close_breaker(self, chain: str, lane: str) -> None:
+        """End the probing of a lane whose host works, although the probe has not ended. Any thread."""
+        with self._lock:
+            known = self._lanes.get((chain, lane))
+        if known and known.breaker.failures:
+            self._recovered.put(known)
             self._wake()
 
     def retry_now(self, chain: str, lane: str | None = None) -> None:
@@ -416,7 +426,7 @@ class Scheduler:
         now = self._journal.now()
         outcomes = [(lane, to_outcome(lane, task, result, now)) for lane, task, result in results if task is not None]
         new, lost = self._store(outcomes)
-        recovered: dict[Lane, bool] = {}  # True if a task was done
+        recovered = self._close_breakers()  # True if a task was done, or the host works
         for lane, task, result in results:
             self._finished.popleft()
             if task is None:
@@ -433,6 +443,10 @@ class Scheduler:
         for lane, worked in recovered.items():
             self._retry_recovered(lane, worked)
         return len(outcomes)
+
+    def _close_breakers(self) -> dict[Lane, bool]:
+        lanes = [self._recovered.get() for _ in range(self._recovered.qsize())]
+        return {lane: True for lane in lanes if lane.breaker.close() is Transition.CLOSED}
 
     def _store(self, outcomes: Sequence[tuple[Lane, Outcome]]) -> tuple[list[Task], set[int]]:
         """Store outcomes; return the new follow-up tasks, and the ids of tasks that another member has taken over."""

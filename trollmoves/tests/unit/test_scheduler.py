@@ -626,6 +626,23 @@ def test_starters_finish_from_another_thread(runtime: SchedulerTestbed) -> None:
     assert [task.key for task, _ in begun] == [f"lane {n}" for n in range(100)]
 
 
+def test_a_working_host_is_not_probed(runtime: SchedulerTestbed) -> None:
+    """When the host of a failing lane works, its other tasks start, although the probe has not ended."""
+    started: dict[str, Callable[[Result], None]] = {}
+    workers = runtime.workers(1)
+    workers.register("chain", "work", limit=4, async_handler=lambda task, finish: started.update({task.key: finish}))
+    runtime.note(workers, task("a"))
+    until(lambda: "a" in started, SOON)
+    started.pop("a")(Result(error=ConnectionFailed("down")))
+    until(lambda: [lane.failing for lane in workers.lane_states()] == [True], SOON)
+    runtime.note(workers, task("b"), task("c"))
+    until(lambda: started, 10)
+    assert workers.in_flight() == 1
+    workers.close_breaker("chain", "lane")
+    until(lambda: set(started) == {"a", "b", "c"}, SOON)
+    assert not any(lane.failing for lane in workers.lane_states())
+
+
 def test_a_lane_that_has_become_slow_sleeps(runtime: SchedulerTestbed) -> None:
     """A lane that has more under way than may begin by now, since its tasks ended fast before, waits for an end."""
     lane = Lane(
