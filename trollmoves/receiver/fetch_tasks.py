@@ -138,7 +138,8 @@ class FetchTasks:
         text = announced.announcements[source]
         before, generation = fetch.versions.get(source, (None, 0))
         if before and before[0] != version[0]:
-            variant, is_new = editor.add(replace(candidate, key=f"{candidate.key}\n{version[0]}"))
+            candidate = replace(candidate, key=f"{candidate.key}\n{version[0]}")
+            variant, is_new = editor.add(candidate)
             return [variant] if is_new else self._merge(editor, candidate, variant, effects)
         current = self._current(editor, known, fetch)
         if generation != fetch.generation and before != version and fetch.may_be_current(version[1]):

@@ -32,13 +32,13 @@ def fetches(journal: Journal) -> FetchTasks:
     return FetchTasks("chain", journal, Peers(0.0), 0.0, None)
 
 
-def announcement(age: float | None = None, *, clock: float = 0.0) -> Message:
+def announcement(age: float | None = None, *, clock: float = 0.0, uri: str = "/in/a", uid: str = "a") -> Message:
     """Return the announcement of a file that was modified ``age`` seconds ago; without it that of a legacy server.
 
     ``clock`` is the difference of the clock of the server in seconds.
     """
     now = time.time() + clock
-    data: dict[str, object] = {"uri": "/in/a", "uid": "a", "request_address": SOURCE}
+    data: dict[str, object] = {"uri": uri, "uid": uid, "request_address": SOURCE}
     if age is not None:
         data["announcement"] = {"log": "log", "number": 1, "size": 9, "mtime": int((now - age) * 1e9)}
     return Message("/topic", "file", data, time=dt.datetime.fromtimestamp(now, dt.UTC))
@@ -78,3 +78,21 @@ def test_pending_files_are_requested_from_the_new_server(
     journal.finish([Outcome(task, DONE)])
     assert fetches.record_announcements([before], (), 0) == []
     assert claim(journal) == []
+
+
+def test_files_of_one_name_in_two_directories(fetches: FetchTasks) -> None:
+    """Files of one name at one source are fetched once each, and again if the content of one changes."""
+    first, second, rewritten = (
+        announcement(60.0),
+        announcement(60.0, uri="/in/b/a"),
+        announcement(30.0, uri="/in/b/a"),
+    )
+    for message, new in [(first, 1), (second, 1), (second, 0), (rewritten, 1), (first, 0)]:
+        assert len(fetches.record_announcements([message], (), 0)) == new
+
+
+def test_a_name_like_the_key_of_another_file(fetches: FetchTasks) -> None:
+    """A name that equals the key of a file of the same name in a second directory is another file."""
+    fetches.record_announcements([announcement(60.0, uri="/in/c", uid="a\n/in/b/a")], (), 0)
+    for uri in ("/in/a", "/in/b/a"):
+        assert len(fetches.record_announcements([announcement(60.0, uri=uri)], (), 0)) == 1
