@@ -413,7 +413,7 @@ def test_allowed_destination(fort: Fort) -> None:
 
 def test_startup_warning(fort: Fort) -> None:
     """At the start one line names the chains that send files to any destination, and no other chain."""
-    lines = [line for line in fort.server.lines().splitlines() if "allowed_destinations" in line]
+    lines = [line for line in fort.server.lines().splitlines() if "without allowed_destinations" in line]
     assert len(lines) == 1
     assert "[other]" in lines[0]
     assert "[plain]" not in lines[0]
@@ -440,7 +440,7 @@ def test_client_that_is_not_allowed(fort: Fort, kind: str) -> None:
     claims = {"request_address": f"{ALLOWED}:1", "Peer-Address": ALLOWED, "request": REQUEST}
     answer = send_request(fort.ports["closed"], TOPIC, kind, {**wanted, **claims})
     assert answer.type == "err"
-    assert answer.data == {"error": "this client is not allowed here", "temporary": True, "retry_after": 0.0}
+    assert answer.data == {"error": "this client is not allowed here", "temporary": True, "retry_after": 0.0, "held": True}
     assert ask_from("127.0.0.3", fort.ports["closed"], kind, older(wanted)).data == "this client is not allowed here"
     assert fort.has_nothing_of(data["uid"])
     good = ask_from(ALLOWED, fort.ports["closed"], kind, wanted)
