@@ -27,8 +27,10 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Yield the long options of a parser and its subparsers."""
+    """Yield the long options of a parser and its subparsers, without hidden ones."""
     for action in parser._actions:
+        if action.help == argparse.SUPPRESS:
+            continue
         yield from (text for text in action.option_strings if text.startswith("--") and text != "--help")
         if isinstance(action, argparse._SubParsersAction):
             for name, sub in action.choices.items():

@@ -440,7 +440,12 @@ def test_client_that_is_not_allowed(fort: Fort, kind: str) -> None:
     claims = {"request_address": f"{ALLOWED}:1", "Peer-Address": ALLOWED, "request": REQUEST}
     answer = send_request(fort.ports["closed"], TOPIC, kind, {**wanted, **claims})
     assert answer.type == "err"
-    assert answer.data == {"error": "this client is not allowed here", "temporary": True, "retry_after": 0.0, "held": True}
+    assert answer.data == {
+        "error": "this client is not allowed here",
+        "temporary": True,
+        "retry_after": 0.0,
+        "held": True,
+    }
     assert ask_from("127.0.0.3", fort.ports["closed"], kind, older(wanted)).data == "this client is not allowed here"
     assert fort.has_nothing_of(data["uid"])
     good = ask_from(ALLOWED, fort.ports["closed"], kind, wanted)
