@@ -58,7 +58,10 @@ def peer(port: int, kind: bytes) -> socket.socket:
     line.sendall(b"\x04" + bytes([len(ready)]) + ready)
     received = b""
     while b"READY" not in received:
-        received += line.recv(64)
+        data = line.recv(64)
+        if not data:
+            raise ConnectionResetError("closed in the handshake")
+        received += data
     return line
 
 
