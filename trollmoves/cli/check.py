@@ -1,4 +1,4 @@
-"""``trollmoves check``: what a daemon would run, with all problems and warnings about its configuration."""
+"""``trollmoves check``: the sections a daemon would run, with all problems and warnings of its configuration."""
 
 from __future__ import annotations
 

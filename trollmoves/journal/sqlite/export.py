@@ -1,4 +1,4 @@
-"""Read all rows of a journal whose daemon does not run, for a copy on another engine."""
+"""Read all rows of the journal of a stopped daemon, for a copy on another engine."""
 
 from __future__ import annotations
 
