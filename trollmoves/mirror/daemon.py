@@ -76,6 +76,7 @@ class MirrorChain(ProviderChain):
             runtime.scheduler,
             self._cache,
             runtime.health.of_chain,
+            self._cache.sources,
         )
         self.announcer = self._request_handler.announcer
         self.announcer.on_announced = runtime.on_announced
