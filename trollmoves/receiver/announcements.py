@@ -118,7 +118,7 @@ class AnnouncementReceiver:
             self._record(announcements, list(positions.values()), FRESH, connected)
             self._replay_client.mark_saved()
         if done_keys:
-            self._fetches.finish_for_peer(done_keys, self._is_in_flight)
+            self._fetches.finish_for_peer(done_keys, lambda: self._scheduler.in_flight_ids(self.name))
 
     def _position(self, provider: str, subject: str, data: dict[str, Any]) -> dict[str, tuple[str, SourcePosition]]:
         """Record the number of an announcement; return the log and the (chain, position) to store, if any."""
@@ -160,9 +160,6 @@ class AnnouncementReceiver:
             ((_, is_new),) = self._journal.add_tasks([Task(self.name, PEER, name, PEER, "", state=DONE)])
             if is_new:
                 logger.info("[%s] found peer client %s, sharing the work with it", self.name, message.sender)
-
-    def _is_in_flight(self, task: Task) -> bool:
-        return task.id in self._scheduler.in_flight_ids(self.name, task.lane)
 
     def _on_heartbeat(self, provider: str, data: Any) -> None:
         logs = data.get("logs") if isinstance(data, dict) else None

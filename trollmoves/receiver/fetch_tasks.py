@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -314,14 +314,18 @@ class FetchTasks:
         current = self._current(self._journal, known, Fetch.load(known.body)) if known else task
         return current.id > task.id and current.state in (WAITING, DONE)
 
-    def finish_for_peer(self, keys: Iterable[str], is_in_flight: Callable[[Task], bool]) -> None:
-        """Mark files that a peer has fetched as done, if their tasks wait and are not in flight."""
+    def finish_for_peer(self, keys: Iterable[str], in_flight: Callable[[], Container[int]]) -> None:
+        """Mark files that a peer has fetched as done, if their tasks wait and are not in flight.
+
+        ``peers`` must have recorded the files already: a task that starts now ends without a request.
+        """
         with self._lock:
+            running = in_flight()  # before the states are read: these tasks may be stored as done now
             outcomes = []
             for key in dict.fromkeys(keys):
                 known = self._journal.find(self.name, self._kind, key)
                 current = self._current(self._journal, known, Fetch.load(known.body)) if known else None
-                if current and current.state == WAITING and not is_in_flight(current):
+                if current and current.state == WAITING and current.id not in running:
                     outcomes.append(Outcome(current, DONE))
                     self.on_attempt_ended(current)
             if outcomes:

@@ -104,7 +104,7 @@ def fetch(fetches: FetchTasks, journal: Journal, message: Message, *, compacted:
     (task,) = fetches.record_announcements([message], (), FRESH)
     journal.finish([Outcome(task, DONE)])
     if compacted:
-        list(journal.prune(Retention(1e9, 10**9, 1e9, 10**9), {KIND: compact_body}, min_age=-1.0))
+        list(journal.prune(Retention(1e9, 10**9, 10**9, 10**9), {KIND: compact_body}, min_age=-1.0))
 
 
 def repeated(
@@ -152,6 +152,20 @@ def test_a_server_publishes_an_announcement_again(journal: Journal, compacted: b
     fetch(fetches, journal, message, compacted=compacted)
     assert repeated(fetches, 60.0) == 0
     assert repeated(fetches, 60.0, number=2) == 1
+
+
+def test_a_peer_fetches_a_file_while_its_own_fetch_ends(fetches: FetchTasks, journal: Journal) -> None:
+    """The result of a fetch is kept that is stored while the task is compared with the tasks in flight."""
+    (task,) = fetches.record_announcements([announcement()], (), FRESH)
+
+    def in_flight() -> set[int]:
+        journal.finish([Outcome(task, DONE, reply="delivered")])
+        return set()
+
+    fetches.finish_for_peer(["a"], in_flight)
+    stored = journal.find("chain", KIND, "a")
+    assert stored
+    assert stored.reply == "delivered"
 
 
 def test_two_servers_repeat_a_file_with_the_same_changes(journal: Journal) -> None:
