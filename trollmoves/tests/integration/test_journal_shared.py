@@ -139,7 +139,9 @@ def test_new_tasks_belong_to_their_member(join: Join) -> None:
 def test_tasks_that_cannot_be_claimed_now_are_due_soon(join: Join) -> None:
     """A task that a transaction changes is skipped, but not forgotten, and neither is one that another member holds."""
     one, two = join(), join()
-    stored = [t for t, _ in one.add_tasks([task("locked", due=1.0), task("running", due=1.0), task("later", due=100.0)])]
+    stored = [
+        t for t, _ in one.add_tasks([task("locked", due=1.0), task("running", due=1.0), task("later", due=100.0)])
+    ]
     begun, end = threading.Event(), threading.Event()
 
     def merge() -> None:
