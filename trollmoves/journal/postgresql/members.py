@@ -35,11 +35,6 @@ TRIED = (
     "CASE WHEN holder = ANY(tried_by) OR holder IS NULL THEN tried_by "
     f"ELSE (tried_by || holder)[greatest(cardinality(tried_by) - {MAX_TRIED - 2}, 1):] END"
 )
-# Of members that stored or claimed tasks while they were buried.
-_FREE_LATE = (
-    f"UPDATE tasks SET holder = NULL, tried_by = {TRIED} WHERE state = 0 AND holder IS NOT NULL "
-    "AND NOT EXISTS (SELECT 1 FROM members m WHERE m.id = tasks.holder AND NOT m.gone)"
-)
 
 
 class Membership:
@@ -137,8 +132,12 @@ class Membership:
         if threading.current_thread() is not self._thread:
             self._thread.join()
         if not self.is_lost:
-            self._database.run(lambda db: _bury(db, [self.id], killed=False))
+            self._database.run(self._bury_self)
         self.is_lost = True
+
+    def _bury_self(self, db: Connection) -> None:
+        db.execute("SELECT 1 FROM members WHERE id = %s FOR UPDATE", (self.id,))  # waits for its other transactions
+        _bury(db, [self.id], killed=False)
 
     # -- leases for a function
 
@@ -147,7 +146,7 @@ class Membership:
 
         def work(db: Connection) -> bool:
             row = db.execute(
-                "INSERT INTO leases SELECT %s, id FROM members WHERE id = %s AND NOT gone "
+                "INSERT INTO leases SELECT %s, id FROM members WHERE id = %s AND NOT gone FOR KEY SHARE "
                 "ON CONFLICT (what) DO UPDATE SET member = leases.member RETURNING member",
                 (what, self.id),
             ).fetchone()
@@ -179,7 +178,6 @@ class Membership:
                 (self.id, self.lease),
             ).fetchall()
             freed = _bury(db, [id_ for id_, _, _ in rows], killed=True)
-            db.execute(_FREE_LATE.encode())
         for _, name, ago in rows:
             logger.warning(
                 "the member %s of %s did not renew its lease for %.1f s: its tasks are free (%d in all)",
@@ -226,7 +224,10 @@ def members_of(database: PostgresDatabase) -> list[MemberRow]:
 
 
 def _bury(db: Connection, ids: list[int], *, killed: bool) -> int:
-    """Free the tasks and leases of members within a transaction; return the number of tasks."""
+    """Free the tasks and leases of members within a transaction that has locked their rows; return the number of tasks.
+
+    No task or lease is added for them in between: each transaction that does so locks the row of its member.
+    """
     if not ids:
         return 0
     freed = db.execute(
