@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Membership:
         self._on_lost = on_lost
         self._stop = threading.Event()
         self._connected_since = boot_time()
-        self._process = _process_id(os.getpid())
+        self._process = ProcessId.own()
         started = boot_time()
         self.id = int(database.run_statement(self._register))
         self.life = str(self.id)
@@ -79,7 +80,7 @@ class Membership:
         row = db.execute(
             "INSERT INTO members (name, process, version, started, renewed, lease_until) "
             f"SELECT %s, %s, %s, t, t, t + %s FROM (SELECT {_CLOCK} AS t) clock RETURNING id",
-            (self.name, self._process, __version__, self.lease),
+            (self.name, str(self._process), __version__, self.lease),
         ).fetchone()
         assert row is not None  # noqa: S101
         return row[0]
@@ -186,14 +187,14 @@ class Membership:
 
     def bury_ended(self) -> None:
         """Bury members of ended processes on this host, without waiting for the end of their leases."""
-        here = self._process.rpartition(" ")[0].rpartition(" ")[0]
 
         def work(db: Connection) -> int:
             rows = db.execute(
                 "SELECT id, process FROM members WHERE NOT gone AND id <> %s ORDER BY id FOR UPDATE SKIP LOCKED",
                 (self.id,),
             ).fetchall()
-            return _bury(db, [id_ for id_, process in rows if _has_ended(process, here)], killed=True)
+            processes = [(id_, ProcessId.parse(text)) for id_, text in rows]
+            return _bury(db, [id_ for id_, one in processes if one.is_here() and one.has_ended()], killed=True)
 
         self._database.run(work)
 
@@ -244,9 +245,35 @@ def _bury(db: Connection, ids: list[int], *, killed: bool) -> int:
     return freed
 
 
-def _process_id(pid: int) -> str:
-    """Return a text that identifies a process on all hosts: boot, namespace, process id, and start time."""
-    return f"{_here()} {pid} {_start_time(pid)}"
+@dataclass(frozen=True)
+class ProcessId:
+    """What identifies a process on all hosts; its text is in the row of a member."""
+
+    where: str  # boot and namespace
+    pid: int
+    started: str  # clock ticks since the boot
+
+    @classmethod
+    def own(cls) -> ProcessId:
+        """Return that of this process."""
+        return cls(_here(), os.getpid(), _start_time(os.getpid()))
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessId:
+        """Return the one with this text."""
+        where, pid, started = text.rsplit(" ", 2)
+        return cls(where, int(pid), started)
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.pid} {self.started}"
+
+    def is_here(self) -> bool:
+        """Return True if it ran on this host, since its boot."""
+        return self.where == _here()
+
+    def has_ended(self) -> bool:
+        """Return True if a process of this host has ended."""
+        return _start_time(self.pid) != self.started
 
 
 def _here() -> str:
@@ -264,9 +291,3 @@ def _start_time(pid: int) -> str:
     except OSError:
         return ""
     return "" if status[0] in ("Z", "X") else status[19]
-
-
-def _has_ended(process: str, here: str) -> bool:
-    where, _, start = process.rpartition(" ")
-    where, _, pid = where.rpartition(" ")
-    return where == here and pid.isdigit() and _start_time(int(pid)) != start

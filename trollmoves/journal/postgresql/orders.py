@@ -38,6 +38,12 @@ _RESTART = (
 )
 
 
+def store_order(db: Connection, key: str, body: str, now: float, kind: str = ORDER) -> None:
+    """Store an order, or a pause; it replaces the one with the same key."""
+    values = {"kind": kind, "key": to_sqlite_text(key), "now": now, "body": to_sqlite_text(body)}
+    db.execute(_STORE.encode(), values)
+
+
 class PostgresOrders(PostgresTasks):
     """The orders in a journal, and the changes of tasks that they cause."""
 
@@ -60,8 +66,7 @@ class PostgresOrders(PostgresTasks):
         self._end(PAUSE, name, DONE, "")
 
     def _store(self, kind: str, key: str, body: str) -> None:
-        values = {"kind": kind, "key": to_sqlite_text(key), "now": self.now(), "body": to_sqlite_text(body)}
-        self._database.run_statement(lambda db: db.execute(_STORE.encode(), values))
+        self._database.run_statement(lambda db: store_order(db, key, body, self.now(), kind))
 
     def _of_kind(self, kind: str) -> list[Task]:
         return self._tasks("chain = '' AND kind = %s AND state = 0 ORDER BY created, id", kind)
