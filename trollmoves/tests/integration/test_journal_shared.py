@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import threading
 from collections import Counter
@@ -15,7 +16,20 @@ import psycopg
 import pytest
 
 from trollmoves.errors import JournalError, JournalUnusable
-from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Outcome, Retention, Task, TaskEditor, Version
+from trollmoves.journal import (
+    DONE,
+    FAILED,
+    WAITING,
+    AnnouncementRecord,
+    Outcome,
+    Retention,
+    Task,
+    TaskEditor,
+    Version,
+    recent_lanes,
+    record_offline,
+    running_pid,
+)
 from trollmoves.journal.postgresql import PostgresJournal
 from trollmoves.journal.postgresql.members import _bury
 from trollmoves.tests.helpers.journals import (
@@ -281,6 +295,25 @@ def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
     assert two.membership.take("fleet")
     assert keys(two.claim("chain", "lane", 5, LATER)) == ["a"]
     assert two.finished_before_kill("chain", ["fetch"], 1000.0) == []
+
+
+def test_orders_for_a_daemon_that_does_not_run(join: Join) -> None:
+    """An order is stored only while no daemon has the journal open; the next one finds it."""
+    one = join()
+    url = one.path
+    one.add_tasks([task("a", "a lane")])
+    assert running_pid(url) == os.getpid()
+    assert recent_lanes(url) == {("chain", "a lane")}
+    with pytest.raises(JournalError, match=f"in use by process {os.getpid()}"):
+        record_offline(url, "key", "an order")
+    execute(one, f"UPDATE members SET process = 'elsewhere 1 1', name = 'hostb' WHERE id = {one.life}")
+    with pytest.raises(JournalUnusable, match="in use by hostb: give the order on that host"):
+        record_offline(url, "key", "an order")
+    assert running_pid(url) is None
+    one.close()
+    record_offline(url, "key", "an order")
+    record_offline(url, "key", "a later one")
+    assert [(order.key, order.body) for order in join().waiting_orders()] == [("key", "a later one")]
 
 
 def test_readers_miss_no_number(join: Join) -> None:
