@@ -48,6 +48,8 @@ from trollmoves.journal.records import (
 
 MAX_BORN_HELD = 2_000  # tasks; a burial takes 0.1 s for these
 MARK_SLACK = 0.01  # s
+LOCKED_DELAY = 0.05  # s before the next look at a task that a transaction changes
+HELD_DELAY = 1.0  # s before the next look at a task that another member holds
 _NAMES = (
     *("id", "chain", "kind", "key", "lane", "rank", "due", "state", "tries", "created", "announcement_number", "body"),
     *("reply", "finished", "holder", "tried_by"),
@@ -84,6 +86,15 @@ _CLAIM = (
     f"AND state = 0 AND due <= %(now)s AND {_OURS} AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
     f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
     f"RETURNING {COLUMNS_OF_T}"
+)
+_OF_LANE = "FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND state = 0"
+_NEXT_DUE = " UNION ALL ".join(
+    f"SELECT min(due) {_OF_LANE} AND rank = {rank} AND due > %(now)s AND {_OURS} UNION ALL "
+    # Due tasks that ``_CLAIM`` has skipped: a transaction changes them now, or a member holds them that may be buried.
+    f"(SELECT %(now)s + {LOCKED_DELAY} {_OF_LANE} AND rank = {rank} AND due <= %(now)s AND {_OURS} "
+    "AND id <> ALL(%(in_flight)s::bigint[]) LIMIT 1) UNION ALL "
+    f"(SELECT %(now)s + {HELD_DELAY} {_OF_LANE} AND rank = {rank} AND due <= %(now)s AND NOT {_OURS} LIMIT 1)"
+    for rank in (FRESH, BACKLOG)
 )
 _RESET = (
     "UPDATE tasks SET body = %(body)s, lane = %(lane)s, rank = %(rank)s, due = %(due)s, state = %(state)s, "
@@ -301,12 +312,9 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         self._membership.held += len(claimed)
         return claimed
 
-    def next_due(self, chain: str, lane: str, now: float) -> float | None:
-        where = f"FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND state = 0 AND due > %(now)s AND {_OURS}"
-        rows = self._database.read(
-            f"SELECT min(due) {where} AND rank = 0 UNION ALL SELECT min(due) {where} AND rank = 1",
-            {"chain": chain, "lane": lane, "now": now, "me": self._membership.id},
-        )
+    def next_due(self, chain: str, lane: str, now: float, *, in_flight: Collection[int] = ()) -> float | None:
+        values = {"chain": chain, "lane": lane, "now": now, "in_flight": list(in_flight), "me": self._membership.id}
+        rows = self._database.read(_NEXT_DUE, values)
         return min((float(due) for (due,) in rows if due is not None), default=None)
 
     def lanes(self, chain: str) -> list[tuple[str, str]]:
