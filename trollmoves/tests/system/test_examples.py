@@ -6,7 +6,6 @@ import bz2
 import importlib.util
 import io
 import re
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from trollmoves.tests.helpers.daemons import REPOSITORY, Process, Testbed
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.tests.servers import postgresql, seaweed
+from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed
 from trollmoves.tests.system.test_attacks import ask_from
 
@@ -233,13 +232,3 @@ def test_every_example_is_listed() -> None:
     page = (EXAMPLES / "README.md").read_text()
     folders = {path.parent.name for path in EXAMPLES.glob("*/README.md")}
     assert folders == set(re.findall(r"^\| \[([\w-]+)\]", page, re.MULTILINE))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(postgresql.missing()), reason=f"missing: {postgresql.missing()}")
-def test_standby() -> None:
-    """The standby continues when the working host is killed, and all files arrive."""
-    command = [sys.executable, str(EXAMPLES / "standby" / "standby.py"), "--files", "200"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "host b took over the journal\n200 of 200 files arrived" in done.stdout
