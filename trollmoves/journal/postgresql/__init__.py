@@ -17,6 +17,7 @@ from trollmoves.journal.postgresql.database import PostgresDatabase
 from trollmoves.journal.postgresql.loading import load, migrate
 from trollmoves.journal.postgresql.location import parse_location
 from trollmoves.journal.postgresql.members import LEASE, Membership
+from trollmoves.journal.postgresql.offline import record_offline, running_pid
 from trollmoves.journal.postgresql.orders import PostgresOrders
 from trollmoves.journal.postgresql.pruning import PostgresPruning
 from trollmoves.journal.postgresql.reader import PostgresReader
@@ -24,7 +25,7 @@ from trollmoves.journal.postgresql.secrets import LoginCipher
 from trollmoves.journal.postgresql.statistics import PostgresStatistics
 from trollmoves.journal.views import MemberRow
 
-__all__ = ["PostgresJournal", "PostgresReader", "load", "migrate"]
+__all__ = ["PostgresJournal", "PostgresReader", "load", "migrate", "record_offline", "running_pid"]
 
 CLOCK_INTERVAL = 60.0  # s between two comparisons with the clock of the engine
 

@@ -9,7 +9,7 @@ from trollmoves.journal.common.orders import OrderQueries
 from trollmoves.journal.postgresql.database import Connection
 from trollmoves.journal.postgresql.schema import ident
 from trollmoves.journal.postgresql.tasks import COLUMNS, PostgresTasks
-from trollmoves.journal.records import DROPPED, WAITING, Task, batches, to_sqlite_text
+from trollmoves.journal.records import DROPPED, ORDER, WAITING, Task, batches, to_sqlite_text
 
 _STORE = (
     "INSERT INTO tasks (chain, kind, key, lane, rank, due, state, tries, created, body) "
@@ -25,6 +25,12 @@ _RESTART = (
 )
 
 
+def store_order(db: Connection, key: str, body: str, now: float, kind: str = ORDER) -> None:
+    """Store an order, or a pause; it replaces the one with the same key."""
+    values = {"kind": kind, "key": to_sqlite_text(key), "now": now, "body": to_sqlite_text(body)}
+    db.execute(_STORE.encode(), values)
+
+
 class PostgresOrders(PostgresTasks, OrderQueries):
     """The orders in a journal, and the changes of tasks that they cause."""
 
@@ -35,8 +41,7 @@ class PostgresOrders(PostgresTasks, OrderQueries):
     )
 
     def _store(self, kind: str, key: str, body: str) -> None:
-        values = {"kind": kind, "key": to_sqlite_text(key), "now": self.now(), "body": to_sqlite_text(body)}
-        self._database.run_statement(lambda db: db.execute(_STORE.encode(), values))
+        self._database.run_statement(lambda db: store_order(db, key, body, self.now(), kind))
 
     def _end(self, kind: str, key: str, state: int, reply: str) -> None:
         change = (

@@ -11,8 +11,9 @@ from trollmoves.journal.common.pruning import PruningQueries, compacted_body
 from trollmoves.journal.postgresql.database import Connection
 from trollmoves.journal.postgresql.queries import translated
 from trollmoves.journal.postgresql.tasks import COLUMNS, PostgresTasks
-from trollmoves.journal.records import BATCH_SIZE, Compactors
+from trollmoves.journal.records import BATCH_SIZE, COMPACT_AFTER, Compactors, Retention
 
+UPKEEP = "upkeep"  # the lease of the member that prunes
 MEMBERS_FOR = 7 * 86400.0  # s for which former members are kept
 _NEXT = (
     f"SELECT {COLUMNS} FROM tasks WHERE state <> 0 AND finished <= %s AND (finished, id) > (%s, %s) "
@@ -27,6 +28,10 @@ class PostgresPruning(PostgresTasks, PruningQueries):
         "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE state <> 0 AND finished <= ? "
         f"ORDER BY finished LIMIT {BATCH_SIZE} FOR UPDATE SKIP LOCKED) RETURNING finished"
     )
+
+    def prune(self, retention: Retention, compactors: Compactors, min_age: float = COMPACT_AFTER) -> Iterator[int]:
+        if self._membership.take(UPKEEP):
+            yield from super().prune(retention, compactors, min_age)
 
     def _run(self, work: Callable[[Connection], int]) -> int:
         return self._database.run(work)

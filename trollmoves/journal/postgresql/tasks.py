@@ -60,6 +60,7 @@ SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = %s AND kind = %s AND {i
 _NO_DELIVERY = Delivery(None, None)
 _OURS = "(holder IS NULL OR holder = %(me)s)"
 _PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
+_STAYS_PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone FOR KEY SHARE)"  # until the commit
 
 _INSERT = (
     "INSERT INTO tasks (id, chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, "
@@ -81,6 +82,7 @@ _FINISH = (
     "reply text, size bigint, seconds float8, destination text, peer text, failed bool, failure text) "
     f"WHERE t.id = o.id AND {_OURS} AND {_PRESENT} RETURNING t.id"
 )
+_FINISH_AND_FOLLOW = _FINISH.replace(_PRESENT, _STAYS_PRESENT)
 _CLAIM = (
     "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
     f"AND state = 0 AND due <= %(now)s AND {_OURS} AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
@@ -371,8 +373,9 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         """Store outcomes of tasks that no other member holds; return the ids of the tasks."""
         me = self._membership.id
         rows = [_outcome_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.task.id)]
+        finish = _FINISH_AND_FOLLOW if any(outcome.follow_ups for outcome in outcomes) else _FINISH
         values = {"rows": Json(rows), "now": now, "me": me, "token": f"{me} {now!r}"}
-        stored = {id_ for (id_,) in db.execute(_FINISH.encode(), values).fetchall()}
+        stored = {id_ for (id_,) in db.execute(finish.encode(), values).fetchall()}
         missing = [row["id"] for row in rows if row["id"] not in stored]
         if missing and self._database.doubtful:  # perhaps stored by an attempt with an unknown result
             tokens = [f"{me} {at!r}" for at in self._database.doubtful]
