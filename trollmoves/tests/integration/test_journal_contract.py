@@ -488,7 +488,7 @@ def test_merge_adds_new_tasks_and_merges_the_others(journal: Journal) -> None:
 
 
 def test_merge_adds_and_restarts_further_tasks(journal: Journal) -> None:
-    """The function adds tasks, finds those of this transaction, restarts finished ones, and returns the tasks to run."""
+    """The function adds tasks, finds those of this transaction, restarts finished ones, and returns those to run."""
     ((known, _),) = journal.add_tasks([task("known")])
     journal.finish([Outcome(known, FAILED, "why")])
 
