@@ -584,6 +584,13 @@ def execute_on(server: Postgresql, *statements: str) -> None:
             db.execute(statement.encode())
 
 
+def wait_until_replicated(server: Postgresql) -> None:
+    """Wait until the standby of a server has all its present commits."""
+    with psycopg.connect(server.url, autocommit=True) as db:
+        ((last,),) = db.execute("SELECT pg_current_wal_lsn()").fetchall()
+        until(lambda: db.execute("SELECT 1 FROM pg_stat_replication WHERE replay_lsn >= %s", (last,)).fetchone(), 30)
+
+
 def is_streaming(server: Postgresql, state: str) -> bool:
     """Return True if the standby of a server is in this state of synchronization."""
     with psycopg.connect(server.url, autocommit=True) as db:
@@ -637,9 +644,8 @@ def test_fail_over_that_loses_commits(pair: tuple[Postgresql, Postgresql]) -> No
         numbers.append(journal.append("chain", (), lambda _, first: [announced(first, name)])[0].number)
 
     work("kept")
+    wait_until_replicated(primary)
     with psycopg.connect(standby.url, autocommit=True) as db:
-        schema = journal.membership._database.location.schema
-        until(lambda: db.execute(f"SELECT 1 FROM {schema}.announcements".encode()).fetchone(), 30, "a replicated row")
         db.execute("ALTER SYSTEM SET primary_conninfo = ''")
         db.execute("SELECT pg_reload_conf()")
         until(lambda: not db.execute("SELECT 1 FROM pg_stat_wal_receiver").fetchone(), 30, "the standby is cut off")
