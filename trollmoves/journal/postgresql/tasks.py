@@ -473,6 +473,9 @@ class PostgresTasks:
             for task in self._tasks(where, at - seconds, at, chain, list(kinds), f"{member} ")
         ]
 
+    def seconds_after_kill(self) -> float:
+        return 0.0
+
     # -- changes of waiting and failed tasks
 
     def pending_numbers(self, chain: str, kind: str) -> set[int]:
