@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import psycopg
 import pytest
 
 from trollmoves.errors import JournalError, JournalUnusable
-from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Outcome, Task, TaskEditor, Version
+from trollmoves.journal import (
+    DONE,
+    FAILED,
+    WAITING,
+    AnnouncementRecord,
+    Outcome,
+    Retention,
+    Task,
+    TaskEditor,
+    Version,
+    recent_lanes,
+    record_offline,
+    running_pid,
+)
 from trollmoves.journal.postgresql import PostgresJournal
+from trollmoves.journal.postgresql.members import _bury
 from trollmoves.tests.helpers.journals import (
     LATER,
     announced,
     append_announcements,
     keys,
     new_schema,
+    new_schema_of,
     shared_server,
     task,
 )
@@ -31,6 +47,8 @@ from trollmoves.tests.servers import postgresql
 from trollmoves.tests.servers.postgresql import Postgresql
 
 pytestmark = pytest.mark.skipif(bool(postgresql.missing()), reason=postgresql.missing())
+
+KILLS = int(os.environ.get("TROLLMOVES_TEST_KILLS", "20"))  # of the engine in one test; 1000 for a release
 
 Join = Callable[[], PostgresJournal]
 
@@ -136,6 +154,40 @@ def test_new_tasks_belong_to_their_member(join: Join) -> None:
     assert one.reset_tasks([stored])
 
 
+def test_tasks_that_cannot_be_claimed_now_are_due_soon(join: Join) -> None:
+    """A task that a transaction changes is skipped, but not forgotten, and neither is one that another member holds."""
+    one, two = join(), join()
+    stored = [
+        t for t, _ in one.add_tasks([task("locked", due=1.0), task("running", due=1.0), task("later", due=100.0)])
+    ]
+    begun, end = threading.Event(), threading.Event()
+
+    def merge() -> None:
+        def how(_editor: TaskEditor, _asked: Task, _stored: Task) -> list[Task]:
+            begun.set()
+            assert end.wait(30)
+            return []
+
+        one.merge([task("locked")], (), how)
+
+    thread = threading.Thread(target=merge)
+    thread.start()
+    try:
+        assert begun.wait(30)
+        running = one.claim("chain", "lane", 5, 2.0)
+        assert keys(running) == ["running"]
+        soon = one.next_due("chain", "lane", 2.0, in_flight=[running[0].id])
+        assert soon is not None
+        assert 2 < soon < 3
+    finally:
+        end.set()
+        thread.join()
+    assert keys(one.claim("chain", "lane", 5, 2.0, in_flight=[running[0].id])) == ["locked"]
+    assert one.next_due("chain", "lane", 2.0, in_flight=[t.id for t in stored]) == 100
+    assert two.claim("chain", "lane", 5, 2.0) == []
+    assert two.next_due("chain", "lane", 2.0) == 3
+
+
 def test_a_member_gets_the_tasks_of_one_that_died(join: Join) -> None:
     """The tasks of a member without a lease become free, and its results no longer count."""
     one, two = join(), join()
@@ -155,6 +207,49 @@ def test_a_member_gets_the_tasks_of_one_that_died(join: Join) -> None:
     assert keys(two.finished_before_kill("chain", ["fetch"], 1000.0)) == ["done"]
 
 
+@pytest.mark.parametrize("call", ["finish", "take", "add"])
+def test_a_call_at_the_instant_of_a_burial(join: Join, call: str) -> None:
+    """A member that is being buried adds no task and takes no lease that would never become free."""
+    one, two = join(), join()
+    suspend(one)
+    ((stored, _),) = one.add_tasks([task("a")])
+    calls: dict[str, Callable[[], object]] = {
+        "finish": lambda: one.finish([Outcome(stored, DONE, follow_ups=[task("next")])]),
+        "take": lambda: one.take("fleet"),
+        "add": lambda: one.add_tasks([task("next")]),
+    }
+    member = int(one.life)
+    with two.membership._database.connect() as db, ThreadPoolExecutor(1) as pool:
+        with db.transaction():
+            db.execute("SELECT 1 FROM members WHERE id = %s FOR UPDATE", (member,))
+            _bury(db, [member], killed=True)
+            result = pool.submit(calls[call])
+            until(lambda: result.done() or _waits_for_a_lock(db))
+            assert not result.done()
+        wait([result])
+    assert two.take("fleet")
+    assert keys(two.claim("chain", "lane", 5, LATER)) == ["a"]
+    assert two.find("chain", "fetch", "next") is None
+
+
+def _waits_for_a_lock(db: psycopg.Connection) -> bool:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+    return db.execute(waiting, (db.info.backend_pid,)).fetchone() is not None
+
+
+def test_one_member_prunes(join: Join) -> None:
+    """Pruning is the work of one member at a time; another one continues when it leaves."""
+    one, two = join(), join()
+    ((stored, _),) = one.add_tasks([task("a")])
+    one.finish([Outcome(stored, DONE)])
+    nothing_kept = Retention(0.0, 0.0, 0, 0)
+    assert one.take("upkeep")
+    assert list(two.prune(nothing_kept, {}, 0.0)) == []
+    one.close()
+    assert sum(two.prune(nothing_kept, {}, 0.0)) > 0
+    assert two.find("chain", "fetch", "a") is None
+
+
 def test_a_buried_member_learns_of_it(join: Join) -> None:
     """A member that was buried by mistake finds out, and can no longer use the journal."""
     one, two = join(), join()
@@ -165,19 +260,31 @@ def test_a_buried_member_learns_of_it(join: Join) -> None:
         one.find("chain", "fetch", "a")
 
 
-def test_a_suspended_member_loses_its_tasks(join: Join) -> None:
-    """A member that does not renew its lease fences itself; another one frees its tasks, and it stores no more."""
+@pytest.mark.parametrize("within", ["no transaction", pytest.param("a transaction", marks=pytest.mark.slow)])
+def test_a_suspended_member_loses_its_tasks(join: Join, within: str) -> None:
+    """A member that does not renew its lease fences itself; another one frees its tasks, and it stores no more.
+
+    The engine soon ends a transaction of a suspended member, so that its locks do not delay this.
+    """
     one = join()
     two = PostgresJournal(one.path, lease=1.0)
+    stack = ExitStack()
     try:
         one.add_tasks([task("a")])
+        if within == "a transaction":
+            db = stack.enter_context(one.membership._database.connect())
+            db.execute("BEGIN")
+            db.execute("UPDATE tasks SET tries = 9")
         suspend(one)
         until(lambda: not one.still())
         execute(one, f"UPDATE members SET lease_until = 0 WHERE id = {one.life}")
         until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["a"], 30)
+        until(two.still)
         with pytest.raises(JournalError):
             one.add_tasks([task("late")])
     finally:
+        with suppress(psycopg.Error):  # the transaction was ended
+            stack.close()
         two.close()
 
 
@@ -191,6 +298,25 @@ def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
     assert two.membership.take("fleet")
     assert keys(two.claim("chain", "lane", 5, LATER)) == ["a"]
     assert two.finished_before_kill("chain", ["fetch"], 1000.0) == []
+
+
+def test_orders_for_a_daemon_that_does_not_run(join: Join) -> None:
+    """An order is stored only while no daemon has the journal open; the next one finds it."""
+    one = join()
+    url = one.path
+    one.add_tasks([task("a", "a lane")])
+    assert running_pid(url) == os.getpid()
+    assert recent_lanes(url) == {("chain", "a lane")}
+    with pytest.raises(JournalError, match=f"in use by process {os.getpid()}"):
+        record_offline(url, "key", "an order")
+    execute(one, f"UPDATE members SET process = 'elsewhere 1 1', name = 'hostb' WHERE id = {one.life}")
+    with pytest.raises(JournalUnusable, match="in use by hostb: give the order on that host"):
+        record_offline(url, "key", "an order")
+    assert running_pid(url) is None
+    one.close()
+    record_offline(url, "key", "an order")
+    record_offline(url, "key", "a later one")
+    assert [(order.key, order.body) for order in join().waiting_orders()] == [("key", "a later one")]
 
 
 def test_readers_miss_no_number(join: Join) -> None:
@@ -371,6 +497,7 @@ class Writer:
         self.journal = journal
         self.new: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
+        self.numbers: dict[tuple[str, int], str] = {}  # announcements that were acknowledged, by chain and number
         self.stopping = threading.Event()
 
     def repeat(self, call: Callable[[], None]) -> None:
@@ -403,7 +530,8 @@ class Writer:
         def make(versions: Mapping[str, Version], first: int) -> list[AnnouncementRecord]:
             return [] if name in versions else [announced(first, name)]
 
-        self.journal.append(f"chain{number}", [name], make)
+        for record in self.journal.append(f"chain{number}", [name], make):
+            assert self.numbers.setdefault((f"chain{number}", record.number), record.uri) == record.uri
 
     def wait_for_more(self, running: list[Future[None]]) -> None:
         """Wait until some tasks more are finished, or a thread ended."""
@@ -411,6 +539,18 @@ class Writer:
         until(lambda: len(self.finished) > enough or any(one.done() for one in running), 30)
 
 
+def log_of(journal: PostgresJournal, writer: Writer) -> dict[tuple[str, int], str]:
+    """Return all announcements of the chains of a writer, by chain and number."""
+    stored: dict[tuple[str, int], str] = {}
+    for chain in {chain for chain, _ in writer.numbers}:
+        after = 0
+        while page := journal.announcements_after(chain, after, 10_000):
+            stored |= {(chain, record.number): record.uri for record in page}
+            after = page[-1].number
+    return stored
+
+
+@pytest.mark.slow
 def test_the_engine_is_killed_and_restarted() -> None:
     """The engine crashes between and during calls of the journal: each task is new once, and finished once."""
     with Postgresql() as server:
@@ -418,7 +558,7 @@ def test_the_engine_is_killed_and_restarted() -> None:
         writer = Writer(journal)
         with ThreadPoolExecutor(3) as pool:
             running = [pool.submit(writer.run, number) for number in range(3)]
-            for _ in range(5):
+            for _ in range(KILLS):
                 writer.wait_for_more(running)
                 server.kill()
                 server.start()
@@ -428,8 +568,88 @@ def test_the_engine_is_killed_and_restarted() -> None:
                 one.result()
         assert set(writer.new.values()) == set(writer.finished.values()) == {1}
         assert journal.count() == {"waiting": 0, "done": len(writer.finished), "failed": 0}
+        stored = log_of(journal, writer)
+        assert stored == writer.numbers
         for number in range(3):
-            records = journal.announcements_after(f"chain{number}", 0, 100_000)
-            assert [record.number for record in records] == list(range(1, len(records) + 1))
-            assert len({record.uri for record in records}) == len(records)
+            uris = [uri for (chain, _), uri in stored.items() if chain == f"chain{number}"]
+            assert (f"chain{number}", len(uris)) in stored
+            assert len(set(uris)) == len(uris)
         journal.close()
+
+
+def execute_on(server: Postgresql, *statements: str) -> None:
+    """Execute statements on a server."""
+    with psycopg.connect(server.url, autocommit=True) as db:
+        for statement in statements:
+            db.execute(statement.encode())
+
+
+def is_streaming(server: Postgresql, state: str) -> bool:
+    """Return True if the standby of a server is in this state of synchronization."""
+    with psycopg.connect(server.url, autocommit=True) as db:
+        return db.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state = %s", (state,)).fetchone() is not None
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Postgresql, Postgresql]]:
+    """Return a running primary and its standby."""
+    with Postgresql() as primary, Postgresql(primary=primary) as standby:
+        until(lambda: is_streaming(primary, "async"), 30, "the standby follows the primary")
+        yield primary, standby
+
+
+@pytest.mark.slow
+def test_fail_over_to_a_synchronous_standby(pair: tuple[Postgresql, Postgresql]) -> None:
+    """The primary is killed and its standby promoted during calls: all that was acknowledged is there, and once."""
+    primary, standby = pair
+    execute_on(primary, "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'", "SELECT pg_reload_conf()")
+    until(lambda: is_streaming(primary, "quorum"), 30, "the standby is synchronous")
+    journal = PostgresJournal(new_schema_of(primary.url_with(standby)), synchronous="full")
+    writer = Writer(journal)
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(writer.run, number) for number in range(3)]
+        writer.wait_for_more(running)
+        primary.kill()
+        standby.promote()
+        writer.wait_for_more(running)
+        writer.stopping.set()
+        for one in running:
+            one.result()
+    assert set(writer.new.values()) == set(writer.finished.values()) == {1}
+    assert journal.count() == {"waiting": 0, "done": len(writer.finished), "failed": 0}
+    stored = log_of(journal, writer)
+    assert stored == writer.numbers
+    assert max(number for _, number in stored) > 1_000_000
+    journal.close()
+
+
+@pytest.mark.slow
+def test_fail_over_that_loses_commits(pair: tuple[Postgresql, Postgresql]) -> None:
+    """A standby that lacks the last commits is promoted: their numbers and ids are not given again."""
+    primary, standby = pair
+    journal = PostgresJournal(new_schema_of(primary.url_with(standby)))
+    ids: list[int] = []
+    numbers: list[int] = []
+
+    def work(name: str) -> None:
+        ((added, _),) = journal.add_tasks([task(name)])
+        ids.append(added.id)
+        numbers.append(journal.append("chain", (), lambda _, first: [announced(first, name)])[0].number)
+
+    work("kept")
+    with psycopg.connect(standby.url, autocommit=True) as db:
+        schema = journal.membership._database.location.schema
+        until(lambda: db.execute(f"SELECT 1 FROM {schema}.announcements".encode()).fetchone(), 30, "a replicated row")
+        db.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        db.execute("SELECT pg_reload_conf()")
+        until(lambda: not db.execute("SELECT 1 FROM pg_stat_wal_receiver").fetchone(), 30, "the standby is cut off")
+    work("lost")
+    primary.kill()
+    standby.promote()
+    assert journal.find("chain", "fetch", "kept")
+    assert not journal.find("chain", "fetch", "lost")
+    work("lost")
+    work("new")
+    assert len(set(ids)) == len(set(numbers)) == 4
+    assert sorted(numbers) == numbers
+    journal.close()
