@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import select
 import socket
 import struct
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -268,9 +270,13 @@ def test_end_that_is_reported_before_the_descriptor_is_closed() -> None:
         line = stack.enter_context(socket.create_connection(listener.getsockname(), 20))
         line.sendall(b"not read")
         descriptor = listener.accept()[0].detach()
+        os.write(descriptor, bytes(1000))  # as after a handshake
+        assert line.recv(1000, socket.MSG_WAITALL) == bytes(1000)
+        until(lambda: fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)) == bytes(4), what="it is acknowledged")
         lingering = LingeringConnections(readable)
         monitor = ConnectionMonitor(
             events,
+            domain=b"1",
             secured=False,
             most_bytes=MAX_SUBSCRIPTION_BYTES,
             limits=MEMORY_LIMITS,
