@@ -125,15 +125,15 @@ class ConnectionMonitor:
             self.is_flooded = True
         return True
 
-    def refusal(self, address: str) -> str:
-        """Return why connections from an address are refused for now, or an empty text."""
+    def refusal(self, address: str) -> tuple[str, str] | None:
+        """Return why connections from an address are refused for now, as a kind and a text, or None."""
         if time.monotonic() < self._penalties.get(address, 0.0):
-            return f"an earlier one was closed in the last {PENALTY:.0f} s"
+            return "penalty", f"an earlier one was closed in the last {PENALTY:.0f} s"
         if self._is_too_much_left(address):
-            return "messages of its earlier ones are not read yet"
+            return "left", "messages of its earlier ones are not read yet"
         if self._per_address[address] > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:
-            return f"{self._per_address[address]} from this address, {len(self._connections)} in all"
-        return ""
+            return "many", f"{self._per_address[address]} from this address, {len(self._connections)} in all"
+        return None
 
     def add_read(self, frame: zmq.Frame, size: int) -> int:
         """Record a message that the socket's thread has read, by one of its frames; return its descriptor, or -1."""
@@ -191,7 +191,7 @@ class ConnectionMonitor:
         for one in excess(list(map(self._update, self._connections)), self._limits, self._suspects, self._left):
             self.is_flooded = True
             has_sent_much = one.unread > one.unsent
-            if has_sent_much:
+            if has_sent_much and one.authenticated:  # a connection without a key does not affect those with keys
                 self._penalties[one.address] = now + PENALTY
             self._log_throttled(
                 "memory",
@@ -240,8 +240,9 @@ class ConnectionMonitor:
         self._by_fileno[connection.socket.fileno()] = descriptor
         self._readable.register(connection.socket, select.EPOLLIN | select.EPOLLET)
         self._per_address[connection.address] += 1
-        if reason := self.refusal(connection.address):
-            self._log_throttled("refused", f"closed a connection from {connection.address}: {reason}")
+        if refusal := self.refusal(connection.address):
+            kind, reason = refusal
+            self._log_throttled(kind, f"closed a connection from {connection.address}: {reason}")
             _cut(connection.socket, reset=True)
 
     def _is_too_much_left(self, address: str) -> bool:

@@ -492,6 +492,13 @@ DEFENCES = (
         f"{MEMORY}::test_closed_connections",
     ),
     _defence(
+        "messages of connections that are not registered",
+        "messaging/security/authenticator.py",
+        "        created.zap_domain = domain\n        created.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)\n",
+        "",
+        f"{MEMORY}::test_messages_before_a_check",
+    ),
+    _defence(
         "new connections of an address that exceeded a limit",
         "messaging/security/connection_monitor.py",
         "if time.monotonic() < self._penalties.get(address, 0.0):",
