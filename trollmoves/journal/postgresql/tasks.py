@@ -434,6 +434,9 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             task for member, at in killed for task in self._tasks(where, at - seconds, at, chain, *kinds, f"{member} ")
         ]
 
+    def seconds_after_kill(self) -> float:
+        return 0.0
+
     # -- changes of waiting and failed tasks
 
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
