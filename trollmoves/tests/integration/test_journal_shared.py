@@ -452,6 +452,16 @@ def test_a_gap_after_a_fail_over(join: Join) -> None:
     assert after.id > before.id + 1_000_000
 
 
+def test_a_failed_call_before_a_fail_over(join: Join) -> None:
+    """An announcement that was stored, although its call failed, is returned by the next call for publication."""
+    one = join()
+    append_announcements(one, "chain", [announced(1)])
+    ((created,),) = one.membership._database.read("SELECT created FROM announcements")
+    one._doubtful_appends["chain"] = [created]
+    execute(one, "UPDATE logs SET last = last + 1000000")
+    assert [record.number for record in one.append("chain", (), lambda _, first: [announced(first)])] == [1, 1_000_002]
+
+
 @pytest.mark.parametrize("with_key", [True, False])
 def test_logins_are_not_in_the_database(tmp_path: pytest.TempPathFactory, with_key: bool) -> None:
     """A password in the body of a task is encrypted; another member finds it only with the key file."""
