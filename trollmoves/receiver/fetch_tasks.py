@@ -63,7 +63,7 @@ class Fetch:
     def digest(self, source: str) -> str:
         """Return the digest of the metadata in the last known announcement of a source; empty if it is unknown."""
         text = self.announcements.get(source)
-        return self.digests.get(source) or (metadata_digest(Message.decode(text).data) if text else "")
+        return self.digests.get(source) or (metadata_digest(text) if text else "")
 
     def number(self, source: str) -> tuple[str, int] | None:
         """Return the log and the number of the last known announcement of a source; None if it is unknown."""
@@ -188,7 +188,7 @@ class FetchTasks:
             and _is_known_content(candidate.context, before, known.created, self._journal.now())
         ):
             fetch.versions[source] = (version, generation)
-            fetch.digests[source] = metadata_digest(candidate.context.data)
+            fetch.digests[source] = metadata_digest(candidate.context.raw or candidate.context.encode())
             if current.state == WAITING:  # the source now needs requests of the other kind
                 self._add_source(editor, current, known, fetch, source, text, effects)
             else:
@@ -218,7 +218,7 @@ class FetchTasks:
             return ""
         # The other sources of the newest content may have announced it with these metadata already.
         digests = {known_digest, *map(current_fetch.digest, current_fetch.versions)}
-        if known_digest and metadata_digest(candidate.context.data) not in digests:
+        if known_digest and metadata_digest(candidate.context.raw or candidate.context.encode()) not in digests:
             return "its metadata have changed"
         if current.state == WAITING or current.finished is None:
             return ""
@@ -366,10 +366,11 @@ def file_key(data: dict[str, Any]) -> str:
     return "\n".join(item.get("uid") or item["uri"].rsplit("/", 1)[-1] for item in items)
 
 
-def metadata_digest(data: dict[str, Any]) -> str:
-    """Return a digest of the metadata of an announcement, which does not depend on the order of its items."""
+def metadata_digest(text: str) -> str:
+    """Return a digest of the metadata in a valid announcement, which does not depend on the order of its items."""
+    data = json.loads(text.split(None, 6)[6])
     metadata = {key: value for key, value in data.items() if key not in payload.TRANSPORT_KEYS}
-    return _digest(json.dumps(metadata, sort_keys=True, default=str))
+    return _digest(json.dumps(metadata, sort_keys=True))
 
 
 def _digest(text: str) -> str:
