@@ -27,6 +27,8 @@ class PostgresPruning(PostgresTasks):
     """Pruning of a journal."""
 
     def prune(self, retention: Retention, compactors: Compactors, min_age: float = COMPACT_AFTER) -> Iterator[int]:
+        if not self._membership.take("pruning"):
+            return
         before = self.now() - min_age
         yield from self._compact_finished(before, compactors)
         finished_before = min(self._finished_before(retention), before)

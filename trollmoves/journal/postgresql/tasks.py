@@ -29,6 +29,7 @@ from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
 from trollmoves.journal.postgresql.members import TRIED, Membership
 from trollmoves.journal.postgresql.schema import IDENT_PREFIX, ident
 from trollmoves.journal.postgresql.secrets import LoginCipher
+from trollmoves.journal.postgresql.sharing import Allotment, PostgresSharing, held_identities
 from trollmoves.journal.postgresql.sources import upsert_sources
 from trollmoves.journal.records import (
     BACKLOG,
@@ -62,13 +63,13 @@ _PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
 
 _INSERT = (
     "INSERT INTO tasks (id, chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, "
-    "body, failure, holder) "
+    "body, failure, holder, place) "
     "SELECT id, chain, kind, key, lane, rank, due, state, 0, %(now)s, CASE WHEN state <> 0 THEN %(now)s END, number, "
-    "body, CASE WHEN state = 2 THEN 'failed' END, CASE WHEN state = 0 AND held THEN %(me)s::bigint END "
+    "body, CASE WHEN state = 2 THEN 'failed' END, CASE WHEN state = 0 AND held THEN %(me)s::bigint END, host "
     # Ids in the order given, rows in the order of their keys.
     "FROM (SELECT nextval('tasks_id_seq') AS id, g.* FROM (SELECT * FROM json_to_recordset(%(rows)s::json) AS r "
     "(position int, place int, chain text, kind text, key text, lane text, rank smallint, due float8, state smallint, "
-    "number bigint, body text, held bool) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
+    "number bigint, body text, held bool, host text) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
     f"ON CONFLICT (chain, kind, {ident('key')}) DO NOTHING RETURNING id, chain, kind, key"
 )
 _FINISH = (
@@ -82,9 +83,15 @@ _FINISH = (
 )
 _CLAIM = (
     "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
-    f"AND state = 0 AND due <= %(now)s AND {_OURS} AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
+    f"AND state = 0 AND due <= %(now)s AND {_OURS} AND (%(host)s = '' OR place IN ('', %(host)s)) "
+    "AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
     f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
     f"RETURNING {COLUMNS_OF_T}"
+)
+_LOCK_KNOWN = (
+    f"SELECT {COLUMNS_OF_T} FROM tasks t JOIN json_to_recordset(%s::json) AS k (chain text, kind text, key text) "
+    f"ON t.chain = k.chain AND t.kind = k.kind AND {ident('t.key')} = {ident('k.key')} "
+    "ORDER BY t.chain, t.kind, t.key FOR UPDATE OF t"
 )
 _RESET = (
     "UPDATE tasks SET body = %(body)s, lane = %(lane)s, rank = %(rank)s, due = %(due)s, state = %(state)s, "
@@ -114,7 +121,14 @@ _STORE_LANE = (
 class PostgresTasks:
     """The tasks of a journal. Their unique (chain, kind, key) suppresses duplicates in the whole fleet."""
 
-    def __init__(self, database: PostgresDatabase, membership: Membership, cipher: LoginCipher) -> None:
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        membership: Membership,
+        cipher: LoginCipher,
+        sharing: PostgresSharing | None = None,
+    ) -> None:
+        self._sharing = sharing
         self._database = database
         self._membership = membership
         self._cipher = cipher
@@ -145,23 +159,34 @@ class PostgresTasks:
 
         return self._database.run(work, now)
 
+    def _allot(self) -> Allotment | None:
+        return self._sharing.allot() if self._sharing else None
+
     def _add(
-        self, db: Connection, tasks: Sequence[Task], now: float, inserted_ids: set[int] | None = None
+        self,
+        db: Connection,
+        tasks: Sequence[Task],
+        now: float,
+        inserted_ids: set[int] | None = None,
+        allotment: Allotment | None = None,
     ) -> list[tuple[Task, bool]]:
         """Insert tasks; return (task, created), with the stored task if it exists.
 
-        ``inserted_ids`` are those of earlier calls within the transaction; new ones are added.
+        ``inserted_ids`` are those of earlier calls within the transaction, to which new ones are added, and
+        ``allotment`` is theirs.
         """
         if not tasks:
             return []
-        born_held = self._membership.held < MAX_BORN_HELD
+        allotment = allotment or self._allot()
         for task in tasks:
             task.lane = to_sqlite_text(task.lane)
         first: dict[tuple[str, str, str], Task] = {}
         for task in tasks:
             first.setdefault(_identity(task), task)
+        is_full = self._membership.held >= MAX_BORN_HELD
+        held = set() if is_full else held_identities(first, allotment)
         rows = [
-            {"position": position, "place": place, **self._row(identity, first[identity], now, born_held)}
+            {"position": position, "place": place, **self._row(identity, first[identity], now, identity in held)}
             for place, (identity, position) in enumerate(sorted(zip(first, range(len(first)), strict=True)))
         ]
         inserted = {
@@ -170,11 +195,13 @@ class PostgresTasks:
                 _INSERT.encode(), {"rows": Json(rows), "now": now, "me": self._membership.id}
             ).fetchall()
         }
-        self._membership.held += len(inserted) if born_held else 0
+        self._membership.held += len(held & inserted.keys())
+        if allotment and allotment.crowded and self._sharing:
+            self._sharing.notify(db)
         for identity, id_ in inserted.items():
             task = first[identity]
             task.id, task.created, task.due = id_, now, task.due or now
-            task.held = born_held or task.state != WAITING
+            task.held = identity in held or task.state != WAITING
         fresh = inserted_ids if inserted_ids is not None else set()
         fresh.update(inserted.values())
         added = []
@@ -183,7 +210,7 @@ class PostgresTasks:
             added.append((task, True) if is_new else self._existing(db, task, now, fresh))
         return added
 
-    def _row(self, identity: tuple[str, str, str], task: Task, now: float, born_held: bool) -> dict[str, Any]:
+    def _row(self, identity: tuple[str, str, str], task: Task, now: float, is_held: bool) -> dict[str, Any]:
         chain, kind, key = identity
         return {
             "chain": chain,
@@ -195,7 +222,8 @@ class PostgresTasks:
             "state": task.state,
             "number": task.announcement_number,
             "body": self._stored_text(task.body),
-            "held": born_held,
+            "held": is_held,
+            "host": self._sharing.place_of(task) if self._sharing else "",
         }
 
     def _existing(self, db: Connection, task: Task, now: float, fresh: set[int]) -> tuple[Task, bool]:
@@ -204,11 +232,14 @@ class PostgresTasks:
         if row is None:  # pruned since the insertion
             return self._add(db, [task], now, fresh)[0]
         stored = self.task_of(row)
-        doubtful = stored.created in self._database.doubtful and stored.held and stored.state == WAITING
-        if doubtful and stored.id not in fresh:
+        if self.is_doubtful(stored) and stored.id not in fresh:
             task.id, task.created, task.due = stored.id, stored.created, stored.due
             return task, True
         return stored, False
+
+    def is_doubtful(self, stored: Task) -> bool:
+        """Return True if an attempt with an unknown result may have stored this task."""
+        return stored.created in self._database.doubtful and stored.held and stored.state == WAITING
 
     def merge(
         self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]], how: MergeFunction
@@ -216,12 +247,17 @@ class PostgresTasks:
         now, tasks, sources = self.now(), list(tasks), list(sources)
 
         def work(db: Connection) -> list[Task]:
-            editor = _Editor(self, db, now)
+            editor = _Editor(self, db, now, self._allot())
             found: dict[int, list[Task]] = {}
             # In the order of their keys, which is that of ``add_tasks``.
-            for position, task in sorted(enumerate(tasks), key=lambda item: (*_identity(item[1]), item[0])):
+            ordered = sorted(enumerate(tasks), key=lambda item: (*_identity(item[1]), item[0]))
+            new = editor.add_first(task for _, task in ordered)
+            for position, task in ordered:
+                if id(task) in new:
+                    found[position] = [task]
+                    continue
                 stored, is_new = editor.add(task)
-                found[position] = [task] if is_new else how(editor, task, stored)
+                found[position] = [task] if is_new else editor.with_free(task, stored, how(editor, task, stored))
             upsert_sources(db, sources)
             return [task for position in range(len(tasks)) for task in found[position]]
 
@@ -340,6 +376,7 @@ class PostgresTasks:
     def claim(self, chain: str, lane: str, limit: int, now: float, *, in_flight: Collection[int] = ()) -> list[Task]:
         claimed: list[Task] = []
         values = {"chain": chain, "lane": lane, "now": now, "taken": list(in_flight), "me": self._membership.id}
+        values["host"] = self._sharing.host if self._sharing else ""
         for rank in (FRESH, BACKLOG):
             given = {**values, "rank": rank, "limit": limit - len(claimed)}
             rows = self._database.fetch(_CLAIM, given)
@@ -556,17 +593,47 @@ class PostgresTasks:
 class _Editor:
     """The tasks within a transaction; a row that was read is locked until its end."""
 
-    def __init__(self, tasks: PostgresTasks, db: Connection, now: float) -> None:
+    def __init__(self, tasks: PostgresTasks, db: Connection, now: float, allotment: Allotment | None) -> None:
         self._tasks = tasks
         self._db = db
         self._now = now
+        self._allotment = allotment
         self._inserted: set[int] = set()
+        self._known: dict[tuple[str, str, str], Task] = {}  # locked, and not changed since
+
+    def add_first(self, tasks: Iterable[Task]) -> set[int]:
+        """Store the first task of each key, if it is new; return ``id()`` of those. The known ones are locked."""
+        first: dict[tuple[str, str, str], Task] = {}
+        for task in tasks:
+            first.setdefault(_identity(task), task)
+        keys = [{"chain": chain, "kind": kind, "key": key} for chain, kind, key in first]
+        rows = self._db.execute(_LOCK_KNOWN.encode(), (Json(keys),)).fetchall()
+        found = [task for task in map(self._tasks.task_of, rows) if not self._tasks.is_doubtful(task)]
+        self._known = {_identity(task): task for task in found}
+        unknown = [task for identity, task in first.items() if identity not in self._known]
+        added = self._tasks._add(self._db, unknown, self._now, self._inserted, self._allotment)
+        return {id(task) for task, is_new in added if is_new}
 
     def add(self, task: Task) -> tuple[Task, bool]:
-        ((stored, is_new),) = self._tasks._add(self._db, [task], self._now, self._inserted)
+        if known := self._known.pop(_identity(task), None):
+            return known, False
+        ((stored, is_new),) = self._tasks._add(self._db, [task], self._now, self._inserted, self._allotment)
         if is_new:
             return stored, True
         return self.find(task.chain, task.kind, task.key) or stored, False  # locked
+
+    def with_free(self, task: Task, stored: Task, found: list[Task]) -> list[Task]:
+        """Return the tasks to run, also the stored one if another member stored it first and leaves it to this one."""
+        is_new = stored.state == WAITING and not stored.tries and not stored.held
+        if not is_new or self._allotment is None or not self._allotment.takes(stored):
+            return found
+        hold = "UPDATE tasks SET holder = %s WHERE id = %s AND holder IS NULL AND state = 0 AND tries = 0"
+        if not self._db.execute(hold, (self._tasks._membership.id, stored.id)).rowcount:
+            return found
+        stored.held = True
+        if stored.body == task.body:
+            stored.context = task.context
+        return [*found, stored]
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
         row = self._db.execute((SELECT_KEY + "FOR UPDATE").encode(), _key_values(chain, kind, key)).fetchone()
@@ -577,7 +644,7 @@ class _Editor:
         self._db.execute("UPDATE tasks SET body = %s WHERE id = %s", (body, task.id))
 
     def reset(self, task: Task) -> None:
-        self._tasks.reset(self._db, task)
+        task.held = self._tasks.reset(self._db, task)
 
 
 _BEGINS = f"{ident('key')} >= %s AND {ident('key')} < %s AND starts_with(key, %s)"

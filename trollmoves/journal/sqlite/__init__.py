@@ -32,5 +32,7 @@ __all__ = [
 class SqliteJournal(TaskTable, AnnouncementTable, SourceTable, OrderTable, Statistics, Pruning):
     """An open journal. It owns its file until ``close``."""
 
+    sharing = None
+
     def open_reader(self) -> SqliteReader:
         return SqliteReader(self.path)
