@@ -88,10 +88,9 @@ _CLAIM = (
     f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
     f"RETURNING {COLUMNS_OF_T}"
 )
-_LOCK_KNOWN = (
+_STORED = (
     f"SELECT {COLUMNS_OF_T} FROM tasks t JOIN json_to_recordset(%s::json) AS k (chain text, kind text, key text) "
-    f"ON t.chain = k.chain AND t.kind = k.kind AND {ident('t.key')} = {ident('k.key')} "
-    "ORDER BY t.chain, t.kind, t.key FOR UPDATE OF t"
+    f"ON t.chain = k.chain AND t.kind = k.kind AND {ident('t.key')} = {ident('k.key')}"
 )
 _RESET = (
     "UPDATE tasks SET body = %(body)s, lane = %(lane)s, rank = %(rank)s, due = %(due)s, state = %(state)s, "
@@ -204,11 +203,21 @@ class PostgresTasks:
             task.held = identity in held or task.state != WAITING
         fresh = inserted_ids if inserted_ids is not None else set()
         fresh.update(inserted.values())
-        added = []
-        for task in tasks:
-            is_new = first[_identity(task)] is task and _identity(task) in inserted
-            added.append((task, True) if is_new else self._existing(db, task, now, fresh))
-        return added
+        others = [task for task in tasks if first[_identity(task)] is not task or _identity(task) not in inserted]
+        stored = self.stored_tasks(db, others) if others else {}
+        others_ids = {id(task) for task in others}
+        return [
+            self._existing(db, task, stored.get(_identity(task)), now, fresh)
+            if id(task) in others_ids
+            else (task, True)
+            for task in tasks
+        ]
+
+    def stored_tasks(self, db: Connection, tasks: Iterable[Task], lock: str = "") -> dict[tuple[str, str, str], Task]:
+        """Return the stored tasks with the keys of others; ``lock`` is the end of the query."""
+        keys = [{"chain": chain, "kind": kind, "key": key} for chain, kind, key in dict.fromkeys(map(_identity, tasks))]
+        rows = db.execute(f"{_STORED} {lock}".encode(), (Json(keys),)).fetchall()
+        return {_identity(task): task for task in map(self.task_of, rows)}
 
     def _row(self, identity: tuple[str, str, str], task: Task, now: float, is_held: bool) -> dict[str, Any]:
         chain, kind, key = identity
@@ -226,12 +235,12 @@ class PostgresTasks:
             "host": self._sharing.place_of(task) if self._sharing else "",
         }
 
-    def _existing(self, db: Connection, task: Task, now: float, fresh: set[int]) -> tuple[Task, bool]:
+    def _existing(
+        self, db: Connection, task: Task, stored: Task | None, now: float, fresh: set[int]
+    ) -> tuple[Task, bool]:
         """Return the stored task of the same key; True if an attempt with an unknown result stored it."""
-        row = db.execute(SELECT_KEY.encode(), _key_values(*_identity(task))).fetchone()
-        if row is None:  # pruned since the insertion
+        if stored is None:  # pruned since the insertion
             return self._add(db, [task], now, fresh)[0]
-        stored = self.task_of(row)
         if self.is_doubtful(stored) and stored.id not in fresh:
             task.id, task.created, task.due = stored.id, stored.created, stored.due
             return task, True
@@ -606,13 +615,17 @@ class _Editor:
         first: dict[tuple[str, str, str], Task] = {}
         for task in tasks:
             first.setdefault(_identity(task), task)
-        keys = [{"chain": chain, "kind": kind, "key": key} for chain, kind, key in first]
-        rows = self._db.execute(_LOCK_KNOWN.encode(), (Json(keys),)).fetchall()
-        found = [task for task in map(self._tasks.task_of, rows) if not self._tasks.is_doubtful(task)]
-        self._known = {_identity(task): task for task in found}
+        self._known = self._lock(first.values())
         unknown = [task for identity, task in first.items() if identity not in self._known]
         added = self._tasks._add(self._db, unknown, self._now, self._inserted, self._allotment)
-        return {id(task) for task, is_new in added if is_new}
+        new = {id(task) for task, is_new in added if is_new}
+        if raced := [task for task in unknown if id(task) not in new]:  # stored by another member in between
+            self._known |= self._lock(raced)
+        return new
+
+    def _lock(self, tasks: Iterable[Task]) -> dict[tuple[str, str, str], Task]:
+        found = self._tasks.stored_tasks(self._db, tasks, "ORDER BY t.chain, t.kind, t.key FOR UPDATE OF t")
+        return {identity: task for identity, task in found.items() if not self._tasks.is_doubtful(task)}
 
     def add(self, task: Task) -> tuple[Task, bool]:
         if known := self._known.pop(_identity(task), None):
