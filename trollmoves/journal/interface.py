@@ -160,8 +160,11 @@ class Journal(Protocol):
         the process died are due again after the restart.
         """
 
-    def next_due(self, chain: str, lane: str, now: float) -> float | None:
-        """Return the time after ``now`` at which the next waiting task of a lane is due, None if there is none."""
+    def next_due(self, chain: str, lane: str, now: float, *, in_flight: Collection[int] = ()) -> float | None:
+        """Return the time after ``now`` at which to claim tasks of a lane again, None if it has no others that wait.
+
+        Tasks with the ids ``in_flight`` do not count. Other tasks that are due, but could not be claimed, do.
+        """
 
     def lanes(self, chain: str) -> list[tuple[str, str]]:
         """Return (lane, kind) of each lane with waiting tasks in a chain, by a loose index scan."""

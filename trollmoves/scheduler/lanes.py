@@ -267,7 +267,8 @@ class Lane:
                 task.context = kept.context
         if len(submitted) + len(read) < slots:
             self.journal_pending = False
-            self.next_due = journal.next_due(self.chain, self.name, now) or NEVER
+            running = in_flight | {task.id for task in read}
+            self.next_due = journal.next_due(self.chain, self.name, now, in_flight=running) or NEVER
             self._contexts.clear()  # of tasks that were run before they were submitted
         return submitted + read
 

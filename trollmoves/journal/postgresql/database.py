@@ -34,6 +34,8 @@ REPEAT_DELAY = 0.1  # s between two attempts
 MAX_DOUBTFUL = 1000  # calls with an unknown result that are remembered
 JUMP = 1_000_000  # numbers and ids that are left out after a fail-over, which may have lost the last ones
 STATEMENT_TIMEOUT = 60  # s
+LOCK_TIMEOUT = 10  # s
+IDLE_TIMEOUT = 5  # s in which a transaction must continue, less than a lease: a suspended process keeps its locks
 _DEADLOCKS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 _LOST = (
     errors.AdminShutdown,
@@ -222,11 +224,12 @@ class PostgresDatabase:
         return db
 
     def _set_up(self, db: Connection) -> None:
+        timeouts = (STATEMENT_TIMEOUT, LOCK_TIMEOUT, IDLE_TIMEOUT)
         db.execute(
             sql.SQL(
                 "SET search_path TO {}; SET enable_seqscan TO off; SET statement_timeout TO {}; "
                 "SET lock_timeout TO {}; SET idle_in_transaction_session_timeout TO {}; SET client_encoding TO 'UTF8'"
-            ).format(sql.Identifier(self.location.schema), *(sql.Literal(f"{n}s") for n in (STATEMENT_TIMEOUT, 10, 30)))
+            ).format(sql.Identifier(self.location.schema), *(sql.Literal(f"{n}s") for n in timeouts))
         )
         if self._synchronous_commit:
             db.execute(sql.SQL("SET synchronous_commit TO {}").format(sql.Literal(self._synchronous_commit)))

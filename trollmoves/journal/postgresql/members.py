@@ -102,6 +102,7 @@ class Membership:
                 if db is None or db.closed:
                     db = self._database.connect()
                     self._connected_since = boot_time()
+                    db.execute("SET lock_timeout TO '1s'")  # a burial that waits longer would prevent the next renewal
                 self._renew(db)
                 if self.is_lost:
                     break

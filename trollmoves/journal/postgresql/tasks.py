@@ -50,6 +50,8 @@ from trollmoves.journal.records import (
 
 MAX_BORN_HELD = 2_000  # tasks; a burial takes 0.1 s for these
 MARK_SLACK = 0.01  # s
+LOCKED_DELAY = 0.05  # s before the next look at a task that a transaction changes
+HELD_DELAY = 1.0  # s before the next look at a task that another member holds
 _NAMES = (
     *("id", "chain", "kind", "key", "lane", "rank", "due", "state", "tries", "created", "announcement_number", "body"),
     *("reply", "finished", "holder", "tried_by"),
@@ -58,6 +60,7 @@ COLUMNS = ", ".join(_NAMES)
 COLUMNS_OF_T = ", ".join(f"t.{name}" for name in _NAMES)
 SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = %s AND kind = %s AND {ident('key')} = {ident('%s::text')} "
 _NO_DELIVERY = Delivery(None, None)
+_HERE = "(%(host)s = '' OR place IN ('', %(host)s))"  # without sharing, one member runs all
 _OURS = "(holder IS NULL OR holder = %(me)s)"
 _PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
 
@@ -83,7 +86,7 @@ _FINISH = (
 )
 _CLAIM = (
     "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
-    f"AND state = 0 AND due <= %(now)s AND {_OURS} AND (%(host)s = '' OR place IN ('', %(host)s)) "
+    f"AND state = 0 AND due <= %(now)s AND {_OURS} AND {_HERE} "
     "AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
     f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
     f"RETURNING {COLUMNS_OF_T}"
@@ -91,6 +94,16 @@ _CLAIM = (
 _STORED = (
     f"SELECT {COLUMNS_OF_T} FROM tasks t JOIN json_to_recordset(%s::json) AS k (chain text, kind text, key text) "
     f"ON t.chain = k.chain AND t.kind = k.kind AND {ident('t.key')} = {ident('k.key')}"
+)
+_OF_LANE = "FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND state = 0"
+_NEXT_DUE = " UNION ALL ".join(
+    f"SELECT min(due) {_OF_LANE} AND rank = {rank} AND due > %(now)s AND {_OURS} AND {_HERE} UNION ALL "
+    # Due tasks that ``_CLAIM`` has skipped: a transaction changes them now, or a member holds them that may be buried.
+    f"(SELECT %(now)s + {LOCKED_DELAY} {_OF_LANE} AND rank = {rank} AND due <= %(now)s AND {_OURS} "
+    f"AND {_HERE} AND id <> ALL(%(in_flight)s::bigint[]) LIMIT 1) UNION ALL "
+    f"(SELECT %(now)s + {HELD_DELAY} {_OF_LANE} AND rank = {rank} AND due <= %(now)s AND NOT {_OURS} "
+    "AND %(host)s = '' LIMIT 1)"
+    for rank in (FRESH, BACKLOG)
 )
 _RESET = (
     "UPDATE tasks SET body = %(body)s, lane = %(lane)s, rank = %(rank)s, due = %(due)s, state = %(state)s, "
@@ -128,6 +141,7 @@ class PostgresTasks:
         sharing: PostgresSharing | None = None,
     ) -> None:
         self._sharing = sharing
+        self._host = sharing.host if sharing else ""
         self._database = database
         self._membership = membership
         self._cipher = cipher
@@ -385,7 +399,7 @@ class PostgresTasks:
     def claim(self, chain: str, lane: str, limit: int, now: float, *, in_flight: Collection[int] = ()) -> list[Task]:
         claimed: list[Task] = []
         values = {"chain": chain, "lane": lane, "now": now, "taken": list(in_flight), "me": self._membership.id}
-        values["host"] = self._sharing.host if self._sharing else ""
+        values["host"] = self._host
         for rank in (FRESH, BACKLOG):
             given = {**values, "rank": rank, "limit": limit - len(claimed)}
             rows = self._database.fetch(_CLAIM, given)
@@ -395,12 +409,10 @@ class PostgresTasks:
         self._membership.held += len(claimed)
         return claimed
 
-    def next_due(self, chain: str, lane: str, now: float) -> float | None:
-        where = f"FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND state = 0 AND due > %(now)s AND {_OURS}"
-        rows = self._database.read(
-            f"SELECT min(due) {where} AND rank = 0 UNION ALL SELECT min(due) {where} AND rank = 1",
-            {"chain": chain, "lane": lane, "now": now, "me": self._membership.id},
-        )
+    def next_due(self, chain: str, lane: str, now: float, *, in_flight: Collection[int] = ()) -> float | None:
+        values = {"chain": chain, "lane": lane, "now": now, "in_flight": list(in_flight), "me": self._membership.id}
+        values["host"] = self._host
+        rows = self._database.read(_NEXT_DUE, values)
         return min((float(due) for (due,) in rows if due is not None), default=None)
 
     def lanes(self, chain: str) -> list[tuple[str, str]]:

@@ -138,7 +138,14 @@ class TaskTable(JournalDatabase):
                 break
         return claimed
 
-    def next_due(self, chain: str, lane: str, now: float) -> float | None:
+    def next_due(
+        self,
+        chain: str,
+        lane: str,
+        now: float,
+        *,
+        in_flight: Collection[int] = (),  # noqa: ARG002  (none is locked)
+    ) -> float | None:
         rows = self._read(
             "SELECT min(due) FROM tasks WHERE chain = ?1 AND lane = ?2 AND rank = 0 AND state = 0 AND due > ?3 "
             "UNION ALL "

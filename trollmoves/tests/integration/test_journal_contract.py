@@ -183,9 +183,11 @@ def test_only_due_tasks_are_claimed(journal: Journal) -> None:
     journal.add_tasks([task("a", due=100), task("b", due=200, rank=BACKLOG), task("c", "other", due=10)])
     assert journal.claim("chain", "lane", 5, 99.9) == []
     assert journal.next_due("chain", "lane", 99.9) == 100
-    assert keys(journal.claim("chain", "lane", 5, 100)) == ["a"]
-    assert journal.next_due("chain", "lane", 100) == 200
-    assert journal.next_due("chain", "lane", 200) is None
+    claimed = journal.claim("chain", "lane", 5, 100)
+    assert keys(claimed) == ["a"]
+    assert journal.next_due("chain", "lane", 100, in_flight=[claimed[0].id]) == 200
+    claimed += journal.claim("chain", "lane", 5, 200, in_flight=[claimed[0].id])
+    assert journal.next_due("chain", "lane", 200, in_flight=[one.id for one in claimed]) is None
 
 
 def test_lanes_and_chains_are_apart(journal: Journal) -> None:

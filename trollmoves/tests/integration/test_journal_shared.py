@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import psycopg
@@ -136,6 +136,40 @@ def test_new_tasks_belong_to_their_member(join: Join) -> None:
     assert one.reset_tasks([stored])
 
 
+def test_tasks_that_cannot_be_claimed_now_are_due_soon(join: Join) -> None:
+    """A task that a transaction changes is skipped, but not forgotten, and neither is one that another member holds."""
+    one, two = join(), join()
+    stored = [
+        t for t, _ in one.add_tasks([task("locked", due=1.0), task("running", due=1.0), task("later", due=100.0)])
+    ]
+    begun, end = threading.Event(), threading.Event()
+
+    def merge() -> None:
+        def how(_editor: TaskEditor, _asked: Task, _stored: Task) -> list[Task]:
+            begun.set()
+            assert end.wait(30)
+            return []
+
+        one.merge([task("locked")], (), how)
+
+    thread = threading.Thread(target=merge)
+    thread.start()
+    try:
+        assert begun.wait(30)
+        running = one.claim("chain", "lane", 5, 2.0)
+        assert keys(running) == ["running"]
+        soon = one.next_due("chain", "lane", 2.0, in_flight=[running[0].id])
+        assert soon is not None
+        assert 2 < soon < 3
+    finally:
+        end.set()
+        thread.join()
+    assert keys(one.claim("chain", "lane", 5, 2.0, in_flight=[running[0].id])) == ["locked"]
+    assert one.next_due("chain", "lane", 2.0, in_flight=[t.id for t in stored]) == 100
+    assert two.claim("chain", "lane", 5, 2.0) == []
+    assert two.next_due("chain", "lane", 2.0) == 3
+
+
 def test_a_member_gets_the_tasks_of_one_that_died(join: Join) -> None:
     """The tasks of a member without a lease become free, and its results no longer count."""
     one, two = join(), join()
@@ -165,19 +199,31 @@ def test_a_buried_member_learns_of_it(join: Join) -> None:
         one.find("chain", "fetch", "a")
 
 
-def test_a_suspended_member_loses_its_tasks(join: Join) -> None:
-    """A member that does not renew its lease fences itself; another one frees its tasks, and it stores no more."""
+@pytest.mark.parametrize("within", ["no transaction", pytest.param("a transaction", marks=pytest.mark.slow)])
+def test_a_suspended_member_loses_its_tasks(join: Join, within: str) -> None:
+    """A member that does not renew its lease fences itself; another one frees its tasks, and it stores no more.
+
+    The engine soon ends a transaction of a suspended member, so that its locks do not delay this.
+    """
     one = join()
     two = PostgresJournal(one.path, lease=1.0)
+    stack = ExitStack()
     try:
         one.add_tasks([task("a")])
+        if within == "a transaction":
+            db = stack.enter_context(one.membership._database.connect())
+            db.execute("BEGIN")
+            db.execute("UPDATE tasks SET tries = 9")
         suspend(one)
         until(lambda: not one.still())
         execute(one, f"UPDATE members SET lease_until = 0 WHERE id = {one.life}")
-        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["a"], 30)
+        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["a"], 12, timeout_factor=2)
+        assert two.still()
         with pytest.raises(JournalError):
             one.add_tasks([task("late")])
     finally:
+        with suppress(psycopg.Error):  # the transaction was ended
+            stack.close()
         two.close()
 
 

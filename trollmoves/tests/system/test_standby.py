@@ -91,13 +91,7 @@ def test_active_members_are_killed(fleet: Fleet) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "which",
-    [
-        pytest.param("servers", marks=pytest.mark.xfail(reason="files may stay without a receipt", strict=False)),
-        "clients",
-    ],
-)
+@pytest.mark.parametrize("which", ["servers", "clients"])
 def test_active_member_is_stopped_for_longer_than_its_lease(fleet: Fleet, which: str) -> None:
     """A member that was stopped finds its tasks taken over when it wakes up, and becomes the standby."""
     first, second = getattr(fleet, which)
