@@ -468,7 +468,7 @@ class PostgresTasks:
     def _store_outcomes(self, db: Connection, outcomes: Sequence[Outcome], now: float) -> set[int]:
         """Store outcomes of tasks that no other member holds; return the ids of the tasks."""
         me = self._membership.id
-        rows = [_outcome_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.task.id)]
+        rows = [_outcome_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: _identity(outcome.task))]
         values = {"rows": Json(rows), "now": now, "me": me, "token": f"{me} {now!r}"}
         stored = {id_ for (id_,) in db.execute(_FINISH.encode(), values).fetchall()}
         missing = [row["id"] for row in rows if row["id"] not in stored]
