@@ -164,12 +164,12 @@ class Lane:
         return bool(self.ready) and time.monotonic() - self.last_progress > STALL_SECONDS
 
     def is_idle(self) -> bool:
-        """Return True if the lane has no tasks, expects none, and has no failures to remember."""
+        """Return True if the lane has no tasks, expects none, and has no failures to remember or to store."""
         if self.in_flight or self.workers:
             return False
         if self.kind is None:
             return True
-        if not self.breaker.is_expired():
+        if not self.breaker.is_expired() or (self.share is not None and self.breaker.changes != self.stored_changes):
             return False
         return not (self._submitted or self.journal_pending) and self.next_due == NEVER
 

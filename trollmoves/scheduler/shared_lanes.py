@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 1.0  # s
 MIN_INTERVAL = 0.02  # s between two looks
+FIRST_INTERVAL = 0.2  # s after which a lane that is new here may get a greater part of its limit
 LEFT_DELAY = 0.1  # s in which the member to which a key belongs receives the same message
 LINGER = 60.0  # s for which an idle lane keeps a part of its limit, so that its next task starts without a transaction
 Key = tuple[str, str]  # chain and lane
@@ -167,6 +168,9 @@ class SharedLanes:
             return None
         wants = lane.has_work()
         is_new = part is None or (wants and not part.part)
+        if part is None:
+            self._next_full = now + FIRST_INTERVAL
+            self.look_soon(FIRST_INTERVAL)
         if not (is_new or is_full or (part and part.stored > part.part)):
             return None
         if part is None:

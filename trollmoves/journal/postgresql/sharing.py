@@ -31,11 +31,13 @@ _MEMBERS = "SELECT member FROM leases WHERE starts_with(what, %s) ORDER BY membe
 _DIVIDE = (
     "WITH asked AS (SELECT * FROM json_to_recordset(%(rows)s::json) AS r "
     "(place int, chain text, lane text, most int, used int, wanted bool)), "
-    "others AS (SELECT a.place, coalesce(sum(s.number), 0) AS number, count(*) FILTER (WHERE s.wanted) AS wanting "
-    "FROM asked a LEFT JOIN slots s ON s.chain = a.chain AND s.lane = a.lane AND s.member <> %(me)s GROUP BY a.place), "
-    "parts AS (SELECT a.*, greatest(0, least(a.most - o.number, CASE WHEN a.wanted "
-    "THEN ceil(a.most::numeric / (o.wanting + 1)) ELSE a.most / greatest(%(members)s, 1) END))::int AS part "
-    "FROM asked a JOIN others o USING (place)), "
+    "others AS (SELECT a.place, coalesce(sum(s.number) FILTER (WHERE s.member <> %(me)s), 0) AS number, "
+    "count(*) FILTER (WHERE s.wanted AND s.member <> %(me)s) AS wanting, bool_or(s.member = %(me)s) AS known "
+    "FROM asked a LEFT JOIN slots s ON s.chain = a.chain AND s.lane = a.lane GROUP BY a.place), "
+    # The first part leaves the same to members that receive the same messages a moment later.
+    "parts AS (SELECT a.*, greatest(0, least(a.most - o.number, CASE WHEN a.wanted THEN ceil(a.most::numeric "
+    "/ greatest(o.wanting + 1, CASE WHEN o.known THEN 1 ELSE %(members)s END)) "
+    "ELSE a.most / greatest(%(members)s, 1) END))::int AS part FROM asked a JOIN others o USING (place)), "
     "stored AS (INSERT INTO slots SELECT chain, lane, %(me)s, greatest(part, used), wanted FROM parts "
     "ORDER BY chain, lane ON CONFLICT (chain, lane, member) DO UPDATE "
     "SET number = excluded.number, wanted = excluded.wanted) "

@@ -245,10 +245,13 @@ def test_parts_never_exceed_the_limit(join: Join) -> None:
     one, two = (join().journal.sharing for _ in range(2))
     assert one
     assert two
+    for sharing in (one, two):
+        sharing.refresh()
 
     def demand(used: int, *, wants: bool = True) -> list[LaneDemand]:
         return [LaneDemand("other", "lane", 5, used, wants)]
 
+    assert one.divide(demand(0), ()) == [3]  # the first part
     assert one.divide(demand(0), ()) == [5]
     assert two.divide(demand(0), ()) == [0]
     assert one.divide(demand(4), ()) == [3]
