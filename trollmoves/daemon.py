@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from trollmoves import __version__
 from trollmoves.config import config_file
@@ -43,10 +43,10 @@ from trollmoves.monitor.health import Health
 from trollmoves.monitor.monitor import LAST_KINDS, Monitor
 from trollmoves.monitor.status_page import StatusPage
 from trollmoves.orders.executor import OrderExecutor, Resender
-from trollmoves.orders.order import ACTIONS
+from trollmoves.orders.order import ACTIONS, OrderRejected
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.standby import Standby, open_when_reachable
+from trollmoves.standby import FLEET, Standby, open_when_reachable
 from trollmoves.status import model
 from trollmoves.status.sections import sections_of
 from trollmoves.status.snapshot import Live, snapshot
@@ -328,6 +328,7 @@ class Daemon(ABC, Generic[O]):
             "snapshot": lambda *_: self._standby_snapshot(journal).as_dict(),
             "logs": lambda *_: {"lines": logs.recent()},
             "health": lambda *_: process | {"status": "OK", "code": 0, "problems": [], "standby": True},
+            **dict.fromkeys(ACTIONS, lambda *_: _reject_order(journal)),
         }
         order = Standby(journal, self._orders, self._service, self._control, handlers).wait()
         self._ending = order == "stop"
@@ -599,6 +600,12 @@ class Daemon(ABC, Generic[O]):
                 )
             self.close_shared()
         logger.info("stopped")
+
+
+def _reject_order(journal: Journal) -> NoReturn:
+    """Reject an order for a standby: the member that works carries it out."""
+    holder = next((member.name for member in journal.members() if FLEET in member.leases), "the host that works")
+    raise OrderRejected(f"this host is a standby: give the order on {holder}")
 
 
 class _JournalPruner:

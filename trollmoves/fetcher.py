@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
 def cli(args: Sequence[str] | None = None) -> int:
     """Run ``pytroll-fetcher`` and return its exit status."""
     return Fetcher(make_parser().parse_args(args)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _request_once(client: RequestClient, arguments: argparse.Namespace) -> int:
-    _check_reachable(client.address)
+    check_reachable(client.address)
     reply, took = client.request(_request(arguments))
     for line in _pong(client.address, reply, took) if arguments.ping else _info(client.address, _data(reply)):
         _print(line)
@@ -158,7 +158,7 @@ def _request_repeatedly(client: RequestClient, arguments: argparse.Namespace) ->
 
 CODES = {"ok": 0, "warning": 1, "critical": 2}  # exit codes by verdict, as for Nagios
 NO_REPLY, UNKNOWN = 2, 3
-_REPLY_TYPES = {"ping": "pong", "info": "info"}
+_REPLY_TYPES = {"ping": "pong", "info": "info", "history": "history"}
 
 
 def _request(arguments: argparse.Namespace) -> Message:
@@ -223,7 +223,7 @@ def _address(text: str) -> str:
     return sockets.tcp(host, port)
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Raise ``NoReply`` with the reason if the address does not accept connections; ZeroMQ would only wait."""
     try:
         socket.create_connection((urls.host(address), urls.port(address)), TIMEOUT).close()

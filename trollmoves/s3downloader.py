@@ -141,3 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{parser.prog}: no configuration file: name it with -c FILE\n")
         return 1
     return S3Downloader(arguments).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -102,7 +102,8 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
         try:
             return _store(daemon, values)
         except JournalError as error:  # in use: the daemon is starting or stopping
-            if not os.path.exists(daemon.journal) or time.monotonic() > deadline:
+            exists = daemon.url or os.path.exists(daemon.journal)
+            if not (exists and error.temporary) or time.monotonic() > deadline:
                 return Outcome(daemon, "rejected", str(error), {})
         time.sleep(0.2)
 

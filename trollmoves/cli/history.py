@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from trollmoves.cli.answers import CRITICAL, OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show, table
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
 from trollmoves.cli.texts import clock, counted, duration, size
-from trollmoves.errors import JournalError
+from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import open_reader
+from trollmoves.messaging import payload, sockets
+from trollmoves.messaging.messages import Message
+from trollmoves.move_it_req import RequestClient, UnexpectedReply, check_reachable
+from trollmoves.net.urls import redact_text
 from trollmoves.status.history import Step, history
 
 CODES = {"held": CRITICAL, "failed": WARNING, "refused": WARNING}
+MAX_HOPS = 30  # servers and mirrors that are asked
+
+Found = tuple[str, str, Step]  # kind and name of a daemon, and a step there
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,6 +32,8 @@ def add_parser(subparsers: Any) -> None:
         description="Print each step of a file, as long as the journals keep it.",
     )
     parser.add_argument("file", help="name or path of a file; * and ? are placeholders")
+    text = "also ask the servers and mirrors that announced the file, and their sources, over the network"
+    parser.add_argument("--hops", action="store_true", help=text)
     add_config_arguments(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -33,6 +42,9 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand: 0 if the last step is none of the following, 1 failed or refused, 2 held, 3 not found."""
     found, problems = _find(selected(arguments), arguments.file)
+    if arguments.hops:
+        found, more = _follow(found)
+        problems += more
     code = max(_last_codes(found), default=UNKNOWN)
     facts = {"file": arguments.file, "steps": [_as_dict(*item) for item in found], "problems": problems}
     verdict = _verdict(arguments.file, [step for _, _, step in found])
@@ -46,8 +58,8 @@ def steps_of(daemons: Iterable[DaemonFiles], name: str) -> tuple[list[dict[str, 
     return [_as_dict(*item) for item in found], problems
 
 
-def _find(daemons: Iterable[DaemonFiles], name: str) -> tuple[list[tuple[str, str, Step]], list[str]]:
-    found: list[tuple[str, str, Step]] = []
+def _find(daemons: Iterable[DaemonFiles], name: str) -> tuple[list[Found], list[str]]:
+    found: list[Found] = []
     problems = []
     for daemon in daemons:
         try:
@@ -55,8 +67,65 @@ def _find(daemons: Iterable[DaemonFiles], name: str) -> tuple[list[tuple[str, st
                 found += [(daemon.kind, daemon.name, step) for step in history(reader, name)]
         except JournalError as error:
             problems.append(str(error))
-    found.sort(key=lambda item: float("inf") if item[2].time is None else item[2].time)
-    return found, problems
+    return _sorted(found), problems
+
+
+def _sorted(found: list[Found]) -> list[Found]:
+    return sorted(found, key=lambda item: float("inf") if item[2].time is None else item[2].time)
+
+
+def _follow(found: list[Found]) -> tuple[list[Found], list[str]]:
+    """Return the steps with those at the sources of the files, and why some of these could not be asked."""
+    pending = [source for _, _, step in found for source in step.details.get("sources", {}).items()]
+    known = {(step.event, step.number, step.time) for _, _, step in found}
+    asked: set[tuple[str, str]] = set()
+    problems: dict[str, str] = {}  # by address
+    while pending and len(asked) < MAX_HOPS:
+        address, uri = pending.pop(0)
+        if (address, uri) in asked or address in problems or not payload.is_address(address):
+            continue
+        asked.add((address, uri))
+        try:
+            data = _ask(address, uri)
+        except UnexpectedReply:
+            problems[address] = f"{address} is of an older version, which cannot be asked"
+            continue
+        except TrollmovesError as error:
+            problems[address] = redact_text(str(error))
+            continue
+        steps = _received_steps(data)
+        if not steps:
+            problems[address] = f"{address} does not know {uri} any longer"
+        kind = str(data.get("kind"))[:20]
+        found += [(kind, address, step) for step in steps if (step.event, step.number, step.time) not in known]
+        sources = data.get("sources")
+        pending += [(str(s), str(uri)) for s, uri in sources.items()] if isinstance(sources, dict) else []
+    return _sorted(found), list(problems.values())
+
+
+def _ask(address: str, uri: str) -> Mapping[str, Any]:
+    """Return the reply of a server or mirror about the file that it announced with this path."""
+    host, _, port = address.rpartition(":")
+    server = sockets.tcp(host, int(port))
+    check_reachable(server)
+    with RequestClient(server, verbose=False) as client:
+        reply, _ = client.request(Message("/history", "history", {"uri": uri}))
+    return reply.data if isinstance(reply.data, dict) else {}
+
+
+def _received_steps(data: Mapping[str, Any]) -> list[Step]:
+    """Return the steps in a reply, without values of a wrong type."""
+    steps = data.get("steps")
+    found = []
+    for one in steps if isinstance(steps, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("event"), str):
+            texts = {name: str(one.get(name, ""))[:500] for name in ("event", "file", "destination", "peer")}
+            numbers = {name: one[name] for name in ("number", "size", "attempts") if payload.is_number(one.get(name))}
+            seconds = {name: one[name] for name in ("time", "seconds") if payload.is_seconds(one.get(name))}
+            found.append(
+                Step(**{"time": None, "chain": str(data.get("chain", ""))[:200], **texts, **numbers, **seconds})
+            )
+    return found
 
 
 def _as_dict(kind: str, name: str, step: Step) -> dict[str, Any]:
@@ -75,7 +144,7 @@ def _lines(found: list[tuple[str, Step]]) -> list[str]:
     return table(header, rows, shrink=(len(header) - 1, 4))
 
 
-def _last_codes(found: list[tuple[str, str, Step]]) -> Iterator[int]:
+def _last_codes(found: list[Found]) -> Iterator[int]:
     """Yield the exit code of the last step of each file, section and destination."""
     last = {(name, step.chain, step.file, step.destination): step for _, name, step in found}
     yield from (CODES.get(step.event, OK) for step in last.values())

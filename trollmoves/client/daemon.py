@@ -53,7 +53,15 @@ class ClientChain:
         self._receipts = ReceiptPublisher(
             options, runtime.journal, self._destinations, runtime.scheduler, self._publisher
         )
-        fetches = FetchTasks(self.name, runtime.journal, peers, options.processing_delay, self._acknowledge)
+        fetches = FetchTasks(
+            self.name,
+            runtime.journal,
+            peers,
+            options.processing_delay,
+            self._acknowledge,
+            repeat_after=options.repeat_after,
+            target=options.destination,
+        )
         self._fetcher = Fetcher(
             options,
             runtime.journal,

@@ -312,6 +312,12 @@ class ClientOptions(ChainOptions):
         "30",
         "seconds without a message of the peer about a file before a hot spare takes over",
     )
+    repeat_after: float = option(
+        parsers.seconds,
+        "300",
+        "seconds after a file was fetched, and after its provider was connected, during which a repeated announcement "
+        "of the unchanged file with the same metadata is ignored; later the file is fetched and published again",
+    )
     replacements: dict[str, parsers.MetadataReplacement] = field(default_factory=dict)
 
 

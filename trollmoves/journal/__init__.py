@@ -167,12 +167,20 @@ def journal_size(where: str) -> int:
 
 
 def running_pid(where: str) -> int | None:
-    """Return the id of the process that has a journal open, None if there is none; without opening the journal."""
+    """Return the id of the process on this host that has a journal open, None if there is none."""
+    if where.startswith(POSTGRESQL):
+        from trollmoves.journal import postgresql
+
+        return postgresql.running_pid(where)
     return sqlite.running_pid(where)
 
 
 def recent_lanes(where: str) -> set[tuple[str, str]]:
     """Return (chain, lane) of finished and of the newest tasks in a journal; JournalError if it cannot be read."""
+    if where.startswith(POSTGRESQL):
+        with open_reader(where) as reader:
+            finished = {(row.chain, row.lane) for row in reader.lanes()}
+            return finished | {(row.chain, row.lane) for row in reader.waiting()}
     return sqlite.recent_lanes(where)
 
 
@@ -180,8 +188,14 @@ def record_offline(where: str, key: str, body: str) -> None:
     """Store an order in the journal of a daemon that does not run; it is carried out at the next start.
 
     Raises:
+        JournalUnusable: a daemon on another host uses the journal.
         JournalError: the journal does not exist, is in use, or cannot be written.
     """
+    if where.startswith(POSTGRESQL):
+        from trollmoves.journal import postgresql
+
+        postgresql.record_offline(where, key, body)
+        return
     sqlite.record_offline(where, key, body)
 
 

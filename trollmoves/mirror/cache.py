@@ -212,6 +212,11 @@ class MirrorCache:
         announced = self._journal.get_announcement(self.name, task.announcement_number or 0)
         return self._announcements_of(Message.decode(announced.message)) if announced else {}
 
+    def sources(self, announced: AnnouncementRecord) -> dict[str, str]:
+        """Return the path of an announced file at each upstream server."""
+        texts = self._announcements_of(Message.decode(announced.message))
+        return {source: str(payload.file_uris(Message.decode(text).data)[0]) for source, text in texts.items()}
+
     def _announcements_of(self, message: Message) -> AnnouncementsBySource:
         key = payload.announcement_metadata(message.data).get(RELAY_KEY)
         return self._relays.latest_announcements(key if isinstance(key, str) else file_key(message.data))

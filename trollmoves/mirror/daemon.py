@@ -25,7 +25,7 @@ from trollmoves.provider.request_handler import RequestHandler
 from trollmoves.receiver.announcements import AnnouncementReceiver
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt, NotDelivered
-from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key
+from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key, is_again
 from trollmoves.receiver.fetcher import Fetcher
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
@@ -58,7 +58,15 @@ class MirrorChain(ProviderChain):
         )
         peers = Peers(0.0)  # a mirror has no hot spare
         self._requester = Requester(self.name)
-        self._relays = FetchTasks(self.name, runtime.journal, peers, options.delay, self._on_late_source, kind=RELAY)
+        self._relays = FetchTasks(
+            self.name,
+            runtime.journal,
+            peers,
+            options.delay,
+            self._on_late_source,
+            kind=RELAY,
+            repeat_after=options.repeat_after,
+        )
         self._cache = MirrorCache(options, runtime.journal, runtime.scheduler, destinations, self._relays)
         self._request_handler = RequestHandler(
             options,
@@ -68,6 +76,7 @@ class MirrorChain(ProviderChain):
             runtime.scheduler,
             self._cache,
             runtime.health.of_chain,
+            self._cache.sources,
         )
         self.announcer = self._request_handler.announcer
         self.announcer.on_announced = runtime.on_announced
@@ -152,6 +161,7 @@ class MirrorChain(ProviderChain):
             mtime,
             message.type,
             extra_metadata={RELAY_KEY: task.key},
+            again=is_again(task),
         )
         if not self.announcer.announce([announcement]) and self.announcer.is_stopped:
             return Result(retry_in=0.0)

@@ -16,6 +16,7 @@ OK, WARNING, CRITICAL = "ok", "warning", "critical"
 CODES = {OK: 0, WARNING: 1, CRITICAL: 2}  # exit codes, as for Nagios
 CACHE_TIME = 1.0  # s; pings may come often
 RESPONSE_TIME = 5.0  # s after which a directory does not respond
+PROBE_TIME = 0.1  # s that a reply waits for a directory
 MAX_CHECK_TIME = 30.0  # s of a check after which the journal does not respond
 
 
@@ -44,6 +45,7 @@ class Health:
         self._journal_problem = ""
         self._origin_problems: Mapping[str, str] = {}
         self._checks: dict[str, _OriginCheck] = {}  # unfinished ones, by directory
+        self._probes: dict[str, _OriginCheck] = {}  # those of replies, by directory
         self._checking_since = 0.0  # monotonic; 0 between two checks
         self._checked_at = time.monotonic()
         self._read_at = 0.0
@@ -84,6 +86,19 @@ class Health:
         del self._checks[directory]
         return "".join(check.result)
 
+    def _origin_problem(self, chain: str) -> str:
+        """Return the present problem of an origin; that of the last check if it does not respond in PROBE_TIME."""
+        directory = self._origins().get(chain)
+        known = self._origin_problems.get(chain, "")
+        if directory is None:
+            return known
+        probe = self._probes.get(directory)
+        if probe is None or probe.done.is_set():
+            probe = self._probes[directory] = _OriginCheck(threading.Event(), [])
+            threading.Thread(target=_read, args=(directory, probe), name="origin-probe", daemon=True).start()
+            probe.done.wait(PROBE_TIME)
+        return "".join(probe.result) if probe.done.is_set() else known
+
     def of_chain(self, chain: str) -> dict[str, Any]:
         """Return the health of one chain for other hosts, without paths, at most a second old. Any thread."""
         self._read_at = time.monotonic()
@@ -96,7 +111,7 @@ class Health:
     def _of_chain(self, chain: str) -> dict[str, Any]:
         lanes = _counts(lane for lane in self._scheduler.lane_states() if lane.chain == chain)
         journal = self._journal_state()
-        origin = "unreadable" if chain in self._origin_problems else "ok"
+        origin = "unreadable" if self._origin_problem(chain) else "ok"
         status = CRITICAL if (journal, origin) != ("ok", "ok") else WARNING if lanes["failing"] else OK
         return {"status": status, "journal": journal, "origin": origin, "lanes": lanes}
 
@@ -105,7 +120,8 @@ class Health:
         self._read_at = time.monotonic()
         lanes = self._scheduler.lane_states()
         critical = [f"the journal is {self._journal_state()}"] if self._journal_state() != "ok" else []
-        critical += [f"[{chain}] origin: {problem}" for chain, problem in self._origin_problems.items()]
+        problems = {chain: self._origin_problem(chain) for chain in self._origins()}
+        critical += [f"[{chain}] origin: {problem}" for chain, problem in problems.items() if problem]
         critical += [f"[{chain}] does not run" for chain in self._missing()]
         warnings = [
             f"[{lane.chain}] {lane.name} {'is held' if lane.held else 'fails'}, next attempt in {lane.paused:.0f} s"

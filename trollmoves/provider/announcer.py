@@ -35,7 +35,8 @@ class Announcement:
 
     ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns, as
     ``to_sqlite_time`` returns it.
-    ``extra_metadata`` is added to the metadata of the announcement.
+    ``extra_metadata`` is added to the metadata of the announcement. With ``again`` an unchanged file is announced, too,
+    unless its last announcement has the same ``extra_metadata``.
     """
 
     uri: str
@@ -46,6 +47,7 @@ class Announcement:
     type: str = "file"
     subject: str = ""
     extra_metadata: Mapping[str, Any] = field(default_factory=dict)
+    again: bool = False
 
     def __post_init__(self) -> None:
         self.mtime = to_sqlite_time(self.mtime)
@@ -139,12 +141,12 @@ class Announcer:
         if self._stopping.wait(max(0.0, self._started + SUBSCRIBER_GRACE - time.monotonic())):
             return 0
         with self._announce_lock:
-            relinked = {a.uri for a in announcements if LINK_DIGESTS in a.extra_metadata and self._is_relinked(a)}
+            repeated = {a.uri for a in announcements if self._may_repeat(a) and self._differs(a)}
             new: list[Announcement] = []
 
             def make(versions: Mapping[str, Version], number: int) -> list[AnnouncementRecord]:
                 nonlocal new
-                changed = [a for a in announcements if versions.get(a.uri) != (a.size, a.mtime) or a.uri in relinked]
+                changed = [a for a in announcements if versions.get(a.uri) != (a.size, a.mtime) or a.uri in repeated]
                 new, records = self._encode_all(changed, number)
                 return records
 
@@ -157,11 +159,16 @@ class Announcer:
             logger.info("[%s] announced %s%s", self.name, new[0].uid, suffix)
         return len(new)
 
-    def _is_relinked(self, a: Announcement) -> bool:
-        """Return True if the target of a link differs from that of the last announcement."""
+    @staticmethod
+    def _may_repeat(a: Announcement) -> bool:
+        """Return True if an unchanged file may need another announcement: a link to another file, or a repetition."""
+        return a.again or LINK_DIGESTS in a.extra_metadata
+
+    def _differs(self, a: Announcement) -> bool:
+        """Return True if the last announcement of a file has other extra metadata."""
         previous = self._journal.latest_announcement(self.name, a.uri)
         metadata = payload.announcement_metadata(Message.decode(previous.message).data) if previous else {}
-        return bool(metadata.get(LINK_DIGESTS) != a.extra_metadata[LINK_DIGESTS])
+        return any(metadata.get(key) != value for key, value in a.extra_metadata.items())
 
     def _encode_all(
         self, announcements: Sequence[Announcement], number: int

@@ -13,11 +13,11 @@ from queue import SimpleQueue
 from typing import Any
 
 from trollmoves.config.options import ServerOptions
-from trollmoves.journal import DONE, Journal, Task
+from trollmoves.journal import DONE, AnnouncementRecord, Journal, Task
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request, TooManyRequests
-from trollmoves.net import hosts
+from trollmoves.net import hosts, urls
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.file_store import FileStore
 from trollmoves.provider.push_replies import rejecting
@@ -25,9 +25,13 @@ from trollmoves.provider.push_request import requested_files
 from trollmoves.provider.pushes import PushService
 from trollmoves.provider.removals import Removals
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.status.history import Step, steps_of_announcement
 
+THIS_HOST = "this host"  # in place of a directory of this host
+MAX_STEPS = 200  # of one file in a reply
 MAX_LISTED_CHAINS = 5  # chains named in the security warning
-MAX_REPLAYS = 10  # pending replays of one client
+MAX_REPLAYS = 10  # pending replays and histories of one client
+Sources = Callable[[AnnouncementRecord], Mapping[str, str]]
 
 
 def security_warning(chains: Iterable[ServerOptions]) -> str:
@@ -55,8 +59,12 @@ class RequestHandler:
         scheduler: Scheduler,
         file_store: FileStore,
         health: Callable[[str], Mapping[str, Any]],
+        sources: Sources = lambda _: {},
     ) -> None:
-        """Bind the request port; raise StartError if it is in use. ``health`` returns the health of a chain."""
+        """Bind the request port; raise StartError if it is in use.
+
+        ``health`` returns the health of a chain, ``sources`` the path of an announced file at each upstream server.
+        """
         self.name = options.name
         self._health = health
         self._station = options.station
@@ -78,7 +86,9 @@ class RequestHandler:
             allowed=options.allowed_destinations,
             follow=self.removals.tasks_for,
         )
-        self._replayer = _Replayer(self.name, self.announcer)
+        self._role = options.role
+        self._sources = sources
+        self._replayer = _Replayer(self.name, {"replay": self.announcer.replay, "history": self._history})
         self._replier = Replier(
             self.name,
             port,
@@ -124,7 +134,7 @@ class RequestHandler:
         elif kind == "ack":
             self._acknowledge(data)
             request.reply("ack", data)
-        elif kind == "replay":
+        elif kind in ("replay", "history"):
             self._replayer.accept(request)
         else:
             request.reply("unknown")
@@ -137,13 +147,39 @@ class RequestHandler:
         stored = self._journal.add_tasks([ack, *self.removals.tasks_for(number)])
         self._scheduler.submit([task for task, created in stored[1:] if created])
 
+    def _history(self, data: Any) -> dict[str, Any]:
+        """Return the steps of the announced file ``uri``, and its paths at the upstream servers."""
+        uri = data.get("uri") if isinstance(data, dict) else None
+        announced = self._journal.latest_announcement(self.name, uri) if isinstance(uri, str) else None
+        if announced is None:
+            return {"kind": self._role, "chain": self.name, "steps": [], "sources": {}}
+        with self._journal.open_reader() as reader:
+            row = reader.announcement(self.name, announced.number)
+            steps = steps_of_announcement(reader, row) if row else []
+        return {
+            "kind": self._role,
+            "chain": self.name,
+            "steps": [_public(step) for step in steps[-MAX_STEPS:]],
+            "sources": dict(self._sources(announced)),
+        }
+
+
+def _public(step: Step) -> dict[str, Any]:
+    """Return what a client may know of a step: of a destination only the host."""
+    names = ("time", "event", "file", "peer", "number", "size", "seconds", "attempts")
+    public = {name: value for name in names if (value := getattr(step, name)) not in (None, "")}
+    if step.destination:
+        url = urls.parse(step.destination)
+        public["destination"] = f"{url.scheme}://{urls.host(url)}" if urls.host(url) else THIS_HOST
+    return public
+
 
 class _Replayer:
-    """The thread that replies to ``replay``, because the disk of the origin may not respond."""
+    """The thread that replies to ``replay`` and ``history``: the disk of the origin or the journal may be slow."""
 
-    def __init__(self, name: str, announcer: Announcer) -> None:
+    def __init__(self, name: str, replies: Mapping[str, Callable[[Any], dict[str, Any]]]) -> None:
         self._name = name
-        self._announcer = announcer
+        self._replies = replies
         self._requests: SimpleQueue[Request | None] = SimpleQueue()
         self._pending: Counter[str] = Counter()  # by client
         self._lock = threading.Lock()  # guards it
@@ -167,7 +203,8 @@ class _Replayer:
     def _run(self) -> None:
         while (request := self._requests.get()) is not None:
             with rejecting(self._name, request):
-                request.reply("replay", self._announcer.replay(request.message.data))
+                kind = request.message.type
+                request.reply(kind, self._replies[kind](request.message.data))
             with self._lock:
                 self._pending[request.sender] -= 1
                 self._pending += Counter()  # without the clients that have none

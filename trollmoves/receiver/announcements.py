@@ -8,6 +8,7 @@ however often it is announced, and also if this process is killed.
 from __future__ import annotations
 
 import logging
+import time
 from functools import partial
 from typing import Any
 
@@ -53,6 +54,7 @@ class AnnouncementReceiver:
         self._scheduler = scheduler
         self._fetches = fetches
         self.replayed = 0  # announcements that were missed and requested, since the start
+        self._connected: dict[str, float] = {}  # by provider: the time (monotonic) of the newest connection
         self._peers = peers
         peers.seen = bool(journal.keys(options.name, PEER_SEEN))
         self._topics: dict[
@@ -87,8 +89,9 @@ class AnnouncementReceiver:
         """Return whether each provider is connected, by address. Any thread."""
         return self._subscriber.connection_states()
 
-    def _on_connected(self, provider: str) -> None:  # noqa: ARG002  (its sources are not known)
-        """Request announcements that were missed while the provider was disconnected."""
+    def _on_connected(self, provider: str) -> None:
+        """Request announcements that were missed while the provider was disconnected; its sources are not known."""
+        self._connected[provider] = time.monotonic()
         self._peers.record_gap()
         for address in self._replay_client.request_all():
             self._scheduler.resume_lane(self.name, f"{KIND} {address}")
@@ -111,10 +114,11 @@ class AnnouncementReceiver:
             else:
                 done_keys += self._on_peer_message(message)
         if announcements:
-            self._record(announcements, list(positions.values()), FRESH)
+            connected = time.monotonic() - self._connected.get(provider, time.monotonic())
+            self._record(announcements, list(positions.values()), FRESH, connected)
             self._replay_client.mark_saved()
         if done_keys:
-            self._fetches.finish_for_peer(done_keys, self._is_in_flight)
+            self._fetches.finish_for_peer(done_keys, lambda: self._scheduler.in_flight_ids(self.name))
 
     def _position(self, provider: str, subject: str, data: dict[str, Any]) -> dict[str, tuple[str, SourcePosition]]:
         """Record the number of an announcement; return the log and the (chain, position) to store, if any."""
@@ -159,9 +163,6 @@ class AnnouncementReceiver:
             if is_new:
                 logger.info("[%s] found peer client %s, sharing the work with it", self.name, message.sender)
 
-    def _is_in_flight(self, task: Task) -> bool:
-        return task.id in self._scheduler.in_flight_ids(self.name, task.lane)
-
     def _on_heartbeat(self, provider: str, data: Any) -> None:
         logs = data.get("logs") if isinstance(data, dict) else None
         for entry in logs if isinstance(logs, list) else ():
@@ -181,8 +182,10 @@ class AnnouncementReceiver:
             self._peers.record_gap()
         self._record(messages, sources, BACKLOG)
 
-    def _record(self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int) -> None:
-        new_tasks = self._fetches.record_announcements(messages, sources, rank)
+    def _record(
+        self, messages: list[Message], sources: list[tuple[str, SourcePosition]], rank: int, connected: float = 0.0
+    ) -> None:
+        new_tasks = self._fetches.record_announcements(messages, sources, rank, connected)
         if new_tasks:
             self._scheduler.submit(new_tasks)
         for source in {str(message.data.get("request_address")) for message in messages}:

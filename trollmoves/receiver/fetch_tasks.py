@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -37,17 +38,20 @@ class Fetch:
 
     ``announcements`` has the encoded announcement of each source. ``versions`` has, for each source, the URI of the
     file there with its size and mtime (None if unknown), and the generation: each new content of a file name gets the
-    next number. ``numbers`` has the log and the number of the announcements that a compaction removed.
+    next number. ``numbers`` has the log and the number of the announcements that a compaction removed, ``digests`` the
+    digests of their metadata. ``target`` identifies the configured destination; empty if it is unknown.
     """
 
     announcements: AnnouncementsBySource = field(default_factory=dict)
     versions: dict[str, tuple[Version, int]] = field(default_factory=dict)
     generation: int = 1
     numbers: dict[str, tuple[str, int]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    target: str = ""
 
     def dump(self) -> str:
         """Return the body of a task."""
-        more = [self.numbers] if self.numbers else []
+        more = [self.numbers, self.digests, self.target]
         return json.dumps([self.announcements, self.versions, self.generation, *more])
 
     @classmethod
@@ -56,6 +60,17 @@ class Fetch:
         announcements, versions, generation, *more = json.loads(body)
         versions = {source: (tuple(v), g) for source, (v, g) in versions.items()}
         return cls(announcements, versions, generation, *more)
+
+    def digest(self, source: str) -> str:
+        """Return the digest of the metadata in the last known announcement of a source; empty if it is unknown."""
+        text = self.announcements.get(source)
+        return self.digests.get(source) or (metadata_digest(Message.decode(text).data) if text else "")
+
+    def number(self, source: str) -> tuple[str, int] | None:
+        """Return the log and the number of the last known announcement of a source; None if it is unknown."""
+        metadata = payload.announcement_metadata_in(self.announcements.get(source, ""))
+        log, number = (metadata["log"], metadata["number"]) if metadata else self.numbers.get(source, ("", 0))
+        return (log, number) if log else None
 
     def may_be_current(self, size: int | None) -> bool:
         """Return True if a file of this size may have the content of the current generation."""
@@ -68,7 +83,8 @@ class FetchTasks:
 
     A file is identified by its name (uid), because its path differs between sources.
     ``acknowledge(source, announcement)`` is called for a source that announces an already fetched file. ``kind`` is the
-    kind of the tasks.
+    kind of the tasks. A file that is announced again ``repeat_after`` seconds after it was fetched, or with other
+    metadata, or after a change of ``target`` (the configured destination), is fetched again.
     """
 
     def __init__(
@@ -80,22 +96,35 @@ class FetchTasks:
         acknowledge: Callable[[str, str], None] | None,
         *,
         kind: str = KIND,
+        repeat_after: float = float("inf"),
+        target: str = "",
     ) -> None:
         self.name = name
+        self._repeat_after = repeat_after
+        self._target = _digest(target) if target else ""
         self._kind = kind
         self._journal = journal
         self._peers = peers
         self._delay = delay
         self._acknowledge = acknowledge
         self._log_throttle = LogThrottle()
+        self._repeat_throttle = LogThrottle(burst=10)
         self._lock = threading.Lock()  # live and replayed announcements may concern the same task
         self._late: dict[int, AnnouncementsBySource] = {}  # by task: sources added after it may have been claimed
         self._delivered: dict[int, None] = {}  # delivered tasks, maybe not stored as done yet; newest last
 
     def record_announcements(
-        self, messages: Sequence[Message], positions: Iterable[tuple[str, SourcePosition]], rank: int
+        self,
+        messages: Sequence[Message],
+        positions: Iterable[tuple[str, SourcePosition]],
+        rank: int,
+        connected: float = float("inf"),
     ) -> list[Task]:
-        """Store announcements and the positions in the logs of their sources; return the new tasks."""
+        """Store announcements and the positions in the logs of their sources; return the new tasks.
+
+        ``connected`` is how long their publisher has been connected, in seconds: servers announce files again when they
+        start, and this is no reason to fetch them again.
+        """
         with self._lock:
             announced: list[Task] = []
             for message in messages:
@@ -106,8 +135,11 @@ class FetchTasks:
                         sender = message.sender
                         logger.warning("[%s] ignored announcement of %s: %s%s", self.name, sender, error, more)
             effects: Effects = []
+            may_repeat = rank == FRESH and connected >= self._repeat_after
             found = self._journal.merge(
-                announced, positions, lambda editor, task, stored: self._merge(editor, task, stored, effects)
+                announced,
+                positions,
+                lambda editor, task, stored: self._merge(editor, task, stored, effects, may_repeat),
             )
             for effect in effects:
                 effect()
@@ -122,17 +154,20 @@ class FetchTasks:
         for item in payload.file_items(data):
             payload.check_file_item(item)
         version = (payload.file_uris(data)[0], *_size_and_time(data))
-        fetch = Fetch({source: message.raw or message.encode()}, {source: (version, 1)})
+        fetch = Fetch({source: message.raw or message.encode()}, {source: (version, 1)}, target=self._target)
         due = self._journal.now() + self._delay if self._delay else 0.0
         return Task(self.name, self._kind, key, f"{self._kind} {source}", fetch.dump(), due, rank, context=message)
 
-    def _merge(self, editor: TaskEditor, candidate: Task, known: Task, effects: Effects) -> list[Task]:
+    def _merge(
+        self, editor: TaskEditor, candidate: Task, known: Task, effects: Effects, may_repeat: bool
+    ) -> list[Task]:
         """Merge an announcement of a known file into its task; return the tasks to run because of it.
 
         A new source of the file is added. A known source repeats its announcement, unless size or mtime changed: then
         the file has new content. Legacy servers send neither, and announce their files again at each start: this counts
         as a repetition, also if the server was upgraded or rolled back in between. Another URI at the same source is
-        another file with the same name. Functions to call after the transaction are appended to ``effects``.
+        another file with the same name. Functions to call after the transaction are appended to ``effects``. With
+        ``may_repeat``, a repetition long after the file was fetched is a reason to fetch it again.
         """
         fetch, announced = Fetch.load(known.body), Fetch.load(candidate.body)
         ((source, (version, _)),) = announced.versions.items()
@@ -141,7 +176,7 @@ class FetchTasks:
         if before and before[0] != version[0]:
             candidate = replace(candidate, key=f"{candidate.key}\n{version[0]}")
             variant, is_new = editor.add(candidate)
-            return [variant] if is_new else self._merge(editor, candidate, variant, effects)
+            return [variant] if is_new else self._merge(editor, candidate, variant, effects, may_repeat)
         current = self._current(editor, known, fetch)
         if generation != fetch.generation and before != version and fetch.may_be_current(version[1]):
             fetch.versions[source] = (version, fetch.generation)
@@ -153,19 +188,52 @@ class FetchTasks:
             and _is_known_content(candidate.context, before, known.created, self._journal.now())
         ):
             fetch.versions[source] = (version, generation)
+            fetch.digests[source] = metadata_digest(candidate.context.data)
             if current.state == WAITING:  # the source now needs requests of the other kind
                 self._add_source(editor, current, known, fetch, source, text, effects)
             else:
                 _update(editor, known, fetch)
             before = version
         if before == version:
-            return self._on_repetition(editor, candidate, current, source, text, effects)
+            reason = self._repeat_reason(candidate, Fetch.load(current.body), fetch, current, source, may_repeat)
+            if not reason:
+                return self._on_repetition(editor, candidate, current, source, text, effects)
+            effects.append(partial(self._log_repeated, file_key_of(current), source, reason))
         fetch.generation += 1
         fetch.versions[source] = (version, fetch.generation)
         effects.append(partial(self._peers.forget, known.key))
         _update(editor, known, fetch)
         added, is_new = editor.add(replace(candidate, key=f"{candidate.key}{_GENERATION}{fetch.generation}"))
         return [added] if is_new else []
+
+    def _repeat_reason(
+        self, candidate: Task, current_fetch: Fetch, first_fetch: Fetch, current: Task, source: str, may_repeat: bool
+    ) -> str:
+        """Return the reason to fetch a file again that a source announces again, or an empty string."""
+        known_digest = current_fetch.digest(source) or first_fetch.digest(source)
+        known_number = current_fetch.number(source) or first_fetch.number(source)
+        metadata = payload.announcement_metadata(candidate.context.data)
+        is_same = metadata and (metadata["log"], metadata["number"]) == known_number
+        if is_same or current.state not in (DONE, WAITING):
+            return ""
+        # The other sources of the newest content may have announced it with these metadata already.
+        digests = {known_digest, *map(current_fetch.digest, current_fetch.versions)}
+        if known_digest and metadata_digest(candidate.context.data) not in digests:
+            return "its metadata have changed"
+        if current.state == WAITING or current.finished is None:
+            return ""
+        if current_fetch.target and current_fetch.target != self._target:
+            return "the destination was changed"
+        age = self._journal.now() - current.finished
+        return f"it was fetched {age:.0f} s ago" if may_repeat and age >= self._repeat_after else ""
+
+    def _log_repeated(self, name: str, source: str, reason: str) -> None:
+        logger.info("[%s] fetching %s again: %s announced it again, and %s", self.name, name, source, reason)
+
+    def _log_ignored(self, name: str, source: str, age: float) -> None:
+        if (more := self._repeat_throttle.admit()) is not None:
+            text = "[%s] ignored a repeated announcement of %s by %s: it was fetched %.0f s ago%s"
+            logger.info(text, self.name, name, source, age, more)
 
     def _on_repetition(
         self, editor: TaskEditor, candidate: Task, current: Task, source: str, text: str, effects: Effects
@@ -182,6 +250,8 @@ class FetchTasks:
             editor.reset(current)
             return [current]
         if candidate.rank == FRESH and current.state == DONE and self._acknowledge:
+            age = self._journal.now() - (current.finished or 0.0)
+            effects.append(partial(self._log_ignored, file_key_of(current), source, age))
             effects.append(partial(self._acknowledge, source, text))
         return []
 
@@ -255,14 +325,18 @@ class FetchTasks:
         current = self._current(self._journal, known, Fetch.load(known.body)) if known else task
         return current.id > task.id and current.state in (WAITING, DONE)
 
-    def finish_for_peer(self, keys: Iterable[str], is_in_flight: Callable[[Task], bool]) -> None:
-        """Mark files that a peer has fetched as done, if their tasks wait and are not in flight."""
+    def finish_for_peer(self, keys: Iterable[str], in_flight: Callable[[], Container[int]]) -> None:
+        """Mark files that a peer has fetched as done, if their tasks wait and are not in flight.
+
+        ``peers`` must have recorded the files already: a task that starts now ends without a request.
+        """
         with self._lock:
+            running = in_flight()  # before the states are read: these tasks may be stored as done now
             outcomes = []
             for key in dict.fromkeys(keys):
                 known = self._journal.find(self.name, self._kind, key)
                 current = self._current(self._journal, known, Fetch.load(known.body)) if known else None
-                if current and current.state == WAITING and not is_in_flight(current):
+                if current and current.state == WAITING and current.id not in running:
                     outcomes.append(Outcome(current, DONE))
                     self.on_attempt_ended(current)
             if outcomes:
@@ -275,11 +349,12 @@ def client_name(journal: Journal, chain: str) -> str:
 
 
 def compact_body(task: Task) -> str:
-    """Return the body of a finished fetch with the numbers of the announcements; the versions identify its content."""
+    """Return the body of a finished fetch without its announcements: with their numbers and the digests of metadata."""
     fetch = Fetch.load(task.body)
-    for source, text in fetch.announcements.items():
-        if metadata := payload.announcement_metadata_in(text):
-            fetch.numbers[source] = metadata["log"], metadata["number"]
+    for source in fetch.announcements:
+        if number := fetch.number(source):
+            fetch.numbers[source] = number
+        fetch.digests[source] = fetch.digest(source)
     fetch.announcements = {}
     return fetch.dump()
 
@@ -306,6 +381,16 @@ def file_key(data: dict[str, Any]) -> str:
     return "\n".join(item.get("uid") or item["uri"].rsplit("/", 1)[-1] for item in items)
 
 
+def metadata_digest(data: dict[str, Any]) -> str:
+    """Return a digest of the metadata of an announcement, which does not depend on the order of its items."""
+    metadata = {key: value for key, value in data.items() if key not in payload.TRANSPORT_KEYS}
+    return _digest(json.dumps(metadata, sort_keys=True, default=str))
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+
+
 def _update(editor: TaskEditor, task: Task, fetch: Fetch) -> None:
     task.body = fetch.dump()
     editor.update_body(task)
@@ -322,6 +407,11 @@ def _announcements(task: Task) -> AnnouncementsBySource:
 def file_key_of(task: Task) -> str:
     """Return the identity of the files of a task, without the generation."""
     return task.key.partition(_GENERATION)[0]
+
+
+def is_again(task: Task) -> bool:
+    """Return True if a task is about a further content, or a repetition, of a file that was announced before."""
+    return _GENERATION in task.key
 
 
 def _size_and_time(data: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -286,11 +286,14 @@ class Scheduler:
             known = self._lanes.get((chain, lane))
         return known is not None and known.breaker.held
 
-    def in_flight_ids(self, chain: str, lane: str) -> set[int]:
-        """Return the ids of the tasks in flight of a lane."""
+    def in_flight_ids(self, chain: str, lane: str | None = None) -> set[int]:
+        """Return the ids of the tasks in flight of a lane, or of all lanes of a chain.
+
+        A task is in flight until its result is stored.
+        """
         with self._lock:
-            known = self._lanes.get((chain, lane))
-        return set(known.in_flight) if known else set()
+            lanes = [known for known in self._lanes.values() if known.chain == chain and lane in (None, known.name)]
+        return {id_ for known in lanes for id_ in tuple(known.in_flight)}
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Hand over tasks that were just stored in the journal, so that they run when due. Any thread."""

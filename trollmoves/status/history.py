@@ -10,7 +10,7 @@ from typing import Any
 from trollmoves.journal import DONE, FAILED, WAITING, AnnouncedRow, JournalReader, TaskRow
 from trollmoves.messaging import payload
 from trollmoves.net import urls
-from trollmoves.status.names import destination_of, error_of, file_of_key
+from trollmoves.status.names import destination_of, error_of, file_of_key, sources_of
 
 MAX_FOUND = 200  # announcements and tasks of one request
 # Kinds of tasks that are found by the number of their announcement.
@@ -59,6 +59,15 @@ def history(reader: JournalReader, name: str) -> list[Step]:
     return sorted(steps, key=lambda step: float("inf") if step.time is None else step.time)
 
 
+def steps_of_announcement(reader: JournalReader, row: AnnouncedRow) -> list[Step]:
+    """Return the steps of an announced file, oldest first; only those that the number of the announcement finds."""
+    steps = [
+        *_announced(row),
+        *(step for task in reader.tasks_for(row.chain, row.number) for step in _steps(task, row.uid)),
+    ]
+    return sorted(steps, key=lambda step: float("inf") if step.time is None else step.time)
+
+
 def _receipts(tasks: list[TaskRow]) -> Iterator[Step]:
     """Yield the receipts that a client published: with the delivery, or after it unpacked the files."""
     packed = {(task.chain, task.key) for task in tasks if task.kind == "unpack"}
@@ -94,7 +103,9 @@ def _transfer(task: TaskRow, file: str) -> Iterator[Step]:
         event = "relayed"
     source = task.lane.partition(" ")[2] if task.kind in ("fetch", "relay") else ""
     destination = urls.redacted(destination_of(task.kind, task.key, task.destination))
-    yield _step(task, task.created, begin, file, "", source)
+    yield _step(
+        task, task.created, begin, file, "", source, details={"sources": sources_of(task.body)} if source else {}
+    )
     yield from _result(task, file, destination, event, task.peer or source)
 
 

@@ -27,6 +27,14 @@ def destination_of(kind: str, key: str, stored: str | None) -> str:
     return stored or ""
 
 
+def sources_of(body: str) -> dict[str, str]:
+    """Return the path of a file at each source that announced it, from the body of a fetch or relay task."""
+    try:
+        return {source: str(version[0]) for source, (version, _) in json.loads(body)[1].items()} if body else {}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
 def error_of(reply: str | None) -> str:
     """Return the error of a failed attempt: the text, or the text in the reply that a client got."""
     if not reply:

@@ -11,26 +11,27 @@ from contextlib import suppress
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.clock import boot_time
+from trollmoves.journal.common.sources import SourceQueries
 from trollmoves.journal.postgresql.announcements import PostgresAnnouncements
 from trollmoves.journal.postgresql.database import PostgresDatabase
 from trollmoves.journal.postgresql.loading import load, migrate
 from trollmoves.journal.postgresql.location import parse_location
 from trollmoves.journal.postgresql.members import FLEET, LEASE, Membership
+from trollmoves.journal.postgresql.offline import record_offline, running_pid
 from trollmoves.journal.postgresql.orders import PostgresOrders
 from trollmoves.journal.postgresql.pruning import PostgresPruning
 from trollmoves.journal.postgresql.reader import PostgresReader
 from trollmoves.journal.postgresql.secrets import LoginCipher
 from trollmoves.journal.postgresql.sharing import PostgresSharing
-from trollmoves.journal.postgresql.sources import PostgresSources
 from trollmoves.journal.postgresql.statistics import PostgresStatistics
 from trollmoves.journal.views import MemberRow
 
-__all__ = ["PostgresJournal", "PostgresReader", "load", "migrate"]
+__all__ = ["PostgresJournal", "PostgresReader", "load", "migrate", "record_offline", "running_pid"]
 
 CLOCK_INTERVAL = 60.0  # s between two comparisons with the clock of the engine
 
 
-class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresSources, PostgresStatistics, PostgresPruning):
+class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics, PostgresPruning, SourceQueries):
     """An open journal, and this process as a member of its fleet, until ``close``."""
 
     replaced = False

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,6 @@ TRIED = (
     "CASE WHEN holder = ANY(tried_by) OR holder IS NULL THEN tried_by "
     f"ELSE (tried_by || holder)[greatest(cardinality(tried_by) - {MAX_TRIED - 2}, 1):] END"
 )
-# Of members that stored or claimed tasks while they were buried.
-_FREE_LATE = (
-    f"UPDATE tasks SET holder = NULL, tried_by = {TRIED} WHERE state = 0 AND holder IS NOT NULL "
-    "AND NOT EXISTS (SELECT 1 FROM members m WHERE m.id = tasks.holder AND NOT m.gone)"
-)
 
 
 class Membership:
@@ -69,7 +65,7 @@ class Membership:
         self._on_lost = on_lost
         self._stop = threading.Event()
         self._connected_since = boot_time()
-        self._process = _process_id(os.getpid())
+        self._process = ProcessId.own()
         started = boot_time()
         self.id = int(database.run_statement(self._register))
         self.life = str(self.id)
@@ -88,7 +84,7 @@ class Membership:
         row = db.execute(
             "INSERT INTO members (name, process, version, started, renewed, lease_until) "
             f"SELECT %s, %s, %s, t, t, t + %s FROM (SELECT {_CLOCK} AS t) clock RETURNING id",
-            (self.name, self._process, __version__, self.lease),
+            (self.name, str(self._process), __version__, self.lease),
         ).fetchone()
         assert row is not None  # noqa: S101
         return row[0]
@@ -141,8 +137,12 @@ class Membership:
         if threading.current_thread() is not self._thread:
             self._thread.join()
         if not self.is_lost:
-            self._database.run(lambda db: _bury(db, [self.id], killed=False))
+            self._database.run(self._bury_self)
         self.is_lost = True
+
+    def _bury_self(self, db: Connection) -> None:
+        db.execute("SELECT 1 FROM members WHERE id = %s FOR UPDATE", (self.id,))  # waits for its other transactions
+        _bury(db, [self.id], killed=False)
 
     # -- leases for a function
 
@@ -152,7 +152,7 @@ class Membership:
         def work(db: Connection) -> bool:
             row = db.execute(
                 "INSERT INTO leases SELECT %s, id FROM members WHERE id = %s AND NOT gone AND (%s OR NOT EXISTS "
-                "(SELECT 1 FROM leases WHERE starts_with(what, %s))) "
+                "(SELECT 1 FROM leases WHERE starts_with(what, %s))) FOR KEY SHARE "
                 "ON CONFLICT (what) DO UPDATE SET member = leases.member RETURNING member",
                 (what, self.id, what != FLEET, _SHARING),
             ).fetchone()
@@ -167,7 +167,7 @@ class Membership:
             return bool(
                 db.execute(
                     "INSERT INTO leases SELECT %s, id FROM members WHERE id = %s AND NOT gone "
-                    "AND NOT EXISTS (SELECT 1 FROM leases WHERE what = %s) "
+                    "AND NOT EXISTS (SELECT 1 FROM leases WHERE what = %s) FOR KEY SHARE "
                     "ON CONFLICT (what) DO UPDATE SET member = leases.member",
                     (f"{_SHARING}{self.id}", self.id, FLEET),
                 ).rowcount
@@ -199,7 +199,6 @@ class Membership:
                 (self.id, self.lease),
             ).fetchall()
             freed = _bury(db, [id_ for id_, _, _ in rows], killed=True)
-            db.execute(_FREE_LATE.encode())
         for _, name, ago in rows:
             logger.warning(
                 "the member %s of %s did not renew its lease for %.1f s: its tasks are free (%d in all)",
@@ -208,14 +207,14 @@ class Membership:
 
     def bury_ended(self) -> None:
         """Bury members of ended processes on this host, without waiting for the end of their leases."""
-        here = self._process.rpartition(" ")[0].rpartition(" ")[0]
 
         def work(db: Connection) -> int:
             rows = db.execute(
                 "SELECT id, process FROM members WHERE NOT gone AND id <> %s ORDER BY id FOR UPDATE SKIP LOCKED",
                 (self.id,),
             ).fetchall()
-            return _bury(db, [id_ for id_, process in rows if _has_ended(process, here)], killed=True)
+            processes = [(id_, ProcessId.parse(text)) for id_, text in rows]
+            return _bury(db, [id_ for id_, one in processes if one.is_here() and one.has_ended()], killed=True)
 
         self._database.run(work)
 
@@ -248,7 +247,10 @@ def members_of(database: PostgresDatabase) -> list[MemberRow]:
 
 
 def _bury(db: Connection, ids: list[int], *, killed: bool) -> int:
-    """Free the tasks and leases of members within a transaction; return the number of tasks."""
+    """Free the tasks and leases of members within a transaction that has locked their rows; return the number of tasks.
+
+    No task or lease is added for them in between: each transaction that does so locks the row of its member.
+    """
     if not ids:
         return 0
     freed = db.execute(
@@ -268,9 +270,35 @@ def _bury(db: Connection, ids: list[int], *, killed: bool) -> int:
     return freed
 
 
-def _process_id(pid: int) -> str:
-    """Return a text that identifies a process on all hosts: boot, namespace, process id, and start time."""
-    return f"{_here()} {pid} {_start_time(pid)}"
+@dataclass(frozen=True)
+class ProcessId:
+    """What identifies a process on all hosts; its text is in the row of a member."""
+
+    where: str  # boot and namespace
+    pid: int
+    started: str  # clock ticks since the boot
+
+    @classmethod
+    def own(cls) -> ProcessId:
+        """Return that of this process."""
+        return cls(_here(), os.getpid(), _start_time(os.getpid()))
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessId:
+        """Return the one with this text."""
+        where, pid, started = text.rsplit(" ", 2)
+        return cls(where, int(pid), started)
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.pid} {self.started}"
+
+    def is_here(self) -> bool:
+        """Return True if it ran on this host, since its boot."""
+        return self.where == _here()
+
+    def has_ended(self) -> bool:
+        """Return True if a process of this host has ended."""
+        return _start_time(self.pid) != self.started
 
 
 def _here() -> str:
@@ -288,9 +316,3 @@ def _start_time(pid: int) -> str:
     except OSError:
         return ""
     return "" if status[0] in ("Z", "X") else status[19]
-
-
-def _has_ended(process: str, here: str) -> bool:
-    where, _, start = process.rpartition(" ")
-    where, _, pid = where.rpartition(" ")
-    return where == here and pid.isdigit() and _start_time(int(pid)) != start

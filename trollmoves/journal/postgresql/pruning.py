@@ -14,6 +14,7 @@ from trollmoves.journal.records import BATCH_SIZE, COMPACT_AFTER, DONE, Compacto
 
 logger = logging.getLogger(__name__)
 
+UPKEEP = "upkeep"  # the lease of the member that prunes
 MEMBERS_FOR = 7 * 86400.0  # s for which former members are kept
 _FINISHED = COLUMNS.split(", ").index("finished")
 _NEXT = (
@@ -27,7 +28,7 @@ class PostgresPruning(PostgresTasks):
     """Pruning of a journal."""
 
     def prune(self, retention: Retention, compactors: Compactors, min_age: float = COMPACT_AFTER) -> Iterator[int]:
-        if not self._membership.take("pruning"):
+        if not self._membership.take(UPKEEP):
             return
         before = self.now() - min_age
         yield from self._compact_finished(before, compactors)

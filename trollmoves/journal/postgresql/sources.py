@@ -4,26 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
+from trollmoves.journal.postgresql.database import Connection
 from trollmoves.journal.records import SourcePosition, to_sqlite_text
-
-
-class PostgresSources:
-    """The sources in a journal."""
-
-    _database: PostgresDatabase
-
-    def sources(self, chain: str) -> list[SourcePosition]:
-        rows = self._database.read("SELECT log, address, received_through FROM sources WHERE chain = %s", (chain,))
-        return [SourcePosition(*row) for row in rows]
-
-    def rewind_source(self, chain: str, log: str) -> None:
-        change = "UPDATE sources SET received_through = 0 WHERE chain = %s AND log = %s"
-        self._database.run_statement(lambda db: db.execute(change, (chain, to_sqlite_text(log))))
-
-    def forget_source(self, chain: str, log: str) -> None:
-        change = "DELETE FROM sources WHERE chain = %s AND log = %s"
-        self._database.run_statement(lambda db: db.execute(change, (chain, to_sqlite_text(log))))
 
 
 def upsert_sources(db: Connection, sources: Sequence[tuple[str, SourcePosition]]) -> None:

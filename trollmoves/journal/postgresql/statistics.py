@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trollmoves.journal.postgresql.database import PostgresDatabase
-from trollmoves.journal.postgresql.reader import WANTED
+from trollmoves.journal.postgresql.reader import PostgresReader
 from trollmoves.journal.views import JournalStatistics, LaneBacklog
 
 MAX_SCANNED = 100_000  # finished tasks that are searched for the last one of each chain
@@ -25,7 +25,7 @@ class PostgresStatistics:
         failing = read(
             "SELECT chain, lane FROM lanes l WHERE failure IS NOT NULL AND EXISTS (SELECT 1 FROM tasks t "
             "WHERE t.chain = l.chain AND t.lane = l.lane AND (t.state = 0 OR (t.state = 2 "
-            f"AND t.failure IN ('held', 'outage', 'retry') AND {WANTED}))) ORDER BY chain, lane"
+            f"AND t.failure IN ('held', 'outage', 'retry') AND {PostgresReader.WANTED}))) ORDER BY chain, lane"
         )
         return JournalStatistics(
             tuple(LaneBacklog(*row) for row in backlog),

@@ -16,6 +16,8 @@ from typing import Any
 from psycopg.types.json import Json
 
 from trollmoves.errors import JournalError
+from trollmoves.journal.common.queries import placeholders
+from trollmoves.journal.common.tasks import TaskQueries
 from trollmoves.journal.interface import MergeFunction
 from trollmoves.journal.lane_states import (
     LANE_INTERVAL,
@@ -27,17 +29,14 @@ from trollmoves.journal.lane_states import (
 )
 from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
 from trollmoves.journal.postgresql.members import TRIED, Membership
+from trollmoves.journal.postgresql.queries import PostgresQueries
 from trollmoves.journal.postgresql.schema import IDENT_PREFIX, ident
 from trollmoves.journal.postgresql.secrets import LoginCipher
 from trollmoves.journal.postgresql.sharing import Allotment, PostgresSharing, held_identities
 from trollmoves.journal.postgresql.sources import upsert_sources
 from trollmoves.journal.records import (
     BACKLOG,
-    DONE,
-    DROPPED,
-    FAILED,
     FRESH,
-    SET_ASIDE,
     UNFLUSHED_SECONDS,
     WAITING,
     Delivery,
@@ -63,6 +62,7 @@ _NO_DELIVERY = Delivery(None, None)
 _HERE = "(%(host)s = '' OR place IN ('', %(host)s))"  # without sharing, one member runs all
 _OURS = "(holder IS NULL OR holder = %(me)s)"
 _PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
+_STAYS_PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone FOR KEY SHARE)"  # until the commit
 
 _INSERT = (
     "INSERT INTO tasks (id, chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, "
@@ -84,6 +84,7 @@ _FINISH = (
     "reply text, size bigint, seconds float8, destination text, peer text, failed bool, failure text) "
     f"WHERE t.id = o.id AND {_OURS} AND {_PRESENT} RETURNING t.id"
 )
+_FINISH_AND_FOLLOW = _FINISH.replace(_PRESENT, _STAYS_PRESENT)
 _CLAIM = (
     "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
     f"AND state = 0 AND due <= %(now)s AND {_OURS} AND {_HERE} "
@@ -130,8 +131,10 @@ _STORE_LANE = (
 )
 
 
-class PostgresTasks:
+class PostgresTasks(PostgresQueries, TaskQueries):
     """The tasks of a journal. Their unique (chain, kind, key) suppresses duplicates in the whole fleet."""
+
+    COLUMNS = COLUMNS
 
     def __init__(
         self,
@@ -152,9 +155,6 @@ class PostgresTasks:
         self._last_finish = 0.0
         self._killed: list[tuple[int, float]] = []
         self._killed_lock = threading.Lock()
-
-    def now(self) -> float:
-        return self._database.now()
 
     # -- adding
 
@@ -286,9 +286,6 @@ class PostgresTasks:
 
         return self._database.run(work, now)
 
-    def set_aside(self, chain: str, item: str, reason: str) -> None:
-        self.add_tasks([Task(chain, SET_ASIDE, item, SET_ASIDE, reason, state=FAILED)])
-
     def reset_tasks(self, tasks: Iterable[Task]) -> list[Task]:
         tasks = list(tasks)
 
@@ -332,32 +329,9 @@ class PostgresTasks:
 
     # -- queries
 
-    def _tasks(self, where: str, *parameters: Any) -> list[Task]:
-        return [
-            self.task_of(row) for row in self._database.read(f"SELECT {COLUMNS} FROM tasks WHERE {where}", parameters)
-        ]
-
     def find(self, chain: str, kind: str, key: str) -> Task | None:
         rows = self._database.read(SELECT_KEY, _key_values(chain, kind, key))
         return self.task_of(rows[0]) if rows else None
-
-    def keys(self, chain: str, kind: str) -> list[str]:
-        return [
-            key for (key,) in self._database.read("SELECT key FROM tasks WHERE chain = %s AND kind = %s", (chain, kind))
-        ]
-
-    def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
-        where = "announcement_number = %s AND chain = %s AND state = 1 AND kind = ANY(%s::text[]) ORDER BY id"
-        return self._tasks(where, number, chain, list(kinds))
-
-    def has_pending_for(self, chain: str, kind: str, number: int) -> bool:
-        where = "announcement_number = %s AND chain = %s AND kind = %s AND state = 0 LIMIT 1"
-        return bool(self._database.read(f"SELECT 1 FROM tasks WHERE {where}", (number, chain, kind)))
-
-    def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
-        return self._tasks(
-            "announcement_number = %s AND chain = %s AND kind = %s AND state = 0 ORDER BY id", number, chain, kind
-        )
 
     def newer_keys(self, task: Task, prefix: str) -> list[str]:
         rows = self._database.read(
@@ -373,26 +347,6 @@ class PostgresTasks:
             (chain, kind, *_prefix_values(prefix), to_sqlite_text(part)),
         )
         return [(int(id_), int(state)) for id_, state in rows]
-
-    def count(self, chain: str | None = None) -> dict[str, int]:
-        rows = self._database.read(
-            "SELECT state, count(*) FROM tasks WHERE %s::text IS NULL OR chain = %s GROUP BY state", (chain, chain)
-        )
-        names = {WAITING: "waiting", DONE: "done", FAILED: "failed", DROPPED: "dropped"}
-        return {"waiting": 0, "done": 0, "failed": 0} | {names[state]: number for state, number in rows}
-
-    def count_waiting(self, chain: str, lane: str) -> int:
-        values = (chain, to_sqlite_text(lane))
-        ((count,),) = self._database.read(
-            "SELECT count(*) FROM tasks WHERE chain = %s AND lane = %s AND state = 0", values
-        )
-        return int(count)
-
-    def held(self, chain: str, limit: int = 1000) -> list[Task]:
-        return self._tasks("chain = %s AND state = 0 AND reply IS NOT NULL ORDER BY due, id LIMIT %s", chain, limit)
-
-    def failed(self, chain: str, limit: int = 1000) -> list[Task]:
-        return self._tasks("chain = %s AND state = 2 ORDER BY finished DESC, id DESC LIMIT %s", chain, limit)
 
     # -- claiming
 
@@ -469,8 +423,9 @@ class PostgresTasks:
         """Store outcomes of tasks that no other member holds; return the ids of the tasks."""
         me = self._membership.id
         rows = [_outcome_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: _identity(outcome.task))]
+        finish = _FINISH_AND_FOLLOW if any(outcome.follow_ups for outcome in outcomes) else _FINISH
         values = {"rows": Json(rows), "now": now, "me": me, "token": f"{me} {now!r}"}
-        stored = {id_ for (id_,) in db.execute(_FINISH.encode(), values).fetchall()}
+        stored = {id_ for (id_,) in db.execute(finish.encode(), values).fetchall()}
         missing = [row["id"] for row in rows if row["id"] not in stored]
         if missing and self._database.doubtful:  # perhaps stored by an attempt with an unknown result
             tokens = [f"{me} {at!r}" for at in self._database.doubtful]
@@ -522,24 +477,14 @@ class PostgresTasks:
             self._killed += self._membership.killed()
             killed = list(self._killed)
         where = (
-            "state = 1 AND finished BETWEEN %s AND %s AND chain = %s AND kind = ANY(%s::text[]) "
-            "AND starts_with(done_by, %s) ORDER BY finished, id"
+            f"state = 1 AND finished BETWEEN ? AND ? AND chain = ? AND kind IN ({placeholders(kinds)}) "
+            "AND starts_with(done_by, ?) ORDER BY finished, id"
         )
         return [
-            task
-            for member, at in killed
-            for task in self._tasks(where, at - seconds, at, chain, list(kinds), f"{member} ")
+            task for member, at in killed for task in self._tasks(where, at - seconds, at, chain, *kinds, f"{member} ")
         ]
 
     # -- changes of waiting and failed tasks
-
-    def pending_numbers(self, chain: str, kind: str) -> set[int]:
-        rows = self._database.read(
-            "SELECT announcement_number FROM tasks WHERE chain = %s AND state = 0 AND kind = %s "
-            "AND announcement_number IS NOT NULL",
-            (chain, kind),
-        )
-        return {number for (number,) in rows}
 
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
         now = self.now()
@@ -600,7 +545,6 @@ class PostgresTasks:
         return self._cipher.encrypt(to_sqlite_text(text))
 
     def task_of(self, row: Any) -> Task:
-        """Return the task with these columns."""
         id_, chain, kind, key, lane, rank, due, state, tries, created, number, body, reply, finished, holder, tried = (
             row
         )

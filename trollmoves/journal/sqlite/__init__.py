@@ -6,15 +6,14 @@ Tables: ``tasks`` has pending, finished and failed tasks; ``announcements`` is t
 
 from __future__ import annotations
 
+from trollmoves.journal.common.sources import SourceQueries
 from trollmoves.journal.sqlite.announcements import AnnouncementTable
 from trollmoves.journal.sqlite.export import exported
 from trollmoves.journal.sqlite.orders import OrderTable, recent_lanes, record_offline
 from trollmoves.journal.sqlite.placement import network_warning, place_journal
 from trollmoves.journal.sqlite.pruning import Pruning
 from trollmoves.journal.sqlite.reader import SqliteReader, running_pid
-from trollmoves.journal.sqlite.sources import SourceTable
 from trollmoves.journal.sqlite.statistics import Statistics, journal_size
-from trollmoves.journal.sqlite.tasks import TaskTable
 
 __all__ = [
     "SqliteJournal",
@@ -29,7 +28,7 @@ __all__ = [
 ]
 
 
-class SqliteJournal(TaskTable, AnnouncementTable, SourceTable, OrderTable, Statistics, Pruning):
+class SqliteJournal(OrderTable, AnnouncementTable, Statistics, Pruning, SourceQueries):
     """An open journal. It owns its file until ``close``."""
 
     sharing = None

@@ -336,12 +336,19 @@ class JournalDatabase:
             if self._db.in_transaction:  # SQLite has rolled back already if the disk was full
                 self._db.execute("ROLLBACK")
 
-    def _read(self, sql: str, parameters: Sequence[Any] = (), enough: Callable[[Any], bool] | None = None) -> list[Any]:
+    def _write(self, statement: str, parameters: Sequence[Any]) -> None:
+        """Execute one statement in a transaction."""
+        with self._transaction() as db:
+            db.execute(statement, parameters)
+
+    def _read(
+        self, statement: str, parameters: Sequence[Any] = (), enough: Callable[[Any], bool] | None = None
+    ) -> list[Any]:
         """Return the rows of a query, through the first one for which ``enough`` returns True."""
         with self._lock:
             self._check()
             try:
-                with closing(self._db.execute(sql, parameters)) as cursor:
+                with closing(self._db.execute(statement, parameters)) as cursor:
                     if enough is None:
                         return cursor.fetchall()
                     rows = []
@@ -353,11 +360,11 @@ class JournalDatabase:
             except (sqlite3.Error, OverflowError) as error:
                 raise self._to_journal_error("read", error) from error
 
-    def _read_on_own_connection(self, sql: str, *parameters: Any) -> list[Any]:
+    def _read_on_own_connection(self, statement: str, parameters: Sequence[Any]) -> list[Any]:
         """Return the rows of a query that scans many rows: other threads can use the journal at the same time."""
         try:
             with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
-                return db.execute(sql, parameters).fetchall()
+                return db.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
             raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
 

@@ -72,7 +72,7 @@ class Pruning(JournalDatabase):
         # On a separate connection: it scans many rows and must not block other transactions.
         rows = self._read_on_own_connection(
             "SELECT finished FROM tasks WHERE state <> 0 ORDER BY finished DESC LIMIT 1 OFFSET ?",
-            retention.most_finished,
+            (retention.most_finished,),
         )
         return max(by_age, *(float(finished) for (finished,) in rows)) if rows else by_age
 

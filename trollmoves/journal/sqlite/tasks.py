@@ -9,15 +9,14 @@ from contextlib import suppress
 from typing import Any
 
 from trollmoves.errors import JournalError
+from trollmoves.journal.common.queries import placeholders
+from trollmoves.journal.common.tasks import TaskQueries
 from trollmoves.journal.interface import MergeFunction
 from trollmoves.journal.lane_states import LANE_INTERVAL, LaneChanges, merge_changes, record_outcome
 from trollmoves.journal.records import (
     BACKLOG,
-    DONE,
-    DROPPED,
     FAILED,
     FRESH,
-    SET_ASIDE,
     UNFLUSHED_SECONDS,
     WAITING,
     Delivery,
@@ -34,7 +33,7 @@ from trollmoves.journal.sqlite.sources import upsert_source
 
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"
 _SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?"
-SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0"
+_SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0"
 
 
 _NO_DELIVERY = Delivery(None, None)
@@ -46,8 +45,10 @@ _FINISH_FAILED = _FINISH.replace(" WHERE", ", failure = ? WHERE")
 MARK_SLACK = 0.01  # s; the stored time must be later than that of the task by more than UNFLUSHED_SECONDS
 
 
-class TaskTable(JournalDatabase):
+class TaskTable(JournalDatabase, TaskQueries):
     """The tasks of a journal. Their unique (chain, kind, key) suppresses duplicates, also after a restart."""
+
+    COLUMNS = COLUMNS
 
     def __init__(
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
@@ -87,24 +88,12 @@ class TaskTable(JournalDatabase):
                 upsert_source(db, chain, source)
         return found
 
-    def set_aside(self, chain: str, item: str, reason: str) -> None:
-        self.add_tasks([Task(chain, SET_ASIDE, item, SET_ASIDE, reason, state=FAILED)])
+    def task_of(self, row: Any) -> Task:
+        return task_of(row)
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
         rows = self._read(_SELECT_KEY, (chain, kind, to_sqlite_text(key)))
         return task_of(rows[0]) if rows else None
-
-    def keys(self, chain: str, kind: str) -> list[str]:
-        rows = self._read("SELECT key FROM tasks WHERE chain = ? AND kind = ?", (chain, kind))
-        return [str(key) for (key,) in rows]
-
-    def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
-        rows = self._read(
-            f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND state = 1 "
-            f"AND kind IN ({','.join('?' * len(kinds))})",
-            (number, chain, *kinds),
-        )
-        return [task_of(row) for row in rows]
 
     def reset_tasks(self, tasks: Iterable[Task]) -> list[Task]:
         with self._transaction() as db:
@@ -223,24 +212,10 @@ class TaskTable(JournalDatabase):
         rows = self._read(
             f"SELECT {COLUMNS} FROM tasks INDEXED BY tasks_finished WHERE state <> 0 AND finished BETWEEN ? AND ? "
             "AND chain = ? "
-            f"AND state = 1 AND kind IN ({','.join('?' * len(kinds))}) ORDER BY finished, id",
+            f"AND state = 1 AND kind IN ({placeholders(kinds)}) ORDER BY finished, id",
             (self._killed_at - seconds, self._killed_at, chain, *kinds),
         )
         return [task_of(row) for row in rows]
-
-    def count(self, chain: str | None = None) -> dict[str, int]:
-        where, parameters = ("WHERE chain = ?", (chain,)) if chain is not None else ("", ())
-        rows = self._read(f"SELECT state, count(*) FROM tasks {where} GROUP BY state", parameters)
-        names = {WAITING: "waiting", DONE: "done", FAILED: "failed", DROPPED: "dropped"}
-        return {"waiting": 0, "done": 0, "failed": 0} | {names[state]: number for state, number in rows}
-
-    def has_pending_for(self, chain: str, kind: str, number: int) -> bool:
-        return bool(
-            self._read(
-                "SELECT 1 FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0 LIMIT 1",
-                (number, chain, kind),
-            )
-        )
 
     def newer_keys(self, task: Task, prefix: str) -> list[str]:
         start = to_sqlite_text(prefix)
@@ -261,21 +236,10 @@ class TaskTable(JournalDatabase):
         )
         return [(int(id_), int(state)) for id_, state in rows]
 
-    def pending_for(self, chain: str, kind: str, number: int) -> list[Task]:
-        return [task_of(row) for row in self._read(SELECT_PENDING, (number, chain, kind))]
-
-    def pending_numbers(self, chain: str, kind: str) -> set[int]:
-        rows = self._read(
-            "SELECT announcement_number FROM tasks INDEXED BY tasks_waiting WHERE chain = ? AND state = 0 AND kind = ? "
-            "AND announcement_number IS NOT NULL",
-            (chain, kind),
-        )
-        return {number for (number,) in rows}
-
     def make_due_now(self, chain: str, kind: str, number: int) -> list[Task]:
         now = self.now()
         with self._transaction() as db:
-            rows = db.execute(SELECT_PENDING, (number, chain, kind)).fetchall()
+            rows = db.execute(_SELECT_PENDING, (number, chain, kind)).fetchall()
             db.executemany("UPDATE tasks SET due = ? WHERE id = ?", [(now, row[0]) for row in rows])
         tasks = [task_of(row) for row in rows]
         for task in tasks:
@@ -290,26 +254,6 @@ class TaskTable(JournalDatabase):
                 "AND due > ?1 AND (?3 IS NULL OR lane = ?3)",
                 (now, chain, lane),
             )
-
-    def count_waiting(self, chain: str, lane: str) -> int:
-        ((count,),) = self._read(
-            "SELECT count(*) FROM tasks WHERE chain = ? AND lane = ? AND state = 0", (chain, to_sqlite_text(lane))
-        )
-        return int(count)
-
-    def held(self, chain: str, limit: int = 1000) -> list[Task]:
-        rows = self._read(
-            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND state = 0 AND reply IS NOT NULL ORDER BY due, id LIMIT ?",
-            (chain, limit),
-        )
-        return [task_of(row) for row in rows]
-
-    def failed(self, chain: str, limit: int = 1000) -> list[Task]:
-        rows = self._read(
-            f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND state = 2 ORDER BY finished DESC, id DESC LIMIT ?",
-            (chain, limit),
-        )
-        return [task_of(row) for row in rows]
 
     def retry(self, ids: Iterable[int]) -> list[Task]:
         now = self.now()

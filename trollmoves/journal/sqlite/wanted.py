@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 import sqlite3
 
-# Of tasks ``t`` with a failure: without pushes of files that the client got from another source, or has requested to
-# another destination since. For connections with ``add_functions``.
-WANTED = (
-    "(t.failure = 'failed' OR t.announcement_number IS NULL OR NOT EXISTS (SELECT 1 FROM tasks k "
-    "WHERE k.announcement_number = t.announcement_number AND k.chain = t.chain AND (k.kind = 'ack' OR "
-    "(k.kind = 'push' AND k.created > t.created AND requester(k.body) = requester(t.body)))))"
-)
+from trollmoves.journal.common.reader import wanted
+
+WANTED = wanted("requester({})")  # for connections with ``add_functions``
 _REQUESTER = re.compile(r'"request": \{"id": "((?:[^"\\]|\\.)*)/')
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from functools import partial
 
@@ -15,8 +16,22 @@ import psycopg
 import pytest
 
 from trollmoves.errors import JournalError, JournalUnusable
-from trollmoves.journal import DONE, FAILED, WAITING, AnnouncementRecord, Outcome, Task, TaskEditor, Version
+from trollmoves.journal import (
+    DONE,
+    FAILED,
+    WAITING,
+    AnnouncementRecord,
+    Outcome,
+    Retention,
+    Task,
+    TaskEditor,
+    Version,
+    recent_lanes,
+    record_offline,
+    running_pid,
+)
 from trollmoves.journal.postgresql import PostgresJournal
+from trollmoves.journal.postgresql.members import _bury
 from trollmoves.tests.helpers.journals import (
     LATER,
     announced,
@@ -189,6 +204,49 @@ def test_a_member_gets_the_tasks_of_one_that_died(join: Join) -> None:
     assert keys(two.finished_before_kill("chain", ["fetch"], 1000.0)) == ["done"]
 
 
+@pytest.mark.parametrize("call", ["finish", "take", "add"])
+def test_a_call_at_the_instant_of_a_burial(join: Join, call: str) -> None:
+    """A member that is being buried adds no task and takes no lease that would never become free."""
+    one, two = join(), join()
+    suspend(one)
+    ((stored, _),) = one.add_tasks([task("a")])
+    calls: dict[str, Callable[[], object]] = {
+        "finish": lambda: one.finish([Outcome(stored, DONE, follow_ups=[task("next")])]),
+        "take": lambda: one.take("fleet"),
+        "add": lambda: one.add_tasks([task("next")]),
+    }
+    member = int(one.life)
+    with two.membership._database.connect() as db, ThreadPoolExecutor(1) as pool:
+        with db.transaction():
+            db.execute("SELECT 1 FROM members WHERE id = %s FOR UPDATE", (member,))
+            _bury(db, [member], killed=True)
+            result = pool.submit(calls[call])
+            until(lambda: result.done() or _waits_for_a_lock(db))
+            assert not result.done()
+        wait([result])
+    assert two.take("fleet")
+    assert keys(two.claim("chain", "lane", 5, LATER)) == ["a"]
+    assert two.find("chain", "fetch", "next") is None
+
+
+def _waits_for_a_lock(db: psycopg.Connection) -> bool:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+    return db.execute(waiting, (db.info.backend_pid,)).fetchone() is not None
+
+
+def test_one_member_prunes(join: Join) -> None:
+    """Pruning is the work of one member at a time; another one continues when it leaves."""
+    one, two = join(), join()
+    ((stored, _),) = one.add_tasks([task("a")])
+    one.finish([Outcome(stored, DONE)])
+    nothing_kept = Retention(0.0, 0.0, 0, 0)
+    assert one.take("upkeep")
+    assert list(two.prune(nothing_kept, {}, 0.0)) == []
+    one.close()
+    assert sum(two.prune(nothing_kept, {}, 0.0)) > 0
+    assert two.find("chain", "fetch", "a") is None
+
+
 def test_a_buried_member_learns_of_it(join: Join) -> None:
     """A member that was buried by mistake finds out, and can no longer use the journal."""
     one, two = join(), join()
@@ -217,8 +275,8 @@ def test_a_suspended_member_loses_its_tasks(join: Join, within: str) -> None:
         suspend(one)
         until(lambda: not one.still())
         execute(one, f"UPDATE members SET lease_until = 0 WHERE id = {one.life}")
-        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["a"], 12, timeout_factor=2)
-        assert two.still()
+        until(lambda: keys(two.claim("chain", "lane", 5, LATER)) == ["a"], 30)
+        until(two.still)
         with pytest.raises(JournalError):
             one.add_tasks([task("late")])
     finally:
@@ -237,6 +295,25 @@ def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
     assert two.membership.take("fleet")
     assert keys(two.claim("chain", "lane", 5, LATER)) == ["a"]
     assert two.finished_before_kill("chain", ["fetch"], 1000.0) == []
+
+
+def test_orders_for_a_daemon_that_does_not_run(join: Join) -> None:
+    """An order is stored only while no daemon has the journal open; the next one finds it."""
+    one = join()
+    url = one.path
+    one.add_tasks([task("a", "a lane")])
+    assert running_pid(url) == os.getpid()
+    assert recent_lanes(url) == {("chain", "a lane")}
+    with pytest.raises(JournalError, match=f"in use by process {os.getpid()}"):
+        record_offline(url, "key", "an order")
+    execute(one, f"UPDATE members SET process = 'elsewhere 1 1', name = 'hostb' WHERE id = {one.life}")
+    with pytest.raises(JournalUnusable, match="in use by hostb: give the order on that host"):
+        record_offline(url, "key", "an order")
+    assert running_pid(url) is None
+    one.close()
+    record_offline(url, "key", "an order")
+    record_offline(url, "key", "a later one")
+    assert [(order.key, order.body) for order in join().waiting_orders()] == [("key", "a later one")]
 
 
 def test_readers_miss_no_number(join: Join) -> None:

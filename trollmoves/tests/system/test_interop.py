@@ -57,6 +57,8 @@ def test_old_server(testbed: Testbed) -> None:
         receipt = announced | {"uri": str(pair.target / name), "origin": f"{HOST}:{pair.request_port}"}
         del receipt["request_address"]
         assert received_messages[-1].data == receipt
+    history = testbed.run("trollmoves", "history", names[0], "--hops", "-c", str(pair.client.config))
+    assert f"{HOST}:{pair.request_port} is of an older version" in history.stdout
 
 
 def test_old_server_is_restarted(testbed: Testbed) -> None:

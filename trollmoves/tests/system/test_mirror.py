@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import copy
+import json
 import random
 import re
 import signal
@@ -123,6 +124,39 @@ class Chain:
         for one in outer:
             one.received.wait_for_receipts(self.feeder.fed, seconds)
             assert self.feeder.missing(one.target) == []
+
+
+def test_history_over_all_hops(testbed: Testbed) -> None:
+    """A client follows a file to the mirror and on to the server, which report no directory of another host."""
+    chain = Chain(testbed)
+    outer = chain.outer()
+    chain.start(outer)
+    (name,) = chain.feeder.feed()
+    chain.wait_until_done(outer)
+    config = ["-c", str(outer.process.config)]
+
+    def steps(*options: str) -> list[dict[str, Any]]:
+        done = testbed.run("trollmoves", "history", name, *config, "--json", *options)
+        found: list[dict[str, Any]] = json.loads(done.stdout)["steps"]
+        return found
+
+    def events(kind: str) -> list[str]:
+        return [step["event"] for step in found if step["kind"] == kind]
+
+    until(lambda: [step["event"] for step in steps()] == ["received", "fetched", "receipt published"])
+    until(lambda: "delivered" in [step["event"] for step in steps("--hops") if step["kind"] == "server"])
+    found = steps("--hops")
+    assert events("client") == ["received", "fetched", "receipt published"]
+    assert {"announced", "requested", "delivered"} <= set(events("mirror"))
+    assert {"written", "announced", "requested", "delivered"} <= set(events("server"))
+    assert not [
+        step for step in found if step["kind"] != "client" and "/" in step["destination"].removeprefix("file://")
+    ]
+    chain.server.kill()
+    assert (
+        f"no reply from tcp://{HOST}:{chain.request_ports[0]}"
+        in testbed.run("trollmoves", "history", name, *config, "--hops").stdout
+    )
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def test_health(testbed: Testbed) -> None:
     reply = send_request(pair.request_port, "/ping", "ping").data["health"]
     assert reply == {"status": "ok", "journal": "ok", "origin": "ok", "lanes": reply["lanes"]}
     shutil.rmtree(pair.feeder.folder)
-    until(lambda: health(testbed, "server")["status"] == "critical")
+    assert health(testbed, "server")["status"] == "critical"
     ended = testbed.run("move_it_req.py", "--ping", f"{HOST}:{pair.request_port}")
     assert ended.returncode == 2
     assert "CRITICAL: journal ok, origin unreadable" in ended.stdout

@@ -12,7 +12,7 @@ import pytest
 from posttroll.message import Message
 from posttroll.publisher import Publisher
 
-from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
+from trollmoves.tests.helpers.daemons import TOPIC, ServerClientPair, Testbed, client_section, server_section
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
@@ -290,6 +290,48 @@ def test_heartbeat_alarm(testbed: Testbed) -> None:
     pair.client.wait_for_line(": reconnecting")
     pair.feeder.feed(3)
     pair.wait_until_done()
+
+
+@pytest.mark.parametrize(("repeat_after", "changed"), [(300, True), (0, False)], ids=["metadata", "time"])
+def test_a_repeated_announcement(testbed: Testbed, repeat_after: int, changed: bool) -> None:
+    """A file that a legacy server announces again, late or with other metadata, is fetched and published again."""
+    request_port, publish_port = testbed.port(), testbed.port()
+    origin, out = testbed.directory("in"), testbed.root / "out"
+    speaker = Publisher(f"tcp://{HOST}:0", "move_it_server").start()
+    section = server_section(origin, request_port) | {"origin": f"{origin}/{{name}}.dat"}
+    server = testbed.server({"a": section}, testbed.port())
+    client = testbed.client({"a": client_section(speaker.port_number, out, publish_port, repeat_after=repeat_after)})
+    subscriber = testbed.subscriber(publish_port)
+    server.start()
+    client.start()
+    client.wait_for_line("connected to")
+    for name in ("a.dat", "b.dat"):
+        put(origin / name, b"a")
+        server.wait_for_line(f"announced {name}")
+
+    def announce(name: str, station: str) -> bool:
+        data = {"uri": str(origin / name), "uid": name, "request_address": f"{HOST}:{request_port}", "station": station}
+        speaker.send(Message(TOPIC, "file", data).encode())
+        return bool(receipts(name))
+
+    def receipts(name: str) -> list[ReceivedMessage]:
+        return [message for message in subscriber.of_type("file") if message.data["uid"] == name]
+
+    def is_fetched_again() -> bool:
+        announce("a.dat", last)
+        return "fetching a.dat again: " in client.lines()
+
+    until(lambda: announce("b.dat", "first"), what="the client has subscribed")
+    announce("a.dat", "first")
+    until(lambda: receipts("a.dat"))
+    last = "second" if changed else "first"
+    until(is_fetched_again)  # an announcement before the end of the first fetch is not another one
+    until(lambda: len(receipts("a.dat")) > 1)
+    assert [message.data["station"] for message in receipts("a.dat")][:2] == ["first", last]
+    if changed:
+        until(lambda: is_fetched_again() and "ignored a repeated announcement of a.dat" in client.lines())
+        assert len(receipts("a.dat")) == 2
+    speaker.stop()
 
 
 def test_any_publish_port(testbed: Testbed) -> None:

@@ -128,3 +128,43 @@ def test_standby_is_stopped(fleet: Fleet, tmp_path: Path) -> None:
         assert standby.terminate() == 0
     fleet.feeder.feed(20)
     fleet.wait_until_done()
+
+
+def test_orders_for_stopped_daemons(testbed: Testbed) -> None:
+    """A standby names the host that works; orders for stopped daemons are stored, and questions are answered."""
+    fleet = Fleet(testbed)
+    (server, standby), client = fleet.servers, fleet.clients[0]
+    server.start(wait=False)
+    client.start()
+    server.wait_until_ready()
+    standby.start(wait=False)
+    standby.wait_for_line("waiting as standby")
+    fleet.feeder.feed(3)
+    fleet.wait_until_done()
+    rejected = testbed.run("trollmoves", "pause", "hrit", "-c", standby.config)
+    assert rejected.returncode == 3
+    assert "this host is a standby: give the order on " in rejected.stdout
+    for process in (standby, server, client):
+        assert process.terminate() == 0
+    name = next(iter(fleet.feeder.fed))
+    for command in (("status",), ("queue",), ("failed",), ("history", name)):
+        shown = testbed.run("trollmoves", *command, "-c", server.config)
+        assert "cannot be read" not in shown.stdout
+        assert shown.stderr == ""
+    assert name in shown.stdout
+    for process, *order in (
+        (client, "pause", "hrit"),
+        (server, "release", "hrit"),
+        (server, "retry", "--failed"),
+        (server, "drop", "--failed"),
+        (server, "resend", name),
+    ):
+        stored = testbed.run("trollmoves", *order, "-c", process.config)
+        assert (stored.returncode, stored.stderr) == (0, "")
+        assert "carries it out at its next start" in stored.stdout
+    for process in (server, client):
+        process.start(wait=False)
+    server.wait_for_line(f"delivered {name}")
+    client.wait_for_line("hrit is paused")
+    resumed = testbed.run("trollmoves", "resume", "hrit", "-c", client.config)
+    assert (resumed.returncode, resumed.stderr) == (0, "")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.journal import DONE, Journal, Outcome, Task, open_journal
+from trollmoves.journal import BACKLOG, DONE, FRESH, Journal, Outcome, Retention, Task, open_journal
 from trollmoves.messaging.messages import Message
-from trollmoves.receiver.fetch_tasks import FetchTasks
+from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, compact_body
 from trollmoves.receiver.peers import Peers
 
 SOURCE = "host:9010"
 LATER = 4e9  # s since the epoch
+MTIME = 1_700_000_000 * 10**9
 
 
 @pytest.fixture
@@ -96,3 +97,81 @@ def test_a_name_like_the_key_of_another_file(fetches: FetchTasks) -> None:
     fetches.record_announcements([announcement(60.0, uri="/in/c", uid="a\n/in/b/a")], (), 0)
     for uri in ("/in/a", "/in/b/a"):
         assert len(fetches.record_announcements([announcement(60.0, uri=uri)], (), 0)) == 1
+
+
+def fetch(fetches: FetchTasks, journal: Journal, message: Message, *, compacted: bool = False) -> None:
+    """Record an announcement and finish its fetch."""
+    (task,) = fetches.record_announcements([message], (), FRESH)
+    journal.finish([Outcome(task, DONE)])
+    if compacted:
+        list(journal.prune(Retention(1e9, 10**9, 10**9, 10**9), {KIND: compact_body}, min_age=-1.0))
+
+
+def repeated(
+    fetches: FetchTasks, age: float | None = None, *, number: int = 1, rank: int = FRESH, **metadata: str
+) -> int:
+    """Record an announcement of the same file with these metadata; return the number of fetches that it causes."""
+    message = announcement(age)
+    message.data |= metadata
+    if age is not None:
+        message.data["announcement"] |= {"number": number, "mtime": MTIME}
+    return len(fetches.record_announcements([message], (), rank, connected=LATER))
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_legacy_server_repeats_a_file(journal: Journal, compacted: bool) -> None:
+    """A repeated file is fetched again if its metadata, its destination or the time differ."""
+    late, early, elsewhere = (
+        FetchTasks("chain", journal, Peers(0.0), 0.0, None, repeat_after=after, target=target)
+        for after, target in [(0.0, "/out"), (300.0, "/out"), (300.0, "/other")]
+    )
+    fetch(early, journal, announcement(), compacted=compacted)
+    assert repeated(early) == 0
+    assert repeated(early, station="kiruna") == 1
+    assert repeated(early, station="kiruna") == 0  # its fetch is pending
+    for task in claim(journal):
+        journal.finish([Outcome(task, DONE)])
+    assert repeated(early, station="kiruna") == 0
+    assert repeated(late, station="kiruna", rank=BACKLOG) == 0  # missed, not sent again
+    assert len(late.record_announcements([announcement()], (), FRESH, connected=0.0)) == 1  # other metadata
+    for task in claim(journal):
+        journal.finish([Outcome(task, DONE)])
+    assert len(late.record_announcements([announcement()], (), FRESH, connected=-1.0)) == 0  # the server has started
+    assert repeated(late) == 1
+    for task in claim(journal):
+        journal.finish([Outcome(task, DONE)])
+    assert repeated(elsewhere) == 1
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_server_publishes_an_announcement_again(journal: Journal, compacted: bool) -> None:
+    """The same number is the same announcement, at any time; another number repeats the file."""
+    fetches = FetchTasks("chain", journal, Peers(0.0), 0.0, None, repeat_after=0.0)
+    message = announcement(60.0)
+    message.data["announcement"]["mtime"] = MTIME
+    fetch(fetches, journal, message, compacted=compacted)
+    assert repeated(fetches, 60.0) == 0
+    assert repeated(fetches, 60.0, number=2) == 1
+
+
+def test_a_peer_fetches_a_file_while_its_own_fetch_ends(fetches: FetchTasks, journal: Journal) -> None:
+    """The result of a fetch is kept that is stored while the task is compared with the tasks in flight."""
+    (task,) = fetches.record_announcements([announcement()], (), FRESH)
+
+    def in_flight() -> set[int]:
+        journal.finish([Outcome(task, DONE, reply="delivered")])
+        return set()
+
+    fetches.finish_for_peer(["a"], in_flight)
+    stored = journal.find("chain", KIND, "a")
+    assert stored
+    assert stored.reply == "delivered"
+
+
+def test_two_servers_repeat_a_file_with_the_same_changes(journal: Journal) -> None:
+    """Changed metadata cause one fetch, although both sources announce them."""
+    fetches = FetchTasks("chain", journal, Peers(0.0), 0.0, None, repeat_after=300.0)
+    fetch(fetches, journal, announcement())
+    assert repeated(fetches, request_address="other:9010") == 0
+    assert repeated(fetches, station="kiruna") == 1
+    assert repeated(fetches, request_address="other:9010", station="kiruna") == 0

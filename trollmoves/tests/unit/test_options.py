@@ -69,6 +69,7 @@ CLIENT: dict[str, object] = {
     "backup_targets": (),
     "processing_delay": 0.0,
     "takeover_after": 30.0,
+    "repeat_after": 300.0,
     "priority": 0,
     "probe_interval": 120.0,
     **ALARMS,

@@ -1,0 +1,1 @@
+"""The queries of a journal that are the same in all engines."""
