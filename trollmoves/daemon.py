@@ -357,7 +357,7 @@ class Daemon(ABC, Generic[O]):
             synchronous=process.synchronous,
             damage=damage,
             on_damage=lambda: self._orders.put("restart"),
-            shares=process.fleet == SHARE,
+            sharing=process.fleet == SHARE,
         )
         if is_shared(path):
             return open_when_reachable(open_it, self._orders, self._service)

@@ -129,7 +129,7 @@ def open_journal(
     synchronous: str = "normal",
     damage: str = "",
     on_damage: Callable[[], None] | None = None,
-    shares: bool = False,
+    sharing: bool = False,
 ) -> Journal:
     """Open or create the journal at a path, or at a URL of PostgreSQL.
 
@@ -139,7 +139,7 @@ def open_journal(
     error found earlier, forces this. ``on_damage`` is called once, on any thread, when damage is found later: then all
     methods raise JournalError until the journal is reopened.
 
-    ``shares``: several members of a fleet work at the same time; only on PostgreSQL.
+    ``sharing``: several members of a fleet work at the same time; only on PostgreSQL.
 
     Raises:
         JournalFull: the disk is full.
@@ -148,7 +148,7 @@ def open_journal(
     if where.startswith(POSTGRESQL):
         from trollmoves.journal.postgresql import PostgresJournal
 
-        return PostgresJournal(where, synchronous=synchronous, on_damage=on_damage, shares=shares)
+        return PostgresJournal(where, synchronous=synchronous, on_damage=on_damage, sharing=sharing)
     return sqlite.SqliteJournal(where, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "fetch"
 MAX_RECENT = 10_000  # delivered tasks that are remembered until the journal has stored them as done
-NOTED_SECONDS = 60.0  # s after which another member of the fleet no longer receives the same announcement
+RECENT_SECONDS = 60.0  # s after which another member of the fleet no longer receives the same announcement
 REWRITE_SECONDS = 2.0  # s after its announcement in which a file is not rewritten while its server is replaced
 _GENERATION = "\n#"  # in the key of a task, before the generation; not part of any file name
 
@@ -261,7 +261,7 @@ class FetchTasks:
             return False
         if current.state == WAITING and current.held:  # its source may have been added by another member
             effects.append(partial(self._on_source_added, current, source, text))
-        return self._journal.now() - current.created < NOTED_SECONDS
+        return self._journal.now() - current.created < RECENT_SECONDS
 
     def _add_source(
         self,

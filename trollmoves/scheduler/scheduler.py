@@ -90,7 +90,7 @@ class Scheduler:
         self._workers: list[threading.Thread] = []
         self._worker_throttle = LogThrottle(burst=1)
         self._scheduler_thread = WatchedThread(target=self._scheduler_loop, name="scheduler", daemon=True)
-        self._shares: dict[tuple[str, str], int] = {}  # of shared lanes, also of dropped ones
+        self._lane_parts: dict[tuple[str, str], int] = {}  # of shared lanes, also of dropped ones
         self.on_member_killed: Callable[[], None] = lambda: None
         """Called when the last messages of a killed member are to be repeated, on a thread of its own."""
         self.shared = SharedLanes(journal, journal.sharing, self) if journal.sharing else None
@@ -319,7 +319,7 @@ class Scheduler:
             lane.proven = (chain, name) in self._proven
             self._proven.pop((chain, name), None)
             if self.shared and kind.scope == "fleet":
-                lane.share = self._shares.get((chain, name), 0)
+                lane.share = self._lane_parts.get((chain, name), 0)
                 if not lane.share:
                     self.shared.look_soon()
         lane.kind = kind
@@ -363,9 +363,9 @@ class Scheduler:
         """Set the part of the limit of a shared lane that this member may use. Any thread."""
         with self._lock:
             if share:
-                self._shares[chain, name] = share
+                self._lane_parts[chain, name] = share
             else:
-                self._shares.pop((chain, name), None)
+                self._lane_parts.pop((chain, name), None)
             lane = self._lanes.get((chain, name))
             if lane:
                 lane.share = share

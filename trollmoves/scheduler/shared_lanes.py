@@ -9,17 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from trollmoves.errors import JournalError
 from trollmoves.journal import Journal, LaneDemand, Outage, Sharing
-from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, Lane
+from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, Lane, TaskKind
 from trollmoves.scheduler.pauses import Pauses
-
-if TYPE_CHECKING:
-    from trollmoves.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +39,47 @@ class _Part:
     last_work: float = 0.0  # monotonic
 
 
+class LaneOwner(Protocol):
+    """The scheduler, as far as it is needed here; ``Scheduler`` has the contracts."""
+
+    on_member_killed: Callable[[], None]
+
+    @property
+    def pauses(self) -> Pauses:
+        """Return the pauses in effect."""
+
+    def set_pauses(self, pauses: Pauses) -> None:
+        """Put pauses into effect."""
+
+    def chains(self) -> set[str]:
+        """Return the names of the chains."""
+
+    def kind_of(self, chain: str, kind: str) -> TaskKind | None:
+        """Return a registered kind."""
+
+    def lane(self, chain: str, name: str) -> Lane | None:
+        """Return a lane."""
+
+    def shared_lanes(self) -> list[Lane]:
+        """Return the shared lanes."""
+
+    def look_at(self, chain: str, name: str, kind: str) -> None:
+        """Read the due tasks of a lane."""
+
+    def set_share(self, chain: str, name: str, share: int) -> None:
+        """Set the part of a limit."""
+
+    def adopt_outage(self, lane: Lane) -> None:
+        """Take over ``lane.outage``."""
+
+    def wake(self) -> None:
+        """Look at all lanes."""
+
+
 class SharedLanes:
     """The shared lanes of one process. Any thread."""
 
-    def __init__(self, journal: Journal, sharing: Sharing, scheduler: Scheduler) -> None:
+    def __init__(self, journal: Journal, sharing: Sharing, scheduler: LaneOwner) -> None:
         self._journal = journal
         self._sharing = sharing
         self._scheduler = scheduler

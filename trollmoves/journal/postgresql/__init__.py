@@ -44,13 +44,13 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics,
         name: str = "",
         lease: float = LEASE,
         on_damage: Callable[[], None] | None = None,
-        shares: bool = False,
+        sharing: bool = False,
     ) -> None:
         """Open or create the journal at a URL (see ``parse_location``), as a new member.
 
         ``synchronous``: "normal" (a committed row survives the death of the engine, perhaps not a fail-over to its
         standby) or "full" (as the engine is configured). ``name``: of this member, for people; by default that of the
-        host. ``lease``: seconds without a renewal after which another member takes over. ``shares``: this member works
+        host. ``lease``: seconds without a renewal after which another member takes over. ``sharing``: this member works
         at the same time as others.
 
         ``on_damage`` is called once, on any thread, when another member has taken over the tasks of this one: then all
@@ -68,9 +68,8 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics,
         except BaseException:
             database.close_connections()
             raise
-        sharing = PostgresSharing(database, membership) if shares else None
-        super().__init__(database, membership, cipher, sharing)
-        self.sharing = sharing
+        self.sharing = PostgresSharing(database, membership) if sharing else None
+        super().__init__(database, membership, cipher, self.sharing)
         self.membership = membership
         self._url = url
         self.path = database.path

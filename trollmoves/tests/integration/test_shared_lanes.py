@@ -62,7 +62,7 @@ class Member:
     """One member: its journal and its scheduler."""
 
     def __init__(self, url: str, host: Host, name: str = "") -> None:
-        self.journal = PostgresJournal(url, name=name, shares=True)
+        self.journal = PostgresJournal(url, name=name, sharing=True)
         assert self.journal.take("fleet")
         self.scheduler = Scheduler(self.journal)
         self._host = host
@@ -233,7 +233,7 @@ def test_one_member_alone_or_several(join: Join) -> None:
     assert not alone.take("fleet")
     sharing.close()
     assert alone.take("fleet")
-    late = PostgresJournal(sharing.journal._url, shares=True)
+    late = PostgresJournal(sharing.journal._url, sharing=True)
     assert not late.take("fleet")
     alone.close()
     assert late.take("fleet")
