@@ -25,6 +25,7 @@ from trollmoves.journal.sharing import LaneDemand, Outage, WorkSource
 logger = logging.getLogger(__name__)
 
 NOTIFY_INTERVAL = 0.02  # s between two wake-ups of other members by this one: each takes a lock of the whole engine
+FORGET_AFTER = 5.0  # s after the end of a pause in which an outage is kept without a task that waits
 LISTEN_TIMEOUT = 1.0  # s between two looks at whether to stop
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('trollmoves slots ' || current_schema()))"
 _MEMBERS = "SELECT member FROM leases WHERE starts_with(what, %s) ORDER BY member"
@@ -51,6 +52,11 @@ _FIND = (
     "SELECT l.chain, l.lane, f.kind FROM lanes l JOIN LATERAL (SELECT kind FROM tasks t WHERE t.chain = l.chain "
     "AND t.lane = l.lane AND t.state = 0 AND t.rank IN (0, 1) AND t.due <= %(now)s AND t.holder IS NULL "
     "AND t.place IN ('', %(host)s) LIMIT 1) f ON true WHERE l.lane IS NOT NULL"
+)
+# No task of the lane will end the outage: another member has run the last one.
+_FORGET = (
+    "DELETE FROM outages o WHERE paused_until < %(before)s AND NOT EXISTS (SELECT 1 FROM tasks t "
+    "WHERE t.chain = o.chain AND t.lane = o.lane AND t.state = 0) RETURNING chain, lane"
 )
 Identity = tuple[str, str, str]
 
@@ -155,7 +161,12 @@ class PostgresSharing:
 
     def outages(self) -> dict[tuple[str, str], Outage]:
         rows = self._database.read("SELECT chain, lane, failures, paused_until, held FROM outages")
-        return {(chain, lane): Outage(*outage) for chain, lane, *outage in rows}
+        outages = {(chain, lane): Outage(*outage) for chain, lane, *outage in rows}
+        forgotten_before = self._database.now() - FORGET_AFTER
+        if any(outage.paused_until < forgotten_before for outage in outages.values()):
+            for key in self._database.fetch(_FORGET, {"before": forgotten_before}):
+                outages.pop(key, None)
+        return outages
 
     def store_outage(self, chain: str, lane: str, outage: Outage | None) -> None:
         if outage is None:

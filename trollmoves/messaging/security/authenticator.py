@@ -1,7 +1,8 @@
 """Authenticates connections to the sockets of this process (ZAP, RFC 27) and monitors them.
 
-One authenticator per process, for its whole life: ZeroMQ allows one ZAP handler per context. Sockets enforce a ZAP
-domain, so that connections are rejected while the authenticator does not reply.
+One authenticator per process, for its whole life: ZeroMQ allows one ZAP handler per context. Each listening socket
+enforces its own ZAP domain, so that a connection can send no message before the authenticator has registered it with
+the monitor of the socket, however late that is.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ MIN_LIBZMQ = (4, 3, 3)  # older versions have remote vulnerabilities: CVE-2019-1
 MAX_QUEUED_EVENTS = 1_000  # of a listening socket: beyond, ZeroMQ's I/O thread waits for the authenticator
 MAX_SOCKETS = 16_000  # of one process; ZeroMQ's own default is 1,023
 KEY_RELOAD_INTERVAL = 1.0  # s; added and removed keys take effect after at most this time
+MAX_ANSWERS = 50  # handshakes answered before the memory is checked
 IDLE_MS = 1000
 CHECK_INTERVAL_MS = 20  # between checks of the memory of connections on which data arrive
 SWITCH_INTERVAL = 0.0002  # s after which another thread continues, while a port is flooded; Python's default is 0.005
 FLOOD_SECONDS = 5.0  # s after the last sign of a flood in which this is so
 ERROR_DELAY = 0.1  # s after an unexpected error
 
-_DOMAIN = b"*"
 _ZAP_ADDRESS = "inproc://zeromq.zap.01"
 _ZAP_VERSION = b"1.0"
+_ACCEPTED, _TRY_LATER, _REJECTED = b"200", b"300", b"400"  # after 300 ZeroMQ connects again
 
 
 @dataclass(slots=True)
@@ -90,6 +92,7 @@ class Authenticator:
         self.context.set(zmq.MAX_SOCKETS, min(MAX_SOCKETS, int(self.context.get(zmq.SOCKET_LIMIT))))
         self._policy = _ClientPolicy()
         self._monitors: dict[Socket, ConnectionMonitor] = {}
+        self._by_domain: dict[bytes, ConnectionMonitor] = {}
         self._new: queue.SimpleQueue[ConnectionMonitor] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._wakeup = Wakeup()
@@ -126,10 +129,12 @@ class Authenticator:
             created.curve_publickey, created.curve_secretkey = pair.public, pair.secret
         if policy.directory or policy.addresses:
             self._policy = policy
-            created.zap_domain = _DOMAIN
-            created.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        domain = b"%d" % next(self._numbers)
+        created.zap_domain = domain
+        created.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         return created, ConnectionMonitor(
             self.monitor(created, connection_monitor.EVENTS, MAX_QUEUED_EVENTS),
+            domain=domain,
             secured=secured,
             most_bytes=most_bytes,
             limits=limits,
@@ -180,16 +185,16 @@ class Authenticator:
             try:
                 ready = [one for one, _ in self._poller.poll(CHECK_INTERVAL_MS if self._receiving else IDLE_MS)]
                 self._wakeup.clear()
+                while not self._new.empty():
+                    new = self._new.get()
+                    self._monitors[new.monitor] = self._by_domain[new.domain] = new
+                    self._poller.register(new.monitor, zmq.POLLIN)
                 if self._zap in ready:
                     self._answer_zap()
                 for one in ready:
-                    if one in self._monitors:
-                        self._process_monitor(one)
+                    if monitor := self._monitors.get(one):
+                        self._process_monitor(monitor)
                 self._check_memory()
-                while not self._new.empty():
-                    monitor = self._new.get()
-                    self._monitors[monitor.monitor] = monitor
-                    self._poller.register(monitor.monitor, zmq.POLLIN)
             except zmq.ContextTerminated:
                 return
             except Exception:  # bad input must neither bypass nor stop the authenticator
@@ -226,25 +231,41 @@ class Authenticator:
         if sys.getswitchinterval() != seconds:
             sys.setswitchinterval(seconds)
 
-    def _process_monitor(self, events: Socket) -> None:
-        monitor = self._monitors[events]
-        if not monitor.process_events():
-            self._poller.unregister(events)
-            del self._monitors[events]
+    def _process_monitor(self, monitor: ConnectionMonitor, most: int = connection_monitor.MAX_EVENTS) -> None:
+        if not monitor.process_events(most):
+            self._poller.unregister(monitor.monitor)
+            del self._monitors[monitor.monitor], self._by_domain[monitor.domain]
             monitor.close()
 
+    def _admits(self, monitor: ConnectionMonitor, address: str) -> bool:
+        """Return True if a connection from an address may send messages, once its bytes are counted."""
+        self._process_monitor(monitor, connection_monitor.MAX_PENDING)
+        return bool(address) and not monitor.refusal(address)
+
     def _answer_zap(self) -> None:
-        frames = self._zap.recv_multipart()
+        """Answer the requests that wait, at most MAX_ANSWERS."""
+        for _ in range(MAX_ANSWERS):
+            try:
+                frames = self._zap.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._answer(frames)
+
+    def _answer(self, frames: list[bytes]) -> None:
         code, request_id, user_id = b"500", b"", b""
         try:
-            _version, request_id, _domain, raw_address, _identity, mechanism, *credentials = frames
+            _version, request_id, domain, raw_address, _identity, mechanism, *credentials = frames
             policy = self._policy
             address = raw_address.decode(errors="replace").removeprefix("::ffff:")
-            reason = policy.rejection_reason(address, mechanism, credentials)
-            code = b"400" if reason else b"200"
-            user_id = b"" if reason or not credentials else z85.encode(credentials[0])
-            if reason and (more := self._throttle.admit(address)) is not None:
-                log.warning("rejected connection from %s: %s%s", address, reason, more)
+            monitor = self._by_domain.get(domain)
+            if reason := policy.rejection_reason(address, mechanism, credentials):
+                code = _REJECTED
+                if (more := self._throttle.admit(address)) is not None:
+                    log.warning("rejected connection from %s: %s%s", address, reason, more)
+            elif monitor and not self._admits(monitor, address):
+                code = _TRY_LATER
+            else:
+                code, user_id = _ACCEPTED, z85.encode(credentials[0]) if credentials else b""
         except Exception:
             log.exception("unexpected error while authenticating a connection")
         self._zap.send_multipart([_ZAP_VERSION, request_id, code, b"", user_id, b""])

@@ -24,7 +24,8 @@ MB = 1024 * 1024
 HANDSHAKE_BYTES = 64 * 1024  # received bytes of a connection without an authenticated key
 SEGMENT_BYTES = 256
 MIN_EXACT = 8 * 1024  # fewer unread bytes may include those in the kernel
-_CURVE_HANDSHAKE_SENT = 246  # bytes that a server sends at most before it accepts a key: greeting, WELCOME, ERROR
+# Bytes that a server sends at most before it accepts a connection: greeting, ERROR; with CURVE also WELCOME.
+_HANDSHAKE_SENT, _CURVE_HANDSHAKE_SENT = 76, 246
 # Per second, because ZeroMQ reads pings itself: one of 9 bytes (CURVE: 42) in 5 s, in one segment.
 _PING_BYTES, _PING_SEGMENTS = 10, 0.25
 # Of TCP_INFO: bytes acknowledged, bytes received, bytes not sent yet, segments received.
@@ -73,7 +74,7 @@ class ConnectionBytes:
                 received -= struct.unpack("=i", fcntl.ioctl(self.socket, termios.FIONREAD, b"\0" * 4))[0]
         except (OSError, struct.error):  # closed, or an old kernel
             return
-        self.authenticated = self.authenticated or not secured or acked > _CURVE_HANDSHAKE_SENT
+        self.authenticated = self.authenticated or acked > (_CURVE_HANDSHAKE_SENT if secured else _HANDSHAKE_SENT)
         age = time.monotonic() - self.opened
         segments -= int(_PING_SEGMENTS * age)
         self.unread = received - read - int(_PING_BYTES * age) + self.offset

@@ -36,6 +36,8 @@ MAX_PER_ADDRESS = 1_000  # connections from one address to one socket
 MAX_CONNECTIONS = 4_000  # connections to one socket
 FD_DIVISOR = 8  # the share of the process's descriptors for connections to one socket is 1/FD_DIVISOR
 MAX_EVENTS = 50  # events processed before the authenticator answers others
+MAX_PENDING = 2_500  # more than the events that ZeroMQ queues before its I/O thread waits
+PENALTY = 5.0  # s after the end of a connection with too many bytes in which its address cannot connect
 RECENT_MS = 10_000  # ms since the last data from a peer
 
 MESSAGE_OVERHEAD = 256  # bytes of framing and encryption that a message has at most
@@ -47,6 +49,7 @@ EVENTS |= int(zmq.EVENT_MONITOR_STOPPED)
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _ESTABLISHED = 1  # of TCP's states
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for 0 s
 _TCP_BYTES_RECEIVED = struct.Struct("128xQ")  # an end of the stream counts as one byte
 _TCP_INFO = struct.Struct("B51xI")  # the TCP state, and ms since the last data
 
@@ -72,6 +75,7 @@ class ConnectionMonitor:
         self,
         monitor: zmq.Socket[bytes],
         *,
+        domain: bytes,
         secured: bool,
         most_bytes: int,
         limits: MemoryLimits,
@@ -80,6 +84,7 @@ class ConnectionMonitor:
         wake: Callable[[], None],
     ) -> None:
         self.monitor = monitor
+        self.domain = domain
         self.port = 0
         self._secured = secured
         self._most_bytes = most_bytes
@@ -95,6 +100,7 @@ class ConnectionMonitor:
         self._unread = 0  # of all connections, as of their last updates
         self._left = Counter[str]()  # unread bytes of closed connections, by address
         self._suspects: dict[str, float] = {}  # monotonic time of the end, by address
+        self._penalties: dict[str, float] = {}  # the same
         self.check_due = False
         self.is_flooded = False  # since the authenticator has reset this
         self._max_connections = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FD_DIVISOR)
@@ -104,9 +110,9 @@ class ConnectionMonitor:
         self._rejected = 0  # rejected (and logged) connections that have not closed yet
         self._throttle = LogThrottle(burst=1)
 
-    def process_events(self) -> bool:
-        """Process pending events, at most MAX_EVENTS; return False if the socket is closed."""
-        for _ in range(MAX_EVENTS):
+    def process_events(self, most: int = MAX_EVENTS) -> bool:
+        """Process pending events, at most ``most``; return False if the socket is closed."""
+        for _ in range(most):
             try:
                 event, value = handshake_errors.parse_event(self.monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
@@ -117,6 +123,16 @@ class ConnectionMonitor:
         else:
             self.is_flooded = True
         return True
+
+    def refusal(self, address: str) -> str:
+        """Return why connections from an address are refused for now, or an empty text."""
+        if time.monotonic() < self._penalties.get(address, 0.0):
+            return f"an earlier one was closed in the last {PENALTY:.0f} s"
+        if self._is_too_much_left(address):
+            return "messages of its earlier ones are not read yet"
+        if self._per_address[address] > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:
+            return f"{self._per_address[address]} from this address, {len(self._connections)} in all"
+        return ""
 
     def add_read(self, frame: zmq.Frame, size: int) -> int:
         """Record a message that the socket's thread has read, by one of its frames; return its descriptor, or -1."""
@@ -153,8 +169,7 @@ class ConnectionMonitor:
             self._log_throttled(
                 "frames", f"closed the connection from {connection.address}: its message has too many frames"
             )
-            with suppress(OSError):
-                connection.socket.shutdown(socket.SHUT_RDWR)
+            _cut(connection.socket, reset=True)
 
     def on_data(self, filenos: set[int]) -> None:
         """Check the connections on whose duplicated descriptors data arrived."""
@@ -169,17 +184,20 @@ class ConnectionMonitor:
         """Close the connections with too many bytes in memory."""
         self.check_due = False
         now = time.monotonic()
-        for address in [address for address, end in list(self._suspects.items()) if now > end]:
-            del self._suspects[address]
+        for ends in (self._suspects, self._penalties):
+            for address in [address for address, end in list(ends.items()) if now > end]:
+                del ends[address]
         for one in excess(list(map(self._update, self._connections)), self._limits, self._suspects, self._left):
             self.is_flooded = True
+            has_sent_much = one.unread > one.unsent
+            if has_sent_much:
+                self._penalties[one.address] = now + PENALTY
             self._log_throttled(
                 "memory",
                 f"closed the connection from {one.address}: {readable_size(one.unread)} received and not complete or "
                 f"not read, {readable_size(one.unsent)} sent and not accepted by the client",
             )
-            with suppress(OSError):
-                one.socket.shutdown(socket.SHUT_RDWR)
+            _cut(one.socket, reset=has_sent_much)
 
     def _update(self, descriptor: int) -> ConnectionBytes:
         connection = self._connections[descriptor]
@@ -221,21 +239,9 @@ class ConnectionMonitor:
         self._by_fileno[connection.socket.fileno()] = descriptor
         self._readable.register(connection.socket, select.EPOLLIN | select.EPOLLET)
         self._per_address[connection.address] += 1
-        from_address = self._per_address[connection.address]
-        if from_address > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:
-            total = len(self._connections)
-            self._log_throttled(
-                "many",
-                f"closed a connection from {connection.address}: {from_address} from this address, {total} in all",
-            )
-        elif self._is_too_much_left(connection.address):
-            self._log_throttled(
-                "left", f"closed a connection from {connection.address}: messages of its earlier ones are not read yet"
-            )
-        else:
-            return
-        with suppress(OSError):
-            connection.socket.shutdown(socket.SHUT_RDWR)
+        if reason := self.refusal(connection.address):
+            self._log_throttled("refused", f"closed a connection from {connection.address}: {reason}")
+            _cut(connection.socket, reset=True)
 
     def _is_too_much_left(self, address: str) -> bool:
         """Return True if closed connections of an address, or of all, have left too many unread bytes."""
@@ -266,6 +272,8 @@ class ConnectionMonitor:
         failed, self._failed = self._failed, None
         connection = self._connections.get(descriptor)
         address = connection.address if connection else "an unknown address"
+        if not failed and not self._rejected and not (connection and self._update(descriptor).authenticated):
+            failed = HandshakeError.PROTOCOL_ERROR  # an obsolete version, for which ZeroMQ has no event
         if failed:
             why = handshake_errors.explain_for_server(failed, secured=self._secured)
             level = logging.INFO if failed in (HandshakeError.DISCONNECTED, HandshakeError.TIMEOUT) else logging.WARNING
@@ -309,6 +317,14 @@ class ConnectionMonitor:
         if not self._per_address[connection.address]:
             del self._per_address[connection.address]
         return connection
+
+
+def _cut(connection: socket.socket, *, reset: bool) -> None:
+    """Close a connection that ZeroMQ has open; with ``reset`` the kernel keeps nothing of it."""
+    with suppress(OSError):
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _closed_by_zeromq(connection: socket.socket, descriptor: int) -> bool:

@@ -425,15 +425,15 @@ DEFENCES = (
     _defence(
         "connections of one address",
         "messaging/security/connection_monitor.py",
-        "if from_address > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:",
+        "if self._per_address[address] > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:",
         "if len(self._connections) > self._max_connections:",
         "unit/test_client_quotas.py",
     ),
     _defence(
         "connections to one port",
         "messaging/security/connection_monitor.py",
-        "if from_address > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:",
-        "if from_address > MAX_PER_ADDRESS:",
+        "if self._per_address[address] > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:",
+        "if self._per_address[address] > MAX_PER_ADDRESS:",
         "unit/test_client_quotas.py",
     ),
     _defence(
@@ -488,9 +488,16 @@ DEFENCES = (
     _defence(
         "unread bytes of closed connections",
         "messaging/security/connection_monitor.py",
-        "elif self._is_too_much_left(connection.address):",
-        "elif False:",
+        "if self._is_too_much_left(address):",
+        "if False:",
         f"{MEMORY}::test_closed_connections",
+    ),
+    _defence(
+        "new connections of an address that exceeded a limit",
+        "messaging/security/connection_monitor.py",
+        "if time.monotonic() < self._penalties.get(address, 0.0):",
+        "if False:",
+        f"{MEMORY}::test_address_of_a_closed_connection",
     ),
     _defence(
         "values of a request",

@@ -120,15 +120,26 @@ def garbage(port: int) -> None:
             line.sendall(os.urandom(5000))
 
 
-def peer(port: int, kind: bytes) -> socket.socket:
-    """Connect, and complete the handshake of ZMTP 3.0 without a key."""
-    line = tcp(port)
+def greet(port: int, kind: bytes) -> socket.socket:
+    """Connect with a small receive buffer, and send a client's part of the handshake of ZMTP 3.0 without a key."""
+    line = socket.socket()
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.settimeout(20)
+    line.bind((FLOODER, 0))
+    line.connect((HERE, port))
     line.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 32))
     ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
     line.sendall(b"\x04" + bytes([len(ready)]) + ready)
+    return line
+
+
+def peer(port: int, kind: bytes) -> socket.socket:
+    """Return a connection after its handshake; raise OSError if it is refused."""
+    line = greet(port, kind)
     received = b""
     while b"READY" not in received:
         if not (block := line.recv(64)):
+            line.close()
             raise ConnectionError
         received += block
     return line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import struct
 import threading
@@ -16,7 +17,9 @@ import zmq
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import MAX_SUBSCRIPTION_BYTES, Publisher
 from trollmoves.messaging.replier import MAX_REQUEST_BYTES, MAX_VALUES, Replier, Request
+from trollmoves.messaging.security import connection_monitor
 from trollmoves.messaging.security.connection_memory import HANDSHAKE_BYTES
+from trollmoves.tests.helpers.flooding import FLOODER, greet, peer
 from trollmoves.tests.helpers.waiting import until
 
 HOST = "127.0.0.1"
@@ -45,24 +48,6 @@ def replier() -> Iterator[Replier]:
     one.start()
     yield one
     one.stop()
-
-
-def peer(port: int, kind: bytes) -> socket.socket:
-    """Connect, and complete the handshake of ZMTP 3.0 without a key."""
-    line = socket.socket()
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    line.settimeout(20)
-    line.connect((HOST, port))
-    line.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 32))
-    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
-    line.sendall(b"\x04" + bytes([len(ready)]) + ready)
-    received = b""
-    while b"READY" not in received:
-        data = line.recv(64)
-        if not data:
-            raise ConnectionResetError("closed in the handshake")
-        received += data
-    return line
 
 
 def sent_until_closed(line: socket.socket, block: bytes, most: int, pause: float = 0.0) -> int:
@@ -157,6 +142,64 @@ def test_closed_connections(caplog: pytest.LogCaptureFixture) -> None:
         reading.set()
         until(lambda: not replier._monitor._left, 30, "all requests have been read")
         peer(replier.port, b"DEALER").close()
+
+
+def is_served(replier: Replier, address: str) -> bool:
+    """Return True if a request from an address gets a reply."""
+    with zmq.Context() as context, context.socket(zmq.REQ) as asking:
+        asking.setsockopt(zmq.LINGER, 0)
+        asking.connect(f"tcp://{address}:0;{HOST}:{replier.port}")
+        asking.send_string(Message("/a", "question").encode())
+        return bool(asking.poll(20_000))
+
+
+def test_address_of_a_closed_connection(replier: Replier, caplog: pytest.LogCaptureFixture) -> None:
+    """After a connection with too many bytes, its address cannot connect for a while, and other addresses can."""
+
+    def is_refused() -> bool:
+        with suppress(OSError), closing(peer(replier.port, b"DEALER")) as line:
+            sent_until_closed(line, b"\x01\x00" * 50_000, 400 * MB)
+        return f"from {FLOODER}: an earlier one was closed in the last 5 s" in caplog.text
+
+    until(is_refused, 30, "a connection is refused")
+    assert is_served(replier, HOST)
+    assert is_served(replier, FLOODER)
+
+
+class BlockingHandler(logging.Handler):
+    """A handler of a log that blocks the thread of the first line until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_blocking, self.released = threading.Event(), threading.Event()
+
+    def emit(self, _: logging.LogRecord) -> None:
+        """Wait."""
+        self.is_blocking.set()
+        self.released.wait(60)
+
+
+@pytest.fixture
+def blocking() -> Iterator[BlockingHandler]:
+    """The handler, of the log of the thread that checks connections."""
+    handler = BlockingHandler()
+    logger = logging.getLogger(connection_monitor.__name__)
+    logger.addHandler(handler)
+    yield handler
+    handler.released.set()
+    logger.removeHandler(handler)
+
+
+def test_messages_before_a_check(replier: Replier, publisher: Publisher, blocking: BlockingHandler) -> None:
+    """While the thread that checks connections does not run, a new connection can send no message."""
+    with socket.create_connection((HOST, replier.port), 20) as invalid:
+        invalid.sendall(b"GET / HTTP/1.1\r\n" * 10)
+        assert blocking.is_blocking.wait(20)
+    for port, kind in ((replier.port, b"DEALER"), (publisher.port, b"SUB")):
+        with closing(greet(port, kind)) as line:
+            assert sent_until_closed(line, b"\x01\x00" * 50_000, 40 * MB) < 4 * MB
+    blocking.released.set()
+    assert is_served(replier, HOST)
 
 
 def test_request_of_many_values(replier: Replier) -> None:

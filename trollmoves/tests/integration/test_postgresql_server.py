@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from trollmoves.tests.helpers.waiting import until
@@ -38,3 +44,20 @@ def test_a_committed_row_survives_a_crash_and_a_promotion() -> None:
             standby.promote()
             assert rows(standby, server.url_with(standby)) == [1, 2]
     assert not server.folder.exists()
+
+
+def test_a_server_ends_with_a_killed_test_run() -> None:
+    """A server ends if the process that started it is killed; the next one removes its directory."""
+    script = (
+        "import signal\nfrom trollmoves.tests.servers.postgresql import Postgresql\n"
+        "server = Postgresql()\nserver.start()\nprint(server.folder, server.process.pid, flush=True)\nsignal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout
+        folder, pid = started.stdout.readline().split()
+        postgresql.remove_abandoned()
+        assert Path(folder).exists()
+        started.send_signal(signal.SIGKILL)
+    until(lambda: not os.path.exists(f"/proc/{pid}"), what="the server has ended")
+    postgresql.remove_abandoned()
+    assert not Path(folder).exists()

@@ -5,6 +5,7 @@ Tests with one engine share a cluster (``shared``); each uses its own schema of 
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
 import pwd
@@ -18,6 +19,8 @@ from pathlib import Path
 from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 from trollmoves.tests.servers.process import HOST, ServerProcess, free_port
 
+DIRECTORY, PREFIX = "/tmp", "trollmoves-pg-"
+LOCK = "lock"  # file in the directory of a cluster, locked while the process that started it lives
 USER = "trollmoves"  # the owner of the cluster
 _OWNERS = ("postgres", "nobody")  # users that run it when the tests run as root, which PostgreSQL rejects
 _SETTINGS = """
@@ -61,15 +64,35 @@ def _owner() -> pwd.struct_passwd | None:
     return None
 
 
+def _lock(folder: Path) -> int:
+    """Lock a new directory until the returned descriptor is closed, or this process ends."""
+    descriptor = os.open(folder / "new", os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    (folder / "new").rename(folder / LOCK)
+    return descriptor
+
+
+def remove_abandoned() -> None:
+    """Remove the directories of test runs that were killed; their servers have ended with them."""
+    for lock in Path(DIRECTORY).glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError), lock.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+
+
 class Postgresql(ServerProcess):
-    """One cluster in a new directory, which is removed at the end of the ``with`` block.
+    """One cluster in a new directory, which is removed at the end of the ``with`` block, or by a later test run.
+
+    The server ends with this process, also if that is killed.
 
     It accepts each user of this host without a password, on ``port`` of loopback and on a socket in ``folder``.
     ``primary``: the cluster of which this one is a hot standby.
     """
 
     def __init__(self, primary: Postgresql | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="trollmoves-pg-", dir="/tmp"))
+        remove_abandoned()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=DIRECTORY))
+        self._lock = _lock(self.folder)
         self.primary = primary
         self.data = self.folder / "data"
         if os.geteuid() == 0:
@@ -133,6 +156,7 @@ class Postgresql(ServerProcess):
         """Stop without a checkpoint, and remove all files."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
 
     def _end(self, signal_number: int) -> None:
         if self.process is None:

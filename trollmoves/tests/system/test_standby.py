@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Process, Sections, Testbed, client_section, server_section
+from trollmoves.journal import open_reader
+from trollmoves.tests.helpers.daemons import (
+    MIRROR_TOPIC,
+    Process,
+    Sections,
+    Testbed,
+    client_section,
+    mirror_section,
+    server_section,
+)
+from trollmoves.tests.helpers.dispatching import TOPIC as DISPATCHED
+from trollmoves.tests.helpers.dispatching import DispatcherTestbed
 from trollmoves.tests.helpers.feeding import Feeder
 from trollmoves.tests.helpers.journals import new_schema, shared_server
 from trollmoves.tests.helpers.recording import RecordingSubscriber
@@ -103,6 +114,60 @@ def test_active_member_is_stopped_for_longer_than_its_lease(fleet: Fleet, which:
     fleet.feeder.feed(BURST)
     first.wait_for_line("waiting as standby", seconds=TAKEOVER)
     fleet.wait_until_done()
+
+
+@pytest.mark.slow
+def test_active_mirror_is_killed(testbed: Testbed) -> None:
+    """After kill -9 of a mirror under load, its standby delivers all files, with the copies on a shared disk."""
+    feeder, target, copies = testbed.feeder(), testbed.directory("out"), testbed.directory("copies")
+    server_port, client_port, ports = testbed.port(), testbed.port(), [testbed.port(), testbed.port()]
+    testbed.server({"hrit": server_section(feeder.folder, testbed.port())}, server_port).start(wait=False)
+    journal = {"journal": new_schema(shared_server())}
+    mirrors = []
+    for letter, port in zip("ab", ports, strict=True):
+        section = mirror_section(server_port, copies, testbed.port())
+        mirrors.append(testbed.mirror({"DEFAULT": journal, "hrit": section}, port, name=f"mirror-{letter}"))
+    subscriber = testbed.subscriber(client_port)
+    client = client_section(ports, target, client_port, topic=MIRROR_TOPIC, transfer_req_timeout=5)
+    testbed.client({"hrit": client}).start(wait=False)
+    mirrors[0].start()
+    mirrors[1].start(wait=False)
+    mirrors[1].wait_for_line("waiting as standby")
+    feeder.feed(BURST // 2)
+    until(lambda: len(subscriber.receipts()) > BURST // 8, 30, "files are delivered")
+    mirrors[0].kill()
+    feeder.feed(BURST // 2)
+    wait_until_works(mirrors[1])
+    feeder.feed(BURST // 2)
+    until(lambda: set(feeder.fed) <= set(subscriber.receipts()), 60, "all files have receipts")
+    assert feeder.missing(target) == []
+
+
+def test_active_dispatcher_is_killed(testbed: Testbed) -> None:
+    """After kill -9 of a dispatcher its standby delivers what waits, respects its pauses, and receives messages."""
+    targets = {"mail": {"directory": "OUT", "dispatch_configs": [{"topics": [DISPATCHED]}]}}
+    url = new_schema(shared_server())
+    active = DispatcherTestbed(testbed, {"DEFAULT": {"journal": url}, **targets})
+    active.start()
+    config = testbed.config(active.config.read_text(), "standby.yaml")
+    command = [str(config) if part == str(active.config) else part for part in active.process.command]
+    standby = testbed.process("standby", command, config)
+    standby.start(wait=False)
+    standby.wait_for_line("waiting as standby")
+    assert testbed.run("trollmoves", "pause", "mail", "-c", active.config).returncode == 0
+    names = [f"file{n}" for n in range(20)]
+    for name in names:
+        active.publisher.publish_file(active.file(name))
+    with open_reader(url) as reader:
+        until(lambda: sum(row.number for row in reader.waiting()) == len(names), 20, "all messages are stored")
+    active.process.kill()
+    wait_until_works(standby)
+    assert active.delivered_files() == {}
+    assert testbed.run("trollmoves", "resume", "mail", "-c", standby.config).returncode == 0
+    active.wait_for(*names)
+    active.publisher.wait_for_topics([DISPATCHED])
+    active.publisher.publish_file(active.file("later"))
+    active.wait_for("later")
 
 
 def test_planned_switch(fleet: Fleet, testbed: Testbed) -> None:
