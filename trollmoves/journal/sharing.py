@@ -1,4 +1,4 @@
-"""The interface of a journal whose tasks several members of a fleet share, each one running a part of them."""
+"""The interface of a journal with tasks that several members of a fleet share: each one runs a part of them."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class Sharing(Protocol):
         """Set which new tasks this member holds; before, it holds all."""
 
     def listen(self, on_work: Callable[[], None]) -> None:
-        """Call ``on_work`` on a thread of its own when other members have stored tasks that no member holds."""
+        """Call ``on_work`` on a separate thread when other members have stored tasks that no member holds."""
 
     def refresh(self) -> bool:
-        """Read which members are present; return True if one was killed whose last messages are not repeated yet."""
+        """Read which members are present; return True if the last messages of a killed one are not repeated yet."""
 
     def find_work(self, chains: Collection[str]) -> list[tuple[str, str, str]]:
         """Return (chain, lane, kind) of the lanes with due tasks that no member holds."""

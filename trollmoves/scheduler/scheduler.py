@@ -92,7 +92,7 @@ class Scheduler:
         self._scheduler_thread = WatchedThread(target=self._scheduler_loop, name="scheduler", daemon=True)
         self._lane_parts: dict[tuple[str, str], int] = {}  # of shared lanes, also of dropped ones
         self.on_member_killed: Callable[[], None] = lambda: None
-        """Called when the last messages of a killed member are to be repeated, on a thread of its own."""
+        """Called when the last messages of a killed member are to be repeated, on a separate thread."""
         self.shared = SharedLanes(journal, journal.sharing, self) if journal.sharing else None
 
     def __repr__(self) -> str:
@@ -338,7 +338,7 @@ class Scheduler:
         return {chain for chain, _ in self._kinds}
 
     def kind_of(self, chain: str, kind: str) -> TaskKind | None:
-        """Return what a chain has registered for a kind of task. Any thread."""
+        """Return the handler that a chain has registered for a kind of task. Any thread."""
         return self._kinds.get((chain, kind))
 
     def lane(self, chain: str, name: str) -> Lane | None:

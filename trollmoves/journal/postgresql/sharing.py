@@ -1,7 +1,7 @@
 """The shared lanes of a fleet in PostgreSQL: parts of their limits, outages, and the wake-up of other members.
 
 ``slots`` has a row for each lane that has tasks at a member. All changes are made under one advisory lock, so the parts
-of a lane never exceed its limit together; a part that was reduced is given back when it is no longer used.
+of a lane never exceed its limit together; a part that was reduced is given back when its tasks have ended.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class PostgresSharing:
         self._kinds_of_host.add((chain, kind))
 
     def place_of(self, task: Task) -> str:
-        """Return the host whose members run a new task, empty for all."""
+        """Return the name of the host that must run a new task, empty for all."""
         return self.host if (task.chain, task.kind) in self._kinds_of_host else ""
 
     def owns(self, key: str) -> bool:

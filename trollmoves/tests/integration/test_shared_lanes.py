@@ -133,7 +133,7 @@ def join(host: Host) -> Iterator[Join]:
 
 
 def is_done(member: Member, count: int) -> Callable[[], bool]:
-    """Return a condition: so many tasks are done, and none waits."""
+    """Return a condition: ``count`` tasks are done, and none waits."""
     return lambda: member.journal.count("chain") == {"waiting": 0, "done": count, "failed": 0}
 
 
@@ -241,7 +241,7 @@ def test_one_member_alone_or_several(join: Join) -> None:
 
 
 def test_parts_never_exceed_the_limit(join: Join) -> None:
-    """A part is given back when it is no longer used; until then others get only the rest."""
+    """A part is given back when its tasks have ended; until then others get only the rest."""
     one, two = (join().journal.sharing for _ in range(2))
     assert one
     assert two
