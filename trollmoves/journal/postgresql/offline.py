@@ -1,4 +1,4 @@
-"""What commands read and store in a journal on PostgreSQL while its daemon does not run on this host."""
+"""Commands on a journal on PostgreSQL while its daemon does not run on this host."""
 
 from __future__ import annotations
 

@@ -97,13 +97,14 @@ _STORED = (
     f"ON t.chain = k.chain AND t.kind = k.kind AND {ident('t.key')} = {ident('k.key')}"
 )
 _OF_LANE = "FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND state = 0"
+# By ORDER BY and LIMIT, because without statistics the planner reads all rows for min().
 _NEXT_DUE = " UNION ALL ".join(
-    f"SELECT min(due) {_OF_LANE} AND rank = {rank} AND due > %(now)s AND {_OURS} AND {_HERE} UNION ALL "
-    # Due tasks that ``_CLAIM`` has skipped: a transaction changes them now, or a member holds them that may be buried.
-    f"(SELECT %(now)s + {LOCKED_DELAY} {_OF_LANE} AND rank = {rank} AND due <= %(now)s AND {_OURS} "
-    f"AND {_HERE} AND id <> ALL(%(in_flight)s::bigint[]) LIMIT 1) UNION ALL "
-    f"(SELECT %(now)s + {HELD_DELAY} {_OF_LANE} AND rank = {rank} AND due <= %(now)s AND NOT {_OURS} "
-    "AND %(host)s = '' LIMIT 1)"
+    f"(SELECT due {_OF_LANE} AND rank = {rank} AND due > %(now)s AND {_OURS} AND {_HERE} "
+    "ORDER BY due, id LIMIT 1) UNION ALL "
+    # A due task that ``_CLAIM`` has skipped: a transaction changes it now, or a member holds it that may be buried.
+    f"(SELECT %(now)s + CASE WHEN {_OURS} THEN {LOCKED_DELAY} ELSE {HELD_DELAY} END {_OF_LANE} AND rank = {rank} "
+    f"AND due <= %(now)s AND (%(host)s = '' OR ({_OURS} AND {_HERE})) "
+    "AND id <> ALL(%(in_flight)s::bigint[]) ORDER BY due, id LIMIT 1)"
     for rank in (FRESH, BACKLOG)
 )
 _RESET = (
@@ -367,7 +368,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         values = {"chain": chain, "lane": lane, "now": now, "in_flight": list(in_flight), "me": self._membership.id}
         values["host"] = self._host
         rows = self._database.read(_NEXT_DUE, values)
-        return min((float(due) for (due,) in rows if due is not None), default=None)
+        return min((float(due) for (due,) in rows), default=None)
 
     def lanes(self, chain: str) -> list[tuple[str, str]]:
         rows = self._database.read(
@@ -483,6 +484,9 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         return [
             task for member, at in killed for task in self._tasks(where, at - seconds, at, chain, *kinds, f"{member} ")
         ]
+
+    def seconds_after_kill(self) -> float:
+        return 0.0
 
     # -- changes of waiting and failed tasks
 

@@ -108,6 +108,7 @@ class ConnectionMonitor:
         self._per_address: Counter[str] = Counter()
         self._failed: HandshakeError | None = None  # the handshake error of the next connection that closes
         self._rejected = 0  # rejected (and logged) connections that have not closed yet
+        self._closing: set[int] = set()  # ZeroMQ reports an end before it closes the descriptor
         self._throttle = LogThrottle(burst=1)
 
     def process_events(self, most: int = MAX_EVENTS) -> bool:
@@ -124,15 +125,15 @@ class ConnectionMonitor:
             self.is_flooded = True
         return True
 
-    def refusal(self, address: str) -> str:
-        """Return why connections from an address are refused for now, or an empty text."""
+    def refusal(self, address: str) -> tuple[str, str] | None:
+        """Return why connections from an address are refused for now, as a kind and a text, or None."""
         if time.monotonic() < self._penalties.get(address, 0.0):
-            return f"an earlier one was closed in the last {PENALTY:.0f} s"
+            return "penalty", f"an earlier one was closed in the last {PENALTY:.0f} s"
         if self._is_too_much_left(address):
-            return "messages of its earlier ones are not read yet"
+            return "left", "messages of its earlier ones are not read yet"
         if self._per_address[address] > MAX_PER_ADDRESS or len(self._connections) > self._max_connections:
-            return f"{self._per_address[address]} from this address, {len(self._connections)} in all"
-        return ""
+            return "many", f"{self._per_address[address]} from this address, {len(self._connections)} in all"
+        return None
 
     def add_read(self, frame: zmq.Frame, size: int) -> int:
         """Record a message that the socket's thread has read, by one of its frames; return its descriptor, or -1."""
@@ -190,7 +191,7 @@ class ConnectionMonitor:
         for one in excess(list(map(self._update, self._connections)), self._limits, self._suspects, self._left):
             self.is_flooded = True
             has_sent_much = one.unread > one.unsent
-            if has_sent_much:
+            if has_sent_much and one.authenticated:  # a connection without a key does not affect those with keys
                 self._penalties[one.address] = now + PENALTY
             self._log_throttled(
                 "memory",
@@ -239,8 +240,9 @@ class ConnectionMonitor:
         self._by_fileno[connection.socket.fileno()] = descriptor
         self._readable.register(connection.socket, select.EPOLLIN | select.EPOLLET)
         self._per_address[connection.address] += 1
-        if reason := self.refusal(connection.address):
-            self._log_throttled("refused", f"closed a connection from {connection.address}: {reason}")
+        if refusal := self.refusal(connection.address):
+            kind, reason = refusal
+            self._log_throttled(kind, f"closed a connection from {connection.address}: {reason}")
             _cut(connection.socket, reset=True)
 
     def _is_too_much_left(self, address: str) -> bool:
@@ -284,14 +286,36 @@ class ConnectionMonitor:
                 self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
         elif self._rejected:
             self._rejected -= 1
-        elif connection and _closed_by_zeromq(connection.socket, descriptor):
-            size = readable_size(self._most_bytes)
-            self._log_throttled(
-                "cut", f"closed the connection from {address}: it sent more than {size} in a message, or invalid data"
-            )
-            self._lingering.add(self._remove(connection, descriptor).socket)
+        elif connection and _is_open(connection.socket, descriptor):
+            self._closing.add(descriptor)
+            return
+        elif connection and _is_alive(connection.socket):
+            self._linger(connection, descriptor)
             return
         self._forget(descriptor)
+
+    def end_closing(self) -> bool:
+        """Close the ended connections that ZeroMQ has closed; return True if others remain.
+
+        One that remains is either about to be closed, or a later one with the same descriptor, to be accepted.
+        """
+        for descriptor in list(self._closing):
+            connection = self._connections[descriptor]
+            if _is_open(connection.socket, descriptor):
+                continue
+            if _is_alive(connection.socket):
+                self._linger(connection, descriptor)
+            else:
+                self._forget(descriptor)
+        return bool(self._closing)
+
+    def _linger(self, connection: _Connection, descriptor: int) -> None:
+        size = readable_size(self._most_bytes)
+        self._log_throttled(
+            "cut",
+            f"closed the connection from {connection.address}: it sent more than {size} in a message, or invalid data",
+        )
+        self._lingering.add(self._remove(connection, descriptor).socket)
 
     def _log_throttled(self, kind: str, text: str, level: int = logging.WARNING) -> None:
         if (more := self._throttle.admit(kind)) is not None:
@@ -311,6 +335,7 @@ class ConnectionMonitor:
         if unread := self._update(descriptor).unread:
             self._left[connection.address] += unread
         del self._connections[descriptor]
+        self._closing.discard(descriptor)
         self._by_fileno.pop(connection.socket.fileno(), None)
         self._unread -= connection.bytes.unread
         self._per_address[connection.address] -= 1
@@ -327,14 +352,16 @@ def _cut(connection: socket.socket, *, reset: bool) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def _closed_by_zeromq(connection: socket.socket, descriptor: int) -> bool:
-    """Return True if ZeroMQ closed a connection that was alive: established, with recent data from the peer.
+def _is_open(connection: socket.socket, descriptor: int) -> bool:
+    """Return True if ZeroMQ's descriptor is open, and for the same connection."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.fstat(connection.fileno()))
+    except OSError:
+        return False
 
-    If its descriptor is still open, the event is that of an earlier connection with the same descriptor.
-    """
-    with suppress(OSError):
-        if os.path.samestat(os.fstat(descriptor), os.fstat(connection.fileno())):
-            return False
+
+def _is_alive(connection: socket.socket) -> bool:
+    """Return True if a connection is established, with recent data from the peer."""
     try:
         state, silence = _TCP_INFO.unpack_from(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64))
     except (OSError, struct.error):

@@ -112,8 +112,7 @@ DEFENCES = (
         "server/file_sources.py",
         "            self._symlink_policy.check_opened(path, fd)\n",
         "",
-        "system/test_options_server.py",
-        ATTACKS,
+        f"{ATTACKS}::test_packed_file_swapped_for_a_link",
     ),
     # Where files may be sent
     _defence(
@@ -491,6 +490,13 @@ DEFENCES = (
         "if self._is_too_much_left(address):",
         "if False:",
         f"{MEMORY}::test_closed_connections",
+    ),
+    _defence(
+        "messages of connections that are not registered",
+        "messaging/security/authenticator.py",
+        "        created.zap_domain = domain\n        created.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)\n",
+        "",
+        f"{MEMORY}::test_messages_before_a_check",
     ),
     _defence(
         "new connections of an address that exceeded a limit",

@@ -44,7 +44,12 @@ def stop_shared_server() -> None:
 
 def new_schema(server: Postgresql) -> str:
     """Return the URL of a journal in a new schema."""
-    return f"{server.url}&schema=fleet_{uuid.uuid4().hex[:12]}"
+    return new_schema_of(server.url)
+
+
+def new_schema_of(url: str) -> str:
+    """Return the URL of a journal in a new schema of the database at a URL."""
+    return f"{url}&schema=fleet_{uuid.uuid4().hex[:12]}"
 
 
 @contextmanager

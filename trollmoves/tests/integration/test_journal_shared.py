@@ -38,6 +38,7 @@ from trollmoves.tests.helpers.journals import (
     append_announcements,
     keys,
     new_schema,
+    new_schema_of,
     shared_server,
     task,
 )
@@ -46,6 +47,8 @@ from trollmoves.tests.servers import postgresql
 from trollmoves.tests.servers.postgresql import Postgresql
 
 pytestmark = pytest.mark.skipif(bool(postgresql.missing()), reason=postgresql.missing())
+
+KILLS = int(os.environ.get("TROLLMOVES_TEST_KILLS", "20"))  # of the engine in one test; 1000 for a release
 
 Join = Callable[[], PostgresJournal]
 
@@ -449,6 +452,16 @@ def test_a_gap_after_a_fail_over(join: Join) -> None:
     assert after.id > before.id + 1_000_000
 
 
+def test_a_failed_call_before_a_fail_over(join: Join) -> None:
+    """An announcement that was stored, although its call failed, is returned by the next call for publication."""
+    one = join()
+    append_announcements(one, "chain", [announced(1)])
+    ((created,),) = one.membership._database.read("SELECT created FROM announcements")
+    one._doubtful_appends["chain"] = [created]
+    execute(one, "UPDATE logs SET last = last + 1000000")
+    assert [record.number for record in one.append("chain", (), lambda _, first: [announced(first)])] == [1, 1_000_002]
+
+
 @pytest.mark.parametrize("with_key", [True, False])
 def test_logins_are_not_in_the_database(tmp_path: pytest.TempPathFactory, with_key: bool) -> None:
     """A password in the body of a task is encrypted; another member finds it only with the key file."""
@@ -494,6 +507,7 @@ class Writer:
         self.journal = journal
         self.new: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
+        self.numbers: dict[tuple[str, int], str] = {}  # announcements that were acknowledged, by chain and number
         self.stopping = threading.Event()
 
     def repeat(self, call: Callable[[], None]) -> None:
@@ -526,7 +540,8 @@ class Writer:
         def make(versions: Mapping[str, Version], first: int) -> list[AnnouncementRecord]:
             return [] if name in versions else [announced(first, name)]
 
-        self.journal.append(f"chain{number}", [name], make)
+        for record in self.journal.append(f"chain{number}", [name], make):
+            assert self.numbers.setdefault((f"chain{number}", record.number), record.uri) == record.uri
 
     def wait_for_more(self, running: list[Future[None]]) -> None:
         """Wait until some tasks more are finished, or a thread ended."""
@@ -534,6 +549,18 @@ class Writer:
         until(lambda: len(self.finished) > enough or any(one.done() for one in running), 30)
 
 
+def log_of(journal: PostgresJournal, writer: Writer) -> dict[tuple[str, int], str]:
+    """Return all announcements of the chains of a writer, by chain and number."""
+    stored: dict[tuple[str, int], str] = {}
+    for chain in {chain for chain, _ in writer.numbers}:
+        after = 0
+        while page := journal.announcements_after(chain, after, 10_000):
+            stored |= {(chain, record.number): record.uri for record in page}
+            after = page[-1].number
+    return stored
+
+
+@pytest.mark.slow
 def test_the_engine_is_killed_and_restarted() -> None:
     """The engine crashes between and during calls of the journal: each task is new once, and finished once."""
     with Postgresql() as server:
@@ -541,7 +568,7 @@ def test_the_engine_is_killed_and_restarted() -> None:
         writer = Writer(journal)
         with ThreadPoolExecutor(3) as pool:
             running = [pool.submit(writer.run, number) for number in range(3)]
-            for _ in range(5):
+            for _ in range(KILLS):
                 writer.wait_for_more(running)
                 server.kill()
                 server.start()
@@ -551,8 +578,94 @@ def test_the_engine_is_killed_and_restarted() -> None:
                 one.result()
         assert set(writer.new.values()) == set(writer.finished.values()) == {1}
         assert journal.count() == {"waiting": 0, "done": len(writer.finished), "failed": 0}
+        stored = log_of(journal, writer)
+        assert stored == writer.numbers
         for number in range(3):
-            records = journal.announcements_after(f"chain{number}", 0, 100_000)
-            assert [record.number for record in records] == list(range(1, len(records) + 1))
-            assert len({record.uri for record in records}) == len(records)
+            uris = [uri for (chain, _), uri in stored.items() if chain == f"chain{number}"]
+            assert (f"chain{number}", len(uris)) in stored
+            assert len(set(uris)) == len(uris)
         journal.close()
+
+
+def execute_on(server: Postgresql, *statements: str) -> None:
+    """Execute statements on a server."""
+    with psycopg.connect(server.url, autocommit=True) as db:
+        for statement in statements:
+            db.execute(statement.encode())
+
+
+def wait_until_replicated(server: Postgresql) -> None:
+    """Wait until the standby of a server has all its present commits."""
+    with psycopg.connect(server.url, autocommit=True) as db:
+        ((last,),) = db.execute("SELECT pg_current_wal_lsn()").fetchall()
+        until(lambda: db.execute("SELECT 1 FROM pg_stat_replication WHERE replay_lsn >= %s", (last,)).fetchone(), 30)
+
+
+def is_streaming(server: Postgresql, state: str) -> bool:
+    """Return True if the standby of a server is in this state of synchronization."""
+    with psycopg.connect(server.url, autocommit=True) as db:
+        return db.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state = %s", (state,)).fetchone() is not None
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Postgresql, Postgresql]]:
+    """Return a running primary and its standby."""
+    with Postgresql() as primary, Postgresql(primary=primary) as standby:
+        until(lambda: is_streaming(primary, "async"), 30, "the standby follows the primary")
+        yield primary, standby
+
+
+@pytest.mark.slow
+def test_fail_over_to_a_synchronous_standby(pair: tuple[Postgresql, Postgresql]) -> None:
+    """The primary is killed and its standby promoted during calls: all that was acknowledged is there, and once."""
+    primary, standby = pair
+    execute_on(primary, "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'", "SELECT pg_reload_conf()")
+    until(lambda: is_streaming(primary, "quorum"), 30, "the standby is synchronous")
+    journal = PostgresJournal(new_schema_of(primary.url_with(standby)), synchronous="full")
+    writer = Writer(journal)
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(writer.run, number) for number in range(3)]
+        writer.wait_for_more(running)
+        primary.kill()
+        standby.promote()
+        writer.wait_for_more(running)
+        writer.stopping.set()
+        for one in running:
+            one.result()
+    assert set(writer.new.values()) == set(writer.finished.values()) == {1}
+    assert journal.count() == {"waiting": 0, "done": len(writer.finished), "failed": 0}
+    stored = log_of(journal, writer)
+    assert stored == writer.numbers
+    assert max(number for _, number in stored) > 1_000_000
+    journal.close()
+
+
+@pytest.mark.slow
+def test_fail_over_that_loses_commits(pair: tuple[Postgresql, Postgresql]) -> None:
+    """A standby that lacks the last commits is promoted: their numbers and ids are not given again."""
+    primary, standby = pair
+    journal = PostgresJournal(new_schema_of(primary.url_with(standby)))
+    ids: list[int] = []
+    numbers: list[int] = []
+
+    def work(name: str) -> None:
+        ((added, _),) = journal.add_tasks([task(name)])
+        ids.append(added.id)
+        numbers.append(journal.append("chain", (), lambda _, first: [announced(first, name)])[0].number)
+
+    work("kept")
+    wait_until_replicated(primary)
+    with psycopg.connect(standby.url, autocommit=True) as db:
+        db.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        db.execute("SELECT pg_reload_conf()")
+        until(lambda: not db.execute("SELECT 1 FROM pg_stat_wal_receiver").fetchone(), 30, "the standby is cut off")
+    work("lost")
+    primary.kill()
+    standby.promote()
+    assert journal.find("chain", "fetch", "kept")
+    assert not journal.find("chain", "fetch", "lost")
+    work("lost")
+    work("new")
+    assert len(set(ids)) == len(set(numbers)) == 4
+    assert sorted(numbers) == numbers
+    journal.close()

@@ -122,6 +122,7 @@ def test_flood_does_not_delay_others(kind: str, pair: ServerClientPair, processo
 
 
 @pytest.mark.skipif("TROLLMOVES_HOSTILE" not in os.environ, reason="runs by hand only")
+@pytest.mark.timeout(3600)
 def test_hostile_run(pair: ServerClientPair, processors: set[int]) -> None:
     """All that a host without a key can do to all ports leaves each daemon small, and files nearly as fast as usual.
 

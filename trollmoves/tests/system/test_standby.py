@@ -33,7 +33,7 @@ IN_KILL_WINDOW = BURST  # receipts of the last half second are published again, 
 
 
 class Fleet:
-    """Two servers, and two clients that list both; each pair has a journal, and each member ports of its own."""
+    """Two servers, and two clients that list both; each pair has a journal, and each member its ports."""
 
     def __init__(self, testbed: Testbed) -> None:
         self.feeder: Feeder = testbed.feeder()
