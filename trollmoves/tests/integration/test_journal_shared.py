@@ -243,7 +243,7 @@ def test_one_member_prunes(join: Join) -> None:
     ((stored, _),) = one.add_tasks([task("a")])
     one.finish([Outcome(stored, DONE)])
     nothing_kept = Retention(0.0, 0.0, 0, 0)
-    assert one.take("upkeep")
+    assert one.take("pruning")
     assert list(two.prune(nothing_kept, {}, 0.0)) == []
     one.close()
     assert sum(two.prune(nothing_kept, {}, 0.0)) > 0
