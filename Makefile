@@ -52,7 +52,7 @@ docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build -q
 
 bench: $(VENV)-bench/.bench
-	@.ci/setup packages
+	@.ci/setup packages $(if $(findstring --peers,$(BENCH)),peers)
 	@NEWEST_PYTHON="$$(.ci/setup python newest)" $(VENV)-bench/bin/python -m benchmarks $(BENCH)
 
 lint: $(VENV)/.dev

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +35,7 @@ from trollmoves.journal import (
     open_journal,
     place_journal,
 )
+from trollmoves.journal.pruner import JournalPruner
 from trollmoves.matching.patterns import Origin
 from trollmoves.metrics.service import MetricsService
 from trollmoves.metrics.state import DaemonReader
@@ -52,16 +52,14 @@ from trollmoves.status.sections import sections_of
 from trollmoves.status.snapshot import Live, snapshot
 from trollmoves.utils import logs
 from trollmoves.utils.log_writer import LogWriter
+from trollmoves.utils.process_limits import raise_fd_limit, use_processors
 from trollmoves.utils.service_manager import Reporter, ServiceManager
 from trollmoves.watch import FileWatch
 
 logger = logging.getLogger(__name__)
 
-PRUNE_INTERVAL = 60.0  # s between two prunings of the journal
 DISK_SPACE_POLL = 5.0  # s between two attempts to create the journal on a full disk
-PRUNE_STEP_PAUSE = 0.02  # s between the steps of a pruning; a step takes a few ms
 DAY = 86_400.0  # s
-MAX_OPEN_FILES = 65_536
 WORLD_WRITABLE = 0o002  # permission bit that is always masked: no file made here is world-writable
 SWITCH_INTERVAL = 0.001  # s; GIL switch interval; the default of 5 ms would dominate latency
 
@@ -284,10 +282,10 @@ class Daemon(ABC, Generic[O]):
 
     def _run_daemon(self, log: LogWriter | None) -> int:
         sys.setswitchinterval(SWITCH_INTERVAL)
-        _raise_fd_limit()
+        raise_fd_limit()
         current = self.read_config()
         _log_problems(current)
-        _use_processors(current.process.processors)
+        use_processors(current.process.processors)
         path = place_journal(current.process.journal or "", self._file, self.role)
         if warning := network_warning(path):
             logger.warning("%s", warning)
@@ -445,7 +443,14 @@ class Daemon(ABC, Generic[O]):
         signal.signal(signal.SIGHUP, hang_up)
 
     def _command_loop(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
-        pruner = _JournalPruner(runtime, self.compactors)
+        options = runtime.options
+        retention = Retention(
+            options.keep_finished * DAY,
+            options.keep_announcements * DAY,
+            options.max_finished,
+            options.max_announcements,
+        )
+        pruner = JournalPruner(runtime.journal, retention, self.compactors)
         while True:
             try:
                 order = self._orders.get(timeout=pruner.seconds_until_due())
@@ -589,39 +594,6 @@ def _reject_order(journal: Journal) -> NoReturn:
     raise OrderRejected(f"this host is a standby: give the order on {holder}")
 
 
-class _JournalPruner:
-    """Prunes the journal in small steps. Main thread only."""
-
-    def __init__(self, runtime: Runtime, compactors: Compactors) -> None:
-        options = runtime.options
-        self._journal = runtime.journal
-        self._compactors = compactors
-        self._retention = Retention(
-            options.keep_finished * DAY,
-            options.keep_announcements * DAY,
-            options.max_finished,
-            options.max_announcements,
-        )
-        self._steps: Iterator[int] = iter(())
-        self._next = time.monotonic() + PRUNE_INTERVAL
-
-    def seconds_until_due(self) -> float:
-        """Return the seconds until the next step."""
-        return max(0.0, self._next - time.monotonic())
-
-    def step(self) -> None:
-        """Run the next step of the current pruning, or begin the next pruning."""
-        try:
-            done = next(self._steps, None)
-        except TrollmovesError as error:
-            logger.debug("cannot prune the journal: %s", error)  # the scheduler logs the errors of writes
-            done = None
-        if done is None:
-            self._journal.check_file()
-            self._steps = self._journal.prune(self._retention, self._compactors)
-        self._next = time.monotonic() + (PRUNE_INTERVAL if done is None else PRUNE_STEP_PAUSE)
-
-
 def _run_probes(found: config_file.Configuration[Any]) -> bool:
     """Print a line for each probe; return True if all succeeded."""
     succeeded = True
@@ -639,29 +611,6 @@ def nameservers_of(arguments: Sequence[str] | None) -> Sequence[str] | Literal[F
         return None
     hosts = [host for host in arguments if host.lower() not in ("false", "none", "no", "off", "0", "")]
     return hosts or False
-
-
-def _raise_fd_limit() -> None:
-    """Raise the soft limit of file descriptors, because each open request needs a socket."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < MAX_OPEN_FILES and soft != hard:
-        limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def _use_processors(processors: tuple[int, ...]) -> None:
-    """Run all threads on these processors; raise StartError if this process may use none of them."""
-    for thread in os.listdir("/proc/self/task") if processors else ():
-        try:
-            os.sched_setaffinity(int(thread), processors)
-        except ProcessLookupError:  # the thread has ended
-            pass
-        except OSError as error:
-            available = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
-            raise StartError(
-                f"[DEFAULT] processors: cannot run on {', '.join(map(str, processors))} ({error.strerror}); "
-                f"this process may use: {available}"
-            ) from None
 
 
 def _log_problems(found: config_file.Configuration[Any]) -> None:

@@ -79,7 +79,7 @@ class ReceiptPublisher:
         base = (url.path if is_local else urls.without_password(url)).rstrip("/")
         delivery = attempt.delivery(base)
         data: dict[str, Any] = _with_new_uris(message.data, base) | {"origin": attempt.source}
-        if is_local and any(self._is_packed(item["uri"]) for item in payload.file_items(data)):
+        if is_local and self._options.compression and any(map(self._is_packed, payload.file_uris(data))):
             body = json.dumps(
                 [
                     Message(message.subject, message.type, data).encode(),

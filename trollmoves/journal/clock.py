@@ -18,7 +18,7 @@ class MonotonicWallClock:
 
     def now(self) -> float:
         """Return the time in seconds since the epoch."""
-        return self._offset + boot_time()
+        return self._offset + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_time() -> float:

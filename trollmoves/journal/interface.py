@@ -183,6 +183,12 @@ class Journal(Protocol):
         Messages that it had queued for sending may be lost although these tasks are done.
         """
 
+    def seconds_after_kill(self) -> float:
+        """Return the seconds from the kill of the previous process until this one opened the journal.
+
+        0 if it was not killed, and for a shared journal.
+        """
+
     def count(self, chain: str | None = None) -> dict[str, int]:
         """Return the numbers of tasks by state, of one chain or of all. This scans all of them."""
 

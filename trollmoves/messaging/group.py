@@ -27,12 +27,11 @@ def has_one_file(text: str) -> bool:
     return text.count('"uri": ') == 1 and '"path": ' not in text
 
 
-def accepts(announcement: Message) -> bool:
-    """Return True if the server that sent an announcement accepts it in a group."""
-    metadata = payload.announcement_metadata(announcement.data)
+def accepts(metadata: Mapping[str, Any], text: str) -> bool:
+    """Return True if the server that sent an announcement, with this text, accepts it in a group."""
     size = metadata.get("size")
     is_accepted = payload.is_number(metadata.get(KEY)) and size is not None and size <= MAX_FILE_SIZE
-    return is_accepted and has_one_file(announcement.raw)
+    return is_accepted and has_one_file(text)
 
 
 def encode_request(subject: str, log: str, client: str, files: Mapping[int, int], added: Mapping[str, Any]) -> str:

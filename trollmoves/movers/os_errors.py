@@ -6,48 +6,36 @@ import errno
 import socket
 from types import TracebackType
 
-from trollmoves.errors import (
-    BadDestination,
-    ConnectionFailed,
-    NameRejected,
-    NoSpace,
-    PermanentTransferError,
-    PermissionRefused,
-    TargetBusy,
-    TemporaryTransferError,
-    TransferError,
-    TransferStalled,
-    TrollmovesError,
-)
+from trollmoves import errors
 
-_BY_ERRNO: dict[int, type[TransferError]] = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), NoSpace),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), PermissionRefused),
-    **dict.fromkeys((errno.EBUSY, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETXTBSY), TargetBusy),
-    errno.EROFS: TargetBusy,  # the kernel remounts a disk read-only after an error; operators repair it
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST), BadDestination),
-    **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EPIPE), ConnectionFailed),
-    errno.ETIMEDOUT: TransferStalled,
-    **dict.fromkeys((errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ), NameRejected),
-    errno.EFBIG: PermanentTransferError,
+_BY_ERRNO: dict[int, type[errors.TransferError]] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), errors.NoSpace),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), errors.PermissionRefused),
+    **dict.fromkeys((errno.EBUSY, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETXTBSY), errors.TargetBusy),
+    errno.EROFS: errors.TargetBusy,  # the kernel remounts a disk read-only after an error; operators repair it
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST), errors.BadDestination),
+    **dict.fromkeys((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EPIPE), errors.ConnectionFailed),
+    errno.ETIMEDOUT: errors.TransferStalled,
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ), errors.NameRejected),
+    errno.EFBIG: errors.PermanentTransferError,
 }
 
 DEFAULT_TEXTS: dict[type[OSError], str] = {TimeoutError: "no reply or no progress before the timeout"}
 
 
-def from_os_error(error: OSError, action: object) -> TransferError:
+def from_os_error(error: OSError, action: object) -> errors.TransferError:
     """Return the ``TransferError`` for ``error``; an unknown errno counts as temporary."""
     if isinstance(error, (ConnectionError, socket.gaierror)):
-        kind: type[TransferError] = ConnectionFailed
+        kind: type[errors.TransferError] = errors.ConnectionFailed
     elif isinstance(error, TimeoutError):
-        kind = TransferStalled
+        kind = errors.TransferStalled
     else:
-        kind = _BY_ERRNO.get(error.errno or 0, TemporaryTransferError)
+        kind = _BY_ERRNO.get(error.errno or 0, errors.TemporaryTransferError)
     return kind(f"{action}: {error.strerror or str(error) or DEFAULT_TEXTS.get(type(error), type(error).__name__)}")
 
 
 class translate_os_errors:  # noqa: N801  (used like a function in ``with``)
-    """Translates an ``OSError`` of its block into a ``TransferError`` whose text begins with ``action``.
+    """Translates an ``OSError`` of its block into a ``TransferError``; the text begins with ``action``.
 
     A class is faster than a generator here, and this runs for each file.
     """
@@ -62,5 +50,5 @@ class translate_os_errors:  # noqa: N801  (used like a function in ``with``)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         """Translate an ``OSError``."""
-        if isinstance(error, OSError) and not isinstance(error, TrollmovesError):
+        if isinstance(error, OSError) and not isinstance(error, errors.TrollmovesError):
             raise from_os_error(error, self.action) from error

@@ -8,22 +8,10 @@ import os
 import boto3
 import botocore.exceptions
 
-from trollmoves.errors import (
-    AuthenticationFailed,
-    BadDestination,
-    ConnectionFailed,
-    NameRejected,
-    NoSpace,
-    PermanentTransferError,
-    PermissionRefused,
-    TargetBusy,
-    TemporaryTransferError,
-    TransferError,
-    TransferStalled,
-)
+from trollmoves import errors
 
-_BY_CODE: dict[str, type[TransferError]] = {
-    **dict.fromkeys(("403", "AccessDenied", "AllAccessDisabled", "405", "MethodNotAllowed"), PermissionRefused),
+_BY_CODE: dict[str, type[errors.TransferError]] = {
+    **dict.fromkeys(("403", "AccessDenied", "AllAccessDisabled", "405", "MethodNotAllowed"), errors.PermissionRefused),
     **dict.fromkeys(
         (
             "InvalidAccessKeyId",
@@ -33,13 +21,13 @@ _BY_CODE: dict[str, type[TransferError]] = {
             "AuthorizationHeaderMalformed",
             "InvalidSecurity",
         ),
-        AuthenticationFailed,
+        errors.AuthenticationFailed,
     ),
-    **dict.fromkeys(("NoSuchBucket", "InvalidBucketName", "PermanentRedirect"), BadDestination),
-    "KeyTooLongError": NameRejected,
-    **dict.fromkeys(("SlowDown", "ServiceUnavailable", "503", "Throttling", "TooManyRequests"), TargetBusy),
-    **dict.fromkeys(("InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "507"), NoSpace),
-    **dict.fromkeys(("RequestTimeout",), TransferStalled),
+    **dict.fromkeys(("NoSuchBucket", "InvalidBucketName", "PermanentRedirect"), errors.BadDestination),
+    "KeyTooLongError": errors.NameRejected,
+    **dict.fromkeys(("SlowDown", "ServiceUnavailable", "503", "Throttling", "TooManyRequests"), errors.TargetBusy),
+    **dict.fromkeys(("InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "507"), errors.NoSpace),
+    **dict.fromkeys(("RequestTimeout",), errors.TransferStalled),
 }
 _CHANGED = ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch")
 
@@ -71,15 +59,15 @@ def _translate(error: BaseException, path: str) -> Exception | None:
     if isinstance(error, botocore.exceptions.ClientError):
         return _to_transfer_error(error, path)
     if isinstance(error, (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError)):
-        return TransferStalled(f"S3: {type(error).__name__}")
+        return errors.TransferStalled(f"S3: {type(error).__name__}")
     if isinstance(error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
-        return AuthenticationFailed(f"S3: {error}")
+        return errors.AuthenticationFailed(f"S3: {error}")
     if isinstance(error, botocore.exceptions.ParamValidationError):
-        return BadDestination(f"S3: {error}")
+        return errors.BadDestination(f"S3: {error}")
     if isinstance(error, (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError)):
-        return ConnectionFailed(f"S3: {error}")
+        return errors.ConnectionFailed(f"S3: {error}")
     if isinstance(error, (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error)):
-        return TemporaryTransferError(f"S3: {type(error).__name__}: {error}")
+        return errors.TemporaryTransferError(f"S3: {type(error).__name__}: {error}")
     return None
 
 
@@ -90,7 +78,7 @@ def _to_transfer_error(error: botocore.exceptions.ClientError, path: str) -> Exc
     if code in _BY_CODE:
         return _BY_CODE[code](text)
     if code in _CHANGED or status >= 500 or status in (408, 429):
-        return TemporaryTransferError(text)
+        return errors.TemporaryTransferError(text)
     if status == 404:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    return PermissionRefused(text) if status in (401, 403) else PermanentTransferError(text)
+    return errors.PermissionRefused(text) if status in (401, 403) else errors.PermanentTransferError(text)

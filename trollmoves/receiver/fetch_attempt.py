@@ -41,7 +41,10 @@ class SupersededAtSource(PermanentlyRefused):
 
 @dataclass(slots=True)
 class FetchAttempt:
-    """One run of a fetch task. ``message`` is the announcement of the current source, or of the last one."""
+    """One run of a fetch task. ``message`` is the announcement of the current source, or of the last one.
+
+    ``announced`` is its metadata; {} for a legacy server.
+    """
 
     task: Task
     message: Message
@@ -54,11 +57,18 @@ class FetchAttempt:
     requested_at: float = 0.0  # monotonic
     server_busy: bool = True  # False if a legacy server seems to have dropped the request
     started: float = field(default_factory=time.monotonic)
+    announced: dict[str, Any] = field(init=False)
 
-    @property
-    def announced(self) -> dict[str, Any]:
-        """The metadata of the announcement; {} for a legacy server."""
-        return payload.announcement_metadata(self.message.data)
+    def __post_init__(self) -> None:
+        self.announced = payload.announcement_metadata(self.message.data)
+
+    def next_source(self) -> None:
+        """Continue with the next one of ``sources``."""
+        self.source = next(iter(self.sources))
+        announcement = self.sources.pop(self.source)
+        if announcement is not self.message:
+            self.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
+            self.announced = payload.announcement_metadata(self.message.data)
 
     def stats(self) -> FileStats:
         """Return number, bytes and time of the files, as announced; a legacy server announces no bytes."""

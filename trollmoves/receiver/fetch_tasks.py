@@ -150,9 +150,10 @@ class FetchTasks:
         if not payload.is_address(source):
             raise MessageError(f"invalid request_address {source!r:.100}: it must be host:port")
         key = file_key(data)
-        for item in payload.file_items(data):
+        items = payload.file_items(data)
+        for item in items:
             payload.check_file_item(item)
-        version = (payload.file_uris(data)[0], *_size_and_time(data))
+        version = (items[0]["uri"], *_size_and_time(data))
         fetch = Fetch({source: message.raw or message.encode()}, {source: (version, 1)}, target=self._target)
         due = self._journal.now() + self._delay if self._delay else 0.0
         return Task(self.name, self._kind, key, f"{self._kind} {source}", fetch.dump(), due, rank, context=message)

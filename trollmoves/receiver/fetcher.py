@@ -266,7 +266,7 @@ class Fetcher:
     def _group_key(self, attempt: FetchAttempt) -> object:
         """Return a key that the files of a group share; a unique one for a file that is requested alone."""
         is_late = bool(self._peers.names()) and self._is_late(attempt)  # it names the peers
-        if is_late or not group.accepts(attempt.message):
+        if is_late or not group.accepts(attempt.announced, attempt.message.raw):
             return attempt.task.id
         source = next(iter(attempt.sources))
         return source, attempt.announced["log"], attempt.message.subject, attempt.destination
@@ -274,9 +274,7 @@ class Fetcher:
     def _request_next(self, attempts: Sequence[FetchAttempt]) -> None:
         """Request one file from its next source, or several files of which this is the same."""
         for attempt in attempts:
-            attempt.source = next(iter(attempt.sources))
-            announcement = attempt.sources.pop(attempt.source)
-            attempt.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)
+            attempt.next_source()
         queues = self._queues_for(attempts[0])
         if queues:
             source = attempts[0].source
@@ -381,7 +379,7 @@ class Fetcher:
 
     def _was_interrupted(self, attempt: FetchAttempt) -> bool:
         """Return True if a peer may have taken over a file during the request for it."""
-        is_numbered = bool(payload.announcement_metadata(attempt.message.data))
+        is_numbered = bool(attempt.announced)
         requested = time.monotonic() - attempt.requested_at
         return is_numbered and bool(self._peers.names()) and requested > self._peers.seconds_since_gap()
 

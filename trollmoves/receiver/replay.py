@@ -26,7 +26,9 @@ from trollmoves.utils.logs import LogThrottle
 
 logger = logging.getLogger(__name__)
 
-FIRST_CONTACT_SLACK = 5.0  # s before the start of this client from which announcements of a new source are requested
+# s before the start of this client, or the kill of the previous one, from which announcements of a new source are
+# requested: that one may have received announcements, and stored neither these nor their source.
+FIRST_CONTACT_SLACK = 5.0
 REPLAY_TIMEOUT = 30.0  # s; ZeroMQ closes a connection on which no page arrives for 15 s
 MAX_LOGS = 1_000  # of one provider; a server has one for each chain
 GAP_DELAY = 0.2  # s before a small gap is requested: numbers of one log come in any order from several servers
@@ -113,7 +115,7 @@ class ReplayClient:
         self._journal = journal
         self._requester = requester
         self._on_replayed = on_replayed
-        self._started = time.monotonic()
+        self._begin = time.monotonic() - journal.seconds_after_kill()
         self._throttle = LogThrottle(burst=1)
         self._lock = threading.Lock()
         self._logs: dict[str, _SourceLog] = {}
@@ -229,7 +231,7 @@ class ReplayClient:
             source.request_pending = True
             data: dict[str, Any] = {"log": source.name}
             if source.received_through is None:
-                data["max_age"] = time.monotonic() - self._started + FIRST_CONTACT_SLACK
+                data["max_age"] = time.monotonic() - self._begin + FIRST_CONTACT_SLACK
             else:
                 data["after"] = source.saved_through(source.received_through)
             after = data.get("after", 0)

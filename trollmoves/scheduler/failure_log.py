@@ -12,7 +12,7 @@ from trollmoves.utils.outage_log import OutageLog
 
 logger = logging.getLogger(__name__)
 
-MAX_OUTAGE_LOGS = 1000  # lanes whose outages are remembered for the log
+MAX_OUTAGE_LOGS = 1000  # lanes with outages that are remembered for the log
 
 
 class UnexpectedError(TrollmovesError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 
 from trollmoves.scheduler.lanes import Lane
@@ -31,8 +31,8 @@ class WorkerLimits:
         self.assigned = 0
         """The workers of all lanes."""
         self._unproven = 0
-        self._of_owner: Counter[str] = Counter()
-        self._unproven_of_owner: Counter[str] = Counter()
+        self._of_owner: dict[str, int] = defaultdict(int)
+        self._unproven_of_owner: dict[str, int] = defaultdict(int)
         for lane in lanes:
             if lane.workers:
                 self._count(lane, lane.workers)

@@ -155,8 +155,8 @@ class DirectorySource:
             opened.append(version)
 
         fields = self._origin.parse(path)
-        if fields is None or not os.path.exists(path) or not self._symlink_policy.allowed_files([path]):
-            logger.warning("[%s] cannot unpack %s: it no longer exists, or may not be announced", options.name, path)
+        if fields is None or not os.path.exists(path):
+            logger.warning("[%s] cannot unpack %s: it is gone, or no longer matches origin", options.name, path)
             return
         directory = options.working_directory or tempfile.gettempdir()
         unpacked = unpacking.unpack(options.compression or "", path, directory, program=options.prog, on_opened=check)

@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 
 with warnings.catch_warnings():
     # On Python 3.11 pyinotify imports the deprecated asyncore; an operator cannot act on that warning.
@@ -131,23 +132,32 @@ def events(buffer: bytes) -> Iterator[tuple[int, int, str]]:
 
 
 class EventQueue:
-    """Bounded queue of events; a dedicated thread moves them from the kernel into it.
+    """Bounded queue of events.
 
-    One other thread calls ``take`` and ``drain``. Without an inotify instance, ``take`` only waits.
+    One thread calls ``take`` and ``drain``. While it waits in ``take``, it reads the kernel's queue itself: an event
+    then needs no switch of threads. While it works, a dedicated thread moves the events from the kernel into this
+    queue. Without an inotify instance, ``take`` only waits.
     """
 
     def __init__(self, instance: Inotify | None, name: str, limit: int = MAX_QUEUED_BYTES) -> None:
         self._inotify = instance
         self._limit = limit
-        self._ready = threading.Condition()
+        self._lock = threading.Lock()
         self._buffers: list[bytes] = []
         self._bytes = 0
         self._lost = False
         self._stopped = False
-        self._wake = -1
+        self._is_waiting = False  # the caller of ``take``
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # ends this wait
+        self._end = os.eventfd(0, os.EFD_CLOEXEC)  # ends the thread
+        self._taking, self._moving = select.epoll(), select.epoll()
+        self._taking.register(self._wake, select.EPOLLIN)
+        self._moving.register(self._end, select.EPOLLIN)
         self._thread: threading.Thread | None = None
         if instance is not None:
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+            # For an event the kernel wakes one thread that waits; if both do, the one that was registered first.
+            self._taking.register(instance.fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            self._moving.register(instance.fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             self._thread = threading.Thread(target=self._run, args=(instance,), name=f"{name}-events", daemon=True)
 
     def start(self) -> None:
@@ -160,12 +170,25 @@ class EventQueue:
 
         Waits for events at most ``timeout`` seconds, or until the queue is stopped; may then return no buffers.
         """
-        with self._ready:
-            if timeout > 0 and not (self._buffers or self._lost or self._stopped):
-                self._ready.wait(timeout)
+        if timeout > 0:
+            self._wait(timeout)
+        with self._lock:
             result = self._buffers, self._lost
             self._buffers, self._bytes, self._lost = [], 0, False
             return result
+
+    def _wait(self, timeout: float) -> None:
+        with self._lock:
+            if self._buffers or self._lost or self._stopped:
+                return
+            self._is_waiting = True
+        ready = self._taking.poll(timeout)
+        with self._lock:
+            self._is_waiting = False
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+        if ready:
+            self.drain()
 
     def drain(self) -> None:
         """Move all events from the kernel into this queue now."""
@@ -174,30 +197,35 @@ class EventQueue:
 
     def mark_lost(self) -> None:
         """Make the next ``take`` report lost events."""
-        with self._ready:
+        with self._lock:
             self._lost = True
-            self._ready.notify_all()
+            self._end_wait()
 
     def wake(self) -> None:
         """Stop ``take`` from waiting, permanently. Any thread may call this."""
-        with self._ready:
+        with self._lock:
             self._stopped = True
-            self._ready.notify_all()
+            self._end_wait()
+
+    def _end_wait(self) -> None:
+        """End the wait of the caller of ``take``, if it waits. Called under the lock."""
+        if self._is_waiting:
+            os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
         """Stop the reading thread; called once, by the thread that calls ``take``."""
         self.wake()
         if self._thread is not None:
-            os.eventfd_write(self._wake, 1)
+            os.eventfd_write(self._end, 1)
             self._thread.join()
-            os.close(self._wake)
+        for one in (self._taking, self._moving):
+            one.close()
+        for descriptor in (self._wake, self._end):
+            os.close(descriptor)
 
     def _run(self, instance: Inotify) -> None:
-        poller = select.poll()
-        poller.register(instance.fd, select.POLLIN)
-        poller.register(self._wake, select.POLLIN)
         while not self._stopped:
-            poller.poll()
+            self._moving.poll()
             try:
                 self._fetch(instance)
             except OSError:
@@ -206,7 +234,7 @@ class EventQueue:
                 time.sleep(READ_RETRY_DELAY)
 
     def _fetch(self, instance: Inotify) -> None:
-        with self._ready:
+        with self._lock:
             buffers = instance.read()
             if not buffers:
                 return
@@ -215,4 +243,4 @@ class EventQueue:
                 self._buffers, self._bytes, self._lost = [], 0, True
             else:
                 self._buffers += buffers
-            self._ready.notify()
+            self._end_wait()

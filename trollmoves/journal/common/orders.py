@@ -7,7 +7,6 @@ order is carried out at the next start. A waiting pause is in effect; its key is
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from trollmoves.journal.common.queries import placeholders
@@ -43,10 +42,6 @@ class OrderQueries(TaskQueries):
     @abstractmethod
     def _end(self, kind: str, key: str, state: int, reply: str) -> None:
         """Store the end of an order or a pause."""
-
-    @abstractmethod
-    def _read_on_own_connection(self, statement: str, parameters: Sequence[Any]) -> list[Any]:
-        """Return the rows of a query that scans many rows: other threads can use the journal at the same time."""
 
     def add_order(self, key: str, body: str) -> None:
         self._store(ORDER, key, body)

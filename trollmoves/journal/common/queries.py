@@ -46,6 +46,18 @@ class Queries(ABC):
         return f"({condition})", [self.glob(pattern, brackets=brackets) for pattern in patterns]
 
 
+class OpenQueries(Queries):
+    """The queries and changes of a journal that is open for writing."""
+
+    @abstractmethod
+    def _read_on_own_connection(self, statement: str, parameters: Sequence[Any]) -> list[Any]:
+        """Return the rows of a query that scans many rows: other threads can use the journal at the same time."""
+
+    @abstractmethod
+    def _write(self, statement: str, parameters: Sequence[Any]) -> None:
+        """Execute one statement in a transaction."""
+
+
 def placeholders(values: Collection[object]) -> str:
     """Return the placeholders of values for ``IN``, which is not true for an empty list."""
     return ", ".join("?" * len(values)) or "NULL"

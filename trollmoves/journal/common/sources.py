@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
-
-from trollmoves.journal.common.queries import Queries
+from trollmoves.journal.common.queries import OpenQueries
 from trollmoves.journal.records import SourcePosition, to_sqlite_text
 
 
-class SourceQueries(Queries):
+class SourceQueries(OpenQueries):
     """The sources in a journal. ``Journal.add_tasks`` stores them together with the tasks created from them."""
-
-    @abstractmethod
-    def _write(self, statement: str, parameters: Sequence[Any]) -> None:
-        """Execute one statement in a transaction."""
 
     def sources(self, chain: str) -> list[SourcePosition]:
         rows = self._read("SELECT log, address, received_through FROM sources WHERE chain = ?", (chain,))

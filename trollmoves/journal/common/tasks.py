@@ -6,13 +6,13 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-from trollmoves.journal.common.queries import Queries, placeholders
+from trollmoves.journal.common.queries import OpenQueries, placeholders
 from trollmoves.journal.records import DONE, DROPPED, FAILED, SET_ASIDE, WAITING, SourcePosition, Task, to_sqlite_text
 
 _STATES = {WAITING: "waiting", DONE: "done", FAILED: "failed", DROPPED: "dropped"}
 
 
-class TaskQueries(Queries):
+class TaskQueries(OpenQueries):
     """The tasks of a journal."""
 
     COLUMNS: ClassVar[str]  # of a row for ``task_of``

@@ -155,12 +155,6 @@ class Membership:
 
         return self._database.run_statement(work)
 
-    def give_back(self, what: str) -> None:
-        """Give back a lease of this member."""
-        self._database.run_statement(
-            lambda db: db.execute("DELETE FROM leases WHERE what = %s AND member = %s", (what, self.id))
-        )
-
     def members(self) -> list[MemberRow]:
         """Return the present members, oldest first."""
         return members_of(self._database)

@@ -13,6 +13,9 @@ from trollmoves.journal.interface import MakeFunction
 from trollmoves.journal.records import AnnouncementRecord, Version, to_sqlite_text
 from trollmoves.journal.sqlite.database import JournalDatabase
 
+_LATEST_VERSION = (  # of one file, 10 us faster
+    "SELECT uri, size, mtime FROM announcements WHERE chain = ? AND uri = ? ORDER BY number DESC LIMIT 1"
+)
 _LATEST_VERSIONS = (  # of many files in one statement
     "SELECT f.value, a.size, a.mtime FROM json_each(?) f JOIN announcements a ON a.id = (SELECT id FROM announcements "
     "WHERE chain = ? AND uri = f.value ORDER BY number DESC LIMIT 1)"
@@ -72,7 +75,10 @@ class AnnouncementTable(JournalDatabase, AnnouncementQueries):
 
     def _latest_versions(self, chain: str, uris: Collection[str]) -> dict[str, Version]:
         by_text = {to_sqlite_text(uri): uri for uri in uris}
-        rows = self._read(_LATEST_VERSIONS, (json.dumps(list(by_text)), chain))
+        if len(by_text) == 1:
+            rows = self._read(_LATEST_VERSION, (chain, *by_text))
+        else:
+            rows = self._read(_LATEST_VERSIONS, (json.dumps(list(by_text)), chain))
         return {by_text[text]: (size, mtime) for text, size, mtime in rows}
 
     def last_number(self, chain: str) -> int:

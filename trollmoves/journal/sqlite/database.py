@@ -98,6 +98,7 @@ class JournalDatabase:
         self._clock = MonotonicWallClock()
         self._time_written = 0.0
         self._killed_at: float | None = None
+        self._after_kill = 0.0
         self._alive, self._last_finish = 0.0, 0.0
         self._last_write = self._marked_write = 0.0  # times of the newest rows, and of those in the lock file
         self.replaced = False
@@ -170,13 +171,15 @@ class JournalDatabase:
         if version and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
             # The process was alive when it last stored the time: messages published well before that have been sent.
             self._killed_at = db.execute(
-                "SELECT max(max(finished), coalesce((SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'), 0), ?) "
+                "SELECT max(coalesce(max(finished), 0), "
+                "coalesce((SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'), 0), ?) "
                 "FROM tasks WHERE state <> 0",
                 (read_times(self._lock_file)[0],),
             ).fetchone()[0]
         self._renew_identity(bool(version))
         row = db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         self._restore_clock()
+        self._after_kill = max(0.0, self.now() - self._killed_at) if self._killed_at else 0.0
         return str(row[0])
 
     def _add_missing_columns(self) -> None:
@@ -273,6 +276,9 @@ class JournalDatabase:
 
     def now(self) -> float:
         return self._clock.now()
+
+    def seconds_after_kill(self) -> float:
+        return self._after_kill
 
     def take(self, what: str) -> bool:  # noqa: ARG002
         return True  # the lock of the file is the lease

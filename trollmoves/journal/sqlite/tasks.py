@@ -56,7 +56,7 @@ class TaskTable(JournalDatabase, TaskQueries):
         self._lane_changes: LaneChanges = {}  # not stored yet
         self._lanes_lock = threading.Lock()  # guards it, and is acquired before the lock of the database
         self._lanes_stored = 0.0
-        self._failing: set[tuple[str, str]] = set()  # lanes whose failure is stored
+        self._failing: set[tuple[str, str]] = set()  # lanes with a stored failure
         super().__init__(path, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
     def add_tasks(

@@ -107,6 +107,7 @@ class Authenticator:
         self._poller.register(self._readable.fileno(), zmq.POLLIN)
         self._lingering = LingeringConnections(self._readable)
         self._receiving = False
+        self._closing = False
         self._usual_switch_interval = sys.getswitchinterval()
         self._next_check = 0.0  # monotonic
         self._flood_end = 0.0  # monotonic
@@ -183,7 +184,7 @@ class Authenticator:
     def _run(self) -> None:
         while True:
             try:
-                ready = [one for one, _ in self._poller.poll(CHECK_INTERVAL_MS if self._receiving else IDLE_MS)]
+                ready = [one for one, _ in self._poller.poll(self._wait())]
                 self._wakeup.clear()
                 while not self._new.empty():
                     new = self._new.get()
@@ -200,6 +201,9 @@ class Authenticator:
             except Exception:  # bad input must neither bypass nor stop the authenticator
                 log.exception("unexpected error in the authenticator")
                 time.sleep(ERROR_DELAY)
+
+    def _wait(self) -> int:
+        return CHECK_INTERVAL_MS if self._receiving or self._closing else IDLE_MS
 
     def _check_memory(self) -> None:
         """Check the connections with new data, then wait: while data keep arriving, check at a fixed interval."""
@@ -222,6 +226,7 @@ class Authenticator:
             if monitor.is_flooded:
                 monitor.is_flooded = False
                 self._flood_end = now + FLOOD_SECONDS
+        self._closing = sum(monitor.end_closing() for monitor in self._monitors.values()) > 0
         self._set_switch_interval(SWITCH_INTERVAL if now < self._flood_end else self._usual_switch_interval)
         self._lingering.close_expired()
 

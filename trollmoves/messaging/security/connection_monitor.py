@@ -108,6 +108,7 @@ class ConnectionMonitor:
         self._per_address: Counter[str] = Counter()
         self._failed: HandshakeError | None = None  # the handshake error of the next connection that closes
         self._rejected = 0  # rejected (and logged) connections that have not closed yet
+        self._closing: set[int] = set()  # ZeroMQ reports an end before it closes the descriptor
         self._throttle = LogThrottle(burst=1)
 
     def process_events(self, most: int = MAX_EVENTS) -> bool:
@@ -285,14 +286,36 @@ class ConnectionMonitor:
                 self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
         elif self._rejected:
             self._rejected -= 1
-        elif connection and _closed_by_zeromq(connection.socket, descriptor):
-            size = readable_size(self._most_bytes)
-            self._log_throttled(
-                "cut", f"closed the connection from {address}: it sent more than {size} in a message, or invalid data"
-            )
-            self._lingering.add(self._remove(connection, descriptor).socket)
+        elif connection and _is_open(connection.socket, descriptor):
+            self._closing.add(descriptor)
+            return
+        elif connection and _is_alive(connection.socket):
+            self._linger(connection, descriptor)
             return
         self._forget(descriptor)
+
+    def end_closing(self) -> bool:
+        """Close the ended connections that ZeroMQ has closed; return True if others remain.
+
+        One that remains is either about to be closed, or a later one with the same descriptor, to be accepted.
+        """
+        for descriptor in list(self._closing):
+            connection = self._connections[descriptor]
+            if _is_open(connection.socket, descriptor):
+                continue
+            if _is_alive(connection.socket):
+                self._linger(connection, descriptor)
+            else:
+                self._forget(descriptor)
+        return bool(self._closing)
+
+    def _linger(self, connection: _Connection, descriptor: int) -> None:
+        size = readable_size(self._most_bytes)
+        self._log_throttled(
+            "cut",
+            f"closed the connection from {connection.address}: it sent more than {size} in a message, or invalid data",
+        )
+        self._lingering.add(self._remove(connection, descriptor).socket)
 
     def _log_throttled(self, kind: str, text: str, level: int = logging.WARNING) -> None:
         if (more := self._throttle.admit(kind)) is not None:
@@ -312,6 +335,7 @@ class ConnectionMonitor:
         if unread := self._update(descriptor).unread:
             self._left[connection.address] += unread
         del self._connections[descriptor]
+        self._closing.discard(descriptor)
         self._by_fileno.pop(connection.socket.fileno(), None)
         self._unread -= connection.bytes.unread
         self._per_address[connection.address] -= 1
@@ -328,14 +352,16 @@ def _cut(connection: socket.socket, *, reset: bool) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def _closed_by_zeromq(connection: socket.socket, descriptor: int) -> bool:
-    """Return True if ZeroMQ closed a connection that was alive: established, with recent data from the peer.
+def _is_open(connection: socket.socket, descriptor: int) -> bool:
+    """Return True if ZeroMQ's descriptor is open, and for the same connection."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.fstat(connection.fileno()))
+    except OSError:
+        return False
 
-    If its descriptor is still open, the event is that of an earlier connection with the same descriptor.
-    """
-    with suppress(OSError):
-        if os.path.samestat(os.fstat(descriptor), os.fstat(connection.fileno())):
-            return False
+
+def _is_alive(connection: socket.socket) -> bool:
+    """Return True if a connection is established, with recent data from the peer."""
     try:
         state, silence = _TCP_INFO.unpack_from(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64))
     except (OSError, struct.error):

@@ -112,8 +112,7 @@ DEFENCES = (
         "server/file_sources.py",
         "            self._symlink_policy.check_opened(path, fd)\n",
         "",
-        "system/test_options_server.py",
-        ATTACKS,
+        f"{ATTACKS}::test_packed_file_swapped_for_a_link",
     ),
     # Where files may be sent
     _defence(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
+import select
 import socket
 import struct
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -15,10 +19,12 @@ import pytest
 import zmq
 
 from trollmoves.messaging.messages import Message
-from trollmoves.messaging.publisher import MAX_SUBSCRIPTION_BYTES, Publisher
+from trollmoves.messaging.publisher import MAX_SUBSCRIPTION_BYTES, MEMORY_LIMITS, Publisher
 from trollmoves.messaging.replier import MAX_REQUEST_BYTES, MAX_VALUES, Replier, Request
 from trollmoves.messaging.security import connection_monitor
 from trollmoves.messaging.security.connection_memory import HANDSHAKE_BYTES
+from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
+from trollmoves.messaging.security.lingering import LingeringConnections
 from trollmoves.tests.helpers.flooding import FLOODER, greet, peer
 from trollmoves.tests.helpers.waiting import until
 
@@ -246,9 +252,52 @@ def test_one_subscription(publisher: Publisher) -> None:
 def test_end_of_a_stream_that_was_too_long(publisher: Publisher) -> None:
     """A peer that sends a long subscription reads the end of the stream, and no reset, when it has sent all."""
     with closing(peer(publisher.port, b"SUB")) as line:
-        line.sendall(b"\x02" + struct.pack(">Q", 10 * MB) + bytes(10 * MB))
+        until(lambda: publisher._monitor._connections, what="the connection is monitored")
+        line.sendall(b"\x02" + struct.pack(">Q", 2 * MB) + bytes(2 * MB))
         while line.recv(100):
             pass
+
+
+def test_end_that_is_reported_before_the_descriptor_is_closed() -> None:
+    """A connection is not reset if ZeroMQ closes its descriptor some time after the report."""
+    with ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        reporting, events = (stack.enter_context(context.socket(zmq.PAIR)) for _ in range(2))
+        events.bind("inproc://events")
+        reporting.connect("inproc://events")
+        readable = stack.enter_context(select.epoll())
+        listener = stack.enter_context(socket.create_server((HOST, 0)))
+        line = stack.enter_context(socket.create_connection(listener.getsockname(), 20))
+        line.sendall(b"not read")
+        descriptor = listener.accept()[0].detach()
+        os.write(descriptor, bytes(1000))  # as after a handshake
+        assert line.recv(1000, socket.MSG_WAITALL) == bytes(1000)
+        until(lambda: fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)) == bytes(4), what="it is acknowledged")
+        lingering = LingeringConnections(readable)
+        monitor = ConnectionMonitor(
+            events,
+            domain=b"1",
+            secured=False,
+            most_bytes=MAX_SUBSCRIPTION_BYTES,
+            limits=MEMORY_LIMITS,
+            readable=readable,
+            lingering=lingering,
+            wake=lambda: None,
+        )
+        monitor.port = listener.getsockname()[1]
+        for event in (zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED):
+            reporting.send_multipart([struct.pack("=HI", event, descriptor), b"tcp://"])
+        until(lambda: monitor.process_events() and monitor.end_closing())
+        os.close(descriptor)
+        assert not monitor.end_closing()
+        assert line.recv(1) == b""
+        line.close()
+
+        def has_ended() -> bool:
+            lingering.discard({one for one, _ in readable.poll(1)})
+            return not lingering._connections
+
+        until(has_ended)
 
 
 def test_long_request(replier: Replier) -> None:

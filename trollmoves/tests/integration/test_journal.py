@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -317,6 +318,7 @@ def test_network_file_system(tmp_path: Path, point: str, kind: str, warned: bool
 
 ROUNDS = """
 import sys
+import time
 from trollmoves.journal import open_journal, DONE, AnnouncementRecord, Journal, Outcome, Task
 from trollmoves.tests.helpers.journals import append_announcements
 
@@ -412,6 +414,18 @@ def test_finished_before_kill(path: str) -> None:
     assert run(0, "fetch") == 0
     assert run(UNFLUSHED_SECONDS + 0.1, "other") == 1
     assert run(0, "other") == 0
+
+
+def test_seconds_after_kill(path: str) -> None:
+    """The time between a kill and the next start is known, also if nothing was done; there is none after a stop."""
+    began = time.time()
+    with closing(open_journal(path)) as journal:
+        assert journal.seconds_after_kill() == 0
+    subprocess.run([sys.executable, "-c", KILLED, path, "0", "other"], check=True)
+    with closing(open_journal(path)) as journal:
+        assert 0 < journal.seconds_after_kill() < time.time() - began
+    with closing(open_journal(path)) as journal:
+        assert journal.seconds_after_kill() == 0
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", ".lock"])

@@ -101,7 +101,7 @@ def test_slow_destination_does_not_miss_the_watchdog(testbed: Testbed) -> None:
 
 
 def test_dead_origin_does_not_miss_the_watchdog(testbed: Testbed) -> None:
-    """A server whose origin is on a dead file system goes on reporting, also when its files are requested."""
+    """A server with its origin on a dead file system goes on reporting, also when its files are requested."""
     pair = ServerClientPair(testbed)
     manager = ServiceSocket(testbed, WATCHDOG)
     add_environment(pair.server, manager.environment)

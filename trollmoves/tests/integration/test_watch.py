@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import signal
 import socket
 import statistics
@@ -484,6 +485,34 @@ def test_queue_keeps_no_more_than_its_limit(directory: Path) -> None:
         buffers, lost = queue.take(0)
         assert not lost
         assert [name for buffer in buffers for _, _, name in events(buffer)][-1] == "end"
+    finally:
+        queue.stop()
+        instance.close()
+
+
+def test_queue_is_filled_while_its_reader_works(directory: Path) -> None:
+    """Events are moved from the kernel while the caller of ``take`` works, and returned at once while it waits."""
+    instance = Inotify()
+    instance.add(str(directory), CREATE)
+    queue = EventQueue(instance, "test")
+    queue.start()
+    poll = select.poll()
+    poll.register(instance.fd, select.POLLIN)
+    found: list[str] = []
+
+    def take(timeout: float) -> None:
+        found.extend(name for buffer in queue.take(timeout)[0] for _, _, name in events(buffer))
+
+    try:
+        write(directory / "1", "")
+        until(lambda: not poll.poll(0), what="the kernel's queue is empty")
+        take(0)
+        assert found == ["1"]
+        taking = threading.Thread(target=take, args=(60,))
+        taking.start()
+        write(directory / "2", "")
+        taking.join(30)
+        assert found == ["1", "2"]
     finally:
         queue.stop()
         instance.close()

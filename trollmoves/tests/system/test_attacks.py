@@ -14,6 +14,7 @@ from posttroll.message import Message
 from posttroll.publisher import Publisher
 from zmq.auth import load_certificate
 
+from trollmoves.server.file_sources import UNPACK_CONCURRENCY
 from trollmoves.tests.helpers.curve import Keys
 from trollmoves.tests.helpers.daemons import TOPIC, Process, Testbed, server_section
 from trollmoves.tests.helpers.feeding import Feeder, content, names
@@ -225,6 +226,34 @@ def test_swapped_for_a_link(fort: Fort, chain: str) -> None:
         assert fort.push(older(data), chain).type == "file"
         (fort.out / data["uid"]).unlink()
     assert fort.has_nothing_of(data["uid"])
+
+
+def test_packed_file_swapped_for_a_link(tmp_path: Path) -> None:
+    """A packed file that was replaced by a link out of the origin while it waited is not unpacked."""
+    with Testbed(tmp_path) as testbed:
+        origin, work, gate = testbed.directory("in"), testbed.directory("work"), testbed.root / "gate"
+        secret = testbed.directory("secret") / "last-C_"
+        secret.write_bytes(SECRET)
+        program = testbed.root / "prog"
+        program.write_text(f'#!/bin/sh\nwhile [ ! -e {gate} ]; do sleep 0.05; done\ncp "$1" "${{1##*/}}_"\n')
+        program.chmod(0o755)
+        section = server_section(origin, testbed.port(), compression="xrit", prog=program, working_directory=work)
+        section |= {"origin": f"{origin}/{{name}}-C_", "external_symlinks": "none"}
+        server = testbed.server({"packed": section}, testbed.port()).start()
+        running = [f"{number}-C_" for number in range(UNPACK_CONCURRENCY)]
+        for name in [*running, secret.name]:
+            (testbed.directory("staging") / name).write_bytes(b"packed")
+            (testbed.root / "staging" / name).rename(origin / name)
+            if name == running[-1]:  # the last one waits behind these
+                until(lambda: testbed.pending_tasks("unpack") == UNPACK_CONCURRENCY)
+        until(lambda: testbed.pending_tasks("unpack") == UNPACK_CONCURRENCY + 1)
+        replace_by_link(origin / secret.name, secret)
+        gate.touch()
+        server.wait_for_line(f"{origin / secret.name} must not be announced: it leads out of the origin")
+        until(lambda: not testbed.pending_tasks("unpack"))
+        unpacked = [path for path in work.iterdir() if not path.name.startswith(".")]
+        assert len(unpacked) == len(running)
+        assert not any(path.read_bytes() == SECRET for path in unpacked)
 
 
 def test_link_of_the_owner(fort: Fort) -> None:

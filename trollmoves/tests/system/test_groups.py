@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import zmq
 from posttroll.message import Message
 
+from trollmoves.config import config_file
+from trollmoves.config.options import ClientOptions
+from trollmoves.journal import FRESH, open_journal
 from trollmoves.messaging.group import MAX_FILES
+from trollmoves.messaging.messages import Message as Received
+from trollmoves.messaging.requester import Requester
+from trollmoves.receiver.destinations import Destinations
+from trollmoves.receiver.fetch_attempt import FetchAttempt
+from trollmoves.receiver.fetch_tasks import FetchTasks
+from trollmoves.receiver.fetcher import Fetcher
+from trollmoves.receiver.peers import Peers
+from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.tests.helpers.daemons import TOPIC, DaemonPair, Testbed, client_section
 from trollmoves.tests.helpers.recording import HOST, RecordingSubscriber, send_request
 from trollmoves.tests.helpers.waiting import until
@@ -22,8 +35,8 @@ CLIENT = "test/hrit"
 class Announcing:
     """A server that has announced files, and a client that is not part of the project."""
 
-    def __init__(self, testbed: Testbed) -> None:
-        self.pair = DaemonPair(testbed)
+    def __init__(self, testbed: Testbed, **server: object) -> None:
+        self.pair = DaemonPair(testbed, server)
         self.announced = testbed.subscriber(self.pair.publish_port)
         self.pair.server.start()
         self.target = testbed.directory("group")
@@ -61,6 +74,16 @@ def test_one_reply_for_all_files(announcing: Announcing) -> None:
     answer = announcing.request(files)
     assert (answer.type, answer.data) == ("file", {"group": {}})
     assert sorted(path.name for path in announcing.target.iterdir() if path.name in files) == sorted(files)
+
+
+def test_order_of_a_group(testbed: Testbed) -> None:
+    """The files of a group are delivered in the order in which the client requests them."""
+    announcing = Announcing(testbed, max_transfers_per_host=1)
+    files = dict(reversed(announcing.announce(6).items()))
+    assert announcing.request(files).data == {"group": {}}
+    for name in files:
+        announcing.pair.server.wait_for_line(f"delivered {name} to")
+    assert re.findall(r"delivered (\S+) to", announcing.pair.server.lines()) == list(files)
 
 
 def test_each_file_fails_alone(announcing: Announcing) -> None:
@@ -179,12 +202,16 @@ class GroupServer:
         """Announce files; return their numbers."""
         first = self._number + 1
         for name in names:
-            self._number += 1
-            self.announced.append(name)
-            mark = {"log": "them/hrit", "number": self._number, "size": 5, "mtime": 1, "group": 64, **metadata}
-            data = {"uri": f"/in/{name}", "uid": name, "request_address": self.address, "announcement": mark}
-            self._publisher.send_string(str(Message(TOPIC, "file", data)))
+            self._publisher.send_string(self.announcement(name, **metadata))
         return list(range(first, self._number + 1))
+
+    def announcement(self, name: str, **metadata: object) -> str:
+        """Return the announcement of a further file."""
+        self._number += 1
+        self.announced.append(name)
+        mark = {"log": "them/hrit", "number": self._number, "size": 5, "mtime": 1, "group": 64, **metadata}
+        data = {"uri": f"/in/{name}", "uid": name, "request_address": self.address, "announcement": mark}
+        return str(Message(TOPIC, "file", data))
 
     def _answer(self) -> None:
         while not self._stopping.is_set():
@@ -283,6 +310,55 @@ def test_server_that_rejects_groups(testbed: Testbed, answer: tuple[str, Any]) -
     files = scene.announce_group(3)
     scene.received.wait_for_receipts(files)
     assert [data.get("uid") for data in scene.server.requests] == [None, *files]
+
+
+def test_group_that_cannot_be_requested(testbed: Testbed) -> None:
+    """If a group cannot be requested, its files are requested one by one, and the one that is the cause again later."""
+    server = GroupServer(lambda data: ("file", data))
+    testbed.call_at_end(server.close)
+    section = client_section(server.port, testbed.directory("out"), testbed.port())
+    options = config_file.read(testbed.config({"hrit": section}), ClientOptions).sections["hrit"]
+    journal = open_journal(str(testbed.root / "client.journal"))
+    testbed.call_at_end(journal.close)
+    scheduler, requester, peers = Scheduler(journal, 2), Requester("hrit"), Peers(0.0)
+    tasks = FetchTasks("hrit", journal, peers, 0.0, None)
+    destinations = Destinations("hrit", options.destination, login=None, make=True, ftp_root="")
+    tried: list[list[str]] = []
+    failing = threading.Event()
+
+    def on_request(attempts: Sequence[FetchAttempt]) -> None:
+        names = [str(attempt.message.data["uid"]) for attempt in attempts]
+        tried.append(names)
+        if "b" in names and failing.is_set():
+            raise ValueError("b cannot be requested")
+
+    fetcher = Fetcher(
+        *(options, journal, scheduler, requester, tasks, peers),
+        prepare=lambda _, message: destinations.url_for(message),
+        destinations=destinations,
+        on_request=on_request,
+        on_delivered=lambda _attempt, _reply: (Result(), []),
+        delay=0.0,
+    )
+    for stop in (fetcher.stop, requester.stop, lambda: scheduler.stop(5)):
+        testbed.call_at_end(stop)
+
+    def requested() -> list[str]:
+        return [data.get("uid", "a group") for data in server.requests]
+
+    messages = [Received.decode(server.announcement(name)) for name in "abc"]
+    tasks.record_announcements(messages, (), FRESH)
+    failing.set()
+    destinations.url_for(messages[0])  # files of a known destination are requested together
+    for start in (requester.start, scheduler.start, fetcher.start):
+        start()
+    until(lambda: journal.count("hrit")["done"] == 2, 30, "the other files are received")
+    assert tried[0] == ["a", "b", "c"]
+    assert requested() == ["a", "c"]
+    failing.clear()
+    scheduler.retry_now("hrit")
+    until(lambda: journal.count("hrit")["done"] == 3, 30, "all files are received")
+    assert requested() == ["a", "c", "b"]
 
 
 def test_servers_and_files_without_groups(testbed: Testbed) -> None:

@@ -362,12 +362,20 @@ def test_netrc_and_profiles(testbed: Testbed) -> None:
     netrc.write_text(f"machine {HOST} login {pyftpd.USER} {pyftpd.PASSWORD}\n")
     broken = testbed.run("move_file.py", file, target)
     assert "ignored ~/.netrc: line " in broken.stderr
+    netrc.write_bytes(f"machine {HOST} login {pyftpd.USER} password {pyftpd.PASSWORD}é\n".encode("latin-1"))
+    encoded = testbed.run("move_file.py", file, target)
+    assert "ignored ~/.netrc: it is not UTF-8 text" in encoded.stderr
+    netrc.unlink()
+    netrc.mkdir()
+    unreadable = testbed.run("move_file.py", file, target)
+    assert "ignored ~/.netrc, which cannot be read: Is a directory" in unreadable.stderr
     aws = testbed.directory("home/.aws")
     (aws / "credentials").write_text(f"[feed]\naws_access_key_id = x\naws_secret_access_key = {WRONG}\n")
     profile = testbed.run("move_file.py", "-o", "profile=other", file, "s3://b/")
     assert "other" in profile.stderr
-    assert open_to_all.returncode == broken.returncode == profile.returncode == 1
-    assert_silent({"said": "".join(one.stdout + one.stderr for one in (open_to_all, broken, profile))})
+    failed = (open_to_all, broken, encoded, unreadable, profile)
+    assert [one.returncode for one in failed] == [1] * len(failed)
+    assert_silent({"said": "".join(one.stdout + one.stderr for one in failed)})
 
 
 def test_secrets_of_a_command(testbed: Testbed) -> None:

@@ -117,7 +117,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     ],
 )
 def test_announced_names(scene: Scene, uri: str, path: object) -> None:
-    """A file whose name or sub-path leaves the destination is not requested, and the log says so."""
+    """A file with a name or sub-path that leaves the destination is not requested, and the log says so."""
     scene.client.mark_log()
     asked = len(scene.rogue.asked)
     scene.rogue.announce(uri, place="here", **({} if path is None else {"path": path}))

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 class Kept:
-    """A file store whose files all exist unchanged."""
+    """A file store in which all files exist unchanged."""
 
     def is_unchanged(self, announced: AnnouncementRecord) -> bool:
         """Return True."""

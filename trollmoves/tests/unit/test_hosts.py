@@ -144,7 +144,7 @@ def test_a_silent_name_server_delays_no_caller() -> None:
     until(lambda: resolver.addresses("source") == ("192.0.2.1",), 10)
     found[:] = ["192.0.2.2"]
     until(lambda: resolver.addresses("source") == ("192.0.2.2",), 10)
-    found.clear()  # the last addresses stay while there are no others
+    found.clear()  # the last addresses stay until others come
     assert resolver.addresses("source") == ("192.0.2.2",)
     assert resolver.addresses("x" * 10_000_000) == ()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -391,6 +393,20 @@ def test_the_logs_of_a_provider_are_limited(client: Client, server: Server, monk
 
 
 # -- outages
+
+
+def test_first_contact_after_a_kill(stack: ExitStack, server: Server, path: str) -> None:
+    """The first request to a new source includes the time since the kill of the previous process."""
+    with closing(open_journal(path)) as journal:
+        journal.check_writable()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM meta WHERE key = 'closed'")
+        db.execute("UPDATE meta SET value = value - 1000 WHERE key = 'time'")
+    Path(f"{path}.lock").write_text("")
+    client = Client(stack, path)
+    client.heartbeat(server)
+    until(lambda: server.asked, SOON)
+    assert 0 <= server.asked[0]["max_age"] - 1000 - replay.FIRST_CONTACT_SLACK < 2 * SOON
 
 
 def test_after_own_restart(stack: ExitStack, client: Client, server: Server, path: str) -> None:
