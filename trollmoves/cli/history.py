@@ -19,7 +19,7 @@ from trollmoves.net.urls import redact_text
 from trollmoves.status.history import Step, history
 
 CODES = {"held": CRITICAL, "failed": WARNING, "refused": WARNING}
-MAX_HOPS = 30  # servers and mirrors that are asked
+MAX_HOPS = 30  # requests to servers and mirrors
 
 Found = tuple[str, str, Step]  # kind and name of a daemon, and a step there
 
@@ -75,20 +75,20 @@ def _sorted(found: list[Found]) -> list[Found]:
 
 
 def _follow(found: list[Found]) -> tuple[list[Found], list[str]]:
-    """Return the steps with those at the sources of the files, and why some of these could not be asked."""
+    """Return the steps with those at the sources of the files, and why some of these did not reply."""
     pending = [source for _, _, step in found for source in step.details.get("sources", {}).items()]
     known = {(step.event, step.number, step.time) for _, _, step in found}
-    asked: set[tuple[str, str]] = set()
+    visited: set[tuple[str, str]] = set()
     problems: dict[str, str] = {}  # by address
-    while pending and len(asked) < MAX_HOPS:
+    while pending and len(visited) < MAX_HOPS:
         address, uri = pending.pop(0)
-        if (address, uri) in asked or address in problems or not payload.is_address(address):
+        if (address, uri) in visited or address in problems or not payload.is_address(address):
             continue
-        asked.add((address, uri))
+        visited.add((address, uri))
         try:
-            data = _ask(address, uri)
+            data = _request(address, uri)
         except UnexpectedReply:
-            problems[address] = f"{address} is of an older version, which cannot be asked"
+            problems[address] = f"{address} is of an older version, which has no history"
             continue
         except TrollmovesError as error:
             problems[address] = redact_text(str(error))
@@ -103,7 +103,7 @@ def _follow(found: list[Found]) -> tuple[list[Found], list[str]]:
     return _sorted(found), list(problems.values())
 
 
-def _ask(address: str, uri: str) -> Mapping[str, Any]:
+def _request(address: str, uri: str) -> Mapping[str, Any]:
     """Return the reply of a server or mirror about the file that it announced with this path."""
     host, _, port = address.rpartition(":")
     server = sockets.tcp(host, int(port))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
 from trollmoves.config import secrets
-from trollmoves.config.diagnostics import Diagnostics, combined_error
+from trollmoves.config.diagnostics import DID_YOU_MEAN, Diagnostics, combined_error
 from trollmoves.config.document import DEFAULT, read_ini, read_text
 from trollmoves.config.option_table import Option, OptionTable, options_of
 from trollmoves.config.options import PREFIX, ChainOptions, MoveItOptions, ProcessOptions
@@ -91,7 +91,8 @@ def make_configuration(
     if not usable and not diagnostics.problems:
         raise ConfigError(f"nothing to run: the file contains no {noun}", file=diagnostics.file)
     if not usable or any(problem.section in essential for problem in diagnostics.problems):
-        raise combined_error(diagnostics.file, diagnostics.problems)
+        hints = [warning for warning in diagnostics.warnings if DID_YOU_MEAN in warning]
+        raise combined_error(diagnostics.file, diagnostics.problems, hints)
     return Configuration(
         diagnostics.file,
         process,

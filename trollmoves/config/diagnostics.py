@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from trollmoves.errors import ConfigError
 from trollmoves.net import urls
 
+DID_YOU_MEAN = "; did you mean"  # in the warnings about misspelled names
+
 
 class Diagnostics:
     """The problems and warnings found in a file; used by the thread that reads it."""
@@ -32,17 +34,18 @@ class Diagnostics:
             self.legacy.add(warning)
 
 
-def combined_error(file: str, problems: Sequence[ConfigError]) -> ConfigError:
-    """Return one error for one or more problems of a file."""
+def combined_error(file: str, problems: Sequence[ConfigError], hints: Sequence[str] = ()) -> ConfigError:
+    """Return one error for one or more problems of a file, and warnings that may explain them."""
     sections = {problem.section for problem in problems}
-    if len(problems) == 1:
+    if len(problems) == 1 and not hints:
         return problems[0]
     section = sections.pop() if len(sections) == 1 else ""
     prefix = str(ConfigError("", file=file, section=section))
-    return ConfigError("; ".join(str(one).removeprefix(prefix) for one in problems), file=file, section=section)
+    texts = [str(one).removeprefix(prefix) for one in (*problems, *hints)]
+    return ConfigError("; ".join(texts), file=file, section=section)
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.75) -> str:
     """Return "; did you mean X?" with the known name most similar to ``name``; empty without a similar one."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"{DID_YOU_MEAN} {close[0]}?" if close else ""

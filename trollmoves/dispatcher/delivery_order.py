@@ -91,7 +91,7 @@ def task_again(journal: Journal, task: Task) -> Task | None:  # noqa: ARG001
 
 
 def task_to(journal: Journal, task: Task, destination: str) -> Task | None:  # noqa: ARG001
-    """Return a task that delivers the file of another one to a directory, whose login is in the configuration."""
+    """Return a task that delivers the file of another one to a directory; its login is in the configuration."""
     order, url = DeliveryOrder.load(task), urls.parse(destination)
     if urls.password(url):
         raise BadDestination("the password of a destination must be in the configuration of the target")

@@ -164,7 +164,7 @@ def make_app(site: Site, *, token: str, hosts: Sequence[str], is_local: bool) ->
         site: the daemons to show; started.
         token: the token for orders, empty if the page is read-only.
         hosts: the host names and addresses by which browsers may request the page; others are rejected.
-        is_local: True if it listens on a Unix socket, whose permissions protect it.
+        is_local: True if it listens on a Unix socket, which its permissions protect.
     """
     page = Page(site, token, is_local=is_local)
     reads: list[tuple[str, Any]] = [

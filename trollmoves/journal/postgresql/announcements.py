@@ -52,7 +52,7 @@ class PostgresAnnouncements(PostgresQueries, AnnouncementQueries):
 
         def work(db: Connection) -> Sequence[AnnouncementRecord]:
             last = _lock_log(db, chain)
-            earlier = _appended_at(db, chain, last, [*doubtful, *([now] if now in self._database.doubtful else ())])
+            earlier = _appended_at(db, chain, [*doubtful, *([now] if now in self._database.doubtful else ())])
             records = make(_latest_versions(db, chain, uris), last + 1)
             if records:
                 rows = [_row(record) for record in records]
@@ -83,14 +83,15 @@ class PostgresAnnouncements(PostgresQueries, AnnouncementQueries):
         return {record.number: record for record in records}
 
 
-def _appended_at(db: Connection, chain: str, last: int, times: Sequence[float]) -> list[AnnouncementRecord]:
+def _appended_at(db: Connection, chain: str, times: Sequence[float]) -> list[AnnouncementRecord]:
     """Return the announcements that failed calls of these times have stored: they are not published yet."""
     if not times:
         return []
     rows = db.execute(
-        f"SELECT {COLUMNS} FROM announcements WHERE chain = %s AND number > %s AND created = ANY(%s::float8[]) "
-        "ORDER BY number".encode(),
-        (chain, last - SCAN_RECENT, list(times)),
+        # Not by number: after a fail-over the numbers have a gap.
+        f"SELECT {COLUMNS} FROM (SELECT * FROM announcements WHERE chain = %s ORDER BY number DESC "
+        f"LIMIT {SCAN_RECENT}) recent WHERE created = ANY(%s::float8[]) ORDER BY number".encode(),
+        (chain, list(times)),
     ).fetchall()
     return [AnnouncementRecord(*row) for row in rows]
 

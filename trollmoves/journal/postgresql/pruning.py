@@ -13,7 +13,7 @@ from trollmoves.journal.postgresql.queries import translated
 from trollmoves.journal.postgresql.tasks import COLUMNS, PostgresTasks
 from trollmoves.journal.records import BATCH_SIZE, COMPACT_AFTER, Compactors, Retention
 
-UPKEEP = "upkeep"  # the lease of the member that prunes
+PRUNING = "pruning"  # the lease of the member that prunes
 MEMBERS_FOR = 7 * 86400.0  # s for which former members are kept
 _NEXT = (
     f"SELECT {COLUMNS} FROM tasks WHERE state <> 0 AND finished <= %s AND (finished, id) > (%s, %s) "
@@ -30,7 +30,7 @@ class PostgresPruning(PostgresTasks, PruningQueries):
     )
 
     def prune(self, retention: Retention, compactors: Compactors, min_age: float = COMPACT_AFTER) -> Iterator[int]:
-        if self._membership.take(UPKEEP):
+        if self._membership.take(PRUNING):
             yield from super().prune(retention, compactors, min_age)
 
     def _run(self, work: Callable[[Connection], int]) -> int:

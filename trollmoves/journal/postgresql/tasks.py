@@ -90,12 +90,12 @@ _CLAIM = (
     f"RETURNING {COLUMNS_OF_T}"
 )
 _OF_LANE = "FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND state = 0"
+# By ORDER BY and LIMIT, because without statistics the planner reads all rows for min().
 _NEXT_DUE = " UNION ALL ".join(
-    f"SELECT min(due) {_OF_LANE} AND rank = {rank} AND due > %(now)s AND {_OURS} UNION ALL "
-    # Due tasks that ``_CLAIM`` has skipped: a transaction changes them now, or a member holds them that may be buried.
-    f"(SELECT %(now)s + {LOCKED_DELAY} {_OF_LANE} AND rank = {rank} AND due <= %(now)s AND {_OURS} "
-    "AND id <> ALL(%(in_flight)s::bigint[]) LIMIT 1) UNION ALL "
-    f"(SELECT %(now)s + {HELD_DELAY} {_OF_LANE} AND rank = {rank} AND due <= %(now)s AND NOT {_OURS} LIMIT 1)"
+    f"(SELECT due {_OF_LANE} AND rank = {rank} AND due > %(now)s AND {_OURS} ORDER BY due, id LIMIT 1) UNION ALL "
+    # A due task that ``_CLAIM`` has skipped: a transaction changes it now, or a member holds it that may be buried.
+    f"(SELECT %(now)s + CASE WHEN {_OURS} THEN {LOCKED_DELAY} ELSE {HELD_DELAY} END {_OF_LANE} AND rank = {rank} "
+    "AND due <= %(now)s AND id <> ALL(%(in_flight)s::bigint[]) ORDER BY due, id LIMIT 1)"
     for rank in (FRESH, BACKLOG)
 )
 _RESET = (
@@ -317,7 +317,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def next_due(self, chain: str, lane: str, now: float, *, in_flight: Collection[int] = ()) -> float | None:
         values = {"chain": chain, "lane": lane, "now": now, "in_flight": list(in_flight), "me": self._membership.id}
         rows = self._database.read(_NEXT_DUE, values)
-        return min((float(due) for (due,) in rows if due is not None), default=None)
+        return min((float(due) for (due,) in rows), default=None)
 
     def lanes(self, chain: str) -> list[tuple[str, str]]:
         rows = self._database.read(

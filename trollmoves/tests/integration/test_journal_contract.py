@@ -477,7 +477,7 @@ def test_what_is_set_aside_is_found_in_the_journal(journal: Journal) -> None:
 
 
 def test_merge_adds_new_tasks_and_merges_the_others(journal: Journal) -> None:
-    """A new task is stored; for a known one the function gets both, and what it changes is stored in its turn."""
+    """A new task is stored; for a known one the function gets both, and its changes are stored in its turn."""
     journal.add_tasks([task("known", body="a")])
 
     def how(editor: TaskEditor, asked: Task, stored: Task) -> list[Task]:
@@ -494,7 +494,7 @@ def test_merge_adds_new_tasks_and_merges_the_others(journal: Journal) -> None:
 
 
 def test_merge_adds_and_restarts_further_tasks(journal: Journal) -> None:
-    """The function adds tasks, finds those of this transaction, restarts finished ones, and returns what is to run."""
+    """The function adds tasks, finds those of this transaction, restarts finished ones, and returns those to run."""
     ((known, _),) = journal.add_tasks([task("known")])
     journal.finish([Outcome(known, FAILED, "why")])
 
@@ -636,7 +636,7 @@ def test_identity_and_clock_stay(make_journal: MakeJournal) -> None:
 
 
 def test_reader_of_an_open_journal(journal: Journal) -> None:
-    """A reader sees what is committed: the owner, lanes, lists, the tasks of a file and of an announcement, totals."""
+    """A reader sees all committed rows: the owner, lanes, lists, the tasks of a file and of an announcement, totals."""
     journal.record_owner("client", "/etc/client.ini")
     push = Task("chain", "push", "p", "push host", "", announcement_number=1)
     added = [one for one, _ in journal.add_tasks([task("a.nat"), task("b [1].nat", "held lane"), task("c.nat"), push])]

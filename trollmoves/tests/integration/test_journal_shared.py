@@ -243,7 +243,7 @@ def test_one_member_prunes(join: Join) -> None:
     ((stored, _),) = one.add_tasks([task("a")])
     one.finish([Outcome(stored, DONE)])
     nothing_kept = Retention(0.0, 0.0, 0, 0)
-    assert one.take("upkeep")
+    assert one.take("pruning")
     assert list(two.prune(nothing_kept, {}, 0.0)) == []
     one.close()
     assert sum(two.prune(nothing_kept, {}, 0.0)) > 0
@@ -452,6 +452,16 @@ def test_a_gap_after_a_fail_over(join: Join) -> None:
     assert after.id > before.id + 1_000_000
 
 
+def test_a_failed_call_before_a_fail_over(join: Join) -> None:
+    """An announcement that was stored, although its call failed, is returned by the next call for publication."""
+    one = join()
+    append_announcements(one, "chain", [announced(1)])
+    ((created,),) = one.membership._database.read("SELECT created FROM announcements")
+    one._doubtful_appends["chain"] = [created]
+    execute(one, "UPDATE logs SET last = last + 1000000")
+    assert [record.number for record in one.append("chain", (), lambda _, first: [announced(first)])] == [1, 1_000_002]
+
+
 @pytest.mark.parametrize("with_key", [True, False])
 def test_logins_are_not_in_the_database(tmp_path: pytest.TempPathFactory, with_key: bool) -> None:
     """A password in the body of a task is encrypted; another member finds it only with the key file."""
@@ -584,6 +594,13 @@ def execute_on(server: Postgresql, *statements: str) -> None:
             db.execute(statement.encode())
 
 
+def wait_until_replicated(server: Postgresql) -> None:
+    """Wait until the standby of a server has all its present commits."""
+    with psycopg.connect(server.url, autocommit=True) as db:
+        ((last,),) = db.execute("SELECT pg_current_wal_lsn()").fetchall()
+        until(lambda: db.execute("SELECT 1 FROM pg_stat_replication WHERE replay_lsn >= %s", (last,)).fetchone(), 30)
+
+
 def is_streaming(server: Postgresql, state: str) -> bool:
     """Return True if the standby of a server is in this state of synchronization."""
     with psycopg.connect(server.url, autocommit=True) as db:
@@ -637,9 +654,8 @@ def test_fail_over_that_loses_commits(pair: tuple[Postgresql, Postgresql]) -> No
         numbers.append(journal.append("chain", (), lambda _, first: [announced(first, name)])[0].number)
 
     work("kept")
+    wait_until_replicated(primary)
     with psycopg.connect(standby.url, autocommit=True) as db:
-        schema = journal.membership._database.location.schema
-        until(lambda: db.execute(f"SELECT 1 FROM {schema}.announcements".encode()).fetchone(), 30, "a replicated row")
         db.execute("ALTER SYSTEM SET primary_conninfo = ''")
         db.execute("SELECT pg_reload_conf()")
         until(lambda: not db.execute("SELECT 1 FROM pg_stat_wal_receiver").fetchone(), 30, "the standby is cut off")

@@ -151,7 +151,7 @@ def publish_invalid(publisher: RecordedPublisher, announced: list[dict[str, Any]
 
 
 def strange_announcements(address: str) -> list[dict[str, Any]]:
-    """Return the data of announcements of a server whose request port is at ``address``."""
+    """Return the data of announcements of a server with the request port ``address``."""
     one = {
         "uid": "strange",
         "uri": f"file://{HOST}/nowhere/strange",

@@ -195,7 +195,7 @@ def test_file_is_away_for_a_while(two: Two) -> None:
 
 
 def test_changed_section_that_cannot_start(two: Two) -> None:
-    """A section whose new port is in use keeps its old settings, and the others are not affected."""
+    """A section with a new port that is in use keeps its old settings, and the others are not affected."""
     two.sections["hrit"]["request_port"] = int(two.server.command[-1])  # where this server publishes
     two.server.reconfigure(two.sections)
     two.server.wait_for_line("[hrit] keeps its previous configuration")

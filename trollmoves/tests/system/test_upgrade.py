@@ -48,7 +48,7 @@ class Site:
         dispatcher_port = testbed.port()
         removal = {"delete": "true", "remove_delay": REMOVE_DELAY}
         server = {"hrit": server_section(self.feeder.folder, testbed.port(), **removal)}
-        client = {"hrit": client_section(publish_port, self.received, client_port)}
+        client = {"hrit": client_section(publish_port, self.received, client_port, topic="")}
         self.processes = {
             ("server", OLD): earlier.server(testbed, server, publish_port),
             ("server", NEW): testbed.server(server, publish_port),
