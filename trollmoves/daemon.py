@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar,
 from trollmoves import __version__
 from trollmoves.config import config_file
 from trollmoves.config.environment import environment_warnings
-from trollmoves.config.options import ChainOptions, ProcessOptions
+from trollmoves.config.options import SHARE, ChainOptions, ProcessOptions
 from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalError, JournalFull, StartError, TrollmovesError
@@ -88,6 +88,14 @@ class ReceivingChain(Chain, Protocol):
     @property
     def replayed(self) -> int:
         """The number of announcements that the chain had missed and requested since its start. Any thread."""
+
+
+@runtime_checkable
+class SharingChain(Chain, Protocol):
+    """A chain that several members of a fleet run at the same time."""
+
+    def repeat_last_messages(self) -> None:
+        """Publish again what a killed member of the fleet published in its last moments. Any thread."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +302,7 @@ class Daemon(ABC, Generic[O]):
             self._listen_to_signals(log)
         self._control = place_journal("", self._file, self.role) if is_shared(path) else path
         damage, is_unusable = "", False
-        while journal := self._open_journal(path, current.process.synchronous, damage):
+        while journal := self._open_journal(path, current.process, damage):
             try:
                 if self._wait_as_standby(journal):
                     with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
@@ -326,7 +334,7 @@ class Daemon(ABC, Generic[O]):
 
     def _standby_snapshot(self, journal: Journal) -> model.Daemon:
         config = os.path.abspath(self._file)
-        members = [model.Member(*row[:5]) for row in journal.members()]
+        members = [model.Member(*row) for row in journal.members()]
         return model.Daemon(
             os.path.basename(config),
             self.role,
@@ -339,10 +347,15 @@ class Daemon(ABC, Generic[O]):
             members=members,
         )
 
-    def _open_journal(self, path: str, synchronous: str, damage: str) -> Journal | None:
+    def _open_journal(self, path: str, process: ProcessOptions, damage: str) -> Journal | None:
         """Open the journal, waiting for disk space; return None if the process was stopped first."""
         open_it = partial(
-            open_journal, path, synchronous=synchronous, damage=damage, on_damage=lambda: self._orders.put("restart")
+            open_journal,
+            path,
+            synchronous=process.synchronous,
+            damage=damage,
+            on_damage=lambda: self._orders.put("restart"),
+            sharing=process.fleet == SHARE,
         )
         if is_shared(path):
             return open_when_reachable(open_it, self._orders, self._service)
@@ -378,6 +391,7 @@ class Daemon(ABC, Generic[O]):
         control = ControlServer(self._control, self.control_handlers(runtime, orders, monitor))
         reporter = Reporter(self._service, lambda: self._status_line(runtime))
         page = StatusPage(current.process, self.role, facts["config"]) if current.process.web_port else None
+        scheduler.on_member_killed = self._repeat_last_messages
         try:
             orders.pause_lanes()
             runtime.scheduler.start()
@@ -410,6 +424,11 @@ class Daemon(ABC, Generic[O]):
                 metrics.stop()
             self._stop(runtime)
             control.stop()
+
+    def _repeat_last_messages(self) -> None:
+        for chain in self.running_chains():
+            if isinstance(chain, SharingChain):
+                chain.repeat_last_messages()
 
     def _status_line(self, runtime: Runtime) -> str:
         """Return the status of this process for the service manager."""

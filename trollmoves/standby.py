@@ -82,7 +82,8 @@ class Standby:
     def _report(self) -> str:
         """Return the status of this process; log the holder of the lease once."""
         try:
-            holder = next((member for member in self._journal.members() if FLEET in member.leases), None)
+            members = self._journal.members()
+            holder = next((one for one in members if any(lease.split()[0] == FLEET for lease in one.leases)), None)
         except JournalError as error:
             self._log_error(error)
             return "standby; the journal cannot be reached"

@@ -139,9 +139,11 @@ def _details(daemons: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         if daemon["problem"]:
             yield f"{daemon['name']}: {printable(daemon['problem'])}"
         for member in daemon.get("members", ()):
-            state = "works" if "fleet" in member["leases"] else "standby"
+            works = any(lease.split()[0] == "fleet" for lease in member["leases"])
+            state = f"works, holds {counted(member['held'], 'task')}" if works else "standby"
             renewed = f"lease renewed {member['renewed']:.1f} s ago"
             yield f"{daemon['name']}: member {member['name']} ({member['version']}): {state}, {renewed}"
+            yield from (f"{daemon['name']}: member {member['name']}: part of {lane}" for lane in member["lanes"])
         for chain in daemon["chains"]:
             yield from (f"[{chain['name']}] {printable(text)}" for text in _problems(chain))
 

@@ -18,8 +18,8 @@ from trollmoves.orders.executor import Resender
 from trollmoves.receiver.announcements import PEER, AnnouncementReceiver
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt
-from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, compact_body, task_again
-from trollmoves.receiver.fetcher import Fetcher, client_name
+from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, client_name, compact_body, task_again
+from trollmoves.receiver.fetcher import Fetcher
 from trollmoves.receiver.peers import Peers
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,10 @@ class ClientChain:
         self._fetcher.stop()
         self._requester.stop()
         self._publisher.stop()
+
+    def repeat_last_messages(self) -> None:
+        """Publish again what a killed member of the fleet published in its last moments."""
+        self._receipts.republish_lost()
 
     def provider_states(self) -> dict[str, bool]:
         """Return whether each provider is connected, by address. Any thread."""

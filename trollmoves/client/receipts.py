@@ -56,10 +56,19 @@ class ReceiptPublisher:
         """Resume unpacking, and republish receipts that the previous process may have lost when it was killed."""
         if self._options.compression:
             self._scheduler.register(
-                self.name, "unpack", limit=UNPACK_CONCURRENCY, handler=self._unpack, delay=self._publisher.grace
+                self.name,
+                "unpack",
+                limit=UNPACK_CONCURRENCY,
+                handler=self._unpack,
+                delay=self._publisher.grace,
+                scope="host",
             )
-            self._scheduler.register(self.name, "delete_archive", limit=1, handler=self._delete_archive)
+            self._scheduler.register(self.name, "delete_archive", limit=1, handler=self._delete_archive, scope="host")
         self._scheduler.register(self.name, "republish", limit=1, handler=self._republish, delay=self._publisher.grace)
+        self.republish_lost()
+
+    def republish_lost(self) -> None:
+        """Publish again what a killed process, or a killed member of the fleet, may have lost. Any thread."""
         lost = [
             Task(self.name, "republish", f"{task.id} {task.finished}", "republish", json.dumps(texts))
             for task in self._journal.finished_before_kill(self.name, (KIND, "unpack"), UNFLUSHED_SECONDS)

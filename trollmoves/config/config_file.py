@@ -14,12 +14,14 @@ from trollmoves.config import secrets
 from trollmoves.config.diagnostics import DID_YOU_MEAN, Diagnostics, combined_error
 from trollmoves.config.document import DEFAULT, read_ini, read_text
 from trollmoves.config.option_table import Option, OptionTable, options_of
-from trollmoves.config.options import PREFIX, ChainOptions, MoveItOptions, ProcessOptions
+from trollmoves.config.options import PREFIX, SHARE, ChainOptions, MoveItOptions, ProcessOptions
 from trollmoves.config.sections import SectionParser, read_options
 from trollmoves.errors import ConfigError
+from trollmoves.journal import is_shared
 from trollmoves.net import urls
 from trollmoves.net.urls import MASK
 
+SHARING_ROLES = {"client"}  # whose members may all work
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
 
 
@@ -88,6 +90,8 @@ def make_configuration(
     diagnostics: Diagnostics, process: ProcessOptions, usable: Mapping[str, O], noun: str, essential: Collection[str]
 ) -> Configuration[O]:
     """Return the configuration; ConfigError without usable sections or with a problem in an essential one."""
+    if process.fleet == SHARE:
+        _check_sharing(diagnostics, process, {chain.role for chain in usable.values()})
     if not usable and not diagnostics.problems:
         raise ConfigError(f"nothing to run: the file contains no {noun}", file=diagnostics.file)
     if not usable or any(problem.section in essential for problem in diagnostics.problems):
@@ -101,6 +105,15 @@ def make_configuration(
         tuple(diagnostics.problems),
         frozenset(diagnostics.legacy),
     )
+
+
+def _check_sharing(diagnostics: Diagnostics, process: ProcessOptions, roles: set[str]) -> None:
+    if not is_shared(process.journal):
+        text = "share needs a journal on PostgreSQL: set journal = postgresql://..."
+        diagnostics.problem(DEFAULT, "fleet", text)
+    for role in sorted(roles - SHARING_ROLES):
+        text = f"share is not supported by a {role}, only by a client: use fleet = standby"
+        diagnostics.problem(DEFAULT, "fleet", text)
 
 
 def changes(old: Configuration[O], new: Configuration[O]) -> Changes[O]:

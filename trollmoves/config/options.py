@@ -22,6 +22,7 @@ from trollmoves.net import client_allowlist, destination_allowlist
 
 Nameservers = tuple[str, ...] | Literal[False] | None
 PREFIX = "connection_parameters__"
+SHARE = "share"  # value of ``fleet``: all members work
 EVERYTHING = "/"  # the prefix of all subjects
 
 
@@ -85,9 +86,10 @@ class ProcessOptions(SharedOptions):
         "share `postgresql://...`, see [scaling](scaling.md)",
     )
     fleet: str = option(
-        parsers.choice("standby"),
+        parsers.choice("standby", SHARE),
         "standby",
-        "work of the hosts that share a journal on PostgreSQL; `standby`: one works, the others wait to take over",
+        "work of the hosts that share a journal on PostgreSQL; `standby`: one works, the others wait to take over; "
+        "`share`: all work, see [scaling](scaling.md#shared-work)",
     )
     synchronous: str = option(
         parsers.choice("normal", "full"),

@@ -45,6 +45,7 @@ from trollmoves.journal.records import (
     drop_body,
     to_sqlite_time,
 )
+from trollmoves.journal.sharing import LaneDemand, Outage, Sharing, WorkSource
 from trollmoves.journal.views import (
     AnnouncedRow,
     FailureRow,
@@ -82,17 +83,21 @@ __all__ = [
     "JournalReader",
     "JournalStatistics",
     "LaneBacklog",
+    "LaneDemand",
     "LaneRow",
     "MemberRow",
+    "Outage",
     "Outcome",
     "Retention",
     "Selection",
+    "Sharing",
     "SourcePosition",
     "Task",
     "TaskEditor",
     "TaskRow",
     "Version",
     "WaitingRow",
+    "WorkSource",
     "batches",
     "control_path",
     "copy_journal",
@@ -119,7 +124,12 @@ place_journal = sqlite.place_journal
 
 
 def open_journal(
-    where: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
+    where: str,
+    *,
+    synchronous: str = "normal",
+    damage: str = "",
+    on_damage: Callable[[], None] | None = None,
+    sharing: bool = False,
 ) -> Journal:
     """Open or create the journal at a path, or at a URL of PostgreSQL.
 
@@ -129,6 +139,8 @@ def open_journal(
     error found earlier, forces this. ``on_damage`` is called once, on any thread, when damage is found later: then all
     methods raise JournalError until the journal is reopened.
 
+    ``sharing``: several members of a fleet work at the same time; only on PostgreSQL.
+
     Raises:
         JournalFull: the disk is full.
         JournalError: the journal is in use by another process, or cannot be opened.
@@ -136,7 +148,7 @@ def open_journal(
     if where.startswith(POSTGRESQL):
         from trollmoves.journal.postgresql import PostgresJournal
 
-        return PostgresJournal(where, synchronous=synchronous, on_damage=on_damage)
+        return PostgresJournal(where, synchronous=synchronous, on_damage=on_damage, sharing=sharing)
     return sqlite.SqliteJournal(where, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
 

@@ -18,6 +18,7 @@ from trollmoves.journal.records import (
     Task,
     Version,
 )
+from trollmoves.journal.sharing import Sharing
 from trollmoves.journal.views import (
     AnnouncedRow,
     FailureRow,
@@ -67,6 +68,10 @@ class Journal(Protocol):
     # -- the journal
 
     @property
+    def sharing(self) -> Sharing | None:
+        """The lanes that members share; None unless several members work at the same time."""
+
+    @property
     def damage(self) -> str:
         """Why the journal cannot be used until it is opened again; empty while it can."""
 
@@ -88,6 +93,9 @@ class Journal(Protocol):
 
         It starts at the wall clock, or at the last time in the journal if that is later. Any thread.
         """
+
+    def keep_on_host(self, chain: str, kind: str) -> None:
+        """Leave new tasks of this kind to members on the host of the one that stores them, if members share tasks."""
 
     def still(self) -> bool:
         """Return False once another member of the fleet may have taken over the tasks of this one; without I/O."""

@@ -103,6 +103,7 @@ class MemberRow(NamedTuple):
     renewed: float
     leases: list[str]
     held: int  # tasks
+    lanes: list[str]  # chain, lane and part of the limit, of the lanes that it shares with other members
 
 
 class TableRows(NamedTuple):

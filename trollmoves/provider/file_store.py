@@ -55,6 +55,13 @@ def announced_uris(announced: AnnouncementRecord) -> set[str]:
     return set(payload.file_uris(Message.decode(announced.message).data))
 
 
+def first_uri(announced: AnnouncementRecord) -> str:
+    """Return the URI of the first file. That of the record has escapes for bytes that are not UTF-8."""
+    if "\\" not in announced.uri:
+        return announced.uri
+    return next(iter(payload.file_uris(Message.decode(announced.message).data)), announced.uri)
+
+
 def current_versions(paths: Mapping[str, str]) -> dict[str, FileVersion] | None:
     """Return the versions of files, by the keys of their paths; None if a file is missing."""
     try:

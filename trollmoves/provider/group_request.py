@@ -13,6 +13,7 @@ from trollmoves.journal import AnnouncementRecord
 from trollmoves.messaging import group, payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request
+from trollmoves.provider.file_store import first_uri
 from trollmoves.provider.push_request import PushRequest
 
 
@@ -59,7 +60,7 @@ class GroupRequest:
                 continue
             text = f'{head} application/json {record.message.split(None, 6)[6][:-1]}, {tail}{id_}"}}}}'
             reference = {"log": self.log, "number": number}
-            file = {"uri": record.uri, "request": request, "announcement": reference}
+            file = {"uri": first_uri(record), "request": request, "announcement": reference}
             message = Message(received.subject, "push", common | file, received.sender, received.time, raw=text)
             push = PushRequest(
                 *(message, [file], reference, parsed.destination, parsed.backup_targets),

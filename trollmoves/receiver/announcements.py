@@ -19,7 +19,7 @@ from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import Requester
 from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
-from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key
+from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, client_name, file_key
 from trollmoves.receiver.legacy_servers import LegacyServers
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.replay import ReplayClient
@@ -155,6 +155,8 @@ class AnnouncementReceiver:
     def _on_peer_heartbeat(self, message: Message) -> None:
         """Record the name of a peer client, also for requests by the next process."""
         name = message.data.get("client") if isinstance(message.data, dict) else None
+        if name == client_name(self._journal, self.name):
+            return  # another member of the fleet: servers reply to it as to this one
         if message.subject == f"{HEARTBEAT_PREFIX}_{self.name}" and isinstance(name, str):
             self._peers.add(name)
             ((_, is_new),) = self._journal.add_tasks([Task(self.name, PEER, name, PEER, "", state=DONE)])

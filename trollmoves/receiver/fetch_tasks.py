@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "fetch"
 MAX_RECENT = 10_000  # delivered tasks that are remembered until the journal has stored them as done
+RECENT_SECONDS = 60.0  # s after which another member of the fleet no longer receives the same announcement
 REWRITE_SECONDS = 2.0  # s after its announcement in which a file is not rewritten while its server is replaced
 _GENERATION = "\n#"  # in the key of a task, before the generation; not part of any file name
 
@@ -239,6 +240,8 @@ class FetchTasks:
         self, editor: TaskEditor, candidate: Task, current: Task, source: str, text: str, effects: Effects
     ) -> list[Task]:
         """Retry a failed file that is announced again. Acknowledge a fetched one: sources repeat undelivered files."""
+        if self._journal.sharing and self._is_known_to_fleet(current, source, text, effects):
+            return []
         if current.state == FAILED or (current.state == WAITING and current.tries and current.rank == BACKLOG):
             fetch = Fetch.load(current.body)
             fetch.announcements[source] = text
@@ -252,6 +255,14 @@ class FetchTasks:
             effects.append(partial(self._log_ignored, file_key_of(current), source, age))
             effects.append(partial(self._acknowledge, source, text))
         return []
+
+    def _is_known_to_fleet(self, current: Task, source: str, text: str, effects: Effects) -> bool:
+        """Return True for the very announcement that another member has stored a moment ago."""
+        if Fetch.load(current.body).announcements.get(source) != text:
+            return False
+        if current.state == WAITING and current.held:  # its source may have been added by another member
+            effects.append(partial(self._on_source_added, current, source, text))
+        return self._journal.now() - current.created < RECENT_SECONDS
 
     def _add_source(
         self,
@@ -331,6 +342,11 @@ class FetchTasks:
                     self.on_attempt_ended(current)
             if outcomes:
                 self._journal.finish(outcomes)
+
+
+def client_name(journal: Journal, chain: str) -> str:
+    """Return the name of a client's chain, as in its heartbeats and at the start of its request ids."""
+    return f"{journal.identity}/{chain}"
 
 
 def compact_body(task: Task) -> str:

@@ -29,7 +29,8 @@ from trollmoves.receiver.fetch_attempt import (
     SourceLookup,
     SupersededAtSource,
 )
-from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
+from trollmoves.receiver.fetch_tasks import KIND, Fetch, client_name, file_key_of
+from trollmoves.receiver.legacy_servers import is_legacy_server
 from trollmoves.receiver.limited_queues import LimitedQueues
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.preparation import Preparer
@@ -46,6 +47,7 @@ REQUESTS_PER_LEGACY_SOURCE = 4  # likewise; more exceed the MaxSessions of the s
 MAX_TRANSFER_SECONDS = 3600.0  # s allowed for one transfer of a legacy server
 ACK_TRIES = 5  # attempts to acknowledge a file to a source that does not reply
 HELD_RETRY_DELAY = 10.0  # s before the next look at a destination that does not respond
+UNKNOWN_RETRY_DELAY = 1.0  # s before the next request for a file that may belong to another member of the fleet
 UPTIME_SLACK = 0.2  # s allowed for the transmission of the reply
 BUFFERED_SECONDS = 5.0  # s after a gap in which messages from before its end are still processed
 MAX_REASON = 1_000  # characters of the error in a reply that are kept
@@ -64,11 +66,6 @@ def _parse_uptime(reply: Message | TrollmovesError) -> float:
         return -1e9
     days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return days * 86_400 + hours * 3600 + minutes * 60 + seconds
-
-
-def client_name(journal: Journal, chain: str) -> str:
-    """Return the name of a client's chain, as in its heartbeats and at the start of its request ids."""
-    return f"{journal.identity}/{chain}"
 
 
 class Fetcher:
@@ -137,7 +134,15 @@ class Fetcher:
             async_handler=self._fetch,
             after_start=self._request_ready,
             delay=self._delay,
+            scope="fleet",
+            lane_limit=self._lane_limit,
         )
+
+    def _lane_limit(self, lane: str) -> int:
+        """Return the limit of a lane for the whole fleet: see ``_queues_for``."""
+        if not is_legacy_server(self._journal, self.name, lane.removeprefix(f"{KIND} ")):
+            return REQUESTS_PER_SOURCE
+        return 1 if self._options.destination.startswith("ftp") else REQUESTS_PER_LEGACY_SOURCE
 
     def stop(self) -> None:
         """Stop preparing requests."""
@@ -445,6 +450,9 @@ class Fetcher:
         if isinstance(reply, RequesterStopped):
             attempt.task.tries -= 1
             attempt.finish(Result(retry_in=0.0))
+            return None
+        if not self._journal.still():  # another member may have requested the file, and publishes its receipt
+            attempt.finish(Result(retry_in=UNKNOWN_RETRY_DELAY))
             return None
         if isinstance(reply, TrollmovesError):
             self._mark_source_down(attempt.source)

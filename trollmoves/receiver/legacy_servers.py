@@ -94,3 +94,8 @@ class LegacyServers:
                 " ".join(missed[:MAX_NAMED]),
                 more,
             )
+
+
+def is_legacy_server(journal: Journal, chain: str, address: str) -> bool:
+    """Return True if a server once announced without numbers, to any client that uses this journal."""
+    return any(key.startswith(f"{address} ") for key in journal.keys(chain, KIND))

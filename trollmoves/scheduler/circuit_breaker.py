@@ -43,6 +43,7 @@ class CircuitBreaker:
         self.failures = 0
         self.healthy = False
         self.held = False  # an operator must repair the cause of the pause
+        self.changes = 0  # transitions by results of this process
         self._paused_until = 0.0  # monotonic
         self._probe_id = 0  # the task that was claimed after the last pause
 
@@ -86,12 +87,22 @@ class CircuitBreaker:
             return Transition.NONE  # the task was started before the pause
         self.failures += 1
         initial = HELD_INITIAL if self.held else BACKOFF_INITIAL
+        self.changes += 1
         self._paused_until = time.monotonic() + backoff(self.failures, initial, self.probe_interval)
         return Transition.OPENED
+
+    def adopt(self, failures: int, seconds: float, *, held: bool) -> Transition:
+        """Take over the state that results of another process have caused; the pause ends in ``seconds``."""
+        recovered = self.failures > 0 and not failures
+        self.failures, self.held, self.healthy = failures, held, not failures
+        self._paused_until = time.monotonic() + seconds if failures else 0.0
+        self._probe_id = 0
+        return Transition.CLOSED if recovered else Transition.NONE
 
     def close(self) -> Transition:
         """Record that the lane works."""
         recovered = self.failures > 0
+        self.changes += recovered
         self.healthy, self.held = True, False
         self.failures, self._paused_until = 0, 0.0
         return Transition.CLOSED if recovered else Transition.NONE

@@ -6,6 +6,7 @@ while it has room. Otherwise the lane reads them from the journal, which stores 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -13,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from trollmoves.errors import TrollmovesError
-from trollmoves.journal import Delivery, Journal, Task
+from trollmoves.journal import Delivery, Journal, Outage, Task
 from trollmoves.scheduler.circuit_breaker import (
     BACKOFF_INITIAL,
     BACKOFF_MAX,
@@ -38,6 +39,7 @@ MAX_CONTEXTS = 500  # contexts kept per lane for tasks that wait in the journal
 MAX_OWNERS = 100  # owners kept per lane
 STALL_SECONDS = 0.01  # s without a finished task after which another worker is assigned to a lane
 NEVER = float("inf")
+Scope = Literal["fleet", "member", "host"]
 
 
 class FileStats(NamedTuple):
@@ -81,7 +83,12 @@ class ChainPolicy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TaskKind:
-    """One kind of task of one chain: its handler, and how many tasks of a lane may run concurrently."""
+    """One kind of task of one chain: its handler, and how many tasks of a lane may run concurrently.
+
+    In a fleet that shares its work, ``scope`` says which members run a task: all, within one limit ("fleet"); the one
+    that stored it, and after its end any other ("member"), or any other on the same host ("host"). ``lane_limit``
+    returns the limit of a lane if it is less.
+    """
 
     limit: int
     handler: Handler | None = None  # runs on a worker thread
@@ -90,6 +97,8 @@ class TaskKind:
     not_before: float = 0.0  # monotonic; no task is claimed earlier
     by_owner: bool = False  # the workers are shared between the owners of the tasks
     policy: ChainPolicy = field(default_factory=ChainPolicy)
+    scope: Scope = "member"
+    lane_limit: Callable[[str], int] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +123,11 @@ class Lane:
     rate: RateMeter = field(default_factory=RateMeter)  # of finished tasks
     last_progress: float = 0.0  # monotonic; when a task finished or a worker was assigned
     highest_claimed_id: int = 0
+    share: int | None = None  # part of the limit for this member of a fleet; None if the lane is not shared
+    burst_factor: int = ASYNC_BURST_FACTOR
+    may_probe: bool = True  # False while another member of the fleet may
+    outage: Outage | None = None  # as read from the journal
+    stored_changes: int = 0  # of the breaker
     owners: set[str] = field(default_factory=set)  # of the submitted tasks; "" for those of an earlier process
     _submitted: deque[Task] = field(default_factory=deque)
     _contexts: dict[int, Task] = field(default_factory=dict)  # submitted tasks that will be read from the journal
@@ -137,7 +151,7 @@ class Lane:
     def seconds_until_ready(self) -> float:
         """Return the seconds after which the lane may have work without a further event."""
         kind = self.kind  # other threads start and stop chains
-        if self.ready and kind and self.workers < kind.limit and self.starved_since == NEVER:
+        if self.ready and kind and self.workers < self._limit(kind) and self.starved_since == NEVER:
             return STALL_SECONDS
         if not self._free_slots():
             return NEVER  # the end of a task wakes the scheduler thread
@@ -150,12 +164,12 @@ class Lane:
         return bool(self.ready) and time.monotonic() - self.last_progress > STALL_SECONDS
 
     def is_idle(self) -> bool:
-        """Return True if the lane has no tasks, expects none, and has no failures to remember."""
+        """Return True if the lane has no tasks, expects none, and has no failures to remember or to store."""
         if self.in_flight or self.workers:
             return False
         if self.kind is None:
             return True
-        if not self.breaker.is_expired():
+        if not self.breaker.is_expired() or (self.share is not None and self.breaker.changes != self.stored_changes):
             return False
         return not (self._submitted or self.journal_pending) and self.next_due == NEVER
 
@@ -163,6 +177,9 @@ class Lane:
         """Claim due tasks, up to the number of free slots."""
         slots = self._free_slots()
         if not slots or self._closed_seconds() > 0:
+            return []
+        if self.share is not None and not journal.still():
+            self.share = 0  # until the lease is renewed
             return []
         now = self.now()
         if now >= self.next_due:
@@ -185,12 +202,37 @@ class Lane:
         kind = self.kind
         if kind is None or self.paused:
             return 0
+        limit = kind.limit if self.share is None else self.share
         if self.breaker.failures:  # one probe, in addition to tasks started before the pause
-            return 0 if self.breaker.is_probing(self.in_flight) or len(self.in_flight) >= kind.limit else 1
+            is_full = len(self.in_flight) >= limit or not self.may_probe
+            return 0 if is_full or self.breaker.is_probing(self.in_flight) else 1
         if kind.async_handler:
-            return max(0, kind.limit * (ASYNC_BURST_FACTOR if self.rate.is_high() else 1) - len(self.in_flight))
-        slots = kind.limit * PREFETCH - len(self.in_flight)
-        return slots if slots >= kind.limit * PREFETCH // 4 else 0
+            return max(0, limit * (self.burst_factor if self.rate.is_high() else 1) - len(self.in_flight))
+        slots = limit * PREFETCH - len(self.in_flight)
+        return slots if limit and slots >= limit * PREFETCH // 4 else 0
+
+    def _limit(self, kind: TaskKind) -> int:
+        return kind.limit if self.share is None else self.share
+
+    # -- a lane that the members of a fleet share
+
+    def has_work(self) -> bool:
+        """Return True if the lane has tasks here, or is to read some from the journal. Any thread."""
+        return bool(self.in_flight or self.workers or self._submitted or self.journal_pending)
+
+    def used(self) -> int:
+        """Return the part of the limit that running tasks use. Any thread."""
+        if self.kind and self.kind.async_handler:
+            return math.ceil(len(self.in_flight) / (self.burst_factor if self.rate.is_high() else 1))
+        return self.workers
+
+    def room(self) -> int:
+        """Return how many further tasks can run here soon. Any thread."""
+        kind = self.kind
+        if kind is None or self.paused or self.breaker.failures or self.journal_pending:
+            return 0
+        factor = PREFETCH if kind.handler else self.burst_factor if self.rate.is_high() else 1
+        return self._limit(kind) * factor - len(self.in_flight) - len(self._submitted)
 
     def _claim_submitted(self, slots: int, now: float) -> list[Task]:
         """Claim submitted tasks; once the journal must be read, leave them to it, because it keeps the order."""

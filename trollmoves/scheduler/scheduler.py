@@ -20,9 +20,10 @@ from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import WAITING, Journal, Outcome, Task, batches
 from trollmoves.scheduler.circuit_breaker import Transition
 from trollmoves.scheduler.failure_log import FailureLog
-from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, TaskKind
+from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, Scope, TaskKind
 from trollmoves.scheduler.outcomes import to_outcome
 from trollmoves.scheduler.pauses import Pauses
+from trollmoves.scheduler.shared_lanes import SharedLanes
 from trollmoves.scheduler.worker_limits import WorkerLimits
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import collect
@@ -78,7 +79,8 @@ class Scheduler:
         self._policies: dict[str, ChainPolicy] = {}  # by chain
         self._pauses = Pauses()
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
-        self._recovered: SimpleQueue[Lane] = SimpleQueue()  # their hosts work; no task has ended yet
+        # The host of a lane works, although no task has ended yet; or another member of the fleet found its state.
+        self._news: SimpleQueue[tuple[Lane, bool]] = SimpleQueue()
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._woken = False
         self._stopping = False
@@ -88,6 +90,10 @@ class Scheduler:
         self._workers: list[threading.Thread] = []
         self._worker_throttle = LogThrottle(burst=1)
         self._scheduler_thread = WatchedThread(target=self._scheduler_loop, name="scheduler", daemon=True)
+        self._lane_parts: dict[tuple[str, str], int] = {}  # of shared lanes, also of dropped ones
+        self.on_member_killed: Callable[[], None] = lambda: None
+        """Called when the last messages of a killed member are to be repeated, on a separate thread."""
+        self.shared = SharedLanes(journal, journal.sharing, self) if journal.sharing else None
 
     def __repr__(self) -> str:
         lanes = self._all_lanes()
@@ -123,7 +129,7 @@ class Scheduler:
         with self._lock:
             known = self._lanes.get((chain, lane))
         if known and known.breaker.failures:
-            self._recovered.put(known)
+            self._news.put((known, True))
             self._wake()
 
     def retry_now(self, chain: str, lane: str | None = None) -> None:
@@ -193,6 +199,8 @@ class Scheduler:
         after_start: Callable[[], None] | None = None,
         delay: float = 0.0,
         by_owner: bool = False,
+        scope: Scope = "member",
+        lane_limit: Callable[[str], int] | None = None,
     ) -> None:
         """Register the handler of a kind of task. A lane contains tasks of one kind.
 
@@ -207,6 +215,8 @@ class Scheduler:
             after_start: called after ``async_handler`` was called for each due task of a lane; must not raise or block.
             delay: seconds before the first task may start.
             by_owner: share the workers between the owners of the tasks.
+            scope: which members of a fleet run the tasks, see ``TaskKind``.
+            lane_limit: returns the limit of a lane for the whole fleet, if it may be less; may raise JournalError.
         """
         if handler:
             limit = min(limit, max(1, self._max_workers - 1))  # one thread remains for other lanes
@@ -218,7 +228,11 @@ class Scheduler:
             time.monotonic() + delay,
             by_owner,
             self._policies.get(chain, ChainPolicy()),
+            scope,
+            lane_limit,
         )
+        if scope == "host":
+            self._journal.keep_on_host(chain, kind)
         with self._lock:
             self._kinds[chain, kind] = registered  # before reading the lanes: later tasks are submitted
         waiting = {lane for lane, lane_kind in self._journal.lanes(chain) if lane_kind == kind}
@@ -304,15 +318,74 @@ class Scheduler:
             )
             lane.proven = (chain, name) in self._proven
             self._proven.pop((chain, name), None)
+            if self.shared and kind.scope == "fleet":
+                lane.share = self._lane_parts.get((chain, name), 0)
+                if not lane.share:
+                    self.shared.look_soon()
         lane.kind = kind
         lane.breaker.probe_interval = kind.policy.probe_interval
         return lane
+
+    # -- lanes that members of a fleet share
+
+    @property
+    def pauses(self) -> Pauses:
+        """The pauses in effect."""
+        return self._pauses
+
+    def chains(self) -> set[str]:
+        """Return the names of the chains that have registered handlers. Any thread."""
+        return {chain for chain, _ in self._kinds}
+
+    def kind_of(self, chain: str, kind: str) -> TaskKind | None:
+        """Return the handler that a chain has registered for a kind of task. Any thread."""
+        return self._kinds.get((chain, kind))
+
+    def lane(self, chain: str, name: str) -> Lane | None:
+        """Return a lane that has tasks. Any thread."""
+        with self._lock:
+            return self._lanes.get((chain, name))
+
+    def shared_lanes(self) -> list[Lane]:
+        """Return the lanes with tasks that members share. Any thread."""
+        return [lane for lane in self._all_lanes() if lane.share is not None]
+
+    def look_at(self, chain: str, name: str, kind: str) -> None:
+        """Read the due tasks of a lane, which may be new, from the journal. Any thread."""
+        with self._lock:
+            registered = self._kinds.get((chain, kind))
+            if registered is None:
+                return
+            self._get_lane(chain, name, registered).journal_pending = True
+        self._wake()
+
+    def set_share(self, chain: str, name: str, share: int) -> None:
+        """Set the part of the limit of a shared lane that this member may use. Any thread."""
+        with self._lock:
+            if share:
+                self._lane_parts[chain, name] = share
+            else:
+                self._lane_parts.pop((chain, name), None)
+            lane = self._lanes.get((chain, name))
+            if lane:
+                lane.share = share
+
+    def adopt_outage(self, lane: Lane) -> None:
+        """Take over the state of a lane that results of another member have caused. Any thread."""
+        self._news.put((lane, False))
+        self._wake()
+
+    def wake(self) -> None:
+        """Look at all lanes now. Any thread."""
+        self._wake()
 
     # -- start and stop
 
     def start(self) -> None:
         """Start the scheduler thread."""
         self._scheduler_thread.start()
+        if self.shared:
+            self.shared.start()
 
     def stop(self, timeout: float) -> bool:
         """Stop the threads; return True if all running tasks finished within ``timeout`` seconds.
@@ -320,6 +393,8 @@ class Scheduler:
         No further task is claimed. The results of finished tasks are stored.
         """
         deadline = time.monotonic() + timeout
+        if self.shared:
+            self.shared.stop()
         self._stopping = True
         self._wake()
         while self._is_busy() and time.monotonic() < deadline:
@@ -448,8 +523,16 @@ class Scheduler:
         return len(outcomes)
 
     def _close_breakers(self) -> dict[Lane, bool]:
-        lanes = [self._recovered.get() for _ in range(self._recovered.qsize())]
-        return {lane: True for lane in lanes if lane.breaker.close() is Transition.CLOSED}
+        news = [self._news.get() for _ in range(self._news.qsize())]
+        return {lane: True for lane, works in news if self._update(lane, works) is Transition.CLOSED}
+
+    def _update(self, lane: Lane, works: bool) -> Transition:
+        if works:
+            return lane.breaker.close()
+        failures, paused_until, held = lane.outage or (0, 0.0, False)
+        if failures:
+            lane.release_unstarted()
+        return lane.breaker.adopt(failures, max(0.0, paused_until - self._journal.now()), held=held)
 
     def _store(self, outcomes: Sequence[tuple[Lane, Outcome]]) -> tuple[list[Task], set[int]]:
         """Store outcomes; return the new follow-up tasks, and the ids of tasks that another member has taken over."""
@@ -524,7 +607,8 @@ class Scheduler:
         Short tasks run fastest on one thread; more threads would only compete for the GIL.
         """
         starved_since, lane.starved_since = lane.starved_since, NEVER
-        if lane.workers < min(kind.limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
+        limit = kind.limit if lane.share is None else lane.share
+        if lane.workers < min(limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
             now = time.monotonic()
             if not limits.assign(lane):
                 lane.starved_since = min(starved_since, now)

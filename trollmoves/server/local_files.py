@@ -8,7 +8,7 @@ from functools import partial
 from trollmoves.journal import AnnouncementRecord
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.provider.file_store import LINK_DIGESTS, announced_uris, current_versions, local_path, total
+from trollmoves.provider.file_store import LINK_DIGESTS, announced_uris, current_versions, first_uri, local_path, total
 from trollmoves.server.symlink_policy import SymlinkPolicy
 from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
 from trollmoves.watch.completeness import check_complete
@@ -52,7 +52,8 @@ class LocalFileStore:
     def versions(self, announced: AnnouncementRecord) -> dict[str, FileVersion] | None:
         """Return the versions of the files, if they have the total size and the newest time that were announced."""
         announced_total = (announced.size, announced.mtime)
-        versions = current_versions({announced.uri: local_path(announced.uri)})
+        uri = first_uri(announced)
+        versions = current_versions({uri: local_path(uri)})
         if versions is None or total(versions) != announced_total:
             uris = announced_uris(announced)
             versions = current_versions({uri: local_path(uri) for uri in uris}) if len(uris) > 1 else None

@@ -109,13 +109,19 @@ class Chain:
 
 @dataclass
 class Member:
-    """A member of a fleet, which renewed its lease ``renewed`` seconds ago; ``leases`` has "fleet" if it works."""
+    """A member of a fleet, which renewed its lease ``renewed`` seconds ago.
+
+    It works if one of ``leases`` begins with "fleet". It holds ``held`` tasks; ``lanes`` has, for each lane that it
+    shares with other members, its chain, name, and the part of the limit.
+    """
 
     life: str
     name: str
     version: str
     renewed: float
     leases: list[str]
+    held: int
+    lanes: list[str]
 
 
 @dataclass

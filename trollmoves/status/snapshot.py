@@ -72,7 +72,7 @@ def snapshot(
     try:
         with open_journal() as reader:
             daemon.journal_size = reader.size()
-            daemon.members = daemon.members or [Member(*row[:5]) for row in reader.members()]
+            daemon.members = daemon.members or [Member(*row) for row in reader.members()]
             builder = _Builder(reader, live)
             daemon.chains = builder.chains(daemon.kind, sections)
     except JournalError as error:

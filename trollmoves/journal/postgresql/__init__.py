@@ -16,12 +16,13 @@ from trollmoves.journal.postgresql.announcements import PostgresAnnouncements
 from trollmoves.journal.postgresql.database import PostgresDatabase
 from trollmoves.journal.postgresql.loading import load, migrate
 from trollmoves.journal.postgresql.location import parse_location
-from trollmoves.journal.postgresql.members import LEASE, Membership
+from trollmoves.journal.postgresql.members import FLEET, LEASE, Membership
 from trollmoves.journal.postgresql.offline import record_offline, running_pid
 from trollmoves.journal.postgresql.orders import PostgresOrders
 from trollmoves.journal.postgresql.pruning import PostgresPruning
 from trollmoves.journal.postgresql.reader import PostgresReader
 from trollmoves.journal.postgresql.secrets import LoginCipher
+from trollmoves.journal.postgresql.sharing import PostgresSharing
 from trollmoves.journal.postgresql.statistics import PostgresStatistics
 from trollmoves.journal.views import MemberRow
 
@@ -43,12 +44,14 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics,
         name: str = "",
         lease: float = LEASE,
         on_damage: Callable[[], None] | None = None,
+        sharing: bool = False,
     ) -> None:
         """Open or create the journal at a URL (see ``parse_location``), as a new member.
 
         ``synchronous``: "normal" (a committed row survives the death of the engine, perhaps not a fail-over to its
         standby) or "full" (as the engine is configured). ``name``: of this member, for people; by default that of the
-        host. ``lease``: seconds without a renewal after which another member takes over.
+        host. ``lease``: seconds without a renewal after which another member takes over. ``sharing``: this member works
+        at the same time as others.
 
         ``on_damage`` is called once, on any thread, when another member has taken over the tasks of this one: then all
         methods raise JournalError until the journal is opened again.
@@ -65,7 +68,8 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics,
         except BaseException:
             database.close_connections()
             raise
-        super().__init__(database, membership, cipher)
+        self.sharing = PostgresSharing(database, membership) if sharing else None
+        super().__init__(database, membership, cipher, self.sharing)
         self.membership = membership
         self._url = url
         self.path = database.path
@@ -86,7 +90,11 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics,
         return PostgresReader(self._url)
 
     def take(self, what: str) -> bool:
-        return self._membership.take(what)
+        return self._membership.take_share() if self.sharing and what == FLEET else self._membership.take(what)
+
+    def keep_on_host(self, chain: str, kind: str) -> None:
+        if self.sharing:
+            self.sharing.keep_on_host(chain, kind)
 
     def members(self) -> list[MemberRow]:
         return self._membership.members()
@@ -112,6 +120,8 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics,
 
     def close(self) -> None:
         """Write the states of lanes, give back all tasks and leases, and close the connections."""
+        if self.sharing:
+            self.sharing.stop()
         with suppress(JournalError):
             self.store_lanes()
         with suppress(JournalError):

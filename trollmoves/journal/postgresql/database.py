@@ -21,7 +21,7 @@ from psycopg import errors, sql
 from trollmoves.errors import JournalError, JournalFull, JournalUnusable, UnsupportedValue
 from trollmoves.journal.clock import boot_time
 from trollmoves.journal.postgresql.location import Location
-from trollmoves.journal.postgresql.schema import layout_of, prepare_schema
+from trollmoves.journal.postgresql.schema import LAYOUT, layout_of, prepare_schema
 
 logger = logging.getLogger(__name__)
 
@@ -235,9 +235,11 @@ class PostgresDatabase:
             db.execute(sql.SQL("SET synchronous_commit TO {}").format(sql.Literal(self._synchronous_commit)))
         if self._creates:
             prepare_schema(db, self.location.schema)
-        elif not layout_of(db, self.location.schema):
+        elif (layout := layout_of(db, self.location.schema)) < LAYOUT:
             raise JournalError(
-                f"the journal {self.path} does not exist: its daemon has not run yet, or uses another one"
+                f"the journal {self.path} is of an earlier version: run `trollmoves journal migrate`"
+                if layout
+                else f"the journal {self.path} does not exist: its daemon has not run yet, or uses another one"
             )
         self._measure_clock(db)
         self._check_timeline(db)

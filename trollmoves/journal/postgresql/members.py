@@ -28,9 +28,13 @@ from trollmoves.journal.views import MemberRow
 logger = logging.getLogger(__name__)
 
 LEASE = 10.0  # s
+FLEET = "fleet"  # the lease of the member that works; with its id for each one of several that work
 RENEWALS = 5  # in the duration of a lease
 FENCED_AFTER = 0.7  # of the duration of a lease without a renewal
 MAX_TRIED = 8  # lives that are kept with a task
+_SHARING = f"{FLEET} "
+_FREE_PROBE = "UPDATE outages SET prober = NULL WHERE prober"
+NOTIFY = "SELECT pg_notify('trollmoves ' || md5(current_schema()), '')"  # tasks are free
 _CLOCK = "extract(epoch FROM clock_timestamp())::float8"
 TRIED = (
     "CASE WHEN holder = ANY(tried_by) OR holder IS NULL THEN tried_by "
@@ -147,11 +151,27 @@ class Membership:
 
         def work(db: Connection) -> bool:
             row = db.execute(
-                "INSERT INTO leases SELECT %s, id FROM members WHERE id = %s AND NOT gone FOR KEY SHARE "
+                "INSERT INTO leases SELECT %s, id FROM members WHERE id = %s AND NOT gone AND (%s OR NOT EXISTS "
+                "(SELECT 1 FROM leases WHERE starts_with(what, %s))) FOR KEY SHARE "
                 "ON CONFLICT (what) DO UPDATE SET member = leases.member RETURNING member",
-                (what, self.id),
+                (what, self.id, what != FLEET, _SHARING),
             ).fetchone()
             return row is not None and row[0] == self.id
+
+        return self._database.run_statement(work)
+
+    def take_share(self) -> bool:
+        """Become one of several members that work; return False while one works alone."""
+
+        def work(db: Connection) -> bool:
+            return bool(
+                db.execute(
+                    "INSERT INTO leases SELECT %s, id FROM members WHERE id = %s AND NOT gone "
+                    "AND NOT EXISTS (SELECT 1 FROM leases WHERE what = %s) FOR KEY SHARE "
+                    "ON CONFLICT (what) DO UPDATE SET member = leases.member",
+                    (f"{_SHARING}{self.id}", self.id, FLEET),
+                ).rowcount
+            )
 
         return self._database.run_statement(work)
 
@@ -212,7 +232,9 @@ def members_of(database: PostgresDatabase) -> list[MemberRow]:
     rows = database.read(
         f"SELECT id::text, name, version, {_CLOCK} - renewed, "
         "ARRAY(SELECT what FROM leases WHERE member = members.id ORDER BY what), "
-        "(SELECT count(*) FROM tasks WHERE holder = members.id AND state = 0) "
+        "(SELECT count(*) FROM tasks WHERE holder = members.id AND state = 0), "
+        "ARRAY(SELECT '[' || chain || '] ' || lane || ' ' || number FROM slots WHERE member = members.id "
+        "AND number > 0 ORDER BY chain, lane) "
         "FROM members WHERE NOT gone ORDER BY id"
     )
     return [MemberRow(*row) for row in rows]
@@ -228,7 +250,10 @@ def _bury(db: Connection, ids: list[int], *, killed: bool) -> int:
     freed = db.execute(
         f"UPDATE tasks SET holder = NULL, tried_by = {TRIED} WHERE holder = ANY(%s::bigint[]) AND state = 0", (ids,)
     ).rowcount
-    db.execute("DELETE FROM leases WHERE member = ANY(%s::bigint[])", (ids,))
+    for change in ("DELETE FROM leases WHERE member", "DELETE FROM slots WHERE member", _FREE_PROBE):
+        db.execute(f"{change} = ANY(%s::bigint[])".encode(), (ids,))
+    if freed:
+        db.execute(NOTIFY)
     # Alive when it last renewed its lease, or finished a task.
     db.execute(
         "UPDATE members m SET gone = true, killed_at = CASE WHEN %s THEN greatest(renewed, (SELECT max(finished) "

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from trollmoves.errors import JournalUnusable
 
-LAYOUT = 1
+LAYOUT = 2
 LOCK_TIMEOUT = 2.0  # s that a migration waits for running transactions, so that it does not block later ones for longer
 MIGRATE_REMEDY = "start a daemon of this version once with the login of the owner of the schema"
 IDENT_BYTES = 1000  # of a key that is in the unique index as it is; PostgreSQL limits an entry to 2704 bytes
@@ -71,6 +71,15 @@ CREATE TABLE lanes (
     chain text COLLATE "C" NOT NULL, lane text COLLATE "C" NOT NULL, done bigint NOT NULL, bytes bigint NOT NULL,
     last_done double precision, last_id bigint, failure text, error text, failing_since double precision,
     updated double precision NOT NULL, PRIMARY KEY (chain, lane)) WITH (fillfactor = 50);
+""",
+    """
+CREATE TABLE slots (
+    chain text COLLATE "C" NOT NULL, lane text COLLATE "C" NOT NULL, member bigint NOT NULL, number integer NOT NULL,
+    wanted boolean NOT NULL, PRIMARY KEY (chain, lane, member)) WITH (fillfactor = 50);
+CREATE TABLE outages (
+    chain text COLLATE "C" NOT NULL, lane text COLLATE "C" NOT NULL, failures integer NOT NULL,
+    paused_until double precision NOT NULL, held boolean NOT NULL, prober bigint,
+    PRIMARY KEY (chain, lane)) WITH (fillfactor = 50);
 """,
 )
 

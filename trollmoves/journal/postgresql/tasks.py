@@ -32,6 +32,7 @@ from trollmoves.journal.postgresql.members import TRIED, Membership
 from trollmoves.journal.postgresql.queries import PostgresQueries
 from trollmoves.journal.postgresql.schema import IDENT_PREFIX, ident
 from trollmoves.journal.postgresql.secrets import LoginCipher
+from trollmoves.journal.postgresql.sharing import Allotment, PostgresSharing, held_identities
 from trollmoves.journal.postgresql.sources import upsert_sources
 from trollmoves.journal.records import (
     BACKLOG,
@@ -58,19 +59,20 @@ COLUMNS = ", ".join(_NAMES)
 COLUMNS_OF_T = ", ".join(f"t.{name}" for name in _NAMES)
 SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = %s AND kind = %s AND {ident('key')} = {ident('%s::text')} "
 _NO_DELIVERY = Delivery(None, None)
+_HERE = "(%(host)s = '' OR place IN ('', %(host)s))"  # without sharing, one member runs all
 _OURS = "(holder IS NULL OR holder = %(me)s)"
 _PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
 _STAYS_PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone FOR KEY SHARE)"  # until the commit
 
 _INSERT = (
     "INSERT INTO tasks (id, chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, "
-    "body, failure, holder) "
+    "body, failure, holder, place) "
     "SELECT id, chain, kind, key, lane, rank, due, state, 0, %(now)s, CASE WHEN state <> 0 THEN %(now)s END, number, "
-    "body, CASE WHEN state = 2 THEN 'failed' END, CASE WHEN state = 0 AND held THEN %(me)s::bigint END "
+    "body, CASE WHEN state = 2 THEN 'failed' END, CASE WHEN state = 0 AND held THEN %(me)s::bigint END, host "
     # Ids in the order given, rows in the order of their keys.
     "FROM (SELECT nextval('tasks_id_seq') AS id, g.* FROM (SELECT * FROM json_to_recordset(%(rows)s::json) AS r "
     "(position int, place int, chain text, kind text, key text, lane text, rank smallint, due float8, state smallint, "
-    "number bigint, body text, held bool) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
+    "number bigint, body text, held bool, host text) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
     f"ON CONFLICT (chain, kind, {ident('key')}) DO NOTHING RETURNING id, chain, kind, key"
 )
 _FINISH = (
@@ -85,17 +87,24 @@ _FINISH = (
 _FINISH_AND_FOLLOW = _FINISH.replace(_PRESENT, _STAYS_PRESENT)
 _CLAIM = (
     "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
-    f"AND state = 0 AND due <= %(now)s AND {_OURS} AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
+    f"AND state = 0 AND due <= %(now)s AND {_OURS} AND {_HERE} "
+    "AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
     f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
     f"RETURNING {COLUMNS_OF_T}"
+)
+_STORED = (
+    f"SELECT {COLUMNS_OF_T} FROM tasks t JOIN json_to_recordset(%s::json) AS k (chain text, kind text, key text) "
+    f"ON t.chain = k.chain AND t.kind = k.kind AND {ident('t.key')} = {ident('k.key')}"
 )
 _OF_LANE = "FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND state = 0"
 # By ORDER BY and LIMIT, because without statistics the planner reads all rows for min().
 _NEXT_DUE = " UNION ALL ".join(
-    f"(SELECT due {_OF_LANE} AND rank = {rank} AND due > %(now)s AND {_OURS} ORDER BY due, id LIMIT 1) UNION ALL "
+    f"(SELECT due {_OF_LANE} AND rank = {rank} AND due > %(now)s AND {_OURS} AND {_HERE} "
+    "ORDER BY due, id LIMIT 1) UNION ALL "
     # A due task that ``_CLAIM`` has skipped: a transaction changes it now, or a member holds it that may be buried.
     f"(SELECT %(now)s + CASE WHEN {_OURS} THEN {LOCKED_DELAY} ELSE {HELD_DELAY} END {_OF_LANE} AND rank = {rank} "
-    "AND due <= %(now)s AND id <> ALL(%(in_flight)s::bigint[]) ORDER BY due, id LIMIT 1)"
+    f"AND due <= %(now)s AND (%(host)s = '' OR ({_OURS} AND {_HERE})) "
+    "AND id <> ALL(%(in_flight)s::bigint[]) ORDER BY due, id LIMIT 1)"
     for rank in (FRESH, BACKLOG)
 )
 _RESET = (
@@ -128,7 +137,15 @@ class PostgresTasks(PostgresQueries, TaskQueries):
 
     COLUMNS = COLUMNS
 
-    def __init__(self, database: PostgresDatabase, membership: Membership, cipher: LoginCipher) -> None:
+    def __init__(
+        self,
+        database: PostgresDatabase,
+        membership: Membership,
+        cipher: LoginCipher,
+        sharing: PostgresSharing | None = None,
+    ) -> None:
+        self._sharing = sharing
+        self._host = sharing.host if sharing else ""
         self._database = database
         self._membership = membership
         self._cipher = cipher
@@ -156,23 +173,34 @@ class PostgresTasks(PostgresQueries, TaskQueries):
 
         return self._database.run(work, now)
 
+    def _allot(self) -> Allotment | None:
+        return self._sharing.allot() if self._sharing else None
+
     def _add(
-        self, db: Connection, tasks: Sequence[Task], now: float, inserted_ids: set[int] | None = None
+        self,
+        db: Connection,
+        tasks: Sequence[Task],
+        now: float,
+        inserted_ids: set[int] | None = None,
+        allotment: Allotment | None = None,
     ) -> list[tuple[Task, bool]]:
         """Insert tasks; return (task, created), with the stored task if it exists.
 
-        ``inserted_ids`` are those of earlier calls within the transaction; new ones are added.
+        ``inserted_ids`` are those of earlier calls within the transaction, to which new ones are added, and
+        ``allotment`` is theirs.
         """
         if not tasks:
             return []
-        born_held = self._membership.held < MAX_BORN_HELD
+        allotment = allotment or self._allot()
         for task in tasks:
             task.lane = to_sqlite_text(task.lane)
         first: dict[tuple[str, str, str], Task] = {}
         for task in tasks:
             first.setdefault(_identity(task), task)
+        is_full = self._membership.held >= MAX_BORN_HELD
+        held = set() if is_full else held_identities(first, allotment)
         rows = [
-            {"position": position, "place": place, **self._row(identity, first[identity], now, born_held)}
+            {"position": position, "place": place, **self._row(identity, first[identity], now, identity in held)}
             for place, (identity, position) in enumerate(sorted(zip(first, range(len(first)), strict=True)))
         ]
         inserted = {
@@ -181,20 +209,32 @@ class PostgresTasks(PostgresQueries, TaskQueries):
                 _INSERT.encode(), {"rows": Json(rows), "now": now, "me": self._membership.id}
             ).fetchall()
         }
-        self._membership.held += len(inserted) if born_held else 0
+        self._membership.held += len(held & inserted.keys())
+        if allotment and allotment.crowded and self._sharing:
+            self._sharing.notify(db)
         for identity, id_ in inserted.items():
             task = first[identity]
             task.id, task.created, task.due = id_, now, task.due or now
-            task.held = born_held or task.state != WAITING
+            task.held = identity in held or task.state != WAITING
         fresh = inserted_ids if inserted_ids is not None else set()
         fresh.update(inserted.values())
-        added = []
-        for task in tasks:
-            is_new = first[_identity(task)] is task and _identity(task) in inserted
-            added.append((task, True) if is_new else self._existing(db, task, now, fresh))
-        return added
+        others = [task for task in tasks if first[_identity(task)] is not task or _identity(task) not in inserted]
+        stored = self.stored_tasks(db, others) if others else {}
+        others_ids = {id(task) for task in others}
+        return [
+            self._existing(db, task, stored.get(_identity(task)), now, fresh)
+            if id(task) in others_ids
+            else (task, True)
+            for task in tasks
+        ]
 
-    def _row(self, identity: tuple[str, str, str], task: Task, now: float, born_held: bool) -> dict[str, Any]:
+    def stored_tasks(self, db: Connection, tasks: Iterable[Task], lock: str = "") -> dict[tuple[str, str, str], Task]:
+        """Return the stored tasks with the keys of others; ``lock`` is the end of the query."""
+        keys = [{"chain": chain, "kind": kind, "key": key} for chain, kind, key in dict.fromkeys(map(_identity, tasks))]
+        rows = db.execute(f"{_STORED} {lock}".encode(), (Json(keys),)).fetchall()
+        return {_identity(task): task for task in map(self.task_of, rows)}
+
+    def _row(self, identity: tuple[str, str, str], task: Task, now: float, is_held: bool) -> dict[str, Any]:
         chain, kind, key = identity
         return {
             "chain": chain,
@@ -206,20 +246,24 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             "state": task.state,
             "number": task.announcement_number,
             "body": self._stored_text(task.body),
-            "held": born_held,
+            "held": is_held,
+            "host": self._sharing.place_of(task) if self._sharing else "",
         }
 
-    def _existing(self, db: Connection, task: Task, now: float, fresh: set[int]) -> tuple[Task, bool]:
+    def _existing(
+        self, db: Connection, task: Task, stored: Task | None, now: float, fresh: set[int]
+    ) -> tuple[Task, bool]:
         """Return the stored task of the same key; True if an attempt with an unknown result stored it."""
-        row = db.execute(SELECT_KEY.encode(), _key_values(*_identity(task))).fetchone()
-        if row is None:  # pruned since the insertion
+        if stored is None:  # pruned since the insertion
             return self._add(db, [task], now, fresh)[0]
-        stored = self.task_of(row)
-        doubtful = stored.created in self._database.doubtful and stored.held and stored.state == WAITING
-        if doubtful and stored.id not in fresh:
+        if self.is_doubtful(stored) and stored.id not in fresh:
             task.id, task.created, task.due = stored.id, stored.created, stored.due
             return task, True
         return stored, False
+
+    def is_doubtful(self, stored: Task) -> bool:
+        """Return True if an attempt with an unknown result may have stored this task."""
+        return stored.created in self._database.doubtful and stored.held and stored.state == WAITING
 
     def merge(
         self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]], how: MergeFunction
@@ -227,12 +271,17 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         now, tasks, sources = self.now(), list(tasks), list(sources)
 
         def work(db: Connection) -> list[Task]:
-            editor = _Editor(self, db, now)
+            editor = _Editor(self, db, now, self._allot())
             found: dict[int, list[Task]] = {}
             # In the order of their keys, which is that of ``add_tasks``.
-            for position, task in sorted(enumerate(tasks), key=lambda item: (*_identity(item[1]), item[0])):
+            ordered = sorted(enumerate(tasks), key=lambda item: (*_identity(item[1]), item[0]))
+            new = editor.add_first(task for _, task in ordered)
+            for position, task in ordered:
+                if id(task) in new:
+                    found[position] = [task]
+                    continue
                 stored, is_new = editor.add(task)
-                found[position] = [task] if is_new else how(editor, task, stored)
+                found[position] = [task] if is_new else editor.with_free(task, stored, how(editor, task, stored))
             upsert_sources(db, sources)
             return [task for position in range(len(tasks)) for task in found[position]]
 
@@ -305,6 +354,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def claim(self, chain: str, lane: str, limit: int, now: float, *, in_flight: Collection[int] = ()) -> list[Task]:
         claimed: list[Task] = []
         values = {"chain": chain, "lane": lane, "now": now, "taken": list(in_flight), "me": self._membership.id}
+        values["host"] = self._host
         for rank in (FRESH, BACKLOG):
             given = {**values, "rank": rank, "limit": limit - len(claimed)}
             rows = self._database.fetch(_CLAIM, given)
@@ -316,6 +366,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
 
     def next_due(self, chain: str, lane: str, now: float, *, in_flight: Collection[int] = ()) -> float | None:
         values = {"chain": chain, "lane": lane, "now": now, "in_flight": list(in_flight), "me": self._membership.id}
+        values["host"] = self._host
         rows = self._database.read(_NEXT_DUE, values)
         return min((float(due) for (due,) in rows), default=None)
 
@@ -372,7 +423,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def _store_outcomes(self, db: Connection, outcomes: Sequence[Outcome], now: float) -> set[int]:
         """Store outcomes of tasks that no other member holds; return the ids of the tasks."""
         me = self._membership.id
-        rows = [_outcome_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.task.id)]
+        rows = [_outcome_row(outcome) for outcome in sorted(outcomes, key=lambda outcome: _identity(outcome.task))]
         finish = _FINISH_AND_FOLLOW if any(outcome.follow_ups for outcome in outcomes) else _FINISH
         values = {"rows": Json(rows), "now": now, "me": me, "token": f"{me} {now!r}"}
         stored = {id_ for (id_,) in db.execute(finish.encode(), values).fetchall()}
@@ -511,17 +562,51 @@ class PostgresTasks(PostgresQueries, TaskQueries):
 class _Editor:
     """The tasks within a transaction; a row that was read is locked until its end."""
 
-    def __init__(self, tasks: PostgresTasks, db: Connection, now: float) -> None:
+    def __init__(self, tasks: PostgresTasks, db: Connection, now: float, allotment: Allotment | None) -> None:
         self._tasks = tasks
         self._db = db
         self._now = now
+        self._allotment = allotment
         self._inserted: set[int] = set()
+        self._known: dict[tuple[str, str, str], Task] = {}  # locked, and not changed since
+
+    def add_first(self, tasks: Iterable[Task]) -> set[int]:
+        """Store the first task of each key, if it is new; return ``id()`` of those. The known ones are locked."""
+        first: dict[tuple[str, str, str], Task] = {}
+        for task in tasks:
+            first.setdefault(_identity(task), task)
+        self._known = self._lock(first.values())
+        unknown = [task for identity, task in first.items() if identity not in self._known]
+        added = self._tasks._add(self._db, unknown, self._now, self._inserted, self._allotment)
+        new = {id(task) for task, is_new in added if is_new}
+        if raced := [task for task in unknown if id(task) not in new]:  # stored by another member in between
+            self._known |= self._lock(raced)
+        return new
+
+    def _lock(self, tasks: Iterable[Task]) -> dict[tuple[str, str, str], Task]:
+        found = self._tasks.stored_tasks(self._db, tasks, "ORDER BY t.chain, t.kind, t.key FOR UPDATE OF t")
+        return {identity: task for identity, task in found.items() if not self._tasks.is_doubtful(task)}
 
     def add(self, task: Task) -> tuple[Task, bool]:
-        ((stored, is_new),) = self._tasks._add(self._db, [task], self._now, self._inserted)
+        if known := self._known.pop(_identity(task), None):
+            return known, False
+        ((stored, is_new),) = self._tasks._add(self._db, [task], self._now, self._inserted, self._allotment)
         if is_new:
             return stored, True
         return self.find(task.chain, task.kind, task.key) or stored, False  # locked
+
+    def with_free(self, task: Task, stored: Task, found: list[Task]) -> list[Task]:
+        """Return the tasks to run, also the stored one if another member stored it first and leaves it to this one."""
+        is_new = stored.state == WAITING and not stored.tries and not stored.held
+        if not is_new or self._allotment is None or not self._allotment.takes(stored):
+            return found
+        hold = "UPDATE tasks SET holder = %s WHERE id = %s AND holder IS NULL AND state = 0 AND tries = 0"
+        if not self._db.execute(hold, (self._tasks._membership.id, stored.id)).rowcount:
+            return found
+        stored.held = True
+        if stored.body == task.body:
+            stored.context = task.context
+        return [*found, stored]
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
         row = self._db.execute((SELECT_KEY + "FOR UPDATE").encode(), _key_values(chain, kind, key)).fetchone()
@@ -532,7 +617,7 @@ class _Editor:
         self._db.execute("UPDATE tasks SET body = %s WHERE id = %s", (body, task.id))
 
     def reset(self, task: Task) -> None:
-        self._tasks.reset(self._db, task)
+        task.held = self._tasks.reset(self._db, task)
 
 
 _BEGINS = f"{ident('key')} >= %s AND {ident('key')} < %s AND starts_with(key, %s)"

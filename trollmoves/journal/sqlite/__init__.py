@@ -31,5 +31,7 @@ __all__ = [
 class SqliteJournal(OrderTable, AnnouncementTable, Statistics, Pruning, SourceQueries):
     """An open journal. It owns its file until ``close``."""
 
+    sharing = None
+
     def open_reader(self) -> SqliteReader:
         return SqliteReader(self.path)

@@ -217,6 +217,9 @@ class JournalDatabase:
         written = read_times(self._lock_file)[1]
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
 
+    def keep_on_host(self, chain: str, kind: str) -> None:
+        """Do nothing: a file belongs to one host."""
+
     def still(self) -> bool:
         return True  # the lock of the file excludes other processes
 

@@ -36,6 +36,7 @@ from trollmoves.tests.helpers.journals import (
     task,
     update_body,
 )
+from trollmoves.tests.helpers.waiting import until
 
 MakeJournal = Callable[[], Journal]
 
@@ -332,12 +333,17 @@ def test_the_newest_announcement_of_a_file_counts(journal: Journal) -> None:
     assert latest_versions(journal, "chain", ["/a", "/b", "/c"]) == {"/a": (6, 8), "/b": (None, None)}
 
 
+def later_time(journal: Journal) -> float:
+    """Return a time of the journal that differs from the current one by more than the resolution of a stored time."""
+    begin = journal.now()
+    return until(lambda: journal.now() if journal.now() > begin + 0.002 else 0.0)
+
+
 def test_numbers_before_a_time(journal: Journal) -> None:
     """The number of the last announcement before a time is known."""
     append_announcements(journal, "chain", [announced(1)])
-    time.sleep(0.02)
-    between = journal.now()
-    time.sleep(0.02)
+    between = later_time(journal)
+    later_time(journal)
     append_announcements(journal, "chain", [announced(2)])
     assert journal.number_before("chain", between) == 1
     assert journal.number_before("chain", LATER) == 2

@@ -442,7 +442,7 @@ def test_a_server_may_come_later(stack: ExitStack) -> None:
     port = free_port()
     asking, answers = requester(stack), Answers()
     asking.send_request(f"{HOST}:{port}", text("early"), 4 * SOON, answers)
-    time.sleep(0.3)
+    time.sleep(0.3)  # time for several attempts to connect, which cannot be observed
     assert answers.all == []
     replier(stack, port=port)
     assert answers.wait(seconds=2 * SOON) == ["early"]

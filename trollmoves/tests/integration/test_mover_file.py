@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -31,6 +30,7 @@ from trollmoves.movers.base import Naming, partial_path
 from trollmoves.movers.file import SMALL_FILE, LocalBackend
 from trollmoves.movers.partials import visible_partial_path
 from trollmoves.movers.source_file import SourceFile
+from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles
 from trollmoves.tests.servers.disks import small_disk
 from trollmoves.tests.servers.process import ServerProcess
@@ -314,8 +314,7 @@ def test_stale_partials_are_cleaned(tmp_path: Path) -> None:
         path.write_bytes(b"")
     os.utime(partial, (0, 0))
     assert clean_partials(str(tmp_path), 60) == []
-    time.sleep(0.05)
-    assert clean_partials(str(tmp_path), 0.01) == [str(partial)]
+    until(lambda: clean_partials(str(tmp_path), 0.01) == [str(partial)])
     assert sorted(os.listdir(tmp_path)) == [".hidden.part", "f"]
     assert clean_partials(str(tmp_path / "none"), 0) == []
 

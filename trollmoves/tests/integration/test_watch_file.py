@@ -14,6 +14,8 @@ from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.helpers.watching import open_watches, write
 from trollmoves.watch import FileWatch
 
+ABSENT = 0.5  # s, longer than DEBOUNCE_SECONDS: an absent call cannot be waited for
+
 
 class Changes:
     """Counts calls."""
@@ -88,7 +90,7 @@ def test_half_written_file_is_not_reported(file: Path) -> None:
         with open(file, "w") as half:
             half.write("half")
             half.flush()
-            time.sleep(0.5)  # longer than a quiet file needs
+            time.sleep(ABSENT)
             half.write(", whole")
         until(lambda: seen)
         assert seen == ["half, whole"]
@@ -101,12 +103,12 @@ def test_missing_file_is_no_change(file: Path) -> None:
     with following(file) as changes:
         file.rename(file.with_suffix(".away"))
         write(file.with_suffix(".other"))
-        time.sleep(0.4)
+        time.sleep(ABSENT)
         file.with_suffix(".away").rename(file)
-        time.sleep(0.4)
+        time.sleep(ABSENT)
         assert changes.number == 0
         file.unlink()
-        time.sleep(0.4)
+        time.sleep(ABSENT)
         assert changes.number == 0
         write(file, "[c]\n")
         changes.wait_for(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import signal
 import socket
 import statistics
 import time
@@ -321,8 +322,8 @@ def test_no_secret_in_log_or_messages(pair: ServerClientPair) -> None:
 
 
 def test_awkward_names(testbed: Testbed) -> None:
-    """A file is delivered and published with any bytes in its name."""
-    pair = ServerClientPair(testbed)
+    """A file is delivered, published and removed with any bytes in its name, also if requested in a group."""
+    pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 0})
     pair.server_sections["hrit"]["origin"] = f"{pair.feeder.folder}/{{name}}"
     pair.server.reconfigure(pair.server_sections)
     pair.start()
@@ -334,6 +335,14 @@ def test_awkward_names(testbed: Testbed) -> None:
     pair.received.wait_for(len(names), "file")
     assert sorted(os.listdir(pair.target)) == sorted(names)
     assert {one.data["uri"] for one in pair.received.of_type("file")} == {str(pair.target / name) for name in names}
+    until(lambda: os.listdir(pair.feeder.folder) == [], what="the delivered files are removed")
+    pair.client.send(signal.SIGSTOP)
+    for name in names:
+        pair.feeder.put(name, version=2)
+    pair.announced.wait_for(2 * len(names), "file")
+    pair.client.send(signal.SIGCONT)
+    until(lambda: pair.feeder.all_delivered(pair.target), what="new versions at the target")
+    until(lambda: os.listdir(pair.feeder.folder) == [], what="the new versions are removed")
 
 
 def test_three_servers_have_the_same_file(testbed: Testbed) -> None:

@@ -165,7 +165,7 @@ def at_rest(client: Client, server: Server, requested: int) -> bool:
     """Return True if a source got ``count`` requests, and none is pending."""
     until(lambda: len(server.asked) >= requested, SOON)
     client.settle(server)
-    time.sleep(0.05)
+    time.sleep(0.05)  # the absence of a request cannot be waited for
     return len(server.asked) == requested
 
 
@@ -421,7 +421,13 @@ def test_after_own_restart(stack: ExitStack, client: Client, server: Server, pat
     assert at_rest(client, server, 3)
 
 
-def test_source_returns(stack: ExitStack, client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_returns(
+    stack: ExitStack,
+    client: Client,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A silent source is requested again at its next message, and then every gap is filled."""
     monkeypatch.setattr(replay, "REPLAY_TIMEOUT", 0.3)
     monkeypatch.setattr(replay, "RETRY_DELAY", 0.1)
@@ -429,7 +435,7 @@ def test_source_returns(stack: ExitStack, client: Client, server: Server, monkey
     server.replier.stop()
     until(lambda: gone(server.replier.port), SOON)
     client.heartbeat(server, 9)
-    time.sleep(0.6)
+    until(lambda: f"replay request to {server.address} failed" in caplog.text, SOON)
     assert client.missed == []
     back = Server(stack, port=server.replier.port, last=9)
 

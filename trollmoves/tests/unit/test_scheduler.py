@@ -224,7 +224,7 @@ def test_a_lane_is_used_up_to_its_limit(runtime: SchedulerTestbed) -> None:
         runtime.note(workers, task(f"lane {n}"))
         until(lambda n=n: gauge.running["lane"] == n + 1, SOON)  # type: ignore[misc]
     runtime.note(workers, task("lane 5"))
-    time.sleep(0.1)
+    time.sleep(0.1)  # the absence of a start cannot be waited for
     assert gauge.running["lane"] == 4
     gauge.block("lane").set()
 
@@ -292,7 +292,7 @@ def test_hanging_lanes_leave_workers(runtime: SchedulerTestbed, lanes: int, runn
         gauge.releases[f"lane-{n}"] = release
         runtime.note(workers, *tasks(range(30), f"lane-{n}"))
         until(lambda: gauge.running.total() >= min(12 + n, 15), SOON)  # noqa: B023
-    time.sleep(0.1)
+    time.sleep(0.1)  # the absence of a start cannot be waited for
     assert gauge.running.total() == running
     runtime.note(workers, task("new"))  # one more lane
     if running < 15:
@@ -778,7 +778,7 @@ def test_waiting_costs_nothing(runtime: SchedulerTestbed) -> None:
     until(lambda: gauge.running["slow"] == 3 and gauge.began("quick") == 5, SOON)
     time.sleep(0.1)
     used = time.process_time()
-    time.sleep(0.8)
+    time.sleep(0.8)  # this is the time that is measured
     assert time.process_time() - used < 0.08
     gauge.block("slow").set()
 

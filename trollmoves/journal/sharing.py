@@ -1,0 +1,75 @@
+"""The interface of a journal with tasks that several members of a fleet share: each one runs a part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, Protocol
+
+
+class LaneDemand(NamedTuple):
+    """A lane of this member: ``limit`` is for the whole fleet, ``used`` what this member may use of it now.
+
+    ``wants`` is True if the lane has tasks here.
+    """
+
+    chain: str
+    lane: str
+    limit: int
+    used: int
+    wants: bool
+
+
+class Outage(NamedTuple):
+    """An outage of a lane: the number of pauses since the last success, and the end of the last one (journal's time).
+
+    ``held``: an operator must repair the cause.
+    """
+
+    failures: int
+    paused_until: float
+    held: bool
+
+
+class WorkSource(Protocol):
+    """The part of a scheduler that decides which new tasks this member holds. Any thread."""
+
+    def is_shared(self, chain: str, kind: str) -> bool:
+        """Return True if all members run the tasks of this kind, False if only the one that stored them does."""
+
+    def room(self, chain: str, lane: str) -> int:
+        """Return how many further tasks of a lane this member can run soon."""
+
+    def on_free(self, *, crowded: bool) -> None:
+        """Record that tasks were stored that this member does not hold; ``crowded`` if for lack of room."""
+
+
+class Sharing(Protocol):
+    """The shared lanes of a fleet. Any thread; all methods except ``listen`` and ``attach`` raise JournalError."""
+
+    def attach(self, source: WorkSource) -> None:
+        """Set which new tasks this member holds; before, it holds all."""
+
+    def listen(self, on_work: Callable[[], None]) -> None:
+        """Call ``on_work`` on a separate thread when other members have stored tasks that no member holds."""
+
+    def refresh(self) -> bool:
+        """Read which members are present; return True if the last messages of a killed one are not repeated yet."""
+
+    def find_work(self, chains: Collection[str]) -> list[tuple[str, str, str]]:
+        """Return (chain, lane, kind) of the lanes with due tasks that no member holds."""
+
+    def divide(self, demands: Sequence[LaneDemand], released: Collection[tuple[str, str]]) -> list[int]:
+        """Return the part of the limit of each lane that this member may use, and give up the ``released`` lanes.
+
+        The parts of all members never exceed the limit together. Members with tasks get equal parts, as soon as others
+        give back: one that has too much calls this again with a smaller ``used``.
+        """
+
+    def outages(self) -> dict[tuple[str, str], Outage]:
+        """Return the outages of all lanes."""
+
+    def store_outage(self, chain: str, lane: str, outage: Outage | None) -> None:
+        """Store an outage of a lane, or its end; the probe is free afterwards."""
+
+    def take_probe(self, chain: str, lane: str) -> bool:
+        """Return True if this member may probe a lane with an outage; then no other one may until the next result."""

@@ -1,0 +1,104 @@
+"""Clients on several hosts share the work of one journal on PostgreSQL."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+
+import pytest
+
+from trollmoves.tests.helpers.daemons import Process, Testbed, client_section, server_section
+from trollmoves.tests.helpers.journals import new_schema, shared_server
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.servers import postgresql
+
+pytestmark = pytest.mark.skipif(bool(postgresql.missing()), reason=f"missing: {postgresql.missing()}")
+
+BURST = 300
+BURIAL = 40  # s until the tasks of a dead member are free, on a busy machine; the lease lasts 10 s
+
+
+class ClientFleet:
+    """A server, and clients with one journal that all subscribe to it."""
+
+    def __init__(self, testbed: Testbed, members: int) -> None:
+        self.feeder = testbed.feeder()
+        self.target = testbed.directory("out")
+        port = testbed.port()
+        self.server = testbed.server({"hrit": server_section(self.feeder.folder, testbed.port())}, port)
+        process = {"journal": new_schema(shared_server()), "fleet": "share"}
+        ports = [testbed.port() for _ in range(members)]
+        self.clients: list[Process] = []
+        for number, own in enumerate(ports):
+            section = client_section(port, self.target, own, transfer_req_timeout=5)
+            self.clients.append(testbed.client({"DEFAULT": process, "hrit": section}, name=f"client-{number}"))
+        self.receipts = [testbed.subscriber(own) for own in ports]
+        self.server.start(wait=False)
+        for client in self.clients:
+            client.start()
+        self.server.wait_until_ready()
+        for client in self.clients:
+            client.wait_for_line("connected to")
+
+    def published(self) -> Counter[str]:
+        """Return how often each file has a receipt, of any client."""
+        return Counter(name for subscriber in self.receipts for name in subscriber.receipts())
+
+    def wait_until_done(self) -> None:
+        """Wait until all files have receipts; all are complete then, and the journal has them all as done."""
+        until(lambda: set(self.feeder.fed) <= self.published().keys(), 60, "all files have receipts")
+        assert self.feeder.missing(self.target) == []
+
+    def repeated(self) -> set[str]:
+        """Return the files with several receipts."""
+        return {name for name, count in self.published().items() if count > 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("members", [2, 3])
+def test_each_file_is_fetched_once(testbed: Testbed, members: int) -> None:
+    """All members receive all announcements, and fetch each file once; status shows what each one holds."""
+    fleet = ClientFleet(testbed, members)
+    fleet.feeder.feed(BURST)
+    fleet.wait_until_done()
+    shown = testbed.run("trollmoves", "status", fleet.clients[0].config).stdout
+    assert shown.count(": works, holds") == members
+    assert "part of [hrit] fetch" in shown
+    for client in fleet.clients:
+        assert client.terminate() == 0
+    fetched = sum(client.lines().count("] received ") for client in fleet.clients)
+    assert fetched == len(fleet.feeder.fed)
+    assert fleet.server.lines().count("delivered ") == len(fleet.feeder.fed)
+    assert fleet.repeated() == set()
+
+
+@pytest.mark.slow
+def test_a_member_is_killed(testbed: Testbed) -> None:
+    """After kill -9 in a burst the others complete all files; only receipts of the dead member are repeated."""
+    fleet = ClientFleet(testbed, 2)
+    fleet.feeder.feed(BURST)
+    until(lambda: len(fleet.published()) > BURST // 4, 30, "files are fetched")
+    fleet.clients[0].kill()
+    fleet.feeder.feed(BURST)
+    fleet.clients[1].wait_for_line("did not renew its lease", seconds=BURIAL)
+    fleet.wait_until_done()
+    fleet.clients[0].start()
+    fleet.feeder.feed(20)
+    fleet.wait_until_done()
+    assert fleet.repeated() <= set(fleet.receipts[0].receipts())
+
+
+@pytest.mark.slow
+def test_a_member_is_suspended(testbed: Testbed) -> None:
+    """A member that was stopped for longer than its lease joins again; no file is lost or incomplete."""
+    fleet = ClientFleet(testbed, 2)
+    fleet.feeder.feed(BURST)
+    until(lambda: len(fleet.published()) > BURST // 4, 30, "files are fetched")
+    fleet.clients[0].send(signal.SIGSTOP)
+    fleet.clients[1].wait_for_line("did not renew its lease", seconds=BURIAL)
+    fleet.feeder.feed(BURST)
+    fleet.clients[0].send(signal.SIGCONT)
+    fleet.clients[0].wait_for_line("opening the journal as a new member", seconds=BURIAL)
+    fleet.feeder.feed(20)
+    fleet.wait_until_done()
+    assert fleet.repeated() <= set(fleet.receipts[0].receipts())
