@@ -226,6 +226,10 @@ class Lane:
             return math.ceil(len(self.in_flight) / (self.burst_factor if self.rate.is_high() else 1))
         return self.workers
 
+    def has_excess_workers(self) -> bool:
+        """Return True if more workers are assigned than this member's part of the limit. Any thread."""
+        return self.share is not None and self.workers > self.share
+
     def room(self) -> int:
         """Return how many further tasks can run here soon. Any thread."""
         kind = self.kind

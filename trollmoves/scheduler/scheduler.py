@@ -440,6 +440,8 @@ class Scheduler:
             self._wake()
             if result.error and result.error.outage:
                 return False  # the scheduler thread decides how the lane continues
+            if lane.has_excess_workers():
+                return False
             if lane.last_progress > slice_end:
                 if not self._tokens.empty():
                     return True

@@ -162,8 +162,8 @@ def test_members_share_one_limit(join: Join, host: Host, number: int, is_async: 
 
 def test_member_without_announcements_works(join: Join, host: Host) -> None:
     """Tasks that the member with their announcement cannot run soon are run by others."""
+    host.members = 2
     members = [join().register() for _ in range(2)]
-    host.seconds = 0.05
     members[0].add([f"{n:03}" for n in range(200)])
     until(is_done(members[0], 200), 60)
     assert set(host.runs.values()) == {1}
@@ -173,15 +173,15 @@ def test_member_without_announcements_works(join: Join, host: Host) -> None:
 
 def test_a_survivor_gets_all(join: Join, host: Host) -> None:
     """The part and the tasks of a killed member become those of the other one."""
+    host.members = 2
     one, two = (join().register() for _ in range(2))
-    host.seconds = 0.05
-    one.add([f"{n:03}" for n in range(100)])
+    one.add([f"{n:03}" for n in range(200)])
     until(lambda: host.by_member[one.journal.life] and host.by_member[two.journal.life])
     one.kill(two)
-    until(is_done(two, 100), 60)
+    until(is_done(two, 200), 60)
     assert host.most <= LIMIT
     two.add([f"more {n:03}" for n in range(100)])
-    until(is_done(two, 200), 60)
+    until(is_done(two, 300), 60)
     held = {member.life: member.lanes for member in two.journal.members()}
     assert held == {two.journal.life: [f"[chain] {LANE} {LIMIT}"]}
 
@@ -260,14 +260,27 @@ def test_parts_never_exceed_the_limit(join: Join) -> None:
     assert one.divide(demand(0), ()) == [3]  # the first part
     assert one.divide(demand(0), ()) == [5]
     assert two.divide(demand(0), ()) == [0]
-    assert one.divide(demand(4), ()) == [3]
+    assert one.divide(demand(4), ()) == [2]
     assert two.divide(demand(0), ()) == [1]
-    assert one.divide(demand(3), ()) == [3]
+    assert one.divide(demand(3), ()) == [2]
     assert two.divide(demand(1), ()) == [2]
     assert one.divide(demand(0, wants=False), ()) == [2]
     assert two.divide(demand(2), ()) == [3]
     assert one.divide([], [("other", "lane")]) == []
     assert two.divide(demand(3), ()) == [5]
+
+
+def test_no_member_waits_for_a_remainder(join: Join) -> None:
+    """The parts of three members differ by one at most."""
+    members = [sharing for _ in range(3) if (sharing := join().journal.sharing)]
+    parts = [0, 0, 0]
+    for _ in range(3):
+        for n, sharing in enumerate(members):
+            sharing.refresh()
+            (parts[n],) = sharing.divide([LaneDemand("other", "lane", 4, parts[n], True)], ())
+            for _ in range(2):  # the tasks that exceed the part have ended
+                (parts[n],) = sharing.divide([LaneDemand("other", "lane", 4, parts[n], True)], ())
+    assert sorted(parts) == [1, 1, 2]
 
 
 def test_a_repeated_announcement_is_not_new(join: Join, host: Host) -> None:
