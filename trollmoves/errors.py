@@ -47,7 +47,7 @@ class ConfigError(StartError):
 
     def __init__(self, text: str, *, file: str = "", section: str = "", option: str = "") -> None:
         where = " ".join(filter(None, (file and f"{file}:", section and f"[{section}]", option and f"{option}:")))
-        super().__init__(f"{where} {text}" if where else text)
+        super().__init__(f"{' '.join(where.splitlines())} {text}" if where else text)
         self.file = file
         self.section = section
         self.option = option

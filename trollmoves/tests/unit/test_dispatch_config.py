@@ -332,6 +332,7 @@ def test_spellings_of_the_subscriber(tmp_path: Path) -> None:
         ("directory: /d\ndispatch_configs: 5", "[t] dispatch_configs: must be a list"),
         ("directory: /d\ndispatch_configs: [5]", "[t] dispatch_configs 1: must have names with values"),
         ("directory: {a: b}\ntopics: /a", "[t] directory: is one value, with no names below it"),
+        (f'{GOOD}\n"a\\Nb": {{c: d}}', "[t] a b: is one value, with no names below it"),
         (f"{GOOD}\nhost: gopher://h", "[t] host: unknown scheme gopher: use one of"),
         (f"{GOOD}\nhost: ftp://u:geheim@h:x", "[t] host: invalid URL: ftp://"),
         (f"{GOOD}\nfilepattern: '{{a'", "[t] filepattern: invalid pattern '{a'"),
