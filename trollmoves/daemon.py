@@ -46,7 +46,7 @@ from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS, OrderRejected
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.standby import FLEET, Standby, open_when_reachable
+from trollmoves.standby import Standby, find_holder, open_when_reachable
 from trollmoves.status import model
 from trollmoves.status.sections import sections_of
 from trollmoves.status.snapshot import Live, snapshot
@@ -609,8 +609,8 @@ class Daemon(ABC, Generic[O]):
 
 def _reject_order(journal: Journal) -> NoReturn:
     """Reject an order for a standby: the member that works carries it out."""
-    holder = next((member.name for member in journal.members() if FLEET in member.leases), "the host that works")
-    raise OrderRejected(f"this host is a standby: give the order on {holder}")
+    holder = find_holder(journal)
+    raise OrderRejected(f"this host is a standby: give the order on {holder.name if holder else 'the host that works'}")
 
 
 def _run_probes(found: config_file.Configuration[Any]) -> bool:

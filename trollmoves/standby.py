@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 
 from trollmoves.control.server import ControlServer, Handler
 from trollmoves.errors import JournalError, JournalUnusable
-from trollmoves.journal import Journal
+from trollmoves.journal import Journal, MemberRow
 from trollmoves.utils.service_manager import ServiceManager
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ class Standby:
     def _report(self) -> str:
         """Return the status of this process; log the holder of the lease once."""
         try:
-            members = self._journal.members()
-            holder = next((one for one in members if any(lease.split()[0] == FLEET for lease in one.leases)), None)
+            holder = find_holder(self._journal)
         except JournalError as error:
             self._log_error(error)
             return "standby; the journal cannot be reached"
@@ -103,6 +102,11 @@ class Standby:
         if time.monotonic() - self._reported >= REPORT_INTERVAL:
             self._reported = time.monotonic()
             logger.error("%s; waiting as standby, trying again every %.0f s", error, POLL_INTERVAL)
+
+
+def find_holder(journal: Journal) -> MemberRow | None:
+    """Return the member of a fleet that works, the first one if they share the work; None if no member works."""
+    return next((one for one in journal.members() if any(lease.split()[0] == FLEET for lease in one.leases)), None)
 
 
 def open_when_reachable(
