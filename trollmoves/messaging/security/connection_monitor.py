@@ -274,7 +274,7 @@ class ConnectionMonitor:
         failed, self._failed = self._failed, None
         connection = self._connections.get(descriptor)
         address = connection.address if connection else "an unknown address"
-        if not failed and not self._rejected and not (connection and self._update(descriptor).authenticated):
+        if not failed and not self._rejected and connection and not self._update(descriptor).authenticated:
             failed = HandshakeError.PROTOCOL_ERROR  # an obsolete version, for which ZeroMQ has no event
         if failed:
             why = handshake_errors.explain_for_server(failed, secured=self._secured)
@@ -283,7 +283,8 @@ class ConnectionMonitor:
             if failed == HandshakeError.DISCONNECTED and is_probe:
                 log.debug("[port %d] %s connected and disconnected without sending data", self.port, address)
             else:
-                self._log_throttled(failed.name, f"rejected connection from {address}: {why}", level)
+                kind = failed.name if connection else f"{failed.name} of an unknown address"
+                self._log_throttled(kind, f"rejected connection from {address}: {why}", level)
         elif self._rejected:
             self._rejected -= 1
         elif connection and _is_open(connection.socket, descriptor):
