@@ -274,7 +274,7 @@ class ConnectionMonitor:
         failed, self._failed = self._failed, None
         connection = self._connections.get(descriptor)
         address = connection.address if connection else "an unknown address"
-        if not failed and not self._rejected and connection and not self._update(descriptor).authenticated:
+        if not failed and not self._rejected and not (connection and self._update(descriptor).authenticated):
             failed = HandshakeError.PROTOCOL_ERROR  # an obsolete version, for which ZeroMQ has no event
         if failed:
             why = handshake_errors.explain_for_server(failed, secured=self._secured)
