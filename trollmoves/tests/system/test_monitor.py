@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import stat
 import sys
 import threading
@@ -101,7 +102,13 @@ def test_health(testbed: Testbed) -> None:
     assert reply == {"status": "ok", "journal": "ok", "origin": "ok", "lanes": reply["lanes"]}
     shutil.rmtree(pair.feeder.folder)
     assert health(testbed, "server")["status"] == "critical"
-    ended = testbed.run("move_it_req.py", "--ping", f"{HOST}:{pair.request_port}")
+
+    def is_not_ok() -> subprocess.CompletedProcess[str] | None:
+        found = testbed.run("move_it_req.py", "--ping", f"{HOST}:{pair.request_port}")
+        return found if found.returncode else None
+
+    ended = until(is_not_ok)  # the reply may be a second old
+    assert ended
     assert ended.returncode == 2
     assert "CRITICAL: journal ok, origin unreadable" in ended.stdout
     ended = testbed.run("trollmoves", "health", pair.server.config, "--json")
