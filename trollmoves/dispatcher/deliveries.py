@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -75,6 +76,8 @@ class Deliveries:
         self._publisher = publisher
         self._check_path = check_opened
         self._remove_version = remove
+        self._removed: set[tuple[str, int, int]] = set()  # path, size and mtime until the journal has the removal
+        self._removing = threading.Lock()  # guards this set, and is held while a file is removed
         self._routes = routes(options)
         self._logins = logins(options)
         self._topic = Pattern(options.publish_topic, compose_only=True) if options.publish_topic else None
@@ -271,21 +274,26 @@ class Deliveries:
             return ()
         return (Task(self.name, REMOVE, str(task.id), REMOVE, json.dumps([order.path, order.size, order.mtime_ns])),)
 
-    def _remove(self, task: Task) -> None:
+    def _remove(self, task: Task) -> Result | None:
         """Remove a file if all routes have delivered this version of it; runs on a worker thread."""
-        path, size, mtime_ns = json.loads(task.body)
+        path, size, mtime_ns = file = tuple(json.loads(task.body))
         states = _states(self._journal, self.name, path, size, mtime_ns)
         if len(states) < len(self._routes) or set(states.values()) != {DONE}:
-            return
+            return None
         try:
             version = version_of(os.stat(path))
-            is_delivered = (version.size, version.mtime_ns) == (size, mtime_ns)
-            if is_delivered and self._remove_version and self._remove_version(path, version):
-                logger.info("[%s] removed %s", self.name, path)
+            if (version.size, version.mtime_ns) != (size, mtime_ns) or not self._remove_version:
+                return None
+            with self._removing:
+                if not self._remove_version(path, version):
+                    return None
+                self._removed.add(file)
         except FileNotFoundError:
-            pass
+            return None
         except OSError as error:
             raise OriginUnreadable(f"{path} was delivered, but cannot be removed: {error.strerror}") from None
+        logger.info("[%s] removed %s", self.name, path)
+        return Result(on_committed=lambda: self._removed.discard(file))
 
     # -- repeated messages
 
@@ -303,8 +311,13 @@ class Deliveries:
 
     def _was_removed(self, order: DeliveryOrder) -> bool:
         states = _states(self._journal, self.name, order.path, order.size, order.mtime_ns)
+        if set(states.values()) != {DONE}:
+            return False
+        with self._removing:
+            if (order.path, order.size, order.mtime_ns) in self._removed:
+                return True
         removals = [self._journal.find(self.name, REMOVE, str(id_)) for id_ in states]
-        return set(states.values()) == {DONE} and all(removal and removal.state == DONE for removal in removals)
+        return all(removal and removal.state == DONE for removal in removals)
 
     def log_ignored(self, stored: Task) -> None:
         """Log that a repeated message has no effect, since the file is delivered or its delivery pending."""

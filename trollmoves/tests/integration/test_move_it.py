@@ -179,7 +179,7 @@ def test_a_file_that_returns_is_delivered_again(testbed: Testbed) -> None:
     """With delete, a file with the size and time of a removed one is delivered and removed again."""
     bed = MoveItTestbed(testbed, "OUT/", delete=True)
     bed.process.start()
-    for _ in range(2):
+    for _ in range(20):
         path = bed.source / NAME
         hidden = testbed.root / ".new"
         hidden.write_text("content")
