@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import psycopg
@@ -543,8 +543,26 @@ class Writer:
         for record in self.journal.append(f"chain{number}", [name], make):
             assert self.numbers.setdefault((f"chain{number}", record.number), record.uri) == record.uri
 
-    def wait_for_more(self, running: list[Future[None]]) -> None:
-        """Wait until some tasks more are finished, or a thread ended."""
+    @contextmanager
+    def working(self) -> Iterator[Callable[[], None]]:
+        """Work on three threads during the block, and check the tasks and announcements afterwards.
+
+        The block gets a function that waits until some tasks more are finished.
+        """
+        with ThreadPoolExecutor(3) as pool:
+            running = [pool.submit(self.run, number) for number in range(3)]
+            try:
+                yield partial(self._wait_for_more, running)
+                self._wait_for_more(running)
+            finally:
+                self.stopping.set()
+            for one in running:
+                one.result()
+        assert set(self.new.values()) == set(self.finished.values()) == {1}
+        assert self.journal.count() == {"waiting": 0, "done": len(self.finished), "failed": 0}
+        assert log_of(self.journal, self) == self.numbers
+
+    def _wait_for_more(self, running: list[Future[None]]) -> None:
         enough = len(self.finished) + 20
         until(lambda: len(self.finished) > enough or any(one.done() for one in running), 30)
 
@@ -566,23 +584,14 @@ def test_the_engine_is_killed_and_restarted() -> None:
     with Postgresql() as server:
         journal = PostgresJournal(new_schema(server))
         writer = Writer(journal)
-        with ThreadPoolExecutor(3) as pool:
-            running = [pool.submit(writer.run, number) for number in range(3)]
+        with writer.working() as wait_for_more:
             for _ in range(KILLS):
-                writer.wait_for_more(running)
+                wait_for_more()
                 server.kill()
                 server.start()
-            writer.wait_for_more(running)
-            writer.stopping.set()
-            for one in running:
-                one.result()
-        assert set(writer.new.values()) == set(writer.finished.values()) == {1}
-        assert journal.count() == {"waiting": 0, "done": len(writer.finished), "failed": 0}
-        stored = log_of(journal, writer)
-        assert stored == writer.numbers
         for number in range(3):
-            uris = [uri for (chain, _), uri in stored.items() if chain == f"chain{number}"]
-            assert (f"chain{number}", len(uris)) in stored
+            uris = [uri for (chain, _), uri in writer.numbers.items() if chain == f"chain{number}"]
+            assert (f"chain{number}", len(uris)) in writer.numbers
             assert len(set(uris)) == len(uris)
         journal.close()
 
@@ -623,20 +632,11 @@ def test_fail_over_to_a_synchronous_standby(pair: tuple[Postgresql, Postgresql])
     until(lambda: is_streaming(primary, "quorum"), 30, "the standby is synchronous")
     journal = PostgresJournal(new_schema_of(primary.url_with(standby)), synchronous="full")
     writer = Writer(journal)
-    with ThreadPoolExecutor(3) as pool:
-        running = [pool.submit(writer.run, number) for number in range(3)]
-        writer.wait_for_more(running)
+    with writer.working() as wait_for_more:
+        wait_for_more()
         primary.kill()
         standby.promote()
-        writer.wait_for_more(running)
-        writer.stopping.set()
-        for one in running:
-            one.result()
-    assert set(writer.new.values()) == set(writer.finished.values()) == {1}
-    assert journal.count() == {"waiting": 0, "done": len(writer.finished), "failed": 0}
-    stored = log_of(journal, writer)
-    assert stored == writer.numbers
-    assert max(number for _, number in stored) > 1_000_000
+    assert max(number for _, number in writer.numbers) > 1_000_000
     journal.close()
 
 
