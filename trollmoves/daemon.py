@@ -95,7 +95,7 @@ class SharingChain(Chain, Protocol):
     """A chain that several members of a fleet run at the same time."""
 
     def repeat_last_messages(self) -> None:
-        """Publish again what a killed member of the fleet published in its last moments. Any thread."""
+        """Publish the last messages of a killed member of the fleet again. Any thread."""
 
 
 @dataclass(frozen=True)

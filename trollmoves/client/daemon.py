@@ -97,7 +97,7 @@ class ClientChain:
         self._publisher.stop()
 
     def repeat_last_messages(self) -> None:
-        """Publish again what a killed member of the fleet published in its last moments."""
+        """Publish the last messages of a killed member of the fleet again."""
         self._receipts.republish_lost()
 
     def provider_states(self) -> dict[str, bool]:

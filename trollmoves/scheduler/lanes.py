@@ -151,7 +151,7 @@ class Lane:
     def seconds_until_ready(self) -> float:
         """Return the seconds after which the lane may have work without a further event."""
         kind = self.kind  # other threads start and stop chains
-        if self.ready and kind and self.workers < self._limit(kind) and self.starved_since == NEVER:
+        if self.ready and kind and self.workers < self.limit(kind) and self.starved_since == NEVER:
             return STALL_SECONDS
         if not self._free_slots():
             return NEVER  # the end of a task wakes the scheduler thread
@@ -202,7 +202,7 @@ class Lane:
         kind = self.kind
         if kind is None or self.paused:
             return 0
-        limit = kind.limit if self.share is None else self.share
+        limit = self.limit(kind)
         if self.breaker.failures:  # one probe, in addition to tasks started before the pause
             is_full = len(self.in_flight) >= limit or not self.may_probe
             return 0 if is_full or self.breaker.is_probing(self.in_flight) else 1
@@ -211,7 +211,8 @@ class Lane:
         slots = limit * PREFETCH - len(self.in_flight)
         return slots if limit and slots >= limit * PREFETCH // 4 else 0
 
-    def _limit(self, kind: TaskKind) -> int:
+    def limit(self, kind: TaskKind) -> int:
+        """Return how many tasks may run here concurrently: this member's part of the limit, if the lane is shared."""
         return kind.limit if self.share is None else self.share
 
     # -- a lane that the members of a fleet share
@@ -236,7 +237,7 @@ class Lane:
         if kind is None or self.paused or self.breaker.failures or self.journal_pending:
             return 0
         factor = PREFETCH if kind.handler else self.burst_factor if self.rate.is_high() else 1
-        return self._limit(kind) * factor - len(self.in_flight) - len(self._submitted)
+        return self.limit(kind) * factor - len(self.in_flight) - len(self._submitted)
 
     def _claim_submitted(self, slots: int, now: float) -> list[Task]:
         """Claim submitted tasks; once the journal must be read, leave them to it, because it keeps the order."""

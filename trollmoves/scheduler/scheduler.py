@@ -68,9 +68,8 @@ class Scheduler:
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._lock = threading.Lock()  # guards kinds and lanes; other threads start and stop chains
         self._claiming = threading.Lock()  # held while tasks are claimed, and while tasks are dropped
-        self._revoked: dict[
-            int, float
-        ] = {}  # ``created`` of dropped tasks by id, the newest last; a restart changes it
+        # ``created`` of dropped tasks by id, the newest last; a restart changes it
+        self._revoked: dict[int, float] = {}
         self._highest_claimed_id = 0  # of all dropped lanes
         self._tokens = LaneQueue()  # one entry for each assigned worker
         self._proven: dict[tuple[str, str], None] = {}  # healthy lanes that were dropped because they were idle
@@ -122,7 +121,7 @@ class Scheduler:
         with self._lock:
             known = self._lanes.get((chain, lane))
         if known and known.breaker.resume():
-            self._wake()
+            self.wake()
 
     def close_breaker(self, chain: str, lane: str) -> None:
         """End the probing of a lane whose host works, although the probe has not ended. Any thread."""
@@ -130,7 +129,7 @@ class Scheduler:
             known = self._lanes.get((chain, lane))
         if known and known.breaker.failures:
             self._news.put((known, True))
-            self._wake()
+            self.wake()
 
     def retry_now(self, chain: str, lane: str | None = None) -> None:
         """Retry the failed tasks of a chain, or of one of its lanes, because the cause may be repaired. Any thread."""
@@ -144,7 +143,7 @@ class Scheduler:
         for known in lanes:
             known.journal_pending = True
             known.breaker.resume()
-        self._wake()
+        self.wake()
 
     def set_pauses(self, pauses: Pauses) -> None:
         """Pause the lanes that ``pauses`` covers, also future ones, and resume all others. Any thread.
@@ -156,7 +155,7 @@ class Scheduler:
             for lane in self._lanes.values():
                 lane.paused = pauses.covers(lane.chain, lane.name)
                 lane.journal_pending = True
-        self._wake()
+        self.wake()
 
     def runs(self, chain: str, kind: str) -> bool:
         """Return True if a chain has registered this kind of task."""
@@ -245,7 +244,7 @@ class Scheduler:
                 lane = self._get_lane(chain, name, registered)
                 lane.journal_pending = True
                 lane.owners.add("")
-        self._wake()
+        self.wake()
 
     def unregister(self, chain: str) -> None:
         """Stop claiming tasks of a chain. Running tasks continue; waiting tasks stay in the journal."""
@@ -302,7 +301,7 @@ class Scheduler:
                 kind = self._kinds.get((task.chain, task.kind))
                 if kind:
                     self._get_lane(task.chain, task.lane, kind).submit((task,))
-        self._wake()
+        self.wake()
 
     def _get_lane(self, chain: str, name: str, kind: TaskKind) -> Lane:
         lane = self._lanes.get((chain, name))
@@ -357,7 +356,7 @@ class Scheduler:
             if registered is None:
                 return
             self._get_lane(chain, name, registered).journal_pending = True
-        self._wake()
+        self.wake()
 
     def set_share(self, chain: str, name: str, share: int) -> None:
         """Set the part of the limit of a shared lane that this member may use. Any thread."""
@@ -373,11 +372,7 @@ class Scheduler:
     def adopt_outage(self, lane: Lane) -> None:
         """Take over the state of a lane that results of another member have caused. Any thread."""
         self._news.put((lane, False))
-        self._wake()
-
-    def wake(self) -> None:
-        """Look at all lanes now. Any thread."""
-        self._wake()
+        self.wake()
 
     # -- start and stop
 
@@ -396,14 +391,14 @@ class Scheduler:
         if self.shared:
             self.shared.stop()
         self._stopping = True
-        self._wake()
+        self.wake()
         while self._is_busy() and time.monotonic() < deadline:
             time.sleep(0.01)
         in_time = not self._is_busy()
         self._closing.set()
         for _ in self._workers:
             self._tokens.stop_one()
-        self._wake()
+        self.wake()
         end = max(deadline if in_time else 0.0, time.monotonic() + 0.5)
         for thread in (*self._workers, self._scheduler_thread):
             if thread.is_alive():
@@ -424,7 +419,7 @@ class Scheduler:
                 self._tokens.put(lane)
             else:
                 self._finished.append((lane, None, Result()))  # unassigns this worker
-                self._wake()
+                self.wake()
 
     def _run_ready(self, lane: Lane) -> bool:
         """Run the ready tasks of a lane; return True if its time is over because other lanes wait for a thread."""
@@ -437,7 +432,7 @@ class Scheduler:
             result = self._run(lane, task)
             lane.last_progress = time.monotonic()
             self._finished.append((lane, task, result))
-            self._wake()
+            self.wake()
             if result.error and result.error.outage:
                 return False  # the scheduler thread decides how the lane continues
             if lane.has_excess_workers():
@@ -460,7 +455,8 @@ class Scheduler:
 
     # -- scheduler thread
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look at all lanes now. Any thread."""
         if not self._woken:
             self._woken = True
             self._wakeups.put(None)
@@ -488,13 +484,13 @@ class Scheduler:
                 if (more := throttle.admit(str(error))) is not None:
                     logger.error("%s; trying again every %.0f s%s", error, JOURNAL_RETRY_DELAY, more)
                 self._closing.wait(JOURNAL_RETRY_DELAY)
-                self._wake()
+                self.wake()
             except Exception:
                 logger.exception(
                     "unexpected error in the scheduler thread, trying again in %.0f s", JOURNAL_RETRY_DELAY
                 )
                 self._closing.wait(JOURNAL_RETRY_DELAY)
-                self._wake()
+                self.wake()
 
     def _sleep_seconds(self) -> float:
         alive = self._journal.mark_alive()
@@ -609,8 +605,7 @@ class Scheduler:
         Short tasks run fastest on one thread; more threads would only compete for the GIL.
         """
         starved_since, lane.starved_since = lane.starved_since, NEVER
-        limit = kind.limit if lane.share is None else lane.share
-        if lane.workers < min(limit, len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
+        if lane.workers < min(lane.limit(kind), len(lane.in_flight)) and (not lane.workers or lane.is_stalled()):
             now = time.monotonic()
             if not limits.assign(lane):
                 lane.starved_since = min(starved_since, now)
@@ -640,7 +635,7 @@ class Scheduler:
         def finish(result: Result) -> None:
             with suppress(IndexError):
                 self._finished.append((lane, unfinished.pop(), result))
-                self._wake()
+                self.wake()
 
         unfinished = [task]  # only the first call of finish counts
         try:
