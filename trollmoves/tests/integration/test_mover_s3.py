@@ -61,6 +61,7 @@ class TestS3OnSeaweed(MoverContract):
 
     has_directories = False
     on_a_disk = False
+    has_partials = False
     probes = False  # the client reconnects automatically
     altered = ("back\\slash",)  # SeaweedFS makes it a slash
 

@@ -130,6 +130,7 @@ def test_packets_are_lost(sender: Sender, receiver: Receiver) -> None:
     assert delivered(sender) == 105
 
 
+@pytest.mark.slow
 def test_request_path_alone_is_cut(sender: Sender, receiver: Receiver) -> None:
     """Requests that are lost while announcements arrive are repeated; each file is transferred once."""
     in_touch(sender, receiver)
