@@ -1,4 +1,4 @@
-"""A file system in memory whose reads or writes fail with a chosen error, such as EDQUOT: a small FUSE server."""
+"""A small FUSE file system in memory, with reads or writes that fail with a chosen error, such as EDQUOT."""
 
 from __future__ import annotations
 
