@@ -171,10 +171,10 @@ class SharedLanes:
     def _divide(self, lanes: dict[Key, Lane], *, is_full: bool) -> None:
         """Ask for a part of each lane that has tasks, or of which this member has too much."""
         now = time.monotonic()
-        asked = {key: lane for key, lane in lanes.items() if is_full or self._is_new(key, lane)}
-        limits = self._read_limits(asked)
+        due = {key: lane for key, lane in lanes.items() if is_full or self._is_new(key, lane)}
+        limits = self._read_limits(due)
         demands = [
-            demand for key, lane in lanes.items() if (demand := self._demand(key, lane, now, key in asked, limits))
+            demand for key, lane in lanes.items() if (demand := self._demand(key, lane, now, key in due, limits))
         ]
         idle = {key: part for key, part in self._parts.items() if key not in lanes}
         released = [key for key, part in idle.items() if now - part.last_work > LINGER]
@@ -215,7 +215,7 @@ class SharedLanes:
             if limits
         }
 
-    def _demand(self, key: Key, lane: Lane, now: float, is_asked: bool, limits: dict[Key, int]) -> LaneDemand | None:
+    def _demand(self, key: Key, lane: Lane, now: float, is_due: bool, limits: dict[Key, int]) -> LaneDemand | None:
         kind, part = lane.kind, self._parts.get(key)
         if kind is None:
             return None
@@ -223,11 +223,11 @@ class SharedLanes:
         if part is None:
             self._next_full = now + FIRST_INTERVAL
             self.look_soon(FIRST_INTERVAL)
-        if not (is_asked or (part and part.stored > part.part)):
+        if not (is_due or (part and part.stored > part.part)):
             return None
         if part is None:
             part = self._parts[key] = _Part(kind.limit)
-        if is_asked:
+        if is_due:
             part.limit = limits.get(key, kind.limit)
             lane.burst_factor = ASYNC_BURST_FACTOR if part.limit == kind.limit else 1
         if wants:
