@@ -159,15 +159,16 @@ class PushService:
             stored = self._journal.add_tasks([task for _, _, task in admitted])
             runnable = []
             for (request, push, requested), (task, created) in zip(admitted, stored, strict=True):
-                if not created and not self._needs_rerun(task, push):
-                    if task.state == DONE:
-                        self._reply_stored(request, push, task)
-                        continue
-                elif created or self._restart(task, requested):
-                    runnable.append(task)
-                    self._quotas.add(task.id, request.sender)
-                keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
-                self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
+                with rejecting(self.name, request):  # an error of the journal concerns this request only
+                    if not created and not self._needs_rerun(task, push):
+                        if task.state == DONE:
+                            self._reply_stored(request, push, task)
+                            continue
+                    elif created or self._restart(task, requested):
+                        runnable.append(task)
+                        self._quotas.add(task.id, request.sender)
+                    keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
+                    self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
         self._scheduler.submit(runnable)
 
     def _parse(self, request: Request, records: dict[int, AnnouncementRecord]) -> Iterable[tuple[Request, PushRequest]]:

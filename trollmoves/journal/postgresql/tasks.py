@@ -156,6 +156,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         self._last_finish = 0.0
         self._killed: list[tuple[int, float]] = []
         self._killed_lock = threading.Lock()
+        self._after_kill: float | None = None  # s, as of the first question
 
     # -- adding
 
@@ -474,9 +475,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         return float("inf")
 
     def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
-        with self._killed_lock:
-            self._killed += self._membership.killed()
-            killed = list(self._killed)
+        killed = self._killed_members()
         where = (
             f"state = 1 AND finished BETWEEN ? AND ? AND chain = ? AND kind IN ({placeholders(kinds)}) "
             "AND starts_with(done_by, ?) ORDER BY finished, id"
@@ -485,8 +484,16 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             task for member, at in killed for task in self._tasks(where, at - seconds, at, chain, *kinds, f"{member} ")
         ]
 
+    def _killed_members(self) -> list[tuple[int, float]]:
+        with self._killed_lock:
+            self._killed += self._membership.killed()
+            return list(self._killed)
+
     def seconds_after_kill(self) -> float:
-        return 0.0
+        if self._after_kill is None:
+            now = self.now()
+            self._after_kill = max((now - at for _, at in self._killed_members()), default=0.0)
+        return self._after_kill
 
     # -- changes of waiting and failed tasks
 

@@ -383,6 +383,15 @@ def test_a_renamed_provider_keeps_its_position(stack: ExitStack, client: Client,
     until(lambda: client.numbers() == [6, 7], SOON)
 
 
+def test_another_host_announces_a_known_log(stack: ExitStack, client: Client, server: Server) -> None:
+    """After a takeover, only announcements after the stored ones are requested from the other host of the log."""
+    in_touch(client, server)
+    other = Server(stack, server.log, last=7)
+    client.catchup.on_heartbeat(OTHER, other.log, 7, other.address)
+    until(lambda: client.numbers() == [6, 7], SOON)
+    assert other.asked == [{"log": server.log, "after": 5}]
+
+
 def test_the_logs_of_a_provider_are_limited(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Further logs of a provider are ignored."""
     monkeypatch.setattr(replay, "MAX_LOGS", 1)
