@@ -11,7 +11,7 @@ import bisect
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -21,7 +21,7 @@ from trollmoves.journal import Journal, SourcePosition
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
-from trollmoves.net import urls
+from trollmoves.net import hosts, urls
 from trollmoves.utils.logs import LogThrottle
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,9 @@ class _SourceLog:
     is_delayed: bool = False  # a request is due after GAP_DELAY
     not_before: float = 0.0  # monotonic; no request before this time
     first_seen: float = 0.0  # monotonic; 0 if known from an earlier process
+    member_hosts: frozenset[str] = frozenset()  # of the fleet, as the provider names them
+    # The same log at providers that name this one as a member of their fleet; they do not announce its numbers.
+    siblings: Sequence[_SourceLog] = field(default=(), repr=False, compare=False)
 
     @property
     def key(self) -> str:
@@ -88,14 +91,19 @@ class _SourceLog:
         return self.received_through is None or number > self.received_through
 
     @property
-    def has_small_gap(self) -> bool:
-        return self.received_through is not None and 0 < self.highest_seen - self.received_through <= SMALL_GAP
+    def may_close_soon(self) -> bool:
+        """True if missing announcements may arrive in a moment, as those of other members of a fleet do."""
+        if self.received_through is None:
+            return False
+        gap = self.highest_seen - self.received_through
+        return 0 < gap and (gap <= SMALL_GAP or bool(self.siblings))
 
 
 class ReplayClient:
     """The positions of one chain in the logs of its ``providers`` (``tcp://host:port``). Any thread.
 
-    A log belongs to the provider whose messages name it: a provider cannot change the position in the log of another.
+    A log belongs to the provider that names it in messages: a provider cannot change the position in the log of another.
+    Only for the members of a fleet, on the hosts that the heartbeats of each one name, the numbers of all count.
 
     ``on_replayed(messages, positions)`` is called on the requester's thread with missed announcements and the
     (chain, position) to store in the same transaction. ``gap_delay``: seconds before a small gap is requested.
@@ -154,6 +162,8 @@ class ReplayClient:
             if source is None:
                 return None
             source.add(number)
+            for sibling in source.siblings:
+                sibling.add(number)
             gap = source.missing(number)
             position = source.received_through
         if gap:
@@ -166,20 +176,34 @@ class ReplayClient:
             for source in self._logs.values():
                 source.lowest_unsaved = 0
 
-    def on_heartbeat(self, provider: str, log_name: str, number: int, address: str) -> None:
-        """Record the last number in a source's log; request a replay if it was not received."""
+    def on_heartbeat(
+        self, provider: str, log_name: str, number: int, address: str, members: Collection[str] = ()
+    ) -> None:
+        """Record the last number in a source's log; request a replay if it was not received.
+
+        ``members`` are the request addresses (``host:port``) of the fleet of the source.
+        """
         with self._lock:
             source = self._source(provider, log_name, address)
             if source is None:
                 return
+            if members or source.member_hosts:
+                source.member_hosts = frozenset(map(_host, members))
+                self._find_siblings(log_name)
             source.highest_seen = max(source.highest_seen, number)
             gap = source.missing(number) or number < (source.received_through or 0)
         if gap:
             self._request_gap(source)
 
+    def _find_siblings(self, log_name: str) -> None:
+        logs = [source for source in self._logs.values() if source.name == log_name]
+        for source in logs:
+            host = _host(source.provider)
+            source.siblings = [other for other in logs if other is not source and host in other.member_hosts]
+
     def _request_gap(self, source: _SourceLog) -> None:
         """Request missing announcements; those of a small gap only if they do not arrive within a moment."""
-        if not (self._gap_delay and source.has_small_gap):
+        if not (self._gap_delay and source.may_close_soon):
             self._request(source)
             return
         with self._lock:
@@ -333,6 +357,10 @@ class ReplayClient:
                     message.raw = ""
                 messages.append(message)
         return messages
+
+
+def _host(address: str) -> str:
+    return hosts.canonical(address.removeprefix("tcp://").rpartition(":")[0])
 
 
 def _add_to_runs(runs: list[list[int]], number: int) -> None:
