@@ -175,11 +175,15 @@ class PushService:
                 elif created or self._restart(task, requested):
                     runnable.append(task)
                     self._quotas.add(task.id, request.sender)
-                if not task.held:
-                    self._elsewhere.add(task.id)
-                keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
-                self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
+                self._add_waiter(request, push, task)
         self._scheduler.submit(runnable)
+
+    def _add_waiter(self, request: Request, push: PushRequest, task: Task) -> None:
+        """Reply to a request when its push ends; the caller has the lock."""
+        if not task.held:
+            self._elsewhere.add(task.id)
+        keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
+        self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
 
     def _parse(self, request: Request, records: dict[int, AnnouncementRecord]) -> Iterable[tuple[Request, PushRequest]]:
         """Return the parsed request, of a group one for each file; none if it was rejected.
@@ -506,7 +510,11 @@ class PushService:
                 elif task.reply:
                     waiter.request.reply("err", Message.decode(task.reply).data)
                 else:
-                    reject(self.name, waiter.request, TemporaryTransferError("another member of the fleet did not deliver it"))
+                    reject(
+                        self.name,
+                        waiter.request,
+                        TemporaryTransferError("another member of the fleet did not deliver it"),
+                    )
 
     def send_keepalives(self) -> None:
         """Send "wait" to clients shortly before their timeout expires."""

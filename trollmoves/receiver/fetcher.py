@@ -186,12 +186,8 @@ class Fetcher:
         if self._journal.now() - task.created > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
-        if len(sources) > 1:
-            sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
-        if self._fleets:
-            sources = {self._living(source, text): text for source, text in sources.items()}
-        known = self._destinations
-        attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", sources, finish)
+        known, living = self._destinations, self._living_first(sources)
+        attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", living, finish)
         if attempt.destination:
             self._ready.append(attempt)
         else:
@@ -499,7 +495,7 @@ class Fetcher:
 
     def _on_source_failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
         if isinstance(error, NoReply) and (member := self._other_member(attempt)):
-            attempt.sources = {member: attempt.message} | attempt.sources
+            attempt.sources = {member: attempt.message, **attempt.sources}
         attempt.failures.append(error)
         suffix = self._failure_log.admit(f"{attempt.source} {type(error).__name__}")
         level = logging.WARNING if suffix is not None else logging.DEBUG
@@ -564,6 +560,13 @@ class Fetcher:
     def _mark_source_down(self, source: str) -> None:
         failures = self._down.get(source, (0.0, 0))[1] + 1
         self._down[source] = (time.monotonic() + backoff(failures, initial=5.0), failures)
+
+    def _living_first(self, sources: dict[str, Message | str]) -> dict[str, Message | str]:
+        if len(sources) > 1:
+            sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
+        if self._fleets:
+            sources = {self._living(source, text): text for source, text in sources.items()}
+        return sources
 
     def _living(self, source: str, announcement: Message | str) -> str:
         """Return the address of a source, or of another member of its fleet if it does not reply."""

@@ -32,6 +32,7 @@ FIRST_CONTACT_SLACK = 5.0
 REPLAY_TIMEOUT = 30.0  # s; ZeroMQ closes a connection on which no page arrives for 15 s
 MAX_LOGS = 1_000  # of one provider; a server has one for each chain
 GAP_DELAY = 0.2  # s before a small gap is requested: numbers of one log come in any order from several servers
+FLEET_GAP_DELAY = 1.0  # s, likewise, if the servers belong to one fleet: one of them may be slower
 SMALL_GAP = 100  # announcements
 MAX_RUNS = 8  # of consecutive numbers that arrived after a gap
 RETRY_DELAY = 5.0  # s before the next replay request to a source after a failed one, whatever it announces
@@ -96,14 +97,14 @@ class _SourceLog:
         if self.received_through is None:
             return False
         gap = self.highest_seen - self.received_through
-        return 0 < gap and (gap <= SMALL_GAP or bool(self.siblings))
+        return gap > 0 and (gap <= SMALL_GAP or bool(self.siblings))
 
 
 class ReplayClient:
     """The positions of one chain in the logs of its ``providers`` (``tcp://host:port``). Any thread.
 
-    A log belongs to the provider that names it in messages: a provider cannot change the position in the log of another.
-    Only for the members of a fleet, on the hosts that the heartbeats of each one name, the numbers of all count.
+    A log belongs to the provider that names it in messages: a provider cannot change the position in the log of
+    another. For the members of a fleet, on the hosts that each one names in its heartbeats, the numbers of all count.
 
     ``on_replayed(messages, positions)`` is called on the requester's thread with missed announcements and the
     (chain, position) to store in the same transaction. ``gap_delay``: seconds before a small gap is requested.
@@ -211,7 +212,8 @@ class ReplayClient:
                 return
             source.is_delayed = True
             number = source.highest_seen
-        timer = threading.Timer(self._gap_delay, self._end_delay, [source, number])
+        delay = FLEET_GAP_DELAY if source.siblings else self._gap_delay
+        timer = threading.Timer(delay, self._end_delay, [source, number])
         timer.daemon = True
         timer.start()
 
