@@ -304,6 +304,7 @@ def test_a_repeated_announcement_is_not_new(join: Join, host: Host) -> None:
 @pytest.mark.parametrize("limit", [1, LIMIT])
 def test_requested_tasks_share_one_limit(join: Join, host: Host, limit: int) -> None:
     """Each member runs what is requested there, within one limit; with a limit of 1, another one may run it."""
+    host.members = 2 if limit > 1 else 1
     one, two = (join().register("requested", is_async=False, limit=limit) for _ in range(2))
     for n in range(100):
         one.request([f"one {n:03}"])
@@ -311,8 +312,7 @@ def test_requested_tasks_share_one_limit(join: Join, host: Host, limit: int) -> 
     until(is_done(one, 200), 60)
     assert set(host.runs.values()) == {1}
     assert host.most <= limit
-    if limit > 1:
-        assert len(host.by_member) == 2
+    assert len(host.by_member) >= host.members
 
 
 def test_requested_tasks_of_a_killed_member(join: Join, host: Host) -> None:
