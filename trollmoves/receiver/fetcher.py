@@ -576,9 +576,9 @@ class Fetcher:
         return next((member for member in others if not self._is_down(member)), source)
 
     def _other_member(self, attempt: FetchAttempt) -> str:
-        """Return the address of a member of the fleet that was not asked in this attempt; empty if there is none."""
+        """Return the address of another member of the fleet that got no request of this attempt; empty without one."""
         others = self._fleets.others(attempt.source, attempt.announced["log"]) if attempt.announced else ()
-        return next((member for member in others if member not in attempt.asked), "")
+        return next((member for member in others if member not in attempt.requested_from), "")
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()
