@@ -197,7 +197,7 @@ class Journal(Protocol):
     def seconds_after_kill(self) -> float:
         """Return the seconds from the kill of the previous process until this one opened the journal.
 
-        0 if it was not killed, and for a shared journal.
+        0 if it was not killed. A shared journal returns those from the kill of another member until the first call.
         """
 
     def count(self, chain: str | None = None) -> dict[str, int]:

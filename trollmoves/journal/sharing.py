@@ -82,6 +82,9 @@ class Sharing(Protocol):
     def find_work(self, chains: Collection[str]) -> list[tuple[str, str, str]]:
         """Return (chain, lane, kind) of the lanes with due tasks that no member holds."""
 
+    def keys(self, kinds: Collection[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
+        """Return the keys of all tasks of these (chain, kind), by one query."""
+
     def divide(self, demands: Sequence[LaneDemand], released: Collection[tuple[str, str]]) -> list[int]:
         """Return the part of the limit of each lane that this member may use, and give up the ``released`` lanes.
 

@@ -168,14 +168,15 @@ class PushService:
             stored = self._journal.add_tasks([task for _, _, task in admitted])
             runnable = []
             for (request, push, requested), (task, created) in zip(admitted, stored, strict=True):
-                if not created and not self._needs_rerun(task, push):
-                    if task.state == DONE:
-                        self._reply_stored(request, push, task)
-                        continue
-                elif created or self._restart(task, requested):
-                    runnable.append(task)
-                    self._quotas.add(task.id, request.sender)
-                self._add_waiter(request, push, task)
+                with rejecting(self.name, request):  # an error of the journal concerns this request only
+                    if not created and not self._needs_rerun(task, push):
+                        if task.state == DONE:
+                            self._reply_stored(request, push, task)
+                            continue
+                    elif created or self._restart(task, requested):
+                        runnable.append(task)
+                        self._quotas.add(task.id, request.sender)
+                    self._add_waiter(request, push, task)
         self._scheduler.submit(runnable)
 
     def _add_waiter(self, request: Request, push: PushRequest, task: Task) -> None:

@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -31,12 +31,13 @@ from trollmoves.receiver.fetch_attempt import (
 )
 from trollmoves.receiver.fetch_tasks import KIND, Fetch, client_name, file_key_of
 from trollmoves.receiver.fleet_addresses import FleetAddresses
+from trollmoves.receiver.legacy_servers import KIND as LEGACY_SERVER
 from trollmoves.receiver.legacy_servers import is_legacy_server
 from trollmoves.receiver.limited_queues import LimitedQueues
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.preparation import Preparer
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import LowerLimits, Result
 from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils.outage_log import OutageLog
@@ -138,12 +139,12 @@ class Fetcher:
             after_start=self._request_ready,
             delay=self._delay,
             scope="fleet",
-            lane_limit=self._lane_limit,
+            lower_limits=LowerLimits(LEGACY_SERVER, self._lane_limit),
         )
 
-    def _lane_limit(self, lane: str) -> int:
+    def _lane_limit(self, lane: str, legacy_servers: Collection[str]) -> int:
         """Return the limit of a lane for the whole fleet: see ``_queues_for``."""
-        if not is_legacy_server(self._journal, self.name, lane.removeprefix(f"{KIND} ")):
+        if not is_legacy_server(lane.removeprefix(f"{KIND} "), legacy_servers):
             return REQUESTS_PER_SOURCE
         return 1 if self._options.destination.startswith("ftp") else REQUESTS_PER_LEGACY_SOURCE
 

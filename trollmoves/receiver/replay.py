@@ -105,6 +105,7 @@ class ReplayClient:
 
     A log belongs to the provider that names it in messages: a provider cannot change the position in the log of
     another. For the members of a fleet, on the hosts that each one names in its heartbeats, the numbers of all count.
+    The first position of a provider is the last one of other providers of that log, such as the hosts of a fleet.
 
     ``on_replayed(messages, positions)`` is called on the requester's thread with missed announcements and the
     (chain, position) to store in the same transaction. ``gap_delay``: seconds before a small gap is requested.
@@ -238,8 +239,9 @@ class ReplayClient:
                         "[%s] ignored a log of %s: it has more than %d%s", self.name, provider, MAX_LOGS, more
                     )
                 return None
-            # A new log at a known address: the server's journal was lost or replaced. Request all of the new log.
-            position = self._orphans.get(log_name, 0 if (provider, address) in self._addresses else None)
+            position = self._stored_position(log_name)
+            if position is None and (provider, address) in self._addresses:
+                position = 0  # the server's journal was lost or replaced: request all of the new log
             for other in self._logs.values():
                 if (other.provider, other.address) == (provider, address) and other.received_through is None:
                     other.received_through = 0  # replaced before its first reply
@@ -248,6 +250,18 @@ class ReplayClient:
         source.address = address
         self._addresses.add((provider, address))
         return source
+
+    def _stored_position(self, log_name: str) -> int | None:
+        """Return the number up to which the log of other providers is stored; None if they do not have it.
+
+        After a takeover, another host of a fleet announces the same log.
+        """
+        positions = [
+            other.saved_through(other.received_through)
+            for other in self._logs.values()
+            if other.name == log_name and other.received_through is not None
+        ]
+        return max([*positions, *(through for log, through in self._orphans.items() if log == log_name)], default=None)
 
     def _request(self, source: _SourceLog) -> None:
         with self._lock:

@@ -72,6 +72,10 @@ _FORGET = (
     "DELETE FROM outages o WHERE paused_until < %(before)s AND NOT EXISTS (SELECT 1 FROM tasks t "
     "WHERE t.chain = o.chain AND t.lane = o.lane AND t.state = 0) RETURNING chain, lane"
 )
+_KEYS = (
+    "SELECT t.chain, t.kind, t.key FROM unnest(%s::text[], %s::text[]) AS wanted (chain, kind) "
+    "JOIN tasks t ON t.chain = wanted.chain AND t.kind = wanted.kind"
+)
 Identity = tuple[str, str, str]
 
 
@@ -190,6 +194,12 @@ class PostgresSharing:
     def find_work(self, chains: Collection[str]) -> list[tuple[str, str, str]]:
         values = {"chains": sorted(chains), "now": self._database.now(), "host": self.host}
         return [(chain, lane, kind) for chain, lane, kind in self._database.read(_FIND, values)]
+
+    def keys(self, kinds: Collection[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
+        found: dict[tuple[str, str], set[str]] = {}
+        for chain, kind, key in self._database.read(_KEYS, tuple(map(list, zip(*kinds, strict=True)))):
+            found.setdefault((chain, kind), set()).add(key)
+        return found
 
     def divide(self, demands: Sequence[LaneDemand], released: Collection[tuple[str, str]]) -> list[int]:
         rows = [

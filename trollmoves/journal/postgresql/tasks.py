@@ -154,6 +154,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         self._lanes_stored = 0.0
         self._failing: set[tuple[str, str]] = set()  # lanes with a stored failure
         self._last_finish = 0.0
+        self._after_kill: float | None = None  # s, as of the first question
 
     # -- adding
 
@@ -486,7 +487,10 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         ]
 
     def seconds_after_kill(self) -> float:
-        return 0.0
+        if self._after_kill is None:
+            now = self.now()
+            self._after_kill = max((now - killed.at for killed in self._membership.killed()), default=0.0)
+        return self._after_kill
 
     # -- changes of waiting and failed tasks
 

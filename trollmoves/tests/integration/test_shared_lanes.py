@@ -303,7 +303,7 @@ def test_a_repeated_announcement_is_not_new(join: Join, host: Host) -> None:
 
 @pytest.mark.parametrize("limit", [1, LIMIT])
 def test_requested_tasks_share_one_limit(join: Join, host: Host, limit: int) -> None:
-    """Each member runs the tasks that are requested there, within one limit; with a limit of 1, another one may run it."""
+    """Each member runs the tasks that are requested there, within one limit; with a limit of 1, also another one."""
     host.members = 2 if limit > 1 else 1
     one, two = (join().register("requested", is_async=False, limit=limit) for _ in range(2))
     for n in range(100):
@@ -316,7 +316,7 @@ def test_requested_tasks_share_one_limit(join: Join, host: Host, limit: int) -> 
 
 
 def test_requested_tasks_of_a_killed_member(join: Join, host: Host) -> None:
-    """The tasks that were requested at a killed member are run by the other one, which knows that its requests are unanswered."""
+    """Tasks that were requested at a killed member are run by the other one, which knows the unanswered requests."""
     one, two = (join().register("requested", is_async=False) for _ in range(2))
     one.request(["0"])
     until(is_done(one, 1))
