@@ -248,6 +248,10 @@ class Requesting:
             return "first" in self.received.receipts()
 
         until(is_received, 30, "the first file is received")
+        # Its other announcements precede this one; none of them may be requested later.
+        self.server.announce("ready")
+        self.received.wait_for_receipts(["ready"])
+        until(lambda: not testbed.pending_tasks(), what="no request is pending")
 
     def announce_together(self, *names: str, **metadata: object) -> list[int]:
         """Announce files while the client is stopped, so that they wait together; return their numbers."""
