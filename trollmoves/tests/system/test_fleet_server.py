@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from trollmoves.scheduler.lanes import PREFETCH
-from trollmoves.tests.helpers.daemons import Process, Testbed, client_section, server_section
+from trollmoves.tests.helpers.daemons import Process, Sections, Testbed, client_section, server_section
 from trollmoves.tests.helpers.journals import new_schema, shared_server
 from trollmoves.tests.helpers.recording import HOST, send_request
 from trollmoves.tests.helpers.waiting import until
@@ -38,7 +38,7 @@ class ServerFleet:
         self.servers: list[Process] = []
         for number, (port, own) in enumerate(zip(ports, self.request_ports, strict=True)):
             section = server_section(self.feeder.folder, own, max_transfers_per_host=LIMIT)
-            sections = {"DEFAULT": process, "hrit": section}
+            sections: Sections = {"DEFAULT": process, "hrit": section}
             self.servers.append(testbed.server(sections, port, *arguments, name=f"server-{number}"))
         own = testbed.port()
         section = client_section(ports, self.target, own, transfer_req_timeout=3)
