@@ -39,7 +39,7 @@ MAX_CONTEXTS = 500  # contexts kept per lane for tasks that wait in the journal
 MAX_OWNERS = 100  # owners kept per lane
 STALL_SECONDS = 0.01  # s without a finished task after which another worker is assigned to a lane
 NEVER = float("inf")
-Scope = Literal["fleet", "member", "host"]
+Scope = Literal["fleet", "requested", "member", "host"]
 
 
 class FileStats(NamedTuple):
@@ -92,9 +92,10 @@ class LowerLimits(NamedTuple):
 class TaskKind:
     """One kind of task of one chain: its handler, and how many tasks of a lane may run concurrently.
 
-    In a fleet that shares its work, ``scope`` says which members run a task: all, within one limit ("fleet"); the one
-    that stored it, and after its end any other ("member"), or any other on the same host ("host"). ``lower_limits`` are
-    those of single lanes.
+    In a fleet that shares its work, ``scope`` says which members run a task: all, within one limit ("fleet"); within
+    one limit the one at which it was requested, if it has a part of the limit, and after its end any other
+    ("requested"); the one that stored it, and after its end any other ("member"), or any other on the same host
+    ("host"). ``lower_limits`` are those of single lanes.
     """
 
     limit: int
@@ -106,6 +107,11 @@ class TaskKind:
     policy: ChainPolicy = field(default_factory=ChainPolicy)
     scope: Scope = "member"
     lower_limits: LowerLimits | None = None
+
+    @property
+    def has_shared_lanes(self) -> bool:
+        """True if the members of a fleet share the limit of each lane."""
+        return self.scope in ("fleet", "requested")
 
 
 @dataclass(slots=True, eq=False)

@@ -317,7 +317,7 @@ class Scheduler:
             )
             lane.proven = (chain, name) in self._proven
             self._proven.pop((chain, name), None)
-            if self.shared and kind.scope == "fleet":
+            if self.shared and kind.has_shared_lanes:
                 lane.share = self._lane_parts.get((chain, name), 0)
                 if not lane.share:
                     self.shared.look_soon()

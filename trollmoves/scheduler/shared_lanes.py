@@ -116,7 +116,17 @@ class SharedLanes:
     def is_shared(self, chain: str, kind: str) -> bool:
         """Return True if all members run the tasks of this kind; also while it is not registered here."""
         registered = self._scheduler.kind_of(chain, kind)
-        return registered is None or registered.scope == "fleet"
+        return registered is None or registered.has_shared_lanes
+
+    def is_requested(self, chain: str, kind: str) -> bool:
+        """Return True if tasks of this kind are requested at one member, which runs them if it can."""
+        registered = self._scheduler.kind_of(chain, kind)
+        return registered is not None and registered.scope == "requested"
+
+    def has_part(self, chain: str, lane: str) -> bool:
+        """Return True if this member has a part of the limit of a lane."""
+        part = self._parts.get((chain, lane))
+        return bool(part and part.part)
 
     def room(self, chain: str, lane: str) -> int:
         """Return how many further tasks of a lane this member can run soon."""

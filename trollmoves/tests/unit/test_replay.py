@@ -95,10 +95,10 @@ class Client:
         self.journal.add_tasks([], sources)
         self.missed += messages
 
-    def receive(self, server: Server, *numbers: int) -> None:
+    def receive(self, server: Server, *numbers: int, provider: str = PROVIDER) -> None:
         """Receive announcements, and store them."""
         for number in numbers:
-            mark = self.catchup.on_announced(PROVIDER, server.log, number, server.address)
+            mark = self.catchup.on_announced(provider, server.log, number, server.address)
             self.journal.add_tasks([], [mark] if mark else [])
             self.catchup.mark_saved()
 
@@ -203,6 +203,29 @@ def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None
     assert client.have() == {server.log: 1}
     assert at_rest(client, server, 1)
     assert client.missed == []
+
+
+# -- several servers with one log
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_members_of_a_fleet(client: Client, server: Server, is_named: bool) -> None:
+    """The numbers of all members count for the log, if each one names the others as its members."""
+    in_touch(client, server)
+    hosts = [PROVIDER, OTHER] if is_named else [PROVIDER]
+    members = [f"{one.removeprefix('tcp://').rpartition(':')[0]}:1" for one in hosts]
+    for provider in (PROVIDER, OTHER):
+        client.catchup.on_heartbeat(provider, server.log, server.last, server.address, members)
+    for number in range(6, 206, 2):
+        server.last = number + 1
+        client.receive(server, number)
+        client.receive(server, number + 1, provider=OTHER)
+    if is_named:
+        assert at_rest(client, server, 0)
+        assert client.missed == []
+        assert server.last - 1 <= client.have()[server.log] <= server.last
+    else:
+        until(lambda: set(client.numbers()) >= set(range(7, 205, 2)), SOON)
 
 
 # -- in touch

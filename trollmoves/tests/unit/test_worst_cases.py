@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -190,6 +191,14 @@ def cpu_seconds(parse: Callable[[str], None], text: str, limit: float) -> float:
         parse(text)
         times.append(time.thread_time() - begin)
     return min(times)
+
+
+@pytest.fixture(autouse=True)
+def _unlogged() -> Iterator[None]:
+    """Log nothing: pytest would keep the lines of a million texts."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 PARSERS = [message, url, shown, condition, host, name, time_of, known_host, nameserver, ini, net_rc]
