@@ -16,8 +16,8 @@ from queue import SimpleQueue
 from benchmarks.figures import Figure
 from benchmarks.movers import THREADS, MoverBench
 from trollmoves.tests.helpers.daemons import Testbed, end_with_parent
-from trollmoves.tests.servers.process import HOST, answers, free_port
 from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.servers.process import HOST, answers, free_port
 
 ROUND_TRIPS = (0.0, 0.010, 0.050)  # s
 LARGE, SMALL = 10_000_000, 10_000  # bytes
@@ -63,7 +63,8 @@ def _delay(testbed: Testbed, bench: MoverBench, delay: float) -> None:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.lines", str(port), str(bench.ssh_port), str(delay)]
     relay = subprocess.Popen([*end_with_parent(), *command])
-    testbed.call_at_end(lambda: (relay.kill(), relay.wait()))
+    testbed.call_at_end(relay.wait)
+    testbed.call_at_end(relay.kill)  # first: the calls are made in reverse order
     until(lambda: answers(port), 20, "the relay listens")
     bench.use_port(port)
 

@@ -98,10 +98,12 @@ class VerifiedSftp(SFTPFileSystem):  # type: ignore[misc]
         host = f"[{self.host}]" if ":" in self.host else self.host
         netloc = f"{login}@{host}" if login else host
         url = ParseResult("sftp", f"{netloc}:{given['port']}" if given.get("port") else netloc, "/", "", "", "")
-        names = {"key_filename": "ssh_key_filename", "passphrase": "ssh_key_passphrase", "ssh_transport": "ssh_transport"}
-        opened = open_sftp(
-            url, {name: given[key] for key, name in names.items() if isinstance(given.get(key), str)}
-        )
+        names = {
+            "key_filename": "ssh_key_filename",
+            "passphrase": "ssh_key_passphrase",
+            "ssh_transport": "ssh_transport",
+        }
+        opened = open_sftp(url, {name: given[key] for key, name in names.items() if isinstance(given.get(key), str)})
         self.ftp, self._is_open = opened.client, opened.is_open
         weakref.finalize(self, opened.close)
         self._last_used = time.monotonic()

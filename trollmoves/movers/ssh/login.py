@@ -15,7 +15,7 @@ from trollmoves.movers.ssh.sftp import SftpMover
 
 
 class SftpLogin(NamedTuple):
-    """An open login: the client of paramiko, and functions that tell whether it is open, and close it."""
+    """An open login: the client, a function that returns True while it is open, and one that closes it."""
 
     client: paramiko.SFTPClient
     is_open: Callable[[], bool]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from posttroll.message import Message
 
@@ -22,7 +23,7 @@ from trollmoves.config.kinds import detect_kind, section_names
 from trollmoves.errors import OriginMissing, OriginUnreadable, UnknownHostKey
 from trollmoves.fetcher import cli, fetch_from_message
 from trollmoves.fetching import filesystems
-from trollmoves.fetching.descriptions import Description
+from trollmoves.fetching.descriptions import parse_description
 from trollmoves.fetching.fetch import fetch
 from trollmoves.fetching.sources import LocalSource
 from trollmoves.movers import PartialId
@@ -167,8 +168,9 @@ def test_transports(transport: str, tmp_path: Path, ssh: OpenSsh, monkeypatch: p
     monkeypatch.setenv("HOME", str(home.parent))
     content = os.urandom(3_000_000)
     (tmp_path / "f.nc").write_bytes(content)
-    options = {"host": HOST, "port": ssh.port, "username": ssh.user, "key_filename": str(ssh.user_key)}
-    description = Description("sftp", (), options | {"ssh_transport": transport})
+    monkeypatch.setitem(fsspec.config.conf, "sftp", {"ssh_transport": transport, "key_filename": str(ssh.user_key)})
+    given = {"protocol": "sftp", "host": HOST, "port": ssh.port, "username": ssh.user, "ssh_transport": "rsh"}
+    description = parse_description(given)  # a message cannot choose the transport
     children = len(ssh_children(os.getpid()))
     with pytest.raises(UnknownHostKey), (tmp_path / "out").open("wb") as stream:
         filesystems.read("", str(tmp_path / "f.nc"), description, stream)
