@@ -104,6 +104,7 @@ class MirrorChain(ProviderChain):
             self._relays,
             peers,
             fleets,
+            runtime.spool,
         )
 
     def start(self) -> None:
