@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import io
 import os
+import signal
 import socket
 import sqlite3
 import sys
@@ -508,6 +509,8 @@ def test_a_delivered_file_is_replaced_before_its_removal(testbed: Testbed, how: 
     staged.rename(path)
     assert pair.announced.wait_for(2)[1].data["announcement"]["returned"]
     pair.client.start()
+    pair.client.wait_for_line("connected to")
+    pair.server.send(signal.SIGHUP)  # a new client does not request older announcements; a reload repeats them
     until(lambda: not path.exists(), what="the file is delivered and removed")
     assert (pair.target / path.name).read_bytes() == b"another"
 

@@ -122,8 +122,11 @@ class Site:
         self.processes[role, self.versions.pop(role)].terminate(60)
 
     def start(self, role: str, version: str) -> None:
-        """Start a version of a daemon."""
+        """Start a version of a daemon; a client without the journal of before its rollback, see doc/migration.md."""
         self.versions[role] = version
+        if role == "client":
+            for journal in (self.testbed.root / "state").rglob("client-*.journal*"):
+                journal.unlink()
         self.processes[role, version].start()
 
     def arrived(self, name: str) -> bool:
