@@ -40,6 +40,7 @@ ORDERS = (("server", "client", "dispatcher"), ("dispatcher", "client", "server")
 OLD, NEW = "old", "new"
 PAUSE = 0.2  # s between two files
 MORE = 10  # files after each step
+MOST = 20  # files on their way, on a machine that is slower than the flow
 BY_SSH = "000002"  # in names of files for the SSH host: the earlier implementation needs more than a second for each
 BY_S3 = "000003"  # in names of files for the bucket
 REMOVE_DELAY = 1  # s
@@ -190,6 +191,7 @@ class Flow:
 
     def __init__(self, site: Site) -> None:
         self.fed: list[str] = []
+        self._on_their_way: list[str] = []
         self._site = site
         self._running = threading.Event()
         self._lock = threading.Lock()
@@ -209,9 +211,12 @@ class Flow:
     def _run(self) -> None:
         while not self._stopping:
             self._running.wait()
+            self._on_their_way = [name for name in self._on_their_way if not self._site.arrived(name)]
             with self._lock:
-                if self._running.is_set():
-                    self.fed += self._site.feeder.feed()
+                if self._running.is_set() and len(self._on_their_way) < MOST:
+                    fed = self._site.feeder.feed()
+                    self.fed += fed
+                    self._on_their_way += fed
             time.sleep(PAUSE)
 
     @contextmanager
