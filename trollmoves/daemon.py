@@ -356,6 +356,7 @@ class Daemon(ABC, Generic[O]):
             damage=damage,
             on_damage=lambda: self._orders.put("restart"),
             sharing=process.fleet == SHARE,
+            lease=process.fleet_lease,
         )
         if is_shared(path):
             return open_when_reachable(open_it, self._orders, self._service)
@@ -400,7 +401,7 @@ class Daemon(ABC, Generic[O]):
                     self._start_chain(options, runtime)
             if not self._chains:
                 reason = "".join(f": [{name}] {error}" for name, error in list(self._start_errors.items())[-1:])
-                raise StartError(f"no chain could be started{reason}")
+                raise StartError(f"{self._file}: no chain could be started{reason}")
             chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
             orders.start()
             control.start()

@@ -126,6 +126,7 @@ class Dispatcher(SubscriberDaemon[TargetOptions]):
                 nameservers=nameservers_of(self.arguments.publish_nameserver),
                 bind_address=runtime.options.bind_address,
                 clients=runtime.options.allowed_clients,
+                option="the port of -p",
             )
             self._publisher.start()
         options = runtime.options

@@ -81,6 +81,7 @@ class FetchDaemon(SubscriberDaemon[O]):
             clients=self._options.allowed_clients,
             heartbeat=False,
             ports=found.ports,
+            option="the port of the publisher",
         )
         self._publisher.start()
         self._subscription = Subscription(

@@ -22,6 +22,7 @@ from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt
 from trollmoves.receiver.fetch_tasks import FetchTasks
 from trollmoves.receiver.fetcher import Fetcher
+from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
@@ -247,6 +248,10 @@ class Requesting:
             return "first" in self.received.receipts()
 
         until(is_received, 30, "the first file is received")
+        # Its other announcements precede this one; none of them may be requested later.
+        self.server.announce("ready")
+        self.received.wait_for_receipts(["ready"])
+        until(lambda: not testbed.pending_tasks(), what="no request is pending")
 
     def announce_together(self, *names: str, **metadata: object) -> list[int]:
         """Announce files while the client is stopped, so that they wait together; return their numbers."""
@@ -342,7 +347,7 @@ def test_group_that_cannot_be_requested(testbed: Testbed) -> None:
             raise ValueError("b cannot be requested")
 
     fetcher = Fetcher(
-        *(options, journal, scheduler, requester, tasks, peers),
+        *(options, journal, scheduler, requester, tasks, peers, FleetAddresses()),
         prepare=lambda _, message: destinations.url_for(message),
         destinations=destinations,
         on_request=on_request,

@@ -171,7 +171,7 @@ class Site:
             with flow.paused() if self.versions[role] == OLD else nullcontext():
                 self.stop(role)
             self.start(role, version)
-        if (role, version) == ("client", NEW):  # as doc/migration.md says: the servers repeat what it has missed
+        if (role, version) == ("client", NEW):  # as doc/migration.md says: its servers repeat missed announcements
             self.processes[role, version].wait_for_line("connected to")
             self.mirror.send(signal.SIGHUP)
         flow.feed_more()
@@ -240,7 +240,7 @@ class Flow:
 
 
 def remove_old_files(site: Site, version: str) -> None:
-    """Run remove_it with a configuration of the earlier implementation, as cron does, and check what it removes."""
+    """Run remove_it with a configuration of the earlier implementation, as cron does, and check the removed files."""
     folder = site.testbed.directory("kept")
     config = site.testbed.config({"old": {"base_dir": folder, "templates": "*.old,*/*.old", "hours": 1}}, "remove.ini")
     for name in ("first.old", "second.old", "third.new"):
