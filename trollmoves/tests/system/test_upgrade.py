@@ -278,7 +278,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "order", list(itertools.permutations(ROLES)) if os.environ.get(ALL_ORDERS) else ORDERS, ids="-".join
 )
