@@ -356,6 +356,7 @@ class Daemon(ABC, Generic[O]):
             damage=damage,
             on_damage=lambda: self._orders.put("restart"),
             sharing=process.fleet == SHARE,
+            lease=process.fleet_lease,
         )
         if is_shared(path):
             return open_when_reachable(open_it, self._orders, self._service)

@@ -20,6 +20,7 @@ from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, client_name, compact_body, task_again
 from trollmoves.receiver.fetcher import Fetcher
+from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.peers import Peers
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class ClientChain:
             heartbeat_data=lambda: {"client": client_name(runtime.journal, options.name)},
         )
         peers = Peers(options.takeover_after, runtime.journal.keys(options.name, PEER))
+        fleets = FleetAddresses()
         self._requester = Requester(self.name)
         self._receipts = ReceiptPublisher(
             options, runtime.journal, self._destinations, runtime.scheduler, self._publisher
@@ -69,6 +71,7 @@ class ClientChain:
             self._requester,
             fetches,
             peers,
+            fleets,
             prepare=lambda _, message: self._destinations.url_for(message),
             destinations=self._destinations,
             on_request=self._publish_pushes,
@@ -77,7 +80,7 @@ class ClientChain:
             delay=self._publisher.grace,
         )
         self._receiver = AnnouncementReceiver(
-            options, options.topic, runtime.journal, runtime.scheduler, self._requester, fetches, peers
+            options, options.topic, runtime.journal, runtime.scheduler, self._requester, fetches, peers, fleets
         )
 
     def start(self) -> None:

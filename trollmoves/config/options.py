@@ -91,6 +91,11 @@ class ProcessOptions(SharedOptions):
         "work of the hosts that share a journal on PostgreSQL; `standby`: one works, the others wait to take over; "
         "`share`: all work, see [scaling](scaling.md#shared-work)",
     )
+    fleet_lease: int = option(
+        parsers.integer(2, 600),
+        "10",
+        "seconds without contact to PostgreSQL after which other hosts take over the work of this one; the same on all",
+    )
     synchronous: str = option(
         parsers.choice("normal", "full"),
         "normal",

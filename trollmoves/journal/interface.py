@@ -144,6 +144,9 @@ class Journal(Protocol):
     def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
         """Return the tasks of these kinds for an announcement that are done."""
 
+    def ended(self, ids: Collection[int]) -> list[Task]:
+        """Return those of the tasks with these ids that are done, failed or dropped."""
+
     def reset_tasks(self, tasks: Iterable[Task]) -> list[Task]:
         """Store the body, lane, rank, due time, state, tries and creation time of existing tasks, to restart them.
 
@@ -194,7 +197,7 @@ class Journal(Protocol):
     def seconds_after_kill(self) -> float:
         """Return the seconds from the kill of the previous process until this one opened the journal.
 
-        0 if it was not killed, and for a shared journal.
+        0 if it was not killed. A shared journal returns those from the kill of another member until the first call.
         """
 
     def count(self, chain: str | None = None) -> dict[str, int]:

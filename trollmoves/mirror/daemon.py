@@ -27,6 +27,7 @@ from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt, NotDelivered
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key, is_again
 from trollmoves.receiver.fetcher import Fetcher
+from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
 
@@ -57,6 +58,7 @@ class MirrorChain(ProviderChain):
             ftp_root=options.ftp_root,
         )
         peers = Peers(0.0)  # a mirror has no hot spare
+        fleets = FleetAddresses()
         self._requester = Requester(self.name)
         self._relays = FetchTasks(
             self.name,
@@ -87,6 +89,7 @@ class MirrorChain(ProviderChain):
             self._requester,
             self._cache,
             peers,
+            fleets,
             prepare=self._cache.url,
             on_request=lambda _: None,
             on_delivered=self._on_fetched,
@@ -100,6 +103,7 @@ class MirrorChain(ProviderChain):
             self._requester,
             self._relays,
             peers,
+            fleets,
         )
 
     def start(self) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ MAX_INFO_FILES = 2256  # files in a reply to `info`, as in trollmoves 0.19
 MAX_REPLAY = 500  # announcements in a reply to `replay`
 MAX_REPLAYED_BYTES = 2 * MAX_REQUEST_BYTES  # of one announcement in a reply, where it is escaped
 RETRY_DELAY = 60.0  # s before the next attempt after a journal error
+REPEATED_SECONDS = 3600.0  # s before now in which the undelivered announcements of a killed member are repeated
 PAGE_SIZE = 500  # announcements per query
 
 
@@ -85,7 +86,6 @@ class Announcer:
         self._describe = describe
         self._log_name = f"{journal.identity}/{name}"
         self._started = time.monotonic()
-        self._last_previous = 0  # the last number to republish
         self._unanswered: list[int] = []  # numbers to republish in any case
         self._announce_lock = threading.Lock()
         self._stopping = threading.Event()
@@ -107,11 +107,37 @@ class Announcer:
         """Publish the undelivered announcements again, so that clients repeat their requests. Main thread."""
         if self._republisher and self._republisher.is_alive():
             return
-        self._last_previous = self._journal.last_number(self.name)
+        last, unanswered = self._journal.last_number(self.name), self._unanswered
         self._republisher = threading.Thread(
-            target=self._republish_undelivered, name=f"republisher-{self.name}", daemon=True
+            target=lambda: self._republish_undelivered(last, unanswered),
+            name=f"republisher-{self.name}",
+            daemon=True,
         )
         self._republisher.start()
+
+    def republish_for_killed(self, addresses: Collection[str], unanswered: Iterable[int]) -> None:
+        """Publish announcements of killed members of the fleet again, with the address of this one. Any thread.
+
+        These are the announcements of the last hour with one of the request ``addresses`` that are undelivered, and
+        those with the numbers ``unanswered``.
+        """
+        numbers = sorted(unanswered)
+        threading.Thread(
+            target=lambda: self._republish_for_killed(addresses, numbers),
+            name=f"republisher-{self.name}",
+            daemon=True,
+        ).start()
+
+    def _republish_for_killed(self, addresses: Collection[str], unanswered: list[int]) -> None:
+        self._publisher.send_heartbeat()  # it names the members that are left
+        while not self._stopping.is_set():
+            try:
+                first = self._journal.number_before(self.name, self._journal.now() - REPEATED_SECONDS)
+                self._republish_undelivered(self._journal.last_number(self.name), unanswered, first, addresses)
+            except JournalError as error:
+                self._wait_for_journal(error)
+            else:
+                return
 
     def stop(self) -> None:
         """Stop announcing."""
@@ -126,12 +152,17 @@ class Announcer:
 
     def heartbeat_data(self) -> dict[str, Any]:
         """Return the position of the log, for the heartbeat."""
-        return {
+        data: dict[str, Any] = {
             "log": self._log_name,
             "number": self._journal.last_number(self.name),
             "topic": self._topic,
             "request_address": self._address,
         }
+        if self._journal.sharing:
+            data["members"] = self._journal.sharing.addresses(self.name)
+        elif self._journal.life:
+            data["members"] = [self._address]
+        return data
 
     def announce(self, announcements: Sequence[Announcement]) -> int:
         """Store and publish announcements, except those of unchanged files; return their number.
@@ -165,9 +196,11 @@ class Announcer:
         return a.again or LINK_DIGESTS in a.extra_metadata
 
     def _differs(self, a: Announcement) -> bool:
-        """Return True if the last announcement of a file has other extra metadata."""
+        """Return True if a file was announced, with other extra metadata."""
         previous = self._journal.latest_announcement(self.name, a.uri)
-        metadata = payload.announcement_metadata(Message.decode(previous.message).data) if previous else {}
+        if previous is None:
+            return False
+        metadata = payload.announcement_metadata(Message.decode(previous.message).data)
         return any(metadata.get(key) != value for key, value in a.extra_metadata.items())
 
     def _encode_all(
@@ -198,40 +231,47 @@ class Announcer:
             metadata["size"] = a.size
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": metadata})
 
-    def _republish_undelivered(self) -> None:
-        """Publish the undelivered announcements of unchanged files again: clients may have missed them."""
+    def _republish_undelivered(
+        self, last: int, unanswered: list[int], number: int = 0, addresses: Collection[str] = ()
+    ) -> None:
+        """Publish undelivered announcements of unchanged files again: clients may have missed them.
+
+        These are the ones after ``number``, through ``last``, with one of the request ``addresses``, if there are any.
+        """
         self._stopping.wait(SUBSCRIBER_GRACE)
-        number, count = 0, self._republish_unanswered()
+        count = self._republish_unanswered(unanswered)
         while not self._stopping.is_set():
             try:
                 page = self._journal.undelivered_announcements(self.name, ("push", "ack"), number, PAGE_SIZE)
             except JournalError as error:
-                logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
-                self._stopping.wait(RETRY_DELAY)
+                self._wait_for_journal(error)
                 continue
-            page = [a for a in page if a.number <= self._last_previous]
+            page = [a for a in page if a.number <= last]
             if not page:
                 break
             number = page[-1].number
-            count += self._publish_again(page)
+            count += self._publish_again(a for a in page if not addresses or _has_address(a, addresses))
         if count:
             plural = "s" if count > 1 else ""
             logger.info("[%s] republished %d undelivered announcement%s", self.name, count, plural)
 
-    def _republish_unanswered(self) -> int:
+    def _republish_unanswered(self, unanswered: list[int]) -> int:
         """Publish the announcements again of which the requests were lost with another host; return their number."""
         count = 0
-        while self._unanswered and not self._stopping.is_set():
-            numbers, rest = self._unanswered[:PAGE_SIZE], self._unanswered[PAGE_SIZE:]
+        while unanswered and not self._stopping.is_set():
+            numbers, rest = unanswered[:PAGE_SIZE], unanswered[PAGE_SIZE:]
             try:
                 found = self._journal.get_announcements(self.name, numbers)
             except JournalError as error:
-                logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
-                self._stopping.wait(RETRY_DELAY)
+                self._wait_for_journal(error)
                 continue
             count += self._publish_again(found.values())
-            self._unanswered = rest
+            unanswered = rest
         return count
+
+    def _wait_for_journal(self, error: JournalError) -> None:
+        logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
+        self._stopping.wait(RETRY_DELAY)
 
     def _publish_again(self, announcements: Iterable[AnnouncementRecord]) -> int:
         """Publish the announcements of unchanged files; return their number."""
@@ -313,6 +353,10 @@ class Announcer:
         if announced is None or not _covers(announced, uris):
             raise RequestRejected(f"not announced by this chain: {payload.file_name(uris[0])}")
         return announced
+
+
+def _has_address(announced: AnnouncementRecord, addresses: Collection[str]) -> bool:
+    return any(f'"{address}"' in announced.message for address in addresses)
 
 
 def _covers(announced: AnnouncementRecord, uris: list[str]) -> bool:

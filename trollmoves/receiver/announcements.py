@@ -20,6 +20,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import Requester
 from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, client_name, file_key
+from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.legacy_servers import LegacyServers
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.replay import ReplayClient
@@ -44,6 +45,7 @@ class AnnouncementReceiver:
         requester: Requester,
         fetches: FetchTasks,
         peers: Peers,
+        fleets: FleetAddresses,
     ) -> None:
         """Connect to the providers; StartError if an address is invalid.
 
@@ -56,6 +58,7 @@ class AnnouncementReceiver:
         self.replayed = 0  # announcements that were missed and requested, since the start
         self._connected: dict[str, float] = {}  # by provider: the time (monotonic) of the newest connection
         self._peers = peers
+        self._fleets = fleets
         peers.seen = bool(journal.keys(options.name, PEER_SEEN))
         self._topics: dict[
             str, list[str]
@@ -173,7 +176,8 @@ class AnnouncementReceiver:
                 str(entry.get("topic", "")).startswith(topic) for topic in self._topics.get(provider, ())
             )
             if is_subscribed and isinstance(name, str) and payload.is_number(number) and payload.is_address(address):
-                self._replay_client.on_heartbeat(provider, name, number, address)
+                members = self._fleets.update(provider, name, entry.get("members"))
+                self._replay_client.on_heartbeat(provider, name, number, address, members)
                 self._scheduler.resume_lane(self.name, f"{KIND} {address}")
 
     def _on_replayed(self, messages: list[Message], sources: list[tuple[str, SourcePosition]]) -> None:

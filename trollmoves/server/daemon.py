@@ -83,6 +83,11 @@ class ServerChain(ProviderChain):
             self.announcer.start(republish=False)
         self._source.start()
 
+    def repeat_last_messages(self) -> None:
+        """Publish announcements of killed members of the fleet again, of which they cannot answer the requests."""
+        if self._request_handler:
+            self._request_handler.repeat_last_messages()
+
     def on_dropped(self, tasks: Sequence[Task]) -> None:
         """Reject the requests for files that an operator dropped."""
         if self._request_handler:

@@ -154,8 +154,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         self._lanes_stored = 0.0
         self._failing: set[tuple[str, str]] = set()  # lanes with a stored failure
         self._last_finish = 0.0
-        self._killed: list[tuple[int, float]] = []
-        self._killed_lock = threading.Lock()
+        self._after_kill: float | None = None  # s, as of the first question
 
     # -- adding
 
@@ -349,6 +348,9 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         )
         return [(int(id_), int(state)) for id_, state in rows]
 
+    def ended(self, ids: Collection[int]) -> list[Task]:
+        return self._tasks("id = ANY(?::bigint[]) AND state <> 0", list(ids))
+
     # -- claiming
 
     def claim(self, chain: str, lane: str, limit: int, now: float, *, in_flight: Collection[int] = ()) -> list[Task]:
@@ -474,19 +476,21 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         return float("inf")
 
     def finished_before_kill(self, chain: str, kinds: Sequence[str], seconds: float) -> list[Task]:
-        with self._killed_lock:
-            self._killed += self._membership.killed()
-            killed = list(self._killed)
         where = (
             f"state = 1 AND finished BETWEEN ? AND ? AND chain = ? AND kind IN ({placeholders(kinds)}) "
             "AND starts_with(done_by, ?) ORDER BY finished, id"
         )
         return [
-            task for member, at in killed for task in self._tasks(where, at - seconds, at, chain, *kinds, f"{member} ")
+            task
+            for member, at, _ in self._membership.killed()
+            for task in self._tasks(where, at - seconds, at, chain, *kinds, f"{member} ")
         ]
 
     def seconds_after_kill(self) -> float:
-        return 0.0
+        if self._after_kill is None:
+            now = self.now()
+            self._after_kill = max((now - killed.at for killed in self._membership.killed()), default=0.0)
+        return self._after_kill
 
     # -- changes of waiting and failed tasks
 

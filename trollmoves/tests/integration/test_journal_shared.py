@@ -288,6 +288,16 @@ def test_a_suspended_member_loses_its_tasks(join: Join, within: str) -> None:
         two.close()
 
 
+def test_seconds_after_the_kill_of_another_member(join: Join) -> None:
+    """A member that was killed counts, for one of the others; one that left does not."""
+    one, killed, left = join(), join(), join()
+    suspend(killed)
+    left.close()
+    bury(one, killed)
+    assert one.seconds_after_kill() > 0
+    assert join().seconds_after_kill() == 0
+
+
 def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
     """After a normal end the tasks and leases are free immediately, and nothing counts as lost."""
     one, two = join(), join()

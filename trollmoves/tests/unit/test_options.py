@@ -83,6 +83,7 @@ SHARED: dict[str, object] = {
 PROCESS: dict[str, object] = {
     "journal": "",
     "fleet": "standby",
+    "fleet_lease": 10,
     "synchronous": "normal",
     "keep_finished": 7.0,
     "max_finished": 5_000_000,
