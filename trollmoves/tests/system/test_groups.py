@@ -270,7 +270,8 @@ class Requesting:
             names = [f"{len(self.server.announced)}-{n}" for n in range(count)]
             found.update(zip(names, self.announce_together(*names), strict=True))
             until(lambda: set(found.values()) <= set(self._requested()), 30, "all files are requested")
-            return self._requested()[:count] == list(found.values()) and "group" in self.server.requests[0]
+            asked = self.server.requests[0].get("group")
+            return bool(asked) and list(dict(asked["files"])) == list(found.values())
 
         until(is_group, 60, "a group is requested")
         return found
