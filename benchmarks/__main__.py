@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import dispatching, flow, lines, movers, peers, plot, scale, topologies
+from benchmarks import dispatching, fleet, flow, lines, movers, peers, plot, scale, topologies
 from benchmarks.figures import Figure, as_data, has_pgo, python_build, table
 from trollmoves.tests.helpers import legacy_peer as earlier
+from trollmoves.tests.servers import postgresql
 
 Work = Callable[[Path], Iterator[Figure]]
 
@@ -41,6 +42,15 @@ def works(*, full: bool, old: bool, with_peers: bool) -> dict[str, Work]:
         "sections": partial(scale.sections, count=7000 * times),
         "backlog": partial(scale.backlog, count=20_000 * times),
         "long": partial(scale.long_run, count=20_000 * times),
+        **({} if postgresql.missing() else _on_postgresql(times)),
+    }
+
+
+def _on_postgresql(times: int) -> dict[str, Work]:
+    return {
+        "fleet": partial(fleet.members, count=1000 * times),
+        "waiting-rows": partial(fleet.waiting_rows, count=1_000_000),
+        "growth": partial(fleet.growth, seconds=60.0 * times, rate=200.0),
     }
 
 

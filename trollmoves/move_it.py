@@ -117,6 +117,7 @@ class MoveIt(Daemon[MoveItOptions]):
                 nameservers=False,
                 bind_address=runtime.options.bind_address,
                 clients=runtime.options.allowed_clients,
+                option="the port of -p",
             )
             self._publisher.start()
 

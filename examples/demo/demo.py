@@ -43,7 +43,7 @@ class Interrupted(Exception):
 
 
 class Demo:
-    """One run in an empty folder; at its end logs and configuration are copied to ``keep``."""
+    """One run in an empty folder; at its end logs, configuration and journals are copied to ``keep``."""
 
     def __init__(
         self, folder: Path, keep: Path, files: Sequence[Segment], seconds: float, interrupted: Callable[[], bool]
@@ -118,9 +118,8 @@ class Demo:
         """Write the configurations; return server, client, and the addresses of the receipts."""
         names = ("announcements", "seviri_requests", "viirs_requests", "seviri_receipts", "viirs_receipts", "page")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
-        values = {"incoming": self._incoming, "arrived": self._arrived, "state": self._state, **ports}
-        for name in ("server.ini", "client.ini"):
-            (self._daemons / name).write_text(Template((HERE / name).read_text()).substitute(values))
+        self._values = {"incoming": self._incoming, "arrived": self._arrived, "state": self._state, **ports}
+        self._write_configs(self._daemons)
         server_ports, client_ports = [ports[name] for name in names[:3]], [ports[name] for name in names[3:5]]
         self._configs = [self._daemons / "server.ini", self._daemons / "client.ini"]
         self._page_port = ports["page"]
@@ -139,6 +138,10 @@ class Demo:
         arguments = ["web", *map(str, self._configs), "-p", str(self._page_port)]
         page = Process("trollmoves", self._daemons, "page", arguments, [self._page_port])
         return server, client, page, [f"tcp://{HOST}:{port}" for port in client_ports]
+
+    def _write_configs(self, folder: Path) -> None:
+        for name in ("server.ini", "client.ini"):
+            (folder / name).write_text(Template((HERE / name).read_text()).substitute(self._values))
 
     def _kill_due(self) -> bool:
         return self._arrivals.count() >= KILL_AT * len(self._files)
@@ -214,19 +217,33 @@ class Demo:
             return [name for name in names if not Path(folder, name).stat().st_size or name.startswith("page.")]
 
         shutil.copytree(self._daemons, self._keep_in, ignore=empty, dirs_exist_ok=True)
+        for journal in self._state.glob("*.journal"):
+            shutil.copy(journal, self._keep_in)
+        self._values["state"] = self._keep_in.resolve()
+        self._write_configs(self._keep_in)
 
     def _point(self) -> None:
+        if find_spec("uvicorn"):
+            self._screen.title("The status page of this run")
+            configs = " ".join(str(self._keep_in / path.name) for path in self._configs)
+            self._screen.say(f"start   {_installed('trollmoves')} web {configs} -p {self._page_port}")
+            self._screen.say(f"page    http://{HOST}:{self._page_port}/")
         self._screen.title("Where to look next")
         self._screen.table(
             [
-                (f"{self._keep_in}/", "", "logs and configuration of server and client"),
+                (f"{self._keep_in}/", "", "logs, configuration and journals of server and client"),
                 ("examples/demo/", "", "the source of this demo"),
                 ("README.md", "", "a first configuration"),
                 ("doc/", "", "architecture, protocol, all options"),
-                ("trollmoves web", "", "the status page of the daemons of this host: doc/web.md"),
             ]
         )
         self._screen.say()
+
+
+def _installed(command: str) -> str:
+    """Return the path of a command of this Python, relative to the working directory if it is below."""
+    path = Path(sys.executable).with_name(command)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

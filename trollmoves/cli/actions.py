@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pwd
 import re
 import time
 from datetime import datetime
@@ -18,6 +17,7 @@ from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import open_reader, recent_lanes, record_offline
 from trollmoves.orders.order import DROP, OF_A_LANE, PAUSE, RELEASE, RESEND, RESUME, RETRY, Order
 from trollmoves.scheduler.pauses import lanes_named, unknown_name
+from trollmoves.utils.users import this_user
 
 ORDER_TIMEOUT = 60.0  # s to wait for a daemon; an order can concern many files
 STARTING = 10.0  # s to wait for a daemon that starts or stops
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = ("name", "file", "failed", "since", "to", "chain")
     values = {name: value for name in names if (value := getattr(arguments, name, None))}
     values["action"] = arguments.action
-    Order.parse({**values, "by": _user(), "at": time.time()})
+    Order.parse({**values, "by": this_user(), "at": time.time()})
     outcomes = [give(daemon, values, explicit=bool(arguments.config)) for daemon in selected_started(arguments)]
     return show(_answer(arguments.action, outcomes), arguments)
 
@@ -116,7 +116,7 @@ def _store(daemon: DaemonFiles, values: dict[str, Any]) -> Outcome:
             is_paused = values["action"] == RESUME and name in reader.pauses()
         if not (is_paused or lanes_named(name, lanes)):
             return Outcome(daemon, "rejected", unknown_name(name, daemon.sections, lanes), {})
-    order = Order.parse({**values, "by": _user(), "at": time.time()})
+    order = Order.parse({**values, "by": this_user(), "at": time.time()})
     record_offline(daemon.where, order.key, order.dump())
     return Outcome(daemon, "stored", "stored; the daemon does not run, and carries it out at its next start", {})
 
@@ -140,15 +140,6 @@ def _answer(action: str, outcomes: list[Outcome]) -> Answer:
         for outcome in outcomes
     ]
     return Answer(code, f"{action}: {texts[0]}", {"daemons": facts}, texts[1:])
-
-
-def _user() -> str:
-    uid = os.getuid()
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        name = f"uid {uid}"
-    return f"{name} (uid {uid})"
 
 
 def _since(text: str) -> float:

@@ -18,6 +18,7 @@ from trollmoves.config import parsers
 from trollmoves.config.diagnostics import Diagnostics
 from trollmoves.errors import ConfigError
 from trollmoves.matching import conditions
+from trollmoves.utils.users import permission_remedy
 
 DEFAULT = "DEFAULT"
 MAX_FILE_SIZE = 2**22  # bytes of a configuration file
@@ -100,7 +101,8 @@ def read_text(file: str) -> str:
         with open(file, "rb") as stream:
             data = stream.read(MAX_FILE_SIZE + 1)
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=file) from None
+        remedy = permission_remedy(error.errno, "read")
+        raise ConfigError(f"cannot be read: {error.strerror}{remedy}", file=file) from None
     if len(data) > MAX_FILE_SIZE:
         raise ConfigError(f"is larger than {MAX_FILE_SIZE} bytes", file=file)
     try:

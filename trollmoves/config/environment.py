@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
+from errno import EACCES
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +27,7 @@ from trollmoves.config.targets import base_url
 from trollmoves.errors import TransferError
 from trollmoves.movers import mover_for
 from trollmoves.net import urls
+from trollmoves.utils.users import permission_remedy
 
 # Metadata that most messages contain; the metadata of a site may have other names.
 COMMON_FIELDS = (
@@ -92,14 +94,25 @@ def _s3downloader_warnings(chain: S3DownloaderOptions) -> Iterator[tuple[str, st
 def _server_warnings(chain: ServerOptions, publish_port: int | None) -> Iterator[tuple[str, str]]:
     if chain.origin and not isinstance(chain, MirrorOptions):
         directory = static_directory(os.path.join(os.path.dirname(chain.origin), ""))
-        if not os.path.isdir(directory):
-            yield "origin", f"the directory {directory} does not exist: create it, or correct the path"
+        if problem := _why_unreadable(directory):
+            yield "origin", f"the directory {directory} {problem}"
     if isinstance(chain, MoveItOptions):
         return
     if chain.request_port and chain.request_port == publish_port:
         yield "request_port", f"{publish_port} is also the port for announcements (-p): use two different ports"
     if chain.request_port and not chain.request_address and _is_loopback(chain.bind_address):
         yield "bind_address", f"{chain.bind_address} is only reachable from this host: set request_address too"
+
+
+def _why_unreadable(directory: str) -> str:
+    """Return the reason why this user cannot list a directory, with the remedy; empty if it can."""
+    try:
+        with os.scandir(directory):
+            return "" if os.access(directory, os.X_OK) else f"cannot be searched{permission_remedy(EACCES, 'search')}"
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist: create it, or correct the path"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}{permission_remedy(error.errno, 'read and search')}"
 
 
 def _client_warnings(chain: ClientOptions) -> Iterator[tuple[str, str]]:

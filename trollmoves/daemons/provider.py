@@ -60,6 +60,7 @@ class ProviderDaemon(Daemon[S]):
             bind_address=runtime.options.bind_address,
             clients=runtime.options.allowed_clients,
             heartbeat_data=self._heartbeat_data,
+            option="the port of -p",
         )
         self._publisher.start()
 

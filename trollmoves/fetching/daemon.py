@@ -81,6 +81,7 @@ class FetchDaemon(SubscriberDaemon[O]):
             clients=self._options.allowed_clients,
             heartbeat=False,
             ports=found.ports,
+            option="the port of the publisher",
         )
         self._publisher.start()
         self._subscription = Subscription(
@@ -91,6 +92,7 @@ class FetchDaemon(SubscriberDaemon[O]):
             self._on_messages,
             partial(runtime.journal.set_aside, self.role),
             self.types,
+            spool=runtime.spool,
         )
         self._subscription.add_topics(found.topics or ("",))
 

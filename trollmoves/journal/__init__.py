@@ -130,6 +130,7 @@ def open_journal(
     damage: str = "",
     on_damage: Callable[[], None] | None = None,
     sharing: bool = False,
+    lease: float = 10.0,
 ) -> Journal:
     """Open or create the journal at a path, or at a URL of PostgreSQL.
 
@@ -139,7 +140,8 @@ def open_journal(
     error found earlier, forces this. ``on_damage`` is called once, on any thread, when damage is found later: then all
     methods raise JournalError until the journal is reopened.
 
-    ``sharing``: several members of a fleet work at the same time; only on PostgreSQL.
+    Only on PostgreSQL: ``sharing``: several members of a fleet work at the same time; ``lease``: seconds without
+    contact to the engine after which another member takes over.
 
     Raises:
         JournalFull: the disk is full.
@@ -148,7 +150,7 @@ def open_journal(
     if where.startswith(POSTGRESQL):
         from trollmoves.journal.postgresql import PostgresJournal
 
-        return PostgresJournal(where, synchronous=synchronous, on_damage=on_damage, sharing=sharing)
+        return PostgresJournal(where, synchronous=synchronous, on_damage=on_damage, sharing=sharing, lease=lease)
     return sqlite.SqliteJournal(where, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
 

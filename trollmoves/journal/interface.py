@@ -94,8 +94,11 @@ class Journal(Protocol):
         It starts at the wall clock, or at the last time in the journal if that is later. Any thread.
         """
 
-    def keep_on_host(self, chain: str, kind: str) -> None:
-        """Leave new tasks of this kind to members on the host of the one that stores them, if members share tasks."""
+    def keep_on_host(self, chain: str, kind: str, *, until_shared: bool = False) -> None:
+        """Leave new tasks of this kind to members on the host of the one that stores them, if members share tasks.
+
+        With ``until_shared`` all members can run a task as soon as a member on another host has stored it too.
+        """
 
     def still(self) -> bool:
         """Return False once another member of the fleet may have taken over the tasks of this one; without I/O."""
@@ -143,6 +146,9 @@ class Journal(Protocol):
 
     def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
         """Return the tasks of these kinds for an announcement that are done."""
+
+    def ended(self, ids: Collection[int]) -> list[Task]:
+        """Return those of the tasks with these ids that are done, failed or dropped."""
 
     def reset_tasks(self, tasks: Iterable[Task]) -> list[Task]:
         """Store the body, lane, rank, due time, state, tries and creation time of existing tasks, to restart them.
@@ -194,7 +200,7 @@ class Journal(Protocol):
     def seconds_after_kill(self) -> float:
         """Return the seconds from the kill of the previous process until this one opened the journal.
 
-        0 if it was not killed, and for a shared journal.
+        0 if it was not killed. A shared journal returns those from the kill of another member until the first call.
         """
 
     def count(self, chain: str | None = None) -> dict[str, int]:

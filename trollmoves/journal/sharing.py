@@ -36,6 +36,12 @@ class WorkSource(Protocol):
     def is_shared(self, chain: str, kind: str) -> bool:
         """Return True if all members run the tasks of this kind, False if only the one that stored them does."""
 
+    def is_requested(self, chain: str, kind: str) -> bool:
+        """Return True if tasks of this kind are requested at one member, which runs them if it can."""
+
+    def has_part(self, chain: str, lane: str) -> bool:
+        """Return True if this member has a part of the limit of a lane."""
+
     def room(self, chain: str, lane: str) -> int:
         """Return how many further tasks of a lane this member can run soon."""
 
@@ -55,8 +61,29 @@ class Sharing(Protocol):
     def refresh(self) -> bool:
         """Read which members are present; return True if the last messages of a killed one are not repeated yet."""
 
+    def set_address(self, chain: str, address: str | None) -> None:
+        """Store the address (host:port) at which this member receives the requests of a chain; None if it has none."""
+
+    def addresses(self, chain: str) -> list[str]:
+        """Return these addresses of all members that work, as of the last ``refresh``; without I/O."""
+
+    def is_first(self) -> bool:
+        """Return True if this member has worked for the longest time of all that work."""
+
+    def killed_addresses(self, chain: str) -> set[str]:
+        """Return these addresses of the killed members that this one replaces."""
+
+    def interrupted_numbers(self, chain: str, kind: str) -> set[int]:
+        """Return the announcements of tasks that members held when they were killed, of those that this one replaces.
+
+        The tasks may have been run by another member since. Requests for them cannot be answered by the killed member.
+        """
+
     def find_work(self, chains: Collection[str]) -> list[tuple[str, str, str]]:
         """Return (chain, lane, kind) of the lanes with due tasks that no member holds."""
+
+    def keys(self, kinds: Collection[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
+        """Return the keys of all tasks of these (chain, kind), by one query."""
 
     def divide(self, demands: Sequence[LaneDemand], released: Collection[tuple[str, str]]) -> list[int]:
         """Return the part of the limit of each lane that this member may use, and give up the ``released`` lanes.

@@ -61,8 +61,9 @@ class Publisher:
         heartbeat_data: Callable[[], dict[str, Any]] | None = None,
         heartbeat: bool = True,
         ports: tuple[int, int] | None = None,
+        option: str = "publish_port",
     ) -> None:
-        """Bind the socket; raise StartError if the port is in use.
+        """Bind the socket; raise StartError, with the ``option`` that sets the port, if the port is in use.
 
         ``nameservers``: None broadcasts the address by multicast, a list registers it with these hosts, False does
         neither. ``heartbeat_data`` returns the data of a heartbeat in addition to its interval; without
@@ -77,6 +78,7 @@ class Publisher:
             ports or _configured_ports(),
             clients,
             limits=MEMORY_LIMITS,
+            option=option,
         )
         self.grace = NEW_PORT_GRACE if port == 0 and nameservers is not False else SUBSCRIBER_GRACE
         """Seconds after the start in which subscribers connect: messages sent earlier may be lost."""

@@ -136,6 +136,7 @@ class Replier:
                 zmq.MAXMSGSIZE: MAX_REQUEST_BYTES,
             },
             limits=MEMORY_LIMITS,
+            option="request_port",
         )
         self._descriptors: dict[bytes, int] = {}  # ZeroMQ's descriptors, by connection
         self._outgoing: deque[tuple[list[bytes], str]] = deque()

@@ -17,6 +17,7 @@ from trollmoves.messaging.security.connection_memory import MemoryLimits
 from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
 from trollmoves.net import hosts
 from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
+from trollmoves.net.ports import listen_remedy
 
 Socket = zmq.Socket[bytes]
 Options = Mapping[int, int] | Mapping[zmq.SocketOption, int]
@@ -128,6 +129,7 @@ def bind(
     clients: ClientAllowlist = ANYONE,
     *,
     limits: MemoryLimits,
+    option: str = "the port",
 ) -> tuple[Socket, int, ConnectionMonitor]:
     """Return a socket bound to ``address``, its port, and the monitor that enforces ``limits``.
 
@@ -135,7 +137,8 @@ def bind(
 
     A port in use is retried for ``BIND_TIMEOUT`` seconds: ZeroMQ releases that of a closed socket with a delay.
     Connections from addresses that are not among the ``clients`` are closed on accept. Raise StartError if the port
-    stays in use, the address is not one of this host, or posttroll's settings are invalid.
+    stays in use, the address is not one of this host, or posttroll's settings are invalid; its text names ``option``,
+    with which an operator changes the port.
     """
     all_options = _options(address) | dict(options or {})
     filters = accept_filters(clients, ipv6=bool(all_options.get(zmq.IPV6)))
@@ -144,8 +147,10 @@ def bind(
         try:
             return _bound(kind, address, all_options, ports or PORTS, filters, limits)
         except (*SOCKET_ERRORS, StartError) as error:
-            if getattr(error, "errno", 0) != zmq.EADDRINUSE or time.monotonic() > deadline:
-                raise StartError(f"cannot listen on {address}: {_error_text(error)}") from error
+            number = getattr(error, "errno", None)
+            if number != zmq.EADDRINUSE or time.monotonic() > deadline:
+                reason = f"{_error_text(error)}{listen_remedy(number, option)}"
+                raise StartError(f"cannot listen on {address}: {reason}") from error
             time.sleep(0.02)
 
 

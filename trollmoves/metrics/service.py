@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from trollmoves.config.options import ProcessOptions
 from trollmoves.metrics.counters import FileCounters
 from trollmoves.metrics.state import DaemonReader
+from trollmoves.net.ports import listen_remedy
 from trollmoves.utils.logs import LogThrottle
 
 if TYPE_CHECKING:
@@ -98,9 +99,11 @@ class MetricsService:
             server = await asyncio.start_server(self._reply, host, port, limit=MAX_REQUEST_BYTES)
         except OSError as error:
             if (suffix := self._throttle.admit("listen")) is not None:
+                remedy = listen_remedy(error.errno, "metrics_port", "metrics_address")
+                reason = f"{error.strerror or error}{remedy}"
                 logger.error(
                     "cannot serve metrics on %s:%d: %s; trying again every %.0f s%s",
-                    *(address, port, error.strerror or error, INTERVAL, suffix),
+                    *(address, port, reason, INTERVAL, suffix),
                 )
             return None
         logger.info("serving metrics on http://%s:%d/metrics", address, port)

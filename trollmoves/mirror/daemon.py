@@ -27,6 +27,7 @@ from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt, NotDelivered
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key, is_again
 from trollmoves.receiver.fetcher import Fetcher
+from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
 
@@ -57,6 +58,7 @@ class MirrorChain(ProviderChain):
             ftp_root=options.ftp_root,
         )
         peers = Peers(0.0)  # a mirror has no hot spare
+        fleets = FleetAddresses()
         self._requester = Requester(self.name)
         self._relays = FetchTasks(
             self.name,
@@ -87,6 +89,7 @@ class MirrorChain(ProviderChain):
             self._requester,
             self._cache,
             peers,
+            fleets,
             prepare=self._cache.url,
             on_request=lambda _: None,
             on_delivered=self._on_fetched,
@@ -100,6 +103,8 @@ class MirrorChain(ProviderChain):
             self._requester,
             self._relays,
             peers,
+            fleets,
+            runtime.spool,
         )
 
     def start(self) -> None:
@@ -153,6 +158,7 @@ class MirrorChain(ProviderChain):
         metadata = payload.announcement_metadata(message.data)
         size = metadata.get("size") if uris == payload.file_uris(upstream_data) else None  # unknown if unpacked
         mtime = metadata.get("mtime", int(message.time.timestamp() * 1e9))
+        returned = {payload.RETURNED: True} if metadata.get(payload.RETURNED) else {}
         announcement = Announcement(
             uris[0],
             payload.file_names(data),
@@ -160,7 +166,7 @@ class MirrorChain(ProviderChain):
             size,
             mtime,
             message.type,
-            extra_metadata={RELAY_KEY: task.key},
+            extra_metadata={RELAY_KEY: task.key, **returned},
             again=is_again(task),
         )
         if not self.announcer.announce([announcement]) and self.announcer.is_stopped:

@@ -142,7 +142,7 @@ class S3Connection(Connection):
     def _upload_at_once(self, source: SourceFile, path: str) -> None:
         bucket, key = split_path(path)
         try:
-            with source.reader() as reader:
+            with source.checked_reader() as reader:
                 reply = self._client.put_object(
                     Bucket=bucket, Key=key, Body=reader, ContentLength=source.size, **self._extra
                 )
@@ -163,7 +163,7 @@ class S3Connection(Connection):
     def _upload_in_parts(self, source: SourceFile, path: str) -> None:
         bucket, key = split_path(path)
         self._abort_unfinished(bucket, key)
-        with source.reader() as reader:
+        with source.checked_reader() as reader:
             self._client.upload_fileobj(
                 reader,
                 bucket,

@@ -8,7 +8,14 @@ import os
 import stat
 from typing import Any, BinaryIO, cast
 
-from trollmoves.errors import OriginChanged, OriginForbidden, OriginMissing, OriginUnreadable, TransferError
+from trollmoves.errors import (
+    OriginChanged,
+    OriginForbidden,
+    OriginMissing,
+    OriginUnreadable,
+    TemporaryTransferError,
+    TransferError,
+)
 from trollmoves.utils.file_versions import despite_removal
 
 # Errors of open() that mean that the file is missing, or that its name belongs to something else.
@@ -43,7 +50,7 @@ class SourceFile:
         """
         self.path = path
         self.name = path.rpartition("/")[2]
-        self.read_error: OriginUnreadable | None = None
+        self.read_error: TemporaryTransferError | None = None
         try:
             self.fd = despite_removal(path, _open)
         except ValueError as error:
@@ -68,6 +75,15 @@ class SourceFile:
         """Return a file object positioned at the beginning; closing it keeps the source open."""
         self.rewind()
         return cast(BinaryIO, _Reader(self))
+
+    def checked_reader(self) -> BinaryIO:
+        """Return a reader as above, for an upload that is published by its last byte.
+
+        It passes the last bytes only if the file has not changed since it was opened; otherwise it raises
+        ``OriginChanged``, which is also stored in ``read_error``.
+        """
+        self.rewind()
+        return cast(BinaryIO, _CheckedReader(self))
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, up to ``size``."""
@@ -119,3 +135,18 @@ class _Reader(io.FileIO):
         except OSError as error:
             self._source.record_read_error(error)
             raise
+
+
+class _CheckedReader(_Reader):
+    """Raises ``OriginChanged`` instead of returning the last bytes of a file that has changed."""
+
+    def read(self, size: int | None = -1) -> bytes | Any:
+        """Return the next bytes, up to ``size``."""
+        block = super().read(size)
+        if not block or self.tell() >= self._source.size:
+            try:
+                self._source.check_unchanged()
+            except OriginChanged as error:
+                self._source.read_error = error
+                raise
+        return block

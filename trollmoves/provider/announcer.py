@@ -7,8 +7,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
@@ -18,7 +18,9 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.messaging.replier import MAX_REQUEST_BYTES
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
+from trollmoves.provider.removals import Removals
 from trollmoves.scheduler.lanes import FileStats
+from trollmoves.utils.logs import LogThrottle
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,9 @@ MAX_INFO_FILES = 2256  # files in a reply to `info`, as in trollmoves 0.19
 MAX_REPLAY = 500  # announcements in a reply to `replay`
 MAX_REPLAYED_BYTES = 2 * MAX_REQUEST_BYTES  # of one announcement in a reply, where it is escaped
 RETRY_DELAY = 60.0  # s before the next attempt after a journal error
+REPEATED_SECONDS = 3600.0  # s before now in which the undelivered announcements of a killed member are repeated
 PAGE_SIZE = 500  # announcements per query
+FLEET_SECONDS = 60.0  # s in which a report of an unchanged file may be that of another member of a fleet
 
 
 @dataclass(slots=True)
@@ -36,7 +40,9 @@ class Announcement:
     ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns, as
     ``to_sqlite_time`` returns it.
     ``extra_metadata`` is added to the metadata of the announcement. With ``again`` an unchanged file is announced, too,
-    unless its last announcement has the same ``extra_metadata``.
+    unless its last announcement has the same ``extra_metadata``; with ``repeat_after``, if its metadata differ or that
+    many seconds have passed. ``fresh`` is True if an event or a message, not a listing, reported the file: then an
+    announcement that was not delivered is published again.
     """
 
     uri: str
@@ -48,6 +54,8 @@ class Announcement:
     subject: str = ""
     extra_metadata: Mapping[str, Any] = field(default_factory=dict)
     again: bool = False
+    fresh: bool = False
+    repeat_after: float | None = None
 
     def __post_init__(self) -> None:
         self.mtime = to_sqlite_time(self.mtime)
@@ -62,7 +70,8 @@ class Announcer:
 
     With a request address, announcements contain it and are numbered, so that clients can detect missed announcements.
     Without one, ``describe`` returns the type and data of a message from which readers can open the file remotely.
-    ``on_announced`` is called with the chain and the files of each announcement that was published.
+    ``on_announced`` is called with the chain and the files of each announcement that was published. With ``removals``
+    a delivered file that returns with its size and time is announced again.
     """
 
     def __init__(
@@ -85,12 +94,13 @@ class Announcer:
         self._describe = describe
         self._log_name = f"{journal.identity}/{name}"
         self._started = time.monotonic()
-        self._last_previous = 0  # the last number to republish
         self._unanswered: list[int] = []  # numbers to republish in any case
         self._announce_lock = threading.Lock()
         self._stopping = threading.Event()
         self._republisher: threading.Thread | None = None
+        self._repeat_throttle = LogThrottle(burst=10)
         self.on_announced: Callable[[str, Sequence[FileStats]], None] | None = None
+        self.removals: Removals | None = None
 
     def start(self, *, republish: bool, unanswered: Iterable[int] = ()) -> None:
         """Start; with ``republish`` also publish the undelivered announcements of earlier processes.
@@ -107,11 +117,37 @@ class Announcer:
         """Publish the undelivered announcements again, so that clients repeat their requests. Main thread."""
         if self._republisher and self._republisher.is_alive():
             return
-        self._last_previous = self._journal.last_number(self.name)
+        last, unanswered = self._journal.last_number(self.name), self._unanswered
         self._republisher = threading.Thread(
-            target=self._republish_undelivered, name=f"republisher-{self.name}", daemon=True
+            target=lambda: self._republish_undelivered(last, unanswered),
+            name=f"republisher-{self.name}",
+            daemon=True,
         )
         self._republisher.start()
+
+    def republish_for_killed(self, addresses: Collection[str], unanswered: Iterable[int]) -> None:
+        """Publish announcements of killed members of the fleet again, with the address of this one. Any thread.
+
+        These are the announcements of the last hour with one of the request ``addresses`` that are undelivered, and
+        those with the numbers ``unanswered``.
+        """
+        numbers = sorted(unanswered)
+        threading.Thread(
+            target=lambda: self._republish_for_killed(addresses, numbers),
+            name=f"republisher-{self.name}",
+            daemon=True,
+        ).start()
+
+    def _republish_for_killed(self, addresses: Collection[str], unanswered: list[int]) -> None:
+        self._publisher.send_heartbeat()  # it names the members that are left
+        while not self._stopping.is_set():
+            try:
+                first = self._journal.number_before(self.name, self._journal.now() - REPEATED_SECONDS)
+                self._republish_undelivered(self._journal.last_number(self.name), unanswered, first, addresses)
+            except JournalError as error:
+                self._wait_for_journal(error)
+            else:
+                return
 
     def stop(self) -> None:
         """Stop announcing."""
@@ -126,12 +162,17 @@ class Announcer:
 
     def heartbeat_data(self) -> dict[str, Any]:
         """Return the position of the log, for the heartbeat."""
-        return {
+        data: dict[str, Any] = {
             "log": self._log_name,
             "number": self._journal.last_number(self.name),
             "topic": self._topic,
             "request_address": self._address,
         }
+        if self._journal.sharing:
+            data["members"] = self._journal.sharing.addresses(self.name)
+        elif self._journal.life:
+            data["members"] = [self._address]
+        return data
 
     def announce(self, announcements: Sequence[Announcement]) -> int:
         """Store and publish announcements, except those of unchanged files; return their number.
@@ -142,16 +183,12 @@ class Announcer:
             return 0
         with self._announce_lock:
             repeated = {a.uri for a in announcements if self._may_repeat(a) and self._differs(a)}
-            new: list[Announcement] = []
-
-            def make(versions: Mapping[str, Version], number: int) -> list[AnnouncementRecord]:
-                nonlocal new
-                changed = [a for a in announcements if versions.get(a.uri) != (a.size, a.mtime) or a.uri in repeated]
-                new, records = self._encode_all(changed, number)
-                return records
-
-            records = self._journal.append(self.name, {a.uri for a in announcements}, make)
-            self._publisher.send_encoded([record.message for record in records])
+            new, unchanged = self._append(announcements, repeated)
+            again = {a.uri: repetition for a in unchanged if (repetition := self._repetition(a))}
+            if again:
+                new += self._append([a for a, _ in again.values()], again)[0]
+                if self.removals:
+                    self.removals.cancel(number for _, number in again.values())
             if new and self.on_announced:
                 self.on_announced(self.name, [a.stats() for a in new])
         if new:
@@ -159,15 +196,74 @@ class Announcer:
             logger.info("[%s] announced %s%s", self.name, new[0].uid, suffix)
         return len(new)
 
+    def _append(
+        self, announcements: Sequence[Announcement], repeated: Container[str]
+    ) -> tuple[list[Announcement], list[Announcement]]:
+        """Store and publish announcements; return them, and those of unchanged files that are not ``repeated``."""
+        new: list[Announcement] = []
+        unchanged: list[Announcement] = []
+
+        def make(versions: Mapping[str, Version], number: int) -> list[AnnouncementRecord]:
+            nonlocal new, unchanged
+            changed: list[Announcement] = []
+            unchanged = []
+            for a in announcements:
+                differs = versions.get(a.uri) != (a.size, a.mtime) or a.uri in repeated
+                (changed if differs else unchanged).append(a)
+            new, records = self._encode_all(changed, number)
+            return records
+
+        records = self._journal.append(self.name, {a.uri for a in announcements}, make)
+        self._publisher.send_encoded([record.message for record in records])
+        return new, unchanged
+
+    def _repetition(self, a: Announcement) -> tuple[Announcement, int] | None:
+        """Return the announcement to make of an unchanged file, and the number of its last one; None without a reason.
+
+        An announcement that was not delivered is published again if an event or a message reported its file.
+        """
+        if not (a.fresh or self.removals):
+            return None
+        previous = self._journal.latest_announcement(self.name, a.uri)
+        if previous is None:
+            return None
+        if self.removals and self.removals.has_returned(previous):
+            logger.info("[%s] announcing %s again: another file with its size and time has appeared", self.name, a.uid)
+            return replace(a, extra_metadata={**a.extra_metadata, payload.RETURNED: True}), previous.number
+        message = Message.decode(previous.message)
+        age = max(0.0, time.time() - message.timestamp())
+        if not a.fresh or (self._journal.sharing and age < FLEET_SECONDS):
+            return None
+        if reason := self._repeat_reason(a, message, age):
+            logger.info("[%s] announcing %s again: %s", self.name, a.uid, reason)
+            return a, previous.number
+        if self._address and not self._journal.finished_for(self.name, ("push", "ack"), previous.number):
+            self._publish_again([previous])
+        elif a.repeat_after is not None and (more := self._repeat_throttle.admit()) is not None:
+            text = "[%s] ignored a repeated message about %s: it was announced %.0f s ago%s"
+            logger.info(text, self.name, a.uid, age, more)
+        return None
+
+    def _repeat_reason(self, a: Announcement, previous: Message, age: float) -> str:
+        """Return the reason to announce an unchanged file again, or an empty string."""
+        if a.repeat_after is None:
+            return ""
+        if age >= a.repeat_after:
+            return f"it was announced {age:.0f} s ago"
+        announced = Message.decode(self._message(a, 0).encode())
+        return "its metadata have changed" if _metadata(announced) != _metadata(previous) else ""
+
     @staticmethod
     def _may_repeat(a: Announcement) -> bool:
         """Return True if an unchanged file may need another announcement: a link to another file, or a repetition."""
         return a.again or LINK_DIGESTS in a.extra_metadata
 
     def _differs(self, a: Announcement) -> bool:
-        """Return True if the last announcement of a file has other extra metadata."""
+        """Return True if a file was announced, with other extra metadata."""
         previous = self._journal.latest_announcement(self.name, a.uri)
-        metadata = payload.announcement_metadata(Message.decode(previous.message).data) if previous else {}
+        if previous is None:
+            return False
+        metadata = payload.announcement_metadata(Message.decode(previous.message).data)
         return any(metadata.get(key) != value for key, value in a.extra_metadata.items())
 
     def _encode_all(
@@ -198,40 +294,47 @@ class Announcer:
             metadata["size"] = a.size
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": metadata})
 
-    def _republish_undelivered(self) -> None:
-        """Publish the undelivered announcements of unchanged files again: clients may have missed them."""
+    def _republish_undelivered(
+        self, last: int, unanswered: list[int], number: int = 0, addresses: Collection[str] = ()
+    ) -> None:
+        """Publish undelivered announcements of unchanged files again: clients may have missed them.
+
+        These are the ones after ``number``, through ``last``, with one of the request ``addresses``, if there are any.
+        """
         self._stopping.wait(SUBSCRIBER_GRACE)
-        number, count = 0, self._republish_unanswered()
+        count = self._republish_unanswered(unanswered)
         while not self._stopping.is_set():
             try:
                 page = self._journal.undelivered_announcements(self.name, ("push", "ack"), number, PAGE_SIZE)
             except JournalError as error:
-                logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
-                self._stopping.wait(RETRY_DELAY)
+                self._wait_for_journal(error)
                 continue
-            page = [a for a in page if a.number <= self._last_previous]
+            page = [a for a in page if a.number <= last]
             if not page:
                 break
             number = page[-1].number
-            count += self._publish_again(page)
+            count += self._publish_again(a for a in page if not addresses or _has_address(a, addresses))
         if count:
             plural = "s" if count > 1 else ""
             logger.info("[%s] republished %d undelivered announcement%s", self.name, count, plural)
 
-    def _republish_unanswered(self) -> int:
+    def _republish_unanswered(self, unanswered: list[int]) -> int:
         """Publish the announcements again of which the requests were lost with another host; return their number."""
         count = 0
-        while self._unanswered and not self._stopping.is_set():
-            numbers, rest = self._unanswered[:PAGE_SIZE], self._unanswered[PAGE_SIZE:]
+        while unanswered and not self._stopping.is_set():
+            numbers, rest = unanswered[:PAGE_SIZE], unanswered[PAGE_SIZE:]
             try:
                 found = self._journal.get_announcements(self.name, numbers)
             except JournalError as error:
-                logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
-                self._stopping.wait(RETRY_DELAY)
+                self._wait_for_journal(error)
                 continue
             count += self._publish_again(found.values())
-            self._unanswered = rest
+            unanswered = rest
         return count
+
+    def _wait_for_journal(self, error: JournalError) -> None:
+        logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
+        self._stopping.wait(RETRY_DELAY)
 
     def _publish_again(self, announcements: Iterable[AnnouncementRecord]) -> int:
         """Publish the announcements of unchanged files; return their number."""
@@ -313,6 +416,14 @@ class Announcer:
         if announced is None or not _covers(announced, uris):
             raise RequestRejected(f"not announced by this chain: {payload.file_name(uris[0])}")
         return announced
+
+
+def _metadata(message: Message) -> dict[str, Any]:
+    return {key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS}
+
+
+def _has_address(announced: AnnouncementRecord, addresses: Collection[str]) -> bool:
+    return any(f'"{address}"' in announced.message for address in addresses)
 
 
 def _covers(announced: AnnouncementRecord, uris: list[str]) -> bool:

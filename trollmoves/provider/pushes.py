@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from trollmoves.errors import (
     OriginChanged,
     RequestRejected,
     Superseded,
+    TemporaryTransferError,
     TrollmovesError,
 )
 from trollmoves.journal import (
@@ -52,7 +55,7 @@ from trollmoves.provider.push_tasks import compacted, requested_destination
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import symlinks
-from trollmoves.utils.file_versions import FileVersion, size_of
+from trollmoves.utils.file_versions import FileVersion, size_of, version_of
 from trollmoves.utils.logs import format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY as BUSY_DELAY
 from trollmoves.utils.ordered_names import OrderedNames
@@ -114,6 +117,7 @@ class PushService:
         self._allowed = allowed
         self._follow = follow
         self._waiting: dict[int, list[_Waiter]] = {}
+        self._elsewhere: set[int] = set()  # requested here, and perhaps run by another member of the fleet
         self._quotas = ClientQuotas()
         self._cleaned: set[str] = set()
         self._order = OrderedNames()
@@ -124,18 +128,23 @@ class PushService:
     def start(self) -> None:
         """Run the pending pushes, including those that waited for their files in an earlier process."""
         self._journal.make_all_due_now(self.name, "push")
-        self._scheduler.register(self.name, "push", limit=self._limit, handler=self._push, by_owner=True)
+        self._scheduler.register(
+            self.name, "push", limit=self._limit, handler=self._push, by_owner=True, scope="requested"
+        )
 
     def unanswered(self) -> set[int]:
-        """Return the numbers of announcements whose requests another host of a fleet got, which cannot reply any more.
+        """Return the numbers of announcements that were requested from another host, which cannot reply any more.
 
         A client asks the address of that host again, and may not know the address of this one.
         """
-        if not self._journal.life:
+        journal = self._journal
+        if not journal.life:
             return set()
-        done = self._journal.finished_before_kill(self.name, ("push",), UNFLUSHED_SECONDS)
+        done = journal.finished_before_kill(self.name, ("push",), UNFLUSHED_SECONDS)
         numbers = {task.announcement_number for task in done if task.announcement_number is not None}
-        return numbers | self._journal.pending_numbers(self.name, "push")
+        if journal.sharing:
+            return numbers | journal.sharing.interrupted_numbers(self.name, "push")
+        return numbers | journal.pending_numbers(self.name, "push")
 
     def accept(self, requests: list[Request]) -> None:
         """Store push requests, and reply to those that are already delivered. Replier thread."""
@@ -159,16 +168,23 @@ class PushService:
             stored = self._journal.add_tasks([task for _, _, task in admitted])
             runnable = []
             for (request, push, requested), (task, created) in zip(admitted, stored, strict=True):
-                if not created and not self._needs_rerun(task, push):
-                    if task.state == DONE:
-                        self._reply_stored(request, push, task)
-                        continue
-                elif created or self._restart(task, requested):
-                    runnable.append(task)
-                    self._quotas.add(task.id, request.sender)
-                keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
-                self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
+                with rejecting(self.name, request):  # an error of the journal concerns this request only
+                    if not created and not self._needs_rerun(task, push):
+                        if task.state == DONE:
+                            self._reply_stored(request, push, task)
+                            continue
+                    elif created or self._restart(task, requested):
+                        runnable.append(task)
+                        self._quotas.add(task.id, request.sender)
+                    self._add_waiter(request, push, task)
         self._scheduler.submit(runnable)
+
+    def _add_waiter(self, request: Request, push: PushRequest, task: Task) -> None:
+        """Reply to a request when its push ends; the caller has the lock."""
+        if not task.held:
+            self._elsewhere.add(task.id)
+        keepalive_at = time.monotonic() + KEEPALIVE_FRACTION * push.timeout if push.timeout else None
+        self._waiting.setdefault(task.id, []).append(_Waiter(request, push, keepalive_at))
 
     def _parse(self, request: Request, records: dict[int, AnnouncementRecord]) -> Iterable[tuple[Request, PushRequest]]:
         """Return the parsed request, of a group one for each file; none if it was rejected.
@@ -239,7 +255,7 @@ class PushService:
     ) -> bool:
         """Reply if one of the peers named in ``unless_delivered_to`` received the files; return True if so.
 
-        This is recorded, so that the peer is not told the same in turn: one of both publishes the receipt.
+        This is recorded, so that the peer does not get the same reply in turn: one of both publishes the receipt.
         """
         if not push.unless_delivered_to:
             return False
@@ -265,7 +281,9 @@ class PushService:
         task.body, task.state, task.tries, task.lane = requested.body, 0, 0, requested.lane
         task.due = task.created = self._journal.now()
         task.context, task.owner = requested.context, requested.owner
-        return bool(self._journal.reset_tasks([task]))
+        restarted = bool(self._journal.reset_tasks([task]))
+        task.held = task.held and restarted
+        return restarted
 
     def _push(self, task: Task) -> Result:
         """Deliver the requested files. Worker thread."""
@@ -359,15 +377,17 @@ class PushService:
         delivered_to = destination.without_login
         partial_id = PartialId.of_task(self._journal, task, self._started_at)
         for item in files:
-            uri = item["uri"]
+            uri, opened = item["uri"], list[FileVersion]()
             pathname = self._file_store.path(announced.number, uri)
+            if self._journal.sharing:
+                partial_id = replace(partial_id, still=partial(self._may_complete, pathname, opened))
             url = move_it(
                 pathname,
                 destination.directory,
                 self._parameters,
                 rel_path=item.get("path"),
                 backup_targets=push.backup_targets,
-                on_opened=partial(self._check_opened, announced, uri, pathname, delivered),
+                on_opened=partial(self._check_opened, announced, uri, pathname, delivered, opened),
                 partial_id=partial_id,
             )
             if url.netloc != destination.directory.netloc:
@@ -375,8 +395,27 @@ class PushService:
             size += size_of(pathname)
         return size, delivered_to, delivered
 
+    def _may_complete(self, pathname: str, opened: Sequence[FileVersion]) -> bool:
+        """Return False once another member of the fleet may run the push.
+
+        Raise OriginChanged if the file was replaced while it was sent: another member may have delivered the new one.
+        """
+        try:
+            is_replaced = bool(opened) and version_of(os.stat(pathname)) != opened[-1]
+        except OSError:
+            is_replaced = False
+        if is_replaced:
+            raise OriginChanged(f"{pathname}: replaced while it was sent")
+        return self._journal.still()
+
     def _check_opened(
-        self, announced: AnnouncementRecord, uri: str, pathname: str, delivered: dict[str, FileVersion], fd: int
+        self,
+        announced: AnnouncementRecord,
+        uri: str,
+        pathname: str,
+        delivered: dict[str, FileVersion],
+        opened: list[FileVersion],
+        fd: int,
     ) -> None:
         """Check the opened file: its path may have been replaced since the announcement."""
         try:
@@ -386,6 +425,8 @@ class PushService:
         version = self._file_store.check_opened(announced, uri, fd, real)
         if version is not None:
             delivered[uri] = version
+        if self._journal.sharing:
+            opened.append(version_of(os.fstat(fd)))
 
     def _receiver_records(self, task: Task) -> list[Task]:
         with self._waiting_lock:
@@ -395,6 +436,7 @@ class PushService:
     def _take_waiters(self, task_id: int) -> Sequence[_Waiter]:
         self._quotas.remove([task_id])
         with self._waiting_lock:
+            self._elsewhere.discard(task_id)
             return self._waiting.pop(task_id, ())
 
     def _reply_success(self, task_id: int, destination: str, backup: str | None) -> None:
@@ -452,6 +494,28 @@ class PushService:
         for task in pushes:
             for waiter in self._take_waiters(task.id):
                 reject(self.name, waiter.request, RequestRejected("dropped by the operator of the server"))
+
+    def on_tick(self) -> None:
+        """Reply to requests that ended at other members of the fleet, or that take long; call it every second."""
+        with suppress(JournalError):  # the next call repeats it
+            self._reply_ended_elsewhere()
+        self.send_keepalives()
+
+    def _reply_ended_elsewhere(self) -> None:
+        with self._waiting_lock:
+            ids = list(self._elsewhere)
+        for task in self._journal.ended(ids) if ids else ():
+            for waiter in self._take_waiters(task.id):
+                if task.state == DONE:
+                    self._reply_stored(waiter.request, waiter.push, task)
+                elif task.reply:
+                    waiter.request.reply("err", Message.decode(task.reply).data)
+                else:
+                    reject(
+                        self.name,
+                        waiter.request,
+                        TemporaryTransferError("another member of the fleet did not deliver it"),
+                    )
 
     def send_keepalives(self) -> None:
         """Send "wait" to clients shortly before their timeout expires."""

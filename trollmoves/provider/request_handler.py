@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
 from trollmoves.config.options import ServerOptions
+from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, AnnouncementRecord, Journal, Task
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.publisher import Publisher
@@ -70,8 +72,10 @@ class RequestHandler:
         self._station = options.station
         self._journal = journal
         self._scheduler = scheduler
-        address = sockets.tcp(options.request_address or hosts.own_address(), port).removeprefix("tcp://")
-        self.announcer = Announcer(self.name, options.topic, journal, publisher, file_store=file_store, address=address)
+        self._address = sockets.tcp(options.request_address or hosts.own_address(), port).removeprefix("tcp://")
+        self.announcer = Announcer(
+            self.name, options.topic, journal, publisher, file_store=file_store, address=self._address
+        )
         self.removals = Removals(
             self.name, journal, scheduler, file_store, enabled=options.delete, delay=options.remove_delay
         )
@@ -95,17 +99,22 @@ class RequestHandler:
             self._handle,
             bind_address=options.bind_address,
             clients=options.allowed_clients,
-            tick=self.pushes.send_keepalives,
+            tick=self.pushes.on_tick,
         )
 
     def start(self, *, republish: bool = True) -> None:
         """Reply to requests and run pushes; with ``republish`` also publish undelivered announcements again."""
-        unanswered = self.pushes.unanswered()
+        sharing = self._journal.sharing
+        if sharing:
+            sharing.set_address(self.name, self._address)
+            republish = republish and sharing.is_first()  # later members find the announcements of others
+        unanswered = set() if sharing else self.pushes.unanswered()
         self.pushes.start()
         self.removals.start()
         self._replayer.start()
         self._replier.start()
         self.announcer.start(republish=republish, unanswered=unanswered)
+        self.repeat_last_messages()
 
     def stop(self) -> None:
         """Stop receiving requests. Running pushes go on; clients that wait for a reply repeat their requests."""
@@ -113,6 +122,14 @@ class RequestHandler:
         self._scheduler.unregister(self.name)
         self._replayer.stop()
         self._replier.stop()
+        if self._journal.sharing:
+            with suppress(JournalError):  # it is removed with the member
+                self._journal.sharing.set_address(self.name, None)
+
+    def repeat_last_messages(self) -> None:
+        """Publish announcements of killed members of the fleet again, of which they cannot answer the requests."""
+        if (sharing := self._journal.sharing) and (addresses := sharing.killed_addresses(self.name)):
+            self.announcer.republish_for_killed(addresses, self.pushes.unanswered())
 
     def _handle(self, requests: list[Request]) -> None:
         pushes: list[Request] = []

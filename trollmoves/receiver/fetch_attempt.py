@@ -55,6 +55,7 @@ class FetchAttempt:
     failures: list[TrollmovesError] = field(default_factory=list)
     retry_in: float = 0.0
     requested_at: float = 0.0  # monotonic
+    requested_from: set[str] = field(default_factory=set)  # addresses
     server_busy: bool = True  # False if a legacy server seems to have dropped the request
     started: float = field(default_factory=time.monotonic)
     announced: dict[str, Any] = field(init=False)
@@ -65,6 +66,7 @@ class FetchAttempt:
     def next_source(self) -> None:
         """Continue with the next one of ``sources``."""
         self.source = next(iter(self.sources))
+        self.requested_from.add(self.source)
         announcement = self.sources.pop(self.source)
         if announcement is not self.message:
             self.message = announcement if isinstance(announcement, Message) else Message.decode(announcement)

@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -30,12 +30,14 @@ from trollmoves.receiver.fetch_attempt import (
     SupersededAtSource,
 )
 from trollmoves.receiver.fetch_tasks import KIND, Fetch, client_name, file_key_of
+from trollmoves.receiver.fleet_addresses import FleetAddresses
+from trollmoves.receiver.legacy_servers import KIND as LEGACY_SERVER
 from trollmoves.receiver.legacy_servers import is_legacy_server
 from trollmoves.receiver.limited_queues import LimitedQueues
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.preparation import Preparer
 from trollmoves.scheduler.circuit_breaker import BACKOFF_MAX, backoff
-from trollmoves.scheduler.lanes import Result
+from trollmoves.scheduler.lanes import LowerLimits, Result
 from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils.outage_log import OutageLog
@@ -89,6 +91,7 @@ class Fetcher:
         requester: Requester,
         sources: SourceLookup,
         peers: Peers,
+        fleets: FleetAddresses,
         *,
         prepare: Callable[[Task, Message], str],
         destinations: Destinations | None = None,
@@ -105,6 +108,7 @@ class Fetcher:
         self._requester = requester
         self._sources = sources
         self._peers = peers
+        self._fleets = fleets
         self._on_failed = on_failed
         self._delay = delay
         self._prepare = prepare
@@ -135,12 +139,12 @@ class Fetcher:
             after_start=self._request_ready,
             delay=self._delay,
             scope="fleet",
-            lane_limit=self._lane_limit,
+            lower_limits=LowerLimits(LEGACY_SERVER, self._lane_limit),
         )
 
-    def _lane_limit(self, lane: str) -> int:
+    def _lane_limit(self, lane: str, legacy_servers: Collection[str]) -> int:
         """Return the limit of a lane for the whole fleet: see ``_queues_for``."""
-        if not is_legacy_server(self._journal, self.name, lane.removeprefix(f"{KIND} ")):
+        if not is_legacy_server(lane.removeprefix(f"{KIND} "), legacy_servers):
             return REQUESTS_PER_SOURCE
         return 1 if self._options.destination.startswith("ftp") else REQUESTS_PER_LEGACY_SOURCE
 
@@ -157,7 +161,7 @@ class Fetcher:
             if isinstance(reply, NoReply) and not isinstance(reply, RequesterStopped) and tries > 1:
                 self._acknowledge(source, ack, tries - 1)
 
-        self._requester.send_request(source, ack, self._options.req_timeout, on_reply)
+        self._requester.send_request(self._living(source, ack), ack, self._options.req_timeout, on_reply)
 
     # -- requests
 
@@ -183,10 +187,8 @@ class Fetcher:
         if self._journal.now() - task.created > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
-        if len(sources) > 1:
-            sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
-        known = self._destinations
-        attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", sources, finish)
+        known, living = self._destinations, self._living_first(sources)
+        attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", living, finish)
         if attempt.destination:
             self._ready.append(attempt)
         else:
@@ -493,6 +495,8 @@ class Fetcher:
         return NotDelivered(f"{attempt.source}: {_reason(data or reply.type)}")
 
     def _on_source_failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
+        if isinstance(error, NoReply) and (member := self._other_member(attempt)):
+            attempt.sources = {member: attempt.message, **attempt.sources}
         attempt.failures.append(error)
         suffix = self._failure_log.admit(f"{attempt.source} {type(error).__name__}")
         level = logging.WARNING if suffix is not None else logging.DEBUG
@@ -549,7 +553,7 @@ class Fetcher:
 
     def _acknowledge_others(self, attempt: FetchAttempt) -> None:
         for source, announcement in self._sources.announcements_after_fetch(attempt.task).items():
-            if source != attempt.source:
+            if source != attempt.source and not _is_same(attempt.announced, announcement):
                 self.acknowledge(source, announcement)
 
     # -- availability of sources
@@ -557,6 +561,25 @@ class Fetcher:
     def _mark_source_down(self, source: str) -> None:
         failures = self._down.get(source, (0.0, 0))[1] + 1
         self._down[source] = (time.monotonic() + backoff(failures, initial=5.0), failures)
+
+    def _living_first(self, sources: dict[str, Message | str]) -> dict[str, Message | str]:
+        if len(sources) > 1:
+            sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
+        if self._fleets:
+            sources = {self._living(source, text): text for source, text in sources.items()}
+        return sources
+
+    def _living(self, source: str, announcement: Message | str) -> str:
+        """Return the address of a source, or of another member of its fleet if it does not reply."""
+        if not (self._fleets and self._is_down(source) and (metadata := _metadata(announcement))):
+            return source
+        others = self._fleets.others(source, metadata["log"])
+        return next((member for member in others if not self._is_down(member)), source)
+
+    def _other_member(self, attempt: FetchAttempt) -> str:
+        """Return the address of another member of the fleet that got no request of this attempt; empty without one."""
+        others = self._fleets.others(attempt.source, attempt.announced["log"]) if attempt.announced else ()
+        return next((member for member in others if member not in attempt.requested_from), "")
 
     def _is_down(self, source: str) -> bool:
         return self._down.get(source, (0.0, 0))[0] > time.monotonic()
@@ -571,6 +594,18 @@ def _replayed_text(reply: Message | TrollmovesError, log: str, number: int) -> s
         if (metadata.get("log"), metadata.get("number")) == (log, number):
             return str(text)
     return ""
+
+
+def _metadata(announcement: Message | str) -> dict[str, Any]:
+    if isinstance(announcement, Message):
+        return payload.announcement_metadata(announcement.data)
+    return payload.announcement_metadata_in(announcement)
+
+
+def _is_same(announced: Mapping[str, Any], text: str) -> bool:
+    """Return True if ``text`` repeats a numbered announcement, perhaps of another member of the same fleet."""
+    metadata = payload.announcement_metadata_in(text) if announced else {}
+    return bool(metadata) and (metadata["log"], metadata["number"]) == (announced["log"], announced["number"])
 
 
 def _reason(value: object) -> str:

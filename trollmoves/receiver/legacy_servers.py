@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from trollmoves.errors import TrollmovesError
@@ -96,6 +96,6 @@ class LegacyServers:
             )
 
 
-def is_legacy_server(journal: Journal, chain: str, address: str) -> bool:
-    """Return True if a server once announced without numbers, to any client that uses this journal."""
-    return any(key.startswith(f"{address} ") for key in journal.keys(chain, KIND))
+def is_legacy_server(address: str, keys: Collection[str]) -> bool:
+    """Return True if a server once announced without numbers; ``keys`` are those of all tasks of KIND of the chain."""
+    return any(key.startswith(f"{address} ") for key in keys)

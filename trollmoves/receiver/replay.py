@@ -11,7 +11,7 @@ import bisect
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -21,7 +21,7 @@ from trollmoves.journal import Journal, SourcePosition
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
-from trollmoves.net import urls
+from trollmoves.net import hosts, urls
 from trollmoves.utils.logs import LogThrottle
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ FIRST_CONTACT_SLACK = 5.0
 REPLAY_TIMEOUT = 30.0  # s; ZeroMQ closes a connection on which no page arrives for 15 s
 MAX_LOGS = 1_000  # of one provider; a server has one for each chain
 GAP_DELAY = 0.2  # s before a small gap is requested: numbers of one log come in any order from several servers
+FLEET_GAP_DELAY = 1.0  # s, likewise, if the servers belong to one fleet: one of them may be slower
 SMALL_GAP = 100  # announcements
 MAX_RUNS = 8  # of consecutive numbers that arrived after a gap
 RETRY_DELAY = 5.0  # s before the next replay request to a source after a failed one, whatever it announces
@@ -56,6 +57,9 @@ class _SourceLog:
     is_delayed: bool = False  # a request is due after GAP_DELAY
     not_before: float = 0.0  # monotonic; no request before this time
     first_seen: float = 0.0  # monotonic; 0 if known from an earlier process
+    member_hosts: frozenset[str] = frozenset()  # of the fleet, as the provider names them
+    # The same log at providers that name this one as a member of their fleet; they do not announce its numbers.
+    siblings: Sequence[_SourceLog] = field(default=(), repr=False, compare=False)
 
     @property
     def key(self) -> str:
@@ -88,14 +92,20 @@ class _SourceLog:
         return self.received_through is None or number > self.received_through
 
     @property
-    def has_small_gap(self) -> bool:
-        return self.received_through is not None and 0 < self.highest_seen - self.received_through <= SMALL_GAP
+    def may_close_soon(self) -> bool:
+        """True if missing announcements may arrive in a moment, as those of other members of a fleet do."""
+        if self.received_through is None:
+            return False
+        gap = self.highest_seen - self.received_through
+        return gap > 0 and (gap <= SMALL_GAP or bool(self.siblings))
 
 
 class ReplayClient:
     """The positions of one chain in the logs of its ``providers`` (``tcp://host:port``). Any thread.
 
-    A log belongs to the provider whose messages name it: a provider cannot change the position in the log of another.
+    A log belongs to the provider that names it in messages: a provider cannot change the position in the log of
+    another. For the members of a fleet, on the hosts that each one names in its heartbeats, the numbers of all count.
+    The first position of a provider is the last one of other providers of that log, such as the hosts of a fleet.
 
     ``on_replayed(messages, positions)`` is called on the requester's thread with missed announcements and the
     (chain, position) to store in the same transaction. ``gap_delay``: seconds before a small gap is requested.
@@ -154,6 +164,8 @@ class ReplayClient:
             if source is None:
                 return None
             source.add(number)
+            for sibling in source.siblings:
+                sibling.add(number)
             gap = source.missing(number)
             position = source.received_through
         if gap:
@@ -166,20 +178,34 @@ class ReplayClient:
             for source in self._logs.values():
                 source.lowest_unsaved = 0
 
-    def on_heartbeat(self, provider: str, log_name: str, number: int, address: str) -> None:
-        """Record the last number in a source's log; request a replay if it was not received."""
+    def on_heartbeat(
+        self, provider: str, log_name: str, number: int, address: str, members: Collection[str] = ()
+    ) -> None:
+        """Record the last number in a source's log; request a replay if it was not received.
+
+        ``members`` are the request addresses (``host:port``) of the fleet of the source.
+        """
         with self._lock:
             source = self._source(provider, log_name, address)
             if source is None:
                 return
+            if members or source.member_hosts:
+                source.member_hosts = frozenset(map(_host, members))
+                self._find_siblings(log_name)
             source.highest_seen = max(source.highest_seen, number)
             gap = source.missing(number) or number < (source.received_through or 0)
         if gap:
             self._request_gap(source)
 
+    def _find_siblings(self, log_name: str) -> None:
+        logs = [source for source in self._logs.values() if source.name == log_name]
+        for source in logs:
+            host = _host(source.provider)
+            source.siblings = [other for other in logs if other is not source and host in other.member_hosts]
+
     def _request_gap(self, source: _SourceLog) -> None:
         """Request missing announcements; those of a small gap only if they do not arrive within a moment."""
-        if not (self._gap_delay and source.has_small_gap):
+        if not (self._gap_delay and source.may_close_soon):
             self._request(source)
             return
         with self._lock:
@@ -187,7 +213,8 @@ class ReplayClient:
                 return
             source.is_delayed = True
             number = source.highest_seen
-        timer = threading.Timer(self._gap_delay, self._end_delay, [source, number])
+        delay = FLEET_GAP_DELAY if source.siblings else self._gap_delay
+        timer = threading.Timer(delay, self._end_delay, [source, number])
         timer.daemon = True
         timer.start()
 
@@ -212,8 +239,9 @@ class ReplayClient:
                         "[%s] ignored a log of %s: it has more than %d%s", self.name, provider, MAX_LOGS, more
                     )
                 return None
-            # A new log at a known address: the server's journal was lost or replaced. Request all of the new log.
-            position = self._orphans.get(log_name, 0 if (provider, address) in self._addresses else None)
+            position = self._stored_position(log_name)
+            if position is None and (provider, address) in self._addresses:
+                position = 0  # the server's journal was lost or replaced: request all of the new log
             for other in self._logs.values():
                 if (other.provider, other.address) == (provider, address) and other.received_through is None:
                     other.received_through = 0  # replaced before its first reply
@@ -222,6 +250,18 @@ class ReplayClient:
         source.address = address
         self._addresses.add((provider, address))
         return source
+
+    def _stored_position(self, log_name: str) -> int | None:
+        """Return the number up to which the log of other providers is stored; None if they do not have it.
+
+        After a takeover, another host of a fleet announces the same log.
+        """
+        positions = [
+            other.saved_through(other.received_through)
+            for other in self._logs.values()
+            if other.name == log_name and other.received_through is not None
+        ]
+        return max([*positions, *(through for log, through in self._orphans.items() if log == log_name)], default=None)
 
     def _request(self, source: _SourceLog) -> None:
         with self._lock:
@@ -333,6 +373,10 @@ class ReplayClient:
                     message.raw = ""
                 messages.append(message)
         return messages
+
+
+def _host(address: str) -> str:
+    return hosts.canonical(address.removeprefix("tcp://").rpartition(":")[0])
 
 
 def _add_to_runs(runs: list[list[int]], number: int) -> None:

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -39,7 +39,7 @@ MAX_CONTEXTS = 500  # contexts kept per lane for tasks that wait in the journal
 MAX_OWNERS = 100  # owners kept per lane
 STALL_SECONDS = 0.01  # s without a finished task after which another worker is assigned to a lane
 NEVER = float("inf")
-Scope = Literal["fleet", "member", "host"]
+Scope = Literal["fleet", "requested", "member", "host"]
 
 
 class FileStats(NamedTuple):
@@ -81,13 +81,21 @@ class ChainPolicy(NamedTuple):
     probe_interval: float = BACKOFF_MAX
 
 
+class LowerLimits(NamedTuple):
+    """Limits of single lanes for a whole fleet: ``limit(lane, keys)``, with the keys of the tasks of ``kind``."""
+
+    kind: str
+    limit: Callable[[str, Collection[str]], int]
+
+
 @dataclass(frozen=True, slots=True)
 class TaskKind:
     """One kind of task of one chain: its handler, and how many tasks of a lane may run concurrently.
 
-    In a fleet that shares its work, ``scope`` says which members run a task: all, within one limit ("fleet"); the one
-    that stored it, and after its end any other ("member"), or any other on the same host ("host"). ``lane_limit``
-    returns the limit of a lane if it is less.
+    In a fleet that shares its work, ``scope`` says which members run a task: all, within one limit ("fleet"); within
+    one limit the one at which it was requested, if it has a part of the limit, and after its end any other
+    ("requested"); the one that stored it, and after its end any other ("member"), or any other on the same host
+    ("host"). ``lower_limits`` are those of single lanes.
     """
 
     limit: int
@@ -98,7 +106,12 @@ class TaskKind:
     by_owner: bool = False  # the workers are shared between the owners of the tasks
     policy: ChainPolicy = field(default_factory=ChainPolicy)
     scope: Scope = "member"
-    lane_limit: Callable[[str], int] | None = None
+    lower_limits: LowerLimits | None = None
+
+    @property
+    def has_shared_lanes(self) -> bool:
+        """True if the members of a fleet share the limit of each lane."""
+        return self.scope in ("fleet", "requested")
 
 
 @dataclass(slots=True, eq=False)

@@ -20,7 +20,7 @@ from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import WAITING, Journal, Outcome, Task, batches
 from trollmoves.scheduler.circuit_breaker import Transition
 from trollmoves.scheduler.failure_log import FailureLog
-from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, Result, Scope, TaskKind
+from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, LowerLimits, Result, Scope, TaskKind
 from trollmoves.scheduler.outcomes import to_outcome
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.shared_lanes import SharedLanes
@@ -199,7 +199,7 @@ class Scheduler:
         delay: float = 0.0,
         by_owner: bool = False,
         scope: Scope = "member",
-        lane_limit: Callable[[str], int] | None = None,
+        lower_limits: LowerLimits | None = None,
     ) -> None:
         """Register the handler of a kind of task. A lane contains tasks of one kind.
 
@@ -215,7 +215,7 @@ class Scheduler:
             delay: seconds before the first task may start.
             by_owner: share the workers between the owners of the tasks.
             scope: which members of a fleet run the tasks, see ``TaskKind``.
-            lane_limit: returns the limit of a lane for the whole fleet, if it may be less; may raise JournalError.
+            lower_limits: limits of single lanes for the whole fleet.
         """
         if handler:
             limit = min(limit, max(1, self._max_workers - 1))  # one thread remains for other lanes
@@ -228,7 +228,7 @@ class Scheduler:
             by_owner,
             self._policies.get(chain, ChainPolicy()),
             scope,
-            lane_limit,
+            lower_limits,
         )
         if scope == "host":
             self._journal.keep_on_host(chain, kind)
@@ -317,7 +317,7 @@ class Scheduler:
             )
             lane.proven = (chain, name) in self._proven
             self._proven.pop((chain, name), None)
-            if self.shared and kind.scope == "fleet":
+            if self.shared and kind.has_shared_lanes:
                 lane.share = self._lane_parts.get((chain, name), 0)
                 if not lane.share:
                     self.shared.look_soon()

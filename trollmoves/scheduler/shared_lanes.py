@@ -116,7 +116,17 @@ class SharedLanes:
     def is_shared(self, chain: str, kind: str) -> bool:
         """Return True if all members run the tasks of this kind; also while it is not registered here."""
         registered = self._scheduler.kind_of(chain, kind)
-        return registered is None or registered.scope == "fleet"
+        return registered is None or registered.has_shared_lanes
+
+    def is_requested(self, chain: str, kind: str) -> bool:
+        """Return True if tasks of this kind are requested at one member, which runs them if it can."""
+        registered = self._scheduler.kind_of(chain, kind)
+        return registered is not None and registered.scope == "requested"
+
+    def has_part(self, chain: str, lane: str) -> bool:
+        """Return True if this member has a part of the limit of a lane."""
+        part = self._parts.get((chain, lane))
+        return bool(part and part.part)
 
     def room(self, chain: str, lane: str) -> int:
         """Return how many further tasks of a lane this member can run soon."""
@@ -171,7 +181,11 @@ class SharedLanes:
     def _divide(self, lanes: dict[Key, Lane], *, is_full: bool) -> None:
         """Ask for a part of each lane that has tasks, or of which this member has too much."""
         now = time.monotonic()
-        demands = [demand for key, lane in lanes.items() if (demand := self._demand(key, lane, now, is_full))]
+        due = {key: lane for key, lane in lanes.items() if is_full or self._is_new(key, lane)}
+        limits = self._read_limits(due)
+        demands = [
+            demand for key, lane in lanes.items() if (demand := self._demand(key, lane, now, key in due, limits))
+        ]
         idle = {key: part for key, part in self._parts.items() if key not in lanes}
         released = [key for key, part in idle.items() if now - part.last_work > LINGER]
         for key in released:
@@ -196,21 +210,35 @@ class SharedLanes:
         if has_grown:
             self._scheduler.wake()
 
-    def _demand(self, key: Key, lane: Lane, now: float, is_full: bool) -> LaneDemand | None:
+    def _is_new(self, key: Key, lane: Lane) -> bool:
+        part = self._parts.get(key)
+        return part is None or (lane.has_work() and not part.part)
+
+    def _read_limits(self, lanes: dict[Key, Lane]) -> dict[Key, int]:
+        """Return the limits of lanes with lower ones, by one query."""
+        lower = {key: (kind.lower_limits, kind.limit) for key, lane in lanes.items() if (kind := lane.kind)}
+        wanted = {(chain, limits.kind) for (chain, _), (limits, _) in lower.items() if limits}
+        keys = self._sharing.keys(wanted) if wanted else {}
+        return {
+            (chain, lane): min(limit, limits.limit(lane, keys.get((chain, limits.kind), ())))
+            for (chain, lane), (limits, limit) in lower.items()
+            if limits
+        }
+
+    def _demand(self, key: Key, lane: Lane, now: float, is_due: bool, limits: dict[Key, int]) -> LaneDemand | None:
         kind, part = lane.kind, self._parts.get(key)
         if kind is None:
             return None
         wants = lane.has_work()
-        is_new = part is None or (wants and not part.part)
         if part is None:
             self._next_full = now + FIRST_INTERVAL
             self.look_soon(FIRST_INTERVAL)
-        if not (is_new or is_full or (part and part.stored > part.part)):
+        if not (is_due or (part and part.stored > part.part)):
             return None
         if part is None:
             part = self._parts[key] = _Part(kind.limit)
-        if is_new or is_full:
-            part.limit = kind.lane_limit(lane.name) if kind.lane_limit else kind.limit
+        if is_due:
+            part.limit = limits.get(key, kind.limit)
             lane.burst_factor = ASYNC_BURST_FACTOR if part.limit == kind.limit else 1
         if wants:
             part.last_work = now

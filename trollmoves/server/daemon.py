@@ -57,6 +57,8 @@ class ServerChain(ProviderChain):
                 describe=RemoteFileDescriber(options, policy).describe,
             )
         self.announcer.on_announced = runtime.on_announced
+        if options.delete and self._request_handler:
+            self.announcer.removals = self._request_handler.removals
         announce = self.announcer.announce
         self._source: DirectorySource | MessageSource
         if options.origin is None:
@@ -82,6 +84,11 @@ class ServerChain(ProviderChain):
         else:
             self.announcer.start(republish=False)
         self._source.start()
+
+    def repeat_last_messages(self) -> None:
+        """Publish announcements of killed members of the fleet again, of which they cannot answer the requests."""
+        if self._request_handler:
+            self._request_handler.repeat_last_messages()
 
     def on_dropped(self, tasks: Sequence[Task]) -> None:
         """Reject the requests for files that an operator dropped."""

@@ -18,6 +18,7 @@ from trollmoves.utils.log_format import JOURNAL_FORMAT, FastRedactingFormatter, 
 from trollmoves.utils.log_writer import LogFile, LogWriter, QueuedHandler, Rotation, StderrHandler
 from trollmoves.utils.recent_log import RecentLog
 from trollmoves.utils.service_manager import logs_to_journal
+from trollmoves.utils.users import permission_remedy
 
 # Minimum levels of third-party loggers in verbose mode. The DEBUG lines of some contain keys and tokens, or report
 # every packet or watch.
@@ -139,7 +140,8 @@ def _read(config: str) -> dict[str, Any]:
         with open(config, "rb") as stream:
             settings = yaml.safe_load(stream)
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", file=config) from None
+        remedy = permission_remedy(error.errno, "read")
+        raise ConfigError(f"cannot be read: {error.strerror}{remedy}", file=config) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"invalid YAML: {_one_line(error)}", file=config) from None
     if not isinstance(settings, dict):
@@ -181,7 +183,8 @@ def _file_handler(file: str, rotation: Rotation) -> logging.Handler:
     try:
         return _with_formatter(LogFile(file, rotation))
     except OSError as error:
-        raise ConfigError(f"cannot be opened: {error.strerror}", file=file) from None
+        remedy = permission_remedy(error.errno, "write")
+        raise ConfigError(f"cannot be opened: {error.strerror}{remedy}", file=file) from None
 
 
 def _stderr_handler() -> logging.Handler:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from trollmoves.matching.patterns import Origin
+from trollmoves.utils.users import permission_remedy
 from trollmoves.watch import inotify
 
 Identity = tuple[int, int]
@@ -26,10 +27,7 @@ _SELF = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.ONLYDIR
 _ENTRIES = inotify.CREATE | inotify.MOVED_TO
 _FILES = _ENTRIES | inotify.CLOSE_WRITE
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-_ADVICE = {
-    errno.ENOSPC: "out of inotify watches, raise fs.inotify.max_user_watches",
-    errno.EACCES: "permission denied",
-}
+_NO_WATCHES = "out of inotify watches, raise fs.inotify.max_user_watches"
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +123,12 @@ class DirectoryTree:
         """Log once, until the next success, that a directory cannot be watched or listed."""
         reason = error.errno or 0
         if self._failures.get(path) != reason:
-            advice = _ADVICE.get(reason) or error.strerror or str(error)
+            advice = f"{error.strerror or error}{permission_remedy(reason, 'read and search')}"
+            if reason == errno.ENOSPC:
+                advice = _NO_WATCHES
             level = logging.WARNING if len(self._failures) < MAX_LOGGED_FAILURES else logging.DEBUG
             self._failures[path] = reason
-            logger.log(level, "[%s] cannot watch %s (%s), listing it periodically instead", self._name, path, advice)
+            logger.log(level, "[%s] cannot watch %s, trying to list it periodically: %s", self._name, path, advice)
 
     def _rescan_from(self, directory: Directory, again: bool) -> Iterator[Directory]:
         if directory.level <= 0:

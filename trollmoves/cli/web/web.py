@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, daemon_of, known_daemons
 from trollmoves.cli.web.site import Remote, Site
 from trollmoves.errors import ConfigError, StartError
+from trollmoves.net.ports import listen_remedy
 
 PORT = 9080
 BACKLOG = 64  # connections that wait
@@ -100,10 +102,19 @@ def _listen(arguments: argparse.Namespace) -> socket.socket:
         os.fchmod(listener.fileno(), 0o600)  # the kernel creates the file with these permissions
         listener.bind(path)
         listener.listen(BACKLOG)
-    except OSError as error:
-        place = path or f"{arguments.bind}:{arguments.port}"
-        raise StartError(f"cannot listen on {place}: {error.strerror}; use another one") from None
+    except (OSError, OverflowError) as error:
+        raise StartError(_listen_error(arguments, error)) from None
     return listener
+
+
+def _listen_error(arguments: argparse.Namespace, error: OSError | OverflowError) -> str:
+    """Return the text for a port or a Unix socket that cannot be opened."""
+    number = (error.errno or 0) if isinstance(error, OSError) else errno.EINVAL
+    reason = os.strerror(number) if number > 0 else str(error)  # Python adds the address to its own text
+    if arguments.socket:
+        return f"cannot listen on {arguments.socket}: {reason}; change --socket to a path that this user can write"
+    options = ("web_port", "web_address") if arguments.until_eof else ("--port", "--bind")
+    return f"cannot listen on {arguments.bind}:{arguments.port}: {reason}{listen_remedy(number, *options)}"
 
 
 def _daemons(configs: list[str], kind: str | None) -> list[DaemonFiles]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 from trollmoves.journal.common.queries import OpenQueries, placeholders
@@ -39,6 +39,9 @@ class TaskQueries(OpenQueries):
     def finished_for(self, chain: str, kinds: Sequence[str], number: int) -> list[Task]:
         where = f"announcement_number = ? AND chain = ? AND state = 1 AND kind IN ({placeholders(kinds)}) ORDER BY id"
         return self._tasks(where, number, chain, *kinds)
+
+    def ended(self, ids: Collection[int]) -> list[Task]:
+        return self._tasks(f"id IN ({placeholders(ids)}) AND state <> 0", *ids) if ids else []
 
     def has_pending_for(self, chain: str, kind: str, number: int) -> bool:
         where = "announcement_number = ? AND chain = ? AND kind = ? AND state = 0 LIMIT 1"

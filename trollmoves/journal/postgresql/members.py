@@ -11,11 +11,11 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -42,6 +42,14 @@ TRIED = (
 )
 
 
+class KilledMember(NamedTuple):
+    """A member that was killed: when it last lived, and the addresses at which it received the requests of chains."""
+
+    id: int
+    at: float
+    addresses: Mapping[str, str]
+
+
 class Membership:
     """This process as a member of a fleet; its thread renews the lease. Any thread.
 
@@ -65,6 +73,8 @@ class Membership:
         self._on_lost = on_lost
         self._stop = threading.Event()
         self._connected_since = boot_time()
+        self._killed: Sequence[KilledMember] = ()
+        self._killed_lock = threading.Lock()
         self._process = ProcessId.own()
         started = boot_time()
         self.id = int(database.run_statement(self._register))
@@ -212,19 +222,27 @@ class Membership:
 
         self._database.run(work)
 
-    def killed(self) -> list[tuple[int, float]]:
-        """Return (id, time of death) of the members that were killed, each to one caller only."""
-        return self._database.run_statement(
-            lambda db: [
-                (id_, at)
-                for id_, at in db.execute(
-                    "WITH killed AS (SELECT id, killed_at FROM members WHERE killed_at IS NOT NULL "
-                    "ORDER BY id FOR UPDATE SKIP LOCKED) "
-                    "UPDATE members m SET killed_at = NULL FROM killed WHERE m.id = killed.id "
-                    "RETURNING m.id, killed.killed_at"
-                ).fetchall()
-            ]
-        )
+    def killed(self) -> Sequence[KilledMember]:
+        """Return the killed members that this one replaces: each is replaced by the first one that calls this."""
+        with self._killed_lock:
+            new = self._database.run_statement(
+                lambda db: [
+                    KilledMember(id_, at, addresses_of(addresses))
+                    for id_, at, addresses in db.execute(
+                        "WITH killed AS (SELECT id, killed_at FROM members WHERE killed_at IS NOT NULL "
+                        "ORDER BY id FOR UPDATE SKIP LOCKED) "
+                        "UPDATE members m SET killed_at = NULL FROM killed WHERE m.id = killed.id "
+                        "RETURNING m.id, killed.killed_at, m.addresses"
+                    ).fetchall()
+                ]
+            )
+            self._killed = [*self._killed, *new]
+            return self._killed
+
+
+def addresses_of(value: Any) -> dict[str, str]:
+    """Return the addresses by chain in a row of ``members``; its default is an empty list."""
+    return value if isinstance(value, dict) else {}
 
 
 def members_of(database: PostgresDatabase) -> list[MemberRow]:

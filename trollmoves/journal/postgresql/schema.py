@@ -14,7 +14,7 @@ from psycopg import sql
 
 from trollmoves.errors import JournalUnusable
 
-LAYOUT = 2
+LAYOUT = 3
 LOCK_TIMEOUT = 2.0  # s that a migration waits for running transactions, so that it does not block later ones for longer
 MIGRATE_REMEDY = "start a daemon of this version once with the login of the owner of the schema"
 IDENT_BYTES = 1000  # of a key that is in the unique index as it is; PostgreSQL limits an entry to 2704 bytes
@@ -81,24 +81,30 @@ CREATE TABLE outages (
     paused_until double precision NOT NULL, held boolean NOT NULL, prober bigint,
     PRIMARY KEY (chain, lane)) WITH (fillfactor = 50);
 """,
+    """
+ALTER TABLE tasks ADD COLUMN turn uuid;
+CREATE INDEX tasks_turn ON tasks (chain, turn, id) WHERE turn IS NOT NULL;
+CREATE UNIQUE INDEX tasks_turn_held ON tasks (chain, turn) WHERE turn IS NOT NULL AND holder IS NOT NULL AND state = 0;
+""",
 )
 
 
-def prepare_schema(db: psycopg.Connection, schema: str) -> None:
+def prepare_schema(db: psycopg.Connection, schema: str, migrations: Sequence[str] = MIGRATIONS) -> None:
     """Create the tables, or migrate them to the layout of this version; JournalUnusable if that is not possible.
 
     Concurrent calls of several members wait for the first one.
     """
-    if layout_of(db, schema) >= LAYOUT:
+    if layout_of(db, schema) >= len(migrations):
         return
     try:
         with db.transaction():
             db.execute(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT * 1000)}")
             db.execute("SELECT pg_advisory_xact_lock(hashtext('trollmoves ' || %s))", (schema,))
+            db.execute("SELECT 1 FROM pg_namespace LIMIT 1")  # forgets that the schema did not exist before the lock
             layout = layout_of(db, schema)
             if not layout:
                 db.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-            for number, migration in enumerate(MIGRATIONS[layout:], layout + 1):
+            for number, migration in enumerate(migrations[layout:], layout + 1):
                 db.execute(migration.encode())  # several statements, without parameters
                 db.execute(
                     "INSERT INTO meta VALUES ('layout', %s) ON CONFLICT (key) DO UPDATE SET value = excluded.value",

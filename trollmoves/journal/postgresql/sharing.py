@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import psycopg
@@ -18,7 +18,7 @@ from psycopg.types.json import Json
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
-from trollmoves.journal.postgresql.members import FLEET, NOTIFY, Membership
+from trollmoves.journal.postgresql.members import FLEET, NOTIFY, Membership, addresses_of
 from trollmoves.journal.records import WAITING, Task, to_sqlite_text
 from trollmoves.journal.sharing import LaneDemand, Outage, WorkSource
 
@@ -28,7 +28,16 @@ NOTIFY_INTERVAL = 0.02  # s between two wake-ups of other members by this one: e
 FORGET_AFTER = 5.0  # s after the end of a pause in which an outage is kept without a task that waits
 LISTEN_TIMEOUT = 1.0  # s between two looks at whether to stop
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('trollmoves slots ' || current_schema()))"
-_MEMBERS = "SELECT member FROM leases WHERE starts_with(what, %s) ORDER BY member"
+_MEMBERS = (
+    "SELECT l.member, m.addresses FROM leases l JOIN members m ON m.id = l.member "
+    "WHERE starts_with(l.what, %s) ORDER BY l.member"
+)
+_INTERRUPTED = (
+    "SELECT announcement_number FROM tasks WHERE chain = %(chain)s AND kind = %(kind)s AND state = 0 "
+    "AND announcement_number IS NOT NULL AND %(member)s = ANY(tried_by) UNION "
+    "SELECT announcement_number FROM tasks WHERE chain = %(chain)s AND kind = %(kind)s AND state <> 0 "
+    "AND announcement_number IS NOT NULL AND %(member)s = ANY(tried_by) AND finished >= %(at)s"
+)
 _DIVIDE = (
     "WITH asked AS (SELECT * FROM json_to_recordset(%(rows)s::json) AS r "
     "(place int, chain text, lane text, most int, used int, wanted bool)), "
@@ -63,6 +72,14 @@ _FORGET = (
     "DELETE FROM outages o WHERE paused_until < %(before)s AND NOT EXISTS (SELECT 1 FROM tasks t "
     "WHERE t.chain = o.chain AND t.lane = o.lane AND t.state = 0) RETURNING chain, lane"
 )
+_RELEASE = (
+    "UPDATE tasks SET place = '' WHERE id IN (SELECT id FROM tasks WHERE id = ANY(%(ids)s::bigint[]) AND state = 0 "
+    "AND place NOT IN ('', %(host)s) ORDER BY chain, kind, key FOR UPDATE)"
+)
+_KEYS = (
+    "SELECT t.chain, t.kind, t.key FROM unnest(%s::text[], %s::text[]) AS wanted (chain, kind) "
+    "JOIN tasks t ON t.chain = wanted.chain AND t.kind = wanted.kind"
+)
 Identity = tuple[str, str, str]
 
 
@@ -79,10 +96,15 @@ class Allotment:
         """Return True if this member is to hold a task, which then uses room."""
         if task.state != WAITING or self._source is None or not self._source.is_shared(task.chain, task.kind):
             return True
+        key = task.chain, task.lane
+        if self._source.is_requested(task.chain, task.kind):
+            if self._source.has_part(*key):
+                return True
+            self._source.on_free(crowded=True)  # it gets a part then, and runs the task unless another member does
+            return False
         if not self._sharing.owns(task.key):
             self._source.on_free(crowded=False)
             return False
-        key = task.chain, task.lane
         if key not in self._rooms:
             self._rooms[key] = self._source.room(*key)
         if self._rooms[key] <= 0:
@@ -102,7 +124,10 @@ class PostgresSharing:
         self.host = membership.name
         self._source: WorkSource | None = None
         self._members: Sequence[int] = (membership.id,)
-        self._kinds_of_host: set[tuple[str, str]] = set()
+        self._addresses: Mapping[int, Mapping[str, str]] = {}  # by member and chain; replaced, never modified
+        self._own_addresses: dict[str, str] = {}
+        self._address_lock = threading.Lock()  # guards it
+        self._kinds_of_host: dict[tuple[str, str], bool] = {}  # by chain and kind: until another host has stored it
         self._notified = 0.0  # monotonic
         self._stop = threading.Event()
         self._listener: threading.Thread | None = None
@@ -110,13 +135,19 @@ class PostgresSharing:
     def attach(self, source: WorkSource) -> None:
         self._source = source
 
-    def keep_on_host(self, chain: str, kind: str) -> None:
-        """Leave new tasks of this kind to members on this host."""
-        self._kinds_of_host.add((chain, kind))
+    def keep_on_host(self, chain: str, kind: str, *, until_shared: bool = False) -> None:
+        """Leave new tasks of this kind to members on this host, or on each host that has stored them."""
+        self._kinds_of_host[chain, kind] = until_shared
 
     def place_of(self, task: Task) -> str:
         """Return the name of the host that must run a new task, empty for all."""
         return self.host if (task.chain, task.kind) in self._kinds_of_host else ""
+
+    def release_from_hosts(self, db: Connection, tasks: Iterable[Task]) -> None:
+        """Let all members run those of these stored tasks that a member on another host has stored."""
+        ids = [t.id for t in tasks if t.state == WAITING and self._kinds_of_host.get((t.chain, t.kind))]
+        if ids:
+            db.execute(_RELEASE, {"ids": ids, "host": self.host})
 
     def owns(self, key: str) -> bool:
         """Return True if the key belongs to this member; all members agree about this without a query."""
@@ -136,13 +167,49 @@ class PostgresSharing:
     # -- looks, at most one at a time
 
     def refresh(self) -> bool:
-        members = [member for (member,) in self._database.read(_MEMBERS, (f"{FLEET} ",))]
-        self._members = members or (self._membership.id,)
+        rows = self._database.read(_MEMBERS, (f"{FLEET} ",))
+        self._members = [member for member, _ in rows] or (self._membership.id,)
+        self._addresses = {member: addresses_of(addresses) for member, addresses in rows}
         return bool(self._database.read("SELECT 1 FROM members WHERE killed_at IS NOT NULL LIMIT 1"))
+
+    def is_first(self) -> bool:
+        self.refresh()
+        return self._members[0] == self._membership.id
+
+    def set_address(self, chain: str, address: str | None) -> None:
+        store = "UPDATE members SET addresses = %s WHERE id = %s AND NOT gone"
+        with self._address_lock:
+            self._own_addresses.pop(chain, None)
+            if address:
+                self._own_addresses[chain] = address
+            values = Json(dict(self._own_addresses)), self._membership.id
+            self._database.run_statement(lambda db: db.execute(store, values))
+
+    def addresses(self, chain: str) -> list[str]:
+        found = {**self._addresses, self._membership.id: self._own_addresses}
+        return list(dict.fromkeys(found[member][chain] for member in sorted(found) if chain in found[member]))
+
+    def killed_addresses(self, chain: str) -> set[str]:
+        return {killed.addresses[chain] for killed in self._membership.killed() if chain in killed.addresses}
+
+    def interrupted_numbers(self, chain: str, kind: str) -> set[int]:
+        return {
+            number
+            for member, at, _ in self._membership.killed()
+            for (number,) in self._database.read(
+                _INTERRUPTED, {"chain": chain, "kind": kind, "member": member, "at": at}
+            )
+        }
 
     def find_work(self, chains: Collection[str]) -> list[tuple[str, str, str]]:
         values = {"chains": sorted(chains), "now": self._database.now(), "host": self.host}
         return [(chain, lane, kind) for chain, lane, kind in self._database.read(_FIND, values)]
+
+    def keys(self, kinds: Collection[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
+        found: dict[tuple[str, str], set[str]] = {}
+        for chain, kind, key in self._database.read(_KEYS, tuple(map(list, zip(*kinds, strict=True)))):
+            found.setdefault((chain, kind), set()).add(key)
+        return found
 
     def divide(self, demands: Sequence[LaneDemand], released: Collection[tuple[str, str]]) -> list[int]:
         rows = [

@@ -330,9 +330,9 @@ class SftpConnection(Connection):
         if flags & READ_ONLY:
             return PermissionRefused(f"{directory}: the file system of the server is mounted read-only")
         if free_blocks * block < needed:
-            return NoSpace(f"{directory}: the disk of the server is full: {free_blocks * block} bytes are free")
+            return NoSpace(f"{directory}: the disk of the destination is full: {free_blocks * block} bytes are free")
         if inodes and not free_inodes:
-            return NoSpace(f"{directory}: the disk of the server is full: 0 of {inodes} inodes are free")
+            return NoSpace(f"{directory}: the disk of the destination is full: 0 of {inodes} inodes are free")
         return None
 
 

@@ -1,7 +1,8 @@
-"""Runs a command that kills itself, or blocks a thread, at a failpoint.
+"""Runs a command that kills or suspends itself, or blocks a thread, at a failpoint.
 
 ``python -m trollmoves.tests.helpers.armed NAME:COUNT SCRIPT ARGUMENTS`` runs SCRIPT, which sends itself SIGKILL when it
-reaches the failpoint NAME for the COUNT-th time. With ``NAME:block`` the thread that reaches it waits without end.
+reaches the failpoint NAME for the COUNT-th time. With ``NAME:block`` the thread that reaches it waits without end, with
+``NAME:stop`` it suspends the process by SIGSTOP the first time.
 
 A failpoint is the beginning or the end of a function: only this command wraps it, the project contains no trace of it.
 """
@@ -150,13 +151,13 @@ PLACES: Mapping[str, Sequence[Place]] = {
 }
 
 
-def kill_at(count: int) -> Callable[[], None]:
-    """Return a function that sends SIGKILL to this process when it is called for the ``count``-th time."""
+def signal_at(count: int, number: signal.Signals) -> Callable[[], None]:
+    """Return a function that sends a signal to this process when it is called for the ``count``-th time."""
     times = itertools.count(1)
 
     def on_reached() -> None:
         if next(times) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
     return on_reached
 
@@ -191,11 +192,11 @@ def main(arguments: Sequence[str]) -> None:
     """Arm the failpoint and run the script; exit with a list of the failpoints if the first argument names none."""
     wanted, script, *rest = arguments
     name, _, count = wanted.partition(":")
-    is_block = count == "block"
-    if name not in FAILPOINTS or not (is_block or (count.isdecimal() and int(count))):
+    actions = {"block": block, "stop": signal_at(1, signal.SIGSTOP)}
+    if name not in FAILPOINTS or not (count in actions or (count.isdecimal() and int(count))):
         known = "\n".join(f"  {one}: {sentence}" for one, sentence in FAILPOINTS.items())
         sys.exit(f"{wanted} must be NAME:COUNT of these:\n{known}")
-    on_reached = block if is_block else kill_at(int(count))
+    on_reached = actions.get(count) or signal_at(int(count), signal.SIGKILL)
     for place in PLACES[name]:
         wrap(place, on_reached)
     sys.argv = [script, *rest]

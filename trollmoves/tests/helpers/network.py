@@ -123,13 +123,14 @@ class Host(Namespace):
         """Put the cable back."""
         self._switch.run("ip", "link", "set", self._port, "up")
 
-    def drop_packets(self, incoming: float = 0.0, outgoing: float = 0.0) -> None:
-        """Drop these shares of incoming and outgoing packets until the next call."""
+    def drop_packets(self, incoming: float = 0.0, outgoing: float = 0.0, port: int = 0) -> None:
+        """Drop these shares of incoming and outgoing packets, all or those to a port, until the next call."""
+        to_port = ["-p", "tcp", "--dport", str(port)] if port else []
         self.run("iptables", "-w", "-F")
         for chain, device, share in (("INPUT", "-i", incoming), ("OUTPUT", "-o", outgoing)):
             losing = ["-m", "statistic", "--mode", "random", "--probability", str(share)] if share < 1 else []
             if share:
-                self.run("iptables", "-w", "-A", chain, device, "eth0", *losing, "-j", "DROP")
+                self.run("iptables", "-w", "-A", chain, device, "eth0", *to_port, *losing, "-j", "DROP")
 
     def connections(self, port: int) -> int:
         """Count the established connections to a port of this host."""

@@ -137,17 +137,22 @@ def test_closed_connections(caplog: pytest.LogCaptureFixture) -> None:
 
         def is_refused() -> bool:
             """Send a request over a new connection, and close it."""
-            with suppress(ConnectionError), closing(peer(replier.port, b"DEALER")) as line:
+            with suppress(OSError), closing(peer(replier.port, b"DEALER")) as line:
                 line.sendall(frame)
                 line.shutdown(socket.SHUT_WR)
                 while line.recv(100):
                     pass
             return "messages of its earlier ones are not read yet" in caplog.text
 
+        def can_connect() -> bool:
+            with suppress(OSError), closing(peer(replier.port, b"DEALER")):
+                return True
+            return False
+
         until(is_refused, 30, "a connection is refused")
         reading.set()
         until(lambda: not replier._monitor._left, 30, "all requests have been read")
-        peer(replier.port, b"DEALER").close()
+        until(can_connect, 30, "its address can connect")
 
 
 def is_served(replier: Replier, address: str) -> bool:

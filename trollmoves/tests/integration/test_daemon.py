@@ -107,7 +107,8 @@ def test_publish_port_is_taken(testbed: Testbed) -> None:
     """A server reports a publish port that is already in use."""
     port = taken_port(testbed)
     config = testbed.config({"hrit": section(testbed, "server")})
-    refused(testbed.run("move_it_server.py", config, "-p", str(port)), port, "Address already in use")
+    ended = testbed.run("move_it_server.py", config, "-p", str(port))
+    refused(ended, port, "Address already in use; end the process that uses it", "change the port of -p")
 
 
 @both
@@ -117,7 +118,7 @@ def test_only_chain_cannot_start(testbed: Testbed, role: str) -> None:
     config = testbed.config({"hrit": section(testbed, role, **{port_option(role): port})})
     arguments = ["-p", str(testbed.port())] if role == "server" else []
     ended = testbed.run(COMMANDS[role], config, "-l", testbed.root / "log", *arguments)
-    refused(ended, "[hrit]", port, "Address already in use")
+    refused(ended, config, "[hrit]", port, "Address already in use", f"or change {port_option(role)}")
     assert "Traceback" not in (testbed.root / "log").read_text()
 
 

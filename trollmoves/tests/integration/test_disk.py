@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -13,8 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
+from trollmoves.tests.helpers.daemons import (
+    MIRROR_TOPIC,
+    Process,
+    ServerClientPair,
+    Testbed,
+    client_section,
+    mirror_section,
+)
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
+from trollmoves.tests.helpers.failing_disk import Call, FailingDisk
+from trollmoves.tests.helpers.feeding import content
 from trollmoves.tests.helpers.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
@@ -115,6 +126,26 @@ def test_journal_disk_is_full(tmp_path: Path, role: str) -> None:
         assert process.terminate() == 0
 
 
+def test_journal_disk_of_a_dispatcher_is_full(tmp_path: Path) -> None:
+    """While the journal's disk is full, the dispatcher keeps received messages; their files arrive afterwards."""
+    with Testbed(tmp_path) as testbed:
+        disk = mount(testbed, testbed.root / "disk", "size=24m")
+        target = {"directory": "OUT", "dispatch_configs": [{"topics": [TOPIC]}]}
+        dispatching = DispatcherTestbed(testbed, {"DEFAULT": {"journal": str(disk / "a.journal")}, "target": target})
+        dispatching.start()
+        dispatching.publisher.publish_file(dispatching.file("first"))
+        dispatching.wait_for("first")
+        ballast = fill(disk)
+        names = [f"file-{n}" for n in range(200)]
+        for name in names:
+            dispatching.publisher.publish_file(dispatching.file(name))
+        dispatching.process.wait_for_line("full")
+        assert names[-1] not in dispatching.delivered_files()
+        ballast.unlink()
+        dispatching.wait_for(*names, seconds=60)
+        calm(dispatching.process)
+
+
 def test_the_disk_of_the_journal_is_full_at_the_start(tmp_path: Path) -> None:
     """A daemon that finds no room for its journal says so once, waits, and begins when there is some."""
     with pair_on(tmp_path, "server", "size=1m") as (_, pair, disk):
@@ -191,6 +222,94 @@ def test_target_is_read_only(tmp_path: Path) -> None:
         pair.wait_until_done(60)
 
 
+@pytest.mark.parametrize("error", [errno.EDQUOT, errno.EIO])
+def test_target_rejects_writes(tmp_path: Path, error: int) -> None:
+    """Over a quota, or with I/O errors, no file is incomplete and few lines are logged; later all files arrive."""
+    with Testbed(tmp_path) as testbed:
+        disk = FailingDisk(testbed, testbed.directory("out"))
+        pair = ServerClientPair(testbed)
+        pair.start()
+        pair.feeder.feed(3)
+        pair.wait_until_done()
+        disk.fail(Call.WRITE, error)
+        fed = pair.feeder.feed(5)
+        pair.client.wait_for_line("not delivered")
+        assert not {path.name for path in pair.target.iterdir()} & set(fed)
+        assert os.strerror(error) in pair.server.lines()
+        calm(pair.server)
+        calm(pair.client)
+        disk.work()
+        pair.wait_until_done(60)
+        assert {path.name for path in pair.target.iterdir()} == set(pair.feeder.fed)
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_disk_of_unpacked_files_is_full(tmp_path: Path, role: str) -> None:
+    """Packed files for which the disk has no room are logged in few lines, and arrive when there is room."""
+    with Testbed(tmp_path) as testbed:
+        disk = mount(testbed, testbed.root / "disk", "size=1m")
+        if role == "server":
+            pair = ServerClientPair(testbed, {"compression": "bzip", "working_directory": disk})
+        else:
+            pair = ServerClientPair(testbed, destination=disk, compression="bzip")
+        pair.server_sections["hrit"]["origin"] = f"{pair.feeder.folder}/{{name}}.bz2"
+        pair.server.reconfigure(pair.server_sections)
+        pair.start()
+        ballast = fill(disk, leave=100_000)
+        names = [f"f{n}" for n in range(3)]
+        for name in names:
+            (pair.feeder.folder / f"{name}.bz2").write_bytes(bz2.compress(bytes(200_000)))
+        process = getattr(pair, role)
+        process.wait_for_line("No space left")
+        assert not pair.received.receipts()
+        calm(process)
+        ballast.unlink()
+        pair.received.wait_for_receipts(names, 60)
+        target = pair.target if role == "server" else disk
+        assert [(target / name).read_bytes() for name in names] == 3 * [bytes(200_000)]
+
+
+def test_disk_of_a_mirror_is_full(tmp_path: Path) -> None:
+    """A mirror without room for copies fetches them when there is room; its clients get every file."""
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed)
+        disk = mount(testbed, testbed.root / "disk", "size=1m")
+        port, mirror_port = testbed.port(), testbed.port()
+        mirror = testbed.mirror({"far": mirror_section(pair.publish_port, disk, testbed.port())}, mirror_port)
+        section = client_section(mirror_port, pair.target, port, topic=MIRROR_TOPIC)
+        client = testbed.client({"outer": section}, name="outer")
+        received = testbed.subscriber(port)
+        for process in (pair.server, mirror, client):
+            process.start()
+        ballast = fill(disk, leave=4096)
+        pair.feeder.feed(5, size=20_000)
+        mirror.wait_for_line("No space left")
+        calm(mirror)
+        ballast.unlink()
+        received.wait_for_receipts(pair.feeder.fed, 60)
+        assert pair.feeder.missing(pair.target) == []
+
+
+def test_disk_of_the_log_is_full(tmp_path: Path) -> None:
+    """A full disk of the log delays no file; afterwards the log says how many lines are missing."""
+    with Testbed(tmp_path) as testbed:
+        pair = ServerClientPair(testbed)
+        disk = mount(testbed, testbed.root / "disk", "size=1m")
+        pair.server.command = [*pair.server.command, "-l", str(disk / "server.log")]
+        pair.server.ready = lambda _: b", journal " in (disk / "server.log").read_bytes()
+        pair.start()
+        pair.feeder.feed(3)
+        pair.wait_until_done()
+        ballast = fill(disk)
+        pair.feeder.feed(50)
+        pair.wait_until_done()
+        ballast.unlink()
+        pair.feeder.feed(3)
+        pair.wait_until_done()
+        until(lambda: b"log lines dropped: No space left" in (disk / "server.log").read_bytes(), what="it is logged")
+        assert pair.server.terminate() == 0
+
+
 # -- the origin's disk
 
 
@@ -223,6 +342,23 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         for path in bad:
             path.chmod(0o644)
         pair.wait_until_done()
+
+
+def test_disk_of_the_origin_has_errors(tmp_path: Path) -> None:
+    """Files that cannot be read because of I/O errors arrive when they can be read."""
+    with Testbed(tmp_path) as testbed:
+        disk = FailingDisk(testbed, testbed.directory("in"))
+        pair = ServerClientPair(testbed)
+        pair.start()
+        disk.fail(Call.READ, errno.EIO)
+        for name in itertools.islice(pair.feeder.fresh_names(), 5):
+            pair.feeder.fed[name] = content(name)
+            (pair.feeder.folder / name).write_bytes(content(name))
+        pair.client.wait_for_line("Input/output error")
+        assert not pair.received.receipts()
+        calm(pair.server)
+        disk.work()
+        pair.wait_until_done(60)
 
 
 def test_a_dispatcher_may_not_read_files(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from trollmoves.tests.helpers.daemons import Testbed
 from trollmoves.tests.helpers.dispatching import LAST, TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.recording import send_frames
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.tests.servers.process import ServerProcess, answers
+from trollmoves.tests.servers.process import PROXY_HOST, ServerProcess, answers
+from trollmoves.tests.servers.proxy import Proxy
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd, missing
 
 START = dt.datetime(2025, 1, 2, 3, 4, 5)  # noqa: DTZ001  (as most messages have it)
@@ -421,6 +422,63 @@ def test_users_of_one_host(testbed: Testbed, tmp_path: Path) -> None:
         for name in ("a", "b"):
             d.publisher.publish_file(d.file(name))
         until(lambda: all(len(list(home.glob("in/?"))) == 2 for home in homes.values()), what="each user has both")
+
+
+def _rewrite(path: Path, content: str) -> None:
+    path.write_text(content)
+
+
+def _replace(path: Path, content: str) -> None:
+    staged = path.with_name(".staged")
+    staged.write_text(content)
+    staged.rename(path)
+
+
+@needs_ftp
+def test_file_that_changes_while_it_is_sent(testbed: Testbed, tmp_path: Path) -> None:
+    """A file that is rewritten, replaced or removed while it is sent arrives whole, and the newest version stays."""
+    server = PyFtpd(tmp_path / "ftp", testbed.directory("out"))
+    host = url(server).replace("127.0.0.1", PROXY_HOST)
+    older, newer = ("1" * 1_000_000, "2" * 1_000_000)
+    with server, Proxy(server.port, *server.passive_ports) as proxy:
+        d = DispatcherTestbed(testbed, {"far": {"host": host, "directory": "/", "topics": [TOPIC]}}).start()
+
+        def send_until_stalled(name: str) -> Path:
+            path = d.file(name, older)
+            os.utime(path, (1, 1))
+            proxy.stall_after(200_000)
+            d.publisher.publish_file(path)
+            until(lambda: proxy.sent > 200_000, what="a part is sent")
+            return path
+
+        def wait_for(name: str, content: str) -> None:
+            def has_content() -> bool:
+                found = d.delivered_files().get(name)
+                assert found in (None, older, newer)
+                return found == content
+
+            until(has_content, what=f"{name} arrives")
+
+        for change in (_rewrite, _replace):
+            path = send_until_stalled(change.__name__)
+            change(path, newer)
+            d.publisher.publish_file(path)
+            proxy.heal()
+            wait_for(path.name, newer)
+        path = send_until_stalled("removed")
+        path.unlink()
+        proxy.heal()
+        wait_for(path.name, older)
+        path = send_until_stalled("slowly")
+        with path.open("r+") as writer:
+            writer.write(newer[:1000])
+            writer.flush()
+            proxy.heal()
+            d.process.wait_for_line("slowly: differs from its announcement and may be incomplete")
+            writer.write(newer[1000:])
+        wait_for(path.name, newer)
+        until(lambda: not testbed.pending_tasks(), what="no task is pending")
+        assert d.delivered_files() == {"_rewrite": newer, "_replace": newer, "removed": older, "slowly": newer}
 
 
 def test_retry_for(testbed: Testbed) -> None:

@@ -15,7 +15,8 @@ import pytest
 from trollmoves.tests.helpers.crashing import armed
 from trollmoves.tests.helpers.daemons import Process, Testbed, script
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.tests.servers.process import free_port
+from trollmoves.tests.servers.process import PROXY_HOST, free_port
+from trollmoves.tests.servers.proxy import Proxy
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd, missing
 
 PATTERN = "{platform}_{start_time:%Y%m%d%H%M}.dat"
@@ -160,6 +161,31 @@ def test_delete_after_all_destinations(testbed: Testbed) -> None:
     assert (root / "in" / NAME).read_text() == "content"
     assert PASSWORD not in bed.process.log.read_text()
     assert password not in bed.process.log.read_text()
+
+
+@needs_ftp
+def test_newer_file_is_not_removed_undelivered(testbed: Testbed) -> None:
+    """With delete, a file that is rewritten or replaced while it is sent is delivered again, and then removed."""
+    server = PyFtpd(testbed.directory("ftpd"), testbed.directory("ftp"))
+    older, newer = "1" * 1_000_000, "2" * 1_000_000
+    login = f"{USER}:{quote(PASSWORD, safe='')}"
+    bed = MoveItTestbed(testbed, f"ftp://{login}@{PROXY_HOST}:{server.port}/", delete=True)
+    with server, Proxy(server.port, *server.passive_ports) as proxy:
+        bed.process.start()
+        for replaced in (True, False):
+            proxy.stall_after(200_000)
+            path = bed.file(content=older)
+            until(lambda: proxy.sent > 200_000, what="a part is sent")
+            if replaced:
+                bed.file(content=newer)
+            else:
+                path.write_text(newer)
+            proxy.heal()
+            until(
+                lambda: (server.root / NAME).exists() and (server.root / NAME).read_text() == newer, what="it arrives"
+            )
+            until(lambda: not list(bed.source.iterdir()), what="it is removed")
+            (server.root / NAME).unlink()
 
 
 def test_unknown_scheme(testbed: Testbed) -> None:

@@ -15,7 +15,7 @@ from trollmoves.movers import PartialId, move_it
 from trollmoves.tests.servers import seaweed
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget
 from trollmoves.tests.servers.process import HOST, free_port
-from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed, client
+from trollmoves.tests.servers.seaweed import BUCKET, DOMAIN, KEY, SECRET, Seaweed, client
 
 
 class BucketFiles:
@@ -61,6 +61,7 @@ class TestS3OnSeaweed(MoverContract):
 
     has_directories = False
     on_a_disk = False
+    has_partials = False
     probes = False  # the client reconnects automatically
     altered = ("back\\slash",)  # SeaweedFS makes it a slash
 
@@ -157,6 +158,18 @@ class TestS3OnSeaweed(MoverContract):
         }
         move_it(origin, target.url(f"{here}/f"), target.attrs | more)
         assert target.files.s3.head_object(Bucket=BUCKET, Key=f"{here}/f")["ContentType"] == "application/x-hrit"
+
+    def test_virtual_host_of_a_bucket(self, target: MoverTarget, origin: Path, here: str) -> None:
+        """A bucket is addressed by its virtual host if that is configured."""
+        more = {
+            "endpoint_url": f"http://{DOMAIN}",
+            "config_kwargs": {
+                "s3": {"addressing_style": "virtual"},
+                "proxies": {"http": f"http://{HOST}:{target.server.port}"},  # which a name server would name
+            },
+        }
+        move_it(origin, target.url(f"{here}/f"), target.attrs | more)
+        assert target.files.read(f"{here}/f") == origin.read_bytes()
 
     def test_session_token_is_not_logged(
         self, target: MoverTarget, origin: Path, caplog: pytest.LogCaptureFixture

@@ -5,21 +5,87 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed, client_section
+from trollmoves.tests.helpers.daemons import (
+    Process,
+    ServerClientPair,
+    Testbed,
+    client_section,
+    mirror_section,
+    server_section,
+)
 from trollmoves.tests.integration.test_disk import calm, mount, use_up_names
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
 
 
-def without_privileges(process: Process) -> None:
-    """Have a daemon run with the rights of a plain user, that owns what root owns."""
+def as_plain_user(command: Sequence[str]) -> list[str]:
+    """Return a command that runs with the rights of a plain user, that owns what root owns."""
     if not shutil.which("setpriv"):
         pytest.skip("missing: setpriv")
-    process.command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *process.command]
+    return ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *command]
+
+
+def without_privileges(process: Process) -> None:
+    """Have a daemon run as a plain user."""
+    process.command = as_plain_user(process.command)
+
+
+def run_without_privileges(testbed: Testbed, command: str, *arguments: str | Path) -> str:
+    """Run a command with the rights of a plain user until it ends; return what it prints."""
+    words = as_plain_user(testbed.command(command, *arguments))
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=testbed.environment, timeout=60)
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "option"),
+    [
+        ("move_it_server.py", ["-p", "80"], "-p"),
+        ("move_it_mirror.py", ["-p", "80"], "-p"),
+        ("move_it_client.py", [], "publish_port"),
+        ("dispatcher.py", ["-p", "80"], "-p"),
+        ("trollmoves", ["-p", "80"], "--port"),
+    ],
+)
+def test_plain_user_gets_reason_and_remedy(testbed: Testbed, command: str, arguments: list[str], option: str) -> None:
+    """A port that only root may open, and a file that the user may not read, are errors with their remedy."""
+    folder, port = testbed.directory("in"), testbed.port()
+    sections: dict[str, dict[str, object]] = {
+        "move_it_client.py": client_section(port, folder, 80),
+        "move_it_mirror.py": mirror_section(port, folder, testbed.port()),
+        "dispatcher.py": {"host": "", "directory": folder, "dispatch_configs__0__topics": "/x"},
+    }
+    texts = {"hrit": sections.get(command, server_section(folder, port))}
+    config = testbed.config({"posttroll_subscriber": {"nameserver": False}, **texts} if "disp" in command else texts)
+    words = ["web", str(config), *arguments] if command == "trollmoves" else [str(config), *arguments]
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) > 80:
+        text = run_without_privileges(testbed, command, *words)
+        assert ":80: Permission denied; a port below 1024 needs root or the capability CAP_NET_BIND_SERVICE" in text
+        assert f"{option} to a higher one" in text
+    config.chmod(0)
+    text = run_without_privileges(testbed, command, *words)
+    assert f"{config}: cannot be read: Permission denied; root (uid 0) needs read permission" in text
+
+
+def test_plain_user_may_not_read_the_origin(testbed: Testbed) -> None:
+    """--check and the log of a server name the directory that it may not read, and the permission that it needs."""
+    folder = testbed.directory("in")
+    server = testbed.server({"hrit": server_section(folder, testbed.port())}, testbed.port())
+    without_privileges(server)
+    folder.chmod(0)
+    reason = "Permission denied; root (uid 0) needs read and search permission"
+    checked = run_without_privileges(testbed, "move_it_server.py", server.config, "--check")
+    assert f"origin: the directory {folder}/ cannot be read: {reason}" in checked
+    server.start()
+    server.wait_for_line(f"cannot watch {folder}, trying to list it periodically: {reason}")
+    folder.chmod(0o755)
+    server.wait_for_line(f"now watching {folder}")
 
 
 def flag(testbed: Testbed, how: str, *paths: Path) -> None:

@@ -73,12 +73,12 @@ class Member:
         self._host = host
         self.scheduler.start()
 
-    def register(self, scope: Scope = "fleet", *, is_async: bool = True) -> Member:
+    def register(self, scope: Scope = "fleet", *, is_async: bool = True, limit: int = LIMIT) -> Member:
         """Run the tasks of the chain."""
         if is_async:
-            self.scheduler.register("chain", "fetch", limit=LIMIT, async_handler=self._start, scope=scope)
+            self.scheduler.register("chain", "fetch", limit=limit, async_handler=self._start, scope=scope)
         else:
-            self.scheduler.register("chain", "fetch", limit=LIMIT, handler=self._run, scope=scope)
+            self.scheduler.register("chain", "fetch", limit=limit, handler=self._run, scope=scope)
         return self
 
     def _start(self, one: Task, finish: Callable[[Result], None]) -> None:
@@ -96,6 +96,13 @@ class Member:
         """Store tasks and submit the new ones, as a receiver does."""
         found = self.journal.merge([task(name, LANE) for name in names], (), lambda *_: [])
         self.scheduler.submit(found)
+
+    def request(self, names: list[str]) -> None:
+        """Store tasks that only this member has received, with numbers, and submit them."""
+        tasks = [task(name, LANE) for name in names]
+        for one in tasks:
+            one.announcement_number = int(one.key.rpartition(" ")[2])
+        self.scheduler.submit([stored for stored, is_new in self.journal.add_tasks(tasks) if is_new])
 
     def kill(self, other: Member) -> None:
         """End the renewal of the lease and the scheduler; another member notices the end of the lease."""
@@ -292,3 +299,55 @@ def test_a_repeated_announcement_is_not_new(join: Join, host: Host) -> None:
     two.add(names)
     assert [stored.state for stored, _ in two.journal.add_tasks([task(name, LANE) for name in names])] == [DONE] * 20
     assert set(host.runs.values()) == {1}
+
+
+@pytest.mark.parametrize("limit", [1, LIMIT])
+def test_requested_tasks_share_one_limit(join: Join, host: Host, limit: int) -> None:
+    """Each member runs the tasks that are requested there, within one limit; with a limit of 1, also another one."""
+    host.members = 2 if limit > 1 else 1
+    one, two = (join().register("requested", is_async=False, limit=limit) for _ in range(2))
+    for n in range(100):
+        one.request([f"one {n:03}"])
+        two.request([f"two {n:03}"])
+    until(is_done(one, 200), 60)
+    assert set(host.runs.values()) == {1}
+    assert host.most <= limit
+    assert len(host.by_member) >= host.members
+
+
+def test_requested_tasks_of_a_killed_member(join: Join, host: Host) -> None:
+    """Tasks that were requested at a killed member are run by the other one, which knows the unanswered requests."""
+    one, two = (join().register("requested", is_async=False) for _ in range(2))
+    one.request(["0"])
+    until(is_done(one, 1))
+    host.seconds = 0.2
+    one.request([f"{n:03}" for n in range(1, 41)])
+    until(lambda: host.running)
+    one.kill(two)
+    until(is_done(two, 41), 60)
+    sharing = two.journal.sharing
+    assert sharing
+    assert len(sharing.interrupted_numbers("chain", "fetch")) == host.by_member[two.journal.life] > 0
+
+
+def test_addresses_of_members(join: Join) -> None:
+    """Each member knows the addresses of all that work; those of a killed one are given to one other member."""
+    one, two = join(), join()
+    first, second = one.journal.sharing, two.journal.sharing
+    assert first
+    assert second
+    first.set_address("chain", "one:1")
+    second.set_address("chain", "two:1")
+    second.set_address("other", "two:2")
+    assert first.is_first()
+    assert not second.is_first()
+    assert first.addresses("chain") == second.addresses("chain") == ["one:1", "two:1"]
+    assert first.addresses("other") == ["two:2"]
+    second.set_address("other", None)
+    first.refresh()
+    assert first.addresses("other") == []
+    one.kill(two)
+    assert second.is_first()
+    assert second.addresses("chain") == ["two:1"]
+    assert second.killed_addresses("chain") == {"one:1"}
+    assert second.killed_addresses("other") == set()

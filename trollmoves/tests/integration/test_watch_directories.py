@@ -309,7 +309,8 @@ def test_forbidden_directory_does_not_stop_the_others(public: Path) -> None:
         warnings = until(lambda: [line for line in child.log if "WARNING" in line])
         assert len(warnings) == 1
         assert f"{public}/bad" in warnings[0]
-        assert "permission denied" in warnings[0]
+        assert "Permission denied" in warnings[0]
+        assert "needs read and search permission" in warnings[0]
         os.chmod(public / "bad", 0o755)
         child.wait_for(hidden)
 

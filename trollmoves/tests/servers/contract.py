@@ -9,7 +9,8 @@ import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from trollmoves.errors import (
     ConnectionFailed,
     NameRejected,
     NoSpace,
+    OriginChanged,
     OriginMissing,
     OriginUnreadable,
     PermissionRefused,
@@ -53,6 +55,23 @@ ODD_NAMES = (
     "x" * 200,
     "~tilde",
     "comma,colon:at@equals=",
+)
+
+
+def replace(path: Path) -> None:
+    """Replace a file by rename."""
+    staged = path.with_name("staged")
+    staged.write_bytes(b"newer")
+    staged.rename(path)
+
+
+# Changes of a file, and whether they change the open file: same size, smaller, larger, another file, no file.
+CHANGES: tuple[tuple[Callable[[Path], object], bool], ...] = (
+    (lambda path: path.write_bytes(bytes(path.stat().st_size)), True),
+    (lambda path: os.truncate(path, 300_000), True),
+    (lambda path: path.write_bytes(bytes(path.stat().st_size + 1)), True),
+    (replace, False),
+    (Path.unlink, False),
 )
 
 
@@ -111,6 +130,7 @@ class MoverContract:
     checks_logins: ClassVar[bool] = True
     reports_full_disk: ClassVar[bool] = True
     probes: ClassVar[bool] = True
+    has_partials: ClassVar[bool] = True
 
     @pytest.fixture(autouse=True)
     def _closed(self) -> Iterator[None]:
@@ -352,6 +372,30 @@ class MoverContract:
         move_it(origin, target.url(f"{here}/f", PROXY_HOST), self.through(target, connection_uptime="0.2"))
         assert target.files.read(f"{here}/f") == origin.read_bytes()
         until(lambda: proxy.open == 0, 5, "the idle connection is closed")
+
+    def test_origin_that_changes(self, target: MoverTarget, origin: Path, here: str, proxy: Proxy) -> None:
+        """An origin that is rewritten while it is sent does not arrive; one that loses its name arrives as opened."""
+        url, attrs = target.url(f"{here}/f", PROXY_HOST), self.through(target)
+        move_it(origin, url, attrs)
+        complete = origin.read_bytes()
+        for change, is_rewritten in CHANGES:
+            content = os.urandom(1_000_000 if self.has_partials else 15_000_000)  # more than the kernel buffers
+            origin.write_bytes(content)
+            os.utime(origin, (1, 1))  # the next change has another time
+            proxy.stall_after(200_000)
+            with ThreadPoolExecutor(1) as thread:
+                sending = thread.submit(_error_of, origin, url, attrs)
+                until(lambda: proxy.sent > 200_000, 20, "a part is sent")
+                change(origin)
+                proxy.heal()
+                error = sending.result()
+            assert isinstance(error, OriginChanged) if is_rewritten else error is None
+            if not is_rewritten:
+                complete = content
+            assert target.files.read(f"{here}/f") == complete
+        origin.write_bytes(b"the last version")
+        move_it(origin, url, attrs)
+        assert target.files.tree(here) == {"f": b"the last version"}
 
     # Errors
 

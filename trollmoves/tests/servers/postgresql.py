@@ -86,14 +86,15 @@ class Postgresql(ServerProcess):
     The server ends with this process, also if that is killed.
 
     It accepts each user of this host without a password, on ``port`` of loopback and on a socket in ``folder``.
-    ``primary``: the cluster of which this one is a hot standby.
+    ``primary``: the cluster of which this one is a hot standby. ``network``: whose hosts it accepts too.
     """
 
-    def __init__(self, primary: Postgresql | None = None) -> None:
+    def __init__(self, primary: Postgresql | None = None, network: str = "") -> None:
         remove_abandoned()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=DIRECTORY))
         self._lock = _lock(self.folder)
         self.primary = primary
+        self.network = network
         self.data = self.folder / "data"
         if os.geteuid() == 0:
             owner = _owner()
@@ -178,7 +179,10 @@ class Postgresql(ServerProcess):
             source = ("-h", str(self.primary.folder), "-p", str(self.primary.port), "-U", USER)
             self._run("pg_basebackup", "-D", str(self.data), "-R", "-X", "stream", "-c", "fast", *source)
         with (self.data / "postgresql.conf").open("a", encoding="utf-8") as settings:
-            settings.write(_SETTINGS.format(host=HOST, folder=self.folder))
+            settings.write(_SETTINGS.format(host="*" if self.network else HOST, folder=self.folder))
+        if self.network:
+            with (self.data / "pg_hba.conf").open("a", encoding="utf-8") as rules:
+                rules.write(f"host all all {self.network} trust\n")
 
     def _run(self, name: str, *arguments: str) -> None:
         done = subprocess.run(self.program(name, *arguments), cwd="/", capture_output=True, text=True)

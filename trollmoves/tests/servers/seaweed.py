@@ -16,6 +16,7 @@ KEY = "AKIATROLLMOVES"
 SECRET = "s3cr3t/pass+word"
 WRITER = "AKIAWRITER"  # may upload only
 BUCKET = "data"
+DOMAIN = "s3.test"  # of the virtual hosts of the buckets
 
 
 def program() -> str:
@@ -74,6 +75,7 @@ class Seaweed(ServerProcess):
             "-s3",
             f"-s3.port={port}",
             f"-s3.config={folder / 's3.json'}",
+            f"-s3.domainName={DOMAIN}",
             "-volume.max=20",
             "-master.volumeSizeLimitMB=64",
         ]

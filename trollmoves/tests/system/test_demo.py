@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,7 +42,7 @@ def processes(folder: Path) -> list[bytes]:
 
 
 def test_nothing_is_lost(tmp_path: Path) -> None:
-    """The demo delivers every file although its client is killed, reports it, and leaves logs and settings only."""
+    """The demo delivers every file although its client is killed; the page that its last lines name shows the run."""
     with demo(tmp_path, "--files", "300", "--seconds", "3") as process:
         text, _ = process.communicate(timeout=300)
         assert process.returncode == 0, text
@@ -51,8 +53,20 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     status = text.partition("trollmoves status")[2]
     assert "2 daemons" in status, text
     assert all(name in status for name in ("server.ini", "client.ini", "seviri", "viirs")), text
-    assert sorted(os.listdir(tmp_path / "kept")) == ["client.ini", "client.log", "server.ini", "server.log"]
+    kept = [f"{role}.{kind}" for role in ("client", "server") for kind in ("ini", "journal", "log")]
+    assert sorted(os.listdir(tmp_path / "kept")) == kept
     assert (os.listdir(tmp_path / "temporary"), processes(tmp_path)) == ([], [])
+    command, address = re.findall(r"^  start +(.+)\n  page +(.+)$", text, re.MULTILINE)[-1]
+    with subprocess.Popen([sys.executable, *command.split()], stdout=subprocess.PIPE) as page:
+        try:
+            assert page.stdout
+            page.stdout.readline()  # "status page at ..."
+            with urllib.request.urlopen(f"{address}api/state", timeout=60) as reply:
+                daemons = json.load(reply)["daemons"]
+        finally:
+            page.terminate()
+    assert {"server.ini", "client.ini"} == {daemon["name"] for daemon in daemons}
+    assert sum(one["total_files"] for daemon in daemons for chain in daemon["chains"] for one in chain["destinations"])
 
 
 def test_interrupted(tmp_path: Path) -> None:

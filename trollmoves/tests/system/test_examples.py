@@ -6,6 +6,7 @@ import bz2
 import importlib.util
 import io
 import re
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from trollmoves.tests.helpers.daemons import REPOSITORY, Process, Testbed
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.tests.servers import seaweed
+from trollmoves.tests.servers import postgresql, seaweed
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed
 from trollmoves.tests.system.test_attacks import ask_from
 
@@ -141,6 +142,19 @@ def test_hot_spare(testbed: Testbed) -> None:
     example.put("incoming/H-MSG4-000003")
     example.says("primary.ini", "received H-MSG4-000003")
     assert example.run["spare.ini"].lines().count("] received ") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(postgresql.missing()), reason=f"missing: {postgresql.missing()}")
+@pytest.mark.parametrize("name", ["standby", "fleet"])
+def test_shared_journal(name: str) -> None:
+    """The survivor of two clients delivers all files, which are counted."""
+    python, folder = sys.executable, EXAMPLES / name
+    make = ["make", "-s", "-C", str(folder), f"PYTHON={python}", "FILES=400"]
+    command = make if name == "fleet" else [python, str(folder / "standby.py"), "--files", "400"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "400 of 400 files" in done.stdout
 
 
 def test_provider_topics(testbed: Testbed) -> None:

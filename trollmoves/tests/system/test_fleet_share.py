@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
+import threading
+import time
 from collections import Counter
 
 import pytest
+import zmq
+from posttroll.message import Message
 
-from trollmoves.tests.helpers.daemons import Process, Testbed, client_section, server_section
+from trollmoves.tests.helpers.daemons import TOPIC, Process, Testbed, client_section, server_section
 from trollmoves.tests.helpers.journals import new_schema, shared_server
+from trollmoves.tests.helpers.recording import HOST
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import postgresql
 
@@ -102,3 +107,80 @@ def test_a_member_is_suspended(testbed: Testbed) -> None:
     fleet.feeder.feed(20)
     fleet.wait_until_done()
     assert fleet.repeated() <= set(fleet.receipts[0].receipts())
+
+
+class OlderSource:
+    """A server of an earlier version: it announces without numbers, and counts the requests that it has at a time."""
+
+    def __init__(self, members: int) -> None:
+        self.most = 0  # requests at a time
+        self.requesters: set[bytes] = set()
+        self._members = members  # a transfer takes longer until this number of clients has requested files
+        self._context = zmq.Context()
+        self._publisher, self._router = self._context.socket(zmq.PUB), self._context.socket(zmq.ROUTER)
+        for one in (self._publisher, self._router):
+            one.setsockopt(zmq.LINGER, 0)
+        self.port = self._publisher.bind_to_random_port(f"tcp://{HOST}")
+        self._address = f"{HOST}:{self._router.bind_to_random_port(f'tcp://{HOST}')}"
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="older-source")
+        self._thread.start()
+
+    def announce(self, *names: str) -> None:
+        """Announce files."""
+        for name in names:
+            data = {"uri": f"/in/{name}", "uid": name, "request_address": self._address}
+            self._publisher.send_string(str(Message(TOPIC, "file", data)))
+
+    def _serve(self) -> None:
+        running: list[tuple[float, list[bytes]]] = []  # the time of each reply, and the reply
+        while not self._stopping.is_set():
+            while self._router.poll(5):
+                identity, *rest, text = self._router.recv_multipart()
+                message = Message.decode(text.decode())
+                reply = [identity, *rest, str(Message(message.subject, "file", message.data)).encode()]
+                if message.type != "push":
+                    self._router.send_multipart(reply)
+                    continue
+                self.requesters.add(identity)
+                seconds = 0.05 if len(self.requesters) >= self._members else 0.3
+                running.append((time.monotonic() + seconds, reply))
+                self.most = max(self.most, len(running))
+            ended = [one for one in running if one[0] < time.monotonic()]
+            running = [one for one in running if one not in ended]
+            for _, reply in ended:
+                self._router.send_multipart(reply)
+
+    def close(self) -> None:
+        """Stop."""
+        self._stopping.set()
+        self._thread.join(10)
+        self._context.destroy(0)
+
+
+@pytest.mark.parametrize(
+    ("destination", "count", "members", "limit"), [("", 30, 2, 4), (f"ftp://user@{HOST}/in", 8, 1, 1)]
+)
+def test_limit_of_an_older_source(testbed: Testbed, destination: str, count: int, members: int, limit: int) -> None:
+    """All members together send at most 4 requests at a time to an earlier version, with an FTP destination 1."""
+    source = testbed.close_at_end(OlderSource(members))
+    process = {"journal": new_schema(shared_server()), "fleet": "share"}
+    ports = [testbed.port(), testbed.port()]
+    receipts = [testbed.subscriber(port) for port in ports]
+    for number, port in enumerate(ports):
+        section = client_section(source.port, destination or testbed.directory("out"), port)
+        testbed.client({"DEFAULT": process, "hrit": section}, name=f"client-{number}").start()
+
+    def published() -> set[str]:
+        return {name for subscriber in receipts for name in subscriber.receipts()}
+
+    def is_connected() -> bool:
+        source.announce("first")
+        return "first" in published()
+
+    until(is_connected, 30, "a client receives announcements")
+    names = [f"file-{n}" for n in range(count)]
+    source.announce(*names)
+    until(lambda: published() >= set(names), 60, "all files have receipts")
+    assert len(source.requesters) >= members
+    assert 1 <= source.most <= limit

@@ -22,6 +22,8 @@ from trollmoves.tests.helpers.waiting import until
 SAMPLES = 25
 TIMES_SLOWER = 2.0
 ROOM = 0.02  # s of tolerance on a busy machine
+HOSTILE_ROOM = 0.002  # s of tolerance in the hostile run, on an idle one
+LOWEST_PRIORITY = 19
 MEMORY = 500  # MB
 HOSTILE_MEMORY = 200  # MB
 
@@ -40,8 +42,15 @@ def processors() -> Iterator[set[int]]:
 
 @pytest.fixture
 def pair(tmp_path: Path, processors: set[int]) -> Iterator[ServerClientPair]:
-    """A server and a client that have moved one file."""
-    with Testbed(tmp_path) as testbed:
+    """A server and a client that have moved one file, on the processors without floods."""
+    with running_pair(tmp_path) as pair:
+        yield pair
+
+
+@contextmanager
+def running_pair(path: Path) -> Iterator[ServerClientPair]:
+    """Run a server and a client that have moved one file."""
+    with Testbed(path) as testbed:
         pair = ServerClientPair(testbed).start()
         pair.feeder.feed(1)
         pair.wait_until_done()
@@ -65,11 +74,14 @@ def latencies(pair: ServerClientPair) -> tuple[float, float]:
 
 
 @contextmanager
-def flood(kind: str, port: int, processors: set[int]) -> Iterator[None]:
-    """Flood a port during the block, from these processors."""
+def flood(kind: str, port: int, processors: set[int] | None = None) -> Iterator[None]:
+    """Flood a port during the block, from these processors, by default from all with the lowest priority."""
     command = [sys.executable, "-m", "trollmoves.tests.helpers.flooding", kind, str(port)]
     flooding = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    os.sched_setaffinity(flooding.pid, processors)
+    if processors:
+        os.sched_setaffinity(flooding.pid, processors)
+    else:
+        os.setpriority(os.PRIO_PROCESS, flooding.pid, LOWEST_PRIORITY)
     try:
         yield
         assert flooding.poll() is None, "it floods to the end"
@@ -123,30 +135,32 @@ def test_flood_does_not_delay_others(kind: str, pair: ServerClientPair, processo
 
 @pytest.mark.skipif("TROLLMOVES_HOSTILE" not in os.environ, reason="runs by hand only")
 @pytest.mark.timeout(3600)
-def test_hostile_run(pair: ServerClientPair, processors: set[int]) -> None:
+def test_hostile_run(tmp_path: Path) -> None:
     """All that a host without a key can do to all ports leaves each daemon small, and files nearly as fast as usual.
 
+    The daemons use all processors: with both on one, three flooded ports and the files exceed it. The floods have the
+    lowest priority, because those of other hosts would take nothing of these processors but for what they send.
     ``TROLLMOVES_HOSTILE=600`` runs it for ten minutes.
     """
-    before = latencies(pair)
     most, during = [0.0, 0.0], []
-    end = time.monotonic() + float(os.environ["TROLLMOVES_HOSTILE"])
-    with ExitStack() as floods:
+    with running_pair(tmp_path) as pair, ExitStack() as floods:
+        usual = latencies(pair)[1]
         for kind in flooding.HOSTILE_REQUESTS:
-            floods.enter_context(flood(kind.__name__, pair.request_port, processors))
+            floods.enter_context(flood(kind.__name__, pair.request_port))
         for port in (pair.publish_port, pair.client_port):
             for kind in flooding.HOSTILE_SUBSCRIBERS:
-                floods.enter_context(flood(kind.__name__, port, processors))
+                floods.enter_context(flood(kind.__name__, port))
+        end = time.monotonic() + float(os.environ["TROLLMOVES_HOSTILE"])
         while time.monotonic() < end:
             during.append(latencies(pair)[1])
             most = [max(one) for one in zip(most, map(memory, (pair.server, pair.client)), strict=True)]
     seconds = statistics.median(during)
     print(  # noqa: T201
-        f"a file {before[1] * 1000:.1f} ms, in the hostile run {seconds * 1000:.1f} ms (at most "
+        f"a file {usual * 1000:.1f} ms, in the hostile run {seconds * 1000:.1f} ms (at most "
         f"{max(during) * 1000:.1f} ms in {len(during)} rounds); memory of server and client at most {most} MB"
     )
     assert max(most) < HOSTILE_MEMORY
-    assert seconds < TIMES_SLOWER * before[1] + ROOM
+    assert seconds < TIMES_SLOWER * usual + HOSTILE_ROOM
 
 
 def connections(port: int) -> int:

@@ -22,6 +22,7 @@ from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt
 from trollmoves.receiver.fetch_tasks import FetchTasks
 from trollmoves.receiver.fetcher import Fetcher
+from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
@@ -247,6 +248,10 @@ class Requesting:
             return "first" in self.received.receipts()
 
         until(is_received, 30, "the first file is received")
+        # Its other announcements precede this one; none of them may be requested later.
+        self.server.announce("ready")
+        self.received.wait_for_receipts(["ready"])
+        until(lambda: not testbed.pending_tasks(), what="no request is pending")
 
     def announce_together(self, *names: str, **metadata: object) -> list[int]:
         """Announce files while the client is stopped, so that they wait together; return their numbers."""
@@ -265,7 +270,8 @@ class Requesting:
             names = [f"{len(self.server.announced)}-{n}" for n in range(count)]
             found.update(zip(names, self.announce_together(*names), strict=True))
             until(lambda: set(found.values()) <= set(self._requested()), 30, "all files are requested")
-            return self._requested()[:count] == list(found.values()) and "group" in self.server.requests[0]
+            asked = self.server.requests[0].get("group")
+            return bool(asked) and list(dict(asked["files"])) == list(found.values())
 
         until(is_group, 60, "a group is requested")
         return found
@@ -342,7 +348,7 @@ def test_group_that_cannot_be_requested(testbed: Testbed) -> None:
             raise ValueError("b cannot be requested")
 
     fetcher = Fetcher(
-        *(options, journal, scheduler, requester, tasks, peers),
+        *(options, journal, scheduler, requester, tasks, peers, FleetAddresses()),
         prepare=lambda _, message: destinations.url_for(message),
         destinations=destinations,
         on_request=on_request,

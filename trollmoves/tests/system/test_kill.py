@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import random
+import resource
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,36 @@ def test_new_file_does_not_wait_behind_the_backlog(testbed: Testbed) -> None:
     assert order.index(newest) < len(order) - BACKLOG // 3
 
 
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_memory_runs_out(pair: ServerClientPair, role: str) -> None:
+    """A daemon that gets no memory continues or ends; when it gets some, maybe after a restart, all files arrive."""
+    pair.feeder.feed(5)
+    pair.wait_until_done()
+    process: Process = getattr(pair, role)
+    assert process.popen is not None
+    pid = process.popen.pid
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize(), hard))
+    fed = pair.feeder.feed(BACKLOG)
+
+    def is_short_of_memory() -> bool:
+        text = process.log.read_text(errors="replace")
+        return not process.is_running() or "MemoryError" in text or "start new thread" in text
+
+    until(lambda: is_short_of_memory() or set(fed) <= set(pair.received.receipts()), what="memory has run out")
+    with suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+
+    def has_arrived() -> bool:
+        if not process.is_running():
+            process.start()
+        return set(fed) <= set(pair.received.receipts())
+
+    until(has_arrived, 60, "all files arrive")
+    assert pair.feeder.missing(pair.target) == []
+
+
 def test_server_restarts_while_the_client_stays(pair: ServerClientPair) -> None:
     """A client continues with a restarted server, misses none of its announcements, and repeats none."""
     pair.feeder.feed(20)
@@ -158,6 +190,21 @@ def test_server_loses_its_journal(pair: ServerClientPair, tmp_path: Path) -> Non
     pair.server.start()
     pair.feeder.feed(20)
     pair.wait_until_done()
+
+
+def test_removals_are_lost_with_the_journal(testbed: Testbed) -> None:
+    """A server that lost its journal with pending removals removes the delivered files, and sends none again."""
+    pair = ServerClientPair(testbed, {"delete": True, "remove_delay": 600}).start()
+    pair.feeder.feed(20)
+    pair.wait_until_done()
+    pair.server.kill()
+    for file in (testbed.root / "state" / "trollmoves").glob("server-*"):
+        file.unlink()
+    pair.server_sections["hrit"]["remove_delay"] = 0.1
+    pair.server.reconfigure(pair.server_sections)
+    pair.server.start()
+    until(lambda: not list(pair.feeder.folder.iterdir()), what="the delivered files are removed")
+    assert sorted(pair.received.receipts()) == sorted(pair.feeder.fed)
 
 
 def test_readers_see_complete_files_only(pair: ServerClientPair) -> None:

@@ -130,6 +130,18 @@ def test_packets_are_lost(sender: Sender, receiver: Receiver) -> None:
     assert delivered(sender) == 105
 
 
+def test_request_path_alone_is_cut(sender: Sender, receiver: Receiver) -> None:
+    """Requests that are lost while announcements arrive are repeated; each file is transferred once."""
+    in_touch(sender, receiver)
+    sender.host.drop_packets(incoming=1.0, port=sender.request_port)
+    fed = sender.feeder.feed(20)
+    receiver.client.wait_for_line("no reply from")
+    assert not set(fed) & set(receiver.subscriber.receipts())
+    sender.host.drop_packets()
+    receiver.wait_for(sender.feeder)
+    assert delivered(sender) == 25
+
+
 @pytest.mark.alone
 def test_slow_link(testbed: Testbed, network: Network) -> None:
     """On a link with round trips of 200 ms, files do not wait for one another."""

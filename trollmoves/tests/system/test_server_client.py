@@ -7,16 +7,18 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from posttroll.message import Message
 
-from trollmoves.tests.helpers.daemons import TOPIC, ServerClientPair, Testbed, client_section, server_section
+from trollmoves.tests.helpers.daemons import TOPIC, Sections, ServerClientPair, Testbed, client_section, server_section
 from trollmoves.tests.helpers.feeding import content
 from trollmoves.tests.helpers.recording import (
     HOST,
@@ -421,6 +423,31 @@ def test_asked_twice_while_it_runs(testbed: Testbed) -> None:
     pair.server.wait_for_line(" delivered ")
     assert pair.server.lines().count(" delivered ") == 1
     assert (pair.target / name).stat().st_size == 150_000_000
+
+
+def test_a_request_that_cannot_be_stored(testbed: Testbed) -> None:
+    """An error of the journal rejects the request that it concerns; a push of the same batch is carried out."""
+    feeder, port, published = testbed.feeder(), testbed.port(), testbed.port()
+    target, journal = testbed.directory("out"), testbed.root / "server.journal"
+    sections: Sections = {"DEFAULT": {"journal": journal}, "hrit": server_section(feeder.folder, port)}
+    announced = testbed.subscriber(published)
+    testbed.server(sections, published).start()
+    known, new = feeder.feed(2)
+    announced.wait_for_receipts([known, new])
+
+    def push(name: str, request_id: str) -> bytes:
+        data = {**announced.of_file(name)[0].data, "destination": str(target), "request": {"id": request_id}}
+        return str(Message(TOPIC, "push", data)).encode()
+
+    assert send_requests(port, {b"a": push(known, "a/1")})[b"a"].type == "file"
+    with closing(sqlite3.connect(journal, timeout=20)) as db, db:
+        db.execute(
+            "CREATE TRIGGER t BEFORE UPDATE ON tasks WHEN old.state = 1 AND new.state = 0 "
+            "BEGIN SELECT raise(ABORT, 'not restarted'); END"
+        )
+    replies = send_requests(port, {b"a": push(known, "a/2"), b"b": push(new, "b/1")})
+    assert {token: reply.type for token, reply in replies.items()} == {b"a": "err", b"b": "file"}
+    assert feeder.missing(target) == []
 
 
 def test_destination_from_metadata(testbed: Testbed) -> None:

@@ -30,6 +30,7 @@ SERVER: dict[str, object] = {
     "nameserver": "localhost",
     "addr_listener": True,
     "timeout": 10.0,
+    "repeat_after": 300.0,
     "translate": False,
     "request_port": None,
     "request_address": None,
@@ -83,6 +84,7 @@ SHARED: dict[str, object] = {
 PROCESS: dict[str, object] = {
     "journal": "",
     "fleet": "standby",
+    "fleet_lease": 10,
     "synchronous": "normal",
     "keep_finished": 7.0,
     "max_finished": 5_000_000,

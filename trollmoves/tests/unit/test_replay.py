@@ -95,10 +95,10 @@ class Client:
         self.journal.add_tasks([], sources)
         self.missed += messages
 
-    def receive(self, server: Server, *numbers: int) -> None:
+    def receive(self, server: Server, *numbers: int, provider: str = PROVIDER) -> None:
         """Receive announcements, and store them."""
         for number in numbers:
-            mark = self.catchup.on_announced(PROVIDER, server.log, number, server.address)
+            mark = self.catchup.on_announced(provider, server.log, number, server.address)
             self.journal.add_tasks([], [mark] if mark else [])
             self.catchup.mark_saved()
 
@@ -203,6 +203,29 @@ def test_first_contact_with_an_empty_log(client: Client, server: Server) -> None
     assert client.have() == {server.log: 1}
     assert at_rest(client, server, 1)
     assert client.missed == []
+
+
+# -- several servers with one log
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_members_of_a_fleet(client: Client, server: Server, is_named: bool) -> None:
+    """The numbers of all members count for the log, if each one names the others as its members."""
+    in_touch(client, server)
+    hosts = [PROVIDER, OTHER] if is_named else [PROVIDER]
+    members = [f"{one.removeprefix('tcp://').rpartition(':')[0]}:1" for one in hosts]
+    for provider in (PROVIDER, OTHER):
+        client.catchup.on_heartbeat(provider, server.log, server.last, server.address, members)
+    for number in range(6, 206, 2):
+        server.last = number + 1
+        client.receive(server, number)
+        client.receive(server, number + 1, provider=OTHER)
+    if is_named:
+        assert at_rest(client, server, 0)
+        assert client.missed == []
+        assert server.last - 1 <= client.have()[server.log] <= server.last
+    else:
+        until(lambda: set(client.numbers()) >= set(range(7, 205, 2)), SOON)
 
 
 # -- in touch
@@ -381,6 +404,15 @@ def test_a_renamed_provider_keeps_its_position(stack: ExitStack, client: Client,
     client, server.last = Client(stack, path), 7
     client.heartbeat(server)
     until(lambda: client.numbers() == [6, 7], SOON)
+
+
+def test_another_host_announces_a_known_log(stack: ExitStack, client: Client, server: Server) -> None:
+    """After a takeover, only announcements after the stored ones are requested from the other host of the log."""
+    in_touch(client, server)
+    other = Server(stack, server.log, last=7)
+    client.catchup.on_heartbeat(OTHER, other.log, 7, other.address)
+    until(lambda: client.numbers() == [6, 7], SOON)
+    assert other.asked == [{"log": server.log, "after": 5}]
 
 
 def test_the_logs_of_a_provider_are_limited(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,140 @@
+"""Servers on one shared directory share the work of one journal on PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+from trollmoves.scheduler.lanes import PREFETCH
+from trollmoves.tests.helpers.daemons import Process, Sections, Testbed, client_section, server_section
+from trollmoves.tests.helpers.journals import new_schema, shared_server
+from trollmoves.tests.helpers.recording import HOST, send_request
+from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.servers import postgresql
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(postgresql.missing()), reason=f"missing: {postgresql.missing()}"),
+]
+
+BURST = 500
+LIMIT = 2  # transfers to one host
+BURIAL = 40  # s until the tasks of a dead member are free, on a busy machine; the lease lasts 10 s
+
+
+class ServerFleet:
+    """Two servers with one journal that watch the same directory, and a client of both, which is not started."""
+
+    def __init__(self, testbed: Testbed, *arguments: str) -> None:
+        self.feeder = testbed.feeder()
+        self.target = testbed.directory("out")
+        process = {"journal": new_schema(shared_server()), "fleet": "share"}
+        ports = [testbed.port(), testbed.port()]
+        self.request_ports = [testbed.port(), testbed.port()]
+        self.servers: list[Process] = []
+        for number, (port, own) in enumerate(zip(ports, self.request_ports, strict=True)):
+            section = server_section(self.feeder.folder, own, max_transfers_per_host=LIMIT)
+            sections: Sections = {"DEFAULT": process, "hrit": section}
+            self.servers.append(testbed.server(sections, port, *arguments, name=f"server-{number}"))
+        own = testbed.port()
+        section = client_section(ports, self.target, own, transfer_req_timeout=3)
+        self.client = testbed.client({"hrit": section})
+        self.announced = [testbed.subscriber(port) for port in ports]
+        self.received = testbed.subscriber(own)
+        for server in self.servers:
+            server.start()
+        until(lambda: all(one.connections for one in self.announced), 20, "the servers publish")
+
+    def start_client(self) -> None:
+        """Start the client, and wait until it receives the announcements of both."""
+        self.client.start()
+        self.client.wait_for_line("connected to", 2)
+
+    def announcements(self) -> Counter[str]:
+        """Return how often each file was announced, by any server."""
+        return Counter(name for one in self.announced for name in one.receipts())
+
+    def wait_until_done(self) -> None:
+        """Wait until all files have receipts; all are complete then, and each has one receipt."""
+        self.received.wait_for_receipts(self.feeder.fed, 60)
+        assert self.feeder.missing(self.target) == []
+        assert set(Counter(self.received.receipts()).values()) == {1}
+
+    def delivered(self) -> list[set[str]]:
+        """Return the names of the files that each server has delivered."""
+        return [set(re.findall(r"\] delivered (\S+) to ", server.lines())) for server in self.servers]
+
+
+def test_each_file_is_announced_once(testbed: Testbed) -> None:
+    """Both servers find all files: each is announced by one of them, with one number, and delivered once."""
+    fleet = ServerFleet(testbed)
+    fleet.start_client()
+    fleet.feeder.feed(BURST)
+    fleet.wait_until_done()
+    assert fleet.announcements() == Counter(fleet.feeder.fed.keys())
+    numbers = [one.data["announcement"]["number"] for each in fleet.announced for one in each.of_type("file")]
+    assert sorted(numbers) == list(range(1, BURST + 1))
+    first, second = fleet.delivered()
+    assert not first & second
+    assert first | second == set(fleet.feeder.fed)
+    shown = testbed.run("trollmoves", "status", fleet.servers[0].config).stdout
+    assert shown.count(": works, holds") == 2
+
+
+def test_a_server_is_killed(testbed: Testbed) -> None:
+    """After kill -9 in a burst all files are delivered and have one receipt; only those in flight are sent twice."""
+    fleet = ServerFleet(testbed)
+    fleet.start_client()
+    fleet.feeder.feed(BURST)
+    until(lambda: len(fleet.received.receipts()) > BURST // 20, 30, "files are received")
+    by_server = [len(one.receipts()) for one in fleet.announced]
+    killed = fleet.servers[by_server.index(max(by_server))]
+    killed.kill()
+    fleet.feeder.feed(BURST)
+    fleet.wait_until_done()
+    first, second = fleet.delivered()
+    assert len(first & second) <= LIMIT * PREFETCH
+    killed.start()
+    fleet.feeder.feed(20)
+    fleet.wait_until_done()
+
+
+def test_one_request_at_both_servers(testbed: Testbed) -> None:
+    """A request that both servers have received is carried out once, and both reply."""
+    fleet = ServerFleet(testbed, "-v")
+    (name,) = fleet.feeder.feed(1)
+    until(fleet.announcements, 20, "the file is announced")
+    (announced,) = [one.message for each in fleet.announced for one in each.of_type("file")]
+    for server in fleet.servers:
+        assert testbed.run("trollmoves", "pause", "hrit", "-c", server.config).returncode == 0
+    request = {"destination": f"file://{fleet.target}", "request": {"id": "client/hrit/1", "timeout": 300}}
+    with ThreadPoolExecutor(len(fleet.servers)) as threads:
+        ask = partial(send_request, subject=announced.subject, kind="push", data=announced.data | request, seconds=30)
+        replies = [threads.submit(ask, port) for port in fleet.request_ports]
+        for server in fleet.servers:
+            server.wait_for_line(f"requested {name}")
+        assert testbed.run("trollmoves", "resume", "hrit", "-c", fleet.servers[0].config).returncode == 0
+        assert [reply.result().type for reply in replies] == ["file", "file"]
+    assert fleet.feeder.missing(fleet.target) == []
+    first, second = fleet.delivered()
+    assert first ^ second == {name}
+
+
+def test_announcements_of_a_killed_server(testbed: Testbed) -> None:
+    """The survivor announces the files of a killed server that were not requested again, with its own address."""
+    fleet = ServerFleet(testbed)
+    fleet.feeder.feed(BURST)
+    until(lambda: sum(fleet.announcements().values()) == BURST, 30, "all files are announced")
+    by_first = set(fleet.announced[0].receipts())
+    fleet.servers[0].kill()
+    fleet.servers[1].wait_for_line("did not renew its lease", seconds=BURIAL)
+    until(lambda: by_first <= set(fleet.announced[1].receipts()), 30, "they are announced again")
+    addresses = {one.data["request_address"] for one in fleet.announced[1].of_type("file")}
+    assert addresses == {f"{HOST}:{fleet.request_ports[1]}"}
+    beats = [one.data["logs"][0] for one in fleet.announced[1].of_type("beat") if one.data["logs"]]
+    assert beats[-1]["members"] == [f"{HOST}:{fleet.request_ports[1]}"]
+    assert max(len(beat["members"]) for beat in beats) == 2
