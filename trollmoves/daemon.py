@@ -25,6 +25,7 @@ from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import (
+    JOURNAL_SUFFIX,
     Compactors,
     Journal,
     Retention,
@@ -46,6 +47,8 @@ from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS, OrderRejected
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.spool import SUFFIX as SPOOL_SUFFIX
+from trollmoves.spool import Spool
 from trollmoves.standby import Standby, find_holder, open_when_reachable
 from trollmoves.status import model
 from trollmoves.status.sections import sections_of
@@ -61,6 +64,7 @@ logger = logging.getLogger(__name__)
 DISK_SPACE_POLL = 5.0  # s between two attempts to create the journal on a full disk
 REOPEN_DELAY = 5.0  # s before a shared journal is opened again that could not be read or written at the start
 DAY = 86_400.0  # s
+OVERLAP = 5.0  # s in which the chains connect, after a start without a journal
 WORLD_WRITABLE = 0o002  # permission bit that is always masked: no file made here is world-writable
 SWITCH_INTERVAL = 0.001  # s; GIL switch interval; the default of 5 ms would dominate latency
 
@@ -80,6 +84,16 @@ class Chain(Protocol):
 
     def stop(self) -> None:
         """Shut the chain down; also after a failed start."""
+
+
+class Receiver(Protocol):
+    """Receives messages for all chains before they start."""
+
+    def start(self) -> None:
+        """Start receiving."""
+
+    def stop(self) -> None:
+        """Stop receiving."""
 
 
 @runtime_checkable
@@ -108,6 +122,7 @@ class Runtime:
     scheduler: Scheduler
     health: Health
     on_announced: Callable[[str, Sequence[FileStats]], None] | None = None  # counts announced files for the metrics
+    spool: Spool | None = None  # keeps messages while a journal that several hosts share cannot be written
 
 
 class Daemon(ABC, Generic[O]):
@@ -132,6 +147,8 @@ class Daemon(ABC, Generic[O]):
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._service = ServiceManager()
         self._control = ""  # the path for the control socket
+        self._spool: Spool | None = None
+        self._receivers: Sequence[Receiver] = ()  # until the chains run; see ``keep_messages``
         self._start_errors: dict[str, str] = {}  # why chains do not run, the last one last; replaced, never modified
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
@@ -143,6 +160,14 @@ class Daemon(ABC, Generic[O]):
 
     def open_shared(self, runtime: Runtime) -> None:
         """Open the resources shared by all chains; raise ``StartError`` if one is not available."""
+
+    def keep_messages(
+        self,
+        found: config_file.Configuration[O],  # noqa: ARG002
+        spool: Spool,  # noqa: ARG002
+    ) -> Sequence[Receiver]:
+        """Return what keeps messages in a spool while the journal cannot be opened."""
+        return ()
 
     def close_shared(self) -> None:
         """Close the shared resources."""
@@ -302,9 +327,22 @@ class Daemon(ABC, Generic[O]):
         if log:
             self._lines_dropped = lambda: log.dropped
             self._listen_to_signals(log)
-        self._control = place_journal("", self._file, self.role) if is_shared(path) else path
+        self._control = path
+        if is_shared(path):
+            self._control = place_journal("", self._file, self.role)
+            self._spool = Spool(self._control.removesuffix(JOURNAL_SUFFIX) + SPOOL_SUFFIX)
+        try:
+            self._run_with_journals(path, current)
+        finally:
+            self._stop_receivers()
+            if self._spool:
+                self._spool.close()
+        return 0
+
+    def _run_with_journals(self, path: str, current: config_file.Configuration[O]) -> None:
+        """Open the journal and run the chains, again each time that the journal must be opened again."""
         damage, is_unusable = "", False
-        while journal := self._open_journal(path, current.process, damage):
+        while journal := self._open_journal(path, current, damage):
             try:
                 current = self._work(current, journal)
             finally:
@@ -313,7 +351,25 @@ class Daemon(ABC, Generic[O]):
                 journal.close()
             if self._ending or not is_unusable:
                 break
-        return 0
+
+    def _keep_messages(self, current: config_file.Configuration[O]) -> None:
+        """Begin to keep messages, because the journal cannot be opened now."""
+        if self._spool and not self._receivers:
+            self._receivers = self.keep_messages(current, self._spool)
+            for receiver in self._receivers:
+                receiver.start()
+
+    def _replace_receivers(self) -> None:
+        """Stop to keep messages when the chains are connected; those that both receive have no further effect."""
+        if self._receivers:
+            timer = threading.Timer(OVERLAP, self._stop_receivers)
+            timer.daemon = True
+            timer.start()
+
+    def _stop_receivers(self) -> None:
+        receivers, self._receivers = self._receivers, ()
+        for receiver in receivers:
+            receiver.stop()
 
     def _work(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
         """Wait for the lease, and run the chains until the process stops or the journal is to be opened again.
@@ -349,7 +405,7 @@ class Daemon(ABC, Generic[O]):
             "health": lambda *_: process | {"status": "OK", "code": 0, "problems": [], "standby": True},
             **dict.fromkeys(ACTIONS, lambda *_: _reject_order(journal)),
         }
-        order = Standby(journal, self._orders, self._service, self._control, handlers).wait()
+        order = Standby(journal, self._orders, self._service, self._control, handlers, self._stop_receivers).wait()
         self._ending = order == "stop"
         return not order
 
@@ -368,8 +424,9 @@ class Daemon(ABC, Generic[O]):
             members=members,
         )
 
-    def _open_journal(self, path: str, process: ProcessOptions, damage: str) -> Journal | None:
+    def _open_journal(self, path: str, current: config_file.Configuration[O], damage: str) -> Journal | None:
         """Open the journal, waiting for disk space; return None if the process was stopped first."""
+        process = current.process
         open_it = partial(
             open_journal,
             path,
@@ -380,7 +437,7 @@ class Daemon(ABC, Generic[O]):
             lease=process.fleet_lease,
         )
         if is_shared(path):
-            return open_when_reachable(open_it, self._orders, self._service)
+            return open_when_reachable(open_it, self._orders, self._service, partial(self._keep_messages, current))
         logged = False
         while True:
             try:
@@ -404,7 +461,8 @@ class Daemon(ABC, Generic[O]):
         scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
         self._sections = (*current.sections, *current.broken)
         health = Health(journal, scheduler, self._origins, lambda: set(self._sections) - self.running_options().keys())
-        runtime = Runtime(current.process, journal, scheduler, health, counters.count_announced if counters else None)
+        on_announced = counters.count_announced if counters else None
+        runtime = Runtime(current.process, journal, scheduler, health, on_announced, self._spool)
         self.open_shared(runtime)
         self._configuration = current
         facts = {"role": self.role, "config": os.path.abspath(self._file)}
@@ -420,6 +478,7 @@ class Daemon(ABC, Generic[O]):
             with self.paused_input():
                 for options in current.sections.values():
                     self._start_chain(options, runtime)
+            self._replace_receivers()
             if not self._chains:
                 reason = "".join(f": [{name}] {error}" for name, error in list(self._start_errors.items())[-1:])
                 raise StartError(f"{self._file}: no chain could be started{reason}")
