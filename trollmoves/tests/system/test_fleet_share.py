@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 import zmq
@@ -143,7 +144,7 @@ class OlderSource:
                     self._router.send_multipart(reply)
                     continue
                 self.requesters.add(identity)
-                seconds = 0.05 if len(self.requesters) >= self._members else 0.3
+                seconds = 0.05 if len(self.requesters) >= self._members else 2.0
                 running.append((time.monotonic() + seconds, reply))
                 self.most = max(self.most, len(running))
             ended = [one for one in running if one[0] < time.monotonic()]
@@ -158,17 +159,15 @@ class OlderSource:
         self._context.destroy(0)
 
 
-@pytest.mark.parametrize(
-    ("destination", "count", "members", "limit"), [("", 30, 2, 4), (f"ftp://user@{HOST}/in", 8, 1, 1)]
-)
-def test_limit_of_an_older_source(testbed: Testbed, destination: str, count: int, members: int, limit: int) -> None:
-    """All members together send at most 4 requests at a time to an earlier version, with an FTP destination 1."""
-    source = testbed.close_at_end(OlderSource(members))
+@pytest.mark.slow
+def test_limit_of_an_older_source(testbed: Testbed) -> None:
+    """All members together send at most 4 requests at a time to an earlier version."""
+    source = testbed.close_at_end(OlderSource(members=2))
     process = {"journal": new_schema(shared_server()), "fleet": "share"}
     ports = [testbed.port(), testbed.port()]
     receipts = [testbed.subscriber(port) for port in ports]
     for number, port in enumerate(ports):
-        section = client_section(source.port, destination or testbed.directory("out"), port)
+        section = client_section(source.port, testbed.directory("out"), port)
         testbed.client({"DEFAULT": process, "hrit": section}, name=f"client-{number}").start()
 
     def published() -> set[str]:
@@ -176,11 +175,13 @@ def test_limit_of_an_older_source(testbed: Testbed, destination: str, count: int
 
     def is_connected() -> bool:
         source.announce("first")
+        with suppress(AssertionError):  # not connected yet; more announcements a second would only compete for its row
+            until(lambda: "first" in published(), 2, timeout_factor=1)
         return "first" in published()
 
     until(is_connected, 30, "a client receives announcements")
-    names = [f"file-{n}" for n in range(count)]
+    names = [f"file-{n}" for n in range(30)]
     source.announce(*names)
     until(lambda: published() >= set(names), 60, "all files have receipts")
-    assert len(source.requesters) >= members
-    assert 1 <= source.most <= limit
+    assert len(source.requesters) >= 2
+    assert 1 < source.most <= 4
