@@ -152,12 +152,14 @@ def _last_codes(found: list[Found]) -> Iterator[int]:
 
 def _verdict(name: str, steps: list[Step]) -> str:
     if not steps:
-        return f"{name} is not in the journals: it matched no section, or its rows were pruned (see: explain)"
+        reasons = "the daemon is down or did not receive it, it matched no section, or its rows were pruned"
+        return f"{name} is not in the journals: {reasons} (see: status, explain)"
     files = {step.file for step in steps}
     last = steps[-1]
     subject = last.file if len(files) == 1 else counted(len(files), "file")
     where = f" to {last.destination}" if last.destination else ""
-    return f"{subject}: {last.event}{where}{f' at {clock(last.time)}' if last.time else ''}"
+    when = f" at {clock(last.time)}" if last.time else ""
+    return f"{subject}: {last.event}{where}{when}{', not requested yet' if last.event == 'announced' else ''}"
 
 
 def _details(step: Step) -> str:

@@ -278,7 +278,8 @@ def _to_login_error(error: ftplib.Error) -> TransferError:
     text = str(error)
     if text.startswith("421") or (text.startswith("530") and _LOGIN_LIMIT.match(text)):
         return TooManyConnections(f"the server replied {text!r}")
-    return _to_transfer_error(error)
+    found = _to_transfer_error(error)
+    return AuthenticationFailed(f"{found}; check user and password") if type(found) is AuthenticationFailed else found
 
 
 class _Ftp(ftplib.FTP):

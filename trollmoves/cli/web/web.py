@@ -109,10 +109,10 @@ def _listen(arguments: argparse.Namespace) -> socket.socket:
 
 def _listen_error(arguments: argparse.Namespace, error: OSError | OverflowError) -> str:
     """Return the text for a port or a Unix socket that cannot be opened."""
-    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    number = (error.errno or 0) if isinstance(error, OSError) else errno.EINVAL
+    reason = os.strerror(number) if number > 0 else str(error)  # Python adds the address to its own text
     if arguments.socket:
         return f"cannot listen on {arguments.socket}: {reason}; change --socket to a path that this user can write"
-    number = error.errno if isinstance(error, OSError) else errno.EINVAL
     options = ("web_port", "web_address") if arguments.until_eof else ("--port", "--bind")
     return f"cannot listen on {arguments.bind}:{arguments.port}: {reason}{listen_remedy(number, *options)}"
 

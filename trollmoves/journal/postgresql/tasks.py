@@ -4,12 +4,14 @@ A waiting task has a ``holder`` while a member runs it, or is about to: a new ta
 as long as that holds less than MAX_BORN_HELD; others are claimed. Each write leaves out the rows of other members. All
 statements that change several rows do so in the order of their keys, so that members do not wait for each other in a
 circle.
+
+Of the tasks with one turn, members hold at most one at a time (index ``tasks_turn_held``); the others are free.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,7 +34,7 @@ from trollmoves.journal.postgresql.members import TRIED, Membership
 from trollmoves.journal.postgresql.queries import PostgresQueries
 from trollmoves.journal.postgresql.schema import IDENT_PREFIX, ident
 from trollmoves.journal.postgresql.secrets import LoginCipher
-from trollmoves.journal.postgresql.sharing import Allotment, PostgresSharing, held_identities
+from trollmoves.journal.postgresql.sharing import Allotment, Identity, PostgresSharing, held_identities
 from trollmoves.journal.postgresql.sources import upsert_sources
 from trollmoves.journal.records import (
     BACKLOG,
@@ -64,16 +66,27 @@ _OURS = "(holder IS NULL OR holder = %(me)s)"
 _PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
 _STAYS_PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone FOR KEY SHARE)"  # until the commit
 
+
+def _turn_is_held(table: str) -> str:
+    """Return the condition that another task with the turn of a row is held; it is False without a turn."""
+    return (
+        f"({table}.turn IS NOT NULL AND EXISTS (SELECT 1 FROM tasks h WHERE h.chain = {table}.chain "
+        f"AND h.turn = {table}.turn AND h.holder IS NOT NULL AND h.state = 0 AND h.id <> {table}.id))"
+    )
+
+
 _INSERT = (
     "INSERT INTO tasks (id, chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, "
-    "body, failure, holder, place) "
+    "body, failure, holder, place, turn) "
     "SELECT id, chain, kind, key, lane, rank, due, state, 0, %(now)s, CASE WHEN state <> 0 THEN %(now)s END, number, "
-    "body, CASE WHEN state = 2 THEN 'failed' END, CASE WHEN state = 0 AND held THEN %(me)s::bigint END, host "
+    "body, CASE WHEN state = 2 THEN 'failed' END, "
+    f"CASE WHEN state = 0 AND held AND NOT {_turn_is_held('numbered')} THEN %(me)s::bigint END, host, turn "
     # Ids in the order given, rows in the order of their keys.
     "FROM (SELECT nextval('tasks_id_seq') AS id, g.* FROM (SELECT * FROM json_to_recordset(%(rows)s::json) AS r "
     "(position int, place int, chain text, kind text, key text, lane text, rank smallint, due float8, state smallint, "
-    "number bigint, body text, held bool, host text) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
-    f"ON CONFLICT (chain, kind, {ident('key')}) DO NOTHING RETURNING id, chain, kind, key"
+    "number bigint, body text, held bool, host text, turn uuid) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
+    # Also if another member holds a task of the same turn since a moment ago.
+    "ON CONFLICT DO NOTHING RETURNING id, chain, kind, key, holder IS NOT NULL"
 )
 _FINISH = (
     "UPDATE tasks t SET state = o.state, rank = o.rank, tries = o.tries, due = o.due, reply = o.reply, "
@@ -86,11 +99,16 @@ _FINISH = (
 )
 _FINISH_AND_FOLLOW = _FINISH.replace(_PRESENT, _STAYS_PRESENT)
 _CLAIM = (
-    "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
+    "WITH picked AS (SELECT id FROM tasks c WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
     f"AND state = 0 AND due <= %(now)s AND {_OURS} AND {_HERE} "
-    "AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
+    f"AND id <> ALL(%(taken)s::bigint[]) AND NOT {_turn_is_held('c')} "
+    # The held one of a turn, or the first one. Because ids are compared too, no plan reads the tasks of all turns.
+    "AND (turn IS NULL OR holder IS NOT NULL OR NOT EXISTS (SELECT 1 FROM tasks e WHERE e.chain = c.chain "
+    "AND e.turn = c.turn AND e.id < c.id AND e.state = 0 AND e.rank <= c.rank AND e.due <= %(now)s "
+    "AND (%(host)s = '' OR e.place IN ('', %(host)s)))) ORDER BY due, id LIMIT %(limit)s "
     f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
-    f"RETURNING {COLUMNS_OF_T}"
+    f"RETURNING {COLUMNS_OF_T}, t.turn IS NOT NULL AND EXISTS (SELECT 1 FROM tasks n WHERE n.chain = t.chain "
+    "AND n.turn = t.turn AND n.id > t.id AND n.state = 1)"
 )
 _STORED = (
     f"SELECT {COLUMNS_OF_T} FROM tasks t JOIN json_to_recordset(%s::json) AS k (chain text, kind text, key text) "
@@ -110,13 +128,14 @@ _NEXT_DUE = " UNION ALL ".join(
 _RESET = (
     "UPDATE tasks SET body = %(body)s, lane = %(lane)s, rank = %(rank)s, due = %(due)s, state = %(state)s, "
     "tries = %(tries)s, created = %(created)s, failure = NULL, "
-    "holder = CASE WHEN %(state)s = 0 THEN %(me)s::bigint END WHERE id = %(id)s "
-    f"AND {_OURS}"
+    f"holder = CASE WHEN %(state)s = 0 AND NOT {_turn_is_held('tasks')} THEN %(me)s::bigint END WHERE id = %(id)s "
+    f"AND {_OURS} RETURNING holder IS NOT NULL"
 )
 _RENEW = (
     "UPDATE tasks SET id = nextval(pg_get_serial_sequence('tasks', 'id')), body = %(body)s, lane = %(lane)s, "
     "rank = %(rank)s, due = %(now)s, state = 0, tries = 0, created = %(now)s, finished = NULL, reply = NULL, "
-    "holder = %(me)s, done_by = NULL WHERE id = %(id)s RETURNING id"
+    f"holder = CASE WHEN NOT {_turn_is_held('tasks')} THEN %(me)s::bigint END, done_by = NULL WHERE id = %(id)s "
+    "RETURNING id, holder IS NOT NULL"
 )
 _STORE_LANE = (
     "INSERT INTO lanes AS l (chain, lane, done, bytes, last_done, last_id, failure, error, failing_since, updated) "
@@ -197,28 +216,30 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         for task in tasks:
             first.setdefault(_identity(task), task)
         is_full = self._membership.held >= MAX_BORN_HELD
-        held = set() if is_full else held_identities(first, allotment)
+        held = set() if is_full else _first_of_turns(first, held_identities(first, allotment))
         rows = [
             {"position": position, "place": place, **self._row(identity, first[identity], now, identity in held)}
             for place, (identity, position) in enumerate(sorted(zip(first, range(len(first)), strict=True)))
         ]
         inserted = {
-            (chain, kind, key): id_
-            for id_, chain, kind, key in db.execute(
+            (chain, kind, key): (id_, is_held)
+            for id_, chain, kind, key, is_held in db.execute(
                 _INSERT.encode(), {"rows": Json(rows), "now": now, "me": self._membership.id}
             ).fetchall()
         }
         self._membership.held += len(held & inserted.keys())
         if allotment and allotment.crowded and self._sharing:
             self._sharing.notify(db)
-        for identity, id_ in inserted.items():
+        for identity, (id_, is_held) in inserted.items():
             task = first[identity]
             task.id, task.created, task.due = id_, now, task.due or now
-            task.held = identity in held or task.state != WAITING
+            task.held = is_held or task.state != WAITING
         fresh = inserted_ids if inserted_ids is not None else set()
-        fresh.update(inserted.values())
+        fresh.update(id_ for id_, _ in inserted.values())
         others = [task for task in tasks if first[_identity(task)] is not task or _identity(task) not in inserted]
         stored = self.stored_tasks(db, others) if others else {}
+        if self._sharing:
+            self._sharing.release_from_hosts(db, stored.values())
         others_ids = {id(task) for task in others}
         return [
             self._existing(db, task, stored.get(_identity(task)), now, fresh)
@@ -247,13 +268,14 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             "body": self._stored_text(task.body),
             "held": is_held,
             "host": self._sharing.place_of(task) if self._sharing else "",
+            "turn": task.turn or None,
         }
 
     def _existing(
         self, db: Connection, task: Task, stored: Task | None, now: float, fresh: set[int]
     ) -> tuple[Task, bool]:
         """Return the stored task of the same key; True if an attempt with an unknown result stored it."""
-        if stored is None:  # pruned since the insertion
+        if stored is None:  # pruned since the insertion, or its turn was held since a moment ago
             return self._add(db, [task], now, fresh)[0]
         if self.is_doubtful(stored) and stored.id not in fresh:
             task.id, task.created, task.due = stored.id, stored.created, stored.due
@@ -298,7 +320,6 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def reset(self, db: Connection, t: Task) -> bool:
         """Store a restarted task within a transaction; return False if another member runs it."""
         t.lane = to_sqlite_text(t.lane)
-        t.held = True
         values = {
             "body": self._stored_text(t.body),
             "lane": t.lane,
@@ -310,21 +331,23 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             "id": t.id,
             "me": self._membership.id,
         }
-        return db.execute(_RESET.encode(), values).rowcount == 1
+        row = db.execute(_RESET.encode(), values).fetchone()
+        t.held = bool(row and row[0])
+        return row is not None
 
     def renew_tasks(self, tasks: Iterable[Task]) -> None:
         now, tasks = self.now(), list(tasks)
 
-        def work(db: Connection) -> list[int]:
-            ids = []
+        def work(db: Connection) -> list[tuple[int, bool]]:
+            stored = []
             for t in tasks:
                 values = {"body": self._stored_text(t.body), "lane": to_sqlite_text(t.lane), "rank": t.rank, "now": now}
                 row = db.execute(_RENEW.encode(), {**values, "id": t.id, "me": self._membership.id}).fetchone()
-                ids.append(row[0] if row else 0)
-            return ids
+                stored.append((row[0], row[1]) if row else (t.id, False))
+            return stored
 
-        for t, id_ in zip(tasks, self._database.run(work), strict=True):
-            t.id, t.lane, t.due, t.created, t.held = id_ or t.id, to_sqlite_text(t.lane), now, now, True
+        for t, (id_, is_held) in zip(tasks, self._database.run(work), strict=True):
+            t.id, t.lane, t.due, t.created, t.held = id_, to_sqlite_text(t.lane), now, now, is_held
             t.state, t.tries, t.finished, t.reply = WAITING, 0, None, None
 
     # -- queries
@@ -360,11 +383,16 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         for rank in (FRESH, BACKLOG):
             given = {**values, "rank": rank, "limit": limit - len(claimed)}
             rows = self._database.fetch(_CLAIM, given)
-            claimed += sorted((self.task_of(row) for row in rows), key=lambda task: (task.due, task.id))
+            claimed += sorted((self._claimed_task(*row) for row in rows), key=lambda task: (task.due, task.id))
             if len(claimed) >= limit:
                 break
         self._membership.held += len(claimed)
         return claimed
+
+    def _claimed_task(self, *row: Any) -> Task:
+        task = self.task_of(row[:-1])
+        task.overtaken = row[-1]
+        return task
 
     def next_due(self, chain: str, lane: str, now: float, *, in_flight: Collection[int] = ()) -> float | None:
         values = {"chain": chain, "lane": lane, "now": now, "in_flight": list(in_flight), "me": self._membership.id}
@@ -622,6 +650,15 @@ class _Editor:
 
     def reset(self, task: Task) -> None:
         task.held = self._tasks.reset(self._db, task)
+
+
+def _first_of_turns(tasks: Mapping[Identity, Task], identities: set[Identity]) -> set[Identity]:
+    """Return these identities of tasks, without the later ones of each turn."""
+    first: dict[tuple[str, str], Identity] = {}
+    for identity, task in tasks.items():
+        if task.turn and identity in identities:
+            first.setdefault((task.chain, task.turn), identity)
+    return {one for one in identities if not (turn := tasks[one].turn) or first[one[0], turn] == one}
 
 
 _BEGINS = f"{ident('key')} >= %s AND {ident('key')} < %s AND starts_with(key, %s)"

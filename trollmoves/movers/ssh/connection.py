@@ -151,6 +151,10 @@ class SshMover(RemoteMover):
                     f"{error}; the SSH agent offered up to {offered} keys, and servers end a login after a few: "
                     "set ssh_key_filename"
                 ) from error
+            if isinstance(error, AuthenticationFailed):
+                used = "the password" if password is not None else "the key, and authorized_keys,"
+                user = f"the user {login.user}" if login.user else "this user"
+                raise AuthenticationFailed(f"{error}; check {used} of {user} there") from error
             raise
         sock.limit = None
         return client
@@ -313,7 +317,7 @@ def start(transport: paramiko.Transport, timeout: float, command: str, *, subsys
 
 
 def _to_error(error: Exception) -> TrollmovesError:
-    text = f"SSH: {str(error) or type(error).__name__}"
+    text = f"SSH: {str(error).rstrip('.') or type(error).__name__}"
     if isinstance(error, paramiko.ChannelException):
         return ChannelRefused(text)
     if isinstance(error, paramiko.AuthenticationException) or "authentication methods" in text:

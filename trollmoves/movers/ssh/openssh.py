@@ -77,7 +77,11 @@ _BY_MESSAGE: Sequence[tuple[re.Pattern[str], type[TransferError], str]] = (
         AuthenticationFailed,
         "; the SSH agent may offer too many keys: set ssh_key_filename",
     ),
-    (re.compile(r"Permission denied \(|no mutual signature"), AuthenticationFailed, ""),
+    (
+        re.compile(r"Permission denied \(|no mutual signature"),
+        AuthenticationFailed,
+        "; check the key, and authorized_keys of the user there",
+    ),
     (
         re.compile("Unable to negotiate|no matching .* found"),
         PermanentTransferError,

@@ -330,9 +330,9 @@ class SftpConnection(Connection):
         if flags & READ_ONLY:
             return PermissionRefused(f"{directory}: the file system of the server is mounted read-only")
         if free_blocks * block < needed:
-            return NoSpace(f"{directory}: the disk of the server is full: {free_blocks * block} bytes are free")
+            return NoSpace(f"{directory}: the disk of the destination is full: {free_blocks * block} bytes are free")
         if inodes and not free_inodes:
-            return NoSpace(f"{directory}: the disk of the server is full: 0 of {inodes} inodes are free")
+            return NoSpace(f"{directory}: the disk of the destination is full: 0 of {inodes} inodes are free")
         return None
 
 
@@ -378,7 +378,7 @@ class SftpMover(SshMover):
 
     def _connect_by_openssh(self, login: Endpoint) -> Connection:
         parameters = self._openssh_login(login)
-        channel = OpenSshChannel(parameters, ("-s", "sftp"))
+        channel = self.openssh_channel(login)
 
         def run(command: str) -> Channel:
             program = OpenSshChannel(parameters, (command,))
@@ -399,6 +399,10 @@ class SftpMover(SshMover):
             raise
         channel.timeout = self.stall_timeout
         return connection
+
+    def openssh_channel(self, login: Endpoint) -> OpenSshChannel:
+        """Return a channel to the SFTP subsystem by OpenSSH; raises as ``OpenSshChannel``, and ConfigError."""
+        return OpenSshChannel(self._openssh_login(login), ("-s", "sftp"))
 
     def _openssh_login(self, login: Endpoint) -> Login:
         """Return how OpenSSH logs in; raises ConfigError if that needs a secret, which only paramiko accepts."""

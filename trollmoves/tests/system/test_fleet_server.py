@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from trollmoves.scheduler.lanes import PREFETCH
-from trollmoves.tests.helpers.daemons import Process, Testbed, client_section, server_section
+from trollmoves.tests.helpers.daemons import Process, Sections, Testbed, client_section, server_section
 from trollmoves.tests.helpers.journals import new_schema, shared_server
-from trollmoves.tests.helpers.recording import HOST
+from trollmoves.tests.helpers.recording import HOST, send_request
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import postgresql
 
@@ -27,7 +29,7 @@ BURIAL = 40  # s until the tasks of a dead member are free, on a busy machine; t
 class ServerFleet:
     """Two servers with one journal that watch the same directory, and a client of both, which is not started."""
 
-    def __init__(self, testbed: Testbed) -> None:
+    def __init__(self, testbed: Testbed, *arguments: str) -> None:
         self.feeder = testbed.feeder()
         self.target = testbed.directory("out")
         process = {"journal": new_schema(shared_server()), "fleet": "share"}
@@ -36,7 +38,8 @@ class ServerFleet:
         self.servers: list[Process] = []
         for number, (port, own) in enumerate(zip(ports, self.request_ports, strict=True)):
             section = server_section(self.feeder.folder, own, max_transfers_per_host=LIMIT)
-            self.servers.append(testbed.server({"DEFAULT": process, "hrit": section}, port, name=f"server-{number}"))
+            sections: Sections = {"DEFAULT": process, "hrit": section}
+            self.servers.append(testbed.server(sections, port, *arguments, name=f"server-{number}"))
         own = testbed.port()
         section = client_section(ports, self.target, own, transfer_req_timeout=3)
         self.client = testbed.client({"hrit": section})
@@ -54,6 +57,15 @@ class ServerFleet:
     def announcements(self) -> Counter[str]:
         """Return how often each file was announced, by any server."""
         return Counter(name for one in self.announced for name in one.receipts())
+
+    def members(self, server: int) -> list[list[str]]:
+        """Return the addresses of members in each heartbeat of a server."""
+        return [log["members"] for one in self.announced[server].of_type("beat") for log in one.data["logs"]]
+
+    def busiest(self) -> int:
+        """Return the index of the server that has announced the most files."""
+        counts = [len(one.receipts()) for one in self.announced]
+        return counts.index(max(counts))
 
     def wait_until_done(self) -> None:
         """Wait until all files have receipts; all are complete then, and each has one receipt."""
@@ -88,8 +100,7 @@ def test_a_server_is_killed(testbed: Testbed) -> None:
     fleet.start_client()
     fleet.feeder.feed(BURST)
     until(lambda: len(fleet.received.receipts()) > BURST // 20, 30, "files are received")
-    by_server = [len(one.receipts()) for one in fleet.announced]
-    killed = fleet.servers[by_server.index(max(by_server))]
+    killed = fleet.servers[fleet.busiest()]
     killed.kill()
     fleet.feeder.feed(BURST)
     fleet.wait_until_done()
@@ -100,17 +111,39 @@ def test_a_server_is_killed(testbed: Testbed) -> None:
     fleet.wait_until_done()
 
 
+def test_one_request_at_both_servers(testbed: Testbed) -> None:
+    """A request that both servers have received is carried out once, and both reply."""
+    fleet = ServerFleet(testbed, "-v")
+    (name,) = fleet.feeder.feed(1)
+    until(fleet.announcements, 20, "the file is announced")
+    (announced,) = [one.message for each in fleet.announced for one in each.of_type("file")]
+    for server in fleet.servers:
+        assert testbed.run("trollmoves", "pause", "hrit", "-c", server.config).returncode == 0
+    request = {"destination": f"file://{fleet.target}", "request": {"id": "client/hrit/1", "timeout": 300}}
+    with ThreadPoolExecutor(len(fleet.servers)) as threads:
+        ask = partial(send_request, subject=announced.subject, kind="push", data=announced.data | request, seconds=30)
+        replies = [threads.submit(ask, port) for port in fleet.request_ports]
+        for server in fleet.servers:
+            server.wait_for_line(f"requested {name}")
+        assert testbed.run("trollmoves", "resume", "hrit", "-c", fleet.servers[0].config).returncode == 0
+        assert [reply.result().type for reply in replies] == ["file", "file"]
+    assert fleet.feeder.missing(fleet.target) == []
+    first, second = fleet.delivered()
+    assert first ^ second == {name}
+
+
 def test_announcements_of_a_killed_server(testbed: Testbed) -> None:
     """The survivor announces the files of a killed server that were not requested again, with its own address."""
     fleet = ServerFleet(testbed)
     fleet.feeder.feed(BURST)
     until(lambda: sum(fleet.announcements().values()) == BURST, 30, "all files are announced")
-    by_first = set(fleet.announced[0].receipts())
-    fleet.servers[0].kill()
-    fleet.servers[1].wait_for_line("did not renew its lease", seconds=BURIAL)
-    until(lambda: by_first <= set(fleet.announced[1].receipts()), 30, "they are announced again")
-    addresses = {one.data["request_address"] for one in fleet.announced[1].of_type("file")}
-    assert addresses == {f"{HOST}:{fleet.request_ports[1]}"}
-    beats = [one.data["logs"][0] for one in fleet.announced[1].of_type("beat") if one.data["logs"]]
-    assert beats[-1]["members"] == [f"{HOST}:{fleet.request_ports[1]}"]
-    assert max(len(beat["members"]) for beat in beats) == 2
+    until(lambda: any(len(one) == 2 for n in (0, 1) for one in fleet.members(n)), 30, "a heartbeat names both")
+    dead = fleet.busiest()
+    left = 1 - dead
+    by_dead, survivor = set(fleet.announced[dead].receipts()), fleet.announced[left]
+    fleet.servers[dead].kill()
+    fleet.servers[left].wait_for_line("did not renew its lease", seconds=BURIAL)
+    until(lambda: by_dead <= set(survivor.receipts()), 30, "they are announced again")
+    address = f"{HOST}:{fleet.request_ports[left]}"
+    assert {one.data["request_address"] for one in survivor.of_type("file")} == {address}
+    assert fleet.members(left)[-1] == [address]
