@@ -62,6 +62,7 @@ from trollmoves.watch import FileWatch
 logger = logging.getLogger(__name__)
 
 DISK_SPACE_POLL = 5.0  # s between two attempts to create the journal on a full disk
+REOPEN_DELAY = 5.0  # s before a shared journal is opened again that could not be read or written at the start
 DAY = 86_400.0  # s
 OVERLAP = 5.0  # s in which the chains connect, after a start without a journal
 WORLD_WRITABLE = 0o002  # permission bit that is always masked: no file made here is world-writable
@@ -142,6 +143,7 @@ class Daemon(ABC, Generic[O]):
         self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
         self._configuration: config_file.Configuration[O] | None = None  # that runs; replaced, never modified
         self._ending = False
+        self._is_engine_away = False  # of a shared journal, when the chains were to start
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._service = ServiceManager()
         self._control = ""  # the path for the control socket
@@ -342,16 +344,10 @@ class Daemon(ABC, Generic[O]):
         damage, is_unusable = "", False
         while journal := self._open_journal(path, current, damage):
             try:
-                if self._wait_as_standby(journal):
-                    with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
-                        journal.record_owner(self.role, self._file)
-                    current = self._run_chains(current, journal)
-            except StartError:
-                if not (journal.damage or journal.replaced):
-                    raise
+                current = self._work(current, journal)
             finally:
                 damage = journal.damage
-                is_unusable = bool(damage or journal.replaced)
+                is_unusable = bool(damage or journal.replaced or self._is_engine_away)
                 journal.close()
             if self._ending or not is_unusable:
                 break
@@ -374,6 +370,31 @@ class Daemon(ABC, Generic[O]):
         receivers, self._receivers = self._receivers, ()
         for receiver in receivers:
             receiver.stop()
+
+    def _work(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
+        """Wait for the lease, and run the chains until the process stops or the journal is to be opened again.
+
+        Return their configuration.
+        """
+        self._is_engine_away = False
+        try:
+            if self._wait_as_standby(journal):
+                with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
+                    journal.record_owner(self.role, self._file)
+                return self._run_chains(current, journal)
+        except StartError as error:
+            self._is_engine_away = _is_away(journal, error)
+            if self._is_engine_away:
+                logger.error("%s; opening the journal again in %.0f s", error, REOPEN_DELAY)
+                self._wait_for_engine()
+            elif not (journal.damage or journal.replaced):
+                raise
+        return current
+
+    def _wait_for_engine(self) -> None:
+        self._service.notify(STATUS="waiting for the journal", WATCHDOG=1, EXTEND_TIMEOUT_USEC=int(2e6 * REOPEN_DELAY))
+        with suppress(Empty):
+            self._ending = self._orders.get(timeout=REOPEN_DELAY) == "stop"
 
     def _wait_as_standby(self, journal: Journal) -> bool:
         """Wait until no other host works with the journal; return False if the process was stopped first."""
@@ -476,7 +497,8 @@ class Daemon(ABC, Generic[O]):
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
-            reporter.stop(is_final=self._ending or not (journal.damage or journal.replaced))
+            is_continued = journal.damage or journal.replaced or sys.exception()
+            reporter.stop(is_final=self._ending or not is_continued)
             monitor.stop()
             if page:
                 page.stop()
@@ -560,6 +582,8 @@ class Daemon(ABC, Generic[O]):
             self._start_errors = {**self._start_errors, options.name: str(error)}
             if chain:
                 self._stop_safely(chain)
+            if isinstance(error, JournalError) and _is_away(runtime.journal, error):
+                raise  # the chains start when the journal can be opened again
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
@@ -665,6 +689,11 @@ class Daemon(ABC, Generic[O]):
                 )
             self.close_shared()
         logger.info("stopped")
+
+
+def _is_away(journal: Journal, error: StartError) -> bool:
+    """Return True if the engine of a shared journal did not respond in time."""
+    return bool(journal.life) and isinstance(error, JournalError) and error.temporary
 
 
 def _reject_order(journal: Journal) -> NoReturn:
